@@ -1,0 +1,144 @@
+"""What a request needs, and which candidates could ever run it. Headers only: the payload is never read here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from router.fleet import FleetSnapshot
+from tasks.catalogue import Model, Variant
+from tasks.facts import DeviceFacts, variant_key
+from tasks.topology import HardwareClass, Topology
+from taxiway.errors import InvalidRequestError
+from taxiway.request import Priority, Terms
+
+BACKGROUND = 600.0
+"""Deadlines beyond these seconds are batch work."""
+
+LATENCY_CRITICAL = 1.0
+"""Deadlines up to these seconds have a person waiting."""
+
+_PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A request's service terms, filled from queues.yaml. Seconds and US dollars; `size` is of one row."""
+
+    deadline: float | None
+    level: int
+    rows: int
+    size: int
+    budget: float | None = None
+    locality: str | None = None
+    preemptible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A hardware class and a variant that could run a request, with the live devices that would.
+
+    `devices` is empty where the class is configured and no device of it lives.
+    """
+
+    hardware_class: str
+    hardware: HardwareClass
+    variant_name: str
+    variant: Variant
+    devices: tuple[DeviceFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A hardware class and a variant that cannot run a request, and why. `ever` is False where waiting may help."""
+
+    hardware_class: str
+    variant: str
+    reason: str
+    ever: bool = True
+
+
+def needs_of(terms: Terms, topology: Topology, *, rows: int, size: int) -> Needs:
+    """The request's needs, with what it left open taken from its service.
+
+    Raises:
+        InvalidRequestError: no such service; it names those there are.
+    """
+    name = terms.service or topology.default_service
+    service = topology.service.get(name)
+    if service is None:
+        raise InvalidRequestError(f"service: expected one of {sorted(topology.service)}, got {name!r}", field="service")
+    deadline = terms.deadline if terms.deadline is not None else service.deadline
+    return Needs(
+        deadline=deadline,
+        level=level_of(deadline, terms.priority or service.priority),
+        rows=rows,
+        size=size,
+        budget=terms.budget,
+        locality=terms.locality,
+        preemptible=service.preemptible,
+    )
+
+
+def level_of(deadline: float | None, priority: Priority) -> int:
+    """The queue level, 0 (first) to 3: one by how soon the answer is due, shifted by the priority."""
+    if deadline is not None and deadline <= LATENCY_CRITICAL:
+        base = 0
+    else:
+        base = 1 if deadline is not None and deadline <= BACKGROUND else 2
+    return min(max(base + _PRIORITY_SHIFT[priority], 0), 3)
+
+
+def classify(
+    model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot
+) -> tuple[list[Candidate], list[Refusal]]:
+    """Every (hardware class, variant) of `model`: those that could run it, and why the others could not."""
+    candidates, refusals = [], []
+    for name, hardware, variant_name, variant in _pairs(model, topology):
+        live = fleet.of_class(name)
+        able = tuple(d for d in live if _device_refusal(model, variant_name, variant, d) is None)
+        reason = _class_refusal(variant, hardware, needs)
+        if reason is not None:
+            refusals.append(Refusal(name, variant_name, reason))
+        elif live and not able:
+            why = _device_refusal(model, variant_name, variant, live[0])
+            refusals.append(Refusal(name, variant_name, why or "no device", ever=False))
+        else:
+            candidates.append(Candidate(name, hardware, variant_name, variant, able))
+    return candidates, refusals
+
+
+def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClass, str, Variant]]:
+    for name, hardware in sorted(topology.hardware.items()):
+        for variant_name, variant in sorted(model.variants.items()):
+            yield name, hardware, variant_name, variant
+
+
+def _class_refusal(variant: Variant, hardware: HardwareClass, needs: Needs) -> str | None:
+    """Why no device of the class can ever run the variant for this request; None where one can."""
+    if variant.runtime not in hardware.runtimes:
+        return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
+    if hardware.device not in variant.profiles and "cpu" not in variant.profiles:
+        return f"the variant has no profile for {hardware.device}"
+    if needs.locality is not None and needs.locality not in hardware.labels:
+        return f"the data must stay on {needs.locality!r}, which the class is not"
+    if hardware.memory is not None and variant.memory > hardware.memory:
+        return f"needs {variant.memory} bytes of memory, the class has {hardware.memory}"
+    return None
+
+
+def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFacts) -> str | None:
+    """Why this live device cannot run the variant now; None where it can."""
+    if variant.runtime not in device.runtimes:
+        return f"{variant.runtime} is not installed on {device.worker}"
+    key = variant_key(model.id, name)
+    if key in device.unavailable:
+        return f"could not be loaded on {device.worker}: {device.unavailable[key]}"
+    missing = set(variant.instruction_sets) - set(device.instruction_sets)
+    if missing:
+        return f"{device.worker} lacks {', '.join(sorted(missing))}"
+    if device.kind not in variant.profiles:
+        return f"the variant has no profile for {device.kind}"
+    if variant.memory > device.memory_total:
+        return f"needs {variant.memory} bytes of memory, {device.worker} has {device.memory_total}"
+    return None

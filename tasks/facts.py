@@ -1,0 +1,45 @@
+"""What one device says of itself, once a heartbeat: the only thing that routers know of workers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tasks.topology import DeviceKind
+
+HEARTBEAT = 1.0
+"""Seconds between two heartbeats of a device."""
+
+GONE_AFTER = 5 * HEARTBEAT
+"""Seconds of silence after which a device counts as gone (DESIGN: five missed heartbeats)."""
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device at one instant.
+
+    `kind` is what it really is; a class that asks for another kind is `emulated` on it. Sizes are bytes, `utilisation`
+    is 0 to 1, `warm` and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not
+    finished, `running` the rows on the device now, `pace` observed over predicted run time for each warm variant.
+    """
+
+    worker: str
+    hardware_class: str
+    device: str
+    kind: DeviceKind
+    emulated: bool
+    name: str
+    memory_total: int
+    memory_free: int
+    memory_used: int = 0
+    utilisation: float = 0.0
+    instruction_sets: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    warm: tuple[str, ...] = ()
+    unavailable: dict[str, str] = {}
+    held: int = 0
+    running: int = 0
+    pace: dict[str, float] = {}
+
+
+def variant_key(model: str, variant: str) -> str:
+    """`model:version/variant`, the name of a variant across the fleet."""
+    return f"{model}/{variant}"

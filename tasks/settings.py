@@ -1,0 +1,96 @@
+"""What a fleet process is told by its environment: servers, files and the signing key. Read once, at the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+TREE = Path(__file__).resolve().parent.parent
+"""The checkout that these packages run from."""
+
+BROKERS = ("redis", "rediss", "unix", "amqp", "amqps")
+STATES = ("redis", "rediss", "unix")
+
+
+class SettingsError(ValueError):
+    """A setting is missing or wrong: the variable, what was expected and what came."""
+
+    def __init__(self, variable: str, expected: str, value: object) -> None:
+        super().__init__(f"{variable}: expected {expected}, got {value!r}")
+        self.variable = variable
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the broker and the state store are, and what the fleet is made of."""
+
+    broker: str
+    state: str
+    secret: bytes
+    queues: Path
+    models: Path
+    cache: Path
+
+    @property
+    def broker_is_state(self) -> bool:
+        """Whether messages and state live in one Valkey, and can change at once."""
+        return self.broker == self.state
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give a child process these settings."""
+        return {
+            "TAXIWAY_BROKER": self.broker,
+            "TAXIWAY_STATE": self.state,
+            "TAXIWAY_SECRET": self.secret.hex(),
+            "TAXIWAY_QUEUES": str(self.queues),
+            "TAXIWAY_MODELS": str(self.models),
+            "TAXIWAY_CACHE": str(self.cache),
+        }
+
+
+def settings_from(environment: Mapping[str, str]) -> Settings:
+    """The settings that `environment` holds.
+
+    Raises:
+        SettingsError: a variable is missing or wrong.
+    """
+    broker = _url(environment, "TAXIWAY_BROKER", BROKERS)
+    state = _url(environment, "TAXIWAY_STATE", STATES) if "TAXIWAY_STATE" in environment else broker
+    if urlsplit(state).scheme not in STATES:
+        raise SettingsError("TAXIWAY_STATE", f"a {'://, '.join(STATES)}:// address beside an AMQP broker", None)
+    return Settings(
+        broker=broker,
+        state=state,
+        secret=_secret(environment.get("TAXIWAY_SECRET", "")),
+        queues=Path(environment.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"),
+        models=Path(environment.get("TAXIWAY_MODELS") or TREE / "models"),
+        cache=cache_directory(environment),
+    )
+
+
+def cache_directory(environment: Mapping[str, str]) -> Path:
+    """Where model weights are kept: `TAXIWAY_CACHE`, else `taxiway` in the user's cache directory."""
+    if environment.get("TAXIWAY_CACHE"):
+        return Path(environment["TAXIWAY_CACHE"])
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taxiway"
+
+
+def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]) -> str:
+    value = environment.get(variable, "")
+    if urlsplit(value).scheme not in schemes:
+        raise SettingsError(variable, f"an address that starts with {'://, '.join(schemes)}://", value or None)
+    return value
+
+
+def _secret(text: str) -> bytes:
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        secret = b""
+    if len(secret) < 16:
+        raise SettingsError(
+            "TAXIWAY_SECRET", "at least 32 hexadecimal digits, the same on every router and worker", "***"
+        )
+    return secret

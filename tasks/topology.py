@@ -1,0 +1,116 @@
+"""queues.yaml: hardware classes with their queues and prices, services, and limits. Parsed once into frozen values.
+
+Only this module knows the file's shape. `schema()` is its JSON Schema, kept in `queues.schema.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tasks.document import DocumentError, Size, json_schema, parse_document
+from taxiway.request import Priority
+
+DeviceKind = Literal["cpu", "cuda", "tpu"]
+ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Dollars = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class TopologyError(DocumentError):
+    """queues.yaml is wrong: file, path inside it, what was expected and what came."""
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one device of a class costs."""
+
+    usd_per_hour: Dollars
+    spot_usd_per_hour: Dollars | None = None
+
+
+class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A kind of device with a queue of its own.
+
+    `concurrency` is worker processes on one machine; `max_wait` is the longest that a batch forms, and `horizon` the
+    most work that is bound to the queue, both in seconds; `warm` names models that a worker loads before it consumes.
+    """
+
+    device: DeviceKind
+    runtimes: Annotated[tuple[Literal["onnx", "torch", "jax", "python", "echo"], ...], msgspec.Meta(min_length=1)]
+    concurrency: Positive | Literal["per-core"] = 1
+    max_batch: Positive
+    max_wait: Seconds
+    horizon: Seconds = 10.0
+    price: Price
+    memory: Size | None = None
+    reserve_for: str | None = None
+    labels: tuple[str, ...] = ()
+    warm: tuple[str, ...] = ()
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Terms that a producer can ask for by one name."""
+
+    deadline: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    priority: Priority = "normal"
+    preemptible: bool = False
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every bound that an operator can set; sizes in bytes, times in seconds.
+
+    `payload` bounds one request; `keep_result` and `keep_record` are how long a result and what is known of its job
+    stay; `lease` is how long a worker may be silent before its jobs run elsewhere; `wait` bounds one long poll.
+    """
+
+    payload: Size = Size(16 * 2**20)
+    keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
+    lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
+    wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+
+
+class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of queues.yaml."""
+
+    hardware: Annotated[dict[ClassName, HardwareClass], msgspec.Meta(min_length=1)]
+    service: Annotated[dict[str, Service], msgspec.Meta(min_length=1)]
+    default_service: str
+    limits: Limits = Limits()
+
+
+def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
+    """The topology that the YAML `text` describes.
+
+    Raises:
+        TopologyError: naming `file`, the path inside it, what was expected and what came.
+    """
+    topology = parse_document(text, Topology, file=file, error=TopologyError)
+    services = sorted(topology.service)
+    if topology.default_service not in topology.service:
+        raise TopologyError(file, "default_service", f"one of {services}", topology.default_service)
+    for name, hardware in topology.hardware.items():
+        if hardware.reserve_for is not None and hardware.reserve_for not in topology.service:
+            raise TopologyError(file, f"hardware.{name}.reserve_for", f"one of {services}", hardware.reserve_for)
+    return topology
+
+
+def load_topology(path: Path) -> Topology:
+    """Read `path`.
+
+    Raises:
+        TopologyError: the file is missing or wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TopologyError(str(path), "", "a readable file", str(error)) from error
+    return parse_topology(text, str(path))
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of queues.yaml."""
+    return json_schema(Topology)

@@ -1,0 +1,178 @@
+"""Every error taxiway raises, and whose fault each is.
+
+    TaxiwayError
+    ├── RequestError               the request's fault: sending it again gives the same answer
+    │   ├── InvalidRequestError        a field is wrong
+    │   ├── UnknownModelError          no such model, version or alias
+    │   ├── UnknownJobError            no such job
+    │   ├── ResultExpiredError         the job's result was kept for its time and is gone
+    │   ├── RequestTooLargeError       over a named limit
+    │   └── UnplaceableError           no device of this fleet can ever run it
+    ├── FleetUnavailable           the fleet's fault: the same request may succeed later
+    │   ├── BrokerUnavailableError     the broker or the state store does not answer
+    │   ├── NoDeviceError              the devices that could run it are not there now
+    │   ├── OverloadedError            the queues cannot drain in time
+    │   └── ResultTimeoutError         the caller's own wait ran out; the job goes on
+    └── JobError                   an accepted job ended without an answer
+        ├── DeadlineExceededError      its deadline passed before it ran
+        ├── JobCancelledError          somebody cancelled it
+        ├── ExecutionError             the model failed while running it
+        └── DeadLetteredError          it was given up after repeated deliveries
+
+A class's `status` is the answer of the HTTP door; `code` is the same word at every door.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class TaxiwayError(Exception):
+    """Base of all errors; `details` holds plain values (field names, near names, seconds)."""
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, message: str, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    @property
+    def retry_after(self) -> float | None:
+        """Seconds after which trying again makes sense, where the fleet could tell."""
+        return self.details.get("retry_after")
+
+
+class RequestError(TaxiwayError):
+    """The request cannot succeed as it is."""
+
+    code = "request_error"
+    status = 400
+
+
+class InvalidRequestError(RequestError):
+    """A field of the request is wrong; `details["field"]` names it."""
+
+    code = "invalid_request"
+
+
+class UnknownModelError(RequestError):
+    """No model, version or alias of that name; `details["near"]` lists close names."""
+
+    code = "unknown_model"
+    status = 404
+
+
+class UnknownJobError(RequestError):
+    """No job of that id is known to the fleet."""
+
+    code = "unknown_job"
+    status = 404
+
+
+class ResultExpiredError(RequestError):
+    """The job ended and its result was kept for its time; it is gone."""
+
+    code = "result_expired"
+    status = 410
+
+
+class RequestTooLargeError(RequestError):
+    """The request is over a limit; `details["limit"]` names it."""
+
+    code = "too_large"
+    status = 413
+
+
+class UnplaceableError(RequestError):
+    """No device of this fleet can ever run it; `details["refusals"]` has each candidate's reason."""
+
+    code = "unplaceable"
+    status = 422
+
+
+class FleetUnavailable(TaxiwayError):
+    """The fleet cannot take or answer it now."""
+
+    code = "unavailable"
+    status = 503
+
+
+class BrokerUnavailableError(FleetUnavailable):
+    """The broker or the state store did not answer in time."""
+
+    code = "broker_unavailable"
+
+
+class NoDeviceError(FleetUnavailable):
+    """Devices that could run it are configured, and none is live."""
+
+    code = "no_device"
+
+
+class OverloadedError(FleetUnavailable):
+    """The queues cannot drain in time for it."""
+
+    code = "overloaded"
+    status = 429
+
+
+class ResultTimeoutError(FleetUnavailable, TimeoutError):
+    """The caller waited as long as it said; the job goes on and its id stays good."""
+
+    code = "result_timeout"
+    status = 504
+
+
+class JobError(TaxiwayError):
+    """An accepted job ended without an answer."""
+
+    code = "job_error"
+
+
+class DeadlineExceededError(JobError):
+    """The job's deadline passed before a device ran it."""
+
+    code = "deadline_exceeded"
+    status = 504
+
+
+class JobCancelledError(JobError):
+    """The job was cancelled."""
+
+    code = "cancelled"
+    status = 409
+
+
+class ExecutionError(JobError):
+    """The model failed while running the job."""
+
+    code = "execution_failed"
+
+
+class DeadLetteredError(JobError):
+    """The job was given up after repeated deliveries."""
+
+    code = "dead_lettered"
+
+
+def _tree(root: type[TaxiwayError]) -> dict[str, type[TaxiwayError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def error_from(name: str, message: str, details: dict[str, Any] | None = None) -> TaxiwayError:
+    """The error of class `name`, or an `ExecutionError` naming a class that is not ours."""
+    known = _tree(TaxiwayError).get(name)
+    if known is None:
+        return ExecutionError(f"{name}: {message}", **(details or {}))
+    return known(message, **(details or {}))
+
+
+def error_of_code(code: str, message: str, details: dict[str, Any] | None = None) -> TaxiwayError:
+    """The error whose class has `code`; unknown codes give the base class."""
+    by_code = {kind.code: kind for kind in _tree(TaxiwayError).values()}
+    return by_code.get(code, TaxiwayError)(message, **(details or {}))

@@ -1,0 +1,161 @@
+"""A job: its states, its record, and its result in the form that Celery's backend keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from taxiway.errors import DeadlineExceededError, ExecutionError, JobCancelledError, TaxiwayError, error_from
+from taxiway.values import from_wire
+
+
+class JobState(StrEnum):
+    """Where a job is. `ACCEPTED` is durable and not placed yet."""
+
+    ACCEPTED = "accepted"
+    QUEUED = "queued"
+    HELD = "held"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+FINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED, JobState.DEAD})
+"""States that a job never leaves."""
+
+CELERY_STATUS = {
+    JobState.ACCEPTED: "PENDING",
+    JobState.QUEUED: "PENDING",
+    JobState.HELD: "PENDING",
+    JobState.RUNNING: "STARTED",
+    JobState.SUCCEEDED: "SUCCESS",
+    JobState.FAILED: "FAILURE",
+    JobState.EXPIRED: "FAILURE",
+    JobState.CANCELLED: "REVOKED",
+    JobState.DEAD: "FAILURE",
+}
+"""What Celery's `AsyncResult.status` says of each state."""
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job ran and what it took. Seconds and US dollars; `batch` counts the rows that ran together."""
+
+    hardware_class: str
+    variant: str
+    device: str
+    emulated: bool
+    batch: int
+    queue_wait: float
+    run_time: float
+    cost: float
+    reason: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's answer: outputs by name (one value for a request of one row, else a list), and how it ran."""
+
+    model: str
+    outputs: dict[str, Any]
+    report: RunReport
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the state store knows of a job; times are the store's clock in seconds since the epoch, 0 when not yet."""
+
+    id: str
+    state: JobState
+    model: str = ""
+    tenant: str = ""
+    hardware_class: str = ""
+    variant: str = ""
+    device: str = ""
+    reason: str = ""
+    level: int = 0
+    attempts: int = 0
+    accepted: float = 0.0
+    placed: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+    deadline_at: float = 0.0
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as a poller sees it: its record, and how far it is where that can be told."""
+
+    record: JobRecord
+    position: int | None = None
+    eta: float | None = None
+
+
+class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """A result as Celery's backend stores it."""
+
+    task_id: str
+    status: str
+    result: Any = None
+    traceback: str | None = None
+    children: list[Any] = []
+    date_done: str | None = None
+
+
+def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
+    """The record in a store's hash; an empty hash is a job that no router has placed yet."""
+    return msgspec.convert({"state": JobState.ACCEPTED, **fields, "id": job}, JobRecord, strict=False)
+
+
+def success_meta(job: str, result: Result) -> bytes:
+    """A result that Celery reads as SUCCESS."""
+    return _meta(job, JobState.SUCCEEDED, result)
+
+
+def failure_meta(job: str, error: TaxiwayError) -> bytes:
+    """An error that Celery raises by its name, also where taxiway is not installed."""
+    named = {
+        "exc_type": type(error).__name__,
+        "exc_message": [error.message],
+        "exc_module": type(error).__module__,
+        "details": error.details,
+    }
+    return _meta(job, state_of(error), named)
+
+
+def state_of(error: TaxiwayError) -> JobState:
+    """The final state of a job that ended with `error`."""
+    if isinstance(error, JobCancelledError):
+        return JobState.CANCELLED
+    if isinstance(error, DeadlineExceededError):
+        return JobState.EXPIRED
+    return JobState.FAILED
+
+
+def read_meta(raw: bytes | str) -> ResultMeta:
+    """The stored result in `raw`."""
+    return msgspec.json.decode(raw, type=ResultMeta)
+
+
+def read_result(meta: ResultMeta) -> Result:
+    """The answer in a stored result.
+
+    Raises:
+        TaxiwayError: the error that the job ended with, of its own class.
+    """
+    if meta.status == "SUCCESS":
+        return msgspec.convert(from_wire(meta.result), Result)
+    named = meta.result if isinstance(meta.result, dict) else {}
+    message = named.get("exc_message") or "the job ended without saying why"
+    text = " ".join(map(str, message)) if isinstance(message, list) else str(message)
+    if meta.status == "REVOKED":
+        raise JobCancelledError(text, **named.get("details", {}))
+    raise error_from(named.get("exc_type", ExecutionError.__name__), text, named.get("details"))
+
+
+def _meta(job: str, state: JobState, result: Any) -> bytes:
+    now = datetime.now(UTC).isoformat()
+    return msgspec.json.encode(ResultMeta(task_id=job, status=CELERY_STATUS[state], result=result, date_done=now))

@@ -1,0 +1,148 @@
+"""The message a producer writes: Celery's task protocol 2, in kombu's envelope for Valkey and Redis.
+
+Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A worker of plain Celery reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from taxiway.errors import InvalidRequestError
+from taxiway.keys import ARRIVALS, CANCEL, INFER
+from taxiway.request import Request, parse_request
+from taxiway.values import from_wire, to_wire
+
+HEADER = "taxiway"
+"""The message header in which taxiway's own facts travel."""
+
+_POSITIONAL = ("model", "inputs")
+_NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+class Envelope(msgspec.Struct, kw_only=True):
+    """A message as kombu keeps it in a Valkey list; `body` is base64."""
+
+    body: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    content_type: str = msgspec.field(name="content-type", default="application/json")
+    content_encoding: str = msgspec.field(name="content-encoding", default="utf-8")
+
+    def payload(self) -> bytes:
+        """The body's bytes.
+
+        Raises:
+            InvalidRequestError: the body is not what its encoding says.
+        """
+        if self.properties.get("body_encoding") != "base64":
+            return self.body.encode()
+        try:
+            return base64.b64decode(self.body, validate=True)
+        except binascii.Error as error:
+            raise InvalidRequestError(f"body: expected base64: {error}", field="body") from error
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_json = msgspec.json.Decoder().decode
+
+
+def infer_message(job: str, request: Request, *, reply: str, origin: str) -> bytes:
+    """The arrival that asks for `request` under the id `job`.
+
+    `reply` is the channel on which its result is announced, besides Celery's own; `origin` names the sender.
+    """
+    return encode_envelope(task_envelope(INFER, job, request_body(request), header={"reply": reply}, origin=origin))
+
+
+def cancel_message(job: str, *, origin: str) -> bytes:
+    """The arrival that asks a router to cancel `job`."""
+    body = _encode([[job], {}, _NO_CANVAS])
+    return encode_envelope(task_envelope(CANCEL, str(uuid.uuid4()), body, header={}, origin=origin))
+
+
+def request_body(request: Request) -> bytes:
+    """Celery's `[args, kwargs, embed]` for a request, as JSON."""
+    fields = {name: getattr(request, name) for name in request.__struct_fields__}
+    kwargs = {name: to_wire(value) for name, value in fields.items() if value not in (None, {}, ())}
+    return _encode([[], kwargs, _NO_CANVAS])
+
+
+def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any], origin: str) -> Envelope:
+    """The message that carries `body` to the arrivals queue."""
+    headers = {
+        "lang": "py",
+        "task": task,
+        "id": job,
+        "root_id": job,
+        "parent_id": None,
+        "group": None,
+        "argsrepr": "",
+        "kwargsrepr": "",
+        "origin": origin,
+        HEADER: dict(header),
+    }
+    properties = {
+        "correlation_id": job,
+        "reply_to": "",
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": ARRIVALS},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": str(uuid.uuid4()),
+    }
+    return Envelope(body=base64.b64encode(body).decode("ascii"), headers=headers, properties=properties)
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    """The envelope as Valkey keeps it."""
+    return _encode(envelope)
+
+
+def decode_envelope(raw: bytes) -> Envelope:
+    """The envelope in a Valkey list's element.
+
+    Raises:
+        InvalidRequestError: it is not an envelope.
+    """
+    try:
+        return _decode_envelope(raw)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequestError(f"message: expected a Celery message: {error}", field="message") from error
+
+
+def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of a task message; bytes untagged, tensors left as mappings.
+
+    Raises:
+        InvalidRequestError: not JSON, or not a task's body.
+    """
+    if content_type != "application/json":
+        raise InvalidRequestError(
+            f"content-type: expected application/json, got {content_type!r}", field="content-type"
+        )
+    try:
+        args, kwargs, _embed = _decode_json(payload)
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise InvalidRequestError(f"body: expected [args, kwargs, embed] as JSON: {error}", field="body") from error
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        raise InvalidRequestError("body: expected [args, kwargs, embed] as JSON", field="body")
+    return from_wire(args), from_wire(kwargs)
+
+
+def read_request(payload: bytes, content_type: str) -> Request:
+    """The request in a task message's body; `model` and `inputs` may be positional.
+
+    Raises:
+        InvalidRequestError: names the field that is wrong.
+    """
+    args, kwargs = read_body(payload, content_type)
+    if len(args) > len(_POSITIONAL):
+        raise InvalidRequestError(f"args: expected at most {list(_POSITIONAL)}, got {len(args)} values", field="args")
+    return parse_request({**dict(zip(_POSITIONAL, args, strict=False)), **kwargs})
