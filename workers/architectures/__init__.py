@@ -1,0 +1,9 @@
+"""The networks that safetensors weights are for: one module `<entry>_torch` or `<entry>_jax` each.
+
+A variant's `entry` in model.yaml names the module without its ending, so `entry: minilm` on the runtime `torch` is
+`minilm_torch.py`. What each module gives:
+
+- `<entry>_torch`: `build(weights) -> torch.nn.Module`; its `forward` takes the inputs by name and returns a dict of
+  outputs by name. `weights` is the file's tensors by name, on the CPU. Precision and device are the runtime's business.
+- `<entry>_jax`: `apply(weights, inputs) -> outputs`, three dicts of arrays by name; pure, so that it can be compiled.
+"""

@@ -1,0 +1,137 @@
+"""Models whose inputs and outputs are tensors: values are checked against model.yaml and stacked, nothing more.
+
+A BYTES tensor holds Python values (text, bytes or any JSON value), each as one element of an object array. Where
+`size_unit` names a scalar integer input, that input's value is the row's size, and the last bucket is its limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tasks.catalogue import Model, TensorSpec, Variant
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from workers.pipelines import Item, Row
+from workers.runtimes import Arrays, Placed, Runtime
+
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+
+_ACCEPTED = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
+"""By the kind of the wanted dtype (numpy's letters), the kinds of value that it takes."""
+
+
+class TensorPipeline:
+    """Checks and stacks rows. Rows whose tensors differ in name or shape run as batches of their own."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._sized = next((i.name for i in model.inputs if i.name == model.size_unit and i.shape == (-1,)), None)
+
+    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
+        """The row as arrays of the declared types, without the batch axis. Raises `InvalidRequestError`."""
+        known = {spec.name for spec in self._model.inputs}
+        for name in row:
+            if name not in known:
+                raise InvalidRequestError(f"unknown input {name!r}: expected {sorted(known)}", field=f"inputs.{name}")
+        arrays: dict[str, np.ndarray] = {}
+        for spec in self._model.inputs:
+            if spec.name in row:
+                arrays[spec.name] = read_tensor(spec, row[spec.name])
+            elif not spec.optional:
+                raise InvalidRequestError(f"input {spec.name!r} is missing", field=f"inputs.{spec.name}")
+        return Item(arrays, self._size(arrays), parameters)
+
+    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
+        """Outputs by name for each item, in order: arrays, or plain values where the element is a scalar."""
+        alike: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
+        for index, item in enumerate(items):
+            alike.setdefault(tuple((name, array.shape) for name, array in item.arrays.items()), []).append(index)
+        answers: list[Row] = [{}] * len(items)
+        for indices in alike.values():
+            outputs = runtime.run(stack([items[index].arrays for index in indices]))
+            for place, index in enumerate(indices):
+                answers[index] = {name: _plain(array, place) for name, array in outputs.items()}
+        return answers
+
+    def _size(self, arrays: Arrays) -> int:
+        if self._sized is None:
+            return 1
+        size, limit = int(arrays[self._sized]), self._model.buckets[-1]
+        field = f"inputs.{self._sized}"
+        if size < 1:
+            raise InvalidRequestError(f"input {self._sized!r}: expected at least 1, got {size}", field=field)
+        if size > limit:
+            raise RequestTooLargeError(
+                f"input {self._sized!r}: expected at most {limit}, got {size}", field=field, limit=limit
+            )
+        return size
+
+
+def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
+    """One row's value as an array of the tensor's dtype, and of its shape without the batch axis.
+
+    Raises:
+        InvalidRequestError: another kind of value, a value that the dtype cannot hold, or another shape.
+    """
+    array = _element(value) if spec.datatype == "BYTES" and len(spec.shape) == 1 else _numbers(spec, value)
+    wanted = spec.shape[1:]
+    fits = len(array.shape) == len(wanted) and all(w in (-1, got) for w, got in zip(wanted, array.shape, strict=True))
+    if not fits:
+        raise _wrong(spec, f"shape {list(wanted)} a row", f"shape {list(array.shape)}")
+    return array
+
+
+def _numbers(spec: TensorSpec, value: object) -> np.ndarray:
+    """Floats may lose precision, and integers may become floats; no value may turn into another."""
+    wanted = np.dtype(DTYPES[spec.datatype])
+    try:
+        array = np.asarray(value, wanted if spec.datatype == "BYTES" else None)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _wrong(spec, spec.datatype, f"a {type(value).__name__} that is no regular array") from error
+    if array.size and array.dtype.kind not in _ACCEPTED[wanted.kind]:
+        raise _wrong(spec, spec.datatype, f"{array.dtype} values")
+    with np.errstate(over="ignore"):
+        narrow = array.astype(wanted)
+    kept = np.isfinite(narrow) == np.isfinite(array) if wanted.kind == "f" else narrow == array
+    if not np.all(kept):
+        raise _wrong(spec, spec.datatype, f"values from {array.min()} to {array.max()}")
+    return narrow
+
+
+def _element(value: object) -> np.ndarray:
+    """A 0-dimensional object array that holds the value itself, even where it is a list or an array."""
+    array = np.empty((), object)
+    array[()] = value
+    return array
+
+
+def _wrong(spec: TensorSpec, expected: str, got: str) -> InvalidRequestError:
+    return InvalidRequestError(f"input {spec.name!r}: expected {expected}, got {got}", field=f"inputs.{spec.name}")
+
+
+def stack(rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """One batch from rows that have the same names and shapes."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _plain(array: np.ndarray, place: int) -> Any:
+    element = array[place]
+    return element.item() if isinstance(element, np.generic) else element
+
+
+def open_pipeline(model: Model, variant: Variant, placed: Placed) -> TensorPipeline:
+    """The pipeline for one variant; it reads no files."""
+    return TensorPipeline(model)

@@ -1,0 +1,57 @@
+"""Gives back what it gets. With `entry: paced` it first sleeps as long as a modelled accelerator would compute.
+
+`paced` is an emulated device: it computes nothing and takes 5 ms + 0.1 ms a row on any machine, so that benchmarks of
+queues and batching have a known limit (32 rows a batch: 3,902 rows/s). It is not a measure of any hardware.
+"""
+
+from __future__ import annotations
+
+import time
+
+from taxiway.errors import ExecutionError
+from workers.runtimes import Arrays, ModelLoadError, Placed
+
+PACED_BASE = 0.005  # seconds a batch
+PACED_ROW = 0.0001  # seconds a row
+PACED_ROWS = 32  # rows in the largest batch it takes
+
+
+class EchoRuntime:
+    """Outputs equal inputs."""
+
+    def load(self) -> None:
+        """Nothing is to be loaded."""
+
+    def run(self, batch: Arrays) -> Arrays:
+        """The batch itself."""
+        return batch
+
+    def unload(self) -> None:
+        """Nothing was loaded."""
+
+    def memory(self) -> int:
+        """No bytes are held."""
+        return 0
+
+
+class PacedRuntime(EchoRuntime):
+    """Outputs equal inputs, after `PACED_BASE + PACED_ROW · rows` seconds."""
+
+    def run(self, batch: Arrays) -> Arrays:
+        """The batch itself, later. Raises `ExecutionError` beyond `PACED_ROWS`."""
+        rows = len(next(iter(batch.values())))
+        if rows > PACED_ROWS:
+            raise ExecutionError(f"expected at most {PACED_ROWS} rows in a paced batch, got {rows}")
+        time.sleep(PACED_BASE + PACED_ROW * rows)
+        return batch
+
+
+_ENTRIES = {"": EchoRuntime, "paced": PacedRuntime}
+
+
+def open_variant(placed: Placed) -> EchoRuntime:
+    """The runtime for one variant. Raises `ModelLoadError` for an entry other than none and `paced`."""
+    kind = _ENTRIES.get(placed.entry)
+    if kind is None:
+        raise ModelLoadError(f"{placed.variant}: expected entry {sorted(_ENTRIES)}, got {placed.entry!r}")
+    return kind()
