@@ -1,0 +1,131 @@
+"""How long is one idle round trip of `echo`: taxiway's Python client and its HTTP door, beside plain Celery?
+
+`python -m benchmarks.idle_round_trip` starts one Valkey (append-only file, flushed every second), a router, a cpu.batch
+worker and a plain Celery worker with an echo task, and asks one request at a time. Within a round the paths take turns
+of a few requests each, so that whatever else the machine does meets them all alike. It prints the p50 and p99 of each
+path, and the ratios of the client's and the HTTP door's p50 to plain Celery's in the same round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+import taxiway
+from benchmarks.plain_celery import echo
+from benchmarks.processes import Doors, fleet_and_peer
+from tasks.settings import TREE
+
+TEXT = "What a smooth and friendly flight, thank you!"
+"""What is echoed: a short text, as sentiment gets."""
+
+TARGETS = {"client": 1.3, "http": 2.0}
+"""The largest ratios to plain Celery's p50 that the fleet is built for."""
+
+WARM_UP = 50
+"""Requests of each path before the first round."""
+
+CPUINFO = Path("/proc/cpuinfo")
+
+TURN = 20
+"""Requests that a path makes before the next path's turn."""
+
+RoundTrip = Callable[[], object]
+
+
+def main() -> None:
+    """Measure, and print one JSON line for each figure."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.idle_round_trip", description=__doc__)
+    parser.add_argument("--requests", type=int, default=300, help="requests of each path in a round")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; each gives one figure of the median and spread")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, fleet_and_peer(Path(folder)) as doors:
+        times = measured(doors, requests=given.requests, rounds=given.rounds)
+    for line in lines(times, machine()):
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+
+
+def measured(doors: Doors, *, requests: int, rounds: int) -> dict[str, list[list[float]]]:
+    """For each path, a list a round of seconds a request."""
+    with taxiway.Client(doors.broker) as client, taxiway.Client(doors.http) as http:
+        paths: dict[str, RoundTrip] = {
+            "celery": lambda: echo.delay(TEXT).get(timeout=10),
+            "client": lambda: client.infer("echo", TEXT),
+            "http": lambda: http.infer("echo", TEXT),
+        }
+        for ask in paths.values():
+            timed(ask, WARM_UP)
+        each_round = [_one_round(paths, turns=requests // TURN) for _ in range(rounds)]
+        return {name: [times[name] for times in each_round] for name in paths}
+
+
+def _one_round(paths: Mapping[str, RoundTrip], *, turns: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(turns):
+        for name, ask in paths.items():
+            times[name] += timed(ask, TURN)
+    return times
+
+
+def timed(ask: RoundTrip, requests: int) -> list[float]:
+    """Seconds that each of `requests` round trips took, one after the other."""
+    gc.collect()
+    taken = []
+    for _ in range(requests):
+        began = time.perf_counter()
+        ask()
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def lines(times: Mapping[str, Sequence[Sequence[float]]], about: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    """What is printed: milliseconds for each path, then each ratio with its target."""
+    for name, rounds in times.items():
+        for share in (50, 99):
+            figures = [1000 * percentile(taken, share) for taken in rounds]
+            yield {"question": f"idle round trip of echo, {name} p{share} ms", **about, **summary(figures)}
+    for name, target in TARGETS.items():
+        pairs = zip(times[name], times["celery"], strict=True)
+        ratios = [statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs]
+        question = {"question": f"idle round trip of echo, {name}_ratio to plain Celery"}
+        yield {**question, **about, **summary(ratios), "target": target}
+
+
+def summary(figures: Sequence[float]) -> dict[str, object]:
+    """Repeats, median and spread (largest less smallest)."""
+    spread = max(figures) - min(figures)
+    return {"repeats": len(figures), "median": round(statistics.median(figures), 3), "spread": round(spread, 3)}
+
+
+def percentile(taken: Sequence[float], share: float) -> float:
+    """The smallest of `taken` that `share` percent of them do not exceed."""
+    return sorted(taken)[math.ceil(len(taken) * share / 100) - 1]
+
+
+def machine() -> dict[str, object]:
+    """The commit and the device that the figures are of."""
+    git = ["git", "-C", str(TREE), "describe", "--always", "--dirty"]
+    described = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {"commit": described or "uncommitted", "device": f"{os.cpu_count()} cores, {processor()}"}
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    names = [line.partition(":")[2].strip() for line in CPUINFO.read_text().splitlines() if line[:10] == "model name"]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

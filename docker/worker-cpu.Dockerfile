@@ -1,0 +1,33 @@
+# A worker on a CPU: ONNX Runtime, plain Python and echo.
+# From the repository's root: docker build --file docker/worker-cpu.Dockerfile --tag taxiway/worker-cpu .
+FROM python:3.11-slim-bookworm AS packages
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+COPY LICENSE README.md pyproject.toml ./
+COPY taxiway taxiway
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --upgrade "pip>=25.1" && pip install . --group worker --group onnx
+
+FROM python:3.11-slim-bookworm
+RUN useradd --uid 10001 --user-group --create-home taxiway && install --directory --owner=taxiway --group=taxiway /cache
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY queues.yaml ./
+COPY models models
+COPY docker/check_worker.py docker/
+COPY tasks tasks
+COPY workers workers
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TAXIWAY_CACHE=/cache \
+    OMP_WAIT_POLICY=passive
+USER 10001:10001
+VOLUME /cache
+# A worker is healthy once it beats, which is after its models are fetched, converted and loaded.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m CMD ["python", "docker/check_worker.py"]
+# The process itself, not a shell, so that SIGTERM reaches the worker and drains it.
+ENTRYPOINT ["python", "-m", "workers"]
+CMD ["--class", "cpu.batch", "--device", "cpu:0"]

@@ -1,0 +1,35 @@
+# A worker on an NVIDIA GPU: PyTorch. Its wheels carry the CUDA runtime and the NVIDIA container toolkit brings the
+# driver's libraries, so the base is Python's: a CUDA base would hold all of it a second time.
+# From the repository's root: docker build --file docker/worker-cuda.Dockerfile --tag taxiway/worker-cuda .
+FROM python:3.11-slim-bookworm AS packages
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /build
+COPY LICENSE README.md pyproject.toml ./
+COPY taxiway taxiway
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --upgrade "pip>=25.1" && pip install . --group worker --group torch
+
+FROM python:3.11-slim-bookworm
+RUN useradd --uid 10001 --user-group --create-home taxiway && install --directory --owner=taxiway --group=taxiway /cache
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY queues.yaml ./
+COPY models models
+COPY docker/check_worker.py docker/
+COPY tasks tasks
+COPY workers workers
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TAXIWAY_CACHE=/cache \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001:10001
+VOLUME /cache
+# A worker is healthy once it beats, which is after its models are fetched, converted and loaded.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m CMD ["python", "docker/check_worker.py"]
+# The process itself, not a shell, so that SIGTERM reaches the worker and drains it.
+ENTRYPOINT ["python", "-m", "workers"]
+CMD ["--class", "gpu.realtime", "--device", "cuda:0"]

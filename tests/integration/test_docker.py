@@ -1,0 +1,268 @@
+"""Dockerfiles and compose.yaml: clean to their checkers, safe as they stand, and with health checks that are true."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+from tasks.embedded import EmbeddedValkey, find_binary
+from tasks.facts import GONE_AFTER
+from tasks.scripts import HEARTBEAT
+from tasks.settings import TREE, Settings
+from tasks.topology import load_topology
+from taxiway.keys import DEVICES, HEARTBEATS
+
+DOCKER = TREE / "docker"
+COMPOSE = DOCKER / "compose.yaml"
+DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"), key=lambda path: path.name)
+SECRETS = {"VALKEY_PASSWORD": "0123456789abcdef", "TAXIWAY_SECRET": "ab" * 32, "FLOWER_BASIC_AUTH": "operator:secret"}
+
+each_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+
+
+def tool(name: str) -> str:
+    """A checker that the development group installs beside this Python."""
+    return str(Path(sys.executable).parent / name)
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
+    return subprocess.run(
+        command, cwd=TREE, env={**inherited, **variables}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def compose() -> list[str]:
+    """The command of whichever Docker Compose this machine has."""
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    if shutil.which("docker") and run("docker", "compose", "version").returncode == 0:
+        return ["docker", "compose"]
+    if os.environ.get("CI"):
+        pytest.fail("no Docker Compose here: in CI compose.yaml must be checked")
+    pytest.skip("no Docker Compose here (Debian: apt-get install docker-compose)")
+
+
+@pytest.fixture(scope="module")
+def services(compose: list[str]) -> Any:
+    """Every service of compose.yaml as Compose reads it, all profiles included."""
+    return resolved(compose)["services"]
+
+
+def resolved(compose: list[str]) -> Any:
+    """compose.yaml as Compose reads it, all profiles included."""
+    done = run(*compose, "--file", str(COMPOSE), "--profile", "*", "config", "--format", "json", **SECRETS)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr, "compose.yaml is read without a warning"
+    return json.loads(done.stdout)
+
+
+def final_stage(dockerfile: Path) -> list[str]:
+    """The instructions of the image that is shipped, one a line."""
+    lines = dockerfile.read_text().replace("\\\n", " ").splitlines()
+    last = max(number for number, line in enumerate(lines) if line.startswith("FROM "))
+    return lines[last:]
+
+
+def instruction(dockerfile: Path, name: str) -> str:
+    [found] = [line for line in final_stage(dockerfile) if line.startswith(f"{name} ")]
+    return found.removeprefix(f"{name} ").strip()
+
+
+@each_image
+def test_hadolint_finds_nothing(dockerfile: Path) -> None:
+    done = run(tool("hadolint"), str(dockerfile))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == ""
+
+
+@each_image
+def test_an_image_runs_one_process_of_its_own_that_gets_the_signals_and_is_not_root(dockerfile: Path) -> None:
+    entrypoint = json.loads(instruction(dockerfile, "ENTRYPOINT"))
+    user = instruction(dockerfile, "USER")
+
+    assert entrypoint[0] in ("python", "celery")
+    assert int(user.partition(":")[0]) > 0
+
+
+@each_image
+def test_an_image_needs_no_frontend_from_elsewhere_and_says_when_it_is_healthy(dockerfile: Path) -> None:
+    assert "# syntax=" not in dockerfile.read_text()
+    assert "HEALTHCHECK" in "\n".join(final_stage(dockerfile))
+
+
+@each_image
+def test_what_an_image_copies_is_in_the_build_context(dockerfile: Path) -> None:
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile.read_text(), re.MULTILINE)
+    copied = [path for paths in copies for path in paths.split()]
+    allowed = {line.removeprefix("!") for line in (TREE / ".dockerignore").read_text().splitlines() if line[:1] == "!"}
+
+    assert copied
+    for path in copied:
+        assert (TREE / path).exists()
+        assert any(Path(path).match(pattern) for pattern in allowed), f".dockerignore keeps {path} out"
+
+
+def test_compose_yaml_keeps_to_the_compose_specification() -> None:
+    done = run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(COMPOSE))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("missing", sorted(SECRETS))
+def test_compose_starts_nothing_without_its_secrets(compose: list[str], missing: str) -> None:
+    given = {name: value for name, value in SECRETS.items() if name != missing}
+
+    done = run(*compose, "--file", str(COMPOSE), "config", "--quiet", **given)
+
+    assert done.returncode != 0
+    assert missing in done.stderr
+
+
+def test_the_example_environment_names_every_secret_and_holds_none() -> None:
+    lines = (DOCKER / ".env.example").read_text().splitlines()
+    values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+    assert values.keys() >= SECRETS.keys()
+    assert not any(values[name] for name in SECRETS)
+
+
+def test_ports_are_open_on_the_loopback_only(services: dict[str, Any]) -> None:
+    ports = [port for service in services.values() for port in service.get("ports", [])]
+
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    assert "ports" not in services["valkey"]
+
+
+def test_every_hardware_class_has_a_worker(services: dict[str, Any]) -> None:
+    commands = [service["command"] for name, service in services.items() if name.startswith("worker-")]
+    classes = {command[command.index("--class") + 1]: command[command.index("--device") + 1] for command in commands}
+    hardware = load_topology(TREE / "queues.yaml").hardware
+
+    assert classes.keys() == hardware.keys()
+    assert {name: device.partition(":")[0] for name, device in classes.items()} == {
+        name: wanted.device for name, wanted in hardware.items()
+    }
+
+
+def test_workers_on_hardware_that_few_have_join_by_profile(services: dict[str, Any]) -> None:
+    profiles = {name: service.get("profiles", []) for name, service in services.items()}
+
+    assert profiles.pop("worker-cuda") == ["cuda"]
+    assert profiles.pop("worker-tpu") == ["tpu"]
+    assert not any(profiles.values())
+
+
+def test_no_service_can_gain_privileges_and_ours_cannot_write_outside_their_volumes(services: dict[str, Any]) -> None:
+    for service in services.values():
+        assert service["image"].startswith("valkey/") or service["read_only"]
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.fixture(scope="module")
+def compose_valkey(compose: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
+    """A real server on compose.yaml's own configuration, but for its directory and a socket in place of a port."""
+    folder = tmp_path_factory.mktemp("compose-valkey")
+    configuration = folder / "valkey.conf"
+    configuration.write_text(resolved(compose)["configs"]["valkey"]["content"])
+    place = ["--dir", str(folder), "--port", "0", "--unixsocket", str(folder / "valkey.sock")]
+    with subprocess.Popen([str(find_binary()), str(configuration), *place], stdout=subprocess.DEVNULL) as server:
+        patient = Retry(ConstantBackoff(0.05), 200)
+        socket_path = str(folder / "valkey.sock")
+        try:
+            with redis.Redis(
+                unix_socket_path=socket_path, password=SECRETS["VALKEY_PASSWORD"], retry=patient
+            ) as client:
+                client.ping()
+                yield client
+        finally:
+            server.terminate()
+
+
+def test_composes_valkey_keeps_messages_and_never_drops_one(compose_valkey: redis.Redis) -> None:
+    settings = compose_valkey.config_get("append*", "maxmemory-policy")
+
+    assert settings["appendonly"] == "yes"
+    assert settings["appendfsync"] == "everysec"
+    assert settings["maxmemory-policy"] == "noeviction"
+
+
+def test_composes_valkey_refuses_who_has_no_password(compose_valkey: redis.Redis) -> None:
+    path = compose_valkey.connection_pool.connection_kwargs["path"]
+    with (
+        redis.Redis(unix_socket_path=path, retry=Retry(ConstantBackoff(0), 0)) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+
+
+def check_worker(settings: Settings) -> int:
+    return run(
+        sys.executable, str(DOCKER / "check_worker.py"), PYTHONPATH=str(TREE), **settings.environment()
+    ).returncode
+
+
+def test_a_worker_is_healthy_while_it_beats_and_not_before_or_after(settings: Settings) -> None:
+    worker = f"cpu.batch.cpu-0@{socket.gethostname()}"
+    with redis.Redis.from_url(settings.state) as store:
+        beat = store.register_script(HEARTBEAT)
+        before = check_worker(settings)
+        beat(keys=[DEVICES, HEARTBEATS], args=[f"{worker}.elsewhere", "{}"])
+        while_another_beats = check_worker(settings)
+        beat(keys=[DEVICES, HEARTBEATS], args=[worker, "{}"])
+        while_it_beats = check_worker(settings)
+        store.zincrby(HEARTBEATS, -2 * GONE_AFTER, worker)
+        after = check_worker(settings)
+
+    assert (before, while_another_beats, while_it_beats, after) == (1, 1, 0, 1)
+
+
+def test_a_worker_is_not_healthy_when_the_state_store_is_away(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        url = server.url
+    settings = Settings(
+        broker=url, state=url, secret=bytes(32), queues=TREE / "queues.yaml", models=TREE / "models", cache=tmp_path
+    )
+    assert check_worker(settings) == 1
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Healthy at /healthy, 503 anywhere else."""
+
+    def do_GET(self) -> None:  # the name is http.server's
+        self.send_response(200 if self.path == "/healthy" else 503)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the test's output is no access log."""
+
+
+def test_a_server_is_healthy_while_it_answers_with_success() -> None:
+    def check(path: str) -> int:
+        return run(sys.executable, str(DOCKER / "check_http.py"), f"{address}{path}").returncode
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        address = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        answered = check("/healthy"), check("/elsewhere")
+        server.shutdown()
+        thread.join()
+
+    assert (*answered, check("/healthy")) == (0, 1, 1)

@@ -1,0 +1,173 @@
+"""What an image installs: all that its process imports, and no runtime that it does not need."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tasks.catalogue import Derived, Model, Variant, load_catalogue
+from tasks.settings import TREE
+
+OURS = {"taxiway", "tasks", "router", "workers"}
+RUNTIMES = {"onnxruntime", "onnxruntime-gpu", "torch", "jax"}
+IMAGES = {
+    "router": set(),
+    "worker-cpu": {"onnxruntime"},
+    "worker-cuda": {"torch"},
+    "worker-tpu": {"jax"},
+    "flower": set(),
+}
+WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
+LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
+"""What Celery loads for a `redis://` address; it does not require all that these import."""
+
+SUFFIX = {"torch": "_torch", "jax": "_jax"}
+
+
+def installed_by(image: str) -> set[str]:
+    """Every distribution that the image's `pip install` brings, as this machine's metadata tell."""
+    text = (TREE / "docker" / f"{image}.Dockerfile").read_text()
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())
+    wanted = [Requirement(line) for line in project["project"]["dependencies"]]
+    for group in re.findall(r"--group (\S+)", text):
+        wanted += requirements(project["dependency-groups"], group)
+    return closure(wanted)
+
+
+def requirements(groups: dict[str, list[str | dict[str, str]]], group: str) -> Iterator[Requirement]:
+    for entry in groups[group]:
+        if isinstance(entry, dict):
+            yield from requirements(groups, entry["include-group"])
+        else:
+            yield Requirement(entry)
+
+
+def closure(wanted: Iterable[Requirement]) -> set[str]:
+    """The names of `wanted` and of all that they require; what is not installed here ends its branch."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(canonicalize_name(need.name), extra) for need in wanted for extra in ("", *need.extras)]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in seen:
+            continue
+        seen.add((name, extra))
+        try:
+            below = [Requirement(line) for line in importlib.metadata.requires(name) or []]
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        needed = [need for need in below if need.marker is None or need.marker.evaluate({"extra": extra})]
+        waiting += [(canonicalize_name(need.name), more) for need in needed for more in ("", *need.extras)]
+    return {name for name, _ in seen}
+
+
+def imports(module: str) -> Iterator[str]:
+    """What a module of ours imports when it is loaded, by full name; imports inside functions are left out."""
+    for node in top_level(ast.parse(source_of(module).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if is_module(node.module, alias.name))
+
+
+def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """A module's own statements, and those that it tries; not those for type checkers alone."""
+    for node in tree.body:
+        yield from node.body if isinstance(node, ast.Try) else [node]
+
+
+def source_of(module: str) -> Path:
+    if module in LOADED_BY_NAME:
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None
+        return Path(spec.origin)
+    path = TREE / Path(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def is_module(package: str, name: str) -> bool:
+    return package.partition(".")[0] in OURS and source_of(f"{package}.{name}").exists()
+
+
+def foreign_imports(entries: Iterable[str]) -> set[str]:
+    """The top-level names, not ours and not Python's, that the modules reachable from `entries` import."""
+    seen: set[str] = set()
+    foreign: set[str] = set()
+    waiting = list(entries)
+    while waiting:
+        module = waiting.pop()
+        top = module.partition(".")[0]
+        if top not in OURS and module not in LOADED_BY_NAME:
+            foreign.add(top)
+        elif module not in seen:
+            seen.add(module)
+            waiting += [*imports(module), *parents(module)]
+    return foreign - sys.stdlib_module_names
+
+
+def parents(module: str) -> list[str]:
+    above = module.rpartition(".")[0]
+    return [above] if above and module not in LOADED_BY_NAME else []
+
+
+def modules_of(image: str) -> set[str]:
+    """The modules that an image's process loads: its entry point's, and those it loads by name for its variants."""
+    if image not in WORKERS:
+        return {*LOADED_BY_NAME, *({"router.__main__"} if image == "router" else {"flower.command"})}
+    found = {*LOADED_BY_NAME, "workers.__main__"}
+    for model in load_catalogue(TREE / "models").models.values():
+        for variant in model.variants.values():
+            if variant.runtime in WORKERS[image]:
+                found |= {f"workers.runtimes.{variant.runtime}", *architecture(variant), *recipes(model, variant)}
+    return found
+
+
+def architecture(variant: Variant) -> set[str]:
+    name = variant.entry.replace("-", "_").partition(".")[0] + SUFFIX.get(variant.runtime, "")
+    return {f"workers.architectures.{name}"} if is_module("workers.architectures", name) else set()
+
+
+def recipes(model: Model, variant: Variant) -> set[str]:
+    """The recipes that make a variant's artefacts, and what those are made from."""
+    found: set[str] = set()
+    waiting = list(variant.artefacts.values())
+    while waiting:
+        artefact = model.artefacts[waiting.pop()]
+        if isinstance(artefact, Derived):
+            found.add(f"workers.recipes.{artefact.recipe.replace('-', '_')}")
+            waiting += artefact.inputs.values()
+    return found
+
+
+@pytest.mark.parametrize("image", sorted(IMAGES))
+def test_an_image_holds_the_runtime_of_its_device_and_no_other(image: str) -> None:
+    assert installed_by(image) & RUNTIMES == IMAGES[image]
+
+
+@pytest.mark.parametrize("image", sorted(IMAGES))
+def test_an_image_installs_whatever_its_process_imports(image: str) -> None:
+    installed = installed_by(image)
+    providers = importlib.metadata.packages_distributions()
+
+    for name in sorted(foreign_imports(modules_of(image))):
+        brought_by = {canonicalize_name(distribution) for distribution in providers[name]}
+        assert brought_by & installed, f"{name} is imported, and none of the image's groups brings it"
+
+
+def test_the_fleet_group_holds_every_group_that_an_image_installs_but_the_heavy_ones() -> None:
+    groups = tomllib.loads((TREE / "pyproject.toml").read_text())["dependency-groups"]
+    fleet = {need.name for need in requirements(groups, "fleet")}
+    for image in IMAGES:
+        text = (TREE / "docker" / f"{image}.Dockerfile").read_text()
+        light = set(re.findall(r"--group (\S+)", text)) - {"torch", "tpu"}
+        assert {need.name for group in light for need in requirements(groups, group)} <= fleet
