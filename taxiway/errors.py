@@ -9,7 +9,7 @@
     │   ├── RequestTooLargeError       over a named limit
     │   └── UnplaceableError           no device of this fleet can ever run it
     ├── FleetUnavailable           the fleet's fault: the same request may succeed later
-    │   ├── BrokerUnavailableError     the broker or the state store does not answer
+    │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
     │   ├── NoDeviceError              the devices that could run it are not there now
     │   ├── OverloadedError            the queues cannot drain in time
     │   └── ResultTimeoutError         the caller's own wait ran out; the job goes on
@@ -19,7 +19,8 @@
         ├── ExecutionError             the model failed while running it
         └── DeadLetteredError          it was given up after repeated deliveries
 
-A class's `status` is the answer of the HTTP door; `code` is the same word at every door.
+A class's `status` is the answer of the HTTP door and `exit_code` the command line's; `code` is the same word at every
+door. `docs/errors.md` says what to do about each.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class TaxiwayError(Exception):
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, **details: Any) -> None:
+    def __init__(self, message: str, /, **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.details = details
@@ -49,6 +51,7 @@ class RequestError(TaxiwayError):
 
     code = "request_error"
     status = 400
+    exit_code = 2
 
 
 class InvalidRequestError(RequestError):
@@ -97,10 +100,11 @@ class FleetUnavailable(TaxiwayError):
 
     code = "unavailable"
     status = 503
+    exit_code = 4
 
 
 class BrokerUnavailableError(FleetUnavailable):
-    """The broker or the state store did not answer in time."""
+    """The broker, the state store or a router did not answer in time."""
 
     code = "broker_unavailable"
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import msgspec
 
-from taxiway.errors import DeadlineExceededError, ExecutionError, JobCancelledError, TaxiwayError, error_from
+from taxiway.errors import (
+    DeadLetteredError,
+    DeadlineExceededError,
+    ExecutionError,
+    JobCancelledError,
+    TaxiwayError,
+    error_from,
+)
 from taxiway.values import from_wire
 
 
@@ -132,6 +139,8 @@ def state_of(error: TaxiwayError) -> JobState:
         return JobState.CANCELLED
     if isinstance(error, DeadlineExceededError):
         return JobState.EXPIRED
+    if isinstance(error, DeadLetteredError):
+        return JobState.DEAD
     return JobState.FAILED
 
 
@@ -147,13 +156,22 @@ def read_result(meta: ResultMeta) -> Result:
         TaxiwayError: the error that the job ended with, of its own class.
     """
     if meta.status == "SUCCESS":
-        return msgspec.convert(from_wire(meta.result), Result)
+        return _read_success(meta)
     named = meta.result if isinstance(meta.result, dict) else {}
-    message = named.get("exc_message") or "the job ended without saying why"
-    text = " ".join(map(str, message)) if isinstance(message, list) else str(message)
+    said = named.get("exc_message") or "the job ended without saying why"
+    message = " ".join(map(str, said)) if isinstance(said, list) else str(said)
+    details = named.get("details")
+    details = details if isinstance(details, dict) else {}
     if meta.status == "REVOKED":
-        raise JobCancelledError(text, **named.get("details", {}))
-    raise error_from(named.get("exc_type", ExecutionError.__name__), text, named.get("details"))
+        raise JobCancelledError(message, **details)
+    raise error_from(str(named.get("exc_type", ExecutionError.__name__)), message, details)
+
+
+def _read_success(meta: ResultMeta) -> Result:
+    try:
+        return msgspec.convert(from_wire(meta.result), Result)
+    except (msgspec.ValidationError, TaxiwayError) as error:
+        raise ExecutionError(f"{meta.task_id}: expected a result of taxiway: {error}") from error
 
 
 def _meta(job: str, state: JobState, result: Any) -> bytes:

@@ -24,6 +24,9 @@ HEARTBEATS = "taxiway:heartbeats"
 ROUTERS = "taxiway:routers"
 """Set of routers that may hold messages they took."""
 
+DEAD = "taxiway.dead"
+"""List of the messages that were given up, the latest first, each with its reason."""
+
 _SEPARATOR = "\x06\x16"
 _STEP = 3
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import difflib
+import re
+import sys
 import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -21,8 +23,8 @@ MAX_NAME = 256
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """How much the answer matters, and where the data may go.
 
-    `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` names a label that every device on the
-    way must carry (`edge`); `service` names a set of defaults in queues.yaml.
+    `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` names a label that every device on
+    the way must carry (`edge`); `service` names a set of defaults in queues.yaml.
     """
 
     deadline: float | None = None
@@ -48,20 +50,28 @@ class Request(Terms, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 
 
 TERMS = frozenset(Terms.__struct_fields__)
+_FIELDS = frozenset(Request.__struct_fields__)
+_WHERE = re.compile(r"^(?:Expected )?(?P<what>.*?) - at (?:`key` in )?`\$\.(?P<field>[^`]*)`$", re.DOTALL)
 
 
 def parse_request(fields: Mapping[str, Any]) -> Request:
-    """The request that plain keyword arguments describe.
+    """The request that plain keyword arguments describe; None stands for a field that is not given.
 
     Raises:
         InvalidRequestError: a field is unknown, missing or out of range; names it.
     """
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name in given:
+        if name not in _FIELDS:
+            raise _unknown(str(name)[:MAX_NAME])
+    for name in ("model", "inputs"):
+        if name not in given:
+            raise InvalidRequestError(f"{name}: expected a value, got nothing", field=name)
+    _check(given)
     try:
-        request = msgspec.convert(dict(fields), Request)
+        return msgspec.convert(given, Request)
     except msgspec.ValidationError as error:
         raise _named(error) from error
-    check_terms(request)
-    return request
 
 
 def check_terms(terms: Terms) -> None:
@@ -70,31 +80,52 @@ def check_terms(terms: Terms) -> None:
     Raises:
         InvalidRequestError: names the field, what was expected and what came.
     """
+    _check({name: getattr(terms, name) for name in terms.__struct_fields__})
+
+
+def _check(given: Mapping[str, Any]) -> None:
     for field in ("deadline", "budget"):
-        number = getattr(terms, field)
-        if number is not None and not (math.isfinite(number) and number > 0):
+        number = given.get(field)
+        if number is not None and not (_is_number(number) and 0 < number <= sys.float_info.max):
             raise _invalid(field, "a finite number > 0", number)
-    if terms.priority is not None and terms.priority not in get_args(Priority):
-        raise _invalid("priority", f"one of {list(get_args(Priority))}", terms.priority)
+    priorities = list(get_args(Priority))
+    if given.get("priority") is not None and given["priority"] not in priorities:
+        raise _invalid("priority", f"one of {priorities}", given["priority"])
     for field in ("tenant", "locality", "service", "idempotency_key", "model"):
-        text = getattr(terms, field, None)
-        if text is not None and not (0 < len(text) <= MAX_NAME):
-            raise _invalid(field, f"1 to {MAX_NAME} characters", text[:MAX_NAME])
+        text = given.get(field)
+        if text is not None and not (isinstance(text, str) and 0 < len(text) <= MAX_NAME and text.isprintable()):
+            raise _invalid(field, f"text of 1 to {MAX_NAME} printable characters", text)
 
 
 def job_id(terms: Terms) -> str:
-    """A new job's id; the same tenant and idempotency key always give the same one."""
+    """A new job's id; the same tenant and idempotency key always give the same one.
+
+    `check_terms` keeps line breaks out of both, so that no other pair gives the same text.
+    """
     if terms.idempotency_key is None:
         return str(uuid.uuid4())
     return str(uuid.uuid5(_NAMESPACE, f"{terms.tenant}\n{terms.idempotency_key}"))
 
 
+def _unknown(name: str) -> InvalidRequestError:
+    near = difflib.get_close_matches(name, _FIELDS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    message = f"{name or repr(name)}: expected no such field, but one of {sorted(_FIELDS)}{hint}"
+    return InvalidRequestError(message, field=name)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: expected {expected}, got {value!r}", field=field)
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
+    return InvalidRequestError(f"{field}: expected {expected}, got {shown}", field=field)
 
 
 def _named(error: msgspec.ValidationError) -> InvalidRequestError:
     """The validation error with its field in front, in our words."""
-    what, _, where = str(error).partition(" - at `$")
-    field = where.rstrip("`").lstrip(".") or what.rpartition("`")[0].rpartition("`")[2] or "request"
-    return InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}", field=field)
+    match = _WHERE.match(str(error))
+    field, what = (match["field"], match["what"]) if match else ("request", str(error))
+    return InvalidRequestError(f"{field}: expected {what}", field=field)

@@ -8,7 +8,7 @@ Celery sends and reads the same form; and the Open Inference Protocol v2 (`name,
 from __future__ import annotations
 
 import base64
-import binascii
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -32,44 +32,45 @@ DATATYPES = {
 
 _OIP = {name: datatype for datatype, name in DATATYPES.items()}
 
+_TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+"""By the kind of the wanted dtype (numpy's letters), the kinds of number that it takes."""
 
-def to_wire(value: Any) -> Any:
+
+def to_wire(value: Any, field: str = "inputs") -> Any:
     """`value` in plain JSON values: bytes and arrays become their tagged forms.
 
     Raises:
-        InvalidRequestError: a value that has no form on the wire.
+        InvalidRequestError: a value that has no form on the wire; names `field`.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"__type__": "base64", "__value__": base64.b64encode(value).decode("ascii")}
+        return {"__type__": "base64", "__value__": base64.b64encode(bytes(value)).decode("ascii")}
     if isinstance(value, dict):
-        return {str(key): to_wire(below) for key, below in value.items()}
+        return {_key(key, field): to_wire(below, field) for key, below in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_wire(below) for below in value]
+        return [to_wire(below, field) for below in value]
     numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic):
-        return value.item()
     if numpy is not None and isinstance(value, numpy.ndarray):
-        return _tensor(value)
-    raise InvalidRequestError(
-        f"inputs: expected JSON values, bytes or numpy arrays, got {type(value).__name__}", field="inputs"
-    )
+        return _tensor(value, field)
+    if numpy is not None and isinstance(value, numpy.generic):
+        value = value.item()
+    return to_wire(value, field) if isinstance(value, bytes) else _scalar(value, field)
 
 
-def from_wire(value: Any) -> Any:
+def from_wire(value: Any, field: str = "inputs") -> Any:
     """The inverse of `to_wire`, except that tensors stay mappings (`to_array` reads one).
 
     Raises:
-        InvalidRequestError: a tagged value that does not decode.
+        InvalidRequestError: a tagged value that does not decode; names `field`.
     """
     if isinstance(value, list):
-        return [from_wire(below) for below in value]
+        return [from_wire(below, field) for below in value]
     if not isinstance(value, dict):
         return value
     if value.keys() == {"__type__", "__value__"}:
-        return _untag(value["__type__"], value["__value__"])
-    return {key: from_wire(below) for key, below in value.items()}
+        return _untag(value["__type__"], value["__value__"], field)
+    return {key: from_wire(below, field) for key, below in value.items()}
 
 
 def is_tensor(value: Any) -> bool:
@@ -86,34 +87,84 @@ def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
     import numpy as np
 
     datatype, shape, data = tensor["datatype"], tensor["shape"], tensor["data"]
-    if datatype not in DATATYPES:
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise InvalidRequestError(f"{field}: expected a datatype of {sorted(DATATYPES)}, got {datatype!r}", field=field)
+    if not isinstance(shape, (list, tuple)) or not all(type(n) is int and n >= 0 for n in shape):
+        raise InvalidRequestError(f"{field}: expected a shape of whole numbers, got {shape!r}", field=field)
     try:
-        dtype = np.dtype(DATATYPES[datatype]).newbyteorder("<")
-        flat = np.frombuffer(data, dtype) if isinstance(data, bytes) else np.asarray(data, dtype).reshape(-1)
-        return flat.reshape([int(n) for n in shape])
-    except (ValueError, TypeError, OverflowError) as error:
+        if isinstance(data, bytes):
+            return np.frombuffer(data, np.dtype(DATATYPES[datatype]).newbyteorder("<")).reshape(shape)
+        return numbers(data, datatype, field).reshape(shape)
+    except (ValueError, OverflowError) as error:
         raise InvalidRequestError(
             f"{field}: expected {datatype} data of shape {shape}: {error}", field=field
         ) from error
 
 
-def _tensor(array: np.ndarray) -> dict[str, Any]:
+def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
+    """`value` (numbers, or lists of them, or an array) as an array of the OIP `datatype`.
+
+    Floats may lose precision, and integers may become floats; no other value may turn into another one.
+
+    Raises:
+        InvalidRequestError: not numbers, not of one shape, or out of the datatype's range; names `field`.
+    """
+    import numpy as np
+
+    wanted = np.dtype(DATATYPES[datatype])
+    try:
+        given = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _expected(field, f"{datatype} numbers, in lists of equal lengths", str(error)[:100]) from error
+    if given.size and given.dtype.kind not in _TAKES[wanted.kind]:
+        raise _expected(field, f"{datatype} numbers", _kind(given))
+    with np.errstate(over="ignore"):
+        array = given.astype(wanted, copy=False)
+    kept = np.isfinite(array) == np.isfinite(given) if wanted.kind == "f" else array == given
+    if not np.all(kept):
+        raise _expected(field, f"{datatype} numbers", f"values from {given.min()} to {given.max()}")
+    return array
+
+
+def _scalar(value: Any, field: str) -> Any:
+    """A float or a subclass's value as JSON's own; NaN and infinities have no form in JSON."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _expected(field, "finite numbers (an array may hold others)", repr(value))
+        return float(value)
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else int.__int__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise _expected(field, "JSON values, bytes or numpy arrays", type(value).__name__)
+
+
+def _key(key: Any, field: str) -> str:
+    if not isinstance(key, str):
+        raise _expected(field, "text as the keys of a mapping", repr(key))
+    return str(key)
+
+
+def _tensor(array: np.ndarray, field: str) -> dict[str, Any]:
     datatype = _OIP.get(array.dtype.name)
     if datatype is None:
-        raise InvalidRequestError(
-            f"inputs: expected an array of {sorted(_OIP)}, got dtype {array.dtype.name}", field="inputs"
-        )
+        raise _expected(field, f"an array of {sorted(_OIP)}", f"dtype {array.dtype.name}")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return {"shape": list(array.shape), "datatype": datatype, "data": to_wire(little.tobytes())}
 
 
-def _untag(tag: Any, value: Any) -> Any:
+def _kind(array: np.ndarray) -> str:
+    return "values that are no numbers" if array.dtype.kind in "OUSV" else f"{array.dtype.name} values"
+
+
+def _untag(tag: Any, value: Any, field: str) -> Any:
     if not isinstance(value, str) or tag not in ("base64", "bytes"):
-        raise InvalidRequestError(f"inputs: expected a value tagged base64 or bytes, got tag {tag!r}", field="inputs")
-    if tag == "bytes":
-        return value.encode()
+        raise _expected(field, "a value tagged base64 or bytes", f"tag {tag!r}")
     try:
-        return base64.b64decode(value, validate=True)
-    except binascii.Error as error:
-        raise InvalidRequestError(f"inputs: expected base64: {error}", field="inputs") from error
+        return value.encode() if tag == "bytes" else base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise _expected(field, f"{tag} text", str(error)) from error
+
+
+def _expected(field: str, expected: str, got: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field}: expected {expected}, got {got}", field=field)

@@ -6,7 +6,6 @@ Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A
 from __future__ import annotations
 
 import base64
-import binascii
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +43,7 @@ class Envelope(msgspec.Struct, kw_only=True):
             return self.body.encode()
         try:
             return base64.b64decode(self.body, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise InvalidRequestError(f"body: expected base64: {error}", field="body") from error
 
 
@@ -56,7 +55,8 @@ _decode_json = msgspec.json.Decoder().decode
 def infer_message(job: str, request: Request, *, reply: str, origin: str) -> bytes:
     """The arrival that asks for `request` under the id `job`.
 
-    `reply` is the channel on which its result is announced, besides Celery's own; `origin` names the sender.
+    `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
+    names the sender.
     """
     return encode_envelope(task_envelope(INFER, job, request_body(request), header={"reply": reply}, origin=origin))
 
@@ -68,10 +68,19 @@ def cancel_message(job: str, *, origin: str) -> bytes:
 
 
 def request_body(request: Request) -> bytes:
-    """Celery's `[args, kwargs, embed]` for a request, as JSON."""
+    """Celery's `[args, kwargs, embed]` for a request, as JSON.
+
+    Raises:
+        InvalidRequestError: a value that has no form on the wire.
+    """
     fields = {name: getattr(request, name) for name in request.__struct_fields__}
-    kwargs = {name: to_wire(value) for name, value in fields.items() if value not in (None, {}, ())}
-    return _encode([[], kwargs, _NO_CANVAS])
+    try:
+        kwargs = {name: to_wire(value, name) for name, value in fields.items() if not _is_unset(value)}
+        return _encode([[], kwargs, _NO_CANVAS])
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise InvalidRequestError(
+            f"inputs: expected Unicode text, not nested too deeply: {error}", field="inputs"
+        ) from error
 
 
 def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any], origin: str) -> Envelope:
@@ -113,7 +122,7 @@ def decode_envelope(raw: bytes) -> Envelope:
     """
     try:
         return _decode_envelope(raw)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"message: expected a Celery message: {error}", field="message") from error
 
 
@@ -129,11 +138,11 @@ def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, A
         )
     try:
         args, kwargs, _embed = _decode_json(payload)
-    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise TypeError(f"got {type(args).__name__} and {type(kwargs).__name__}")
+        return [from_wire(a) for a in args], {name: from_wire(value, name) for name, value in kwargs.items()}
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidRequestError(f"body: expected [args, kwargs, embed] as JSON: {error}", field="body") from error
-    if not isinstance(args, list) or not isinstance(kwargs, dict):
-        raise InvalidRequestError("body: expected [args, kwargs, embed] as JSON", field="body")
-    return from_wire(args), from_wire(kwargs)
 
 
 def read_request(payload: bytes, content_type: str) -> Request:
@@ -146,3 +155,7 @@ def read_request(payload: bytes, content_type: str) -> Request:
     if len(args) > len(_POSITIONAL):
         raise InvalidRequestError(f"args: expected at most {list(_POSITIONAL)}, got {len(args)} values", field="args")
     return parse_request({**dict(zip(_POSITIONAL, args, strict=False)), **kwargs})
+
+
+def _is_unset(value: Any) -> bool:
+    return value is None or (isinstance(value, (dict, tuple)) and not value)

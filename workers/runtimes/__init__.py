@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -64,10 +64,18 @@ def open_runtime(runtime: str, placed: Placed) -> Runtime:
     Raises:
         ModelLoadError: its package is not installed.
     """
-    name = f"{runtime}_decoder" if placed.entry.endswith("decoder") else runtime
+    opened: Runtime = import_runtime(runtime, placed.entry).open_variant(placed)
+    return opened
+
+
+def import_runtime(runtime: str, entry: str) -> Any:
+    """The module that runs `entry` on the runtime of that name; its packages are imported with it.
+
+    Raises:
+        ModelLoadError: its package is not installed.
+    """
+    name = f"{runtime}_decoder" if entry.endswith("decoder") else runtime
     try:
-        module = importlib.import_module(f"workers.runtimes.{name}")
+        return importlib.import_module(f"workers.runtimes.{name}")
     except ImportError as error:
         raise ModelLoadError(f"runtime {runtime!r} is not installed here: {error}") from error
-    opened: Runtime = module.open_variant(placed)
-    return opened

@@ -18,6 +18,7 @@ class OnnxRuntime:
 
     def load(self) -> None:
         """Open the graph on the device. Raises `ModelLoadError`."""
+        ort.disable_telemetry_events()
         try:
             self._session = ort.InferenceSession(
                 self._placed.files["graph"], _options(self._placed.threads), providers=providers(self._placed.device)

@@ -1,0 +1,83 @@
+"""What a producer needs: a client for Python, the errors it raises, the wire contract. All that is in the wheel.
+
+Names are imported when they are first asked for, so that `import taxiway` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from taxiway.client.asyncio_client import AsyncClient, AsyncJob
+    from taxiway.client.sync_client import Client, Job
+    from taxiway.errors import (
+        BrokerUnavailableError,
+        DeadLetteredError,
+        DeadlineExceededError,
+        ExecutionError,
+        FleetUnavailable,
+        InvalidRequestError,
+        JobCancelledError,
+        JobError,
+        NoDeviceError,
+        OverloadedError,
+        RequestError,
+        RequestTooLargeError,
+        ResultExpiredError,
+        ResultTimeoutError,
+        TaxiwayError,
+        UnknownJobError,
+        UnknownModelError,
+        UnplaceableError,
+    )
+    from taxiway.job import JobRecord, JobState, JobStatus, Result, RunReport
+
+__all__ = [
+    "AsyncClient",
+    "AsyncJob",
+    "BrokerUnavailableError",
+    "Client",
+    "DeadLetteredError",
+    "DeadlineExceededError",
+    "ExecutionError",
+    "FleetUnavailable",
+    "InvalidRequestError",
+    "Job",
+    "JobCancelledError",
+    "JobError",
+    "JobRecord",
+    "JobState",
+    "JobStatus",
+    "NoDeviceError",
+    "OverloadedError",
+    "RequestError",
+    "RequestTooLargeError",
+    "Result",
+    "ResultExpiredError",
+    "ResultTimeoutError",
+    "RunReport",
+    "TaxiwayError",
+    "UnknownJobError",
+    "UnknownModelError",
+    "UnplaceableError",
+]
+
+_CLIENTS = {
+    "AsyncClient": "taxiway.client.asyncio_client",
+    "AsyncJob": "taxiway.client.asyncio_client",
+    "Client": "taxiway.client.sync_client",
+    "Job": "taxiway.client.sync_client",
+}
+_JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'taxiway' has no attribute {name!r}")
+    home = _CLIENTS.get(name) or ("taxiway.job" if name in _JOBS else "taxiway.errors")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,66 @@
+"""Which fleet a command speaks to, and in which form it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from taxiway.cli.failure import UNAVAILABLE, CommandError
+from taxiway.client.asyncio_client import AsyncClient
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+NO_FLEET = "`taxiway up --detach` starts a fleet here; --url or TAXIWAY_URL names another"
+
+
+class _FleetFile(msgspec.Struct):
+    http: str
+
+
+def fleet_options(command: F) -> F:
+    """Adds `--url`, `--data` and `--json` to a command."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+    command = click.option(
+        "--data", type=click.Path(path_type=Path), help="Data directory of a fleet here [TAXIWAY_DATA, else .taxiway]."
+    )(command)
+    return click.option("--url", help="The fleet's address, http:// or redis:// [TAXIWAY_URL, else the fleet here].")(
+        command
+    )
+
+
+def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str]) -> str:
+    """The address given, else that in the environment, else that of the fleet that runs here.
+
+    Raises:
+        CommandError: no fleet runs here.
+    """
+    given = url or environment.get("TAXIWAY_URL")
+    if given:
+        return given
+    folder = data or Path(environment.get("TAXIWAY_DATA") or ".taxiway")
+    try:
+        return msgspec.json.decode((folder / "fleet.json").read_bytes(), type=_FleetFile).http
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CommandError(f"no fleet runs from {folder}", hint=NO_FLEET, code=UNAVAILABLE) from error
+
+
+def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
+    """The answer of the fleet that the options name. Raises `TaxiwayError`, and `CommandError` where there is none."""
+
+    async def asked() -> T:
+        async with AsyncClient(find_fleet(url, data, os.environ)) as client:
+            return await question(client)
+
+    return asyncio.run(asked())
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on stdout."""
+    click.echo(msgspec.json.encode(value).decode())

@@ -1,0 +1,28 @@
+"""`models`: what the fleet can run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.errors import UnknownModelError
+
+
+@click.command()
+@click.argument("name", required=False)
+@fleet_options
+def models(name: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
+    """List what the fleet can run, or only model NAME."""
+    found = ask(url, data, lambda client: client.models())
+    if name is not None:
+        found = [model for model in found if model["name"] == name]
+        if not found:
+            raise UnknownModelError(f"unknown model {name!r}", model=name)
+    if as_json:
+        print_json(found)
+        return
+    from taxiway.cli.show import show_models
+
+    show_models(found)

@@ -1,0 +1,190 @@
+"""Answers printed for people. rich is imported here alone, and this module only when people read."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from taxiway.job import JobStatus, Result, RunReport
+
+_LONGEST = 8
+"""Most numbers of a list that are shown."""
+
+
+def show_result(result: Result) -> None:
+    """The outputs, then one dim line with where and how the job ran."""
+    console = _console()
+    if _are_rows(result.outputs):
+        _show_rows(console, result.outputs)
+    else:
+        width = max(map(len, result.outputs), default=0)
+        for name, value in result.outputs.items():
+            console.print(Text.assemble((f"{name:<{width}}  ", "bold"), brief(value)), soft_wrap=True)
+    console.print(Text(f"{result.model}  {report_line(result.report)}", "dim"), soft_wrap=True)
+
+
+def report_line(report: RunReport) -> str:
+    """Where a job ran, what it took and why there, in one line."""
+    device = f"{report.device} (emulated)" if report.emulated else report.device
+    parts = [
+        report.hardware_class,
+        report.variant,
+        device,
+        f"waited {duration(report.queue_wait)}",
+        f"ran {duration(report.run_time)} in a batch of {report.batch}",
+        f"${report.cost:.3g}",
+        report.reason,
+    ]
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or milliseconds below one."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+
+
+def brief(value: Any) -> str:
+    """A value in one line; long lists and bytes are cut, and say how long they are."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    if isinstance(value, list):
+        shown = ", ".join(brief(below) for below in value[:_LONGEST])
+        return f"[{shown}]" if len(value) <= _LONGEST else f"[{shown}, … {len(value)} in all]"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {brief(below)}" for name, below in value.items())
+    return str(value)
+
+
+def show_status(status: JobStatus) -> None:
+    """A job in a panel; facts that are not known yet are left out."""
+    record = status.record
+    facts = {
+        "state": str(record.state),
+        "model": record.model,
+        "class": record.hardware_class,
+        "variant": record.variant,
+        "device": record.device,
+        "position": "" if status.position is None else str(status.position),
+        "expected": "" if status.eta is None else f"in {duration(status.eta)}",
+        "tenant": record.tenant,
+        "attempts": str(record.attempts or ""),
+        "accepted": _moment(record.accepted),
+        "waited": duration(record.started - record.accepted) if record.started else "",
+        "took": duration(record.finished - record.accepted) if record.finished and record.accepted else "",
+        "deadline": _moment(record.deadline_at),
+        "reason": record.reason,
+    }
+    _console().print(Panel(_facts(facts), title=f"job {record.id}", title_align="left", expand=False))
+
+
+def show_placement(placement: Mapping[str, Any]) -> None:
+    """The reason, then the figures: lists of mappings as tables."""
+    console = _console()
+    tables = {name: value for name, value in placement.items() if _is_table(value)}
+    console.print(_facts({name: brief(v) for name, v in placement.items() if name not in tables and v is not None}))
+    for name, rows in tables.items():
+        console.print(_table(name, rows))
+
+
+def show_models(models: Sequence[Mapping[str, Any]]) -> None:
+    """A table of models."""
+    table = Table("model", "versions", "aliases", "variants", "what it does", box=None, pad_edge=False)
+    for model in models:
+        names = (_joined(model.get(field)) for field in ("versions", "aliases", "variants"))
+        table.add_row(Text(str(model["name"]), "bold"), *map(Text, names), Text(str(model.get("summary", ""))))
+    _console().print(table)
+
+
+def show_fleet(fleet: Mapping[str, Any]) -> None:
+    """Hardware classes with their price and work, then the devices that are live; or what else the router tells."""
+    console = _console()
+    if "classes" in fleet:
+        console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
+    if fleet.get("devices"):
+        console.print(_table("devices", [_device_row(facts) for facts in fleet["devices"]]))
+    if "models" in fleet:
+        show_models(fleet["models"])
+    if fleet.get("stale"):
+        console.print(Text("the router has not heard from the state store lately: this is old", "yellow"))
+    if fleet.get("note"):
+        console.print(Text(fleet["note"], "dim"))
+
+
+def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "class": name,
+        "asks for": facts["device"],
+        "$/hour": facts["usd_per_hour"],
+        "devices": facts["devices"],
+        "work": duration(sum(facts["work"])),
+    }
+
+
+def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "worker": facts["worker"],
+        "device": f"{facts['device']} (emulated)" if facts["emulated"] else facts["device"],
+        "running": facts.get("running", 0),
+        "held": facts.get("held", 0),
+        "used": f"{facts.get('utilisation', 0):.0%}",
+        "warm": ", ".join(facts.get("warm", [])),
+    }
+
+
+def _are_rows(outputs: Mapping[str, Any]) -> bool:
+    """Whether every output is a list of as many rows. Numbers alone are taken for one row's vector."""
+    columns = list(outputs.values())
+    alike = all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
+    return alike and any(not isinstance(value, int | float) for column in columns for value in column)
+
+
+def _show_rows(console: Console, outputs: Mapping[str, list[Any]]) -> None:
+    table = Table("row", *outputs, box=None, pad_edge=False)
+    for number, row in enumerate(zip(*outputs.values(), strict=True)):
+        table.add_row(str(number), *(Text(brief(value)) for value in row))
+    console.print(table)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*names, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(brief(row.get(name, ""))) for name in names))
+    return table
+
+
+def _facts(facts: Mapping[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts.items():
+        if text:
+            grid.add_row(Text(name, "dim"), Text(text))
+    return grid
+
+
+def _joined(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}→{below}" if isinstance(below, int | str) else key for key, below in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "milliseconds") if seconds else ""
+
+
+def _console() -> Console:
+    """stdout; where no terminal tells its width, lines may be long."""
+    return Console(file=sys.stdout, width=shutil.get_terminal_size((160, 24)).columns, highlight=False)

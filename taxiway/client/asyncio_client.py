@@ -1,0 +1,224 @@
+"""The client for asyncio: the one implementation, over any door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypedDict, Unpack
+
+from taxiway.client.door import Door, Receipt, open_door
+from taxiway.errors import InvalidRequestError, JobError, RequestError
+from taxiway.job import FINAL, JobStatus, Result
+from taxiway.request import Request, parse_request
+
+CONNECT_TIMEOUT = 1.5
+"""Seconds that a call tries while nobody answers: it has failed within 2 s, whatever else is slow."""
+
+WINDOW = 256
+"""Requests of a `map` under way at once."""
+
+
+class Options(TypedDict, total=False):
+    """What a request may say beyond its model and inputs. None means not said.
+
+    `parameters` are the model's own, `outputs` the names wanted; the others are service terms: `taxiway.request.Terms`.
+    """
+
+    parameters: Mapping[str, Any] | None
+    outputs: Sequence[str] | None
+    deadline: float | None
+    service: str | None
+    priority: str | None
+    budget: float | None
+    tenant: str | None
+    locality: str | None
+    idempotency_key: str | None
+
+
+class AsyncJob:
+    """A job in the fleet. `await job` is `await job.result()`."""
+
+    def __init__(self, door: Door, receipt: Receipt) -> None:
+        self._door = door
+        self._receipt = receipt
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        return self.result().__await__()
+
+    @property
+    def id(self) -> str:
+        """The job's id, the same at every door."""
+        return self._receipt.job
+
+    async def result(self, timeout: float | None = None) -> Result:
+        """The answer; told at once when it is there, and as often as it is asked for.
+
+        With `timeout` it waits so many seconds, through outages too. Without, it waits as long as the fleet answers.
+
+        Raises:
+            JobError, RequestError: what the job ended with, of its own class.
+            ResultTimeoutError: `timeout` passed; the job goes on.
+            BrokerUnavailableError: nobody answers; the job goes on where it is, and may be asked for again.
+        """
+        return await self._door.result(self._receipt, timeout)
+
+    async def status(self) -> JobStatus:
+        """Where the job is now; position and estimated end are known at the HTTP door only."""
+        return await self._door.status(self.id)
+
+    async def placement(self) -> dict[str, Any]:
+        """Why the job runs where it does: `reason`, and the figures it was decided from."""
+        return await self._door.placement(self.id)
+
+    async def done(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        if self._receipt.reply is not None and self._receipt.reply.done():
+            return True
+        return (await self.status()).record.state in FINAL
+
+    async def cancel(self) -> None:
+        """Ask that the job does not run. One that runs already may still succeed."""
+        await self._door.cancel(self.id)
+
+
+class AsyncClient:
+    """A client for one event loop.
+
+    It connects when it is first used. Not for use after a fork: make a new one in the child.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).
+        connect_timeout: seconds that each call tries while nobody answers, before it raises `BrokerUnavailableError`.
+    """
+
+    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT) -> None:
+        self._opened = open_door(url, patience=connect_timeout)
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _door(self) -> Door:
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        return self._opened
+
+    async def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> AsyncJob:
+        """Hand in a request: it is durable when this returns.
+
+        Args:
+            model: `sentiment`, `sentiment:2` or `sentiment@stable`.
+            inputs: a plain value where the model has one input, a mapping by name, or a list of OIP tensors. Values are
+                str, bytes, numbers, numpy arrays, and lists of these, whose first axis is the batch.
+            options: see `Options`.
+
+        Raises:
+            RequestError: a term is wrong. What only a router can tell is raised by the result (at the HTTP door, here).
+            FleetUnavailable: nobody takes it.
+        """
+        door = self._door
+        return AsyncJob(door, await door.submit(_request(model, inputs, options)))
+
+    async def infer(
+        self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Result:
+        """Submit and wait for the answer, at most `timeout` seconds. Raises as `submit` and `AsyncJob.result` do."""
+        return await self._door.infer(_request(model, inputs, options), timeout)
+
+    async def map(
+        self,
+        model: str,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        window: int = WINDOW,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[Result]:
+        """The answer to each of `inputs`, in their order, with at most `window` requests under way.
+
+        The first that fails raises, when its turn comes; what is under way then is not waited for, and still runs.
+        `timeout` holds for each request.
+        """
+        refuse_shared_key(options)
+        running: deque[asyncio.Task[Result]] = deque()
+        try:
+            async for one in _each(inputs):
+                running.append(asyncio.create_task(self.infer(model, one, timeout=timeout, **options)))
+                if len(running) >= window:
+                    yield await running.popleft()
+            while running:
+                yield await running.popleft()
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
+        """The jobs in the order in which they end; each one's `result()` is there at once."""
+        waiting = {asyncio.create_task(ended(job)): job for job in jobs}
+        try:
+            while waiting:
+                ended, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    yield waiting.pop(task)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    def job(self, id: str) -> AsyncJob:
+        """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""
+        return AsyncJob(self._door, Receipt(id))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What the fleet can run: names, versions, aliases, variants. HTTP only, else `InvalidRequestError`."""
+        return await self._door.models()
+
+    async def fleet(self) -> dict[str, Any]:
+        """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
+        return await self._door.fleet()
+
+    async def close(self) -> None:
+        """Let go of all connections; jobs go on. Closing twice does nothing."""
+        if not self._closed:
+            self._closed = True
+            await self._opened.close()
+
+
+def refuse_shared_key(options: Options) -> None:
+    """Raises `InvalidRequestError` for one idempotency key that many requests would share: they would be one job."""
+    if options.get("idempotency_key") is not None:
+        raise InvalidRequestError("idempotency_key: expected none for a map of many requests", field="idempotency_key")
+
+
+def _request(model: str, inputs: Any, options: Options) -> Request:
+    said = {name: value for name, value in options.items() if value is not None}
+    return parse_request({"model": model, "inputs": inputs, **said})
+
+
+async def _each(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(inputs, AsyncIterable):
+        async for one in inputs:
+            yield one
+    else:
+        for one in inputs:
+            yield one
+
+
+async def ended(job: AsyncJob) -> None:
+    """Returns when the job has ended, in whatever way; raises only what `result` raises of the fleet."""
+    try:
+        await job.result()
+    except (JobError, RequestError):
+        return

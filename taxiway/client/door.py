@@ -1,0 +1,84 @@
+"""Where requests go in and answers come out: one `Door` a kind of address, whose file alone knows its library."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from taxiway.errors import InvalidRequestError
+from taxiway.job import JobStatus, Result
+from taxiway.request import Request
+
+_DOORS = {
+    "redis": "taxiway.client.valkey_door",
+    "rediss": "taxiway.client.valkey_door",
+    "unix": "taxiway.client.valkey_door",
+    "http": "taxiway.client.http_door",
+    "https": "taxiway.client.http_door",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a door remembers of a job.
+
+    `reply` gets the stored result as soon as it is announced, where the door was told to listen for it; `single` says
+    that the request came without a batch axis, None where that is not known.
+    """
+
+    job: str
+    reply: asyncio.Future[bytes] | None = None
+    single: bool | None = None
+
+
+class Door(Protocol):
+    """One way into a fleet. Every call fails with `BrokerUnavailableError` when nobody answers within its patience."""
+
+    async def submit(self, request: Request) -> Receipt:
+        """Accept the request durably."""
+
+    async def infer(self, request: Request, timeout: float | None) -> Result:
+        """Submit and wait for the answer; raises what `result` raises."""
+
+    async def result(self, receipt: Receipt, timeout: float | None) -> Result:
+        """The job's answer.
+
+        Raises:
+            TaxiwayError: the error that the job ended with, of its own class.
+            ResultTimeoutError: `timeout` seconds passed.
+        """
+
+    async def status(self, job: str) -> JobStatus:
+        """Where the job is."""
+
+    async def placement(self, job: str) -> dict[str, Any]:
+        """Why the job is where it is: `reason` and the figures it was decided from."""
+
+    async def cancel(self, job: str) -> None:
+        """Ask that the job does not run."""
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What the fleet can run."""
+
+    async def fleet(self) -> dict[str, Any]:
+        """The fleet's classes and devices now."""
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+
+
+def open_door(url: str, *, patience: float) -> Door:
+    """The door at `url`; it connects when it is first used, and tries for `patience` seconds whenever nobody answers.
+
+    Raises:
+        InvalidRequestError: no such kind of address.
+    """
+    module = _DOORS.get(urlsplit(url).scheme)
+    if module is None:
+        expected = "://, ".join(_DOORS)
+        raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {url!r}", field="url")
+    opened: Door = importlib.import_module(module).open_url(url, patience)
+    return opened

@@ -1,0 +1,76 @@
+"""An event loop on a thread of its own, for callers that have none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Coroutine
+from concurrent.futures import CancelledError, Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines for any number of threads. Ends with `close`, when it is collected, or with the interpreter."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever, name="taxiway-client", daemon=True)
+        thread.start()
+        self._stop = weakref.finalize(self, _stop, self._loop, thread, self._process)
+
+    @property
+    def alive(self) -> bool:
+        """Whether coroutines can run here: not closed, and not a copy made by a fork."""
+        return self._stop.alive and os.getpid() == self._process
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The coroutine's value. An interrupt (KeyboardInterrupt) cancels it and is raised here."""
+        future = self.start(coroutine)
+        try:
+            return future.result()
+        except CancelledError as error:
+            raise RuntimeError("this client was closed while it waited") from error
+        finally:
+            future.cancel()
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start the coroutine and return at once.
+
+        Raises:
+            RuntimeError: the loop is closed, or belongs to the process that this one was forked from.
+        """
+        if os.getpid() != self._process:
+            coroutine.close()
+            raise RuntimeError("this client belongs to the parent process: make a new one after a fork")
+        if not self._stop.alive:
+            coroutine.close()
+            raise RuntimeError("this client is closed")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread. Closing twice does nothing."""
+        self._stop()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int) -> None:
+    if os.getpid() != process:
+        return
+    if threading.current_thread() is thread:  # collected there: nobody is left to wait for the rest
+        loop.stop()
+        return
+    asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

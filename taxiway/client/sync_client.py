@@ -1,0 +1,145 @@
+"""The client for threads: the asyncio client, run on an event loop on a thread of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from taxiway.client.asyncio_client import (
+    CONNECT_TIMEOUT,
+    WINDOW,
+    AsyncClient,
+    AsyncJob,
+    Options,
+    ended,
+    refuse_shared_key,
+)
+from taxiway.client.loop_thread import LoopThread
+from taxiway.job import JobStatus, Result
+
+
+class Job:
+    """A job in the fleet. Its methods are those of `AsyncJob`, and block."""
+
+    def __init__(self, loop: LoopThread, job: AsyncJob) -> None:
+        self._loop = loop
+        self._job = job
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r})"
+
+    @property
+    def id(self) -> str:
+        """The job's id, the same at every door."""
+        return self._job.id
+
+    def result(self, timeout: float | None = None) -> Result:
+        """The answer; see `AsyncJob.result` for what `timeout` does and what is raised."""
+        return self._loop.run(self._job.result(timeout))
+
+    def status(self) -> JobStatus:
+        """Where the job is now."""
+        return self._loop.run(self._job.status())
+
+    def placement(self) -> dict[str, Any]:
+        """Why the job runs where it does."""
+        return self._loop.run(self._job.placement())
+
+    def done(self) -> bool:
+        """Whether the job has ended, in whatever way."""
+        return self._loop.run(self._job.done())
+
+    def cancel(self) -> None:
+        """Ask that the job does not run. One that runs already may still succeed."""
+        self._loop.run(self._job.cancel())
+
+
+class Client:
+    """A client for any number of threads. Its methods and arguments are those of `AsyncClient`, and block.
+
+    An interrupt (Ctrl-C) ends the call, not the client. After a fork the child makes a client of its own: the parent's
+    refuses to work there.
+    """
+
+    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT) -> None:
+        self._client = AsyncClient(url, connect_timeout=connect_timeout)
+        self._loop = LoopThread()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> Job:
+        """Hand in a request: it is durable when this returns."""
+        return Job(self._loop, self._loop.run(self._client.submit(model, inputs, **options)))
+
+    def infer(self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]) -> Result:
+        """Submit and wait for the answer, at most `timeout` seconds."""
+        return self._loop.run(self._client.infer(model, inputs, timeout=timeout, **options))
+
+    def map(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = WINDOW,
+        timeout: float | None = None,
+        **options: Unpack[Options],
+    ) -> Iterator[Result]:
+        """The answer to each of `inputs`, in their order, with at most `window` requests under way.
+
+        `inputs` is read in the caller's thread. See `AsyncClient.map` for failures.
+        """
+        refuse_shared_key(options)
+        running: deque[Future[Result]] = deque()
+        try:
+            for one in inputs:
+                running.append(self._loop.start(self._client.infer(model, one, timeout=timeout, **options)))
+                if len(running) >= window:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def as_completed(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """The jobs in the order in which they end; each one's `result()` is there at once."""
+        settled: SimpleQueue[Job] = SimpleQueue()
+        waiting = []
+        try:
+            for job in jobs:
+                future = self._loop.start(ended(job._job))
+                future.add_done_callback(lambda _, job=job: settled.put(job))  # type: ignore[misc]  # binds this job
+                waiting.append(future)
+            for _ in waiting:
+                yield settled.get()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def job(self, id: str) -> Job:
+        """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""
+        return Job(self._loop, self._client.job(id))
+
+    def models(self) -> list[dict[str, Any]]:
+        """What the fleet can run: names, versions, aliases, variants. HTTP only, else `InvalidRequestError`."""
+        return self._loop.run(self._client.models())
+
+    def fleet(self) -> dict[str, Any]:
+        """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
+        return self._loop.run(self._client.fleet())
+
+    def close(self) -> None:
+        """Let go of all connections; jobs go on. Closing twice does nothing."""
+        if self._loop.alive:
+            self._loop.run(self._client.close())
+            self._loop.close()

@@ -1,0 +1,127 @@
+"""The door at redis://: requests go straight into the arrivals, results come from Celery's result keys."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import uuid
+from typing import Any
+
+from taxiway.client.door import Receipt
+from taxiway.client.replies import Replies
+from taxiway.client.tensors import plain_result
+from taxiway.client.valkey_link import ValkeyLink
+from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
+from taxiway.job import (
+    FINAL,
+    JobRecord,
+    JobState,
+    JobStatus,
+    Result,
+    ResultMeta,
+    read_meta,
+    read_result,
+    record_from,
+    state_of,
+)
+from taxiway.keys import job_key, reply_channel, result_key
+from taxiway.request import Request, job_id
+from taxiway.wire import cancel_message, infer_message
+
+
+def open_url(url: str, patience: float) -> ValkeyDoor:
+    """The door at `url`."""
+    return ValkeyDoor(ValkeyLink(url, patience))
+
+
+class ValkeyDoor:
+    """Writes arrivals with one pipelined LPUSH, and hears all results on one subscription."""
+
+    def __init__(self, link: ValkeyLink) -> None:
+        self._link = link
+        self._name = uuid.uuid4().hex
+        self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
+        self._replies = Replies(link, reply_channel(self._name))
+
+    async def submit(self, request: Request) -> Receipt:
+        """Accept the request durably. With an idempotency key the job may be another client's, and is treated so."""
+        job = job_id(request)
+        reply = self._replies.expect(job) if request.idempotency_key is None else None
+        await self._link.push(infer_message(job, request, reply=self._name, origin=self._origin))
+        return Receipt(job, reply)
+
+    async def infer(self, request: Request, timeout: float | None) -> Result:
+        """Submit and wait for the answer."""
+        return await self.result(await self.submit(request), timeout)
+
+    async def result(self, receipt: Receipt, timeout: float | None) -> Result:
+        """The job's answer, decoded anew at each call; an id that nobody knows is waited for as one in the queue."""
+        if receipt.reply is not None:
+            raw = await self._replies.wait(receipt.reply, timeout)
+        else:
+            raw = await self._stored(receipt.job) or await self._replies.watch(receipt.job, timeout)
+        return plain_result(read_result(read_meta(raw)))
+
+    async def status(self, job: str) -> JobStatus:
+        """The job's record; one that no router has placed yet is accepted."""
+        fields = await self._fields(job)
+        if fields:
+            return JobStatus(record=record_from(job, fields))
+        raw = await self._link.call("GET", result_key(job))
+        if raw is None:
+            return JobStatus(record=record_from(job, {}))
+        return JobStatus(record=JobRecord(id=job, state=_ended(read_meta(raw))))
+
+    async def placement(self, job: str) -> dict[str, Any]:
+        """What the job's record says of its placement; the HTTP door adds the table that it was chosen from."""
+        record = record_from(job, await self._fields(job))
+        names = ("state", "hardware_class", "variant", "device", "level", "reason")
+        return {"id": job, **{name: getattr(record, name) for name in names}}
+
+    async def cancel(self, job: str) -> None:
+        """Ask a router to end the job before it runs."""
+        await self._link.push(cancel_message(job, origin=self._origin))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """A broker knows no models. Raises `InvalidRequestError`."""
+        raise _needs_http("models")
+
+    async def fleet(self) -> dict[str, Any]:
+        """A broker's keys are no fleet to show. Raises `InvalidRequestError`."""
+        raise _needs_http("fleet")
+
+    async def close(self) -> None:
+        """Disconnect; futures of jobs not answered yet are cancelled."""
+        await self._replies.close()
+        await self._link.close()
+
+    async def _fields(self, job: str) -> dict[str, str]:
+        flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
+        return dict(zip(flat[::2], flat[1::2], strict=True))
+
+    async def _stored(self, job: str) -> bytes | None:
+        # One pipeline, in this order: a final state is written together with the result, so a result that is missing
+        # after it has been there.
+        state, raw = await asyncio.gather(
+            self._link.call("HGET", job_key(job), "state"), self._link.call("GET", result_key(job))
+        )
+        if raw is None and state is not None and state.decode() in FINAL:
+            raise ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
+        stored: bytes | None = raw
+        return stored
+
+
+def _ended(meta: ResultMeta) -> JobState:
+    """The final state that a stored result tells of, for a job whose record is gone."""
+    try:
+        read_result(meta)
+    except TaxiwayError as error:
+        return state_of(error)
+    return JobState.SUCCEEDED
+
+
+def _needs_http(what: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{what}: expected a client of the HTTP door (http://…), got one of the broker", field="url"
+    )

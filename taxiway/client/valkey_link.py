@@ -1,0 +1,157 @@
+"""A Valkey or Redis server that may be away for a while: pipelined commands on one connection, tried again for a time.
+
+Connections are redis-py's own (addresses, passwords, TLS); its retries (ten, by default) and its pool are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.keys import ARRIVALS
+
+AWAY = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
+"""What a call raises while nobody answers."""
+
+_MOST_MESSAGES = 512
+"""Arrivals in one LPUSH: small enough that the server's other clients do not wait for it (about 0.3 ms)."""
+
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.5
+"""Seconds between two attempts to connect; doubled each time."""
+
+_Waiting = tuple[Any, asyncio.Future[Any]]
+
+
+class ValkeyLink:
+    """Commands to one server. What is asked while a pipeline is under way goes out together in the next one."""
+
+    def __init__(self, url: str, patience: float) -> None:
+        try:
+            self._pool = ConnectionPool.from_url(
+                url, protocol=2, retry=Retry(NoBackoff(), 0), socket_connect_timeout=patience, socket_timeout=None
+            )
+        except ValueError as error:
+            raise InvalidRequestError(f"url: {error}", field="url") from error
+        self.patience = patience
+        self._arrivals: list[_Waiting] = []
+        self._commands: list[_Waiting] = []
+        self._flushing: asyncio.Task[None] | None = None
+        self._connection: AbstractConnection | None = None
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        """The server's answer to one command.
+
+        Raises:
+            BrokerUnavailableError: it does not answer, or refuses.
+        """
+        return await self._queued(self._commands, command)
+
+    async def push(self, message: bytes) -> None:
+        """Add a message to the arrivals; durable when this returns, as far as the server's own log is.
+
+        A push that got no answer is sent again: a router drops the second copy of a job. Raises as `call` does.
+        """
+        await self._queued(self._arrivals, message)
+
+    async def dial(self) -> AbstractConnection:
+        """A connection of the caller's own, connected; raises one of `AWAY`."""
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it open
+        try:
+            async with asyncio.timeout(self.patience):
+                await connection.connect()  # type: ignore[no-untyped-call]  # the same
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    async def close(self) -> None:
+        """Disconnect, once what was asked before is answered or refused."""
+        if self._flushing is not None:
+            await self._flushing
+        await self._hang_up()
+
+    async def _queued(self, line: list[_Waiting], item: Any) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        line.append((item, answer))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        return await answer
+
+    async def _flush(self) -> None:
+        while self._arrivals or self._commands:
+            messages, commands = self._take(self._arrivals), self._take(self._commands)
+            pipeline = [command for command, _ in commands]
+            if messages:
+                pipeline.append(("LPUSH", ARRIVALS, *(message for message, _ in messages)))
+            try:
+                answers = await self._patiently(pipeline)
+            except RedisError as error:
+                later = [*self._take(self._arrivals), *self._take(self._commands)]
+                self._refuse([*commands, *messages, *later], str(error))
+            else:
+                for (_, future), answer in zip(commands, answers, strict=False):
+                    _settle(future, answer)
+                for _, future in messages:
+                    _settle(future, answers[-1])
+
+    @staticmethod
+    def _take(line: list[_Waiting]) -> list[_Waiting]:
+        taken = line[:_MOST_MESSAGES]
+        del line[:_MOST_MESSAGES]
+        return taken
+
+    @staticmethod
+    def _refuse(waiting: Sequence[_Waiting], why: str) -> None:
+        for _, future in waiting:
+            _settle(future, RedisConnectionError(why))
+
+    async def _patiently(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
+        clock = asyncio.get_running_loop().time
+        until, pause = clock() + self.patience, _FIRST_PAUSE
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    return await self._exchange(pipeline)
+            except AWAY as error:
+                await self._hang_up()
+                if clock() + pause >= until or isinstance(error, (AuthenticationError, AuthorizationError)):
+                    raise RedisConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _exchange(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
+        """The answers in order; a command that the server refuses is answered by its error."""
+        if self._connection is None:
+            self._connection = await self.dial()
+        await self._connection.send_packed_command(self._connection.pack_commands(pipeline))
+        answers: list[Any] = []
+        for _ in pipeline:
+            try:
+                answers.append(await self._connection.read_response())
+            except ResponseError as error:
+                answers.append(error)
+        return answers
+
+    async def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+
+
+def _settle(future: asyncio.Future[Any], answer: Any) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(BrokerUnavailableError(f"the broker does not answer: {answer}"))
+    else:
+        future.set_result(answer)

@@ -1,0 +1,77 @@
+"""A fleet in one thread: takes arrivals, and writes results as routers and workers do. For tests of the client."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from tasks.scripts import FINISH, Ending, finish_args
+from taxiway.errors import TaxiwayError
+from taxiway.job import JobState, Result, RunReport, failure_meta, state_of, success_meta
+from taxiway.keys import ARRIVALS, INFER, WORK, priority_lists
+from taxiway.request import Request
+from taxiway.values import to_wire
+from taxiway.wire import HEADER, Envelope, decode_envelope, read_request
+
+REPORT = RunReport(
+    hardware_class="cpu.batch",
+    variant="none",
+    device="cpu:0",
+    emulated=False,
+    batch=1,
+    queue_wait=0.001,
+    run_time=0.002,
+    cost=1e-7,
+    reason="the only device",
+)
+
+
+def echo(request: Request) -> Result:
+    return Result(model="echo:1", outputs={"payload": to_wire(request.inputs)}, report=REPORT)
+
+
+class Responder:
+    """Answers each request by `answer`; what that raises is the job's error. Messages taken are kept in `taken`."""
+
+    def __init__(self, url: str, answer: Callable[[Request], Result] = echo) -> None:
+        self.taken: list[Envelope] = []
+        self._url = url
+        self._answer = answer
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with redis.Redis.from_url(self._url) as store:
+            while not self._ended.is_set():
+                found = store.brpop(priority_lists(ARRIVALS), timeout=0.1)
+                if found is not None:
+                    self._handle(store, decode_envelope(found[1]))
+
+    def _handle(self, store: redis.Redis, envelope: Envelope) -> None:
+        self.taken.append(envelope)
+        if envelope.headers["task"] == INFER:
+            job, reply = envelope.headers["id"], envelope.headers[HEADER]["reply"]
+            finish(store, job, lambda: self._answer(read_request(envelope.payload(), envelope.content_type)), reply)
+
+
+def finish(store: redis.Redis, job: str, answer: Callable[[], Result], reply: str = "") -> None:
+    """End a job with what `answer` gives or raises."""
+    try:
+        ending = Ending(job, JobState.SUCCEEDED, success_meta(job, answer()), reply=reply)
+    except TaxiwayError as error:
+        ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
+    store.register_script(FINISH)(keys=[WORK], args=finish_args([ending], keep_result=60, keep_record=120))

@@ -1,0 +1,458 @@
+"""The client at the broker's door, against a real Valkey server."""
+
+import asyncio
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+import redis
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from kombu import Connection, Queue
+
+import taxiway
+from tasks.embedded import EmbeddedValkey
+from taxiway.errors import (
+    BrokerUnavailableError,
+    InvalidRequestError,
+    ResultExpiredError,
+    ResultTimeoutError,
+    UnknownModelError,
+)
+from taxiway.job import JobState
+from taxiway.keys import ARRIVALS, INFER, job_key, result_key
+from taxiway.request import Request
+from tests.integration.responder import REPORT, Responder, echo, finish
+
+NOBODY = "redis://127.0.0.1:9/0"
+"""The discard port, where no Valkey listens."""
+
+
+@pytest.fixture
+def url(settings):
+    return settings.broker
+
+
+@pytest.fixture
+def store(url):
+    with redis.Redis.from_url(url) as store:
+        yield store
+
+
+@pytest.fixture
+def client(url):
+    with taxiway.Client(url) as client:
+        yield client
+
+
+def test_a_request_is_answered_with_its_outputs_and_its_report(url, client):
+    with Responder(url):
+        result = client.submit("echo", "hello").result(timeout=10)
+
+    assert result.model == "echo:1"
+    assert result.outputs == {"payload": "hello"}
+    assert result.report == REPORT
+
+
+def test_bytes_and_arrays_travel_and_come_back_as_bytes_and_nested_lists(url, client):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with Responder(url):
+        answers = [client.infer("echo", value, timeout=10).outputs["payload"] for value in (b"\xff\x00", array)]
+
+    assert answers == [b"\xff\x00", [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]
+
+
+def test_an_error_of_the_job_is_raised_as_its_own_class_with_its_details(url, client):
+    def refuse(request):
+        raise UnknownModelError("unknown model 'ecko'", near=["echo"])
+
+    with Responder(url, refuse):
+        job = client.submit("ecko", "hello")
+        with pytest.raises(UnknownModelError, match="ecko") as caught:
+            job.result(timeout=10)
+
+    assert caught.value.details == {"near": ["echo"]}
+
+
+def test_a_wrong_term_is_refused_before_anything_is_sent(client, store):
+    with pytest.raises(InvalidRequestError, match="deadline"):
+        client.submit("echo", "hello", deadline=float("nan"))
+
+    assert store.llen(ARRIVALS) == 0
+
+
+def test_kombu_reads_the_message_that_the_client_writes(url, client):
+    job = client.submit("echo", b"\x00\x01", deadline=3, priority="high")
+
+    with Connection(url) as connection, connection.SimpleQueue(Queue(ARRIVALS)) as arrivals:
+        message = arrivals.get(timeout=5)
+        message.ack()
+
+    args, kwargs, _ = message.payload
+    assert message.headers["task"] == INFER
+    assert message.headers["id"] == job.id
+    assert args == []
+    assert kwargs == {"model": "echo", "inputs": b"\x00\x01", "deadline": 3.0, "priority": "high", "tenant": "default"}
+
+
+@pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's own call
+def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_channel(url, client):
+    app = Celery(broker=url, backend=url, set_as_current=False)
+    app.conf.update(task_default_queue=ARRIVALS, broker_connection_retry_on_startup=True)
+    begin = threading.Event()
+
+    @app.task(name=INFER)
+    def infer(model, inputs, tenant):
+        begin.wait(10)
+        report = {name: getattr(REPORT, name) for name in REPORT.__struct_fields__}
+        return {"model": f"{model}:1", "outputs": {"payload": inputs}, "report": report}
+
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=30):
+        submitted = client.submit("echo", "from afar")
+        threading.Timer(0.2, begin.set).start()
+        result = client.job(submitted.id).result(timeout=10)
+
+    assert result.outputs == {"payload": "from afar"}
+
+
+def test_submits_made_at_once_go_out_in_few_pushes(url, store):
+    async def submit_all():
+        async with taxiway.AsyncClient(url) as client:
+            await asyncio.gather(*(client.submit("echo", n) for n in range(1000)))
+
+    before = pushes(store)
+    asyncio.run(submit_all())
+
+    assert store.llen(ARRIVALS) == 1000
+    assert pushes(store) - before <= 5
+
+
+def pushes(store):
+    return store.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"]
+
+
+def test_arrivals_keep_the_order_in_which_they_were_submitted(url):
+    async def submit_all():
+        async with taxiway.AsyncClient(url) as client:
+            jobs = await asyncio.gather(*(client.submit("echo", n) for n in range(700)))
+            return [job.id for job in jobs]
+
+    with Responder(url) as responder:
+        ids = asyncio.run(submit_all())
+        wait_until(lambda: len(responder.taken) == 700)
+
+    assert [envelope.headers["id"] for envelope in responder.taken] == ids
+
+
+def test_a_job_of_another_client_is_answered_from_its_stored_result(url, client):
+    with Responder(url), taxiway.Client(url) as other:
+        job = other.submit("echo", "theirs")
+        job.result(timeout=10)
+
+        assert client.job(job.id).result(timeout=10).outputs == {"payload": "theirs"}
+
+
+def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client, store):
+    threading.Timer(0.3, finish, (store, "theirs", lambda: said("late"))).start()
+    started = time.monotonic()
+
+    assert client.job("theirs").result(timeout=10).outputs == {"payload": "late"}
+    assert time.monotonic() - started < 1
+
+
+def said(value):
+    return echo(Request(model="echo", inputs=value))
+
+
+def test_a_result_announced_while_the_subscription_is_cut_is_not_missed(url, client, store):
+    job = client.submit("echo", "hello")
+    with pytest.raises(ResultTimeoutError):
+        job.result(timeout=0.2)
+
+    store.client_kill_filter(_type="pubsub")
+    finish(store, job.id, lambda: said("while you were away"))
+
+    assert job.result(timeout=10).outputs == {"payload": "while you were away"}
+
+
+def test_a_result_that_was_kept_for_its_time_is_expired(client, store):
+    store.hset(job_key("old"), mapping={"state": "running"})
+    finish(store, "old", lambda: said("gone"))
+    store.delete(result_key("old"))
+
+    with pytest.raises(ResultExpiredError):
+        client.job("old").result(timeout=10)
+
+
+def test_a_caller_that_will_not_wait_longer_is_told_so_and_may_ask_again(url, client):
+    job = client.submit("echo", "hello")
+    for handle in (job, client.job(job.id)):
+        with pytest.raises(ResultTimeoutError):
+            handle.result(timeout=0)
+
+    with Responder(url):
+        assert job.result(timeout=10).outputs == {"payload": "hello"}
+
+
+def test_a_job_is_accepted_until_a_router_writes_its_record(client, store):
+    job = client.submit("echo", "hello")
+    assert job.status().record.state is JobState.ACCEPTED
+    assert not job.done()
+
+    store.hset(job_key(job.id), mapping={"state": "queued", "hardware_class": "cpu.batch", "level": "2", "cell": "x"})
+    record = job.status().record
+
+    assert (record.state, record.hardware_class, record.level) == (JobState.QUEUED, "cpu.batch", 2)
+
+
+def test_a_job_whose_record_is_gone_still_has_the_state_that_its_result_tells(url, client, store):
+    with Responder(url):
+        job = client.submit("echo", "hello")
+        job.result(timeout=10)
+    store.delete(job_key(job.id))
+
+    assert job.status().record.state is JobState.SUCCEEDED
+    assert job.done()
+
+
+def test_cancelling_sends_a_message_that_names_the_job(url, client):
+    job = client.submit("echo", "hello")
+    job.cancel()
+
+    with Connection(url) as connection, connection.SimpleQueue(Queue(ARRIVALS)) as arrivals:
+        submitted, cancelled = arrivals.get(timeout=5), arrivals.get(timeout=5)
+        submitted.ack()
+        cancelled.ack()
+
+    assert cancelled.headers["task"] == "taxiway.cancel"
+    assert cancelled.payload[0] == [job.id]
+
+
+def test_one_idempotency_key_is_one_job_with_one_answer(url, client):
+    with Responder(url), taxiway.Client(url) as other:
+        jobs = [c.submit("echo", "once", idempotency_key="flight-17") for c in (client, other)]
+
+        assert jobs[0].id == jobs[1].id
+        assert jobs[0].result(timeout=10) == jobs[1].result(timeout=10)
+
+
+def test_map_yields_in_order_and_keeps_its_window(url, client):
+    drawn = []
+
+    def inputs():
+        for n in range(50):
+            drawn.append(n)
+            yield n
+
+    with Responder(url):
+        results = client.map("echo", inputs(), window=8, timeout=10)
+        first = next(results)
+        ahead = len(drawn)
+        rest = [result.outputs["payload"] for result in results]
+
+    assert [first.outputs["payload"], *rest] == list(range(50))
+    assert ahead == 8
+
+
+def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url, client):
+    def answer(request):
+        if request.inputs == 3:
+            raise InvalidRequestError("inputs: expected another number, got 3", field="inputs")
+        return echo(request)
+
+    with Responder(url, answer):
+        results = client.map("echo", range(10), window=4, timeout=10)
+        good = [next(results).outputs["payload"] for _ in range(3)]
+        with pytest.raises(InvalidRequestError, match="got 3"):
+            next(results)
+
+    assert good == [0, 1, 2]
+
+
+def test_the_async_map_takes_an_async_iterator(url):
+    async def inputs():
+        for n in range(20):
+            await asyncio.sleep(0)
+            yield n
+
+    async def ask():
+        async with taxiway.AsyncClient(url) as client:
+            return [r.outputs["payload"] async for r in client.map("echo", inputs(), window=4, timeout=10)]
+
+    with Responder(url):
+        assert asyncio.run(ask()) == list(range(20))
+
+
+def test_jobs_come_in_the_order_in_which_they_end(client, store):
+    jobs = [client.submit("echo", n) for n in range(3)]
+    store.delete(ARRIVALS)
+    ended = client.as_completed(jobs)
+    order = []
+    for job in reversed(jobs):
+        finish(store, job.id, lambda: said("done"), reply_of(client))
+        order.append(next(ended).id)
+
+    assert order == [job.id for job in reversed(jobs)]
+
+
+def reply_of(client):
+    return client._client._opened._name
+
+
+def test_an_async_job_is_awaited(url):
+    async def ask():
+        async with taxiway.AsyncClient(url) as client:
+            jobs = [await client.submit("echo", n) for n in range(20)]
+            return [(await job).outputs["payload"] for job in jobs]
+
+    with Responder(url):
+        assert asyncio.run(ask()) == list(range(20))
+
+
+def test_threads_share_one_client(url, client):
+    answers = {}
+
+    def ask(n):
+        answers[n] = [client.infer("echo", [n, m], timeout=20).outputs["payload"] for m in range(20)]
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
+    with Responder(url):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert answers == {n: [[n, m] for m in range(20)] for n in range(8)}
+
+
+def test_an_interrupt_ends_the_call_and_not_the_client(url, client):
+    job = client.submit("echo", "hello")
+    threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        job.result(timeout=10)
+
+    with Responder(url):
+        assert job.result(timeout=10).outputs == {"payload": "hello"}
+
+
+def test_a_closed_client_says_that_it_is_closed(url):
+    client = taxiway.Client(url)
+    client.submit("echo", "hello")
+    client.close()
+    client.close()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        client.submit("echo", "hello")
+
+
+def test_closing_ends_the_wait_of_another_thread(url):
+    client = taxiway.Client(url)
+    job = client.submit("echo", "hello")
+    threading.Timer(0.2, client.close).start()
+
+    with pytest.raises(RuntimeError, match="closed"):
+        job.result(timeout=10)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of what this test is about
+def test_a_forked_child_is_told_to_make_its_own_client(client):
+    client.submit("echo", "hello")
+    child = os.fork()
+    if child == 0:
+        try:
+            client.submit("echo", "hello")
+        except RuntimeError as error:
+            os._exit(0 if "fork" in str(error) else 1)
+        os._exit(2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.submit("echo", "hello"),
+        lambda client: client.infer("echo", "hello"),
+        lambda client: client.job("some").result(),
+        lambda client: client.job("some").status(),
+        lambda client: client.job("some").cancel(),
+    ],
+    ids=["submit", "infer", "result", "status", "cancel"],
+)
+def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call):
+    with taxiway.Client(NOBODY) as client:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailableError):
+            call(client)
+
+        assert time.monotonic() - started < 2
+
+
+def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(tmp_path):
+    with EmbeddedValkey(tmp_path) as server, taxiway.Client(server.url) as client:
+        job = client.submit("echo", "before")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for call in (job.result, job.status, lambda: client.submit("echo", "meanwhile")):
+                started = time.monotonic()
+                with pytest.raises(BrokerUnavailableError):
+                    call()
+                assert time.monotonic() - started < 2
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+
+        with Responder(server.url):
+            assert job.result(timeout=10).outputs == {"payload": "before"}
+            assert client.infer("echo", "after", timeout=10).outputs == {"payload": "after"}
+
+
+def test_a_wait_goes_on_while_the_broker_restarts(tmp_path):
+    answers = []
+    with taxiway.Client(restart(tmp_path)) as client:
+        with EmbeddedValkey(tmp_path):
+            job = client.submit("echo", "patience")
+            waiting = threading.Thread(target=lambda: answers.append(job.result(timeout=30)))
+            waiting.start()
+        with EmbeddedValkey(tmp_path) as server, Responder(server.url):
+            waiting.join()
+
+    assert answers[0].outputs == {"payload": "patience"}
+
+
+def restart(folder):
+    """The address that a server in `folder` keeps."""
+    with EmbeddedValkey(folder) as server:
+        return server.url
+
+
+def test_a_submit_waits_for_the_broker_as_long_as_it_is_told(tmp_path):
+    url = restart(tmp_path)
+    answers = []
+    with taxiway.Client(url, connect_timeout=20) as client:
+        waiting = threading.Thread(target=lambda: answers.append(client.infer("echo", "patience")))
+        waiting.start()
+        with EmbeddedValkey(tmp_path), Responder(url):
+            waiting.join()
+
+    assert answers[0].outputs == {"payload": "patience"}
+
+
+def test_a_wrong_password_is_said_at_once(url):
+    host = url.rpartition("@")[2]
+    with taxiway.Client(f"redis://:wrong@{host}") as client:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailableError, match=r"(?i)password|auth"):
+            client.submit("echo", "hello")
+
+        assert time.monotonic() - started < 0.5
+
+
+def wait_until(condition, timeout=10):
+    until = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -1,0 +1,215 @@
+"""The client at the HTTP door of a real router, with the smallest worker behind it."""
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+
+import pytest
+
+import taxiway
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings
+from taxiway.errors import (
+    BrokerUnavailableError,
+    FleetUnavailable,
+    InvalidRequestError,
+    JobCancelledError,
+    ResultTimeoutError,
+    UnknownJobError,
+    UnknownModelError,
+)
+from taxiway.job import JobState
+from tests.routing import EchoDevice, eventually, router_process
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("door")
+    with EmbeddedValkey(folder) as server:
+        yield Settings(
+            broker=server.url,
+            state=server.url,
+            secret=secrets.token_bytes(32),
+            queues=TREE / "queues.yaml",
+            models=TREE / "models",
+            cache=folder,
+        )
+
+
+@pytest.fixture(scope="module")
+def router(settings):
+    with router_process(settings) as router:
+        yield router
+
+
+@pytest.fixture
+def client(router):
+    with taxiway.Client(router.http) as client:
+        yield client
+
+
+@pytest.fixture
+def device(settings, client):
+    with EchoDevice(settings) as device:
+        eventually(lambda: len(client.fleet()["devices"]) == 1)
+        yield device
+
+
+@pytest.fixture
+def idle_device(settings, client):
+    with EchoDevice(settings, answering=False) as device:
+        eventually(lambda: len(client.fleet()["devices"]) == 1)
+        yield device
+
+
+VALUES = [
+    "text",
+    b"\xff\x00",
+    7,
+    {"flight": "TX 42", "gates": [3, 7]},
+    ["a", "b"],
+    [1, "two", None],
+    [b"\x00", b"\x01"],
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=str)
+def test_both_doors_give_equal_results_for_equal_requests(settings, client, device, value):
+    with taxiway.Client(settings.broker) as other:
+        ours, theirs = client.infer("echo", value, timeout=10), other.infer("echo", value, timeout=10)
+
+    assert ours.outputs == theirs.outputs == {"payload": value}
+    assert (ours.model, ours.report.hardware_class) == (theirs.model, theirs.report.hardware_class)
+
+
+def test_a_submitted_job_is_polled_to_its_result(client, device):
+    job = client.submit("echo", "hello", deadline=30)
+
+    assert job.result(timeout=10).outputs == {"payload": "hello"}
+    assert job.done()
+    assert job.status().record.state is JobState.SUCCEEDED
+    assert job.placement()["reason"]
+
+
+def test_a_job_known_by_its_id_alone_gives_a_bare_value_for_one_row(client, device):
+    job = client.submit("echo", "hello")
+
+    assert client.job(job.id).result(timeout=10).outputs == {"payload": "hello"}
+
+
+def test_map_yields_in_order(client, device):
+    assert [r.outputs["payload"] for r in client.map("echo", range(40), window=8)] == list(range(40))
+
+
+def test_the_async_client_awaits_jobs(router, device):
+    async def ask():
+        async with taxiway.AsyncClient(router.http) as client:
+            jobs = [await client.submit("echo", n) for n in range(10)]
+            return [(await job).outputs["payload"] for job in jobs]
+
+    assert asyncio.run(ask()) == list(range(10))
+
+
+def test_models_and_fleet_tell_what_is_there(client, device):
+    assert "echo" in {model["name"] for model in client.models()}
+    assert "cpu.batch" in client.fleet()["classes"]
+
+
+def test_an_unknown_model_is_raised_with_near_names(client):
+    with pytest.raises(UnknownModelError) as caught:
+        client.submit("ecko", "hello")
+
+    assert "echo" in caught.value.details["near"]
+
+
+def test_an_unknown_job_is_raised(client):
+    with pytest.raises(UnknownJobError):
+        client.job("nothing").result(timeout=1)
+
+
+def test_an_unknown_input_is_refused(client):
+    with pytest.raises(InvalidRequestError, match="melody"):
+        client.submit("echo", [{"name": "melody", "shape": [1], "datatype": "BYTES", "data": ["la"]}])
+
+
+def test_a_refused_term_names_its_field_and_retry_time_comes_along(client):
+    with pytest.raises(InvalidRequestError) as caught:
+        client.submit("echo", "hello", service="platinum")
+
+    assert "service" in caught.value.message
+
+
+def test_a_caller_that_will_not_wait_longer_is_told_so(client, idle_device):
+    job = client.submit("echo", "hello")
+    started = time.monotonic()
+
+    with pytest.raises(ResultTimeoutError):
+        job.result(timeout=0.5)
+    with pytest.raises(ResultTimeoutError):
+        client.infer("echo", "hello", timeout=0.5)
+
+    assert time.monotonic() - started < 2
+
+
+def test_a_cancelled_job_says_so(client, idle_device):
+    job = client.submit("echo", "hello")
+    job.cancel()
+    job.cancel()
+
+    with pytest.raises(JobCancelledError):
+        job.result(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.infer("echo", "hello"),
+        lambda client: client.job("some").result(),
+        lambda client: client.job("some").status(),
+        lambda client: client.models(),
+    ],
+    ids=["infer", "result", "status", "models"],
+)
+def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call):
+    with taxiway.Client("http://127.0.0.1:9") as client:
+        started = time.monotonic()
+        with pytest.raises(BrokerUnavailableError, match="router"):
+            call(client)
+
+        assert time.monotonic() - started < 2
+
+
+def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(settings, device):
+    with router_process(settings) as router, taxiway.Client(router.http) as client:
+        eventually(lambda: client.fleet()["devices"])
+        client.infer("echo", "before", timeout=10)
+        os.kill(router.process.pid, signal.SIGSTOP)
+        try:
+            for call in (lambda: client.infer("echo", "meanwhile"), lambda: client.job("some").result()):
+                started = time.monotonic()
+                with pytest.raises(BrokerUnavailableError):
+                    call()
+                assert time.monotonic() - started < 2
+        finally:
+            os.kill(router.process.pid, signal.SIGCONT)
+
+        assert client.infer("echo", "after", timeout=10).outputs == {"payload": "after"}
+
+
+def test_an_answer_that_is_not_taxiways_is_told_as_such():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_answer_as_a_proxy, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with taxiway.Client(url) as client, pytest.raises(FleetUnavailable, match="502"):
+            client.models()
+
+
+def _answer_as_a_proxy(listener):
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 5\r\nconnection: close\r\n\r\n<html")

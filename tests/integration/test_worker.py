@@ -1,0 +1,383 @@
+"""A real worker process on a real Valkey, behind the smallest router that can sign."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from celery import Celery, chord, signature
+
+from tasks.embedded import EmbeddedValkey
+from tasks.facts import DeviceFacts
+from tasks.settings import TREE, Settings
+from tasks.transport import DeadLetter
+from taxiway.errors import (
+    DeadlineExceededError,
+    ExecutionError,
+    InvalidRequestError,
+    JobCancelledError,
+    TaxiwayError,
+)
+from taxiway.job import JobState, failure_meta, read_meta, record_from
+from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel, result_key
+from taxiway.wire import decode_envelope
+from tests.routing import eventually
+from tests.working import CLASS, QUEUES, Tower, WorkerProcess, worker_process, worker_settings
+
+LONG = {"samples": [12_000_000], "seed": [1]}
+"""A job of a second or more on a slow core: long enough to be caught while it runs."""
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    return worker_settings(settings, tmp_path)
+
+
+@pytest.fixture
+def worker(fleet: Settings) -> Iterator[WorkerProcess]:
+    with worker_process(fleet) as process:
+        yield process
+
+
+@pytest.fixture
+def tower(fleet: Settings) -> Iterator[Tower]:
+    with Tower(fleet) as opened:
+        yield opened
+
+
+@pytest.fixture
+def producer(fleet: Settings) -> Iterator[Celery]:
+    app = Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False)
+    app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
+    yield app
+    gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
+    app.backend.result_consumer.stop()
+    app.backend.client.connection_pool.disconnect()
+    app.close()
+    gc.collect()
+
+
+def state_of_job(tower: Tower, job: str) -> JobState:
+    fields = tower.state.hgetall(job_key(job))
+    return record_from(job, {name.decode(): value.decode() for name, value in fields.items()}).state
+
+
+def is_running(tower: Tower, job: str) -> bool:
+    return tower.state.hget(job_key(job), "state") == b"running"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_is_answered_with_where_it_ran(tower: Tower) -> None:
+    job = tower.order("echo", "hello")
+    result = tower.result(job)
+    assert result.outputs == {"payload": "hello"}
+    assert (result.model, result.report.hardware_class, result.report.variant) == ("echo:1", CLASS, "echo")
+    assert (result.report.device, result.report.emulated, result.report.batch) == ("cpu:0", False, 1)
+    assert result.report.queue_wait >= 0 and result.report.cost > 0
+    assert result.report.reason == "the test says so"
+    assert state_of_job(tower, job) is JobState.SUCCEEDED
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_plain_celery_result_is_read_by_celery(tower: Tower, producer: Celery) -> None:
+    sent = producer.send_task(INFER, kwargs={"model": "echo", "inputs": ["a", {"b": 1}]})
+    assert tower.route("echo") == 1
+    assert sent.get(timeout=20)["outputs"] == {"payload": ["a", {"b": 1}]}
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_client_hears_its_result_on_its_channel(tower: Tower) -> None:
+    with tower.state.pubsub() as channel:
+        channel.subscribe(reply_channel("me"))
+        eventually(lambda: channel.get_message(timeout=0.1))
+        job = tower.order("echo", "hello", reply="me")
+        heard = eventually(lambda: channel.get_message(ignore_subscribe_messages=True, timeout=0.1))
+    assert read_meta(heard["data"]).task_id == job
+
+
+@pytest.mark.usefixtures("worker")
+def test_jobs_that_wait_together_run_together(tower: Tower) -> None:
+    messages = [tower.message("paced", f"row {n}") for n in range(32)]
+    tower.queue(*messages)
+    batches = [tower.result(m.headers["id"]).report.batch for m in messages]
+    assert max(batches) == 16
+    assert sum(batch == 16 for batch in batches) >= 16
+
+
+@pytest.mark.usefixtures("worker")
+def test_rows_of_one_request_run_in_several_batches_and_come_back_in_order(tower: Tower) -> None:
+    rows = [f"row {n}" for n in range(40)]
+    result = tower.result(tower.order("paced", rows))
+    assert result.outputs["payload"] == rows
+    assert result.report.batch == 16
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_failing_item_leaves_its_batch_mates_their_answers(tower: Tower) -> None:
+    good = [tower.message("slab", {"samples": [1000], "seed": [n]}) for n in range(6)]
+    bad = tower.message("slab", {"samples": [0], "seed": [1]})
+    tower.queue(*good[:3], bad, *good[3:])
+    with pytest.raises(ExecutionError, match="division by zero"):
+        tower.result(bad.headers["id"])
+    for message in good:
+        assert tower.result(message.headers["id"]).outputs["estimate"] is not None
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_with_one_failing_row_fails_and_names_the_row(tower: Tower) -> None:
+    job = tower.order("slab", {"samples": [1000, 0, 1000], "seed": [1, 2, 3]})
+    with pytest.raises(ExecutionError, match=r"row 1: .*division by zero") as raised:
+        tower.result(job)
+    assert raised.value.details["row"] == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_wrong_input_names_its_field_in_the_error(tower: Tower) -> None:
+    with pytest.raises(InvalidRequestError) as raised:
+        tower.result(tower.order("slab", {"samples": ["many"], "seed": [1]}))
+    assert raised.value.details["field"] == "inputs.samples"
+
+
+@pytest.mark.usefixtures("worker")
+def test_copies_of_a_wrong_request_are_answered_once(tower: Tower) -> None:
+    message = tower.message("slab", {"samples": ["many"], "seed": [1]})
+    tower.queue(message, message)
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    with pytest.raises(InvalidRequestError):
+        tower.result(message.headers["id"])
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_past_its_deadline_is_not_run(tower: Tower) -> None:
+    job = tower.order("echo", "too late", deadline_at=time.time() - 1)
+    with pytest.raises(DeadlineExceededError):
+        tower.result(job)
+    assert state_of_job(tower, job) is JobState.EXPIRED
+    eventually(lambda: tower.unacknowledged() == 0)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_that_was_cancelled_while_it_waited_is_dropped(tower: Tower) -> None:
+    message = tower.message("echo", "no more")
+    job = message.headers["id"]
+    tower.state.set(result_key(job), failure_meta(job, JobCancelledError("cancelled")))
+    tower.queue(message)
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    with pytest.raises(JobCancelledError):
+        tower.result(job)
+
+
+@pytest.mark.usefixtures("worker")
+def test_copies_of_one_message_run_once(tower: Tower) -> None:
+    message = tower.message("slab", LONG)
+    job = message.headers["id"]
+    tower.queue(message, message, message)
+    tower.result(job)
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    assert tower.state.hget(job_key(job), "attempts") == b"1"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_longer_than_its_lease_runs_once(tower: Tower, fleet: Settings) -> None:
+    job = tower.order("slab", {"samples": [40_000_000], "seed": [1]})
+    with worker_process(fleet, "--device", "cpu:1"):
+        assert tower.result(job, within=60).report.run_time > 1.0
+    assert tower.state.hget(job_key(job), "attempts") == b"1"
+
+
+def test_another_worker_runs_what_a_killed_one_held(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as first:
+        job = tower.order("slab", LONG)
+        eventually(lambda: is_running(tower, job))
+        first.process.kill()
+    with worker_process(fleet, "--device", "cpu:1"):
+        assert tower.result(job, within=30).report.device == "cpu:1"
+    assert tower.state.hget(job_key(job), "attempts") == b"2"
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_batch_and_gives_the_rest_back(
+    fleet: Settings, tower: Tower
+) -> None:
+    with worker_process(fleet) as first:
+        running = tower.order("slab", LONG)
+        eventually(lambda: is_running(tower, running))
+        waiting = [tower.order("echo", f"row {n}") for n in range(20)]
+        eventually(lambda: tower.unacknowledged() == 21)
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(30) == 0
+    assert tower.result(running, within=0.1).report.device == "cpu:0"
+    assert (tower.waiting(), tower.unacknowledged()) == (20, 0)
+    assert tower.state.hexists(DEVICES, first.name) == 0
+    with worker_process(fleet, "--device", "cpu:1"):
+        assert [tower.result(job).outputs["payload"] for job in waiting] == [f"row {n}" for n in range(20)]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_message_that_no_router_signed_is_parked_and_not_run(tower: Tower) -> None:
+    message = tower.message("echo", "forged")
+    message.headers["taxiway"]["variants"] = {CLASS: "another"}
+    tower.queue(message)
+    letter = eventually(lambda: tower.state.lindex(DEAD, 0))
+    assert "signed by a router" in msgspec.json.decode(letter, type=DeadLetter).reason
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    assert tower.state.get(result_key(message.headers["id"])) is None
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_ticket_for_another_class_is_parked(tower: Tower) -> None:
+    tower.order("echo", "elsewhere", variants={"gpu.realtime": "echo"})
+    letter = eventually(lambda: tower.state.lindex(DEAD, 0))
+    assert f"expected a ticket for {CLASS}" in msgspec.json.decode(letter, type=DeadLetter).reason
+
+
+@pytest.mark.parametrize("task", ["celery.map", "os.system"])
+@pytest.mark.usefixtures("worker")
+def test_another_task_is_never_run_and_ends_nobodys_job(tower: Tower, task: str) -> None:
+    message = tower.message("echo", "hello")
+    message.headers["task"] = task
+    tower.queue(message)
+    eventually(lambda: tower.state.llen(DEAD) == 1)
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    assert tower.state.get(result_key(message.headers["id"])) is None
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_link_a_chain_and_an_errback_are_followed(tower: Tower, producer: Celery) -> None:
+    linked = signature("lab.next", queue="lab.link", app=producer)
+    failed = signature("lab.failed", queue="lab.errback", app=producer)
+    follow = {"callbacks": [linked], "chain": [signature("lab.then", queue="lab.chain", app=producer)]}
+    good = tower.order("echo", "hello", canvas=follow)
+    bad = tower.order("slab", {"samples": [0], "seed": [1]}, canvas={"errbacks": [failed]})
+    assert tower.result(good).outputs == {"payload": "hello"}
+    with pytest.raises(ExecutionError, match="division by zero"):
+        tower.result(bad)
+    for queue in ("lab.link", "lab.chain"):
+        raw = eventually(lambda queue=queue: tower.state.lindex(queue, 0))
+        args, _, _ = msgspec.json.decode(decode_envelope(raw).payload())
+        assert args[0]["outputs"] == {"payload": "hello"}
+    eventually(lambda: tower.state.llen("lab.errback") == 1)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_chord_is_completed(tower: Tower, producer: Celery) -> None:
+    header = [producer.signature(INFER, kwargs={"model": "echo", "inputs": n}, queue=ARRIVALS) for n in range(3)]
+    chord(header, app=producer)(producer.signature("lab.collect", queue="lab.collect"))
+    assert tower.route("echo") == 3
+    raw = eventually(lambda: tower.state.lindex("lab.collect", 0))
+    args, _, _ = msgspec.json.decode(decode_envelope(raw).payload())
+    assert [answer["outputs"]["payload"] for answer in args[0]] == [0, 1, 2]
+
+
+def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, producer: Celery) -> None:
+    with worker_process(fleet):
+        busy = tower.order("slab", LONG)
+        eventually(lambda: is_running(tower, busy))
+        job = tower.order("slab", LONG)
+        eventually(lambda: tower.unacknowledged() == 2)
+        producer.control.revoke(job)
+        with pytest.raises(JobCancelledError):
+            tower.result(job, within=30)
+        assert state_of_job(tower, job) is JobState.CANCELLED
+        assert read_meta(tower.await_meta(job)).status == "REVOKED"
+        eventually(lambda: tower.unacknowledged() == 0)
+
+
+def test_a_worker_tells_what_its_device_is_and_has_warm(worker: WorkerProcess, tower: Tower) -> None:
+    facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+    assert (facts.hardware_class, facts.device, facts.kind, facts.emulated) == (CLASS, "cpu:0", "cpu", False)
+    assert facts.warm == ("echo:1/echo", "slab:1/python")
+    assert facts.memory_total > facts.memory_free > 0
+    assert {"echo", "python"} <= set(facts.runtimes)
+
+
+def test_a_variant_that_cannot_load_fails_its_jobs_and_not_the_worker(worker: WorkerProcess, tower: Tower) -> None:
+    job = tower.order("slab", {"samples": [10], "seed": [1]}, variant="missing")
+    with pytest.raises(ExecutionError, match=r"slab:1/missing is unavailable on this device: .*no callable 'nowhere'"):
+        tower.result(job)
+
+    def unavailable() -> bool:
+        facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+        return "slab:1/missing" in facts.unavailable
+
+    eventually(unavailable)
+    assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
+
+
+def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) -> None:
+    job = tower.order("echo", "poison")
+    tower.state.hset(job_key(job), "attempts", 5)
+    with worker_process(fleet), pytest.raises(TaxiwayError, match="given up"):
+        tower.result(job)
+    assert state_of_job(tower, job) is JobState.DEAD
+    assert tower.state.llen(DEAD) == 1
+
+
+def test_a_class_whose_device_is_absent_is_refused(fleet: Settings) -> None:
+    done = start(fleet, "--class", "gpu.realtime", "--device", "cuda:31")
+    assert done.returncode == 3
+    assert "no NVIDIA device cuda:31" in done.stderr and "--emulate" in done.stderr
+
+
+def test_an_unknown_class_is_refused(fleet: Settings) -> None:
+    done = start(fleet, "--class", "gpu.huge")
+    assert done.returncode == 2
+    assert "TAXIWAY_CLASS: expected one of ['cpu.batch', 'gpu.realtime'], got 'gpu.huge'" in done.stderr
+
+
+def start(fleet: Settings, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "workers", *options]
+    environment = {**os.environ, **fleet.environment()}
+    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.rabbitmq
+def test_a_worker_on_rabbitmq_answers_into_valkey(settings: Settings, tmp_path: Path, amqp_url: str) -> None:
+    fleet = replace(worker_settings(settings, tmp_path, QUEUES), broker=amqp_url)
+    with Tower(fleet) as tower, worker_process(fleet):
+        messages = [tower.message("paced", f"row {n}") for n in range(20)]
+        tower.queue(*messages)
+        results = [tower.result(message.headers["id"]) for message in messages]
+        assert [result.outputs["payload"] for result in results] == [f"row {n}" for n in range(20)]
+        assert max(result.report.batch for result in results) > 1
+
+
+def test_the_celery_command_serves_a_class(fleet: Settings, tower: Tower) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-E", "-n", "plain@%h"]
+    environment = {**os.environ, **fleet.environment(), "TAXIWAY_CLASS": CLASS}
+    process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        assert tower.result(tower.order("echo", "hello"), within=30).outputs == {"payload": "hello"}
+    finally:
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_an_outage_while_a_job_runs_costs_neither_the_job_nor_a_second_run(settings: Settings, tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        fleet = worker_settings(replace(settings, broker=server.url, state=server.url), tmp_path)
+        with Tower(fleet) as tower, worker_process(fleet) as worker:
+            job = tower.order("slab", {"samples": [20_000_000], "seed": [1]})
+            eventually(lambda: is_running(tower, job))
+            server.stop()
+            time.sleep(2)
+            server.start()
+            report = tower.result(job, within=30).report
+            assert report.queue_wait < 1
+            assert tower.result(tower.order("echo", "after"), within=30).outputs == {"payload": "after"}
+            assert worker.process.poll() is None
+
+
+def test_a_worker_whose_connections_are_cut_goes_on(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet):
+        tower.result(tower.order("echo", "before"))
+        tower.state.client_kill_filter(_type="normal", skipme=True)
+        assert tower.result(tower.order("echo", "after")).outputs == {"payload": "after"}

@@ -1,0 +1,132 @@
+"""Properties of the batcher, and of which variants make room."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, form, met, missed, ready
+from workers.residency import NoRoomError, Resident, evict
+
+POLICY = BatchPolicy(max_batch=16, max_wait=0.05)
+
+seconds = st.floats(0, 1000, allow_nan=False)
+policies = st.builds(BatchPolicy, max_batch=st.integers(1, 256), max_wait=st.floats(0, 1))
+shares = st.lists(
+    st.builds(
+        Share,
+        entry=st.integers(0, 10_000),
+        rows=st.integers(1, 40),
+        deadline=st.one_of(st.just(math.inf), seconds),
+        arrived=seconds,
+    ),
+    unique_by=lambda share: share.entry,
+    max_size=30,
+)
+residents = st.lists(
+    st.builds(Resident, variant=st.uuids().map(str), memory=st.integers(0, 100), last_used=seconds), max_size=10
+)
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> Crowd:
+    oldest, newest = sorted((draw(seconds), draw(seconds)))
+    return Crowd(draw(st.integers(1, 300)), oldest, newest)
+
+
+@given(crowd=crowds(), policy=policies, gap=st.one_of(st.just(ALONE), st.floats(1e-6, 2)), late=st.floats(0, 2))
+def test_no_batch_is_held_past_max_wait(crowd: Crowd, policy: BatchPolicy, gap: float, late: float) -> None:
+    now = max(crowd.newest, crowd.oldest + policy.max_wait) + late
+    assert ready(crowd, now, policy, gap) == 0.0
+
+
+@given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2))
+def test_the_wait_that_is_named_ends_within_max_wait_of_the_first_row(
+    crowd: Crowd, policy: BatchPolicy, gap: float
+) -> None:
+    wait = ready(crowd, crowd.newest, policy, gap)
+    assert 0 <= wait <= max(0.0, crowd.oldest + policy.max_wait - crowd.newest)
+
+
+@given(shares=shares, policy=policies)
+def test_no_batch_outgrows_its_policy_and_none_is_empty(shares: list[Share], policy: BatchPolicy) -> None:
+    rows = {share.entry: share.rows for share in shares}
+    batch = form(shares, policy)
+    assert sum(portion.rows for portion in batch) == min(policy.max_batch, sum(rows.values()))
+    assert all(1 <= portion.rows <= rows[portion.entry] for portion in batch)
+
+
+@given(shares=shares, policy=policies, data=st.data())
+def test_a_batch_does_not_depend_on_the_order_of_the_shares(
+    shares: list[Share], policy: BatchPolicy, data: st.DataObject
+) -> None:
+    assert form(shares, policy) == form(data.draw(st.permutations(shares)), policy)
+
+
+@given(shares=shares, policy=policies)
+def test_no_row_runs_before_one_whose_deadline_is_sooner(shares: list[Share], policy: BatchPolicy) -> None:
+    taken = {portion.entry: portion.rows for portion in form(shares, policy)}
+    left = [share.deadline for share in shares if taken.get(share.entry, 0) < share.rows]
+    ran = [share.deadline for share in shares if share.entry in taken]
+    assert not left or not ran or max(ran) <= min(left)
+
+
+def test_a_full_batch_runs_at_once() -> None:
+    assert ready(Crowd(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
+
+
+def test_a_row_runs_at_once_when_nobody_has_ever_come_while_another_waited() -> None:
+    assert ready(Crowd(1, 0.0, 0.0), 0.0, POLICY, ALONE) == 0.0
+
+
+def test_a_row_waits_while_others_keep_coming() -> None:
+    assert ready(Crowd(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
+
+
+def test_a_batch_stops_waiting_when_nobody_came_for_three_gaps() -> None:
+    assert ready(Crowd(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
+
+
+def test_a_row_runs_at_once_when_the_next_is_expected_after_max_wait() -> None:
+    assert ready(Crowd(1, 0.0, 0.0), 0.0, POLICY, gap=0.2) == 0.0
+
+
+def test_waiting_in_vain_a_few_times_ends_the_waiting() -> None:
+    gap = met(ALONE, 0.001)
+    for _ in range(6):
+        gap = missed(gap)
+    assert ready(Crowd(1, 0.0, 0.0), 0.0, POLICY, gap) == 0.0
+
+
+@given(size=st.integers(0, 500), buckets=st.lists(st.integers(1, 300), min_size=1, unique=True).map(sorted))
+def test_a_row_waits_in_the_smallest_bucket_that_it_fits_in(size: int, buckets: list[int]) -> None:
+    bucket = bucket_of(size, buckets)
+    fitting = [b for b in buckets if b >= size]
+    assert bucket == (min(fitting) if fitting else max(buckets))
+
+
+@given(loaded=residents, need=st.integers(0, 100), budget=st.integers(100, 300))
+def test_what_stays_and_what_comes_fit_into_the_budget(loaded: list[Resident], need: int, budget: int) -> None:
+    leaving = evict(loaded, need, budget)
+    staying = sum(resident.memory for resident in loaded if resident.variant not in leaving)
+    assert staying + need <= budget or len(leaving) == len(loaded)
+
+
+@given(loaded=residents, need=st.integers(0, 100))
+def test_no_variant_leaves_before_one_that_was_used_longer_ago(loaded: list[Resident], need: int) -> None:
+    leaving = set(evict(loaded, need, 100))
+    left = [r.last_used for r in loaded if r.variant in leaving]
+    stayed = [r.last_used for r in loaded if r.variant not in leaving]
+    assert not left or not stayed or max(left) <= min(stayed)
+
+
+def test_nothing_leaves_where_there_is_room() -> None:
+    assert evict([Resident("a", 40, 1.0)], 50, 100) == []
+
+
+def test_a_variant_larger_than_the_device_is_refused() -> None:
+    with pytest.raises(NoRoomError, match="needs 200 bytes, the device has 100"):
+        evict([], 200, 100)

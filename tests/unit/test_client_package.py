@@ -1,0 +1,73 @@
+import resource
+import subprocess
+import sys
+
+import pytest
+
+import taxiway
+from taxiway import errors
+from taxiway.errors import InvalidRequestError
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_importing_taxiway_imports_none_of_its_libraries():
+    code = "import sys, taxiway; print([m for m in ('redis', 'httpx', 'click', 'rich', 'msgspec') if m in sys.modules])"
+
+    assert run(code).strip() == "[]"
+
+
+def test_importing_taxiway_costs_less_than_150_milliseconds():
+    assert min(seconds("import taxiway") for _ in range(5)) < 0.15
+
+
+def seconds(code):
+    """Processor time, which other processes do not change much."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(code)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("name", taxiway.__all__)
+def test_every_name_that_is_promised_is_there(name):
+    assert getattr(taxiway, name).__name__ == name
+
+
+def test_every_error_is_promised():
+    tree = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+
+    assert tree <= set(taxiway.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nothing"):
+        taxiway.nothing  # noqa: B018
+
+
+def test_the_broker_door_needs_no_httpx_and_the_http_door_no_redis():
+    code = "import sys, taxiway; taxiway.Client({!r}).close(); print('httpx' in sys.modules, 'redis' in sys.modules)"
+
+    assert run(code.format("redis://127.0.0.1:9")).split() == ["False", "True"]
+    assert run(code.format("http://127.0.0.1:9")).split() == ["True", "False"]
+
+
+@pytest.mark.parametrize("url", ["amqp://localhost", "localhost:6379", "", "redis://localhost:port"])
+def test_an_address_of_another_kind_is_refused(url):
+    with pytest.raises(InvalidRequestError, match="url"):
+        taxiway.Client(url)
+
+
+@pytest.mark.parametrize("door", ["redis://127.0.0.1:9", "http://127.0.0.1:9"])
+def test_one_idempotency_key_for_a_map_is_refused(door):
+    with taxiway.Client(door) as client, pytest.raises(InvalidRequestError, match="idempotency_key"):
+        next(client.map("echo", [1, 2], idempotency_key="one"))
+
+
+def test_what_only_a_router_knows_is_not_asked_of_a_broker():
+    with taxiway.Client("redis://127.0.0.1:9") as client:
+        for ask in (client.models, client.fleet):
+            with pytest.raises(InvalidRequestError, match="http"):
+                ask()

@@ -1,0 +1,141 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from taxiway.client.tensors import decode_outputs, encode_inputs, nest, plain, plain_result
+from taxiway.errors import InvalidRequestError
+from taxiway.job import Result, RunReport
+from taxiway.values import DATATYPES, from_wire, to_wire
+
+TEXT = {"name": "text", "datatype": "BYTES", "shape": [-1]}
+POINT = {"name": "point", "datatype": "FP32", "shape": [-1, 2]}
+STEPS = {"name": "steps", "datatype": "INT64", "shape": [-1]}
+
+DTYPES = st.sampled_from(sorted(DATATYPES.values()))
+SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+
+
+@given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
+def test_an_array_on_the_wire_becomes_the_lists_that_numpy_makes_of_it(array):
+    assert plain(from_wire(to_wire(array))) == array.tolist()
+
+
+@given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
+def test_flat_elements_nest_as_numpy_nests_them(array):
+    assert nest(array.reshape(-1).tolist(), array.shape) == array.tolist()
+
+
+def test_a_result_loses_its_tensors_and_nothing_else():
+    report = RunReport(
+        hardware_class="c", variant="v", device="d", emulated=True, batch=2, queue_wait=0, run_time=0, cost=0, reason=""
+    )
+    outputs = {"embedding": [from_wire(to_wire(np.ones(2, np.float32)))] * 2, "label": ["a", "b"]}
+
+    result = plain_result(Result(model="m:1", outputs=outputs, report=report))
+
+    assert result.outputs == {"embedding": [[1.0, 1.0], [1.0, 1.0]], "label": ["a", "b"]}
+    assert result.report is report
+
+
+def test_one_text_is_a_row_without_a_batch_axis():
+    assert encode_inputs([TEXT], "hello") == ([{**TEXT, "shape": [1], "data": ["hello"]}], True)
+
+
+def test_a_list_of_texts_is_a_batch():
+    assert encode_inputs([TEXT], ["a", "b"]) == ([{**TEXT, "shape": [2], "data": ["a", "b"]}], False)
+
+
+def test_bytes_travel_as_base64_and_say_so():
+    (tensor,), single = encode_inputs([TEXT], [b"\xff", "a"])
+
+    assert tensor["data"] == ["/w==", "YQ=="]
+    assert tensor["parameters"] == {"content_type": "base64"}
+    assert not single
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "shape", "single"),
+    [
+        (POINT, [1.0, 2.0], [1, 2], True),
+        (POINT, [[1.0, 2.0], [3.0, 4.0]], [2, 2], False),
+        (POINT, np.zeros(2, np.float32), [1, 2], True),
+        (POINT, np.zeros((3, 2), np.float32), [3, 2], False),
+        (STEPS, 5, [1], True),
+        (STEPS, [5, 6], [2], False),
+        (STEPS, np.int64(5), [1], True),
+    ],
+)
+def test_a_batch_axis_is_added_where_it_is_missing(spec, value, shape, single):
+    (tensor,), alone = encode_inputs([spec], value)
+
+    assert tensor["shape"] == shape
+    assert len(tensor["data"]) == np.prod(shape)
+    assert alone is single
+
+
+def test_an_array_keeps_its_own_datatype_for_the_router_to_judge():
+    (tensor,), _ = encode_inputs([POINT], np.zeros(2, np.float64))
+
+    assert tensor["datatype"] == "FP64"
+
+
+def test_inputs_are_named_by_a_mapping_and_a_lone_one_need_not_be():
+    named, _ = encode_inputs([TEXT, STEPS], {"steps": 3, "text": "a"})
+    alone, _ = encode_inputs([TEXT], {"text": "a"})
+
+    assert [tensor["name"] for tensor in named] == ["steps", "text"]
+    assert alone == encode_inputs([TEXT], "a")[0]
+
+
+def test_a_mapping_that_names_no_input_is_itself_the_value():
+    (tensor,), single = encode_inputs([TEXT], {"flight": "TX 42"})
+
+    assert tensor["data"] == [{"flight": "TX 42"}]
+    assert single
+
+
+def test_oip_tensors_pass_as_they_are():
+    given = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [[1.0, 2.0]]}
+
+    assert encode_inputs([POINT], [given]) == ([{**given, "data": [1.0, 2.0]}], False)
+
+
+def test_a_batch_axis_on_some_inputs_only_is_refused():
+    with pytest.raises(InvalidRequestError, match="batch axis"):
+        encode_inputs([TEXT, STEPS], {"text": ["a", "b"], "steps": 3})
+
+
+def test_a_value_that_has_no_form_on_the_wire_is_refused():
+    with pytest.raises(InvalidRequestError, match="set"):
+        encode_inputs([TEXT], {"a", "b"})
+
+
+def test_what_is_encoded_is_json():
+    tensors, _ = encode_inputs([POINT, TEXT], {"point": np.ones((1, 2), np.float32), "text": [b"\x00"]})
+
+    assert json.loads(json.dumps(tensors)) == tensors
+
+
+def test_outputs_are_bare_where_the_request_was():
+    label = {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["good"]}
+    point = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}
+
+    assert decode_outputs([label, point], single=True) == {"label": "good", "point": [1.0, 2.0]}
+    assert decode_outputs([label, point], single=False) == {"label": ["good"], "point": [[1.0, 2.0]]}
+    assert decode_outputs([label, point], single=None) == {"label": "good", "point": [1.0, 2.0]}
+
+
+def test_outputs_in_base64_are_bytes():
+    image = {
+        "name": "image",
+        "shape": [2],
+        "datatype": "BYTES",
+        "data": ["AA==", "/w=="],
+        "parameters": {"content_type": "base64"},
+    }
+
+    assert decode_outputs([image], single=False) == {"image": [b"\x00", b"\xff"]}

@@ -1,0 +1,200 @@
+"""Workers as real processes, and the smallest router that can stand before them: it signs and queues, no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis
+from kombu import Connection, Producer
+
+from tasks.celery_app import class_queue
+from tasks.settings import TREE, Settings
+from tasks.ticket import Ticket, sign
+from taxiway.job import Result, read_meta, read_result
+from taxiway.keys import ARRIVALS, INFER, amqp_priority, priority_list, priority_lists, redis_priority, result_key
+from taxiway.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
+
+CLASS = "cpu.batch"
+
+QUEUES = """
+hardware:
+  cpu.batch:
+    device: cpu
+    runtimes: [python, echo]
+    max_batch: 16
+    max_wait: 0.05
+    price: {usd_per_hour: 0.05}
+    warm: [echo, slab]
+  gpu.realtime:
+    device: cuda
+    runtimes: [echo]
+    max_batch: 32
+    max_wait: 0.002
+    price: {usd_per_hour: 0.71}
+service:
+  standard: {deadline: 60}
+default_service: standard
+limits: {lease: 1}
+"""
+
+SLAB = """
+name: slab
+version: 1
+summary: The share of neutrons that pass a slab. No neutrons are a division by zero, and many take long.
+licence: Apache-2.0
+pipeline: tensors
+inputs:
+  - {name: samples, datatype: INT64, shape: [-1]}
+  - {name: seed, datatype: INT64, shape: [-1]}
+outputs:
+  - {name: estimate, datatype: FP64, shape: [-1]}
+reference: python
+variants:
+  python: {runtime: python, entry: monte_carlo, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
+  missing: {runtime: python, entry: nowhere, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
+"""
+
+
+def worker_settings(settings: Settings, folder: Path, queues: str = QUEUES) -> Settings:
+    """Settings of a small fleet whose leases are short: the models echo, paced and slab."""
+    (folder / "queues.yaml").write_text(queues)
+    models = folder / "models"
+    (models / "slab").mkdir(parents=True)
+    (models / "slab" / "model.yaml").write_text(SLAB)
+    for name in ("echo", "paced"):
+        (models / name).symlink_to(TREE / "models" / name)
+    return replace(settings, queues=folder / "queues.yaml", models=models)
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """A running `python -m workers`, and what it said when it was ready."""
+
+    process: subprocess.Popen[bytes]
+    name: str
+
+
+@contextmanager
+def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterator[WorkerProcess]:
+    """A worker that consumes; killed at the end if the test did not stop it."""
+    command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS, *options]
+    environment = {**os.environ, **settings.environment()}
+    process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
+    try:
+        assert process.stdout is not None
+        yield WorkerProcess(process, json.loads(process.stdout.readline())["worker"])
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class Tower:
+    """Orders jobs as a router does, for one class."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.state = redis.Redis.from_url(settings.state)
+        self._settings = settings
+
+    def __enter__(self) -> Tower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.state.close()
+
+    def message(self, model: str, inputs: Any, **terms: Any) -> Envelope:
+        """A signed message, not queued yet. `terms`: job, variant, deadline_at, canvas, and parts of the ticket."""
+        job = terms.get("job") or str(uuid.uuid4())
+        canvas = {"callbacks": None, "errbacks": None, "chain": None, "chord": None} | terms.get("canvas", {})
+        body = msgspec.json.encode([[], {"model": model, "inputs": inputs}, canvas])
+        return self._signed(task_envelope(INFER, job, body, header={}, origin="test"), model, terms)
+
+    def order(self, model: str, inputs: Any, **terms: Any) -> str:
+        """Queue a job; its id."""
+        envelope = self.message(model, inputs, **terms)
+        self.queue(envelope)
+        return str(envelope.headers["id"])
+
+    def queue(self, *envelopes: Envelope, level: int = 1) -> None:
+        """Publish messages to the class's queue, together."""
+        if self._settings.broker_is_state:
+            raw = [encode_envelope(self._placed(envelope, redis_priority(level))) for envelope in envelopes]
+            self.state.lpush(priority_list(CLASS, level), *raw)
+            return
+        with Connection(self._settings.broker) as connection, connection.channel() as channel:
+            queue = class_queue(CLASS)(channel)
+            queue.declare()
+            for envelope in envelopes:
+                Producer(channel).publish(
+                    envelope.payload(),
+                    exchange=queue.exchange,
+                    routing_key=CLASS,
+                    headers=envelope.headers,
+                    content_type=envelope.content_type,
+                    content_encoding=envelope.content_encoding,
+                    correlation_id=envelope.properties["correlation_id"],
+                    priority=amqp_priority(level),
+                    delivery_mode=2,
+                )
+
+    def route(self, model: str) -> int:
+        """Sign and queue what plain Celery wrote to the arrivals; how many messages."""
+        taken = [raw for name in priority_lists(ARRIVALS) for raw in self.state.rpop(name, 100) or []]
+        self.queue(*(self._signed(decode_envelope(raw), model, {}) for raw in taken))
+        return len(taken)
+
+    def result(self, job: str, *, within: float = 20.0) -> Result:
+        """The job's result; raises the error that it ended with."""
+        return read_result(read_meta(self.await_meta(job, within=within)))
+
+    def await_meta(self, job: str, *, within: float = 20.0) -> bytes:
+        """The stored result's bytes."""
+        end = time.monotonic() + within
+        while time.monotonic() < end:
+            raw: bytes | None = self.state.get(result_key(job))
+            if raw is not None:
+                return raw
+            time.sleep(0.005)
+        raise AssertionError(f"job {job} has no result after {within:g} s")
+
+    def waiting(self) -> int:
+        """Messages in the class's queue, all levels."""
+        return sum(int(self.state.llen(name)) for name in priority_lists(CLASS))
+
+    def unacknowledged(self) -> int:
+        """Messages that a worker holds."""
+        return int(self.state.hlen("unacked"))
+
+    def _signed(self, envelope: Envelope, model: str, terms: Mapping[str, Any]) -> Envelope:
+        variant = terms.get("variant") or ("python" if model == "slab" else model)
+        ticket = Ticket(
+            job=envelope.headers["id"],
+            task=INFER,
+            model=f"{model}:1",
+            variants=terms.get("variants") or {CLASS: variant},
+            prices={CLASS: 0.05},
+            accepted=time.time(),
+            deadline_at=terms.get("deadline_at", 0.0),
+            level=1,
+            reason="the test says so",
+            reply=terms.get("reply", ""),
+        )
+        signed = sign(ticket, envelope.payload(), self._settings.secret)
+        envelope.headers[HEADER] = msgspec.to_builtins(signed)
+        return envelope
+
+    def _placed(self, envelope: Envelope, priority: int) -> Envelope:
+        where = {"delivery_info": {"exchange": CLASS, "routing_key": CLASS}, "priority": priority}
+        tag = {"delivery_tag": str(uuid.uuid4())}
+        return msgspec.structs.replace(envelope, properties=envelope.properties | where | tag)

@@ -1,0 +1,74 @@
+"""`python -m workers --class cpu.batch --device cpu:0`: one worker process on one device."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+import click
+
+_THREADS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+"""Threads that wait must not spin: other workers share the machine (NOTES). OMP_NUM_THREADS comes with --threads."""
+
+WRONG_SETTING = 2
+"""Exit status for a wrong option, variable or file; `workers.pool` has those of a worker that ran."""
+
+
+@click.command()
+@click.option("--class", "hardware_class", required=True, help="Hardware class to serve, as queues.yaml names it.")
+@click.option("--device", default="", help="Device to drive: cpu:0, cpu:0-3, cuda:0, tpu:0 (the class's first).")
+@click.option("--emulate", is_flag=True, help="Serve the class on the CPU where its device is not there; marked so.")
+@click.option("--threads", default=1, type=click.IntRange(min=1), help="Threads within one operation on the CPU.")
+@click.option("--loglevel", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
+def main(hardware_class: str, device: str, emulate: bool, threads: int, loglevel: str) -> None:
+    """Serve one hardware class on one device, until SIGTERM.
+
+    Servers and files come from TAXIWAY_BROKER, TAXIWAY_STATE, TAXIWAY_SECRET, TAXIWAY_QUEUES, TAXIWAY_MODELS and
+    TAXIWAY_CACHE.
+    """
+    os.environ |= _THREADS | {
+        "OMP_NUM_THREADS": str(threads),
+        "TAXIWAY_CLASS": hardware_class,
+        "TAXIWAY_DEVICE": device,
+        "TAXIWAY_EMULATE": "1" if emulate else "",
+        "TAXIWAY_THREADS": str(threads),
+    }
+    from tasks.document import DocumentError  # now, not above: runtimes read OMP_NUM_THREADS when they are imported
+    from tasks.settings import SettingsError
+
+    try:
+        from workers.app import app
+    except (SettingsError, DocumentError) as error:
+        click.echo(f"{error}", err=True)
+        sys.exit(WRONG_SETTING)
+    sys.exit(_serve(app, loglevel))
+
+
+def _serve(app: Any, loglevel: str) -> int:
+    from celery import signals
+
+    from workers.context import context_of
+    from workers.logs import set_up_logging
+
+    options = context_of(app).options
+    label = options.device or f"{context_of(app).hardware.device}:0"
+    name = f"{options.hardware_class}.{label.replace(':', '-')}@{socket.gethostname()}"
+    signals.setup_logging.connect(lambda **_: set_up_logging(loglevel), weak=False)
+
+    @signals.worker_ready.connect(weak=False)
+    def say_ready(**_: Any) -> None:
+        ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
+        click.echo(json.dumps(ready))
+
+    worker = app.Worker(
+        hostname=name, loglevel=loglevel, task_events=True, without_mingle=True, without_gossip=True, quiet=True
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The worker's Celery app: `celery -A workers.app worker` serves the class that TAXIWAY_CLASS names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery
+from celery.app.task import Task
+
+from tasks.catalogue import load_catalogue
+from tasks.celery_app import class_queue, make_app
+from tasks.settings import settings_from
+from tasks.topology import load_topology
+from taxiway.errors import TaxiwayError
+from taxiway.keys import INFER
+from workers.backend import OUTCOME, WriteOnceBackend
+from workers.consumer import GroupedEvents, Rescore
+from workers.context import PREFETCH, WorkerContext, bind_context, options_from
+from workers.pool import DevicePool
+from workers.strategy import ordered
+from workers.transport import use_in_bulk
+
+SHOWN = 128
+"""Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
+
+
+def make_worker_app(environment: Mapping[str, str]) -> Celery:
+    """The app of a worker that `environment` describes (`tasks.settings`, `workers.context.options_from`).
+
+    Raises:
+        SettingsError: a variable is missing or wrong.
+        DocumentError: queues.yaml or a model.yaml is wrong.
+    """
+    settings = settings_from(environment)
+    topology = load_topology(settings.queues)
+    options = options_from(environment, topology)
+    context = WorkerContext(options, settings, topology, load_catalogue(settings.models))
+    made = make_app(settings, topology, backend=_path(WriteOnceBackend))
+    made.conf.update(_worker_settings(context))
+    made.steps["consumer"].update((Rescore, GroupedEvents))
+    use_in_bulk()
+    bind_context(made, context)
+    made.task(bind=True, name=INFER, throws=(TaxiwayError,), acks_late=True, resultrepr_maxsize=SHOWN)(infer)
+    made.finalize()
+    for task in made.tasks.values():
+        task.Strategy = _path(ordered)
+    return made
+
+
+def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:
+    """Answer one request. The device has run it before Celery calls this: the outcome is in the task's request."""
+    return getattr(task.request, OUTCOME).unwrap()
+
+
+def _worker_settings(context: WorkerContext) -> dict[str, Any]:
+    name = context.options.hardware_class
+    return {
+        "worker_pool": _path(DevicePool),
+        "worker_concurrency": 1,
+        "worker_prefetch_multiplier": PREFETCH * context.hardware.max_batch,
+        "worker_redirect_stdouts": False,
+        "worker_disable_rate_limits": True,
+        "worker_enable_prefetch_count_reduction": False,  # prefetch counts batches here, and claims end copies
+        "task_queues": [class_queue(name)],
+    }
+
+
+def _path(thing: Any) -> str:
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+app = make_worker_app(os.environ)

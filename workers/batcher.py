@@ -1,0 +1,100 @@
+"""When a batch runs, and which rows are in it. Pure: the clock and what waits are arguments.
+
+The device never idles for company that is not expected. A batch forms by itself while the one before it runs; a free
+device waits for more rows only while rows keep coming, and never longer than `max_wait`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+QUIET = 3.0
+"""Gaps without an arrival after which nobody else is expected: 5 % of Poisson gaps are longer than three means."""
+
+_SMOOTHING = 0.2
+"""Weight of the newest gap in the mean."""
+
+ALONE = math.inf
+"""The gap of who has never had company."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPolicy:
+    """Most rows in a batch, and the longest that its first row waits for the others, in seconds."""
+
+    max_batch: int
+    max_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """The rows of one variant and size bucket that wait: how many, and when the first and the last came, in seconds."""
+
+    rows: int
+    oldest: float
+    newest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One job's rows in a crowd. `deadline` is by the store's clock, infinite where there is none."""
+
+    entry: int
+    rows: int
+    deadline: float
+    arrived: float
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """How many rows of one job are in a batch."""
+
+    entry: int
+    rows: int
+
+
+def ready(crowd: Crowd, now: float, policy: BatchPolicy, gap: float) -> float:
+    """Seconds until the batch should run; 0 means now.
+
+    `gap` is the mean of seconds between arrivals that had company (`met`), `ALONE` where nobody else is expected.
+    """
+    if crowd.rows >= policy.max_batch or gap >= policy.max_wait:
+        return 0.0
+    due = min(crowd.oldest + policy.max_wait, crowd.newest + QUIET * gap)
+    return max(0.0, due - now)
+
+
+def form(shares: Sequence[Share], policy: BatchPolicy) -> list[Portion]:
+    """The next batch: rows by deadline, then by arrival; at most `max_batch` of them."""
+    room = policy.max_batch
+    batch: list[Portion] = []
+    for share in sorted(shares, key=urgency):
+        rows = min(share.rows, room)
+        if rows == 0:
+            break
+        batch.append(Portion(share.entry, rows))
+        room -= rows
+    return batch
+
+
+def urgency(share: Share) -> tuple[float, float, int]:
+    """Sorts shares, most urgent first."""
+    return share.deadline, share.arrived, share.entry
+
+
+def met(gap: float, observed: float) -> float:
+    """The mean gap after an arrival that came `observed` seconds after another while that one was still here."""
+    return observed if gap == ALONE else (1 - _SMOOTHING) * gap + _SMOOTHING * observed
+
+
+def missed(gap: float) -> float:
+    """The mean gap after a batch that waited for company in vain."""
+    return 2 * gap
+
+
+def bucket_of(size: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that a row of `size` fits in; the largest where none does. `buckets` ascend."""
+    return buckets[min(bisect_left(buckets, size), len(buckets) - 1)]

@@ -1,0 +1,161 @@
+"""The device that this process drives: what it is, what it has, and how busy it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+from tasks.local.machine import look
+from tasks.topology import DeviceKind, HardwareClass
+
+BUILT_IN = ("echo", "python")
+"""Runtimes that need no package."""
+
+_ADDRESS = re.compile(r"^(cpu|cuda|tpu)(?::(\d+)(?:-(\d+))?)?$")
+
+
+class DeviceMissingError(Exception):
+    """The device that was asked for is not on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. `label` is what the operator calls it, `address` what runtimes understand; memory in bytes.
+
+    `kind` is what it really is: an emulated class runs on the CPU.
+    """
+
+    kind: DeviceKind
+    label: str
+    address: str
+    name: str
+    memory: int
+    instruction_sets: tuple[str, ...]
+    runtimes: tuple[str, ...]
+    emulated: bool = False
+
+
+def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device:
+    """The device `label` (`cpu:0`, `cpu:0-3`, `cuda:0`, `tpu:0`; empty for the first) for a worker of the class.
+
+    With `emulate` the CPU stands in for the class's kind of device, and says so.
+
+    Raises:
+        DeviceMissingError: the machine has no such device, or the label is for another kind.
+    """
+    kind = hardware.device
+    label = label or f"{kind}:0"
+    match = _ADDRESS.match(label)
+    if match is None or match[1] != kind:
+        raise DeviceMissingError(f"expected a device like {kind}:0 for a class of {kind} devices, got {label!r}")
+    if emulate and kind != "cpu":
+        return replace(_cpu(label), emulated=True)
+    return _FIND[kind](label)
+
+
+def memory_free(device: Device) -> int:
+    """Bytes free on the device now."""
+    if device.kind == "cuda":
+        return int(_nvml_memory(device).free)
+    if device.kind == "tpu":
+        stats = _tpu_devices()[_index(device.label)].memory_stats() or {}
+        return device.memory - int(stats.get("bytes_in_use", 0))
+    return int(psutil.virtual_memory().available)
+
+
+def utilisation(device: Device) -> float | None:
+    """Share of time that the device computed, 0 to 1, where the device itself measures it (NVIDIA)."""
+    if device.kind != "cuda":
+        return None
+    pynvml.nvmlInit()
+    return float(pynvml.nvmlDeviceGetUtilizationRates(_nvml_handle(device.label)).gpu) / 100
+
+
+def _cpu(label: str) -> Device:
+    machine = look()
+    return Device(
+        kind="cpu",
+        label=label,
+        address="cpu",
+        name=_cpu_name(),
+        memory=machine.memory,
+        instruction_sets=machine.instruction_sets,
+        runtimes=_runtimes(machine.runtimes),
+    )
+
+
+def _cuda(label: str) -> Device:
+    machine = look()
+    index = _index(label)
+    if index >= len(machine.cuda):
+        raise DeviceMissingError(f"no NVIDIA device {label}: this machine has {len(machine.cuda)}")
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(_nvml_handle(label))
+    found = Device(
+        kind="cuda",
+        label=label,
+        address=label,
+        name=machine.cuda[index],
+        memory=0,
+        instruction_sets=(*machine.instruction_sets, f"sm_{major}{minor}"),
+        runtimes=_runtimes(machine.runtimes),
+    )
+    return replace(found, memory=int(_nvml_memory(found).total))
+
+
+def _tpu(label: str) -> Device:
+    machine = look()
+    devices = _tpu_devices() if machine.tpu_chips else []
+    index = _index(label)
+    if index >= len(devices):
+        raise DeviceMissingError(f"no TPU {label}: JAX sees {len(devices)} on this machine")
+    stats = devices[index].memory_stats() or {}
+    return Device(
+        kind="tpu",
+        label=label,
+        address=label,
+        name=str(devices[index].device_kind),
+        memory=int(stats.get("bytes_limit", 0)),
+        instruction_sets=machine.instruction_sets,
+        runtimes=_runtimes(machine.runtimes),
+    )
+
+
+def _tpu_devices() -> list[Any]:
+    import jax  # takes seconds, and only a machine with a TPU comes here
+
+    return [device for device in jax.devices() if device.platform == "tpu"]
+
+
+def _runtimes(installed: dict[str, str]) -> tuple[str, ...]:
+    return (*sorted(installed), *BUILT_IN)
+
+
+def _index(label: str) -> int:
+    match = _ADDRESS.match(label)
+    return int(match[2] or 0) if match else 0
+
+
+def _nvml_handle(label: str) -> Any:
+    pynvml.nvmlInit()
+    return pynvml.nvmlDeviceGetHandleByIndex(_index(label))
+
+
+def _nvml_memory(device: Device) -> Any:
+    return pynvml.nvmlDeviceGetMemoryInfo(_nvml_handle(device.label))
+
+
+_FIND: Mapping[DeviceKind, Callable[[str], Device]] = {"cpu": _cpu, "cuda": _cuda, "tpu": _tpu}
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return "CPU"

@@ -1,0 +1,199 @@
+"""The variants that a device has loaded, and how a batch runs on one of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.artefacts import ArtefactError, ArtefactStore
+from tasks.catalogue import Model, Variant
+from tasks.facts import variant_key
+from tasks.signature import bind
+from tasks.topology import HardwareClass
+from taxiway.errors import ExecutionError, TaxiwayError
+from workers.device import Device
+from workers.pipelines import Item, Pipeline, Row, open_pipeline
+from workers.residency import NoRoomError, Resident, evict
+from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
+
+logger = logging.getLogger(__name__)
+
+RETRY_LOAD = 60.0
+"""Seconds after which a variant that could not be loaded is tried again: a download may work then."""
+
+CPU_SHARE = 0.8
+"""Share of a machine's memory that models may fill where the class names no limit."""
+
+_PACE_WEIGHT = 0.1  # of the newest batch in a variant's pace
+
+
+@dataclass(slots=True, eq=False)
+class Loaded:
+    """A variant on the device. `pace` is observed over predicted run time, 1 until it has run."""
+
+    key: str
+    model: Model
+    variant: Variant
+    pipeline: Pipeline
+    runtime: Runtime
+    last_used: float
+    pace: float = 1.0
+
+
+class Executor:
+    """Loads variants within the device's memory, and runs batches on them. For the device thread, unless said."""
+
+    def __init__(self, hardware: HardwareClass, device: Device, artefacts: ArtefactStore, *, threads: int) -> None:
+        self.hardware = hardware
+        self.device = device
+        self.unavailable: dict[str, str] = {}
+        self._artefacts = artefacts
+        self._threads = threads
+        self._loaded: dict[str, Loaded] = {}
+        self._retry_at: dict[str, float] = {}
+        self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
+
+    def ready(self, model: Model, variant: str) -> Loaded | None:
+        """The variant if it is loaded. Any thread may ask."""
+        return self._loaded.get(variant_key(model.id, variant))
+
+    def all_loaded(self) -> list[Loaded]:
+        """Every loaded variant. Any thread may ask."""
+        return list(self._loaded.values())
+
+    def memory_used(self) -> int:
+        """Bytes that loaded variants hold. Any thread may ask."""
+        return sum(_memory(loaded) for loaded in self.all_loaded())
+
+    def max_batch(self, loaded: Loaded) -> int:
+        """Most rows of the variant in one batch here."""
+        return min(self.hardware.max_batch, loaded.variant.max_batch or self.hardware.max_batch)
+
+    def load(self, model: Model, variant: str) -> Loaded:
+        """The variant, loaded and warmed up; others make room for it.
+
+        Raises:
+            ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
+        """
+        key = variant_key(model.id, variant)
+        if key in self._loaded:
+            return self._loaded[key]
+        if key in self.unavailable and time.monotonic() < self._retry_at[key]:
+            raise ExecutionError(f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key)
+        started = time.monotonic()
+        try:
+            loaded = self._load(key, model, variant)
+        except Exception as error:  # runtimes and models raise what they like; the worker goes on without this one
+            self._give_up(key, error)
+            raise ExecutionError(
+                f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key
+            ) from error
+        self.unavailable.pop(key, None)
+        self._loaded[key] = loaded
+        logger.info("loaded", extra={"variant": key, "seconds": round(time.monotonic() - started, 3)})
+        return loaded
+
+    def warm_up(self, model: Model) -> None:
+        """Load one variant of `model` before any is asked for: the fastest, by its profile, that can be loaded."""
+        for name in self._fastest_first(model):
+            try:
+                self.load(model, name)
+            except ExecutionError:
+                continue  # `load` has said why, and the heartbeat will
+            return
+        logger.warning("no variant of a warm model runs here", extra={"model": model.id})
+
+    def run(self, loaded: Loaded, items: Sequence[Item]) -> list[Row | TaxiwayError]:
+        """An answer or an error for each item, in order; an item that fails leaves the others their answers."""
+        loaded.last_used = time.monotonic()
+        try:
+            answers: list[Row | TaxiwayError] = list(loaded.pipeline.run(loaded.runtime, items))
+        except Exception as error:  # a model's own code may raise anything
+            if len(items) == 1:
+                return [_as_ours(loaded.key, error)]
+            logger.warning("a batch failed: its rows run alone", extra={"variant": loaded.key, "error": str(error)})
+            return [answer for item in items for answer in self.run(loaded, [item])]
+        self._observe(loaded, items, time.monotonic() - loaded.last_used)
+        return answers
+
+    def unload_all(self) -> None:
+        """Give all memory back."""
+        for key in list(self._loaded):
+            self._loaded.pop(key).runtime.unload()
+
+    def _load(self, key: str, model: Model, name: str) -> Loaded:
+        variant = model.variants[name]
+        if variant.runtime not in self.hardware.runtimes:
+            raise ModelLoadError(f"the class runs {', '.join(self.hardware.runtimes)}, not {variant.runtime}")
+        residents = [Resident(other.key, _memory(other), other.last_used) for other in self._loaded.values()]
+        for leaving in evict(residents, variant.memory, self._budget):
+            self._loaded.pop(leaving).runtime.unload()
+            logger.info("unloaded", extra={"variant": leaving, "to_load": key})
+        placed = Placed(
+            variant=key,
+            precision=variant.precision,
+            entry=variant.entry,
+            files=self._artefacts.files(model, name),
+            device=self.device.address,
+            threads=self._threads,
+        )
+        runtime = open_runtime(variant.runtime, placed)
+        runtime.load()
+        loaded = Loaded(key, model, variant, open_pipeline(model, variant, placed), runtime, time.monotonic())
+        _warm_up(loaded, self._artefacts)
+        return loaded
+
+    def _give_up(self, key: str, error: Exception) -> None:
+        known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
+        self.unavailable[key] = str(error) if known else f"{type(error).__name__}: {error}"
+        self._retry_at[key] = time.monotonic() + RETRY_LOAD
+        logger.error("cannot load", extra={"variant": key, "reason": self.unavailable[key]}, exc_info=not known)
+
+    def _fastest_first(self, model: Model) -> list[str]:
+        rows = self.hardware.max_batch
+        able = [(v.profiles[self.device.kind], name) for name, v in model.variants.items() if self._can_run(v)]
+        return [name for profile, name in sorted(able, key=lambda a: (a[0].latency(rows, model.expected_size), a[1]))]
+
+    def _can_run(self, variant: Variant) -> bool:
+        return (
+            variant.runtime in self.hardware.runtimes
+            and variant.runtime in self.device.runtimes
+            and self.device.kind in variant.profiles
+            and set(variant.instruction_sets) <= set(self.device.instruction_sets)
+            and variant.memory <= self._budget
+        )
+
+    def _observe(self, loaded: Loaded, items: Sequence[Item], seconds: float) -> None:
+        profile = loaded.variant.profiles.get(self.device.kind)
+        predicted = profile.latency(len(items), sum(i.size for i in items) / len(items)) if profile else 0.0
+        if predicted > 0:
+            loaded.pace += _PACE_WEIGHT * (seconds / predicted - loaded.pace)
+
+
+def _memory(loaded: Loaded) -> int:
+    return max(loaded.runtime.memory(), loaded.variant.memory)
+
+
+def _warm_up(loaded: Loaded, artefacts: ArtefactStore) -> None:
+    """Run the model's first example once, as briefly as its parameters allow, so that no caller pays for first use."""
+    for example in loaded.model.examples[:1]:
+        inputs = artefacts.example(loaded.model, example)
+        bound = bind(loaded.model, inputs, _briefest(loaded.model))
+        loaded.pipeline.run(loaded.runtime, [loaded.pipeline.prepare(bound.rows[0], bound.parameters)])
+
+
+def _briefest(model: Model) -> dict[str, Any]:
+    return {
+        name: int(spec.minimum)
+        for name, spec in model.parameters.items()
+        if spec.type == "integer" and spec.minimum is not None
+    }
+
+
+def _as_ours(variant: str, error: Exception) -> TaxiwayError:
+    if isinstance(error, TaxiwayError):
+        return error
+    return ExecutionError(f"{variant}: {type(error).__name__}: {error}", variant=variant)

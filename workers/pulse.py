@@ -1,0 +1,123 @@
+"""Says once a second what the device is doing, and keeps the claims of jobs that make progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from tasks.facts import HEARTBEAT, DeviceFacts
+from taxiway.errors import BrokerUnavailableError
+from workers.device import memory_free, utilisation
+from workers.loop import DeviceLoop
+
+logger = logging.getLogger(__name__)
+
+RENEWALS = 3
+"""A claim is renewed this many times within its lease, so that two may be lost."""
+
+HUNG = 75
+"""Exit status of a worker whose batch does not end (EX_TEMPFAIL of sysexits.h): its jobs run elsewhere."""
+
+
+class Pulse:
+    """One device's heartbeat.
+
+    Args:
+        held: messages fetched and not finished.
+    """
+
+    def __init__(self, loop: DeviceLoop, hardware_class: str, *, held: Callable[[], int]) -> None:
+        self._loop = loop
+        self._hardware_class = hardware_class
+        self._held = held
+        self._store = loop.store
+        self._period = min(HEARTBEAT, self._store.limits.lease / RENEWALS)
+        self._stopped = threading.Event()
+        self._retired = False
+        self._away = False
+        self._seen = (time.monotonic(), 0.0)
+        self._facts: DeviceFacts | None = None
+
+    def run(self) -> None:
+        """Beat until stopped."""
+        beat_at = time.monotonic() + HEARTBEAT
+        while not self._stopped.wait(self._period):
+            self._watch()
+            self._say(lambda: self._store.renew(self._loop.claims()))
+            if time.monotonic() >= beat_at and not self._retired:
+                beat_at = time.monotonic() + HEARTBEAT
+                self.beat()
+
+    def beat(self) -> None:
+        """Publish the facts now."""
+        self._facts = self._look()
+        self._say(lambda: self._store.beat(self._facts))
+
+    def retire(self) -> None:
+        """Take the facts back; claims are still renewed until `stop`."""
+        self._retired = True
+        self._say(self._store.retire)
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stopped.set()
+
+    def shown(self) -> dict[str, Any]:
+        """The last facts, for Celery's `inspect stats` and Flower."""
+        plain: dict[str, Any] = msgspec.to_builtins(self._facts) if self._facts else {}
+        return plain
+
+    def _watch(self) -> None:
+        """End the process when its batch hangs: the claims end with their lease, and other workers take the jobs."""
+        if self._loop.hung(time.monotonic()):
+            logger.critical("a batch does not end: the worker gives its jobs up", extra={"jobs": self._loop.claims()})
+            os._exit(HUNG)
+
+    def _say(self, call: Callable[[], Any]) -> None:
+        """Tell the store; while it is away, say so once in the log."""
+        try:
+            call()
+        except BrokerUnavailableError as error:
+            if not self._away:
+                logger.warning("no heartbeat", extra={"error": error.message})
+            self._away = True
+        else:
+            self._away = False
+
+    def _look(self) -> DeviceFacts:
+        executor = self._loop.executor
+        device, loaded = executor.device, executor.all_loaded()
+        measured = utilisation(device)
+        busy = self._busy_share()
+        return DeviceFacts(
+            worker=self._store.worker,
+            hardware_class=self._hardware_class,
+            device=device.label,
+            kind=device.kind,
+            emulated=device.emulated,
+            name=device.name,
+            memory_total=device.memory,
+            memory_free=memory_free(device),
+            memory_used=executor.memory_used(),
+            utilisation=busy if measured is None else measured,
+            instruction_sets=device.instruction_sets,
+            runtimes=device.runtimes,
+            warm=tuple(sorted(one.key for one in loaded)),
+            unavailable=dict(executor.unavailable),
+            held=self._held(),
+            running=self._loop.running,
+            pace={one.key: round(one.pace, 3) for one in loaded},
+        )
+
+    def _busy_share(self) -> float:
+        """Share of the time since the last look that the device computed."""
+        now, busy = time.monotonic(), self._loop.busy
+        then, was_busy = self._seen
+        self._seen = (now, busy)
+        return min(1.0, (busy - was_busy) / max(now - then, 1e-9))

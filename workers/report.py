@@ -1,0 +1,68 @@
+"""What a job is told: its rows' answers put together, and where they ran, how long and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from taxiway.errors import TaxiwayError
+from taxiway.job import Result, RunReport
+from taxiway.values import to_wire
+from workers.device import Device
+from workers.intake import named_row
+from workers.pipelines import Row
+from workers.work import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch that ran: seconds, and rows of all its jobs together."""
+
+    seconds: float
+    rows: int
+
+
+def note(job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError], batch: Batch) -> TaxiwayError | None:
+    """Write the rows' answers and their share of the batch into the job; the first error among them."""
+    job.run_time += batch.seconds
+    job.device_time += batch.seconds * len(rows) / batch.rows
+    job.batch = max(job.batch, batch.rows)
+    for row, answer in zip(rows, answers, strict=True):
+        if isinstance(answer, TaxiwayError):
+            return named_row(answer, row, job)
+        job.answers[row] = answer
+    return None
+
+
+def answer_of(job: Job, hardware_class: str, device: Device) -> Result:
+    """The job's result in plain values: a bare value for a request of one row, a list or tensor for rows.
+
+    Raises:
+        TaxiwayError: an output has no form on the wire.
+    """
+    return Result(
+        model=job.model.id,
+        outputs={name: to_wire(_output(job, name)) for name in job.outputs},
+        report=RunReport(
+            hardware_class=hardware_class,
+            variant=job.variant,
+            device=device.label,
+            emulated=device.emulated,
+            batch=job.batch,
+            queue_wait=max(0.0, job.started - job.ticket.accepted),
+            run_time=job.run_time,
+            cost=job.ticket.prices[hardware_class] / 3600 * job.device_time,
+            reason=job.ticket.reason,
+        ),
+    )
+
+
+def _output(job: Job, name: str) -> Any:
+    values = [answer[name] for answer in job.answers if answer is not None]
+    if job.single:
+        return values[0]
+    alike = all(isinstance(value, np.ndarray) and value.shape == values[0].shape for value in values)
+    return np.stack(values) if alike else values

@@ -1,0 +1,124 @@
+"""What a worker says to the state store: claims, results, heartbeats and dead letters, each one script or command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from tasks import scripts
+from tasks.scripts import Claim, Ending
+from tasks.topology import Limits
+from tasks.transport import DeadLetter
+from taxiway.errors import BrokerUnavailableError
+from taxiway.job import ResultMeta, read_meta
+from taxiway.keys import DEAD, DEVICES, HEARTBEATS, WORK, result_key
+
+ANSWER = 5.0
+"""Seconds within which the store must answer a worker: scripts over a whole batch of large results take some."""
+
+KEPT_DEAD = 10_000
+"""Dead letters that are kept; the oldest fall off."""
+
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the store is away; the last repeats
+
+Answer = TypeVar("Answer")
+
+
+class Store:
+    """One worker's door to the state store. Threads may share it.
+
+    Args:
+        worker: the worker's name; claims carry it.
+        limits: the lease of a claim, and how long results and records stay.
+        device: the label of the device that jobs are claimed for.
+    """
+
+    def __init__(self, url: str, worker: str, limits: Limits, device: str = "") -> None:
+        self.worker = worker
+        self.limits = limits
+        self.device = device
+        self._client: Redis = Redis.from_url(
+            url, socket_timeout=ANSWER, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
+        )
+        self._claim = self._client.register_script(scripts.CLAIM)
+        self._renew = self._client.register_script(scripts.RENEW)
+        self._release = self._client.register_script(scripts.RELEASE)
+        self._finish = self._client.register_script(scripts.FINISH)
+        self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
+
+    def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
+        """The store's time, and the claim of each (job, deadline) in order."""
+        args = scripts.claim_args(self.worker, self.limits.lease, jobs, self.device)
+        return scripts.claim_answer(self._told(lambda: self._claim(args=args)))
+
+    def renew(self, claims: Sequence[tuple[str, str]]) -> int:
+        """Prolong the claims (job, token); answers how many are still ours."""
+        if not claims:
+            return 0
+        return int(self._told(lambda: self._renew(args=scripts.renew_args(self.limits.lease, claims))))
+
+    def release(self, claims: Sequence[tuple[str, str]]) -> None:
+        """Give the claims (job, token) back."""
+        if claims:
+            self._told(lambda: self._release(args=scripts.release_args(claims)))
+
+    def finish(self, endings: Iterable[Ending]) -> list[bool]:
+        """Write the results; which of them were written, in order."""
+        args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
+        return [bool(written) for written in self._told(lambda: self._finish(keys=[WORK], args=args))]
+
+    def result(self, job: str) -> ResultMeta | None:
+        """The job's stored result, if it has one."""
+        raw = self._told(lambda: self._client.get(result_key(job)))
+        return read_meta(raw) if raw else None
+
+    def beat(self, facts: Any) -> None:
+        """Publish the device's facts."""
+        encoded = msgspec.json.encode(facts)
+        self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, encoded]))
+
+    def retire(self) -> None:
+        """Take the device's facts back: it takes no more work."""
+        self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, ""]))
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Put a message among the dead letters."""
+
+        def push() -> None:
+            with self._client.pipeline() as pipe:
+                pipe.lpush(DEAD, msgspec.json.encode(letter))
+                pipe.ltrim(DEAD, 0, KEPT_DEAD - 1)
+                pipe.execute()
+
+        self._told(push)
+
+    def _told(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (RedisError, OSError) as error:
+            raise BrokerUnavailableError(f"the state store did not answer: {error}") from error
+
+
+def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:
+    """`call`'s answer, tried until the store is back; `tell` is told once that it is away.
+
+    Raises:
+        BrokerUnavailableError: the store is away and `given_up` is set.
+    """
+    tries = 0
+    while True:
+        try:
+            return call()
+        except BrokerUnavailableError as error:
+            if tries == 0:
+                tell(error.message)
+            if given_up.wait(_PAUSES[min(tries, len(_PAUSES) - 1)]):
+                raise
+            tries += 1

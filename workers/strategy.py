@@ -1,0 +1,105 @@
+"""The consumer's door: only what a router of this fleet ordered becomes a Celery request; the rest is a dead letter."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from celery import Celery, signals
+from celery.app.task import Task
+from celery.worker.strategy import default
+
+from tasks.ticket import Ticket, TicketError, read_ticket
+from tasks.transport import DeadLetter
+from taxiway.errors import BrokerUnavailableError
+from taxiway.keys import INFER
+from taxiway.wire import HEADER, Envelope, encode_envelope
+from workers.context import WorkerContext, context_of
+from workers.store import Store
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[..., Any]
+
+
+def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
+    """Celery's own strategy behind the check of the ticket. Set as the `Strategy` of every task of the app.
+
+    `expires` is taken off: the ticket's deadline covers it, by the store's clock and with an error of its own.
+    """
+    handle = default(task, app, consumer)
+    context = context_of(app)
+    store = Store(context.settings.state, consumer.hostname, context.topology.limits)
+
+    def check(message: Any, body: Any, ack: Handler, reject: Handler, callbacks: Any, **rest: Any) -> Any:
+        try:
+            ticket = _ticket(message, context)
+        except TicketError as error:
+            bury(store, message, str(error))
+            return ack(logger, consumer.connection_errors)
+        message.headers = {**message.headers, HEADER: ticket, "expires": None}
+        return handle(message, body, ack, reject, callbacks, **rest)
+
+    return check
+
+
+@signals.task_unknown.connect
+@signals.task_rejected.connect
+def keep_refused(sender: Any, message: Any, exc: BaseException | None, **_: Any) -> None:
+    """Keep a message that Celery's consumer itself refuses: an unknown task, or nothing that is a task at all."""
+    context = context_of(sender.app)
+    bury(Store(context.settings.state, sender.hostname, context.topology.limits), message, f"no task of ours: {exc!r}")
+
+
+def _ticket(message: Any, context: WorkerContext) -> Ticket:
+    """The ticket of a message that may run here.
+
+    Raises:
+        TicketError: it has none of ours, or one for another task, job or class.
+    """
+    headers = message.headers
+    ticket = read_ticket(headers.get(HEADER), bytes_of(message.body), context.settings.secret)
+    if ticket.task != headers.get("task") or ticket.task != INFER:
+        raise TicketError(f"expected a ticket for {headers.get('task')!r}, got one for {ticket.task!r}")
+    if ticket.job != headers.get("id"):
+        raise TicketError(f"expected a ticket for job {headers.get('id')!r}, got one for {ticket.job!r}")
+    if context.options.hardware_class not in ticket.variants:
+        raise TicketError(f"expected a ticket for {context.options.hardware_class}, got {sorted(ticket.variants)}")
+    return ticket
+
+
+def bytes_of(body: Any) -> bytes:
+    """A message's body, which transports give as bytes, a buffer or text."""
+    return body.encode() if isinstance(body, str) else bytes(body)
+
+
+def bury(store: Store, message: Any, reason: str) -> None:
+    """Keep the message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
+    letter = DeadLetter(f"{reason} (refused by {store.worker})", time.time(), encode_envelope(envelope_of(message)))
+    extra = {"job": (message.headers or {}).get("id"), "reason": reason}
+    try:
+        store.bury(letter)
+    except BrokerUnavailableError as error:
+        logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
+        return
+    logger.error("refused a message", extra=extra)
+
+
+def envelope_of(message: Any) -> Envelope:
+    """A kombu message in our form; header values that JSON lacks become text."""
+    return Envelope(
+        body=base64.b64encode(bytes_of(message.body)).decode("ascii"),
+        headers=_plain(message.headers),
+        properties=_plain(message.properties) | {"body_encoding": "base64"},
+        content_type=str(message.content_type),
+        content_encoding=str(message.content_encoding),
+    )
+
+
+def _plain(fields: dict[str, Any] | None) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(fields or {}, enc_hook=str, str_keys=True)
+    return plain
