@@ -94,15 +94,16 @@ def classify(
 ) -> tuple[list[Candidate], list[Refusal]]:
     """Every (hardware class, variant) of `model`: those that could run it, and why the others could not."""
     candidates, refusals = [], []
+    live = {name: fleet.of_class(name) for name in topology.hardware}
     for name, hardware, variant_name, variant in _pairs(model, topology):
-        live = fleet.of_class(name)
-        able = tuple(d for d in live if _device_refusal(model, variant_name, variant, d) is None)
         reason = _class_refusal(variant, hardware, needs)
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
-        elif live and not able:
-            why = _device_refusal(model, variant_name, variant, live[0])
-            refusals.append(Refusal(name, variant_name, why or "no device", ever=False))
+            continue
+        why = [(_device_refusal(model, variant_name, variant, device), device) for device in live[name]]
+        able = tuple(device for refusal, device in why if refusal is None)
+        if why and not able:
+            refusals.append(Refusal(name, variant_name, str(why[0][0]), ever=False))
         else:
             candidates.append(Candidate(name, hardware, variant_name, variant, able))
     return candidates, refusals

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.classify import Candidate, Needs
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Profile
 from tasks.facts import variant_key
+from tasks.topology import DeviceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +38,21 @@ class Estimate:
 def estimate(candidate: Candidate, model: Model, needs: Needs, fleet: FleetSnapshot) -> Estimate:
     """The candidate's figures under the present load.
 
-    A warm device's profile is corrected by the pace it observed. With no live device, the class's own kind is assumed.
+    Run time is the mean over the devices that hold the variant, else over all, each by its own kind's profile and by
+    the pace it observed. With no live device, the class's own kind is assumed.
     """
-    hardware, variant = candidate.hardware, candidate.variant
+    hardware = candidate.hardware
     key = variant_key(model.id, candidate.variant_name)
-    warm = [d for d in candidate.devices if key in d.warm]
-    profile = _profile(candidate)
-    pace = sum(d.pace.get(key, 1.0) for d in warm) / len(warm) if warm else 1.0
-    limit = min(hardware.max_batch, variant.max_batch or hardware.max_batch)
-    work = pace * _in_batches(profile, needs, limit)
-    servers = len(candidate.devices) or 1
-    load = 0.0 if warm else profile.load
+    warm = tuple(d for d in candidate.devices if key in d.warm)
+    limit = min(hardware.max_batch, candidate.variant.max_batch or hardware.max_batch)
+    runs = [
+        d.pace.get(key, 1.0) * _in_batches(_profile(candidate, d.kind), needs, limit) for d in warm or candidate.devices
+    ]
+    work = _mean(runs) if runs else _in_batches(_profile(candidate, hardware.device), needs, limit)
+    loads = [_profile(candidate, d.kind).load for d in candidate.devices]
+    load = 0.0 if warm else max(loads, default=_profile(candidate, hardware.device).load)
     return Estimate(
-        wait=fleet.ahead(candidate.hardware_class, needs.level) / servers,
+        wait=fleet.ahead(candidate.hardware_class, needs.level) / (len(candidate.devices) or 1),
         forming=hardware.max_wait,
         load=load,
         run=work,
@@ -58,9 +63,14 @@ def estimate(candidate: Candidate, model: Model, needs: Needs, fleet: FleetSnaps
     )
 
 
-def _profile(candidate: Candidate) -> Profile:
+def _mean(figures: Sequence[float]) -> float:
+    """The mean, the same in any order: `fsum` rounds once."""
+    return math.fsum(figures) / len(figures)
+
+
+def _profile(candidate: Candidate, kind: DeviceKind) -> Profile:
+    """The variant's profile on a kind of device; the CPU's where a class of that kind is emulated."""
     profiles = candidate.variant.profiles
-    kind = candidate.devices[0].kind if candidate.devices else candidate.hardware.device
     return profiles[kind] if kind in profiles else profiles["cpu"]
 
 

@@ -21,8 +21,8 @@ class FleetSnapshot:
     stale: bool = False
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
-        """The live devices that serve a class."""
-        return tuple(d for d in self.devices if d.hardware_class == hardware_class)
+        """The live devices that serve a class, by name."""
+        return tuple(sorted((d for d in self.devices if d.hardware_class == hardware_class), key=lambda d: d.worker))
 
     def ahead(self, hardware_class: str, level: int) -> float:
         """Seconds of device time that a class serves before a new job of `level`."""

@@ -15,6 +15,9 @@ from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, 
 GUARANTEE = 2.0
 """A finish time is trusted at this multiple, until residuals are learned (DESIGN §7: R starts at 2.0)."""
 
+RETRY_AFTER = 5.0
+"""Seconds after which a fleet without the right device is worth asking again: a worker's start, about."""
+
 WARM_PREFERENCE = 1.15
 """A warm candidate is taken over a cold one up to this multiple of its cost (DESIGN §7)."""
 
@@ -34,7 +37,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request runs, why, and what was not chosen. `level` is the queue's priority level, 0 first."""
+    """Where a request runs, why, and what was not chosen. `level` is the queue's priority level, 0 first.
+
+    `options` come cheapest first. Every class and variant of the model is in `options` or in `refusals`.
+    """
 
     chosen: Option
     level: int
@@ -58,21 +64,17 @@ def place(model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot) 
         NoDeviceError: what could run it has no live device.
         OverloadedError: it cannot be done by its deadline, and could be when queues are shorter.
     """
-    candidates, refusals = classify(model, needs, topology, fleet)
+    known = FleetSnapshot(stale=True) if fleet.stale else fleet
+    candidates, refusals = classify(model, needs, topology, known)
     if not candidates:
         raise _unplaceable(model, refusals)
-    options = [Option(c, estimate(c, model, needs, fleet)) for c in candidates]
-    options = _there(options, model, stale=fleet.stale)
-    affordable = [o for o in options if needs.budget is None or o.estimate.cost <= needs.budget]
-    if not affordable:
-        least = min(o.estimate.cost for o in options)
-        raise InvalidRequestError(
-            f"budget: expected at least {least:.2g} USD for {model.id}, got {needs.budget}", field="budget", least=least
-        )
-    chosen, reason = _choose(affordable, needs)
+    options = sorted((Option(c, estimate(c, model, needs, known)) for c in candidates), key=_order)
+    options, absent = _present(options, model, stale=fleet.stale)
+    options, dear = _affordable(options, model, needs)
+    chosen, reason = _choose(options, needs)
     if fleet.stale:
         reason = f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
-    return Placement(chosen, needs.level, reason, tuple(sorted(options, key=_order)), tuple(refusals))
+    return Placement(chosen, needs.level, reason, tuple(options), (*refusals, *absent, *dear))
 
 
 def _choose(options: Sequence[Option], needs: Needs) -> tuple[Option, str]:
@@ -89,13 +91,18 @@ def _choose(options: Sequence[Option], needs: Needs) -> tuple[Option, str]:
     finish = earliest.estimate.finish
     if finish <= needs.deadline:
         return earliest, f"earliest, expected in {finish:.3g} s; nothing is sure to meet {needs.deadline:g} s"
-    if finish - earliest.estimate.wait <= needs.deadline:
-        retry = earliest.estimate.wait
+    if any(o.estimate.finish - o.estimate.wait <= needs.deadline for o in options):
         raise OverloadedError(
             f"expected in {finish:.3g} s at the earliest ({_name(earliest)}), the deadline is {needs.deadline:g} s",
-            retry_after=retry,
+            retry_after=_drained_in(options, needs.deadline),
         )
     return earliest, f"earliest; no idle device would meet {needs.deadline:g} s ({finish:.3g} s expected)"
+
+
+def _drained_in(options: Sequence[Option], deadline: float) -> float:
+    """Seconds until some queue is short enough, if nothing joins it."""
+    late = [o.estimate for o in options if o.estimate.finish - o.estimate.wait <= deadline]
+    return min(e.finish - deadline for e in late)
 
 
 def _prefer_warm(sure: Sequence[Option]) -> Option:
@@ -104,20 +111,45 @@ def _prefer_warm(sure: Sequence[Option]) -> Option:
     return min(warm, key=_order) if warm else cheapest
 
 
-def _there(options: list[Option], model: Model, *, stale: bool) -> list[Option]:
-    """The options that have a live device; all of them when the fleet could not be read."""
-    live = [o for o in options if o.estimate.live]
-    if not live and not stale:
+def _present(options: list[Option], model: Model, *, stale: bool) -> tuple[list[Option], list[Refusal]]:
+    """The options that have a live device, all when the fleet could not be read; the others are refused."""
+    live = [o for o in options if o.estimate.live or stale]
+    if not live:
         classes = sorted({o.candidate.hardware_class for o in options})
-        raise NoDeviceError(f"{model.id} runs on {', '.join(classes)}, and no device of these is live", retry_after=5.0)
-    return live or options
+        raise NoDeviceError(
+            f"{model.id} runs on {', '.join(classes)}, and no device of these is live", retry_after=RETRY_AFTER
+        )
+    absent = [o for o in options if not (o.estimate.live or stale)]
+    return live, [_refused(o, "no device of the class is live") for o in absent]
+
+
+def _affordable(options: list[Option], model: Model, needs: Needs) -> tuple[list[Option], list[Refusal]]:
+    """The options within the budget; the others are refused. `options` come cheapest first."""
+    if needs.budget is None:
+        return options, []
+    within = [o for o in options if o.estimate.cost <= needs.budget]
+    if not within:
+        least = options[0].estimate.cost
+        raise InvalidRequestError(
+            f"budget: expected at least {least:.6g} USD for {model.id}, got {needs.budget:g}",
+            field="budget",
+            least=least,
+        )
+    dear = options[len(within) :]
+    return within, [_refused(o, f"costs {o.estimate.cost:.3g} USD, over the budget of {needs.budget:g}") for o in dear]
+
+
+def _refused(option: Option, reason: str) -> Refusal:
+    return Refusal(option.candidate.hardware_class, option.candidate.variant_name, reason, ever=False)
 
 
 def _unplaceable(model: Model, refusals: Sequence[Refusal]) -> UnplaceableError | NoDeviceError:
     table = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
-    kind = UnplaceableError if all(r.ever for r in refusals) else NoDeviceError
     lines = "; ".join(f"{r.hardware_class}/{r.variant}: {r.reason}" for r in refusals)
-    return kind(f"no device can run {model.id}: {lines}", refusals=table)
+    message = f"no device can run {model.id}: {lines}"
+    if all(r.ever for r in refusals):
+        return UnplaceableError(message, refusals=table)
+    return NoDeviceError(message, refusals=table, retry_after=RETRY_AFTER)
 
 
 def _order(option: Option) -> tuple[float, float, str, str]:

@@ -7,14 +7,16 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, parse_document
+from tasks.document import DocumentError, Size, json_schema, parse_document
+from tasks.expectation import Told
 from taxiway.errors import UnknownModelError
+from taxiway.request import TERMS
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
@@ -100,16 +102,20 @@ Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Batch latency `max(floor, base + slope·rows·size)` seconds, and load time, on one kind of device."""
+    """Batch latency `max(floor, base + step·size + slope·rows·size)` seconds, and load time, on one kind of device.
+
+    `step` is what a unit of size costs a batch whatever its rows: generation reads all weights once a token.
+    """
 
     base: Seconds
     slope: Seconds
     floor: Seconds = 0.0
     load: Seconds = 1.0
+    step: Seconds = 0.0
 
     def latency(self, rows: float, size: float) -> float:
         """Seconds that one batch of `rows` items of mean `size` takes."""
-        return max(self.floor, self.base + self.slope * rows * size)
+        return max(self.floor, self.base + (self.step + self.slope * rows) * size)
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +141,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     max_batch: Positive | None = None
     instruction_sets: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
-    profiles: dict[Literal["cpu", "cuda", "tpu"], Profile]
+    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu"], Profile], msgspec.Meta(min_length=1)]
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,15 +157,15 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     summary: str
     licence: str
     pipeline: Literal["tensors", "text", "image", "generation"]
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
     parameters: dict[str, Parameter] = {}
     size_unit: str = "rows"
     expected_size: Positive = 1
-    buckets: tuple[Positive, ...] = (1,)
+    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
     max_rows: Positive = 1024
     artefacts: dict[str, Artefact] = {}
-    variants: dict[Name, Variant]
+    variants: Annotated[dict[Name, Variant], msgspec.Meta(min_length=1)]
     reference: str
     examples: tuple[Any, ...] = ()
     folder: str = ""
@@ -208,41 +214,109 @@ def parse_model(text: str, file: str, folder: str = "") -> Model:
         ModelError: naming `file`, the path inside it, what was expected and what came.
     """
     model = parse_document(text, Model, file=file, error=ModelError)
-    _check(model, file)
+    for path, expected, value in _contradictions(model):
+        raise ModelError(file, path, expected, value)
     return msgspec.structs.replace(model, folder=folder)
 
 
-def _check(model: Model, file: str) -> None:
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a model.yaml."""
+    return json_schema(Model)
+
+
+_Contradictions = Iterator[tuple[str, str, object]]
+"""Path, expectation and value of what one field says against another."""
+
+
+def _contradictions(model: Model) -> _Contradictions:
     if model.reference not in model.variants:
-        raise ModelError(file, "reference", f"one of the variants {sorted(model.variants)}", model.reference)
-    for tensor in (*model.inputs, *model.outputs):
-        if not tensor.shape or tensor.shape[0] != -1:
-            raise ModelError(file, f"tensor {tensor.name}.shape", "-1 first: the batch axis", list(tensor.shape))
+        yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
+    if list(model.buckets) != sorted(set(model.buckets)):
+        yield "buckets", "sizes that grow", list(model.buckets)
+    yield from _tensor_contradictions("inputs", model.inputs)
+    yield from _tensor_contradictions("outputs", model.outputs)
+    for name, parameter in model.parameters.items():
+        yield from _parameter_contradictions(name, parameter)
     for name, artefact in model.artefacts.items():
-        wanted = artefact.inputs if isinstance(artefact, Derived) else {}
-        _check_known(model, wanted, f"artefacts.{name}.inputs", file)
+        yield from _artefact_contradictions(model, name, artefact)
     for name, variant in model.variants.items():
-        _check_known(model, variant.artefacts, f"variants.{name}.artefacts", file)
+        yield from _unknown(model, variant.artefacts, f"variants.{name}.artefacts")
+        if variant.runtime in ("torch", "jax", "python") and not variant.entry:
+            yield f"variants.{name}.entry", f"what the {variant.runtime} runtime shall run", variant.entry
 
 
-def _check_known(model: Model, wanted: Mapping[str, str], path: str, file: str) -> None:
+def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Contradictions:
+    names = [tensor.name for tensor in tensors]
+    for index, tensor in enumerate(tensors):
+        if names.index(tensor.name) != index:
+            yield f"{place}.{index}.name", "a name that no tensor before it has", tensor.name
+        if not tensor.shape or tensor.shape[0] != -1:
+            yield f"{place}.{index}.shape", "-1 first: the batch axis", list(tensor.shape)
+        if any(n < 1 and n != -1 for n in tensor.shape):
+            yield f"{place}.{index}.shape", "sizes >= 1, or -1 where they may vary", list(tensor.shape)
+
+
+def _parameter_contradictions(name: str, parameter: Parameter) -> _Contradictions:
+    if name in TERMS:
+        yield f"parameters.{name}", f"a name that is none of the service terms {sorted(TERMS)}", name
+    low, high = parameter.minimum, parameter.maximum
+    if low is not None and high is not None and low > high:
+        yield f"parameters.{name}.minimum", f"at most the maximum, {high:g}", low
+
+
+def _artefact_contradictions(model: Model, name: str, artefact: Artefact) -> _Contradictions:
+    if isinstance(artefact, LocalFile):
+        path = PurePosixPath(artefact.path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            yield f"artefacts.{name}.path", "a relative path that stays inside the model's folder", artefact.path
+    if isinstance(artefact, Derived):
+        yield from _unknown(model, artefact.inputs, f"artefacts.{name}.inputs")
+        if name in _sources(model, name):
+            yield f"artefacts.{name}.inputs", "artefacts that are not made from it", sorted(artefact.inputs.values())
+
+
+def _sources(model: Model, name: str) -> set[str]:
+    """Every artefact that `name` is made from, directly or not."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        artefact = model.artefacts.get(left.pop())
+        new = set(artefact.inputs.values()) - found if isinstance(artefact, Derived) else set()
+        found |= new
+        left += new
+    return found
+
+
+def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> _Contradictions:
     for role, artefact in wanted.items():
         if artefact not in model.artefacts:
-            raise ModelError(file, f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact)
+            yield f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact
 
 
 def load_catalogue(root: Path) -> Catalogue:
     """Read every `model*.yaml` one folder below `root`.
 
     Raises:
-        ModelError: one of them is wrong, or two describe the same version.
+        ModelError: one of them is wrong, or two claim the same version or alias.
     """
     models: dict[str, Model] = {}
+    aliases: dict[str, str] = {}
     for path in sorted(root.glob("*/model*.yaml")):
-        model = parse_model(path.read_text(encoding="utf-8"), str(path), str(path.parent))
+        model = parse_model(_text(path), str(path), str(path.parent))
         if model.name != path.parent.name:
             raise ModelError(str(path), "name", f"the folder's name {path.parent.name!r}", model.name)
         if model.id in models:
             raise ModelError(str(path), "version", "a version that no other file here has", model.version)
+        for alias in model.aliases:
+            other = aliases.setdefault(f"{model.name}@{alias}", model.id)
+            if other != model.id:
+                raise ModelError(str(path), "aliases", f"no alias of {other}", alias)
         models[model.id] = model
     return Catalogue(models)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error

@@ -4,34 +4,61 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 import yaml
 
+from tasks.expectation import Told, find_fault
+
 Value = TypeVar("Value")
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(B|KiB|MiB|GiB|TiB)$")
-_MESSAGE = re.compile(r"^(?P<what>.*?)(?: - at `(?:key` in `)?(?P<path>\$[^`]*)`)?$", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|\[(\.\.\.)\]")
-_EXPECTED = re.compile(r"^Expected (?P<expected>.*?)(?:, got .*)?$", re.DOTALL)
+_SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]+)?)\s*(B|KiB|MiB|GiB|TiB)$")
+_FLOAT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
+_LARGEST = 2**63 - 1
+_MOST_VALUES = 100_000  # aliases of aliases can stand for more values than memory holds
+_DEEPEST = 32
+
+_short = reprlib.Repr()
+_short.maxlevel = 2
+_short.maxdict = _short.maxlist = 3
+_short.maxstring = _short.maxother = 100
 
 
 class Size(int):
     """Bytes. Written as a number, or as text with a binary unit: `24GiB`, `512MiB`, `64KiB`."""
+
+    EXPECTED: ClassVar[str] = "bytes (an integer >= 0, or text such as 512MiB or 24GiB)"
 
 
 class DocumentError(ValueError):
     """A document is wrong: `path` is the place inside `file`, in dots; `expected` and `value` say why."""
 
     def __init__(self, file: str, path: str, expected: str, value: object) -> None:
-        super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {value!r}")
+        super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {_short.repr(value)}")
         self.file = file
         self.path = path
         self.expected = expected
         self.value = value
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML, with YAML 1.2's floats (`1e-3` is text in 1.1), and no key twice in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        seen: set[str] = set()
+        for key in keys:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def parse_size(value: object) -> Size:
@@ -42,9 +69,9 @@ def parse_size(value: object) -> Size:
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Size(value)
-    match = _SIZE.match(value) if isinstance(value, str) else None
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ValueError("Expected bytes: an integer >= 0, or text such as 512MiB or 24GiB")
+        raise ValueError(f"expected {Size.EXPECTED}")
     return Size(float(match[1]) * _UNITS[match[2]])
 
 
@@ -52,30 +79,35 @@ def parse_document(text: str, kind: type[Value], *, file: str, error: type[Docum
     """The `kind` that the YAML `text` describes; `file` is only named in errors.
 
     Raises:
-        DocumentError: as `error`; also for text that is not YAML, and for NaN and infinities anywhere.
+        DocumentError: as `error`; also for text that is not YAML, for values that JSON lacks (dates, NaN, infinities,
+            integers beyond 64 bits) anywhere, and for a key that stands twice in a mapping.
     """
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as broken:
-        raise error(file, "", "a YAML document", str(broken).replace("\n", " ")) from broken
-    for path, number in _floats(raw, ""):
-        if not math.isfinite(number):
-            raise error(file, path, "a finite number", number)
+    raw = _read(text, file, error)
+    for path, expected, value in _strange(raw):
+        raise error(file, path, expected, value)
     try:
         return convert(raw, kind)
     except msgspec.ValidationError as wrong:
-        path, expected, value = _explain(wrong, raw, kind)
-        raise error(file, path, expected, value) from wrong
+        fault = find_fault(raw, kind, _fits)
+        raise error(file, ".".join(fault.path), fault.expected, fault.value) from wrong
 
 
 def convert(raw: object, kind: type[Value]) -> Value:
     """`raw` (plain YAML or JSON values) as a `kind`; raises `msgspec.ValidationError`."""
-    return msgspec.convert(raw, kind, dec_hook=_decode_size, str_keys=True)
+    return msgspec.convert(raw, kind, dec_hook=_decode_size)
 
 
 def json_schema(kind: type[Any]) -> dict[str, Any]:
     """The JSON Schema of a document of `kind`."""
     return msgspec.json.schema(kind, schema_hook=_size_schema)
+
+
+def _fits(raw: object, kind: Any) -> bool:
+    try:
+        convert(raw, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _decode_size(kind: type[Any], value: object) -> Size:
@@ -90,59 +122,53 @@ def _size_schema(kind: type[Any]) -> dict[str, Any]:
     raise NotImplementedError(kind)
 
 
-def _floats(value: object, path: str) -> Iterator[tuple[str, float]]:
+def _read(text: str, file: str, error: type[DocumentError]) -> object:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as broken:
+        mark = broken.problem_mark
+        path = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise error(file, path, "YAML", Told(broken.problem or broken.context or "text that is none")) from broken
+    except yaml.YAMLError as broken:
+        raise error(file, "", "YAML", Told(str(broken).replace("\n", " "))) from broken
+    except RecursionError as broken:
+        raise error(file, "", f"at most {_DEEPEST} levels", Told("more")) from broken
+    except (ValueError, LookupError, AttributeError) as broken:
+        # PyYAML's constructors let these out, for `2024-13-01`, `!!int ''` and `!!timestamp x`
+        raise error(file, "", "YAML", Told(f"a value that cannot be read: {broken}")) from broken
+
+
+def _strange(raw: object) -> Iterator[tuple[str, str, object]]:
+    """Path, expectation and value of what no document may hold."""
+    left, seen = [("", 0, raw)], 0
+    while left:
+        path, depth, value = left.pop()
+        seen += 1
+        if seen > _MOST_VALUES or depth > _DEEPEST:
+            yield path[:100], f"at most {_MOST_VALUES} values, {_DEEPEST} levels deep", Told("more")
+            return
+        expected = _plain_expectation(value)
+        if expected is not None:
+            yield path, expected, value
+        left += [(f"{path}.{step}".lstrip("."), depth + 1, below) for step, below in _children(value)]
+        for key in value if isinstance(value, dict) else ():
+            if not isinstance(key, str):
+                yield f"{path}.{key}".lstrip("."), "a key that is text (put it in quotes)", key
+
+
+def _children(value: object) -> list[tuple[object, object]]:
+    if isinstance(value, dict):
+        return list(reversed(value.items()))
+    return list(reversed(list(enumerate(value)))) if isinstance(value, list) else []
+
+
+def _plain_expectation(value: object) -> str | None:
+    """What was expected instead of a scalar that JSON lacks; None where there is nothing to say."""
     if isinstance(value, float):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, below in value.items():
-            yield from _floats(below, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, below in enumerate(value):
-            yield from _floats(below, f"{path}.{index}")
-
-
-def _explain(wrong: msgspec.ValidationError, raw: object, kind: type[Any]) -> tuple[str, str, object]:
-    """Path, expectation and value of a validation error.
-
-    msgspec writes `[...]` for "some key of this mapping": the key is the one that fails on its own.
-    """
-    match = _MESSAGE.match(str(wrong))
-    what, pattern = (match["what"], match["path"] or "$") if match else (str(wrong), "$")
-    path = _find(raw, kind, [next(g for g in step.groups() if g) for step in _STEP.finditer(pattern)])
-    value = raw
-    for step in path:
-        value = value[int(step)] if isinstance(value, list) else value[step]  # type: ignore[index]  # `_find` walked it
-    expected = _EXPECTED.match(what)
-    return ".".join(map(str, path)), expected["expected"] if expected else what, value
-
-
-def _find(raw: object, kind: type[Any], steps: list[str]) -> list[Any]:
-    path: list[Any] = []
-    here: Any = raw
-    for step in steps:
-        key = _failing_key(raw, kind, path, here) if step == "..." and isinstance(here, dict) else step
-        if isinstance(here, list) and step == "...":
-            return path
-        path.append(key)
-        here = here[int(key)] if isinstance(here, list) else here[key]
-    return path
-
-
-def _failing_key(raw: object, kind: type[Any], path: list[Any], here: dict[Any, Any]) -> Any:
-    for key in here:
-        try:
-            convert(_with(raw, path, {key: here[key]}), kind)
-        except msgspec.ValidationError as error:
-            if "[...]" in str(error) or "key" in str(error):
-                return key
-    return next(iter(here))
-
-
-def _with(raw: Any, path: list[Any], replacement: object) -> Any:
-    """A copy of `raw` in which the value at `path` is `replacement`."""
-    if not path:
-        return replacement
-    step, rest = path[0], path[1:]
-    if isinstance(raw, list):
-        return [_with(v, rest, replacement) if i == int(step) else v for i, v in enumerate(raw)]
-    return {k: _with(v, rest, replacement) if k == step else v for k, v in raw.items()}
+        return None if math.isfinite(value) else "a finite number"
+    if isinstance(value, int):
+        return None if abs(value) <= _LARGEST else "an integer of at most 64 bits"
+    if isinstance(value, str):
+        return None if value.isascii() or not re.search("[\ud800-\udfff]", value) else "text in Unicode"
+    known = value is None or isinstance(value, (dict, list))
+    return None if known else "text, a number, true, false, a list or a mapping (put dates in quotes)"

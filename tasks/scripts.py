@@ -22,7 +22,8 @@ local now = t[1] + t[2] / 1000000
 TAKE = (
     _NOW
     + """
--- KEYS: a router's taken hash, then lists to take from, first served first. ARGV: most messages, prefix of tags.
+-- KEYS: a router's taken hash, then lists to take from, first served first.
+-- ARGV: most messages, prefix of tags: another one each time, for a tag that comes again would hide a recovery.
 local answer, left = {tostring(now)}, tonumber(ARGV[1])
 for k = 2, #KEYS do
   local got = left > 0 and redis.call('RPOP', KEYS[k], left) or {}
@@ -52,7 +53,7 @@ while i <= #ARGV do
     redis.call('HSET', job, unpack(ARGV, i + 6, i + 5 + n))
     redis.call('EXPIRE', job, keep)
     local cell, work = unpack(redis.call('HMGET', job, 'cell', 'work'))
-    redis.call('HINCRBYFLOAT', KEYS[2], cell, work)
+    if cell then redis.call('HINCRBYFLOAT', KEYS[2], cell, work) end
   end
   answer[#answer + 1] = (ours and fresh) and 1 or 0
   i = i + 6 + n
@@ -72,27 +73,37 @@ return #taken
 """
 """Puts back what a dead router had taken; answers how many."""
 
+_ENDED = (
+    "local final = {"
+    + ", ".join(f"{state} = true" for state in sorted(FINAL))
+    + """}
+-- A record says that its job ended for longer than the result is kept.
+local function ended(result, job)
+  return final[redis.call('HGET', job, 'state')] or redis.call('EXISTS', result) == 1
+end
+"""
+)
+
 CLAIM = (
     _NOW
+    + _ENDED
     + """
 -- ARGV: worker, lease in ms, then for each job: result key, claim key, job key, deadline (0 = none), device.
+-- Who holds a job may finish it after its deadline, so a job that is held is not late.
 local answer = {tostring(now)}
 for i = 3, #ARGV, 5 do
   local result, claim, job, deadline, device = unpack(ARGV, i, i + 4)
   local verdict, value = 'run', ''
-  if redis.call('EXISTS', result) == 1 then
+  if ended(result, job) then
     verdict = 'final'
+  elseif redis.call('EXISTS', claim) == 1 then
+    verdict, value = 'held', tostring(redis.call('PTTL', claim))
   elseif tonumber(deadline) > 0 and now > tonumber(deadline) then
     verdict = 'late'
   else
-    local token = ARGV[1] .. '#' .. redis.call('HINCRBY', job, 'attempts', 1)
-    if redis.call('SET', claim, token, 'NX', 'PX', ARGV[2]) then
-      value = token
-      redis.call('HSET', job, 'state', 'running', 'started', tostring(now), 'device', device)
-    else
-      redis.call('HINCRBY', job, 'attempts', -1)
-      verdict, value = 'held', tostring(redis.call('PTTL', claim))
-    end
+    value = ARGV[1] .. '#' .. redis.call('HINCRBY', job, 'attempts', 1)
+    redis.call('SET', claim, value, 'PX', ARGV[2])
+    redis.call('HSET', job, 'state', 'running', 'started', tostring(now), 'device', device)
   end
   answer[#answer + 1], answer[#answer + 2] = verdict, value
 end
@@ -124,6 +135,7 @@ end
 
 FINISH = (
     _NOW
+    + _ENDED
     + """
 -- KEYS: the work hash. ARGV: seconds to keep a result, seconds to keep a record, then for each job:
 -- result key, claim key, job key, token ('' = no claim is needed), state, meta, reply channel ('' = none).
@@ -131,7 +143,8 @@ local written = {}
 for i = 3, #ARGV, 7 do
   local result, claim, job, token, state, meta, reply = unpack(ARGV, i, i + 6)
   local ours = token == '' or redis.call('GET', claim) == token
-  if ours and redis.call('SET', result, meta, 'NX', 'EX', ARGV[1]) then
+  if ours and not ended(result, job) then
+    redis.call('SET', result, meta, 'EX', ARGV[1])
     local cell, work = unpack(redis.call('HMGET', job, 'cell', 'work'))
     if cell then redis.call('HINCRBYFLOAT', KEYS[1], cell, -work) end
     redis.call('HSET', job, 'state', state, 'finished', tostring(now))

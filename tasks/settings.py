@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
-BROKERS = ("redis", "rediss", "unix", "amqp", "amqps")
-STATES = ("redis", "rediss", "unix")
+BROKERS = ("redis", "rediss", "amqp", "amqps")
+STATES = ("redis", "rediss")
 
 
 class SettingsError(ValueError):
@@ -57,9 +56,9 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         SettingsError: a variable is missing or wrong.
     """
     broker = _url(environment, "TAXIWAY_BROKER", BROKERS)
-    state = _url(environment, "TAXIWAY_STATE", STATES) if "TAXIWAY_STATE" in environment else broker
-    if urlsplit(state).scheme not in STATES:
-        raise SettingsError("TAXIWAY_STATE", f"a {'://, '.join(STATES)}:// address beside an AMQP broker", None)
+    state = _url(environment, "TAXIWAY_STATE", STATES) if environment.get("TAXIWAY_STATE") else broker
+    if state.partition("://")[0] not in STATES:
+        raise SettingsError("TAXIWAY_STATE", f"an address that starts with {'://, '.join(STATES)}://", None)
     return Settings(
         broker=broker,
         state=state,
@@ -79,8 +78,10 @@ def cache_directory(environment: Mapping[str, str]) -> Path:
 
 def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]) -> str:
     value = environment.get(variable, "")
-    if urlsplit(value).scheme not in schemes:
-        raise SettingsError(variable, f"an address that starts with {'://, '.join(schemes)}://", value or None)
+    scheme, separator, _ = value.partition("://")
+    if not separator or scheme not in schemes:
+        shown = f"{scheme}://…" if separator else value and "another text"  # never a password
+        raise SettingsError(variable, f"an address that starts with {'://, '.join(schemes)}://", shown or None)
     return value
 
 
@@ -91,6 +92,8 @@ def _secret(text: str) -> bytes:
         secret = b""
     if len(secret) < 16:
         raise SettingsError(
-            "TAXIWAY_SECRET", "at least 32 hexadecimal digits, the same on every router and worker", "***"
+            "TAXIWAY_SECRET",
+            "at least 32 hexadecimal digits, the same on every router and worker",
+            "another text" if text else None,
         )
     return secret

@@ -6,7 +6,9 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import reprlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +16,13 @@ import numpy as np
 
 from tasks.catalogue import Model, Parameter, TensorSpec
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from taxiway.values import DATATYPES, is_tensor, to_array
+from taxiway.values import is_tensor, numbers, to_array
 
 Row = Mapping[str, Any]
 """One row: a plain value for each BYTES input, an array without the batch axis for each other."""
+
+_Column = Sequence[Any] | np.ndarray
+"""One input's values, a row each."""
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "integer": (int,),
@@ -25,6 +30,16 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "strings": (list,),
 }
+_WORDS: Mapping[str, str] = {
+    "integer": "an integer",
+    "number": "a finite number",
+    "string": "text",
+    "strings": "a list of texts",
+}
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +59,14 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
         InvalidRequestError: a name, datatype, shape or parameter is wrong; names the field, expected and got.
         RequestTooLargeError: more rows than the model takes in one request.
     """
-    columns, single = {}, set()
+    columns, single = {}, {}
     for name, value in _by_name(model, inputs).items():
         spec = next(i for i in model.inputs if i.name == name)
-        columns[name], alone = _column(spec, value)
-        single.add(alone)
-    counts = {name: len(column) for name, column in columns.items()}
-    if len(set(counts.values())) > 1 or len(single) > 1:
-        raise InvalidRequestError(f"inputs: expected the same number of rows in each, got {counts}", field="inputs")
-    rows = next(iter(counts.values()))
-    if rows > model.max_rows:
-        raise RequestTooLargeError(
-            f"inputs: expected at most {model.max_rows} rows for {model.id}, got {rows}", limit="max_rows"
-        )
-    if rows == 0:
-        raise InvalidRequestError("inputs: expected at least one row, got none", field="inputs")
+        columns[name], single[name] = _column(spec, value, any_json=_takes_any_json(model))
+    rows = _count_rows(model, columns, single)
     return Bound(
         rows=tuple({name: column[i] for name, column in columns.items()} for i in range(rows)),
-        single=single.pop(),
+        single=all(single.values()),
         parameters=bind_parameters(model, parameters),
         outputs=_bind_outputs(model, outputs),
     )
@@ -75,7 +80,7 @@ def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, An
     """
     for name in parameters:
         if name not in model.parameters:
-            known = ", ".join(sorted(model.parameters)) or "none"
+            known = ", ".join(sorted(model.parameters)) or "it has none"
             raise _invalid(f"parameters.{name}", f"a parameter of {model.id} ({known})", parameters[name])
     bound = {name: spec.default for name, spec in model.parameters.items()}
     for name, value in parameters.items():
@@ -86,14 +91,25 @@ def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, An
 
 def _checked_parameter(name: str, spec: Parameter, value: Any) -> Any:
     fits = isinstance(value, _TYPES[spec.type]) and not isinstance(value, bool)
-    if not fits or (spec.type == "strings" and not all(isinstance(v, str) for v in value)):
-        raise _invalid(f"parameters.{name}", f"{spec.type}", value)
-    measure = len(value) if isinstance(value, (str, list)) else value
-    low, high = spec.minimum, spec.maximum
-    inside = (low is None or measure >= low) and (high is None or measure <= high)
-    if not inside or measure != measure:
-        raise _invalid(f"parameters.{name}", f"{spec.type} from {low} to {high}", value)
+    if fits and spec.type == "strings":
+        fits = all(isinstance(text, str) for text in value)
+    measure = len(value) if fits and isinstance(value, (str, list)) else value
+    if not fits or not _inside(spec, measure):
+        raise _invalid(f"parameters.{name}", _WORDS[spec.type] + _bounds(spec), value)
     return value
+
+
+def _inside(spec: Parameter, measure: float) -> bool:
+    low = -math.inf if spec.minimum is None else spec.minimum
+    high = math.inf if spec.maximum is None else spec.maximum
+    return low <= measure <= high and abs(measure) != math.inf
+
+
+def _bounds(spec: Parameter) -> str:
+    unit = {"string": " characters", "strings": " entries"}.get(spec.type, "")
+    low = [] if spec.minimum is None else [f">= {spec.minimum:g}{unit}"]
+    high = [] if spec.maximum is None else [f"<= {spec.maximum:g}{unit}"]
+    return "".join(f" {text}" for text in [" and ".join(low + high)] if text)
 
 
 def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:
@@ -106,64 +122,97 @@ def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:
 
 def _by_name(model: Model, inputs: Any) -> dict[str, Any]:
     """Values by input name; a plain value is the first input's."""
-    names = {spec.name for spec in model.inputs}
+    if is_tensor(inputs) and "name" in inputs:
+        inputs = [inputs]
     if isinstance(inputs, list) and inputs and all(is_tensor(i) and "name" in i for i in inputs):
-        named = {i["name"]: i for i in inputs}
-    elif isinstance(inputs, dict) and inputs and not is_tensor(inputs) and (len(names) > 1 or inputs.keys() <= names):
-        named = dict(inputs)
+        pairs = [(tensor["name"], tensor) for tensor in inputs]
+    elif isinstance(inputs, dict) and not is_tensor(inputs) and not _is_plain(model, inputs):
+        pairs = list(inputs.items())
     else:
-        named = {model.inputs[0].name: inputs}
-    for name in named:
+        pairs = [(model.inputs[0].name, inputs)]
+    _check_names(model, [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_names(model: Model, given: Sequence[Any]) -> None:
+    names = [spec.name for spec in model.inputs]
+    for index, name in enumerate(given):
         if name not in names:
-            raise _invalid("inputs", f"inputs of {model.id} ({', '.join(sorted(names))})", name)
-    missing = [s.name for s in model.inputs if not s.optional and s.name not in named]
-    if missing:
-        raise InvalidRequestError(f"inputs.{missing[0]}: expected a value, got none", field=f"inputs.{missing[0]}")
-    return named
+            raise _invalid("inputs", f"inputs of {model.id} ({', '.join(names)})", name)
+        if name in given[:index]:
+            raise _invalid(f"inputs.{name}", "one tensor of that name", "two")
+    for spec in model.inputs:
+        if spec.name not in given and not (spec.optional and given):
+            raise InvalidRequestError(f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}")
 
 
-def _column(spec: TensorSpec, value: Any) -> tuple[Any, bool]:
+def _takes_any_json(model: Model) -> bool:
+    """Whether a BYTES element may be any JSON value: a model of tensors alone never looks inside."""
+    return model.pipeline == "tensors"
+
+
+def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:
+    """Whether a mapping is the value of the model's one input, and no mapping by name."""
+    names = {spec.name for spec in model.inputs}
+    return _takes_any_json(model) and len(names) == 1 and not inputs.keys() <= names
+
+
+def _count_rows(model: Model, columns: Mapping[str, _Column], single: Mapping[str, bool]) -> int:
+    counts = {name: len(column) for name, column in columns.items()}
+    if len(set(single.values())) > 1:
+        alone = [name for name, is_single in single.items() if is_single]
+        raise _invalid("inputs", "the batch axis on all inputs or on none", f"none on {', '.join(alone)}")
+    if len(set(counts.values())) > 1:
+        raise InvalidRequestError(f"inputs: expected the same number of rows in each, got {counts}", field="inputs")
+    rows = next(iter(counts.values()))
+    if rows > model.max_rows:
+        raise RequestTooLargeError(
+            f"inputs: expected at most {model.max_rows} rows for {model.id}, got {rows}",
+            field="inputs",
+            limit="max_rows",
+        )
+    if rows == 0:
+        raise InvalidRequestError("inputs: expected at least one row, got none", field="inputs")
+    return rows
+
+
+def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> tuple[_Column, bool]:
     """The input's rows, and whether the value came as one row without the batch axis."""
     field = f"inputs.{spec.name}"
     if is_tensor(value) and value["datatype"] != spec.datatype:
         raise _invalid(field, f"datatype {spec.datatype}", value["datatype"])
     if spec.datatype == "BYTES":
-        return _bytes_column(field, value)
+        texts, single = _bytes_column(field, value)
+        for index, text in enumerate(() if any_json else texts):
+            if not isinstance(text, (str, bytes)):
+                raise _invalid(field if single else f"{field}.{index}", "text or bytes", text)
+        return texts, single
     array = to_array(value, field) if is_tensor(value) else _array(spec, value, field)
-    shape = spec.shape
-    single = array.ndim == len(shape) - 1
+    single = array.ndim == len(spec.shape) - 1
     rows = array[np.newaxis] if single else array
-    fits = rows.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape[1:], rows.shape[1:], strict=True))
-    if not fits:
-        raise _invalid(field, f"shape {list(shape)} (the first axis is the batch)", list(array.shape))
+    if not _has_shape(rows, spec.shape):
+        raise _invalid(field, f"shape {list(spec.shape)} (the first axis is the batch)", list(array.shape))
     return rows, single
+
+
+def _has_shape(array: np.ndarray, shape: Sequence[int]) -> bool:
+    return array.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, array.shape, strict=True))
 
 
 def _bytes_column(field: str, value: Any) -> tuple[list[Any], bool]:
     if not is_tensor(value):
         return (value, False) if isinstance(value, list) else ([value], True)
-    flat = value["data"]
-    shape = list(value["shape"])
-    if not isinstance(flat, list) or len(shape) != 1 or shape[0] != len(flat):
-        raise _invalid(field, f"a list of {shape[0] if shape else 'n'} values in data, with shape [n]", shape)
+    flat, shape = value["data"], value["shape"]
+    if not isinstance(flat, list) or not isinstance(shape, (list, tuple)) or [*shape] != [len(flat)]:
+        raise _invalid(field, "shape [n] and a list of n values in data", shape)
     return flat, False
 
 
 def _array(spec: TensorSpec, value: Any, field: str) -> np.ndarray:
     if value is None or isinstance(value, (str, bytes, dict)):
-        raise _invalid(field, f"{spec.datatype} numbers of shape {list(spec.shape)}", type(value).__name__)
-    try:
-        given = np.asarray(value)
-        array = given.astype(DATATYPES[spec.datatype], casting="same_kind")
-    except (ValueError, TypeError, OverflowError) as error:
-        raise InvalidRequestError(
-            f"{field}: expected {spec.datatype} numbers of shape {list(spec.shape)}: {error}", field=field
-        ) from error
-    return array
+        raise _invalid(field, f"{spec.datatype} numbers of shape {list(spec.shape)}", value)
+    return numbers(value, spec.datatype, field)
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    shown = repr(value)
-    return InvalidRequestError(
-        f"{field}: expected {expected}, got {shown if len(shown) <= 80 else shown[:77] + '…'}", field=field
-    )
+    return InvalidRequestError(f"{field}: expected {expected}, got {_short.repr(value)}", field=field)

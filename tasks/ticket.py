@@ -48,8 +48,8 @@ def sign(ticket: Ticket, body: bytes, key: bytes) -> Ticket:
     return msgspec.structs.replace(unsigned, signature=_signature(unsigned, key))
 
 
-def read_ticket(header: Mapping[str, Any] | None, body: bytes, key: bytes) -> Ticket:
-    """The ticket in a message's header.
+def read_ticket(header: Mapping[str, Any] | str | None, body: bytes, key: bytes) -> Ticket:
+    """The ticket in a message's header: a mapping, or the same as JSON text where a broker rounds numbers.
 
     Raises:
         TicketError: it is missing, malformed, signed by another key, or for another body.
@@ -57,13 +57,16 @@ def read_ticket(header: Mapping[str, Any] | None, body: bytes, key: bytes) -> Ti
     if header is None:
         raise TicketError("expected a ticket in the message's header, got none")
     try:
-        ticket = msgspec.convert(header, Ticket)
-    except msgspec.ValidationError as error:
+        ticket = (
+            msgspec.json.decode(header, type=Ticket) if isinstance(header, str) else msgspec.convert(header, Ticket)
+        )
+        expected = _signature(msgspec.structs.replace(ticket, signature=""), key)
+        ours = hmac.compare_digest(ticket.signature.encode(), expected.encode())
+    except (ValueError, OverflowError) as error:
         raise TicketError(f"expected a ticket: {error}") from error
-    expected = _signature(msgspec.structs.replace(ticket, signature=""), key)
-    if not hmac.compare_digest(ticket.signature, expected):
+    if not ours:
         raise TicketError("expected a ticket signed by a router of this fleet")
-    if not hmac.compare_digest(ticket.digest, hashlib.sha256(body).hexdigest()):
+    if ticket.digest != hashlib.sha256(body).hexdigest():
         raise TicketError("expected the body that the ticket was signed for")
     return ticket
 

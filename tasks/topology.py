@@ -5,12 +5,15 @@ Only this module knows the file's shape. `schema()` is its JSON Schema, kept in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from tasks.document import DocumentError, Size, json_schema, parse_document
+from tasks.expectation import Told
+from taxiway.keys import ARRIVALS
 from taxiway.request import Priority
 
 DeviceKind = Literal["cpu", "cuda", "tpu"]
@@ -66,7 +69,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stay; `lease` is how long a worker may be silent before its jobs run elsewhere; `wait` bounds one long poll.
     """
 
-    payload: Size = Size(16 * 2**20)
+    payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
@@ -79,7 +82,7 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     hardware: Annotated[dict[ClassName, HardwareClass], msgspec.Meta(min_length=1)]
     service: Annotated[dict[str, Service], msgspec.Meta(min_length=1)]
     default_service: str
-    limits: Limits = Limits()
+    limits: Limits = msgspec.field(default_factory=Limits)
 
 
 def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
@@ -89,12 +92,8 @@ def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
         TopologyError: naming `file`, the path inside it, what was expected and what came.
     """
     topology = parse_document(text, Topology, file=file, error=TopologyError)
-    services = sorted(topology.service)
-    if topology.default_service not in topology.service:
-        raise TopologyError(file, "default_service", f"one of {services}", topology.default_service)
-    for name, hardware in topology.hardware.items():
-        if hardware.reserve_for is not None and hardware.reserve_for not in topology.service:
-            raise TopologyError(file, f"hardware.{name}.reserve_for", f"one of {services}", hardware.reserve_for)
+    for path, expected, value in _contradictions(topology):
+        raise TopologyError(file, path, expected, value)
     return topology
 
 
@@ -106,11 +105,26 @@ def load_topology(path: Path) -> Topology:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TopologyError(str(path), "", "a readable file", str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TopologyError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error
     return parse_topology(text, str(path))
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of queues.yaml."""
     return json_schema(Topology)
+
+
+def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
+    """Path, expectation and value of what one field says against another."""
+    services = f"one of {sorted(topology.service)}"
+    if topology.default_service not in topology.service:
+        yield "default_service", services, topology.default_service
+    for name, hardware in topology.hardware.items():
+        if hardware.reserve_for is not None and hardware.reserve_for not in topology.service:
+            yield f"hardware.{name}.reserve_for", services, hardware.reserve_for
+        if name == ARRIVALS:
+            yield f"hardware.{name}", "a name that is not the arrivals queue's", name
+    limits = topology.limits
+    if limits.keep_record < limits.keep_result:
+        yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record

@@ -1,0 +1,51 @@
+"""Real servers for the tests. A missing RabbitMQ skips on a laptop and fails in CI."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings, cache_directory
+
+_DATABASES = 16  # Valkey's default number of databases
+_turn = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an embedded Valkey server that lives as long as the test run."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def settings(valkey_url: str) -> Settings:
+    """Settings of a fleet whose broker and state are one empty database, another for each test."""
+    url = f"{valkey_url.rpartition('/')[0]}/{next(_turn) % _DATABASES}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return Settings(
+        broker=url,
+        state=url,
+        secret=secrets.token_bytes(32),
+        queues=TREE / "queues.yaml",
+        models=TREE / "models",
+        cache=cache_directory(os.environ),
+    )
+
+
+@pytest.fixture(scope="session")
+def amqp_url() -> str:
+    """The address of a RabbitMQ server for tests, from TAXIWAY_TEST_AMQP."""
+    url = os.environ.get("TAXIWAY_TEST_AMQP", "")
+    if not url and os.environ.get("CI"):
+        pytest.fail("TAXIWAY_TEST_AMQP is not set: in CI the RabbitMQ tests must run")
+    if not url:
+        pytest.skip("TAXIWAY_TEST_AMQP is not set: no RabbitMQ server to test with")
+    return url

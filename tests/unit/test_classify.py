@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from router.classify import Needs, classify, level_of, needs_of
+from router.fleet import FleetSnapshot
+from tasks.catalogue import Model
+from tasks.settings import TREE
+from tasks.topology import Service, Topology, load_topology
+from taxiway.errors import InvalidRequestError
+from taxiway.request import Priority, Terms
+from tests.unit.strategies import situations
+
+SERVICES = {
+    "live": Service(deadline=0.25, priority="high"),
+    "standard": Service(deadline=5.0),
+    "bulk": Service(deadline=3600.0, priority="low", preemptible=True),
+}
+TOPOLOGY = Topology(hardware={}, service=SERVICES, default_service="standard")
+
+
+@pytest.mark.parametrize(
+    ("deadline", "priority", "level"),
+    [
+        (0.25, "high", 0),
+        (1.0, "normal", 0),
+        (1.0, "low", 1),
+        (5.0, "high", 0),
+        (5.0, "normal", 1),
+        (5.0, "low", 2),
+        (601.0, "normal", 2),
+        (3600.0, "low", 3),
+        (None, "normal", 2),
+        (None, "low", 3),
+    ],
+)
+def test_a_level_is_made_from_the_deadline_and_shifted_by_the_priority(
+    deadline: float | None, priority: Priority, level: int
+) -> None:
+    assert level_of(deadline, priority) == level
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ({}, (5.0, 1, False)),
+        ({"service": "live"}, (0.25, 0, False)),
+        ({"service": "bulk"}, (3600.0, 3, True)),
+        ({"service": "bulk", "deadline": 0.5}, (0.5, 1, True)),
+        ({"service": "live", "priority": "low"}, (0.25, 1, False)),
+    ],
+)
+def test_what_the_terms_leave_open_comes_from_the_service(terms: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    needs = needs_of(Terms(**terms), TOPOLOGY, rows=1, size=1)
+    assert (needs.deadline, needs.level, needs.preemptible) == expected
+
+
+def test_an_unknown_service_is_refused_with_those_there_are() -> None:
+    with pytest.raises(InvalidRequestError, match=r"service: expected one of \['bulk', 'live', 'standard'\], got 'x'"):
+        needs_of(Terms(service="x"), TOPOLOGY, rows=1, size=1)
+
+
+@given(situation=situations())
+def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason(
+    situation: tuple[Model, Needs, Topology, FleetSnapshot],
+) -> None:
+    model, needs, topology, fleet = situation
+    candidates, refusals = classify(model, needs, topology, fleet)
+    pairs = [(c.hardware_class, c.variant_name) for c in candidates] + [(r.hardware_class, r.variant) for r in refusals]
+    assert sorted(pairs) == sorted((h, v) for h in topology.hardware for v in model.variants)
+    assert all(r.reason and r.reason != "None" for r in refusals)
+
+
+@given(situation=situations())
+def test_what_is_refused_for_ever_is_refused_whatever_the_fleet(
+    situation: tuple[Model, Needs, Topology, FleetSnapshot],
+) -> None:
+    model, needs, topology, fleet = situation
+    _, now = classify(model, needs, topology, fleet)
+    _, without_devices = classify(model, needs, topology, FleetSnapshot())
+    assert [r for r in now if r.ever] == without_devices
+
+
+def test_the_shipped_topology_serves_each_service_it_names() -> None:
+    topology = load_topology(TREE / "queues.yaml")
+    for service in topology.service:
+        assert needs_of(Terms(service=service), topology, rows=1, size=1).level in range(4)

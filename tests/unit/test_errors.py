@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.settings import TREE
+from taxiway import errors
+from taxiway.errors import ExecutionError, TaxiwayError, error_from, error_of_code
+
+
+def kinds(root: type[TaxiwayError] = TaxiwayError) -> Iterator[type[TaxiwayError]]:
+    if root.__module__ == errors.__name__:
+        yield root
+    for child in root.__subclasses__():
+        yield from kinds(child)
+
+
+KINDS = sorted(kinds(), key=lambda kind: kind.__name__)
+ROW = re.compile(r"^\| `(\w+)` \| `(\w+)` \| (\d+) \| (\d+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+
+
+def test_the_table_of_errors_has_every_error_with_its_code_status_and_exit_code() -> None:
+    rows = ROW.findall((TREE / "docs" / "errors.md").read_text(encoding="utf-8"))
+    documented = {(name, code, int(status), int(exit_code)) for name, code, status, exit_code, _when, _do in rows}
+    assert documented == {(k.__name__, k.code, k.status, k.exit_code) for k in KINDS}
+    assert len(rows) == len(KINDS)
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    tree = (errors.__doc__ or "").partition("TaxiwayError")[2]
+    assert set(re.findall(r"── (\w+)", tree)) == {kind.__name__ for kind in KINDS} - {"TaxiwayError"}
+
+
+def test_each_code_names_one_error() -> None:
+    assert len({kind.code for kind in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_comes_back_by_its_name_and_by_its_code(kind: type[TaxiwayError]) -> None:
+    details = {"field": "deadline", "message": "kept", "self": 1}
+    for error in (error_from(kind.__name__, "no", details), error_of_code(kind.code, "no", details)):
+        assert type(error) is kind
+        assert (error.message, str(error), error.details) == ("no", "no", details)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_pickling(kind: type[TaxiwayError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("no", retry_after=2.0)))
+    assert (type(error), error.message, error.retry_after) == (kind, "no", 2.0)
+
+
+def test_a_foreign_error_is_an_execution_error_that_names_it() -> None:
+    error = error_from("ZeroDivisionError", "division by zero")
+    assert type(error) is ExecutionError
+    assert error.message == "ZeroDivisionError: division by zero"
+
+
+def test_an_unknown_code_gives_the_base_class() -> None:
+    assert type(error_of_code("teapot", "no")) is TaxiwayError
+
+
+def test_a_wait_that_ran_out_is_a_timeout_to_python_too() -> None:
+    assert issubclass(errors.ResultTimeoutError, TimeoutError)

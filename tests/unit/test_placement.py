@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from router.classify import Needs
+from router.fleet import FleetSnapshot
+from router.placement import WARM_PREFERENCE, Placement, place
+from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.document import Size
+from tasks.facts import DeviceFacts
+from tasks.topology import HardwareClass, Price, Service, Topology
+from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
+from tests.unit.strategies import situations
+
+Situation = tuple[Model, Needs, Topology, FleetSnapshot]
+
+
+def placed(situation: Situation) -> Placement:
+    """The placement; situations without one are of no interest."""
+    try:
+        return place(*situation)
+    except (UnplaceableError, NoDeviceError, OverloadedError, InvalidRequestError):
+        assume(False)
+        raise
+
+
+def outcome(situation: Situation) -> Any:
+    try:
+        return place(*situation)
+    except TaxiwayError as error:
+        return type(error), error.message, error.details
+
+
+def chosen_class(situation: Situation) -> str | None:
+    try:
+        return place(*situation).chosen.candidate.hardware_class
+    except TaxiwayError:
+        return None
+
+
+@given(situation=situations() | situations(locality="edge"))
+def test_a_placement_keeps_every_hard_constraint(situation: Situation) -> None:
+    model, needs, topology, fleet = situation
+    chosen = placed(situation).chosen.candidate
+    hardware = topology.hardware[chosen.hardware_class]
+    assert chosen.variant.runtime in hardware.runtimes
+    assert needs.locality is None or needs.locality in hardware.labels
+    assert hardware.memory is None or chosen.variant.memory <= hardware.memory
+    assert chosen.devices
+    for device in chosen.devices:
+        assert device in fleet.devices
+        assert device.hardware_class == chosen.hardware_class
+        assert chosen.variant.runtime in device.runtimes
+        assert chosen.variant.memory <= device.memory_total
+        assert set(chosen.variant.instruction_sets) <= set(device.instruction_sets)
+        assert f"{model.id}/{chosen.variant_name}" not in device.unavailable
+
+
+@given(situation=situations(), budget=st.floats(1e-4, 1))
+def test_a_placement_costs_no_more_than_the_budget(situation: Situation, budget: float) -> None:
+    model, needs, topology, fleet = situation
+    placement = placed((model, replace(needs, budget=budget), topology, fleet))
+    assert all(option.estimate.cost <= budget for option in placement.options)
+
+
+@given(situation=situations())
+def test_every_class_and_variant_is_an_option_or_has_a_reason(situation: Situation) -> None:
+    model, _, topology, _ = situation
+    placement = placed(situation)
+    options = [(o.candidate.hardware_class, o.candidate.variant_name) for o in placement.options]
+    refusals = [(r.hardware_class, r.variant) for r in placement.refusals]
+    assert sorted(options + refusals) == sorted((h, v) for h in topology.hardware for v in model.variants)
+    assert all(r.reason for r in placement.refusals)
+    assert placement.reason
+
+
+@given(situation=situations())
+def test_a_decision_is_the_same_when_it_is_made_again(situation: Situation) -> None:
+    assert outcome(situation) == outcome(situation)
+
+
+@given(situation=situations(), data=st.data())
+def test_a_decision_does_not_depend_on_any_order(situation: Situation, data: st.DataObject) -> None:
+    model, needs, topology, fleet = situation
+
+    def shuffled(values: dict[str, Any]) -> dict[str, Any]:
+        return dict(data.draw(st.permutations(list(values.items()))))
+
+    turned = (
+        msgspec.structs.replace(model, variants=shuffled(model.variants)),
+        needs,
+        msgspec.structs.replace(topology, hardware=shuffled(topology.hardware)),
+        replace(fleet, devices=tuple(data.draw(st.permutations(fleet.devices)))),
+    )
+    assert outcome(turned) == outcome(situation)
+
+
+@given(situation=situations(), data=st.data(), more=st.floats(0.001, 50))
+def test_more_work_before_a_class_never_makes_it_the_choice(
+    situation: Situation, data: st.DataObject, more: float
+) -> None:
+    model, needs, topology, fleet = situation
+    name = data.draw(st.sampled_from(sorted(topology.hardware)))
+    queued = list(fleet.work.get(name, (0.0,) * 4))
+    queued[data.draw(st.integers(0, 3))] += more
+    busier = replace(fleet, work={**fleet.work, name: tuple(queued)})
+    if chosen_class((model, needs, topology, busier)) == name:
+        assert chosen_class(situation) == name
+
+
+@given(situation=situations(), deadline=st.floats(0.01, 100), more=st.floats(0.001, 100))
+def test_a_longer_deadline_never_costs_more_where_every_option_is_as_warm(
+    situation: Situation, deadline: float, more: float
+) -> None:
+    model, needs, topology, fleet = situation
+    equal = replace(fleet, devices=tuple(msgspec.structs.replace(d, warm=()) for d in fleet.devices))
+    soon = placed((model, replace(needs, deadline=deadline), topology, equal))
+    later = placed((model, replace(needs, deadline=deadline + more), topology, equal))
+    assert later.chosen.estimate.cost <= soon.chosen.estimate.cost
+
+
+@given(situation=situations(deadline=None))
+def test_without_a_deadline_the_cheapest_option_is_the_choice(situation: Situation) -> None:
+    placement = placed(situation)
+    assert placement.chosen == placement.options[0]
+    assert placement.chosen.estimate.cost == min(option.estimate.cost for option in placement.options)
+
+
+@given(situation=situations())
+def test_a_stale_fleet_is_placed_by_the_topology_alone_and_says_so(situation: Situation) -> None:
+    model, needs, topology, fleet = situation
+    placement = placed((model, needs, topology, replace(fleet, stale=True)))
+    assert "by queues.yaml alone" in placement.reason
+    assert placement == place(model, needs, topology, FleetSnapshot(stale=True))
+
+
+@given(situation=situations())
+def test_a_job_may_move_only_between_classes_that_are_options(situation: Situation) -> None:
+    placement = placed(situation)
+    pairs = {(o.candidate.hardware_class, o.candidate.variant_name) for o in placement.options}
+    assert set(placement.variants().items()) <= pairs
+    chosen = placement.chosen.candidate
+    assert placement.variants()[chosen.hardware_class] == chosen.variant_name
+
+
+def model(**variants: Variant) -> Model:
+    text = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
+    return Model(
+        name="sentiment",
+        version=1,
+        summary="",
+        licence="",
+        pipeline="text",
+        inputs=(text,),
+        outputs=(text,),
+        variants=dict(variants) or {"fast": variant()},
+        reference="fast",
+    )
+
+
+def variant(run: float = 0.1, **fields: Any) -> Variant:
+    given: dict[str, Any] = {"runtime": "onnx", "memory": Size(100), "profiles": {"cpu": Profile(run, 0.0, load=1.0)}}
+    return Variant(**(given | fields))
+
+
+def hardware(dollars: float = 0.36, **fields: Any) -> HardwareClass:
+    given: dict[str, Any] = {"device": "cpu", "runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0}
+    return HardwareClass(**(given | {"price": Price(dollars)} | fields))
+
+
+def topology(**classes: HardwareClass) -> Topology:
+    return Topology(
+        hardware=dict(classes) or {"cpu": hardware()}, service={"standard": Service()}, default_service="standard"
+    )
+
+
+def device(hardware_class: str = "cpu", **fields: Any) -> DeviceFacts:
+    given: dict[str, Any] = {
+        "worker": f"{hardware_class}@host",
+        "hardware_class": hardware_class,
+        "device": "cpu:0",
+        "kind": "cpu",
+        "emulated": False,
+        "name": "a device",
+        "memory_total": 1000,
+        "memory_free": 1000,
+        "runtimes": ("onnx",),
+        "warm": ("sentiment:1/fast",),
+    }
+    return DeviceFacts(**(given | fields))
+
+
+def fleet(*live: DeviceFacts, **work: Sequence[float]) -> FleetSnapshot:
+    return FleetSnapshot(devices=live, work={name: tuple(levels) for name, levels in work.items()})
+
+
+def needs_by(deadline: float | None = None, **fields: Any) -> Needs:
+    return Needs(**({"deadline": deadline, "level": 1, "rows": 1, "size": 1} | fields))
+
+
+CHEAP_AND_DEAR = topology(cheap=hardware(0.36), dear=hardware(3.6))
+BOTH = (device("cheap"), device("dear"))
+
+
+def test_the_cheaper_class_takes_what_it_can_finish_in_time() -> None:
+    placement = place(model(), needs_by(1.0), CHEAP_AND_DEAR, fleet(*BOTH))
+    assert placement.chosen.candidate.hardware_class == "cheap"
+
+
+def test_the_dearer_class_takes_what_the_cheaper_one_would_finish_late_and_the_reason_says_so() -> None:
+    placement = place(model(), needs_by(1.0), CHEAP_AND_DEAR, fleet(*BOTH, cheap=[9]))
+    assert placement.chosen.candidate.hardware_class == "dear"
+    assert "cheap/fast is cheaper and would take 18.2 s" in placement.reason
+
+
+def test_work_of_lower_levels_does_not_delay_a_request() -> None:
+    placement = place(model(), needs_by(1.0, level=0), CHEAP_AND_DEAR, fleet(*BOTH, cheap=[0, 0, 0, 9]))
+    assert placement.chosen.candidate.hardware_class == "cheap"
+
+
+@pytest.mark.parametrize(("dollars", "expected"), [(0.36 * WARM_PREFERENCE * 2, "cold"), (0.05, "warm")])
+def test_a_warm_class_is_preferred_while_it_is_not_much_dearer(dollars: float, expected: str) -> None:
+    quick_load = model(fast=variant(profiles={"cpu": Profile(0.1, 0.0, load=0.0)}))
+    classes = topology(cold=hardware(0.05 / 1.1), warm=hardware(dollars))
+    placement = place(quick_load, needs_by(5.0), classes, fleet(device("cold", warm=()), device("warm")))
+    assert placement.chosen.candidate.hardware_class == expected
+
+
+def test_a_request_with_no_time_to_spare_goes_where_it_ends_first() -> None:
+    placement = place(model(), needs_by(0.15), CHEAP_AND_DEAR, fleet(*BOTH, cheap=[0.02]))
+    assert placement.chosen.candidate.hardware_class == "dear"
+    assert placement.reason.startswith("earliest, expected in 0.1 s")
+
+
+def test_a_deadline_that_no_idle_device_meets_is_tried_at_the_earliest() -> None:
+    placement = place(model(), needs_by(0.01), topology(), fleet(device(), cpu=[3]))
+    assert "no idle device would meet 0.01 s" in placement.reason
+
+
+def test_queues_that_are_too_long_refuse_with_the_time_after_which_they_are_not() -> None:
+    with pytest.raises(OverloadedError) as caught:
+        place(model(), needs_by(1.0), topology(), fleet(device(), cpu=[0, 5]))
+    assert caught.value.retry_after == pytest.approx(4.1)
+
+
+def test_a_slow_idle_class_does_not_hide_that_a_fast_one_is_only_overloaded() -> None:
+    variants = model(fast=variant(0.1), slow=variant(4.0, runtime="torch"))
+    classes = topology(fast=hardware(), slow=hardware(runtimes=("torch",)))
+    slow = device("slow", runtimes=("torch",), warm=("sentiment:1/slow",))
+    with pytest.raises(OverloadedError):
+        place(variants, needs_by(1.0), classes, fleet(device("fast"), slow, fast=[0, 9]))
+
+
+@pytest.mark.parametrize(
+    ("run", "hardware_class", "asked", "reason"),
+    [
+        (variant(runtime="jax"), hardware(), needs_by(), "the class runs onnx, not jax"),
+        (
+            variant(),
+            hardware(labels=("lab",)),
+            needs_by(locality="edge"),
+            "the data must stay on 'edge'",
+        ),
+        (variant(), hardware(memory=Size(10)), needs_by(), "needs 100 bytes of memory, the class has 10"),
+        (variant(profiles={"tpu": Profile(1, 0)}), hardware(), needs_by(), "the variant has no profile for cpu"),
+    ],
+)
+def test_what_no_class_can_ever_run_is_unplaceable_with_each_reason(
+    run: Variant, hardware_class: HardwareClass, asked: Needs, reason: str
+) -> None:
+    with pytest.raises(UnplaceableError, match=reason) as caught:
+        place(model(fast=run), asked, topology(cpu=hardware_class), fleet(device()))
+    [refusal] = caught.value.details["refusals"]
+    assert (refusal["hardware_class"], refusal["variant"]) == ("cpu", "fast")
+
+
+def test_data_that_must_stay_somewhere_is_placed_there_though_it_costs_more() -> None:
+    classes = topology(cheap=hardware(0.36), dear=hardware(3.6, labels=("edge",)))
+    placement = place(model(), needs_by(locality="edge"), classes, fleet(*BOTH))
+    assert placement.variants() == {"dear": "fast"}
+
+
+@pytest.mark.parametrize(
+    ("live", "reason"),
+    [
+        ([], "no device of these is live"),
+        ([device(runtimes=())], "onnx is not installed on cpu@host"),
+        ([device(kind="tpu")], "the variant has no profile for tpu"),
+        ([device(memory_total=10)], "needs 100 bytes of memory, cpu@host has 10"),
+        ([device(unavailable={"sentiment:1/fast": "bad file"})], "could not be loaded on cpu@host: bad file"),
+    ],
+)
+def test_a_fleet_without_the_right_device_now_says_why_and_when_to_try_again(
+    live: list[DeviceFacts], reason: str
+) -> None:
+    with pytest.raises(NoDeviceError, match=reason) as caught:
+        place(model(), needs_by(), topology(), fleet(*live))
+    assert caught.value.retry_after
+
+
+def test_a_budget_below_every_option_names_the_least_that_is_enough() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        place(model(), needs_by(budget=1e-9), CHEAP_AND_DEAR, fleet(*BOTH))
+    assert caught.value.details == {"field": "budget", "least": pytest.approx(0.36 / 3600 * 0.1)}
+
+
+def test_an_option_over_the_budget_is_refused_with_its_cost_and_no_job_moves_there() -> None:
+    placement = place(model(), needs_by(budget=2e-5), CHEAP_AND_DEAR, fleet(*BOTH))
+    assert [r.reason for r in placement.refusals] == ["costs 0.0001 USD, over the budget of 2e-05"]
+    assert placement.variants() == {"cheap": "fast"}

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.errors import InvalidRequestError
+from taxiway.request import MAX_NAME, Request, Terms, check_terms, job_id, parse_request
+from tests.unit.strategies import json_values
+
+ASKED = {"model": "sentiment", "inputs": "I like it"}
+
+
+def test_a_model_and_inputs_are_a_request_with_every_term_left_open() -> None:
+    request = parse_request(ASKED)
+    assert request == Request(model="sentiment", inputs="I like it")
+    assert (request.deadline, request.service, request.priority, request.tenant) == (None, None, None, "default")
+
+
+def test_every_field_is_read() -> None:
+    fields = ASKED | {
+        "parameters": {"max_tokens": 5},
+        "outputs": ["label"],
+        "deadline": 2,
+        "service": "live",
+        "priority": "high",
+        "budget": 0.01,
+        "tenant": "lab",
+        "locality": "edge",
+        "idempotency_key": "order-7",
+    }
+    request = parse_request(fields)
+    assert {name: getattr(request, name) for name in fields} == fields | {"outputs": ("label",)}
+
+
+def test_none_stands_for_a_field_that_is_not_given() -> None:
+    left_open = dict.fromkeys(("parameters", "outputs", "deadline", "tenant", "priority"))
+    assert parse_request(ASKED | left_open) == parse_request(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "message"),
+    [
+        ({"deadline": float("nan")}, "deadline", "deadline: expected a finite number > 0, got nan"),
+        ({"deadline": float("inf")}, "deadline", "deadline: expected a finite number > 0, got inf"),
+        ({"deadline": 10**400}, "deadline", "deadline: expected a finite number > 0, got 1000"),
+        ({"deadline": -1}, "deadline", "deadline: expected a finite number > 0, got -1"),
+        ({"deadline": 0}, "deadline", "deadline: expected a finite number > 0, got 0"),
+        ({"deadline": True}, "deadline", "deadline: expected a finite number > 0, got True"),
+        ({"deadline": "5"}, "deadline", "deadline: expected a finite number > 0, got '5'"),
+        ({"budget": -0.5}, "budget", "budget: expected a finite number > 0, got -0.5"),
+        ({"budget": float("-inf")}, "budget", "budget: expected a finite number > 0, got -inf"),
+        ({"priority": "urgent"}, "priority", "priority: expected one of ['high', 'normal', 'low'], got 'urgent'"),
+        ({"priority": ["high"]}, "priority", "priority: expected one of ['high', 'normal', 'low'], got ['high']"),
+        ({"service": ""}, "service", "service: expected text of 1 to 256 printable characters, got ''"),
+        ({"tenant": "a\nb"}, "tenant", "tenant: expected text of 1 to 256 printable characters, got 'a\\nb'"),
+        ({"tenant": 5}, "tenant", "tenant: expected text of 1 to 256 printable characters, got 5"),
+        ({"model": "x" * (MAX_NAME + 1)}, "model", "model: expected text of 1 to 256 printable characters, got 'xxx"),
+        ({"model": None}, "model", "model: expected a value, got nothing"),
+        ({"inputs": None}, "inputs", "inputs: expected a value, got nothing"),
+        ({"outputs": "label"}, "outputs", "outputs: expected `array`, got `str`"),
+        ({"outputs": [1]}, "outputs[0]", "outputs[0]: expected `str`, got `int`"),
+        ({"parameters": [1]}, "parameters", "parameters: expected `object`, got `array`"),
+        ({"parameters": {1: 2}}, "parameters", "parameters: expected `str`, got `int`"),
+        ({"deadlin": 5}, "deadlin", "(did you mean deadline?)"),
+        ({"queue": "gpu"}, "queue", "queue: expected no such field, but one of ['budget', 'deadline',"),
+    ],
+)
+def test_a_wrong_field_is_named_with_what_was_expected(fields: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_request(ASKED | fields)
+    assert caught.value.details["field"] == field
+    assert message in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+@given(fields=st.dictionaries(st.sampled_from(sorted(Request.__struct_fields__)) | st.text(max_size=5), json_values))
+def test_any_fields_are_a_request_or_an_invalid_request(fields: dict[str, Any]) -> None:
+    try:
+        assert isinstance(parse_request(fields), Request)
+    except InvalidRequestError as error:
+        assert isinstance(error.details["field"], str)
+
+
+@pytest.mark.parametrize("fields", [{"deadline": float("nan")}, {"deadline": "x"}, {"priority": "x"}, {"tenant": 5}])
+def test_terms_that_were_built_by_hand_are_checked_too(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_terms(Terms(**fields))
+
+
+def test_a_job_without_a_key_gets_a_new_id_each_time() -> None:
+    assert job_id(Terms()) != job_id(Terms())
+
+
+def test_a_tenants_key_always_gives_the_same_id() -> None:
+    assert job_id(Terms(idempotency_key="a")) == job_id(Terms(idempotency_key="a", deadline=5.0))
+
+
+names = st.text(min_size=1, max_size=5).filter(str.isprintable)
+
+
+@given(first=st.tuples(names, names), second=st.tuples(names, names))
+def test_another_tenant_or_key_gives_another_id(first: tuple[str, str], second: tuple[str, str]) -> None:
+    ids = [job_id(Terms(tenant=tenant, idempotency_key=key)) for tenant, key in (first, second)]
+    assert (ids[0] == ids[1]) == (first == second)

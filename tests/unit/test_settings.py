@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tasks.settings import SettingsError, cache_directory, settings_from
+
+SECRET = "00" * 32
+REDIS = {"TAXIWAY_BROKER": "redis://:word@host/0", "TAXIWAY_SECRET": SECRET}
+
+
+def test_the_state_store_is_the_broker_where_none_is_named() -> None:
+    for environment in (REDIS, REDIS | {"TAXIWAY_STATE": ""}):
+        settings = settings_from(environment)
+        assert settings.state == settings.broker
+        assert settings.broker_is_state
+
+
+def test_a_child_process_reads_the_same_settings() -> None:
+    settings = settings_from(REDIS | {"TAXIWAY_QUEUES": "/etc/queues.yaml", "TAXIWAY_CACHE": "/cache"})
+    assert settings_from(settings.environment()) == settings
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"TAXIWAY_BROKER": ""}, "TAXIWAY_BROKER: expected an address that starts with redis://"),
+        ({"TAXIWAY_BROKER": "http://:word@host"}, "got 'http://…'"),
+        ({"TAXIWAY_BROKER": "word@host"}, "got 'another text'"),
+        ({"TAXIWAY_BROKER": "amqp://host"}, "TAXIWAY_STATE: expected an address that starts with redis://"),
+        ({"TAXIWAY_BROKER": "amqp://host", "TAXIWAY_STATE": "amqp://:word@host"}, "TAXIWAY_STATE: expected"),
+        ({"TAXIWAY_SECRET": ""}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
+        ({"TAXIWAY_SECRET": "00" * 15}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
+        ({"TAXIWAY_SECRET": "word" * 16}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_no_password_is_shown(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        settings_from(REDIS | changes)
+    assert message in str(caught.value)
+    assert "word" not in str(caught.value)
+
+
+def test_weights_are_kept_in_the_users_cache_unless_another_folder_is_named() -> None:
+    assert cache_directory({"XDG_CACHE_HOME": "/home/me/.cache"}) == Path("/home/me/.cache/taxiway")
+    assert cache_directory({"TAXIWAY_CACHE": "/cache", "XDG_CACHE_HOME": "/x"}) == Path("/cache")

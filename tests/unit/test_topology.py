@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.schema import FOLDER, schemas
+from tasks.settings import TREE
+from tasks.topology import Topology, TopologyError, load_topology, parse_topology
+from tests.unit.strategies import json_values
+
+TEXT = (TREE / "queues.yaml").read_text(encoding="utf-8")
+DOCUMENT: dict[str, Any] = yaml.safe_load(TEXT)
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(p for step, v in below for p in paths(v, (*path, step)))]
+
+
+PATHS = [path for path in paths(DOCUMENT) if path]
+MISSING = object()
+
+
+def changed(path: tuple[Any, ...], value: Any) -> str:
+    """The shipped document with another value, or none, at `path`."""
+    document = copy.deepcopy(DOCUMENT)
+    parent = document
+    for step in path[:-1]:
+        parent = parent[step]
+    if value is MISSING:
+        del parent[path[-1]]
+    else:
+        parent[path[-1]] = value
+    return yaml.safe_dump(document)
+
+
+def returns_or_refuses(text: str) -> None:
+    try:
+        assert isinstance(parse_topology(text), Topology)
+    except TopologyError as error:
+        assert str(error).startswith("queues.yaml: ")
+        assert "expected" in str(error)
+        assert len(str(error)) < 1000
+
+
+@settings(max_examples=300)
+@given(text=st.text() | st.text("[]{}:,-&*!\n a1'\"|>?%@#~.\t"))
+def test_any_text_is_a_topology_or_a_topology_error(text: str) -> None:
+    returns_or_refuses(text)
+
+
+@settings(max_examples=300)
+@given(path=st.sampled_from(PATHS), value=json_values | st.just(MISSING) | st.floats() | st.dates())
+def test_any_change_to_the_shipped_file_is_a_topology_or_a_topology_error(path: tuple[Any, ...], value: Any) -> None:
+    returns_or_refuses(changed(path, value))
+
+
+@settings(max_examples=300)
+@given(start=st.integers(0, len(TEXT)), length=st.integers(0, 40), text=st.text(max_size=10))
+def test_any_slip_of_the_pen_is_a_topology_or_a_topology_error(start: int, length: int, text: str) -> None:
+    returns_or_refuses(TEXT[:start] + text + TEXT[start + length :])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("hardware", "gpu.realtime", "device"), "npu", "device: expected one of ['cpu', 'cuda', 'tpu'], got 'npu'"),
+        (("hardware", "cpu.batch", "price"), MISSING, "hardware.cpu.batch.price: expected a value, got nothing"),
+        (("hardware", "cpu.batch", "max_batch"), 0, "hardware.cpu.batch.max_batch: expected an integer >= 1, got 0"),
+        (("hardware", "cpu.batch", "max_batches"), 1, "(did you mean max_batch?), got 1"),
+        (("hardware", "CPU"), {}, "hardware.CPU: expected a key that is text matching"),
+        (("hardware", "taxiway.arrivals"), DOCUMENT["hardware"]["cpu.batch"], "that is not the arrivals queue's"),
+        (("hardware",), {}, "hardware: expected a mapping with at least 1 in it, got {}"),
+        (("hardware", "cpu.batch", "reserve_for"), "vip", "reserve_for: expected one of ['bulk', 'live', 'standard']"),
+        (("default_service",), "vip", "default_service: expected one of ['bulk', 'live', 'standard'], got 'vip'"),
+        (("service", "live", "deadline"), -1, "service.live.deadline: expected a number > 0, got -1"),
+        (("limits", "payload"), "16MB", "limits.payload: expected bytes"),
+        (("limits", "keep_record"), 60, "limits.keep_record: expected at least keep_result (3600), got 60"),
+    ],
+)
+def test_a_wrong_topology_says_where_and_what_was_expected(path: tuple[Any, ...], value: Any, message: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        parse_topology(changed(path, value))
+    assert message in str(caught.value)
+
+
+def test_the_shipped_file_is_a_topology_with_the_three_classes() -> None:
+    topology = load_topology(TREE / "queues.yaml")
+    assert sorted(topology.hardware) == ["cpu.batch", "gpu.realtime", "tpu.bulk"]
+    assert topology.hardware["gpu.realtime"].memory == 24 * 2**30
+
+
+def test_limits_have_defaults() -> None:
+    assert parse_topology(changed(("limits",), MISSING)).limits == parse_topology(TEXT).limits
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_a_topology_error(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "queues.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TopologyError, match="expected a readable file of UTF-8 text"):
+        load_topology(path)
+
+
+@pytest.mark.parametrize("name", sorted(schemas()))
+def test_the_schema_in_the_tree_is_the_one_that_the_types_give(name: str) -> None:
+    assert (FOLDER / name).read_text(encoding="utf-8") == schemas()[name], "run: python -m tasks.schema"

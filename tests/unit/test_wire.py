@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from celery import Celery
+from celery.worker.request import Request as CeleryRequest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from kombu.transport.virtual import Channel
+from kombu.transport.virtual.base import Message
+from kombu.utils.json import dumps, loads
+
+from taxiway.errors import InvalidRequestError
+from taxiway.keys import ARRIVALS, CANCEL, INFER
+from taxiway.request import Request
+from taxiway.wire import (
+    HEADER,
+    Envelope,
+    cancel_message,
+    decode_envelope,
+    encode_envelope,
+    infer_message,
+    read_body,
+    read_request,
+    request_body,
+)
+from tests.unit.strategies import json_values
+
+JSON = "application/json"
+REQUEST = Request(model="sentiment", inputs=["a", b"\xff"], deadline=2.0, tenant="lab", outputs=("label",))
+MESSAGE = infer_message("job-1", REQUEST, reply="client-1", origin="me@host")
+
+
+@pytest.fixture(scope="module")
+def app() -> Celery:
+    app = Celery("plain", broker="memory://", set_as_current=False)
+    app.conf.accept_content = ["json"]
+
+    @app.task(name=INFER)
+    def infer(**fields: Any) -> None:
+        """Never runs here."""
+
+    return app
+
+
+def as_kombu_reads(raw: bytes, app: Celery) -> Message:
+    """The message as kombu's transport for Valkey delivers it."""
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        assert isinstance(channel, Channel)
+        message: Message = channel.message_to_python(loads(raw))
+        message.accept = {JSON}
+        return message
+
+
+def test_kombu_reads_the_message_of_a_request(app: Celery) -> None:
+    message = as_kombu_reads(MESSAGE, app)
+    args, kwargs, embed = message.decode()
+    assert args == []
+    assert kwargs == {
+        "model": "sentiment",
+        "inputs": ["a", b"\xff"],
+        "deadline": 2.0,
+        "tenant": "lab",
+        "outputs": ["label"],
+    }
+    assert embed == {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    assert message.delivery_info == {"exchange": "", "routing_key": ARRIVALS}
+
+
+def test_celery_makes_its_own_request_of_the_message(app: Celery) -> None:
+    request = CeleryRequest(as_kombu_reads(MESSAGE, app), app=app, task=app.tasks[INFER])
+    assert (request.id, request.name, request.correlation_id) == ("job-1", INFER, "job-1")
+    assert request.kwargs["model"] == "sentiment"
+
+
+def test_a_message_says_where_its_client_listens() -> None:
+    envelope = decode_envelope(MESSAGE)
+    assert envelope.headers[HEADER] == {"reply": "client-1"}
+    assert (envelope.headers["id"], envelope.headers["task"]) == ("job-1", INFER)
+
+
+def test_what_was_asked_is_what_is_read() -> None:
+    envelope = decode_envelope(MESSAGE)
+    assert read_request(envelope.payload(), envelope.content_type) == msgspec.structs.replace(
+        REQUEST, inputs=["a", b"\xff"]
+    )
+
+
+def test_an_array_travels_as_a_tensor() -> None:
+    request = read_request(request_body(Request(model="m", inputs=np.ones((2, 1), np.float32))), JSON)
+    assert request.inputs == {"shape": [2, 1], "datatype": "FP32", "data": np.ones(2, np.float32).tobytes()}
+
+
+def test_an_envelope_survives_being_written_again() -> None:
+    assert encode_envelope(decode_envelope(MESSAGE)) == MESSAGE
+
+
+def test_a_cancellation_names_the_job() -> None:
+    envelope = decode_envelope(cancel_message("job-1", origin="me@host"))
+    assert envelope.headers["task"] == CANCEL
+    assert read_body(envelope.payload(), envelope.content_type) == (["job-1"], {})
+
+
+def test_the_message_of_a_plain_celery_producer_is_read(app: Celery) -> None:
+    message = app.amqp.as_task_v2("job-1", INFER, ("sentiment", [b"\xff", b"text"]), {"deadline": 3, "tenant": None})
+    assert read_request(dumps(message.body).encode(), JSON) == Request(
+        model="sentiment", inputs=[b"\xff", b"text"], deadline=3.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b"", "body"),
+        (b"5", "body"),
+        (b'"abc"', "body"),
+        (b'{"a": 1, "b": 2, "c": 3}', "body"),
+        (b"[[], {}]", "body"),
+        (b"[{}, [], {}]", "body"),
+        (b"[[], {}, {}]", "model"),
+        (b'[["m"], {}, {}]', "inputs"),
+        (b'[["m", 1, 2], {}, {}]', "args"),
+        (b'[["m", 1], {"model": 5}, {}]', "model"),
+        (b'[["m", 1], {"priority": "now"}, {}]', "priority"),
+        (b'[["m", NaN], {}, {}]', "body"),
+        (b'[["m", {"__type__": "base64", "__value__": "\xc3\xa9"}], {}, {}]', "inputs"),
+        (b'[["m", 1], {"tenant": {"__type__": "uuid", "__value__": {"hex": "0"}}}, {}]', "tenant"),
+        (b'[["m", 1], {"__type__": "base64", "__value__": "YQ=="}, {}]', "__type__"),
+        (b'[["m", ' + b"[" * 900 + b"]" * 900 + b"], {}, {}]", "body"),
+        (b"[" * 100_000, "body"),
+    ],
+)
+def test_a_wrong_body_is_refused_by_the_field_that_is_wrong(body: bytes, field: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read_request(body, JSON)
+    assert caught.value.details["field"] == field
+
+
+def test_another_content_type_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="content-type: expected application/json"):
+        read_request(b"", "application/x-python-serialize")
+
+
+@given(body=st.binary() | json_values.map(lambda value: msgspec.json.encode(value)))
+def test_any_body_is_a_request_or_an_invalid_request(body: bytes) -> None:
+    try:
+        assert isinstance(read_request(body, JSON), Request)
+    except InvalidRequestError as error:
+        assert "field" in error.details
+
+
+@given(args=json_values, kwargs=json_values)
+def test_any_arguments_are_a_request_or_an_invalid_request(args: Any, kwargs: Any) -> None:
+    try:
+        assert isinstance(read_request(msgspec.json.encode([args, kwargs, {}]), JSON), Request)
+    except InvalidRequestError as error:
+        assert "field" in error.details
+
+
+ENVELOPE: dict[str, Any] = msgspec.json.decode(MESSAGE)
+
+
+@given(raw=st.binary() | json_values.map(lambda value: msgspec.json.encode(value)))
+@example(raw=b"[" * 100_000)
+@example(raw=b'{"body": "\\ud800", "headers": {}, "properties": {}}')
+def test_any_bytes_are_an_envelope_or_an_invalid_request(raw: bytes) -> None:
+    try:
+        assert isinstance(decode_envelope(raw), Envelope)
+    except InvalidRequestError as error:
+        assert error.details == {"field": "message"}
+
+
+@given(name=st.sampled_from(sorted(ENVELOPE)), value=json_values)
+@example(name="body", value="é")
+@example(name="body", value="a")
+def test_any_change_to_an_envelope_is_a_payload_or_an_invalid_request(name: str, value: Any) -> None:
+    try:
+        assert isinstance(decode_envelope(msgspec.json.encode(ENVELOPE | {name: value})).payload(), bytes)
+    except InvalidRequestError as error:
+        assert error.details["field"] in ("message", "body")
+
+
+def test_a_body_without_base64_is_taken_as_it_is() -> None:
+    assert Envelope(body="[é]", headers={}, properties={}).payload() == "[é]".encode()
+    encoded = Envelope(body=base64.b64encode(b"x").decode(), headers={}, properties={"body_encoding": "base64"})
+    assert encoded.payload() == b"x"
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("inputs", ["\ud800", ["a", {"b": "\ud800"}], nested(5000), {1}, {"a": float("nan")}])
+def test_inputs_that_have_no_form_on_the_wire_are_refused_before_they_are_sent(inputs: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        request_body(Request(model="m", inputs=inputs))
+    assert caught.value.details["field"] == "inputs"
