@@ -22,16 +22,29 @@ _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 
 
 @dataclass(frozen=True, slots=True)
+class Constraints:
+    """What rules candidates out whatever the load. Requests with equal constraints share a board."""
+
+    service: str = ""
+    locality: str | None = None
+    min_accuracy: float | None = None
+    preemptible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Needs:
-    """A request's service terms, filled from queues.yaml. Seconds and US dollars; `size` is of one row."""
+    """A request's service terms, filled from queues.yaml. Seconds and US dollars.
+
+    `size` is of one row in the model's unit, `payload` the bytes that travel to the device.
+    """
 
     deadline: float | None
     level: int
     rows: int
-    size: int
+    size: float
+    payload: int = 0
     budget: float | None = None
-    locality: str | None = None
-    preemptible: bool = False
+    constraints: Constraints = Constraints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +71,7 @@ class Refusal:
     ever: bool = True
 
 
-def needs_of(terms: Terms, topology: Topology, *, rows: int, size: int) -> Needs:
+def needs_of(terms: Terms, topology: Topology, *, rows: int, size: float, payload: int = 0) -> Needs:
     """The request's needs, with what it left open taken from its service.
 
     Raises:
@@ -74,9 +87,9 @@ def needs_of(terms: Terms, topology: Topology, *, rows: int, size: int) -> Needs
         level=level_of(deadline, terms.priority or service.priority),
         rows=rows,
         size=size,
+        payload=payload,
         budget=terms.budget,
-        locality=terms.locality,
-        preemptible=service.preemptible,
+        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible),
     )
 
 
@@ -90,13 +103,13 @@ def level_of(deadline: float | None, priority: Priority) -> int:
 
 
 def classify(
-    model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot
+    model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot
 ) -> tuple[list[Candidate], list[Refusal]]:
     """Every (hardware class, variant) of `model`: those that could run it, and why the others could not."""
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
     for name, hardware, variant_name, variant in _pairs(model, topology):
-        reason = _class_refusal(variant, hardware, needs)
+        reason = _class_refusal(variant, hardware, constraints)
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
             continue
@@ -115,17 +128,30 @@ def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClas
             yield name, hardware, variant_name, variant
 
 
-def _class_refusal(variant: Variant, hardware: HardwareClass, needs: Needs) -> str | None:
-    """Why no device of the class can ever run the variant for this request; None where one can."""
+def _class_refusal(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:
+    """Why no device of the class can ever run the variant under the constraints; None where one can."""
+    return _unfit(variant, hardware) or _forbidden(variant, hardware, constraints)
+
+
+def _unfit(variant: Variant, hardware: HardwareClass) -> str | None:
     if variant.runtime not in hardware.runtimes:
         return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
     if hardware.device not in variant.profiles and "cpu" not in variant.profiles:
         return f"the variant has no profile for {hardware.device}"
-    if needs.locality is not None and needs.locality not in hardware.labels:
-        return f"the data must stay on {needs.locality!r}, which the class is not"
     if hardware.memory is not None and variant.memory > hardware.memory:
         return f"needs {variant.memory} bytes of memory, the class has {hardware.memory}"
     return None
+
+
+def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:
+    if constraints.locality is not None and constraints.locality not in hardware.labels:
+        return f"the data must stay on {constraints.locality!r}, which the class is not"
+    if hardware.capacity == "spot" and not constraints.preemptible:
+        return "the class is spot capacity, for work that may be interrupted"
+    if constraints.min_accuracy is None or (variant.accuracy or 0.0) >= constraints.min_accuracy:
+        return None
+    stated = "not stated" if variant.accuracy is None else f"{variant.accuracy:g}"
+    return f"its accuracy is {stated}, at least {constraints.min_accuracy:g} is asked for"
 
 
 def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFacts) -> str | None:

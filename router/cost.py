@@ -1,80 +1,105 @@
-"""What a candidate would take: seconds until the answer, and US dollars (DESIGN §7)."""
+"""What each candidate would take: seconds until the answer, and US dollars (DESIGN §7).
+
+Every figure is a column over the board's candidates, so that a hundred cost little more than one.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from router.classify import Candidate, Needs
+import numpy as np
+
+from router.board import Board, Column
+from router.classify import Needs
 from router.fleet import FleetSnapshot
-from tasks.catalogue import Model, Profile
-from tasks.facts import variant_key
-from tasks.topology import DeviceKind
+from tasks.topology import Topology
+
+RESIDENCE = 60.0
+"""Seconds that a loaded variant stays, about: its load is shared by the jobs that come meanwhile."""
+
+GAIN = 0.5
+"""How far one reading moves a shadow price towards what utilisation asks for."""
+
+DEAREST = 4.0
+"""The most that a shadow price may be, as a multiple of the class's own price."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A candidate's figures: seconds for each part, device seconds used up, US dollars.
+    """One candidate's figures: seconds for each part, device seconds used up, US dollars."""
 
-    `warm` says that some device already holds the variant; `live` that some device is there at all.
-    """
-
+    transfer: float
     wait: float
     forming: float
     load: float
     run: float
     work: float
     cost: float
-    warm: bool
-    live: bool
-
-    @property
-    def finish(self) -> float:
-        """Seconds until the answer."""
-        return self.wait + self.forming + self.load + self.run
+    finish: float
+    guaranteed: float
 
 
-def estimate(candidate: Candidate, model: Model, needs: Needs, fleet: FleetSnapshot) -> Estimate:
-    """The candidate's figures under the present load.
+@dataclass(frozen=True, slots=True, eq=False)
+class Figures:
+    """`Estimate`, as columns."""
 
-    Run time is the mean over the devices that hold the variant, else over all, each by its own kind's profile and by
-    the pace it observed. With no live device, the class's own kind is assumed.
+    transfer: Column
+    wait: Column
+    forming: Column
+    load: Column
+    run: Column
+    work: Column
+    cost: Column
+    finish: Column
+    guaranteed: Column
+
+    def at(self, index: int) -> Estimate:
+        """The figures of one candidate."""
+        return Estimate(*(float(getattr(self, name)[index]) for name in Estimate.__slots__))
+
+
+def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
+    """The candidates' figures for a request, with `ahead` device seconds before it in each class of the board."""
+    run, work = _run_and_work(board, needs)
+    wait = ahead[board.queue] / board.servers
+    load = (1.0 - board.warm) * board.load
+    forming = np.where(board.rate * board.forming >= board.servers, board.forming, 0.0)
+    transfer = board.link_delay + board.link_seconds * needs.payload
+    finish = transfer + wait + forming + load + run
+    sharers = max(1.0, board.rate * RESIDENCE / needs.rows)
+    paid = work * (1.0 + board.spot_loss * run / 2) + load / sharers
+    cost = board.dollars * paid + board.shadow * work + board.egress * needs.payload
+    return Figures(transfer, wait, forming, load, run, work, cost, finish, finish * board.residual)
+
+
+def _run_and_work(board: Board, needs: Needs) -> tuple[Column, Column]:
+    """Seconds until the rows have run, and the device seconds that are theirs.
+
+    Rows share a batch with those that arrive while it forms and the one before it runs: `b = rate·L(b)` rows.
     """
-    hardware = candidate.hardware
-    key = variant_key(model.id, candidate.variant_name)
-    warm = tuple(d for d in candidate.devices if key in d.warm)
-    limit = min(hardware.max_batch, candidate.variant.max_batch or hardware.max_batch)
-    runs = [
-        d.pace.get(key, 1.0) * _in_batches(_profile(candidate, d.kind), needs, limit) for d in warm or candidate.devices
-    ]
-    work = _mean(runs) if runs else _in_batches(_profile(candidate, hardware.device), needs, limit)
-    loads = [_profile(candidate, d.kind).load for d in candidate.devices]
-    load = 0.0 if warm else max(loads, default=_profile(candidate, hardware.device).load)
-    return Estimate(
-        wait=fleet.ahead(candidate.hardware_class, needs.level) / (len(candidate.devices) or 1),
-        forming=hardware.max_wait,
-        load=load,
-        run=work,
-        work=work,
-        cost=hardware.price.usd_per_hour / 3600 * (work + load),
-        warm=bool(warm),
-        live=bool(candidate.devices),
-    )
+    alone, each = board.base + board.step * needs.size, board.slope * needs.size
+    rate = board.rate / board.servers
+    crowd = np.where(rate * each < 1.0, rate * alone / np.maximum(1.0 - rate * each, 1e-9), board.limit)
+    batch = np.minimum(np.maximum(crowd, needs.rows), board.limit)
+    seconds = np.maximum(board.floor, alone + each * batch)
+    full, rest = np.divmod(float(needs.rows), board.limit)
+    last = np.where(rest > 0, np.maximum(board.floor, alone + each * rest), 0.0)
+    many = full * np.maximum(board.floor, alone + each * board.limit) + last
+    several = needs.rows > board.limit
+    return np.where(several, many, seconds), np.where(several, many, seconds * needs.rows / batch)
 
 
-def _mean(figures: Sequence[float]) -> float:
-    """The mean, the same in any order: `fsum` rounds once."""
-    return math.fsum(figures) / len(figures)
+def shadow_prices(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]:
+    """Each class's next shadow price in US dollars a device second: raised above its target, lowered below it.
 
-
-def _profile(candidate: Candidate, kind: DeviceKind) -> Profile:
-    """The variant's profile on a kind of device; the CPU's where a class of that kind is emulated."""
-    profiles = candidate.variant.profiles
-    return profiles[kind] if kind in profiles else profiles["cpu"]
-
-
-def _in_batches(profile: Profile, needs: Needs, limit: int) -> float:
-    """Seconds that the rows take in batches of at most `limit`."""
-    full, rest = divmod(needs.rows, limit)
-    return full * profile.latency(limit, needs.size) + (profile.latency(rest, needs.size) if rest else 0.0)
+    A class without live devices has none. `fleet.shadow` holds the present prices.
+    """
+    prices: dict[str, float] = {}
+    for name, hardware in topology.hardware.items():
+        live = fleet.of_class(name)
+        if live:
+            used = sum(device.utilisation for device in live) / len(live)
+            step = GAIN * hardware.dollars_per_second * (used - hardware.target)
+            prices[name] = min(max(fleet.shadow.get(name, 0.0) + step, 0.0), DEAREST * hardware.dollars_per_second)
+    return prices

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tasks.facts import DeviceFacts
+from taxiway.keys import LEVELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +16,15 @@ class FleetSnapshot:
     """All queues and live devices at one instant.
 
     `work` maps each hardware class to its queued and running device seconds, one figure a priority level, highest
-    first. A `stale` snapshot could not be read in time: decisions then use queues.yaml alone, and say so.
+    first; `rates` each model (`name:version`) to the rows a second that arrive for it; `shadow` each class to its
+    shadow price in US dollars a device second. A `stale` snapshot could not be read in time: decisions then use
+    queues.yaml alone, and say so.
     """
 
     devices: tuple[DeviceFacts, ...] = ()
     work: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    shadow: Mapping[str, float] = field(default_factory=dict)
     stale: bool = False
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
@@ -27,3 +34,26 @@ class FleetSnapshot:
     def ahead(self, hardware_class: str, level: int) -> float:
         """Seconds of device time that a class serves before a new job of `level`."""
         return sum(self.work.get(hardware_class, ())[: level + 1])
+
+
+class Backlog:
+    """The work of every class as one array, so that a burst of placements counts what each of them adds.
+
+    `seconds` has shape (classes, LEVELS): device seconds queued and running, by class in `classes` order and by level.
+    """
+
+    def __init__(self, classes: tuple[str, ...], work: Mapping[str, tuple[float, ...]]) -> None:
+        self.classes = classes
+        self._row = {name: row for row, name in enumerate(classes)}
+        self.seconds = np.zeros((len(classes), LEVELS))
+        for name, levels in work.items():
+            if name in self._row:
+                self.seconds[self._row[name], : len(levels)] = levels
+
+    def add(self, hardware_class: str, level: int, work: float) -> None:
+        """Count `work` device seconds more in a class."""
+        self.seconds[self._row[hardware_class], level] += work
+
+    def levels(self, hardware_class: str) -> tuple[float, ...]:
+        """A class's device seconds, one figure a level."""
+        return tuple(self.seconds[self._row[hardware_class]].tolist())

@@ -5,58 +5,138 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.classify import Candidate, Needs, Refusal, classify
-from router.cost import Estimate, estimate
-from router.fleet import FleetSnapshot
+import numpy as np
+
+from router.board import Board, lay_out
+from router.classify import Candidate, Needs, Refusal
+from router.cost import Estimate, Figures, reckon
+from router.fleet import Backlog, FleetSnapshot
 from tasks.catalogue import Model
+from tasks.profiles import ProfileBook
 from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, UnplaceableError
-
-GUARANTEE = 2.0
-"""A finish time is trusted at this multiple, until residuals are learned (DESIGN §7: R starts at 2.0)."""
 
 RETRY_AFTER = 5.0
 """Seconds after which a fleet without the right device is worth asking again: a worker's start, about."""
 
+NEAR = 1.10
+"""Candidates up to this multiple of the cheapest count as equally cheap (DESIGN §7)."""
+
 WARM_PREFERENCE = 1.15
 """A warm candidate is taken over a cold one up to this multiple of its cost (DESIGN §7)."""
+
+RESERVED_SHARE = 0.25
+"""A reserved class takes other services' work while less than this share of its horizon waits there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A candidate with its figures, as it stood in the choice."""
+    """A candidate with its figures, as it stood in the choice. `warning` says how little its profile rests on."""
 
     candidate: Candidate
     estimate: Estimate
-
-    @property
-    def guaranteed(self) -> float:
-        """Seconds within which the answer is there, in all likelihood."""
-        return self.estimate.finish * GUARANTEE
+    warm: bool
+    live: bool
+    warning: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Where a request runs, why, and what was not chosen. `level` is the queue's priority level, 0 first.
+    """Where a request runs, and why. What was not chosen is worked out when somebody asks.
 
-    `options` come cheapest first. Every class and variant of the model is in `options` or in `refusals`.
+    `index` is the chosen candidate's place on the board, `level` the queue's priority level, 0 first. `held` says that
+    every queue that could take it is past its horizon.
     """
 
-    chosen: Option
-    level: int
+    board: Board
+    needs: Needs
+    figures: Figures
+    index: int
     reason: str
-    options: tuple[Option, ...]
-    refusals: tuple[Refusal, ...]
+    held: bool = False
+
+    @property
+    def level(self) -> int:
+        """The queue's priority level, 0 first."""
+        return self.needs.level
+
+    @property
+    def candidate(self) -> Candidate:
+        """The chosen hardware class and variant."""
+        return self.board.candidates[self.index]
+
+    @property
+    def work(self) -> float:
+        """Device seconds that the request adds to the chosen class."""
+        return float(self.figures.work[self.index])
+
+    @property
+    def chosen(self) -> Option:
+        """The choice with its figures."""
+        return self._option(self.index)
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """All that could have been chosen, cheapest first. Every other pair of class and variant is in `refusals`."""
+        return tuple(self._option(i) for i in _by_cost(self.board, self.figures, _open(self)))
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Every class and variant that could not be chosen, with its reason."""
+        board, cost = self.board, self.figures.cost
+        absent = [i for i in range(len(board.candidates)) if not board.live[i]]
+        dear = [i for i in range(len(board.candidates)) if i not in absent and not self._within_budget(i)]
+        return (
+            *board.refusals,
+            *(_refused(board, i, "no device of the class is live") for i in absent),
+            *(_refused(board, i, f"costs {cost[i]:.3g} USD, over the budget of {self.needs.budget:g}") for i in dear),
+        )
 
     def variants(self) -> dict[str, str]:
         """The variant for each hardware class that the job may run on: the cheapest one that the class has."""
-        best = {o.candidate.hardware_class: o for o in sorted(self.options, key=_order, reverse=True)}
-        best[self.chosen.candidate.hardware_class] = self.chosen
-        return {name: o.candidate.variant_name for name, o in sorted(best.items())}
+        board = self.board
+        best: dict[str, str] = {}
+        for i in _by_cost(board, self.figures, _open(self)):
+            best.setdefault(board.candidates[i].hardware_class, board.candidates[i].variant_name)
+        best[self.candidate.hardware_class] = self.candidate.variant_name
+        return dict(sorted(best.items()))
+
+    def _within_budget(self, index: int) -> bool:
+        return self.needs.budget is None or bool(self.figures.cost[index] <= self.needs.budget)
+
+    def _option(self, index: int) -> Option:
+        board = self.board
+        return Option(
+            board.candidates[index],
+            self.figures.at(index),
+            warm=bool(board.warm[index] > 0),
+            live=bool(board.live[index]),
+            warning=board.warnings[index],
+        )
 
 
-def place(model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot) -> Placement:
+def place(
+    model: Model,
+    needs: Needs,
+    topology: Topology,
+    fleet: FleetSnapshot,
+    book: ProfileBook | None = None,
+    *,
+    seed: int = 0,
+) -> Placement:
+    """Choose for one request: `lay_out` and `choose` in one call. Raises what `choose` raises."""
+    board = lay_out(model, needs.constraints, topology, fleet, book or ProfileBook())
+    return choose(board, needs, Backlog(board.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
+
+
+def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
     """Choose a hardware class and a variant.
+
+    Args:
+        board: the model's candidates under the request's constraints.
+        needs: the request's.
+        work: device seconds in each class of the board, shape (classes, LEVELS).
+        seed: decides between equals; the same seed always gives the same choice.
 
     Raises:
         UnplaceableError: nothing in this fleet can ever run it; it has each candidate's reason.
@@ -64,98 +144,117 @@ def place(model: Model, needs: Needs, topology: Topology, fleet: FleetSnapshot) 
         NoDeviceError: what could run it has no live device.
         OverloadedError: it cannot be done by its deadline, and could be when queues are shorter.
     """
-    known = FleetSnapshot(stale=True) if fleet.stale else fleet
-    candidates, refusals = classify(model, needs, topology, known)
-    if not candidates:
-        raise _unplaceable(model, refusals)
-    options = sorted((Option(c, estimate(c, model, needs, known)) for c in candidates), key=_order)
-    options, absent = _present(options, model, stale=fleet.stale)
-    options, dear = _affordable(options, model, needs)
-    chosen, reason = _choose(options, needs)
-    if fleet.stale:
+    if not board.candidates:
+        raise _unplaceable(board)
+    figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
+    able = _able(board, needs, figures)
+    total = work.sum(axis=1)[board.queue] / board.servers
+    free = able & ~(board.reserved & (total > RESERVED_SHARE * board.horizon))
+    index, reason = _choose(board, needs, figures, able=able, free=free, seed=seed)
+    held = bool(np.all(figures.wait[able] > board.horizon[able]))
+    if board.stale:
         reason = f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
-    return Placement(chosen, needs.level, reason, tuple(options), (*refusals, *absent, *dear))
+    return Placement(board, needs, figures, index, reason, held)
 
 
-def _choose(options: Sequence[Option], needs: Needs) -> tuple[Option, str]:
-    cheapest = min(options, key=_order)
-    if needs.deadline is None:
-        return cheapest, "cheapest; no deadline"
-    sure = [o for o in options if o.guaranteed <= needs.deadline]
-    if sure:
-        chosen = _prefer_warm(sure)
-        ruled_out = _order(cheapest) < _order(chosen) and cheapest.guaranteed > needs.deadline
-        why = f"; {_name(cheapest)} is cheaper and would take {cheapest.guaranteed:.3g} s" if ruled_out else ""
-        return chosen, f"cheapest that meets {needs.deadline:g} s (guaranteed in {chosen.guaranteed:.3g} s){why}"
-    earliest = min(options, key=lambda o: (o.estimate.finish, _order(o)))
-    finish = earliest.estimate.finish
-    if finish <= needs.deadline:
-        return earliest, f"earliest, expected in {finish:.3g} s; nothing is sure to meet {needs.deadline:g} s"
-    if any(o.estimate.finish - o.estimate.wait <= needs.deadline for o in options):
-        raise OverloadedError(
-            f"expected in {finish:.3g} s at the earliest ({_name(earliest)}), the deadline is {needs.deadline:g} s",
-            retry_after=_drained_in(options, needs.deadline),
-        )
-    return earliest, f"earliest; no idle device would meet {needs.deadline:g} s ({finish:.3g} s expected)"
-
-
-def _drained_in(options: Sequence[Option], deadline: float) -> float:
-    """Seconds until some queue is short enough, if nothing joins it."""
-    late = [o.estimate for o in options if o.estimate.finish - o.estimate.wait <= deadline]
-    return min(e.finish - deadline for e in late)
-
-
-def _prefer_warm(sure: Sequence[Option]) -> Option:
-    cheapest = min(sure, key=_order)
-    warm = [o for o in sure if o.estimate.warm and o.estimate.cost <= WARM_PREFERENCE * cheapest.estimate.cost]
-    return min(warm, key=_order) if warm else cheapest
-
-
-def _present(options: list[Option], model: Model, *, stale: bool) -> tuple[list[Option], list[Refusal]]:
-    """The options that have a live device, all when the fleet could not be read; the others are refused."""
-    live = [o for o in options if o.estimate.live or stale]
-    if not live:
-        classes = sorted({o.candidate.hardware_class for o in options})
+def _able(board: Board, needs: Needs, figures: Figures) -> np.ndarray:
+    """Which candidates have a live device and are within the budget."""
+    present = board.live
+    if not present.any():
+        classes = ", ".join(sorted({c.hardware_class for c in board.candidates}))
         raise NoDeviceError(
-            f"{model.id} runs on {', '.join(classes)}, and no device of these is live", retry_after=RETRY_AFTER
+            f"{board.model.id} runs on {classes}, and no device of these is live", retry_after=RETRY_AFTER
         )
-    absent = [o for o in options if not (o.estimate.live or stale)]
-    return live, [_refused(o, "no device of the class is live") for o in absent]
-
-
-def _affordable(options: list[Option], model: Model, needs: Needs) -> tuple[list[Option], list[Refusal]]:
-    """The options within the budget; the others are refused. `options` come cheapest first."""
     if needs.budget is None:
-        return options, []
-    within = [o for o in options if o.estimate.cost <= needs.budget]
-    if not within:
-        least = options[0].estimate.cost
+        return present
+    able: np.ndarray = present & (figures.cost <= needs.budget)
+    if not able.any():
+        least = float(figures.cost[present].min())
         raise InvalidRequestError(
-            f"budget: expected at least {least:.6g} USD for {model.id}, got {needs.budget:g}",
+            f"budget: expected at least {least:.6g} USD for {board.model.id}, got {needs.budget:g}",
             field="budget",
             least=least,
         )
-    dear = options[len(within) :]
-    return within, [_refused(o, f"costs {o.estimate.cost:.3g} USD, over the budget of {needs.budget:g}") for o in dear]
+    return able
 
 
-def _refused(option: Option, reason: str) -> Refusal:
-    return Refusal(option.candidate.hardware_class, option.candidate.variant_name, reason, ever=False)
+def _choose(
+    board: Board, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, seed: int
+) -> tuple[int, str]:
+    deadline = needs.deadline
+    if deadline is None:
+        pool = free if free.any() else able
+        return _by_cost(board, figures, pool)[0], "cheapest; no deadline"
+    meets = figures.guaranteed <= deadline
+    sure = free & meets
+    if not sure.any():
+        sure = able & meets
+    if sure.any():
+        index = _cheapest(board, figures, sure, seed)
+        reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
+        return index, reason + _dismissed(board, figures, able & ~meets, index)
+    earliest = min(np.flatnonzero(able).tolist(), key=lambda i: (figures.finish[i], figures.cost[i], i))
+    finish = float(figures.finish[earliest])
+    if finish <= deadline:
+        return earliest, f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"
+    in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
+    if in_time_if_idle.any():
+        raise OverloadedError(
+            f"expected in {finish:.3g} s at the earliest ({_name(board, earliest)}), the deadline is {deadline:g} s",
+            retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
+        )
+    return earliest, f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
 
 
-def _unplaceable(model: Model, refusals: Sequence[Refusal]) -> UnplaceableError | NoDeviceError:
+def _cheapest(board: Board, figures: Figures, sure: np.ndarray, seed: int) -> int:
+    """The cheapest of `sure`; among those about as cheap, a warm one, else the earlier of two at random."""
+    cost = np.where(sure, figures.cost, np.inf)
+    least = cost.min()
+    warm = (board.warm > 0) & (cost <= WARM_PREFERENCE * least)
+    if warm.any():
+        cost = np.where(warm, cost, np.inf)
+        least = cost.min()
+    near = np.flatnonzero(cost <= NEAR * least).tolist()
+    first, second = near[seed % len(near)], near[(seed // len(near)) % len(near)]
+    return min(first, second, key=lambda i: (figures.finish[i], figures.cost[i], i))
+
+
+def _dismissed(board: Board, figures: Figures, late: np.ndarray, index: int) -> str:
+    """What would have been cheaper, and how long it would have taken."""
+    if not late.any():
+        return ""
+    cheapest = int(np.where(late, figures.cost, np.inf).argmin())
+    if figures.cost[cheapest] >= figures.cost[index]:
+        return ""
+    return f"; {_name(board, cheapest)} is cheaper and would take {figures.guaranteed[cheapest]:.3g} s"
+
+
+def _open(placement: Placement) -> np.ndarray:
+    board, needs = placement.board, placement.needs
+    present = board.live
+    return present if needs.budget is None else present & (placement.figures.cost <= needs.budget)
+
+
+def _by_cost(board: Board, figures: Figures, among: np.ndarray) -> list[int]:
+    """Candidates of `among`, cheapest first; equal ones by finish, then as they stand on the board."""
+    return sorted(np.flatnonzero(among).tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
+
+
+def _refused(board: Board, index: int, reason: str) -> Refusal:
+    candidate = board.candidates[index]
+    return Refusal(candidate.hardware_class, candidate.variant_name, reason, ever=False)
+
+
+def _unplaceable(board: Board) -> UnplaceableError | NoDeviceError:
+    refusals: Sequence[Refusal] = board.refusals
     table = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
     lines = "; ".join(f"{r.hardware_class}/{r.variant}: {r.reason}" for r in refusals)
-    message = f"no device can run {model.id}: {lines}"
+    message = f"no device can run {board.model.id}: {lines}"
     if all(r.ever for r in refusals):
         return UnplaceableError(message, refusals=table)
     return NoDeviceError(message, refusals=table, retry_after=RETRY_AFTER)
 
 
-def _order(option: Option) -> tuple[float, float, str, str]:
-    candidate = option.candidate
-    return (option.estimate.cost, option.estimate.finish, candidate.hardware_class, candidate.variant_name)
-
-
-def _name(option: Option) -> str:
-    return f"{option.candidate.hardware_class}/{option.candidate.variant_name}"
+def _name(board: Board, index: int) -> str:
+    candidate = board.candidates[index]
+    return f"{candidate.hardware_class}/{candidate.variant_name}"

@@ -18,7 +18,11 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     `kind` is what it really is; a class that asks for another kind is `emulated` on it. Sizes are bytes, `utilisation`
     is 0 to 1, `warm` and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not
-    finished, `running` the rows on the device now, `pace` observed over predicted run time for each warm variant.
+    finished, `running` the rows on the device now.
+
+    For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
+    within, as a multiple of predicted times pace; `drifted` names those whose profile no longer fits. Predicted is by
+    the profile that `tasks.profiles` has for this `kind` and `name`.
     """
 
     worker: str
@@ -38,6 +42,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     held: int = 0
     running: int = 0
     pace: dict[str, float] = {}
+    residual: dict[str, float] = {}
+    drifted: tuple[str, ...] = ()
 
 
 def variant_key(model: str, variant: str) -> str:

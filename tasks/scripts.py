@@ -42,7 +42,8 @@ FORWARD = """
 -- KEYS: the taken hash, the work hash.
 -- ARGV, six a message and then its fields: tag, list, message, job key, seconds to keep the record, number of fields.
 -- A tag that is gone was recovered by another router: its message is that router's to forward. A job that has a record
--- arrived before: the copy is dropped. The work hash gains the job's seconds. Answers 1 for each message forwarded.
+-- arrived before: the copy is dropped. The work hash gains the job's seconds and rows.
+-- Answers 1 for each message forwarded.
 local i, answer = 1, {}
 while i <= #ARGV do
   local tag, list, message, job, keep, n = unpack(ARGV, i, i + 5)
@@ -52,8 +53,9 @@ while i <= #ARGV do
     if list ~= '' then redis.call('LPUSH', list, message) end
     redis.call('HSET', job, unpack(ARGV, i + 6, i + 5 + n))
     redis.call('EXPIRE', job, keep)
-    local cell, work = unpack(redis.call('HMGET', job, 'cell', 'work'))
+    local cell, work, arrived, rows = unpack(redis.call('HMGET', job, 'cell', 'work', 'arrived', 'rows'))
     if cell then redis.call('HINCRBYFLOAT', KEYS[2], cell, work) end
+    if arrived then redis.call('HINCRBY', KEYS[2], arrived, rows) end
   end
   answer[#answer + 1] = (ours and fresh) and 1 or 0
   i = i + 6 + n
@@ -202,7 +204,7 @@ class Forward:
     """One taken message and where it goes.
 
     Without a `queue_list` it only records the job (it was published elsewhere); without `fields` it only settles the
-    message. `fields` hold the job's record, with its `cell` and `work`.
+    message. `fields` hold the job's record, with its `cell` and `work`, `arrived` and `rows`.
     """
 
     tag: str

@@ -34,11 +34,21 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spot_usd_per_hour: Dollars | None = None
 
 
+class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The way from the routers to a class's devices: seconds each message takes, bytes a second, price of a GiB."""
+
+    delay: Seconds = 0.0
+    bytes_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1e9
+    egress_usd_per_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
 class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A kind of device with a queue of its own.
 
     `concurrency` is worker processes on one machine; `max_wait` is the longest that a batch forms, and `horizon` the
     most work that is bound to the queue, both in seconds; `warm` names models that a worker loads before it consumes.
+    A class of `spot` capacity takes only work that may be interrupted; `reclaims_per_hour` is how often a device goes.
+    `target` is the utilisation above which its time is made dearer, 0 to 1.
     """
 
     device: DeviceKind
@@ -48,10 +58,20 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_wait: Seconds
     horizon: Seconds = 10.0
     price: Price
+    capacity: Literal["on-demand", "spot"] = "on-demand"
+    reclaims_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    link: Link = Link()
     memory: Size | None = None
     reserve_for: str | None = None
     labels: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
+
+    @property
+    def dollars_per_second(self) -> float:
+        """What one device of the class costs a second, at its kind of capacity."""
+        spot = self.price.spot_usd_per_hour if self.capacity == "spot" else None
+        return (spot or self.price.usd_per_hour) / 3600
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -18,7 +18,11 @@ DEVICES = "taxiway:devices"
 """Hash of worker name to device facts; `HEARTBEATS` holds when each was written, by the store's clock."""
 
 WORK = "taxiway:work"
-"""Hash of cell (`work_cell`) to the seconds of device time placed there and not finished."""
+"""Hash of cell (`work_cell`) to the seconds of device time placed there and not finished, and of `arrived_cell` to the
+rows that ever arrived for a model."""
+
+ARRIVED = "rows"
+"""What stands for a hardware class in the cells that count arrived rows."""
 
 HEARTBEATS = "taxiway:heartbeats"
 ROUTERS = "taxiway:routers"
@@ -84,3 +88,8 @@ def taken_key(router: str) -> str:
 def work_cell(hardware_class: str, level: int) -> str:
     """The field of `WORK` that counts a class's jobs of one level."""
     return f"{hardware_class}|{level}"
+
+
+def arrived_cell(model: str) -> str:
+    """The field of `WORK` that counts a model's rows since ever; `model` is `name:version`."""
+    return f"{ARRIVED}|{model}"

@@ -24,7 +24,8 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     """How much the answer matters, and where the data may go.
 
     `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` names a label that every device on
-    the way must carry (`edge`); `service` names a set of defaults in queues.yaml.
+    the way must carry (`edge`); `min_accuracy` (0 to 1) is the least stated accuracy of the variant that may answer;
+    `service` names a set of defaults in queues.yaml.
     """
 
     deadline: float | None = None
@@ -33,6 +34,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     budget: float | None = None
     tenant: str = "default"
     locality: str | None = None
+    min_accuracy: float | None = None
     idempotency_key: str | None = None
 
 
@@ -88,6 +90,9 @@ def _check(given: Mapping[str, Any]) -> None:
         number = given.get(field)
         if number is not None and not (_is_number(number) and 0 < number <= sys.float_info.max):
             raise _invalid(field, "a finite number > 0", number)
+    accuracy = given.get("min_accuracy")
+    if accuracy is not None and not (_is_number(accuracy) and 0 <= accuracy <= 1):
+        raise _invalid("min_accuracy", "a number from 0 to 1", accuracy)
     priorities = list(get_args(Priority))
     if given.get("priority") is not None and given["priority"] not in priorities:
         raise _invalid("priority", f"one of {priorities}", given["priority"])

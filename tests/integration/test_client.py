@@ -104,7 +104,7 @@ def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_cha
     app.conf.update(task_default_queue=ARRIVALS, broker_connection_retry_on_startup=True)
     begin = threading.Event()
 
-    @app.task(name=INFER)
+    @app.task(name=INFER, shared=False)
     def infer(model, inputs, tenant):
         begin.wait(10)
         report = {name: getattr(REPORT, name) for name in REPORT.__struct_fields__}

@@ -7,12 +7,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from router.classify import Needs
+from router.classify import Constraints, Needs
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import DeviceFacts, variant_key
-from tasks.topology import HardwareClass, Price, Service, Topology
+from tasks.topology import HardwareClass, Link, Price, Service, Topology
 
 KINDS = ("cpu", "cuda", "tpu")
 RUNTIMES = ("onnx", "torch", "jax")
@@ -20,6 +20,7 @@ SETS = ("avx512f", "amx")
 LABELS = ("edge", "lab")
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 VARIANTS = ("onnx-int8", "torch-bf16")
+SERVICES = ("live", "standard")
 
 seconds = st.floats(0.001, 20, allow_nan=False)
 sizes = st.sampled_from([Size(2**20), Size(2**30), Size(2**34)])
@@ -53,6 +54,7 @@ def models(draw: st.DrawFn) -> Model:
         memory=mostly(Size(2**20), sizes),
         max_batch=st.none() | st.integers(1, 8),
         instruction_sets=mostly((), some(SETS)),
+        accuracy=st.none() | st.floats(0, 1),
         profiles=st.fixed_dictionaries({"cpu": profiles}, optional={"cuda": profiles, "tpu": profiles})
         | st.dictionaries(st.sampled_from(KINDS), profiles, min_size=1),
     )
@@ -78,7 +80,11 @@ def topologies() -> st.SearchStrategy[Topology]:
         runtimes=mostly(RUNTIMES, some(RUNTIMES, 1)),
         max_batch=st.integers(1, 16),
         max_wait=seconds.map(lambda s: s / 100),
-        price=st.builds(Price, usd_per_hour=st.floats(0.01, 5)),
+        price=st.builds(Price, usd_per_hour=st.floats(0.01, 5), spot_usd_per_hour=st.floats(0.01, 5)),
+        capacity=mostly("on-demand", st.just("spot")),
+        reclaims_per_hour=st.floats(0, 20),
+        link=st.builds(Link, delay=st.floats(0, 0.01), bytes_per_second=st.floats(1e6, 1e10)),
+        reserve_for=mostly(None, st.sampled_from(SERVICES)),
         memory=mostly(None, sizes),
         labels=mostly(LABELS, some(LABELS)),
     )
@@ -107,6 +113,8 @@ def devices(draw: st.DrawFn, number: int, model: Model, topology: Topology) -> D
         warm=draw(some(keys)),
         unavailable=draw(mostly({}, st.dictionaries(st.sampled_from(keys), st.just("no such file"), max_size=1))),
         pace=draw(st.dictionaries(st.sampled_from(keys), st.floats(0.5, 2), max_size=2)),
+        residual=draw(st.dictionaries(st.sampled_from(keys), st.floats(1, 4), max_size=2)),
+        utilisation=draw(st.floats(0, 1)),
     )
 
 
@@ -117,17 +125,32 @@ def fleets(draw: st.DrawFn, model: Model, topology: Topology, *, most: int = 3) 
     return FleetSnapshot(
         devices=tuple(draw(devices(n, model, topology)) for n in range(count)),
         work=draw(st.dictionaries(st.sampled_from(sorted(topology.hardware)), levels)),
+        rates=draw(st.dictionaries(st.just(model.id), st.floats(0, 50))),
+        shadow=draw(st.dictionaries(st.sampled_from(sorted(topology.hardware)), st.floats(0, 1e-3))),
     )
 
 
+def constraints(**fixed: Any) -> st.SearchStrategy[Constraints]:
+    free: dict[str, st.SearchStrategy[Any]] = {
+        "service": st.sampled_from(SERVICES),
+        "locality": mostly(None, st.sampled_from(LABELS)),
+        "min_accuracy": mostly(None, st.floats(0, 1)),
+        "preemptible": st.booleans(),
+    }
+    return st.builds(Constraints, **(free | {name: st.just(value) for name, value in fixed.items()}))
+
+
 def needs(**fixed: Any) -> st.SearchStrategy[Needs]:
+    """`locality`, `min_accuracy`, `service` and `preemptible` are constraints; all else are a request's own needs."""
+    hard = {name: fixed.pop(name) for name in Constraints.__slots__ if name in fixed}
     free: dict[str, st.SearchStrategy[Any]] = {
         "deadline": st.none() | st.floats(0.01, 100),
         "level": st.integers(0, 3),
         "rows": st.integers(1, 40),
         "size": st.integers(1, 64),
+        "payload": st.integers(0, 2**20),
         "budget": mostly(None, st.floats(1e-6, 1)),
-        "locality": mostly(None, st.sampled_from(LABELS)),
+        "constraints": constraints(**hard),
     }
     return st.builds(Needs, **(free | {name: st.just(value) for name, value in fixed.items()}))
 

@@ -55,7 +55,7 @@ def test_a_level_is_made_from_the_deadline_and_shifted_by_the_priority(
 )
 def test_what_the_terms_leave_open_comes_from_the_service(terms: dict[str, Any], expected: tuple[Any, ...]) -> None:
     needs = needs_of(Terms(**terms), TOPOLOGY, rows=1, size=1)
-    assert (needs.deadline, needs.level, needs.preemptible) == expected
+    assert (needs.deadline, needs.level, needs.constraints.preemptible) == expected
 
 
 def test_an_unknown_service_is_refused_with_those_there_are() -> None:
@@ -68,7 +68,7 @@ def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason(
     situation: tuple[Model, Needs, Topology, FleetSnapshot],
 ) -> None:
     model, needs, topology, fleet = situation
-    candidates, refusals = classify(model, needs, topology, fleet)
+    candidates, refusals = classify(model, needs.constraints, topology, fleet)
     pairs = [(c.hardware_class, c.variant_name) for c in candidates] + [(r.hardware_class, r.variant) for r in refusals]
     assert sorted(pairs) == sorted((h, v) for h in topology.hardware for v in model.variants)
     assert all(r.reason and r.reason != "None" for r in refusals)
@@ -79,8 +79,8 @@ def test_what_is_refused_for_ever_is_refused_whatever_the_fleet(
     situation: tuple[Model, Needs, Topology, FleetSnapshot],
 ) -> None:
     model, needs, topology, fleet = situation
-    _, now = classify(model, needs, topology, fleet)
-    _, without_devices = classify(model, needs, topology, FleetSnapshot())
+    _, now = classify(model, needs.constraints, topology, fleet)
+    _, without_devices = classify(model, needs.constraints, topology, FleetSnapshot())
     assert [r for r in now if r.ever] == without_devices
 
 

@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from router.classify import Candidate, Needs, classify
-from router.cost import Estimate, estimate
+from router.board import Board, lay_out
+from router.classify import Constraints, Needs
+from router.cost import DEAREST, RESIDENCE, Estimate, reckon, shadow_prices
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import DeviceFacts
-from tasks.topology import HardwareClass, Price, Topology
+from tasks.profiles import ProfileBook
+from tasks.topology import HardwareClass, Link, Price, Service, Topology
 from tests.unit.strategies import situations
 
 KEY = "sentiment:1/fast"
@@ -41,33 +45,55 @@ COLD = DeviceFacts(
     name="",
     memory_total=10,
     memory_free=10,
+    runtimes=("onnx",),
 )
 WARM = msgspec.structs.replace(COLD, worker="b", warm=(KEY,))
 ONE_ROW = Needs(deadline=None, level=1, rows=1, size=10)
 
 
-def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, work: tuple[float, ...] = ()) -> Estimate:
-    candidate = Candidate("cpu", CLASS, "fast", VARIANT, devices)
-    return estimate(candidate, MODEL, needs, FleetSnapshot(devices, {"cpu": work}))
+def board_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> Board:
+    topology = Topology(hardware={"cpu": hardware}, service={"standard": Service()}, default_service="standard")
+    return lay_out(MODEL, Constraints(), topology, FleetSnapshot(devices, **fleet), ProfileBook())
+
+
+def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate:
+    return reckon(board_of(*devices, **fleet), needs, np.array([ahead])).at(0)
 
 
 def test_a_warm_device_pays_no_load() -> None:
     figures = estimated(WARM)
-    assert (figures.load, figures.run, figures.warm) == (0.0, pytest.approx(0.2), True)
+    assert (figures.load, figures.run) == (0.0, pytest.approx(0.2))
     assert figures.cost == pytest.approx(0.2 * 3.6 / 3600)
-    assert figures.finish == pytest.approx(0.05 + 0.2)
+    assert figures.finish == pytest.approx(0.2)
 
 
 def test_a_cold_device_pays_its_load_in_time_and_in_money() -> None:
     figures = estimated(COLD)
-    assert (figures.load, figures.warm) == (2.0, False)
+    assert figures.load == 2.0
     assert figures.cost == pytest.approx(2.2 * 3.6 / 3600)
 
 
-def test_a_warm_devices_observed_pace_corrects_its_profile() -> None:
+def test_a_load_is_expected_as_often_as_a_device_is_cold() -> None:
+    assert estimated(WARM, COLD).load == pytest.approx(1.0)
+
+
+def test_a_load_is_paid_together_by_the_jobs_that_come_while_it_stays() -> None:
+    few, many = estimated(COLD, rates={MODEL.id: 0.5}), estimated(COLD, rates={MODEL.id: 5.0})
+    assert many.load == few.load
+    assert few.cost == pytest.approx((few.work + 2.0 / (0.5 * RESIDENCE)) * 3.6 / 3600)
+    assert many.cost < few.cost
+
+
+def test_a_devices_observed_pace_corrects_its_profile() -> None:
     slow = msgspec.structs.replace(WARM, pace={KEY: 3.0})
     assert estimated(slow).run == pytest.approx(0.6)
     assert estimated(slow, WARM).run == pytest.approx(0.4)
+
+
+def test_a_guarantee_is_the_finish_times_the_residual_that_was_learned() -> None:
+    sure = msgspec.structs.replace(WARM, residual={KEY: 1.25})
+    assert estimated(sure).guaranteed == pytest.approx(1.25 * 0.2)
+    assert estimated(WARM).guaranteed == pytest.approx(2.0 * 0.2)
 
 
 def test_each_device_is_reckoned_by_its_own_kind() -> None:
@@ -76,8 +102,8 @@ def test_each_device_is_reckoned_by_its_own_kind() -> None:
     assert estimated(cuda, WARM).run == pytest.approx(0.11)
 
 
-def test_queued_work_up_to_the_level_is_waited_for_and_shared_by_the_devices() -> None:
-    assert estimated(WARM, COLD, work=(1.0, 2.0, 40.0, 40.0)).wait == pytest.approx(1.5)
+def test_work_ahead_is_shared_by_the_devices() -> None:
+    assert estimated(WARM, COLD, ahead=3.0).wait == pytest.approx(1.5)
 
 
 def test_rows_beyond_the_largest_batch_run_in_more_batches() -> None:
@@ -85,9 +111,55 @@ def test_rows_beyond_the_largest_batch_run_in_more_batches() -> None:
     assert figures.run == pytest.approx(2 * (0.1 + 0.01 * 80) + (0.1 + 0.01 * 40))
 
 
-def test_without_a_device_the_class_is_reckoned_cold_and_not_live() -> None:
-    figures = estimated()
-    assert (figures.live, figures.warm, figures.load) == (False, False, 2.0)
+def test_company_makes_a_batch_longer_and_a_row_cheaper() -> None:
+    alone, together = estimated(WARM), estimated(WARM, rates={MODEL.id: 8.0})
+    assert together.run > alone.run
+    assert together.work < alone.work
+    assert together.cost < alone.cost
+
+
+def test_a_batch_forms_only_where_company_is_expected_while_it_does() -> None:
+    assert estimated(WARM, rates={MODEL.id: 10.0}).forming == 0.0
+    assert estimated(WARM, rates={MODEL.id: 30.0}).forming == 0.05
+
+
+def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
+    link = Link(delay=0.01, bytes_per_second=1e6, egress_usd_per_gib=0.1)
+    far = board_of(WARM, hardware=msgspec.structs.replace(CLASS, link=link))
+    figures = reckon(far, replace(ONE_ROW, payload=2**20), np.zeros(1)).at(0)
+    assert figures.transfer == pytest.approx(0.01 + 2**20 / 1e6)
+    assert figures.cost == pytest.approx(0.2 * 3.6 / 3600 + 0.1 / 1024)
+
+
+def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() -> None:
+    spot = HardwareClass(
+        device="cpu",
+        runtimes=("onnx",),
+        max_batch=8,
+        max_wait=0.0,
+        price=Price(3.6, spot_usd_per_hour=1.8),
+        capacity="spot",
+        reclaims_per_hour=360.0,
+    )
+    topology = Topology(hardware={"cpu": spot}, service={"bulk": Service()}, default_service="bulk")
+    board = lay_out(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
+    figures = reckon(board, ONE_ROW, np.zeros(1)).at(0)
+    assert figures.cost == pytest.approx(0.2 * (1 + 0.1 * 0.2 / 2) * 1.8 / 3600)
+
+
+@pytest.mark.parametrize(("utilisation", "rises"), [(1.0, True), (0.5, False)])
+def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: float, rises: bool) -> None:
+    topology = Topology(hardware={"cpu": CLASS}, service={"standard": Service()}, default_service="standard")
+    busy = msgspec.structs.replace(WARM, utilisation=utilisation)
+    price = shadow_prices(topology, FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
+    assert (price > 1e-4) is rises
+
+
+@given(situation=situations())
+def test_a_shadow_price_stays_within_its_bounds(situation: tuple[Model, Needs, Topology, FleetSnapshot]) -> None:
+    _, _, topology, fleet = situation
+    for name, price in shadow_prices(topology, fleet).items():
+        assert 0 <= price <= DEAREST * topology.hardware[name].dollars_per_second
 
 
 @given(situation=situations(), more=st.integers(1, 40))
@@ -95,11 +167,10 @@ def test_more_rows_never_take_less_time_or_money(
     situation: tuple[Model, Needs, Topology, FleetSnapshot], more: int
 ) -> None:
     model, needs, topology, fleet = situation
-    candidates, _ = classify(model, needs, topology, fleet)
-    assume(candidates)
-    for candidate in candidates:
-        few = estimate(candidate, model, needs, fleet)
-        many = estimate(candidate, model, replace(needs, rows=needs.rows + more), fleet)
-        assert many.finish >= few.finish * (1 - 1e-9)
-        assert many.cost >= few.cost * (1 - 1e-9)
-        assert min(few.wait, few.forming, few.load, few.run, few.cost) >= 0
+    board = lay_out(model, needs.constraints, topology, fleet, ProfileBook())
+    ahead = np.zeros(len(board.classes))
+    few, many = (reckon(board, replace(needs, rows=rows), ahead) for rows in (needs.rows, needs.rows + more))
+    assert np.all(many.finish >= few.finish * (1 - 1e-9))
+    assert np.all(many.cost >= few.cost * (1 - 1e-9))
+    for name in Estimate.__slots__:
+        assert np.all(getattr(few, name) >= 0)

@@ -40,7 +40,7 @@ def app() -> Celery:
     app = Celery("plain", broker="memory://", set_as_current=False)
     app.conf.accept_content = ["json"]
 
-    @app.task(name=INFER)
+    @app.task(name=INFER, shared=False)
     def infer(**fields: Any) -> None:
         """Never runs here."""
 

@@ -1,0 +1,169 @@
+"""A model's candidates under one fleet snapshot, as columns: laid out once a snapshot, read for every request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from router.classify import Candidate, Constraints, Refusal, classify
+from router.fleet import FleetSnapshot
+from tasks.catalogue import Model
+from tasks.facts import DeviceFacts, variant_key
+from tasks.profiles import Known, ProfileBook
+from tasks.topology import HardwareClass, Topology
+
+Column = np.ndarray
+"""float64 of shape (candidates,)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Board:
+    """Every candidate's figures that do not depend on the request, and why the others are no candidates.
+
+    `queue` indexes `classes`; `live` says that there are devices for it, `servers` counts them, at least 1; `warm` is
+    the share of them that hold the variant. `base`, `step`, `slope`, `floor` and `load` are the mean profile of those
+    devices, in seconds; `residual` multiplies a finish time into a guarantee; `limit` is the most rows in a batch;
+    `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second of spot
+    capacity; `rate` the rows a second that arrive for the model.
+    """
+
+    model: Model
+    classes: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    refusals: tuple[Refusal, ...]
+    warnings: tuple[str | None, ...]
+    queue: np.ndarray
+    servers: Column
+    live: np.ndarray
+    reserved: np.ndarray
+    warm: Column
+    base: Column
+    step: Column
+    slope: Column
+    floor: Column
+    load: Column
+    residual: Column
+    limit: Column
+    forming: Column
+    horizon: Column
+    dollars: Column
+    shadow: Column
+    spot_loss: Column
+    link_delay: Column
+    link_seconds: Column
+    egress: Column
+    rate: float
+    stale: bool
+
+
+def lay_out(
+    model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot, book: ProfileBook
+) -> Board:
+    """The board of `model` for requests under these constraints.
+
+    Of a stale fleet only the classes count that had devices when it was last read; all, where it never was.
+    """
+    known = FleetSnapshot(stale=True) if fleet.stale else fleet
+    last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
+    classes = tuple(sorted(topology.hardware))
+    candidates, refusals = classify(model, constraints, topology, known)
+    seen = [_Seen.of(candidate, model, book) for candidate in candidates]
+
+    def column(figure: Callable[[_Seen], float]) -> Column:
+        return np.array([figure(s) for s in seen], dtype=np.float64)
+
+    def of_hardware(figure: Callable[[HardwareClass], float]) -> Column:
+        return np.array([figure(c.hardware) for c in candidates], dtype=np.float64)
+
+    return Board(
+        model=model,
+        classes=classes,
+        candidates=tuple(candidates),
+        refusals=tuple(refusals),
+        warnings=tuple(s.warning for s in seen),
+        queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
+        servers=np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64),
+        live=np.array(
+            [c.hardware_class in last_seen if fleet.stale else bool(c.devices) for c in candidates], dtype=bool
+        ),
+        reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
+        warm=column(lambda s: s.warm),
+        base=column(lambda s: s.base),
+        step=column(lambda s: s.step),
+        slope=column(lambda s: s.slope),
+        floor=column(lambda s: s.floor),
+        load=column(lambda s: s.load),
+        residual=column(lambda s: s.residual),
+        limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
+        forming=of_hardware(lambda h: h.max_wait),
+        horizon=of_hardware(lambda h: h.horizon),
+        dollars=of_hardware(lambda h: h.dollars_per_second),
+        shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
+        spot_loss=of_hardware(lambda h: h.reclaims_per_hour / 3600),
+        link_delay=of_hardware(lambda h: h.link.delay),
+        link_seconds=of_hardware(lambda h: 1 / h.link.bytes_per_second),
+        egress=of_hardware(lambda h: h.link.egress_usd_per_gib / 2**30),
+        rate=known.rates.get(model.id, 0.0),
+        stale=fleet.stale,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A candidate's devices taken together."""
+
+    warm: float
+    base: float
+    step: float
+    slope: float
+    floor: float
+    load: float
+    residual: float
+    warning: str | None
+
+    @classmethod
+    def of(cls, candidate: Candidate, model: Model, book: ProfileBook) -> _Seen:
+        key = variant_key(model.id, candidate.variant_name)
+        known = _known(candidate, model, book)
+        paces = [device.pace.get(key, 1.0) for device, _ in known]
+        profiles = [k.profile for _, k in known]
+
+        def mean(figures: Sequence[float]) -> float:
+            return float(np.mean(np.sort(figures)))  # sorted, so that no order of devices shows in the last digit
+
+        learned = [device.residual[key] for device, _ in known if key in device.residual]
+        return cls(
+            warm=sum(key in device.warm for device, _ in known) / len(known),
+            base=mean([pace * p.base for pace, p in zip(paces, profiles, strict=True)]),
+            step=mean([pace * p.step for pace, p in zip(paces, profiles, strict=True)]),
+            slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
+            floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
+            load=mean([p.load for p in profiles]),
+            residual=max(learned) if learned else max(k.residual for _, k in known),
+            warning=next((k.warning for _, k in known if k.warning), None),
+        )
+
+
+def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, Known]]:
+    """Each live device with what is known of the variant on it; the class's own kind where none is live."""
+    live = [(d, book.lookup(model, candidate.variant_name, d.kind, d.name)) for d in candidate.devices]
+    if live:
+        return live
+    kind = candidate.hardware.device
+    absent = DeviceFacts(
+        worker="",
+        hardware_class=candidate.hardware_class,
+        device="",
+        kind=kind,
+        emulated=False,
+        name="",
+        memory_total=0,
+        memory_free=0,
+    )
+    return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
+
+
+def _limit(candidate: Candidate) -> int:
+    return min(candidate.hardware.max_batch, candidate.variant.max_batch or candidate.hardware.max_batch)

@@ -1,0 +1,44 @@
+"""Every error in the one form of the HTTP door: `{"error", "code", "details"}` under the error's status."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+
+from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError
+
+logger = logging.getLogger(__name__)
+
+_TOO_LARGE = 413
+
+
+def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[dict[str, Any]]:
+    """The answer to one of our errors."""
+    return _answer(error, error.status)
+
+
+def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+    """The answer to what is wrong with HTTP itself: path, method, body, query."""
+    path = request.url.path
+    if isinstance(error, ValidationException):
+        field = next((str(e.get("key")) for e in error.extra or () if isinstance(e, dict)), "query")
+        return _answer(InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
+    if error.status_code == _TOO_LARGE:
+        return _answer(RequestTooLargeError("payload: the body is over the limit", limit="payload"), _TOO_LARGE)
+    return _answer(RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code)
+
+
+def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+    """The answer to an error of ours that nobody foresaw; what it is stands in the log."""
+    logger.error("request failed", extra={"method": request.method, "path": request.url.path}, exc_info=error)
+    return _answer(TaxiwayError("the router failed to answer; its log says why"), TaxiwayError.status)
+
+
+def _answer(error: TaxiwayError, status: int) -> Response[dict[str, Any]]:
+    headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    content = {"error": error.message, "code": error.code, "details": error.details}
+    return Response(content, status_code=status, headers=headers)

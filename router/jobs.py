@@ -1,0 +1,147 @@
+"""What a caller may ask of a job after it was accepted: where it is, its result, why it is there, and its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from router.explain import read_explanation
+from router.service import Router
+from tasks.scripts import Ending
+from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, ResultExpiredError, UnknownJobError
+from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_meta, read_meta, record_from
+
+GRACE = 0.25
+"""Seconds past its deadline after which a job that still waits is ended: a worker that has it ends it first."""
+
+_WAITING = frozenset({JobState.ACCEPTED, JobState.QUEUED, JobState.HELD})
+_STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED, "STARTED": JobState.RUNNING}
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A job's record and stored result at one instant."""
+
+    fields: dict[str, str]
+    record: JobRecord
+    meta: bytes | None
+
+    @property
+    def final(self) -> bool:
+        return self.meta is not None or self.record.state in FINAL
+
+
+class Jobs:
+    """The jobs that a router's store knows."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._store = router.store
+
+    async def status(self, job: str, *, wait: float) -> JobStatus:
+        """The job's state; with `wait`, as soon as it is final or those seconds have passed.
+
+        Position counts the messages at its level and before in its queue, so it is the most that can be ahead; the
+        time left is an estimate from the work ahead of its level and the live devices of its class.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+        """
+        return await self._status(await self._look(job, wait))
+
+    async def result(self, job: str, *, wait: float) -> bytes | JobStatus:
+        """The stored result, or the job's state while there is none.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+            ResultExpiredError: the job ended, and its result was kept for its time.
+        """
+        look = await self._look(job, wait)
+        if look.meta is not None:
+            return look.meta
+        if look.final:
+            raise ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
+        return await self._status(look)
+
+    async def cancel(self, job: str) -> JobStatus:
+        """End the job before it runs; a job that ended before keeps its end.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+        """
+        look = await self._look(job, 0.0)
+        if not look.final:
+            await self._store.cancel([job])
+        return await self._status(await self._look(job, 0.0))
+
+    async def placement(self, job: str) -> dict[str, Any]:
+        """Why the job is where it is: the reason, and the table it was chosen from.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+        """
+        look = await self._look(job, 0.0)
+        names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
+        explanation = read_explanation(look.fields.get("explanation", ""))
+        return {
+            **{name: getattr(look.record, name) for name in names},
+            "considered": [msgspec.structs.asdict(c) for c in explanation.considered],
+            "refused": [msgspec.structs.asdict(r) for r in explanation.refused],
+        }
+
+    async def expire(self, job: str, reply: str = "") -> None:
+        """End a job whose deadline passed, unless it ended by itself."""
+        error = DeadlineExceededError("the deadline passed before a device ran it")
+        await self._store.finish([Ending(job, JobState.EXPIRED, failure_meta(job, error), reply=reply)])
+
+    async def _look(self, job: str, wait: float) -> _Look:
+        look = await self._read(job)
+        if not look.final and wait > 0:
+            await self._router.results.wait(job, self._patience(look.record, wait))
+            look = await self._read(job)
+        if not look.final and look.record.state in _WAITING and self._left(look.record) <= 0:
+            await self.expire(job, look.fields.get("reply", ""))
+            look = await self._read(job)
+        return look
+
+    async def _read(self, job: str) -> _Look:
+        fields, meta = await self._store.record_and_result(job)
+        if not fields and meta is None:
+            raise UnknownJobError(f"no job {job!r} is known here", job=job)
+        record = record_from(job, fields)
+        if meta is not None and record.state not in FINAL:
+            ended = _STATE_OF.get(read_meta(meta).status, JobState.FAILED)
+            record = msgspec.structs.replace(record, state=ended)
+        return _Look(fields, record, meta)
+
+    def _patience(self, record: JobRecord, wait: float) -> float:
+        longest = min(wait, self._router.rules.topology.limits.wait)
+        return longest if record.state not in _WAITING else min(longest, max(self._left(record), 0.0))
+
+    def _left(self, record: JobRecord) -> float:
+        """Seconds until a job that waits is ended for its deadline."""
+        if record.deadline_at == 0:
+            return float("inf")
+        return record.deadline_at + GRACE - self._store.now()
+
+    async def _status(self, look: _Look) -> JobStatus:
+        record = look.record
+        if look.final or not record.hardware_class:
+            return JobStatus(record=record)
+        work = float(look.fields.get("work", "0"))
+        if record.state == JobState.RUNNING:
+            left = max(work - (self._store.now() - record.started), 0.0)
+            return JobStatus(record=record, position=0, eta=left)
+        snapshot = self._router.fleet.snapshot
+        devices = len(snapshot.of_class(record.hardware_class))
+        eta = snapshot.ahead(record.hardware_class, record.level) / devices + work if devices else None
+        return JobStatus(record=record, position=await self._position(record), eta=eta)
+
+    async def _position(self, record: JobRecord) -> int | None:
+        try:
+            depths = await self._router.transport.depths(record.hardware_class)
+        except BrokerUnavailableError:
+            return None
+        return sum(depths[: record.level + 1])

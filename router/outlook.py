@@ -1,0 +1,35 @@
+"""What placement sees between two readings of the fleet: a snapshot, boards laid out from it, and work added since."""
+
+from __future__ import annotations
+
+from router.board import Board, lay_out
+from router.classify import Constraints, Needs
+from router.fleet import Backlog, FleetSnapshot
+from router.placement import Placement, choose
+from tasks.catalogue import Model
+from tasks.profiles import ProfileBook
+from tasks.topology import Topology
+
+
+class Outlook:
+    """One snapshot and all that is worked out from it once; `backlog` alone changes, as placements add their work."""
+
+    def __init__(self, topology: Topology, book: ProfileBook, fleet: FleetSnapshot) -> None:
+        self.fleet = fleet
+        self.backlog = Backlog(tuple(sorted(topology.hardware)), {} if fleet.stale else fleet.work)
+        self._topology = topology
+        self._book = book
+        self._boards: dict[tuple[str, Constraints], Board] = {}
+
+    def place(self, model: Model, needs: Needs, seed: int) -> Placement:
+        """Choose for a request. Raises what `choose` raises. Its work is counted only by `count`."""
+        key = (model.id, needs.constraints)
+        board = self._boards.get(key)
+        if board is None:
+            board = lay_out(model, needs.constraints, self._topology, self.fleet, self._book)
+            self._boards[key] = board
+        return choose(board, needs, self.backlog.seconds, seed=seed)
+
+    def count(self, placement: Placement) -> None:
+        """Count the work of a placement that is on its way to its queue."""
+        self.backlog.add(placement.candidate.hardware_class, placement.level, placement.work)

@@ -1,0 +1,144 @@
+"""Hears of results: one subscription a router, on which every waiting request is woken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from router.store import Store
+from tasks.connection import connect
+from taxiway.errors import BrokerUnavailableError
+from taxiway.keys import reply_channel, result_key
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF = 0.25  # seconds between two attempts to subscribe anew
+
+
+class _Named(msgspec.Struct):
+    """The part of a stored result that says whose it is."""
+
+    task_id: str
+
+
+_job_of = msgspec.json.Decoder(_Named).decode
+
+
+class Results:
+    """The results that somebody here waits for, as they are announced.
+
+    Results of jobs that this router forwarded for its own callers come on the router's reply channel; for others the
+    job's own channel is subscribed to as long as somebody waits.
+    """
+
+    def __init__(self, url: str, store: Store, name: str) -> None:
+        self._client = connect(url, answer=None)
+        self._store = store
+        self._own = reply_channel(name)
+        self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
+        self._others: dict[str, int] = {}
+        self._pubsub: PubSub | None = None
+        self._looking: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def expect(self, job: str) -> Iterator[asyncio.Future[bytes]]:
+        """A future of the result's stored bytes. Enter before the job is forwarded, and nothing is missed."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(job, set())
+        waiting.add(future)
+        try:
+            yield future
+        finally:
+            waiting.discard(future)
+            if not waiting and self._waiting.get(job) is waiting:
+                del self._waiting[job]
+
+    async def wait(self, job: str, longest: float) -> bytes | None:
+        """The result of any job, within `longest` seconds; None when it did not come.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        with self.expect(job) as future:
+            meta = await self._store.result(job)
+            if meta is not None or longest <= 0:
+                return meta
+            await self._follow(job)
+            try:
+                return await asyncio.wait_for(future, longest)
+            except TimeoutError:
+                return await self._store.result(job)
+            finally:
+                await self._leave(job)
+
+    async def run(self) -> None:
+        """Listen, for ever; after a lost connection everything waited for is looked up."""
+        away = False
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError) as error:
+                if not away:
+                    logger.warning("results unheard", extra={"error": str(error)})
+                away = True
+                await asyncio.sleep(_BACKOFF)
+            else:
+                away = False
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._client.aclose()
+
+    async def _listen(self) -> None:
+        async with self._client.pubsub() as pubsub:
+            await pubsub.subscribe(self._own, *map(result_key, self._others))
+            self._pubsub = pubsub
+            try:
+                async for message in pubsub.listen():
+                    self._hear(message)
+            finally:
+                self._pubsub = None
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] == "subscribe":
+            task = asyncio.create_task(self._look_up(message["channel"].decode()))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+        elif message["type"] == "message":
+            with suppress(msgspec.MsgspecError):  # anybody may publish there
+                self._resolve(_job_of(message["data"]).task_id, message["data"])
+
+    def _resolve(self, job: str, meta: bytes) -> None:
+        for future in self._waiting.get(job, ()):
+            if not future.done():
+                future.set_result(meta)
+
+    async def _look_up(self, channel: str) -> None:
+        """Find results that were announced on `channel` before it was heard."""
+        jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
+        with suppress(BrokerUnavailableError):  # the next subscription looks again
+            for job in jobs:
+                meta = await self._store.result(job)
+                if meta is not None:
+                    self._resolve(job, meta)
+
+    async def _follow(self, job: str) -> None:
+        self._others[job] = self._others.get(job, 0) + 1
+        if self._others[job] == 1 and self._pubsub is not None:
+            with suppress(RedisError, OSError):  # the listener sees it too, and subscribes anew
+                await self._pubsub.subscribe(result_key(job))
+
+    async def _leave(self, job: str) -> None:
+        self._others[job] -= 1
+        if self._others[job] == 0:
+            del self._others[job]
+            if self._pubsub is not None:
+                with suppress(RedisError, OSError):
+                    await self._pubsub.unsubscribe(result_key(job))

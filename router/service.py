@@ -1,0 +1,262 @@
+"""The router's loop: takes arrivals, decides each, forwards them together; and places what the HTTP door accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+
+from router.admission import Admitted, Decision, Order, Rules, admit, decide
+from router.events import SentEvents
+from router.results import Results
+from router.snapshot import FleetReader
+from router.store import Store
+from tasks.settings import Settings
+from tasks.transport import Arrival, DeadLetter, Outgoing, Transport
+from tasks.transport.rabbitmq import RabbitTransport
+from tasks.transport.valkey import ValkeyTransport
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, NoDeviceError
+
+logger = logging.getLogger(__name__)
+
+IDLE = 1.0
+"""Longest that an idle router waits for an arrival before it looks again."""
+
+TIDY = 1.0
+"""Seconds between two looks after dead routers."""
+
+ACCEPT = 1.8
+"""Longest that a caller at this router's own door waits for the broker: it is told within two seconds."""
+
+_BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
+
+
+class Router:
+    """One router. Any number of them work on the same arrivals."""
+
+    def __init__(self, settings: Settings, rules: Rules, name: str) -> None:
+        self.name = name
+        self.rules = rules
+        self.store = Store(settings.state, rules.topology.limits)
+        self.fleet = FleetReader(self.store, rules.topology, rules.book)
+        self.results = Results(settings.state, self.store, name)
+        self.transport = open_transport(settings, rules, name)
+        self._outbox = Outbox(self.transport)
+        self._events = SentEvents(name)
+        self._stopping = False
+        self._idle = False
+        self._consumer: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Read the fleet if it can be read, then take arrivals and keep everything fresh until `stop`."""
+        with contextlib.suppress(BrokerUnavailableError):
+            await self.fleet.read()
+        self._keepers = [
+            asyncio.create_task(keep, name=name)
+            for name, keep in {
+                "fleet": self.fleet.run(),
+                "results": self.results.run(),
+                "tidy": self._tidy(),
+            }.items()
+        ]
+        self._consumer = asyncio.create_task(self._consume(), name="consume")
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what was taken, and disconnect."""
+        self._stopping = True
+        if self._consumer is not None:
+            if self._idle:
+                self._consumer.cancel()
+            await asyncio.wait([self._consumer])
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await self.results.close()
+        await self.transport.close()
+        await self.store.close()
+
+    async def failed(self) -> BaseException | None:
+        """Wait until a loop of this router ends by an error nobody foresaw; the error."""
+        assert self._consumer is not None
+        done, _ = await asyncio.wait([self._consumer, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
+        task = done.pop()
+        return None if task.cancelled() else task.exception()
+
+    async def place(self, order: Order) -> Admitted:
+        """Place a request of this router's own door; the fleet is read again before it has no device for it.
+
+        Raises:
+            TaxiwayError: as `admit` raises it.
+        """
+        try:
+            admitted = admit(order, self.rules, self.fleet.outlook)
+        except NoDeviceError:
+            await self.fleet.read()
+            admitted = admit(order, self.rules, self.fleet.outlook)
+        self._count(admitted)
+        return admitted
+
+    async def forward(self, admitted: Admitted) -> bool:
+        """Forward a placed request; False where its id has a job already.
+
+        Raises:
+            BrokerUnavailableError: the broker did not accept it.
+        """
+        try:
+            async with asyncio.timeout(ACCEPT):
+                return await self._outbox.forward(admitted.outgoing)
+        except TimeoutError as error:
+            message = f"the broker did not accept the request within {ACCEPT:g} s"
+            raise BrokerUnavailableError(message, retry_after=1.0) from error
+
+    async def _consume(self) -> None:
+        outage = Outage("broker")
+        while not self._stopping:
+            try:
+                taken = await self.transport.take()
+                if taken.arrivals:
+                    await self._handle(taken.arrivals, taken.now)
+                else:
+                    await self._pause()
+                outage.over()
+            except FleetUnavailable as error:
+                self.transport.abandon()
+                await asyncio.sleep(outage.pause(error))
+
+    async def _pause(self) -> None:
+        self._idle = True
+        try:
+            await self.transport.wait(IDLE)
+        finally:
+            self._idle = False
+
+    async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
+        decisions = [self._decide(arrival, now) for arrival in arrivals]
+        if any(d.deviceless for d in decisions):
+            await self.fleet.read()
+            pairs = zip(arrivals, decisions, strict=True)
+            decisions = [self._decide(a, now) if d.deviceless else d for a, d in pairs]
+        admitted = [d.admitted for d in decisions if d.admitted is not None]
+        if admitted:
+            await self._forward(admitted)
+        if len(admitted) < len(decisions):
+            await self._answer(arrivals, decisions)
+
+    def _decide(self, arrival: Arrival, now: float) -> Decision:
+        try:
+            decision = decide(arrival, self.rules, self.fleet.outlook, now)
+        except Exception as error:  # one message that we fail to understand must not stop the others
+            logger.exception("arrival undecidable", extra={"tag": arrival.tag})
+            return Decision(arrival.tag, letter=f"the router failed to decide it: {error!r}")
+        if decision.admitted is not None:
+            self._count(decision.admitted)
+        return decision
+
+    async def _forward(self, admitted: Sequence[Admitted]) -> None:
+        forwarded = await self.transport.forward([a.outgoing for a in admitted])
+        for one, fresh in zip(admitted, forwarded, strict=True):
+            if not fresh and one.ticket.reply:
+                await self.store.tell(one.ticket.reply, one.outgoing.job)
+
+    async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
+        """End, cancel or park what is not forwarded; it is settled only then."""
+        endings = [d.ending for d in decisions if d.ending is not None]
+        cancelled = [d.cancel for d in decisions if d.cancel]
+        letters = [
+            DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
+        ]
+        if endings:
+            await self.store.finish(endings)
+        if cancelled:
+            await self.store.cancel(cancelled)
+        if letters:
+            await self.store.park(letters)
+            for letter in letters:
+                logger.warning("message parked", extra={"reason": letter.reason})
+        await self.transport.settle([d.tag for d in decisions if d.admitted is None])
+
+    def _count(self, admitted: Admitted) -> None:
+        self.fleet.count(admitted.placement)
+        self._events.add(admitted)
+
+    async def _tidy(self) -> None:
+        while True:
+            with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
+                recovered = await self.transport.tidy()
+                if recovered:
+                    logger.warning("arrivals recovered", extra={"messages": recovered})
+                await self._events.send(self.transport)
+            await asyncio.sleep(TIDY)
+
+
+class Outbox:
+    """Forwards single messages; those that come while a call is under way share the next one."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def forward(self, outgoing: Outgoing) -> bool:
+        """Whether the message was forwarded; False where its job has a record already."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outgoing, done))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return await done
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
+        try:
+            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch])
+        except BrokerUnavailableError as error:
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+            return
+        for (_, done), fresh in zip(batch, forwarded, strict=True):
+            if not done.done():
+                done.set_result(fresh)
+
+
+class Outage:
+    """Says once that a server is away and once that it is back, and how long to pause between attempts."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._failures = 0
+
+    def pause(self, error: FleetUnavailable) -> float:
+        """Seconds to wait after one more failure."""
+        first, longest = _BACKOFF
+        if self._failures == 0:
+            logger.warning("server away", extra={"server": self._server, "error": error.message})
+        self._failures += 1
+        return min(first * float(2 ** min(self._failures - 1, 10)), longest)
+
+    def over(self) -> None:
+        """It answered."""
+        if self._failures:
+            logger.info("server back", extra={"server": self._server, "failures": self._failures})
+        self._failures = 0
+
+
+def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
+    """The transport for the broker that `settings` name."""
+    keep_record = rules.topology.limits.keep_record
+    if settings.broker.startswith("amqp"):
+        queues = sorted(rules.topology.hardware)
+        return RabbitTransport(
+            broker=settings.broker, state=settings.state, name=name, keep_record=keep_record, queues=queues
+        )
+    return ValkeyTransport(broker=settings.broker, state=settings.state, name=name, keep_record=keep_record)

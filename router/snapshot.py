@@ -1,0 +1,142 @@
+"""Keeps the fleet snapshot fresh: reads the store on a beat, and counts what this router placed since."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from router.cost import shadow_prices
+from router.fleet import FleetSnapshot
+from router.outlook import Outlook
+from router.placement import Placement
+from router.store import FleetFacts, Store
+from tasks.facts import GONE_AFTER, DeviceFacts
+from tasks.profiles import ProfileBook
+from tasks.topology import Topology
+from taxiway.errors import BrokerUnavailableError
+from taxiway.keys import ARRIVED, LEVELS
+
+logger = logging.getLogger(__name__)
+
+BEAT = 0.25
+"""Seconds between two readings."""
+
+STALE_AFTER = 3.0
+"""Seconds after which a reading is too old to decide from."""
+
+FORGET_AFTER = 3600.0
+"""Seconds after which a gone device is dropped from the store."""
+
+RATE_MEMORY = 5.0
+"""Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
+
+_decode_facts = msgspec.json.Decoder(DeviceFacts).decode
+
+
+class FleetReader:
+    """The latest outlook. Until the first reading it is stale."""
+
+    def __init__(self, store: Store, topology: Topology, book: ProfileBook) -> None:
+        self._store = store
+        self._topology = topology
+        self._book = book
+        self._outlook = Outlook(topology, book, FleetSnapshot(stale=True))
+        self._read_at = -STALE_AFTER
+        self._arrived: Arrived | None = None
+
+    @property
+    def outlook(self) -> Outlook:
+        """The fleet as of the last reading, with what was placed here since; stale when that is too old."""
+        if not self._outlook.fleet.stale and time.monotonic() - self._read_at > STALE_AFTER:
+            self._go_stale()
+        return self._outlook
+
+    @property
+    def snapshot(self) -> FleetSnapshot:
+        """The fleet as of the last reading, with what was placed here since; `stale` when that is too old."""
+        outlook = self.outlook
+        return replace(outlook.fleet, work={name: outlook.backlog.levels(name) for name in outlook.backlog.classes})
+
+    def count(self, placement: Placement) -> None:
+        """Count a placement that this router just made."""
+        self._outlook.count(placement)
+
+    async def read(self) -> None:
+        """Read once. A failure leaves the last picture, marked stale, and is raised."""
+        try:
+            facts = await self._store.facts()
+        except BrokerUnavailableError:
+            self._go_stale()
+            raise
+        self._arrived = arrived_since(self._arrived, facts)
+        fleet = replace(snapshot_from(facts), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
+        fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
+        self._outlook = Outlook(self._topology, self._book, fleet)
+        self._read_at = time.monotonic()
+        gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
+        if gone:
+            await self._store.forget_devices(gone)
+
+    async def run(self) -> None:
+        """Read on every beat, for ever; an outage is logged once."""
+        away = False
+        while True:
+            try:
+                await self.read()
+                away = False
+            except BrokerUnavailableError as error:
+                if not away:
+                    logger.warning("fleet state unreadable", extra={"error": error.message})
+                away = True
+            await asyncio.sleep(BEAT)
+
+    def _go_stale(self) -> None:
+        self._outlook = Outlook(self._topology, self._book, replace(self._outlook.fleet, stale=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Rows that ever arrived for each model, as of `now` by the store's clock, and the rates they came at, rows/s."""
+
+    now: float
+    rows: Mapping[str, float]
+    rates: Mapping[str, float]
+
+
+def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
+    """The rates after one more reading, each an exponential mean over `RATE_MEMORY` seconds."""
+    cells = (cell.partition("|") for cell in facts.work if cell.startswith(f"{ARRIVED}|"))
+    rows = {model: facts.work[f"{kind}|{model}"] for kind, _, model in cells}
+    if before is None:
+        return Arrived(facts.now, rows, {})
+    span = max(facts.now - before.now, 1e-3)
+    kept = math.exp(-span / RATE_MEMORY)
+    came = {model: max(count - before.rows.get(model, 0.0), 0.0) / span for model, count in rows.items()}
+    rates = {model: kept * before.rates.get(model, 0.0) + (1 - kept) * rate for model, rate in came.items()}
+    return Arrived(facts.now, rows, rates)
+
+
+def snapshot_from(facts: FleetFacts) -> FleetSnapshot:
+    """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out."""
+    live = sorted(name for name, at in facts.heartbeats.items() if facts.now - at <= GONE_AFTER)
+    devices = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
+    work: dict[str, list[float]] = {}
+    for cell, seconds in facts.work.items():
+        hardware_class, _, level = cell.rpartition("|")
+        if level.isdigit() and int(level) < LEVELS:
+            work.setdefault(hardware_class, [0.0] * LEVELS)[int(level)] = max(seconds, 0.0)
+    return FleetSnapshot(devices=devices, work={name: tuple(levels) for name, levels in work.items()})
+
+
+def _readable(raw: Iterable[bytes]) -> Iterable[DeviceFacts]:
+    for facts in raw:
+        try:
+            yield _decode_facts(facts)
+        except msgspec.MsgspecError:
+            logger.debug("device facts unreadable", extra={"facts": facts[:200]})

@@ -1,0 +1,133 @@
+"""What a router reads and writes in the state store: the fleet's facts, jobs' records, results and their ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from tasks.connection import connect, told_plainly
+from tasks.scripts import FINISH, Ending, finish_args
+from tasks.topology import Limits
+from tasks.transport import DeadLetter
+from taxiway.errors import JobCancelledError
+from taxiway.job import JobState, failure_meta
+from taxiway.keys import DEAD, DEVICES, HEARTBEATS, WORK, job_key, reply_channel, result_key
+
+_SERVER = "state store"
+_DEAD_AT_MOST = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """The fleet's keys as they were read together; `now` is the store's time."""
+
+    now: float
+    devices: Mapping[str, bytes]
+    heartbeats: Mapping[str, float]
+    work: Mapping[str, float]
+
+
+class Store:
+    """The state store. Every method raises `BrokerUnavailableError` while it does not answer."""
+
+    def __init__(self, url: str, limits: Limits) -> None:
+        self._client = connect(url)
+        self._limits = limits
+        self._finish = self._client.register_script(FINISH)
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        """The store's time, as of the last `facts` and this host's clock since."""
+        return time.monotonic() + self._ahead
+
+    async def facts(self) -> FleetFacts:
+        """All that the fleet says of itself, in one round trip."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.time()
+                pipeline.hgetall(DEVICES)
+                pipeline.zrange(HEARTBEATS, 0, -1, withscores=True)
+                pipeline.hgetall(WORK)
+                (seconds, microseconds), devices, heartbeats, work = await pipeline.execute()
+        now = seconds + microseconds / 1e6
+        self._ahead = now - time.monotonic()
+        return FleetFacts(
+            now=now,
+            devices={name.decode(): facts for name, facts in devices.items()},
+            heartbeats={name.decode(): score for name, score in heartbeats},
+            work={cell.decode(): float(seconds) for cell, seconds in work.items()},
+        )
+
+    async def record(self, job: str) -> dict[str, str]:
+        """The fields of a job's record; empty where there is none."""
+        with told_plainly(_SERVER):
+            fields: Any = await self._client.hgetall(job_key(job))
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    async def result(self, job: str) -> bytes | None:
+        """The stored result, None while there is none (any more)."""
+        with told_plainly(_SERVER):
+            meta: Any = await self._client.get(result_key(job))
+        return meta if meta is None else bytes(meta)
+
+    async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
+        """Both at one instant."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.hgetall(job_key(job))
+                pipeline.get(result_key(job))
+                fields, meta = await pipeline.execute()
+        return {name.decode(): value.decode() for name, value in fields.items()}, meta
+
+    async def finish(self, endings: Sequence[Ending]) -> list[bool]:
+        """End jobs; True for each that had not ended before."""
+        args = finish_args(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
+        with told_plainly(_SERVER):
+            written = await self._finish(keys=[WORK], args=args)
+        return [bool(one) for one in written]
+
+    async def cancel(self, jobs: Sequence[str]) -> list[bool]:
+        """End jobs as cancelled; True for each that had not ended before."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for job in jobs:
+                    pipeline.hget(job_key(job), "reply")
+                replies = await pipeline.execute()
+        pairs = zip(jobs, replies, strict=True)
+        return await self.finish([_cancelled(job, (reply or b"").decode()) for job, reply in pairs])
+
+    async def tell(self, client: str, job: str) -> None:
+        """Announce a result that is there already to one more client."""
+        meta = await self.result(job)
+        if meta is not None:
+            with told_plainly(_SERVER):
+                await self._client.publish(reply_channel(client), meta)
+
+    async def park(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep messages that nobody can answer, where an operator finds them; the oldest beyond a bound are dropped."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.lpush(DEAD, *(msgspec.json.encode(letter) for letter in letters))
+                pipeline.ltrim(DEAD, 0, _DEAD_AT_MOST - 1)
+                await pipeline.execute()
+
+    async def forget_devices(self, workers: Sequence[str]) -> None:
+        """Drop devices that have been gone for long."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.hdel(DEVICES, *workers)
+                pipeline.zrem(HEARTBEATS, *workers)
+                await pipeline.execute()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._client.aclose()
+
+
+def _cancelled(job: str, reply: str) -> Ending:
+    meta = failure_meta(job, JobCancelledError("cancelled on request"))
+    return Ending(job, JobState.CANCELLED, meta, reply=reply)

@@ -1,0 +1,81 @@
+"""Child processes that never outlive their parent, whichever way it ends (Linux).
+
+Run as a script, this file asks the kernel for a signal on its parent's death and becomes the command it is given.
+A `preexec_fn` would do the same, but Python must not run one in a process that has threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def start_child(
+    command: Sequence[str],
+    *,
+    on_death: signal.Signals = signal.SIGKILL,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    output: int | None = None,
+    errors: int | None = None,
+    piped_input: bool = False,
+    keep_open: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start `command` in a process group of its own, out of reach of the terminal's Ctrl-C.
+
+    The kernel ties it to the calling *thread*: call this from one that lives as long as the child shall. It runs in
+    `folder`. `on_death` is what it gets when the parent dies; `output` and `errors` are file descriptors or constants
+    of `subprocess`; `keep_open` are file descriptors that it inherits.
+    """
+    bind = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(os.getpid()), str(int(on_death))]
+    return subprocess.Popen(
+        [*bind, *command],
+        stdin=subprocess.PIPE if piped_input else subprocess.DEVNULL,
+        stdout=output,
+        stderr=errors,
+        env=environment,
+        cwd=folder,
+        start_new_session=True,
+        pass_fds=tuple(keep_open),
+    )
+
+
+def stop_child(child: subprocess.Popen[bytes], *, patience: float) -> bool:
+    """Ask the child to end; after `patience` seconds kill it with its whole group. Whether it ended when asked."""
+    if child.poll() is None:
+        child.terminate()
+    try:
+        child.wait(patience)
+    except subprocess.TimeoutExpired:
+        kill_group(child)
+        child.wait()
+        return False
+    return True
+
+
+def kill_group(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child and what it started."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _become(parent: int, on_death: int, command: list[str]) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, on_death) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before the kernel knew of the wish
+        sys.exit(1)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    _become(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

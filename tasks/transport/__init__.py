@@ -1,0 +1,87 @@
+"""Carries messages between arrivals, routers and class queues: one small protocol, one file a broker.
+
+Whatever the broker, a message taken and not answered returns to the arrivals when its router dies, and is answered by
+`forward` or `settle` exactly once. Messages have one form here, `wire.Envelope`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from taxiway.wire import Envelope
+
+TAKE_AT_MOST = 128
+"""Messages that one call takes: enough to share a round trip, few enough to decide in some milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message as it was taken. `raw` is what the broker held; `envelope` is None where that cannot be read."""
+
+    tag: str
+    raw: bytes
+    envelope: Envelope | None
+    flaw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Arrivals, first served first, and the state store's time at which they were taken."""
+
+    now: float
+    arrivals: Sequence[Arrival] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A placed message on its way to a class queue, with the job's record. An empty `tag` was never an arrival."""
+
+    tag: str
+    queue: str
+    level: int
+    envelope: Envelope
+    job: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message given up: why, when by the giver's clock, and its bytes as the broker held them."""
+
+    reason: str
+    at: float
+    message: bytes
+
+
+class Transport(Protocol):
+    """A broker's arrivals and class queues. Every method raises `BrokerUnavailableError` while it does not answer."""
+
+    async def wait(self, longest: float) -> None:
+        """Return when arrivals may be there, at the latest after `longest` seconds. May be cancelled."""
+
+    async def take(self, most: int = TAKE_AT_MOST) -> Taken:
+        """Take up to `most` arrivals."""
+
+    async def forward(self, messages: Sequence[Outgoing]) -> list[bool]:
+        """Publish and record; False for a message that is not ours any more or whose job has a record already."""
+
+    async def settle(self, tags: Sequence[str]) -> None:
+        """Forget arrivals that were answered in another way."""
+
+    def abandon(self) -> None:
+        """Before the next take, return to the arrivals all that was taken and not answered; after any failure."""
+
+    async def depths(self, queue: str) -> tuple[int, ...]:
+        """Waiting messages of a queue, one figure a priority level where the broker tells, else one for all."""
+
+    async def tidy(self) -> int:
+        """Put back what dead routers had taken, and say that this one lives; answers how many were put back."""
+
+    async def announce(self, routing_key: str, event: bytes) -> None:
+        """Publish a Celery event, for whoever listens."""
+
+    async def close(self) -> None:
+        """Stop, leaving nothing taken behind."""

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks.embedded import EmbeddedValkey, EmbeddedValkeyError
+from tasks.settings import TREE
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tasks.embedded import EmbeddedValkey
+server = EmbeddedValkey(Path(sys.argv[1]))
+server.start()
+print(server.pid, server.url, flush=True)
+time.sleep(600)
+"""
+
+
+def until(condition: Callable[[], bool], *, patience: float = 10.0) -> bool:
+    end = time.monotonic() + patience
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def refused(url: str) -> bool:
+    with redis.Redis.from_url(url, socket_timeout=1, retry=None) as client:
+        try:
+            client.ping()
+        except redis.ConnectionError:
+            return True
+    return False
+
+
+def test_the_server_answers_with_its_password_and_refuses_without(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        with redis.Redis.from_url(server.url) as client:
+            assert client.ping()
+        bare = "redis://" + server.url.partition("@")[2]
+        with redis.Redis.from_url(bare, retry=None) as stranger, pytest.raises(redis.AuthenticationError):
+            stranger.ping()
+
+
+def test_the_server_listens_on_loopback_only(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url, decode_responses=True) as client:
+        assert client.config_get("bind") == {"bind": "127.0.0.1"}
+
+
+def test_the_password_is_readable_by_its_owner_only_and_on_no_command_line(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        kept = tmp_path / "valkey.password"
+        assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+        assert kept.read_text() not in Path(f"/proc/{server.pid}/cmdline").read_text()
+
+
+def test_data_and_address_survive_a_restart(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as first, redis.Redis.from_url(first.url) as client:
+        client.lpush("taxiway.arrivals", "waiting")
+    with EmbeddedValkey(tmp_path) as second, redis.Redis.from_url(second.url) as client:
+        assert second.url == first.url
+        assert client.lrange("taxiway.arrivals", 0, -1) == [b"waiting"]
+
+
+def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path), pytest.raises(EmbeddedValkeyError, match="another Valkey server"):
+        EmbeddedValkey(tmp_path, patience=0.2).start()
+
+
+def test_a_server_that_cannot_start_says_what_its_log_said(tmp_path: Path) -> None:
+    folder = tmp_path / "valkey" / "appendonlydir"
+    folder.mkdir(parents=True)
+    (folder / "appendonly.aof.manifest").write_text("not a manifest\n")
+    with pytest.raises(EmbeddedValkeyError, match="manifest"):
+        EmbeddedValkey(tmp_path).start()
+
+
+def test_the_server_dies_when_its_parent_is_killed_and_keeps_what_it_had(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=TREE)
+    assert holder.stdout is not None
+    with holder.stdout as said:
+        url = said.readline().split()[1]
+    with redis.Redis.from_url(url) as client:
+        client.set("kept", "yes")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert until(lambda: refused(url))
+    with EmbeddedValkey(tmp_path) as again, redis.Redis.from_url(again.url) as client:
+        assert client.get("kept") == b"yes"
+
+
+def test_a_server_that_was_killed_is_started_anew_at_the_same_address(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as server:
+        url, pid = server.url, server.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert until(lambda: server.pid is None)
+        server.start()
+        assert server.url == url
+        assert not refused(url)

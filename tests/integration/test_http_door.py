@@ -1,0 +1,318 @@
+import base64
+import concurrent.futures
+import dataclasses
+import secrets
+import socket
+import time
+
+import httpx
+import pytest
+import redis
+
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import settings_from
+from taxiway.keys import job_key, priority_lists, result_key
+from tests.routing import EchoDevice, eventually, router_process
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Settings of a fleet that all tests of answered requests share: a router takes a second to start."""
+    with EmbeddedValkey(tmp_path_factory.mktemp("shared")) as server:
+        yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+
+
+@pytest.fixture(scope="module")
+def device(shared):
+    with EchoDevice(shared) as device:
+        yield device
+
+
+@pytest.fixture(scope="module")
+def http(shared, device):
+    with router_process(shared) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def lone(settings):
+    """The HTTP door of a router without any device."""
+    with router_process(settings) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def idle(settings, lone):
+    """The HTTP door of a router whose device answers nothing."""
+    with EchoDevice(settings, answering=False):
+        yield lone
+
+
+@pytest.fixture
+def store(shared):
+    with redis.Redis.from_url(shared.state) as client:
+        yield client
+
+
+def body(*rows, parameters=None, tensor=None, **fields):
+    named = {"name": "payload", "shape": [len(rows)], "datatype": "BYTES", "data": list(rows), **(tensor or {})}
+    return {"inputs": [named], "parameters": {"deadline": 30, **(parameters or {})}, **fields}
+
+
+def infer(http, *rows, model="echo", headers=None, **arguments):
+    return http.post(f"/v2/models/{model}/infer", json=body(*rows, **arguments), headers=headers)
+
+
+def accept(http, *rows, **arguments):
+    accepted = infer(http, *rows, headers={"prefer": "respond-async"}, **arguments)
+    assert accepted.status_code == 202, accepted.text
+    return accepted.json()["id"]
+
+
+def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http):
+    answer = infer(http, "a", "b").json()
+
+    assert (answer["model_name"], answer["model_version"]) == ("echo", "1")
+    assert answer["outputs"] == [{"name": "payload", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}]
+    assert answer["parameters"]["hardware_class"] == "cpu.batch"
+    assert answer["parameters"]["job"] == answer["id"]
+
+
+def test_an_answer_carries_the_requests_own_id(http):
+    assert infer(http, "a", id="mine").json()["id"] == "mine"
+
+
+def test_bytes_travel_as_base64_in_both_directions(http):
+    text = base64.b64encode(b"\x00\xff").decode()
+
+    answer = infer(http, text, tensor={"parameters": {"content_type": "base64"}}).json()
+
+    output = answer["outputs"][0]
+    assert (output["data"], output["parameters"]) == ([text], {"content_type": "base64"})
+
+
+@pytest.mark.parametrize("model", ["echo/versions/1", "echo:1", "echo@stable"])
+def test_a_model_is_found_by_version_and_alias(http, model):
+    assert infer(http, "a", model=model).status_code == 200
+
+
+def test_many_requests_at_once_get_their_own_answers(http):
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: infer(http, str(n)).json()["outputs"][0]["data"], range(200)))
+
+    assert answers == [[str(n)] for n in range(200)]
+
+
+def test_an_asynchronous_request_is_polled_to_its_result(http):
+    accepted = infer(http, "a", headers={"prefer": "respond-async"})
+    where = accepted.headers["location"]
+
+    status = http.get(where, params={"wait": 10}).json()
+    answer = http.get(f"{where}/result").json()
+
+    assert where == f"/v2/jobs/{accepted.json()['id']}"
+    assert (status["state"], status["hardware_class"], status["variant"]) == ("succeeded", "cpu.batch", "echo")
+    assert answer["outputs"][0]["data"] == ["a"]
+
+
+def test_a_waiting_job_tells_its_position_and_when_it_may_be_done(idle):
+    first, second = accept(idle, "a"), accept(idle, "b")
+
+    status = idle.get(f"/v2/jobs/{second}").json()
+
+    assert status["state"] == "queued"
+    assert status["position"] == 2
+    assert status["eta"] > 0
+    assert idle.get(f"/v2/jobs/{first}/result").status_code == 202
+
+
+def test_a_long_poll_returns_as_soon_as_the_job_ends(idle):
+    job = accept(idle, "a")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        poll = pool.submit(lambda: idle.get(f"/v2/jobs/{job}", params={"wait": 20}))
+        assert not concurrent.futures.wait([poll], timeout=0.3).done
+        cancelled = time.monotonic()
+        idle.delete(f"/v2/jobs/{job}")
+        assert poll.result().json()["state"] == "cancelled"
+    assert time.monotonic() - cancelled < 2
+
+
+def test_a_cancelled_job_stays_cancelled(idle):
+    job = accept(idle, "a")
+
+    first, again = idle.delete(f"/v2/jobs/{job}"), idle.delete(f"/v2/jobs/{job}")
+
+    assert [first.status_code, again.status_code] == [200, 200]
+    assert first.json()["state"] == again.json()["state"] == "cancelled"
+    answer = idle.get(f"/v2/jobs/{job}/result")
+    assert (answer.status_code, answer.json()["code"]) == (409, "cancelled")
+
+
+def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle):
+    began = time.monotonic()
+
+    answer = infer(idle, "a", parameters={"deadline": 0.5})
+
+    assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
+    assert 0.5 <= time.monotonic() - began < 2
+
+
+def test_a_poller_learns_that_the_deadline_passed(idle):
+    job = accept(idle, "a", parameters={"deadline": 0.5})
+
+    assert idle.get(f"/v2/jobs/{job}", params={"wait": 10}).json()["state"] == "expired"
+
+
+def test_a_result_that_is_gone_is_told_from_one_that_never_was(http, store):
+    job = accept(http, "a")
+    http.get(f"/v2/jobs/{job}", params={"wait": 10})
+    store.delete(result_key(job))
+
+    gone, unknown = http.get(f"/v2/jobs/{job}/result"), http.get("/v2/jobs/none/result")
+
+    assert (gone.status_code, gone.json()["code"]) == (410, "result_expired")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_job")
+
+
+def test_the_same_idempotency_key_gives_the_same_job(device, http):
+    terms = {"tenant": "t", "idempotency_key": "k"}
+
+    first = accept(http, "a", parameters=terms)
+    again = infer(http, "a", parameters=terms).json()
+
+    assert again["parameters"]["job"] == first
+    assert device.done.count(first) == 1
+    assert accept(http, "a", parameters={**terms, "tenant": "u"}) != first
+
+
+def test_a_placement_is_explained_with_what_was_not_chosen(http):
+    job = accept(http, "a")
+
+    placement = http.get(f"/v2/jobs/{job}/placement").json()
+
+    assert placement["reason"].startswith("cheapest")
+    assert placement["considered"][0]["hardware_class"] == "cpu.batch"
+    assert {r["hardware_class"] for r in placement["considered"] + placement["refused"]} >= {"cpu.batch", "tpu.bulk"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code", "field"),
+    [
+        ({"model": "ecko"}, 404, "unknown_model", None),
+        ({"parameters": {"deadline": -1}}, 400, "invalid_request", "deadline"),
+        ({"parameters": {"budget": "much"}}, 400, "invalid_request", "budget"),
+        ({"parameters": {"service": "platinum"}}, 400, "invalid_request", "service"),
+        ({"parameters": {"temperature": 1}}, 400, "invalid_request", "parameters.temperature"),
+        ({"parameters": {"locality": "moon"}}, 422, "unplaceable", None),
+        ({"tensor": {"datatype": "FP32", "data": [1.0]}}, 400, "invalid_request", "inputs.payload"),
+        ({"tensor": {"datatype": "FP99"}}, 400, "invalid_request", "inputs.payload"),
+        ({"tensor": {"shape": [3]}}, 400, "invalid_request", "inputs.payload"),
+        ({"tensor": {"name": "text"}}, 400, "invalid_request", "inputs"),
+        ({"tensor": {"data": "a"}}, 400, "invalid_request", "inputs[0].data"),
+        (
+            {"tensor": {"parameters": {"content_type": "base64"}, "data": ["%"]}},
+            400,
+            "invalid_request",
+            "inputs.payload",
+        ),
+        ({"outputs": [{"name": "label"}]}, 400, "invalid_request", "outputs"),
+    ],
+)
+def test_a_wrong_request_is_refused_by_name(http, arguments, status, code, field):
+    answer = infer(http, "a", **arguments)
+
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["details"].get("field")) == (status, code, field)
+    assert told["error"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"inputs": 1}', b"[" * 100_000])
+def test_a_body_that_is_no_infer_request_is_refused(http, content):
+    answer = http.post("/v2/models/echo/infer", content=content)
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"content-length: 1000000000000\r\n\r\n{",
+        b"transfer-encoding: chunked\r\n\r\n" + 17 * (b"100000\r\n" + bytes(2**20) + b"\r\n"),
+    ],
+    ids=["declared", "chunked"],
+)
+def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http, sent):
+    with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
+        connection.sendall(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: test\r\n" + sent)
+        answer = connection.makefile("rb").readline()
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_over_the_limit_is_told_so(http):
+    answer = http.post("/v2/models/echo/infer", content=b"x" * (17 * 2**20))
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v3", 404, "request_error"),
+        ("GET", "/v2/models/echo/infer", 405, "request_error"),
+        ("GET", "/v2/models/nope", 404, "unknown_model"),
+        ("GET", "/v2/jobs/none", 404, "unknown_job"),
+        ("DELETE", "/v2/jobs/none", 404, "unknown_job"),
+        ("GET", "/v2/jobs/none?wait=soon", 400, "invalid_request"),
+        ("GET", "/v2/jobs/none?wait=nan", 400, "invalid_request"),
+    ],
+)
+def test_every_error_has_one_form(http, method, path, status, code):
+    answer = http.request(method, path)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert set(answer.json()) == {"error", "code", "details"}
+
+
+def test_without_a_device_the_answer_is_to_come_back_later(lone):
+    answer = infer(lone, "a")
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_device")
+    assert int(answer.headers["retry-after"]) > 0
+    assert lone.get("/v2/models/echo/ready").status_code == 503
+
+
+def test_models_and_fleet_are_described(http):
+    assert http.get("/v2").json()["name"] == "taxiway"
+    assert http.get("/v2/health/live").status_code == http.get("/v2/health/ready").status_code == 200
+    assert http.get("/v2/models/echo/ready").json() == {"name": "echo", "ready": True}
+    assert http.get("/v2/models/echo").json()["inputs"] == [{"name": "payload", "datatype": "BYTES", "shape": [-1]}]
+    assert "echo" in {m["name"] for m in http.get("/v2/models").json()["models"]}
+    assert http.get("/v2/fleet").json()["devices"][0]["hardware_class"] == "cpu.batch"
+    infer_path = http.get("/schema/openapi.json").json()["paths"]["/v2/models/{model}/infer"]
+    assert "inputs" in infer_path["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+def test_an_infer_request_goes_straight_to_a_class_queue(settings, idle):
+    job = accept(idle, "a")
+
+    with redis.Redis.from_url(settings.state) as store:
+        assert store.hget(job_key(job), "state") == b"queued"
+        assert sum(store.llen(name) for name in priority_lists("cpu.batch")) == 1
+
+
+def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path, settings):
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        own = dataclasses.replace(settings, broker=server.url, state=server.url)
+        with router_process(own) as router, httpx.Client(base_url=router.http, trust_env=False) as http:
+            with EchoDevice(own, answering=False):
+                waiting = accept(http, "a")
+            server.stop()
+            began = time.monotonic()
+            answers = [infer(http, "a"), http.get(f"/v2/jobs/{waiting}")]
+            took = time.monotonic() - began
+            assert eventually(lambda: http.get("/v2/health/ready").status_code == 503)
+            server.start()
+
+    assert [(a.status_code, a.json()["code"]) for a in answers] == [(503, "broker_unavailable")] * 2
+    assert took < 2

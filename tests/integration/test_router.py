@@ -1,0 +1,364 @@
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+
+import celery
+import pytest
+import redis
+
+from tasks.connection import connect
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import TREE
+from tasks.transport import Outgoing
+from tasks.transport.valkey import LIFE, ValkeyTransport
+from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from taxiway.job import JobState, read_meta, read_result, record_from
+from taxiway.keys import (
+    ARRIVALS,
+    DEAD,
+    INFER,
+    WORK,
+    arrived_cell,
+    job_key,
+    priority_list,
+    priority_lists,
+    reply_channel,
+    result_key,
+    taken_key,
+)
+from taxiway.request import Request
+from taxiway.wire import cancel_message, infer_message
+from tests.routing import EchoDevice, eventually, router_process
+
+
+@pytest.fixture
+def store(settings):
+    with redis.Redis.from_url(settings.state) as client:
+        yield client
+
+
+@pytest.fixture
+def router(settings):
+    with router_process(settings) as router:
+        yield router
+
+
+@pytest.fixture
+def device(settings):
+    with EchoDevice(settings) as device:
+        yield device
+
+
+@pytest.fixture
+def idle_device(settings):
+    with EchoDevice(settings, answering=False) as device:
+        yield device
+
+
+def send(store, *, model="echo", inputs="hello", job=None, reply="", level=0, **terms):
+    job = job or str(uuid.uuid4())
+    message = infer_message(job, Request(model=model, inputs=inputs, **terms), reply=reply, origin="test")
+    store.lpush(priority_list(ARRIVALS, level), message)
+    return job
+
+
+def result(store, job, *, within=10.0):
+    return read_result(read_meta(eventually(lambda: store.get(result_key(job)), within=within)))
+
+
+def record(store, job):
+    return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()})
+
+
+def waiting(store, queue="cpu.batch"):
+    return sum(store.llen(name) for name in priority_lists(queue))
+
+
+def test_an_arrival_reaches_a_worker_and_its_record_tells_the_story(store, device, router):
+    job = send(store, deadline=30)
+
+    assert result(store, job).outputs == {"payload": "hello"}
+    done = record(store, job)
+    assert done.state is JobState.SUCCEEDED
+    assert (done.hardware_class, done.variant, done.model) == ("cpu.batch", "echo", "echo:1")
+    assert done.accepted <= done.started <= done.finished <= done.deadline_at
+
+
+def test_arrivals_of_every_priority_are_taken(store, device, router):
+    jobs = [send(store, level=level, deadline=30) for level in range(4)]
+
+    for job in jobs:
+        assert result(store, job, within=1.0)
+
+
+def test_the_work_placed_is_counted_until_it_is_done(store, device, router):
+    jobs = [send(store, model="paced", inputs="x", deadline=60) for _ in range(20)]
+    for job in jobs:
+        result(store, job)
+
+    placed = {cell: float(figure) for cell, figure in store.hgetall(WORK).items()}
+    assert placed.pop(arrived_cell("paced:1").encode()) == 20
+    assert placed
+    assert all(abs(seconds) < 1e-9 for seconds in placed.values())
+
+
+def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(store, device, router):
+    pubsub = store.pubsub()
+    pubsub.subscribe(reply_channel("c1"))
+
+    job = send(store, model="ecko", reply="c1")
+
+    with pytest.raises(TaxiwayError) as caught:
+        result(store, job)
+    assert caught.value.code == "unknown_model"
+    announced = eventually(lambda: pubsub.get_message(ignore_subscribe_messages=True, timeout=0.1))
+    assert json.loads(announced["data"])["task_id"] == job
+    assert eventually(lambda: store.exists(ARRIVALS) == 0)
+    pubsub.close()
+
+
+def test_what_is_no_message_is_parked_and_the_router_goes_on(store, device, router):
+    for raw in (b"\x00\xff", b"{}", b'{"body":"%%%","headers":{},"properties":{}}'):
+        store.lpush(ARRIVALS, raw)
+    job = send(store)
+
+    assert result(store, job)
+    letters = eventually(lambda: store.llen(DEAD) == 3 and store.lrange(DEAD, 0, -1))
+    assert all(json.loads(letter)["reason"] for letter in letters)
+
+
+def test_a_cancelled_job_is_revoked_while_it_waits(store, idle_device, router):
+    job = send(store, deadline=60)
+    eventually(lambda: record(store, job).state is JobState.QUEUED)
+
+    store.lpush(ARRIVALS, cancel_message(job, origin="test"))
+
+    meta = read_meta(eventually(lambda: store.get(result_key(job))))
+    assert meta.status == "REVOKED"
+    assert record(store, job).state is JobState.CANCELLED
+
+
+def test_a_second_arrival_of_a_job_is_dropped(store, idle_device, router):
+    job = send(store, deadline=60)
+    send(store, job=job, deadline=60)
+
+    last = send(store, deadline=60)
+
+    eventually(lambda: store.exists(job_key(last)))
+    assert waiting(store) == 2
+
+
+def test_a_second_arrival_of_a_finished_job_is_answered_to_its_own_client(store, device, router):
+    job = send(store, reply="c1")
+    result(store, job)
+    pubsub = store.pubsub()
+    pubsub.subscribe(reply_channel("c2"))
+
+    send(store, job=job, reply="c2")
+
+    announced = eventually(lambda: pubsub.get_message(ignore_subscribe_messages=True, timeout=0.1))
+    assert json.loads(announced["data"])["task_id"] == job
+    pubsub.close()
+
+
+def test_without_a_live_device_the_job_is_refused(store, router):
+    job = send(store)
+
+    with pytest.raises(TaxiwayError) as caught:
+        result(store, job)
+    assert caught.value.code == "no_device"
+
+
+def test_two_routers_share_the_arrivals(settings, store, device, router):
+    with router_process(settings):
+        jobs = [send(store, deadline=60) for _ in range(500)]
+        for job in jobs:
+            assert result(store, job).outputs == {"payload": "hello"}
+
+    assert len(device.done) == len(set(device.done)) == 500
+
+
+def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, idle_device):
+    jobs = [send(store, deadline=600) for _ in range(20)]
+    victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment(settings))
+    eventually(lambda: store.hlen(taken_key("victim")) == 20)
+
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not any(store.exists(name) for name in priority_lists(ARRIVALS))
+
+    with router_process(settings):
+        for job in jobs:
+            eventually(lambda job=job: record(store, job).state is JobState.QUEUED, within=LIFE + 5)
+    assert waiting(store) == 20
+    assert not store.exists(taken_key("victim"))
+
+
+TAKE_AND_HANG = textwrap.dedent(
+    """
+    import asyncio, os, time
+    from tasks.transport.valkey import ValkeyTransport
+
+    async def main():
+        url = os.environ["TAXIWAY_BROKER"]
+        transport = ValkeyTransport(broker=url, state=url, name="victim", keep_record=60)
+        await transport.take()
+        time.sleep(60)
+
+    asyncio.run(main())
+    """
+)
+
+
+def environment(settings):
+    return {**os.environ, **settings.environment()}
+
+
+def test_a_router_killed_under_load_loses_nothing(settings, store, device):
+    jobs = []
+    for _ in range(3):
+        with router_process(settings) as router:
+            jobs += [send(store, deadline=600) for _ in range(300)]
+            eventually(lambda: store.llen(ARRIVALS) < 200)
+            router.process.kill()
+
+    with router_process(settings):
+        for job in jobs:
+            assert result(store, job, within=LIFE + 10)
+    assert len(device.done) == len(set(device.done)) == len(jobs)
+
+
+def test_a_revived_router_does_not_forward_what_was_put_back(settings, store, idle_device):
+    async def scenario():
+        url = settings.broker
+        revived = ValkeyTransport(broker=url, state=url, name="revived", keep_record=60)
+        other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
+        job = send(store)
+        taken = await revived.take()
+        store.delete("taxiway:router:revived")  # its life ended while it was stopped
+
+        assert await other.tidy() == 1
+        answer = await revived.forward([outgoing(taken.arrivals[0], job)])
+
+        again = await other.take()
+        await other.close()
+        await revived.close()
+        return answer, len(again.arrivals)
+
+    assert asyncio.run(scenario()) == ([False], 1)
+    assert waiting(store) == 0
+
+
+def outgoing(arrival, job):
+    return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, {"state": "queued", "cell": "c|1", "work": "1"})
+
+
+def test_a_router_that_stops_finishes_what_it_took(settings, store, idle_device):
+    with router_process(settings) as router:
+        jobs = [send(store, deadline=600) for _ in range(400)]
+        eventually(lambda: waiting(store) > 0)
+        router.process.terminate()
+        assert router.process.wait(timeout=10) == 0
+
+    arrived = sum(store.llen(name) for name in priority_lists(ARRIVALS))
+    assert waiting(store) + arrived == len(jobs)
+
+
+def test_a_router_and_its_broker_find_each_other_again(tmp_path, settings):
+    log = tmp_path / "router.log"
+    with EmbeddedValkey(tmp_path / "valkey") as server, log.open("wb") as errors:
+        own = dataclasses.replace(settings, broker=server.url, state=server.url)
+        with router_process(own, log=errors) as router, redis.Redis.from_url(server.url) as store:
+            server.stop()
+            eventually(lambda: "server away" in log.read_text())
+            time.sleep(1)  # many attempts fit into a second
+            assert router.process.poll() is None
+            server.start()
+            with EchoDevice(own):
+                assert result(store, send(store, deadline=30)).outputs == {"payload": "hello"}
+    assert log.read_text().count("server away") == 1
+    assert log.read_text().count("server back") == 1
+
+
+def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways(tmp_path, settings, store):
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        apart = dataclasses.replace(settings, broker=server.url)
+        with router_process(apart), EchoDevice(apart), redis.Redis.from_url(server.url) as broker:
+            job = send(broker, deadline=30)
+
+            assert result(store, job).outputs == {"payload": "hello"}
+            assert record(store, job).state is JobState.SUCCEEDED
+            assert broker.get(result_key(job)) is None
+
+
+def test_a_plain_celery_worker_understands_what_the_router_forwards(settings, store, idle_device, router, tmp_path):
+    worker = subprocess.Popen(
+        [sys.executable, "-c", PLAIN_WORKER, settings.broker], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        app = celery.Celery(broker=settings.broker, backend=settings.broker)
+        sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "hi", "deadline": 60}, queue=ARRIVALS)
+        assert sent.get(timeout=30) == {"echoed": "hi"}
+    finally:
+        worker.terminate()
+        worker.wait(timeout=20)
+        app.close()
+
+
+PLAIN_WORKER = textwrap.dedent(
+    """
+    import sys
+    from celery import Celery
+    from kombu import Queue
+
+    app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+    app.conf.task_queues = [Queue("cpu.batch")]
+
+    @app.task(name="taxiway.infer")
+    def infer(model, inputs, **_):
+        return {"echoed": inputs}
+
+    app.worker_main(["worker", "-P", "solo", "-l", "ERROR", "--without-mingle", "--without-gossip"])
+    """
+)
+
+
+def test_celery_events_tell_of_placed_jobs(settings, store, idle_device, router):
+    app = celery.Celery(broker=settings.broker)
+    heard = []
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-sent": heard.append})
+        capture = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
+        capture.start()
+        eventually(store.pubsub_numpat)
+        job = send(store, deadline=60)
+        eventually(lambda: heard)
+        receiver.should_stop = True
+        capture.join()
+    app.close()
+
+    assert [(event["uuid"], event["queue"]) for event in heard] == [(job, "cpu.batch")]
+
+
+def test_an_unreachable_broker_is_told_within_two_seconds():
+    async def ask():
+        client = connect("redis://127.0.0.1:1/0")
+        transport = ValkeyTransport(
+            broker="redis://127.0.0.1:1/0", state="redis://127.0.0.1:1/0", name="x", keep_record=1
+        )
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailableError):
+            await transport.take()
+        await transport.close()
+        await client.aclose()
+        return time.monotonic() - began
+
+    assert asyncio.run(ask()) < 2

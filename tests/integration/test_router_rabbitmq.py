@@ -1,0 +1,244 @@
+import asyncio
+import dataclasses
+import signal
+import subprocess
+import sys
+import textwrap
+from urllib.parse import urlsplit
+
+import celery
+import httpx
+import kombu
+import pytest
+import redis
+
+from tasks.celery_app import class_queue
+from tasks.settings import TREE
+from tasks.ticket import read_ticket
+from tasks.topology import load_topology
+from tasks.transport import Outgoing
+from tasks.transport.rabbitmq import RabbitTransport
+from taxiway.errors import BrokerUnavailableError
+from taxiway.job import JobState, read_meta, record_from
+from taxiway.keys import ARRIVALS, INFER, job_key, result_key
+from taxiway.wire import HEADER
+from tests.routing import Cable, EchoDevice, eventually, router_process
+
+pytestmark = pytest.mark.rabbitmq
+
+CLASSES = sorted(load_topology(TREE / "queues.yaml").hardware)
+
+
+@pytest.fixture
+def rabbit(settings, amqp_url):
+    """Settings with RabbitMQ as the broker, its queues empty."""
+    with kombu.Connection(amqp_url) as connection:
+        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
+        for queue in (arrivals, *map(class_queue, CLASSES)):
+            bound = queue.bind(connection.default_channel)
+            bound.declare()
+            bound.purge()
+    return dataclasses.replace(settings, broker=amqp_url)
+
+
+@pytest.fixture
+def store(settings):
+    with redis.Redis.from_url(settings.state) as client:
+        yield client
+
+
+@pytest.fixture
+def producer(rabbit):
+    app = celery.Celery(broker=rabbit.broker, backend=rabbit.state)
+    yield app
+    app.close()
+
+
+def send(app, **kwargs):
+    given = {"model": "echo", "inputs": "hello", "deadline": 60, **kwargs}
+    return app.send_task(INFER, kwargs=given, queue=ARRIVALS).id
+
+
+def receive(rabbit, queue, count):
+    """That many messages of a class queue, as kombu reads them."""
+    messages = []
+    with kombu.Connection(rabbit.broker) as connection:
+        bound = class_queue(queue).bind(connection.default_channel)
+        while len(messages) < count:
+            messages.append(eventually(lambda: bound.get(no_ack=True)))
+    return messages
+
+
+def state(store, job):
+    return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()}).state
+
+
+def test_an_arrival_reaches_its_class_queue_as_a_celery_message(rabbit, store, producer):
+    with EchoDevice(rabbit, answering=False), router_process(rabbit):
+        job = send(producer)
+        (message,) = receive(rabbit, "cpu.batch", 1)
+
+    assert message.headers["task"] == INFER
+    assert message.decode()[1] == {"model": "echo", "inputs": "hello", "deadline": 60}
+    body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+    assert read_ticket(message.headers[HEADER], body, rabbit.secret).job == job
+    assert state(store, job) is JobState.QUEUED
+
+
+def test_urgent_jobs_leave_the_class_queue_first(rabbit, store, producer):
+    with EchoDevice(rabbit, answering=False), router_process(rabbit):
+        slow, fast = send(producer, deadline=5000, priority="low"), send(producer, deadline=0.9)
+        eventually(lambda: state(store, fast) is state(store, slow) is JobState.QUEUED)
+        messages = receive(rabbit, "cpu.batch", 2)
+
+    assert [m.headers["id"] for m in messages] == [fast, slow]
+
+
+def test_a_refusal_reaches_the_producer(rabbit, store, producer):
+    with EchoDevice(rabbit, answering=False), router_process(rabbit):
+        job = send(producer, model="ecko")
+
+        meta = read_meta(eventually(lambda: store.get(result_key(job))))
+
+    assert (meta.status, meta.result["exc_type"]) == ("FAILURE", "UnknownModelError")
+
+
+def test_the_http_door_places_on_rabbitmq_too(rabbit, store):
+    tensor = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    with EchoDevice(rabbit, answering=False), router_process(rabbit) as router:
+        path = f"{router.http}/v2/models/echo/infer"
+        accepted = httpx.post(path, json={"inputs": [tensor]}, headers={"prefer": "respond-async"})
+        (message,) = receive(rabbit, "cpu.batch", 1)
+
+    assert message.headers["id"] == accepted.json()["id"]
+
+
+def test_what_a_killed_router_had_taken_is_placed_by_another(rabbit, store, producer):
+    jobs = [send(producer) for _ in range(20)]
+    environment = {**rabbit.environment(), "PATH": "/usr/bin"}
+    victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment, stdout=subprocess.PIPE)
+    assert victim.stdout.readline() == b"20\n"
+
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    victim.stdout.close()
+
+    with EchoDevice(rabbit, answering=False), router_process(rabbit):
+        eventually(lambda: all(state(store, job) is JobState.QUEUED for job in jobs))
+        messages = receive(rabbit, "cpu.batch", 20)
+    assert {m.headers["id"] for m in messages} == set(jobs)
+
+
+TAKE_AND_HANG = textwrap.dedent(
+    """
+    import asyncio, os, time
+    from tasks.transport.rabbitmq import RabbitTransport
+
+    async def main():
+        transport = RabbitTransport(
+            broker=os.environ["TAXIWAY_BROKER"], state=os.environ["TAXIWAY_STATE"], name="v", keep_record=60, queues=[]
+        )
+        taken = 0
+        while taken < 20:
+            await transport.wait(1)
+            taken += len((await transport.take()).arrivals)
+        print(taken, flush=True)
+        time.sleep(60)
+
+    asyncio.run(main())
+    """
+)
+
+
+def transport_of(rabbit):
+    return RabbitTransport(broker=rabbit.broker, state=rabbit.state, name="t", keep_record=60, queues=CLASSES)
+
+
+async def take_one(transport):
+    while True:
+        await transport.wait(1)
+        taken = await transport.take()
+        if taken.arrivals:
+            return taken.arrivals[0]
+
+
+def outgoing(arrival, job):
+    fields = {"state": "queued", "cell": "cpu.batch|1", "work": "1"}
+    return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)
+
+
+def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(rabbit, store, producer):
+    job = send(producer)
+    store.hset(job_key(job), mapping={"state": "queued", "cell": "cpu.batch|1", "work": "1"})
+
+    async def scenario():
+        transport = transport_of(rabbit)
+        answers = [await transport.forward([outgoing(await take_one(transport), job)])]
+        await transport.close()
+        return answers
+
+    assert asyncio.run(scenario()) == [[True]]
+    assert len(receive(rabbit, "cpu.batch", 1)) == 1
+
+
+def test_a_job_that_was_published_is_not_published_again(rabbit, store, producer):
+    job = send(producer)
+
+    async def scenario():
+        transport = transport_of(rabbit)
+        first = await transport.forward([outgoing(await take_one(transport), job)])
+        producer.send_task(INFER, kwargs={}, queue=ARRIVALS, task_id=job)
+        again = await transport.forward([outgoing(await take_one(transport), job)])
+        depths = await transport.depths("cpu.batch")
+        await transport.close()
+        return first, again, depths
+
+    assert asyncio.run(scenario()) == ([True], [False], (1,))
+
+
+def test_what_was_abandoned_is_taken_again(rabbit, producer):
+    job = send(producer)
+
+    async def scenario():
+        transport = transport_of(rabbit)
+        first = await take_one(transport)
+        transport.abandon()
+        again = await take_one(transport)
+        await transport.settle([again.tag])
+        await transport.close()
+        return [first.envelope.headers["id"], again.envelope.headers["id"]]
+
+    assert asyncio.run(scenario()) == [job, job]
+
+
+def test_an_unreachable_broker_is_told_within_two_seconds(rabbit):
+    async def scenario():
+        transport = transport_of(dataclasses.replace(rabbit, broker="amqp://guest:guest@127.0.0.1:1/"))
+        with pytest.raises(BrokerUnavailableError):
+            async with asyncio.timeout(2):
+                await transport.take()
+        await transport.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_router_and_its_broker_find_each_other_again(rabbit, store, producer, tmp_path):
+    parts = urlsplit(rabbit.broker)
+    cable, log = Cable(parts.hostname, parts.port or 5672), tmp_path / "router.log"
+    credentials = parts.netloc.rpartition("@")[0]
+    through = dataclasses.replace(rabbit, broker=f"amqp://{credentials}@127.0.0.1:{cable.port}{parts.path}")
+    with EchoDevice(rabbit, answering=False), log.open("wb") as errors, router_process(through, log=errors):
+        before = send(producer)
+        eventually(lambda: state(store, before) is JobState.QUEUED)
+        cable.pull()
+        eventually(lambda: "server away" in log.read_text())
+        jobs = [send(producer) for _ in range(20)]
+        cable.plug()
+
+        eventually(lambda: all(state(store, job) is JobState.QUEUED for job in jobs))
+        arrived = set()  # a job may come twice: published, and the cable cut before that was known
+        while arrived != {before, *jobs}:
+            arrived |= {m.headers["id"] for m in receive(rabbit, "cpu.batch", 1)}
+    cable.close()
+
+    assert log.read_text().count("server away") == 1

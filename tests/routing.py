@@ -1,0 +1,203 @@
+"""A router as a real process, and the smallest worker that can stand behind it: one thread of scripts that echoes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import redis
+
+from tasks.facts import DeviceFacts
+from tasks.scripts import CLAIM, FINISH, HEARTBEAT, Ending, Verdict, claim_answer, claim_args, finish_args
+from tasks.settings import TREE, Settings
+from tasks.ticket import read_ticket
+from taxiway.job import JobState, Result, RunReport, success_meta
+from taxiway.keys import DEVICES, HEARTBEATS, WORK, priority_lists
+from taxiway.values import to_wire
+from taxiway.wire import HEADER, decode_envelope, read_request
+
+CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
+
+
+@dataclass(frozen=True)
+class RouterProcess:
+    """A running `python -m router`."""
+
+    process: subprocess.Popen[bytes]
+    http: str
+
+
+@contextmanager
+def router_process(settings: Settings, log: Any = None) -> Iterator[RouterProcess]:
+    """A router that is ready; killed at the end if the test did not stop it."""
+    command = [sys.executable, "-m", "router", "--port", "0"]
+    environment = {**os.environ, **settings.environment()}
+    process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
+    try:
+        assert process.stdout is not None
+        yield RouterProcess(process, json.loads(process.stdout.readline())["http"])
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+class EchoDevice:
+    """Heartbeats for one device, and echoes what its class queue holds with the claim and finish scripts.
+
+    `answering` False only heartbeats: what is placed stays in the queue.
+    """
+
+    def __init__(self, settings: Settings, *, hardware_class: str = "cpu.batch", answering: bool = True) -> None:
+        self.hardware_class = hardware_class
+        self.done: list[str] = []
+        self._secret = settings.secret
+        self._client = redis.Redis.from_url(settings.state)
+        self._broker = redis.Redis.from_url(settings.broker if settings.broker.startswith("redis") else settings.state)
+        self._name = f"{hardware_class}.{uuid.uuid4().hex[:6]}"
+        self._heartbeat = self._client.register_script(HEARTBEAT)
+        self._claim = self._client.register_script(CLAIM)
+        self._finish = self._client.register_script(FINISH)
+        self._stopping = threading.Event()
+        self._answering = answering
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> EchoDevice:
+        self.beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self._name, ""])
+        self._client.close()
+        self._broker.close()
+
+    def beat(self) -> None:
+        """Publish the device's facts."""
+        facts = DeviceFacts(
+            worker=self._name,
+            hardware_class=self.hardware_class,
+            device="cpu:0",
+            kind="cpu",
+            emulated=False,
+            name="test",
+            memory_total=2**34,
+            memory_free=2**34,
+            runtimes=("echo", "python", "onnx"),
+            instruction_sets=("avx2", "avx512f", "avx512_vnni"),
+            warm=("echo:1/echo",),
+        )
+        self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self._name, msgspec.json.encode(facts)])
+
+    def _run(self) -> None:
+        beaten = time.monotonic()
+        while not self._stopping.is_set():
+            if time.monotonic() - beaten > 0.5:
+                self.beat()
+                beaten = time.monotonic()
+            if not self._answering:
+                time.sleep(0.05)
+                continue
+            popped = self._broker.blpop(priority_lists(self.hardware_class), timeout=0.1)
+            if popped is not None:
+                self._answer(popped[1])
+
+    def _answer(self, raw: bytes) -> None:
+        envelope = decode_envelope(raw)
+        ticket = read_ticket(envelope.headers[HEADER], envelope.payload(), self._secret)
+        answer = self._claim(args=claim_args(self._name, 15.0, [(ticket.job, ticket.deadline_at)], "cpu:0"))
+        _, (claim,) = claim_answer(answer)
+        if claim.verdict != Verdict.RUN:
+            return
+        inputs = read_request(envelope.payload(), envelope.content_type).inputs
+        named = isinstance(inputs, list) and inputs and isinstance(inputs[0], dict) and "datatype" in inputs[0]
+        outputs = {"payload": to_wire(inputs[0]["data"] if named else inputs)}
+        report = RunReport(
+            hardware_class=self.hardware_class,
+            variant=ticket.variants[self.hardware_class],
+            device="cpu:0",
+            emulated=False,
+            batch=1,
+            queue_wait=0.0,
+            run_time=0.0,
+            cost=0.0,
+            reason=ticket.reason,
+        )
+        meta = success_meta(ticket.job, Result(model=ticket.model, outputs=outputs, report=report))
+        ending = Ending(ticket.job, JobState.SUCCEEDED, meta, token=claim.token, reply=ticket.reply)
+        self._finish(keys=[WORK], args=finish_args([ending], keep_result=60, keep_record=60))
+        self.done.append(ticket.job)
+
+
+def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> Any:
+    """The condition's first true answer; fails when it has none within these seconds."""
+    end = time.monotonic() + within
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"not true within {within:g} s")
+
+
+class Cable:
+    """A TCP proxy on loopback that can be pulled out and plugged in again."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        self._plugged = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def pull(self) -> None:
+        """Cut every connection and refuse new ones."""
+        self._plugged = False
+        for end in self._ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._ends.clear()
+
+    def plug(self) -> None:
+        """Let connections through again."""
+        self._plugged = True
+
+    def close(self) -> None:
+        """Cut everything for good."""
+        self.pull()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                if not self._plugged:
+                    near.close()
+                    continue
+                far = socket.create_connection(self._target)
+                self._ends += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    with source, suppress(OSError):
+        while chunk := source.recv(65536):
+            sink.sendall(chunk)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_RDWR)

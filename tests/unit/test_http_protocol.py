@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.http.protocol import InferRequest, InputTensor, output_tensor, read_infer, request_of
+from tasks.catalogue import TensorSpec
+from taxiway.errors import InvalidRequestError, TaxiwayError
+from taxiway.values import to_array, to_wire
+
+VECTORS = TensorSpec("vector", "FP32", (-1, 2))
+LABELS = TensorSpec("label", "BYTES", (-1,))
+TOP = TensorSpec("top", "BYTES", (-1, 2))
+
+
+@pytest.mark.parametrize(
+    ("spec", "value", "shape", "data"),
+    [
+        (VECTORS, [1.0, 2.0], [1, 2], [1.0, 2.0]),
+        (VECTORS, [[1.0, 2.0], [3.0, 4.0]], [2, 2], [1.0, 2.0, 3.0, 4.0]),
+        (VECTORS, {"shape": [2], "datatype": "FP32", "data": [1.0, 2.0]}, [1, 2], [1.0, 2.0]),
+        (VECTORS, [{"shape": [2], "datatype": "FP32", "data": [1.0, 2.0]}] * 2, [2, 2], [1.0, 2.0] * 2),
+        (LABELS, "cat", [1], ["cat"]),
+        (LABELS, ["cat", "dog"], [2], ["cat", "dog"]),
+        (LABELS, {"flight": 7}, [1], [{"flight": 7}]),
+        (LABELS, [b"\x00", "a"], [2], ["AA==", "YQ=="]),
+        (TOP, ["cat", "dog"], [1, 2], ["cat", "dog"]),
+        (TOP, [["cat", "dog"], ["dog", "cat"]], [2, 2], ["cat", "dog", "dog", "cat"]),
+    ],
+)
+def test_an_output_has_the_batch_axis_first_whether_it_came_with_it_or_not(spec, value, shape, data):
+    output = output_tensor(spec, value)
+
+    assert (output.shape, output.data) == (shape, data)
+
+
+@given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2), min_size=1, max_size=5))
+def test_a_tensor_comes_out_as_it_went_in(rows):
+    array = np.asarray(rows, np.float32)
+    infer = InferRequest([InputTensor("vector", list(array.shape), "FP32", array.reshape(-1).tolist())])
+
+    (tensor,) = request_of("m", infer).inputs
+    output = output_tensor(VECTORS, tensor)
+
+    assert to_array(tensor, "vector").tolist() == array.tolist()
+    assert (output.shape, output.data) == (list(array.shape), array.reshape(-1).tolist())
+
+
+def test_terms_and_the_models_parameters_are_told_apart():
+    infer = read_infer(b'{"inputs": [], "parameters": {"deadline": 2, "max_tokens": 5, "tenant": null}}')
+
+    request = request_of("m", infer)
+
+    assert (request.deadline, request.tenant, request.parameters) == (2.0, "default", {"max_tokens": 5})
+
+
+@given(st.binary(max_size=80))
+def test_any_body_is_read_or_refused(body):
+    try:
+        request_of("m", read_infer(body))
+    except TaxiwayError as error:
+        assert isinstance(error, InvalidRequestError)
+
+
+@given(st.lists(st.integers(-2, 4), max_size=3), st.lists(st.floats() | st.text(max_size=3) | st.none(), max_size=6))
+def test_any_tensor_is_read_or_refused(shape, data):
+    for datatype in ("FP32", "INT8", "BYTES", "FP99"):
+        try:
+            to_wire(request_of("m", InferRequest([InputTensor("vector", shape, datatype, data)])).inputs)
+        except TaxiwayError as error:
+            assert isinstance(error, InvalidRequestError)

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tasks.local.fetch import for_runtimes, runtimes_of
+from tasks.local.machine import Machine
+from tasks.local.plan import PlanError, WorkerPlan, absent, plan_fleet
+from tasks.local.process import LONGEST_DELAY, MOST_DEATHS, WINDOW, restart_delay
+from tasks.local.torch_choice import brings_cuda
+from tasks.settings import TREE
+from tasks.topology import load_topology
+
+TOPOLOGY = load_topology(TREE / "queues.yaml")
+LAPTOP = Machine(
+    cores=4,
+    memory=8 * 2**30,
+    memory_free=4 * 2**30,
+    instruction_sets=("avx2",),
+    cuda=(),
+    tpu_chips=0,
+    runtimes={"onnx": "1.22", "jax": "0.6"},
+)
+WORKSTATION = replace(LAPTOP, cuda=("L4", "L4"), runtimes={**LAPTOP.runtimes, "torch": "2.7"})
+
+
+def test_a_laptop_gets_one_cpu_worker_a_core_and_is_told_why_no_others() -> None:
+    plan = plan_fleet(TOPOLOGY, LAPTOP)
+    assert [w.device for w in plan.workers] == ["cpu:0", "cpu:1", "cpu:2", "cpu:3"]
+    assert plan.left_out == {
+        "gpu.realtime": "this machine has no cuda device",
+        "tpu.bulk": "this machine has no tpu device",
+    }
+
+
+def test_each_cuda_device_gets_a_worker_of_its_own() -> None:
+    workers = plan_fleet(TOPOLOGY, WORKSTATION, counts={"cpu.batch": 0}).workers
+    assert workers == (
+        WorkerPlan("gpu.realtime", "cuda:0", emulated=False),
+        WorkerPlan("gpu.realtime", "cuda:1", emulated=False),
+    )
+
+
+def test_a_cuda_device_that_nothing_can_drive_is_left_out_with_its_reason() -> None:
+    plan = plan_fleet(TOPOLOGY, replace(WORKSTATION, runtimes=LAPTOP.runtimes))
+    assert "torch, which drives it, is not installed" in plan.left_out["gpu.realtime"]
+
+
+def test_an_emulated_class_is_marked_so_on_its_command_line() -> None:
+    plan = plan_fleet(TOPOLOGY, LAPTOP, emulate=["gpu.realtime", "tpu.bulk"], counts={"cpu.batch": 1})
+    assert [w.name for w in plan.workers] == ["cpu.batch.cpu-0", "gpu.realtime.cuda-0", "tpu.bulk.tpu-0"]
+    assert ["--emulate" in w.command() for w in plan.workers] == [False, True, True]
+    assert not plan.left_out
+
+
+def test_the_classes_that_a_machine_can_only_emulate_are_those_without_their_device() -> None:
+    assert absent(TOPOLOGY, LAPTOP) == ("gpu.realtime", "tpu.bulk")
+    assert absent(TOPOLOGY, WORKSTATION) == ("tpu.bulk",)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"emulate": ["gpu.fast"]}, "got 'gpu.fast'"),
+        ({"counts": {"cpu": 1}}, "got 'cpu'"),
+        ({"emulate": ["cpu.batch"]}, "nothing to emulate"),
+        ({"counts": {"cpu.batch": 0}}, "no worker can be started"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(asked: dict[str, object], expected: str) -> None:
+    with pytest.raises(PlanError, match=expected):
+        plan_fleet(TOPOLOGY, LAPTOP, **asked)  # type: ignore[arg-type]  # one of two keywords
+
+
+def test_more_workers_than_accelerators_are_refused() -> None:
+    with pytest.raises(PlanError, match="at most one worker a device"):
+        plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
+
+
+def test_a_process_is_started_anew_later_and_later_and_in_the_end_given_up() -> None:
+    delays = [restart_delay([100.0] * n, now=101.0) for n in range(1, MOST_DEATHS + 2)]
+    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, LONGEST_DELAY, None]
+
+
+def test_deaths_of_long_ago_do_not_count() -> None:
+    assert restart_delay([0.0] * 50 + [1000.0], now=1000.0 + WINDOW / 2) == 0.5
+
+
+def test_only_runtimes_that_some_started_class_uses_are_fetched_for() -> None:
+    assert runtimes_of(TOPOLOGY, ["tpu.bulk"], {"onnx", "jax", "torch"}) == {"jax"}
+
+
+def test_nothing_is_fetched_for_no_runtime() -> None:
+    assert for_runtimes([], ["onnx"]) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "requirements", "expected"),
+    [
+        ("2.13.0+cpu", ["filelock"], False),
+        ("2.15.0", ["filelock", "nvidia-cudnn-cu13==9.26.0.51; platform_system == 'Linux'"], True),
+        ("2.15.0", ["cuda-toolkit[cublas]==13.2.2"], True),
+        ("2.15.0", ["nvidia-cudnn-cu13==9.26; platform_system == 'Plan 9'"], False),
+        ("2.15.0", ["filelock"], False),
+    ],
+)
+def test_torch_is_known_to_bring_cuda_by_its_version_and_requirements(
+    version: str, requirements: list[str], expected: bool
+) -> None:
+    assert brings_cuda(version, requirements) is expected

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.derive_profiles import derive
+from tasks.catalogue import Model, Profile, TensorSpec, Variant, load_catalogue
+from tasks.document import Size
+from tasks.profiles import (
+    STALE_AFTER,
+    UNSURE,
+    DeviceProfile,
+    Measurement,
+    Point,
+    Processor,
+    ProfileBook,
+    ProfileError,
+    Residuals,
+    device_slug,
+    load_book,
+    make_book,
+    parse_profile,
+    profile_path,
+    render_profile,
+)
+from tasks.settings import TREE
+from workers.profiling.outcome import Outcome, write
+
+TODAY = datetime.date(2026, 6, 1)
+TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
+DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)
+MODEL = Model(
+    name="sentiment",
+    version=1,
+    summary="",
+    licence="",
+    pipeline="text",
+    inputs=(TEXT,),
+    outputs=(TEXT,),
+    variants={"fast": Variant(runtime="onnx", memory=Size(7), profiles={"cpu": DEFAULT})},
+    reference="fast",
+)
+RESIDUAL = Residuals(p50=1.0, p90=1.1, p95=1.2, p99=1.4)
+MEASURED = Measurement(
+    date="2026-05-30",
+    packages={"onnxruntime": "1.30"},
+    load=0.2,
+    memory=Size(100),
+    peak=Size(300),
+    base=0.002,
+    slope=0.0001,
+    floor=0.003,
+    residual=RESIDUAL,
+    points=(Point(1, 16, 0.0036), Point(8, 16.5, 0.0148)),
+)
+FILE = DeviceProfile(
+    model="sentiment:1", device=Processor(kind="cpu", name="EPYC"), source="measured", variants={"fast": MEASURED}
+)
+
+seconds = st.floats(1e-6, 1e4)
+ratios = st.floats(0.01, 100)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
+measurements = st.builds(
+    Measurement,
+    date=st.dates(datetime.date(1000, 1, 1)).map(str),
+    packages=st.dictionaries(st.from_regex(r"[a-z][a-z0-9-]{0,9}", fullmatch=True), texts, max_size=2),
+    load=seconds,
+    memory=st.integers(0, 2**40).map(Size),
+    peak=st.integers(0, 2**40).map(Size),
+    base=seconds,
+    step=seconds,
+    slope=seconds,
+    floor=seconds,
+    residual=st.builds(Residuals, p50=ratios, p90=ratios, p95=ratios, p99=ratios),
+    disturbed=st.floats(0, 1),
+    points=st.lists(st.builds(Point, st.integers(1, 999), st.floats(0.5, 1e6), seconds), max_size=3).map(tuple),
+)
+files = st.builds(
+    DeviceProfile,
+    model=st.sampled_from(["sentiment:1", "sentiment:2", "embed:1"]),
+    device=st.builds(Processor, kind=st.sampled_from(["cpu", "cuda"]), name=st.sampled_from(["EPYC", "Xeon", "L4"])),
+    source=st.sampled_from(["measured", "derived"]),
+    rows=st.lists(texts, min_size=1, max_size=2).map(tuple),
+    assumed=st.lists(texts, max_size=2).map(tuple),
+    variants=st.dictionaries(st.sampled_from(["fast", "exact"]), measurements, min_size=1),
+)
+
+
+def book(*profiles: DeviceProfile, **packages: str) -> ProfileBook:
+    return make_book(profiles, TODAY, packages)
+
+
+def changed(**fields: Any) -> DeviceProfile:
+    return msgspec.structs.replace(FILE, variants={"fast": msgspec.structs.replace(MEASURED, **fields)})
+
+
+@given(files)
+def test_a_profile_reads_back_as_it_was_written(file: DeviceProfile) -> None:
+    assert parse_profile(render_profile(file)) == file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("slope: 0.0001", "slope: -1", "variants.fast.slope: expected a number >= 0, got -1"),
+        ("[1, 16, 0.0036]", "[0, 16, 1]", "variants.fast.points.0: expected [rows, size, seconds], with rows >= 1"),
+        ('kind: "cpu"', 'kind: "gpu"', "device.kind: expected one of ['cpu', 'cuda', 'tpu'], got 'gpu'"),
+        ("p95: 1.2", "p95: 0", "variants.fast.residual.p95: expected a number > 0, got 0"),
+        ("2026-05-30", "2026-02-30", "variants.fast.date: expected a day of the calendar, got '2026-02-30'"),
+        ("source: measured", "source: derived", "rows: expected the rows of public tables that a derived profile"),
+        ("memory: 100", "memory: many", "variants.fast.memory: expected bytes"),
+        ("base:", "bace:", "variants.fast.bace: expected no such field"),
+    ],
+)
+def test_what_is_wrong_in_a_profile_is_named_by_its_path(old: str, new: str, message: str) -> None:
+    text = render_profile(FILE)
+    assert old in text
+    with pytest.raises(ProfileError) as wrong:
+        parse_profile(text.replace(old, new), "cpu.yaml")
+    assert f"cpu.yaml: {message}" in str(wrong.value)
+
+
+def test_a_measurement_of_the_very_device_is_trusted_at_its_own_residual() -> None:
+    known = book(FILE).lookup(MODEL, "fast", "cpu", "EPYC")
+    assert known.profile == Profile(base=0.002, slope=0.0001, floor=0.003, load=0.2)
+    assert (known.residual, known.memory, known.warning) == (1.2, 300, None)
+
+
+def test_another_device_of_the_kind_lends_its_profile_with_a_warning() -> None:
+    known = book(FILE).lookup(MODEL, "fast", "cpu", "Xeon")
+    assert known.profile.slope == 0.0001
+    assert known.residual == UNSURE
+    assert known.warning == "no profile of 'Xeon': that of 'EPYC'; allowing for 2 times its seconds"
+
+
+def test_a_model_without_profiles_has_its_default_with_a_warning() -> None:
+    known = book().lookup(MODEL, "fast", "cpu", "EPYC")
+    assert (known.profile, known.residual, known.memory) == (DEFAULT, UNSURE, 7)
+    assert known.warning == "no profile of 'EPYC': model.yaml's default for cpu; allowing for 2 times its seconds"
+
+
+def test_a_kind_that_nothing_describes_has_the_models_first_default() -> None:
+    known = book(FILE).lookup(MODEL, "fast", "tpu", "")
+    assert known.profile == DEFAULT
+    assert "any tpu device" in str(known.warning)
+
+
+def test_an_older_version_of_the_model_lends_nothing() -> None:
+    newer = msgspec.structs.replace(MODEL, version=2)
+    assert book(FILE).lookup(newer, "fast", "cpu", "EPYC").profile == DEFAULT
+
+
+def test_a_profile_is_stale_after_its_days() -> None:
+    fresh = (TODAY - datetime.timedelta(STALE_AFTER)).isoformat()
+    stale = (TODAY - datetime.timedelta(STALE_AFTER + 1)).isoformat()
+    assert book(changed(date=fresh)).lookup(MODEL, "fast", "cpu", "EPYC").warning is None
+    known = book(changed(date=stale)).lookup(MODEL, "fast", "cpu", "EPYC")
+    assert known.residual == UNSURE
+    assert f"the profile of {stale} is 91 days old" in str(known.warning)
+
+
+def test_a_profile_of_another_version_of_its_runtime_is_doubted() -> None:
+    known = book(FILE, onnxruntime="1.31").lookup(MODEL, "fast", "cpu", "EPYC")
+    assert "measured with onnxruntime 1.30, now it is 1.31" in str(known.warning)
+    assert book(FILE, onnxruntime="1.30").lookup(MODEL, "fast", "cpu", "EPYC").warning is None
+    assert book(FILE, torch="9").lookup(MODEL, "fast", "cpu", "EPYC").warning is None
+
+
+def test_a_derived_profile_says_so_and_gives_way_to_a_measured_one() -> None:
+    derived = msgspec.structs.replace(changed(base=9.0), source="derived", rows=("a row",))
+    assert "derived from public figures" in str(book(derived).lookup(MODEL, "fast", "cpu", "EPYC").warning)
+    other = msgspec.structs.replace(FILE, device=Processor(kind="cpu", name="Xeon"))
+    assert book(derived, other).lookup(MODEL, "fast", "cpu", "Ampere").profile.base == 0.002
+
+
+@given(st.lists(files, max_size=4), st.sampled_from(["cpu", "cuda", "tpu"]), texts, st.dates())
+def test_a_lookup_always_answers_and_doubts_nothing_but_a_fresh_measurement(
+    found: list[DeviceProfile], kind: Any, name: str, today: datetime.date
+) -> None:
+    known = make_book(found, today).lookup(MODEL, "fast", kind, name)
+    assert known.profile.latency(1, 1) >= 0
+    assert known.residual >= 1
+    own = [f for f in found if f.device.name == name and f.device.kind == kind and "fast" in f.variants]
+    if known.warning is None:
+        assert any(f.source == "measured" and f.model == "sentiment:1" for f in own)
+    else:
+        assert known.residual >= UNSURE
+
+
+@given(st.lists(files, max_size=4, unique_by=lambda f: (f.device.name, f.device.kind, f.model)), st.data())
+def test_a_lookup_does_not_depend_on_the_order_of_the_files(found: list[DeviceProfile], data: Any) -> None:
+    other = data.draw(st.permutations(found))
+    first, second = make_book(found, TODAY), make_book(other, TODAY)
+    assert first.lookup(MODEL, "fast", "cpu", "L4") == second.lookup(MODEL, "fast", "cpu", "L4")
+
+
+def test_a_broken_file_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+    good = profile_path(tmp_path, FILE.model, FILE.device)
+    good.parent.mkdir(parents=True)
+    good.write_text(render_profile(FILE))
+    (good.parent / "other.yaml").write_text("model: [")
+    (tmp_path / "embed" / "profiles").mkdir(parents=True)
+    (tmp_path / "embed" / "profiles" / "cpu.yaml").write_text(render_profile(FILE))
+    read, errors = load_book(tmp_path, TODAY)
+    assert read.lookup(MODEL, "fast", "cpu", "EPYC").warning is None
+    assert ["embed" in str(e) for e in errors] == [True, False]
+    assert "a version of the folder's model 'embed'" in str(errors[0])
+
+
+def test_every_profile_that_is_shipped_can_be_read_and_fits_its_model() -> None:
+    catalogue = load_catalogue(TREE / "models")
+    _, errors = load_book(TREE / "models", TODAY)
+    assert errors == ()
+    for path in (TREE / "models").glob("*/profiles/*.yaml"):
+        file = parse_profile(path.read_text(), str(path))
+        assert file.variants.keys() <= catalogue.models[file.model].variants.keys()
+        assert path == profile_path(TREE / "models", file.model, file.device)
+
+
+def test_a_device_has_a_plain_file_name() -> None:
+    xeon = Processor(kind="cpu", name="Intel(R) Xeon(R) CPU @ 2.20GHz")
+    assert device_slug(xeon) == "cpu-intel-xeon-cpu-2-20ghz"
+    assert device_slug(Processor(kind="cuda", name="NVIDIA L4")) == "cuda-nvidia-l4"
+    assert device_slug(Processor(kind="tpu", name="TPU v5 lite")) == "tpu-v5-lite"
+    assert device_slug(Processor(kind="cpu", name="", threads=4)) == "cpu-unnamed-4-threads"
+
+
+def test_measuring_one_variant_again_keeps_the_others(tmp_path: Path) -> None:
+    exact = msgspec.structs.replace(MEASURED, base=1.0)
+    first = [Outcome(model="sentiment:1", variant=n, measurement=m) for n, m in (("fast", MEASURED), ("exact", exact))]
+    again = msgspec.structs.replace(MEASURED, base=2.0)
+    write(first, FILE.device, tmp_path)
+    (path,) = write([Outcome(model="sentiment:1", variant="fast", measurement=again)], FILE.device, tmp_path)
+    assert parse_profile(path.read_text()).variants == {"fast": again, "exact": exact}
+    (path,) = write([Outcome(model="sentiment:2", variant="fast", measurement=again)], FILE.device, tmp_path)
+    assert parse_profile(path.read_text()).variants == {"fast": again}
+
+
+def test_a_failed_variant_writes_no_file(tmp_path: Path) -> None:
+    assert write([Outcome(model="sentiment:1", variant="fast", error="no")], FILE.device, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not (TREE.parent / "shared" / "data").is_dir(), reason="the public data is not here")
+def test_the_derived_profiles_in_the_repository_are_what_the_script_derives() -> None:
+    for file in derive(TREE.parent / "shared" / "data", load_catalogue(TREE / "models").resolve):
+        path = profile_path(TREE / "models", file.model, file.device)
+        assert parse_profile(path.read_text(), str(path)) == file
+        assert file.rows

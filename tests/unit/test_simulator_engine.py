@@ -1,0 +1,168 @@
+"""What must hold of every run: each request ends once, the same seed gives the same run, and theory is met."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.bound import lower_bound
+from simulator.engine import Engine, simulate
+from simulator.fleet import Fleet, parse_fleet
+from simulator.outcome import ANSWERED, DROPPED, REFUSED
+from simulator.policies.catalogue import POLICIES
+from simulator.scaling import Need, wanted
+from simulator.synthetic import synthetic_trace
+from simulator.traces import make_trace
+from simulator.workload import Workload, prepare
+
+FLEET = """
+default_model: chat
+models:
+  chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200, gated: false}
+classes:
+  big: {count: 3, initial: 1, price: {usd_per_hour: 4}, memory: 40GiB, start: 30, max_batch: 32,
+        roofline: {peak_flops: 3.12e+14, bandwidth: 1.5e+12, host_link: 3.0e+10}}
+  small: {count: 4, initial: 1, price: {usd_per_hour: 0.7, spot_usd_per_hour: 0.3}, spot: true, reclaims_per_hour: 20,
+          failures_per_hour: 5, memory: 24GiB, start: 20, max_batch: 8,
+          roofline: {peak_flops: 1.21e+14, bandwidth: 3.0e+11, host_link: 3.0e+10}}
+  cores: {count: 2, price: {usd_per_hour: 0.1}, memory: 8GiB, start: 5, max_batch: 4, max_wait: 0.05,
+          curves: {embed: {base: 0.01, slope: 0.0001, load: 0.5, memory: 1GiB},
+                   rank: {base: 0.02, slope: 0.0001, load: 0.5, memory: 7GiB}}}
+services:
+  live: {share: 0.3, times_fastest: 2, priority: high}
+  standard: {share: 0.4, deadline: 30}
+  bulk: {share: 0.3, deadline: 900, priority: low}
+"""
+
+QUEUE = """
+default_model: m
+classes:
+  one: {count: 1, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 1GiB, start: 0, max_batch: 1,
+        curves: {m: {base: 0, slope: 0.000001, load: 0}}}
+services:
+  live: {share: 1}
+  standard: {share: 0}
+  bulk: {share: 0}
+"""
+
+
+def fleet() -> Fleet:
+    return parse_fleet(FLEET)
+
+
+def chat(rate: float = 6, duration: float = 200, seed: int = 3) -> Workload:
+    return prepare(
+        synthetic_trace(f"poisson:rate={rate},duration={duration},seed={seed}", model="chat"), fleet(), seed=1
+    )
+
+
+def engine(name: str, workload: Workload, seed: int = 1) -> Engine:
+    return Engine(workload, POLICIES[name](workload, seed), seed=seed)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_request_ends_exactly_once_and_all_devices_go_off(name: str) -> None:
+    run = engine(name, chat())
+    outcome = run.run()
+    assert set(np.unique(outcome.state)) <= {ANSWERED, DROPPED, REFUSED}
+    for pool in run.pools:
+        assert (pool.waiting, pool.running, sum(pool.queued)) == (0, 0, 0)
+        assert all(device.on_since is None and device.run is None for device in pool.devices)
+        assert all(device.busy <= device.powered + 1e-6 for device in pool.devices)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_the_same_seed_gives_the_same_run(name: str) -> None:
+    workload = chat()
+    first, again = (simulate(name, workload, POLICIES[name](workload, 5), seed=5) for _ in range(2))
+    assert first == again
+
+
+def test_devices_fail_and_their_jobs_are_answered_all_the_same() -> None:
+    run = engine("always-cheapest", chat(rate=3, duration=2000))
+    outcome = run.run()
+    sessions = sum(device.session for device in run.pools[1].devices)
+    assert sessions > 10
+    bulk = outcome.state[run.workload.trace.service == 2]
+    assert (bulk == ANSWERED).mean() > 0.99
+
+
+def test_the_mean_wait_of_one_server_is_that_of_theory() -> None:
+    random = np.random.default_rng(4)
+    arrivals = np.cumsum(random.exponential(1.0, 60_000))
+    sizes = random.exponential(700_000, 60_000)
+    rows = [{"arrival": a, "model": "m", "size": round(s)} for a, s in zip(arrivals, sizes, strict=True)]
+    workload = prepare(make_trace(rows), parse_fleet(QUEUE), seed=1)
+    outcome = engine("static", workload).run()
+    rho, service = 0.7, 0.7
+    assert float(outcome.latency.mean()) == pytest.approx(service / (1 - rho), rel=0.05)  # M/M/1
+    assert float(np.median(outcome.latency)) == pytest.approx(math.log(2) * service / (1 - rho), rel=0.05)
+
+
+def burst(*deadlines: float) -> Workload:
+    rows: list[dict[str, Any]] = [
+        {"arrival": 0.001 * number, "model": "m", "size": 1_000_000, "deadline": deadline, "priority": 1}
+        for number, deadline in enumerate(deadlines)
+    ]
+    return prepare(make_trace(rows), parse_fleet(QUEUE), seed=1)
+
+
+def test_a_queue_by_deadline_serves_the_earliest_first_and_a_queue_by_level_the_first() -> None:
+    workload = burst(90, 80, 20, 50)
+    by_deadline = engine("deadline-spill", workload).run().latency
+    by_level = engine("static", workload).run().latency
+    assert np.argsort(by_deadline).tolist() == [0, 2, 3, 1]
+    assert np.argsort(by_level).tolist() == [0, 1, 2, 3]
+
+
+def test_a_request_that_waited_past_its_deadline_is_dropped_and_costs_nothing() -> None:
+    outcome = engine("static", burst(5, 0.5, 5)).run()
+    assert outcome.state.tolist() == [ANSWERED, DROPPED, ANSWERED]
+    assert float(outcome.latency[2]) == pytest.approx(2.0, abs=0.01)
+
+
+def test_models_that_do_not_fit_together_take_turns() -> None:
+    document = FLEET.replace("cores: {count: 2,", "cores: {count: 1, minimum: 1, initial: 1,")
+    for models, expected in ((["embed"] * 20, 0.011), (["embed", "rank"] * 10, 0.511)):
+        rows = [{"arrival": 2.0 * number, "model": name, "size": 10} for number, name in enumerate(models)]
+        workload = prepare(make_trace(rows), parse_fleet(document), seed=1)
+        latency = engine("static", workload).run().latency
+        assert latency[2::2] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_batch_forms_while_the_one_before_it_runs() -> None:
+    warm_up = {"arrival": 0.0, "model": "embed", "size": 1}
+    later = [{"arrival": 100 + 0.0001 * number, "model": "embed", "size": 10_000} for number in range(8)]
+    document = FLEET.replace("cores: {count: 2,", "cores: {count: 1, minimum: 1, initial: 1,")
+    workload = prepare(make_trace([warm_up, *later]), parse_fleet(document), seed=1)
+    ends = workload.trace.arrival[1:] + engine("static", workload).run().latency[1:]
+    assert np.unique(np.round(ends, 3), return_counts=True)[1].tolist() == [1, 4, 3]
+
+
+@pytest.mark.parametrize("name", ["static", "always-fastest", "clairvoyant-edf", "taxiway"])
+def test_who_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
+    workload = chat(rate=2)
+    summary = simulate(name, workload, POLICIES[name](workload, 1), seed=1)
+    assert summary.cost_usd > lower_bound(workload).cost > 0
+
+
+@settings(max_examples=40)
+@given(load=st.floats(0, 100), jobs=st.integers(0, 50), count=st.integers(1, 20), minimum=st.integers(0, 1))
+def test_the_scaling_rule_stays_within_its_bounds(load: float, jobs: int, count: int, minimum: int) -> None:
+    devices = wanted(load, jobs, minimum=minimum, count=count)
+    assert minimum <= devices <= count
+    assert devices >= min(jobs, 1)
+
+
+def test_a_device_goes_when_nobody_needed_it_for_its_keep_alive() -> None:
+    need = Need(3, keep_alive=60)
+    need.note(3, 0.0)
+    need.note(1, 30.0)
+    assert need.kept(3, 59.0) == 3
+    assert need.kept(3, 60.0) == 1
+    assert need.kept(3, 90.0) == 0

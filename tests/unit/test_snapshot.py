@@ -1,0 +1,46 @@
+import msgspec
+
+from router.snapshot import snapshot_from
+from router.store import FleetFacts
+from tasks.facts import GONE_AFTER, DeviceFacts
+
+NOW = 1000.0
+
+
+def device(worker):
+    facts = DeviceFacts(
+        worker=worker,
+        hardware_class="cpu.batch",
+        device="cpu:0",
+        kind="cpu",
+        emulated=False,
+        name="test",
+        memory_total=1,
+        memory_free=1,
+    )
+    return msgspec.json.encode(facts)
+
+
+def facts(devices=None, heartbeats=None, work=None):
+    return FleetFacts(NOW, devices or {}, heartbeats or {}, work or {})
+
+
+def test_a_device_counts_as_long_as_its_heartbeat_is_young():
+    heartbeats = {"young": NOW - GONE_AFTER, "old": NOW - GONE_AFTER - 0.1}
+
+    snapshot = snapshot_from(facts({"young": device("young"), "old": device("old")}, heartbeats))
+
+    assert [d.worker for d in snapshot.devices] == ["young"]
+
+
+def test_a_device_that_cannot_be_read_is_left_out():
+    snapshot = snapshot_from(facts({"a": b"{", "b": device("b")}, {"a": NOW, "b": NOW, "c": NOW}))
+
+    assert [d.worker for d in snapshot.devices] == ["b"]
+
+
+def test_work_is_told_by_class_and_level_and_is_never_negative():
+    snapshot = snapshot_from(facts(work={"cpu.batch|0": -1e-12, "cpu.batch|2": 3.0, "nonsense": 1.0, "x|9": 1.0}))
+
+    assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
+    assert not snapshot.stale
