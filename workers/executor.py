@@ -11,10 +11,12 @@ from typing import Any
 from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Model, Variant
 from tasks.facts import variant_key
+from tasks.profiles import Known, ProfileBook
 from tasks.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.device import Device
+from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
 from workers.residency import NoRoomError, Resident, evict
 from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
@@ -27,31 +29,43 @@ RETRY_LOAD = 60.0
 CPU_SHARE = 0.8
 """Share of a machine's memory that models may fill where the class names no limit."""
 
-_PACE_WEIGHT = 0.1  # of the newest batch in a variant's pace
-
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A variant on the device. `pace` is observed over predicted run time, 1 until it has run."""
+    """A variant on the device, with what is known of how it runs there."""
 
     key: str
     model: Model
     variant: Variant
     pipeline: Pipeline
     runtime: Runtime
+    known: Known
     last_used: float
-    pace: float = 1.0
 
 
 class Executor:
-    """Loads variants within the device's memory, and runs batches on them. For the device thread, unless said."""
+    """Loads variants within the device's memory, and runs batches on them. For the device thread, unless said.
 
-    def __init__(self, hardware: HardwareClass, device: Device, artefacts: ArtefactStore, *, threads: int) -> None:
+    Args:
+        book: profiles that batches are predicted by; model.yaml's without one.
+    """
+
+    def __init__(
+        self,
+        hardware: HardwareClass,
+        device: Device,
+        artefacts: ArtefactStore,
+        *,
+        threads: int,
+        book: ProfileBook | None = None,
+    ) -> None:
         self.hardware = hardware
         self.device = device
         self.unavailable: dict[str, str] = {}
         self._artefacts = artefacts
         self._threads = threads
+        self._book = book or ProfileBook()
+        self._tracks: dict[str, Track] = {}
         self._loaded: dict[str, Loaded] = {}
         self._retry_at: dict[str, float] = {}
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
@@ -63,6 +77,10 @@ class Executor:
     def all_loaded(self) -> list[Loaded]:
         """Every loaded variant. Any thread may ask."""
         return list(self._loaded.values())
+
+    def track(self, loaded: Loaded) -> Track:
+        """How the variant's batches run against its profile, since this process began. Any thread may ask."""
+        return self._tracks.get(loaded.key) or begin(loaded.known.residual)
 
     def memory_used(self) -> int:
         """Bytes that loaded variants hold. Any thread may ask."""
@@ -142,7 +160,8 @@ class Executor:
         )
         runtime = open_runtime(variant.runtime, placed)
         runtime.load()
-        loaded = Loaded(key, model, variant, open_pipeline(model, variant, placed), runtime, time.monotonic())
+        pipeline = open_pipeline(model, variant, placed)
+        loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), time.monotonic())
         _warm_up(loaded, self._artefacts)
         return loaded
 
@@ -154,7 +173,7 @@ class Executor:
 
     def _fastest_first(self, model: Model) -> list[str]:
         rows = self.hardware.max_batch
-        able = [(v.profiles[self.device.kind], name) for name, v in model.variants.items() if self._can_run(v)]
+        able = [(self._known(model, name).profile, name) for name, v in model.variants.items() if self._can_run(v)]
         return [name for profile, name in sorted(able, key=lambda a: (a[0].latency(rows, model.expected_size), a[1]))]
 
     def _can_run(self, variant: Variant) -> bool:
@@ -167,10 +186,11 @@ class Executor:
         )
 
     def _observe(self, loaded: Loaded, items: Sequence[Item], seconds: float) -> None:
-        profile = loaded.variant.profiles.get(self.device.kind)
-        predicted = profile.latency(len(items), sum(i.size for i in items) / len(items)) if profile else 0.0
-        if predicted > 0:
-            loaded.pace += _PACE_WEIGHT * (seconds / predicted - loaded.pace)
+        predicted = loaded.known.profile.latency(len(items), sum(i.size for i in items) / len(items))
+        self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds)
+
+    def _known(self, model: Model, name: str) -> Known:
+        return self._book.lookup(model, name, self.device.kind, self.device.name)
 
 
 def _memory(loaded: Loaded) -> int:

@@ -6,6 +6,7 @@ Three threads beside Celery's own: `intake` reads requests and prepares rows, `d
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import queue
@@ -21,6 +22,8 @@ from celery.concurrency.base import BasePool
 from celery.worker import state
 
 from tasks.artefacts import ArtefactStore
+from tasks.local.machine import packages
+from tasks.profiles import ProfileBook, load_book
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.context import WorkerContext, context_of
 from workers.device import DeviceMissingError, find_device
@@ -186,7 +189,17 @@ def _executor(context: WorkerContext) -> Executor:
         logger.critical("no device", extra={"class": context.options.hardware_class, "reason": str(error)})
         sys.stderr.write(f"{error}\nhint: start this class with --emulate to serve it on the CPU, marked as emulated\n")
         raise SystemExit(NO_DEVICE) from error
-    return Executor(context.hardware, device, ArtefactStore(context.settings.cache), threads=context.options.threads)
+    artefacts = ArtefactStore(context.settings.cache)
+    return Executor(context.hardware, device, artefacts, threads=context.options.threads, book=_book(context))
+
+
+def _book(context: WorkerContext) -> ProfileBook:
+    """The profiles as of today. A file that cannot be read costs its device the warning, not the worker its start."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    book, broken = load_book(context.settings.models, today, packages())
+    for error in broken:
+        logger.warning("a profile cannot be read", extra={"error": str(error)})
+    return book
 
 
 def _thread(name: str, body: Callable[[], None]) -> threading.Thread:

@@ -93,6 +93,7 @@ class Pulse:
     def _look(self) -> DeviceFacts:
         executor = self._loop.executor
         device, loaded = executor.device, executor.all_loaded()
+        tracks = {one.key: executor.track(one) for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
         return DeviceFacts(
@@ -112,7 +113,9 @@ class Pulse:
             unavailable=dict(executor.unavailable),
             held=self._held(),
             running=self._loop.running,
-            pace={one.key: round(one.pace, 3) for one in loaded},
+            pace={key: round(track.pace, 3) for key, track in tracks.items()},
+            residual={key: round(track.residual, 3) for key, track in tracks.items()},
+            drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
         )
 
     def _busy_share(self) -> float:

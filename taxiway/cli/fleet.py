@@ -43,9 +43,9 @@ def up(
     """Start the broker, a router, workers and Flower on this machine, and keep them up."""
     flags = {"--detach": detach, "--no-flower": not flower, "--no-fetch": not fetch}
     arguments = [flag for flag, wanted in flags.items() if wanted]
-    arguments += [*_pairs("--emulate", emulate), *_pairs("--workers", workers)]
-    arguments += _pairs("--port", [port] if port else [])
-    _become("up", [*arguments, *_common(data, as_json=as_json)])
+    arguments += [*pairs("--emulate", emulate), *pairs("--workers", workers)]
+    arguments += pairs("--port", [port] if port else [])
+    become("tasks.local", ["up", *arguments, *_common(data, as_json=as_json)], verb="up")
 
 
 @click.command()
@@ -53,14 +53,14 @@ def up(
 @_json
 def down(data: str | None, *, as_json: bool) -> None:
     """Stop the fleet that runs here."""
-    _become("down", _common(data, as_json=as_json))
+    become("tasks.local", ["down", *_common(data, as_json=as_json)], verb="down")
 
 
 @click.command()
 @_json
 def doctor(*, as_json: bool) -> None:
     """Say what this machine has, what is missing, and how to get it."""
-    _become("doctor", _common(None, as_json=as_json))
+    become("tasks.local", ["doctor", *_common(None, as_json=as_json)], verb="doctor")
 
 
 def find_tree(places: Iterable[Path]) -> Path:
@@ -79,8 +79,12 @@ def find_tree(places: Iterable[Path]) -> Path:
     )
 
 
-def _become(verb: str, arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by the fleet's own command: signals and exit codes are its own."""
+def become(module: str, arguments: Sequence[str], *, verb: str) -> NoReturn:
+    """Replace this process by the fleet's own command `python -m module`: signals and exit codes are its own.
+
+    Raises:
+        CommandError: the fleet's code or packages are not here.
+    """
     tree = find_tree([Path(__file__).parents[2], Path.cwd()])
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -90,14 +94,15 @@ def _become(verb: str, arguments: Sequence[str]) -> NoReturn:
             code=MISSING,
         )
     path = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
-    command = [sys.executable, "-P", "-m", "tasks.local", verb, *arguments]  # -P: no `tasks` of the current folder
+    command = [sys.executable, "-P", "-m", module, *arguments]  # -P: no `tasks` of the current folder
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
 
 
-def _pairs(option: str, values: Iterable[str]) -> list[str]:
+def pairs(option: str, values: Iterable[str]) -> list[str]:
+    """The option once for each value, as a command line has it."""
     return [text for value in values for text in (option, value)]
 
 
 def _common(data: str | None, *, as_json: bool) -> list[str]:
-    return [*_pairs("--data", [data] if data else []), *(["--json"] if as_json else [])]
+    return [*pairs("--data", [data] if data else []), *(["--json"] if as_json else [])]

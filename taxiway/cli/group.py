@@ -21,6 +21,7 @@ COMMANDS = {
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
     "cancel": ("taxiway.cli.jobs", "Ask that a job does not run."),
     "models": ("taxiway.cli.models", "List what the fleet can run."),
+    "profile": ("taxiway.cli.profile", "Measure how models run on this machine."),
     "completion": ("taxiway.cli.completion", "Print a shell's completion script."),
 }
 """Each verb's module, where a command of the same name is, and what it does."""

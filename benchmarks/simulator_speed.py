@@ -1,0 +1,64 @@
+"""How many requests a second does the simulator play on one core, by policy?
+
+`python -m benchmarks.simulator_speed` makes a Poisson trace of a million requests for the example fleet, of a load that
+it can bear, and plays it under each policy. It prints one JSON line a policy: requests a second of processor time, the
+seconds that all took, and the most memory that the process held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+
+import msgspec
+
+from benchmarks.idle_round_trip import machine
+from simulator.engine import simulate
+from simulator.fleet import load_fleet
+from simulator.policies.catalogue import POLICIES
+from simulator.synthetic import synthetic_trace
+from simulator.workload import prepare
+from tasks.settings import TREE
+
+FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
+
+RATE = 50
+"""Requests a second: about nine times those of the Azure chat trace."""
+
+SEED = 1
+
+
+def main() -> None:
+    """Measure, and print one JSON line a policy."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator_speed", description=__doc__)
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, unless named")
+    given = parser.parse_args()
+    for name in given.policy or POLICIES:
+        line = {"question": f"simulator requests/s, {name}", **machine(), **measured(name, given.requests)}
+        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+        sys.stdout.flush()
+
+
+def measured(name: str, requests: int) -> dict[str, object]:
+    """Requests a second of processor time, from the making of the trace to the summary."""
+    began = time.process_time()
+    fleet = load_fleet(FLEET)
+    trace = synthetic_trace(f"poisson:rate={RATE},duration={requests / RATE},seed={SEED}", model=fleet.default_model)
+    workload = prepare(trace, fleet, seed=SEED)
+    simulate(name, workload, POLICIES[name](workload, SEED), seed=SEED)
+    taken = time.process_time() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "repeats": 1,
+        "median": round(len(workload) / taken),
+        "seconds": round(taken, 1),
+        "requests": len(workload),
+        "memory": memory,
+    }
+
+
+if __name__ == "__main__":
+    main()

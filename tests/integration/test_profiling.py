@@ -1,0 +1,158 @@
+"""`taxiway profile` as people run it, and executors that find their profile out: real runtimes and processes."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tasks.artefacts import ArtefactStore
+from tasks.catalogue import load_catalogue
+from tasks.facts import variant_key
+from tasks.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
+from tasks.settings import TREE
+from workers.device import find_device
+from workers.executor import Executor
+from workers.profiling.measure import bench_class
+
+TODAY = datetime.datetime.now(datetime.UTC).date()
+BROKEN = """
+name: broken
+version: 1
+summary: Its callable is nowhere.
+licence: Apache-2.0
+pipeline: tensors
+inputs: [{name: x, datatype: INT64, shape: [-1]}]
+outputs: [{name: y, datatype: INT64, shape: [-1]}]
+reference: python
+variants:
+  python: {runtime: python, entry: nowhere, memory: 0, profiles: {cpu: {base: 0.001, slope: 0.001}}}
+  tpu-only: {runtime: echo, memory: 0, profiles: {tpu: {base: 0.001, slope: 0.001}}}
+examples: [{x: 1}]
+"""
+
+
+def profile(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "taxiway", "profile", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(TREE), **environment}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture
+def catalogue(tmp_path: Path) -> Path:
+    """A folder of models: echo, paced, and one that cannot be loaded."""
+    models = tmp_path / "models"
+    (models / "broken").mkdir(parents=True)
+    (models / "broken" / "model.yaml").write_text(BROKEN)
+    for name in ("echo", "paced"):
+        (models / name).mkdir()
+        (models / name / "model.yaml").write_text((TREE / "models" / name / "model.yaml").read_text())
+    return models
+
+
+def test_the_paced_devices_pace_is_measured_and_written(tmp_path: Path) -> None:
+    done = profile(tmp_path, "--model", "paced", "--quick", "--output", "here")
+    assert done.returncode == 0, done.stderr
+    assert "paced:1/paced" in done.stdout
+    assert "variants" in done.stderr  # the progress bar
+    (path,) = (tmp_path / "here").glob("*/profiles/*.yaml")
+    measured = load_profile(path).variants["paced"]
+    assert measured.profile.latency(1, 1) == pytest.approx(0.0051, rel=0.25)
+    assert measured.profile.latency(16, 1) == pytest.approx(0.0066, rel=0.25)
+    assert [point.rows for point in measured.points] == [1, 2, 4, 8, 16]
+    assert measured.date in (TODAY.isoformat(), (TODAY + datetime.timedelta(1)).isoformat())
+
+
+def test_a_measured_profile_is_what_the_book_answers_for_this_device(tmp_path: Path) -> None:
+    done = profile(tmp_path, "--model", "echo", "--quick", "--json", "--output", str(tmp_path))
+    told = json.loads(done.stdout)
+    assert [outcome["variant"] for outcome in told["variants"]] == ["echo"]
+    book, errors = load_book(tmp_path, TODAY)
+    device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
+    echo = load_catalogue(TREE / "models").resolve("echo")
+    known = book.lookup(echo, "echo", "cpu", device.name)
+    assert errors == ()
+    assert known.warning is None
+    assert told["files"] == [str(profile_path(tmp_path, "echo", Processor(kind="cpu", name=device.name)))]
+    assert known.profile.latency(1, 1) < 0.01
+
+
+def test_what_cannot_be_measured_is_said_and_the_rest_is_written(tmp_path: Path, catalogue: Path) -> None:
+    done = profile(tmp_path, "--quick", "--output", str(tmp_path), TAXIWAY_MODELS=str(catalogue))
+    assert done.returncode == 1
+    assert "failed: broken:1/python: " in done.stdout
+    assert "left out: broken:1/tpu-only: model.yaml has no profile for cpu" in done.stdout
+    assert (tmp_path / "paced" / "profiles").is_dir()
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--model", "pased"], 2, "error: unknown model 'pased'; did you mean paced"),
+        (["--variant", "onnx-int4"], 2, "error: --variant: expected one of "),
+        (["--device", "gpu:0"], 2, "error: --device: expected cpu:0, cuda:0 or tpu:0, got 'gpu:0'"),
+        (["--device", "tpu:7"], 3, "error: no TPU tpu:7"),
+    ],
+)
+def test_what_is_wrong_on_the_command_line_is_said(
+    tmp_path: Path, arguments: list[str], status: int, message: str
+) -> None:
+    done = profile(tmp_path, *arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.models
+def test_a_real_models_memory_load_and_curve_are_measured(tmp_path: Path) -> None:
+    arguments = ["--model", "sentiment", "--variant", "onnx-int8", "--quick", "--output", str(tmp_path)]
+    done = profile(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*/profiles/*.yaml")
+    measured = load_profile(path).variants["onnx-int8"]
+    assert 2**24 < measured.memory <= measured.peak < 2**30
+    assert 0.01 < measured.load < 30
+    assert measured.profile.latency(16, 128) > 4 * measured.profile.latency(1, 128)
+    assert len(measured.points) >= 8
+    assert set(measured.packages) == {"onnxruntime"}
+
+
+def paced_executor(book: ProfileBook, tmp_path: Path) -> Executor:
+    device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
+    return Executor(bench_class("cpu"), device, ArtefactStore(tmp_path), threads=1, book=book)
+
+
+def run_paced(executor: Executor, batches: int) -> Any:
+    loaded = executor.load(load_catalogue(TREE / "models").resolve("paced"), "paced")
+    items = [loaded.pipeline.prepare({"payload": "x"}, {})]
+    for _ in range(batches):
+        executor.run(loaded, items)
+    return executor.track(loaded)
+
+
+def test_a_worker_finds_out_that_its_profile_is_wrong(tmp_path: Path) -> None:
+    device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
+    shipped = msgspec.json.decode(profile(tmp_path, "--model", "paced", "--quick", "--json", "--output", "o").stdout)
+    file = load_profile(tmp_path / shipped["files"][0])
+    hasty = msgspec.structs.replace(file.variants["paced"], base=0.001, slope=0.0001, floor=0.0)
+    book = make_book([msgspec.structs.replace(file, variants={"paced": hasty})], TODAY)
+    track = run_paced(paced_executor(book, tmp_path), 40)
+    assert device.name == file.device.name
+    assert track.drifted
+    assert track.pace == pytest.approx(5.1 / 1.1, rel=0.3)
+
+
+def test_a_worker_keeps_what_it_learned_of_a_variant_under_its_name(tmp_path: Path) -> None:
+    executor = paced_executor(ProfileBook(), tmp_path)
+    track = run_paced(executor, 30)
+    assert track.batches >= 30
+    assert not track.drifted
+    assert [loaded.key for loaded in executor.all_loaded()] == [variant_key("paced:1", "paced")]

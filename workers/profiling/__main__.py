@@ -1,0 +1,129 @@
+"""`python -m workers.profiling`: measures variants on this machine and writes a profile file for each model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+
+from tasks.catalogue import Catalogue, Model, load_catalogue
+from tasks.document import DocumentError
+from tasks.profiles import Processor
+from tasks.settings import TREE
+from tasks.topology import DeviceKind, load_topology
+from taxiway.errors import UnknownModelError
+from workers.device import Device, DeviceMissingError, find_device
+from workers.profiling.measure import bench_class
+from workers.profiling.outcome import write
+from workers.profiling.report import show
+from workers.profiling.run import Task, run_all
+
+FAILED, USAGE, MISSING = 1, 2, 3  # exit statuses, as `taxiway` has them
+
+_KINDS: dict[str, DeviceKind] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
+
+
+@click.command()
+@click.option("--model", "names", multiple=True, metavar="NAME", help="Model to measure; may be repeated [all].")
+@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; may be repeated [all].")
+@click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
+@click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Where models' folders are [models/].")
+def main(
+    names: Sequence[str],
+    variants: Sequence[str],
+    device: str,
+    *,
+    quick: bool,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Measure how models run on this machine: load time, memory, and latency over batch and size.
+
+    Each variant is measured in a process of its own. Nothing else should run meanwhile.
+    """
+    root = Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models").absolute()
+    console = Console(stderr=True)
+    try:
+        found = find_device(bench_class(_kind(device)), device, emulate=False)
+        models = _chosen(load_catalogue(root), names)
+        tasks = _tasks(models, variants, found, root, quick=quick)
+    except (DocumentError, UnknownModelError, click.BadParameter) as error:
+        raise SystemExit(_fail(console, str(error), USAGE)) from error
+    except DeviceMissingError as error:
+        raise SystemExit(_fail(console, str(error), MISSING)) from error
+    outcomes = run_all(tasks, console)
+    processor = Processor(kind=found.kind, name=found.name)
+    files = write(outcomes, processor, output or root)
+    if as_json:
+        click.echo(msgspec.json.encode({"files": [str(f) for f in files], "variants": outcomes}, enc_hook=int))
+    else:
+        show(outcomes, files, processor, Console(width=None if sys.stdout.isatty() else 120))
+    sys.exit(FAILED if any(outcome.error for outcome in outcomes) else 0)
+
+
+def _kind(device: str) -> DeviceKind:
+    """The device's kind by its label."""
+    kind = _KINDS.get(device.partition(":")[0])
+    if kind is None:
+        raise click.BadParameter(f"--device: expected cpu:0, cuda:0 or tpu:0, got {device!r}")
+    return kind
+
+
+def _chosen(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
+    """The models of those names, else the current version of each."""
+    if names:
+        return list({model.id: model for model in map(catalogue.resolve, names)}.values())
+    bare = sorted({model.name for model in catalogue.models.values()})
+    return [catalogue.resolve(name) for name in bare]
+
+
+def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, root: Path, *, quick: bool) -> list[Task]:
+    """A task for each variant, with why it is left out where the device cannot run it.
+
+    Raises:
+        BadParameter: no model has a variant of a name that was asked for.
+    """
+    known = {name for model in models for name in model.variants}
+    for name in variants:
+        if name not in known:
+            raise click.BadParameter(f"--variant: expected one of {sorted(known)}, got {name!r}")
+    rows = _max_rows(device.kind)
+    return [
+        Task(model, name, root, device, rows, quick, _left_out(model, name, device))
+        for model in models
+        for name in sorted(model.variants)
+        if not variants or name in variants
+    ]
+
+
+def _max_rows(kind: DeviceKind) -> int:
+    """The largest batch that a class of this kind of device runs here."""
+    topology = load_topology(Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"))
+    return max((h.max_batch for h in topology.hardware.values() if h.device == kind), default=32)
+
+
+def _left_out(model: Model, name: str, device: Device) -> str:
+    """Why the device cannot run the variant; empty where it can."""
+    variant = model.variants[name]
+    lacking = sorted(set(variant.instruction_sets) - set(device.instruction_sets))
+    if variant.runtime not in device.runtimes:
+        return f"{variant.runtime} is not installed"
+    if device.kind not in variant.profiles:
+        return f"model.yaml has no profile for {device.kind}: it is not meant to run there"
+    return f"the device lacks {', '.join(lacking)}" if lacking else ""
+
+
+def _fail(console: Console, message: str, code: int) -> int:
+    console.print(f"[bold red]error:[/] {message}", highlight=False, soft_wrap=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

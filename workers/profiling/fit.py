@@ -1,0 +1,138 @@
+"""Fits `max(floor, base + step·size + slope·rows·size)` to measured batches, and says how well it does. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from tasks.profiles import Residuals
+
+_BASE, _SLOPE, _STEP = 0, 1, 2  # columns of the design
+_WORTH = 0.7
+"""`step` is used where it brings the mean error to this share or less: a curve of fewer terms extrapolates better."""
+
+_ROUNDS = 6  # reweightings; the weights change little after four
+_HUBER = 1.345
+"""Multiples of the errors' scale beyond which a point counts less (Huber 1964: 95 % efficient on normal errors)."""
+
+_DIGITS = 4  # significant, of a fitted figure
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One point of the grid: rows, their mean size, and the seconds of each run, at least one."""
+
+    rows: int
+    size: float
+    runs: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """The median run."""
+        return float(np.median(self.runs))
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A fitted curve in seconds. `error` is its mean relative error over the points' medians."""
+
+    base: float
+    slope: float
+    step: float
+    floor: float
+    error: float
+
+    def latency(self, rows: float, size: float) -> float:
+        """Seconds of one batch."""
+        return max(self.floor, self.base + (self.step + self.slope * rows) * size)
+
+
+def fit(points: Sequence[Timed]) -> Curve:
+    """The curve with the least relative errors, none of its terms negative, outliers counting less.
+
+    Args:
+        points: at least one, of positive seconds.
+
+    Every split of the points into those that only the floor explains and the others is tried: n points have n splits,
+    for the floor takes the fastest.
+    """
+    ordered = sorted(points, key=lambda p: (p.seconds, p.rows * p.size, p.rows))
+    rows = np.array([p.rows for p in ordered], float)
+    sizes = np.array([p.size for p in ordered], float)
+    seconds = np.array([p.seconds for p in ordered], float)
+    design = np.column_stack([np.ones(len(ordered)), rows * sizes, sizes])
+    simple = _best_split(design, seconds, (_BASE, _SLOPE))
+    full = _best_split(design, seconds, (_BASE, _SLOPE, _STEP))
+    return full if full.error <= _WORTH * simple.error - 1e-6 and len(ordered) > 3 else simple
+
+
+def residuals(points: Sequence[Timed], curve: Curve) -> Residuals:
+    """Quantiles of observed over predicted seconds over all runs, each point weighing the same."""
+    ratios, weights = [], []
+    for point in points:
+        predicted = curve.latency(point.rows, point.size)
+        ratios += [seconds / predicted for seconds in point.runs]
+        weights += [1 / len(point.runs)] * len(point.runs)
+    order = np.argsort(ratios)
+    share = np.cumsum(np.array(weights)[order]) / sum(weights)
+    p50, p90, p95, p99 = (float(np.array(ratios)[order][_place(share, q)]) for q in (0.5, 0.9, 0.95, 0.99))
+    return Residuals(p50=rounded(p50), p90=rounded(p90), p95=rounded(p95), p99=rounded(p99))
+
+
+def rounded(value: float) -> float:
+    """The value to four significant digits."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def _place(share: np.ndarray, quantile: float) -> int:
+    """The first place at which the cumulated share reaches the quantile."""
+    return min(int(np.searchsorted(share, quantile - 1e-9)), len(share) - 1)
+
+
+def _best_split(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Curve:
+    curves = list(_splits(design, seconds, columns))
+    return min(curves, key=lambda curve: curve.error)
+
+
+def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Iterator[Curve]:
+    """A curve for each number of fastest points that only the floor explains."""
+    for below in range(len(seconds)):
+        floor = _robust(np.ones((below, 1)), seconds[:below])[0] if below else 0.0
+        terms = np.zeros(3)
+        terms[list(columns)] = _robust(design[below:, columns], seconds[below:])
+        predicted = np.maximum(floor, design @ terms)
+        if (predicted > 0).all():
+            error = float(np.mean(np.abs(seconds / predicted - 1)))
+            base, slope, step = (rounded(float(term)) for term in terms)
+            yield Curve(base, slope, step, rounded(float(floor)), error)
+
+
+def _robust(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Non-negative terms of least squares on relative errors, reweighted by Huber's rule."""
+    scaled = design / seconds[:, None]
+    weights = np.ones(len(seconds))
+    terms = _non_negative(scaled, weights)
+    for _ in range(_ROUNDS):
+        errors = np.abs(scaled @ terms - 1)
+        scale = max(1.4826 * float(np.median(errors)), 1e-9)
+        weights = np.minimum(1.0, _HUBER * scale / np.maximum(errors, 1e-12))
+        terms = _non_negative(scaled, weights)
+    return terms
+
+
+def _non_negative(scaled: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Least squares of `scaled @ terms` against ones with no negative term: the best of every subset of the terms."""
+    root = np.sqrt(weights)
+    best, least = np.zeros(scaled.shape[1]), float(np.inf)
+    for count in range(1, scaled.shape[1] + 1):
+        for chosen in combinations(range(scaled.shape[1]), count):
+            found = np.linalg.lstsq(scaled[:, chosen] * root[:, None], root, rcond=None)[0]
+            terms = np.zeros(scaled.shape[1])
+            terms[list(chosen)] = found
+            loss = float(np.sum((root * (scaled @ terms - 1)) ** 2))
+            if (found >= 0).all() and loss < least:
+                best, least = terms, loss
+    return best
