@@ -1,0 +1,48 @@
+# Everything a newcomer needs. `make` alone lists the targets.
+
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+endif
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup torch demo test lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with all that the demo and the tests need
+
+torch: $(READY) ## add torch (with CUDA, about 3 GB, unless pip finds a build for the CPU)
+	$(BIN)/python -m pip install --group torch
+
+demo: $(READY) ## real models answer real inputs on three hardware classes
+	@$(BIN)/python -m tasks.local demo
+
+test: lint ## the checks, then unit, integration and acceptance tests
+	$(BIN)/python -m tasks.local fetch
+	$(BIN)/pytest
+
+lint: $(READY) ## format, lint, types and import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
+	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "taxiway needs Python 3.11 or later: install it, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "taxiway needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "python3 -m venv failed: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
+	@echo "installing taxiway and what its fleet needs into $(VENV) (the first time: some minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group fleet --group dev
+	@if $(BIN)/python -m tasks.local.torch_choice; then $(BIN)/python -m pip install --quiet --group torch; fi
+	@touch $@

@@ -1,0 +1,221 @@
+"""The command line of a local fleet. Data goes to stdout, progress and hints to stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+
+from tasks.artefacts import ArtefactError
+from tasks.catalogue import Catalogue, load_catalogue
+from tasks.document import DocumentError
+from tasks.embedded import EmbeddedValkeyError
+from tasks.local.demo import DEMO_COUNTS, answer_all, demo_fleet, plain
+from tasks.local.doctor import examine
+from tasks.local.fetch import fetch, for_runtimes, runtimes_of
+from tasks.local.machine import look
+from tasks.local.plan import Plan, PlanError, absent, plan_fleet
+from tasks.local.process import in_tree, own_command
+from tasks.local.show import show_answers, show_findings, show_fleet, wide_console
+from tasks.local.state import AlreadyRunningError, Fleet, data_directory, stop_fleet, supervisor_pid
+from tasks.local.supervisor import StartError
+from tasks.local.up import STOP_PATIENCE, Options, run_fleet
+from tasks.local.workload import artefacts_of_examples, asks
+from tasks.logs import log_to_stderr
+from tasks.settings import TREE, SettingsError, cache_directory
+from tasks.topology import Topology, load_topology
+from taxiway.errors import UnknownModelError
+
+_EXPECTED = (
+    AlreadyRunningError,
+    ArtefactError,
+    DocumentError,
+    EmbeddedValkeyError,
+    PlanError,
+    SettingsError,
+    StartError,
+    UnknownModelError,
+)
+_GROUPS = 4  # workers, router, Flower, broker: each has STOP_PATIENCE
+
+_data = click.option("--data", type=click.Path(path_type=Path), help="Data directory [TAXIWAY_DATA, else .taxiway].")
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+class _Count(click.ParamType[tuple[str, int]]):
+    """`CLASS=N`, N workers of a hardware class."""
+
+    name = "CLASS=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        name, _, count = str(value).partition("=")
+        if not name or not count.isdecimal():
+            self.fail(f"expected CLASS=N, such as cpu.batch=2, got {value!r}", param, ctx)
+        return name, int(count)
+
+
+@click.group()
+def main() -> None:
+    """Run a whole fleet on this machine."""
+
+
+@main.command()
+@_data
+@_json
+@click.option("--detach", is_flag=True, help="Return once everything is ready; `down` stops it.")
+@click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked so.")
+@click.option("--workers", "counts", type=_Count(), multiple=True, help="Worker processes of a class.")
+@click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The router's HTTP port [a free one].")
+@click.option("--fetch/--no-fetch", "fetching", default=True, help="Whether to fetch missing weights first.")
+def up(
+    data: Path | None,
+    *,
+    as_json: bool,
+    detach: bool,
+    emulate: Sequence[str],
+    counts: Sequence[tuple[str, int]],
+    flower: bool,
+    port: int,
+    fetching: bool,
+) -> None:
+    """Start the broker, a router, workers and Flower, and keep them up."""
+    options = Options(data=data_directory(data, os.environ), port=port, flower=flower)
+    running = supervisor_pid(options.data)
+    if running is not None:
+        raise AlreadyRunningError(options.data, running)
+    topology = _topology()
+    plan = plan_fleet(topology, look(), emulate=emulate, counts=dict(counts))
+    if fetching:
+        _fetch_for(plan, topology)
+    if detach:
+        with Console(stderr=True).status("starting the broker, a router, workers and Flower"):
+            fleet = _detached(sys.argv[1:], options.data)
+        _announce(as_json)(fleet)
+        return
+    log_to_stderr()
+    run_fleet(plan, options, os.environ, _announce(as_json))
+
+
+@main.command()
+@_data
+@_json
+def down(data: Path | None, *, as_json: bool) -> None:
+    """Stop the fleet; it is no error when there is none."""
+    folder = data_directory(data, os.environ)
+    stopped = stop_fleet(folder, patience=_GROUPS * STOP_PATIENCE)
+    text = "stopped" if stopped else "no fleet runs from this directory"
+    click.echo(_text({"stopped": stopped, "data": str(folder)}) if as_json else f"{folder}: {text}")
+
+
+@main.command()
+@_json
+def doctor(*, as_json: bool) -> None:
+    """Say what this machine has, what is missing, and how to get it."""
+    findings = examine(look(), os.environ)
+    if as_json:
+        click.echo(_text({"findings": findings}))
+    else:
+        show_findings(findings, Console())
+
+
+@main.command("fetch")
+@click.argument("models", nargs=-1)
+def fetch_command(models: Sequence[str]) -> None:
+    """Fetch the weights of MODELS (all of them when none is named) into the cache."""
+    catalogue = _catalogue()
+    chosen = [catalogue.resolve(name) for name in models] or list(catalogue.models.values())
+    fetch(for_runtimes(chosen, look().runtimes), cache_directory(os.environ), Console(stderr=True))
+
+
+@main.command("demo")
+@_json
+def demo_command(*, as_json: bool) -> None:
+    """Bring a fleet up, have real models answer real inputs on every hardware class, and stop it all."""
+    console = Console(stderr=True)
+    topology, machine, catalogue = _topology(), look(), _catalogue()
+    emulated = absent(topology, machine)
+    cache = cache_directory(os.environ)
+    _fetch_for(plan_fleet(topology, machine, emulate=emulated, counts=DEMO_COUNTS), topology)
+    fetch(artefacts_of_examples(catalogue), cache, console)
+    with demo_fleet(emulated, console) as fleet:
+        answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache), console))
+    if as_json:
+        click.echo(_text({"answers": list(map(plain, answers)), "supervisor": fleet.pid}))
+    else:
+        show_answers(answers, machine, wide_console())
+    if any(answer.result is None for answer in answers):
+        sys.exit(1)
+
+
+def _topology() -> Topology:
+    return load_topology(Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"))
+
+
+def _catalogue() -> Catalogue:
+    return load_catalogue(Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models"))
+
+
+def _fetch_for(plan: Plan, topology: Topology) -> None:
+    """Fetch before anything is started: a worker that fetches while it serves makes its first callers wait."""
+    catalogue = _catalogue()
+    runtimes = runtimes_of(topology, {worker.hardware_class for worker in plan.workers}, look().runtimes)
+    fetch(for_runtimes(catalogue.models.values(), runtimes), cache_directory(os.environ), Console(stderr=True))
+
+
+def _detached(arguments: Sequence[str], data: Path) -> Fleet:
+    """Start the same command again as a process of its own, and wait until it says that all is ready.
+
+    Raises:
+        StartError: it ended before that.
+    """
+    told = [argument for argument in arguments if argument not in ("--detach", "--json")]
+    (data / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+    log = data / "logs" / "supervisor.log"
+    with log.open("ab") as errors:
+        start = log.stat().st_size
+        supervisor = subprocess.Popen(
+            own_command(*told, "--json", "--no-fetch"),
+            env=in_tree(os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        )
+    assert supervisor.stdout is not None
+    with supervisor.stdout as said:
+        line = said.readline()
+    if not line:
+        raise StartError(log.read_bytes()[start:].decode(errors="replace").strip() or f"it ended at once; see {log}")
+    return msgspec.json.decode(line, type=Fleet)
+
+
+def _announce(as_json: bool) -> Callable[[Fleet], None]:
+    def announce(fleet: Fleet) -> None:
+        if as_json:
+            click.echo(_text(fleet))
+        else:
+            show_fleet(fleet, Console())
+        sys.stdout.flush()
+
+    return announce
+
+
+def _text(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except _EXPECTED as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,126 @@
+"""What this machine has, what it lacks, and how to get it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import redis
+
+from tasks.embedded import EmbeddedValkeyError, find_binary
+from tasks.local.machine import RUNTIMES, Machine
+from tasks.settings import cache_directory
+
+_QUICK = 2.0  # seconds for one look at a server
+_PORTS = {"amqp": 5672, "amqps": 5671}
+_DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch for the CPU
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a fleet can use: what was found, and where it is missing, how to get it."""
+
+    subject: str
+    found: bool
+    value: str
+    remedy: str = ""
+
+
+def examine(machine: Machine, environment: Mapping[str, str]) -> list[Finding]:
+    """Everything worth knowing before a fleet is started here."""
+    cache = cache_directory(environment)
+    return [*_hardware(machine), *_runtimes(machine), *_servers(environment), *_storage(cache)]
+
+
+def _hardware(machine: Machine) -> Iterator[Finding]:
+    yield Finding(subject="cores", found=True, value=f"{machine.cores} physical")
+    yield Finding(
+        subject="memory", found=True, value=f"{_gib(machine.memory)}, {_gib(machine.memory_free)} of it available"
+    )
+    yield Finding(
+        subject="instruction sets",
+        found=bool(machine.instruction_sets),
+        value=", ".join(machine.instruction_sets) or "none of those that make models faster",
+    )
+    yield Finding(
+        subject="CUDA",
+        found=bool(machine.cuda),
+        value=", ".join(machine.cuda) or "no NVIDIA device with a driver",
+        remedy="" if machine.cuda else "serve gpu.realtime on the CPU: --emulate gpu.realtime",
+    )
+    yield Finding(
+        subject="TPU",
+        found=machine.tpu_chips > 0,
+        value=f"{machine.tpu_chips} chips" if machine.tpu_chips else "no chip on the PCI bus",
+        remedy="" if machine.tpu_chips else "serve tpu.bulk on the CPU: --emulate tpu.bulk",
+    )
+
+
+def _runtimes(machine: Machine) -> Iterator[Finding]:
+    for name, distribution in RUNTIMES.items():
+        version = machine.runtimes.get(name)
+        remedy = "make torch" if name == "torch" else "make setup"
+        yield Finding(
+            subject=f"runtime {name}",
+            found=version is not None,
+            value=f"{distribution} {version}" if version else f"{distribution} is not installed",
+            remedy="" if version else remedy,
+        )
+
+
+def _servers(environment: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        yield Finding(subject="embedded Valkey", found=True, value=str(find_binary()))
+    except EmbeddedValkeyError as error:
+        yield Finding(subject="embedded Valkey", found=False, value=str(error), remedy="make setup")
+    for variable in ("TAXIWAY_BROKER", "TAXIWAY_STATE"):
+        if environment.get(variable):
+            yield _server(variable, environment[variable])
+
+
+def _server(variable: str, url: str) -> Finding:
+    """Whether the user's server answers; its address is shown without its password."""
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (f":{parts.port}" if parts.port else "")
+    try:
+        _knock(url)
+    except (OSError, redis.RedisError, ValueError) as error:
+        return Finding(
+            subject=variable, found=False, value=f"{shown}: {error}", remedy=f"start the server, or unset {variable}"
+        )
+    return Finding(subject=variable, found=True, value=f"{shown} answers")
+
+
+def _knock(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme in _PORTS:
+        socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _QUICK).close()
+        return
+    with redis.Redis.from_url(url, socket_timeout=_QUICK, socket_connect_timeout=_QUICK, retry=None) as client:
+        client.ping()
+
+
+def _storage(cache: Path) -> Iterator[Finding]:
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    held = sum(path.stat().st_size for path in files)
+    yield Finding(
+        subject="model cache",
+        found=held > 0,
+        value=f"{cache}: {_gib(held)}",
+        remedy="" if held else "python -m tasks.local fetch",
+    )
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    yield Finding(
+        subject="free disk",
+        found=free >= _DISK,
+        value=f"{_gib(free)} at {there}",
+        remedy="" if free >= _DISK else f"make room: about {_gib(_DISK)} is needed, or set TAXIWAY_CACHE",
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

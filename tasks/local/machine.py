@@ -1,0 +1,107 @@
+"""What this machine has, found without importing a runtime."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+RUNTIMES = {"onnx": "onnxruntime", "jax": "jax", "torch": "torch"}
+"""The distribution that brings each runtime."""
+
+_SHOWN_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "sve")
+_GOOGLE = "0x1ae0"
+_TPU_CHIPS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}  # jax 0.10, _src/hardware_utils.py
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine at one instant. Memory in bytes; `cuda` names its NVIDIA devices; `runtimes` maps name to version."""
+
+    cores: int
+    memory: int
+    memory_free: int
+    instruction_sets: tuple[str, ...]
+    cuda: tuple[str, ...]
+    tpu_chips: int
+    runtimes: dict[str, str]
+
+    def devices(self, kind: str) -> int:
+        """How many devices of a kind (cpu, cuda, tpu) it has; the CPU counts by physical cores."""
+        return {"cpu": self.cores, "cuda": len(self.cuda), "tpu": self.tpu_chips}[kind]
+
+
+def look() -> Machine:
+    """This machine now."""
+    memory = psutil.virtual_memory()
+    return Machine(
+        cores=_cores(),
+        memory=memory.total,
+        memory_free=memory.available,
+        instruction_sets=_instruction_sets(),
+        cuda=_cuda_devices(),
+        tpu_chips=_tpu_chips(),
+        runtimes=_runtimes(),
+    )
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution, None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> dict[str, str]:
+    """The installed distributions that decide how fast variants run, with their versions."""
+    found = {name: version_of(name) for name in (*RUNTIMES.values(), "numpy")}
+    return {name: version for name, version in found.items() if version is not None}
+
+
+def _cores() -> int:
+    """Physical cores, and no more than this process may use (a container's share of a large machine)."""
+    usable = len(psutil.Process().cpu_affinity() or [0])
+    return min(psutil.cpu_count(logical=False) or usable, usable)
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            return tuple(known for known in _SHOWN_SETS if known in flags)
+    return ()
+
+
+def _cuda_devices() -> tuple[str, ...]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _tpu_chips() -> int:
+    chips = 0
+    for vendor in Path("/sys/bus/pci/devices").glob("*/vendor"):
+        if vendor.read_text().strip() == _GOOGLE:
+            chips += vendor.with_name("device").read_text().strip() in _TPU_CHIPS
+    return chips
+
+
+def _runtimes() -> dict[str, str]:
+    found = {name: version_of(distribution) for name, distribution in RUNTIMES.items()}
+    return {name: version for name, version in found.items() if version is not None}

@@ -1,0 +1,139 @@
+"""Starts a fleet's processes, keeps them up, and stops them in order: workers, router, Flower, broker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from tasks.children import kill_group
+from tasks.embedded import EmbeddedValkey
+from tasks.local.process import SupervisedProcess
+
+TICK = 0.1
+"""Seconds between two looks at the processes."""
+
+logger = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The fleet did not come up: which process, why, and the end of its log."""
+
+
+class Supervisor:
+    """Keeps processes up until it is told to stop, from one thread: children are tied to that of their start.
+
+    Args:
+        broker: the embedded server; None where the user has servers.
+        groups: processes in the order in which they are stopped; those of one group stop together.
+    """
+
+    def __init__(self, broker: EmbeddedValkey | None, groups: Sequence[Sequence[SupervisedProcess]]) -> None:
+        self._broker = broker
+        self._groups = groups
+        self._due: dict[str, float] = {}
+        self._given_up: set[str] = set()
+        self._stopping = threading.Event()
+
+    def request_stop(self) -> None:
+        """Make `start` and `watch` return soon. Safe in a signal handler."""
+        self._stopping.set()
+
+    def start(self, healthy: Callable[[], bool], *, patience: float) -> bool:
+        """Start all, and wait until each said that it is ready and then `healthy()`. False: told to stop meanwhile.
+
+        Raises:
+            StartError: a process ended, or is not ready after `patience` seconds.
+        """
+        for process in self._all():
+            process.start()
+        end = time.monotonic() + patience
+        while not self._stopping.wait(TICK):
+            self._check_start()
+            if all(p.ready for p in self._all()) and healthy():
+                return True
+            if time.monotonic() > end:
+                raise self._too_late(patience)
+        return False
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Start anew whatever dies, until told to stop; `changed` is called after a process came up again."""
+        while not self._stopping.wait(TICK):
+            self._watch_broker()
+            for process in self._all():
+                self._watch_process(process, changed)
+
+    def stop(self, *, patience: float) -> None:
+        """Stop everything in order; each group has `patience` seconds, then it is killed."""
+        for group in self._groups:
+            _stop_group([p for p in group if p.started], patience)
+        if self._broker is not None:
+            self._broker.stop()
+
+    def _all(self) -> Iterable[SupervisedProcess]:
+        """Every process, in the order of their start: the reverse of that of their end."""
+        return [process for group in reversed(self._groups) for process in group]
+
+    def _check_start(self) -> None:
+        for process in self._all():
+            process.listen()
+            if not process.alive:
+                status = process.process.returncode
+                raise StartError(
+                    f"{process.name} ended with status {status}; {process.log} ends with:\n{process.tail()}"
+                )
+
+    def _too_late(self, patience: float) -> StartError:
+        waiting = [p for p in self._all() if not p.ready]
+        if not waiting:
+            return StartError(f"all processes run, and the fleet was not healthy within {patience:g} s")
+        first = waiting[0]
+        names = ", ".join(p.name for p in waiting)
+        return StartError(f"not ready within {patience:g} s: {names}; {first.log} ends with:\n{first.tail()}")
+
+    def _watch_broker(self) -> None:
+        if self._broker is not None and self._broker.pid is None:
+            logger.error("broker died", extra={"log": str(self._broker.log)})
+            self._broker.start()
+
+    def _watch_process(self, process: SupervisedProcess, changed: Callable[[], None]) -> None:
+        was_ready = process.ready
+        process.listen()
+        if process.ready and not was_ready:
+            changed()
+        if process.alive or process.name in self._given_up:
+            return
+        due = self._due.get(process.name)
+        if due is None:
+            self._bury(process)
+        elif time.monotonic() >= due:
+            del self._due[process.name]
+            process.start()
+
+    def _bury(self, process: SupervisedProcess) -> None:
+        due = process.note_death()
+        facts = {"child": process.name, "status": process.process.returncode, "log": str(process.log)}
+        if due is None:
+            self._given_up.add(process.name)
+            logger.error("process died too often, given up", extra=facts)
+            return
+        self._due[process.name] = due
+        logger.warning("process died, starting it anew", extra=facts)
+
+
+def _stop_group(group: Sequence[SupervisedProcess], patience: float) -> None:
+    for process in group:
+        if process.alive:
+            process.process.terminate()
+    end = time.monotonic() + patience
+    while any(p.alive for p in group) and time.monotonic() < end:
+        for process in group:
+            process.listen()
+        time.sleep(TICK / 2)
+    for process in group:
+        if process.alive:
+            logger.warning("process did not stop, killed", extra={"child": process.name})
+        kill_group(process.process)
+        process.process.wait()
+        process.close()

@@ -1,0 +1,174 @@
+"""Brings a fleet up and keeps it up: the embedded broker or the user's servers, a router, workers and Flower."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tasks.embedded import EmbeddedValkey, kept_port, kept_secret
+from tasks.local.plan import Plan, WorkerPlan
+from tasks.local.process import SupervisedProcess
+from tasks.local.state import Fleet, RunningWorker, supervising, write_fleet
+from tasks.local.supervisor import Supervisor
+from tasks.settings import Settings, settings_from
+
+START_PATIENCE = 240.0
+"""Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
+
+STOP_PATIENCE = 10.0
+"""Seconds that each group of processes has to end when asked."""
+
+_QUICK = 1.0  # seconds for one look at a door on loopback
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for. Port 0: the one of the last time, or a free one."""
+
+    data: Path
+    port: int = 0
+    flower: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Processes:
+    """A fleet's processes, each worker with its plan; `flower_url` is None without Flower."""
+
+    router: SupervisedProcess
+    workers: tuple[tuple[WorkerPlan, SupervisedProcess], ...]
+    flower: SupervisedProcess | None
+    flower_url: str | None
+
+    def stop_order(self) -> list[list[SupervisedProcess]]:
+        flower = [self.flower] if self.flower is not None else []
+        return [[process for _, process in self.workers], [self.router], flower]
+
+
+def run_fleet(plan: Plan, options: Options, environment: Mapping[str, str], announce: Callable[[Fleet], None]) -> None:
+    """Bring the fleet up, call `announce` once all of it is ready, and keep it up until SIGTERM or SIGINT.
+
+    Raises:
+        AlreadyRunningError: a fleet runs from the same data directory.
+        EmbeddedValkeyError, StartError, SettingsError: it cannot be brought up; nothing is left running.
+    """
+    with supervising(options.data):
+        broker = _broker(options.data, environment)
+        if broker is not None:
+            broker.start()
+        supervisor = None
+        try:
+            settings = _settings(broker, options.data, environment)
+            processes = _processes(plan, options, {**environment, **settings.environment()})
+            supervisor = Supervisor(broker, processes.stop_order())
+            _supervise(supervisor, processes, partial(_fleet, settings, plan, options, processes), announce)
+        finally:
+            if supervisor is not None:
+                supervisor.stop(patience=STOP_PATIENCE)
+            elif broker is not None:
+                broker.stop()
+
+
+def _supervise(
+    supervisor: Supervisor, processes: _Processes, describe: Callable[[], Fleet], announce: Callable[[Fleet], None]
+) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: supervisor.request_stop())
+    if not supervisor.start(partial(_healthy, processes), patience=START_PATIENCE):
+        return
+    fleet = describe()
+    write_fleet(Path(fleet.data), fleet)
+    announce(fleet)
+    supervisor.watch(lambda: write_fleet(Path(fleet.data), describe()))
+
+
+def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:
+    """An embedded server, unless the user's servers hold both messages and state."""
+    broker = environment.get("TAXIWAY_BROKER", "")
+    state = environment.get("TAXIWAY_STATE", "")
+    if broker and (state or not broker.startswith("amqp")):
+        return None
+    return EmbeddedValkey(data)
+
+
+def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[str, str]) -> Settings:
+    """The fleet's settings: what the user set, the embedded server for what they did not, files by absolute path."""
+    told = {"TAXIWAY_SECRET": kept_secret(data / "signing.secret")}
+    if broker is not None:
+        told |= {"TAXIWAY_BROKER": broker.url, "TAXIWAY_STATE": broker.url}
+    settings = settings_from(told | {name: value for name, value in environment.items() if value})
+    files = {name: getattr(settings, name).absolute() for name in ("queues", "models", "cache")}
+    return replace(settings, **files)
+
+
+def _processes(plan: Plan, options: Options, environment: Mapping[str, str]) -> _Processes:
+    logs = options.data / "logs"
+    logs.mkdir(exist_ok=True)
+    make = partial(SupervisedProcess, environment=environment, logs=logs)
+    port = options.port or kept_port(options.data / "http.port")
+    router = make("router", _router_arguments(port), announces=True)
+    workers = tuple((worker, make(worker.name, worker.command(), announces=True)) for worker in plan.workers)
+    if not options.flower:
+        return _Processes(router, workers, None, None)
+    port = kept_port(options.data / "flower.port")
+    flower = make("flower", _flower_arguments(port), announces=False)
+    return _Processes(router, workers, flower, f"http://127.0.0.1:{port}")
+
+
+def _router_arguments(port: int) -> Sequence[str]:
+    return ["-m", "router", "--host", "127.0.0.1", "--port", str(port)]
+
+
+def _flower_arguments(port: int) -> Sequence[str]:
+    """Flower's command. Without a login its API refuses every change, so that the page can only be looked at."""
+    flower = ["flower", "--address=127.0.0.1", f"--port={port}", "--inspect_timeout=2000"]
+    return ["-m", "celery", "-A", "tasks.local.watcher", *flower]
+
+
+def _healthy(processes: _Processes) -> bool:
+    doors = [f"{_said(processes.router, 'http')}/v2/health/ready"]
+    if processes.flower_url is not None:
+        doors.append(f"{processes.flower_url}/healthcheck")
+    return all(map(_answers, doors))
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, timeout=_QUICK, trust_env=False).status_code == httpx.codes.OK
+    return False
+
+
+def _fleet(settings: Settings, plan: Plan, options: Options, processes: _Processes) -> Fleet:
+    return Fleet(
+        broker=settings.broker,
+        state=settings.state,
+        http=_said(processes.router, "http"),
+        flower=processes.flower_url,
+        pid=os.getpid(),
+        router_pid=processes.router.process.pid,
+        data=str(options.data),
+        workers=tuple(_running(worker, process) for worker, process in processes.workers),
+        left_out=plan.left_out,
+    )
+
+
+def _running(worker: WorkerPlan, process: SupervisedProcess) -> RunningWorker:
+    return RunningWorker(
+        hardware_class=worker.hardware_class,
+        device=worker.device,
+        emulated=worker.emulated,
+        worker=_said(process, "worker"),
+        pid=process.process.pid,
+    )
+
+
+def _said(process: SupervisedProcess, field: str) -> Any:
+    """What the process said of itself; empty while it starts anew."""
+    return process.said.get(field, "")

@@ -1,0 +1,84 @@
+"""What the demo asks for: the catalogue's own examples, under mixed service levels.
+
+An example in a model.yaml is a plain input, or a mapping with `inputs` and, if need be, `parameters`. An input
+`{artefact: photo-1}` stands for that artefact's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from tasks.artefacts import ArtefactStore
+from tasks.catalogue import Catalogue, Model
+from tasks.local.fetch import Wanted
+
+LEAST = 60
+"""Inputs that a demo has at the least; the quick models' examples come again until there are so many."""
+
+_LIVE = {"service": "live", "deadline": 20.0}
+_EASY = {"service": "standard", "deadline": 20.0}
+_STANDARD = {"service": "standard"}
+_BULK = {"service": "bulk"}
+# Looser deadlines than the services' own where requests wait behind text generation: three classes may share two cores.
+
+SERVICES: Mapping[str, Sequence[Mapping[str, Any]]] = {
+    "generate": (_LIVE, _STANDARD),
+    "monte-carlo": (_BULK,),
+    "classify-image": (_LIVE, _EASY, _BULK),
+    "embed": (_STANDARD, _BULK),
+    "sentiment": (_LIVE, _EASY),
+}
+"""The demo's models with their terms, slowest first: their work is queued when the quick requests are placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One input of the demo: `shown` is what a person reads of it, `terms` how much it matters."""
+
+    model: str
+    shown: str
+    inputs: Any
+    parameters: Mapping[str, Any]
+    terms: Mapping[str, Any]
+
+
+def artefacts_of_examples(catalogue: Catalogue) -> list[Wanted]:
+    """The artefacts that the demo's inputs are."""
+    models = [catalogue.resolve(name) for name in SERVICES]
+    return [(m, reference) for m in models for e in m.examples if (reference := _artefact(_inputs(e))) is not None]
+
+
+def asks(catalogue: Catalogue, cache: Path) -> list[Ask]:
+    """The demo's requests, slow models first; at least `LEAST` of them."""
+    store = ArtefactStore(cache)
+    models = [catalogue.resolve(name) for name in SERVICES]
+    quick = models[-1]
+    others = [ask for model in models[:-1] for ask in islice(_asks(model, store), len(model.examples))]
+    return [*others, *islice(_asks(quick, store), max(len(quick.examples), LEAST - len(others)))]
+
+
+def _asks(model: Model, store: ArtefactStore) -> Iterator[Ask]:
+    """A request for each example, over and over, each under the model's next terms."""
+    for example, terms in zip(cycle(model.examples), cycle(SERVICES[model.name]), strict=False):
+        inputs = _inputs(example)
+        artefact = _artefact(inputs)
+        yield Ask(
+            model=model.name,
+            shown=artefact or str(inputs),
+            inputs=inputs if artefact is None else store.path(model, artefact).read_bytes(),
+            parameters=example.get("parameters", {}) if isinstance(example, dict) else {},
+            terms=terms,
+        )
+
+
+def _inputs(example: Any) -> Any:
+    return example["inputs"] if isinstance(example, dict) and set(example) <= {"inputs", "parameters"} else example
+
+
+def _artefact(inputs: Any) -> str | None:
+    """The artefact that an input stands for; None for a plain value."""
+    return inputs["artefact"] if isinstance(inputs, dict) and set(inputs) == {"artefact"} else None

@@ -1,0 +1,23 @@
+"""A real fleet for the acceptance tests, started as an operator starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tasks.local.machine import look
+from tasks.local.plan import absent
+from tasks.local.state import Fleet
+from tasks.settings import TREE
+from tasks.topology import load_topology
+from tests.acceptance.running import start_fleet, taxiway
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One fleet for the whole run: Flower and a worker of each class, emulated where the device is absent."""
+    data = tmp_path_factory.mktemp("fleet")
+    emulated = absent(load_topology(TREE / "queues.yaml"), look())
+    yield start_fleet(data, "--workers", "cpu.batch=1", *(word for name in emulated for word in ("--emulate", name)))
+    taxiway("down", "--data", str(data))

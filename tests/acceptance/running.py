@@ -1,0 +1,31 @@
+"""The `taxiway` command, run as an operator runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from tasks.local.state import Fleet
+
+
+def taxiway(*arguments: str, timeout: float = 600, settings: Mapping[str, str] | None = None) -> str:
+    """What the command line wrote to stdout; the developer's own TAXIWAY_ settings are left out, but for the cache."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TAXIWAY_")}
+    if "TAXIWAY_CACHE" in os.environ:
+        kept["TAXIWAY_CACHE"] = os.environ["TAXIWAY_CACHE"]
+    kept |= settings or {}
+    command = [sys.executable, "-m", "taxiway", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=kept, check=False)
+    assert done.returncode == 0, f"taxiway {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def start_fleet(data: Path, *arguments: str, settings: Mapping[str, str] | None = None) -> Fleet:
+    """A fleet that is ready, under these TAXIWAY_ variables; `taxiway("down", …)` stops it."""
+    said = taxiway("up", "--data", str(data), "--detach", "--json", *arguments, settings=settings)
+    return msgspec.json.decode(said, type=Fleet)

@@ -1,0 +1,100 @@
+"""Flower shows the whole fleet to whoever opens its pages: looked at with a real browser."""
+
+import html
+import os
+import re
+import shutil
+import subprocess
+import time
+
+import httpx
+import pytest
+
+import taxiway
+from tasks.settings import TREE
+from tasks.topology import load_topology
+
+QUIET = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium's path."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None and os.environ.get("CI"):
+        pytest.fail("no Chromium here: in CI Flower's pages must be looked at")
+    if path is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium)")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(browser, fleet, tmp_path_factory):
+    """A function that gives the text of one of Flower's pages once its scripts have run for some seconds."""
+
+    def read(path):
+        profile = tmp_path_factory.mktemp("chromium")
+        flags = [*QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom"]
+        done = subprocess.run(
+            [browser, *flags, f"{fleet.flower}{path}"], capture_output=True, text=True, timeout=90, check=True
+        )
+        return text_of(done.stdout)
+
+    return read
+
+
+def text_of(page):
+    """What a page says, words apart where cells and blocks are; names stay whole across the marks inside them."""
+    said = re.sub(r"<(script|style)\b.*?</\1>|</?(td|th|tr|div|p|li|dt|dd|br|h\d)\b[^>]*>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", "", said)).split())
+
+
+@pytest.fixture(scope="module")
+def finished(fleet):
+    """The id of a job that ended, whose events have reached Flower."""
+    with taxiway.Client(fleet.broker) as client:
+        job = client.submit("echo", "seen from the tower", deadline=30)
+        job.result(timeout=30)
+    within(20, lambda: httpx.get(f"{fleet.flower}/task/{job.id}").status_code == 200)
+    return job.id
+
+
+def within(seconds, condition):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not true within {seconds} s"
+        time.sleep(0.1)
+
+
+def test_the_first_page_shows_a_worker_of_every_class_as_online(page):
+    shown = page("/workers")
+
+    for hardware_class in load_topology(TREE / "queues.yaml").hardware:
+        assert re.search(rf"{re.escape(hardware_class)}\.\S+@\S+\s+Online", shown), f"no {hardware_class} in:\n{shown}"
+
+
+def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page, finished):
+    shown = page("/tasks")
+
+    assert "taxiway.infer" in shown
+    assert finished in shown
+    assert "SUCCESS" in shown
+
+
+def test_the_page_of_one_task_shows_where_it_was_placed(page, finished, fleet):
+    with taxiway.Client(fleet.broker) as client:
+        report = client.job(finished).result(timeout=10).report
+    shown = page(f"/task/{finished}")
+
+    assert "taxiway.infer" in shown
+    assert report.hardware_class in shown
+    assert report.variant in shown

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tasks.local.state import Fleet, read_fleet
+from tasks.settings import TREE
+from taxiway import Client
+from tests.acceptance.running import start_fleet, taxiway
+
+
+def until(condition: Callable[[], bool], *, patience: float = 30.0) -> bool:
+    end = time.monotonic() + patience
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture
+def small_fleet(tmp_path: Path) -> Iterator[Fleet]:
+    yield start_fleet(tmp_path / "data", "--no-flower", "--workers", "cpu.batch=1")
+    taxiway("down", "--data", str(tmp_path / "data"))
+
+
+def test_every_door_of_a_fleet_that_says_it_is_up_answers(fleet: Fleet) -> None:
+    assert httpx.get(f"{fleet.http}/v2/health/ready").status_code == 200
+    assert httpx.get(f"{fleet.flower}/healthcheck").status_code == 200
+    with Client(fleet.broker) as client:
+        assert client.infer("echo", "hello", deadline=30).outputs == {"payload": "hello"}
+
+
+def test_every_hardware_class_has_a_worker_and_emulated_ones_say_so(fleet: Fleet) -> None:
+    assert {w.hardware_class for w in fleet.workers} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
+    assert not next(w.emulated for w in fleet.workers if w.hardware_class == "cpu.batch")
+    assert all(w.worker.startswith(w.hardware_class) for w in fleet.workers)
+
+
+def test_a_second_fleet_from_the_same_directory_is_refused(fleet: Fleet) -> None:
+    command = [sys.executable, "-m", "taxiway", "up", "--data", fleet.data]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode != 0
+    assert f"process {fleet.pid}" in second.stderr
+
+
+def test_a_worker_that_is_killed_comes_back_and_answers(small_fleet: Fleet) -> None:
+    data = Path(small_fleet.data)
+    worker = small_fleet.workers[0]
+    os.kill(worker.pid, signal.SIGKILL)
+
+    def back() -> bool:
+        now = read_fleet(data)
+        return now is not None and now.workers[0].pid != worker.pid
+
+    assert until(back, patience=60)
+    with Client(small_fleet.broker) as client:
+        assert client.infer("echo", "again", deadline=60, timeout=60).outputs == {"payload": "again"}
+
+
+def test_nothing_survives_a_supervisor_that_is_killed(small_fleet: Fleet) -> None:
+    started = children(small_fleet.pid)
+    assert len(started) == 3  # the broker, the router and a worker
+    os.kill(small_fleet.pid, signal.SIGKILL)
+    assert until(lambda: all(map(gone, started)), patience=10)
+
+
+def test_down_stops_everything_and_may_be_said_twice(tmp_path: Path) -> None:
+    running = start_fleet(tmp_path, "--no-flower", "--workers", "cpu.batch=1")
+    started = children(running.pid)
+    assert json.loads(taxiway("down", "--data", str(tmp_path), "--json"))["stopped"] is True
+    assert all(map(gone, [running.pid, *started]))
+    assert json.loads(taxiway("down", "--data", str(tmp_path), "--json"))["stopped"] is False
+
+
+@pytest.mark.rabbitmq
+def test_a_fleet_on_rabbitmq_keeps_its_state_in_an_embedded_valkey_and_answers(tmp_path: Path, amqp_url: str) -> None:
+    arguments = ("--no-flower", "--workers", "cpu.batch=1")
+    fleet = start_fleet(tmp_path, *arguments, settings={"TAXIWAY_BROKER": amqp_url})
+    try:
+        assert fleet.broker == amqp_url
+        assert fleet.state.startswith("redis://:")
+        with Client(fleet.http) as client:
+            assert client.infer("echo", "by rabbit", deadline=30).outputs == {"payload": "by rabbit"}
+    finally:
+        taxiway("down", "--data", str(tmp_path))
+
+
+def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:
+    findings = {f["subject"]: f for f in json.loads(taxiway("doctor", "--json"))["findings"]}
+    assert findings["embedded Valkey"]["found"]
+    assert findings["runtime onnx"]["value"].startswith("onnxruntime ")
+    assert all(f["remedy"] for f in findings.values() if not f["found"] and f["subject"] != "instruction sets")
+
+
+def test_the_doctor_says_that_a_broker_of_the_users_does_not_answer_and_keeps_its_password() -> None:
+    settings = {"TAXIWAY_BROKER": "redis://:secret-word@127.0.0.1:1/0"}
+    said = taxiway("doctor", "--json", settings=settings)
+    finding = next(f for f in json.loads(said)["findings"] if f["subject"] == "TAXIWAY_BROKER")
+    assert not finding["found"]
+    assert "secret-word" not in said
+
+
+def test_the_demo_answers_every_input_on_all_three_classes_and_leaves_nothing_running() -> None:
+    command = [sys.executable, "-m", "tasks.local", "demo", "--json"]
+    demo = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=TREE, check=False)
+    assert demo.returncode == 0, demo.stderr[-3000:]
+    told = json.loads(demo.stdout)
+    assert len(told["answers"]) >= 60
+    assert {answer["hardware_class"] for answer in told["answers"]} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
+    assert gone(told["supervisor"])

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tasks.children import start_child, stop_child
+from tasks.local.process import SupervisedProcess
+from tasks.local.state import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
+from tasks.local.supervisor import StartError, Supervisor
+
+READY = "import json, time; print(json.dumps({'ready': 'test', 'number': 7}), flush=True); time.sleep(600)"
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{\"ready\": 1}'); time.sleep(600)"
+NEVER_READY = "import time; print('still loading', flush=True); time.sleep(600)"
+BROKEN = "raise SystemExit('no such device')"
+
+
+def until(condition: Callable[[], bool], *, patience: float = 15.0) -> bool:
+    end = time.monotonic() + patience
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[[str, str], SupervisedProcess]:
+    def make(name: str, program: str) -> SupervisedProcess:
+        return SupervisedProcess(name, ["-c", program], dict(os.environ), tmp_path, announces=True)
+
+    return make
+
+
+@contextmanager
+def stopped_after(supervisor: Supervisor, *, patience: float = 5.0) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        supervisor.stop(patience=patience)
+
+
+def test_a_fleet_is_up_once_every_process_said_so(make: Callable[[str, str], SupervisedProcess]) -> None:
+    worker, router = make("worker", READY), make("router", READY)
+    supervisor = Supervisor(None, [[worker], [router]])
+    with stopped_after(supervisor):
+        assert supervisor.start(lambda: True, patience=20)
+        assert worker.said["number"] == router.said["number"] == 7
+    assert not worker.alive
+    assert not router.alive
+
+
+def test_a_process_that_ends_while_the_fleet_starts_stops_it_with_its_log(
+    make: Callable[[str, str], SupervisedProcess],
+) -> None:
+    supervisor = Supervisor(None, [[make("worker", BROKEN)]])
+    with stopped_after(supervisor), pytest.raises(StartError, match="no such device"):
+        supervisor.start(lambda: True, patience=20)
+
+
+def test_a_process_that_is_never_ready_is_named_with_its_log(make: Callable[[str, str], SupervisedProcess]) -> None:
+    supervisor = Supervisor(None, [[make("slow-worker", NEVER_READY)]])
+    with stopped_after(supervisor), pytest.raises(StartError, match=r"slow-worker(.|\n)*still loading"):
+        supervisor.start(lambda: True, patience=1.5)
+
+
+def test_a_process_that_is_killed_is_started_anew(make: Callable[[str, str], SupervisedProcess]) -> None:
+    worker = make("worker", READY)
+    supervisor = Supervisor(None, [[worker]])
+    with stopped_after(supervisor):
+        supervisor.start(lambda: True, patience=20)
+        first = worker.process.pid
+        os.kill(first, signal.SIGKILL)
+        ended = threading.Timer(20, supervisor.request_stop)
+        ended.start()
+        supervisor.watch(supervisor.request_stop)  # told of the change, it stops watching
+        ended.cancel()
+        assert worker.alive
+        assert worker.process.pid != first
+        assert worker.said["number"] == 7
+
+
+def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, str], SupervisedProcess]) -> None:
+    deaf = make("deaf", DEAF)
+    supervisor = Supervisor(None, [[deaf]])
+    with stopped_after(supervisor, patience=0.5):
+        supervisor.start(lambda: True, patience=20)
+    assert not deaf.alive
+
+
+def test_a_child_dies_when_its_parent_is_killed() -> None:
+    program = (
+        "import sys, time; from tasks.children import start_child;"
+        "child = start_child([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    parent = start_child([sys.executable, "-c", program], output=-1)
+    assert parent.stdout is not None
+    with parent.stdout as said:
+        child = int(said.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert until(lambda: gone(child))
+
+
+def test_a_child_that_ends_when_asked_is_not_killed() -> None:
+    child = start_child([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert stop_child(child, patience=10)
+
+
+def a_fleet(data: Path) -> Fleet:
+    address = "redis://:secret@127.0.0.1:1/0"
+    return Fleet(
+        broker=address,
+        state=address,
+        http="http://127.0.0.1:2",
+        flower=None,
+        pid=os.getpid(),
+        router_pid=1,
+        data=str(data),
+        workers=(),
+    )
+
+
+def test_a_second_supervisor_on_the_same_data_is_refused_and_told_the_first(tmp_path: Path) -> None:
+    with supervising(tmp_path), pytest.raises(AlreadyRunningError, match=str(os.getpid())), supervising(tmp_path):
+        pass
+
+
+def test_the_fleets_addresses_are_readable_by_their_owner_while_it_runs(tmp_path: Path) -> None:
+    with supervising(tmp_path):
+        write_fleet(tmp_path, a_fleet(tmp_path))
+        assert (tmp_path / "fleet.json").stat().st_mode & 0o077 == 0
+        assert read_fleet(tmp_path) == a_fleet(tmp_path)
+    assert read_fleet(tmp_path) is None
+    assert not (tmp_path / "fleet.json").exists()
+
+
+def test_stopping_a_fleet_that_is_not_there_is_no_error_and_tidies_up(tmp_path: Path) -> None:
+    write_fleet(tmp_path, a_fleet(tmp_path))
+    assert stop_fleet(tmp_path, patience=1) is False
+    assert not (tmp_path / "fleet.json").exists()
