@@ -1,0 +1,100 @@
+"""The event loop: arrivals meet a policy, pools serve them, and all that is expected happens in order of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+
+from simulator.device import Device
+from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome, Summary, summarise
+from simulator.policies import policy as seam
+from simulator.policies.policy import Policy
+from simulator.pool import Action, Pool
+from simulator.workload import Job, Workload, jobs
+
+TICK = 1.0
+"""Seconds between two looks of the scaling rule."""
+
+_REPORT_EVERY = 4096
+
+Progress = Callable[[int], None]
+"""Told how many requests have arrived so far."""
+
+
+class Engine:
+    """One run of one policy over one workload. Deterministic: the same arguments give the same outcome."""
+
+    def __init__(self, workload: Workload, policy: Policy, *, seed: int) -> None:
+        fleet, models = workload.fleet, workload.trace.models
+        self.workload = workload
+        self.policy = policy
+        self.outcome = Outcome(len(workload))
+        self.pools = [
+            Pool(index, name, fleet, models, self, order=policy.order, seed=seed)
+            for index, name in enumerate(fleet.classes)
+        ]
+        self.now = 0.0
+        self._events: list[tuple[float, int, Action, Device | None, int]] = []
+        self._sequence = 0
+        self._inside = 0
+
+    def run(self, progress: Progress = lambda arrived: None) -> Outcome:
+        """Play the whole trace, until the last request is over and all devices are off."""
+        self._begin()
+        pools, events, choose = self.pools, self._events, self.policy.choose
+        for job in jobs(self.workload, clairvoyant=self.policy.clairvoyant):
+            now = job.arrival
+            while events and events[0][0] <= now:
+                self._happen()
+            self.now = now
+            chosen = choose(job, pools, now)
+            if chosen == seam.REFUSED:
+                self.outcome.close(job.index, REFUSED, float("nan"))
+            else:
+                self._inside += 1
+                pools[chosen].enqueue(job, now)
+            if job.index % _REPORT_EVERY == 0:
+                progress(job.index)
+        while self._inside:
+            self._happen()
+        for pool in pools:
+            pool.switch_all_off(self.now)
+        progress(len(self.workload))
+        return self.outcome
+
+    def at(self, time: float, action: Action, device: Device | None, version: int) -> None:
+        """As `World.at`."""
+        self._sequence += 1
+        heappush(self._events, (time, self._sequence, action, device, version))
+
+    def end(self, job: Job, pool: Pool, now: float, *, answered: bool) -> None:
+        """As `World.end`."""
+        self._inside -= 1
+        self.policy.ended(job, pool, now - job.arrival)
+        self.outcome.close(job.index, ANSWERED if answered else DROPPED, now - job.arrival)
+
+    def _begin(self) -> None:
+        for pool in self.pools:
+            device = pool.device_class
+            for _ in range(max(device.initial, device.minimum)):
+                pool.switch_on(0.0, after=0.0)
+        self.at(TICK, self._tick, None, 0)
+
+    def _happen(self) -> None:
+        time, _, action, device, version = heappop(self._events)
+        self.now = time
+        action(device, version, time)
+
+    def _tick(self, device: Device | None, version: int, now: float) -> None:
+        for pool in self.pools:
+            pool.tick(now)
+        self.at(now + TICK, self._tick, None, 0)
+
+
+def simulate(
+    name: str, workload: Workload, policy: Policy, *, seed: int, progress: Progress = lambda arrived: None
+) -> Summary:
+    """The figures of `policy`, called `name`, over the workload."""
+    engine = Engine(workload, policy, seed=seed)
+    outcome = engine.run(progress)
+    return summarise(name, workload, outcome, engine.pools)

@@ -1,0 +1,226 @@
+"""The fleet file: device classes with prices and what they can do, models, and how a trace's requests are served.
+
+Parsed once into frozen values. Only this module knows the file's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from simulator.timing import Roofline, Shape, Stepping, Timing, Whole
+from tasks.document import DocumentError, Size, parse_document
+from tasks.expectation import Told
+from tasks.topology import ClassName, Price
+from taxiway.request import Priority
+
+SERVICES = ("live", "standard", "bulk")
+"""The services that reports tell apart, most urgent first."""
+
+USABLE = 0.9
+"""Share of a device's memory that models and caches may use; the rest is the runtime's."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Above = Annotated[float, msgspec.Meta(gt=0)]
+AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class FleetError(DocumentError):
+    """A fleet file is wrong: file, path inside it, what was expected and what came."""
+
+
+class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A generating model's shape. `gated` has three matrices in its feed-forward layer, not two."""
+
+    layers: Positive
+    hidden: Positive
+    intermediate: Positive
+    heads: Positive
+    kv_heads: Positive
+    vocabulary: Positive
+    gated: bool = True
+    bytes_per_weight: Above = 2.0
+
+    def shape(self) -> Shape:
+        """The weights it has, counted."""
+        kv_width = self.hidden * self.kv_heads // self.heads
+        attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv_width
+        feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
+        return Shape(
+            layers=self.layers,
+            hidden=self.hidden,
+            layer=attention + feed_forward,
+            head=self.hidden * self.vocabulary,
+            cache=2 * self.layers * kv_width,
+            bytes_per_weight=self.bytes_per_weight,
+        )
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A device's roofline: peak dense operations a second, bytes a second of its memory and of its host link."""
+
+    peak_flops: Above
+    bandwidth: Above
+    host_link: Above
+
+
+class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A measured model: a batch takes `max(floor, base + slope · rows · mean size)` seconds."""
+
+    base: AtLeast0
+    slope: AtLeast0
+    floor: AtLeast0 = 0.0
+    load: AtLeast0 = 1.0
+    memory: Size = msgspec.field(default_factory=lambda: Size(0))
+
+
+class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A hardware class: at most `count` devices alike, which share one queue.
+
+    `minimum` of them are never switched off and `initial` are on when the trace begins. A device that is switched on
+    serves after `start` seconds. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour.
+    """
+
+    count: Positive
+    minimum: Annotated[int, msgspec.Meta(ge=0)] = 0
+    initial: Annotated[int, msgspec.Meta(ge=0)] = 0
+    price: Price
+    spot: bool = False
+    memory: Size
+    start: AtLeast0
+    failures_per_hour: AtLeast0 = 0.0
+    reclaims_per_hour: AtLeast0 = 0.0
+    max_batch: Positive
+    max_wait: AtLeast0 = 0.0
+    roofline: Limits | None = None
+    curves: dict[str, Curve] = {}
+
+    @property
+    def usd_per_second(self) -> float:
+        """What a device costs while it is on."""
+        spot = self.price.spot_usd_per_hour
+        return (spot if self.spot and spot is not None else self.price.usd_per_hour) / 3600
+
+
+class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Terms for `share` of the requests whose trace names none.
+
+    They are due after `deadline` seconds, or after `times_fastest` times their fastest unloaded time.
+    """
+
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    deadline: Above | None = None
+    times_fastest: Above | None = None
+    priority: Priority = "normal"
+
+
+class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file."""
+
+    classes: Annotated[dict[ClassName, DeviceClass], msgspec.Meta(min_length=1)]
+    models: dict[str, Transformer] = {}
+    default_model: str
+    services: dict[str, Service]
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Device classes by name in the file's order, services in the order of `SERVICES`, and who runs what how fast."""
+
+    file: str
+    classes: Mapping[str, DeviceClass]
+    services: tuple[Service, ...]
+    default_model: str
+    timings: Mapping[str, tuple[Timing | None, ...]]
+
+    def models(self) -> list[str]:
+        """The models that some class can run."""
+        return sorted(self.timings)
+
+
+def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
+    """The fleet that the YAML `text` describes.
+
+    Raises:
+        FleetError: naming `file`, the path inside it, what was expected and what came.
+    """
+    document = parse_document(text, Document, file=file, error=FleetError)
+    for path, expected, value in _contradictions(document):
+        raise FleetError(file, path, expected, value)
+    timings = {name: _timings(document, name) for name in _models(document)}
+    able = {name: row for name, row in timings.items() if any(row)}
+    if document.default_model not in able:
+        what = f"one of the models that a class can run, {sorted(able)}"
+        raise FleetError(file, "default_model", what, document.default_model)
+    services = tuple(document.services[name] for name in SERVICES)
+    return Fleet(file, document.classes, services, document.default_model, able)
+
+
+def load_fleet(path: Path) -> Fleet:
+    """Read `path`.
+
+    Raises:
+        FleetError: the file is missing or wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FleetError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error
+    return parse_fleet(text, str(path))
+
+
+def _models(document: Document) -> list[str]:
+    curves = {name for device in document.classes.values() for name in device.curves}
+    return sorted(curves | set(document.models))
+
+
+def _timings(document: Document, model: str) -> tuple[Timing | None, ...]:
+    return tuple(_timing(document, model, device) for device in document.classes.values())
+
+
+def _timing(document: Document, model: str, device: DeviceClass) -> Timing | None:
+    """What the model takes on the class; None where it cannot run there."""
+    curve = device.curves.get(model)
+    if curve is not None:
+        return Whole(curve.load, curve.memory, curve.base, curve.slope, curve.floor)
+    transformer = document.models.get(model)
+    if device.roofline is None or transformer is None:
+        return None
+    limits = device.roofline
+    timing = Stepping.of(transformer.shape(), Roofline(limits.peak_flops, limits.bandwidth, limits.host_link))
+    return timing if timing.memory < device.memory * USABLE else None
+
+
+def _contradictions(document: Document) -> Iterator[tuple[str, str, object]]:
+    """Path, expectation and value of what one field says against another."""
+    if sorted(document.services) != sorted(SERVICES):
+        yield "services", f"exactly {list(SERVICES)}", sorted(document.services)
+        return
+    shares = sum(service.share for service in document.services.values())
+    if abs(shares - 1) > 1e-6:
+        yield "services", "shares that sum up to 1", shares
+    for name, service in document.services.items():
+        if service.deadline is not None and service.times_fastest is not None:
+            yield f"services.{name}", "a deadline or times_fastest, not both", service.deadline
+    for name, device in document.classes.items():
+        yield from _class_contradictions(f"classes.{name}", document, device)
+
+
+def _class_contradictions(path: str, document: Document, device: DeviceClass) -> Iterator[tuple[str, str, object]]:
+    if device.minimum > device.count:
+        yield f"{path}.minimum", f"at most the count, {device.count}", device.minimum
+    if not device.minimum <= device.initial <= device.count and device.initial:
+        yield f"{path}.initial", f"from the minimum, {device.minimum}, to the count, {device.count}", device.initial
+    if device.spot and device.price.spot_usd_per_hour is None:
+        yield f"{path}.price.spot_usd_per_hour", "a price, for the class is spot", Told("nothing")
+    if device.roofline is None and not device.curves:
+        yield path, "a roofline, or curves of models", Told("neither")
+    for model in device.curves:
+        if model in document.models:
+            yield f"{path}.curves.{model}", "a model that is no transformer under models", model
+        if device.curves[model].memory > device.memory * USABLE:
+            yield f"{path}.curves.{model}.memory", f"at most {device.memory * USABLE:.0f}", device.curves[model].memory

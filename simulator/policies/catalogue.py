@@ -1,0 +1,32 @@
+"""Every policy by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from simulator.policies.balancing import JoinShortestQueue, LeastWork, PowerOfTwo
+from simulator.policies.blind import AlwaysCheapest, AlwaysFastest, Random, RoundRobin, Static
+from simulator.policies.policy import Policy
+from simulator.policies.spilling import ClairvoyantDeadline, DeadlineSpill, InfaasLike, ThresholdSpill
+from simulator.policies.taxiway import Taxiway
+from simulator.workload import Workload
+
+Maker = Callable[[Workload, int], Policy]
+"""Makes a policy for one run, from the workload (its fleet and models) and a seed."""
+
+POLICIES: Mapping[str, Maker] = {
+    "taxiway": lambda workload, seed: Taxiway(workload),
+    "static": lambda workload, seed: Static(),
+    "random": lambda workload, seed: Random(seed),
+    "round-robin": lambda workload, seed: RoundRobin(),
+    "join-shortest-queue": lambda workload, seed: JoinShortestQueue(),
+    "least-work": lambda workload, seed: LeastWork(),
+    "power-of-two": lambda workload, seed: PowerOfTwo(seed),
+    "always-fastest": lambda workload, seed: AlwaysFastest(),
+    "always-cheapest": lambda workload, seed: AlwaysCheapest(),
+    "threshold-spill": lambda workload, seed: ThresholdSpill(),
+    "infaas-like": lambda workload, seed: InfaasLike(),
+    "deadline-spill": lambda workload, seed: DeadlineSpill(),
+    "clairvoyant-edf": lambda workload, seed: ClairvoyantDeadline(),
+}
+"""taxiway's own decision first, then the baselines, then what knows the future."""

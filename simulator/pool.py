@@ -1,0 +1,319 @@
+"""A hardware class in the simulation: its queue, its devices, and what a policy can see of them."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
+from typing import Literal, Protocol
+
+from simulator.device import Device, SteppingRun
+from simulator.fleet import USABLE, Fleet
+from simulator.scaling import Need, density, wanted
+from simulator.timing import Stepping, Timing, Whole
+from simulator.workload import Job
+from workers.batcher import ALONE, BatchPolicy, Crowd, Share, form, met, missed, ready
+
+LEVELS = 4
+
+Order = Literal["level", "deadline"]
+"""How a class queue is served: the product's levels, first come first served within each; or by deadline alone."""
+
+Action = Callable[[Device | None, int, float], None]
+"""What happens at an event: the device it is about, with the version it was expected of, and the time."""
+
+
+class World(Protocol):
+    """What a pool asks of the engine."""
+
+    def at(self, time: float, action: Action, device: Device | None, version: int) -> None:
+        """Let `action` happen at `time`."""
+
+    def end(self, job: Job, pool: Pool, now: float, *, answered: bool) -> None:
+        """The job is over: answered, or dropped because its deadline passed while it waited."""
+
+
+class Pool:
+    """One class. Policies read; the engine changes.
+
+    `serving` devices take work and `powered` cost; `waiting` and `running` count jobs; `queued` is device seconds that
+    wait, one figure a level, and `inside` those of running jobs.
+    """
+
+    def __init__(
+        self, index: int, name: str, fleet: Fleet, models: Sequence[str], world: World, *, order: Order, seed: int
+    ) -> None:
+        device = fleet.classes[name]
+        self.index = index
+        self.name = name
+        self.device_class = device
+        self.count = device.count
+        self.slots = device.max_batch
+        self.start = device.start
+        self.spot = device.spot
+        self.usd_per_second = device.usd_per_second
+        self.serving = self.powered = self.waiting = self.running = 0
+        self.queued = [0.0] * LEVELS
+        self.inside = 0.0
+        self.devices = [Device(number, device.memory * USABLE) for number in range(device.count)]
+        self.need = Need(device.count, device.start)
+        self._timings: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
+        self._random = random.Random(f"{seed} {name}")
+        self._hazard = (device.failures_per_hour + device.reclaims_per_hour * device.spot) / 3600
+        self._world = world
+        self._by_deadline = order == "deadline"
+        self._batching = BatchPolicy(device.max_batch, device.max_wait)
+        self._queue: list[tuple[float, int, Job]] = []
+        self._sequence = 0
+        self._density = self._peak = 0.0
+        self._draining = 0
+        self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
+
+    def runs(self, job: Job) -> bool:
+        """Whether the class can run the job at all."""
+        return job.alone[self.index] < math.inf
+
+    def cost(self, job: Job) -> float:
+        """US dollars of the device seconds that the job is expected to use."""
+        return job.work[self.index] * self.usd_per_second
+
+    def busy_seconds(self) -> float:
+        """Device seconds of all jobs here."""
+        return sum(self.queued) + self.inside
+
+    def wait(self, job: Job) -> float:
+        """Seconds until the job is expected to start."""
+        if not self.serving:
+            return self.start + sum(self.queued[: job.level + 1]) / max(self.powered, 1)
+        ahead = sum(self.queued[: job.level + 1])
+        full = self.running >= self.serving * self.slots
+        if not full and not ahead:
+            return 0.0
+        return (ahead + (self.inside / max(self.running, 1) if full else 0.0)) / self.serving
+
+    def run(self, job: Job) -> float:
+        """Seconds that the job is expected to run in the company that it would find."""
+        rows = (self.running + self.waiting) / self.serving if self.serving else 0.0
+        return job.alone[self.index] + min(rows, self.slots - 1) * job.crowding[self.index]
+
+    def finish(self, job: Job) -> float:
+        """Seconds until the job's answer is expected."""
+        return self.wait(job) + self.run(job)
+
+    def enqueue(self, job: Job, now: float) -> None:
+        """A job joins the queue; devices that can take it do so at once."""
+        if self.waiting or self.running:
+            self._gap = met(self._gap, now - self._newest)
+            self._paused = False
+        self._newest = job.queued = now
+        self._push(job)
+        self._density += self._density_of(job)
+        self._peak = max(self._peak, self._density)
+        self._grow(now)
+        self.feed(now)
+
+    def feed(self, now: float) -> None:
+        """Give waiting jobs to devices with room, in the queue's order."""
+        while self._queue:
+            job = self._queue[0][2]
+            if job.due <= now:
+                self._drop(self._pop(), now)
+                continue
+            timing = self._timings[job.model]
+            if isinstance(timing, Stepping):
+                if not self._admit(job, timing, now):
+                    return
+            elif not isinstance(timing, Whole) or not self._begin(job.model, timing, now):
+                return
+
+    def tick(self, now: float) -> None:
+        """Switch devices on that are needed, and off that nobody needed for their keep-alive."""
+        self._grow(now)
+        minimum, count = self.device_class.minimum, self.count
+        self.need.note(wanted(self._peak, self.waiting + self.running, minimum=minimum, count=count), now)
+        self._peak = self._density
+        keep = max(self.need.kept(self.powered, now), minimum)
+        surplus = self.powered - self._draining - keep
+        for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
+            device.draining = True
+            self._draining += 1
+            self.serving -= device.serving
+            self._let_go(device, now)
+
+    def switch_on(self, now: float, *, after: float) -> None:
+        """Switch the next device on; it serves `after` so many seconds."""
+        device = next(device for device in self.devices if device.on_since is None)
+        device.switch_on(now)
+        self.powered += 1
+        self.need.note(self.powered, now)
+        self._world.at(now + after, self._started, device, device.session)
+        if self._hazard:
+            self._world.at(now + self._random.expovariate(self._hazard), self._fail, device, device.session)
+
+    def switch_all_off(self, now: float) -> None:
+        """The simulation is over."""
+        for device in self.devices:
+            if device.on_since is not None:
+                device.switch_off(now)
+
+    def _fail(self, device: Device | None, session: int, now: float) -> None:
+        """The device is gone at once; what it ran is queued again."""
+        if device is None or device.session != session:
+            return
+        self.serving -= device.serving and not device.draining
+        self._draining -= device.draining
+        self.powered -= 1
+        for job in device.switch_off(now):
+            self._leave(job)
+            self._push(job)
+        self._grow(now)
+        self.feed(now)
+
+    def _started(self, device: Device | None, session: int, now: float) -> None:
+        if device is not None and device.session == session:
+            device.serving = True
+            self.serving += not device.draining
+            self.feed(now)
+
+    def _admit(self, job: Job, timing: Stepping, now: float) -> bool:
+        device = self._device_for(job, timing)
+        if device is None:
+            return False
+        self._enter(self._pop())
+        run = device.run
+        if not isinstance(run, SteppingRun):
+            run = device.start_stepping(job.model, timing, now)
+        run.admit(job, now)
+        self._expect(device)
+        return True
+
+    def _device_for(self, job: Job, timing: Stepping) -> Device | None:
+        """The device with the fewest jobs among those that have room."""
+        best, fewest = None, self.slots
+        for device in self.devices:
+            run = device.run
+            if not device.serving or device.draining:
+                continue
+            if run is None:
+                return device
+            if len(run) < fewest and run.timing is timing and isinstance(run, SteppingRun) and run.fits(job):
+                best, fewest = device, len(run)
+        return best
+
+    def _begin(self, model: int, timing: Whole, now: float) -> bool:
+        device = next((d for d in self.devices if d.serving and not d.draining and d.run is None), None)
+        if device is None:
+            return False
+        crowd = Crowd(min(self.waiting, self.slots), self._queue[0][2].queued, self._newest)
+        wait = ready(crowd, now, self._batching, self._gap)
+        if wait > 0:
+            self._paused = True
+            self._woken += 1
+            self._world.at(now + wait, self._wake, None, self._woken)
+            return False
+        if self._paused:
+            self._gap, self._paused = missed(self._gap), False
+        batch = self._form(model, now)
+        device.start_whole(model, timing, batch, now)
+        self._expect(device)
+        return True
+
+    def _form(self, model: int, now: float) -> list[Job]:
+        """The next batch, formed as a worker does from what it fetches: twice its largest batch, or one."""
+        most = 2 * self.slots if self.slots > 1 else 1
+        fetched = [heappop(self._queue) for _ in range(min(most, self.waiting))]
+        alike = [entry for entry in fetched if entry[2].model == model and entry[2].due > now]
+        shares = [Share(number, 1, entry[2].due, entry[2].queued) for number, entry in enumerate(alike)]
+        chosen = [alike[portion.entry] for portion in form(shares, self._batching)]
+        taken = {entry[1] for entry in chosen}
+        for entry in fetched:
+            if entry[1] not in taken:
+                heappush(self._queue, entry)
+        for _, _, job in chosen:
+            self._unqueue(job)
+            self._enter(job)
+        return [job for _, _, job in chosen]
+
+    def _wake(self, device: Device | None, version: int, now: float) -> None:
+        if version == self._woken:
+            self.feed(now)
+
+    def _expect(self, device: Device) -> None:
+        assert device.run is not None
+        device.version += 1
+        self._world.at(device.run.next_end(), self._ended, device, device.version)
+
+    def _ended(self, device: Device | None, version: int, now: float) -> None:
+        if device is None or device.version != version or device.run is None:
+            return
+        for job in device.run.ended(now):
+            self._leave(job)
+            self._density -= self._density_of(job)
+            self._world.end(job, self, now, answered=True)
+        if len(device.run):
+            self._expect(device)
+        else:
+            device.rest(now)
+            self._let_go(device, now)
+        self.feed(now)
+
+    def _let_go(self, device: Device, now: float) -> None:
+        """Switch a draining device off once it is empty."""
+        if device.draining and device.run is None:
+            device.switch_off(now)
+            self.powered -= 1
+            self._draining -= 1
+
+    def _grow(self, now: float) -> None:
+        minimum, jobs = self.device_class.minimum, self.waiting + self.running
+        lacking = wanted(self._density, jobs, minimum=minimum, count=self.count) - (self.powered - self._draining)
+        if lacking <= 0:
+            return
+        for device in self.devices:
+            if lacking and device.draining:
+                device.draining = False
+                self._draining -= 1
+                self.serving += device.serving
+                lacking -= 1
+        for _ in range(min(lacking, self.count - self.powered)):
+            self.switch_on(now, after=self.start)
+
+    def _push(self, job: Job) -> None:
+        self._sequence += 1
+        self.waiting += 1
+        self.queued[job.level] += job.work[self.index]
+        key = job.due if self._by_deadline else job.level
+        heappush(self._queue, (key, self._sequence, job))
+
+    def _pop(self) -> Job:
+        job = heappop(self._queue)[2]
+        self._unqueue(job)
+        return job
+
+    def _unqueue(self, job: Job) -> None:
+        self.waiting -= 1
+        self.queued[job.level] -= job.work[self.index]
+        if not self.waiting:
+            self.queued = [0.0] * LEVELS  # what rounding left
+
+    def _drop(self, job: Job, now: float) -> None:
+        self._density -= self._density_of(job)
+        self._world.end(job, self, now, answered=False)
+
+    def _enter(self, job: Job) -> None:
+        self.running += 1
+        self.inside += job.work[self.index]
+
+    def _leave(self, job: Job) -> None:
+        self.running -= 1
+        self.inside = self.inside - job.work[self.index] if self.running else 0.0
+
+    def _density_of(self, job: Job) -> float:
+        return density(job.work[self.index], job.deadline, job.alone[self.index])
+
+
+def _idleness(device: Device) -> tuple[bool, int, int]:
+    """Sorts devices: those that are on and do least come first."""
+    gone = device.on_since is None or device.draining
+    return (gone, len(device.run) if device.run is not None else 0, -device.index)

@@ -1,0 +1,59 @@
+"""A comparison as people and programs read it: tables, or JSON with one object a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from simulator.fleet import SERVICES
+from simulator.outcome import Summary
+
+
+def json_lines(summaries: Sequence[Summary]) -> str:
+    """One JSON object a line and policy; what cannot be known is null."""
+    return "".join(msgspec.json.encode(summary).decode() + "\n" for summary in summaries)
+
+
+def figures(summaries: Sequence[Summary]) -> Table:
+    """What each policy attains and costs, a row a policy."""
+    shown = _table((*SERVICES, "cost", "p50", "p99", "goodput", "moves"))
+    for summary in summaries:
+        cells = [*(percent(summary.attainment[name]) for name in SERVICES), f"${summary.cost_usd:.2f}"]
+        cells += [seconds(summary.p50), seconds(summary.p99), _rate(summary.goodput), str(summary.moves)]
+        shown.add_row(summary.policy, *map(Text, cells))
+    return shown
+
+
+def usage(summaries: Sequence[Summary]) -> Table:
+    """How busy each class's devices are while they are on, a row a policy."""
+    classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
+    shown = _table([f"{name} busy" for name in classes])
+    for summary in summaries:
+        if summary.utilisation:
+            shown.add_row(summary.policy, *(Text(percent(summary.utilisation[name])) for name in classes))
+    return shown
+
+
+def _table(names: Sequence[str]) -> Table:
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    shown.add_column("policy", style="bold", no_wrap=True)
+    for name in names:
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown
+
+
+def percent(share: float | None) -> str:
+    """A share with one decimal; a dash where there is none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds to three digits; a dash where nobody was answered."""
+    return "–" if value is None else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

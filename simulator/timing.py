@@ -1,0 +1,142 @@
+"""What a device takes for requests: one roofline for transformers, measured curves for everything else. Seconds, bytes.
+
+A request is `size` (what is known when it comes: prompt tokens, rows of pixels) and `output` (tokens it generates).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+
+COMPUTE_EFFICIENCY = 0.65
+"""Share of the peak rate that dense layers reach. Source: the least mean log error over Vidur's a40, a100 and h100."""
+
+BANDWIDTH_EFFICIENCY = 0.8
+"""Share of the peak bandwidth that reading weights reaches. Source: the same fit."""
+
+LAYER_OVERHEAD = 50e-6
+"""Seconds of a layer that no roofline explains: launches, norms, rotations. Source: the same fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A dense transformer: `layer` weights of one layer, `head` those that make logits, `cache` values kept a token."""
+
+    layers: int
+    hidden: int
+    layer: int
+    head: int
+    cache: int
+    bytes_per_weight: float = 2.0
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the weights; the embedding counts as the head does."""
+        return int((self.layers * self.layer + 2 * self.head) * self.bytes_per_weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """A device's limits: peak operations a second, bytes a second of memory and of the link to the host."""
+
+    flops: float
+    bandwidth: float
+    link: float
+
+    def layer(self, shape: Shape, tokens: float, shards: int = 1) -> float:
+        """Seconds of one layer's dense operators for `tokens` in the batch."""
+        compute = 2 * shape.layer / shards * tokens / (self.flops * COMPUTE_EFFICIENCY)
+        reading = shape.layer / shards * shape.bytes_per_weight / (self.bandwidth * BANDWIDTH_EFFICIENCY)
+        return max(compute, reading) + LAYER_OVERHEAD
+
+
+class Timing(Protocol):
+    """What one model takes on one device class."""
+
+    @property
+    def load(self) -> float:
+        """Seconds to load it onto a device."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes it holds while loaded, without what requests need."""
+
+    def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
+        """Seconds until the answer where `rows` such requests always run together. Shapes: (n,), (n,) to (n,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepping:
+    """A generating model: requests join and leave its batch between steps (continuous batching).
+
+    A prompt is read by itself, bound by compute; a step gives each row one token, bound by the bytes of the weights and
+    of all rows' caches. `cache` is bytes a token.
+    """
+
+    load: float
+    memory: int
+    cache: float
+    per_token: float
+    per_pair: float
+    reading: float
+    per_cached: float
+    overhead: float
+
+    @classmethod
+    def of(cls, shape: Shape, roofline: Roofline) -> Stepping:
+        """The timing of a transformer on a device."""
+        weights = shape.layers * shape.layer + shape.head
+        flops = roofline.flops * COMPUTE_EFFICIENCY
+        bandwidth = roofline.bandwidth * BANDWIDTH_EFFICIENCY
+        return cls(
+            load=shape.memory / roofline.link,
+            memory=shape.memory,
+            cache=shape.cache * 2.0,
+            per_token=2 * weights / flops,
+            per_pair=2 * shape.layers * shape.hidden / flops,
+            reading=weights * shape.bytes_per_weight / bandwidth,
+            per_cached=shape.cache * 2.0 / bandwidth,
+            overhead=shape.layers * LAYER_OVERHEAD,
+        )
+
+    def prefill(self, tokens: float) -> float:
+        """Seconds to read a prompt; attention grows with the pairs of tokens."""
+        compute = tokens * (self.per_token + self.per_pair * tokens)
+        return (compute if compute > self.reading else self.reading) + self.overhead
+
+    def step(self, rows: float, cached: float) -> float:
+        """Seconds of one step over `rows` with `cached` tokens in all."""
+        compute = rows * self.per_token
+        reading = self.reading + self.per_cached * cached
+        return (compute if compute > reading else reading) + self.overhead
+
+    def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
+        """As `Timing.answer`: while a request is in the batch, each of its `rows` places changes hands once."""
+        prefill = np.maximum(size * (self.per_token + self.per_pair * size), self.reading) + self.overhead
+        cached = rows * (size + output / 2)
+        step = np.maximum(rows * self.per_token, self.reading + self.per_cached * cached) + self.overhead
+        return np.asarray(rows * prefill + output * step)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A model whose batches run as one: `max(floor, base + slope · rows · mean size)` seconds, sizes with outputs."""
+
+    load: float
+    memory: int
+    base: float
+    slope: float
+    floor: float
+
+    def batch(self, rows: int, total: float) -> float:
+        """Seconds of a batch of `rows` whose sizes sum up to `total`."""
+        return max(self.floor, self.base + self.slope * total) if rows else 0.0
+
+    def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
+        """As `Timing.answer`."""
+        return np.maximum(self.floor, self.base + self.slope * rows * (size + output))
