@@ -27,24 +27,12 @@ from router.http.server import HttpServer
 from router.service import Router
 from tasks.catalogue import load_catalogue
 from tasks.document import DocumentError
+from tasks.logs import log_to_stderr
 from tasks.profiles import ProfileBook, load_book
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.topology import load_topology
 
 logger = logging.getLogger("router")
-
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-
-class ExtraFormatter(logging.Formatter):
-    """Writes a constant event, then its values: `rebalanced moves=3 device=cpu:0`."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, with the traceback below it where there is one."""
-        extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        values = "".join(f" {key}={value!r}" for key, value in extra.items())
-        line, _, trace = super().format(record).partition("\\n")
-        return f"{line}{values}\\n{trace}" if trace else line + values
 
 
 async def serve(settings: Settings, rules: Rules, *, host: str, port: int) -> int:
@@ -90,10 +78,7 @@ def main(environment: Mapping[str, str]) -> int:
     parser.add_argument("--port", type=int, default=environment.get("TAXIWAY_HTTP_PORT", "8080"), help="0: a free one")
     parser.add_argument("--log", default=environment.get("TAXIWAY_LOG", "INFO"), help="least level of what is logged")
     arguments = parser.parse_args()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(ExtraFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=arguments.log.upper(), handlers=[handler])
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # when it starts and stops is told by the router
+    log_to_stderr(arguments.log.upper())
     try:
         settings = settings_from(environment)
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret, _book(settings))

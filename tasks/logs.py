@@ -11,6 +11,9 @@ import msgspec
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_PER_REQUEST = ("httpx", "uvicorn", "celery.worker.strategy", "celery.app.trace")
+"""Loggers of libraries that write an INFO line for every request, task or start."""
+
 
 class JsonLines(logging.Formatter):
     """Writes a record as `{"time", "level", "logger", "event", …}`, its `extra` values in the same object."""
@@ -29,9 +32,14 @@ class JsonLines(logging.Formatter):
         return msgspec.json.encode(line, enc_hook=str).decode()
 
 
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Send the process's log to stderr as `JsonLines`."""
+def log_to_stderr(level: str = "INFO") -> None:
+    """Send the process's log to stderr as `JsonLines`; what others log for each request shows at DEBUG only.
+
+    Raises:
+        ValueError: no level of that name.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes a line a request
+    for name in _PER_REQUEST:
+        logging.getLogger(name).setLevel(level if level == "DEBUG" else "WARNING")

@@ -50,13 +50,13 @@ def main(hardware_class: str, device: str, emulate: bool, threads: int, loglevel
 def _serve(app: Any, loglevel: str) -> int:
     from celery import signals
 
+    from tasks.logs import log_to_stderr
     from workers.context import context_of
-    from workers.logs import set_up_logging
 
     options = context_of(app).options
     label = options.device or f"{context_of(app).hardware.device}:0"
     name = f"{options.hardware_class}.{label.replace(':', '-')}@{socket.gethostname()}"
-    signals.setup_logging.connect(lambda **_: set_up_logging(loglevel), weak=False)
+    signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel), weak=False)
 
     @signals.worker_ready.connect(weak=False)
     def say_ready(**_: Any) -> None:

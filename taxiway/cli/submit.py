@@ -55,6 +55,9 @@ def _parameter(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) ->
 @click.option("--budget", type=float, metavar="USD", help="The most that the answer may cost.")
 @click.option("--tenant", help="For whom the request is.")
 @click.option("--locality", help="A label that every device on the way must carry.")
+@click.option(
+    "--min-accuracy", type=float, metavar="SHARE", help="The least accuracy of the variant that answers, 0 to 1."
+)
 @click.option("--idempotency-key", help="The same tenant and key are the same job.")
 @click.option("--wait/--no-wait", default=True, help="Wait for the answer (default), or print the job's id.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Wait at most so long; the job goes on.")

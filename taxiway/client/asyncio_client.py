@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     budget: float | None
     tenant: str | None
     locality: str | None
+    min_accuracy: float | None
     idempotency_key: str | None
 
 
