@@ -274,7 +274,7 @@ def _record(order: Order, ticket: Ticket, placement: Placement) -> dict[str, str
         "deadline_at": repr(ticket.deadline_at),
         "cell": work_cell(candidate.hardware_class, placement.level),
         "work": repr(placement.work),
-        "arrived": arrived_cell(ticket.model),
+        "arrived": arrived_cell(candidate.hardware_class, ticket.model),
         "rows": str(placement.needs.rows),
         "reply": order.reply,
         "explanation": explanation_text(placement),

@@ -13,6 +13,7 @@ from tasks.catalogue import Model
 from tasks.facts import DeviceFacts, variant_key
 from tasks.profiles import Known, ProfileBook
 from tasks.topology import HardwareClass, Topology
+from taxiway.keys import flow
 
 Column = np.ndarray
 """float64 of shape (candidates,)."""
@@ -26,7 +27,7 @@ class Board:
     the share of them that hold the variant. `base`, `step`, `slope`, `floor` and `load` are the mean profile of those
     devices, in seconds; `residual` multiplies a finish time into a guarantee; `limit` is the most rows in a batch;
     `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second of spot
-    capacity; `rate` the rows a second that arrive for the model.
+    capacity; `rates`, of shape (2, candidates), the rows a second that come to the class, and to all classes.
     """
 
     model: Model
@@ -54,7 +55,7 @@ class Board:
     link_delay: Column
     link_seconds: Column
     egress: Column
-    rate: float
+    rates: np.ndarray
     stale: bool
 
 
@@ -69,6 +70,8 @@ def lay_out(
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     classes = tuple(sorted(topology.hardware))
     candidates, refusals = classify(model, constraints, topology, known)
+    flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
+    total = sum(flows.values())
     seen = [_Seen.of(candidate, model, book) for candidate in candidates]
 
     def column(figure: Callable[[_Seen], float]) -> Column:
@@ -105,7 +108,7 @@ def lay_out(
         link_delay=of_hardware(lambda h: h.link.delay),
         link_seconds=of_hardware(lambda h: 1 / h.link.bytes_per_second),
         egress=of_hardware(lambda h: h.link.egress_usd_per_gib / 2**30),
-        rate=known.rates.get(model.id, 0.0),
+        rates=np.array([[flows[c.hardware_class], total] for c in candidates], dtype=np.float64).reshape(-1, 2).T,
         stale=fleet.stale,
     )
 

@@ -60,34 +60,42 @@ class Figures:
 
 
 def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
-    """The candidates' figures for a request, with `ahead` device seconds before it in each class of the board."""
-    run, work = _run_and_work(board, needs)
+    """The candidates' figures for a request, with `ahead` device seconds before it in each class of the board.
+
+    Time is reckoned with the batches that the class's own traffic makes, cost with those that all of the model's would:
+    the fleet is to find the class where the model is cheapest as a whole, also when nothing of it is there yet.
+    """
+    here, everywhere = board.rates
+    (run, _), (work, work_if_all_came) = _run_and_work(board, needs)
     wait = ahead[board.queue] / board.servers
     load = (1.0 - board.warm) * board.load
-    forming = np.where(board.rate * board.forming >= board.servers, board.forming, 0.0)
+    forming = np.where(here * board.forming >= board.servers, board.forming, 0.0)
     transfer = board.link_delay + board.link_seconds * needs.payload
     finish = transfer + wait + forming + load + run
-    sharers = max(1.0, board.rate * RESIDENCE / needs.rows)
-    paid = work * (1.0 + board.spot_loss * run / 2) + load / sharers
-    cost = board.dollars * paid + board.shadow * work + board.egress * needs.payload
+    sharers = np.maximum(1.0, everywhere * RESIDENCE / needs.rows)
+    paid = work_if_all_came * (1.0 + board.spot_loss * run / 2) + load / sharers
+    cost = board.dollars * paid + board.shadow * work_if_all_came + board.egress * needs.payload
     return Figures(transfer, wait, forming, load, run, work, cost, finish, finish * board.residual)
 
 
-def _run_and_work(board: Board, needs: Needs) -> tuple[Column, Column]:
-    """Seconds until the rows have run, and the device seconds that are theirs.
+def _run_and_work(board: Board, needs: Needs) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds until the rows have run, and the device seconds that are theirs; both of the shape of `board.rates`.
 
-    Rows share a batch with those that arrive while it forms and the one before it runs: `b = rate·L(b)` rows.
+    Rows share a batch with those that arrive while the one before it runs: `b = rate·L(b)` rows.
     """
     alone, each = board.base + board.step * needs.size, board.slope * needs.size
-    rate = board.rate / board.servers
+    rate = board.rates / board.servers
     crowd = np.where(rate * each < 1.0, rate * alone / np.maximum(1.0 - rate * each, 1e-9), board.limit)
     batch = np.minimum(np.maximum(crowd, needs.rows), board.limit)
     seconds = np.maximum(board.floor, alone + each * batch)
+    shared = seconds * needs.rows / batch
+    several = needs.rows > board.limit
+    if not several.any():
+        return seconds, shared
     full, rest = np.divmod(float(needs.rows), board.limit)
     last = np.where(rest > 0, np.maximum(board.floor, alone + each * rest), 0.0)
     many = full * np.maximum(board.floor, alone + each * board.limit) + last
-    several = needs.rows > board.limit
-    return np.where(several, many, seconds), np.where(several, many, seconds * needs.rows / batch)
+    return np.where(several, many, seconds), np.where(several, many, shared)
 
 
 def shadow_prices(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]:

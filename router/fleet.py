@@ -16,7 +16,7 @@ class FleetSnapshot:
     """All queues and live devices at one instant.
 
     `work` maps each hardware class to its queued and running device seconds, one figure a priority level, highest
-    first; `rates` each model (`name:version`) to the rows a second that arrive for it; `shadow` each class to its
+    first; `rates` each model's traffic to a class (`keys.flow`) to its rows a second; `shadow` each class to its
     shadow price in US dollars a device second. A `stale` snapshot could not be read in time: decisions then use
     queues.yaml alone, and say so.
     """

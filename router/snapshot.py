@@ -102,7 +102,7 @@ class FleetReader:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Rows that ever arrived for each model, as of `now` by the store's clock, and the rates they came at, rows/s."""
+    """Rows that ever arrived in each flow (`keys.flow`), as of `now` by the store's clock, and their rates, rows/s."""
 
     now: float
     rows: Mapping[str, float]
@@ -112,13 +112,13 @@ class Arrived:
 def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
     """The rates after one more reading, each an exponential mean over `RATE_MEMORY` seconds."""
     cells = (cell.partition("|") for cell in facts.work if cell.startswith(f"{ARRIVED}|"))
-    rows = {model: facts.work[f"{kind}|{model}"] for kind, _, model in cells}
+    rows = {flow: facts.work[f"{kind}|{flow}"] for kind, _, flow in cells}
     if before is None:
         return Arrived(facts.now, rows, {})
     span = max(facts.now - before.now, 1e-3)
     kept = math.exp(-span / RATE_MEMORY)
-    came = {model: max(count - before.rows.get(model, 0.0), 0.0) / span for model, count in rows.items()}
-    rates = {model: kept * before.rates.get(model, 0.0) + (1 - kept) * rate for model, rate in came.items()}
+    came = {flow: max(count - before.rows.get(flow, 0.0), 0.0) / span for flow, count in rows.items()}
+    rates = {flow: kept * before.rates.get(flow, 0.0) + (1 - kept) * rate for flow, rate in came.items()}
     return Arrived(facts.now, rows, rates)
 
 

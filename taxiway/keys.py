@@ -19,10 +19,13 @@ DEVICES = "taxiway:devices"
 
 WORK = "taxiway:work"
 """Hash of cell (`work_cell`) to the seconds of device time placed there and not finished, and of `arrived_cell` to the
-rows that ever arrived for a model."""
+rows that ever arrived for a model at a class."""
 
 ARRIVED = "rows"
 """What stands for a hardware class in the cells that count arrived rows."""
+
+LENGTHS = "taxiway:lengths"
+"""Hash of `lengths_cell` to how long that model's answers to that tenant were lately, as `tasks.lengths` reads it."""
 
 HEARTBEATS = "taxiway:heartbeats"
 ROUTERS = "taxiway:routers"
@@ -90,6 +93,21 @@ def work_cell(hardware_class: str, level: int) -> str:
     return f"{hardware_class}|{level}"
 
 
-def arrived_cell(model: str) -> str:
-    """The field of `WORK` that counts a model's rows since ever; `model` is `name:version`."""
-    return f"{ARRIVED}|{model}"
+def arrived_cell(hardware_class: str, model: str) -> str:
+    """The field of `WORK` that counts a model's rows at a class since ever; `model` is `name:version`."""
+    return f"{ARRIVED}|{flow(hardware_class, model)}"
+
+
+def flow(hardware_class: str, model: str) -> str:
+    """The name of a model's traffic to a class."""
+    return f"{hardware_class}|{model}"
+
+
+def lengths_cell(model: str, tenant: str) -> str:
+    """The field of `LENGTHS` for a model (`name:version`) and a tenant."""
+    return f"{model}|{tenant}"
+
+
+def spent_key(day: str) -> str:
+    """Hash of tenant to the US dollars that its jobs placed on `day` cost; the day is a date by the store's clock."""
+    return f"taxiway:spent:{day}"

@@ -144,7 +144,7 @@ def _blank(name: str, mine: Sequence[Pool], classes: Mapping[str, DeviceClass]) 
         link_delay=zero,
         link_seconds=zero,
         egress=zero,
-        rate=_ENDLESS,
+        rates=np.full((2, count), _ENDLESS),
         stale=False,
     )
 

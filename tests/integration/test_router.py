@@ -105,7 +105,7 @@ def test_the_work_placed_is_counted_until_it_is_done(store, device, router):
         result(store, job)
 
     placed = {cell: float(figure) for cell, figure in store.hgetall(WORK).items()}
-    assert placed.pop(arrived_cell("paced:1").encode()) == 20
+    assert placed.pop(arrived_cell("cpu.batch", "paced:1").encode()) == 20
     assert placed
     assert all(abs(seconds) < 1e-9 for seconds in placed.values())
 

@@ -13,6 +13,7 @@ from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import DeviceFacts, variant_key
 from tasks.topology import HardwareClass, Link, Price, Service, Topology
+from taxiway.keys import flow
 
 KINDS = ("cpu", "cuda", "tpu")
 RUNTIMES = ("onnx", "torch", "jax")
@@ -125,7 +126,7 @@ def fleets(draw: st.DrawFn, model: Model, topology: Topology, *, most: int = 3) 
     return FleetSnapshot(
         devices=tuple(draw(devices(n, model, topology)) for n in range(count)),
         work=draw(st.dictionaries(st.sampled_from(sorted(topology.hardware)), levels)),
-        rates=draw(st.dictionaries(st.just(model.id), st.floats(0, 50))),
+        rates=draw(st.dictionaries(st.sampled_from([flow(c, model.id) for c in CLASSES]), st.floats(0, 50))),
         shadow=draw(st.dictionaries(st.sampled_from(sorted(topology.hardware)), st.floats(0, 1e-3))),
     )
 

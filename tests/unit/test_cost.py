@@ -21,6 +21,7 @@ from tasks.topology import HardwareClass, Link, Price, Service, Topology
 from tests.unit.strategies import situations
 
 KEY = "sentiment:1/fast"
+FLOW = "cpu|sentiment:1"
 PROFILE = Profile(base=0.1, slope=0.01, load=2.0)
 TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 VARIANT = Variant(runtime="onnx", memory=Size(1), profiles={"cpu": PROFILE, "cuda": Profile(0.02, 0.0, load=1.0)})
@@ -78,7 +79,7 @@ def test_a_load_is_expected_as_often_as_a_device_is_cold() -> None:
 
 
 def test_a_load_is_paid_together_by_the_jobs_that_come_while_it_stays() -> None:
-    few, many = estimated(COLD, rates={MODEL.id: 0.5}), estimated(COLD, rates={MODEL.id: 5.0})
+    few, many = estimated(COLD, rates={FLOW: 0.5}), estimated(COLD, rates={FLOW: 5.0})
     assert many.load == few.load
     assert few.cost == pytest.approx((few.work + 2.0 / (0.5 * RESIDENCE)) * 3.6 / 3600)
     assert many.cost < few.cost
@@ -112,15 +113,25 @@ def test_rows_beyond_the_largest_batch_run_in_more_batches() -> None:
 
 
 def test_company_makes_a_batch_longer_and_a_row_cheaper() -> None:
-    alone, together = estimated(WARM), estimated(WARM, rates={MODEL.id: 8.0})
+    alone, together = estimated(WARM), estimated(WARM, rates={FLOW: 8.0})
     assert together.run > alone.run
     assert together.work < alone.work
     assert together.cost < alone.cost
 
 
+def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() -> None:
+    alone, elsewhere = estimated(WARM), estimated(WARM, rates={"cpu|other:1": 8.0, FLOW: 0.0})
+    assert elsewhere == alone
+    topology = Topology(hardware={"cpu": CLASS, "far": CLASS}, service={"s": Service()}, default_service="s")
+    fleet = FleetSnapshot((WARM,), rates={"far|sentiment:1": 8.0})
+    figures = reckon(lay_out(MODEL, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(2)).at(0)
+    assert figures.run == alone.run
+    assert figures.cost < alone.cost
+
+
 def test_a_batch_forms_only_where_company_is_expected_while_it_does() -> None:
-    assert estimated(WARM, rates={MODEL.id: 10.0}).forming == 0.0
-    assert estimated(WARM, rates={MODEL.id: 30.0}).forming == 0.05
+    assert estimated(WARM, rates={FLOW: 10.0}).forming == 0.0
+    assert estimated(WARM, rates={FLOW: 30.0}).forming == 0.05
 
 
 def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
