@@ -167,9 +167,9 @@ def kept_secret(path: Path) -> str:
     return path.read_text()
 
 
-def kept_port(path: Path) -> int:
-    """The loopback port kept in `path` if nobody listens there now, else a free one, which is kept."""
-    last = int(path.read_text()) if path.exists() else 0
+def kept_port(path: Path, usual: int = 0) -> int:
+    """The loopback port kept in `path`, else the `usual` one, where nobody listens now; else a free one. It is kept."""
+    last = int(path.read_text()) if path.exists() else usual
     port = last if last and _is_free(last) else _free_port()
     path.write_text(str(port))
     return port

@@ -21,7 +21,7 @@ from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState, failure_meta, state_of, success_meta
 from workers.backend import OUTCOME, STORED, TOKEN
 from workers.store import Store, insist
-from workers.work import Delivery, Dropped, Ended, Ending, Revoked
+from workers.work import Delivery, Dropped, Ended, Ending, Revoked, Traced
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ class Finisher:
             logger.exception("a task could not be ended", extra={"job": delivery.job})
             self._on_hub(lambda: delivery.request.reject(requeue=True))
             return
-        self._on_hub(lambda: delivery.succeed(traced))
+        told = _with_run_time(traced, ended)
+        self._on_hub(lambda: delivery.succeed(told))
 
     def _drop(self, delivery: Delivery) -> None:
         """Acknowledge a job that had ended. Its worker may have died between the result and a chord's count."""
@@ -162,13 +163,21 @@ class Finisher:
         logger.warning("cannot write results", extra={"error": why})
 
 
+def _with_run_time(traced: Traced, ended: Ended) -> Traced:
+    """What the tracer says, with the device's seconds for its own: they are what Flower shows as the task's runtime."""
+    failed, value, seconds = traced
+    result = ended.outcome.result
+    return failed, value, seconds if result is None else result.report.run_time
+
+
 def _ending(ended: Ended) -> scripts.Ending:
     job, error = ended.delivery.job, ended.outcome.error
     reply = ended.delivery.ticket.reply
     if error is not None:
         return scripts.Ending(job, state_of(error), failure_meta(job, error), ended.token, reply)
     assert ended.outcome.result is not None
-    return scripts.Ending(job, JobState.SUCCEEDED, success_meta(job, ended.outcome.result), ended.token, reply)
+    meta = success_meta(job, ended.outcome.result)
+    return scripts.Ending(job, JobState.SUCCEEDED, meta, ended.token, reply, ended.outcome.generated)
 
 
 def _acknowledge(delivery: Delivery, *, cancelled: bool) -> None:

@@ -74,7 +74,7 @@ def main() -> None:
 @click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked so.")
 @click.option("--workers", "counts", type=_Count(), multiple=True, help="Worker processes of a class.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The router's HTTP port [a free one].")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", "fetching", default=True, help="Whether to fetch missing weights first.")
 def up(
     data: Path | None,

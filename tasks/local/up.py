@@ -23,6 +23,12 @@ from tasks.settings import Settings, settings_from
 START_PATIENCE = 240.0
 """Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
 
+HTTP_PORT = 8080
+"""Where the HTTP door is, unless another program listens there."""
+
+FLOWER_PORT = 5555
+"""Where Flower is, unless another program listens there."""
+
 STOP_PATIENCE = 10.0
 """Seconds that each group of processes has to end when asked."""
 
@@ -31,7 +37,7 @@ _QUICK = 1.0  # seconds for one look at a door on loopback
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asked for. Port 0: the one of the last time, or a free one."""
+    """What the user asked for. Port 0: that of the last time, else the usual one, else a free one."""
 
     data: Path
     port: int = 0
@@ -112,12 +118,12 @@ def _processes(plan: Plan, options: Options, environment: Mapping[str, str]) -> 
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
     make = partial(SupervisedProcess, environment=environment, logs=logs)
-    port = options.port or kept_port(options.data / "http.port")
+    port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
     router = make("router", _router_arguments(port), announces=True)
     workers = tuple((worker, make(worker.name, worker.command(), announces=True)) for worker in plan.workers)
     if not options.flower:
         return _Processes(router, workers, None, None)
-    port = kept_port(options.data / "flower.port")
+    port = kept_port(options.data / "flower.port", FLOWER_PORT)
     flower = make("flower", _flower_arguments(port), announces=False)
     return _Processes(router, workers, flower, f"http://127.0.0.1:{port}")
 

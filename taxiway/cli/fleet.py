@@ -27,7 +27,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked as emulated.")
 @click.option("--workers", multiple=True, metavar="CLASS=N", help="Worker processes of a class.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
-@click.option("--port", metavar="PORT", help="The router's HTTP port [a free one].")
+@click.option("--port", metavar="PORT", help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", default=True, help="Whether to fetch missing weights first.")
 def up(
     data: str | None,
