@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from celery import Celery
 
 from tasks.local.state import Fleet, read_fleet
 from tasks.settings import TREE
@@ -100,6 +101,10 @@ def test_a_fleet_on_rabbitmq_keeps_its_state_in_an_embedded_valkey_and_answers(t
         assert fleet.state.startswith("redis://:")
         with Client(fleet.http) as client:
             assert client.infer("echo", "by rabbit", deadline=30).outputs == {"payload": "by rabbit"}
+        producer = Celery(broker=fleet.broker, backend=fleet.state)
+        kwargs = {"model": "echo", "inputs": "by celery", "deadline": 30}
+        sent = producer.send_task("taxiway.infer", kwargs=kwargs, queue="taxiway.arrivals")
+        assert sent.get(timeout=60)["outputs"] == {"payload": "by celery"}
     finally:
         taxiway("down", "--data", str(tmp_path))
 
