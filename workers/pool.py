@@ -209,8 +209,10 @@ def _thread(name: str, body: Callable[[], None]) -> threading.Thread:
         try:
             body()
         except BaseException:
-            logger.critical("a thread of the worker failed", extra={"thread": name}, exc_info=True)
-            os._exit(BROKEN)
+            try:
+                logger.critical("a thread of the worker failed", extra={"loop": name}, exc_info=True)
+            finally:
+                os._exit(BROKEN)
 
     thread = threading.Thread(target=guarded, name=f"taxiway-{name}", daemon=True)
     thread.start()
