@@ -6,18 +6,19 @@ number of its rows; its values are checked by the worker that runs it (and by th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
-from zlib import crc32
 
 import msgspec
 
 from router.classify import Needs, needs_of
-from router.explain import explanation_text
+from router.explain import Explanation, basis_text, explain
 from router.outlook import Outlook
-from router.placement import Placement
+from router.placement import Placement, seed_of
+from router.tenants import Tenants
 from tasks.catalogue import Catalogue, Model, TensorSpec
+from tasks.lengths import LONGEST, Lengths, generates, predicted
 from tasks.profiles import ProfileBook
 from tasks.scripts import Ending
 from tasks.ticket import Ticket, sign
@@ -31,14 +32,13 @@ from taxiway.errors import (
     TaxiwayError,
 )
 from taxiway.job import JobState, failure_meta, state_of
-from taxiway.keys import CANCEL, INFER, arrived_cell, work_cell
+from taxiway.keys import CANCEL, INFER, arrived_cell, lengths_cell, spent_key, work_cell
 from taxiway.request import MAX_NAME, Request, job_id
 from taxiway.values import is_tensor
 from taxiway.wire import HEADER, Envelope, read_body, read_request
 
 _CHARACTERS_PER_TOKEN = 4  # of English text in a WordPiece vocabulary, about
 _TOKENS_AROUND = {"text": 2, "generation": 31}  # special tokens; SmolLM2's chat template with its system prompt
-_LONGEST = "max_tokens"  # the parameter of generating models
 _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 
 
@@ -149,8 +149,8 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
         TaxiwayError: as `place` and `needs_of` raise it, or because no model has that name.
     """
     model = rules.catalogue.resolve(order.request.model)
-    needs = _needs(order, model, rules.topology)
-    placement = outlook.place(model, needs, seed=crc32(order.job.encode()))
+    needs = _needs(order, model, rules.topology, outlook.tenants)
+    placement = outlook.place(model, needs, seed=seed_of(order.job))
     ticket = _ticket(order, model, needs, placement, rules)
     order.envelope.headers[HEADER] = msgspec.to_builtins(ticket)
     order.envelope.headers["kwargsrepr"] = _shown(model, placement)
@@ -160,9 +160,21 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
         level=placement.level,
         envelope=order.envelope,
         job=order.job,
-        fields=_record(order, ticket, placement),
+        fields=_record(order, ticket, placement, outlook),
     )
     return Admitted(outgoing, placement, ticket, placement.work)
+
+
+def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explanation]:
+    """The model, and what `admit` would decide now, with all that it decides from; nothing is placed.
+
+    Raises:
+        TaxiwayError: as `needs_of` raises it, or because no model has that name.
+    """
+    model = rules.catalogue.resolve(order.request.model)
+    needs = _needs(order, model, rules.topology, outlook.tenants)
+    board = outlook.board(model, needs.constraints)
+    return model, explain(board, needs, outlook.backlog.seconds, seed=seed_of(order.job))
 
 
 def rows_of(model: Model, inputs: Any) -> int:
@@ -175,25 +187,25 @@ def rows_of(model: Model, inputs: Any) -> int:
     return len(value) if isinstance(value, list) and value and _depth(value) == len(spec.shape) else 1
 
 
-def size_of(model: Model, request: Request) -> int:
+def size_of(model: Model, request: Request, lengths: Lengths) -> int:
     """A row's expected size: for texts counted in tokens by their length, else what the catalogue says.
 
-    A generated text counts as long as it may become.
+    A generated answer counts as long as `lengths`, those of earlier ones, let expect.
     """
     _spec, value = _first(model, request.inputs)
     texts = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
     if model.size_unit != "tokens" or not texts:
         return model.expected_size
     mean = sum(map(len, texts)) // len(texts) // _CHARACTERS_PER_TOKEN + _TOKENS_AROUND.get(model.pipeline, 0)
-    return min(mean + _longest_answer(model, request), model.buckets[-1])  # a longer text is cut at the last bucket
+    return min(mean + _answer(model, request, lengths), model.buckets[-1])  # a longer text is cut at the last bucket
 
 
-def _longest_answer(model: Model, request: Request) -> int:
-    """The tokens that a generated text may have, as far as the request can be believed; 0 for other models."""
-    if _LONGEST not in model.parameters:
+def _answer(model: Model, request: Request, lengths: Lengths) -> int:
+    """Tokens that a generated answer will have, never more than the request allows; 0 for other models."""
+    if not generates(model):
         return 0
-    asked = request.parameters.get(_LONGEST)
-    return asked if isinstance(asked, int) else int(model.parameters[_LONGEST].default)
+    asked = request.parameters.get(LONGEST)
+    return predicted(lengths, asked if isinstance(asked, int) else int(model.parameters[LONGEST].default))
 
 
 def _first(model: Model, inputs: Any) -> tuple[TensorSpec, Any]:
@@ -214,10 +226,16 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _needs(order: Order, model: Model, topology: Topology) -> Needs:
+def _needs(order: Order, model: Model, topology: Topology, tenants: Tenants) -> Needs:
     request = order.request
-    rows, size = rows_of(model, request.inputs), size_of(model, request)
-    needs = needs_of(request, topology, rows=rows, size=size, payload=len(order.body))
+    needs = needs_of(
+        request,
+        topology,
+        rows=rows_of(model, request.inputs),
+        size=size_of(model, request, tenants.lengths(model.id, request.tenant)),
+        payload=len(order.body),
+        allowance=tenants.allowance(request.tenant, topology, order.accepted),
+    )
     expires = _expires(order.envelope)
     if expires is None:
         return needs
@@ -227,7 +245,8 @@ def _needs(order: Order, model: Model, topology: Topology) -> Needs:
     if needs.deadline is not None and needs.deadline <= left:
         return needs
     sooner = msgspec.structs.replace(request, deadline=left)
-    return needs_of(sooner, topology, rows=rows, size=size, payload=len(order.body))
+    again = needs_of(sooner, topology, rows=needs.rows, size=needs.size)
+    return replace(needs, deadline=left, level=again.level)
 
 
 def _expires(envelope: Envelope) -> float | None:
@@ -258,9 +277,10 @@ def _ticket(order: Order, model: Model, needs: Needs, placement: Placement, rule
     return sign(unsigned, order.body, rules.secret)
 
 
-def _record(order: Order, ticket: Ticket, placement: Placement) -> dict[str, str]:
+def _record(order: Order, ticket: Ticket, placement: Placement, outlook: Outlook) -> dict[str, str]:
     """The job's record as the store keeps it: `job.JobRecord`, and what scripts and explanations need."""
     candidate = placement.candidate
+    learning = {"lengths": lengths_cell(ticket.model, order.request.tenant)} if generates(placement.board.model) else {}
     return {
         "state": JobState.QUEUED,
         "model": ticket.model,
@@ -277,8 +297,16 @@ def _record(order: Order, ticket: Ticket, placement: Placement) -> dict[str, str
         "arrived": arrived_cell(candidate.hardware_class, ticket.model),
         "rows": str(placement.needs.rows),
         "reply": order.reply,
-        "explanation": explanation_text(placement),
+        "basis": basis_text(placement, outlook.reading, outlook.backlog),
+        **learning,
+        **_spending(placement),
     }
+
+
+def _spending(placement: Placement) -> dict[str, str]:
+    """What the placement costs a tenant with a budget, and where that is counted."""
+    allowance = placement.needs.allowance
+    return {"spent": spent_key(allowance.day), "cost": repr(placement.cost)} if allowance is not None else {}
 
 
 def _shown(model: Model, placement: Placement) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Variant
 from tasks.facts import DeviceFacts, variant_key
-from tasks.topology import HardwareClass, Topology
+from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.errors import InvalidRequestError
 from taxiway.request import Priority, Terms
 
@@ -18,24 +19,41 @@ BACKGROUND = 600.0
 LATENCY_CRITICAL = 1.0
 """Deadlines up to these seconds have a person waiting."""
 
+_NO_RULES = Tenant()
 _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What rules candidates out whatever the load. Requests with equal constraints share a board."""
+    """What rules candidates out whatever the load. Requests with equal constraints share a board.
+
+    `classes` are the only hardware classes that the tenant may use; None where all are.
+    """
 
     service: str = ""
     locality: str | None = None
     min_accuracy: float | None = None
     preemptible: bool = False
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """US dollars that a tenant has `left` of its `usd_per_day` on `day`; there is more in `renewed_in` seconds."""
+
+    tenant: str
+    day: str
+    usd_per_day: float
+    left: float
+    renewed_in: float
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
     """A request's service terms, filled from queues.yaml. Seconds and US dollars.
 
-    `size` is of one row in the model's unit, `payload` the bytes that travel to the device.
+    `size` is of one row in the model's unit, `payload` the bytes that travel to the device. Without an `allowance`
+    nothing bounds what its tenant spends.
     """
 
     deadline: float | None
@@ -45,6 +63,13 @@ class Needs:
     payload: int = 0
     budget: float | None = None
     constraints: Constraints = Constraints()
+    allowance: Allowance | None = None
+
+    @property
+    def affordable(self) -> float:
+        """The most that it may cost: its budget, and what its tenant may still spend."""
+        budget = math.inf if self.budget is None else self.budget
+        return budget if self.allowance is None else min(budget, self.allowance.left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +96,16 @@ class Refusal:
     ever: bool = True
 
 
-def needs_of(terms: Terms, topology: Topology, *, rows: int, size: float, payload: int = 0) -> Needs:
-    """The request's needs, with what it left open taken from its service.
+def needs_of(
+    terms: Terms,
+    topology: Topology,
+    *,
+    rows: int,
+    size: float,
+    payload: int = 0,
+    allowance: Allowance | None = None,
+) -> Needs:
+    """The request's needs, with what it left open taken from its service, and its tenant's rules.
 
     Raises:
         InvalidRequestError: no such service; it names those there are.
@@ -81,6 +114,7 @@ def needs_of(terms: Terms, topology: Topology, *, rows: int, size: float, payloa
     service = topology.service.get(name)
     if service is None:
         raise InvalidRequestError(f"service: expected one of {sorted(topology.service)}, got {name!r}", field="service")
+    tenant = topology.tenants.get(terms.tenant, _NO_RULES)
     deadline = terms.deadline if terms.deadline is not None else service.deadline
     return Needs(
         deadline=deadline,
@@ -89,7 +123,8 @@ def needs_of(terms: Terms, topology: Topology, *, rows: int, size: float, payloa
         size=size,
         payload=payload,
         budget=terms.budget,
-        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible),
+        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes),
+        allowance=allowance,
     )
 
 
@@ -109,7 +144,7 @@ def classify(
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
     for name, hardware, variant_name, variant in _pairs(model, topology):
-        reason = _class_refusal(variant, hardware, constraints)
+        reason = _class_refusal(variant, name, hardware, constraints)
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
             continue
@@ -128,8 +163,11 @@ def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClas
             yield name, hardware, variant_name, variant
 
 
-def _class_refusal(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:
+def _class_refusal(variant: Variant, name: str, hardware: HardwareClass, constraints: Constraints) -> str | None:
     """Why no device of the class can ever run the variant under the constraints; None where one can."""
+    allowed = constraints.classes
+    if allowed is not None and name not in allowed:
+        return f"the tenant may use {', '.join(allowed)}, not this class"
     return _unfit(variant, hardware) or _forbidden(variant, hardware, constraints)
 
 

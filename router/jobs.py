@@ -7,14 +7,25 @@ from typing import Any
 
 import msgspec
 
-from router.explain import read_explanation
+from router.explain import Explanation, explain_again, read_basis, unpack_reading
+from router.placement import seed_of
 from router.service import Router
 from tasks.scripts import Ending
-from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, ResultExpiredError, UnknownJobError
+from taxiway.errors import (
+    BrokerUnavailableError,
+    DeadlineExceededError,
+    ResultExpiredError,
+    UnknownJobError,
+    UnknownModelError,
+)
 from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_meta, read_meta, record_from
 
 GRACE = 0.25
 """Seconds past its deadline after which a job that still waits is ended: a worker that has it ends it first."""
+
+_NEVER_PLACED = "it was not placed: its result says why"
+_OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
+_GONE = "the fleet's state at the decision was kept for {kept} s (limits.keep_explanation): the reason alone is left"
 
 _WAITING = frozenset({JobState.ACCEPTED, JobState.QUEUED, JobState.HELD})
 _STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED, "STARTED": JobState.RUNNING}
@@ -77,19 +88,41 @@ class Jobs:
         return await self._status(await self._look(job, 0.0))
 
     async def placement(self, job: str) -> dict[str, Any]:
-        """Why the job is where it is: the reason, and the table it was chosen from.
+        """Why the job is where it is: the reason, and the table it was chosen from, worked out again.
+
+        `note` says why there is no table, or how it differs from the decision.
 
         Raises:
             UnknownJobError: no router has placed a job of that id.
         """
         look = await self._look(job, 0.0)
         names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
-        explanation = read_explanation(look.fields.get("explanation", ""))
+        table, note = await self._table(look)
         return {
             **{name: getattr(look.record, name) for name in names},
-            "considered": [msgspec.structs.asdict(c) for c in explanation.considered],
-            "refused": [msgspec.structs.asdict(r) for r in explanation.refused],
+            "note": note,
+            "considered": [] if table is None else msgspec.to_builtins(table.considered),
+            "refused": [] if table is None else msgspec.to_builtins(table.refused),
         }
+
+    async def _table(self, look: _Look) -> tuple[Explanation | None, str | None]:
+        """The table of a job's placement where it can be worked out again, and what is to be said of it."""
+        rules, record = self._router.rules, look.record
+        basis = read_basis(look.fields.get("basis", ""))
+        if basis is None:
+            return None, _NEVER_PLACED if not record.hardware_class else _OTHER_RELEASE
+        packed = await self._store.reading(basis.reading)
+        if packed is None:
+            return None, _GONE.format(kept=rules.topology.limits.keep_explanation)
+        fleet = unpack_reading(packed)
+        if fleet is None:
+            return None, _OTHER_RELEASE
+        try:
+            model = rules.catalogue.resolve(record.model)
+        except UnknownModelError:
+            return None, f"{record.model} is no longer in the catalogue: the reason alone is left"
+        table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
+        return table, _difference(record, table)
 
     async def expire(self, job: str, reply: str = "") -> None:
         """End a job whose deadline passed, unless it ended by itself."""
@@ -145,3 +178,14 @@ class Jobs:
         except BrokerUnavailableError:
             return None
         return sum(depths[: record.level + 1])
+
+
+def _difference(record: JobRecord, table: Explanation) -> str | None:
+    """How the choice made again differs from the one on record; None where it does not."""
+    if (table.hardware_class, table.variant) == (record.hardware_class, record.variant):
+        return None
+    now = table.reason if table.error else f"{table.hardware_class}/{table.variant}: {table.reason}"
+    return (
+        f"it was placed on {record.hardware_class}/{record.variant}; by the catalogue, profiles and queues.yaml of now "
+        f"the same moment gives another answer: {now}"
+    )

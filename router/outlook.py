@@ -6,16 +6,29 @@ from router.board import Board, lay_out
 from router.classify import Constraints, Needs
 from router.fleet import Backlog, FleetSnapshot
 from router.placement import Placement, choose
+from router.tenants import Tenants
 from tasks.catalogue import Model
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
 
 
 class Outlook:
-    """One snapshot and all that is worked out from it once; `backlog` alone changes, as placements add their work."""
+    """One snapshot and all that is worked out from it once; placements add to `backlog` and to what `tenants` spent.
 
-    def __init__(self, topology: Topology, book: ProfileBook, fleet: FleetSnapshot) -> None:
+    `reading` is the name under which the snapshot is kept for explanations.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        book: ProfileBook,
+        fleet: FleetSnapshot,
+        reading: str = "",
+        tenants: Tenants | None = None,
+    ) -> None:
         self.fleet = fleet
+        self.tenants = tenants or Tenants()
+        self.reading = reading
         self.backlog = Backlog(tuple(sorted(topology.hardware)), {} if fleet.stale else fleet.work)
         self._topology = topology
         self._book = book
@@ -23,13 +36,19 @@ class Outlook:
 
     def place(self, model: Model, needs: Needs, seed: int) -> Placement:
         """Choose for a request. Raises what `choose` raises. Its work is counted only by `count`."""
-        key = (model.id, needs.constraints)
+        return choose(self.board(model, needs.constraints), needs, self.backlog.seconds, seed=seed)
+
+    def board(self, model: Model, constraints: Constraints) -> Board:
+        """The model's candidates for all requests with these constraints."""
+        key = (model.id, constraints)
         board = self._boards.get(key)
         if board is None:
-            board = lay_out(model, needs.constraints, self._topology, self.fleet, self._book)
+            board = lay_out(model, constraints, self._topology, self.fleet, self._book)
             self._boards[key] = board
-        return choose(board, needs, self.backlog.seconds, seed=seed)
+        return board
 
     def count(self, placement: Placement) -> None:
-        """Count the work of a placement that is on its way to its queue."""
+        """Count the work and the cost of a placement that is on its way to its queue."""
         self.backlog.add(placement.candidate.hardware_class, placement.level, placement.work)
+        if placement.needs.allowance is not None:
+            self.tenants.spend(placement.needs.allowance, placement.cost)

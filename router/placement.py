@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
 
@@ -71,6 +72,11 @@ class Placement:
         return float(self.figures.work[self.index])
 
     @property
+    def cost(self) -> float:
+        """US dollars that the request is to cost there."""
+        return float(self.figures.cost[self.index])
+
+    @property
     def chosen(self) -> Option:
         """The choice with its figures."""
         return self._option(self.index)
@@ -83,13 +89,13 @@ class Placement:
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """Every class and variant that could not be chosen, with its reason."""
-        board, cost = self.board, self.figures.cost
+        board, cost, most = self.board, self.figures.cost, self.needs.affordable
         absent = [i for i in range(len(board.candidates)) if not board.live[i]]
         dear = [i for i in range(len(board.candidates)) if i not in absent and not self._within_budget(i)]
         return (
             *board.refusals,
             *(_refused(board, i, "no device of the class is live") for i in absent),
-            *(_refused(board, i, f"costs {cost[i]:.3g} USD, over the budget of {self.needs.budget:g}") for i in dear),
+            *(_refused(board, i, f"costs {cost[i]:.3g} USD, over the budget of {most:g}") for i in dear),
         )
 
     def variants(self) -> dict[str, str]:
@@ -102,7 +108,7 @@ class Placement:
         return dict(sorted(best.items()))
 
     def _within_budget(self, index: int) -> bool:
-        return self.needs.budget is None or bool(self.figures.cost[index] <= self.needs.budget)
+        return bool(self.figures.cost[index] <= self.needs.affordable)
 
     def _option(self, index: int) -> Option:
         board = self.board
@@ -142,19 +148,31 @@ def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placem
         UnplaceableError: nothing in this fleet can ever run it; it has each candidate's reason.
         InvalidRequestError: everything that could run it costs more than its budget.
         NoDeviceError: what could run it has no live device.
-        OverloadedError: it cannot be done by its deadline, and could be when queues are shorter.
+        OverloadedError: it cannot be done by its deadline, and could be when queues are shorter; or everything that
+            could run it costs more than its tenant may still spend today.
     """
     if not board.candidates:
         raise _unplaceable(board)
     figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(board, needs, figures)
-    total = work.sum(axis=1)[board.queue] / board.servers
-    free = able & ~(board.reserved & (total > RESERVED_SHARE * board.horizon))
+    free = able & ~kept_back(board, work)
     index, reason = _choose(board, needs, figures, able=able, free=free, seed=seed)
     held = bool(np.all(figures.wait[able] > board.horizon[able]))
     if board.stale:
         reason = f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
     return Placement(board, needs, figures, index, reason, held)
+
+
+def kept_back(board: Board, work: np.ndarray) -> np.ndarray:
+    """Which candidates are reserved for another service and busy with it; `work` as in `choose`."""
+    total = work.sum(axis=1)[board.queue] / board.servers
+    kept: np.ndarray = board.reserved & (total > RESERVED_SHARE * board.horizon)
+    return kept
+
+
+def seed_of(job: str) -> int:
+    """The seed of a job's placement."""
+    return crc32(job.encode())
 
 
 def _able(board: Board, needs: Needs, figures: Figures) -> np.ndarray:
@@ -165,17 +183,32 @@ def _able(board: Board, needs: Needs, figures: Figures) -> np.ndarray:
         raise NoDeviceError(
             f"{board.model.id} runs on {classes}, and no device of these is live", retry_after=RETRY_AFTER
         )
-    if needs.budget is None:
+    if needs.budget is None and needs.allowance is None:
         return present
-    able: np.ndarray = present & (figures.cost <= needs.budget)
+    able: np.ndarray = present & (figures.cost <= needs.affordable)
     if not able.any():
-        least = float(figures.cost[present].min())
-        raise InvalidRequestError(
+        raise _unaffordable(board, needs, float(figures.cost[present].min()))
+    return able
+
+
+def _unaffordable(board: Board, needs: Needs, least: float) -> InvalidRequestError | OverloadedError:
+    """The request's fault where its own budget is too small; else its tenant has to wait for another day."""
+    allowance = needs.allowance
+    if needs.budget is not None and (allowance is None or needs.budget < least):
+        return InvalidRequestError(
             f"budget: expected at least {least:.6g} USD for {board.model.id}, got {needs.budget:g}",
             field="budget",
             least=least,
         )
-    return able
+    assert allowance is not None
+    return OverloadedError(
+        f"the tenant {allowance.tenant!r} has {max(allowance.left, 0.0):.6g} of {allowance.usd_per_day:g} USD left for "
+        f"today (UTC), {board.model.id} costs at least {least:.6g}",
+        retry_after=allowance.renewed_in,
+        tenant=allowance.tenant,
+        left=allowance.left,
+        least=least,
+    )
 
 
 def _choose(
@@ -230,9 +263,8 @@ def _dismissed(board: Board, figures: Figures, late: np.ndarray, index: int) -> 
 
 
 def _open(placement: Placement) -> np.ndarray:
-    board, needs = placement.board, placement.needs
-    present = board.live
-    return present if needs.budget is None else present & (placement.figures.cost <= needs.budget)
+    affordable: np.ndarray = placement.board.live & (placement.figures.cost <= placement.needs.affordable)
+    return affordable
 
 
 def _by_cost(board: Board, figures: Figures, among: np.ndarray) -> list[int]:

@@ -43,7 +43,7 @@ class Router:
         self.fleet = FleetReader(self.store, rules.topology, rules.book)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
-        self._outbox = Outbox(self.transport)
+        self._outbox = Outbox(self.transport, self.fleet)
         self._events = SentEvents(name)
         self._stopping = False
         self._idle = False
@@ -156,7 +156,9 @@ class Router:
         return decision
 
     async def _forward(self, admitted: Sequence[Admitted]) -> None:
-        forwarded = await self.transport.forward([a.outgoing for a in admitted])
+        readings = self.fleet.readings()
+        forwarded = await self.transport.forward([a.outgoing for a in admitted], readings)
+        self.fleet.kept(readings)
         for one, fresh in zip(admitted, forwarded, strict=True):
             if not fresh and one.ticket.reply:
                 await self.store.tell(one.ticket.reply, one.outgoing.job)
@@ -195,8 +197,9 @@ class Router:
 class Outbox:
     """Forwards single messages; those that come while a call is under way share the next one."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, fleet: FleetReader) -> None:
         self._transport = transport
+        self._fleet = fleet
         self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
         self._sender: asyncio.Task[None] | None = None
 
@@ -217,13 +220,15 @@ class Outbox:
             self._sender = None
 
     async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
+        readings = self._fleet.readings()
         try:
-            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch])
+            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], readings)
         except BrokerUnavailableError as error:
             for _, done in batch:
                 if not done.done():
                     done.set_exception(error)
             return
+        self._fleet.kept(readings)
         for (_, done), fresh in zip(batch, forwarded, strict=True):
             if not done.done():
                 done.set_result(fresh)

@@ -6,19 +6,24 @@ import asyncio
 import logging
 import math
 import time
+import uuid
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
 
 from router.cost import shadow_prices
+from router.explain import pack_reading
 from router.fleet import FleetSnapshot
 from router.outlook import Outlook
 from router.placement import Placement
 from router.store import FleetFacts, Store
+from router.tenants import Tenants, day_of
 from tasks.facts import GONE_AFTER, DeviceFacts
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
+from tasks.transport import Reading
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import ARRIVED, LEVELS
 
@@ -36,6 +41,8 @@ FORGET_AFTER = 3600.0
 RATE_MEMORY = 5.0
 """Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
 
+_UNKEPT_AT_MOST = 8  # readings that wait to be kept, while nothing can be forwarded; two seconds of them
+
 _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
 
@@ -46,7 +53,11 @@ class FleetReader:
         self._store = store
         self._topology = topology
         self._book = book
-        self._outlook = Outlook(topology, book, FleetSnapshot(stale=True))
+        self._name = uuid.uuid4().hex[:12]
+        self._outlooks = 0
+        self._unkept: deque[Outlook] = deque(maxlen=_UNKEPT_AT_MOST)
+        self._used = False
+        self._look_at(FleetSnapshot(stale=True), Tenants())
         self._read_at = -STALE_AFTER
         self._arrived: Arrived | None = None
 
@@ -64,8 +75,11 @@ class FleetReader:
         return replace(outlook.fleet, work={name: outlook.backlog.levels(name) for name in outlook.backlog.classes})
 
     def count(self, placement: Placement) -> None:
-        """Count a placement that this router just made."""
+        """Count a placement that this router just made; with the first from a reading, the reading is to be kept."""
         self._outlook.count(placement)
+        if not self._used:
+            self._used = True
+            self._unkept.append(self._outlook)
 
     async def read(self) -> None:
         """Read once. A failure leaves the last picture, marked stale, and is raised."""
@@ -77,7 +91,7 @@ class FleetReader:
         self._arrived = arrived_since(self._arrived, facts)
         fleet = replace(snapshot_from(facts), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
-        self._outlook = Outlook(self._topology, self._book, fleet)
+        self._look_at(fleet, Tenants(facts.lengths, day_of(facts.now), facts.spent))
         self._read_at = time.monotonic()
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
@@ -96,8 +110,25 @@ class FleetReader:
                 away = True
             await asyncio.sleep(BEAT)
 
+    def readings(self) -> list[Reading]:
+        """What placements were decided from and is not kept yet: to be kept with the next records, then `kept`."""
+        keep = self._topology.limits.keep_explanation
+        return [Reading(outlook.reading, pack_reading(outlook.fleet), keep) for outlook in self._unkept]
+
+    def kept(self, readings: Iterable[Reading]) -> None:
+        """These readings were kept."""
+        names = {reading.name for reading in readings}
+        if names:
+            left = [outlook for outlook in self._unkept if outlook.reading not in names]
+            self._unkept = deque(left, maxlen=_UNKEPT_AT_MOST)
+
     def _go_stale(self) -> None:
-        self._outlook = Outlook(self._topology, self._book, replace(self._outlook.fleet, stale=True))
+        self._look_at(replace(self._outlook.fleet, stale=True), self._outlook.tenants)
+
+    def _look_at(self, fleet: FleetSnapshot, tenants: Tenants) -> None:
+        self._outlooks += 1
+        self._outlook = Outlook(self._topology, self._book, fleet, f"{self._name}.{self._outlooks}", tenants)
+        self._used = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+from router.tenants import day_of
 from tasks.connection import connect, told_plainly
 from tasks.scripts import FINISH, Ending, finish_args
 from tasks.topology import Limits
-from tasks.transport import DeadLetter
+from tasks.transport import PACKED, DeadLetter
 from taxiway.errors import JobCancelledError
 from taxiway.job import JobState, failure_meta
-from taxiway.keys import DEAD, DEVICES, HEARTBEATS, WORK, job_key, reply_channel, result_key
+from taxiway.keys import (
+    DEAD,
+    DEVICES,
+    HEARTBEATS,
+    LENGTHS,
+    WORK,
+    job_key,
+    reading_key,
+    reply_channel,
+    result_key,
+    spent_key,
+)
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
@@ -23,12 +35,14 @@ _DEAD_AT_MOST = 10_000
 
 @dataclass(frozen=True, slots=True)
 class FleetFacts:
-    """The fleet's keys as they were read together; `now` is the store's time."""
+    """The fleet's keys as they were read together; `now` is the store's time, and `spent` is of its day."""
 
     now: float
     devices: Mapping[str, bytes]
     heartbeats: Mapping[str, float]
     work: Mapping[str, float]
+    lengths: Mapping[str, bytes] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
 
 class Store:
@@ -46,20 +60,27 @@ class Store:
 
     async def facts(self) -> FleetFacts:
         """All that the fleet says of itself, in one round trip."""
+        day = day_of(self.now())
         with told_plainly(_SERVER):
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.time()
                 pipeline.hgetall(DEVICES)
                 pipeline.zrange(HEARTBEATS, 0, -1, withscores=True)
                 pipeline.hgetall(WORK)
-                (seconds, microseconds), devices, heartbeats, work = await pipeline.execute()
-        now = seconds + microseconds / 1e6
-        self._ahead = now - time.monotonic()
+                pipeline.hgetall(LENGTHS)
+                pipeline.hgetall(spent_key(day))
+                (seconds, microseconds), devices, heartbeats, work, lengths, spent = await pipeline.execute()
+            now = seconds + microseconds / 1e6
+            self._ahead = now - time.monotonic()
+            if day_of(now) != day:  # the first reading, or one at midnight
+                spent = await self._client.hgetall(spent_key(day_of(now)))
         return FleetFacts(
             now=now,
             devices={name.decode(): facts for name, facts in devices.items()},
             heartbeats={name.decode(): score for name, score in heartbeats},
             work={cell.decode(): float(seconds) for cell, seconds in work.items()},
+            lengths={cell.decode(): weights for cell, weights in lengths.items()},
+            spent={tenant.decode(): float(dollars) for tenant, dollars in spent.items()},
         )
 
     async def record(self, job: str) -> dict[str, str]:
@@ -83,11 +104,17 @@ class Store:
                 fields, meta = await pipeline.execute()
         return {name.decode(): value.decode() for name, value in fields.items()}, meta
 
+    async def reading(self, reading: str) -> bytes | None:
+        """A kept fleet snapshot, None where its time is over."""
+        with told_plainly(_SERVER):
+            packed: Any = await self._client.hget(reading_key(reading), PACKED)
+        return packed if packed is None else bytes(packed)
+
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """End jobs; True for each that had not ended before."""
         args = finish_args(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
         with told_plainly(_SERVER):
-            written = await self._finish(keys=[WORK], args=args)
+            written = await self._finish(keys=[WORK, LENGTHS], args=args)
         return [bool(one) for one in written]
 
     async def cancel(self, jobs: Sequence[str]) -> list[bool]:

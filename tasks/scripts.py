@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import msgspec
+
+from tasks.lengths import KEEP, NEGLIGIBLE, TENANTS_AT_MOST, bin_of
 from taxiway.job import FINAL, JobState
-from taxiway.keys import claim_key, job_key, reply_channel, result_key
+from taxiway.keys import claim_key, job_key, reading_key, reply_channel, result_key
 
 _NOW = """
 local t = redis.call('TIME')
@@ -42,7 +45,8 @@ FORWARD = """
 -- KEYS: the taken hash, the work hash.
 -- ARGV, six a message and then its fields: tag, list, message, job key, seconds to keep the record, number of fields.
 -- A tag that is gone was recovered by another router: its message is that router's to forward. A job that has a record
--- arrived before: the copy is dropped. The work hash gains the job's seconds and rows.
+-- arrived before: the copy is dropped; so is a reading that is there. The work hash gains the job's seconds and rows,
+-- its `spent` key what it costs.
 -- Answers 1 for each message forwarded.
 local i, answer = 1, {}
 while i <= #ARGV do
@@ -53,9 +57,14 @@ while i <= #ARGV do
     if list ~= '' then redis.call('LPUSH', list, message) end
     redis.call('HSET', job, unpack(ARGV, i + 6, i + 5 + n))
     redis.call('EXPIRE', job, keep)
-    local cell, work, arrived, rows = unpack(redis.call('HMGET', job, 'cell', 'work', 'arrived', 'rows'))
+    local cell, work, arrived, rows, spent, tenant, cost =
+      unpack(redis.call('HMGET', job, 'cell', 'work', 'arrived', 'rows', 'spent', 'tenant', 'cost'))
     if cell then redis.call('HINCRBYFLOAT', KEYS[2], cell, work) end
     if arrived then redis.call('HINCRBY', KEYS[2], arrived, rows) end
+    if spent then
+      redis.call('HINCRBYFLOAT', spent, tenant, cost)
+      redis.call('EXPIRE', spent, 172800)  -- two days
+    end
   end
   answer[#answer + 1] = (ours and fresh) and 1 or 0
   i = i + 6 + n
@@ -135,20 +144,44 @@ end
 """
 """Gives claims back, for jobs that return to their queue."""
 
+_LEARN = f"""
+-- Weights by bin: what was counted fades a little with every answer that is added. A cell is some 300 bytes.
+local function learn(cell, bins)
+  local known = redis.call('HGET', KEYS[2], cell)
+  if not known and redis.call('HLEN', KEYS[2]) >= {TENANTS_AT_MOST} then
+    redis.call('HDEL', KEYS[2], redis.call('HRANDFIELD', KEYS[2]))
+  end
+  local weights, faded = known and cjson.decode(known) or {{}}, {KEEP} ^ #bins
+  for bin, weight in pairs(weights) do
+    weight = math.floor(weight * faded * 1000) / 1000
+    weights[bin] = weight >= {NEGLIGIBLE} and weight or nil
+  end
+  for _, bin in ipairs(bins) do weights[tostring(bin)] = (weights[tostring(bin)] or 0) + 1 end
+  redis.call('HSET', KEYS[2], cell, cjson.encode(weights))
+end
+"""
+
 FINISH = (
     _NOW
     + _ENDED
+    + _LEARN
     + """
--- KEYS: the work hash. ARGV: seconds to keep a result, seconds to keep a record, then for each job:
--- result key, claim key, job key, token ('' = no claim is needed), state, meta, reply channel ('' = none).
+-- KEYS: the work hash, the hash of lengths. ARGV: seconds to keep a result, seconds to keep a record, then for each
+-- job: result key, claim key, job key, token ('' = no claim is needed), state, meta, reply channel ('' = none),
+-- bins of the lengths that it generated ('' = none). A job that never started gives back what it was to cost.
 local written = {}
-for i = 3, #ARGV, 7 do
-  local result, claim, job, token, state, meta, reply = unpack(ARGV, i, i + 6)
+for i = 3, #ARGV, 8 do
+  local result, claim, job, token, state, meta, reply, bins = unpack(ARGV, i, i + 7)
   local ours = token == '' or redis.call('GET', claim) == token
   if ours and not ended(result, job) then
     redis.call('SET', result, meta, 'EX', ARGV[1])
-    local cell, work = unpack(redis.call('HMGET', job, 'cell', 'work'))
+    local cell, work, lengths, started, spent, tenant, cost =
+      unpack(redis.call('HMGET', job, 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost'))
     if cell then redis.call('HINCRBYFLOAT', KEYS[1], cell, -work) end
+    if lengths and bins ~= '' then learn(lengths, cjson.decode(bins)) end
+    if spent and not started and redis.call('EXISTS', spent) == 1 then
+      redis.call('HINCRBYFLOAT', spent, tenant, -cost)
+    end
     redis.call('HSET', job, 'state', state, 'finished', tostring(now))
     redis.call('EXPIRE', job, ARGV[2])
     redis.call('DEL', claim)
@@ -204,26 +237,40 @@ class Forward:
     """One taken message and where it goes.
 
     Without a `queue_list` it only records the job (it was published elsewhere); without `fields` it only settles the
-    message. `fields` hold the job's record, with its `cell` and `work`, `arrived` and `rows`.
+    message. `fields` hold the job's record, with its `cell` and `work`, `arrived` and `rows`; `lengths` where it is to
+    generate, `spent` and `cost` where its tenant has a budget. With a `reading` instead of a job, `fields` are that
+    reading's, kept with the jobs that refer to it.
     """
 
     tag: str
     queue_list: str = ""
     message: bytes = b""
     job: str = ""
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str | bytes] = field(default_factory=dict)
     keep: int = 0
+    reading: str = ""
+
+    @property
+    def key(self) -> str:
+        """Where the fields are kept; empty where there are none."""
+        if self.reading:
+            return reading_key(self.reading)
+        return job_key(self.job) if self.job else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One job's end. An empty `token` ends it whoever holds it; `reply` is its client's name, if it has one."""
+    """One job's end. An empty `token` ends it whoever holds it; `reply` is its client's name, if it has one.
+
+    `generated` is the length of each answer that it generated, in tokens.
+    """
 
     job: str
     state: JobState
     meta: bytes
     token: str = ""
     reply: str = ""
+    generated: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         assert self.state in FINAL
@@ -240,7 +287,7 @@ def forward_args(forwards: Iterable[Forward]) -> list[Any]:
     args: list[Any] = []
     for f in forwards:
         flat = [text for pair in f.fields.items() for text in pair]
-        args += [f.tag, f.queue_list, f.message, job_key(f.job) if f.job else "", f.keep, len(flat), *flat]
+        args += [f.tag, f.queue_list, f.message, f.key, f.keep, len(flat), *flat]
     return args
 
 
@@ -279,5 +326,6 @@ def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: f
     args: list[Any] = [int(keep_result), int(keep_record)]
     for e in endings:
         reply = reply_channel(e.reply) if e.reply else ""
-        args += [result_key(e.job), claim_key(e.job), job_key(e.job), e.token, str(e.state), e.meta, reply]
+        bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
+        args += [result_key(e.job), claim_key(e.job), job_key(e.job), e.token, str(e.state), e.meta, reply, bins]
     return args

@@ -1,5 +1,6 @@
-"""queues.yaml: hardware classes with their queues and prices, services, and limits. Parsed once into frozen values.
+"""queues.yaml: hardware classes with their queues and prices, services, tenants and limits.
 
+Parsed once into frozen values.
 Only this module knows the file's shape. `schema()` is its JSON Schema, kept in `queues.schema.json`.
 """
 
@@ -14,10 +15,11 @@ import msgspec
 from tasks.document import DocumentError, Size, json_schema, parse_document
 from tasks.expectation import Told
 from taxiway.keys import ARRIVALS
-from taxiway.request import Priority
+from taxiway.request import MAX_NAME, Priority
 
 DeviceKind = Literal["cpu", "cuda", "tpu"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
+TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Dollars = Annotated[float, msgspec.Meta(gt=0)]
@@ -82,16 +84,25 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     preemptible: bool = False
 
 
+class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rules for one tenant's requests: the only classes they may run on, and US dollars a day. None is no rule."""
+
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    usd_per_day: Dollars | None = None
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every bound that an operator can set; sizes in bytes, times in seconds.
 
     `payload` bounds one request; `keep_result` and `keep_record` are how long a result and what is known of its job
-    stay; `lease` is how long a worker may be silent before its jobs run elsewhere; `wait` bounds one long poll.
+    stay, and `keep_explanation` what placements are worked out again from; `lease` is how long a worker may be silent
+    before its jobs run elsewhere; `wait` bounds one long poll.
     """
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
+    keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
     wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0
 
@@ -102,6 +113,7 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     hardware: Annotated[dict[ClassName, HardwareClass], msgspec.Meta(min_length=1)]
     service: Annotated[dict[str, Service], msgspec.Meta(min_length=1)]
     default_service: str
+    tenants: dict[TenantName, Tenant] = {}
     limits: Limits = msgspec.field(default_factory=Limits)
 
 
@@ -145,6 +157,14 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
             yield f"hardware.{name}.reserve_for", services, hardware.reserve_for
         if name == ARRIVALS:
             yield f"hardware.{name}", "a name that is not the arrivals queue's", name
+    yield from _unknown_classes(topology)
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
+
+
+def _unknown_classes(topology: Topology) -> Iterator[tuple[str, str, object]]:
+    for name, tenant in topology.tenants.items():
+        for place, allowed in enumerate(tenant.classes or ()):
+            if allowed not in topology.hardware:
+                yield f"tenants.{name}.classes.{place}", f"one of {sorted(topology.hardware)}", allowed

@@ -11,7 +11,7 @@
     ├── FleetUnavailable           the fleet's fault: the same request may succeed later
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
     │   ├── NoDeviceError              the devices that could run it are not there now
-    │   ├── OverloadedError            the queues cannot drain in time
+    │   ├── OverloadedError            the queues cannot drain in time, or its tenant spent its day's money
     │   └── ResultTimeoutError         the caller's own wait ran out; the job goes on
     └── JobError                   an accepted job ended without an answer
         ├── DeadlineExceededError      its deadline passed before it ran
@@ -116,7 +116,7 @@ class NoDeviceError(FleetUnavailable):
 
 
 class OverloadedError(FleetUnavailable):
-    """The queues cannot drain in time for it."""
+    """The queues cannot drain in time for it, or its tenant has spent what it may today: `details["tenant"]`."""
 
     code = "overloaded"
     status = 429

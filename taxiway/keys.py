@@ -83,6 +83,11 @@ def router_key(router: str) -> str:
     return f"taxiway:router:{router}"
 
 
+def reading_key(reading: str) -> str:
+    """A fleet snapshot that placements were decided from."""
+    return f"taxiway:reading:{reading}"
+
+
 def taken_key(router: str) -> str:
     """Hash of the arrivals that a router took and has not placed yet."""
     return f"taxiway:taken:{router}"

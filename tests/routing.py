@@ -23,7 +23,7 @@ from tasks.scripts import CLAIM, FINISH, HEARTBEAT, Ending, Verdict, claim_answe
 from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
 from taxiway.job import JobState, Result, RunReport, success_meta
-from taxiway.keys import DEVICES, HEARTBEATS, WORK, priority_lists
+from taxiway.keys import DEVICES, HEARTBEATS, LENGTHS, WORK, priority_lists
 from taxiway.values import to_wire
 from taxiway.wire import HEADER, decode_envelope, read_request
 
@@ -138,7 +138,7 @@ class EchoDevice:
         )
         meta = success_meta(ticket.job, Result(model=ticket.model, outputs=outputs, report=report))
         ending = Ending(ticket.job, JobState.SUCCEEDED, meta, token=claim.token, reply=ticket.reply)
-        self._finish(keys=[WORK], args=finish_args([ending], keep_result=60, keep_record=60))
+        self._finish(keys=[WORK, LENGTHS], args=finish_args([ending], keep_result=60, keep_record=60))
         self.done.append(ticket.job)
 
 

@@ -13,7 +13,7 @@ from tasks.scripts import Ending
 from tasks.ticket import Ticket
 from taxiway.errors import ExecutionError, JobCancelledError, TaxiwayError
 from taxiway.job import JobState, failure_meta, state_of
-from taxiway.keys import WORK
+from taxiway.keys import LENGTHS, WORK
 from taxiway.wire import HEADER
 from workers.context import context_of
 from workers.strategy import bytes_of
@@ -66,19 +66,20 @@ class WriteOnceBackend(RedisBackend):
         limits = context_of(self.app).topology.limits
         args = scripts.finish_args([ending], keep_result=limits.keep_result, keep_record=limits.keep_record)
         finish = self.client.register_script(scripts.FINISH)
-        written = self.ensure(lambda: finish(keys=[WORK], args=args), ())
+        written = self.ensure(lambda: finish(keys=[WORK, LENGTHS], args=args), ())
         if not written[0]:
             logger.warning(
                 "a result was not written: the job has ended or its claim is lost", extra={"job": ticket.job}
             )
 
     def _ending(self, ticket: Ticket, result: Any, state: str, request: Any) -> Ending:
-        token = getattr(request, TOKEN, "")
+        token, outcome = getattr(request, TOKEN, ""), getattr(request, OUTCOME, None)
         if state == states.SUCCESS:
             meta = self._get_result_meta(result, state, None, request)  # type: ignore[attr-defined]  # as above
             encoded: Any = self.encode(meta | {"task_id": ticket.job})
-            return Ending(ticket.job, JobState.SUCCEEDED, bytes_of(encoded), token, ticket.reply)
-        error = _error(result, state, getattr(request, OUTCOME, None))
+            generated = outcome.generated if outcome is not None else ()
+            return Ending(ticket.job, JobState.SUCCEEDED, bytes_of(encoded), token, ticket.reply, generated)
+        error = _error(result, state, outcome)
         return Ending(ticket.job, state_of(error), failure_meta(ticket.job, error), token, ticket.reply)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Model, Variant
 from tasks.facts import variant_key
+from tasks.lengths import ran_size
 from tasks.profiles import Known, ProfileBook
 from tasks.signature import bind
 from tasks.topology import HardwareClass
@@ -128,14 +129,14 @@ class Executor:
         """An answer or an error for each item, in order; an item that fails leaves the others their answers."""
         loaded.last_used = time.monotonic()
         try:
-            answers: list[Row | TaxiwayError] = list(loaded.pipeline.run(loaded.runtime, items))
+            answers = loaded.pipeline.run(loaded.runtime, items)
         except Exception as error:  # a model's own code may raise anything
             if len(items) == 1:
                 return [_as_ours(loaded.key, error)]
             logger.warning("a batch failed: its rows run alone", extra={"variant": loaded.key, "error": str(error)})
             return [answer for item in items for answer in self.run(loaded, [item])]
-        self._observe(loaded, items, time.monotonic() - loaded.last_used)
-        return answers
+        self._observe(loaded, items, answers, time.monotonic() - loaded.last_used)
+        return list(answers)
 
     def unload_all(self) -> None:
         """Give all memory back."""
@@ -185,8 +186,9 @@ class Executor:
             and variant.memory <= self._budget
         )
 
-    def _observe(self, loaded: Loaded, items: Sequence[Item], seconds: float) -> None:
-        predicted = loaded.known.profile.latency(len(items), sum(i.size for i in items) / len(items))
+    def _observe(self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], seconds: float) -> None:
+        sizes = [ran_size(loaded.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
+        predicted = loaded.known.profile.latency(len(items), sum(sizes) / len(items))
         self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds)
 
     def _known(self, model: Model, name: str) -> Known:

@@ -26,7 +26,7 @@ from workers.executor import Executor, Loaded
 from workers.intake import gather, prepare
 from workers.lane import Lane, Portions
 from workers.pipelines import Item, Row
-from workers.report import Batch, answer_of, note
+from workers.report import Batch, answer_of, generated_by, note
 from workers.store import Store, insist
 from workers.strategy import bury
 from workers.work import Delivery, Dropped, Ended, Ending, Job, Outcome, Revoked
@@ -243,7 +243,7 @@ class DeviceLoop:
             result = answer_of(job, self._hardware_class, self.executor.device)
         except TaxiwayError as error:
             return self._failed(job, ExecutionError(f"{job.variant}: an output has no form on the wire: {error}"))
-        return Ended(job.delivery, Outcome(result=result), self._claimed.pop(job))
+        return Ended(job.delivery, Outcome(result, generated=generated_by(job)), self._claimed.pop(job))
 
     def _failed(self, job: Job, error: TaxiwayError) -> Ended:
         self._leave(job)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.lengths import generates, length_of
 from taxiway.errors import TaxiwayError
 from taxiway.job import Result, RunReport
 from taxiway.values import to_wire
@@ -58,6 +59,13 @@ def answer_of(job: Job, hardware_class: str, device: Device) -> Result:
             reason=job.ticket.reason,
         ),
     )
+
+
+def generated_by(job: Job) -> tuple[int, ...]:
+    """The length of each answer that the job's model generated; none for other models."""
+    if not generates(job.model):
+        return ()
+    return tuple(length_of(answer) for answer in job.answers if answer is not None)
 
 
 def _output(job: Job, name: str) -> Any:

@@ -18,7 +18,7 @@ from tasks.topology import Limits
 from tasks.transport import DeadLetter
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import ResultMeta, read_meta
-from taxiway.keys import DEAD, DEVICES, HEARTBEATS, WORK, result_key
+from taxiway.keys import DEAD, DEVICES, HEARTBEATS, LENGTHS, WORK, result_key
 
 ANSWER = 5.0
 """Seconds within which the store must answer a worker: scripts over a whole batch of large results take some."""
@@ -72,7 +72,7 @@ class Store:
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write the results; which of them were written, in order."""
         args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        return [bool(written) for written in self._told(lambda: self._finish(keys=[WORK], args=args))]
+        return [bool(written) for written in self._told(lambda: self._finish(keys=[WORK, LENGTHS], args=args))]
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""

@@ -91,10 +91,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: with a result in plain values, or with an error."""
+    """How a job ended: with a result in plain values, or with an error.
+
+    `generated` is the length of each answer that a model generated, in tokens.
+    """
 
     result: Result | None = None
     error: TaxiwayError | None = None
+    generated: tuple[int, ...] = ()
 
     def unwrap(self) -> Any:
         """The result as Celery passes it on; raises the error where that is how it ended."""

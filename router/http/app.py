@@ -141,6 +141,17 @@ async def infer(request: _Any, model: str, version: str | None = None) -> Respon
     return Response(answer, media_type=MediaType.JSON)
 
 
+@post(
+    ["/v2/models/{model:str}/placement", "/v2/models/{model:str}/versions/{version:str}/placement"],
+    status_code=200,
+    operation_class=InferOperation,
+)
+async def model_placement(request: _Any, model: str, version: str | None = None) -> _Json:
+    """Where the fleet as it is now would run an infer request, and why; nothing is accepted."""
+    body = read_infer(await request.body())
+    return Response(_door(request).inference.preview(_reference(model, version), body))
+
+
 @get("/v2/jobs/{job:str}")
 async def job_status(request: _Any, job: str, wait: float = 0.0) -> Response[bytes]:
     """Where a job is; with `wait`, as soon as it ended or those seconds have passed."""
@@ -159,7 +170,7 @@ async def job_result(request: _Any, job: str, wait: float = 0.0) -> Response[byt
 
 @get("/v2/jobs/{job:str}/placement")
 async def job_placement(request: _Any, job: str) -> _Json:
-    """Why a job is where it is, and the table it was chosen from."""
+    """Why a job is where it is, and the table it was chosen from, worked out again."""
     return Response(await _door(request).jobs.placement(job))
 
 
@@ -178,6 +189,7 @@ _ENDPOINTS = [
     metadata,
     model_ready,
     infer,
+    model_placement,
     job_status,
     job_result,
     job_placement,

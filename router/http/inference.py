@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Any
 
-from router.admission import Admitted, Order, check_size
+import msgspec
+
+from router.admission import Admitted, Order, check_size, preview
 from router.http.protocol import InferRequest, answer_of, request_of
 from router.jobs import GRACE, Jobs
 from router.service import Router
@@ -56,6 +59,17 @@ class Inference:
         if meta is None:
             return Accepted(order.job)
         return answer_of(model, order.job, read_result(read_meta(meta)), infer.id)
+
+    def preview(self, reference: str, infer: InferRequest) -> dict[str, Any]:
+        """Where a request would go now and why; nothing is accepted.
+
+        Raises:
+            TaxiwayError: the request is wrong. That it cannot be placed is part of the answer.
+        """
+        order, _ = self._order(reference, infer, reply="")
+        model, table = preview(order, self._router.rules, self._router.fleet.outlook)
+        answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
+        return answer
 
     def answer(self, job: str, meta: bytes) -> bytes:
         """The infer answer in a stored result, as JSON.

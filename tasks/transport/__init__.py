@@ -12,10 +12,14 @@ from typing import Protocol
 
 import msgspec
 
+from tasks.scripts import Forward
 from taxiway.wire import Envelope
 
 TAKE_AT_MOST = 128
 """Messages that one call takes: enough to share a round trip, few enough to decide in some milliseconds."""
+
+PACKED = "packed"
+"""The field of a kept reading that holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,19 @@ class Outgoing:
     fields: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What placements were decided from, as it is kept under its `name` for `keep` seconds."""
+
+    name: str
+    packed: bytes
+    keep: int
+
+    def recorded(self) -> Forward:
+        """The step that keeps it, to be done with the records that refer to it."""
+        return Forward(tag="", reading=self.name, fields={PACKED: self.packed}, keep=self.keep)
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A message given up: why, when by the giver's clock, and its bytes as the broker held them."""
 
@@ -65,8 +82,11 @@ class Transport(Protocol):
     async def take(self, most: int = TAKE_AT_MOST) -> Taken:
         """Take up to `most` arrivals."""
 
-    async def forward(self, messages: Sequence[Outgoing]) -> list[bool]:
-        """Publish and record; False for a message that is not ours any more or whose job has a record already."""
+    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record, and keep the readings with the records.
+
+        False for a message that is not ours any more or whose job has a record already.
+        """
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals that were answered in another way."""

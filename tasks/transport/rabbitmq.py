@@ -23,7 +23,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from tasks.connection import ANSWER, connect, told_plainly
 from tasks.scripts import FORWARD, Forward, forward_args
-from tasks.transport import TAKE_AT_MOST, Arrival, Outgoing, Taken
+from tasks.transport import TAKE_AT_MOST, Arrival, Outgoing, Reading, Taken
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import ARRIVALS, LEVELS, WORK, amqp_priority, job_key, taken_key
 from taxiway.wire import HEADER, Envelope
@@ -91,12 +91,12 @@ class RabbitTransport:
             session.arrived.clear()
         return Taken(seconds + microseconds / 1e6, arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing]) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Record, publish with confirms, mark, acknowledge: in this order."""
         session = await self._live()
         ours = [not m.tag or m.tag in session.taken for m in messages]
         mine = [m for m, own in zip(messages, ours, strict=True) if own]
-        due = await self._record_due(mine)
+        due = await self._record_due(mine, readings)
         to_publish = [m for m in mine if m.job in due]
         with _told_plainly():
             await asyncio.wait_for(asyncio.gather(*(self._publish(session, m) for m in to_publish)), ANSWER)
@@ -140,18 +140,19 @@ class RabbitTransport:
         await self._drop()
         await self._state.aclose()
 
-    async def _record_due(self, messages: Sequence[Outgoing]) -> set[str]:
+    async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> set[str]:
         """Record the jobs; answers those that have to be published: new, or recorded by a router that died then."""
-        if not messages:
+        if not messages and not readings:
             return set()
         forwards = [Forward(tag="", job=m.job, fields=m.fields, keep=self._keep) for m in messages]
+        kept = [reading.recorded() for reading in readings]
         with told_plainly("state store"):
-            fresh = await self._record(keys=[taken_key(self._name), WORK], args=forward_args(forwards))
+            done = await self._record(keys=[taken_key(self._name), WORK], args=forward_args([*kept, *forwards]))
             async with self._state.pipeline(transaction=False) as pipeline:
                 for message in messages:
                     pipeline.hmget(job_key(message.job), _PUBLISHED, "finished")
                 known = await pipeline.execute()
-        pairs = zip(messages, fresh, known, strict=True)
+        pairs = zip(messages, done[len(kept) :], known, strict=True)
         return {m.job for m, new, marks in pairs if new or (m.tag and marks == [None, None])}
 
     async def _publish(self, session: _Session, message: Outgoing) -> None:

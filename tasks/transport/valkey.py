@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.connection import connect, told_plainly
 from tasks.scripts import FORWARD, RECOVER, TAKE, Forward, forward_args, take_answer
-from tasks.transport import TAKE_AT_MOST, Arrival, Outgoing, Taken
+from tasks.transport import TAKE_AT_MOST, Arrival, Outgoing, Reading, Taken
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.keys import ARRIVALS, ROUTERS, WORK, priority_list, priority_lists, redis_priority, router_key, taken_key
 from taxiway.wire import Envelope, decode_envelope, encode_envelope
@@ -74,13 +74,15 @@ class ValkeyTransport:
         now, taken = take_answer(answer)
         return Taken(now, [_arrival(tag, raw) for tag, raw in taken])
 
-    async def forward(self, messages: Sequence[Outgoing]) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
         forwards = [self._forward_of(m) for m in messages]
-        if self._record is not None:
-            with told_plainly("state store"):
-                bare = [Forward(tag="", job=f.job, fields=f.fields, keep=f.keep) for f in forwards]
-                await self._record(keys=[taken_key(self._name), WORK], args=forward_args(bare))
+        kept = [reading.recorded() for reading in readings]
+        if self._record is None:
+            return [bool(done) for done in await self._run_forward([*kept, *forwards])][len(kept) :]
+        with told_plainly("state store"):
+            bare = [Forward(tag="", job=f.job, fields=f.fields, keep=f.keep) for f in forwards]
+            await self._record(keys=[taken_key(self._name), WORK], args=forward_args([*kept, *bare]))
         return [bool(done) for done in await self._run_forward(forwards)]
 
     async def settle(self, tags: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "cancel": ("taxiway.cli.jobs", "Ask that a job does not run."),
     "models": ("taxiway.cli.models", "List what the fleet can run."),
     "profile": ("taxiway.cli.profile", "Measure how models run on this machine."),
+    "simulate": ("taxiway.cli.simulate", "Replay a trace on a modelled fleet."),
     "completion": ("taxiway.cli.completion", "Print a shell's completion script."),
 }
 """Each verb's module, where a command of the same name is, and what it does."""

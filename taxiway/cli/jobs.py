@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,17 @@ import click
 import msgspec
 
 from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.asking import inputs_of, request_options
 from taxiway.cli.submit import print_result
 from taxiway.client.asyncio_client import AsyncClient
 from taxiway.errors import RequestError
 from taxiway.job import JobStatus
+
+_EXPLAIN_EXAMPLES = """\b
+Examples:
+  taxiway explain 1c0f8a3e-6d5b-4a52-8a3c-0f6f8f8d8a11
+  taxiway explain --what-if generate --text "Once upon a time" -p max_tokens=200 --deadline 2
+"""
 
 
 @click.command()
@@ -35,12 +43,31 @@ def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool
         _show_status(ask(url, data, lambda client: client.job(job).status()), as_json=as_json)
 
 
-@click.command()
-@click.argument("job", metavar="ID")
+@click.command(epilog=_EXPLAIN_EXAMPLES)
+@click.argument("job", metavar="[ID]", required=False)
+@click.option("--what-if", metavar="MODEL", help="Instead of a job, a request to MODEL that is not submitted.")
+@request_options
 @fleet_options
-def explain(job: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Show why job ID runs where it does: the reason, and the figures it was decided from."""
-    placement = ask(url, data, lambda client: client.job(job).placement())
+def explain(
+    job: str | None,
+    *,
+    what_if: str | None,
+    url: str | None,
+    data: Path | None,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Show why job ID runs where it does: the reason, and every candidate with its figures and why it was not chosen.
+
+    With --what-if, the same for a request that is not submitted, by the fleet as it is now; the options describe it.
+    """
+    if job is not None and what_if is None:
+        question = _why(job, asked)
+    elif what_if is not None and job is None:
+        question = _what_if(what_if, **asked)
+    else:
+        raise click.UsageError("expected the ID of a job, or --what-if MODEL")
+    placement = ask(url, data, question)
     if as_json:
         print_json(placement)
         return
@@ -60,6 +87,25 @@ def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> No
         return await client.job(job).status()
 
     _show_status(ask(url, data, cancelled), as_json=as_json)
+
+
+def _why(job: str, asked: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
+    if any(value not in (None, (), {}) for value in asked.values()):
+        raise click.UsageError("expected no request beside the ID of a job; --what-if MODEL takes one")
+    return lambda client: client.job(job).placement()
+
+
+def _what_if(
+    model: str,
+    *,
+    texts: tuple[str, ...],
+    files: tuple[Path, ...],
+    as_text: str | None,
+    parameters: dict[str, Any],
+    **terms: Any,
+) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
+    inputs = inputs_of(texts=texts, files=files, as_text=as_text)
+    return lambda client: client.what_if(model, inputs, parameters=parameters or None, **terms)
 
 
 async def _fleet(client: AsyncClient) -> dict[str, Any]:

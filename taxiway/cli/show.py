@@ -88,12 +88,18 @@ def show_status(status: JobStatus) -> None:
 
 
 def show_placement(placement: Mapping[str, Any]) -> None:
-    """The reason, then the figures: lists of mappings as tables."""
+    """The reason, then every candidate with its figures, then what could not run the request."""
     console = _console()
-    tables = {name: value for name, value in placement.items() if _is_table(value)}
+    tables = ("considered", "refused")
     console.print(_facts({name: brief(v) for name, v in placement.items() if name not in tables and v is not None}))
-    for name, rows in tables.items():
-        console.print(_table(name, rows))
+    if placement.get("considered"):
+        console.print(_table("considered, cheapest first", [_considered_row(row) for row in placement["considered"]]))
+    if placement.get("refused"):
+        console.print(_table("refused", [_refused_row(row) for row in placement["refused"]]))
+    for row in placement.get("considered", ()):
+        if row["warning"]:
+            named = f"{row['hardware_class']}/{row['variant']}"
+            console.print(Text(f"warning: {named}: {row['warning']}", "yellow"), soft_wrap=True)
 
 
 def show_models(models: Sequence[Mapping[str, Any]]) -> None:
@@ -118,6 +124,23 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         console.print(Text("the router has not heard from the state store lately: this is old", "yellow"))
     if fleet.get("note"):
         console.print(Text(fleet["note"], "dim"))
+
+
+def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    parts = ("transfer", "wait", "forming", "load", "run")
+    return {
+        "class": row["hardware_class"],
+        "variant": row["variant"],
+        "finish": duration(row["finish"]),
+        "=": " + ".join(f"{part} {duration(row[part])}" for part in parts if row[part] > 0),
+        "guaranteed": duration(row["guaranteed"]),
+        "cost": f"${row['cost']:.3g}",
+        "why not": "chosen" if row["chosen"] else row["why_not"],
+    }
+
+
+def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"class": row["hardware_class"], "variant": row["variant"], "why": row["reason"]}
 
 
 def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,10 +176,6 @@ def _show_rows(console: Console, outputs: Mapping[str, list[Any]]) -> None:
     for number, row in enumerate(zip(*outputs.values(), strict=True)):
         table.add_row(str(number), *(Text(brief(value)) for value in row))
     console.print(table)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
-import msgspec
 
 from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.asking import inputs_of, json_or_text, request_options
 from taxiway.cli.failure import UNAVAILABLE, CommandError
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.errors import ResultTimeoutError
 from taxiway.job import Result
-from taxiway.request import Priority
 from taxiway.values import to_wire
 
 EXAMPLES = """\b
@@ -25,40 +24,10 @@ Examples:
 """
 
 
-def _parameter(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`name=value` pairs; a value that is JSON is read as JSON, any other is text."""
-    parameters: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not name or not equals:
-            raise click.BadParameter(f"expected name=value, got {pair!r}")
-        parameters[name] = json_or_text(text.encode())
-    return parameters
-
-
 @click.command(epilog=EXAMPLES)
 @click.argument("model")
 @click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
-@click.option("--text", "texts", multiple=True, help="A text; more than one make a batch.")
-@click.option(
-    "--file",
-    "files",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A file, sent as it is (a photograph, say); more than one make a batch.",
-)
-@click.option("--inputs", "as_text", metavar="JSON", help="Inputs as JSON: a value, a mapping by name, or OIP tensors.")
-@click.option("-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True, callback=_parameter)
-@click.option("--deadline", type=float, metavar="SECONDS", help="From acceptance to the answer.")
-@click.option("--service", help="A service level of queues.yaml: live, standard, bulk, …")
-@click.option("--priority", type=click.Choice(get_args(Priority)))
-@click.option("--budget", type=float, metavar="USD", help="The most that the answer may cost.")
-@click.option("--tenant", help="For whom the request is.")
-@click.option("--locality", help="A label that every device on the way must carry.")
-@click.option(
-    "--min-accuracy", type=float, metavar="SHARE", help="The least accuracy of the variant that answers, 0 to 1."
-)
-@click.option("--idempotency-key", help="The same tenant and key are the same job.")
+@request_options
 @click.option("--wait/--no-wait", default=True, help="Wait for the answer (default), or print the job's id.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Wait at most so long; the job goes on.")
 @fleet_options
@@ -105,18 +74,6 @@ def print_result(job: str, result: Result, *, as_json: bool) -> None:
     show_result(result)
 
 
-def json_or_text(raw: bytes) -> Any:
-    """The JSON value in `raw`, else its text, else the bytes."""
-    try:
-        return msgspec.json.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
-
-
 async def _answer(job: AsyncJob, timeout: float | None, *, quiet: bool) -> Result:
     if not quiet:
         click.secho(f"job {job.id}", err=True, dim=True)
@@ -128,15 +85,8 @@ async def _answer(job: AsyncJob, timeout: float | None, *, quiet: bool) -> Resul
 
 
 def _inputs(stdin: str | None, texts: tuple[str, ...], files: tuple[Path, ...], as_text: str | None) -> Any:
-    given = [bool(stdin), bool(texts), bool(files), as_text is not None]
-    if sum(given) != 1:
+    if stdin is None:
+        return inputs_of(texts=texts, files=files, as_text=as_text)
+    if texts or files or as_text is not None:
         raise click.UsageError("expected exactly one kind of input: --text, --file, --inputs or -")
-    if stdin:
-        return json_or_text(sys.stdin.buffer.read())
-    if as_text is not None:
-        try:
-            return msgspec.json.decode(as_text)
-        except msgspec.DecodeError as error:
-            raise click.BadParameter(f"expected JSON: {error}", param_hint="--inputs") from error
-    rows: list[str | bytes] = [*texts] if texts else [file.read_bytes() for file in files]
-    return rows[0] if len(rows) == 1 else rows
+    return json_or_text(sys.stdin.buffer.read())

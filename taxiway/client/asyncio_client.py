@@ -182,6 +182,16 @@ class AsyncClient:
         """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""
         return AsyncJob(self._door, Receipt(id))
 
+    async def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
+        """Where a request would run now, why, and what else was considered; nothing is submitted. HTTP only.
+
+        A request that could not be placed is no error: `error` is its code and `reason` says why.
+
+        Raises:
+            InvalidRequestError: a term or an input is wrong, or the door is not HTTP.
+        """
+        return await self._door.what_if(_request(model, inputs, options))
+
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run: names, versions, aliases, variants. HTTP only, else `InvalidRequestError`."""
         return await self._door.models()

@@ -57,6 +57,9 @@ class Door(Protocol):
     async def placement(self, job: str) -> dict[str, Any]:
         """Why the job is where it is: `reason` and the figures it was decided from."""
 
+    async def what_if(self, request: Request) -> dict[str, Any]:
+        """Where the request would run now and why, without submitting it."""
+
     async def cancel(self, job: str) -> None:
         """Ask that the job does not run."""
 

@@ -57,16 +57,16 @@ class HttpDoor:
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
-        path, body, single = await self._infer(request)
-        response = await self._ask("POST", path, content=body, headers={**_JSON, "prefer": "respond-async"})
+        path, body, single = await self._body(request)
+        response = await self._ask("POST", f"{path}/infer", content=body, headers={**_JSON, "prefer": "respond-async"})
         return Receipt(_checked(response)["id"], single=single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer in one exchange; a router that would rather not wait gives a job to poll."""
-        path, body, single = await self._infer(request)
+        path, body, single = await self._body(request)
         try:
             async with asyncio.timeout(timeout):
-                response = await self._ask("POST", path, content=body, headers=_JSON)
+                response = await self._ask("POST", f"{path}/infer", content=body, headers=_JSON)
                 if response.status_code != httpx.codes.ACCEPTED:
                     return _result(_checked(response), single)
                 return await self.result(Receipt(response.json()["id"], single=single), None)
@@ -98,6 +98,11 @@ class HttpDoor:
         """Why the job is where it is."""
         return _checked(await self._ask("GET", f"{_job_path(job)}/placement"))
 
+    async def what_if(self, request: Request) -> dict[str, Any]:
+        """Where the request would run now and why."""
+        path, body, _ = await self._body(request)
+        return _checked(await self._ask("POST", f"{path}/placement", content=body, headers=_JSON))
+
     async def cancel(self, job: str) -> None:
         """Ask that the job does not run."""
         _checked(await self._ask("DELETE", _job_path(job)))
@@ -118,8 +123,8 @@ class HttpDoor:
             self._checking.cancel()
         await self._client.aclose()
 
-    async def _infer(self, request: Request) -> tuple[str, bytes, bool]:
-        """Path and body of an infer request, and whether its inputs have no batch axis."""
+    async def _body(self, request: Request) -> tuple[str, bytes, bool]:
+        """The model's path, the body of an infer request, and whether its inputs have no batch axis."""
         path = f"/v2/models/{quote(request.model, safe=':@')}"
         if request.model not in self._specs:
             self._specs[request.model] = _checked(await self._ask("GET", path))["inputs"]
@@ -128,7 +133,7 @@ class HttpDoor:
         body: dict[str, Any] = {"inputs": tensors, "parameters": {**request.parameters, **terms}}
         if request.outputs:
             body["outputs"] = [{"name": name} for name in request.outputs]
-        return f"{path}/infer", msgspec.json.encode(body), single
+        return path, msgspec.json.encode(body), single
 
     async def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """The response, however long it takes, as long as the router shows that it lives.

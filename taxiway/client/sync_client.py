@@ -130,6 +130,10 @@ class Client:
         """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""
         return Job(self._loop, self._client.job(id))
 
+    def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
+        """Where a request would run now, and why; nothing is submitted. See `AsyncClient.what_if`."""
+        return self._loop.run(self._client.what_if(model, inputs, **options))
+
     def models(self) -> list[dict[str, Any]]:
         """What the fleet can run: names, versions, aliases, variants. HTTP only, else `InvalidRequestError`."""
         return self._loop.run(self._client.models())

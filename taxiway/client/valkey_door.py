@@ -79,6 +79,10 @@ class ValkeyDoor:
         names = ("state", "hardware_class", "variant", "device", "level", "reason")
         return {"id": job, **{name: getattr(record, name) for name in names}}
 
+    async def what_if(self, request: Request) -> dict[str, Any]:
+        """A broker places nothing. Raises `InvalidRequestError`."""
+        raise _needs_http("what_if")
+
     async def cancel(self, job: str) -> None:
         """Ask a router to end the job before it runs."""
         await self._link.push(cancel_message(job, origin=self._origin))

@@ -12,7 +12,7 @@ import redis
 from tasks.scripts import FINISH, Ending, finish_args
 from taxiway.errors import TaxiwayError
 from taxiway.job import JobState, Result, RunReport, failure_meta, state_of, success_meta
-from taxiway.keys import ARRIVALS, INFER, WORK, priority_lists
+from taxiway.keys import ARRIVALS, INFER, LENGTHS, WORK, priority_lists
 from taxiway.request import Request
 from taxiway.values import to_wire
 from taxiway.wire import HEADER, Envelope, decode_envelope, read_request
@@ -74,4 +74,4 @@ def finish(store: redis.Redis, job: str, answer: Callable[[], Result], reply: st
         ending = Ending(job, JobState.SUCCEEDED, success_meta(job, answer()), reply=reply)
     except TaxiwayError as error:
         ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
-    store.register_script(FINISH)(keys=[WORK], args=finish_args([ending], keep_result=60, keep_record=120))
+    store.register_script(FINISH)(keys=[WORK, LENGTHS], args=finish_args([ending], keep_result=60, keep_record=120))

@@ -76,9 +76,20 @@ def test_a_job_that_was_not_waited_for_is_looked_after_by_its_id(cli):
     assert result["outputs"] == {"payload": [1, 2]}
     assert (status["state"], status["hardware_class"]) == ("succeeded", "cpu.batch")
     assert placement["reason"]
+    assert [row["chosen"] for row in placement["considered"]].count(True) == 1
     assert "considered" in cli("explain", job).stdout
     assert "succeeded" in cli("status", job).stdout
     assert "succeeded" in cli("cancel", job).stdout
+
+
+def test_a_request_is_explained_without_being_submitted(cli):
+    shown = cli("explain", "--what-if", "echo", "--text", "hello", "--deadline", "30").stdout
+    told = json.loads(cli("explain", "--what-if", "echo", "--text", "hello", "--locality", "moon", "--json").stdout)
+
+    assert "cpu.batch" in shown
+    assert "chosen" in shown
+    assert (told["error"], told["hardware_class"]) == ("unplaceable", None)
+    assert all("moon" in row["reason"] or "runs" in row["reason"] for row in told["refused"])
 
 
 def test_status_without_a_job_shows_the_fleet(cli):

@@ -6,12 +6,14 @@ import socket
 import time
 
 import httpx
+import msgspec
 import pytest
 import redis
 
+from router.explain import read_basis
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import settings_from
-from taxiway.keys import job_key, priority_lists, result_key
+from taxiway.keys import job_key, priority_lists, reading_key, result_key
 from tests.routing import EchoDevice, eventually, router_process
 
 
@@ -67,6 +69,10 @@ def accept(http, *rows, **arguments):
     accepted = infer(http, *rows, headers={"prefer": "respond-async"}, **arguments)
     assert accepted.status_code == 202, accepted.text
     return accepted.json()["id"]
+
+
+def basis_of(store, job):
+    return read_basis(store.hget(job_key(job), "basis").decode())
 
 
 def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http):
@@ -191,8 +197,76 @@ def test_a_placement_is_explained_with_what_was_not_chosen(http):
     placement = http.get(f"/v2/jobs/{job}/placement").json()
 
     assert placement["reason"].startswith("cheapest")
-    assert placement["considered"][0]["hardware_class"] == "cpu.batch"
+    assert placement["note"] is None
+    (chosen,) = [row for row in placement["considered"] if row["chosen"]]
+    assert (chosen["hardware_class"], chosen["variant"]) == (placement["hardware_class"], placement["variant"])
+    assert 0 < chosen["finish"] <= chosen["guaranteed"]
     assert {r["hardware_class"] for r in placement["considered"] + placement["refused"]} >= {"cpu.batch", "tpu.bulk"}
+
+
+def test_a_job_keeps_little_for_its_explanation(http, store):
+    job = accept(http, "a")
+
+    assert len(store.hget(job_key(job), "basis")) < 500
+    assert store.ttl(reading_key(basis_of(store, job).reading)) > 3500
+
+
+def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said(http, store):
+    job = accept(http, "a")
+    ended = msgspec.structs.replace(basis_of(store, job), reading="another")  # deleted, it would be so for other jobs
+    store.hset(job_key(job), "basis", msgspec.json.encode(ended))
+
+    placement = http.get(f"/v2/jobs/{job}/placement").json()
+
+    assert placement["reason"].startswith("cheapest")
+    assert (placement["considered"], placement["refused"]) == ([], [])
+    assert "limits.keep_explanation" in placement["note"]
+
+
+def test_a_choice_that_would_differ_now_is_said_to_differ(http, store):
+    job = accept(http, "a")
+    store.hset(job_key(job), "variant", "gone")
+
+    note = http.get(f"/v2/jobs/{job}/placement").json()["note"]
+
+    assert note.startswith("it was placed on cpu.batch/gone; ")
+    assert "cpu.batch/echo: cheapest" in note
+
+
+def test_a_job_whose_model_was_taken_away_has_its_reason_left(http, store):
+    job = accept(http, "a")
+    store.hset(job_key(job), "model", "gone:1")
+
+    placement = http.get(f"/v2/jobs/{job}/placement").json()
+
+    assert placement["reason"].startswith("cheapest")
+    assert "gone:1 is no longer in the catalogue" in placement["note"]
+
+
+@pytest.mark.parametrize("path", ["/v2/models/echo/placement", "/v2/models/echo/versions/1/placement"])
+def test_a_request_is_explained_and_not_submitted(http, store, path):
+    before = set(store.scan_iter(job_key("*")))
+
+    answer = http.post(path, json=body("a"))
+
+    told = answer.json()
+    assert answer.status_code == 200
+    assert (told["model"], told["hardware_class"], told["variant"]) == ("echo:1", "cpu.batch", "echo")
+    assert told["reason"].startswith("cheapest")
+    assert set(store.scan_iter(job_key("*"))) == before
+
+
+def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_way(http):
+    told = http.post("/v2/models/echo/placement", json=body("a", parameters={"budget": 1e-15})).json()
+
+    assert (told["error"], told["hardware_class"]) == ("invalid_request", None)
+    assert told["considered"][0]["why_not"].startswith("past the budget")
+
+
+def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http):
+    answer = http.post("/v2/models/echo/placement", json=body("a", parameters={"deadline": -1}))
+
+    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "deadline")
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,20 @@ import textwrap
 import threading
 import time
 import uuid
+from datetime import UTC, datetime
 
 import celery
+import httpx
 import pytest
 import redis
 
+from router.explain import read_basis, unpack_reading
 from tasks.connection import connect
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import TREE
-from tasks.transport import Outgoing
+from tasks.transport import PACKED, Outgoing
 from tasks.transport.valkey import LIFE, ValkeyTransport
-from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
 from taxiway.job import JobState, read_meta, read_result, record_from
 from taxiway.keys import (
     ARRIVALS,
@@ -30,8 +33,10 @@ from taxiway.keys import (
     job_key,
     priority_list,
     priority_lists,
+    reading_key,
     reply_channel,
     result_key,
+    spent_key,
     taken_key,
 )
 from taxiway.request import Request
@@ -299,6 +304,28 @@ def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways
             assert broker.get(result_key(job)) is None
 
 
+def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(store, idle_device, router):
+    job = send(store, deadline=30)
+    basis = read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode())
+
+    kept = store.hget(reading_key(basis.reading), PACKED)
+
+    assert [d.hardware_class for d in unpack_reading(kept).devices] == ["cpu.batch"]
+
+
+def test_with_the_state_on_another_server_placements_are_explained_from_there(tmp_path, settings, store):
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        apart = dataclasses.replace(settings, broker=server.url)
+        with router_process(apart) as router, EchoDevice(apart), redis.Redis.from_url(server.url) as broker:
+            job = send(broker, deadline=30)
+            result(store, job)
+            placement = httpx.get(f"{router.http}/v2/jobs/{job}/placement", trust_env=False).json()
+
+            assert placement["note"] is None
+            assert "cpu.batch" in {row["hardware_class"] for row in placement["considered"]}
+            assert list(broker.scan_iter(reading_key("*"))) == []
+
+
 def test_a_plain_celery_worker_understands_what_the_router_forwards(settings, store, idle_device, router, tmp_path):
     worker = subprocess.Popen(
         [sys.executable, "-c", PLAIN_WORKER, settings.broker], cwd=tmp_path, stderr=subprocess.DEVNULL
@@ -362,3 +389,50 @@ def test_an_unreachable_broker_is_told_within_two_seconds():
         return time.monotonic() - began
 
     assert asyncio.run(ask()) < 2
+
+
+def ruled_settings(settings, folder, tenants):
+    """The settings with these tenants in queues.yaml."""
+    queues = folder / "queues.yaml"
+    queues.write_text(settings.queues.read_text() + f"\ntenants: {json.dumps(tenants)}\n")
+    return dataclasses.replace(settings, queues=queues)
+
+
+def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(settings, store, device, tmp_path):
+    with router_process(ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 4e-7}})):
+        jobs = [send(store, model="paced", inputs="x", tenant="lab", deadline=60) for _ in range(20)]
+        other = send(store, model="paced", inputs="x", tenant="other", deadline=60)
+
+        assert result(store, other).outputs == {"payload": "x"}
+        ended = [read_meta(eventually(lambda job=job: store.get(result_key(job)))) for job in jobs]
+
+    refused = [meta.result for meta in ended if meta.status == "FAILURE"]
+    [key] = store.keys(spent_key("*"))
+    assert 0 < len(refused) < len(jobs)
+    assert {one["exc_type"] for one in refused} == {"OverloadedError"}
+    assert all(0 < one["details"]["retry_after"] <= 86400 for one in refused)
+    assert 0 < float(store.hget(key, "lab")) <= 4e-7
+
+
+def test_another_router_knows_what_a_tenant_has_spent(settings, store, device, tmp_path):
+    ruled = ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 1.0}})
+    seconds, _ = store.time()
+    store.hset(spent_key(datetime.fromtimestamp(seconds, UTC).date().isoformat()), "lab", 1.0)
+
+    with router_process(ruled):
+        job = send(store, tenant="lab", deadline=30)
+        with pytest.raises(OverloadedError, match="'lab' has 0 of 1 USD left for today"):
+            result(store, job)
+
+
+def test_a_tenants_request_runs_on_its_classes_alone(settings, store, device, tmp_path):
+    rules = {"lab": {"classes": ["cpu.batch"]}, "shop": {"classes": ["gpu.realtime"]}}
+    with (
+        EchoDevice(settings, hardware_class="gpu.realtime") as dear,
+        router_process(ruled_settings(settings, tmp_path, rules)),
+    ):
+        ours = send(store, tenant="lab", deadline=30)
+        theirs = send(store, tenant="shop", deadline=30)
+        assert result(store, ours).report.hardware_class == "cpu.batch"
+        assert result(store, theirs).report.hardware_class == "gpu.realtime"
+    assert dear.done == [theirs]

@@ -113,6 +113,16 @@ def test_the_http_door_places_on_rabbitmq_too(rabbit, store):
     assert message.headers["id"] == accepted.json()["id"]
 
 
+def test_a_placement_on_rabbitmq_is_explained(rabbit, producer):
+    with EchoDevice(rabbit, answering=False), router_process(rabbit) as router:
+        job = send(producer)
+        path = f"{router.http}/v2/jobs/{job}/placement"
+        placed = eventually(lambda: (a := httpx.get(path, trust_env=False)).is_success and a).json()
+
+    assert placed["note"] is None
+    assert [row["hardware_class"] for row in placed["considered"] if row["chosen"]] == ["cpu.batch"]
+
+
 def test_what_a_killed_router_had_taken_is_placed_by_another(rabbit, store, producer):
     jobs = [send(producer) for _ in range(20)]
     environment = {**rabbit.environment(), "PATH": "/usr/bin"}

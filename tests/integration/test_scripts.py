@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 
+from tasks.lengths import TENANTS_AT_MOST, bin_of, predicted, read_lengths
 from tasks.scripts import (
     CLAIM,
     FINISH,
@@ -31,19 +33,24 @@ from tasks.scripts import (
     take_answer,
 )
 from tasks.settings import Settings
+from tasks.transport import PACKED, Reading
 from taxiway.job import JobState
 from taxiway.keys import (
     ARRIVALS,
     DEVICES,
     HEARTBEATS,
+    LENGTHS,
     ROUTERS,
     WORK,
     claim_key,
     job_key,
+    lengths_cell,
     priority_lists,
+    reading_key,
     reply_channel,
     result_key,
     router_key,
+    spent_key,
     taken_key,
     work_cell,
 )
@@ -80,7 +87,7 @@ class Store:
         return claim_answer(self.run(CLAIM, [], args))[1]
 
     def finish(self, *endings: Ending, keep_result: int = 60) -> list[int]:
-        return list(self.run(FINISH, [WORK], finish_args(endings, keep_result=keep_result, keep_record=120)))
+        return list(self.run(FINISH, [WORK, LENGTHS], finish_args(endings, keep_result=keep_result, keep_record=120)))
 
     def work(self) -> float:
         return float(self.client.hget(WORK, CELL) or 0)
@@ -163,6 +170,14 @@ def test_a_message_without_a_job_is_settled_and_published_nowhere(store: Store) 
 def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> None:
     assert store.forward("r", Forward("", job="j", fields=RECORD, keep=60)) == [1]
     assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (RECORD, 0.25, 0)
+
+
+def test_a_reading_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
+    reading = Reading("r.1", b"\x00\xff", keep=60)
+    assert store.forward("r", reading.recorded(), Forward("", job="j", fields=RECORD, keep=90)) == [1, 1]
+    assert store.forward("r", reading.recorded()) == [0]
+    assert store.client.hgetall(reading_key("r.1")) == {PACKED.encode(): b"\x00\xff"}
+    assert 0 < store.client.ttl(reading_key("r.1")) <= 60
 
 
 def test_a_record_without_work_is_kept_all_the_same(store: Store) -> None:
@@ -338,6 +353,73 @@ def test_a_result_is_announced_on_its_own_channel_and_on_its_clients(store: Stor
             (result_key("k").encode(), b"answer of k"),
         ]
     )
+
+
+def generated(job: str, *tokens: int) -> Ending:
+    return Ending(job, JobState.SUCCEEDED, b"text", generated=tokens)
+
+
+def answered(store: Store, tokens: int, *, times: int, tenant: str = "lab") -> dict[int, float]:
+    """What is remembered after that many more answers of that length, ten to a job."""
+    cell = lengths_cell("generate:1", tenant)
+    for _ in range(times // 10):
+        job = str(uuid.uuid4())
+        store.forward("r", placed("", job, lengths=cell))
+        store.finish(generated(job, *[tokens] * 10))
+    return dict(read_lengths(store.client.hget(LENGTHS, cell)))
+
+
+def test_the_lengths_of_answers_are_learned_and_earlier_ones_fade(store: Store) -> None:
+    long = answered(store, 400, times=200)
+    both = answered(store, 16, times=300)
+    assert 400 <= predicted(long, 2000) <= 476
+    assert both[bin_of(400)] < 0.06 * long[bin_of(400)]
+    assert predicted(both, 400) == 16
+    assert set(answered(store, 16, times=1000)) == {bin_of(16)}
+
+
+def test_answers_of_one_tenant_say_nothing_of_anothers(store: Store) -> None:
+    answered(store, 16, times=50)
+    assert answered(store, 400, times=10, tenant="other") == {bin_of(400): 10.0}
+
+
+def test_a_job_that_does_not_generate_or_was_never_placed_teaches_nothing(store: Store) -> None:
+    store.forward("r", placed("", "j"), placed("", "k", lengths="generate:1|lab"))
+    store.finish(generated("j", 5), generated("unknown", 5), Ending("k", JobState.FAILED, b"no"))
+    assert store.client.exists(LENGTHS) == 0
+
+
+def test_no_more_tenants_are_remembered_than_the_bound(store: Store) -> None:
+    store.client.hset(LENGTHS, mapping={f"m:1|{n}": "{}" for n in range(TENANTS_AT_MOST)})
+    answered(store, 16, times=10)
+    assert store.client.hlen(LENGTHS) == TENANTS_AT_MOST
+    assert answered(store, 16, times=10)[bin_of(16)] > 10
+    assert store.client.hlen(LENGTHS) == TENANTS_AT_MOST
+
+
+SPENT = spent_key("2026-01-31")
+
+
+def costing(job: str, dollars: float) -> Forward:
+    return placed("", job, tenant="lab", spent=SPENT, cost=repr(dollars))
+
+
+def test_what_placed_jobs_cost_is_added_up_by_tenant_for_two_days(store: Store) -> None:
+    store.forward("r", costing("j", 0.25), costing("k", 1.5e-05), placed("", "l", tenant="other"))
+    store.forward("r", costing("j", 0.25))
+    assert {name: float(dollars) for name, dollars in store.client.hgetall(SPENT).items()} == {b"lab": 0.250015}
+    assert 86400 < store.client.ttl(SPENT) <= 2 * 86400
+
+
+def test_a_job_that_never_started_costs_its_tenant_nothing(store: Store) -> None:
+    store.forward("r", costing("j", 0.25), costing("k", 0.5))
+    [claim] = store.claim("a", "j")
+    store.finish(success("j", claim.token), Ending("k", JobState.CANCELLED, b"cancelled"))
+    assert float(store.client.hget(SPENT, "lab") or 0) == 0.25
+    store.forward("r", costing("l", 1.0))
+    store.client.delete(SPENT)
+    store.finish(Ending("l", JobState.EXPIRED, b"late"))
+    assert store.client.exists(SPENT) == 0
 
 
 def test_a_heartbeat_keeps_a_devices_facts_and_when_they_came_by_the_servers_clock(store: Store) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from router.classify import Constraints, Needs
+from router.classify import Allowance, Constraints, Needs
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
@@ -36,6 +36,9 @@ json_values = st.recursive(
 """Anything that JSON can say."""
 
 profiles = st.builds(Profile, base=seconds, slope=seconds.map(lambda s: s / 100), floor=seconds, load=seconds)
+
+
+allowances = st.floats(-1, 1).map(lambda left: Allowance("lab", "2026-01-31", 1.0, left, 3600.0))
 
 
 def some(values: tuple[str, ...], least: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
@@ -107,7 +110,7 @@ def devices(draw: st.DrawFn, number: int, model: Model, topology: Topology) -> D
         kind=draw(mostly("cpu", st.sampled_from(KINDS))),
         emulated=False,
         name="a device",
-        memory_total=draw(mostly(2**34, sizes)),
+        memory_total=draw(mostly(2**34, sizes.map(int))),
         memory_free=0,
         instruction_sets=draw(mostly(SETS, some(SETS))),
         runtimes=draw(mostly(RUNTIMES, some(RUNTIMES))),
@@ -137,12 +140,13 @@ def constraints(**fixed: Any) -> st.SearchStrategy[Constraints]:
         "locality": mostly(None, st.sampled_from(LABELS)),
         "min_accuracy": mostly(None, st.floats(0, 1)),
         "preemptible": st.booleans(),
+        "classes": mostly(None, some(CLASSES, 1)),
     }
     return st.builds(Constraints, **(free | {name: st.just(value) for name, value in fixed.items()}))
 
 
 def needs(**fixed: Any) -> st.SearchStrategy[Needs]:
-    """`locality`, `min_accuracy`, `service` and `preemptible` are constraints; all else are a request's own needs."""
+    """The fields of `Constraints` are constraints; all else are a request's own needs."""
     hard = {name: fixed.pop(name) for name in Constraints.__slots__ if name in fixed}
     free: dict[str, st.SearchStrategy[Any]] = {
         "deadline": st.none() | st.floats(0.01, 100),
@@ -152,6 +156,7 @@ def needs(**fixed: Any) -> st.SearchStrategy[Needs]:
         "payload": st.integers(0, 2**20),
         "budget": mostly(None, st.floats(1e-6, 1)),
         "constraints": constraints(**hard),
+        "allowance": mostly(None, allowances),
     }
     return st.builds(Needs, **(free | {name: st.just(value) for name, value in fixed.items()}))
 

@@ -7,18 +7,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.admission import Decision, Order, Rules, admit, decide, rows_of, size_of
-from router.explain import read_explanation
+from router.explain import read_basis
 from router.fleet import FleetSnapshot
 from router.outlook import Outlook
+from router.tenants import Tenants, day_of
 from tasks.catalogue import load_catalogue
 from tasks.facts import DeviceFacts
+from tasks.lengths import bin_of
 from tasks.settings import TREE
 from tasks.ticket import read_ticket
-from tasks.topology import load_topology
+from tasks.topology import Tenant, load_topology
 from tasks.transport import Arrival
-from taxiway.errors import DeadlineExceededError, InvalidRequestError, NoDeviceError, RequestTooLargeError
+from taxiway.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    NoDeviceError,
+    OverloadedError,
+    RequestTooLargeError,
+)
 from taxiway.job import JobState, read_meta, read_result, record_from
-from taxiway.keys import CANCEL, INFER
+from taxiway.keys import CANCEL, INFER, spent_key
 from taxiway.request import Request, job_id
 from taxiway.wire import HEADER, Envelope, cancel_message, decode_envelope, infer_message, request_body, task_envelope
 
@@ -88,8 +96,7 @@ def test_the_record_tells_where_the_job_is_and_why():
     assert record.state is JobState.QUEUED
     assert (record.model, record.hardware_class, record.variant) == ("echo:1", "cpu.batch", "echo")
     assert record.reason and record.reason in outgoing.envelope.headers["kwargsrepr"]
-    table = read_explanation(outgoing.fields["explanation"])
-    assert table.considered[0].hardware_class == "cpu.batch"
+    assert read_basis(outgoing.fields["basis"]).needs.deadline == 5
 
 
 def test_a_job_without_a_deadline_has_none_in_its_ticket():
@@ -234,7 +241,76 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut():
     model = RULES.catalogue.resolve("sentiment")
 
     def size(text):
-        return size_of(model, Request(model="sentiment", inputs=text))
+        return size_of(model, Request(model="sentiment", inputs=text), {})
 
     assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
     assert size("x" * 10_000) == model.buckets[-1]
+
+
+def generation(lengths, **parameters):
+    """The size of a prompt of forty characters, answers before it having been as `lengths` say."""
+    request = Request(model="generate", inputs="x" * 40, parameters=parameters)
+    return size_of(RULES.catalogue.resolve("generate"), request, lengths)
+
+
+def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones_let_expect():
+    chat = generation({}, max_tokens=0)
+
+    assert generation({}, max_tokens=64) == chat + 32
+    assert generation({bin_of(16): 100.0}, max_tokens=64) == chat + 16
+    assert generation({bin_of(512): 100.0}, max_tokens=64) == chat + 64
+
+
+@given(
+    lengths=st.dictionaries(st.integers(0, 81), st.floats(0.01, 100)),
+    most=st.integers() | st.none() | st.text() | st.booleans(),
+)
+def test_a_generation_is_never_larger_than_it_may_become_whatever_is_asked(lengths, most):
+    allowed = max(most, 0) if isinstance(most, int) else 64
+
+    assert 0 <= generation(lengths, max_tokens=most) - generation({}, max_tokens=0) <= allowed
+
+
+def ruled(tenants=None, **rules):
+    """What becomes of a request of the tenant `lab` under these rules."""
+    topology = msgspec.structs.replace(RULES.topology, tenants={"lab": Tenant(**rules)})
+    raw = infer_message("j1", Request(model="echo", inputs="hello", tenant="lab"), reply="c1", origin="test")
+    outlook = Outlook(topology, RULES.book, FLEET, tenants=tenants)
+    return decide(arrival(raw), Rules(topology, RULES.catalogue, RULES.secret), outlook, NOW), outlook
+
+
+def test_a_tenants_request_goes_only_to_its_classes():
+    refused = error_of(ruled(classes=("tpu.bulk",))[0])
+
+    assert ruled(classes=("cpu.batch",))[0].admitted.ticket.variants == {"cpu.batch": "echo"}
+    assert isinstance(refused, NoDeviceError)
+    assert ruled(classes=("gpu.realtime",))[0].admitted.outgoing.queue == "gpu.realtime"
+
+
+def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_budget():
+    decided, outlook = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
+    placement, fields = decided.admitted.placement, decided.admitted.outgoing.fields
+
+    outlook.count(placement)
+
+    assert fields["spent"] == spent_key("2023-11-14")
+    assert float(fields["cost"]) == placement.cost > 0
+    again, _ = ruled(outlook.tenants, usd_per_day=1.0)
+    assert again.admitted.placement.needs.allowance.left == 0.5 - placement.cost
+    assert not {"spent", "cost"} & set(decision().admitted.outgoing.fields)
+
+
+def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins():
+    decided, _ = ruled(Tenants({}, day_of(NOW), {"lab": 1.0}), usd_per_day=1.0)
+
+    error = error_of(decided)
+
+    assert isinstance(error, OverloadedError)
+    assert NOW + error.retry_after == pytest.approx(1_700_006_400)
+
+
+def test_only_what_generates_is_recorded_to_be_learned_from():
+    generating = FleetSnapshot(devices=(device(),))
+
+    assert decision(generating, model="generate", inputs="Hello.", deadline=600).admitted.outgoing.fields["lengths"]
+    assert "lengths" not in decision().admitted.outgoing.fields

@@ -9,7 +9,7 @@ from router.classify import Needs, classify, level_of, needs_of
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model
 from tasks.settings import TREE
-from tasks.topology import Service, Topology, load_topology
+from tasks.topology import Service, Tenant, Topology, load_topology
 from taxiway.errors import InvalidRequestError
 from taxiway.request import Priority, Terms
 from tests.unit.strategies import situations
@@ -61,6 +61,14 @@ def test_what_the_terms_leave_open_comes_from_the_service(terms: dict[str, Any],
 def test_an_unknown_service_is_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidRequestError, match=r"service: expected one of \['bulk', 'live', 'standard'\], got 'x'"):
         needs_of(Terms(service="x"), TOPOLOGY, rows=1, size=1)
+
+
+def test_the_rules_of_its_tenant_bind_a_request() -> None:
+    topology = Topology(
+        hardware={}, service=SERVICES, default_service="standard", tenants={"lab": Tenant(classes=("cpu.batch",))}
+    )
+    assert needs_of(Terms(tenant="lab"), topology, rows=1, size=1).constraints.classes == ("cpu.batch",)
+    assert needs_of(Terms(tenant="other"), topology, rows=1, size=1).constraints.classes is None
 
 
 @given(situation=situations())

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from taxiway.cli import main
 from taxiway.cli.address import find_fleet
+from taxiway.cli.asking import json_or_text
 from taxiway.cli.failure import EXIT_CODES, exit_code, hint_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.group import COMMANDS
@@ -28,7 +29,6 @@ from taxiway.cli.show import (
     show_result,
     show_status,
 )
-from taxiway.cli.submit import json_or_text
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from taxiway.job import JobRecord, JobState, JobStatus, Result, RunReport
 
@@ -107,6 +107,10 @@ def test_no_library_of_a_door_is_imported_for_help():
         ["submit", "echo", "--text", "a", "-p", "nope"],
         ["submit", "echo", "--text", "a", "--priority", "urgent"],
         ["submit", "echo", "--file", "nothing.jpg"],
+        ["explain"],
+        ["explain", "x", "--what-if", "echo", "--text", "a"],
+        ["explain", "x", "--text", "a"],
+        ["explain", "--what-if", "echo"],
         ["completion", "tcsh"],
         ["fly"],
     ],
@@ -283,12 +287,25 @@ def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys):
 
 
 def test_a_placement_shows_its_reason_and_its_table(capsys):
-    show_placement({"id": "j", "reason": "cheapest", "considered": [{"hardware_class": "cpu.batch", "cost": 1e-6}]})
+    seconds = {"transfer": 0.0, "wait": 0.5, "forming": 0.0, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
+    figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
+    chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
+    other = {**chosen, "variant": "b", "chosen": False, "why_not": "dearer: 2 USD against 1", "warning": None}
+    refused = {"hardware_class": "tpu.bulk", "variant": "a", "reason": "no device of the class is live"}
+    considered = [{**chosen, **figures}, {**other, **figures}]
+    show_placement({"id": "j", "reason": "cheapest", "note": None, "considered": considered, "refused": [refused]})
     shown = capsys.readouterr().out
 
-    assert "cheapest" in shown
-    assert "considered" in shown
-    assert "1e-06" in shown
+    for words in (
+        "cheapest",
+        "wait 500 ms + run 250 ms",
+        "$1e-06",
+        "dearer: 2 USD",
+        "no device of the class",
+        "no profile",
+    ):
+        assert words in shown
+    assert "note" not in shown
 
 
 def test_models_and_fleet_are_tables(capsys):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from router.classify import Constraints, Needs
+from router.classify import Allowance, Constraints, Needs
 from router.fleet import FleetSnapshot
 from router.placement import NEAR, WARM_PREFERENCE, Placement, place
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
@@ -18,7 +18,7 @@ from tasks.document import Size
 from tasks.facts import DeviceFacts
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
-from tests.unit.strategies import situations
+from tests.unit.strategies import allowances, situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
 
@@ -59,6 +59,7 @@ def test_a_placement_keeps_every_hard_constraint(situation: Situation) -> None:
     assert chosen.variant.runtime in hardware.runtimes
     assert needs.constraints.locality is None or needs.constraints.locality in hardware.labels
     assert hardware.capacity == "on-demand" or needs.constraints.preemptible
+    assert needs.constraints.classes is None or set(placed(situation).variants()) <= set(needs.constraints.classes)
     assert (chosen.variant.accuracy or 0) >= (needs.constraints.min_accuracy or 0)
     assert hardware.memory is None or chosen.variant.memory <= hardware.memory
     assert chosen.devices
@@ -69,6 +70,14 @@ def test_a_placement_keeps_every_hard_constraint(situation: Situation) -> None:
         assert chosen.variant.memory <= device.memory_total
         assert set(chosen.variant.instruction_sets) <= set(device.instruction_sets)
         assert f"{model.id}/{chosen.variant_name}" not in device.unavailable
+
+
+@given(situation=situations(), allowance=allowances)
+def test_a_placement_costs_no_more_than_its_tenant_may_still_spend(situation: Situation, allowance: Allowance) -> None:
+    model, needs, topology, fleet = situation
+    placement = placed((model, replace(needs, allowance=allowance), topology, fleet))
+    assert all(option.estimate.cost <= allowance.left for option in placement.options)
+    assert placement.cost <= allowance.left
 
 
 @given(situation=situations(), budget=st.floats(1e-4, 1))
@@ -298,6 +307,12 @@ def test_a_slow_idle_class_does_not_hide_that_a_fast_one_is_only_overloaded() ->
             needs_by(constraints=Constraints(locality="edge")),
             "the data must stay on 'edge'",
         ),
+        (
+            variant(),
+            hardware(),
+            needs_by(constraints=Constraints(classes=("tpu", "gpu"))),
+            "the tenant may use tpu, gpu, not this class",
+        ),
         (variant(), hardware(memory=Size(10)), needs_by(), "needs 100 bytes of memory, the class has 10"),
         (variant(profiles={"tpu": Profile(1, 0)}), hardware(), needs_by(), "the variant has no profile for cpu"),
     ],
@@ -345,3 +360,25 @@ def test_an_option_over_the_budget_is_refused_with_its_cost_and_no_job_moves_the
     placement = place(model(), needs_by(budget=2e-5), CHEAP_AND_DEAR, fleet(*BOTH))
     assert [r.reason for r in placement.refusals] == ["costs 0.0001 USD, over the budget of 2e-05"]
     assert placement.variants() == {"cheap": "fast"}
+
+
+def spent(left: float) -> Allowance:
+    return Allowance("lab", "2026-01-31", 1.0, left, 3600.0)
+
+
+@pytest.mark.parametrize("left", [-0.5, 0.0, 9e-6])
+def test_a_tenant_past_its_budget_is_refused_until_midnight(left: float) -> None:
+    with pytest.raises(OverloadedError, match=r"the tenant 'lab' has .* of 1 USD left for today") as caught:
+        place(model(), needs_by(allowance=spent(left)), CHEAP_AND_DEAR, fleet(*BOTH))
+    assert caught.value.retry_after == 3600
+    assert caught.value.details["least"] == pytest.approx(0.36 / 3600 * 0.1)
+
+
+def test_a_tenant_near_its_budget_gets_only_what_still_fits() -> None:
+    placement = place(model(), needs_by(allowance=spent(2e-5)), CHEAP_AND_DEAR, fleet(*BOTH))
+    assert placement.variants() == {"cheap": "fast"}
+
+
+def test_a_request_whose_own_budget_is_too_small_is_at_fault_whatever_its_tenant_has_left() -> None:
+    with pytest.raises(InvalidRequestError):
+        place(model(), needs_by(budget=1e-9, allowance=spent(-1.0)), CHEAP_AND_DEAR, fleet(*BOTH))

@@ -80,6 +80,15 @@ def test_any_slip_of_the_pen_is_a_topology_or_a_topology_error(start: int, lengt
         (("hardware", "cpu.batch", "reserve_for"), "vip", "reserve_for: expected one of ['bulk', 'live', 'standard']"),
         (("default_service",), "vip", "default_service: expected one of ['bulk', 'live', 'standard'], got 'vip'"),
         (("service", "live", "deadline"), -1, "service.live.deadline: expected a number > 0, got -1"),
+        (
+            ("tenants",),
+            {"lab": {"classes": ["cpu.batch", "x"]}},
+            "tenants.lab.classes.1: expected one of ['cpu.batch', ",
+        ),
+        (("tenants",), {"lab": {"classes": []}}, "tenants.lab.classes: expected a list with at least 1 in it, got []"),
+        (("tenants",), {"lab": {"usd_per_day": 0}}, "tenants.lab.usd_per_day: expected a number > 0, got 0"),
+        (("tenants",), {"lab": {"class": ["x"]}}, "(did you mean classes?)"),
+        (("tenants",), {"": {}}, "tenants.: expected a key that is text with at least 1 in it"),
         (("limits", "payload"), "16MB", "limits.payload: expected bytes"),
         (("limits", "keep_record"), 60, "limits.keep_record: expected at least keep_result (3600), got 60"),
     ],
@@ -94,6 +103,13 @@ def test_the_shipped_file_is_a_topology_with_the_three_classes() -> None:
     topology = load_topology(TREE / "queues.yaml")
     assert sorted(topology.hardware) == ["cpu.batch", "gpu.realtime", "tpu.bulk"]
     assert topology.hardware["gpu.realtime"].memory == 24 * 2**30
+
+
+def test_a_tenant_has_the_rules_that_are_written_and_no_others() -> None:
+    rules = {"lab": {"classes": ["cpu.batch"]}, "shop": {"usd_per_day": 2}}
+    tenants = parse_topology(changed(("tenants",), rules)).tenants
+    assert (tenants["lab"].classes, tenants["lab"].usd_per_day) == (("cpu.batch",), None)
+    assert (tenants["shop"].classes, tenants["shop"].usd_per_day) == (None, 2.0)
 
 
 def test_limits_have_defaults() -> None:

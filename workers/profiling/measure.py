@@ -19,6 +19,7 @@ import psutil
 from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Model, load_catalogue
 from tasks.document import Size
+from tasks.lengths import ran_size
 from tasks.local.machine import RUNTIMES, version_of
 from tasks.profiles import Measurement, Point
 from tasks.settings import cache_directory
@@ -133,15 +134,8 @@ def _time(subject: Subject, items: list[Item], plan: Plan, budget: tuple[float, 
         runs.append(first)
     count = repeats(plan, runs[0].seconds, ends - time.perf_counter(), points_left)
     runs += [timed(lambda: subject.run(items)) for _ in range(count - len(runs))]
-    return calmest(runs, plan.fewest), _ran_size(items[0], answers)
-
-
-def _ran_size(item: Item, answers: list[Row]) -> float:
-    """The mean size of the batch's rows: of a generation, what was generated and not what was allowed."""
-    if "max_tokens" not in item.parameters:
-        return float(item.size)
-    generated = sum(int(answer["tokens"]) + (answer["finish-reason"] == "stop") for answer in answers) / len(answers)
-    return float(item.size - int(item.parameters["max_tokens"]) + generated)
+    sizes = [ran_size(subject.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
+    return calmest(runs, plan.fewest), sum(sizes) / len(sizes)
 
 
 def _measurement(subject: Subject, measured: list[Timed], runs: list[Run]) -> Measurement:

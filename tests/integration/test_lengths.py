@@ -1,0 +1,49 @@
+"""A worker's generated answers teach the routers how long the next ones will be."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from router.explain import read_basis
+from tasks.lengths import read_lengths
+from tasks.settings import TREE, Settings
+from taxiway.job import read_meta, read_result
+from taxiway.keys import ARRIVALS, LENGTHS, job_key, lengths_cell, result_key
+from taxiway.request import Request
+from taxiway.wire import infer_message
+from tests.routing import eventually, router_process
+from tests.working import QUEUES, worker_process, worker_settings
+
+pytestmark = pytest.mark.models
+
+GENERATING = QUEUES.replace("runtimes: [python, echo]", "runtimes: [onnx]").replace("[echo, slab]", "[generate]")
+
+
+def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list[int], float]:
+    """The tokens of each answer, and the size that the router expected of the request."""
+    job = str(uuid.uuid4())
+    request = Request(model="generate", inputs=prompts, parameters={"max_tokens": 256, "stop": ["e"]}, tenant=tenant)
+    state.lpush(ARRIVALS, infer_message(job, msgspec.structs.replace(request, deadline=60), reply="", origin="test"))
+    answer = read_result(read_meta(eventually(lambda: state.get(result_key(job)), within=60)))
+    basis = read_basis((state.hget(job_key(job), "basis") or b"").decode())
+    assert basis is not None
+    return answer.outputs["tokens"], basis.needs.size
+
+
+def test_the_answers_to_a_tenant_size_its_next_request_and_nobody_elses(settings: Settings, tmp_path: Path) -> None:
+    fleet = worker_settings(settings, tmp_path, GENERATING)
+    (fleet.models / "generate").symlink_to(TREE / "models" / "generate")
+    cell = lengths_cell("generate:1", "lab")
+    with redis.Redis.from_url(fleet.state) as state, worker_process(fleet), router_process(fleet):
+        short, first = ask(state, ["What is the capital of France?"] * 12, "lab")
+        learned = read_lengths(eventually(lambda: state.hget(LENGTHS, cell)))
+        assert sum(learned.values()) == pytest.approx(12)
+        assert max(short) < 64
+
+        eventually(lambda: ask(state, ["What is the capital of France?"], "lab")[1] < first - 64, within=30)
+        assert ask(state, ["What is the capital of France?"] * 12, "other")[1] == first

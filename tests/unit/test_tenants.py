@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.tenants import Tenants, day_of
+from tasks.settings import TREE
+from tasks.topology import Tenant, load_topology
+from taxiway.keys import lengths_cell
+
+NOON = 1_700_006_400.0 + 43_200
+DAY = day_of(NOON)
+TOPOLOGY = msgspec.structs.replace(
+    load_topology(TREE / "queues.yaml"),
+    tenants={"lab": Tenant(usd_per_day=2.0), "edge": Tenant(classes=("cpu.batch",))},
+)
+
+
+def test_a_tenant_may_spend_what_is_left_of_the_day() -> None:
+    allowance = Tenants({}, DAY, {"lab": 1.5}).allowance("lab", TOPOLOGY, NOON)
+
+    assert allowance is not None
+    assert (allowance.left, allowance.renewed_in, allowance.day) == (0.5, 43200, DAY)
+
+
+@pytest.mark.parametrize("tenant", ["edge", "unknown"])
+def test_a_tenant_without_a_budget_may_spend_anything(tenant: str) -> None:
+    assert Tenants({}, DAY, {tenant: 1e9}).allowance(tenant, TOPOLOGY, NOON) is None
+
+
+def test_what_was_spent_yesterday_is_forgotten_at_midnight() -> None:
+    tenants = Tenants({}, DAY, {"lab": 2.0})
+
+    before = tenants.allowance("lab", TOPOLOGY, NOON + 43199)
+    after = tenants.allowance("lab", TOPOLOGY, NOON + 43200)
+
+    assert before is not None and after is not None
+    assert (before.left, before.renewed_in) == (0.0, 1.0)
+    assert (after.left, after.renewed_in) == (2.0, 86400)
+
+
+@given(costs=st.lists(st.floats(0, 1), max_size=20))
+def test_what_is_placed_between_two_readings_counts(costs: list[float]) -> None:
+    tenants = Tenants({}, DAY, {})
+    left = [2.0]
+    for cost in costs:
+        allowance = tenants.allowance("lab", TOPOLOGY, NOON)
+        assert allowance is not None
+        left.append(allowance.left)
+        tenants.spend(allowance, cost)
+
+    last = tenants.allowance("lab", TOPOLOGY, NOON)
+    assert last is not None
+    assert left == sorted(left, reverse=True)
+    assert last.left == pytest.approx(2.0 - sum(costs))
+
+
+def test_lengths_are_those_of_the_model_and_the_tenant() -> None:
+    tenants = Tenants({lengths_cell("generate:1", "lab"): b'{"9": 3.5}'})
+
+    assert tenants.lengths("generate:1", "lab") == {9: 3.5}
+    assert tenants.lengths("generate:1", "other") == tenants.lengths("generate:2", "lab") == {}
