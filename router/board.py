@@ -15,6 +15,9 @@ from tasks.profiles import Known, ProfileBook
 from tasks.topology import HardwareClass, Topology
 from taxiway.keys import flow
 
+RESIDENCE = 60.0
+"""Seconds that a loaded variant stays, about: its load is shared by the jobs that come meanwhile."""
+
 Column = np.ndarray
 """float64 of shape (candidates,)."""
 
@@ -24,10 +27,12 @@ class Board:
     """Every candidate's figures that do not depend on the request, and why the others are no candidates.
 
     `queue` indexes `classes`; `live` says that there are devices for it, `servers` counts them, at least 1; `warm` is
-    the share of them that hold the variant. `base`, `step`, `slope`, `floor` and `load` are the mean profile of those
-    devices, in seconds; `residual` multiplies a finish time into a guarantee; `limit` is the most rows in a batch;
-    `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second of spot
-    capacity; `rates`, of shape (2, candidates), the rows a second that come to the class, and to all classes.
+    the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile of those devices,
+    `load` the seconds of loading to expect and `forming` those of waiting for company. `residual` multiplies a finish
+    time into a guarantee; `limit` is the most rows in a batch; `dollars` is the price of a device second, `shadow` the
+    shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2, candidates), are the rows a
+    second that come to each device of the class, and that would if all of the model's did; `sharers` the rows that come
+    while a loaded variant stays.
     """
 
     model: Model
@@ -56,6 +61,7 @@ class Board:
     link_seconds: Column
     egress: Column
     rates: np.ndarray
+    sharers: float
     stale: bool
 
 
@@ -72,6 +78,10 @@ def lay_out(
     candidates, refusals = classify(model, constraints, topology, known)
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
     total = sum(flows.values())
+    servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
+    rates = (
+        np.array([[flows[c.hardware_class], total] for c in candidates], dtype=np.float64).reshape(-1, 2).T / servers
+    )
     seen = [_Seen.of(candidate, model, book) for candidate in candidates]
 
     def column(figure: Callable[[_Seen], float]) -> Column:
@@ -80,6 +90,7 @@ def lay_out(
     def of_hardware(figure: Callable[[HardwareClass], float]) -> Column:
         return np.array([figure(c.hardware) for c in candidates], dtype=np.float64)
 
+    waits = of_hardware(lambda h: h.max_wait)
     return Board(
         model=model,
         classes=classes,
@@ -87,7 +98,7 @@ def lay_out(
         refusals=tuple(refusals),
         warnings=tuple(s.warning for s in seen),
         queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
-        servers=np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64),
+        servers=servers,
         live=np.array(
             [c.hardware_class in last_seen if fleet.stale else bool(c.devices) for c in candidates], dtype=bool
         ),
@@ -97,10 +108,10 @@ def lay_out(
         step=column(lambda s: s.step),
         slope=column(lambda s: s.slope),
         floor=column(lambda s: s.floor),
-        load=column(lambda s: s.load),
+        load=column(lambda s: (1.0 - s.warm) * s.load),
         residual=column(lambda s: s.residual),
         limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
-        forming=of_hardware(lambda h: h.max_wait),
+        forming=np.where(rates[0] * waits >= 1.0, waits, 0.0),
         horizon=of_hardware(lambda h: h.horizon),
         dollars=of_hardware(lambda h: h.dollars_per_second),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
@@ -108,7 +119,8 @@ def lay_out(
         link_delay=of_hardware(lambda h: h.link.delay),
         link_seconds=of_hardware(lambda h: 1 / h.link.bytes_per_second),
         egress=of_hardware(lambda h: h.link.egress_usd_per_gib / 2**30),
-        rates=np.array([[flows[c.hardware_class], total] for c in candidates], dtype=np.float64).reshape(-1, 2).T,
+        rates=rates,
+        sharers=total * RESIDENCE,
         stale=fleet.stale,
     )
 

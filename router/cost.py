@@ -15,9 +15,6 @@ from router.classify import Needs
 from router.fleet import FleetSnapshot
 from tasks.topology import Topology
 
-RESIDENCE = 60.0
-"""Seconds that a loaded variant stays, about: its load is shared by the jobs that come meanwhile."""
-
 GAIN = 0.5
 """How far one reading moves a shadow price towards what utilisation asks for."""
 
@@ -65,17 +62,14 @@ def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
     Time is reckoned with the batches that the class's own traffic makes, cost with those that all of the model's would:
     the fleet is to find the class where the model is cheapest as a whole, also when nothing of it is there yet.
     """
-    here, everywhere = board.rates
     (run, _), (work, work_if_all_came) = _run_and_work(board, needs)
     wait = ahead[board.queue] / board.servers
-    load = (1.0 - board.warm) * board.load
-    forming = np.where(here * board.forming >= board.servers, board.forming, 0.0)
     transfer = board.link_delay + board.link_seconds * needs.payload
-    finish = transfer + wait + forming + load + run
-    sharers = np.maximum(1.0, everywhere * RESIDENCE / needs.rows)
-    paid = work_if_all_came * (1.0 + board.spot_loss * run / 2) + load / sharers
+    finish = transfer + wait + board.forming + board.load + run
+    sharers = max(1.0, board.sharers / needs.rows)
+    paid = work_if_all_came * (1.0 + board.spot_loss * run / 2) + board.load / sharers
     cost = board.dollars * paid + board.shadow * work_if_all_came + board.egress * needs.payload
-    return Figures(transfer, wait, forming, load, run, work, cost, finish, finish * board.residual)
+    return Figures(transfer, wait, board.forming, board.load, run, work, cost, finish, finish * board.residual)
 
 
 def _run_and_work(board: Board, needs: Needs) -> tuple[np.ndarray, np.ndarray]:
@@ -84,8 +78,8 @@ def _run_and_work(board: Board, needs: Needs) -> tuple[np.ndarray, np.ndarray]:
     Rows share a batch with those that arrive while the one before it runs: `b = rate·L(b)` rows.
     """
     alone, each = board.base + board.step * needs.size, board.slope * needs.size
-    rate = board.rates / board.servers
-    crowd = np.where(rate * each < 1.0, rate * alone / np.maximum(1.0 - rate * each, 1e-9), board.limit)
+    busy = board.rates * each
+    crowd = np.where(busy < 1.0, board.rates * alone / np.maximum(1.0 - busy, 1e-9), board.limit)
     batch = np.minimum(np.maximum(crowd, needs.rows), board.limit)
     seconds = np.maximum(board.floor, alone + each * batch)
     shared = seconds * needs.rows / batch

@@ -45,8 +45,7 @@ class Option:
 class Placement:
     """Where a request runs, and why. What was not chosen is worked out when somebody asks.
 
-    `index` is the chosen candidate's place on the board, `level` the queue's priority level, 0 first. `held` says that
-    every queue that could take it is past its horizon.
+    `index` is the chosen candidate's place on the board, `level` the queue's priority level, 0 first.
     """
 
     board: Board
@@ -54,12 +53,17 @@ class Placement:
     figures: Figures
     index: int
     reason: str
-    held: bool = False
 
     @property
     def level(self) -> int:
         """The queue's priority level, 0 first."""
         return self.needs.level
+
+    @property
+    def held(self) -> bool:
+        """Whether every queue that could take it is past its horizon: it should wait unbound."""
+        able = _open(self)
+        return bool(np.all(self.figures.wait[able] > self.board.horizon[able]))
 
     @property
     def candidate(self) -> Candidate:
@@ -157,10 +161,9 @@ def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placem
     able = _able(board, needs, figures)
     free = able & ~kept_back(board, work)
     index, reason = _choose(board, needs, figures, able=able, free=free, seed=seed)
-    held = bool(np.all(figures.wait[able] > board.horizon[able]))
     if board.stale:
         reason = f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
-    return Placement(board, needs, figures, index, reason, held)
+    return Placement(board, needs, figures, index, reason)
 
 
 def kept_back(board: Board, work: np.ndarray) -> np.ndarray:

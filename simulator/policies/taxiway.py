@@ -84,6 +84,7 @@ class Taxiway(ByLevel):
             board,
             servers=np.array([float(pool.serving or 1) for pool in mine]),
             warm=np.array([1.0 if pool.serving else 0.0 for pool in mine]),
+            load=np.array([0.0 if pool.serving else self._classes[pool.name].start for pool in mine]),
             base=np.array(alone) - crowding,
             slope=np.array(crowding),
             residual=np.array([self._residual[pool.index][job.level] for pool in mine]),
@@ -133,7 +134,7 @@ def _blank(name: str, mine: Sequence[Pool], classes: Mapping[str, DeviceClass]) 
         step=zero,
         slope=zero,
         floor=zero,
-        load=np.array([device.start for device in devices]),
+        load=zero,
         residual=np.ones(count),
         limit=np.ones(count),
         forming=zero,
@@ -145,6 +146,7 @@ def _blank(name: str, mine: Sequence[Pool], classes: Mapping[str, DeviceClass]) 
         link_seconds=zero,
         egress=zero,
         rates=np.full((2, count), _ENDLESS),
+        sharers=_ENDLESS,
         stale=False,
     )
 

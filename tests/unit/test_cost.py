@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.board import Board, lay_out
+from router.board import RESIDENCE, Board, lay_out
 from router.classify import Constraints, Needs
-from router.cost import DEAREST, RESIDENCE, Estimate, reckon, shadow_prices
+from router.cost import DEAREST, Estimate, reckon, shadow_prices
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
