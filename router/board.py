@@ -76,21 +76,12 @@ def lay_out(
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     classes = tuple(sorted(topology.hardware))
     candidates, refusals = classify(model, constraints, topology, known)
-    flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
-    total = sum(flows.values())
-    servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
-    rates = (
-        np.array([[flows[c.hardware_class], total] for c in candidates], dtype=np.float64).reshape(-1, 2).T / servers
-    )
     seen = [_Seen.of(candidate, model, book) for candidate in candidates]
-
-    def column(figure: Callable[[_Seen], float]) -> Column:
-        return np.array([figure(s) for s in seen], dtype=np.float64)
-
-    def of_hardware(figure: Callable[[HardwareClass], float]) -> Column:
-        return np.array([figure(c.hardware) for c in candidates], dtype=np.float64)
-
-    waits = of_hardware(lambda h: h.max_wait)
+    flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
+    live = [c.hardware_class in last_seen if fleet.stale else bool(c.devices) for c in candidates]
+    servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
+    here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
+    total = sum(flows.values())
     return Board(
         model=model,
         classes=classes,
@@ -99,30 +90,49 @@ def lay_out(
         warnings=tuple(s.warning for s in seen),
         queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
         servers=servers,
-        live=np.array(
-            [c.hardware_class in last_seen if fleet.stale else bool(c.devices) for c in candidates], dtype=bool
-        ),
+        live=np.array(live, dtype=bool),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
-        warm=column(lambda s: s.warm),
-        base=column(lambda s: s.base),
-        step=column(lambda s: s.step),
-        slope=column(lambda s: s.slope),
-        floor=column(lambda s: s.floor),
-        load=column(lambda s: (1.0 - s.warm) * s.load),
-        residual=column(lambda s: s.residual),
         limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
-        forming=np.where(rates[0] * waits >= 1.0, waits, 0.0),
-        horizon=of_hardware(lambda h: h.horizon),
-        dollars=of_hardware(lambda h: h.dollars_per_second),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
-        spot_loss=of_hardware(lambda h: h.reclaims_per_hour / 3600),
-        link_delay=of_hardware(lambda h: h.link.delay),
-        link_seconds=of_hardware(lambda h: 1 / h.link.bytes_per_second),
-        egress=of_hardware(lambda h: h.link.egress_usd_per_gib / 2**30),
-        rates=rates,
+        rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
         stale=fleet.stale,
+        **_device_columns(seen),
+        **_class_columns([c.hardware for c in candidates], here),
     )
+
+
+def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
+    def column(figure: Callable[[_Seen], float]) -> Column:
+        return np.array([figure(s) for s in seen], dtype=np.float64)
+
+    return {
+        "warm": column(lambda s: s.warm),
+        "base": column(lambda s: s.base),
+        "step": column(lambda s: s.step),
+        "slope": column(lambda s: s.slope),
+        "floor": column(lambda s: s.floor),
+        "load": column(lambda s: (1.0 - s.warm) * s.load),
+        "residual": column(lambda s: s.residual),
+    }
+
+
+def _class_columns(hardware: Sequence[HardwareClass], here: Column) -> dict[str, Column]:
+    """`here` is the rows a second that come to each device: a batch waits only for company that is expected."""
+
+    def column(figure: Callable[[HardwareClass], float]) -> Column:
+        return np.array([figure(h) for h in hardware], dtype=np.float64)
+
+    waits = column(lambda h: h.max_wait)
+    return {
+        "forming": np.where(here * waits >= 1.0, waits, 0.0),
+        "horizon": column(lambda h: h.horizon),
+        "dollars": column(lambda h: h.dollars_per_second),
+        "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),
+        "link_delay": column(lambda h: h.link.delay),
+        "link_seconds": column(lambda h: 1 / h.link.bytes_per_second),
+        "egress": column(lambda h: h.link.egress_usd_per_gib / 2**30),
+    }
 
 
 @dataclass(frozen=True, slots=True)

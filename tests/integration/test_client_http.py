@@ -119,6 +119,19 @@ def test_models_and_fleet_tell_what_is_there(client, device):
     assert "cpu.batch" in client.fleet()["classes"]
 
 
+def test_a_request_is_explained_without_being_submitted(client, device):
+    told = client.what_if("echo", ["a", "b"], deadline=30)
+    dear = client.what_if("echo", "a", budget=1e-15)
+
+    assert (told["hardware_class"], told["variant"], told["error"]) == ("cpu.batch", "echo", None)
+    assert (dear["hardware_class"], dear["error"]) == (None, "invalid_request")
+
+
+def test_a_broker_explains_no_request_that_was_not_submitted(settings):
+    with taxiway.Client(settings.broker) as client, pytest.raises(InvalidRequestError, match="what_if"):
+        client.what_if("echo", "a")
+
+
 def test_an_unknown_model_is_raised_with_near_names(client):
     with pytest.raises(UnknownModelError) as caught:
         client.submit("ecko", "hello")

@@ -85,13 +85,13 @@ def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> Said:
     with subprocess.Popen(
         task.command(), cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
     ) as process:
+        assert process.stdout is not None
+        ours = (line for line in process.stdout if line.startswith("{"))  # a runtime may print what it likes
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("{"):  # a runtime may print what it likes
-                    last = convert(msgspec.json.decode(line), Said)
-                    name = variant_key(task.model.id, task.variant)
-                    bars.update(bar, description=f"{name} {last.next}", completed=last.done, total=last.of or None)
+            for line in ours:
+                last = convert(msgspec.json.decode(line), Said)
+                name = variant_key(task.model.id, task.variant)
+                bars.update(bar, description=f"{name} {last.next}", completed=last.done, total=last.of or None)
         finally:
             process.kill()
     return last

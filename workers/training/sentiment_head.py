@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,12 +54,17 @@ def read_sentences(archive: Path) -> list[Sentence]:
         for name in _SETS:
             lines = files.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
             assert lines is not None
-            for line in lines.read().decode("utf-8", "replace").splitlines():
-                identity, rating, text = line.split("\t", 2)
-                if float(rating) and text.strip():
-                    sentence = Sentence(f"{name}/{identity.split('_')[0]}", float(rating), text.strip())
-                    found.setdefault(sentence.text, sentence)
+            for sentence in _rated(name, lines.read().decode("utf-8", "replace")):
+                found.setdefault(sentence.text, sentence)
     return list(found.values())
+
+
+def _rated(name: str, table: str) -> Iterator[Sentence]:
+    """The sentences of one set that are not rated exactly zero."""
+    for line in table.splitlines():
+        identity, rating, text = line.split("\t", 2)
+        if float(rating) and text.strip():
+            yield Sentence(f"{name}/{identity.split('_')[0]}", float(rating), text.strip())
 
 
 def held_out(sentences: Sequence[Sentence]) -> np.ndarray:
