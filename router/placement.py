@@ -229,7 +229,8 @@ def _choose(
         index = _cheapest(board, figures, sure, seed)
         reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
         return index, reason + _dismissed(board, figures, able & ~meets, index)
-    earliest = min(np.flatnonzero(able).tolist(), key=lambda i: (figures.finish[i], figures.cost[i], i))
+    unreserved = free if free.any() else able  # what would be late anyway takes nothing from whom a class is kept for
+    earliest = min(np.flatnonzero(unreserved).tolist(), key=lambda i: (figures.finish[i], figures.cost[i], i))
     finish = float(figures.finish[earliest])
     if finish <= deadline:
         return earliest, f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"

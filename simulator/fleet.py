@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ USABLE = 0.9
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Above = Annotated[float, msgspec.Meta(gt=0)]
 AtLeast0 = Annotated[float, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class FleetError(DocumentError):
@@ -83,6 +84,8 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `minimum` of them are never switched off and `initial` are on when the trace begins. A device that is switched on
     serves after `start` seconds. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour.
+    `reserve_for` names the service that the class is kept for; `horizon` is the most seconds of work bound to it.
+    `accelerator` and `instances` are names in a price file, for the planner.
     """
 
     count: Positive
@@ -96,8 +99,12 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     reclaims_per_hour: AtLeast0 = 0.0
     max_batch: Positive
     max_wait: AtLeast0 = 0.0
+    horizon: Above = 1.0
+    reserve_for: Literal["live", "standard", "bulk"] | None = None
     roofline: Limits | None = None
     curves: dict[str, Curve] = {}
+    accelerator: Name | None = None
+    instances: tuple[Name, ...] = ()
 
     @property
     def usd_per_second(self) -> float:
@@ -109,13 +116,15 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Terms for `share` of the requests whose trace names none.
 
-    They are due after `deadline` seconds, or after `times_fastest` times their fastest unloaded time.
+    They are due after `deadline` seconds, or after `times_fastest` times their fastest unloaded time. `preemptible`
+    requests may be interrupted, and so may run on spot classes.
     """
 
     share: Annotated[float, msgspec.Meta(ge=0, le=1)]
     deadline: Above | None = None
     times_fastest: Above | None = None
     priority: Priority = "normal"
+    preemptible: bool = False
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -9,8 +9,9 @@ import numpy as np
 
 from router.board import Board
 from router.classify import Candidate, Constraints, Needs
-from router.placement import Placement, choose
+from router.placement import RESERVED_SHARE, Placement, choose
 from simulator.fleet import SERVICES, DeviceClass
+from simulator.policies.blind import LIVE
 from simulator.policies.policy import REFUSED, ByLevel, able
 from simulator.pool import LEVELS, Pool
 from simulator.workload import Job, Workload
@@ -30,26 +31,31 @@ PACE = 0.02
 
 
 _ENDLESS = 1e9
+_ENDED = -1.0  # a horizon that every queue is past: whether a reserved class is busy is judged here
 
 
 class Taxiway(ByLevel):
     """`router.placement.choose`, the decision that the router takes.
 
-    A class without devices counts as cold, with its start as the load time. Where nothing is in time, a cold class is
-    woken that would be once it is on; else the job is refused as the router refuses it. Residuals are
-    quantiles of observed over expected seconds, one a class and level: deadlines tell of sizes, so that one residual
-    for all levels makes every class look safe for those that it is not.
+    Spot classes are for preemptible services alone. A class without devices counts as cold, with its start as the load
+    time. Where nothing is in time for live work, a cold class is woken that would be once it is on; what no queue can
+    take in time is refused as the router refuses it. Residuals are quantiles of observed over expected seconds, one a class and level: deadlines tell
+    of sizes, so that one residual for all levels makes every class look safe for those that it is not.
     """
 
     def __init__(self, workload: Workload) -> None:
         self._classes = workload.fleet.classes
         self._models = workload.trace.models
-        self._boards: dict[int, Board] = {}
+        self._preemptible = [service.preemptible for service in workload.fleet.services]
+        self._boards: dict[tuple[int, bool], Board] = {}
         self._residual = [[FIRST_RESIDUAL] * LEVELS for _ in self._classes]
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
-        mine = able(job, pools)
+        preemptible = self._preemptible[job.service]
+        mine = [pool for pool in able(job, pools) if preemptible or not pool.spot]
+        if not mine:
+            return REFUSED
         board = self._laid_out(job, mine)
         needs = Needs(job.deadline, job.level, 1, 1.0, constraints=Constraints(service=SERVICES[job.service]))
         work = np.array([_ahead(pool) for pool in mine])
@@ -58,7 +64,7 @@ class Taxiway(ByLevel):
         except OverloadedError:
             return _woken(job, mine, REFUSED)
         chosen = mine[placement.index]
-        if _late(placement):
+        if job.service == LIVE and _late(placement):
             return _woken(job, mine, chosen.index)
         job.expected = float(placement.figures.finish[placement.index])
         return chosen.index
@@ -75,9 +81,10 @@ class Taxiway(ByLevel):
 
         The batch that the board expects is the company that the job would find: its limit, for an endless rate.
         """
-        board = self._boards.get(job.model)
+        kind = (job.model, self._preemptible[job.service])
+        board = self._boards.get(kind)
         if board is None:
-            board = self._boards[job.model] = _blank(self._models[job.model], mine, self._classes)
+            board = self._boards[kind] = _blank(self._models[job.model], mine, self._classes)
         crowding = [job.crowding[pool.index] for pool in mine]
         alone = [job.alone[pool.index] for pool in mine]
         return replace(
@@ -89,7 +96,15 @@ class Taxiway(ByLevel):
             slope=np.array(crowding),
             residual=np.array([self._residual[pool.index][job.level] for pool in mine]),
             limit=np.array([_company(pool) for pool in mine]),
+            reserved=np.array([self._kept_from(job, pool) for pool in mine]),
         )
+
+    def _kept_from(self, job: Job, pool: Pool) -> bool:
+        """Whether the class is kept for another service and busy, by the router's measure; what runs is work, too."""
+        device = self._classes[pool.name]
+        if device.reserve_for in (None, SERVICES[job.service]) or not pool.serving:
+            return False
+        return (sum(pool.queued) + pool.inside) / pool.serving > RESERVED_SHARE * device.horizon
 
 
 def _company(pool: Pool) -> float:
@@ -138,7 +153,7 @@ def _blank(name: str, mine: Sequence[Pool], classes: Mapping[str, DeviceClass]) 
         residual=np.ones(count),
         limit=np.ones(count),
         forming=zero,
-        horizon=np.full(count, np.inf),
+        horizon=np.full(count, _ENDED),
         dollars=np.array([device.usd_per_second for device in devices]),
         shadow=zero,
         spot_loss=np.array([device.reclaims_per_hour * device.spot / 3600 for device in devices]),

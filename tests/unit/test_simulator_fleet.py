@@ -58,8 +58,8 @@ def test_the_example_has_the_published_rooflines() -> None:
         ("usd_per_hour: 1.2,", "usd_per_hour: 0,", "classes.tpu.v5e.price.usd_per_hour"),
         ("    count: 8\n    initial", "    count: 0\n    initial", "classes.gpu.a100.count"),
         (
-            "    initial: 4\n    price: {usd_per_hour: 3",
-            "    initial: 9\n    price: {usd_per_hour: 3",
+            "    initial: 4\n    reserve_for: live\n    price: {usd_per_hour: 3",
+            "    initial: 9\n    reserve_for: live\n    price: {usd_per_hour: 3",
             "classes.gpu.a100.initial",
         ),
         ("bulk: {", "batch: {", "services"),
