@@ -54,6 +54,14 @@ class Backlog:
         """Count `work` device seconds more in a class."""
         self.seconds[self._row[hardware_class], level] += work
 
+    def serve(self, seconds: np.ndarray) -> None:
+        """Take off the device seconds that each class has had, shape (classes,): first levels first, down to zero."""
+        left = seconds.copy()
+        for level in range(LEVELS):
+            done = np.minimum(self.seconds[:, level], left)
+            self.seconds[:, level] -= done
+            left -= done
+
     def levels(self, hardware_class: str) -> tuple[float, ...]:
         """A class's device seconds, one figure a level."""
         return tuple(self.seconds[self._row[hardware_class]].tolist())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from router.board import Board, lay_out
 from router.classify import Constraints, Needs
 from router.fleet import Backlog, FleetSnapshot
@@ -30,6 +32,7 @@ class Outlook:
         self.tenants = tenants or Tenants()
         self.reading = reading
         self.backlog = Backlog(tuple(sorted(topology.hardware)), {} if fleet.stale else fleet.work)
+        self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
         self._topology = topology
         self._book = book
         self._boards: dict[tuple[str, Constraints], Board] = {}
@@ -46,6 +49,10 @@ class Outlook:
             board = lay_out(model, constraints, self._topology, self.fleet, self._book)
             self._boards[key] = board
         return board
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
+        self.backlog.serve(self._devices * seconds)
 
     def count(self, placement: Placement) -> None:
         """Count the work and the cost of a placement that is on its way to its queue."""

@@ -38,6 +38,9 @@ STALE_AFTER = 3.0
 FORGET_AFTER = 3600.0
 """Seconds after which a gone device is dropped from the store."""
 
+GLANCE = 0.001
+"""Seconds of work that are not worth counting off."""
+
 RATE_MEMORY = 5.0
 """Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
 
@@ -59,13 +62,18 @@ class FleetReader:
         self._used = False
         self._look_at(FleetSnapshot(stale=True), Tenants())
         self._read_at = -STALE_AFTER
+        self._seen_at = time.monotonic()
         self._arrived: Arrived | None = None
 
     @property
     def outlook(self) -> Outlook:
         """The fleet as of the last reading, with what was placed here since; stale when that is too old."""
-        if not self._outlook.fleet.stale and time.monotonic() - self._read_at > STALE_AFTER:
+        now = time.monotonic()
+        if not self._outlook.fleet.stale and now - self._read_at > STALE_AFTER:
             self._go_stale()
+        if now - self._seen_at > GLANCE:
+            self._outlook.pass_time(now - self._seen_at)
+            self._seen_at = now
         return self._outlook
 
     @property
@@ -92,7 +100,7 @@ class FleetReader:
         fleet = replace(snapshot_from(facts), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         self._look_at(fleet, Tenants(facts.lengths, day_of(facts.now), facts.spent))
-        self._read_at = time.monotonic()
+        self._read_at = self._seen_at = time.monotonic()
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
             await self._store.forget_devices(gone)

@@ -1,5 +1,10 @@
 import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from router.fleet import Backlog
 from router.snapshot import snapshot_from
 from router.store import FleetFacts
 from tasks.facts import GONE_AFTER, DeviceFacts
@@ -44,3 +49,21 @@ def test_work_is_told_by_class_and_level_and_is_never_negative():
 
     assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
     assert not snapshot.stale
+
+
+@given(
+    work=st.lists(st.floats(0, 50), min_size=4, max_size=4),
+    devices=st.integers(0, 8),
+    seconds=st.floats(0, 10),
+)
+def test_as_time_passes_devices_work_off_what_waits_first_levels_first(work, devices, seconds):
+    backlog = Backlog(("cpu",), {"cpu": tuple(work)})
+
+    backlog.serve(np.array([devices * seconds]))
+
+    left = backlog.levels("cpu")
+    done = min(devices * seconds, sum(work))
+    assert sum(left) == pytest.approx(sum(work) - done, abs=1e-6)
+    untouched = [level for level in range(4) if left[level] == work[level] and work[level] > 0]
+    for level in untouched:
+        assert list(left[level:]) == work[level:]
