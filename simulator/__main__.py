@@ -1,32 +1,46 @@
-"""`python -m simulator simulate`: what policies attain and cost. Data to stdout, progress and errors to stderr."""
+"""`python -m simulator`: `simulate` says what policies attain and cost, `plan` what to buy.
+
+Data to stdout, progress and errors to stderr.
+"""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from simulator.bound import lower_bound
 from simulator.chart import page
+from simulator.demand import InfeasibleError
 from simulator.engine import simulate as run_policy
-from simulator.fleet import FleetError, load_fleet
+from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.outcome import Summary
+from simulator.plan import LOADS, Answer, Plan, sensitivity
+from simulator.plan import plan as find_plan
+from simulator.plan_report import tables
 from simulator.policies.catalogue import POLICIES
+from simulator.prices import COLUMNS as PRICE_COLUMNS
+from simulator.prices import PriceError, load_prices, offers
 from simulator.report import figures, json_lines, usage
 from simulator.synthetic import is_spec, synthetic_trace
-from simulator.traces import AZURE, GENERIC, TraceError, read_trace
+from simulator.traces import AZURE, GENERIC, Trace, TraceError, joined, read_trace
 from simulator.workload import Workload, prepare
+
+_PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
 
 _HINTS: dict[type[Exception], str] = {
     TraceError: f"a trace is a CSV file with the header {','.join(AZURE)} or {','.join(GENERIC)}, or a text such as "
     "poisson:rate=50,duration=600,seed=1",
     FleetError: "docs/simulator.md explains every field; simulator/fleets/azure-mixed.yaml is an example",
+    PriceError: f"a price file is a CSV file with the columns {','.join(PRICE_COLUMNS)}",
+    InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet file more devices or faster ones",
     OSError: "name a file in a folder that is there and can be written",
 }
 
@@ -74,19 +88,122 @@ def simulate(
         console.print(figures(summaries), "", usage(summaries))
 
 
+def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE` options as a mapping."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            raise click.BadParameter(f"expected NAME=VALUE, each name once, got {text!r}", ctx, option)
+        found[name] = value
+    return found
+
+
+def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, float]:
+    """`SERVICE=SHARE` options as a mapping."""
+    found: dict[str, float] = {}
+    for name, text in _pairs(ctx, option, values).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            found[name] = 0.0
+        if name not in SERVICES or not 0 < found[name] <= 1:
+            expected = f"one of {', '.join(SERVICES)} and a share above 0, at most 1"
+            raise click.BadParameter(f"expected {expected}, got {name}={text}", ctx, option)
+    return found
+
+
+@main.command()
+@click.option("--trace", "source", help="A CSV file, or a text such as poisson:rate=50,duration=600.")
+@click.option(
+    "--rate",
+    "rates",
+    multiple=True,
+    metavar="MODEL=R",
+    callback=_pairs,
+    help="Requests a second of a model, with its sizes if need be: chat=5,size=800,output=100.",
+)
+@click.option(
+    "--slo",
+    required=True,
+    multiple=True,
+    metavar="SERVICE=SHARE",
+    callback=_shares,
+    help="The share of a service's requests to answer in time.",
+)
+@click.option("--prices", "price_file", required=True, type=click.Path(path_type=Path), help="The price file (CSV).")
+@click.option(
+    "--fleet", "fleet_file", default=_PLANNED, type=click.Path(path_type=Path), help="The fleet file [azure-plan.yaml]."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides all chance.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(
+    source: str | None,
+    rates: dict[str, str],
+    slo: dict[str, float],
+    price_file: Path,
+    fleet_file: Path,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Find the cheapest instances that serve a load in time, and check them by a simulation."""
+    if bool(source) == bool(rates):
+        raise click.UsageError("give either --trace or --rate")
+    with _told():
+        fleet = load_fleet(fleet_file)
+        trace = _trace(source, fleet) if source else _at_rates(rates, seed)
+        answer = _planned(trace, fleet, price_file, slo, seed)
+    if as_json:
+        click.echo(msgspec.json.encode(answer))
+    else:
+        Console(width=shutil.get_terminal_size((160, 24)).columns).print(*tables(answer), sep="\n")
+
+
+def _at_rates(rates: dict[str, str], seed: int) -> Trace:
+    """Poisson arrivals of each model."""
+    each = [
+        synthetic_trace(f"poisson:rate={rate},seed={seed + number}", model=model)
+        for number, (model, rate) in enumerate(rates.items())
+    ]
+    return joined(each)
+
+
+def _planned(trace: Trace, fleet: Fleet, price_file: Path, slo: dict[str, float], seed: int) -> Answer:
+    """The plan for the trace, and those for the other loads."""
+    offered = offers(fleet, load_prices(price_file))
+
+    def planned(load: float) -> Plan:
+        workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
+        return find_plan(workload, offered, slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}"))
+
+    found = planned(1.0)
+    loads = [sensitivity(load, found if load == 1.0 else _tried(planned, load)) for load in LOADS]
+    return Answer(slo=slo, plan=found, loads=loads)
+
+
+def _tried(planned: Callable[[float], Plan], load: float) -> Plan | InfeasibleError | TraceError:
+    try:
+        return planned(load)
+    except (InfeasibleError, TraceError) as error:
+        return error
+
+
 def _workload(source: str, fleet_file: Path, *, seed: int, load: float) -> Workload:
     fleet = load_fleet(fleet_file)
+    return prepare(_trace(source, fleet).at_load(load, seed=seed), fleet, seed=seed)
+
+
+def _trace(source: str, fleet: Fleet) -> Trace:
     model = fleet.default_model
-    trace = synthetic_trace(source, model=model) if is_spec(source) else read_trace(Path(source), model=model)
-    return prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
+    return synthetic_trace(source, model=model) if is_spec(source) else read_trace(Path(source), model=model)
 
 
 def _compared(workload: Workload, seed: int) -> list[Summary]:
     return [*(_run(name, workload, seed) for name in POLICIES), lower_bound(workload).summary(len(workload))]
 
 
-def _run(name: str, workload: Workload, seed: int) -> Summary:
-    with _progress(name, len(workload)) as advance:
+def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> Summary:
+    with _progress(label or name, len(workload)) as advance:
         return run_policy(name, workload, POLICIES[name](workload, seed), seed=seed, progress=advance)
 
 

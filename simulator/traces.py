@@ -136,6 +136,22 @@ class _Rows:
         self.tenant.append(self.tenants.setdefault(row.get("tenant", ""), len(self.tenants)))
 
 
+def joined(traces: Sequence[Trace]) -> Trace:
+    """All requests of some traces that begin together; their tenants stay apart only by name."""
+    models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))
+    tenants = tuple(dict.fromkeys(name for trace in traces for name in trace.tenants))
+    columns = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in COLUMNS}
+    columns["model"] = _renumbered([(trace.model, trace.models) for trace in traces], models)
+    columns["tenant"] = _renumbered([(trace.tenant, trace.tenants) for trace in traces], tenants)
+    order = np.argsort(columns["arrival"], kind="stable")
+    return Trace(models=models, tenants=tenants, **{name: column[order] for name, column in columns.items()})
+
+
+def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[str, ...]) -> Column:
+    numbers = [np.array([names.index(name) for name in own], column.dtype)[column] for column, own in parts]
+    return np.concatenate(numbers)
+
+
 def read_trace(path: Path, *, model: str) -> Trace:
     """The trace in a CSV file, in Azure's form or the generic one, by its header.
 

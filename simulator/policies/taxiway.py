@@ -39,8 +39,9 @@ class Taxiway(ByLevel):
 
     Spot classes are for preemptible services alone. A class without devices counts as cold, with its start as the load
     time. Where nothing is in time for live work, a cold class is woken that would be once it is on; what no queue can
-    take in time is refused as the router refuses it. Residuals are quantiles of observed over expected seconds, one a class and level: deadlines tell
-    of sizes, so that one residual for all levels makes every class look safe for those that it is not.
+    take in time is refused as the router refuses it. Residuals are quantiles of observed over expected seconds, one a
+    class and level: deadlines tell of sizes, so that one residual for all levels makes every class look safe for those
+    that it is not.
     """
 
     def __init__(self, workload: Workload) -> None:

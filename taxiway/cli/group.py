@@ -23,6 +23,7 @@ COMMANDS = {
     "models": ("taxiway.cli.models", "List what the fleet can run."),
     "profile": ("taxiway.cli.profile", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.simulate", "Replay a trace on a modelled fleet."),
+    "plan": ("taxiway.cli.plan", "Find the cheapest instances that serve a load in time."),
     "completion": ("taxiway.cli.completion", "Print a shell's completion script."),
 }
 """Each verb's module, where a command of the same name is, and what it does."""

@@ -61,3 +61,54 @@ def test_an_unwritable_plot_is_said_with_a_hint() -> None:
     told = simulate("--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html")
     assert told.returncode == 2
     assert "hint: " in told.stderr
+
+
+PRICES = """instance,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot
+c3-standard-44,,0,2.217688,0.5434
+g2-standard-4,L4,1,0.706832,0.397336
+g2-standard-24,L4,2,2.000833,1.124816
+g2-standard-48,L4,4,4.001665,2.249632
+g2-standard-96,L4,8,8.00333,4.499264
+a2-highgpu-1g,A100-40GB,1,3.673385,1.92802
+a2-highgpu-2g,A100-40GB,2,7.34677,3.85604
+a2-highgpu-4g,A100-40GB,4,14.69354,7.71208
+a2-highgpu-8g,A100-40GB,8,29.38708,15.42416
+tpu-v5litepod-1,TPU-v5e,1,1.2,0.24493
+tpu-v5litepod-4,TPU-v5e,4,4.8,0.9797
+tpu-v5litepod-8,TPU-v5e,8,9.6,1.95941
+"""
+SLO = ("--slo", "live=0.9", "--slo", "bulk=0.9")
+
+
+def plan(folder: Path, prices: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    file = folder / "prices.csv"
+    file.write_text(prices, encoding="utf-8")
+    command = [sys.executable, "-m", "simulator", "plan", "--prices", str(file), "--fleet", str(FLEET), *arguments]
+    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_code_2(tmp_path: Path) -> None:
+    given = ("--rate", "chat=2,duration=120", *SLO)
+    told = plan(tmp_path, PRICES, *given, "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    answer = json.loads(told.stdout)
+    assert answer["slo"] == {"live": 0.9, "bulk": 0.9}
+    assert all(answer["plan"]["attainment"][name] >= 0.9 for name in answer["slo"])
+    assert [row["load"] for row in answer["loads"]] == [0.5, 1.0, 1.5]
+    assert answer["loads"][1]["usd_per_hour"] == answer["plan"]["usd_per_hour"]
+
+    shown = plan(tmp_path, PRICES, *given).stdout
+    assert all(row["instance"] in shown for row in answer["plan"]["mix"])
+
+    for prices, arguments, words in (
+        (PRICES.replace("1.2,", "0,"), given, "line 11: usd_per_hour: expected a price above 0, got '0'"),
+        (PRICES.replace("L4", "L5"), given, "classes.gpu.l4.accelerator: expected an accelerator of"),
+        (PRICES, ("--rate", "chess=2", *SLO), "expected models that the fleet runs"),
+        (PRICES, ("--trace", "poisson:rate=1", *given), "give either --trace or --rate"),
+        (PRICES, ("--rate", "chat=2", "--slo", "live=2"), "a share above 0, at most 1, got live=2"),
+        (PRICES, ("--rate", "chat=900,duration=60", *SLO), "the fleet has too few devices: gpu.a100 has at most 8"),
+    ):
+        told = plan(tmp_path, prices, *arguments)
+        assert (told.returncode, told.stdout) == (2, "")
+        assert words in told.stderr
+        assert "Traceback" not in told.stderr

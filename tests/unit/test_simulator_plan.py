@@ -1,0 +1,331 @@
+"""The planner: prices, demand, the integer programme against enumeration, and the replays that check its answer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from simulator.demand import InfeasibleError, check_deadlines, demand
+from simulator.engine import simulate
+from simulator.fleet import Fleet, FleetError, parse_fleet
+from simulator.mix import FleetTooSmallError, Mix, cheapest
+from simulator.outcome import Summary
+from simulator.plan import equipped, plan, sensitivity
+from simulator.policies.taxiway import Taxiway
+from simulator.prices import Instance, Offer, PriceError, load_prices, offers, parse_prices
+from simulator.synthetic import synthetic_trace
+from simulator.traces import joined, make_trace
+from simulator.workload import Figures, Workload, prepare
+
+HEADER = "instance,cloud,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot\n"
+PRICES = (
+    HEADER
+    + """fast-1,x,Fast,1,4,1.5
+fast-2,x,Fast,2,8,
+fast-4,x,Fast,4,15,5
+fast-1-dear,x,Fast,1,5,
+slow,x,,0,1,
+"""
+)
+
+FLEET = """
+default_model: m
+classes:
+  fast: {count: 8, accelerator: Fast, price: {usd_per_hour: 9}, memory: 1GiB, start: 1, max_batch: 1,
+         curves: {m: {base: 0.1, slope: 0, load: 0}}}
+  slow: {count: 8, instances: [slow], price: {usd_per_hour: 9}, memory: 1GiB, start: 1, max_batch: 1,
+         curves: {m: {base: 0.4, slope: 0, load: 0}}}
+  spot: {count: 8, accelerator: Fast, spot: true, reclaims_per_hour: 1,
+         price: {usd_per_hour: 9, spot_usd_per_hour: 9}, memory: 1GiB, start: 1, max_batch: 1,
+         curves: {m: {base: 0.1, slope: 0, load: 0}}}
+services:
+  live: {share: 0.4, deadline: 0.3, priority: high}
+  standard: {share: 0.3, deadline: 10}
+  bulk: {share: 0.3, deadline: 60, priority: low, preemptible: true}
+"""
+
+
+def fleet(*, old: str = "", new: str = "") -> Fleet:
+    return parse_fleet(FLEET.replace(old, new), "fleet.yaml")
+
+
+def work(rate: float, on: Fleet | None = None, duration: float = 120) -> Workload:
+    spec = f"poisson:rate={rate},duration={duration},seed=2,size=1,output=0"
+    return prepare(synthetic_trace(spec, model="m"), on or fleet(), seed=1)
+
+
+def bought(on: Fleet | None = None) -> tuple[Offer, ...]:
+    return offers(on or fleet(), parse_prices(PRICES.splitlines(keepends=True)))
+
+
+def replay(what: str, workload: Workload) -> Summary:
+    return simulate(what, workload, Taxiway(workload), seed=1)
+
+
+def carries(load: Figures, devices: Sequence[int]) -> bool:
+    """Whether shares of the groups exist that keep each class within its devices: a linear programme of its own."""
+    groups, classes = load.shape
+    able = np.isfinite(load)
+    limits = np.zeros((classes, groups * classes))
+    whole = np.zeros((groups, groups * classes))
+    for group, column in np.ndindex(groups, classes):
+        limits[column, group * classes + column] = load[group, column] if able[group, column] else 0
+        whole[group, group * classes + column] = 1
+    ceiling = [(0, 1 if possible else 0) for possible in able.ravel()]
+    room = np.array(devices) + 1e-6
+    return bool(linprog(np.zeros(groups * classes), limits, room, whole, np.ones(groups), ceiling).success)
+
+
+def devices_of(mix: Mix, names: Sequence[str]) -> list[int]:
+    return [mix.devices().get(name, 0) for name in names]
+
+
+@st.composite
+def programmes(draw: st.DrawFn) -> tuple[list[Offer], Figures, dict[str, int]]:
+    names = ["a", "b", "c"][: draw(st.integers(1, 3))]
+    amount = st.integers(1, 40).map(lambda tenths: tenths / 10)
+    offered = [Offer(name, f"{name}{size}", size, draw(amount)) for name in names for size in draw(sizes)]
+    rows = draw(st.lists(st.lists(amount | st.just(math.inf), min_size=len(names), max_size=len(names)), max_size=3))
+    load = np.array([row for row in rows if not all(map(math.isinf, row))] or [[0.5] * len(names)])
+    return offered, load, dict.fromkeys(names, draw(st.integers(1, 4)))
+
+
+sizes = st.sets(st.sampled_from([1, 2]), min_size=1).map(sorted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(programme=programmes())
+def test_the_mix_is_the_cheapest_of_all_that_carry_the_load(
+    programme: tuple[list[Offer], Figures, dict[str, int]],
+) -> None:
+    offered, load, counts = programme
+    names = list(counts)
+    ranges = [range(counts[offer.hardware_class] // offer.devices + 1) for offer in offered]
+    every = (Mix(tuple(offered), numbers) for numbers in itertools.product(*ranges))
+    allowed = [mix for mix in every if all(mix.devices().get(name, 0) <= counts[name] for name in names)]
+    cost = min((mix.usd_per_hour for mix in allowed if carries(load, devices_of(mix, names))), default=None)
+    if cost is None:
+        with pytest.raises(FleetTooSmallError):
+            cheapest(offered, load, counts)
+    else:
+        assert cheapest(offered, load, counts).usd_per_hour == pytest.approx(cost)
+
+
+@settings(max_examples=40, deadline=None)
+@given(programme=programmes(), factor=st.floats(1, 3))
+def test_more_load_never_costs_less_and_a_mix_keeps_every_limit(
+    programme: tuple[list[Offer], Figures, dict[str, int]], factor: float
+) -> None:
+    offered, load, counts = programme
+    roomy = dict.fromkeys(counts, 1000)
+    less, more = cheapest(offered, load, roomy), cheapest(offered, load * factor, roomy)
+    assert more.usd_per_hour >= less.usd_per_hour - 1e-6
+    for mix, asked in ((less, load), (more, load * factor)):
+        assert carries(asked, devices_of(mix, list(counts)))
+        assert all(number >= 0 for number in mix.instances)
+
+
+@settings(max_examples=30, deadline=None)
+@given(programme=programmes())
+def test_a_fleet_too_small_would_do_with_the_devices_that_it_is_said_to_lack(
+    programme: tuple[list[Offer], Figures, dict[str, int]],
+) -> None:
+    offered, load, counts = programme
+    try:
+        cheapest(offered, load, counts)
+    except FleetTooSmallError as error:
+        assert error.lacking
+        cheapest(offered, load, {name: count + error.lacking.get(name, 0) for name, count in counts.items()})
+
+
+def test_an_offer_is_the_cheapest_of_its_size_and_no_multiple_that_is_as_dear() -> None:
+    assert [(offer.hardware_class, offer.instance, offer.usd_per_hour) for offer in bought()] == [
+        ("fast", "fast-1", 4),
+        ("fast", "fast-4", 15),
+        ("slow", "slow", 1),
+        ("spot", "fast-1", 1.5),
+        ("spot", "fast-4", 5),
+    ]
+
+
+def test_further_columns_are_let_be_and_a_processor_counts_as_one_device() -> None:
+    prices = parse_prices(PRICES.splitlines(keepends=True))
+    assert prices.instances[4] == Instance("slow", "", 1, 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("a,x,Fast,1,0,", "p.csv: line 2: usd_per_hour: expected a price above 0, got '0'"),
+        ("a,x,Fast,1,,", "p.csv: line 2: usd_per_hour: expected a price above 0, got nothing"),
+        ("a,x,Fast,1,nan,", "p.csv: line 2: usd_per_hour: expected a price above 0, got 'nan'"),
+        ("a,x,Fast,1,1,0.0", "p.csv: line 2: usd_per_hour_spot: expected a price above 0, got '0.0'"),
+        ("a,x,Fast,0,1,", "p.csv: line 2: accelerator_count: expected a count from 1 to 9999 beside an accelerator"),
+        ("a,x,,2,1,", "p.csv: line 2: accelerator_count: expected a count"),
+        ("a,x,Fast,½,1,", "p.csv: line 2: accelerator_count: expected a count"),
+        (",x,Fast,1,1,", "p.csv: line 2: instance: expected a name, got nothing"),
+        ("a,x,Fast", "p.csv: line 2: expected as many fields as the header has"),
+        ("a,x,Fast,1,1,,,", "p.csv: line 2: expected as many fields as the header has"),
+        ('"a,x', "p.csv: line 2: expected CSV"),
+        ("", "p.csv: expected at least one instance, got none"),
+    ],
+)
+def test_a_wrong_price_is_named_by_file_line_and_column(row: str, words: str) -> None:
+    with pytest.raises(PriceError) as caught:
+        parse_prices([HEADER, row], "p.csv")
+    assert str(caught.value).startswith(words)
+
+
+def test_a_price_file_without_its_columns_or_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PriceError, match=r"line 1: expected the columns instance,.* none called usd_per_hour_spot"):
+        parse_prices(["instance,accelerator,accelerator_count,usd_per_hour\n"])
+    with pytest.raises(PriceError, match=r"no-such\.csv: expected a readable CSV"):
+        load_prices(tmp_path / "no-such.csv")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "accelerator: Fast, price",
+            "accelerator: Quick, price",
+            r"classes\.fast\.accelerator: .*\['Fast'\], got 'Quick'",
+        ),
+        ("accelerator: Fast, price", "price", r"classes\.fast\.accelerator: expected an accelerator, or instances"),
+        ("[slow]", "[sloth]", r"classes\.slow\.instances: expected instances of prices\.csv, got 'sloth'"),
+        ("[slow]", "[slow], spot: true", r"classes\.slow\.price\.spot_usd_per_hour"),
+        (
+            "accelerator: Fast, spot",
+            "instances: [slow], spot",
+            r"classes\.spot\.spot: expected an instance with a spot",
+        ),
+        ("[slow]", "[3]", r"classes\.slow\.instances"),
+    ],
+)
+def test_a_class_that_nothing_of_the_price_file_offers_is_named(old: str, new: str, words: str) -> None:
+    with pytest.raises(FleetError, match=words):
+        bought(fleet(old=old, new=new))
+
+
+def able(headroom: float) -> set[tuple[bool, ...]]:
+    return {tuple(np.isfinite(row)) for row in demand(work(10), np.full(3, headroom))}
+
+
+def test_a_group_may_only_run_where_it_is_in_time_and_on_spot_if_it_may_be_interrupted() -> None:
+    assert able(1) == {(True, False, False), (True, True, False), (True, True, True)}
+
+
+def test_headroom_asks_for_as_many_times_the_devices() -> None:
+    once, twice = (demand(work(10), np.array([1.0, times, 1.0])) for times in (1, 2))
+    assert np.array_equal(once[0], twice[0])
+    assert twice[1] == pytest.approx(2 * once[1])
+    assert np.array_equal(once[2], twice[2])
+
+
+def test_headroom_leaves_classes_that_would_only_just_be_in_time() -> None:
+    close = work(10, fleet(old="deadline: 0.3", new="deadline: 0.45"))
+    assert list(np.isfinite(demand(close, np.ones(3))[0])) == [True, True, False]
+    assert list(np.isfinite(demand(close, np.full(3, 2.0))[0])) == [True, False, False]
+
+
+def test_headroom_never_takes_the_fastest_class_away() -> None:
+    close = work(10, fleet(old="deadline: 0.3", new="deadline: 0.1000001"))
+    assert list(np.isfinite(demand(close, np.full(3, 16.0))[0])) == [True, False, False]
+
+
+def test_demand_is_what_the_busiest_windows_ask_and_at_least_the_mean() -> None:
+    rows = [{"arrival": float(at), "model": "m", "size": 1, "service": 1} for at in [*range(100), *[110] * 60, 240]]
+    asked = demand(prepare(make_trace(rows), fleet(), seed=0), np.ones(3))
+    busiest = np.quantile([60 * 0.1 / 60, 100 * 0.1 / 60, 0.0, 0.1 / 60], 0.95)
+    assert asked[0, 0] == pytest.approx(busiest)
+    assert asked[0, 1] == pytest.approx(4 * busiest)
+
+
+def test_an_impossible_share_says_what_the_fastest_class_needs() -> None:
+    tight = work(5, fleet(old="deadline: 0.3", new="deadline: 0.05"))
+    with pytest.raises(InfeasibleError) as caught:
+        check_deadlines(tight, {"bulk": 0.99, "live": 0.99})
+    words = "live asks 0.99 within 0.05 s, the fastest class, fast, needs 0.1 s; 0 could be in time at most"
+    assert str(caught.value) == words
+
+
+def test_a_service_that_only_spot_classes_run_is_infeasible() -> None:
+    head, rest = FLEET.split("  fast:", 1)
+    only = parse_fleet(head + "  spot:" + rest.split("  spot:", 1)[1], "fleet.yaml")
+    with pytest.raises(InfeasibleError, match="no class that may run it does"):
+        check_deadlines(work(5, only), {"live": 0.9})
+
+
+def test_a_plan_attains_what_was_asked_and_no_instance_more_can_go() -> None:
+    workload, slo = work(12), {"live": 0.95, "standard": 0.95, "bulk": 0.9}
+    found = plan(workload, bought(), slo, replay)
+    assert all((found.attainment[name] or 0) >= share for name, share in slo.items())
+    assert found.saved == pytest.approx(found.rounds[-1].usd_per_hour - found.usd_per_hour)
+    assert found.usd_per_hour == pytest.approx(sum(row.usd_per_hour for row in found.mix))
+    numbers = {(row.hardware_class, row.instance): row.instances for row in found.mix}
+    mix = Mix(bought(), tuple(numbers.get((offer.hardware_class, offer.instance), 0) for offer in bought()))
+    for position, number in enumerate(mix.instances):
+        if number:
+            fewer = replay("fewer", equipped(workload, mix.changed(position, -1)))
+            assert any((fewer.attainment[name] or 0) < share for name, share in slo.items())
+
+
+def test_live_requests_never_run_on_spot_in_the_replay() -> None:
+    workload = work(5)
+    spot_only = Mix(bought(), (0, 0, 0, 2, 0))
+    attained = replay("spot", equipped(workload, spot_only)).attainment
+    assert (attained["live"], attained["standard"]) == (0.0, 0.0)
+    assert (attained["bulk"] or 0) > 0.9
+
+
+def test_a_replay_has_all_devices_of_the_mix_on_at_the_price_paid() -> None:
+    workload = equipped(work(5), Mix(bought(), (1, 1, 2, 0, 0)))
+    classes = workload.fleet.classes
+    assert {name: (one.count, one.minimum, one.initial) for name, one in classes.items()} == {
+        "fast": (5, 5, 5),
+        "slow": (2, 2, 2),
+    }
+    assert classes["fast"].price.usd_per_hour == pytest.approx(19 / 5)
+    spent = replay("all on", workload).cost_usd
+    assert spent == pytest.approx((4 + 15 + 2) / 3600 * workload.trace.arrival[-1], rel=0.01)
+
+
+def test_a_fleet_that_ends_too_early_says_how_many_devices_it_lacks() -> None:
+    with pytest.raises(InfeasibleError, match=r"fast has at most 8, \d+ more would do"):
+        plan(work(300, duration=20), bought(), {"live": 0.9}, replay)
+
+
+def test_a_share_for_which_the_fleet_ends_says_what_was_attained_and_what_is_lacking() -> None:
+    scarce = work(30, fleet(old="fast: {count: 8", new="fast: {count: 2"))
+    words = r"live asks 1 in time and attains 0\.\d+, and the fleet has too few devices: fast has at most 2, 1 more"
+    with pytest.raises(InfeasibleError, match=words):
+        plan(scarce, bought(), {"live": 1.0}, replay)
+
+
+def test_a_share_that_no_headroom_reaches_says_what_was_attained_at_what_cost() -> None:
+    failing = work(5, fleet(old="fast: {count: 8", new="fast: {count: 500, failures_per_hour: 20000"), duration=20)
+    with pytest.raises(InfeasibleError, match=r"live asks 0\.9 in time and attains 0\.\d+ in \d+ replays, at \$\d+"):
+        plan(failing, bought(), {"live": 0.9}, replay)
+
+
+def test_what_is_infeasible_at_a_load_is_a_row_with_its_reason() -> None:
+    row = sensitivity(1.5, InfeasibleError("too few"))
+    assert (row.load, row.mix, row.usd_per_hour, row.infeasible) == (1.5, None, None, "too few")
+
+
+def test_joined_traces_keep_every_request_in_order_under_its_own_model() -> None:
+    one = make_trace([{"arrival": at, "model": "a", "size": 1, "tenant": "t"} for at in (0.0, 2.0)])
+    two = make_trace([{"arrival": at, "model": "b", "size": 2, "tenant": "u"} for at in (0.0, 1.0, 3.0)])
+    both = joined([one, two])
+    assert list(both.arrival) == [0.0, 0.0, 1.0, 2.0, 3.0]
+    assert [both.models[number] for number in both.model] == ["a", "b", "b", "a", "b"]
+    assert [both.tenants[number] for number in both.tenant] == ["t", "u", "u", "t", "u"]
+    assert list(both.size) == [1, 2, 2, 1, 2]
