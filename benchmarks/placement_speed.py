@@ -1,6 +1,7 @@
 """How long does a placement take? Printed as JSON lines: 1,000 in a row over 100 candidates, and single ones over 6.
 
-Run `python -m benchmarks.placement_speed`.
+And how long does it take to see the fleet anew: from the store's keys, with 1,000 workers and a million waiting jobs,
+to a snapshot, shadow prices and the first board? Run `python -m benchmarks.placement_speed`.
 """
 
 from __future__ import annotations
@@ -10,25 +11,39 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
 
 from benchmarks.idle_round_trip import machine
 from router.board import Board, lay_out
 from router.classify import Constraints, Needs
+from router.cost import shadow_prices
 from router.fleet import Backlog, FleetSnapshot
+from router.outlook import Outlook
 from router.placement import choose
+from router.snapshot import snapshot_from
+from router.store import FleetFacts
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
-from tasks.facts import DeviceFacts
+from tasks.facts import DeviceFacts, variant_key
 from tasks.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
+from taxiway.keys import LEVELS, arrived_cell, work_cell
 
 REPEATS = 9
 TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 
+WORKERS, CLASSES, MODELS, WAITING = 1000, 10, 20, 1_000_000
+"""The large fleet: its workers, in classes alike in number, what they hold, and the jobs that wait in their queues."""
 
-def board_of(classes: int, variants: int) -> Board:
-    """A board of `classes` × `variants` candidates, each class with four live devices."""
-    model = Model(
+JOB_SECONDS = 0.02
+"""Device seconds of a waiting job: they are counted by class and level, never one by one."""
+
+
+def model_of(variants: int) -> Model:
+    """A model with so many variants, each slower than the one before."""
+    return Model(
         name="m",
         version=1,
         summary="",
@@ -42,30 +57,68 @@ def board_of(classes: int, variants: int) -> Board:
             for n in range(variants)
         },
     )
+
+
+def topology_of(classes: int) -> Topology:
+    """So many hardware classes, each dearer than the one before."""
     hardware = {
         f"c{n}": HardwareClass(
             device="cpu", runtimes=("onnx",), max_batch=32, max_wait=0.002, price=Price(0.05 * (n + 1))
         )
         for n in range(classes)
     }
-    topology = Topology(hardware=hardware, service={"standard": Service(deadline=5.0)}, default_service="standard")
-    devices = tuple(
-        DeviceFacts(
-            worker=f"{name}.{n}",
-            hardware_class=name,
-            device="cpu:0",
-            kind="cpu",
-            emulated=False,
-            name="x",
-            memory_total=2**34,
-            memory_free=2**34,
-            runtimes=("onnx",),
-            warm=("m:1/v0",),
-        )
-        for name in hardware
-        for n in range(4)
+    return Topology(hardware=hardware, service={"standard": Service(deadline=5.0)}, default_service="standard")
+
+
+def device_of(hardware_class: str, number: int, warm: tuple[str, ...]) -> DeviceFacts:
+    """One live device that holds `warm`, with what it learned of each."""
+    return DeviceFacts(
+        worker=f"{hardware_class}.{number}",
+        hardware_class=hardware_class,
+        device="cpu:0",
+        kind="cpu",
+        emulated=False,
+        name="x",
+        memory_total=2**34,
+        memory_free=2**34,
+        utilisation=0.5 + number % 50 / 100,
+        instruction_sets=("avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"),
+        runtimes=("onnx", "torch", "python", "echo"),
+        warm=warm,
+        pace=dict.fromkeys(warm, 1 + number % 7 / 100),
+        residual=dict.fromkeys(warm, 1.2 + number % 5 / 100),
     )
+
+
+def board_of(classes: int, variants: int) -> Board:
+    """A board of `classes` × `variants` candidates, each class with four live devices."""
+    model, topology = model_of(variants), topology_of(classes)
+    devices = tuple(device_of(name, n, ("m:1/v0",)) for name in topology.hardware for n in range(4))
     return lay_out(model, Constraints("standard"), topology, FleetSnapshot(devices, rates={"m:1": 20.0}), ProfileBook())
+
+
+def facts_of_a_large_fleet(topology: Topology) -> FleetFacts:
+    """The store's keys as a fleet of `WORKERS` with `WAITING` jobs leaves them."""
+    warm = tuple(variant_key(f"{'m' if n == 0 else f'm{n}'}:1", "v0") for n in range(4))
+    devices = [device_of(name, n, warm) for name in topology.hardware for n in range(WORKERS // len(topology.hardware))]
+    seconds = WAITING * JOB_SECONDS / (len(topology.hardware) * LEVELS)
+    work = {work_cell(name, level): seconds for name in topology.hardware for level in range(LEVELS)}
+    work |= {arrived_cell(name, f"m{n}:1"): 1e6 for name in topology.hardware for n in range(MODELS)}
+    return FleetFacts(
+        now=1000.0,
+        devices={device.worker: msgspec.json.encode(device) for device in devices},
+        heartbeats={device.worker: 999.5 for device in devices},
+        work=work,
+    )
+
+
+def seconds_to_see(facts: FleetFacts, model: Model, topology: Topology) -> float:
+    """Seconds from the store's keys to the board of the first request."""
+    started = time.perf_counter()
+    fleet = snapshot_from(facts)
+    fleet = replace(fleet, shadow=shadow_prices(topology, fleet))
+    Outlook(topology, ProfileBook(), fleet).board(model, Constraints("standard"))
+    return time.perf_counter() - started
 
 
 def seconds_of_each(board: Board, requests: int) -> list[float]:
@@ -107,6 +160,13 @@ def main() -> None:
         "microseconds of a single placement over 6 candidates, p99 of 1,000",
         lambda: sorted(seconds_of_each(narrow, 1000))[989],
         at_most=50,
+    )
+    large, model = topology_of(CLASSES), model_of(2)
+    facts = facts_of_a_large_fleet(large)
+    report(
+        f"microseconds from the store's keys to a board, {WORKERS:,} workers and {WAITING:,} waiting jobs",
+        lambda: seconds_to_see(facts, model, large),
+        at_most=50_000,
     )
 
 

@@ -1,4 +1,4 @@
-"""Starts what a benchmark measures, as it ships: the embedded broker, a router, a worker, and the peer's worker."""
+"""Starts what a benchmark measures, as it ships: the embedded broker, a router, workers, and the peer's worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 import select
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,10 @@ class NotReadyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """Where the fleet and the peer are reached."""
+    """Where the fleet is reached."""
 
     broker: str
     http: str
-    plain: str
 
 
 @contextmanager
@@ -43,23 +42,34 @@ def fleet_and_peer(folder: Path) -> Iterator[Doors]:
 
     The fleet has database 0 and the peer database 1, so that neither hears the other's broadcasts.
     """
+    workers = [["--class", "cpu.batch", "--device", "cpu:0"]]
+    with (
+        fleet(folder, TREE / "benchmarks" / "queues.yaml", workers) as doors,
+        _peer_worker(f"{doors.broker.rpartition('/')[0]}/1", folder / "celery.log"),
+    ):
+        yield doors
+
+
+@contextmanager
+def fleet(folder: Path, queues: Path, workers: Sequence[Sequence[str]]) -> Iterator[Doors]:
+    """A router and a worker for each list of arguments, on one Valkey in `folder`; they end with the block."""
     with contextlib.ExitStack() as stack:
         valkey = stack.enter_context(EmbeddedValkey(folder))
-        peer = f"{valkey.url.rpartition('/')[0]}/1"
         settings = Settings(
             broker=valkey.url,
             state=valkey.url,
             secret=secrets.token_bytes(32),
-            queues=TREE / "benchmarks" / "queues.yaml",
+            queues=queues,
             models=TREE / "models",
             cache=cache_directory(os.environ),
         )
+        variables = settings.environment()
         router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
-        worker = ["-m", "workers", "--class", "cpu.batch", "--device", "cpu:0"]
-        ready = stack.enter_context(_started(router, settings.environment(), folder / "router.log"))
-        stack.enter_context(_started(worker, settings.environment(), folder / "worker.log"))
-        stack.enter_context(_peer_worker(peer, folder / "celery.log"))
-        yield Doors(broker=valkey.url, http=ready["http"], plain=peer)
+        ready = stack.enter_context(_started(router, variables, folder / "router.log"))
+        for number, arguments in enumerate(workers):
+            command = ["-m", "workers", *arguments]
+            stack.enter_context(_started(command, variables, folder / f"worker-{number}.log"))
+        yield Doors(broker=valkey.url, http=ready["http"])
 
 
 @contextmanager

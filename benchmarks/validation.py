@@ -1,0 +1,394 @@
+"""Does the simulator tell what a real fleet does? The same trace through real workers and through the simulator.
+
+`python -m benchmarks.validation` starts a router and a worker for each of two hardware classes, sends a seeded trace of
+bursts for `paced` (an emulated accelerator, alike on any machine) as fast as it says, and plays the same trace through
+the simulator with the same curves, prices and batching. Every round has a fleet of its own that has learned nothing.
+What a request takes beside its device is no part of the simulator, so it is measured on that fleet before the trace and
+given to it: the median latency of `echo`, asked as the trace's beginning asks (processes that slept answer later than
+the closed loop of `benchmarks.idle_round_trip` finds them), and what a batch takes on a busy device beside its curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import taxiway
+from benchmarks.idle_round_trip import machine, percentile, summary
+from benchmarks.processes import fleet
+from router.classify import needs_of
+from router.fleet import FleetSnapshot
+from router.outlook import Outlook
+from router.placement import Placement
+from router.snapshot import BEAT, Arrived, arrived_since, snapshot_from
+from router.store import FleetFacts
+from simulator.engine import Engine
+from simulator.fleet import SERVICES, Fleet, parse_fleet
+from simulator.outcome import ANSWERED
+from simulator.policies.policy import REFUSED, ByLevel, Policy
+from simulator.policies.taxiway import Taxiway
+from simulator.pool import Pool
+from simulator.synthetic import synthetic_trace
+from simulator.traces import Column, Trace
+from simulator.workload import Job, Workload, prepare
+from tasks.catalogue import Model, Profile, load_catalogue
+from tasks.facts import HEARTBEAT, DeviceFacts, variant_key
+from tasks.profiles import ProfileBook
+from tasks.settings import TREE
+from tasks.topology import Topology, load_topology
+from taxiway.errors import DeadlineExceededError, OverloadedError
+from taxiway.job import RunReport
+from taxiway.keys import arrived_cell, work_cell
+from taxiway.request import Terms
+from workers.pace import begin, observe
+
+QUEUES = TREE / "benchmarks" / "validation.yaml"
+
+WORKERS = (
+    ("--class", "cpu.batch", "--device", "cpu:0"),
+    ("--class", "gpu.realtime", "--device", "cuda:0", "--emulate"),
+)
+
+SHARES = {"live": 0.3, "standard": 0.4, "bulk": 0.3}
+"""Of the trace's requests."""
+
+TRACE = "mmpp:low=40,high=160,stay=5,size=1,output=0,spread=0"
+"""Lulls of 40 requests a second, and bursts of 160: a paced device that takes one at a time answers 196."""
+
+SEED = 7
+
+ATTAINMENT_WITHIN = 3.0
+"""Points by which the share answered in time may differ."""
+
+LATENCY_WITHIN = 20.0
+"""Percent by which a latency may differ."""
+
+BEGINNING = 400
+"""Requests of the trace that `echo` is asked for first."""
+
+BURST = 128
+"""Requests at once, of which the device's turn is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One round: seconds a request, NaN where it got no answer, of shape (n,); then the constants.
+
+    `seeing` is simulated with the simulator's own `taxiway`, which sees every queue as it is, not as of the last beat.
+    """
+
+    workload: Workload
+    real: Column
+    simulated: Column
+    seeing: Column
+    trip: float
+    turn: float
+    pace: float
+
+    def attained(self, taken: Column, service: int) -> float:
+        """Percent of a service's requests that were answered in time."""
+        trace = self.workload.trace
+        return 100 * float((taken <= trace.deadline)[trace.service == service].mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure as it was in each round, really and simulated; `relative` ones are compared in percent."""
+
+    what: str
+    real: Sequence[float]
+    simulated: Sequence[float]
+    seeing: Sequence[float]
+    relative: bool
+
+    @property
+    def difference(self) -> float:
+        """How far the simulated median is above the real one."""
+        real, simulated = statistics.median(self.real), statistics.median(self.simulated)
+        return 100 * (simulated / real - 1) if self.relative else simulated - real
+
+    @property
+    def within(self) -> float:
+        """The target."""
+        return LATENCY_WITHIN if self.relative else ATTAINMENT_WITHIN
+
+    @property
+    def holds(self) -> bool:
+        """Whether the target is met."""
+        return abs(self.difference) <= self.within
+
+
+def main() -> None:
+    """Measure, print every figure, and say whether the simulator may be believed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=180, help="length of the trace")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; the median of each figure counts")
+    parser.add_argument("--json", action="store_true", help="print JSON lines, not sentences")
+    given = parser.parse_args()
+    runs = [one_round(given.seconds) for _ in range(given.rounds)]
+    compared = comparisons(runs)
+    about = {**machine(), "trace": f"{TRACE},duration={given.seconds},seed={SEED}"}
+    for line in (*map(line_of, compared), *constants_of(runs), verdict(compared)):
+        text = msgspec.json.encode({**line, **about}).decode() if given.json else sentence(line)
+        sys.stdout.write(text + "\n")
+
+
+def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: float) -> Fleet:
+    """One device of each class that never goes off, whose batches take `pace` times the curve's seconds and a turn."""
+    classes = {
+        name: {
+            "count": 1,
+            "minimum": 1,
+            "initial": 1,
+            "price": msgspec.to_builtins(hardware.price),
+            "memory": "1GiB",
+            "start": 0,
+            "max_batch": hardware.max_batch,
+            "max_wait": hardware.max_wait,
+            "curves": {"paced": {"base": pace * curve.base + turn, "slope": pace * curve.slope, "load": curve.load}},
+        }
+        for name, hardware in topology.hardware.items()
+    }
+    services = {
+        name: {"share": SHARES[name], "deadline": service.deadline, "priority": service.priority}
+        for name, service in topology.service.items()
+    }
+    document = {"default_model": "paced", "classes": classes, "services": services}
+    return parse_fleet(json.dumps(document), str(QUEUES))
+
+
+def one_round(seconds: int) -> Run:
+    """The trace through a fresh fleet, and through the simulator."""
+    topology, model = load_topology(QUEUES), load_catalogue(TREE / "models").resolve("paced")
+    curve = model.variants[model.reference].profiles["cpu"]
+    trace = synthetic_trace(f"{TRACE},duration={seconds},seed={SEED}", model="paced")
+    with tempfile.TemporaryDirectory() as folder, fleet(Path(folder), QUEUES, WORKERS) as doors:
+        turn, ratios = asyncio.run(turn_and_ratios(doors.broker, curve))
+        pace = float(ratios.mean())
+        workload = prepare(trace, simulated_fleet(topology, curve, turn=turn, pace=pace), seed=SEED)
+        trip = float(np.nanmedian(asyncio.run(replayed(doors.broker, "echo", workload.trace.part(slice(BEGINNING))))))
+        real = asyncio.run(replayed(doors.broker, "paced", workload.trace))
+    path = trip - turn
+    simulated, seeing = (
+        simulated_seconds(workload, policy) + path
+        for policy in (Routed(topology, model, path=path, ratios=ratios), Taxiway(workload))
+    )
+    return Run(workload, real, simulated, seeing, trip, turn, pace)
+
+
+def simulated_seconds(workload: Workload, policy: Policy) -> Column:
+    """As `replayed`, by the simulator."""
+    outcome = Engine(workload, policy, seed=SEED).run()
+    return np.where(outcome.state == ANSWERED, outcome.latency, math.nan)
+
+
+async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
+    """Seconds between two batches on a busy device, and run times over what the curve says, of shape (BURST,).
+
+    Between batches the device's thread claims, prepares and reports; a sleep that ends late makes a batch longer.
+    Measured where a device always has a batch to run: between the first and the last answer of a burst of bulk work,
+    which all goes to the cheapest class.
+    """
+    async with taxiway.AsyncClient(url) as client:
+
+        async def answer(number: int) -> tuple[float, RunReport]:
+            result = await client.infer("paced", f"burst {number}", service="bulk")
+            return time.perf_counter(), result.report
+
+        answers = await asyncio.gather(*map(answer, range(BURST)))
+    moments, reports = zip(*answers, strict=True)
+    batches = sum(1 / report.batch for report in reports)
+    ran = sum(report.run_time / report.batch for report in reports) / batches
+    ratios = np.array([report.run_time / curve.latency(report.batch, 1) for report in reports])
+    return (max(moments) - min(moments)) / (batches - 1) - ran, ratios
+
+
+class Routed(ByLevel):
+    """The router as it is: it reads the fleet on its beat, and in between only adds what it places to what it read.
+
+    What ends meanwhile it sees at the next reading. The simulator's `taxiway` sees every queue as it is. Work counts
+    for `path` seconds beside those that the simulator knows of, until its end is in the store. Workers learn their pace
+    and residual from run times over the curve's, drawn from `ratios`, and tell them with their heartbeats.
+    """
+
+    def __init__(self, topology: Topology, model: Model, *, path: float, ratios: Column) -> None:
+        self._topology = topology
+        self._model = model
+        self._needs = {
+            name: needs_of(Terms(service=name), topology, rows=1, size=model.expected_size) for name in SERVICES
+        }
+        self._path = path
+        self._ratios = ratios
+        self._random = np.random.default_rng(SEED)
+        self._devices: dict[str, bytes] = {}
+        self._heartbeat = 0.0
+        self._ending: deque[tuple[float, str, float]] = deque()
+        self._tracks = {name: begin() for name in topology.hardware}
+        self._cells: defaultdict[str, float] = defaultdict(float)
+        self._placed: dict[int, Placement] = {}
+        self._arrived: Arrived | None = None
+        self._outlook = Outlook(topology, ProfileBook(), FleetSnapshot())
+        self._next = 0.0
+
+    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+        """As `Policy.choose`."""
+        if now >= self._next:
+            self._read(now)
+        try:
+            placement = self._outlook.place(self._model, self._needs[SERVICES[job.service]], seed=job.index)
+        except OverloadedError:
+            return REFUSED
+        name = placement.candidate.hardware_class
+        self._outlook.count(placement)
+        self._placed[job.index] = placement
+        self._cells[work_cell(name, placement.level)] += placement.work
+        self._cells[arrived_cell(name, self._model.id)] += 1
+        return next(pool.index for pool in pools if pool.name == name)
+
+    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+        """As `Policy.ended`."""
+        placement = self._placed.pop(job.index)
+        told = job.arrival + seconds + self._path
+        self._ending.append((told, work_cell(pool.name, placement.level), placement.work))
+        ratio = float(self._random.choice(self._ratios))
+        self._tracks[pool.name] = observe(self._tracks[pool.name], predicted=1.0, seconds=ratio)
+
+    def _read(self, now: float) -> None:
+        while self._ending and self._ending[0][0] <= now:
+            _, cell, work = self._ending.popleft()
+            self._cells[cell] -= work
+        if now >= self._heartbeat:
+            self._devices = {name: msgspec.json.encode(self._device(name)) for name in self._topology.hardware}
+            self._heartbeat = now + HEARTBEAT
+        facts = FleetFacts(now, self._devices, dict.fromkeys(self._devices, now), dict(self._cells))
+        self._arrived = arrived_since(self._arrived, facts)
+        fleet = replace(snapshot_from(facts), rates=self._arrived.rates)
+        self._outlook = Outlook(self._topology, ProfileBook(), fleet)
+        self._next = (now // BEAT + 1) * BEAT
+
+    def _device(self, name: str) -> DeviceFacts:
+        """The class's one device."""
+        key = variant_key(self._model.id, self._model.reference)
+        return DeviceFacts(
+            worker=name,
+            hardware_class=name,
+            device="cpu:0",
+            kind="cpu",
+            emulated=True,
+            name="",
+            memory_total=2**30,
+            memory_free=2**30,
+            runtimes=("echo",),
+            warm=(key,),
+            pace={key: self._tracks[name].pace},
+            residual={key: self._tracks[name].residual},
+        )
+
+
+async def replayed(url: str, model: str, trace: Trace) -> Column:
+    """Seconds that each request of the trace took, asked of `model`; NaN where it ended in an error. Shape (n,)."""
+    async with taxiway.AsyncClient(url) as client:
+
+        async def seconds(service: str, index: int) -> float:
+            began = time.perf_counter()
+            try:
+                await client.infer(model, f"request {index}", service=service)
+            except (OverloadedError, DeadlineExceededError):
+                return math.nan
+            return time.perf_counter() - began
+
+        began, asked = time.perf_counter(), []
+        for index, arrival in enumerate(trace.arrival.tolist()):
+            await asyncio.sleep(max(arrival - (time.perf_counter() - began), 0.0))
+            asked.append(asyncio.create_task(seconds(SERVICES[trace.service[index]], index)))
+        return np.array(await asyncio.gather(*asked))
+
+
+def comparisons(runs: Sequence[Run]) -> list[Comparison]:
+    """Attainment of each service in percent, then p50 and p90 of answers in milliseconds."""
+
+    def compared(what: str, figure: Callable[[Run, Column], float], *, relative: bool) -> Comparison:
+        real, simulated, seeing = (
+            [figure(run, getattr(run, column)) for run in runs] for column in ("real", "simulated", "seeing")
+        )
+        return Comparison(what, real, simulated, seeing, relative)
+
+    def attained(number: int) -> Callable[[Run, Column], float]:
+        return lambda run, taken: run.attained(taken, number)
+
+    def latency(share: int) -> Callable[[Run, Column], float]:
+        return lambda _, taken: 1000 * percentile(answered(taken), share)
+
+    return [
+        *(compared(f"{name} answered in time, %", attained(n), relative=False) for n, name in enumerate(SERVICES)),
+        *(compared(f"latency of the answered, p{p} ms", latency(p), relative=True) for p in (50, 90)),
+    ]
+
+
+def answered(taken: Column) -> list[float]:
+    """The seconds of those that got an answer."""
+    seconds: list[float] = taken[~np.isnan(taken)].tolist()
+    return seconds
+
+
+def line_of(one: Comparison) -> dict[str, object]:
+    """One figure of both, with its target."""
+    return {
+        "question": f"simulator against real fleet: {one.what}",
+        "repeats": len(one.real),
+        "real": round(statistics.median(one.real), 3),
+        "spread": round(max(one.real) - min(one.real), 3),
+        "simulated": round(statistics.median(one.simulated), 3),
+        "difference": round(one.difference, 2),
+        "unit": "%" if one.relative else "points",
+        "target": one.within,
+        "holds": one.holds,
+        "simulated_seeing_every_queue": round(statistics.median(one.seeing), 3),
+    }
+
+
+def constants_of(runs: Sequence[Run]) -> Iterator[dict[str, object]]:
+    """What was measured before the trace, and given to the simulator."""
+    constants = {
+        "latency of echo, ms": [1000 * run.trip for run in runs],
+        "a device's turn between two batches, ms": [1000 * run.turn for run in runs],
+        "run time over the curve's": [run.pace for run in runs],
+    }
+    for what, figures in constants.items():
+        yield {"question": f"simulator against real fleet: {what}", **summary(figures)}
+
+
+def verdict(compared: Sequence[Comparison]) -> dict[str, object]:
+    """Whether all figures are within their targets, or which are not."""
+    outside = "; ".join(one.what for one in compared if not one.holds)
+    answer = f"no: {outside}" if outside else "yes"
+    return {"question": "simulator against real fleet: are all figures within their targets?", "answer": answer}
+
+
+def sentence(line: Mapping[str, object]) -> str:
+    """A line for people."""
+    what = str(line["question"]).partition(": ")[2]
+    if "answer" in line:
+        return f"{what} {line['answer']}"
+    if "median" in line:
+        return f"{what}: {line['median']} (measured before the trace, given to the simulator)"
+    held = "within" if line["holds"] else "NOT within"
+    told = f"{what}: real {line['real']} (spread {line['spread']}), simulated {line['simulated']}"
+    return f"{told}; {line['difference']} {line['unit']} apart, {held} {line['target']}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Where a real fleet runs what it gets, and what it says of that. Deadlines come from the fleet's own figures."""
+
+import contextlib
+import math
+import time
+
+import pytest
+
+import taxiway
+from taxiway.errors import DeadlineExceededError
+
+CPU, ACCELERATOR = "cpu.batch", "gpu.realtime"
+
+BUSIER = 4  # times as long on the busy CPU class as on the accelerator class: a deadline between is clear of both
+
+ROOM = 5  # requests of a burst that the CPU class has time for
+
+
+@pytest.fixture(scope="module")
+def client(fleet):
+    with taxiway.Client(fleet.http) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def calm(client):
+    """Nothing waits on the CPU class, nor on the accelerator class, when a test begins."""
+    within(30, lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0)
+
+
+def within(seconds, condition):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not true within {seconds} s"
+
+
+def waits(client, hardware_class):
+    """Seconds that work of the last level would wait there."""
+    told = client.what_if("paced", "is anybody there?", service="bulk")
+    return min(row["wait"] for row in told["considered"] if row["hardware_class"] == hardware_class)
+
+
+def soonest(told, hardware_class, figure="guaranteed"):
+    """The least of a figure over what was considered of a class."""
+    return min(row[figure] for row in told["considered"] if row["hardware_class"] == hardware_class)
+
+
+def test_sentiment_at_low_load_runs_on_the_cpu(client):
+    job = client.submit("sentiment", "What a smooth and friendly flight, thank you!", deadline=30)
+    report = job.result(timeout=60).report
+
+    assert report.hardware_class == CPU
+    assert report.reason.startswith("cheapest that meets 30 s")
+    dearer = [row for row in job.placement()["considered"] if row["hardware_class"] != CPU]
+    assert dearer
+    assert all(row["cost"] > soonest(job.placement(), CPU, "cost") for row in dearer)
+
+
+def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_accelerator(client):
+    long = {"model": "generate", "inputs": "Tell a story about a pilot.", "parameters": {"max_tokens": 96}}
+    before = []
+    told = client.what_if(**long, deadline=600)
+    while soonest(told, CPU) < BUSIER * soonest(told, ACCELERATOR):
+        assert len(before) < 100
+        before.append(client.submit("generate", f"Count to {len(before)}.", deadline=600))
+        told = client.what_if(**long, deadline=600)
+    deadline = math.sqrt(soonest(told, CPU) * soonest(told, ACCELERATOR))
+
+    job = client.submit(**long, deadline=deadline)
+    placed = job.placement()
+    for other in before:
+        other.cancel()
+
+    assert placed["hardware_class"] == ACCELERATOR
+    assert f"meets {deadline:g} s" in placed["reason"]
+    assert f"{CPU}/" in placed["reason"]
+    assert "is cheaper and would take" in placed["reason"]
+    assert job.result(timeout=60).report.hardware_class == ACCELERATOR
+
+
+def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client):
+    rows = [f"row {n}" for n in range(64)]  # more than any largest batch, so that no traffic makes a request cheaper
+    idle = client.what_if("paced", rows, service="live", deadline=1)
+    deadline = ROOM * soonest(idle, CPU)
+
+    burst = [client.submit("paced", rows, service="live", deadline=deadline) for _ in range(2 * ROOM)]
+    placed = [job.placement() for job in burst]
+    for job in burst:
+        with contextlib.suppress(DeadlineExceededError):  # a class that is emulated has no processor of its own
+            job.result(timeout=60)
+    within(30, lambda: waits(client, CPU) == 0)
+    next_one = client.submit("paced", rows, service="live", deadline=deadline)
+
+    assert placed[0]["hardware_class"] == CPU
+    spilt = [one for one in placed if one["hardware_class"] != CPU]
+    assert spilt
+    assert all(f"{CPU}/paced is cheaper and would take" in one["reason"] for one in spilt)
+    assert next_one.placement()["hardware_class"] == CPU
