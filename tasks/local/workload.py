@@ -68,11 +68,10 @@ def _asks(model: Model, store: ArtefactStore) -> Iterator[Ask]:
     """A request for each example, over and over, each under the model's next terms."""
     for example, terms in zip(cycle(model.examples), cycle(SERVICES[model.name]), strict=False):
         inputs = _inputs(example)
-        artefact = _artefact(inputs)
         yield Ask(
             model=model.name,
-            shown=artefact or str(inputs),
-            inputs=inputs if artefact is None else store.path(model, artefact).read_bytes(),
+            shown=_artefact(inputs) or str(inputs),
+            inputs=store.example(model, example),
             parameters=example.get("parameters", {}) if isinstance(example, dict) else {},
             terms=terms,
         )

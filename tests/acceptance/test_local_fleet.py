@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,20 +16,7 @@ from tasks.local.state import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from tests.acceptance.running import start_fleet, taxiway
-
-
-def until(condition: Callable[[], bool], *, patience: float = 30.0) -> bool:
-    end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return condition()
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+from tests.waiting import gone, until
 
 
 def children(pid: int) -> list[int]:

@@ -5,8 +5,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import redis
 
 from tasks.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
+from tests.waiting import until
 
 HOLD = """
 import sys, time
@@ -24,13 +23,6 @@ server.start()
 print(server.pid, server.url, flush=True)
 time.sleep(600)
 """
-
-
-def until(condition: Callable[[], bool], *, patience: float = 10.0) -> bool:
-    end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
 
 
 def refused(url: str) -> bool:

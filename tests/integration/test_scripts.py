@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -54,6 +53,7 @@ from taxiway.keys import (
     taken_key,
     work_cell,
 )
+from tests.waiting import until
 
 LEASE = 30.0
 CELL = work_cell("cpu.batch", 1)
@@ -108,13 +108,6 @@ def placed(tag: str, job: str, message: bytes = b"m", **fields: str) -> Forward:
 
 def success(job: str, token: str = "", reply: str = "") -> Ending:
     return Ending(job, JobState.SUCCEEDED, b"answer of " + job.encode(), token, reply)
-
-
-def until(condition: Callable[[], bool], patience: float = 5.0) -> bool:
-    end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 def test_arrivals_are_taken_in_order_and_the_higher_priority_first(store: Store) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,25 +14,12 @@ from tasks.children import start_child, stop_child
 from tasks.local.process import SupervisedProcess
 from tasks.local.state import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
 from tasks.local.supervisor import StartError, Supervisor
+from tests.waiting import gone, until
 
 READY = "import json, time; print(json.dumps({'ready': 'test', 'number': 7}), flush=True); time.sleep(600)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{\"ready\": 1}'); time.sleep(600)"
 NEVER_READY = "import time; print('still loading', flush=True); time.sleep(600)"
 BROKEN = "raise SystemExit('no such device')"
-
-
-def until(condition: Callable[[], bool], *, patience: float = 15.0) -> bool:
-    end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 @pytest.fixture

@@ -1,0 +1,23 @@
+"""Waits for what tests start: conditions with a deadline, and processes that are gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def until(condition: Callable[[], bool], *, patience: float = 15.0) -> bool:
+    """Whether the condition came true within `patience` seconds."""
+    end = time.monotonic() + patience
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+def gone(pid: int) -> bool:
+    """Whether no process of that id runs; one that only waits to be reaped is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
