@@ -60,12 +60,6 @@ class Placement:
         return self.needs.level
 
     @property
-    def held(self) -> bool:
-        """Whether every queue that could take it is past its horizon: it should wait unbound."""
-        able = _open(self)
-        return bool(np.all(self.figures.wait[able] > self.board.horizon[able]))
-
-    @property
     def candidate(self) -> Candidate:
         """The chosen hardware class and variant."""
         return self.board.candidates[self.index]

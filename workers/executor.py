@@ -138,11 +138,6 @@ class Executor:
         self._observe(loaded, items, answers, time.monotonic() - loaded.last_used)
         return list(answers)
 
-    def unload_all(self) -> None:
-        """Give all memory back."""
-        for key in list(self._loaded):
-            self._loaded.pop(key).runtime.unload()
-
     def _load(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]
         if variant.runtime not in self.hardware.runtimes:

@@ -6,11 +6,8 @@ import click
 
 from taxiway.errors import (
     BrokerUnavailableError,
-    FleetUnavailable,
-    JobError,
     NoDeviceError,
     OverloadedError,
-    RequestError,
     ResultTimeoutError,
     TaxiwayError,
     UnknownModelError,
@@ -28,12 +25,6 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted",
 }
 """What each exit code says."""
-
-_BY_ERROR: dict[type[TaxiwayError], int] = {
-    JobError: JOB_FAILED,
-    RequestError: USAGE,
-    FleetUnavailable: UNAVAILABLE,
-}
 
 _HINTS: dict[type[TaxiwayError], str] = {
     UnknownModelError: "`taxiway models` lists what the fleet can run",
@@ -56,7 +47,7 @@ class CommandError(Exception):
 
 def exit_code(error: TaxiwayError) -> int:
     """The exit code for an error of the fleet."""
-    return next((code for kind, code in _BY_ERROR.items() if isinstance(error, kind)), JOB_FAILED)
+    return error.exit_code
 
 
 def hint_for(error: TaxiwayError) -> str:
