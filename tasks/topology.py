@@ -107,6 +107,24 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0
 
 
+class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How waiting work may move between classes.
+
+    Every `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, each job at most
+    `max_moves_per_job` times, and none goes back the way of the last `still` ticks. A move to level queues must gain
+    `min_gain` of the time to the answer, and twice `move_cost` seconds. `window` is the jobs of a queue's level that
+    are looked at.
+    """
+
+    tick: Annotated[float, msgspec.Meta(ge=0.05)] = 0.5
+    max_moves_per_job: Annotated[int, msgspec.Meta(ge=0)] = 2
+    max_share_per_tick: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    min_gain: Annotated[float, msgspec.Meta(ge=0)] = 0.25
+    move_cost: Seconds = 0.005
+    still: Annotated[int, msgspec.Meta(ge=0)] = 3
+    window: Positive = 500
+
+
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of queues.yaml."""
 
@@ -115,6 +133,7 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_service: str
     tenants: dict[TenantName, Tenant] = {}
     limits: Limits = msgspec.field(default_factory=Limits)
+    rebalance: Rebalance = Rebalance()
 
 
 def parse_topology(text: str, file: str = "queues.yaml") -> Topology:

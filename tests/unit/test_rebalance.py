@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from router.board import lay_out
+from router.classify import Constraints, Needs
+from router.cost import reckon
+from router.fleet import FleetSnapshot
+from router.placement import kept_back
+from router.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
+from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.document import Size
+from tasks.facts import DeviceFacts
+from tasks.profiles import ProfileBook
+from tasks.topology import HardwareClass, Price, Rebalance, Service, Topology
+from taxiway.keys import LEVELS
+from tests.unit.strategies import constraints, fleets, models, needs, topologies
+
+RULES = Rebalance()
+
+
+@st.composite
+def scenes(draw: st.DrawFn) -> tuple[list[Group], dict[str, list[float]], dict[str, int]]:
+    """Groups of one model that wait in a random fleet, the work in it, and its depths."""
+    model, topology = draw(models()), draw(topologies())
+    fleet = draw(fleets(model, topology))
+    groups: list[Group] = []
+    for number in range(draw(st.integers(1, 5))):
+        board = lay_out(model, draw(constraints()), topology, fleet, ProfileBook())
+        live = np.flatnonzero(board.live).tolist()
+        if live:
+            jobs = tuple(f"{number}-{job}" for job in range(draw(st.integers(1, 30))))
+            wants = draw(needs(constraints=Constraints(), rows=1))
+            groups.append(Group(board, wants, draw(st.sampled_from(live)), draw(st.floats(0, 50)), jobs))
+    assume(groups)
+    work = {name: draw(st.lists(st.floats(0, 50), min_size=LEVELS, max_size=LEVELS)) for name in topology.hardware}
+    return groups, work, dict.fromkeys(topology.hardware, 100)
+
+
+Scene = tuple[list[Group], dict[str, list[float]], dict[str, int]]
+
+
+@given(scene=scenes())
+def test_no_job_is_lost_moved_twice_or_invented(scene: Scene) -> None:
+    groups, _, _ = scene
+    moves = rebalance(*scene, RULES)
+    moved = [job for move in moves for job in move.jobs]
+    assert len(moved) == len(set(moved))
+    source = {job: group.source for group in groups for job in group.jobs}
+    assert all(source[job] == move.source != move.target for move in moves for job in move.jobs)
+
+
+@given(scene=scenes())
+def test_a_tick_moves_at_most_its_share_of_a_queue(scene: Scene) -> None:
+    _, _, depths = scene
+    moves = rebalance(*scene, RULES)
+    for name, depth in depths.items():
+        assert sum(len(move.jobs) for move in moves if move.source == name) <= depth * RULES.max_share_per_tick
+
+
+@given(scene=scenes())
+def test_jobs_move_only_to_live_candidates_of_their_board_that_are_not_kept_for_others(scene: Scene) -> None:
+    groups, work, _ = scene
+    of = {job: group for group in groups for job in group.jobs}
+    for move in rebalance(*scene, RULES):
+        board = of[move.jobs[0]].board
+        index = [(c.hardware_class, c.variant_name) for c in board.candidates].index((move.target, move.variant))
+        assert board.live[index]
+        assert move.cost <= of[move.jobs[0]].needs.affordable
+        ahead = np.array([work[name] for name in board.classes])
+        if move is rebalance(*scene, RULES)[0]:
+            assert not kept_back(board, ahead)[index]
+
+
+@given(scene=scenes(), data=st.data())
+def test_nothing_goes_a_closed_way(scene: Scene, data: st.DataObject) -> None:
+    moves = rebalance(*scene, RULES)
+    assume(moves)
+    shut = data.draw(st.sampled_from(moves))
+    again = rebalance(*scene, RULES, frozenset({(shut.source, shut.target)}))
+    assert (shut.source, shut.target) not in {(move.source, move.target) for move in again}
+
+
+@given(scene=scenes())
+def test_moves_leave_in_time_what_was_surely_in_time(scene: Scene) -> None:
+    groups, work, depths = scene
+    moves = rebalance(groups, work, depths, RULES)
+    assume(moves)
+    for group in groups:
+        before = guaranteed(group, work, group.ahead)
+        limit = math.inf if group.needs.deadline is None else group.needs.deadline
+        stayed = set(group.jobs) - {job for move in moves for job in move.jobs}
+        if before <= limit and stayed:
+            ahead = group.ahead + sum(
+                len(move.jobs) * move.work
+                for move in moves
+                if move.target == group.source and move.level < group.needs.level
+            )
+            assert guaranteed(group, work, ahead) <= limit * (1 + 1e-6)
+
+
+def guaranteed(group: Group, work: dict[str, list[float]], ahead: float) -> float:
+    columns = np.array([sum(work[name][: group.needs.level + 1]) for name in group.board.classes])
+    home = group.board.classes.index(group.source)
+    columns[home] = ahead if ahead > group.ahead else min(ahead, columns[home])
+    return float(reckon(group.board, group.needs, columns).guaranteed[group.here])
+
+
+@given(scene=scenes(), seed=st.randoms(use_true_random=False))
+def test_the_order_of_groups_does_not_matter(scene: Scene, seed: object) -> None:
+    groups, work, depths = scene
+    assert rebalance(groups[::-1], work, depths, RULES) == rebalance(groups, work, depths, RULES)
+
+
+def two_classes(*, dear: float = 1.0, speed: float = 1.0) -> tuple[Model, Topology, FleetSnapshot]:
+    """`cpu.a` at a dollar an hour, and `cpu.b`, `dear` times as dear; a row takes 10 ms on both, over `speed` on b."""
+    spec = TensorSpec("rows", "FP32", (-1,))
+    variant = Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.01)})
+    model = Model(
+        name="m", version=1, summary="", licence="", pipeline="tensors", inputs=(spec,), outputs=(spec,),
+        variants={"v": variant}, reference="v",
+    )  # fmt: skip
+
+    def hardware(price: float) -> HardwareClass:
+        return HardwareClass(
+            device="cpu", runtimes=("echo",), max_batch=1, max_wait=0, horizon=1000, price=Price(usd_per_hour=price)
+        )
+
+    topology = Topology(
+        hardware={"cpu.a": hardware(1.0), "cpu.b": hardware(dear)},
+        service={"standard": Service(deadline=5.0)},
+        default_service="standard",
+    )
+    paces = {"cpu.a": 1.0, "cpu.b": 1.0 / speed}
+    devices = tuple(
+        DeviceFacts(
+            worker=name, hardware_class=name, device="cpu:0", kind="cpu", emulated=False, name="", memory_total=2**34,
+            memory_free=0, runtimes=("echo",), warm=("m:1/v",), pace={"m:1/v": pace}, residual={"m:1/v": 1.0},
+        )
+        for name, pace in paces.items()
+    )  # fmt: skip
+    return model, topology, FleetSnapshot(devices=devices)
+
+
+def waiting(
+    scene: tuple[Model, Topology, FleetSnapshot], hardware_class: str, jobs: int, deadline: float | None
+) -> tuple[list[Group], dict[str, list[float]], dict[str, int]]:
+    model, topology, fleet = scene
+    board = lay_out(model, Constraints(), topology, fleet, ProfileBook())
+    here = [c.hardware_class for c in board.candidates].index(hardware_class)
+    seconds = 0.01 * jobs
+    group = Group(board, Needs(deadline, 1, 1, 1.0), here, seconds, tuple(str(job) for job in range(jobs)))
+    return [group], {hardware_class: [0.0, seconds, 0.0, 0.0]}, {hardware_class: jobs}
+
+
+def kinds(moves: list[Move]) -> list[Kind]:
+    return [move.kind for move in moves]
+
+
+def test_jobs_that_would_be_late_go_where_they_are_in_time_and_no_more_of_them() -> None:
+    moves = rebalance(*waiting(two_classes(dear=3.0), "cpu.a", 1000, deadline=9.5), Rebalance(max_share_per_tick=1.0))
+    assert kinds(moves) == [Kind.RESCUE]
+    assert moves[0].target == "cpu.b"
+    assert len(moves[0].jobs) == pytest.approx(50, abs=2)
+    assert "rescue" in moves[0].reason
+
+
+def test_a_long_queue_is_levelled_with_an_idle_class_of_the_same_price() -> None:
+    moves = rebalance(*waiting(two_classes(), "cpu.a", 1000, deadline=None), Rebalance(max_share_per_tick=1.0))
+    assert kinds(moves) == [Kind.BALANCE]
+    assert len(moves[0].jobs) == pytest.approx(500, abs=2)
+    assert moves[0].jobs[-1] == "999"
+
+
+def test_work_that_is_in_time_is_not_levelled_onto_dearer_hardware() -> None:
+    assert rebalance(*waiting(two_classes(dear=3.0), "cpu.a", 1000, deadline=None), RULES) == []
+
+
+def test_what_is_late_everywhere_is_levelled_at_any_price() -> None:
+    moves = rebalance(*waiting(two_classes(dear=3.0), "cpu.a", 1000, deadline=0.001), Rebalance(max_share_per_tick=1.0))
+    assert kinds(moves) == [Kind.BALANCE]
+
+
+def test_work_goes_back_to_cheaper_hardware_when_it_is_in_time_there() -> None:
+    moves = rebalance(*waiting(two_classes(dear=3.0), "cpu.b", 100, deadline=60), Rebalance(max_share_per_tick=1.0))
+    assert kinds(moves) == [Kind.SAVE]
+    assert moves[0].target == "cpu.a"
+    assert moves[0].cost < CHEAPER * moves[0].cost * 3
+
+
+def test_a_short_queue_is_left_alone() -> None:
+    assert rebalance(*waiting(two_classes(), "cpu.a", 1, deadline=None), RULES) == []
+
+
+def test_a_way_back_is_closed_for_some_ticks_and_opens_again() -> None:
+    flows = Flows()
+    flows.begin()
+    flows.note([Move(Kind.SAVE, "a", "b", "v", 0, ("1",), 0.1, 0.1, "")])
+    closed = []
+    for _ in range(5):
+        flows.begin()
+        closed.append(("b", "a") in flows.closed(3))
+    assert closed == [True, True, True, False, False]
+
+
+def test_nobody_waiting_means_no_moves() -> None:
+    assert rebalance([], {}, {}, RULES) == []
+
+
+def test_moves_of_one_tick_do_not_pile_up_on_the_same_target() -> None:
+    groups, work, depths = waiting(two_classes(dear=3.0), "cpu.a", 1000, deadline=5.0)
+    halves = [replace(groups[0], jobs=groups[0].jobs[:500], ahead=5.0), replace(groups[0], jobs=groups[0].jobs[500:])]
+    moves = rebalance(halves, work, depths, Rebalance(max_share_per_tick=1.0))
+    there = sum(len(move.jobs) for move in moves if move.kind is Kind.RESCUE)
+    assert 480 <= there <= 505
