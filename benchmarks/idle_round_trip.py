@@ -10,34 +10,23 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 import taxiway
+from benchmarks.measure import Line, answer, percentile, say
 from benchmarks.plain_celery import echo
 from benchmarks.processes import Doors, fleet_and_peer
-from tasks.settings import TREE
+from benchmarks.workloads import TEXT
 
-TEXT = "What a smooth and friendly flight, thank you!"
-"""What is echoed: a short text, as sentiment gets."""
-
-TARGETS = {"client": 1.3, "http": 2.0}
+TARGETS = {"client": 0.6, "http": 0.65}
 """The largest ratios to plain Celery's p50 that the fleet is built for."""
 
 WARM_UP = 50
 """Requests of each path before the first round."""
-
-CPUINFO = Path("/proc/cpuinfo")
 
 TURN = 20
 """Requests that a path makes before the next path's turn."""
@@ -53,8 +42,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, fleet_and_peer(Path(folder)) as doors:
         times = measured(doors, requests=given.requests, rounds=given.rounds)
-    for line in lines(times, machine()):
-        sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    for line in lines(times):
+        say(line)
 
 
 def measured(doors: Doors, *, requests: int, rounds: int) -> dict[str, list[list[float]]]:
@@ -90,41 +79,16 @@ def timed(ask: RoundTrip, requests: int) -> list[float]:
     return taken
 
 
-def lines(times: Mapping[str, Sequence[Sequence[float]]], about: Mapping[str, object]) -> Iterator[dict[str, object]]:
+def lines(times: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[Line]:
     """What is printed: milliseconds for each path, then each ratio with its target."""
     for name, rounds in times.items():
         for share in (50, 99):
             figures = [1000 * percentile(taken, share) for taken in rounds]
-            yield {"question": f"idle round trip of echo, {name} p{share} ms", **about, **summary(figures)}
+            yield answer(f"idle round trip of echo, {name} p{share} ms", figures)
     for name, target in TARGETS.items():
         pairs = zip(times[name], times["celery"], strict=True)
         ratios = [statistics.median(ours) / statistics.median(theirs) for ours, theirs in pairs]
-        question = {"question": f"idle round trip of echo, {name}_ratio to plain Celery"}
-        yield {**question, **about, **summary(ratios), "target": target}
-
-
-def summary(figures: Sequence[float]) -> dict[str, object]:
-    """Repeats, median and spread (largest less smallest)."""
-    spread = max(figures) - min(figures)
-    return {"repeats": len(figures), "median": round(statistics.median(figures), 3), "spread": round(spread, 3)}
-
-
-def percentile(taken: Sequence[float], share: float) -> float:
-    """The smallest of `taken` that `share` percent of them do not exceed."""
-    return sorted(taken)[math.ceil(len(taken) * share / 100) - 1]
-
-
-def machine() -> dict[str, object]:
-    """The commit and the device that the figures are of."""
-    git = ["git", "-C", str(TREE), "describe", "--always", "--dirty"]
-    described = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {"commit": described or "uncommitted", "device": f"{os.cpu_count()} cores, {processor()}"}
-
-
-def processor() -> str:
-    """The processor's name, as Linux tells it."""
-    names = [line.partition(":")[2].strip() for line in CPUINFO.read_text().splitlines() if line[:10] == "model name"]
-    return names[0] if names else platform.machine()
+        yield answer(f"idle round trip of echo, {name}_ratio to plain Celery", ratios, target=target)
 
 
 if __name__ == "__main__":

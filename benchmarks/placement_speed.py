@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import msgspec
 
-from benchmarks.idle_round_trip import machine
+from benchmarks.measure import machine
 from router.board import Board, lay_out
 from router.classify import Constraints, Needs
 from router.cost import shadow_prices
@@ -86,7 +86,7 @@ def device_of(hardware_class: str, number: int, warm: tuple[str, ...]) -> Device
         runtimes=("onnx", "torch", "python", "echo"),
         warm=warm,
         pace=dict.fromkeys(warm, 1 + number % 7 / 100),
-        residual=dict.fromkeys(warm, 1.2 + number % 5 / 100),
+        residual=dict.fromkeys(warm, (1.2 + number % 5 / 100,)),
     )
 
 

@@ -11,10 +11,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from benchmarks.measure import tree
 from benchmarks.plain_celery import app
 from tasks.children import start_child, stop_child
 from tasks.embedded import EmbeddedValkey
@@ -30,10 +33,11 @@ class NotReadyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """Where the fleet is reached."""
+    """Where the fleet is reached, and its processes by what they are."""
 
     broker: str
     http: str
+    processes: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -51,37 +55,53 @@ def fleet_and_peer(folder: Path) -> Iterator[Doors]:
 
 
 @contextmanager
-def fleet(folder: Path, queues: Path, workers: Sequence[Sequence[str]]) -> Iterator[Doors]:
+def fleet(
+    folder: Path, queues: Path, workers: Sequence[Sequence[str]], models: Path = TREE / "models"
+) -> Iterator[Doors]:
     """A router and a worker for each list of arguments, on one Valkey in `folder`; they end with the block."""
+    with EmbeddedValkey(folder) as valkey:
+        assert valkey.pid is not None
+        settings = broker_settings(valkey.url, queues, models)
+        with serving(folder, settings, workers) as doors:
+            yield replace(doors, processes={"broker": [valkey.pid], **doors.processes})
+
+
+@contextmanager
+def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) -> Iterator[Doors]:
+    """A router and the workers, on a broker that is there already; their logs go to `folder`."""
+    variables, router = settings.environment(), ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
     with contextlib.ExitStack() as stack:
-        valkey = stack.enter_context(EmbeddedValkey(folder))
-        settings = Settings(
-            broker=valkey.url,
-            state=valkey.url,
-            secret=secrets.token_bytes(32),
-            queues=queues,
-            models=TREE / "models",
-            cache=cache_directory(os.environ),
-        )
-        variables = settings.environment()
-        router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
         ready = stack.enter_context(_started(router, variables, folder / "router.log"))
-        for number, arguments in enumerate(workers):
-            command = ["-m", "workers", *arguments]
-            stack.enter_context(_started(command, variables, folder / f"worker-{number}.log"))
-        yield Doors(broker=valkey.url, http=ready["http"])
+        started = [
+            stack.enter_context(_started(["-m", "workers", *arguments], variables, folder / f"worker-{number}.log"))
+            for number, arguments in enumerate(workers)
+        ]
+        processes = {"router": [ready["pid"]], "worker": [worker["pid"] for worker in started]}
+        yield Doors(broker=settings.broker, http=ready["http"], processes=processes)
+
+
+def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> Settings:
+    """What the processes of a fleet are told whose broker and state are one Valkey."""
+    return Settings(
+        broker=url,
+        state=url,
+        secret=secrets.token_bytes(32),
+        queues=queues,
+        models=models,
+        cache=cache_directory(os.environ),
+    )
 
 
 @contextmanager
 def _started(arguments: list[str], variables: Mapping[str, str], log: Path) -> Iterator[dict[str, Any]]:
-    """A Python process of the fleet while it runs, and the line it printed when it was ready."""
-    with _running([sys.executable, *arguments], variables, log) as process:
+    """A Python process of the fleet while it runs, and the line it printed when it was ready, with its `pid`."""
+    with running([sys.executable, *arguments], variables, log, output=subprocess.PIPE) as process:
         assert process.stdout is not None
         heard, _, _ = select.select([process.stdout], [], [], PATIENCE)
         line = process.stdout.readline() if heard else b""
         if not line:
             raise NotReadyError(f"{' '.join(arguments)} is not ready; {log} ends with:\n{log.read_text()[-2000:]}")
-        yield json.loads(line)
+        yield {**json.loads(line), "pid": process.pid}
 
 
 @contextmanager
@@ -91,20 +111,38 @@ def _peer_worker(url: str, log: Path) -> Iterator[None]:
     options = ["--pool", "prefork", "--concurrency", "1", "--task-events", "--loglevel", "warning"]
     variables = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
     app.conf.update(broker_url=url, result_backend=url)
-    with _running([*command, *options], variables, log):
+    with running([*command, *options], variables, log):
         if not app.tasks["plain.echo"].delay("ready").get(timeout=PATIENCE):
             raise NotReadyError(f"the plain Celery worker gave a wrong answer; see {log}")
         yield
 
 
 @contextmanager
-def _running(command: list[str], variables: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: Sequence[str], variables: Mapping[str, str], log: Path, *, output: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process while the block runs; it and all that it started have ended afterwards.
+
+    What it says goes to `log`; its stdout goes to `output` where that is given: a pipe must be read, or it fills.
+    """
     environment = {**os.environ, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1", **variables}
-    with log.open("ab") as errors:
-        process = start_child(command, environment=environment, output=subprocess.PIPE, errors=errors.fileno())
+    with log.open("ab") as said:
+        stdout = said.fileno() if output is None else output
+        process = start_child(command, environment=environment, output=stdout, errors=said.fileno(), piped_input=True)
     try:
         yield process
     finally:
+        below = tree(process.pid)
         stop_child(process, patience=PATIENCE)
-        assert process.stdout is not None
-        process.stdout.close()
+        _end(below)
+        for pipe in filter(None, (process.stdin, process.stdout)):
+            pipe.close()
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    """Kill those that are still there a second later: some servers leave a process behind."""
+    _, alive = psutil.wait_procs(processes, timeout=1)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=PATIENCE)

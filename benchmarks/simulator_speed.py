@@ -14,7 +14,7 @@ import time
 
 import msgspec
 
-from benchmarks.idle_round_trip import machine
+from benchmarks.measure import machine
 from simulator.engine import simulate
 from simulator.fleet import load_fleet
 from simulator.policies.catalogue import POLICIES

@@ -18,42 +18,29 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 import taxiway
-from benchmarks.idle_round_trip import machine, percentile, summary
+from benchmarks.measure import machine, percentile, summary
 from benchmarks.processes import fleet
-from router.classify import needs_of
-from router.fleet import FleetSnapshot
-from router.outlook import Outlook
-from router.placement import Placement
-from router.snapshot import BEAT, Arrived, arrived_since, snapshot_from
-from router.store import FleetFacts
 from simulator.engine import Engine
 from simulator.fleet import SERVICES, Fleet, parse_fleet
 from simulator.outcome import ANSWERED
-from simulator.policies.policy import REFUSED, ByLevel, Policy
 from simulator.policies.taxiway import Taxiway
-from simulator.pool import Pool
+from simulator.reader import Surroundings
 from simulator.synthetic import synthetic_trace
 from simulator.traces import Column, Trace
-from simulator.workload import Job, Workload, prepare
-from tasks.catalogue import Model, Profile, load_catalogue
-from tasks.facts import HEARTBEAT, DeviceFacts, variant_key
-from tasks.profiles import ProfileBook
+from simulator.workload import Workload, prepare
+from tasks.catalogue import Profile, load_catalogue
 from tasks.settings import TREE
 from tasks.topology import Topology, load_topology
 from taxiway.errors import DeadlineExceededError, OverloadedError
 from taxiway.job import RunReport
-from taxiway.keys import arrived_cell, work_cell
-from taxiway.request import Terms
-from workers.pace import begin, observe
 
 QUEUES = TREE / "benchmarks" / "validation.yaml"
 
@@ -85,15 +72,11 @@ BURST = 128
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One round: seconds a request, NaN where it got no answer, of shape (n,); then the constants.
-
-    `seeing` is simulated with the simulator's own `taxiway`, which sees every queue as it is, not as of the last beat.
-    """
+    """One round: seconds a request, NaN where it got no answer, of shape (n,); then the constants."""
 
     workload: Workload
     real: Column
     simulated: Column
-    seeing: Column
     trip: float
     turn: float
     pace: float
@@ -111,7 +94,6 @@ class Comparison:
     what: str
     real: Sequence[float]
     simulated: Sequence[float]
-    seeing: Sequence[float]
     relative: bool
 
     @property
@@ -158,6 +140,7 @@ def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: fl
             "start": 0,
             "max_batch": hardware.max_batch,
             "max_wait": hardware.max_wait,
+            "horizon": hardware.horizon,
             "curves": {"paced": {"base": pace * curve.base + turn, "slope": pace * curve.slope, "load": curve.load}},
         }
         for name, hardware in topology.hardware.items()
@@ -181,18 +164,14 @@ def one_round(seconds: int) -> Run:
         workload = prepare(trace, simulated_fleet(topology, curve, turn=turn, pace=pace), seed=SEED)
         trip = float(np.nanmedian(asyncio.run(replayed(doors.broker, "echo", workload.trace.part(slice(BEGINNING))))))
         real = asyncio.run(replayed(doors.broker, "paced", workload.trace))
-    path = trip - turn
-    simulated, seeing = (
-        simulated_seconds(workload, policy) + path
-        for policy in (Routed(topology, model, path=path, ratios=ratios), Taxiway(workload))
-    )
-    return Run(workload, real, simulated, seeing, trip, turn, pace)
+    around = Surroundings(path=trip - turn, strays=ratios / pace)
+    return Run(workload, real, simulated_seconds(workload, around), trip, turn, pace)
 
 
-def simulated_seconds(workload: Workload, policy: Policy) -> Column:
+def simulated_seconds(workload: Workload, around: Surroundings) -> Column:
     """As `replayed`, by the simulator."""
-    outcome = Engine(workload, policy, seed=SEED).run()
-    return np.where(outcome.state == ANSWERED, outcome.latency, math.nan)
+    outcome = Engine(workload, Taxiway(workload, around, seed=SEED), seed=SEED).run()
+    return np.where(outcome.state == ANSWERED, outcome.latency, math.nan) + around.path
 
 
 async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
@@ -214,88 +193,6 @@ async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
     ran = sum(report.run_time / report.batch for report in reports) / batches
     ratios = np.array([report.run_time / curve.latency(report.batch, 1) for report in reports])
     return (max(moments) - min(moments)) / (batches - 1) - ran, ratios
-
-
-class Routed(ByLevel):
-    """The router as it is: it reads the fleet on its beat, and in between only adds what it places to what it read.
-
-    What ends meanwhile it sees at the next reading. The simulator's `taxiway` sees every queue as it is. Work counts
-    for `path` seconds beside those that the simulator knows of, until its end is in the store. Workers learn their pace
-    and residual from run times over the curve's, drawn from `ratios`, and tell them with their heartbeats.
-    """
-
-    def __init__(self, topology: Topology, model: Model, *, path: float, ratios: Column) -> None:
-        self._topology = topology
-        self._model = model
-        self._needs = {
-            name: needs_of(Terms(service=name), topology, rows=1, size=model.expected_size) for name in SERVICES
-        }
-        self._path = path
-        self._ratios = ratios
-        self._random = np.random.default_rng(SEED)
-        self._devices: dict[str, bytes] = {}
-        self._heartbeat = 0.0
-        self._ending: deque[tuple[float, str, float]] = deque()
-        self._tracks = {name: begin() for name in topology.hardware}
-        self._cells: defaultdict[str, float] = defaultdict(float)
-        self._placed: dict[int, Placement] = {}
-        self._arrived: Arrived | None = None
-        self._outlook = Outlook(topology, ProfileBook(), FleetSnapshot())
-        self._next = 0.0
-
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
-        """As `Policy.choose`."""
-        if now >= self._next:
-            self._read(now)
-        try:
-            placement = self._outlook.place(self._model, self._needs[SERVICES[job.service]], seed=job.index)
-        except OverloadedError:
-            return REFUSED
-        name = placement.candidate.hardware_class
-        self._outlook.count(placement)
-        self._placed[job.index] = placement
-        self._cells[work_cell(name, placement.level)] += placement.work
-        self._cells[arrived_cell(name, self._model.id)] += 1
-        return next(pool.index for pool in pools if pool.name == name)
-
-    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
-        """As `Policy.ended`."""
-        placement = self._placed.pop(job.index)
-        told = job.arrival + seconds + self._path
-        self._ending.append((told, work_cell(pool.name, placement.level), placement.work))
-        ratio = float(self._random.choice(self._ratios))
-        self._tracks[pool.name] = observe(self._tracks[pool.name], predicted=1.0, seconds=ratio)
-
-    def _read(self, now: float) -> None:
-        while self._ending and self._ending[0][0] <= now:
-            _, cell, work = self._ending.popleft()
-            self._cells[cell] -= work
-        if now >= self._heartbeat:
-            self._devices = {name: msgspec.json.encode(self._device(name)) for name in self._topology.hardware}
-            self._heartbeat = now + HEARTBEAT
-        facts = FleetFacts(now, self._devices, dict.fromkeys(self._devices, now), dict(self._cells))
-        self._arrived = arrived_since(self._arrived, facts)
-        fleet = replace(snapshot_from(facts), rates=self._arrived.rates)
-        self._outlook = Outlook(self._topology, ProfileBook(), fleet)
-        self._next = (now // BEAT + 1) * BEAT
-
-    def _device(self, name: str) -> DeviceFacts:
-        """The class's one device."""
-        key = variant_key(self._model.id, self._model.reference)
-        return DeviceFacts(
-            worker=name,
-            hardware_class=name,
-            device="cpu:0",
-            kind="cpu",
-            emulated=True,
-            name="",
-            memory_total=2**30,
-            memory_free=2**30,
-            runtimes=("echo",),
-            warm=(key,),
-            pace={key: self._tracks[name].pace},
-            residual={key: self._tracks[name].residual},
-        )
 
 
 async def replayed(url: str, model: str, trace: Trace) -> Column:
@@ -321,10 +218,8 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     """Attainment of each service in percent, then p50 and p90 of answers in milliseconds."""
 
     def compared(what: str, figure: Callable[[Run, Column], float], *, relative: bool) -> Comparison:
-        real, simulated, seeing = (
-            [figure(run, getattr(run, column)) for run in runs] for column in ("real", "simulated", "seeing")
-        )
-        return Comparison(what, real, simulated, seeing, relative)
+        real, simulated = ([figure(run, getattr(run, column)) for run in runs] for column in ("real", "simulated"))
+        return Comparison(what, real, simulated, relative)
 
     def attained(number: int) -> Callable[[Run, Column], float]:
         return lambda run, taken: run.attained(taken, number)
@@ -356,7 +251,6 @@ def line_of(one: Comparison) -> dict[str, object]:
         "unit": "%" if one.relative else "points",
         "target": one.within,
         "holds": one.holds,
-        "simulated_seeing_every_queue": round(statistics.median(one.seeing), 3),
     }
 
 

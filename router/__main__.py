@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import gc
 import logging
 import os
 import signal
@@ -85,6 +86,7 @@ def main(environment: Mapping[str, str]) -> int:
     except (SettingsError, DocumentError) as error:
         logger.critical("cannot start", extra={"error": str(error)})
         return 2
+    gc.freeze()  # modules, models and rules stay: looking them through takes 40 ms each time, in the midst of requests
     status: int = uvloop.run(serve(settings, rules, host=arguments.host, port=arguments.port))
     return status
 

@@ -6,24 +6,30 @@ number of its rows; its values are checked by the worker that runs it (and by th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from router.classify import Needs, needs_of
-from router.explain import Explanation, basis_text, explain
+from router.explain import Explanation, explain
 from router.outlook import Outlook
 from router.placement import Placement, seed_of
+from router.standing import Plan, Standing
 from router.tenants import Tenants
 from tasks.catalogue import Catalogue, Model, TensorSpec
+from tasks.holding import Drawn
 from tasks.lengths import LONGEST, Lengths, generates, predicted
 from tasks.profiles import ProfileBook
 from tasks.scripts import Ending
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from tasks.transport import Arrival, Outgoing
+from taxiway.blobs import may_refer, references
 from taxiway.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -31,15 +37,17 @@ from taxiway.errors import (
     RequestTooLargeError,
     TaxiwayError,
 )
-from taxiway.job import JobState, failure_meta, state_of
-from taxiway.keys import CANCEL, INFER, arrived_cell, lengths_cell, spent_key, work_cell
-from taxiway.request import MAX_NAME, Request, job_id
+from taxiway.job import failure_meta, state_of
+from taxiway.keys import CANCEL, INFER, blob_key
+from taxiway.request import MAX_NAME, Request, check_terms, job_id
 from taxiway.values import is_tensor
-from taxiway.wire import HEADER, Envelope, read_body, read_request
+from taxiway.wire import HEADER, Envelope, decode_envelope, read_body, read_request
 
 _CHARACTERS_PER_TOKEN = 4  # of English text in a WordPiece vocabulary, about
 _TOKENS_AROUND = {"text": 2, "generation": 31}  # special tokens; SmolLM2's chat template with its system prompt
-_SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
+
+_decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
+_terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +60,12 @@ class Rules:
     book: ProfileBook = field(default_factory=ProfileBook)
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A request under its job's id, with the message that carries it. `accepted` is the store's time."""
+class Order(msgspec.Struct, frozen=True):
+    """A request under its job's id, with the message that carries it. `accepted` is the store's time.
+
+    `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
+    left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 where there is none.
+    """
 
     job: str
     request: Request
@@ -63,10 +74,23 @@ class Order:
     accepted: float
     reply: str = ""
     tag: str = ""
+    blobs: Mapping[str, int] = {}
+    released: float = 0.0
+    company: int = 0
+    due: float = 0.0
+
+    @property
+    def moment(self) -> float:
+        """The store's time of the decision."""
+        return self.released or self.accepted
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request, blobs included."""
+        return len(self.body) + sum(self.blobs.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """A placed request: its message, where it goes, and the seconds of device time it adds there."""
 
     outgoing: Outgoing
@@ -75,8 +99,7 @@ class Admitted:
     work: float
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
 
     `deviceless` says that the ending is for want of a live device, which a fresher picture of the fleet may show.
@@ -112,8 +135,24 @@ def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Deci
         return Decision(tag, ending=ending, letter=letter, deviceless=isinstance(error, NoDeviceError))
 
 
+def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, company: int) -> Decision:
+    """What to do with a job that was held: place it, hold it still, or end it. Never raises for what is in it.
+
+    `company` is the jobs of its kind that can be released with it, as far as that matters.
+    """
+    envelope = decode_envelope(drawn.message)
+    job, reply, limit = str(envelope.headers["id"]), drawn.reply, rules.topology.limits.payload
+    try:
+        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limit=limit)
+        held = msgspec.structs.replace(order, released=now, company=company, due=drawn.deadline_at)
+        return Decision("", admitted=admit(held, rules, outlook))
+    except TaxiwayError as error:
+        ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
+        return Decision("", ending=ending, deviceless=isinstance(error, NoDeviceError))
+
+
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limit: int) -> Order:
-    """The request in a message from a broker door.
+    """The request in a message from a broker door; its terms are checked when it is admitted.
 
     Raises:
         RequestTooLargeError: its body is over `limit` bytes.
@@ -121,14 +160,41 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
     """
     body = envelope.payload()
     check_size(len(body), limit)
-    request = read_request(body, envelope.content_type)
-    if request.idempotency_key is not None and job != job_id(request):
+    request = _request(body, envelope.content_type)
+    if request.idempotency_key is not None:
+        _check_key(request, job)
+    order = Order(job, request, envelope, body, accepted=now, reply=reply, tag=tag, blobs=_blobs(body, request))
+    check_size(order.size, limit)
+    return order
+
+
+def _check_key(request: Request, job: str) -> None:
+    check_terms(request)
+    if job != job_id(request):
         raise InvalidRequestError(
             f"idempotency_key: expected the message's id to be {job_id(request)}, which the key and the tenant give, "
             f"got {job!r}; without the key, the id itself is one",
             field="idempotency_key",
         )
-    return Order(job, request, envelope, body, accepted=now, reply=reply, tag=tag)
+
+
+def _request(body: bytes, content_type: str) -> Request:
+    """The request in a body: at once where it is as our client writes it, else with all that is to be said of it."""
+    if content_type == "application/json":
+        with suppress(msgspec.MsgspecError):
+            return _decode_body(body)[1]
+    return read_request(body, content_type)
+
+
+def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
+    """The blobs that the request refers to. Each has its digest, so that the body's signature covers it."""
+    found = references([request.inputs, request.parameters]) if may_refer(body) else ()
+    sizes = {}
+    for reference in found:
+        if not reference.digest:
+            raise InvalidRequestError("digest: expected a blob's SHA-256 with its reference, got none", field="digest")
+        sizes[reference.ref] = reference.bytes
+    return sizes
 
 
 def check_size(size: int, limit: int) -> None:
@@ -145,24 +211,48 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
     """Place a request and sign the order to run it.
 
     Raises:
-        DeadlineExceededError: Celery's `expires` has passed already.
+        DeadlineExceededError: Celery's `expires` has passed already, or the deadline of what was held.
+        InvalidRequestError: a term means nothing.
         TaxiwayError: as `place` and `needs_of` raise it, or because no model has that name.
     """
-    model = rules.catalogue.resolve(order.request.model)
-    needs = _needs(order, model, rules.topology, outlook.tenants)
-    placement = outlook.place(model, needs, seed=seed_of(order.job))
-    ticket = _ticket(order, model, needs, placement, rules)
-    order.envelope.headers[HEADER] = msgspec.to_builtins(ticket)
-    order.envelope.headers["kwargsrepr"] = _shown(model, placement)
+    plan = _standing(order, rules, outlook).draw(seed_of(order.job))
+    placement = plan.placement
+    ticket = plan.ticket(order.job, order.reply, order.accepted, order.moment)
+    if not placement.held:
+        order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
+        order.envelope.headers["kwargsrepr"] = plan.shown
     outgoing = Outgoing(
         tag=order.tag,
-        queue=placement.candidate.hardware_class,
+        queue=plan.queue,
         level=placement.level,
         envelope=order.envelope,
         job=order.job,
-        fields=_record(order, ticket, placement, outlook),
+        fields=_record(plan, order),
+        reply=order.reply,
     )
-    return Admitted(outgoing, placement, ticket, placement.work)
+    return Admitted(outgoing, placement, ticket, plan.work)
+
+
+def _record(plan: Plan, order: Order) -> Mapping[str, str]:
+    record = plan.record(order.accepted, order.moment)
+    return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
+
+
+def _standing(order: Order, rules: Rules, outlook: Outlook) -> Standing:
+    """How the request is placed now: worked out once for all that ask for the same, unless it depends on more."""
+    request, until = order.request, _until(order)
+    model = rules.catalogue.resolve(request.model)
+    rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
+    asked = (*_terms_of(request), rows, size, order.size, order.company)
+    known = outlook.standings.get(asked) if until is None else None
+    if known is not None:
+        return known
+    check_terms(request)
+    needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=until)
+    standing = outlook.stand(model, needs, request.tenant, released=order.released > 0)
+    if until is None and needs.allowance is None:
+        outlook.standings[asked] = standing
+    return standing
 
 
 def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explanation]:
@@ -171,10 +261,12 @@ def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explan
     Raises:
         TaxiwayError: as `needs_of` raises it, or because no model has that name.
     """
-    model = rules.catalogue.resolve(order.request.model)
-    needs = _needs(order, model, rules.topology, outlook.tenants)
+    request = order.request
+    model = rules.catalogue.resolve(request.model)
+    rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
+    needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=_until(order))
     board = outlook.board(model, needs.constraints)
-    return model, explain(board, needs, outlook.backlog.seconds, seed=seed_of(order.job))
+    return model, explain(board, needs, outlook.ahead(), seed=seed_of(order.job))
 
 
 def rows_of(model: Model, inputs: Any) -> int:
@@ -192,12 +284,18 @@ def size_of(model: Model, request: Request, lengths: Lengths) -> int:
 
     A generated answer counts as long as `lengths`, those of earlier ones, let expect.
     """
+    if model.size_unit != "tokens":
+        return model.expected_size
     _spec, value = _first(model, request.inputs)
     texts = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-    if model.size_unit != "tokens" or not texts:
+    if not texts:
         return model.expected_size
     mean = sum(map(len, texts)) // len(texts) // _CHARACTERS_PER_TOKEN + _TOKENS_AROUND.get(model.pipeline, 0)
     return min(mean + _answer(model, request, lengths), model.buckets[-1])  # a longer text is cut at the last bucket
+
+
+def _size(model: Model, request: Request, tenants: Tenants) -> int:
+    return size_of(model, request, tenants.lengths(model.id, request.tenant) if generates(model) else {})
 
 
 def _answer(model: Model, request: Request, lengths: Lengths) -> int:
@@ -226,27 +324,36 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _needs(order: Order, model: Model, topology: Topology, tenants: Tenants) -> Needs:
+def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, until: float | None) -> Needs:
     request = order.request
     needs = needs_of(
         request,
         topology,
-        rows=rows_of(model, request.inputs),
-        size=size_of(model, request, tenants.lengths(model.id, request.tenant)),
-        payload=len(order.body),
-        allowance=tenants.allowance(request.tenant, topology, order.accepted),
+        rows=rows,
+        size=size,
+        payload=order.size,
+        allowance=tenants.allowance(request.tenant, topology, order.moment),
+        company=order.company,
     )
-    expires = _expires(order.envelope)
-    if expires is None:
+    if until is None:
         return needs
-    left = expires - order.accepted
+    left = until - order.moment
     if left <= 0:
-        raise DeadlineExceededError(f"expires: passed {-left:.3g} s before it was placed")
+        what = "its deadline" if order.released else "expires:"
+        raise DeadlineExceededError(f"{what} passed {-left:.3g} s before it was placed")
     if needs.deadline is not None and needs.deadline <= left:
         return needs
     sooner = msgspec.structs.replace(request, deadline=left)
-    again = needs_of(sooner, topology, rows=needs.rows, size=needs.size)
+    again = needs_of(sooner, topology, rows=rows, size=size)
     return replace(needs, deadline=left, level=again.level)
+
+
+def _until(order: Order) -> float | None:
+    """When it must be answered by the store's clock, where more bounds that than its own deadline counted from now."""
+    expires = _expires(order.envelope)
+    if not order.due:
+        return expires
+    return order.due if expires is None else min(expires, order.due)
 
 
 def _expires(envelope: Envelope) -> float | None:
@@ -258,61 +365,6 @@ def _expires(envelope: Envelope) -> float | None:
     except (ValueError, TypeError) as error:
         raise InvalidRequestError(f"expires: expected a date as ISO 8601, got {text!r}", field="expires") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _ticket(order: Order, model: Model, needs: Needs, placement: Placement, rules: Rules) -> Ticket:
-    variants = placement.variants()
-    unsigned = Ticket(
-        job=order.job,
-        task=INFER,
-        model=model.id,
-        variants=variants,
-        prices={name: rules.topology.hardware[name].price.usd_per_hour for name in variants},
-        accepted=order.accepted,
-        deadline_at=order.accepted + needs.deadline if needs.deadline is not None else 0.0,
-        level=placement.level,
-        reason=placement.reason,
-        reply=order.reply,
-    )
-    return sign(unsigned, order.body, rules.secret)
-
-
-def _record(order: Order, ticket: Ticket, placement: Placement, outlook: Outlook) -> dict[str, str]:
-    """The job's record as the store keeps it: `job.JobRecord`, and what scripts and explanations need."""
-    candidate = placement.candidate
-    learning = {"lengths": lengths_cell(ticket.model, order.request.tenant)} if generates(placement.board.model) else {}
-    return {
-        "state": JobState.QUEUED,
-        "model": ticket.model,
-        "tenant": order.request.tenant,
-        "hardware_class": candidate.hardware_class,
-        "variant": candidate.variant_name,
-        "reason": placement.reason,
-        "level": str(placement.level),
-        "accepted": repr(order.accepted),
-        "placed": repr(order.accepted),
-        "deadline_at": repr(ticket.deadline_at),
-        "cell": work_cell(candidate.hardware_class, placement.level),
-        "work": repr(placement.work),
-        "arrived": arrived_cell(candidate.hardware_class, ticket.model),
-        "rows": str(placement.needs.rows),
-        "reply": order.reply,
-        "basis": basis_text(placement, outlook.reading, outlook.backlog),
-        **learning,
-        **_spending(placement),
-    }
-
-
-def _spending(placement: Placement) -> dict[str, str]:
-    """What the placement costs a tenant with a budget, and where that is counted."""
-    allowance = placement.needs.allowance
-    return {"spent": spent_key(allowance.day), "cost": repr(placement.cost)} if allowance is not None else {}
-
-
-def _shown(model: Model, placement: Placement) -> str:
-    candidate = placement.candidate
-    text = f"{model.id} on {candidate.hardware_class}/{candidate.variant_name}: {placement.reason}"
-    return text if len(text) <= _SHOWN_AT_MOST else text[: _SHOWN_AT_MOST - 1] + "…"
 
 
 def _reply_of(envelope: Envelope) -> str:

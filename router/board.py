@@ -11,9 +11,10 @@ from router.classify import Candidate, Constraints, Refusal, classify
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model
 from tasks.facts import DeviceFacts, variant_key
+from tasks.lengths import generates
 from tasks.profiles import Known, ProfileBook
 from tasks.topology import HardwareClass, Topology
-from taxiway.keys import flow
+from taxiway.keys import LEVELS, flow
 
 RESIDENCE = 60.0
 """Seconds that a loaded variant stays, about: its load is shared by the jobs that come meanwhile."""
@@ -28,11 +29,13 @@ class Board:
 
     `queue` indexes `classes`; `live` says that there are devices for it, `servers` counts them, at least 1; `warm` is
     the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile of those devices,
-    `load` the seconds of loading to expect and `forming` those of waiting for company. `residual` multiplies a finish
-    time into a guarantee; `limit` is the most rows in a batch; `dollars` is the price of a device second, `shadow` the
-    shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2, candidates), are the rows a
-    second that come to each device of the class, and that would if all of the model's did; `sharers` the rows that come
-    while a loaded variant stays.
+    `load` the seconds of loading to expect and `forming` those of waiting for company. `beside` is the device seconds
+    of jobs that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between
+    steps, else none. `residual`, of shape (LEVELS, candidates), multiplies a finish time into a guarantee; `limit` is
+    the most rows in a batch; `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the
+    reclaims a second of spot capacity. `rates`, of shape (2, candidates), are the rows a second that come to each
+    device of the class, and that would if all of the model's did; `sharers` the rows that come while a loaded variant
+    stays.
     """
 
     model: Model
@@ -50,7 +53,8 @@ class Board:
     slope: Column
     floor: Column
     load: Column
-    residual: Column
+    beside: Column
+    residual: np.ndarray
     limit: Column
     forming: Column
     horizon: Column
@@ -94,6 +98,7 @@ def lay_out(
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
+        residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
         stale=fleet.stale,
@@ -113,7 +118,7 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
         "slope": column(lambda s: s.slope),
         "floor": column(lambda s: s.floor),
         "load": column(lambda s: (1.0 - s.warm) * s.load),
-        "residual": column(lambda s: s.residual),
+        "beside": column(lambda s: s.beside),
     }
 
 
@@ -145,7 +150,8 @@ class _Seen:
     slope: float
     floor: float
     load: float
-    residual: float
+    beside: float
+    residual: tuple[float, ...]
     warning: str | None
 
     @classmethod
@@ -154,11 +160,13 @@ class _Seen:
         known = _known(candidate, model, book)
         paces = [device.pace.get(key, 1.0) for device, _ in known]
         profiles = [k.profile for _, k in known]
+        full = [
+            pace * p.latency(_limit(candidate), model.expected_size) for pace, p in zip(paces, profiles, strict=True)
+        ]
 
         def mean(figures: Sequence[float]) -> float:
             return float(np.mean(np.sort(figures)))  # sorted, so that no order of devices shows in the last digit
 
-        learned = [device.residual[key] for device, _ in known if key in device.residual]
         return cls(
             warm=sum(key in device.warm for device, _ in known) / len(known),
             base=mean([pace * p.base for pace, p in zip(paces, profiles, strict=True)]),
@@ -166,7 +174,8 @@ class _Seen:
             slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
             floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
             load=mean([p.load for p in profiles]),
-            residual=max(learned) if learned else max(k.residual for _, k in known),
+            beside=mean(full) if generates(model) else 0.0,
+            residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
             warning=next((k.warning for _, k in known if k.warning), None),
         )
 
@@ -188,6 +197,12 @@ def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[
         memory_free=0,
     )
     return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
+
+
+def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) -> float:
+    """The largest that a device learned for the level; where none did, the largest of what profiles say."""
+    learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
+    return max(learned) if learned else max(k.residual for _, k in known)
 
 
 def _limit(candidate: Candidate) -> int:

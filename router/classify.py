@@ -53,7 +53,7 @@ class Needs:
     """A request's service terms, filled from queues.yaml. Seconds and US dollars.
 
     `size` is of one row in the model's unit, `payload` the bytes that travel to the device. Without an `allowance`
-    nothing bounds what its tenant spends.
+    nothing bounds what its tenant spends. `company` is the jobs of its kind that are released from holding with it.
     """
 
     deadline: float | None
@@ -64,6 +64,7 @@ class Needs:
     budget: float | None = None
     constraints: Constraints = Constraints()
     allowance: Allowance | None = None
+    company: int = 0
 
     @property
     def affordable(self) -> float:
@@ -104,6 +105,7 @@ def needs_of(
     size: float,
     payload: int = 0,
     allowance: Allowance | None = None,
+    company: int = 0,
 ) -> Needs:
     """The request's needs, with what it left open taken from its service, and its tenant's rules.
 
@@ -125,6 +127,7 @@ def needs_of(
         budget=terms.budget,
         constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes),
         allowance=allowance,
+        company=company,
     )
 
 

@@ -63,24 +63,32 @@ def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
     the fleet is to find the class where the model is cheapest as a whole, also when nothing of it is there yet.
     """
     (run, _), (work, work_if_all_came) = _run_and_work(board, needs)
-    wait = ahead[board.queue] / board.servers
+    wait = wait_of(board, ahead)
     transfer = board.link_delay + board.link_seconds * needs.payload
     finish = transfer + wait + board.forming + board.load + run
     sharers = max(1.0, board.sharers / needs.rows)
     paid = work_if_all_came * (1.0 + board.spot_loss * run / 2) + board.load / sharers
     cost = board.dollars * paid + board.shadow * work_if_all_came + board.egress * needs.payload
-    return Figures(transfer, wait, board.forming, board.load, run, work, cost, finish, finish * board.residual)
+    return Figures(
+        transfer, wait, board.forming, board.load, run, work, cost, finish, finish * board.residual[needs.level]
+    )
+
+
+def wait_of(board: Board, ahead: Column) -> Column:
+    """Seconds until each candidate's devices come to a request, with `ahead` device seconds before it in each class."""
+    wait: Column = np.maximum(ahead[board.queue] / board.servers - board.beside, 0.0)
+    return wait
 
 
 def _run_and_work(board: Board, needs: Needs) -> tuple[np.ndarray, np.ndarray]:
     """Seconds until the rows have run, and the device seconds that are theirs; both of the shape of `board.rates`.
 
-    Rows share a batch with those that arrive while the one before it runs: `b = rate·L(b)` rows.
+    Rows share a batch with those that arrive while the one before it runs, `b = rate·L(b)` rows, or with their company.
     """
     alone, each = board.base + board.step * needs.size, board.slope * needs.size
     busy = board.rates * each
     crowd = np.where(busy < 1.0, board.rates * alone / np.maximum(1.0 - busy, 1e-9), board.limit)
-    batch = np.minimum(np.maximum(crowd, needs.rows), board.limit)
+    batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.company)), board.limit)
     seconds = np.maximum(board.floor, alone + each * batch)
     shared = seconds * needs.rows / batch
     several = needs.rows > board.limit

@@ -6,6 +6,7 @@ Nothing here reads or writes: readings are kept with the records that refer to t
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -14,7 +15,7 @@ from router.board import Board, lay_out
 from router.classify import Needs
 from router.cost import Figures, reckon
 from router.fleet import Backlog, FleetSnapshot
-from router.placement import Placement, choose, kept_back
+from router.placement import choose, kept_back, within_horizon
 from tasks.catalogue import Model
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
@@ -53,15 +54,17 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice, or the error that there was none; what was considered, cheapest first; and what was refused.
+    """A choice, or why there was none; what was considered, cheapest first; and what was refused.
 
-    `error` is the error's code (`taxiway.errors`); then there is no class and no variant, and `reason` is its message.
+    There is no class and no variant while the request is `held`, nor where it ends at once: `error` is then the error's
+    code (`taxiway.errors`), and `reason` its message.
     """
 
     hardware_class: str | None = None
     variant: str | None = None
     level: int
     reason: str
+    held: bool = False
     error: str | None = None
     considered: tuple[Considered, ...]
     refused: tuple[Refused, ...]
@@ -70,8 +73,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Basis(msgspec.Struct, frozen=True, array_like=True):
     """What one placement was decided from, beside its model and its job's id.
 
-    `reading` names the kept `FleetSnapshot`. `work` has the device seconds in each class at the decision, one figure a
-    level, without the classes where there was none: what was placed since the reading counts.
+    `reading` names the kept `FleetSnapshot`. `work` has the device seconds before it in each class at the decision, one
+    figure a level, without the classes where there was none: what was placed since the reading counts.
     """
 
     reading: str
@@ -84,11 +87,10 @@ _decode_basis = msgspec.json.Decoder(Basis).decode
 _decode_fleet = msgspec.json.Decoder(FleetSnapshot).decode
 
 
-def basis_text(placement: Placement, reading: str, backlog: Backlog) -> str:
-    """The placement's basis for its job's record. `backlog` is as it was decided from: without the job's own work."""
-    busy = np.flatnonzero(backlog.seconds.any(axis=1)).tolist()
-    work = {backlog.classes[row]: tuple(backlog.seconds[row].tolist()) for row in busy}
-    return _encode(Basis(reading, placement.needs, work)).decode()
+def basis_text(needs: Needs, reading: str, classes: Sequence[str], ahead: np.ndarray) -> str:
+    """A placement's basis for its job's record. `ahead` is as it was decided from: without the job's own work."""
+    work = {classes[row]: tuple(ahead[row].tolist()) for row in np.flatnonzero(ahead.any(axis=1)).tolist()}
+    return _encode(Basis(reading, needs, work)).decode()
 
 
 def read_basis(text: str) -> Basis | None:
@@ -133,12 +135,14 @@ def explain(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Expla
             considered=table.considered(),
             refused=table.refused(),
         )
-    table = _Table(board, needs, work, placement.index)
+    held = placement.held
+    table = _Table(board, needs, work, None if held else placement.index)
     return Explanation(
-        hardware_class=placement.candidate.hardware_class,
-        variant=placement.candidate.variant_name,
+        hardware_class=None if held else placement.candidate.hardware_class,
+        variant=None if held else placement.candidate.variant_name,
         level=placement.level,
         reason=placement.reason,
+        held=held,
         considered=table.considered(),
         refused=table.refused(),
     )
@@ -153,6 +157,7 @@ class _Table:
         self._chosen = chosen
         self._figures: Figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
         self._kept_back = kept_back(board, work)
+        self._room = within_horizon(board, needs, self._figures.wait)
 
     def considered(self) -> tuple[Considered, ...]:
         """Every candidate with a live device, cheapest first."""
@@ -194,14 +199,12 @@ class _Table:
             return f"past the budget: {cost:.3g} USD, at most {max(most, 0.0):.3g}"
         if self._kept_back[index]:
             return f"reserved for {self._board.candidates[index].hardware.reserve_for}, whose class has work to do"
-        if self._chosen is None:
-            return self._lateness(index)
-        if self._sure(self._chosen):
-            return self._lateness(index) or self._against(index, self._chosen)
+        if self._chosen is None or self._sure(self._chosen):
+            return self._lateness(index) or self._crowding(index) or self._against(index, self._chosen)
         finish = self._figures.finish
         if finish[index] > finish[self._chosen]:
             return f"later: expected in {finish[index]:.3g} s"
-        return self._against(index, self._chosen)
+        return self._crowding(index) or self._against(index, self._chosen)
 
     def _sure(self, index: int) -> bool:
         deadline = self._needs.deadline
@@ -216,8 +219,15 @@ class _Table:
             return f"would be late: expected in {finish:.3g} s, the deadline is {deadline:g} s"
         return f"might be late: guaranteed in {self._figures.guaranteed[index]:.3g} s, the deadline is {deadline:g} s"
 
-    def _against(self, index: int, chosen: int) -> str:
+    def _crowding(self, index: int) -> str:
+        """By how much its queue is past its horizon; empty where it is not, or where that does not matter."""
+        wait, horizon = self._figures.wait[index], self._board.horizon[index]
+        return "" if self._room[index] else f"past its horizon: {wait:.3g} s of work before it, the most is {horizon:g}"
+
+    def _against(self, index: int, chosen: int | None) -> str:
         """Why one that is as surely in time as the chosen one lost to it."""
+        if chosen is None:
+            return ""
         figures, warm = self._figures, self._board.warm
         if figures.cost[index] > figures.cost[chosen]:
             return f"dearer: {figures.cost[index]:.3g} USD against {figures.cost[chosen]:.3g}"

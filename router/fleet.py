@@ -16,13 +16,14 @@ class FleetSnapshot:
     """All queues and live devices at one instant.
 
     `work` maps each hardware class to its queued and running device seconds, one figure a priority level, highest
-    first; `rates` each model's traffic to a class (`keys.flow`) to its rows a second; `shadow` each class to its
-    shadow price in US dollars a device second. A `stale` snapshot could not be read in time: decisions then use
-    queues.yaml alone, and say so.
+    first; `held` the same for what waits in holding until the class can take it; `rates` each model's traffic to a
+    class (`keys.flow`) to its rows a second; `shadow` each class to its shadow price in US dollars a device second. A
+    `stale` snapshot could not be read in time: decisions then use queues.yaml alone, and say so.
     """
 
     devices: tuple[DeviceFacts, ...] = ()
     work: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    held: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     shadow: Mapping[str, float] = field(default_factory=dict)
     stale: bool = False
@@ -54,13 +55,19 @@ class Backlog:
         """Count `work` device seconds more in a class."""
         self.seconds[self._row[hardware_class], level] += work
 
-    def serve(self, seconds: np.ndarray) -> None:
-        """Take off the device seconds that each class has had, shape (classes,): first levels first, down to zero."""
+    def serve(self, seconds: np.ndarray) -> float:
+        """Take off the device seconds that each class has had, shape (classes,): first levels first, down to zero.
+
+        Returns how many were taken off in all.
+        """
+        if not self.seconds.any():
+            return 0.0
         left = seconds.copy()
         for level in range(LEVELS):
             done = np.minimum(self.seconds[:, level], left)
             self.seconds[:, level] -= done
             left -= done
+        return float((seconds - left).sum())
 
     def levels(self, hardware_class: str) -> tuple[float, ...]:
         """A class's device seconds, one figure a level."""

@@ -18,7 +18,7 @@ from taxiway.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_meta, read_meta, record_from
+from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_meta, read_meta, read_moves, record_from
 
 GRACE = 0.25
 """Seconds past its deadline after which a job that still waits is ended: a worker that has it ends it first."""
@@ -54,8 +54,9 @@ class Jobs:
     async def status(self, job: str, *, wait: float) -> JobStatus:
         """The job's state; with `wait`, as soon as it is final or those seconds have passed.
 
-        Position counts the messages at its level and before in its queue, so it is the most that can be ahead; the
-        time left is an estimate from the work ahead of its level and the live devices of its class.
+        Position counts the messages at its level and before in its queue, so it is the most that can be ahead; of a
+        held job, those of its holding queue that are due before it. The time left is an estimate from the work ahead
+        of its level and the live devices of its class.
 
         Raises:
             UnknownJobError: no router has placed a job of that id.
@@ -98,9 +99,11 @@ class Jobs:
         look = await self._look(job, 0.0)
         names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
         table, note = await self._table(look)
+        moves = read_moves(look.fields.get("moves", ""))
         return {
             **{name: getattr(look.record, name) for name in names},
             "note": note,
+            "moves": msgspec.to_builtins(moves),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),
         }
@@ -122,7 +125,7 @@ class Jobs:
         except UnknownModelError:
             return None, f"{record.model} is no longer in the catalogue: the reason alone is left"
         table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
-        return table, _difference(record, table)
+        return table, None if look.fields.get("moves") else _difference(record, table)
 
     async def expire(self, job: str, reply: str = "") -> None:
         """End a job whose deadline passed, unless it ended by itself."""
@@ -161,6 +164,8 @@ class Jobs:
 
     async def _status(self, look: _Look) -> JobStatus:
         record = look.record
+        if record.state == JobState.HELD:
+            return JobStatus(record=record, position=await self._store.held_before(record.id, look.fields["holding"]))
         if look.final or not record.hardware_class:
             return JobStatus(record=record)
         work = float(look.fields.get("work", "0"))
@@ -182,10 +187,10 @@ class Jobs:
 
 def _difference(record: JobRecord, table: Explanation) -> str | None:
     """How the choice made again differs from the one on record; None where it does not."""
-    if (table.hardware_class, table.variant) == (record.hardware_class, record.variant):
+    if (table.hardware_class or "", table.variant or "") == (record.hardware_class, record.variant):
         return None
-    now = table.reason if table.error else f"{table.hardware_class}/{table.variant}: {table.reason}"
+    now = f"{table.hardware_class}/{table.variant}: {table.reason}" if table.hardware_class else table.reason
+    was = f"placed on {record.hardware_class}/{record.variant}" if record.hardware_class else "held"
     return (
-        f"it was placed on {record.hardware_class}/{record.variant}; by the catalogue, profiles and queues.yaml of now "
-        f"the same moment gives another answer: {now}"
+        f"it was {was}; by the catalogue, profiles and queues.yaml of now the same moment gives another answer: {now}"
     )

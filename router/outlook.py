@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Mapping
+
 import numpy as np
 
 from router.board import Board, lay_out
 from router.classify import Constraints, Needs
 from router.fleet import Backlog, FleetSnapshot
-from router.placement import Placement, choose
+from router.placement import Placement, weigh
+from router.standing import Standing
 from router.tenants import Tenants
 from tasks.catalogue import Model
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
 
+GLANCE = 0.001
+"""Device seconds, or seconds of time, that are not worth deciding anew for."""
+
 
 class Outlook:
-    """One snapshot and all that is worked out from it once; placements add to `backlog` and to what `tenants` spent.
+    """One snapshot and all that is worked out from it once; placements add to `backlog`, what is held to `held`.
 
-    `reading` is the name under which the snapshot is kept for explanations.
+    `reading` is the name under which the snapshot is kept for explanations. `standings` are by what is asked for, and
+    hold until the backlog has changed by `GLANCE`.
     """
 
     def __init__(
@@ -31,15 +39,28 @@ class Outlook:
         self.fleet = fleet
         self.tenants = tenants or Tenants()
         self.reading = reading
-        self.backlog = Backlog(tuple(sorted(topology.hardware)), {} if fleet.stale else fleet.work)
+        classes = tuple(sorted(topology.hardware))
+        self.backlog = Backlog(classes, {} if fleet.stale else fleet.work)
+        self.held = Backlog(classes, {} if fleet.stale else fleet.held)
         self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
         self._topology = topology
         self._book = book
         self._boards: dict[tuple[str, Constraints], Board] = {}
+        self.standings: dict[Hashable, Standing] = {}
+        self._changed = 0.0
 
-    def place(self, model: Model, needs: Needs, seed: int) -> Placement:
-        """Choose for a request. Raises what `choose` raises. Its work is counted only by `count`."""
-        return choose(self.board(model, needs.constraints), needs, self.backlog.seconds, seed=seed)
+    def stand(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> Standing:
+        """How requests with these needs are placed now. Raises what `weigh` raises. Work is counted only by `count`."""
+        ahead = self.ahead(released=released)
+        contest = weigh(self.board(model, needs.constraints), needs, ahead)
+        return Standing.of(contest, self._topology, tenant, self.reading, ahead)
+
+    def ahead(self, *, released: bool = False) -> np.ndarray:
+        """Device seconds that are served before a new request, shape (classes, LEVELS): bound ones and held ones.
+
+        What is `released` from holding has only bound ones before it.
+        """
+        return self.backlog.seconds if released else self.backlog.seconds + self.held.seconds
 
     def board(self, model: Model, constraints: Constraints) -> Board:
         """The model's candidates for all requests with these constraints."""
@@ -52,10 +73,27 @@ class Outlook:
 
     def pass_time(self, seconds: float) -> None:
         """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
-        self.backlog.serve(self._devices * seconds)
+        self._note(self.backlog.serve(self._devices * seconds))
+
+    def take_stock(self, work: Mapping[str, tuple[float, ...]], held: Mapping[str, tuple[float, ...]]) -> None:
+        """Go on from the work that there is now, instead of what was counted since the snapshot."""
+        classes = self.backlog.classes
+        self.backlog, self.held = Backlog(classes, work), Backlog(classes, held)
+        self._note(math.inf)
 
     def count(self, placement: Placement) -> None:
         """Count the work and the cost of a placement that is on its way to its queue."""
-        self.backlog.add(placement.candidate.hardware_class, placement.level, placement.work)
+        backlog = self.held if placement.held else self.backlog
+        backlog.add(placement.candidate.hardware_class, placement.level, placement.work)
+        if placement.held:
+            return  # what comes behind it is held, too, until a queue drains
         if placement.needs.allowance is not None:
             self.tenants.spend(placement.needs.allowance, placement.cost)
+        self._note(placement.work)
+
+    def _note(self, seconds: float) -> None:
+        """The backlog changed by so many device seconds."""
+        self._changed += seconds
+        if self._changed > GLANCE:
+            self.standings.clear()
+            self._changed = 0.0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from zlib import crc32
 
 import numpy as np
 
 from router.board import Board, lay_out
-from router.classify import Candidate, Needs, Refusal
-from router.cost import Estimate, Figures, reckon
+from router.classify import LATENCY_CRITICAL, Candidate, Needs, Refusal
+from router.cost import Estimate, Figures, reckon, wait_of
 from router.fleet import Backlog, FleetSnapshot
 from tasks.catalogue import Model
 from tasks.profiles import ProfileBook
@@ -27,7 +29,10 @@ WARM_PREFERENCE = 1.15
 """A warm candidate is taken over a cold one up to this multiple of its cost (DESIGN §7)."""
 
 RESERVED_SHARE = 0.25
-"""A reserved class takes other services' work while less than this share of its horizon waits there."""
+"""A reserved class takes other services' work while less than this share of its horizon is there.
+
+Source: `taxiway simulate` on the Azure conversation trace at load 17: letting in what no other class has in time costs
+2.5 points of live attainment, and is worth 0.9 points of standard work's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,9 @@ class Option:
 class Placement:
     """Where a request runs, and why. What was not chosen is worked out when somebody asks.
 
-    `index` is the chosen candidate's place on the board, `level` the queue's priority level, 0 first.
+    `index` is the chosen candidate's place on the board, `level` the queue's priority level, 0 first. One that is
+    `held` is not bound to it: every queue that could take the request is past its horizon, and it waits until one is
+    not.
     """
 
     board: Board
@@ -53,6 +60,7 @@ class Placement:
     figures: Figures
     index: int
     reason: str
+    held: bool = False
 
     @property
     def level(self) -> int:
@@ -119,6 +127,52 @@ class Placement:
         )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Contest:
+    """Candidates that equally ought to run every request with these needs, as long as the work ahead is the same.
+
+    `equals` are their places on the board, `why` gives the reason for one of them, `room` says whose queues take it.
+    """
+
+    board: Board
+    needs: Needs
+    figures: Figures
+    equals: Sequence[int]
+    why: Callable[[int], str]
+    room: np.ndarray
+    _drawn: dict[int, Placement] = field(default_factory=dict)
+
+    def draw(self, seed: int) -> Placement:
+        """The earlier of two at random: the same seed always draws the same, and the same place is the same object."""
+        equals, finish = self.equals, self.figures.finish
+        first, second = equals[seed % len(equals)], equals[(seed // len(equals)) % len(equals)]
+        if first != second:
+            first = min(first, second, key=lambda i: (finish[i], self.figures.cost[i], i))
+        drawn = self._drawn.get(first)
+        if drawn is None:
+            held = not self.room[first]
+            figures = self._in_company() if held else self.figures
+            drawn = Placement(self.board, self.needs, figures, first, self._reason(first), held)
+            self._drawn[first] = drawn
+        return drawn
+
+    def _reason(self, index: int) -> str:
+        reason = self.why(index) if self.room[index] else self._waits(index)
+        if not self.board.stale:
+            return reason
+        return f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
+
+    def _in_company(self) -> Figures:
+        """The figures with the work of what is to be held: what waits there comes in full batches."""
+        crowd = replace(self.needs, company=int(self.board.limit.max()))
+        return replace(self.figures, work=reckon(self.board, crowd, np.zeros(len(self.board.classes))).work)
+
+    def _waits(self, index: int) -> str:
+        wait, horizon = self.figures.wait[index], self.board.horizon[index]
+        of = f"{_name(self.board, index)} has {wait:.3g} s of work before it, the most is {horizon:g}"
+        return f"held: every queue that could take it is past its horizon; {of}"
+
+
 def place(
     model: Model,
     needs: Needs,
@@ -134,7 +188,10 @@ def place(
 
 
 def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
-    """Choose a hardware class and a variant.
+    """Choose a hardware class and a variant, or hold the request until a queue is back within its horizon.
+
+    A queue's horizon counts what is served before the request. Latency-critical requests are never held: they are bound
+    at once where they are in time, and refused where they are not.
 
     Args:
         board: the model's candidates under the request's constraints.
@@ -149,19 +206,29 @@ def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placem
         OverloadedError: it cannot be done by its deadline, and could be when queues are shorter; or everything that
             could run it costs more than its tenant may still spend today.
     """
+    return weigh(board, needs, work).draw(seed)
+
+
+def weigh(board: Board, needs: Needs, work: np.ndarray) -> Contest:
+    """All of `choose` but the draw: it holds for every request with these needs. Raises what `choose` raises."""
     if not board.candidates:
         raise _unplaceable(board)
     figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(board, needs, figures)
-    free = able & ~kept_back(board, work)
-    index, reason = _choose(board, needs, figures, able=able, free=free, seed=seed)
-    if board.stale:
-        reason = f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
-    return Placement(board, needs, figures, index, reason)
+    free = _preferring(~kept_back(board, work), able)
+    room = within_horizon(board, needs, figures.wait)
+    equals, why = _contenders(board, needs, figures, able=able, free=free, room=room)
+    return Contest(board, needs, figures, equals, why, room)
+
+
+def has_room(board: Board, level: int, work: np.ndarray) -> bool:
+    """Whether a queue may take a request of this level, held until now, within its horizon; `work` as in `choose`."""
+    wait = wait_of(board, work[:, : level + 1].sum(axis=1))
+    return bool((board.live & (wait <= board.horizon)).any())
 
 
 def kept_back(board: Board, work: np.ndarray) -> np.ndarray:
-    """Which candidates are reserved for another service and busy with it; `work` as in `choose`."""
+    """Which candidates are reserved for another service and busy; `work` as in `choose`."""
     total = work.sum(axis=1)[board.queue] / board.servers
     kept: np.ndarray = board.reserved & (total > RESERVED_SHARE * board.horizon)
     return kept
@@ -208,56 +275,88 @@ def _unaffordable(board: Board, needs: Needs, least: float) -> InvalidRequestErr
     )
 
 
-def _choose(
-    board: Board, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, seed: int
-) -> tuple[int, str]:
+def within_horizon(board: Board, needs: Needs, wait: np.ndarray) -> np.ndarray:
+    """Which queues are within their horizons; for a person who waits, all are."""
+    if needs.deadline is not None and needs.deadline <= LATENCY_CRITICAL:
+        return np.ones(len(wait), dtype=bool)
+    room: np.ndarray = wait <= board.horizon
+    return room
+
+
+def _contenders(
+    board: Board, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, room: np.ndarray
+) -> tuple[Sequence[int], Callable[[int], str]]:
+    """Who may be drawn, and why it would be chosen; only where none with room is fit, one without.
+
+    What a class is kept back from stays away even where it will be late: it is never worth making two late.
+    """
     deadline = needs.deadline
     if deadline is None:
-        pool = free if free.any() else able
-        return _by_cost(board, figures, pool)[0], "cheapest; no deadline"
+        chosen = _by_cost(board, figures, _preferring(room, free))[:1]
+        return chosen, lambda i: "cheapest; no deadline" + _dismissed(board, figures, free & ~room, math.inf, i)
     meets = figures.guaranteed <= deadline
     sure = free & meets
-    if not sure.any():
-        sure = able & meets
     if sure.any():
-        index = _cheapest(board, figures, sure, seed)
-        reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
-        return index, reason + _dismissed(board, figures, able & ~meets, index)
-    unreserved = free if free.any() else able  # what would be late anyway takes nothing from whom a class is kept for
-    earliest = min(np.flatnonzero(unreserved).tolist(), key=lambda i: (figures.finish[i], figures.cost[i], i))
+        passed_over = (able & ~meets) | (sure & ~room)
+        return _cheapest(board, figures, _preferring(room, sure)), partial(
+            _surely, board, figures, passed_over, deadline
+        )
+    pool = _preferring(room & (figures.finish <= deadline), free)
+    earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
     if finish <= deadline:
-        return earliest, f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"
+        return [earliest], lambda _: f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"
     in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
     if in_time_if_idle.any():
         raise OverloadedError(
             f"expected in {finish:.3g} s at the earliest ({_name(board, earliest)}), the deadline is {deadline:g} s",
             retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
         )
-    return earliest, f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
+    own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in board.candidates])
+    earliest = _earliest(figures, _preferring(own, free))
+    finish = float(figures.finish[earliest])
+    return [earliest], lambda _: f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
 
 
-def _cheapest(board: Board, figures: Figures, sure: np.ndarray, seed: int) -> int:
-    """The cheapest of `sure`; among those about as cheap, a warm one, else the earlier of two at random."""
+def _earliest(figures: Figures, among: np.ndarray) -> int:
+    """The first of `among` to finish; the cheaper of equal ones."""
+    found: list[int] = np.flatnonzero(among).tolist()
+    return min(found, key=lambda i: (figures.finish[i], figures.cost[i], i))
+
+
+def _cheapest(board: Board, figures: Figures, sure: np.ndarray) -> list[int]:
+    """Those of `sure` about as cheap as the cheapest; warm ones alone where one of them is."""
     cost = np.where(sure, figures.cost, np.inf)
     least = cost.min()
     warm = (board.warm > 0) & (cost <= WARM_PREFERENCE * least)
     if warm.any():
         cost = np.where(warm, cost, np.inf)
         least = cost.min()
-    near = np.flatnonzero(cost <= NEAR * least).tolist()
-    first, second = near[seed % len(near)], near[(seed // len(near)) % len(near)]
-    return min(first, second, key=lambda i: (figures.finish[i], figures.cost[i], i))
+    near: list[int] = np.flatnonzero(cost <= NEAR * least).tolist()
+    return near
 
 
-def _dismissed(board: Board, figures: Figures, late: np.ndarray, index: int) -> str:
-    """What would have been cheaper, and how long it would have taken."""
-    if not late.any():
+def _preferring(room: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """Those of `pool` that have room; all of it where none has."""
+    open_now: np.ndarray = pool & room
+    return open_now if open_now.any() else pool
+
+
+def _surely(board: Board, figures: Figures, passed_over: np.ndarray, deadline: float, index: int) -> str:
+    reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
+    return reason + _dismissed(board, figures, passed_over, deadline, index)
+
+
+def _dismissed(board: Board, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
+    """What of `among` would have been cheaper, and why it was not taken: too late, or past its horizon."""
+    if not among.any():
         return ""
-    cheapest = int(np.where(late, figures.cost, np.inf).argmin())
+    cheapest = int(np.where(among, figures.cost, np.inf).argmin())
     if figures.cost[cheapest] >= figures.cost[index]:
         return ""
-    return f"; {_name(board, cheapest)} is cheaper and would take {figures.guaranteed[cheapest]:.3g} s"
+    guaranteed, wait = figures.guaranteed[cheapest], figures.wait[cheapest]
+    why = f"would take {guaranteed:.3g} s" if guaranteed > deadline else f"past its horizon ({wait:.3g} s of work)"
+    return f"; {_name(board, cheapest)} is cheaper and {why}"
 
 
 def _open(placement: Placement) -> np.ndarray:

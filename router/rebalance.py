@@ -131,7 +131,8 @@ class _Tick:
         self._jobs = [group.jobs for group in self._groups]
         self._rules = rules
         self._closed = closed
-        self._left = {name: max(1, int(depth * rules.max_share_per_tick)) for name, depth in depths.items()}
+        self._share = {name: int(depth * rules.max_share_per_tick) for name, depth in depths.items()}
+        self._left = dict(depths)
         self._slack = np.full((len(classes), LEVELS), math.inf)
         for group in self._groups:
             self._keep_in_time(group)
@@ -148,7 +149,8 @@ class _Tick:
             return None
         best = figures.finish if kind is Kind.BALANCE else figures.cost
         to = min(np.flatnonzero(wanted).tolist(), key=lambda i: (best[i], figures.finish[i], i))
-        count = min(free, _COUNT[kind](group, figures, to), self._room(group, figures, to))
+        most = max(self._share[group.source], self._served(group, figures, to))
+        count = min(free, most, _COUNT[kind](group, figures, to), self._room(group, figures, to))
         return self._move(kind, place, figures, to, count) if count > 0 else None
 
     def _keep_in_time(self, group: Group) -> None:
@@ -159,13 +161,13 @@ class _Tick:
     def _bound(self, board: Board, index: int, level: int, left: float) -> None:
         if left >= 0:
             above = self._slack[board.queue[index], :level]
-            np.minimum(above, left / board.residual[index] * board.servers[index], out=above)
+            np.minimum(above, left / board.residual[level, index] * board.servers[index], out=above)
 
     def _figures(self, group: Group) -> Figures:
         """The group's figures: as the last of its level elsewhere, and where it stands at home."""
         ahead = self._work[:, : group.needs.level + 1].sum(axis=1)
         home = self._row[group.source]
-        ahead[home] = min(group.ahead, ahead[home])
+        ahead[home] = min(group.ahead, ahead[home]) if group.board.live[group.here] else math.inf
         return reckon(group.board, group.needs, ahead)
 
     def _open(self, group: Group) -> np.ndarray:
@@ -174,6 +176,11 @@ class _Tick:
         away = [c.hardware_class != source and (source, c.hardware_class) not in self._closed for c in board.candidates]
         allowed: np.ndarray = board.live & np.array(away) & ~kept_back(board, self._work)
         return allowed
+
+    def _served(self, group: Group, figures: Figures, to: int) -> int:
+        """Jobs that keep the target busy until the tick after the next one: fewer would let it idle."""
+        free = 2 * self._rules.tick - float(figures.wait[to])
+        return 1 + _whole(free * group.board.servers[to] / figures.work[to])
 
     def _room(self, group: Group, figures: Figures, to: int) -> int:
         """Jobs that the target's queue can take before one that was in time there is not."""
@@ -185,6 +192,7 @@ class _Tick:
         board, level = group.board, group.needs.level
         self._jobs[place] = jobs[:-count]
         self._left[group.source] -= count
+        self._share[group.source] = max(0, self._share[group.source] - count)
         added = count * float(figures.work[to])
         self._work[board.queue[to], level] += added
         self._work[self._row[group.source], level] -= count * float(figures.work[group.here])
@@ -206,28 +214,25 @@ class _Tick:
 
 def _late_here(group: Group, figures: Figures, rules: Rebalance) -> np.ndarray:
     """Rescue: where the group would surely be in time, while here it might not."""
-    late: np.ndarray = _in_time(group, figures) & (figures.guaranteed[group.here] > _limit(group.needs))
+    late: np.ndarray = _in_time(group, figures) & (not _in_time_here(group, figures))
     return late
 
 
 def _earlier_there(group: Group, figures: Figures, rules: Rebalance) -> np.ndarray:
     """Balance: where it would be answered much earlier; for about the same price, unless it is late anyway."""
     here = group.here
-    in_time = figures.guaranteed[here] <= _limit(group.needs)
     as_good = _in_time(group, figures) & (figures.cost * CHEAPER <= figures.cost[here])
-    last_hope = (figures.cost <= group.needs.affordable) & (not in_time)
-    least = max(2 * rules.move_cost, rules.min_gain * float(figures.finish[here]))
-    one = figures.work / group.board.servers
-    earlier: np.ndarray = (as_good | last_hope) & (figures.finish + one + least < figures.finish[here])
+    last_hope = (figures.cost <= group.needs.affordable) & (not _in_time_here(group, figures))
+    there = figures.finish + figures.work / group.board.servers
+    latest = min(figures.finish[here] - 2 * rules.move_cost, figures.finish[here] * (1 - rules.min_gain))
+    earlier: np.ndarray = (as_good | last_hope) & (there < latest)
     return earlier
 
 
 def _cheaper_there(group: Group, figures: Figures, rules: Rebalance) -> np.ndarray:
     """Save: where it would surely be in time, too, on clearly cheaper hardware."""
-    here = group.here
-    in_time = figures.guaranteed[here] <= _limit(group.needs)
-    cheaper: np.ndarray = _in_time(group, figures) & (figures.cost < CHEAPER * figures.cost[here]) & in_time
-    return cheaper
+    cheaper: np.ndarray = _in_time(group, figures) & (figures.cost < CHEAPER * figures.cost[group.here])
+    return cheaper & _in_time_here(group, figures)
 
 
 _WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _cheaper_there}
@@ -238,18 +243,26 @@ def _in_time(group: Group, figures: Figures) -> np.ndarray:
     return meets
 
 
+def _in_time_here(group: Group, figures: Figures) -> bool:
+    """Whether the group is surely in time where it waits: never without a live device there."""
+    return bool(group.board.live[group.here] and figures.guaranteed[group.here] <= _limit(group.needs))
+
+
 def _as_many_as_meet(group: Group, figures: Figures, to: int) -> int:
     """Jobs that can go before the last of them is not surely in time."""
     limit = _limit(group.needs)
     if math.isinf(limit):
         return len(group.jobs)
-    left = (limit - figures.guaranteed[to]) / group.board.residual[to]
+    left = (limit - figures.guaranteed[to]) / group.board.residual[group.needs.level, to]
     return 1 + _whole(left * group.board.servers[to] / figures.work[to])
 
 
 def _as_many_as_are_late(group: Group, figures: Figures, to: int) -> int:
     """Jobs that must go before the last of those that stay is in time; no more than are in time there."""
-    late = (figures.guaranteed[group.here] - _limit(group.needs)) / group.board.residual[group.here]
+    if not group.board.live[group.here]:
+        return _as_many_as_meet(group, figures, to)
+    residual = group.board.residual[group.needs.level, group.here]
+    late = (figures.guaranteed[group.here] - _limit(group.needs)) / residual
     many = 1 + _whole(late * group.board.servers[group.here] / figures.work[group.here])
     return min(many, _as_many_as_meet(group, figures, to))
 
@@ -276,12 +289,12 @@ def _urgency(group: Group) -> tuple[float, int, str]:
 
 
 def _reason(kind: Kind, group: Group, figures: Figures, to: int) -> str:
-    here, finish, cost = group.here, figures.finish, figures.cost
+    here, finish, cost, sure = group.here, figures.finish, figures.cost, figures.guaranteed
+    if not group.board.live[here]:
+        return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
     if kind is Kind.RESCUE:
-        due = f"in time here ({figures.guaranteed[to]:.3g} s)"
-        return (
-            f"rescue: {due}; {group.source} might take {figures.guaranteed[here]:.3g} of {group.needs.deadline:.3g} s"
-        )
+        left = f"{group.needs.deadline:.3g} s are left"
+        return f"rescue: in {sure[to]:.3g} s at most, {sure[here]:.3g} s on {group.source}; {left}"
     if kind is Kind.BALANCE:
         return f"balance: expected in {finish[to]:.3g} s, {finish[here]:.3g} s on {group.source}"
     return f"save: {cost[to]:.3g} USD, {cost[here]:.3g} on {group.source}"

@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
-from redis.asyncio.client import PubSub
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from router.store import Store
 from tasks.connection import connect
+from taxiway.client.resp_wire import RespWire, settle
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import reply_channel, result_key
 
@@ -44,7 +46,7 @@ class Results:
         self._own = reply_channel(name)
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._others: dict[str, int] = {}
-        self._pubsub: PubSub | None = None
+        self._wire: RespWire | None = None
         self._looking: set[asyncio.Task[None]] = set()
 
     @contextmanager
@@ -70,13 +72,13 @@ class Results:
             meta = await self._store.result(job)
             if meta is not None or longest <= 0:
                 return meta
-            await self._follow(job)
+            self._follow(job)
             try:
                 return await asyncio.wait_for(future, longest)
             except TimeoutError:
                 return await self._store.result(job)
             finally:
-                await self._leave(job)
+                self._leave(job)
 
     async def run(self) -> None:
         """Listen, for ever; after a lost connection everything waited for is looked up."""
@@ -97,23 +99,27 @@ class Results:
         await self._client.aclose()
 
     async def _listen(self) -> None:
-        async with self._client.pubsub() as pubsub:
-            await pubsub.subscribe(self._own, *map(result_key, self._others))
-            self._pubsub = pubsub
-            try:
-                async for message in pubsub.listen():
-                    self._hear(message)
-            finally:
-                self._pubsub = None
+        connection: AbstractConnection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it open
+        await connection.connect()  # type: ignore[no-untyped-call]  # the same
+        lost = asyncio.get_running_loop().create_future()
+        self._wire = RespWire(connection, partial(self._hear, lost), partial(settle, lost))
+        try:
+            self._wire.send([("SUBSCRIBE", self._own, *map(result_key, self._others))])
+            await lost
+        finally:
+            self._wire.close()
+            self._wire = None
 
-    def _hear(self, message: dict[str, Any]) -> None:
-        if message["type"] == "subscribe":
-            task = asyncio.create_task(self._look_up(message["channel"].decode()))
+    def _hear(self, lost: asyncio.Future[None], answer: Any) -> None:
+        if isinstance(answer, Exception):  # the server refuses
+            settle(lost, answer)
+        elif answer[0] == b"subscribe":
+            task = asyncio.create_task(self._look_up(answer[1].decode()))
             self._looking.add(task)
             task.add_done_callback(self._looking.discard)
-        elif message["type"] == "message":
+        elif answer[0] == b"message":
             with suppress(msgspec.MsgspecError):  # anybody may publish there
-                self._resolve(_job_of(message["data"]).task_id, message["data"])
+                self._resolve(_job_of(answer[2]).task_id, answer[2])
 
     def _resolve(self, job: str, meta: bytes) -> None:
         for future in self._waiting.get(job, ()):
@@ -129,16 +135,14 @@ class Results:
                 if meta is not None:
                     self._resolve(job, meta)
 
-    async def _follow(self, job: str) -> None:
+    def _follow(self, job: str) -> None:
         self._others[job] = self._others.get(job, 0) + 1
-        if self._others[job] == 1 and self._pubsub is not None:
-            with suppress(RedisError, OSError):  # the listener sees it too, and subscribes anew
-                await self._pubsub.subscribe(result_key(job))
+        if self._others[job] == 1 and self._wire is not None:
+            self._wire.send([("SUBSCRIBE", result_key(job))])
 
-    async def _leave(self, job: str) -> None:
+    def _leave(self, job: str) -> None:
         self._others[job] -= 1
         if self._others[job] == 0:
             del self._others[job]
-            if self._pubsub is not None:
-                with suppress(RedisError, OSError):
-                    await self._pubsub.unsubscribe(result_key(job))
+            if self._wire is not None:
+                self._wire.send([("UNSUBSCRIBE", result_key(job))])

@@ -6,13 +6,21 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from router.admission import Admitted, Decision, Order, Rules, admit, decide
 from router.events import SentEvents
+from router.mover import Mover
+from router.releaser import Releaser
 from router.results import Results
+from router.scaling import Scaler
 from router.snapshot import FleetReader
 from router.store import Store
+from router.view import FleetView, view_fleet
+from tasks.moving import Yard
+from tasks.moving.rabbitmq import RabbitYard
+from tasks.moving.valkey import ValkeyYard
 from tasks.settings import Settings
 from tasks.transport import Arrival, DeadLetter, Outgoing, Transport
 from tasks.transport.rabbitmq import RabbitTransport
@@ -43,8 +51,13 @@ class Router:
         self.fleet = FleetReader(self.store, rules.topology, rules.book)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
+        self.yard = open_yard(settings, name)
+        self.mover = Mover(self.yard, self.fleet, self.store, rules)
+        self.scaler = Scaler(rules.topology)
+        self.placed: Counter[tuple[str, ...]] = Counter()
         self._outbox = Outbox(self.transport, self.fleet)
         self._events = SentEvents(name)
+        self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
         self._stopping = False
         self._idle = False
         self._consumer: asyncio.Task[None] | None = None
@@ -60,6 +73,8 @@ class Router:
                 "fleet": self.fleet.run(),
                 "results": self.results.run(),
                 "tidy": self._tidy(),
+                "releaser": self._releaser.run(),
+                "mover": self.mover.run(),
             }.items()
         ]
         self._consumer = asyncio.create_task(self._consume(), name="consume")
@@ -75,6 +90,7 @@ class Router:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         await self.results.close()
+        await self.yard.close()
         await self.transport.close()
         await self.store.close()
 
@@ -112,6 +128,15 @@ class Router:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
 
+    async def view(self) -> FleetView:
+        """The fleet as its operators see it.
+
+        Raises:
+            BrokerUnavailableError: the broker or the state store does not answer.
+        """
+        topology, fleet = self.rules.topology, self.fleet.outlook.fleet
+        return await view_fleet(topology, fleet, self.yard, self.scaler.wanted(), self.store.now())
+
     async def _consume(self) -> None:
         outage = Outage("broker")
         while not self._stopping:
@@ -140,10 +165,13 @@ class Router:
             pairs = zip(arrivals, decisions, strict=True)
             decisions = [self._decide(a, now) if d.deviceless else d for a, d in pairs]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
-        if admitted:
-            await self._forward(admitted)
         if len(admitted) < len(decisions):
             await self._answer(arrivals, decisions)
+        if admitted:
+            await self._forward(admitted)
+        left = {d.tag for d in decisions} - {a.outgoing.tag for a in admitted}
+        if left:
+            await self.transport.settle(sorted(left))
 
     def _decide(self, arrival: Arrival, now: float) -> Decision:
         try:
@@ -164,7 +192,7 @@ class Router:
                 await self.store.tell(one.ticket.reply, one.outgoing.job)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
-        """End, cancel or park what is not forwarded; it is settled only then."""
+        """End, cancel or park what is not forwarded."""
         endings = [d.ending for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [
@@ -178,14 +206,19 @@ class Router:
             await self.store.park(letters)
             for letter in letters:
                 logger.warning("message parked", extra={"reason": letter.reason})
-        await self.transport.settle([d.tag for d in decisions if d.admitted is None])
 
     def _count(self, admitted: Admitted) -> None:
         self.fleet.count(admitted.placement)
+        if admitted.placement.held:
+            self._releaser.wake()
+            return
+        self.placed[admitted.placement.candidate.hardware_class, admitted.placement.board.model.id] += 1
         self._events.add(admitted)
 
     async def _tidy(self) -> None:
         while True:
+            if not self.fleet.outlook.fleet.stale:
+                self.scaler.look(self.fleet.outlook.fleet, time.monotonic())
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
                 if recovered:
@@ -265,3 +298,9 @@ def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
             broker=settings.broker, state=settings.state, name=name, keep_record=keep_record, queues=queues
         )
     return ValkeyTransport(broker=settings.broker, state=settings.state, name=name, keep_record=keep_record)
+
+
+def open_yard(settings: Settings, name: str) -> Yard:
+    """The class queues of the broker that `settings` name, for moving what waits in them."""
+    yard = RabbitYard if settings.broker.startswith("amqp") else ValkeyYard
+    return yard(broker=settings.broker, state=settings.state, name=name)

@@ -16,7 +16,7 @@ import msgspec
 from router.cost import shadow_prices
 from router.explain import pack_reading
 from router.fleet import FleetSnapshot
-from router.outlook import Outlook
+from router.outlook import GLANCE, Outlook
 from router.placement import Placement
 from router.store import FleetFacts, Store
 from router.tenants import Tenants, day_of
@@ -25,7 +25,7 @@ from tasks.profiles import ProfileBook
 from tasks.topology import Topology
 from tasks.transport import Reading
 from taxiway.errors import BrokerUnavailableError
-from taxiway.keys import ARRIVED, LEVELS
+from taxiway.keys import ARRIVED, LEVELS, WAITING
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ STALE_AFTER = 3.0
 FORGET_AFTER = 3600.0
 """Seconds after which a gone device is dropped from the store."""
 
-GLANCE = 0.001
-"""Seconds of work that are not worth counting off."""
-
 RATE_MEMORY = 5.0
 """Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
 
 _UNKEPT_AT_MOST = 8  # readings that wait to be kept, while nothing can be forwarded; two seconds of them
+
+Work = Mapping[str, tuple[float, ...]]
+"""Device seconds by hardware class, one figure a level."""
 
 _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
@@ -104,6 +104,11 @@ class FleetReader:
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
             await self._store.forget_devices(gone)
+
+    def take_stock(self, cells: Mapping[str, float]) -> None:
+        """Go on from the work that the cells of `WORK` count now, read between two readings."""
+        self._outlook.take_stock(*work_from(cells))
+        self._seen_at = time.monotonic()
 
     async def run(self) -> None:
         """Read on every beat, for ever; an outage is logged once."""
@@ -165,12 +170,24 @@ def snapshot_from(facts: FleetFacts) -> FleetSnapshot:
     """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out."""
     live = sorted(name for name, at in facts.heartbeats.items() if facts.now - at <= GONE_AFTER)
     devices = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
-    work: dict[str, list[float]] = {}
-    for cell, seconds in facts.work.items():
-        hardware_class, _, level = cell.rpartition("|")
+    work, held = work_from(facts.work)
+    return FleetSnapshot(devices=devices, work=work, held=held)
+
+
+def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:
+    """The device seconds bound to each class, and those held for it, that the cells of `WORK` count."""
+    bound, held = dict[str, list[float]](), dict[str, list[float]]()
+    for cell, seconds in cells.items():
+        place, _, level = cell.rpartition("|")
+        waiting, _, hardware_class = place.rpartition("|")
         if level.isdigit() and int(level) < LEVELS:
+            work = held if waiting == WAITING else bound
             work.setdefault(hardware_class, [0.0] * LEVELS)[int(level)] = max(seconds, 0.0)
-    return FleetSnapshot(devices=devices, work={name: tuple(levels) for name, levels in work.items()})
+    return _frozen(bound), _frozen(held)
+
+
+def _frozen(work: Mapping[str, list[float]]) -> Work:
+    return {name: tuple(levels) for name, levels in work.items()}
 
 
 def _readable(raw: Iterable[bytes]) -> Iterable[DeviceFacts]:

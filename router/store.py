@@ -11,26 +11,38 @@ import msgspec
 
 from router.tenants import day_of
 from tasks.connection import connect, told_plainly
+from tasks.holding import DRAW, SURVEY, Drawn, Survey, draw_answer, survey_answer
 from tasks.scripts import FINISH, Ending, finish_args
 from tasks.topology import Limits
 from tasks.transport import PACKED, DeadLetter
+from taxiway.blobs import KEPT, Buffer
 from taxiway.errors import JobCancelledError
 from taxiway.job import JobState, failure_meta
 from taxiway.keys import (
     DEAD,
     DEVICES,
     HEARTBEATS,
+    HOLDING,
     LENGTHS,
+    RELEASED,
+    RELEASER,
     WORK,
+    blob_key,
+    holding_key,
     job_key,
     reading_key,
     reply_channel,
     result_key,
     spent_key,
+    stream_key,
 )
+from taxiway.streaming import Piece, read_piece
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
+_PIECES = 256  # that are read at once
+_READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
+_PIECES_WAIT = 500  # milliseconds: less than the server has to answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +62,11 @@ class Store:
 
     def __init__(self, url: str, limits: Limits) -> None:
         self._client = connect(url)
+        self._readers = connect(url, connections=_READERS)
         self._limits = limits
         self._finish = self._client.register_script(FINISH)
+        self._survey = self._client.register_script(SURVEY)
+        self._draw = self._client.register_script(DRAW)
         self._ahead = 0.0
 
     def now(self) -> float:
@@ -104,6 +119,27 @@ class Store:
                 fields, meta = await pipeline.execute()
         return {name.decode(): value.decode() for name, value in fields.items()}, meta
 
+    async def blobs(self, refs: Sequence[str]) -> dict[str, bytes | None]:
+        """The bytes that each `ref` stands for, None where they are not there any more."""
+        with told_plainly(_SERVER):
+            contents: Any = await self._client.mget([blob_key(ref) for ref in refs])
+        return dict(zip(refs, contents, strict=True))
+
+    async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
+        """The pieces after an entry of a job's stream, with theirs; it waits a while for one."""
+        with told_plainly(_SERVER):
+            streams: Any = await self._readers.xread({stream_key(job): after}, count=_PIECES, block=_PIECES_WAIT)
+        entries = streams[0][1] if streams else []
+        return [(entry.decode(), read_piece(fields)) for entry, fields in entries]
+
+    async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
+        """Store the blobs of a request that is to be forwarded."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for ref, content in kept.items():
+                    pipeline.set(blob_key(ref), content, ex=KEPT)
+                await pipeline.execute()
+
     async def reading(self, reading: str) -> bytes | None:
         """A kept fleet snapshot, None where its time is over."""
         with told_plainly(_SERVER):
@@ -116,6 +152,28 @@ class Store:
         with told_plainly(_SERVER):
             written = await self._finish(keys=[WORK, LENGTHS], args=args)
         return [bool(one) for one in written]
+
+    async def survey(self, router: str, lead: float) -> Survey:
+        """The holding queues that have jobs; none while another router releases."""
+        with told_plainly(_SERVER):
+            answer = await self._survey(keys=[HOLDING, RELEASER, WORK], args=[router, int(lead * 1000)])
+        return survey_answer(answer)
+
+    async def draw(self, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
+        """The store's time and the first jobs of a holding queue; those not placed in `lease` seconds go back."""
+        with told_plainly(_SERVER):
+            return draw_answer(await self._draw(args=[queue, most, lease]))
+
+    async def give_back(self, jobs: Sequence[str]) -> None:
+        """Let drawn jobs be held on, from the next survey."""
+        with told_plainly(_SERVER):
+            await self._client.zadd(RELEASED, {job_key(job): 0.0 for job in jobs}, xx=True)
+
+    async def held_before(self, job: str, queue: str) -> int | None:
+        """How many jobs of its holding queue are released before a job; None where it is not there."""
+        with told_plainly(_SERVER):
+            rank: Any = await self._client.zrank(holding_key(queue), job_key(job))
+        return rank if rank is None else int(rank)
 
     async def cancel(self, jobs: Sequence[str]) -> list[bool]:
         """End jobs as cancelled; True for each that had not ended before."""
@@ -153,6 +211,7 @@ class Store:
     async def close(self) -> None:
         """Disconnect."""
         await self._client.aclose()
+        await self._readers.aclose()
 
 
 def _cancelled(job: str, reply: str) -> Ending:

@@ -199,7 +199,7 @@ def _trace(source: str, fleet: Fleet) -> Trace:
 
 
 def _compared(workload: Workload, seed: int) -> list[Summary]:
-    return [*(_run(name, workload, seed) for name in POLICIES), lower_bound(workload).summary(len(workload))]
+    return [*(_run(name, workload, seed) for name in POLICIES), lower_bound(workload).summary()]
 
 
 def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> Summary:

@@ -45,7 +45,7 @@ class Job:
     `alone`, `work` and `crowding` have one figure a class: seconds until the answer on an idle device, device seconds
     that it costs in company, and seconds that each further request in its batch adds; infinite where it cannot run.
     They are from the predicted output, or from the true one for a clairvoyant policy. `due` is when the answer is due,
-    `queued` when the job joined its queue, `expected` what a policy noted as the seconds that it would take.
+    `queued` when the job joined its queue.
     """
 
     __slots__ = (
@@ -54,7 +54,6 @@ class Job:
         "crowding",
         "deadline",
         "due",
-        "expected",
         "index",
         "level",
         "model",
@@ -70,7 +69,6 @@ class Job:
         self.alone, self.work, self.crowding = figures
         self.due: float = self.arrival + self.deadline
         self.queued: float = self.arrival
-        self.expected = 0.0
 
 
 def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
@@ -137,23 +135,6 @@ def alone_and_work(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures,
             work[rows, column] = crowded / together
             crowding[rows, column] = (crowded - alone[rows, column]) / max(together - 1, 1)
     return alone, work, crowding
-
-
-def alone_and_most_shared(workload: Workload) -> tuple[Figures, Figures]:
-    """Seconds of each request alone, and its device seconds in the fullest batch, by true outputs.
-
-    Shapes: (n, classes); infinite where it cannot run.
-    """
-    trace, fleet = workload.trace, workload.fleet
-    alone, shared = (np.full((len(trace), len(fleet.classes)), math.inf) for _ in range(2))
-    for number, name in enumerate(trace.models):
-        rows = np.flatnonzero(trace.model == number)
-        size, tokens = trace.size[rows].astype(np.float64), trace.output[rows].astype(np.float64)
-        for column, (device, timing) in enumerate(zip(fleet.classes.values(), fleet.timings[name], strict=True)):
-            if timing is not None:
-                alone[rows, column] = timing.answer(size, tokens, 1)
-                shared[rows, column] = timing.answer(size, tokens, device.max_batch) / device.max_batch
-    return alone, shared
 
 
 def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:

@@ -20,6 +20,9 @@ from taxiway.request import TERMS
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+
+TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+"""As the names in ONNX graphs are, which a model of the pipeline `tensors` passes on."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -32,7 +35,7 @@ class ModelError(DocumentError):
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output. `shape` has the batch axis first as -1; other -1 axes may vary."""
 
-    name: Name
+    name: TensorName
     datatype: Datatype
     shape: tuple[int, ...]
     optional: bool = False

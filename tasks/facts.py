@@ -21,8 +21,9 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     finished, `running` the rows on the device now.
 
     For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
-    within, as a multiple of predicted times pace; `drifted` names those whose profile no longer fits. Predicted is by
-    the profile that `tasks.profiles` has for this `kind` and `name`.
+    within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels
+    stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those whose profile no
+    longer fits. Predicted is by the profile that `tasks.profiles` has for this `kind` and `name`.
     """
 
     worker: str
@@ -42,8 +43,18 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     held: int = 0
     running: int = 0
     pace: dict[str, float] = {}
-    residual: dict[str, float] = {}
+    residual: dict[str, tuple[float, ...]] = {}
     drifted: tuple[str, ...] = ()
+
+    def residual_of(self, variant: str, level: int) -> float | None:
+        """What was learned of a variant's batches with jobs of one level; None where nothing was."""
+        learned = self.residual.get(variant)
+        return learned[min(level, len(learned) - 1)] if learned else None
+
+
+def told_briefly(figure: float) -> float:
+    """A learned figure as a heartbeat tells it: to three digits, which is finer than it is known."""
+    return float(f"{figure:.3g}")
 
 
 def variant_key(model: str, variant: str) -> str:

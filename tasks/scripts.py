@@ -6,8 +6,8 @@ decides who holds a claim or whether a deadline has passed. `register_script` of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -15,119 +15,100 @@ import msgspec
 
 from tasks.lengths import KEEP, NEGLIGIBLE, TENANTS_AT_MOST, bin_of
 from taxiway.job import FINAL, JobState
-from taxiway.keys import claim_key, job_key, reading_key, reply_channel, result_key
+from taxiway.keys import (
+    HELD,
+    HOLDING,
+    RELEASED,
+    claim_key,
+    holding_key,
+    job_key,
+    reply_channel,
+    result_key,
+)
 
-_NOW = """
+NEVER = 1e10
+"""A moment by the store's clock that no deadline reaches: what has none is held behind it, as it arrived."""
+
+NOW = """
 local t = redis.call('TIME')
 local now = t[1] + t[2] / 1000000
 """
 
-TAKE = (
-    _NOW
+HOLD = f"""
+-- A job's message waits in the holding queue that its record names, by deadline; the record stays as long as it does.
+local function hold(job, message)
+  local queue, due, accepted = unpack(redis.call('HMGET', job, 'holding', 'deadline_at', 'accepted'))
+  due = tonumber(due) > 0 and tonumber(due) or {NEVER:.0f} + accepted
+  redis.call('ZADD', '{holding_key("")}' .. queue, due, job)
+  redis.call('SADD', '{HOLDING}', queue)
+  redis.call('HSET', '{HELD}', job, message)
+  redis.call('PERSIST', job)
+end
+local function let_go(job, queue)
+  redis.call('ZREM', '{holding_key("")}' .. queue, job)
+  redis.call('ZREM', '{RELEASED}', job)
+  redis.call('HDEL', '{HELD}', job)
+end
+"""
+"""What puts a job into holding and takes it out; part of other scripts."""
+
+_FINAL = "local final = {" + ", ".join(f"{state} = true" for state in sorted(FINAL)) + "}\n"
+
+CLAIMING = (
+    NOW
+    + _FINAL
     + """
--- KEYS: a router's taken hash, then lists to take from, first served first.
--- ARGV: most messages, prefix of tags: another one each time, for a tag that comes again would hide a recovery.
-local answer, left = {tostring(now)}, tonumber(ARGV[1])
-for k = 2, #KEYS do
-  local got = left > 0 and redis.call('RPOP', KEYS[k], left) or {}
-  for _, message in ipairs(got or {}) do
-    local tag = ARGV[2] .. left
-    redis.call('HSET', KEYS[1], tag, message)
-    answer[#answer + 1], answer[#answer + 2], left = tag, message, left - 1
-  end
-end
-return answer
-"""
-)
-"""Moves arrivals into the taken hash; answers the time, then a tag and a message for each."""
-
-FORWARD = """
--- KEYS: the taken hash, the work hash.
--- ARGV, six a message and then its fields: tag, list, message, job key, seconds to keep the record, number of fields.
--- A tag that is gone was recovered by another router: its message is that router's to forward. A job that has a record
--- arrived before: the copy is dropped; so is a reading that is there. The work hash gains the job's seconds and rows,
--- its `spent` key what it costs.
--- Answers 1 for each message forwarded.
-local i, answer = 1, {}
-while i <= #ARGV do
-  local tag, list, message, job, keep, n = unpack(ARGV, i, i + 5)
-  local ours = tag == '' or redis.call('HDEL', KEYS[1], tag) == 1
-  local fresh = tonumber(n) > 0 and redis.call('EXISTS', job) == 0
-  if ours and fresh then
-    if list ~= '' then redis.call('LPUSH', list, message) end
-    redis.call('HSET', job, unpack(ARGV, i + 6, i + 5 + n))
-    redis.call('EXPIRE', job, keep)
-    local cell, work, arrived, rows, spent, tenant, cost =
-      unpack(redis.call('HMGET', job, 'cell', 'work', 'arrived', 'rows', 'spent', 'tenant', 'cost'))
-    if cell then redis.call('HINCRBYFLOAT', KEYS[2], cell, work) end
-    if arrived then redis.call('HINCRBY', KEYS[2], arrived, rows) end
-    if spent then
-      redis.call('HINCRBYFLOAT', spent, tenant, cost)
-      redis.call('EXPIRE', spent, 172800)  -- two days
-    end
-  end
-  answer[#answer + 1] = (ours and fresh) and 1 or 0
-  i = i + 6 + n
-end
-return answer
-"""
-"""Publishes placed messages and writes their records, at once; answers 1 for each that was forwarded."""
-
-RECOVER = """
--- KEYS: the set of routers, the router's life key, its taken hash, the arrivals list. ARGV: the router.
-if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-local taken = redis.call('HVALS', KEYS[3])
-for _, message in ipairs(taken) do redis.call('RPUSH', KEYS[4], message) end
-redis.call('DEL', KEYS[3])
-redis.call('SREM', KEYS[1], ARGV[1])
-return #taken
-"""
-"""Puts back what a dead router had taken; answers how many."""
-
-_ENDED = (
-    "local final = {"
-    + ", ".join(f"{state} = true" for state in sorted(FINAL))
-    + """}
--- A record says that its job ended for longer than the result is kept.
-local function ended(result, job)
-  return final[redis.call('HGET', job, 'state')] or redis.call('EXISTS', result) == 1
+-- One job's claim: its verdict, and the value that goes with it. A record says that its job ended for longer than the
+-- result is kept. Who holds a job may finish it after its deadline, so a job that is held is not late.
+local function claimed(worker, lease, result, claim, job, deadline)
+  local state, attempts, released = unpack(redis.call('HMGET', job, 'state', 'attempts', 'released'))
+  if final[state] or redis.call('EXISTS', result) == 1 then return 'final', '' end
+  local left = redis.call('PTTL', claim)
+  if left ~= -2 then return 'held', tostring(left) end
+  if tonumber(deadline) > 0 and now > tonumber(deadline) then return 'late', '' end
+  local number = redis.call('HINCRBY', job, 'claims', 1)
+  local token = worker .. '#' .. number
+  redis.call('SET', claim, token, 'PX', lease)
+  return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0))
 end
 """
 )
+"""What a script that claims begins with."""
 
 CLAIM = (
-    _NOW
-    + _ENDED
+    CLAIMING
     + """
--- ARGV: worker, lease in ms, then for each job: result key, claim key, job key, deadline (0 = none), device.
--- Who holds a job may finish it after its deadline, so a job that is held is not late.
+-- ARGV: worker, lease in ms, then for each job: result key, claim key, job key, deadline (0 = none).
 local answer = {tostring(now)}
-for i = 3, #ARGV, 5 do
-  local result, claim, job, deadline, device = unpack(ARGV, i, i + 4)
-  local verdict, value = 'run', ''
-  if ended(result, job) then
-    verdict = 'final'
-  elseif redis.call('EXISTS', claim) == 1 then
-    verdict, value = 'held', tostring(redis.call('PTTL', claim))
-  elseif tonumber(deadline) > 0 and now > tonumber(deadline) then
-    verdict = 'late'
-  else
-    value = ARGV[1] .. '#' .. redis.call('HINCRBY', job, 'attempts', 1)
-    redis.call('SET', claim, value, 'PX', ARGV[2])
-    redis.call('HSET', job, 'state', 'running', 'started', tostring(now), 'device', device)
-  end
-  answer[#answer + 1], answer[#answer + 2] = verdict, value
+for i = 3, #ARGV, 4 do
+  answer[#answer + 1], answer[#answer + 2] = claimed(ARGV[1], ARGV[2], unpack(ARGV, i, i + 3))
 end
 return answer
 """
 )
 """First claim wins. Answers the time, then a verdict and its value for each job."""
 
+START = """
+-- ARGV: device, then for each job: claim key, token, job key, time. Answers 1 for each claim that is still ours.
+local ours = {}
+for i = 2, #ARGV, 4 do
+  local claim, token, job, started = unpack(ARGV, i, i + 3)
+  ours[#ours + 1] = redis.call('GET', claim) == token and 1 or 0
+  if ours[#ours] == 1 then
+    redis.call('HINCRBY', job, 'attempts', 1)
+    redis.call('HSET', job, 'state', 'running', 'started', started, 'device', ARGV[1])
+  end
+end
+return ours
+"""
+"""Says that jobs run. What ends at once says so in `FINISH` instead."""
+
 RENEW = """
--- ARGV: lease in ms, then a claim key and its token for each job. Answers how many are still ours.
-local ours = 0
+-- ARGV: lease in ms, then a claim key and its token for each job. Answers 1 for each claim that is still ours.
+local ours = {}
 for i = 2, #ARGV, 2 do
-  if redis.call('GET', ARGV[i]) == ARGV[i + 1] then ours = ours + redis.call('PEXPIRE', ARGV[i], ARGV[1]) end
+  local held = redis.call('GET', ARGV[i]) == ARGV[i + 1]
+  ours[#ours + 1] = held and redis.call('PEXPIRE', ARGV[i], ARGV[1]) or 0
 end
 return ours
 """
@@ -139,6 +120,7 @@ for i = 1, #ARGV, 3 do
   if redis.call('GET', ARGV[i]) == ARGV[i + 1] then
     redis.call('DEL', ARGV[i])
     redis.call('HSET', ARGV[i + 2], 'state', 'queued')
+    redis.call('HINCRBY', ARGV[i + 2], 'released', 1)
   end
 end
 """
@@ -162,43 +144,58 @@ end
 """
 
 FINISH = (
-    _NOW
-    + _ENDED
+    NOW
+    + _FINAL
+    + HOLD
     + _LEARN
     + """
--- KEYS: the work hash, the hash of lengths. ARGV: seconds to keep a result, seconds to keep a record, then for each
--- job: result key, claim key, job key, token ('' = no claim is needed), state, meta, reply channel ('' = none),
--- bins of the lengths that it generated ('' = none). A job that never started gives back what it was to cost.
-local written = {}
-for i = 3, #ARGV, 8 do
-  local result, claim, job, token, state, meta, reply, bins = unpack(ARGV, i, i + 7)
-  local ours = token == '' or redis.call('GET', claim) == token
-  if ours and not ended(result, job) then
-    redis.call('SET', result, meta, 'EX', ARGV[1])
-    local cell, work, lengths, started, spent, tenant, cost =
-      unpack(redis.call('HMGET', job, 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost'))
-    if cell then redis.call('HINCRBYFLOAT', KEYS[1], cell, -work) end
+-- KEYS: the work hash, the hash of lengths; where tags are given, kombu's unacked hash and its index.
+-- ARGV: seconds to keep a result, seconds to keep a record, then for each job: result key, claim key, job key,
+-- token ('' = no claim is needed), state, meta, reply channel ('' = none), bins of the lengths that it generated
+-- ('' = none), time and device of its start ('' = none, or told before), tag of its message ('' = none).
+-- A job that never started gives back what it was to cost.
+local written, tags, cells = {}, {}, {}
+for i = 3, #ARGV, 11 do
+  local result, claim, job, token, state, meta, reply, bins, start, device, tag = unpack(ARGV, i, i + 10)
+  local was, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs = unpack(redis.call('HMGET', job,
+    'state', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs'))
+  local ours = not final[was] and (token == '' or redis.call('GET', claim) == token)
+  if ours and redis.call('SET', result, meta, 'EX', ARGV[1], 'NX') then
+    if cell then cells[cell] = (cells[cell] or 0) + work end
+    for blob in string.gmatch(state ~= 'dead' and blobs or '', '%S+') do redis.call('UNLINK', blob) end
+    if queue and queue ~= '' then let_go(job, queue) end
     if lengths and bins ~= '' then learn(lengths, cjson.decode(bins)) end
-    if spent and not started and redis.call('EXISTS', spent) == 1 then
+    if spent and not started and start == '' and redis.call('EXISTS', spent) == 1 then
       redis.call('HINCRBYFLOAT', spent, tenant, -cost)
     end
-    redis.call('HSET', job, 'state', state, 'finished', tostring(now))
+    if start ~= '' then
+      redis.call('HSET', job, 'state', state, 'finished', tostring(now), 'started', start, 'device', device,
+        'attempts', (attempts or 0) + 1)
+    else
+      redis.call('HSET', job, 'state', state, 'finished', tostring(now))
+    end
     redis.call('EXPIRE', job, ARGV[2])
     redis.call('DEL', claim)
     redis.call('PUBLISH', result, meta)
     if reply ~= '' then redis.call('PUBLISH', reply, meta) end
+    if tag ~= '' then tags[#tags + 1] = tag end
     written[#written + 1] = 1
   else
     written[#written + 1] = 0
   end
 end
+for cell, work in pairs(cells) do redis.call('HINCRBYFLOAT', KEYS[1], cell, -work) end
+if #tags > 0 then
+  redis.call('HDEL', KEYS[3], unpack(tags))
+  redis.call('ZREM', KEYS[4], unpack(tags))
+end
 return written
 """
 )
-"""Writes results once and announces them; answers 1 for each that was written."""
+"""Writes results once, announces them, and acknowledges their messages; answers 1 for each that was written."""
 
 HEARTBEAT = (
-    _NOW
+    NOW
     + """
 -- KEYS: hash of devices, sorted set of heartbeats. ARGV: worker, facts ('' = gone).
 if ARGV[2] == '' then
@@ -225,44 +222,25 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One job's claim: its fencing token where it may run, seconds until it may be tried again where it is held."""
+    """One job's claim: its fencing token where it may run, seconds until it may be tried again where it is held.
+
+    `attempts` counts the runs that are known to have begun, and `claims` the claims that were not given back, this one
+    included: more than one says that a worker ended while it held the job.
+    """
 
     verdict: Verdict
     token: str = ""
     retry_in: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """One taken message and where it goes.
-
-    Without a `queue_list` it only records the job (it was published elsewhere); without `fields` it only settles the
-    message. `fields` hold the job's record, with its `cell` and `work`, `arrived` and `rows`; `lengths` where it is to
-    generate, `spent` and `cost` where its tenant has a budget. With a `reading` instead of a job, `fields` are that
-    reading's, kept with the jobs that refer to it.
-    """
-
-    tag: str
-    queue_list: str = ""
-    message: bytes = b""
-    job: str = ""
-    fields: Mapping[str, str | bytes] = field(default_factory=dict)
-    keep: int = 0
-    reading: str = ""
-
-    @property
-    def key(self) -> str:
-        """Where the fields are kept; empty where there are none."""
-        if self.reading:
-            return reading_key(self.reading)
-        return job_key(self.job) if self.job else ""
+    attempts: int = 0
+    claims: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
     """One job's end. An empty `token` ends it whoever holds it; `reply` is its client's name, if it has one.
 
-    `generated` is the length of each answer that it generated, in tokens.
+    `generated` is the length of each answer that it generated, in tokens. `started` and `device` say when and where it
+    began to run, unless `START` said so; `tag` is its message's, where that is to be acknowledged by the same step.
     """
 
     job: str
@@ -271,44 +249,39 @@ class Ending:
     token: str = ""
     reply: str = ""
     generated: Sequence[int] = ()
+    started: str = ""
+    device: str = ""
+    tag: str = ""
 
     def __post_init__(self) -> None:
         assert self.state in FINAL
 
 
-def take_answer(answer: Sequence[bytes]) -> tuple[float, list[tuple[str, bytes]]]:
-    """The server's time, and tag and message of everything taken."""
-    pairs = zip(answer[1::2], answer[2::2], strict=True)
-    return float(answer[0]), [(tag.decode(), message) for tag, message in pairs]
-
-
-def forward_args(forwards: Iterable[Forward]) -> list[Any]:
-    """`FORWARD`'s arguments."""
-    args: list[Any] = []
-    for f in forwards:
-        flat = [text for pair in f.fields.items() for text in pair]
-        args += [f.tag, f.queue_list, f.message, f.key, f.keep, len(flat), *flat]
-    return args
-
-
-def claim_args(worker: str, lease: float, jobs: Iterable[tuple[str, float]], device: str) -> list[Any]:
+def claim_args(worker: str, lease: float, jobs: Iterable[tuple[str, float]]) -> list[Any]:
     """`CLAIM`'s arguments: `jobs` are ids with their deadlines by the server's clock, 0 where there is none."""
     args: list[Any] = [worker, int(lease * 1000)]
     for job, deadline in jobs:
-        args += [result_key(job), claim_key(job), job_key(job), deadline, device]
+        args += [result_key(job), claim_key(job), job_key(job), deadline]
     return args
 
 
 def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:
     """The server's time, and each job's claim in order."""
-    claims = []
-    for verdict, value in zip(answer[1::2], answer[2::2], strict=True):
-        kind = Verdict(verdict.decode())
-        if kind is Verdict.HELD:
-            claims.append(Claim(kind, retry_in=max(float(value), 0.0) / 1000))
-        else:
-            claims.append(Claim(kind, token=value.decode()))
-    return float(answer[0]), claims
+    return float(answer[0]), [claim_from(*pair) for pair in zip(answer[1::2], answer[2::2], strict=True)]
+
+
+def claim_from(verdict: bytes, value: bytes) -> Claim:
+    """One claim as `CLAIMING`'s function answers it."""
+    if verdict == b"run":
+        token, attempts, claims = value.decode().rsplit(" ", 2)
+        return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)))
+    kind = Verdict(verdict.decode())
+    return Claim(kind, retry_in=max(float(value), 0.0) / 1000 if kind is Verdict.HELD else 0.0)
+
+
+def start_args(device: str, jobs: Iterable[tuple[str, str, float]]) -> list[Any]:
+    """`START`'s arguments: `jobs` are ids with their tokens and the server's time at which they began."""
+    return [device, *(part for job, token, at in jobs for part in (claim_key(job), token, job_key(job), at))]
 
 
 def renew_args(lease: float, claims: Iterable[tuple[str, str]]) -> list[Any]:
@@ -327,5 +300,6 @@ def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: f
     for e in endings:
         reply = reply_channel(e.reply) if e.reply else ""
         bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
-        args += [result_key(e.job), claim_key(e.job), job_key(e.job), e.token, str(e.state), e.meta, reply, bins]
+        keys = (result_key(e.job), claim_key(e.job), job_key(e.job))
+        args += [*keys, e.token, str(e.state), e.meta, reply, bins, e.started, e.device, e.tag]
     return args

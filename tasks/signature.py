@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tasks.catalogue import Model, Parameter, TensorSpec
+from tasks.lengths import generates
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from taxiway.values import is_tensor, numbers, to_array
 
@@ -70,6 +71,18 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
         parameters=bind_parameters(model, parameters),
         outputs=_bind_outputs(model, outputs),
     )
+
+
+def check_stream(model: Model, bound: Bound) -> None:
+    """Refuse to tell an answer as it comes where that means nothing.
+
+    Raises:
+        InvalidRequestError: the model does not generate, or there are several rows.
+    """
+    if not generates(model):
+        raise InvalidRequestError(f"stream: expected a model that generates text, got {model.id}", field="stream")
+    if len(bound.rows) > 1:
+        raise InvalidRequestError(f"stream: expected a request of one row, got {len(bound.rows)}", field="stream")
 
 
 def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 
 from tasks.document import DocumentError, Size, json_schema, parse_document
 from tasks.expectation import Told
+from taxiway.blobs import INLINE
 from taxiway.keys import ARRIVALS
 from taxiway.request import MAX_NAME, Priority
 
@@ -44,6 +45,15 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     egress_usd_per_gib: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
+class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many devices a class may have, `spare` ones among them; None is no bound. A device takes `start` seconds."""
+
+    minimum: Annotated[int, msgspec.Meta(ge=0)] = 0
+    maximum: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    spare: Annotated[int, msgspec.Meta(ge=0)] = 0
+    start: Seconds = 30.0
+
+
 class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A kind of device with a queue of its own.
 
@@ -68,6 +78,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     reserve_for: str | None = None
     labels: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
+    scaling: Scaling = Scaling()
 
     @property
     def dollars_per_second(self) -> float:
@@ -85,21 +96,27 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Rules for one tenant's requests: the only classes they may run on, and US dollars a day. None is no rule."""
+    """Rules for one tenant's requests: the only classes they may run on, and US dollars a day. None is no rule.
+
+    A tenant gets device time out of holding in proportion to its `weight`.
+    """
 
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     usd_per_day: Dollars | None = None
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every bound that an operator can set; sizes in bytes, times in seconds.
 
-    `payload` bounds one request; `keep_result` and `keep_record` are how long a result and what is known of its job
-    stay, and `keep_explanation` what placements are worked out again from; `lease` is how long a worker may be silent
-    before its jobs run elsewhere; `wait` bounds one long poll.
+    `payload` bounds one request, and a value of more than `inline` bytes travels beside its message; `keep_result` and
+    `keep_record` are how long a result and what is known of its job stay, and `keep_explanation` what placements are
+    worked out again from; `lease` is how long a worker may be silent before its jobs run elsewhere; `wait` bounds one
+    long poll.
     """
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
+    inline: Size = msgspec.field(default_factory=lambda: Size(INLINE))
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
     keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
@@ -110,10 +127,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How waiting work may move between classes.
 
-    Every `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, each job at most
-    `max_moves_per_job` times, and none goes back the way of the last `still` ticks. A move to level queues must gain
-    `min_gain` of the time to the answer, and twice `move_cost` seconds. `window` is the jobs of a queue's level that
-    are looked at.
+    Every `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, or what keeps their new class
+    busy for two ticks; each job at most `max_moves_per_job` times, and none goes back the way of the last `still`
+    ticks. A move to level queues must gain `min_gain` of the time to the answer, and twice `move_cost` seconds.
+    `window` is the jobs of a queue's level that are looked at.
     """
 
     tick: Annotated[float, msgspec.Meta(ge=0.05)] = 0.5
@@ -122,7 +139,7 @@ class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     min_gain: Annotated[float, msgspec.Meta(ge=0)] = 0.25
     move_cost: Seconds = 0.005
     still: Annotated[int, msgspec.Meta(ge=0)] = 3
-    window: Positive = 500
+    window: Positive = 2000
 
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -174,6 +191,9 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
     for name, hardware in topology.hardware.items():
         if hardware.reserve_for is not None and hardware.reserve_for not in topology.service:
             yield f"hardware.{name}.reserve_for", services, hardware.reserve_for
+        most, least = hardware.scaling.maximum, hardware.scaling.minimum
+        if most is not None and most < least:
+            yield f"hardware.{name}.scaling.maximum", f"at least minimum ({least})", most
         if name == ARRIVALS:
             yield f"hardware.{name}", "a name that is not the arrivals queue's", name
     yield from _unknown_classes(topology)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         UnplaceableError,
     )
     from taxiway.job import JobRecord, JobState, JobStatus, Result, RunReport
+    from taxiway.streaming import Lost, Restarted
 
 __all__ = [
     "AsyncClient",
@@ -49,10 +50,12 @@ __all__ = [
     "JobRecord",
     "JobState",
     "JobStatus",
+    "Lost",
     "NoDeviceError",
     "OverloadedError",
     "RequestError",
     "RequestTooLargeError",
+    "Restarted",
     "Result",
     "ResultExpiredError",
     "ResultTimeoutError",
@@ -63,11 +66,13 @@ __all__ = [
     "UnplaceableError",
 ]
 
-_CLIENTS = {
+_HOMES = {
     "AsyncClient": "taxiway.client.asyncio_client",
     "AsyncJob": "taxiway.client.asyncio_client",
     "Client": "taxiway.client.sync_client",
     "Job": "taxiway.client.sync_client",
+    "Lost": "taxiway.streaming",
+    "Restarted": "taxiway.streaming",
 }
 _JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
 
@@ -75,7 +80,7 @@ _JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'taxiway' has no attribute {name!r}")
-    home = _CLIENTS.get(name) or ("taxiway.job" if name in _JOBS else "taxiway.errors")
+    home = _HOMES.get(name) or ("taxiway.job" if name in _JOBS else "taxiway.errors")
     return getattr(importlib.import_module(home), name)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -73,6 +74,28 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     report: RunReport
 
 
+class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One move of a waiting job between hardware classes, at a time by the store's clock."""
+
+    at: float
+    source: str
+    target: str
+    kind: str
+    reason: str
+
+
+_decode_moves = msgspec.json.Decoder(tuple[MoveRecord, ...]).decode
+
+
+def read_moves(text: str) -> tuple[MoveRecord, ...]:
+    """The moves in a job's record, the first first.
+
+    Raises:
+        msgspec.MsgspecError: another release wrote them.
+    """
+    return _decode_moves(text) if text else ()
+
+
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the state store knows of a job; times are the store's clock in seconds since the epoch, 0 when not yet."""
 
@@ -112,6 +135,17 @@ class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
     date_done: str | None = None
 
 
+class _Success(msgspec.Struct, frozen=True):
+    """A stored result whose values need no untagging."""
+
+    status: Literal["SUCCESS"]
+    result: Result
+
+
+_decode_success = msgspec.json.Decoder(_Success).decode
+_TAG = b'"__type__"'
+
+
 def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
     """The record in a store's hash; an empty hash is a job that no router has placed yet."""
     return msgspec.convert({"state": JobState.ACCEPTED, **fields, "id": job}, JobRecord, strict=False)
@@ -147,6 +181,14 @@ def state_of(error: TaxiwayError) -> JobState:
 def read_meta(raw: bytes | str) -> ResultMeta:
     """The stored result in `raw`."""
     return msgspec.json.decode(raw, type=ResultMeta)
+
+
+def read_answer(raw: bytes) -> Result:
+    """The answer in a stored result's bytes; raises as `read_result` does."""
+    if _TAG not in raw:
+        with suppress(msgspec.ValidationError):  # a failure, or another's result
+            return _decode_success(raw).result
+    return read_result(read_meta(raw))
 
 
 def read_result(meta: ResultMeta) -> Result:

@@ -18,8 +18,8 @@ DEVICES = "taxiway:devices"
 """Hash of worker name to device facts; `HEARTBEATS` holds when each was written, by the store's clock."""
 
 WORK = "taxiway:work"
-"""Hash of cell (`work_cell`) to the seconds of device time placed there and not finished, and of `arrived_cell` to the
-rows that ever arrived for a model at a class."""
+"""Hash of cell (`work_cell`) to the seconds of device time placed there and not finished, of `held_cell` to those that
+wait in holding, and of `arrived_cell` to the rows that ever arrived for a model at a class."""
 
 ARRIVED = "rows"
 """What stands for a hardware class in the cells that count arrived rows."""
@@ -27,9 +27,32 @@ ARRIVED = "rows"
 LENGTHS = "taxiway:lengths"
 """Hash of `lengths_cell` to how long that model's answers to that tenant were lately, as `tasks.lengths` reads it."""
 
+HOLDING = "taxiway:holding"
+"""Set of the holding queues that have jobs; each is kept at its `holding_key`."""
+
+HELD = "taxiway:held"
+"""Hash of a held job's `job_key` to its message."""
+
+RELEASED = "taxiway:released"
+"""Sorted set of `job_key` by when a job that a router took out of holding, and did not place, goes back."""
+
+RELEASER = "taxiway:releaser"
+"""The router that releases from holding; present for some ticks after each of its own."""
+
+WAITING = "held"
+"""What stands before a hardware class in the cells that count the device seconds held for it."""
+
 HEARTBEATS = "taxiway:heartbeats"
-ROUTERS = "taxiway:routers"
-"""Set of routers that may hold messages they took."""
+LIVES = "taxiway:lives"
+"""Sorted set of the lives under which routers may hold what they took, by their last sign on the broker's clock."""
+
+LEAD = "taxiway:lead"
+"""The token of the router that moves waiting work, while its lease lasts; `LEADS` counts how often it changed hands."""
+
+LEADS = "taxiway:leads"
+
+MOVES = "taxiway:moves"
+"""List of the last moves of waiting work, the latest first."""
 
 DEAD = "taxiway.dead"
 """List of the messages that were given up, the latest first, each with its reason."""
@@ -73,14 +96,24 @@ def claim_key(job: str) -> str:
     return f"taxiway:claim:{job}"
 
 
+def blob_key(ref: str) -> str:
+    """The bytes of a value that a message refers to."""
+    return f"taxiway:blob:{ref}"
+
+
+def stream_key(job: str) -> str:
+    """Stream of the pieces of a job's answer, of one that is told as it is generated."""
+    return f"taxiway:stream:{job}"
+
+
 def reply_channel(client: str) -> str:
     """The channel on which a client hears all its results."""
     return f"taxiway:reply:{client}"
 
 
-def router_key(router: str) -> str:
-    """Present while the router lives."""
-    return f"taxiway:router:{router}"
+def life_key(life: str) -> str:
+    """Present while a router lives this life."""
+    return f"taxiway:life:{life}"
 
 
 def reading_key(reading: str) -> str:
@@ -88,14 +121,24 @@ def reading_key(reading: str) -> str:
     return f"taxiway:reading:{reading}"
 
 
-def taken_key(router: str) -> str:
-    """Hash of the arrivals that a router took and has not placed yet."""
-    return f"taxiway:taken:{router}"
+def taken_key(life: str, source: str) -> str:
+    """List of the arrivals that a router took from `source` in this life and has not forwarded yet."""
+    return f"taxiway:taken:{life}:{source}"
 
 
 def work_cell(hardware_class: str, level: int) -> str:
     """The field of `WORK` that counts a class's jobs of one level."""
     return f"{hardware_class}|{level}"
+
+
+def held_cell(hardware_class: str, level: int) -> str:
+    """The field of `WORK` that counts the jobs of one level that wait in holding for a class."""
+    return f"{WAITING}|{work_cell(hardware_class, level)}"
+
+
+def holding_key(queue: str) -> str:
+    """Sorted set of the `job_key`s in a holding queue, by deadline; those without one come last, as they arrived."""
+    return f"{HOLDING}:{queue}"
 
 
 def arrived_cell(hardware_class: str, model: str) -> str:

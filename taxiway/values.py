@@ -17,6 +17,8 @@ from taxiway.errors import InvalidRequestError
 if TYPE_CHECKING:
     import numpy as np
 
+    from taxiway.blobs import Blobs, Buffer
+
 DATATYPES = {
     "BOOL": "bool",
     "UINT8": "uint8",
@@ -36,8 +38,8 @@ _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
 """By the kind of the wanted dtype (numpy's letters), the kinds of number that it takes."""
 
 
-def to_wire(value: Any, field: str = "inputs") -> Any:
-    """`value` in plain JSON values: bytes and arrays become their tagged forms.
+def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> Any:
+    """`value` in plain JSON values: bytes and arrays become their tagged forms, or references where `blobs` takes them.
 
     Raises:
         InvalidRequestError: a value that has no form on the wire; names `field`.
@@ -45,14 +47,14 @@ def to_wire(value: Any, field: str = "inputs") -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"__type__": "base64", "__value__": base64.b64encode(bytes(value)).decode("ascii")}
+        return _bytes(value, blobs)
     if isinstance(value, dict):
-        return {_key(key, field): to_wire(below, field) for key, below in value.items()}
+        return _mapping(value, field, blobs)
     if isinstance(value, (list, tuple)):
-        return [to_wire(below, field) for below in value]
+        return [to_wire(below, field, blobs) for below in value]
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
-        return _tensor(value, field)
+        return _tensor(value, field, blobs)
     if numpy is not None and isinstance(value, numpy.generic):
         value = value.item()
     return to_wire(value, field) if isinstance(value, bytes) else _scalar(value, field)
@@ -74,8 +76,8 @@ def from_wire(value: Any, field: str = "inputs") -> Any:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether `value` is an OIP tensor: a mapping with `shape`, `datatype` and `data`."""
-    return isinstance(value, dict) and {"shape", "datatype", "data"} <= value.keys()
+    """Whether `value` is an OIP tensor: a mapping with `shape`, `datatype`, and `data` or a `ref` in its place."""
+    return isinstance(value, dict) and "shape" in value and "datatype" in value and ("data" in value or "ref" in value)
 
 
 def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
@@ -92,7 +94,7 @@ def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
     if not isinstance(shape, (list, tuple)) or not all(type(n) is int and n >= 0 for n in shape):
         raise InvalidRequestError(f"{field}: expected a shape of whole numbers, got {shape!r}", field=field)
     try:
-        if isinstance(data, bytes):
+        if isinstance(data, (bytes, memoryview)):
             return np.frombuffer(data, np.dtype(DATATYPES[datatype]).newbyteorder("<")).reshape(shape)
         return numbers(data, datatype, field).reshape(shape)
     except (ValueError, OverflowError) as error:
@@ -118,12 +120,23 @@ def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
         raise _expected(field, f"{datatype} numbers, in lists of equal lengths", str(error)[:100]) from error
     if given.size and given.dtype.kind not in _TAKES[wanted.kind]:
         raise _expected(field, f"{datatype} numbers", _kind(given))
+    if given.dtype == wanted:
+        return given
     with np.errstate(over="ignore"):
-        array = given.astype(wanted, copy=False)
+        array = given.astype(wanted)
     kept = np.isfinite(array) == np.isfinite(given) if wanted.kind == "f" else array == given
     if not np.all(kept):
         raise _expected(field, f"{datatype} numbers", f"values from {given.min()} to {given.max()}")
     return array
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """The elements in row-major order, little-endian; not copied where the array has them so."""
+    import numpy as np
+
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    flat: memoryview = little.reshape(-1).view(np.uint8).data
+    return flat
 
 
 def _scalar(value: Any, field: str) -> Any:
@@ -145,12 +158,29 @@ def _key(key: Any, field: str) -> str:
     return str(key)
 
 
-def _tensor(array: np.ndarray, field: str) -> dict[str, Any]:
+def _bytes(value: Buffer, blobs: Blobs | None) -> dict[str, Any]:
+    view = memoryview(value)
+    content = view.cast("B") if view.c_contiguous and view.nbytes else bytes(value)
+    if blobs is not None and len(content) > blobs.limit:
+        return {"datatype": "BYTES", **blobs.keep(content)}
+    return {"__type__": "base64", "__value__": base64.b64encode(content).decode("ascii")}
+
+
+def _mapping(value: dict[Any, Any], field: str, blobs: Blobs | None) -> dict[str, Any]:
+    """The values below; a tensor's own bytes keep its shape and datatype beside them."""
+    if blobs is not None and is_tensor(value):
+        content = value.get("data")
+        if isinstance(content, (bytes, memoryview)) and len(content) > blobs.limit:
+            rest = {_key(key, field): to_wire(below, field) for key, below in value.items() if key != "data"}
+            return rest | blobs.keep(content)
+    return {_key(key, field): to_wire(below, field, blobs) for key, below in value.items()}
+
+
+def _tensor(array: np.ndarray, field: str, blobs: Blobs | None) -> dict[str, Any]:
     datatype = _OIP.get(array.dtype.name)
     if datatype is None:
         raise _expected(field, f"an array of {sorted(_OIP)}", f"dtype {array.dtype.name}")
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return {"shape": list(array.shape), "datatype": datatype, "data": to_wire(little.tobytes())}
+    return _mapping({"shape": list(array.shape), "datatype": datatype, "data": raw_bytes(array)}, field, blobs)
 
 
 def _kind(array: np.ndarray) -> str:

@@ -6,15 +6,15 @@ Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from taxiway.blobs import Blobs
 from taxiway.errors import InvalidRequestError
 from taxiway.keys import ARRIVALS, CANCEL, INFER
-from taxiway.request import Request, parse_request
+from taxiway.request import Request, new_id, parse_request
 from taxiway.values import from_wire, to_wire
 
 HEADER = "taxiway"
@@ -52,31 +52,33 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_json = msgspec.json.Decoder().decode
 
 
-def infer_message(job: str, request: Request, *, reply: str, origin: str) -> bytes:
+def infer_message(job: str, request: Request, *, reply: str, origin: str, blobs: Blobs | None = None) -> bytes:
     """The arrival that asks for `request` under the id `job`.
 
     `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
-    names the sender.
+    names the sender; `blobs` takes large values, which then are to be stored before the message.
     """
-    return encode_envelope(task_envelope(INFER, job, request_body(request), header={"reply": reply}, origin=origin))
+    body = request_body(request, blobs)
+    return encode_envelope(task_envelope(INFER, job, body, header={"reply": reply}, origin=origin))
 
 
 def cancel_message(job: str, *, origin: str) -> bytes:
     """The arrival that asks a router to cancel `job`."""
     body = _encode([[job], {}, _NO_CANVAS])
-    return encode_envelope(task_envelope(CANCEL, str(uuid.uuid4()), body, header={}, origin=origin))
+    return encode_envelope(task_envelope(CANCEL, new_id(), body, header={}, origin=origin))
 
 
-def request_body(request: Request) -> bytes:
-    """Celery's `[args, kwargs, embed]` for a request, as JSON.
+def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
+    """Celery's `[args, kwargs, embed]` for a request, as JSON; `blobs` takes the large values.
 
     Raises:
         InvalidRequestError: a value that has no form on the wire.
     """
-    fields = {name: getattr(request, name) for name in request.__struct_fields__}
     try:
-        kwargs = {name: to_wire(value, name) for name, value in fields.items() if not _is_unset(value)}
-        return _encode([[], kwargs, _NO_CANVAS])
+        inputs = to_wire(request.inputs, "inputs", blobs)
+        parameters = to_wire(request.parameters, "parameters", blobs) if request.parameters else {}
+        plain = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+        return _encode([[], plain, _NO_CANVAS])
     except (UnicodeEncodeError, RecursionError) as error:
         raise InvalidRequestError(
             f"inputs: expected Unicode text, not nested too deeply: {error}", field="inputs"
@@ -104,7 +106,7 @@ def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any]
         "delivery_info": {"exchange": "", "routing_key": ARRIVALS},
         "priority": 0,
         "body_encoding": "base64",
-        "delivery_tag": str(uuid.uuid4()),
+        "delivery_tag": new_id(),
     }
     return Envelope(body=base64.b64encode(body).decode("ascii"), headers=headers, properties=properties)
 
@@ -155,7 +157,3 @@ def read_request(payload: bytes, content_type: str) -> Request:
     if len(args) > len(_POSITIONAL):
         raise InvalidRequestError(f"args: expected at most {list(_POSITIONAL)}, got {len(args)} values", field="args")
     return parse_request({**dict(zip(_POSITIONAL, args, strict=False)), **kwargs})
-
-
-def _is_unset(value: Any) -> bool:
-    return value is None or (isinstance(value, (dict, tuple)) and not value)

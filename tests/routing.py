@@ -118,8 +118,8 @@ class EchoDevice:
     def _answer(self, raw: bytes) -> None:
         envelope = decode_envelope(raw)
         ticket = read_ticket(envelope.headers[HEADER], envelope.payload(), self._secret)
-        answer = self._claim(args=claim_args(self._name, 15.0, [(ticket.job, ticket.deadline_at)], "cpu:0"))
-        _, (claim,) = claim_answer(answer)
+        answer = self._claim(args=claim_args(self._name, 15.0, [(ticket.job, ticket.deadline_at)]))
+        now, (claim,) = claim_answer(answer)
         if claim.verdict != Verdict.RUN:
             return
         inputs = read_request(envelope.payload(), envelope.content_type).inputs
@@ -137,7 +137,15 @@ class EchoDevice:
             reason=ticket.reason,
         )
         meta = success_meta(ticket.job, Result(model=ticket.model, outputs=outputs, report=report))
-        ending = Ending(ticket.job, JobState.SUCCEEDED, meta, token=claim.token, reply=ticket.reply)
+        ending = Ending(
+            ticket.job,
+            JobState.SUCCEEDED,
+            meta,
+            token=claim.token,
+            reply=ticket.reply,
+            started=repr(now),
+            device="cpu:0",
+        )
         self._finish(keys=[WORK, LENGTHS], args=finish_args([ending], keep_result=60, keep_record=60))
         self.done.append(ticket.job)
 

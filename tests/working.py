@@ -19,13 +19,29 @@ import redis
 from kombu import Connection, Producer
 
 from tasks.celery_app import class_queue
+from tasks.scripts import FINISH, Ending, finish_args
 from tasks.settings import TREE, Settings
 from tasks.ticket import Ticket, sign
-from taxiway.job import Result, read_meta, read_result
-from taxiway.keys import ARRIVALS, INFER, amqp_priority, priority_list, priority_lists, redis_priority, result_key
+from taxiway.errors import JobCancelledError
+from taxiway.job import JobState, Result, failure_meta, read_meta, read_result
+from taxiway.keys import (
+    ARRIVALS,
+    INFER,
+    LENGTHS,
+    WORK,
+    amqp_priority,
+    job_key,
+    priority_list,
+    priority_lists,
+    redis_priority,
+    result_key,
+)
 from taxiway.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
 
 CLASS = "cpu.batch"
+
+LONG = {"samples": [12_000_000], "seed": [1]}
+"""A job of the model slab of a second or more on a slow core: long enough to be caught while it runs."""
 
 QUEUES = """
 hardware:
@@ -114,10 +130,14 @@ class Tower:
         self.state.close()
 
     def message(self, model: str, inputs: Any, **terms: Any) -> Envelope:
-        """A signed message, not queued yet. `terms`: job, variant, deadline_at, canvas, and parts of the ticket."""
+        """A signed message, not queued yet.
+
+        `terms`: job, variant, deadline_at, canvas, parts of the ticket, and the request's parameters and stream.
+        """
         job = terms.get("job") or str(uuid.uuid4())
         canvas = {"callbacks": None, "errbacks": None, "chain": None, "chord": None} | terms.get("canvas", {})
-        body = msgspec.json.encode([[], {"model": model, "inputs": inputs}, canvas])
+        asked = {name: terms[name] for name in ("parameters", "stream") if name in terms}
+        body = msgspec.json.encode([[], {"model": model, "inputs": inputs, **asked}, canvas])
         return self._signed(task_envelope(INFER, job, body, header={}, origin="test"), model, terms)
 
     def order(self, model: str, inputs: Any, **terms: Any) -> str:
@@ -153,6 +173,12 @@ class Tower:
         taken = [raw for name in priority_lists(ARRIVALS) for raw in self.state.rpop(name, 100) or []]
         self.queue(*(self._signed(decode_envelope(raw), model, {}) for raw in taken))
         return len(taken)
+
+    def cancel(self, job: str) -> None:
+        """End a job as a router does for its client."""
+        ending = Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled")))
+        args = finish_args([ending], keep_result=60, keep_record=60)
+        self.state.register_script(FINISH)(keys=[WORK, LENGTHS], args=args)
 
     def result(self, job: str, *, within: float = 20.0) -> Result:
         """The job's result; raises the error that it ended with."""
@@ -190,11 +216,15 @@ class Tower:
             reason="the test says so",
             reply=terms.get("reply", ""),
         )
-        signed = sign(ticket, envelope.payload(), self._settings.secret)
-        envelope.headers[HEADER] = msgspec.to_builtins(signed)
+        envelope.headers[HEADER] = sign(ticket, envelope.payload(), self._settings.secret)
         return envelope
 
     def _placed(self, envelope: Envelope, priority: int) -> Envelope:
         where = {"delivery_info": {"exchange": CLASS, "routing_key": CLASS}, "priority": priority}
         tag = {"delivery_tag": str(uuid.uuid4())}
         return msgspec.structs.replace(envelope, properties=envelope.properties | where | tag)
+
+
+def is_running(tower: Tower, job: str) -> bool:
+    """Whether the store was told that the job runs."""
+    return bool(tower.state.hget(job_key(job), "state") == b"running")

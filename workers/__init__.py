@@ -1,8 +1,9 @@
 """How a batch runs: one process drives one device.
 
-`batcher` and `residency` decide. A message's way: `transport` and `consumer` fetch it, `strategy` checks its ticket,
-`pool` takes it over, `intake` reads it, `loop` batches, claims and runs it on the `executor`, `finisher` and `backend`
-end it; `pulse` says what the device does. `runtimes/` run graphs, `pipelines/` turn rows into tensors and back,
-`architectures/` are the registered torch and JAX networks and `recipes/` convert weights, each in a process of its
-own. Forbidden here: importing `router`.
+`batcher` and `residency` decide. A message's way: the `fetcher` takes and claims it (`transport`), `intake` reads it,
+`reception` admits it, `loop` batches and runs it on the `executor`, the `finisher` ends it, and the `ledger` tells
+Celery's tools of it. What needs Celery itself, and all from RabbitMQ, goes by its consumer: `strategy` checks its
+ticket, `pool` takes it over, `backend` ends it. `pulse` says what the device does, and keeps what is held.
+`runtimes/` run graphs, `pipelines/` turn rows into tensors and back, `architectures/` are the registered torch and JAX
+networks and `recipes/` convert weights, each in a process of its own. Forbidden here: importing `router`.
 """

@@ -16,14 +16,11 @@ from tasks.topology import load_topology
 from taxiway.errors import TaxiwayError
 from taxiway.keys import INFER
 from workers.backend import OUTCOME, WriteOnceBackend
-from workers.consumer import GroupedEvents, Rescore
+from workers.consumer import Fetching, GroupedEvents
 from workers.context import PREFETCH, WorkerContext, bind_context, options_from
+from workers.finisher import SHOWN
 from workers.pool import DevicePool
 from workers.strategy import ordered
-from workers.transport import use_in_bulk
-
-SHOWN = 128
-"""Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
 
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
@@ -39,8 +36,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     context = WorkerContext(options, settings, topology, load_catalogue(settings.models))
     made = make_app(settings, topology, backend=_path(WriteOnceBackend))
     made.conf.update(_worker_settings(context))
-    made.steps["consumer"].update((Rescore, GroupedEvents))
-    use_in_bulk()
+    made.steps["consumer"].update((Fetching, GroupedEvents))
     bind_context(made, context)
     made.task(bind=True, name=INFER, throws=(TaxiwayError,), acks_late=True, resultrepr_maxsize=SHOWN)(infer)
     made.finalize()

@@ -1,7 +1,8 @@
 """When a batch runs, and which rows are in it. Pure: the clock and what waits are arguments.
 
 The device never idles for company that is not expected. A batch forms by itself while the one before it runs; a free
-device waits for more rows only while rows keep coming, and never longer than `max_wait`.
+device waits for more rows only while rows keep coming and are worth the wait of those that are there, while the most
+urgent one can spare the time, and never longer than `max_wait`.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ class BatchPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """The rows of one variant and size bucket that wait: how many, and when the first and the last came, in seconds."""
+    """The rows of one variant and size bucket that wait: how many, and when the first and the last came, in seconds.
+
+    `start_by` is when a batch must start at the latest for the most urgent deadline, and `run` what it takes.
+    """
 
     rows: int
     oldest: float
     newest: float
+    start_by: float = math.inf
+    run: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +65,31 @@ class Portion:
 def ready(crowd: Crowd, now: float, policy: BatchPolicy, gap: float) -> float:
     """Seconds until the batch should run; 0 means now.
 
-    `gap` is the mean of seconds between arrivals that had company (`met`), `ALONE` where nobody else is expected.
+    `gap` is the mean of seconds between arrivals that had company (`met`), `ALONE` where nobody else is expected. To
+    wait costs each row a gap; it saves the next one the whole run of a batch that it misses.
     """
-    if crowd.rows >= policy.max_batch or gap >= policy.max_wait:
+    if crowd.rows >= policy.max_batch or gap >= policy.max_wait or crowd.rows * gap >= crowd.run:
         return 0.0
-    due = min(crowd.oldest + policy.max_wait, crowd.newest + QUIET * gap)
+    due = min(crowd.oldest + policy.max_wait, crowd.newest + QUIET * gap, crowd.start_by)
     return max(0.0, due - now)
 
 
 def form(shares: Sequence[Share], policy: BatchPolicy) -> list[Portion]:
     """The next batch: rows by deadline, then by arrival; at most `max_batch` of them."""
-    room = policy.max_batch
-    batch: list[Portion] = []
-    for share in sorted(shares, key=urgency):
-        rows = min(share.rows, room)
-        if rows == 0:
+    ordered = sorted(shares, key=urgency)
+    taken = cut([share.rows for share in ordered], policy.max_batch)
+    return [Portion(share.entry, rows) for share, rows in zip(ordered, taken, strict=False)]
+
+
+def cut(waiting: Sequence[int], room: int) -> list[int]:
+    """How many rows of each of the first jobs fill `room`, where so many wait; `waiting` is in the order of urgency."""
+    taken: list[int] = []
+    for rows in waiting:
+        if room == 0:
             break
-        batch.append(Portion(share.entry, rows))
-        room -= rows
-    return batch
+        taken.append(min(rows, room))
+        room -= taken[-1]
+    return taken
 
 
 def urgency(share: Share) -> tuple[float, float, int]:

@@ -33,7 +33,7 @@ CPU_SHARE = 0.8
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A variant on the device, with what is known of how it runs there."""
+    """A variant on the device, with what is known of how it runs there. One that is `in_use` is not unloaded."""
 
     key: str
     model: Model
@@ -42,6 +42,11 @@ class Loaded:
     runtime: Runtime
     known: Known
     last_used: float
+    in_use: bool = False
+
+
+class InUseError(Exception):
+    """A variant needs memory that is held by others which are in use: it may be loaded once they are not."""
 
 
 class Executor:
@@ -96,6 +101,7 @@ class Executor:
 
         Raises:
             ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
+            InUseError: it has to wait for others.
         """
         key = variant_key(model.id, variant)
         if key in self._loaded:
@@ -105,6 +111,8 @@ class Executor:
         started = time.monotonic()
         try:
             loaded = self._load(key, model, variant)
+        except InUseError:
+            raise
         except Exception as error:  # runtimes and models raise what they like; the worker goes on without this one
             self._give_up(key, error)
             raise ExecutionError(
@@ -132,18 +140,28 @@ class Executor:
             answers = loaded.pipeline.run(loaded.runtime, items)
         except Exception as error:  # a model's own code may raise anything
             if len(items) == 1:
-                return [_as_ours(loaded.key, error)]
-            logger.warning("a batch failed: its rows run alone", extra={"variant": loaded.key, "error": str(error)})
-            return [answer for item in items for answer in self.run(loaded, [item])]
-        self._observe(loaded, items, answers, time.monotonic() - loaded.last_used)
+                return [as_ours(loaded.key, error)]
+            extra = {"variant": loaded.key, "rows": len(items), "error": str(error)}
+            logger.warning("a batch failed: its halves run apart", extra=extra)
+            half = len(items) // 2
+            return [*self.run(loaded, items[:half]), *self.run(loaded, items[half:])]
+        self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - loaded.last_used)
         return list(answers)
+
+    def observe(
+        self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], *, rows: int, seconds: float
+    ) -> None:
+        """Learn from items that ran in a batch of `rows` and took `seconds`."""
+        sizes = [ran_size(loaded.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
+        predicted = loaded.known.profile.latency(rows, sum(sizes) / len(sizes))
+        levels = {item.level for item in items}
+        self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels=levels)
 
     def _load(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]
         if variant.runtime not in self.hardware.runtimes:
             raise ModelLoadError(f"the class runs {', '.join(self.hardware.runtimes)}, not {variant.runtime}")
-        residents = [Resident(other.key, _memory(other), other.last_used) for other in self._loaded.values()]
-        for leaving in evict(residents, variant.memory, self._budget):
+        for leaving in self._to_unload(key, variant):
             self._loaded.pop(leaving).runtime.unload()
             logger.info("unloaded", extra={"variant": leaving, "to_load": key})
         placed = Placed(
@@ -160,6 +178,17 @@ class Executor:
         loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), time.monotonic())
         _warm_up(loaded, self._artefacts)
         return loaded
+
+    def _to_unload(self, key: str, variant: Variant) -> list[str]:
+        """The variants that make room for one more."""
+        residents = [Resident(o.key, _memory(o), o.last_used) for o in self._loaded.values() if not o.in_use]
+        kept = sum(_memory(other) for other in self._loaded.values() if other.in_use)
+        try:
+            return evict(residents, variant.memory, self._budget - kept)
+        except NoRoomError as error:
+            if variant.memory > self._budget:
+                raise
+            raise InUseError(f"{key} waits for memory that is in use: {error}") from error
 
     def _give_up(self, key: str, error: Exception) -> None:
         known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
@@ -180,11 +209,6 @@ class Executor:
             and set(variant.instruction_sets) <= set(self.device.instruction_sets)
             and variant.memory <= self._budget
         )
-
-    def _observe(self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], seconds: float) -> None:
-        sizes = [ran_size(loaded.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
-        predicted = loaded.known.profile.latency(len(items), sum(sizes) / len(items))
-        self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds)
 
     def _known(self, model: Model, name: str) -> Known:
         return self._book.lookup(model, name, self.device.kind, self.device.name)
@@ -210,7 +234,8 @@ def _briefest(model: Model) -> dict[str, Any]:
     }
 
 
-def _as_ours(variant: str, error: Exception) -> TaxiwayError:
+def as_ours(variant: str, error: Exception) -> TaxiwayError:
+    """An error of ours for whatever a variant raised."""
     if isinstance(error, TaxiwayError):
         return error
     return ExecutionError(f"{variant}: {type(error).__name__}: {error}", variant=variant)

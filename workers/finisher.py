@@ -1,7 +1,9 @@
-"""The finisher thread: writes results in bulk, then lets Celery's own tracer end each task, and acknowledges.
+"""The finisher thread: writes results in bulk, acknowledges, and tells who follows.
 
-Results come first and acknowledgements last, so that whatever dies in between only repeats. Where other tasks follow
-from a job (a link, a chain, a chord), Celery's order holds instead: they are sent before the result is written.
+A plain job's result, its announcement and its acknowledgement are one step of the store, where that is the broker too;
+else the result comes first, so that whatever dies in between only repeats. A task that Celery handed over is then ended
+by Celery's own tracer. Where other tasks follow from it (a link, a chain, a chord), Celery's order holds: they are sent
+before its result is written.
 """
 
 from __future__ import annotations
@@ -9,30 +11,44 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from typing import TypeVar
 
 from celery import Celery, states
 from celery.app.task import Context
-from celery.worker.state import task_ready
 
 from tasks import scripts
-from taxiway.errors import BrokerUnavailableError
+from taxiway.blobs import ResultBlobs
+from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, TaxiwayError
 from taxiway.job import JobState, failure_meta, state_of, success_meta
 from workers.backend import OUTCOME, STORED, TOKEN
+from workers.device import Device
+from workers.events import AT_MOST, TaskEvent
+from workers.ledger import Ledger
+from workers.report import answer_of, generated_by
 from workers.store import Store, insist
-from workers.work import Delivery, Dropped, Ended, Ending, Revoked, Traced
+from workers.transport import ClassQueue
+from workers.work import Answered, Delivery, Dropped, Ended, Ending, Handed, Job, Outcome, Traced
 
 logger = logging.getLogger(__name__)
 
+SHOWN = 128
+"""Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
+
 _MOST = 256
 """Endings that one write carries, so that the store is not blocked for long by one script."""
+
+_RESULT = b'"result":'
+
+Answer = TypeVar("Answer")
 
 
 class Finisher:
     """Ends deliveries.
 
     Args:
+        class_queue: where plain jobs' messages are acknowledged; None where Celery's consumer takes all.
         on_hub: has a callback run on the thread that owns the broker's connection.
         again: takes a delivery whose result was not written, to be claimed anew: the claim then tells why.
     """
@@ -41,21 +57,35 @@ class Finisher:
         self,
         app: Celery,
         store: Store,
+        ledger: Ledger,
+        class_queue: ClassQueue | None,
         *,
+        hardware_class: str,
+        device: Device,
         on_hub: Callable[[Callable[[], None]], None],
         again: Callable[[Delivery], None],
     ) -> None:
         self._app = app
         self._store = store
+        self._ledger = ledger
+        self._queue = class_queue
+        self._hardware_class = hardware_class
+        self._device = device
         self._on_hub = on_hub
         self._again = again
         self._inbox: queue.SimpleQueue[Sequence[Ending] | None] = queue.SimpleQueue()
         self._given_up = threading.Event()
+        self._untold: list[Delivery] = []
 
     def put(self, endings: Sequence[Ending]) -> None:
         """Hand endings over. Any thread may."""
         if endings:
             self._inbox.put(endings)
+
+    def tell(self, began: list[Delivery]) -> None:
+        """Tell the store that jobs run, and send the events that wait. Any thread may ask."""
+        self._untold = began
+        self._inbox.put(())
 
     def stop(self) -> None:
         """End after all that was handed over, or when the store does not answer."""
@@ -68,7 +98,10 @@ class Finisher:
             endings, last = self._take()
             for start in range(0, len(endings), _MOST):
                 self._finish(endings[start : start + _MOST])
+            if self._untold or not endings or self._ledger.events.waiting >= AT_MOST:
+                self._tell()
             if last:
+                self._ledger.events.flush()
                 return
 
     def _take(self) -> tuple[list[Ending], bool]:
@@ -83,84 +116,190 @@ class Finisher:
                 return taken, False
         return taken, True
 
-    def _finish(self, endings: Sequence[Ending]) -> None:
-        ended = [ending for ending in endings if isinstance(ending, Ended)]
+    def _tell(self) -> None:
+        began, self._untold = [delivery for delivery in self._untold if not delivery.ended], []
         try:
-            self._write([e for e in ended if not e.delivery.canvas])
-            for one in endings:
-                self._finish_alone(one)
+            self._store.start([(delivery.job, delivery.token, delivery.started) for delivery in began])
+        except BrokerUnavailableError:
+            return
+        for delivery in began:
+            delivery.told = True
+        self._ledger.events.flush()
+
+    def _finish(self, endings: Sequence[Ending]) -> None:
+        ended = [one for ending in endings if (one := self._outcome(ending)) is not None]
+        try:
+            self._keep_blobs(ended)
+            self._write([one for one in ended if not _followed(one.delivery)])
+            for one in ended:
+                if _followed(one.delivery):
+                    self._end_in_celerys_order(one)
+            for ending in endings:
+                if isinstance(ending, Dropped):
+                    self._drop(ending.delivery)
         except BrokerUnavailableError as error:  # the messages stay unacknowledged and are delivered again
             logger.error("results could not be written", extra={"jobs": len(endings), "error": error.message})
 
-    def _write(self, plain: Sequence[Ended]) -> None:
-        """Write the results of jobs from which nothing follows, all at once."""
-        if not plain:
-            return
-        endings = [_ending(ended) for ended in plain]
-        written = insist(lambda: self._store.finish(endings), self._given_up, self._say_away)
-        for ended, done in zip(plain, written, strict=True):
-            ended.delivery.fields[STORED] = done
-
-    def _finish_alone(self, ending: Ending) -> None:
+    def _outcome(self, ending: Ending) -> Ended | None:
+        """How a delivery ended; None where that is not for us to write."""
         delivery = ending.delivery
-        if isinstance(ending, Dropped):
-            self._drop(delivery)
-        elif isinstance(ending, Revoked):
-            self._on_hub(lambda: _revoke(delivery))
-        elif self._holds(ending):
-            self._trace(ending)
-        elif ending.token:
-            self._again(delivery)
-        else:  # what needs no claim is refused only where the job has ended
-            self._drop(delivery)
+        if delivery.ended or isinstance(ending, Dropped):
+            return None
+        if isinstance(ending, Answered):
+            return self._reported(ending.job)
+        if isinstance(ending, Ended):
+            return ending
+        if delivery.handed is not None:
+            self._ledger.forget(delivery)
+            self._on_hub(delivery.handed.revoke)
+            return None
+        return Ended(delivery, Outcome(error=JobCancelledError("the job was revoked")))
 
-    def _holds(self, ended: Ended) -> bool:
-        """Whether the result was written, or may be: the claim is ours, or none is needed."""
-        if not ended.delivery.canvas:
-            return bool(ended.delivery.fields[STORED]) or self._write_anew(ended)
-        claim = [(ended.delivery.job, ended.token)]
-        return not ended.token or insist(lambda: self._store.renew(claim), self._given_up, self._say_away) == 1
-
-    def _write_anew(self, ended: Ended) -> bool:
-        """Write the result under another claim: the first ended while the store was away, and nobody else has one."""
-        if not ended.token:
-            return False
-        job = ended.delivery.job
-        _, (claim,) = insist(lambda: self._store.claim([(job, 0.0)]), self._given_up, self._say_away)
-        if claim.verdict is not scripts.Verdict.RUN:
-            return False
-        ending = _ending(replace(ended, token=claim.token))
-        ended.delivery.fields[STORED] = insist(lambda: self._store.finish([ending]), self._given_up, self._say_away)[0]
-        return bool(ended.delivery.fields[STORED])
-
-    def _trace(self, ended: Ended) -> None:
-        """Run Celery's tracer around the outcome: signals, events, callbacks, and the result if that is not written."""
-        delivery = ended.delivery
-        delivery.fields[OUTCOME] = ended.outcome
-        delivery.fields[TOKEN] = ended.token
+    def _reported(self, job: Job) -> Ended:
+        """The outcome of a job whose rows have their answers."""
+        blobs = ResultBlobs(self._store.limits.inline)
         try:
-            traced = delivery.tracer(delivery.task, delivery.job, delivery.fields, delivery.payload, None, None)
+            result = answer_of(job, self._hardware_class, self._device, blobs)
+        except TaxiwayError as error:
+            failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {error}")
+            return Ended(job.delivery, Outcome(error=failed))
+        return Ended(job.delivery, Outcome(result, generated=generated_by(job), blobs=blobs.kept))
+
+    def _keep_blobs(self, ended: Sequence[Ended]) -> None:
+        """Store what the results refer to, before them."""
+        kept = {ref: content for one in ended for ref, content in one.outcome.blobs.items()}
+        if kept:
+            self._insist(lambda: self._store.keep_blobs(kept))
+
+    def _write(self, ended: Sequence[Ended]) -> None:
+        """Write the results of jobs from which nothing follows, all at once."""
+        if not ended:
+            return
+        endings = [self._ending(one) for one in ended]
+        written = self._insist(lambda: self._store.finish(endings))
+        pairs = list(zip(ended, endings, written, strict=True))
+        if self._queue is not None and not self._queue.acknowledges_with_result:
+            self._queue.acknowledge([one.delivery.tag for one, _, done in pairs if done and one.delivery.tag])
+        for one, ending, done in pairs:
+            if done:
+                self._written(one, ending)
+            elif one.delivery.claim is None or not one.delivery.token:
+                self._drop(one.delivery)  # what needs no claim is refused only where the job has ended
+            else:
+                self._write_anew(one)
+
+    def _written(self, ended: Ended, ending: scripts.Ending) -> None:
+        """Tell of a result that is there."""
+        if ended.delivery.handed is not None:
+            ended.delivery.handed.fields[STORED] = True
+            self._trace(ended, ended.delivery.handed)
+            return
+        self._ledger.end(ended.delivery, _event(ending.job, ended.outcome, ending.meta))
+
+    def _write_anew(self, ended: Ended) -> None:
+        """Write the result under another claim: the first ended while the store was away, and nobody else has one."""
+        delivery = ended.delivery
+        _, (claim,) = self._insist(lambda: self._store.claim([(delivery.job, 0.0)]))
+        if claim.verdict is not scripts.Verdict.RUN:
+            self._again(delivery)
+            return
+        delivery.claim = claim
+        self._write([ended])
+
+    def _end_in_celerys_order(self, ended: Ended) -> None:
+        """Send what follows from a job, then write its result: where its claim is still ours, or none is needed."""
+        delivery = ended.delivery
+        assert delivery.handed is not None
+        claim = [(delivery.job, delivery.token)]
+        if delivery.token and not self._insist(lambda: self._store.renew(claim))[0]:
+            self._again(delivery)
+            return
+        if delivery.began and not delivery.told:
+            self._insist(lambda: self._store.start([(delivery.job, delivery.token, delivery.started)]))
+        self._trace(ended, delivery.handed)
+
+    def _trace(self, ended: Ended, handed: Handed) -> None:
+        """Run Celery's tracer around the outcome: signals, events, callbacks, and the result if that is not written."""
+        job = ended.delivery.job
+        handed.fields[OUTCOME] = ended.outcome
+        handed.fields[TOKEN] = ended.delivery.token
+        self._ledger.forget(ended.delivery)
+        try:
+            traced = handed.tracer(handed.task, job, handed.fields, handed.payload, None, None)
         except Exception:  # a callback that cannot be sent, a signal's receiver
-            logger.exception("a task could not be ended", extra={"job": delivery.job})
-            self._on_hub(lambda: delivery.request.reject(requeue=True))
+            logger.exception("a task could not be ended", extra={"job": job})
+            self._on_hub(lambda: handed.request.reject(requeue=True))
             return
         told = _with_run_time(traced, ended)
-        self._on_hub(lambda: delivery.succeed(told))
+        self._on_hub(lambda: handed.succeed(told))
 
     def _drop(self, delivery: Delivery) -> None:
         """Acknowledge a job that had ended. Its worker may have died between the result and a chord's count."""
-        meta = insist(lambda: self._store.result(delivery.job), self._given_up, self._say_away)
-        if delivery.payload[2].get("chord"):
-            backend = self._app.backend
-            stored = backend.get_task_meta(delivery.job)
-            if stored["status"] in states.READY_STATES:
-                context = Context(delivery.fields | delivery.payload[2])
-                backend.on_chord_part_return(context, stored["status"], stored["result"])
+        meta = self._insist(lambda: self._store.result(delivery.job))
         cancelled = meta is not None and meta.status == states.REVOKED
-        self._on_hub(lambda: _acknowledge(delivery, cancelled=cancelled))
+        if delivery.handed is None:
+            assert self._queue is not None
+            self._queue.acknowledge([delivery.tag])
+            self._ledger.end(delivery, _revoked(delivery.job) if cancelled else None)
+            return
+        handed = delivery.handed
+        self._ledger.forget(delivery)
+        if handed.payload[2].get("chord"):
+            self._count_chord_part(delivery.job, handed)
+        self._on_hub(lambda: handed.drop(cancelled=cancelled))
+
+    def _count_chord_part(self, job: str, handed: Handed) -> None:
+        backend = self._app.backend
+        stored = backend.get_task_meta(job)
+        if stored["status"] in states.READY_STATES:
+            context = Context(handed.fields | handed.payload[2])
+            backend.on_chord_part_return(context, stored["status"], stored["result"])
+
+    def _ending(self, ended: Ended) -> scripts.Ending:
+        delivery, error = ended.delivery, ended.outcome.error
+        if error is not None:
+            state, meta = state_of(error), failure_meta(delivery.job, error)
+        else:
+            assert ended.outcome.result is not None
+            state, meta = JobState.SUCCEEDED, success_meta(delivery.job, ended.outcome.result)
+        return scripts.Ending(
+            delivery.job,
+            state,
+            meta,
+            delivery.token,
+            delivery.ticket.reply,
+            ended.outcome.generated,
+            started=repr(delivery.started) if delivery.began and not delivery.told else "",
+            device=self._device.label,
+            tag=delivery.tag if self._queue is not None and self._queue.acknowledges_with_result else "",
+        )
+
+    def _insist(self, call: Callable[[], Answer]) -> Answer:
+        return insist(call, self._given_up, self._say_away)
 
     def _say_away(self, why: str) -> None:
         logger.warning("cannot write results", extra={"error": why})
+
+
+def _followed(delivery: Delivery) -> bool:
+    """Whether other tasks follow from the job."""
+    return delivery.handed is not None and delivery.handed.canvas
+
+
+def _event(job: str, outcome: Outcome, meta: bytes) -> TaskEvent:
+    """How Celery says that a plain job ended."""
+    now = time.time()
+    if outcome.result is not None:
+        at = meta.find(_RESULT) + len(_RESULT)
+        shown = meta[at : at + SHOWN].decode(errors="replace")
+        return TaskEvent("task-succeeded", job, now, result=shown, runtime=outcome.result.report.run_time)
+    if isinstance(outcome.error, JobCancelledError):
+        return _revoked(job)
+    return TaskEvent("task-failed", job, now, exception=repr(outcome.error), traceback="")
+
+
+def _revoked(job: str) -> TaskEvent:
+    return TaskEvent("task-revoked", job, time.time(), terminated=False, signum=None, expired=False)
 
 
 def _with_run_time(traced: Traced, ended: Ended) -> Traced:
@@ -168,25 +307,3 @@ def _with_run_time(traced: Traced, ended: Ended) -> Traced:
     failed, value, seconds = traced
     result = ended.outcome.result
     return failed, value, seconds if result is None else result.report.run_time
-
-
-def _ending(ended: Ended) -> scripts.Ending:
-    job, error = ended.delivery.job, ended.outcome.error
-    reply = ended.delivery.ticket.reply
-    if error is not None:
-        return scripts.Ending(job, state_of(error), failure_meta(job, error), ended.token, reply)
-    assert ended.outcome.result is not None
-    meta = success_meta(job, ended.outcome.result)
-    return scripts.Ending(job, JobState.SUCCEEDED, meta, ended.token, reply, ended.outcome.generated)
-
-
-def _acknowledge(delivery: Delivery, *, cancelled: bool) -> None:
-    if cancelled:
-        delivery.request.send_event("task-revoked", terminated=False, signum=None, expired=False)
-    task_ready(delivery.request)
-    delivery.request.acknowledge()
-
-
-def _revoke(delivery: Delivery) -> None:
-    """Have Celery end a task that its remote control revoked."""
-    delivery.request.revoked()

@@ -1,22 +1,99 @@
-"""A delivery becomes a job: its request is read, bound to its model and cut into rows."""
+"""A message becomes a job: its ticket is checked, its request read, bound to its model and cut into rows."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+
 from tasks.catalogue import Catalogue
-from tasks.signature import bind
+from tasks.facts import variant_key
+from tasks.signature import bind, check_stream
+from tasks.ticket import TicketError, read_ticket
+from taxiway.blobs import Reference, may_refer, references, resolved
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
+from taxiway.keys import INFER
+from taxiway.request import Request
 from taxiway.wire import read_request
 from workers.batcher import bucket_of
 from workers.executor import Loaded
 from workers.pipelines import Item
-from workers.strategy import bytes_of
-from workers.work import Delivery, Job
+from workers.transport import Taken
+from workers.work import Delivery, Headers, Job
+
+
+class _Properties(msgspec.Struct, frozen=True):
+    body_encoding: str
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """The usual form of a message; any other goes to Celery's consumer."""
+
+    body: str
+    headers: Headers
+    properties: _Properties
+    content_type: str = msgspec.field(name="content-type")
+    content_encoding: str = msgspec.field(name="content-encoding")
+
+
+class _Embed(msgspec.Struct, frozen=True):
+    callbacks: list[msgspec.Raw] | None = None
+    errbacks: list[msgspec.Raw] | None = None
+    chain: list[msgspec.Raw] | None = None
+    chord: msgspec.Raw | None = None
+
+
+Fetch = Callable[[Sequence[Reference]], Mapping[str, bytes | None]]
+"""Gives the bytes that references stand for."""
+
+_decode_message = msgspec.json.Decoder(_Message).decode
+_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Embed | None]).decode
+_decode_request = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
+_TAGGED = b'"__type__"'  # bytes in a body; other values are what they look like
+_NULL = msgspec.Raw(b"null")
+
+
+def read_plain(taken: Taken, secret: bytes, hardware_class: str) -> Delivery | None:
+    """The delivery of a plain job; None where the message needs Celery, to refuse it or to follow its canvas or eta."""
+    try:
+        message = _decode_message(taken.raw)
+        headers = message.headers
+        usual = (
+            headers.task == INFER
+            and message.properties.body_encoding == "base64"
+            and message.content_type == "application/json"
+            and not (headers.eta or headers.compression or headers.stamped_headers)
+        )
+        if not usual:
+            return None
+        body = base64.b64decode(message.body, validate=True)
+        ticket = read_ticket(headers.taxiway, body, secret)
+        embed = _decode_embed(body)[2]
+    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, TicketError):
+        return None
+    ours = ticket.job == headers.id and ticket.task == INFER and hardware_class in ticket.variants
+    if not ours or (embed is not None and _followed(embed)):
+        return None
+    claim = taken.claim if taken.job == ticket.job else None
+    now = time.time()
+    return Delivery(ticket.job, ticket, body, message.content_type, now, taken.tag, headers, claim=claim)
+
+
+def _followed(embed: _Embed) -> bool:
+    chord = embed.chord is not None and embed.chord != _NULL
+    return bool(embed.callbacks or embed.errbacks or embed.chain or chord)
 
 
 class Intake:
-    """Reads deliveries for one hardware class."""
+    """Reads deliveries for one hardware class; `fetch` is asked for the blobs that a request refers to."""
 
-    def __init__(self, catalogue: Catalogue, hardware_class: str) -> None:
+    def __init__(self, catalogue: Catalogue, hardware_class: str, fetch: Fetch) -> None:
+        self._fetch = fetch
         self._catalogue = catalogue
         self._hardware_class = hardware_class
 
@@ -26,8 +103,10 @@ class Intake:
         Raises:
             RequestError: the request is wrong, or its model is not in this worker's catalogue.
         """
-        message, ticket = delivery.request.message, delivery.ticket
-        request = read_request(bytes_of(message.body), message.content_type)
+        ticket = delivery.ticket
+        request = _request(delivery)
+        if may_refer(delivery.body):
+            request = with_blobs(request, self._fetch)
         model = self._catalogue.resolve(ticket.model)
         variant = ticket.variants[self._hardware_class]
         if variant not in model.variants:
@@ -35,21 +114,48 @@ class Intake:
                 f"model: expected a variant of {model.id} ({', '.join(model.variants)}), got {variant!r}", field="model"
             )
         bound = bind(model, request.inputs, request.parameters, request.outputs)
+        if request.stream:
+            check_stream(model, bound)
         return Job(
             delivery=delivery,
-            ticket=ticket,
             model=model,
             variant=variant,
+            key=variant_key(model.id, variant),
             rows=bound.rows,
             parameters=bound.parameters,
             outputs=bound.outputs,
             single=bound.single,
             arrived=now,
+            deadline=ticket.deadline_at or math.inf,
+            stream=bool(request.stream),
         )
 
 
+def _request(delivery: Delivery) -> Request:
+    """The request. A router has checked it once: what its type says is enough, unless it is written in another way."""
+    if delivery.content_type == "application/json" and _TAGGED not in delivery.body:
+        try:
+            return _decode_request(delivery.body)[1]
+        except msgspec.MsgspecError:
+            pass
+    return read_request(delivery.body, delivery.content_type)
+
+
+def with_blobs(request: Request, fetch: Fetch) -> Request:
+    """The request with the blobs in their places.
+
+    Raises:
+        RequestError: a blob is gone, or is not the one that was signed for.
+        BrokerUnavailableError: the store does not answer.
+    """
+    found = list(references([request.inputs, request.parameters]))
+    contents = fetch(found) if found else {}
+    inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
+    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+
+
 def prepare(job: Job, loaded: Loaded) -> None:
-    """Turn the job's rows into items.
+    """Turn the job's rows into items, and let all of them wait, each in the bucket of its size.
 
     Raises:
         RequestError: a row is wrong; names the input, and the row where there are several.
@@ -58,19 +164,21 @@ def prepare(job: Job, loaded: Loaded) -> None:
     items: list[Item] = []
     for index, row in enumerate(job.rows):
         try:
-            items.append(loaded.pipeline.prepare(row, job.parameters))
+            items.append(replace(loaded.pipeline.prepare(row, job.parameters), level=job.ticket.level))
         except TaxiwayError as error:
             raise named_row(error, index, job) from error
         except Exception as error:  # a pipeline's own code may raise anything
             failed = ExecutionError(f"{loaded.key}: cannot prepare it: {type(error).__name__}: {error}")
             raise named_row(failed, index, job) from error
     job.items = items
+    gather(job)
 
 
 def gather(job: Job) -> None:
     """Let all the prepared rows wait, as if none had run, each in the bucket of its size."""
     job.answers = [None] * len(job.items)
     job.waiting = {}
+    job.run_time = job.device_time = 0.0
     for index, item in enumerate(job.items):
         job.waiting.setdefault(bucket_of(item.size, job.model.buckets), []).append(index)
 

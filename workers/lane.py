@@ -2,75 +2,112 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
+from collections import deque
+
+from tasks.catalogue import Profile
 from workers import batcher
-from workers.batcher import ALONE, BatchPolicy, Crowd, Portion, Share
+from workers.batcher import ALONE, BatchPolicy, Crowd
 from workers.work import Job
 
 Portions = list[tuple[Job, list[int]]]
 """Jobs with the indices of their rows that run together."""
 
+Key = tuple[str, int, str]
+"""A lane's: variant, size bucket, and the job that is alone there, if it must be."""
+
+_ORDER = itertools.count()
+
 
 class Lane:
-    """Rows that can run together, oldest job first. The device thread alone touches it."""
+    """Rows of a variant that can run together. The device thread alone changes it; any may read `rows`.
 
-    def __init__(self, bucket: int, policy: BatchPolicy) -> None:
-        self.bucket = bucket
+    Args:
+        profile: predicts what a batch takes.
+    """
+
+    def __init__(self, key: Key, policy: BatchPolicy, profile: Profile) -> None:
+        self.key = key
+        self.variant, self.bucket, self.alone = key
         self.policy = policy
-        self._jobs: dict[int, Job] = {}
-        self._rows = 0
+        self._profile = profile
+        self._urgent: list[tuple[float, float, int, Job]] = []
+        self._line: deque[Job] = deque()
+        self.rows = 0
         self._newest = 0.0
+        self._together = 1
         self._answered = 0.0
         self._gap = ALONE
         self._waiting = False
 
     def __bool__(self) -> bool:
-        return bool(self._jobs)
+        return self.rows > 0
 
     def add(self, job: Job) -> None:
         """Let the job's rows of this bucket wait here. It has company if it came before all others were answered."""
-        if self._jobs or job.arrived < self._answered:
-            self._gap = batcher.met(self._gap, max(0.0, job.arrived - self._newest))
-            self._waiting = False
-        self._newest = job.arrived
-        self._jobs[id(job)] = job
-        self._rows += len(job.waiting[self.bucket])
+        if job.arrived > self._newest:
+            if self or job.arrived < self._answered:
+                self._gap = batcher.met(self._gap, (job.arrived - self._newest) / self._together)
+                self._waiting = False
+            self._newest, self._together = job.arrived, 0
+        self._together += 1
+        heapq.heappush(self._urgent, (job.deadline, job.arrived, next(_ORDER), job))
+        self._line.append(job)
+        self.rows += len(job.waiting[self.bucket])
 
     def remove(self, job: Job) -> None:
         """Take the job's rows out."""
-        if self._jobs.pop(id(job), None) is not None:
-            self._rows -= len(job.waiting[self.bucket])
+        self.rows -= len(job.waiting[self.bucket])
+        job.waiting[self.bucket] = []
 
-    def due(self, now: float) -> float:
-        """Seconds until the lane's batch should run; 0 means now."""
-        oldest = next(iter(self._jobs.values())).arrived
-        wait = batcher.ready(Crowd(self._rows, oldest, self._newest), now, self.policy, self._gap)
+    def due(self, now: float, clock: float) -> float:
+        """Seconds until the lane's batch should run; 0 means now. `clock` is the store's time less this host's."""
+        while not self._line[0].waiting[self.bucket]:
+            self._line.popleft()
+        rows = min(self.rows, self.policy.max_batch)
+        run = self._profile.latency(rows, self.bucket)
+        start_by = self.urgency()[0] - clock - run
+        crowd = Crowd(self.rows, self._line[0].arrived, self._newest, start_by, run)
+        wait = batcher.ready(crowd, now, self.policy, self._gap)
         self._waiting = self._waiting or wait > 0
         return wait
 
     def urgency(self) -> tuple[float, float, int]:
         """Sorts lanes, the one with the most urgent job first."""
-        return min(batcher.urgency(share) for share in self._shares())
+        while not self._urgent[0][3].waiting[self.bucket]:
+            heapq.heappop(self._urgent)
+        return self._urgent[0][:3]
 
-    def take(self) -> Portions:
-        """The rows of the next batch, which then no longer wait."""
+    def take(self, room: int) -> Portions:
+        """The rows of the next batch, at most `room`, which then no longer wait."""
+        room = min(room, self.policy.max_batch)
         if self._waiting:
             self._gap, self._waiting = batcher.missed(self._gap), False
-        return [(self._jobs[part.entry], self._cut(part)) for part in batcher.form(self._shares(), self.policy)]
+        heads = self._heads(room)
+        portions: Portions = []
+        taken = batcher.cut([len(head[3].waiting[self.bucket]) for head in heads], room)
+        for head, rows in zip(heads, taken, strict=True):
+            job = head[3]
+            waiting = job.waiting[self.bucket]
+            portions.append((job, waiting[:rows]))
+            job.waiting[self.bucket] = waiting[rows:]
+            self.rows -= rows
+            if rows < len(waiting):
+                heapq.heappush(self._urgent, head)
+        return portions
 
     def answered(self, now: float) -> None:
         """The batch that was taken has its answers."""
         self._answered = now
 
-    def _shares(self) -> list[Share]:
-        return [
-            Share(entry, len(job.waiting[self.bucket]), job.deadline, job.arrived) for entry, job in self._jobs.items()
-        ]
-
-    def _cut(self, portion: Portion) -> list[int]:
-        job = self._jobs[portion.entry]
-        rows = job.waiting[self.bucket]
-        taken, job.waiting[self.bucket] = rows[: portion.rows], rows[portion.rows :]
-        self._rows -= len(taken)
-        if not job.waiting[self.bucket]:
-            del self._jobs[portion.entry]
-        return taken
+    def _heads(self, room: int) -> list[tuple[float, float, int, Job]]:
+        """The most urgent jobs, as many as fill `room` rows, out of the heap."""
+        heads, rows = [], 0
+        while self._urgent and rows < room:
+            head = heapq.heappop(self._urgent)
+            waiting = len(head[3].waiting[self.bucket])
+            if waiting:
+                heads.append(head)
+                rows += waiting
+        return heads

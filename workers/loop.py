@@ -1,61 +1,56 @@
-"""The device thread: collects jobs, lets their rows form batches, claims them, runs them, and says how each ended."""
+"""The device thread: lets rows form batches, runs them, and says how each job ended. It waits for no server.
+
+What is generated step by step joins a running batch as soon as it has room (`inflight`); between two of its steps one
+whole batch of another variant may run, the more urgent of both going first.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import heapq
 import itertools
 import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from tasks.facts import variant_key
-from tasks.scripts import Claim, Verdict
-from taxiway.errors import (
-    BrokerUnavailableError,
-    DeadLetteredError,
-    DeadlineExceededError,
-    ExecutionError,
-    TaxiwayError,
-)
+from taxiway.errors import BrokerUnavailableError, ExecutionError, TaxiwayError
 from workers.batcher import BatchPolicy
-from workers.executor import Executor, Loaded
+from workers.executor import Executor, InUseError, Loaded
+from workers.inflight import InFlight, Told
 from workers.intake import gather, prepare
-from workers.lane import Lane, Portions
+from workers.lane import Key, Lane, Portions
 from workers.pipelines import Item, Row
-from workers.report import Batch, answer_of, generated_by, note
+from workers.report import Batch, note
 from workers.store import Store, insist
-from workers.strategy import bury
-from workers.work import Delivery, Dropped, Ended, Ending, Job, Outcome, Revoked
+from workers.work import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
 
 logger = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 5
-"""Claims of one job after which it is given up: it has ended as many workers."""
+AHEAD = 2
+"""Batches that wait here, claimed and prepared, while one runs."""
 
-LOOK_AGAIN = 1.0
-"""Longest pause, in seconds, before a job that another worker holds is looked at again."""
+AHEAD_FOR = 0.025
+"""Seconds of work that may wait here where batches are short: one fetch then brings many."""
 
 STALL = 20.0
 """A batch that takes this many times what its profile says, and `STALL_AT_LEAST` besides, counts as hung."""
 
 STALL_AT_LEAST = 120.0
-"""Seconds; first uses compile, and the longest generations take minutes."""
+"""Seconds; first uses compile. One step of a generation may take no longer."""
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
-_WAKE = None
+_RATE_OVER = 0.25  # seconds over which the rate of rows is measured
 
 
 class DeviceLoop:
-    """One device's jobs, from intake to outcome.
+    """One device's jobs, claimed and read, until their outcome.
 
     Args:
         end: takes what ended; called on the device thread.
         accepted: told of each delivery whose batch is about to run.
         revoked: whether Celery's remote control revoked a job.
+        again: takes a delivery whose claim was lost, to be claimed anew.
+        tell: takes the pieces of answers that are read as they come; called on the device thread.
 
     `running` counts the rows on the device now, `busy` the seconds that it has computed.
     """
@@ -64,47 +59,60 @@ class DeviceLoop:
         self,
         executor: Executor,
         store: Store,
-        hardware_class: str,
         *,
         end: Callable[[Sequence[Ending]], None],
         accepted: Callable[[Sequence[Delivery]], None],
         revoked: Callable[[str], bool],
+        again: Callable[[Delivery], None],
+        tell: Told,
     ) -> None:
         self.executor = executor
         self.store = store
-        self._hardware_class = hardware_class
         self._end = end
         self._accepted = accepted
         self._revoked = revoked
+        self._again = again
         self.running = 0
         self.busy = 0.0
-        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._lanes: dict[tuple[str, int], Lane] = {}
-        self._later: list[tuple[float, int, Job]] = []
-        self._turn = itertools.count()
-        self._claimed: dict[Job, str] = {}
+        self._changed = threading.Condition()
+        self._inbox: list[Job] = []
+        self._inbox_rows = 0
+        self._lanes: dict[Key, Lane] = {}
+        self._clock = 0.0
+        self._rate = _Rate()
         self._stopping = threading.Event()
         self._must_end_by = math.inf
+        self._inflight = InFlight(executor, tell)
+        self._blocked: list[Job] = []  # their variants wait for memory that what is in flight holds
 
-    def put(self, job: Job) -> None:
-        """Hand a job over. Any thread may."""
-        self._inbox.put(job)
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Hand jobs over. Any thread may."""
+        with self._changed:
+            self._inbox += jobs
+            self._inbox_rows += sum(len(job.rows) for job in jobs)
+            self._changed.notify_all()
 
     def stop(self) -> None:
-        """End after the batch that runs now. Any thread may call it."""
+        """End after the batch that runs now and what is in flight. Any thread may call it."""
         self._stopping.set()
-        self._inbox.put(_WAKE)
+        self.put([])
 
-    def claims(self) -> list[tuple[str, str]]:
-        """Job and token of every claim that this device holds. Any thread may ask."""
-        return [(job.delivery.job, token) for job, token in self._claimed.copy().items()]
+    def wait_for_room(self, longest: float) -> int:
+        """How many more rows the next batches need, once they need some, or after `longest` seconds. Any thread may."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
+            return self._room()
+
+    def set_clock(self, offset: float) -> None:
+        """Learn the store's time less this host's monotonic clock. Any thread may tell."""
+        self._clock = offset
 
     def hung(self, now: float) -> bool:
         """Whether the batch that runs now takes so long that it will not end. Any thread may ask."""
         return now > self._must_end_by
 
     def run(self) -> None:
-        """Serve until stopped; then give back the claims of jobs that are not finished."""
+        """Serve until stopped."""
         wait = 0.0
         while not self._stopping.is_set():
             self._collect(wait)
@@ -112,20 +120,27 @@ class DeviceLoop:
             if lane is not None:
                 self._serve(lane)
                 wait = 0.0
-        self._give_back()
+            if self._inflight.rows:
+                self._step()
+                wait = 0.0
+        while self._inflight.rows:
+            self._step()
+
+    def _room(self) -> int:
+        rows = max(AHEAD * self.executor.hardware.max_batch, int(self._rate.rows * AHEAD_FOR))
+        waiting = sum(lane.rows for lane in list(self._lanes.values()))
+        return rows - waiting - self._inbox_rows - len(self._blocked)
 
     def _collect(self, wait: float) -> None:
         """Take in all jobs that came, waiting up to `wait` seconds for the first."""
-        while self._later and self._later[0][0] <= time.monotonic():
-            job = heapq.heappop(self._later)[2]
-            job.arrived = time.monotonic()
+        with self._changed:
+            if wait > 0:
+                self._changed.wait_for(lambda: self._inbox or self._stopping.is_set(), wait)
+            jobs, self._inbox, self._inbox_rows = self._inbox, [], 0
+        if self._blocked and not self._inflight.rows:
+            jobs, self._blocked = self._blocked + jobs, []
+        for job in jobs:
             self._take_in(job)
-        with contextlib.suppress(queue.Empty):
-            got = self._inbox.get(timeout=wait) if wait > 0 else self._inbox.get_nowait()
-            while True:
-                if got is not None:
-                    self._take_in(got)
-                got = self._inbox.get_nowait()
 
     def _take_in(self, job: Job) -> None:
         try:
@@ -135,81 +150,97 @@ class DeviceLoop:
         except TaxiwayError as error:
             self._end([Ended(job.delivery, Outcome(error=error))])
             return
-        gather(job)
+        except InUseError:
+            self._blocked.append(job)
+            return
         for bucket in job.waiting:
-            self._lane(loaded, bucket).add(job)
+            self._lane(loaded, bucket, job).add(job)
 
-    def _lane(self, loaded: Loaded, bucket: int) -> Lane:
-        key = (loaded.key, bucket)
+    def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
+        key = _key(job, bucket)
         if key not in self._lanes:
             policy = BatchPolicy(self.executor.max_batch(loaded), self.executor.hardware.max_wait)
-            self._lanes[key] = Lane(bucket, policy)
+            self._lanes[key] = Lane(key, policy, loaded.known.profile)
+            self._inflight.serve(loaded)
         return self._lanes[key]
 
     def _next(self, now: float) -> tuple[Lane | None, float]:
         """The lane whose batch runs now, or how long to wait for one."""
-        waits = [(lane.due(now), lane) for lane in self._lanes.values() if lane]
+        waits = [(lane.due(now, self._clock), lane) for lane in self._lanes.values() if lane and not self._joins(lane)]
+        waits += [(0.0, lane) for lane in self._joining()]
         due = [lane for wait, lane in waits if wait <= 0]
         if due:
             return min(due, key=Lane.urgency), 0.0
-        wait = min((wait for wait, _ in waits), default=_IDLE)
-        if self._later:
-            wait = min(wait, max(0.0, self._later[0][0] - now))
-        return None, max(wait, 0.0001)
+        return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
+
+    def _joins(self, lane: Lane) -> bool:
+        return self._inflight.serves(lane.variant)
+
+    def _joining(self) -> Iterator[Lane]:
+        """For each running batch the lane whose rows join next: the most urgent, if there is room for one of them."""
+        first: dict[str, Lane] = {}
+        for lane in self._lanes.values():
+            if lane and self._joins(lane) and not self._blocked:
+                first[lane.variant] = min(first.get(lane.variant, lane), lane, key=Lane.urgency)
+        return (lane for lane in first.values() if self._room_in(lane) > 0)
+
+    def _room_in(self, lane: Lane) -> int:
+        return self._inflight.room(lane.variant, lane.bucket, alone=bool(lane.alone))
 
     def _serve(self, lane: Lane) -> None:
-        batch = lane.take()
-        try:
-            batch = self._claim(batch)
-        except BrokerUnavailableError:  # stopping while the store is away: the messages are delivered again
-            return
+        room = self._room_in(lane) if self._joins(lane) else lane.policy.max_batch
+        batch = self._begin(lane.take(room))
+        with self._changed:
+            self._changed.notify_all()
         if batch:
             self._run(batch)
         lane.answered(time.monotonic())
+        if lane.alone and not lane:
+            del self._lanes[lane.key]
 
-    def _claim(self, batch: Portions) -> Portions:
-        """The part of the batch that this device may run."""
-        fresh = [job for job, _ in batch if not job.token]
-        for job in [job for job in fresh if self._revoked(job.delivery.job)]:
-            self._leave(job)
-            self._end([Revoked(job.delivery)])
-            fresh.remove(job)
+    def _begin(self, batch: Portions) -> Portions:
+        """The part of the batch that may still run."""
+        now = time.monotonic() + self._clock
+        fresh = [job for job, _ in batch if not job.delivery.began]
+        out = {job for job in fresh if not self._may_run(job, now)}
+        fresh = [job for job in fresh if job not in out]
+        for job in fresh:
+            job.delivery.began, job.delivery.started = time.time(), now
+        suspects = [job.delivery for job in fresh if job.delivery.suspect]
+        if suspects and not self._count(suspects):
+            return []
         if fresh:
-            asked = [(job.delivery.job, job.ticket.deadline_at) for job in fresh]
-            now, claims = insist(
-                lambda: self.store.claim(asked),
-                self._stopping,
-                lambda why: logger.warning("cannot claim", extra={"error": why}),
-            )
-            for job, claim in zip(fresh, claims, strict=True):
-                self._settle(job, claim, now)
-        self._accepted([job.delivery for job in fresh if job in self._claimed])
-        return [(job, rows) for job, rows in batch if job in self._claimed]
+            self._accepted([job.delivery for job in fresh])
+        return [(job, rows) for job, rows in batch if job not in out] if out else batch
 
-    def _settle(self, job: Job, claim: Claim, now: float) -> None:
-        """Act on the answer to a claim."""
-        if claim.verdict is Verdict.RUN:
-            job.token, job.started = claim.token, now
-            self._claimed[job] = claim.token
-            if int(claim.token.rpartition("#")[2]) > MOST_ATTEMPTS:
-                self._give_up(job)
-            return
+    def _may_run(self, job: Job, now: float) -> bool:
+        """Whether the job is still wanted; where it is not, it leaves."""
+        delivery = job.delivery
+        if self._revoked(delivery.job):
+            self._end([Revoked(delivery)])
+        elif job.deadline < now:
+            self._end([late(delivery, now)])
+        elif delivery.lost:
+            self._again(delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+        elif not delivery.ended:
+            return True
         self._leave(job)
-        if claim.verdict is Verdict.FINAL:
-            self._end([Dropped(job.delivery)])
-        elif claim.verdict is Verdict.LATE:
-            late = now - job.ticket.deadline_at
-            error = DeadlineExceededError(f"its deadline passed {late:.3f} s before a device was free for it")
-            self._end([Ended(job.delivery, Outcome(error=error))])
-        else:
-            pause = min(max(claim.retry_in, 0.01), LOOK_AGAIN)
-            heapq.heappush(self._later, (time.monotonic() + pause, next(self._turn), job))
+        return False
 
-    def _give_up(self, job: Job) -> None:
-        """End a job that has ended its workers, and keep its message for whoever looks into it."""
-        error = DeadLetteredError(f"given up: {MOST_ATTEMPTS} attempts to run it ended without an answer")
-        bury(self.store, job.delivery.request.message, error.message)
-        self._end([self._failed(job, error)])
+    def _count(self, suspects: Sequence[Delivery]) -> bool:
+        """Have the store count a run before it begins, for it may end this worker; False while it does not answer."""
+        begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
+        try:
+            insist(
+                lambda: self.store.start(begun),
+                self._stopping,
+                lambda why: logger.warning("cannot count attempts", extra={"error": why}),
+            )
+        except BrokerUnavailableError:  # stopping: the messages are delivered again
+            return False
+        for delivery in suspects:
+            delivery.told = True
+        return True
 
     def _run(self, batch: Portions) -> None:
         items = [job.items[row] for job, rows in batch for row in rows]
@@ -218,47 +249,93 @@ class DeviceLoop:
         except ExecutionError as error:  # it was unloaded since, and cannot be loaded again
             self._end([self._failed(job, error) for job, _ in batch])
             return
+        except InUseError:
+            self._block([job for job, _ in batch])
+            return
+        if self._inflight.serves(loaded.key):
+            self._inflight.serve(loaded)
+            self._inflight.join(loaded.key, batch)
+            return
         started = time.monotonic()
         self.running, self._must_end_by = len(items), started + _patience(loaded, items)
         answers = self.executor.run(loaded, items)
         seconds = time.monotonic() - started
-        self.running, self._must_end_by = 0, math.inf
+        self.running, self._must_end_by = self._inflight.rows, math.inf
         self.busy += seconds
+        self._rate.count(len(items), started + seconds)
         self._end(self._answer(batch, answers, seconds))
+
+    def _step(self) -> None:
+        """One step of what is in flight; what ended with it is answered, and what nobody wants leaves."""
+        started = time.monotonic()
+        self.running, self._must_end_by = self._inflight.rows, started + STALL_AT_LEAST
+        finished = self._inflight.step()
+        self._must_end_by = math.inf
+        self.busy += time.monotonic() - started
+        self._end([self._failed(job, error) if error else Answered(job) for job, error in finished])
+        for job in self._inflight.jobs():
+            if self._revoked(job.delivery.job) or job.delivery.ended:
+                self._land(job)
+                self._end([Revoked(job.delivery)])
+            elif job.delivery.lost:
+                self._land(job)
+                self._again(job.delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+        self.running = self._inflight.rows
+
+    def _land(self, job: Job) -> None:
+        """Take a job out of flight."""
+        self._inflight.drop(job)
+        self._leave(job)
+
+    def _block(self, jobs: Sequence[Job]) -> None:
+        """Let jobs wait, whole, until nothing is in flight."""
+        for job in jobs:
+            self._leave(job)
+            gather(job)
+        self._blocked += jobs
 
     def _answer(self, batch: Portions, answers: Sequence[Row | TaxiwayError], seconds: float) -> list[Ending]:
         """Give each job its answers; the jobs that ended with them."""
         endings: list[Ending] = []
-        rest = iter(answers)
+        rest, ran = iter(answers), Batch(seconds, len(answers))
         for job, rows in batch:
-            error = note(job, rows, list(itertools.islice(rest, len(rows))), Batch(seconds, len(answers)))
+            error = note(job, rows, list(itertools.islice(rest, len(rows))), ran)
             if error is not None:
                 endings.append(self._failed(job, error))
             elif job.done:
-                endings.append(self._answered(job))
+                endings.append(Answered(job))
         return endings
-
-    def _answered(self, job: Job) -> Ended:
-        try:
-            result = answer_of(job, self._hardware_class, self.executor.device)
-        except TaxiwayError as error:
-            return self._failed(job, ExecutionError(f"{job.variant}: an output has no form on the wire: {error}"))
-        return Ended(job.delivery, Outcome(result, generated=generated_by(job)), self._claimed.pop(job))
 
     def _failed(self, job: Job, error: TaxiwayError) -> Ended:
         self._leave(job)
-        return Ended(job.delivery, Outcome(error=error), self._claimed.pop(job))
+        return Ended(job.delivery, Outcome(error=error))
 
     def _leave(self, job: Job) -> None:
         """Take the job's rows out of the lanes they wait in."""
         for bucket in job.waiting:
-            self._lanes[variant_key(job.model.id, job.variant), bucket].remove(job)
+            if (lane := self._lanes.get(_key(job, bucket))) is not None:
+                lane.remove(job)
 
-    def _give_back(self) -> None:
-        """Release the claims of jobs that are not finished: their messages return to the queue."""
-        with contextlib.suppress(BrokerUnavailableError):  # then the leases end by themselves
-            self.store.release(self.claims())
-        self._claimed.clear()
+
+class _Rate:
+    """Rows a second, lately."""
+
+    def __init__(self) -> None:
+        self.rows = 0.0
+        self._since = time.monotonic()
+        self._counted = 0
+
+    def count(self, rows: int, now: float) -> None:
+        """Rows ran until now."""
+        self._counted += rows
+        if now - self._since >= _RATE_OVER:
+            self.rows = self._counted / (now - self._since)
+            self._since, self._counted = now, 0
+
+
+def _key(job: Job, bucket: int) -> Key:
+    """The lane of a job's rows of a bucket. What may have ended a worker is alone there, and ends no company."""
+    return job.key, bucket, job.delivery.job if job.delivery.suspect else ""
 
 
 def _patience(loaded: Loaded, items: Sequence[Item]) -> float:

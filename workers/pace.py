@@ -1,13 +1,16 @@
 """How a variant's batches run against their profile: a pace, a residual quantile, and whether that drifted. Pure.
 
 A guarantee is `predicted · pace · residual`: the pace corrects the profile's mean, the residual R_p is how far single
-batches stray from that (DESIGN §7).
+batches stray from that (DESIGN §7), learned for each priority level by the batches that had jobs of it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+
+from taxiway.keys import LEVELS
 
 QUANTILE = 0.95
 """Share of batches that end within `predicted · pace · residual`."""
@@ -23,28 +26,25 @@ _STEP = 2 ** (1 / 8)  # width of a bin: a quantile is read to 9 %, upwards
 _LOWEST = 1 / 4  # upper edge of the first bin, of observed over predicted · pace
 _BINS = 49  # up to 16; what is slower counts there
 
+Histogram = tuple[float, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Track:
     """A variant's recent batches. `pace` is observed over predicted seconds, 1 before any; `batches` counts them all.
 
-    `histogram` holds the weight of each bin of observed over `predicted · pace`, its newest batch weighing 1.
+    `histograms` hold, for each level, the weight of each bin of observed over `predicted · pace`, its newest batch
+    weighing 1.
     """
 
     pace: float = 1.0
     batches: int = 0
-    histogram: tuple[float, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
 
     @property
-    def residual(self) -> float:
-        """R_p: the upper edge of the bin in which the quantile of observed over `predicted · pace` lies; at least 1."""
-        wanted = QUANTILE * math.fsum(self.histogram)
-        seen = 0.0
-        for place, weight in enumerate(self.histogram):
-            seen += weight
-            if seen >= wanted:
-                return max(1.0, _LOWEST * _STEP**place)
-        return _LOWEST * _STEP ** (_BINS - 1)
+    def residuals(self) -> tuple[float, ...]:
+        """R_p by level: the upper edge of the bin in which the quantile of observed over `predicted · pace` lies."""
+        return tuple(_residual(histogram) for histogram in self.histograms)
 
     @property
     def drifted(self) -> bool:
@@ -53,16 +53,19 @@ class Track:
 
 
 def begin(residual: float = 2.0) -> Track:
-    """The track of a variant that has not run: its residual is what its profile says.
+    """The track of a variant that has not run: at every level its residual is what its profile says.
 
-    That counts as one batch, so a learned quantile takes its place after about twenty.
+    That counts as one batch, so a learned quantile takes its place after about twenty of a level.
     """
     place = _place(residual)
-    return Track(histogram=tuple(1.0 if i == place else 0.0 for i in range(_BINS)))
+    return Track(histograms=(tuple(1.0 if i == place else 0.0 for i in range(_BINS)),) * LEVELS)
 
 
-def observe(track: Track, *, predicted: float, seconds: float) -> Track:
-    """The track after one more batch. A prediction that is not positive says nothing: the track is then unchanged."""
+def observe(track: Track, *, predicted: float, seconds: float, levels: Collection[int]) -> Track:
+    """The track after one more batch, which had jobs of these levels.
+
+    A prediction that is not positive says nothing: the track is then unchanged.
+    """
     if predicted <= 0:
         return track
     ratio = seconds / predicted
@@ -70,8 +73,22 @@ def observe(track: Track, *, predicted: float, seconds: float) -> Track:
     counted = min(ratio, _OUTLIER * track.pace)
     pace = track.pace + max(_WEIGHT, 1 / batches) * (counted - track.pace)
     hit = _place(ratio / track.pace) if track.pace > 0 else 0
-    histogram = tuple(_KEEP * weight + (place == hit) for place, weight in enumerate(track.histogram))
-    return replace(track, pace=max(pace, 1e-6), batches=batches, histogram=histogram)
+    histograms = tuple(_with(h, hit) if level in levels else h for level, h in enumerate(track.histograms))
+    return replace(track, pace=max(pace, 1e-6), batches=batches, histograms=histograms)
+
+
+def _with(histogram: Histogram, hit: int) -> Histogram:
+    return tuple(_KEEP * weight + (place == hit) for place, weight in enumerate(histogram))
+
+
+def _residual(histogram: Histogram) -> float:
+    wanted = QUANTILE * math.fsum(histogram)
+    seen = 0.0
+    for place, weight in enumerate(histogram):
+        seen += weight
+        if seen >= wanted:
+            return max(1.0, _LOWEST * _STEP**place)
+    return _LOWEST * _STEP ** (_BINS - 1)
 
 
 def _place(ratio: float) -> int:

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from tasks.facts import HEARTBEAT, DeviceFacts
+from tasks.facts import HEARTBEAT, DeviceFacts, told_briefly
 from taxiway.errors import BrokerUnavailableError
 from workers.device import memory_free, utilisation
 from workers.loop import DeviceLoop
+from workers.pace import Track
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,16 @@ class Pulse:
 
     Args:
         held: messages fetched and not finished.
+        keep: renews what the worker holds.
     """
 
-    def __init__(self, loop: DeviceLoop, hardware_class: str, *, held: Callable[[], int]) -> None:
+    def __init__(
+        self, loop: DeviceLoop, hardware_class: str, *, held: Callable[[], int], keep: Callable[[], None]
+    ) -> None:
         self._loop = loop
         self._hardware_class = hardware_class
         self._held = held
+        self._keep = keep
         self._store = loop.store
         self._period = min(HEARTBEAT, self._store.limits.lease / RENEWALS)
         self._stopped = threading.Event()
@@ -49,7 +54,7 @@ class Pulse:
         beat_at = time.monotonic() + HEARTBEAT
         while not self._stopped.wait(self._period):
             self._watch()
-            self._say(lambda: self._store.renew(self._loop.claims()))
+            self._say(self._keep)
             if time.monotonic() >= beat_at and not self._retired:
                 beat_at = time.monotonic() + HEARTBEAT
                 self.beat()
@@ -76,7 +81,7 @@ class Pulse:
     def _watch(self) -> None:
         """End the process when its batch hangs: the claims end with their lease, and other workers take the jobs."""
         if self._loop.hung(time.monotonic()):
-            logger.critical("a batch does not end: the worker gives its jobs up", extra={"jobs": self._loop.claims()})
+            logger.critical("a batch does not end: the worker gives its jobs up", extra={"jobs": self._held()})
             os._exit(HUNG)
 
     def _say(self, call: Callable[[], Any]) -> None:
@@ -113,8 +118,8 @@ class Pulse:
             unavailable=dict(executor.unavailable),
             held=self._held(),
             running=self._loop.running,
-            pace={key: round(track.pace, 3) for key, track in tracks.items()},
-            residual={key: round(track.residual, 3) for key, track in tracks.items()},
+            pace={key: told_briefly(track.pace) for key, track in tracks.items()},
+            residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
         )
 
@@ -124,3 +129,11 @@ class Pulse:
         then, was_busy = self._seen
         self._seen = (now, busy)
         return min(1.0, (busy - was_busy) / max(now - then, 1e-9))
+
+
+def _residuals(track: Track) -> tuple[float, ...]:
+    """The residuals by level as facts have them: without the last ones, where they repeat the one before."""
+    told = [told_briefly(residual) for residual in track.residuals]
+    while len(told) > 1 and told[-1] == told[-2]:
+        told.pop()
+    return tuple(told)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tasks.lengths import generates, length_of
+from taxiway.blobs import ResultBlobs
 from taxiway.errors import TaxiwayError
 from taxiway.job import Result, RunReport
 from taxiway.values import to_wire
@@ -38,22 +39,24 @@ def note(job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError], b
     return None
 
 
-def answer_of(job: Job, hardware_class: str, device: Device) -> Result:
+def answer_of(job: Job, hardware_class: str, device: Device, blobs: ResultBlobs) -> Result:
     """The job's result in plain values: a bare value for a request of one row, a list or tensor for rows.
+
+    `blobs` takes what is too large for it.
 
     Raises:
         TaxiwayError: an output has no form on the wire.
     """
     return Result(
         model=job.model.id,
-        outputs={name: to_wire(_output(job, name)) for name in job.outputs},
+        outputs={name: to_wire(_output(job, name), name, blobs) for name in job.outputs},
         report=RunReport(
             hardware_class=hardware_class,
             variant=job.variant,
             device=device.label,
             emulated=device.emulated,
             batch=job.batch,
-            queue_wait=max(0.0, job.started - job.ticket.accepted),
+            queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
             run_time=job.run_time,
             cost=job.ticket.prices[hardware_class] / 3600 * job.device_time,
             reason=job.ticket.reason,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,12 +16,12 @@ from tasks import scripts
 from tasks.scripts import Claim, Ending
 from tasks.topology import Limits
 from tasks.transport import DeadLetter
+from taxiway.blobs import Buffer, Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import ResultMeta, read_meta
-from taxiway.keys import DEAD, DEVICES, HEARTBEATS, LENGTHS, WORK, result_key
-
-ANSWER = 5.0
-"""Seconds within which the store must answer a worker: scripts over a whole batch of large results take some."""
+from taxiway.keys import DEAD, DEVICES, HEARTBEATS, LENGTHS, WORK, blob_key, result_key, stream_key
+from taxiway.streaming import KEEP, MOST_PIECES, Piece
+from workers.transport import ANSWER, UNACKED
 
 KEPT_DEAD = 10_000
 """Dead letters that are kept; the oldest fall off."""
@@ -37,7 +37,7 @@ class Store:
     Args:
         worker: the worker's name; claims carry it.
         limits: the lease of a claim, and how long results and records stay.
-        device: the label of the device that jobs are claimed for.
+        device: the label of the device that jobs run on.
     """
 
     def __init__(self, url: str, worker: str, limits: Limits, device: str = "") -> None:
@@ -48,6 +48,7 @@ class Store:
             url, socket_timeout=ANSWER, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
         )
         self._claim = self._client.register_script(scripts.CLAIM)
+        self._start = self._client.register_script(scripts.START)
         self._renew = self._client.register_script(scripts.RENEW)
         self._release = self._client.register_script(scripts.RELEASE)
         self._finish = self._client.register_script(scripts.FINISH)
@@ -55,14 +56,20 @@ class Store:
 
     def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
         """The store's time, and the claim of each (job, deadline) in order."""
-        args = scripts.claim_args(self.worker, self.limits.lease, jobs, self.device)
+        args = scripts.claim_args(self.worker, self.limits.lease, jobs)
         return scripts.claim_answer(self._told(lambda: self._claim(args=args)))
 
-    def renew(self, claims: Sequence[tuple[str, str]]) -> int:
-        """Prolong the claims (job, token); answers how many are still ours."""
+    def start(self, jobs: Sequence[tuple[str, str, float]]) -> None:
+        """Say that the jobs (id, token, store's time) run."""
+        if jobs:
+            self._told(lambda: self._start(args=scripts.start_args(self.device, jobs)))
+
+    def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
+        """Prolong the claims (job, token); which of them are still ours, in order."""
         if not claims:
-            return 0
-        return int(self._told(lambda: self._renew(args=scripts.renew_args(self.limits.lease, claims))))
+            return []
+        ours = self._told(lambda: self._renew(args=scripts.renew_args(self.limits.lease, claims)))
+        return [bool(one) for one in ours]
 
     def release(self, claims: Sequence[tuple[str, str]]) -> None:
         """Give the claims (job, token) back."""
@@ -70,14 +77,44 @@ class Store:
             self._told(lambda: self._release(args=scripts.release_args(claims)))
 
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
-        """Write the results; which of them were written, in order."""
+        """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
         args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        return [bool(written) for written in self._told(lambda: self._finish(keys=[WORK, LENGTHS], args=args))]
+        keys = [WORK, LENGTHS, *UNACKED]
+        return [bool(written) for written in self._told(lambda: self._finish(keys=keys, args=args))]
+
+    def append(self, pieces: Mapping[str, Piece]) -> None:
+        """Add a piece to the stream of each of these jobs."""
+
+        def add() -> None:
+            with self._client.pipeline(transaction=False) as pipe:
+                for job, piece in pieces.items():
+                    pipe.xadd(stream_key(job), piece.fields(), maxlen=MOST_PIECES, approximate=True)
+                    pipe.expire(stream_key(job), KEEP)
+                pipe.execute()
+
+        self._told(add)
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""
         raw = self._told(lambda: self._client.get(result_key(job)))
         return read_meta(raw) if raw else None
+
+    def blobs(self, references: Sequence[Reference]) -> dict[str, bytes | None]:
+        """The bytes that each `ref` stands for, None where they are not there any more."""
+        keys = [blob_key(reference.ref) for reference in references]
+        contents = self._told(lambda: self._client.mget(keys))
+        return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
+
+    def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
+        """Store the blobs of results, as long as results stay."""
+
+        def put() -> None:
+            with self._client.pipeline(transaction=False) as pipe:
+                for ref, content in kept.items():
+                    pipe.set(blob_key(ref), content, ex=self.limits.keep_result)
+                pipe.execute()
+
+        self._told(put)
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""

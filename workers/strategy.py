@@ -78,9 +78,14 @@ def bytes_of(body: Any) -> bytes:
 
 
 def bury(store: Store, message: Any, reason: str) -> None:
-    """Keep the message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
-    letter = DeadLetter(f"{reason} (refused by {store.worker})", time.time(), encode_envelope(envelope_of(message)))
-    extra = {"job": (message.headers or {}).get("id"), "reason": reason}
+    """Keep a message of Celery's consumer among the dead letters, with the reason."""
+    keep_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
+
+
+def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
+    """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
+    letter = DeadLetter(f"{reason} (refused by {store.worker})", time.time(), raw)
+    extra = {"job": job, "reason": reason}
     try:
         store.bury(letter)
     except BrokerUnavailableError as error:

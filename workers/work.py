@@ -1,4 +1,4 @@
-"""A job inside a worker: how Celery delivered it, which of its rows still wait, and how it ends."""
+"""A job inside a worker: how its message came, which of its rows still wait, and how it ends."""
 
 from __future__ import annotations
 
@@ -9,36 +9,48 @@ from typing import Any
 
 import msgspec
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from tasks.catalogue import Model
+from tasks.scripts import Claim
 from tasks.ticket import Ticket
-from taxiway.errors import TaxiwayError
+from taxiway.blobs import Buffer
+from taxiway.errors import DeadlineExceededError, TaxiwayError
 from taxiway.job import Result
 from taxiway.wire import HEADER
+from workers.inspection import PlainRequest
 from workers.pipelines import Item, Row
 
 Traced = tuple[int, Any, float]
 """What Celery's tracer answers: whether it failed, the value as text or the exception, and the run time."""
 
 
+class Headers(msgspec.Struct, frozen=True):
+    """What Celery's headers say of a plain job: enough for its events."""
+
+    id: str
+    task: str
+    taxiway: str
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str | None = ""
+    kwargsrepr: str | None = ""
+    shadow: str | None = None
+    eta: str | None = None
+    compression: str | None = None
+    stamped_headers: list[str] | None = None
+
+
 @dataclass(slots=True, eq=False)
-class Delivery:
-    """One message as Celery handed it to the pool. `fields` is the request's context, which the tracer reads."""
+class Handed:
+    """A task as Celery handed it to the pool. `fields` is the request's context, which the tracer reads."""
 
     request: Request
     tracer: Callable[..., Traced]
     task: str
-    job: str
     fields: dict[str, Any]
     accept: Callable[[int, float], None]
     succeed: Callable[[Traced], None]
-
-    @property
-    def ticket(self) -> Ticket:
-        """The router's order, checked by the consumer's strategy."""
-        ticket = self.fields[HEADER]
-        assert isinstance(ticket, Ticket)
-        return ticket
 
     @property
     def payload(self) -> tuple[Any, Any, dict[str, Any]]:
@@ -52,36 +64,96 @@ class Delivery:
         embed = self.payload[2]
         return any(embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord"))
 
+    @property
+    def ticket(self) -> Ticket:
+        """The router's order, checked by the consumer's strategy."""
+        ticket = self.fields[HEADER]
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    def drop(self, *, cancelled: bool) -> None:
+        """Let Celery acknowledge a task that had ended; on the hub's thread."""
+        if cancelled:
+            self.request.send_event("task-revoked", terminated=False, signum=None, expired=False)
+        task_ready(self.request)
+        self.request.acknowledge()
+
+    def revoke(self) -> None:
+        """Let Celery end a task that its remote control revoked; on the hub's thread."""
+        self.request.revoked()
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One message that this worker holds: taken from the queue by `tag`, or `handed` over by Celery's consumer.
+
+    `claim` is what the store last said of it, and `lost` that its claim ended since. `received` and `began` are seconds
+    since the epoch by this host's clock, for events; `started` is when it began by the store's. `began` is 0 until
+    then. `told` says that the store knows of the start. `shown` is what Celery's remote control sees of a plain job.
+    """
+
+    job: str
+    ticket: Ticket
+    body: bytes
+    content_type: str
+    received: float
+    tag: str = ""
+    headers: Headers | None = None
+    handed: Handed | None = None
+    claim: Claim | None = None
+    lost: bool = False
+    began: float = 0.0
+    started: float = 0.0
+    told: bool = False
+    shown: PlainRequest | None = None
+    ended: bool = False
+
+    @property
+    def token(self) -> str:
+        """The fencing token of its claim; empty where it has none."""
+        return self.claim.token if self.claim is not None else ""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a worker ended while it held the job: the job may be why."""
+        return self.claim is not None and self.claim.claims > 1
+
 
 @dataclass(slots=True, eq=False)
 class Job:
     """A job whose rows wait, run or are answered; the device thread alone changes it.
 
-    `started` is the store's time of the claim; `waiting` maps a size bucket to the indices of rows that no batch took.
+    `key` names the variant. `deadline` is by the store's clock, infinite where there is none. `waiting` maps a size
+    bucket to the indices of rows that no batch took. With `stream` somebody reads the answer as it is generated.
     """
 
     delivery: Delivery
-    ticket: Ticket
     model: Model
     variant: str
+    key: str
     rows: tuple[Row, ...]
     parameters: Mapping[str, Any]
     outputs: tuple[str, ...]
     single: bool
     arrived: float
+    deadline: float = math.inf
     items: list[Item] = field(default_factory=list)
     waiting: dict[int, list[int]] = field(default_factory=dict)
     answers: list[Row | None] = field(default_factory=list)
-    token: str = ""
-    started: float = 0.0
     run_time: float = 0.0
     device_time: float = 0.0
     batch: int = 0
+    stream: bool = False
 
     @property
-    def deadline(self) -> float:
-        """The deadline by the store's clock, infinite where there is none."""
-        return self.ticket.deadline_at or math.inf
+    def ticket(self) -> Ticket:
+        """The router's order."""
+        return self.delivery.ticket
+
+    @property
+    def attempt(self) -> int:
+        """How many claims the job has had, with the present one."""
+        return int(self.delivery.token.rpartition("#")[2])
 
     @property
     def done(self) -> bool:
@@ -93,12 +165,14 @@ class Job:
 class Outcome:
     """How a job ended: with a result in plain values, or with an error.
 
-    `generated` is the length of each answer that a model generated, in tokens.
+    `generated` is the length of each answer that a model generated, in tokens; `blobs` are the values that the result
+    refers to.
     """
 
     result: Result | None = None
     error: TaxiwayError | None = None
     generated: tuple[int, ...] = ()
+    blobs: Mapping[str, Buffer] = field(default_factory=dict)
 
     def unwrap(self) -> Any:
         """The result as Celery passes it on; raises the error where that is how it ended."""
@@ -108,12 +182,23 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """A job whose rows all have their answers."""
+
+    job: Job
+
+    @property
+    def delivery(self) -> Delivery:
+        """Its message."""
+        return self.job.delivery
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
-    """A delivery and its outcome, with the token of the claim that it ran under ('' where it needed none)."""
+    """A delivery and its outcome, under the claim that it has; without one, it ends the job whoever holds it."""
 
     delivery: Delivery
     outcome: Outcome
-    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,4 +215,13 @@ class Revoked:
     delivery: Delivery
 
 
-Ending = Ended | Dropped | Revoked
+Ending = Answered | Ended | Dropped | Revoked
+
+
+def late(delivery: Delivery, now: float) -> Ended:
+    """How a job ends whose deadline passed before a device was free for it; `now` is by the store's clock."""
+    passed = now - delivery.ticket.deadline_at
+    return Ended(
+        delivery,
+        Outcome(error=DeadlineExceededError(f"its deadline passed {passed:.3f} s before a device was free for it")),
+    )

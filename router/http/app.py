@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Operation
+from litestar.response import Stream
 
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
+from router.http.front import Front
 from router.http.inference import Accepted, Inference
-from router.http.metadata import fleet_metadata, is_ready, model_list, model_metadata
+from router.http.metadata import is_ready, model_list, model_metadata
 from router.http.protocol import InferAnswer, InferRequest, read_infer
+from router.http.streaming import MEDIA_TYPE, GenerateRequest, Telling, read_generate
 from router.jobs import Jobs
+from router.metrics import CONTENT_TYPE, Done, exposition
 from router.service import Router
-from taxiway.errors import InvalidRequestError, TaxiwayError
+from taxiway.binary import HEADER, OCTETS, Framed
+from taxiway.blobs import gone
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
 from taxiway.job import JobStatus
 
 _Any = Request[Any, Any, Any]
@@ -37,20 +44,29 @@ class Door:
     router: Router
     jobs: Jobs
     inference: Inference
+    telling: Telling
 
 
 class InferOperation(Operation):
     """Describes an infer request's body, which the endpoint itself decodes, straight from its bytes."""
 
+    body: ClassVar[type[Any]] = InferRequest
+
     def to_schema(self) -> dict[str, Any]:
         """The operation with its body."""
-        content = {MediaType.JSON.value: {"schema": _schema_of(InferRequest)}}
+        content = {MediaType.JSON.value: {"schema": _schema_of(self.body)}}
         return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
 
 
-def make_app(router: Router) -> Litestar:
+class GenerateOperation(InferOperation):
+    """Describes the body of a request to generate text."""
+
+    body = GenerateRequest
+
+
+def make_app(router: Router) -> Front:
     """The HTTP door of `router`."""
-    jobs = Jobs(router)
+    jobs, limit = Jobs(router), int(router.rules.topology.limits.payload)
     app = Litestar(
         route_handlers=_ENDPOINTS,
         exception_handlers={
@@ -66,17 +82,18 @@ def make_app(router: Router) -> Litestar:
             render_plugins=[JsonRenderPlugin()],
             use_handler_docstrings=True,
         ),
-        request_max_body_size=int(router.rules.topology.limits.payload),
+        request_max_body_size=limit,
         logging_config=None,
     )
-    app.state[_DOOR] = Door(router, jobs, Inference(router, jobs))
-    return app
+    inference = Inference(router, jobs)
+    app.state[_DOOR] = Door(router, jobs, inference, Telling(router, jobs, inference))
+    return Front(app, inference, limit)
 
 
 @get("/v2")
 async def server_metadata() -> _Json:
     """Name and version of the server."""
-    return Response({"name": "taxiway", "version": _version(), "extensions": []})
+    return Response({"name": "taxiway", "version": _version(), "extensions": ["binary_tensor_data", "generate"]})
 
 
 @get("/v2/health/live")
@@ -93,10 +110,34 @@ async def ready(request: _Any) -> _Json:
 
 
 @get("/v2/fleet")
-async def fleet(request: _Any) -> _Json:
-    """Hardware classes, their work, and live devices."""
+async def fleet(request: _Any) -> Response[bytes]:
+    """Hardware classes with their queues and work, live devices, and the last moves."""
+    return Response(_encode(await _door(request).router.view()), media_type=MediaType.JSON)
+
+
+@get("/v1/scaling/{hardware_class:str}")
+async def scaling(request: _Any, hardware_class: str) -> _Json:
+    """How many devices a class should have, and why: for KEDA's metrics-api trigger, AverageValue with a target of 1.
+
+    503 while the fleet's state cannot be read: nobody is to scale by what is not known.
+    """
     router = _door(request).router
-    return Response(fleet_metadata(router.rules.topology, router.fleet.snapshot))
+    want = router.scaler.wanted().get(hardware_class)
+    if hardware_class not in router.rules.topology.hardware:
+        raise NotFoundException(f"expected one of {sorted(router.rules.topology.hardware)}, got {hardware_class!r}")
+    if want is None or router.fleet.snapshot.stale:
+        raise BrokerUnavailableError("the fleet's state cannot be read: no number is known", retry_after=1.0)
+    return Response(
+        {"class": hardware_class, "replicas": want.replicas, "devices": want.devices, "reason": want.reason}
+    )
+
+
+@get("/metrics")
+async def metrics(request: _Any) -> Response[bytes]:
+    """The fleet's metrics in Prometheus's text format."""
+    router = _door(request).router
+    content = exposition(await router.view(), Done(router.placed, router.mover.moves))
+    return Response(content, media_type=CONTENT_TYPE)
 
 
 @get("/v2/models")
@@ -129,16 +170,13 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
 )
 async def infer(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """Run the model: 200 with its outputs; 202 with the job's place, at once with `Prefer: respond-async`."""
-    inference = _door(request).inference
-    body = read_infer(await request.body())
-    reference = _reference(model, version)
-    if "respond-async" in request.headers.get("prefer", ""):
-        answer: bytes | Accepted = await inference.submit(reference, body)
-    else:
-        answer = await inference.infer(reference, body)
-    if isinstance(answer, Accepted):
-        return _accepted(answer.job)
-    return Response(answer, media_type=MediaType.JSON)
+    answer = await _door(request).inference.answer_to(
+        _reference(model, version),
+        await request.body(),
+        header_length=request.headers.get(HEADER),
+        prefer=request.headers.get("prefer", ""),
+    )
+    return Response(answer.content, status_code=answer.status, headers=answer.headers)
 
 
 @post(
@@ -148,8 +186,40 @@ async def infer(request: _Any, model: str, version: str | None = None) -> Respon
 )
 async def model_placement(request: _Any, model: str, version: str | None = None) -> _Json:
     """Where the fleet as it is now would run an infer request, and why; nothing is accepted."""
-    body = read_infer(await request.body())
+    body = await _read(request)
     return Response(_door(request).inference.preview(_reference(model, version), body))
+
+
+@post(
+    ["/v2/models/{model:str}/generate", "/v2/models/{model:str}/versions/{version:str}/generate"],
+    status_code=200,
+    operation_class=GenerateOperation,
+)
+async def generate(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
+    """Generate text: 200 with all of it, or 202 with the job's place."""
+    body = read_generate(await request.body())
+    answer = await _door(request).telling.generate(_reference(model, version), body)
+    if isinstance(answer, Accepted):
+        return _accepted(answer.job)
+    return Response(_encode(answer), media_type=MediaType.JSON)
+
+
+@post(
+    ["/v2/models/{model:str}/generate_stream", "/v2/models/{model:str}/versions/{version:str}/generate_stream"],
+    status_code=200,
+    operation_class=GenerateOperation,
+)
+async def generate_stream(request: _Any, model: str, version: str | None = None) -> Stream:
+    """Generate text and tell it as it comes, as server-sent events; their job's own address is in `Location`."""
+    telling = _door(request).telling
+    job = await telling.submit(_reference(model, version), read_generate(await request.body()))
+    return _stream(await telling.events(job, None), job)
+
+
+@get("/v2/jobs/{job:str}/stream")
+async def job_stream(request: _Any, job: str) -> Stream:
+    """A generated answer as it comes, after the event that `Last-Event-ID` names."""
+    return _stream(await _door(request).telling.events(job, request.headers.get("last-event-id")), job)
 
 
 @get("/v2/jobs/{job:str}")
@@ -160,12 +230,25 @@ async def job_status(request: _Any, job: str, wait: float = 0.0) -> Response[byt
 
 @get("/v2/jobs/{job:str}/result")
 async def job_result(request: _Any, job: str, wait: float = 0.0) -> Response[bytes]:
-    """A job's answer: 200, or the job's own error; 202 while it runs, 410 when the result's time is over."""
+    """A job's answer: 200, or the job's own error; 202 while it runs, 410 when the result's time is over.
+
+    With `Accept: application/octet-stream` the elements of numeric outputs follow the JSON.
+    """
     door = _door(request)
     found = await door.jobs.result(job, wait=_seconds(wait))
     if isinstance(found, JobStatus):
         return _status(found, 202)
-    return Response(door.inference.answer(job, found), media_type=MediaType.JSON)
+    binary = OCTETS in request.headers.get("accept", "")
+    return _framed(await door.inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES"))
+
+
+@get("/v2/blobs/{ref:str}")
+async def blob(request: _Any, ref: str) -> Response[bytes]:
+    """The raw bytes of a large value that a stored result refers to; 410 when the result's time is over."""
+    content = (await _door(request).router.store.blobs([ref]))[ref]
+    if content is None:
+        raise gone(ref)
+    return Response(content, media_type=OCTETS)
 
 
 @get("/v2/jobs/{job:str}/placement")
@@ -185,13 +268,19 @@ _ENDPOINTS = [
     live,
     ready,
     fleet,
+    scaling,
+    metrics,
     models,
     metadata,
     model_ready,
     infer,
     model_placement,
+    generate,
+    generate_stream,
+    job_stream,
     job_status,
     job_result,
+    blob,
     job_placement,
     job_cancel,
 ]
@@ -200,6 +289,19 @@ _ENDPOINTS = [
 def _door(request: _Any) -> Door:
     door: Door = request.app.state[_DOOR]
     return door
+
+
+async def _read(request: _Any) -> InferRequest:
+    return read_infer(await request.body(), request.headers.get(HEADER))
+
+
+def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
+    headers = {"location": f"/v2/jobs/{job}/stream", "cache-control": "no-store"}
+    return Stream(events, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _framed(answer: Framed) -> Response[bytes]:
+    return Response(answer.body, headers=answer.headers)
 
 
 def _reference(model: str, version: str | None) -> str:

@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
@@ -16,12 +17,12 @@ logger = logging.getLogger(__name__)
 _TOO_LARGE = 413
 
 
-def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[dict[str, Any]]:
+def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
     """The answer to one of our errors."""
     return _answer(error, error.status)
 
 
-def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[dict[str, Any]]:
+def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """The answer to what is wrong with HTTP itself: path, method, body, query."""
     path = request.url.path
     if isinstance(error, ValidationException):
@@ -32,13 +33,29 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     return _answer(RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code)
 
 
-def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The answer to an error of ours that nobody foresaw; what it is stands in the log."""
-    logger.error("request failed", extra={"method": request.method, "path": request.url.path}, exc_info=error)
-    return _answer(TaxiwayError("the router failed to answer; its log says why"), TaxiwayError.status)
+    told = unforeseen(request.method, request.url.path, error)
+    return _answer(told, told.status)
 
 
-def _answer(error: TaxiwayError, status: int) -> Response[dict[str, Any]]:
-    headers = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
+    """What is told of an error that nobody foresaw; what it is goes to the log."""
+    logger.error("request failed", extra={"method": method, "path": path}, exc_info=error)
+    return TaxiwayError("the router failed to answer; its log says why")
+
+
+def headers_of(error: TaxiwayError) -> dict[str, str]:
+    """The headers of the answer that tells of `error`."""
+    later = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
+    return {"content-type": "application/json", **later}
+
+
+def body_of(error: TaxiwayError) -> bytes:
+    """The JSON that tells of `error`."""
     content = {"error": error.message, "code": error.code, "details": error.details}
-    return Response(content, status_code=status, headers=headers)
+    return msgspec.json.encode(content, enc_hook=str)
+
+
+def _answer(error: TaxiwayError, status: int) -> Response[bytes]:
+    return Response(body_of(error), status_code=status, headers=headers_of(error))

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from router.admission import Admitted, Order, check_size, preview
-from router.http.protocol import InferRequest, answer_of, request_of
+from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
 from router.jobs import GRACE, Jobs
 from router.service import Router
 from tasks.catalogue import Model
-from tasks.signature import bind
-from taxiway.job import JobStatus, read_meta, read_result
+from tasks.signature import bind, check_stream
+from taxiway.binary import Framed
+from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
+from taxiway.job import JobStatus, Result, read_answer
 from taxiway.keys import INFER
 from taxiway.request import job_id
 from taxiway.wire import request_body, task_envelope
+
+_encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,24 @@ class Accepted:
     """A job that was accepted and has no result yet."""
 
     job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes back over HTTP."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request with its model, and what was taken out of its message."""
+
+    order: Order
+    model: Model
+    kept: Mapping[str, Buffer]
 
 
 class Inference:
@@ -35,30 +58,47 @@ class Inference:
         self._jobs = jobs
         self._limits = router.rules.topology.limits
 
+    async def answer_to(self, reference: str, body: bytes, *, header_length: str | None, prefer: str) -> Answer:
+        """The answer to an infer request: 200 with the outputs, or 202 with the job's place.
+
+        `header_length` and `prefer` are the headers of these names.
+
+        Raises:
+            TaxiwayError: as `infer` raises it.
+        """
+        infer = read_infer(body, header_length)
+        submitting = "respond-async" in prefer
+        got = await (self.submit(reference, infer) if submitting else self.infer(reference, infer))
+        if isinstance(got, Framed):
+            return Answer(200, got.headers, got.body)
+        location = f"/v2/jobs/{got.job}"
+        content = _encode({"id": got.job, "state": "queued", "location": location})
+        return Answer(202, {"content-type": "application/json", "location": location}, content)
+
     async def submit(self, reference: str, infer: InferRequest) -> Accepted:
         """Accept a request and return at once.
 
         Raises:
             TaxiwayError: the request is wrong, cannot be placed, or the broker does not accept it.
         """
-        order, _model = self._order(reference, infer, reply="")
-        await self._router.forward(await self._router.place(order))
-        return Accepted(order.job)
+        asked = self._asked(reference, infer, reply="")
+        await self._router.forward(await self._placed(asked))
+        return Accepted(asked.order.job)
 
-    async def infer(self, reference: str, infer: InferRequest) -> bytes | Accepted:
-        """Accept a request and wait for its answer, as JSON; the job where the answer takes longer than `limits.wait`.
+    async def infer(self, reference: str, infer: InferRequest) -> Framed | Accepted:
+        """Accept a request and wait for its answer; the job where the answer takes longer than `limits.wait`.
 
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
         """
-        order, model = self._order(reference, infer, reply=self._router.name)
-        admitted = await self._router.place(order)
-        with self._router.results.expect(order.job) as future:
+        asked = self._asked(reference, infer, reply=self._router.name)
+        job, admitted = asked.order.job, await self._placed(asked)
+        with self._router.results.expect(job) as future:
             fresh = await self._router.forward(admitted)
-            meta = await (self._own(future, admitted) if fresh else self._earlier(order.job))
+            meta = await (self._own(future, admitted) if fresh else self._earlier(job))
         if meta is None:
-            return Accepted(order.job)
-        return answer_of(model, order.job, read_result(read_meta(meta)), infer.id)
+            return Accepted(job)
+        return answer_of(asked.model, job, await self.result(meta), wants_binary(infer), infer.id)
 
     def preview(self, reference: str, infer: InferRequest) -> dict[str, Any]:
         """Where a request would go now and why; nothing is accepted.
@@ -66,29 +106,55 @@ class Inference:
         Raises:
             TaxiwayError: the request is wrong. That it cannot be placed is part of the answer.
         """
-        order, _ = self._order(reference, infer, reply="")
+        order = self._asked(reference, infer, reply="").order
         model, table = preview(order, self._router.rules, self._router.fleet.outlook)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
 
-    def answer(self, job: str, meta: bytes) -> bytes:
-        """The infer answer in a stored result, as JSON.
+    async def answer(self, job: str, meta: bytes, wants: WantsBinary) -> Framed:
+        """The infer answer in a stored result.
 
         Raises:
             TaxiwayError: the error that the job ended with.
         """
-        result = read_result(read_meta(meta))
-        return answer_of(self._router.rules.catalogue.resolve(result.model), job, result)
+        result = await self.result(meta)
+        return answer_of(self._router.rules.catalogue.resolve(result.model), job, result, wants)
 
-    def _order(self, reference: str, infer: InferRequest, *, reply: str) -> tuple[Order, Model]:
+    def _asked(self, reference: str, infer: InferRequest, *, reply: str) -> _Asked:
         model = self._router.rules.catalogue.resolve(reference)
         request = request_of(reference, infer)
-        bind(model, request.inputs, request.parameters, request.outputs)
-        body = request_body(request)
-        check_size(len(body), self._limits.payload)
+        bound = bind(model, request.inputs, request.parameters, request.outputs)
+        if request.stream:
+            check_stream(model, bound)
+        blobs = Blobs(self._limits.inline)
+        body = request_body(request, blobs)
         job = job_id(request)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
-        return Order(job, request, envelope, body, accepted=self._router.store.now(), reply=reply), model
+        sizes = {ref: len(content) for ref, content in blobs.kept.items()}
+        now = self._router.store.now()
+        order = Order(job, request, envelope, body, accepted=now, reply=reply, blobs=sizes)
+        check_size(order.size, self._limits.payload)
+        return _Asked(order, model, blobs.kept)
+
+    async def _placed(self, asked: _Asked) -> Admitted:
+        """The placed request, with what it refers to in the store."""
+        admitted = await self._router.place(asked.order)
+        if asked.kept:
+            await self._router.store.keep_blobs(asked.kept)
+        return admitted
+
+    async def result(self, meta: bytes) -> Result:
+        """The stored result, with the blobs that it refers to in their places.
+
+        Raises:
+            TaxiwayError: the error that the job ended with.
+        """
+        result = read_answer(meta)
+        found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
+        if not found:
+            return result
+        contents = await self._router.store.blobs(found)
+        return msgspec.structs.replace(result, outputs=resolved(result.outputs, contents))
 
     async def _own(self, future: asyncio.Future[bytes], admitted: Admitted) -> bytes | None:
         """The result of a job forwarded just now; past its deadline the job is ended here."""

@@ -54,20 +54,6 @@ def is_ready(model: Model, topology: Topology, fleet: FleetSnapshot) -> bool:
     return not fleet.stale and any(c.devices for c in candidates)
 
 
-def fleet_metadata(topology: Topology, fleet: FleetSnapshot) -> dict[str, Any]:
-    """Hardware classes with the seconds of work in each, by priority level, and live devices."""
-    classes = {
-        name: {
-            "device": hardware.device,
-            "usd_per_hour": hardware.price.usd_per_hour,
-            "devices": len(fleet.of_class(name)),
-            "work": list(fleet.work.get(name, ())),
-        }
-        for name, hardware in sorted(topology.hardware.items())
-    }
-    return {"stale": fleet.stale, "classes": classes, "devices": msgspec.to_builtins(fleet.devices)}
-
-
 def _versions(catalogue: Catalogue, name: str) -> Iterable[Model]:
     return sorted((m for m in catalogue.models.values() if m.name == name), key=lambda m: m.version)
 

@@ -1,35 +1,46 @@
 """The Open Inference Protocol v2: infer requests as ours, results as its answers.
 
-Source: kserve/open-inference-protocol, inference_rest.md. Service terms and the model's parameters share `parameters`;
-a BYTES tensor whose own parameters say `"content_type": "base64"` holds base64 text, in both directions. A BYTES tensor
-may hold any JSON value where the model takes or gives one.
+Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md. Service terms and the model's
+parameters share `parameters`; a BYTES tensor whose own parameters say `"content_type": "base64"` holds base64 text, in
+both directions. A BYTES tensor may hold any JSON value where the model takes or gives one, with bytes in it tagged as
+`values` tags them. `taxiway.binary` reads and writes the tensors that follow the JSON.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from tasks.catalogue import Model, TensorSpec
+from taxiway import binary
 from taxiway.errors import InvalidRequestError
 from taxiway.job import Result
 from taxiway.request import TERMS, Request, parse_request
-from taxiway.values import DATATYPES, is_tensor, to_array, to_wire
+from taxiway.values import DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
+
+BINARY_OUTPUTS = "binary_data_output"
+"""The request's parameter that asks for all outputs in binary form; an output's own `binary_data` overrules it."""
 
 BASE64 = {"content_type": "base64"}
 
 
 class InputTensor(msgspec.Struct, frozen=True):
-    """One input; the first axis of `shape` is the batch, `data` is row-major, flat or nested."""
+    """One input; the first axis of `shape` is the batch, `data` is row-major, flat or nested.
+
+    Without `data`, the parameter `binary_data_size` tells how many bytes after the JSON hold the elements: once read,
+    these stand in `data`.
+    """
 
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    data: list[Any] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -50,12 +61,12 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One output; `data` is row-major and flat."""
+    """One output; `data` is row-major and flat; without it, `binary_data_size` bytes after the JSON hold it."""
 
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    data: list[Any] | None = None
     parameters: dict[str, Any] = {}
 
 
@@ -73,14 +84,31 @@ _decode = msgspec.json.Decoder(InferRequest).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
-def read_infer(body: bytes) -> InferRequest:
-    """The infer request in `body`.
+def read_infer(body: bytes, header_length: str | None = None) -> InferRequest:
+    """The infer request in `body`; `header_length` is the header that says where its binary part begins.
 
     Raises:
         InvalidRequestError: names the field that is wrong.
     """
+    text, rest = binary.split(body, header_length)
+    infer = _read_json(text)
+    pieces = binary.pieces([_binary_size(tensor) for tensor in infer.inputs], rest)
+    pairs = zip(infer.inputs, pieces, strict=True)
+    inputs = [tensor if piece is None else msgspec.structs.replace(tensor, data=piece) for tensor, piece in pairs]
+    return msgspec.structs.replace(infer, inputs=inputs)
+
+
+def _binary_size(tensor: InputTensor) -> object:
+    """The bytes after the JSON that are the tensor's; None where its data is in the JSON."""
+    field, size = f"inputs.{tensor.name}", tensor.parameters.get(binary.SIZE)
+    if (size is None) == (tensor.data is None):
+        raise InvalidRequestError(f"{field}: expected either data or the parameter {binary.SIZE}", field=field)
+    return size
+
+
+def _read_json(text: bytes | memoryview) -> InferRequest:
     try:
-        return _decode(body)
+        return _decode(text)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         field = where.rstrip("`").lstrip(".") or "body"
@@ -96,32 +124,71 @@ def request_of(model: str, infer: InferRequest) -> Request:
         InvalidRequestError: names the field that is wrong.
     """
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS and value is not None}
+    ours = TERMS | {BINARY_OUTPUTS}
     fields = {
         "model": model,
         "inputs": [_tensor(tensor) for tensor in infer.inputs],
-        "parameters": {name: value for name, value in infer.parameters.items() if name not in TERMS},
+        "parameters": {name: value for name, value in infer.parameters.items() if name not in ours},
         "outputs": tuple(output.name for output in infer.outputs),
     }
     return parse_request(terms | fields)
 
 
-def answer_of(model: Model, job: str, result: Result, request_id: str | None = None) -> bytes:
-    """The infer answer for a result, as JSON. Its id is the request's own where it had one, else the job's."""
-    outputs = [output_tensor(o, result.outputs[o.name]) for o in model.outputs if o.name in result.outputs]
+WantsBinary = Callable[[TensorSpec], bool]
+"""Whether an output goes after the JSON."""
+
+
+def wants_binary(infer: InferRequest) -> WantsBinary:
+    """What the request says of each output."""
+    every = infer.parameters.get(BINARY_OUTPUTS) is True
+    told: Mapping[str, Any] = {output.name: output.parameters.get("binary_data", every) for output in infer.outputs}
+    return lambda spec: told.get(spec.name, every) is True
+
+
+def answer_of(
+    model: Model, job: str, result: Result, wants: WantsBinary, request_id: str | None = None
+) -> binary.Framed:
+    """The infer answer for a result. Its id is the request's own where it had one, else the job's."""
+    parts: list[bytes | memoryview] = []
+    outputs = []
+    for spec in model.outputs:
+        if spec.name in result.outputs and wants(spec):
+            tensor, part = _binary_output(spec, result.outputs[spec.name])
+            outputs.append(tensor)
+            parts.append(part)
+        elif spec.name in result.outputs:
+            outputs.append(output_tensor(spec, result.outputs[spec.name]))
     answer = InferAnswer(
         model_name=model.name,
         model_version=str(model.version),
         id=request_id or job,
         outputs=outputs,
-        parameters={"job": job, **msgspec.to_builtins(result.report)},
+        parameters={"job": job, **msgspec.structs.asdict(result.report)},
     )
-    return _encode_json(answer)
+    return binary.framed(_encode_json(answer), parts)
 
 
 def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
     """An output's value, of one row without the batch axis or of rows, as a tensor with the batch axis."""
     if spec.datatype == "BYTES":
         return _bytes_output(spec, value)
+    rows = _array_output(spec, value)
+    return OutputTensor(spec.name, list(rows.shape), spec.datatype, rows.reshape(-1).tolist())
+
+
+def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | memoryview]:
+    """An output without its data, and that."""
+    if spec.datatype == "BYTES":
+        shape, flat = _bytes_rows(spec, value)
+        part: bytes | memoryview = binary.bytes_part([_content(element) for element in flat])
+    else:
+        rows = _array_output(spec, value)
+        shape, part = list(rows.shape), raw_bytes(rows)
+    return OutputTensor(spec.name, shape, spec.datatype, parameters={binary.SIZE: len(part)}), part
+
+
+def _array_output(spec: TensorSpec, value: Any) -> np.ndarray:
+    """The output's rows, with the batch axis."""
     tensors = value if isinstance(value, list) and value and is_tensor(value[0]) else None
     if tensors is not None:
         array = np.stack([to_array(t, spec.name) for t in tensors])
@@ -129,8 +196,7 @@ def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
         array = to_array(value, spec.name)
     else:
         array = np.asarray(value, DATATYPES[spec.datatype])
-    rows = array[np.newaxis] if array.ndim == len(spec.shape) - 1 else array
-    return OutputTensor(spec.name, list(rows.shape), spec.datatype, rows.reshape(-1).tolist())
+    return array[np.newaxis] if array.ndim == len(spec.shape) - 1 else array
 
 
 def _tensor(tensor: InputTensor) -> dict[str, Any]:
@@ -138,25 +204,40 @@ def _tensor(tensor: InputTensor) -> dict[str, Any]:
     field = f"inputs.{tensor.name}"
     if any(length < 0 for length in tensor.shape):
         raise InvalidRequestError(f"{field}: expected lengths >= 0 in shape, got {tensor.shape}", field=field)
+    data: Any = tensor.data
     if tensor.datatype != "BYTES":
-        return named | {"data": to_array(named | {"data": tensor.data}, field).tobytes()}
+        return named | {"data": raw_bytes(to_array(named | {"data": data}, field))}
+    if isinstance(data, memoryview):
+        return named | {"data": binary.bytes_elements(data, math.prod(tensor.shape), field)}
     if tensor.parameters.get("content_type") != "base64":
-        return named | {"data": tensor.data}
+        return named | {"data": from_wire(data, field)}
     try:
-        return named | {"data": [base64.b64decode(text, validate=True) for text in tensor.data]}
+        return named | {"data": [base64.b64decode(text, validate=True) for text in data]}
     except (binascii.Error, ValueError, TypeError) as error:
         raise InvalidRequestError(f"{field}: expected base64 text: {error}", field=field) from error
 
 
 def _bytes_output(spec: TensorSpec, value: Any) -> OutputTensor:
+    shape, flat = _bytes_rows(spec, value)
+    if any(isinstance(v, bytes) for v in flat):
+        texts = [base64.b64encode(_content(v)).decode("ascii") for v in flat]
+        return OutputTensor(spec.name, shape, "BYTES", texts, BASE64)
+    return OutputTensor(spec.name, shape, "BYTES", to_wire(flat))
+
+
+def _bytes_rows(spec: TensorSpec, value: Any) -> tuple[list[int], list[Any]]:
+    """Shape and elements of a BYTES output, with the batch axis."""
     shape = _shape(value)
     if len(shape) < len(spec.shape):
         shape, value = [1, *shape], [value]
-    flat = _flat(value, len(spec.shape))
-    if any(isinstance(v, bytes) for v in flat):
-        texts = [base64.b64encode(v if isinstance(v, bytes) else str(v).encode()).decode("ascii") for v in flat]
-        return OutputTensor(spec.name, shape[: len(spec.shape)], "BYTES", texts, BASE64)
-    return OutputTensor(spec.name, shape[: len(spec.shape)], "BYTES", to_wire(flat))
+    return shape[: len(spec.shape)], _flat(value, len(spec.shape))
+
+
+def _content(element: Any) -> bytes:
+    """A BYTES element as bytes: text as UTF-8, any other JSON value as JSON."""
+    if isinstance(element, (bytes, str)):
+        return element if isinstance(element, bytes) else element.encode()
+    return _encode_json(to_wire(element))
 
 
 def _shape(value: Any) -> list[int]:

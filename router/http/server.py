@@ -8,7 +8,8 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from litestar import Litestar
+
+from router.http.front import Application
 
 _GRACE = 5  # seconds that open requests have when the router stops
 
@@ -24,13 +25,19 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """The HTTP door at an address; port 0 takes a free one."""
 
-    def __init__(self, app: Litestar, host: str, port: int) -> None:
+    def __init__(self, app: Application, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=2048)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE, ws="none"
+            app,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # nobody asks who called
+            lifespan="off",
+            timeout_graceful_shutdown=_GRACE,
+            ws="none",
         )
         self._server = _Server(config)
         self._task: asyncio.Task[None] | None = None

@@ -15,7 +15,7 @@ Maker = Callable[[Workload, int], Policy]
 """Makes a policy for one run, from the workload (its fleet and models) and a seed."""
 
 POLICIES: Mapping[str, Maker] = {
-    "taxiway": lambda workload, seed: Taxiway(workload),
+    "taxiway": lambda workload, seed: Taxiway(workload, seed=seed),
     "static": lambda workload, seed: Static(),
     "random": lambda workload, seed: Random(seed),
     "round-robin": lambda workload, seed: RoundRobin(),

@@ -7,23 +7,25 @@ Whatever the broker, a message taken and not answered returns to the arrivals wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
-from tasks.scripts import Forward
+from tasks.forwarding import Forward
 from taxiway.wire import Envelope
 
 TAKE_AT_MOST = 128
 """Messages that one call takes: enough to share a round trip, few enough to decide in some milliseconds."""
 
+TAKE_BYTES = 64 * 2**20
+"""Bytes of messages after which a call takes no more: the last one may go past it."""
+
 PACKED = "packed"
 """The field of a kept reading that holds it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A message as it was taken. `raw` is what the broker held; `envelope` is None where that cannot be read."""
 
     tag: str
@@ -32,24 +34,33 @@ class Arrival:
     flaw: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(msgspec.Struct, frozen=True):
     """Arrivals, first served first, and the state store's time at which they were taken."""
 
     now: float
     arrivals: Sequence[Arrival] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A placed message on its way to a class queue, with the job's record. An empty `tag` was never an arrival."""
+class Outgoing(msgspec.Struct, frozen=True):
+    """A placed message on its way to a class queue, with the job's record. An empty `tag` was never an arrival.
+
+    `fields` is the same object for jobs whose records are alike but for `reply`, the client's name.
+
+    One that is to be held has no `queue`: its record's `fields` name the `holding` queue.
+    """
 
     tag: str
     queue: str
     level: int
     envelope: Envelope
     job: str
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = {}
+    reply: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether it goes to holding."""
+        return not self.queue
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,7 @@ class Reading:
 
     def recorded(self) -> Forward:
         """The step that keeps it, to be done with the records that refer to it."""
-        return Forward(tag="", reading=self.name, fields={PACKED: self.packed}, keep=self.keep)
+        return Forward(reading=self.name, fields={PACKED: self.packed}, keep=self.keep)
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -83,10 +94,13 @@ class Transport(Protocol):
         """Take up to `most` arrivals."""
 
     async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
-        """Publish and record, and keep the readings with the records.
+        """Publish and record, and keep the readings with the records; what is to be held is kept in the state store.
 
         False for a message that is not ours any more or whose job has a record already.
         """
+
+    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record jobs that were held. False for one that is not held any more."""
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals that were answered in another way."""

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import aio_pika
 import msgspec
@@ -22,14 +21,15 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from tasks.connection import ANSWER, connect, told_plainly
-from tasks.scripts import FORWARD, Forward, forward_args
-from tasks.transport import TAKE_AT_MOST, Arrival, Outgoing, Reading, Taken
+from tasks.forwarding import FORWARD, Forward, forward_answer, forward_args
+from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from taxiway.errors import BrokerUnavailableError
-from taxiway.keys import ARRIVALS, LEVELS, WORK, amqp_priority, job_key, taken_key
-from taxiway.wire import HEADER, Envelope
+from taxiway.job import JobState
+from taxiway.keys import ARRIVALS, LEVELS, amqp_priority, job_key, priority_lists
+from taxiway.wire import Envelope, encode_envelope
 
 _EVENTS = "celeryev"  # Celery's exchange for events
-_AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
+AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
 # aiormq ends calls under way with whatever ended its reader: StopAsyncIteration too, and CancelledError unasked
 
 _PUBLISHED = "published"  # a field of the job's record
@@ -82,11 +82,13 @@ class RabbitTransport:
         with told_plainly("state store"):
             seconds, microseconds = await self._state.time()
         arrivals: list[Arrival] = []
-        while session.waiting and len(arrivals) < most:
+        left = TAKE_BYTES
+        while session.waiting and len(arrivals) < most and left > 0:
             message = session.waiting.popleft()
+            left -= len(message.body)
             tag = str(message.delivery_tag)
             session.taken[tag] = message
-            arrivals.append(Arrival(tag, message.body, _envelope(message)))
+            arrivals.append(Arrival(tag, message.body, envelope_of(message)))
         if not session.waiting:
             session.arrived.clear()
         return Taken(seconds + microseconds / 1e6, arrivals)
@@ -97,17 +99,22 @@ class RabbitTransport:
         ours = [not m.tag or m.tag in session.taken for m in messages]
         mine = [m for m, own in zip(messages, ours, strict=True) if own]
         due = await self._record_due(mine, readings)
-        to_publish = [m for m in mine if m.job in due]
-        with _told_plainly():
-            await asyncio.wait_for(asyncio.gather(*(self._publish(session, m) for m in to_publish)), ANSWER)
+        to_publish = [m for m in mine if m.job in due and not m.held]
+        await self._publish(session, to_publish)
         await self._mark_published(to_publish)
         await self.settle([m.tag for m in mine if m.tag])
         return [own and m.job in due for m, own in zip(messages, ours, strict=True)]
 
+    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish with confirms, then record: in this order, for a copy is harmless."""
+        await self._publish(await self._live(), messages)
+        forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
+        return (await self._run_record(readings, forwards))[len(readings) :]
+
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
         session = await self._live()
-        with _told_plainly():
+        with told_plainly_amqp():
             for tag in tags:
                 message = session.taken.pop(tag, None)
                 if message is not None:
@@ -120,7 +127,7 @@ class RabbitTransport:
     async def depths(self, queue: str) -> tuple[int, ...]:
         """Waiting messages, one figure: RabbitMQ does not tell them by priority."""
         session = await self._live()
-        with _told_plainly():
+        with told_plainly_amqp():
             declared = await session.outward.declare_queue(queue, passive=True, timeout=ANSWER)
         return (declared.declaration_result.message_count or 0,)
 
@@ -132,7 +139,7 @@ class RabbitTransport:
         """Publish a Celery event to the exchange that Celery's own events go to."""
         session = await self._live()
         message = aio_pika.Message(event, content_type="application/json", content_encoding="utf-8")
-        with _told_plainly():
+        with told_plainly_amqp():
             await session.exchanges[_EVENTS].publish(message, routing_key, mandatory=False, timeout=ANSWER)
 
     async def close(self) -> None:
@@ -144,20 +151,46 @@ class RabbitTransport:
         """Record the jobs; answers those that have to be published: new, or recorded by a router that died then."""
         if not messages and not readings:
             return set()
-        forwards = [Forward(tag="", job=m.job, fields=m.fields, keep=self._keep) for m in messages]
-        kept = [reading.recorded() for reading in readings]
+        done = await self._run_record(readings, [self._recorded(m) for m in messages])
+        recorded = list(zip(messages, done[len(readings) :], strict=True))
+        old = [message for message, new in recorded if message.tag and not new]
+        unpublished = await self._unpublished(old) if old else []
+        to_hold = [msgspec.structs.replace(self._recorded(m), was=JobState.QUEUED) for m in unpublished if m.held]
+        await self._run_record([], to_hold)
+        return {message.job for message, new in recorded if new} | {message.job for message in unpublished}
+
+    async def _unpublished(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those whose records say that they were neither published nor finished."""
         with told_plainly("state store"):
-            done = await self._record(keys=[taken_key(self._name), WORK], args=forward_args([*kept, *forwards]))
             async with self._state.pipeline(transaction=False) as pipeline:
                 for message in messages:
                     pipeline.hmget(job_key(message.job), _PUBLISHED, "finished")
                 known = await pipeline.execute()
-        pairs = zip(messages, done[len(kept) :], known, strict=True)
-        return {m.job for m, new, marks in pairs if new or (m.tag and marks == [None, None])}
+        return [m for m, marks in zip(messages, known, strict=True) if marks == [None, None]]
 
-    async def _publish(self, session: _Session, message: Outgoing) -> None:
-        exchange = session.exchanges[message.queue]
-        await exchange.publish(_amqp_message(message), message.queue, mandatory=True, timeout=ANSWER)
+    async def _run_record(self, readings: Sequence[Reading], forwards: Sequence[Forward]) -> list[bool]:
+        """Keep readings, then records; what was new of both, in this order."""
+        if not readings and not forwards:
+            return []
+        args = forward_args([*(reading.recorded() for reading in readings), *forwards])
+        with told_plainly("state store"):
+            return forward_answer(await self._record(keys=priority_lists(ARRIVALS), args=args))[1]
+
+    def _recorded(self, message: Outgoing) -> Forward:
+        """The record; with the message itself where that is held, so that a copy of its arrival is not published."""
+        if not message.held:
+            return Forward(job=message.job, fields=message.fields, keep=self._keep, reply=message.reply)
+        fields = {**message.fields, _PUBLISHED: "1"}
+        raw = encode_envelope(message.envelope)
+        return Forward(message=raw, job=message.job, fields=fields, keep=self._keep, reply=message.reply)
+
+    async def _publish(self, session: _Session, messages: Sequence[Outgoing]) -> None:
+        async def publish(message: Outgoing) -> None:
+            exchange = session.exchanges[message.queue]
+            await exchange.publish(amqp_message(message), message.queue, mandatory=True, timeout=ANSWER)
+
+        with told_plainly_amqp():
+            await asyncio.wait_for(asyncio.gather(*map(publish, messages)), ANSWER)
 
     async def _mark_published(self, messages: Sequence[Outgoing]) -> None:
         if not messages:
@@ -173,14 +206,14 @@ class RabbitTransport:
         async with self._opening:
             if self._session is None or self._session.lost:
                 await self._drop()
-                with _told_plainly():
+                with told_plainly_amqp():
                     self._session = await asyncio.wait_for(_open(self._url, self._queues), ANSWER)
             return self._session
 
     async def _drop(self) -> None:
         session, self._session = self._session, None
         if session is not None:
-            with suppress(*_AWAY):
+            with suppress(*AWAY):
                 await asyncio.wait_for(session.connection.close(), ANSWER)
 
 
@@ -213,7 +246,7 @@ async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, int
     return exchange
 
 
-def _envelope(message: AbstractIncomingMessage) -> Envelope:
+def envelope_of(message: AbstractIncomingMessage) -> Envelope:
     """The delivery in the form that kombu gives a message on Valkey."""
     return Envelope(
         body=base64.b64encode(message.body).decode("ascii"),
@@ -230,11 +263,12 @@ def _envelope(message: AbstractIncomingMessage) -> Envelope:
     )
 
 
-def _amqp_message(message: Outgoing) -> aio_pika.Message:
+def amqp_message(message: Outgoing) -> aio_pika.Message:
+    """A placed message as AMQP carries it."""
     envelope = message.envelope
     return aio_pika.Message(
         envelope.payload(),
-        headers=_amqp_headers(envelope.headers),
+        headers=envelope.headers,
         content_type=envelope.content_type,
         content_encoding=envelope.content_encoding,
         delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
@@ -244,18 +278,12 @@ def _amqp_message(message: Outgoing) -> aio_pika.Message:
     )
 
 
-def _amqp_headers(headers: dict[str, Any]) -> dict[str, Any]:
-    """The headers with the ticket as JSON text: pamqp cuts floats to 32 bits, and a cut ticket is a forged one."""
-    if HEADER not in headers:
-        return headers
-    return {**headers, HEADER: msgspec.json.encode(headers[HEADER]).decode()}
-
-
 @contextmanager
-def _told_plainly() -> Iterator[None]:
+def told_plainly_amqp() -> Iterator[None]:
+    """Raises `BrokerUnavailableError` for everything that says that RabbitMQ did not answer."""
     try:
         yield
-    except _AWAY as error:
+    except AWAY as error:
         raise BrokerUnavailableError(f"the broker did not answer: {error!r}", retry_after=1.0) from error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()

@@ -1,96 +1,113 @@
 """Arrivals and class queues on Valkey or Redis, where kombu keeps them.
 
-What a router takes stays in a hash of its own until it is forwarded, beside a life key that ends with the router: other
-routers put the hash of a dead one back. An idle router blocks on `BLMOVE arrivals arrivals RIGHT RIGHT`, which moves a
-message to where it was: the router wakes at once, and nothing is taken outside the script that records it.
+What a router takes is moved, on the server, into lists of its own, and stays there until it is forwarded (`life`). An
+idle router waits with `BLMOVE` into such lists, one a level: it wakes with the message, and one more call forwards it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
-from tasks.connection import connect, told_plainly
-from tasks.scripts import FORWARD, RECOVER, TAKE, Forward, forward_args, take_answer
-from tasks.transport import TAKE_AT_MOST, Arrival, Outgoing, Reading, Taken
+import msgspec
+
+from tasks.connection import Line, connect, told_plainly
+from tasks.forwarding import FORWARD, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
+from tasks.transport.life import TAKES, Life
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from taxiway.keys import ARRIVALS, ROUTERS, WORK, priority_list, priority_lists, redis_priority, router_key, taken_key
+from taxiway.job import JobState
+from taxiway.keys import ARRIVALS, LEVELS, priority_list, priority_lists, redis_priority
 from taxiway.wire import Envelope, decode_envelope, encode_envelope
 
-LIFE = 5.0
-"""Seconds of silence after which what a router took is put back."""
-
-RENEW = 1.0
-"""Seconds between two signs of life."""
-
-_EVENTS = "celeryev"  # Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>
+EVENTS = "celeryev"
+"""Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
 
 
 class ValkeyTransport:
-    """A router's hold on a Valkey broker. Where `state` is another server, records are written there first."""
+    """A router's hold on a Valkey broker. Where `state` is another server, records are written there first.
+
+    A message's tag is the list that it was taken into: all of a list are answered together.
+    """
 
     def __init__(self, *, broker: str, state: str, name: str, keep_record: int) -> None:
         self._client = connect(broker)
-        self._state = connect(state) if state != broker else None
-        self._blocked = connect(broker, answer=None)
+        self._takes, self._sends = Line(broker), Line(broker)
+        self._records = Line(state) if state != broker else None
+        self._waiters = [Line(broker, answer=None) for _ in range(LEVELS)]
         self._database = int(self._client.connection_pool.connection_kwargs.get("db") or 0)
-        self._name = name
         self._keep = keep_record
-        self._take = self._client.register_script(TAKE)
-        self._forward = self._client.register_script(FORWARD)
-        self._recover = self._client.register_script(RECOVER)
-        self._record = self._state.register_script(FORWARD) if self._state is not None else None
-        self._waits: dict[str, asyncio.Task[Any]] = {}
-        self._takes = 0
-        self._renewed = -LIFE
+        self._life = Life(self._client, name)
+        self._waits: dict[int, asyncio.Task[Any]] = {}
+        self._held: set[str] = set()
+        self._more = True
         self._abandoned = False
 
     async def wait(self, longest: float) -> None:
-        """Return when a message stands in one of the arrivals' lists, at the latest after `longest` seconds."""
-        for name in priority_lists(ARRIVALS):
-            if name not in self._waits:
-                wait = self._blocked.blmove(name, name, longest, "RIGHT", "RIGHT")  # type: ignore[arg-type]  # seconds may be a float
-                self._waits[name] = asyncio.ensure_future(wait)
-        done, _ = await asyncio.wait(self._waits.values(), timeout=longest, return_when=asyncio.FIRST_COMPLETED)
-        self._waits = {name: task for name, task in self._waits.items() if task not in done}
-        with told_plainly("broker"):
-            for task in done:
-                task.result()
+        """Return when a message was moved out of one of the arrivals' lists, at the latest after `longest` seconds.
+
+        What is waited for must come before this life may end: `longest` is far less than `life.LASTS`.
+        """
+        for level, name in enumerate(priority_lists(ARRIVALS)):
+            if level not in self._waits:
+                move = ("BLMOVE", name, self._life.taken(str(level)), "RIGHT", "LEFT", longest)
+                self._waits[level] = asyncio.ensure_future(self._waiters[level].call(*move))
+        await asyncio.wait(self._waits.values(), timeout=longest, return_when=asyncio.FIRST_COMPLETED)
 
     async def take(self, most: int = TAKE_AT_MOST) -> Taken:
-        """Take up to `most` arrivals into this router's hash."""
+        """What `wait` moved; and where the last call said that there is more, that."""
         with told_plainly("broker"):
             if self._abandoned:
-                await self._put_back_own()
-            if time.monotonic() - self._renewed > RENEW:
-                await self._live()
-            self._takes += 1
-            keys = [taken_key(self._name), *priority_lists(ARRIVALS)]
-            answer = await self._take(keys=keys, args=[most, f"{self._takes}."])
-        now, taken = take_answer(answer)
-        return Taken(now, [_arrival(tag, raw) for tag, raw in taken])
+                await self._end_life()
+            while self._life.due and not await self._life.sign():
+                await self._end_life()
+            woken = self._woken()
+            if not self._more:
+                return Taken(self._life.now(), woken)
+            tag = self._life.taken(TAKES)
+            keys = [self._life.key, tag, *priority_lists(ARRIVALS)]
+            now, lives, taken = take_answer(await self._takes.run(TAKE, keys, [most, TAKE_BYTES]))
+            if not lives:
+                await self._end_life()
+                await self._life.sign()
+                return Taken(now)
+        self._life.heard(now)
+        self._more = bool(taken)
+        if taken:
+            self._held.add(tag)
+        return Taken(now, [*woken, *(_arrival(tag, raw) for raw in taken)])
 
     async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
         forwards = [self._forward_of(m) for m in messages]
         kept = [reading.recorded() for reading in readings]
-        if self._record is None:
-            return [bool(done) for done in await self._run_forward([*kept, *forwards])][len(kept) :]
-        with told_plainly("state store"):
-            bare = [Forward(tag="", job=f.job, fields=f.fields, keep=f.keep) for f in forwards]
-            await self._record(keys=[taken_key(self._name), WORK], args=forward_args([*kept, *bare]))
-        return [bool(done) for done in await self._run_forward(forwards)]
+        tags = {m.tag for m in messages if m.tag}
+        if self._records is None:
+            return (await self._run_forward([*kept, *forwards], tags))[len(kept) :]
+        held = [m.held for m in messages]
+        records = [f if own else _unpublished(f) for f, own in zip(forwards, held, strict=True)]
+        recorded = (await self._run_record([*kept, *records]))[len(kept) :]
+        published = iter(await self._run_forward([f for f, own in zip(forwards, held, strict=True) if not own], tags))
+        return [done if own else next(published) for done, own in zip(recorded, held, strict=True)]
+
+    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
+        forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
+        kept = [reading.recorded() for reading in readings]
+        if self._records is None:
+            return (await self._run_forward([*kept, *forwards]))[len(kept) :]
+        await self._run_forward([msgspec.structs.replace(f, was="") for f in forwards])
+        return (await self._run_record([*kept, *map(_unpublished, forwards)]))[len(kept) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
-        """Forget arrivals."""
-        await self._run_forward([Forward(tag=tag) for tag in tags])
+        """Forget arrivals, with all that were taken with them."""
+        await self._run_forward([], set(tags))
 
     def abandon(self) -> None:
-        """Put back, before the next take, all that this router's hash holds: also what a lost answer took."""
+        """Put back, before the next take, all that this router holds: also what a lost answer took."""
         self._abandoned = True
 
     async def depths(self, queue: str) -> tuple[int, ...]:
@@ -104,70 +121,86 @@ class ValkeyTransport:
     async def tidy(self) -> int:
         """Show that this router lives, and put back what dead ones had taken."""
         with told_plainly("broker"):
-            await self._live()
-            routers: set[Any] = await self._client.smembers(ROUTERS)
-            counts = [await self._put_back(router.decode()) for router in sorted(routers)]
-        return sum(counts)
+            if not await self._life.sign():
+                self._abandoned = True
+            return await self._life.recover()
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event on the channel of kombu's fanout exchange."""
         with told_plainly("broker"):
-            await self._client.publish(f"/{self._database}.{_EVENTS}/{routing_key}", _kombu_event(routing_key, event))
+            await self._client.publish(f"/{self._database}.{EVENTS}/{routing_key}", kombu_event(routing_key, event))
 
     async def close(self) -> None:
         """Put back what is still taken, and disconnect."""
-        for task in self._waits.values():
-            task.cancel()
-        await asyncio.gather(*self._waits.values(), return_exceptions=True)
         try:
             with told_plainly("broker"):
-                await self._put_back_own()
+                await self._end_life()
         except BrokerUnavailableError:
-            pass  # the life key ends by itself, and another router puts it back
-        for client in (self._client, self._blocked, self._state):
-            if client is not None:
-                await client.aclose()
+            pass  # the life ends by itself, and another router puts back what lies under it
+        for line in (self._takes, self._sends, self._records, *self._waiters):
+            if line is not None:
+                await line.close()
+        await self._client.aclose()
 
-    async def _run_forward(self, forwards: Sequence[Forward]) -> Sequence[int]:
-        keys = [taken_key(self._name), WORK]
+    def _woken(self) -> list[Arrival]:
+        """What `wait` moved and nobody had yet, first served first."""
+        arrivals = []
+        for level in sorted(level for level, wait in self._waits.items() if wait.done()):
+            raw = self._waits.pop(level).result()
+            if raw is not None:
+                tag = self._life.taken(str(level))
+                self._held.add(tag)
+                arrivals.append(_arrival(tag, raw))
+        return arrivals
+
+    async def _end_life(self) -> None:
+        """Put back all that was taken and not answered, also what a lost answer took."""
+        for wait in self._waits.values():
+            wait.cancel()
+        await asyncio.gather(*self._waits.values(), return_exceptions=True)
+        self._waits.clear()
+        self._held.clear()
+        await self._life.end()
+        self._more, self._abandoned = True, False
+
+    async def _run_forward(self, forwards: Sequence[Forward], tags: Set[str] = frozenset()) -> list[bool]:
+        if not tags <= self._held:
+            return [False] * len(forwards)
+        args = forward_args(forwards, self._life.key if tags else "")
+        line = self._takes if tags else self._sends
         with told_plainly("broker"):
-            answer: Sequence[int] = await self._forward(keys=keys, args=forward_args(forwards))
-        return answer
+            answer = await line.run(FORWARD, [*priority_lists(ARRIVALS), *tags], args)
+        self._more, done = forward_answer(answer)
+        self._held -= tags
+        return done
+
+    async def _run_record(self, forwards: Sequence[Forward]) -> list[bool]:
+        assert self._records is not None
+        with told_plainly("state store"):
+            return forward_answer(await self._records.run(FORWARD, priority_lists(ARRIVALS), forward_args(forwards)))[1]
 
     def _forward_of(self, message: Outgoing) -> Forward:
+        envelope = message.envelope
         return Forward(
-            tag=message.tag,
-            queue_list=priority_list(message.queue, message.level),
-            message=encode_envelope(_addressed(message)),
+            queue_list="" if message.held else priority_list(message.queue, message.level),
+            message=encode_envelope(envelope if message.held else addressed(envelope, message.queue, message.level)),
             job=message.job,
             fields=message.fields,
             keep=self._keep,
+            reply=message.reply,
         )
 
-    async def _live(self) -> None:
-        async with self._client.pipeline(transaction=True) as pipeline:
-            pipeline.sadd(ROUTERS, self._name)
-            pipeline.set(router_key(self._name), b"", px=int(LIFE * 1000))
-            await pipeline.execute()
-        self._renewed = time.monotonic()
 
-    async def _put_back(self, router: str) -> int:
-        keys = [ROUTERS, router_key(router), taken_key(router), ARRIVALS]
-        return int(await self._recover(keys=keys, args=[router]))
-
-    async def _put_back_own(self) -> None:
-        await self._client.delete(router_key(self._name))
-        await self._put_back(self._name)
-        self._renewed = -LIFE
-        self._abandoned = False
+def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
+    """The envelope, given kombu's address of a class queue; the delivery tag and the body stay."""
+    envelope.properties["priority"] = redis_priority(level)
+    envelope.properties["delivery_info"] = {"exchange": queue, "routing_key": queue}
+    return envelope
 
 
-def _addressed(message: Outgoing) -> Envelope:
-    """The envelope with kombu's address of its class queue; the delivery tag and the body stay."""
-    properties = message.envelope.properties
-    properties["priority"] = redis_priority(message.level)
-    properties["delivery_info"] = {"exchange": message.queue, "routing_key": message.queue}
-    return message.envelope
+def _unpublished(forward: Forward) -> Forward:
+    """The record alone of what is published elsewhere."""
+    return msgspec.structs.replace(forward, queue_list="", message=b"")
 
 
 def _arrival(tag: str, raw: bytes) -> Arrival:
@@ -177,10 +210,11 @@ def _arrival(tag: str, raw: bytes) -> Arrival:
         return Arrival(tag, raw, None, error.message)
 
 
-def _kombu_event(routing_key: str, event: bytes) -> bytes:
+def kombu_event(routing_key: str, event: bytes) -> bytes:
+    """The message that carries an event, or a list of them, encoded as JSON."""
     properties = {
         "delivery_mode": 1,
-        "delivery_info": {"exchange": _EVENTS, "routing_key": routing_key},
+        "delivery_info": {"exchange": EVENTS, "routing_key": routing_key},
         "priority": 0,
         "body_encoding": "base64",
         "delivery_tag": str(uuid.uuid4()),

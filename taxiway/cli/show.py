@@ -90,12 +90,14 @@ def show_status(status: JobStatus) -> None:
 def show_placement(placement: Mapping[str, Any]) -> None:
     """The reason, then every candidate with its figures, then what could not run the request."""
     console = _console()
-    tables = ("considered", "refused")
+    tables = ("considered", "refused", "moves")
     console.print(_facts({name: brief(v) for name, v in placement.items() if name not in tables and v is not None}))
     if placement.get("considered"):
         console.print(_table("considered, cheapest first", [_considered_row(row) for row in placement["considered"]]))
     if placement.get("refused"):
         console.print(_table("refused", [_refused_row(row) for row in placement["refused"]]))
+    if placement.get("moves"):
+        console.print(_table("moved since", [_move_row(row) for row in placement["moves"]]))
     for row in placement.get("considered", ()):
         if row["warning"]:
             named = f"{row['hardware_class']}/{row['variant']}"
@@ -137,6 +139,11 @@ def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:
         "cost": f"${row['cost']:.3g}",
         "why not": "chosen" if row["chosen"] else row["why_not"],
     }
+
+
+def _move_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    at = datetime.fromtimestamp(row["at"]).strftime("%H:%M:%S")
+    return {"at": at, "from": row["source"], "to": row["target"], "why": row["reason"]}
 
 
 def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:

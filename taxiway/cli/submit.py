@@ -11,6 +11,7 @@ import click
 from taxiway.cli.address import ask, fleet_options, print_json
 from taxiway.cli.asking import inputs_of, json_or_text, request_options
 from taxiway.cli.failure import UNAVAILABLE, CommandError
+from taxiway.cli.telling import tell
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.errors import ResultTimeoutError
 from taxiway.job import Result
@@ -21,6 +22,7 @@ Examples:
   taxiway submit sentiment --text "What a flight!" --deadline 1
   taxiway submit classify-image --file photo.jpg
   taxiway submit generate --text "Once upon a time" -p max_tokens=40 --service bulk --no-wait
+  taxiway submit generate --text "Begin a fairy tale." --stream
 """
 
 
@@ -29,6 +31,7 @@ Examples:
 @click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
 @request_options
 @click.option("--wait/--no-wait", default=True, help="Wait for the answer (default), or print the job's id.")
+@click.option("--stream", is_flag=True, help="Print a generated answer as it comes; JSON lines with --json.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Wait at most so long; the job goes on.")
 @fleet_options
 def submit(
@@ -40,6 +43,7 @@ def submit(
     as_text: str | None,
     parameters: dict[str, Any],
     wait: bool,
+    stream: bool,
     timeout: float | None,
     url: str | None,
     data: Path | None,
@@ -54,12 +58,14 @@ def submit(
     inputs = _inputs(stdin, texts, files, as_text)
 
     async def send(client: AsyncClient) -> tuple[str, Result | None]:
-        job = await client.submit(model, inputs, parameters=parameters or None, **terms)
-        return job.id, await _answer(job, timeout, quiet=as_json) if wait else None
+        job = await client.submit(model, inputs, parameters=parameters or None, stream=stream or None, **terms)
+        return job.id, await _answer(job, timeout, stream=stream, as_json=as_json) if wait else None
 
     job, result = ask(url, data, send)
     if result is None:
         print_json({"id": job}) if as_json else click.echo(job)
+    elif stream and not as_json:
+        click.secho(_how(result), err=True, dim=True)
     else:
         print_result(job, result, as_json=as_json)
 
@@ -74,11 +80,17 @@ def print_result(job: str, result: Result, *, as_json: bool) -> None:
     show_result(result)
 
 
-async def _answer(job: AsyncJob, timeout: float | None, *, quiet: bool) -> Result:
-    if not quiet:
+def _how(result: Result) -> str:
+    from taxiway.cli.show import report_line
+
+    return f"{result.model}  {report_line(result.report)}"
+
+
+async def _answer(job: AsyncJob, timeout: float | None, *, stream: bool, as_json: bool) -> Result:
+    if not as_json:
         click.secho(f"job {job.id}", err=True, dim=True)
     try:
-        return await job.result(timeout)
+        return await (tell(job, timeout, as_json=as_json) if stream else job.result(timeout))
     except ResultTimeoutError as error:
         hint = f"`taxiway result {job.id} --wait SECONDS` asks again"
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
+import msgspec
+
 from taxiway.client.door import Door, Receipt, open_door
+from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, unheard
+from taxiway.client.tensors import array, plain
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 from taxiway.job import FINAL, JobStatus, Result
 from taxiway.request import Request, parse_request
+from taxiway.streaming import Told
 
 CONNECT_TIMEOUT = 1.5
 """Seconds that a call tries while nobody answers: it has failed within 2 s, whatever else is slow."""
@@ -36,6 +41,7 @@ class Options(TypedDict, total=False):
     locality: str | None
     min_accuracy: float | None
     idempotency_key: str | None
+    stream: bool | None
 
 
 class AsyncJob:
@@ -68,6 +74,15 @@ class AsyncJob:
         """
         return await self._door.result(self._receipt, timeout)
 
+    def stream(self, timeout: float | None = None) -> Told:
+        """A generated answer as it comes, for a request with the option `stream`; of others only the result.
+
+        Yields text in pieces, and at last the result, which is always whole. Between them `Restarted` says that the
+        text begins anew, and `Lost` how many characters a reader missed who was too slow or came too late.
+        Raises as `result` does.
+        """
+        return self._door.stream(self._receipt, timeout)
+
     async def status(self) -> JobStatus:
         """Where the job is now; position and estimated end are known at the HTTP door only."""
         return await self._door.status(self.id)
@@ -95,10 +110,11 @@ class AsyncClient:
     Args:
         url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).
         connect_timeout: seconds that each call tries while nobody answers, before it raises `BrokerUnavailableError`.
+        arrays: whether tensors in results are numpy arrays, read-only and not copied, instead of nested lists.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT) -> None:
-        self._opened = open_door(url, patience=connect_timeout)
+    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT, arrays: bool = False) -> None:
+        self._opened = open_door(url, patience=connect_timeout, show=array if arrays else plain)
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -137,6 +153,16 @@ class AsyncClient:
         """Submit and wait for the answer, at most `timeout` seconds. Raises as `submit` and `AsyncJob.result` do."""
         return await self._door.infer(_request(model, inputs, options), timeout)
 
+    async def stream(
+        self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Told:
+        """Submit, and follow the answer as it is generated: see `AsyncJob.stream`. The job does not need a reader."""
+        options["stream"] = True
+        job = await self.submit(model, inputs, **options)
+        async with contextlib.aclosing(job.stream(timeout)) as told:
+            async for event in told:
+                yield event
+
     async def map(
         self,
         model: str,
@@ -144,26 +170,53 @@ class AsyncClient:
         *,
         window: int = WINDOW,
         timeout: float | None = None,
+        progress: Progress = unheard,
         **options: Unpack[Options],
     ) -> AsyncIterator[Result]:
         """The answer to each of `inputs`, in their order, with at most `window` requests under way.
 
         The first that fails raises, when its turn comes; what is under way then is not waited for, and still runs.
-        `timeout` holds for each request.
+        `timeout` holds for each request; `progress` is told after each answer how many there were.
         """
-        refuse_shared_key(options)
-        running: deque[asyncio.Task[Result]] = deque()
-        try:
-            async for one in _each(inputs):
-                running.append(asyncio.create_task(self.infer(model, one, timeout=timeout, **options)))
-                if len(running) >= window:
-                    yield await running.popleft()
-            while running:
-                yield await running.popleft()
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+        ask = self.asker(model, timeout, options)
+        async with contextlib.aclosing(in_order(ask, inputs, window, progress)) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def map_as_completed(
+        self,
+        model: str,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        window: int = WINDOW,
+        timeout: float | None = None,
+        progress: Progress = unheard,
+        **options: Unpack[Options],
+    ) -> AsyncIterator[tuple[int, Result]]:
+        """As `map`, but each answer as soon as it is there, with the place of its input, from 0."""
+        ask = self.asker(model, timeout, options)
+        async with contextlib.aclosing(as_they_come(ask, inputs, window, progress)) as answers:
+            async for answer in answers:
+                yield answer
+
+    def asker(self, model: str, timeout: float | None, options: Options) -> Ask:
+        """Asks for the answers to many inputs, which share all else.
+
+        Raises:
+            InvalidRequestError: a term is wrong, or is an idempotency key: many requests would be one job.
+        """
+        if options.get("idempotency_key") is not None:
+            raise InvalidRequestError(
+                "idempotency_key: expected none for a map of many requests", field="idempotency_key"
+            )
+        door, alike = self._door, _request(model, "", options)
+
+        async def ask(inputs: Any) -> Result:
+            if inputs is None:
+                raise InvalidRequestError("inputs: expected a value, got nothing", field="inputs")
+            return await door.infer(msgspec.structs.replace(alike, inputs=inputs), timeout)
+
+        return ask
 
     async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
         """The jobs in the order in which they end; each one's `result()` is there at once."""
@@ -207,24 +260,9 @@ class AsyncClient:
             await self._opened.close()
 
 
-def refuse_shared_key(options: Options) -> None:
-    """Raises `InvalidRequestError` for one idempotency key that many requests would share: they would be one job."""
-    if options.get("idempotency_key") is not None:
-        raise InvalidRequestError("idempotency_key: expected none for a map of many requests", field="idempotency_key")
-
-
 def _request(model: str, inputs: Any, options: Options) -> Request:
     said = {name: value for name, value in options.items() if value is not None}
     return parse_request({"model": model, "inputs": inputs, **said})
-
-
-async def _each(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
-    if isinstance(inputs, AsyncIterable):
-        async for one in inputs:
-            yield one
-    else:
-        for one in inputs:
-            yield one
 
 
 async def ended(job: AsyncJob) -> None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from taxiway.client.tensors import Show
 from taxiway.errors import InvalidRequestError
 from taxiway.job import JobStatus, Result
 from taxiway.request import Request
+from taxiway.streaming import Told
 
 _DOORS = {
     "redis": "taxiway.client.valkey_door",
@@ -51,6 +53,9 @@ class Door(Protocol):
             ResultTimeoutError: `timeout` seconds passed.
         """
 
+    def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+        """What is told of the job's answer as it comes, and the answer at last; raises what `result` raises."""
+
     async def status(self, job: str) -> JobStatus:
         """Where the job is."""
 
@@ -73,8 +78,10 @@ class Door(Protocol):
         """Let go of all connections."""
 
 
-def open_door(url: str, *, patience: float) -> Door:
+def open_door(url: str, *, patience: float, show: Show) -> Door:
     """The door at `url`; it connects when it is first used, and tries for `patience` seconds whenever nobody answers.
+
+    `show` turns a result's tensors into what the caller sees.
 
     Raises:
         InvalidRequestError: no such kind of address.
@@ -83,5 +90,5 @@ def open_door(url: str, *, patience: float) -> Door:
     if module is None:
         expected = "://, ".join(_DOORS)
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {url!r}", field="url")
-    opened: Door = importlib.import_module(module).open_url(url, patience)
+    opened: Door = importlib.import_module(module).open_url(url, patience, show)
     return opened

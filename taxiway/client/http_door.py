@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-import httpx
 import msgspec
 
+from taxiway.binary import HEADER, OCTETS, Framed, split
 from taxiway.client.door import Receipt
-from taxiway.client.tensors import decode_outputs, encode_inputs
+from taxiway.client.http_link import HttpLink, Response
+from taxiway.client.server_events import EndedError, ServerEvent, read_events
+from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed
 from taxiway.errors import (
-    BrokerUnavailableError,
     FleetUnavailable,
     RequestError,
     ResultTimeoutError,
@@ -21,55 +26,54 @@ from taxiway.errors import (
 )
 from taxiway.job import JobRecord, JobStatus, Result, RunReport
 from taxiway.request import TERMS, Request
+from taxiway.streaming import Event, Lost, Restarted, Told
 
 LONGEST_WAIT = 20.0
 """Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
 
 _PAUSE = 0.05
-"""Seconds before connecting again, and the least that a long poll takes."""
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_JSON = {"content-type": "application/json"}
+"""Seconds that a long poll takes at least."""
 
 
-def open_url(url: str, patience: float) -> HttpDoor:
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A request as the door takes it; `single` says that its inputs have no batch axis."""
+
+    path: str
+    body: Framed
+    single: bool
+
+
+def open_url(url: str, patience: float, show: Show) -> HttpDoor:
     """The door at `url`."""
-    return HttpDoor(url, patience)
+    return HttpDoor(url, patience, show)
 
 
 class HttpDoor:
     """Requests to a router. A model's metadata is fetched once, to give plain inputs their names and datatypes."""
 
-    def __init__(self, url: str, patience: float) -> None:
-        parts = urlsplit(url)
-        self._url = url
-        self._patience = patience
-        self._client = httpx.AsyncClient(
-            base_url=url,
-            timeout=httpx.Timeout(None, connect=patience),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),  # as many as there are calls
-            verify=parts.scheme == "https",
-            trust_env=parts.hostname not in _LOOPBACK,
-        )
-        self._specs: dict[str, list[dict[str, Any]]] = {}
-        self._heard = 0.0
-        self._checking: asyncio.Task[None] | None = None
+    def __init__(self, url: str, patience: float, show: Show) -> None:
+        self._link = HttpLink(url, patience)
+        self._show = show
+        self._accepts = {"accept": OCTETS} if show is array else {}
+        self._known: dict[str, dict[str, Any]] = {}
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
-        path, body, single = await self._body(request)
-        response = await self._ask("POST", f"{path}/infer", content=body, headers={**_JSON, "prefer": "respond-async"})
-        return Receipt(_checked(response)["id"], single=single)
+        ask = await self._ask(request)
+        headers = ask.body.headers | {"prefer": "respond-async"}
+        response = await self._link.ask("POST", f"{ask.path}/infer", ask.body.body, headers)
+        return Receipt(_checked(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer in one exchange; a router that would rather not wait gives a job to poll."""
-        path, body, single = await self._body(request)
+        ask = await self._ask(request)
         try:
             async with asyncio.timeout(timeout):
-                response = await self._ask("POST", f"{path}/infer", content=body, headers=_JSON)
-                if response.status_code != httpx.codes.ACCEPTED:
-                    return _result(_checked(response), single)
-                return await self.result(Receipt(response.json()["id"], single=single), None)
+                response = await self._link.ask("POST", f"{ask.path}/infer", ask.body.body, ask.body.headers)
+                if response.status != HTTPStatus.ACCEPTED:
+                    return self._result(response, ask.single)
+                return await self.result(Receipt(_checked(response)["id"], single=ask.single), None)
         except TimeoutError as error:
             raise _too_long(timeout) from error
 
@@ -80,111 +84,100 @@ class HttpDoor:
         while True:
             asked = clock()
             wait = LONGEST_WAIT if until is None else min(LONGEST_WAIT, max(0.0, until - asked))
-            response = await self._ask("GET", f"{_job_path(receipt.job)}/result", params={"wait": f"{wait:.3f}"})
-            if response.status_code != httpx.codes.ACCEPTED:
-                return _result(_checked(response), receipt.single)
+            path = f"{_job_path(receipt.job)}/result?wait={wait:.3f}"
+            response = await self._link.ask("GET", path, headers=self._accepts)
+            if response.status != HTTPStatus.ACCEPTED:
+                return self._result(response, receipt.single)
             if until is not None and clock() >= until:
                 raise _too_long(timeout)
             await asyncio.sleep(min(wait, _PAUSE) if clock() - asked < min(wait, _PAUSE) else 0)
 
+    async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+        """What is told of the answer as it comes, and the answer at last."""
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        try:
+            async with contextlib.aclosing(read_events(self._link, f"{_job_path(receipt.job)}/stream", until)) as told:
+                async for event in told:
+                    yield self._told(event, receipt.single)
+                    if event.kind == "result":
+                        return
+        except TimeoutError as error:
+            raise _too_long(timeout) from error
+        except EndedError as error:
+            _checked(error.response)
+        raise FleetUnavailable("the router's stream ended without a result; the job goes on")
+
     async def status(self, job: str) -> JobStatus:
         """Where the job is."""
-        fields = _checked(await self._ask("GET", _job_path(job)))
+        fields = _checked(await self._link.ask("GET", _job_path(job)))
         return JobStatus(
             record=msgspec.convert(fields, JobRecord), position=fields.get("position"), eta=fields.get("eta")
         )
 
     async def placement(self, job: str) -> dict[str, Any]:
         """Why the job is where it is."""
-        return _checked(await self._ask("GET", f"{_job_path(job)}/placement"))
+        return _checked(await self._link.ask("GET", f"{_job_path(job)}/placement"))
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why."""
-        path, body, _ = await self._body(request)
-        return _checked(await self._ask("POST", f"{path}/placement", content=body, headers=_JSON))
+        ask = await self._ask(request)
+        return _checked(await self._link.ask("POST", f"{ask.path}/placement", ask.body.body, ask.body.headers))
 
     async def cancel(self, job: str) -> None:
         """Ask that the job does not run."""
-        _checked(await self._ask("DELETE", _job_path(job)))
+        _checked(await self._link.ask("DELETE", _job_path(job)))
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""
-        answer: Any = _checked(await self._ask("GET", "/v2/models"))
+        answer: Any = _checked(await self._link.ask("GET", "/v2/models"))
         listed: list[dict[str, Any]] = answer["models"] if isinstance(answer, dict) else answer
         return listed
 
     async def fleet(self) -> dict[str, Any]:
         """The fleet's classes and devices now."""
-        return _checked(await self._ask("GET", "/v2/fleet"))
+        return _checked(await self._link.ask("GET", "/v2/fleet"))
+
+    def _told(self, event: ServerEvent, single: bool | None) -> Event | Result:
+        """What an event of a job's stream tells; raises the job's error where it is that."""
+        if event.kind == "result":
+            return self._result(Response(HTTPStatus.OK, {}, event.data), single)
+        content = msgspec.json.decode(event.data)
+        if event.kind == "error":
+            raise error_of_code(content["code"], content["error"], content["details"])
+        if event.kind == "restarted":
+            return Restarted(content["attempt"])
+        return Lost(content["characters"]) if event.kind == "lost" else str(content["text_output"])
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._checking is not None:
-            self._checking.cancel()
-        await self._client.aclose()
+        await self._link.close()
 
-    async def _body(self, request: Request) -> tuple[str, bytes, bool]:
-        """The model's path, the body of an infer request, and whether its inputs have no batch axis."""
+    async def _ask(self, request: Request) -> _Ask:
         path = f"/v2/models/{quote(request.model, safe=':@')}"
-        if request.model not in self._specs:
-            self._specs[request.model] = _checked(await self._ask("GET", path))["inputs"]
-        tensors, single = encode_inputs(self._specs[request.model], request.inputs)
+        if request.model not in self._known:
+            self._known[request.model] = _checked(await self._link.ask("GET", path))
+        known = self._known[request.model]
+        tensors, single = encode_inputs(known["inputs"], request.inputs)
         terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) is not None}
-        body: dict[str, Any] = {"inputs": tensors, "parameters": {**request.parameters, **terms}}
-        if request.outputs:
-            body["outputs"] = [{"name": name} for name in request.outputs]
-        return path, msgspec.json.encode(body), single
+        fields: dict[str, Any] = {"parameters": {**request.parameters, **terms}}
+        if request.outputs or self._accepts:
+            wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
+            unknown = [{"name": name} for name in request.outputs if name not in {spec["name"] for spec in wanted}]
+            fields["outputs"] = [self._output(spec) for spec in wanted] + unknown  # the router tells of those
+        return _Ask(path, body(fields, tensors), single)
 
-    async def _ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """The response, however long it takes, as long as the router shows that it lives.
+    def _output(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """What is asked of an output: a tensor of numbers is wanted raw where it becomes an array."""
+        raw = bool(self._accepts) and spec["datatype"] != "BYTES" and len(spec["shape"]) > 1
+        return {"name": spec["name"], "parameters": {"binary_data": True}} if raw else {"name": spec["name"]}
 
-        Raises:
-            BrokerUnavailableError: it was silent for the patience.
-        """
-        task = asyncio.create_task(self._connected(method, path, **arguments))
-        try:
-            while not (await asyncio.wait((task,), timeout=self._patience / 2))[0]:
-                await self._see_alive()
-            return task.result()
-        finally:
-            task.cancel()
-
-    async def _see_alive(self) -> None:
-        """One look at the router for all calls that wait for it, unless it has answered any of them just now."""
-        if asyncio.get_running_loop().time() - self._heard < self._patience / 2:
-            return
-        if self._checking is None or self._checking.done():
-            self._checking = asyncio.create_task(self._check())
-        await asyncio.shield(self._checking)
-
-    async def _check(self) -> None:
-        asked = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(self._patience / 2):
-                await self._connected("GET", "/v2/health/live")
-        except TimeoutError as error:
-            if self._heard < asked:  # else it answered other calls meanwhile: it is busy, not away
-                raise self._away() from error
-
-    async def _connected(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """The response; connecting is tried again for the patience, for then nothing was sent yet."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + self._patience
-        while True:
-            try:
-                response = await self._client.request(method, path, **arguments)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                if clock() + _PAUSE >= until:
-                    raise self._away() from error
-                await asyncio.sleep(_PAUSE)
-            except httpx.TransportError as error:
-                raise self._away() from error
-            else:
-                self._heard = clock()
-                return response
-
-    def _away(self) -> BrokerUnavailableError:
-        return BrokerUnavailableError(f"the router at {self._url} does not answer")
+    def _result(self, response: Response, single: bool | None) -> Result:
+        answer = _checked(response)
+        return Result(
+            model=f"{answer['model_name']}:{answer['model_version']}",
+            outputs=decode_outputs(answer["outputs"], single, self._show),
+            report=msgspec.convert(answer["parameters"], RunReport),
+        )
 
 
 def _job_path(job: str) -> str:
@@ -195,26 +188,19 @@ def _too_long(timeout: float | None) -> ResultTimeoutError:
     return ResultTimeoutError(f"no result within {timeout:g} s; the job goes on", timeout=timeout)
 
 
-def _result(answer: dict[str, Any], single: bool | None) -> Result:
-    return Result(
-        model=f"{answer['model_name']}:{answer['model_version']}",
-        outputs=decode_outputs(answer["outputs"], single),
-        report=msgspec.convert(answer["parameters"], RunReport),
-    )
-
-
-def _checked(response: httpx.Response) -> dict[str, Any]:
-    """The response's JSON.
+def _checked(response: Response) -> dict[str, Any]:
+    """The response's JSON, its tensors with the data that follows it.
 
     Raises:
         TaxiwayError: the error it tells of, of its own class.
     """
+    text, rest = split(response.body, response.headers.get(HEADER))
     try:
-        answer: dict[str, Any] = msgspec.json.decode(response.content)
+        answer: dict[str, Any] = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise _foreign(response) from error
-    if response.is_success:
-        return answer
+    if response.ok:
+        return {**answer, "outputs": placed(answer["outputs"], rest)} if rest else answer
     if not isinstance(answer, dict) or "code" not in answer:
         raise _foreign(response)
     details = dict(answer.get("details") or {})
@@ -223,7 +209,8 @@ def _checked(response: httpx.Response) -> dict[str, Any]:
     raise error_of_code(answer["code"], answer.get("error", ""), details)
 
 
-def _foreign(response: httpx.Response) -> TaxiwayError:
+def _foreign(response: Response) -> TaxiwayError:
     """An error for an answer that is not a router's: a proxy's, or another server's."""
-    kind = RequestError if response.is_client_error else FleetUnavailable
-    return kind(f"{response.url} answered {response.status_code}, which is not taxiway's", status=response.status_code)
+    theirs = HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = RequestError if theirs else FleetUnavailable
+    return kind(f"{response.status} came, which is not taxiway's answer", status=response.status)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
+from functools import partial
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
+from taxiway.client.resp_wire import RespWire, settle
 from taxiway.client.valkey_link import AWAY, ValkeyLink
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
 from taxiway.keys import result_key
 
 _PINGS = 3
 """A silent server is asked for a sign of life this many times within the link's patience."""
+
+_LOOKS = 12
+"""How often within the patience it is looked whether that is over: a caller is told that much later at most."""
 
 _PAUSE = 0.1
 """Seconds between two attempts to subscribe."""
@@ -47,7 +52,9 @@ class Replies:
         self._unsure: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._checking: asyncio.Task[None] | None = None
-        self._connection: AbstractConnection | None = None
+        self._wire: RespWire | None = None
+        self._owned: dict[asyncio.Future[bytes], float] = {}
+        self._closed = False
         self._heard = 0.0
         self._away = False
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
@@ -70,13 +77,13 @@ class Replies:
         future = self.expect(job)
         self._watched[job] += 1
         try:
-            await self._send("SUBSCRIBE", result_key(job))
+            self._send("SUBSCRIBE", result_key(job))
             return await self.wait(future, timeout)
         finally:
             self._watched[job] -= 1
             if not self._watched[job]:
                 del self._watched[job]
-                await self._send("UNSUBSCRIBE", result_key(job))
+                self._send("UNSUBSCRIBE", result_key(job))
 
     async def wait(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
         """The future's value; the future stays good when this gives up.
@@ -97,8 +104,25 @@ class Replies:
             raise RuntimeError("this client was closed while it waited")
         return future.result()
 
+    async def own(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
+        """The value of a future that nobody else waits for, which ends with this call; raises as `wait` does."""
+        if timeout is None:
+            self._owned[future] = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(timeout):
+                return await future
+        except TimeoutError as error:
+            raise self._too_long(timeout) from error
+        except asyncio.CancelledError:
+            if self._closed:
+                raise RuntimeError("this client was closed while it waited") from None
+            raise
+        finally:
+            self._owned.pop(future, None)
+
     async def close(self) -> None:
         """Stop listening."""
+        self._closed = True
         tasks = [*self._tasks, *([self._checking] if self._checking else [])]
         for task in tasks:
             task.cancel()
@@ -115,29 +139,33 @@ class Replies:
     async def _listen(self) -> None:
         while True:
             try:
-                connection = await self._link.dial()
-                try:
-                    await self._read(connection)
-                finally:
-                    self._connection = None
-                    await connection.disconnect(nowait=True)
+                await self._read(await self._link.dial())
             except (*AWAY, RedisError):
                 self._away = True
                 await asyncio.sleep(_PAUSE)
 
     async def _read(self, connection: AbstractConnection) -> None:
         """Hear until the connection is lost, or `_limit` is brought forward; raises one of `AWAY`."""
-        channels = [self._channel, *(result_key(job) for job in self._watched)]
-        await connection.send_command("SUBSCRIBE", *channels)
-        self._connection, self._pinged, self._away = connection, 0.0, False
-        async with asyncio.timeout(None) as self._limit:
-            while True:
-                kind, *rest = await connection.read_response()
-                self._heard, self._pinged = asyncio.get_running_loop().time(), 0.0
-                if kind == b"message":
-                    self._resolve(rest[1])
-                elif kind == b"subscribe":
-                    self._check_again(rest[0].decode())
+        lost = asyncio.get_running_loop().create_future()
+        self._wire = RespWire(connection, partial(self._hear, lost), partial(settle, lost))
+        self._pinged, self._away = 0.0, False
+        try:
+            self._send("SUBSCRIBE", self._channel, *(result_key(job) for job in self._watched))
+            async with asyncio.timeout(None) as self._limit:
+                await lost
+        finally:
+            self._wire.close()
+            self._wire = None
+
+    def _hear(self, lost: asyncio.Future[None], answer: Any) -> None:
+        if isinstance(answer, Exception):  # the server refuses
+            settle(lost, answer)
+            return
+        self._heard, self._pinged = asyncio.get_running_loop().time(), 0.0
+        if answer[0] == b"message":
+            self._resolve(answer[2])
+        elif answer[0] == b"subscribe":
+            self._check_again(answer[1].decode())
 
     def _resolve(self, meta: bytes) -> None:
         future = self._waiting.get(_read_address(meta).task_id)
@@ -166,21 +194,24 @@ class Replies:
         clock = asyncio.get_running_loop().time
         step = self._link.patience / _PINGS
         while True:
-            await asyncio.sleep(step)
-            if self._connection is None or not len(self._waiting):
+            await asyncio.sleep(self._link.patience / _LOOKS)
+            now = clock()
+            for future, started in list(self._owned.items()):
+                if now >= max(started, self._heard) + self._link.patience:
+                    settle(future, self._too_long(None))
+            if self._wire is None or not len(self._waiting):
                 continue
-            if not self._pinged and clock() - self._heard >= step:
-                self._pinged = clock()
-                await self._send("PING")
-            elif self._pinged and clock() - self._pinged >= self._link.patience - step:
+            if not self._pinged and now - self._heard >= step:
+                self._pinged = now
+                self._send("PING")
+            elif self._pinged and now - self._pinged >= self._link.patience - step:
                 self._give_up()
 
     def _give_up(self) -> None:
-        if self._connection is not None and self._limit is not None:
+        if self._wire is not None and self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
 
-    async def _send(self, *command: str) -> None:
+    def _send(self, *command: str) -> None:
         """Send on the subscription; without a connection there is nothing to do, for the next one subscribes to all."""
-        if self._connection is not None:
-            with contextlib.suppress(*AWAY):
-                await self._connection.send_command(*command, check_health=False)
+        if self._wire is not None:
+            self._wire.send([command])

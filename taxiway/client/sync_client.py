@@ -16,10 +16,11 @@ from taxiway.client.asyncio_client import (
     AsyncJob,
     Options,
     ended,
-    refuse_shared_key,
 )
 from taxiway.client.loop_thread import LoopThread
+from taxiway.client.mapping import Progress, unheard
 from taxiway.job import JobStatus, Result
+from taxiway.streaming import Event, Told
 
 
 class Job:
@@ -40,6 +41,10 @@ class Job:
     def result(self, timeout: float | None = None) -> Result:
         """The answer; see `AsyncJob.result` for what `timeout` does and what is raised."""
         return self._loop.run(self._job.result(timeout))
+
+    def stream(self, timeout: float | None = None) -> Iterator[Event | Result]:
+        """A generated answer as it comes, and the result at last; see `AsyncJob.stream`."""
+        return _each(self._loop, self._job.stream(timeout))
 
     def status(self) -> JobStatus:
         """Where the job is now."""
@@ -65,8 +70,8 @@ class Client:
     refuses to work there.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT) -> None:
-        self._client = AsyncClient(url, connect_timeout=connect_timeout)
+    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT, arrays: bool = False) -> None:
+        self._client = AsyncClient(url, connect_timeout=connect_timeout, arrays=arrays)
         self._loop = LoopThread()
 
     def __enter__(self) -> Self:
@@ -85,6 +90,12 @@ class Client:
         """Submit and wait for the answer, at most `timeout` seconds."""
         return self._loop.run(self._client.infer(model, inputs, timeout=timeout, **options))
 
+    def stream(
+        self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
+    ) -> Iterator[Event | Result]:
+        """Submit, and follow the answer as it is generated; see `AsyncClient.stream`."""
+        return _each(self._loop, self._client.stream(model, inputs, timeout=timeout, **options))
+
     def map(
         self,
         model: str,
@@ -92,23 +103,59 @@ class Client:
         *,
         window: int = WINDOW,
         timeout: float | None = None,
+        progress: Progress = unheard,
         **options: Unpack[Options],
     ) -> Iterator[Result]:
         """The answer to each of `inputs`, in their order, with at most `window` requests under way.
 
-        `inputs` is read in the caller's thread. See `AsyncClient.map` for failures.
+        `inputs` is read in the caller's thread. See `AsyncClient.map` for failures and progress.
         """
-        refuse_shared_key(options)
+        ask = self._client.asker(model, timeout, options)
         running: deque[Future[Result]] = deque()
+        told = 0
         try:
             for one in inputs:
-                running.append(self._loop.start(self._client.infer(model, one, timeout=timeout, **options)))
+                running.append(self._loop.start(ask(one)))
                 if len(running) >= window:
                     yield running.popleft().result()
+                    progress(told := told + 1)
             while running:
                 yield running.popleft().result()
+                progress(told := told + 1)
         finally:
             for future in running:
+                future.cancel()
+
+    def map_as_completed(
+        self,
+        model: str,
+        inputs: Iterable[Any],
+        *,
+        window: int = WINDOW,
+        timeout: float | None = None,
+        progress: Progress = unheard,
+        **options: Unpack[Options],
+    ) -> Iterator[tuple[int, Result]]:
+        """As `map`, but each answer as soon as it is there, with the place of its input, from 0."""
+        ask = self._client.asker(model, timeout, options)
+        places: dict[Future[Result], int] = {}
+        ended: SimpleQueue[Future[Result]] = SimpleQueue()
+        told = 0
+        try:
+            for place, one in enumerate(inputs):
+                future = self._loop.start(ask(one))
+                places[future] = place
+                future.add_done_callback(ended.put)
+                if len(places) >= window:
+                    future = ended.get()
+                    yield places.pop(future), future.result()
+                    progress(told := told + 1)
+            while places:
+                future = ended.get()
+                yield places.pop(future), future.result()
+                progress(told := told + 1)
+        finally:
+            for future in places:
                 future.cancel()
 
     def as_completed(self, jobs: Iterable[Job]) -> Iterator[Job]:
@@ -147,3 +194,20 @@ class Client:
         if self._loop.alive:
             self._loop.run(self._client.close())
             self._loop.close()
+
+
+def _each(loop: LoopThread, told: Told) -> Iterator[Event | Result]:
+    """What a reader on the loop is told."""
+
+    async def following() -> Event | Result | None:
+        return await anext(told, None)
+
+    async def stop() -> None:
+        await told.aclose()
+
+    try:
+        while (event := loop.run(following())) is not None:
+            yield event
+    finally:
+        if loop.alive:  # else the client was closed, and the reader with it
+            loop.run(stop())

@@ -1,18 +1,19 @@
-"""Between Python values and Open Inference Protocol tensors. numpy is not needed; arrays come out as nested lists."""
+"""Between Python values and Open Inference Protocol tensors. numpy is needed only where the caller wants arrays."""
 
 from __future__ import annotations
 
 import base64
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from taxiway.binary import SIZE, Framed, bytes_part, framed, pieces
+from taxiway.blobs import Buffer, ResultBlobs, resolved
 from taxiway.errors import InvalidRequestError
-from taxiway.job import Result
-from taxiway.values import from_wire, is_tensor, to_wire
+from taxiway.values import from_wire, is_tensor, to_array, to_wire
 
 _FORMATS = {
     "BOOL": "?",
@@ -29,10 +30,22 @@ _FORMATS = {
 
 Named = dict[str, Any]
 
+RAW = (bytes, memoryview)
+"""What the elements of a tensor are where they are no list."""
 
-def plain_result(result: Result) -> Result:
-    """The result with its tensors as nested lists, the same from every door."""
-    return msgspec.structs.replace(result, outputs={name: plain(value) for name, value in result.outputs.items()})
+_encode_json = msgspec.json.Encoder().encode
+
+Show = Callable[[Any], Any]
+"""Turns an output's tensors into what the caller sees: `plain` or `array`."""
+
+
+def array(value: Any) -> Any:
+    """`value`, or its numpy array where it is a tensor of numbers; a list of tensors becomes a list of arrays."""
+    if is_tensor(value):
+        return to_array(value, "outputs") if value["datatype"] != "BYTES" else value["data"]
+    if isinstance(value, list) and value and is_tensor(value[0]):
+        return [array(row) for row in value]
+    return value
 
 
 def plain(value: Any) -> Any:
@@ -57,6 +70,8 @@ def nest(flat: list[Any], shape: Sequence[int]) -> Any:
 def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], bool]:
     """OIP input tensors for `inputs`, and whether these came without a batch axis.
 
+    Bytes and the elements of arrays stay raw: `body` puts them behind the JSON.
+
     Args:
         specs: the model's inputs as its metadata tells them: `name`, `datatype`, `shape` with the batch axis first.
         inputs: a plain value, a mapping by name or a list of named tensors.
@@ -64,7 +79,7 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
     Raises:
         InvalidRequestError: a value that has no form on the wire, an unknown name, or a batch axis on some inputs only.
     """
-    named = _by_name([spec["name"] for spec in specs], from_wire(to_wire(inputs)))
+    named = _by_name([spec["name"] for spec in specs], _raw(inputs))
     by_name = {spec["name"]: spec for spec in specs}
     tensors, alone = [], set()
     for name, value in named.items():
@@ -79,9 +94,28 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
     return tensors, alone == {True}
 
 
-def decode_outputs(tensors: Sequence[Named], single: bool | None) -> dict[str, Any]:
-    """Values by name: one where the request was `single` (None: where there is one row), else a list of rows."""
-    rows = {tensor["name"]: _rows(tensor) for tensor in tensors}
+def body(fields: Named, tensors: Sequence[Named]) -> Framed:
+    """The body of an infer request for `tensors` and other `fields`."""
+    parts: list[Buffer] = []
+    inputs = [_headed(tensor, parts) for tensor in tensors]
+    return framed(_encode_json({"inputs": inputs, **fields}), parts)
+
+
+def placed(tensors: Sequence[Named], rest: memoryview) -> list[Named]:
+    """Output tensors with their parts of what follows the JSON as their `data`.
+
+    Raises:
+        InvalidRequestError: the parts are not what the tensors say.
+    """
+    found = pieces([tensor.get("parameters", {}).get(SIZE) for tensor in tensors], rest)
+    return [
+        tensor if piece is None else {**tensor, "data": piece} for tensor, piece in zip(tensors, found, strict=True)
+    ]
+
+
+def decode_outputs(tensors: Sequence[Named], single: bool | None, show: Show) -> dict[str, Any]:
+    """Values by name: one where the request was `single` (None: where there is one row), else rows."""
+    rows = {tensor["name"]: _rows(tensor, show) for tensor in tensors}
     bare = single if single is not None else all(len(row) == 1 for row in rows.values())
     return {name: row[0] if bare else row for name, row in rows.items()}
 
@@ -93,6 +127,23 @@ def _by_name(names: Sequence[str], inputs: Any) -> dict[str, Any]:
     if mapping and (len(names) > 1 or inputs.keys() <= set(names)):
         return dict(inputs)
     return {names[0]: inputs}
+
+
+def _raw(inputs: Any) -> Any:
+    """`inputs` as they would be read from the wire, without their way through text."""
+    every = ResultBlobs(limit=-1)
+    return resolved(to_wire(inputs, "inputs", every), every.kept)
+
+
+def _headed(tensor: Named, parts: list[Buffer]) -> Named:
+    """The tensor as it stands in the JSON; what is raw of it is added to `parts`."""
+    data = tensor["data"]
+    if isinstance(data, list):
+        if tensor["datatype"] != "BYTES" or not all(isinstance(row, RAW) for row in data):
+            return {**tensor, "data": to_wire(data)}
+        data = bytes_part(data)
+    parts.append(data)
+    return {name: tensor[name] for name in ("name", "shape", "datatype")} | {"parameters": {SIZE: len(data)}}
 
 
 def _encode(spec: Mapping[str, Any], value: Any) -> tuple[Named, bool]:
@@ -113,15 +164,12 @@ def _encode_tensor(spec: Mapping[str, Any], tensor: Named) -> tuple[Named, bool]
         return {**_bytes_tensor(name, tensor["data"]), "shape": shape}, False
     single = len(shape) == len(spec["shape"]) - 1
     batch = [1, *shape] if single else shape
-    return {"name": name, "shape": batch, "datatype": datatype, "data": _flat(tensor)}, single
+    data = tensor["data"] if isinstance(tensor["data"], RAW) else _measure(tensor["data"])[1]
+    return {"name": name, "shape": batch, "datatype": datatype, "data": data}, single
 
 
 def _bytes_tensor(name: str, rows: Sequence[Any]) -> Named:
-    tensor: Named = {"name": name, "shape": [len(rows)], "datatype": "BYTES", "data": rows}
-    if not any(isinstance(row, bytes) for row in rows):
-        return tensor
-    encoded = [base64.b64encode(row if isinstance(row, bytes) else str(row).encode()).decode() for row in rows]
-    return tensor | {"data": encoded, "parameters": {"content_type": "base64"}}
+    return {"name": name, "shape": [len(rows)], "datatype": "BYTES", "data": list(rows)}
 
 
 def _measure(value: Any) -> tuple[list[int], list[Any]]:
@@ -141,7 +189,7 @@ def _flat(tensor: Named) -> list[Any]:
         InvalidRequestError: bytes that do not fill the shape.
     """
     data, datatype, shape = tensor["data"], tensor["datatype"], tensor["shape"]
-    if not isinstance(data, bytes):
+    if not isinstance(data, RAW):
         return _measure(data)[1] if datatype != "BYTES" else list(data)
     try:
         return list(struct.unpack(f"<{math.prod(shape)}{_FORMATS[datatype]}", data))
@@ -149,8 +197,9 @@ def _flat(tensor: Named) -> list[Any]:
         raise InvalidRequestError(f"expected {datatype} data of shape {shape}: {error}", field="inputs") from error
 
 
-def _rows(tensor: Named) -> list[Any]:
+def _rows(tensor: Named, show: Show) -> Any:
     if tensor.get("parameters", {}).get("content_type") == "base64":
         return [base64.b64decode(text) for text in tensor["data"]]
-    rows: list[Any] = nest(_flat(tensor), tensor["shape"])
-    return from_wire(rows) if tensor["datatype"] == "BYTES" else rows
+    if tensor["datatype"] == "BYTES":
+        return from_wire(nest(_flat(tensor), tensor["shape"]))
+    return show(tensor) if len(tensor["shape"]) > 1 else plain(tensor)  # a number a row stays a number

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import uuid
+from functools import partial
 from typing import Any
 
+import msgspec
+
+from taxiway.blobs import Blobs, may_refer, references, resolved
 from taxiway.client.door import Receipt
+from taxiway.client.piece_reader import PieceReader
 from taxiway.client.replies import Replies
-from taxiway.client.tensors import plain_result
+from taxiway.client.resp_wire import settle
+from taxiway.client.tensors import Show
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
 from taxiway.job import (
@@ -20,26 +27,29 @@ from taxiway.job import (
     JobStatus,
     Result,
     ResultMeta,
+    read_answer,
     read_meta,
     read_result,
     record_from,
     state_of,
 )
-from taxiway.keys import job_key, reply_channel, result_key
+from taxiway.keys import blob_key, job_key, reply_channel, result_key
 from taxiway.request import Request, job_id
+from taxiway.streaming import Progress, Told, follow
 from taxiway.wire import cancel_message, infer_message
 
 
-def open_url(url: str, patience: float) -> ValkeyDoor:
+def open_url(url: str, patience: float, show: Show) -> ValkeyDoor:
     """The door at `url`."""
-    return ValkeyDoor(ValkeyLink(url, patience))
+    return ValkeyDoor(ValkeyLink(url, patience), show)
 
 
 class ValkeyDoor:
     """Writes arrivals with one pipelined LPUSH, and hears all results on one subscription."""
 
-    def __init__(self, link: ValkeyLink) -> None:
+    def __init__(self, link: ValkeyLink, show: Show) -> None:
         self._link = link
+        self._show = show
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
         self._replies = Replies(link, reply_channel(self._name))
@@ -48,12 +58,20 @@ class ValkeyDoor:
         """Accept the request durably. With an idempotency key the job may be another client's, and is treated so."""
         job = job_id(request)
         reply = self._replies.expect(job) if request.idempotency_key is None else None
-        await self._link.push(infer_message(job, request, reply=self._name, origin=self._origin))
+        blobs = Blobs()
+        message = infer_message(job, request, reply=self._name, origin=self._origin, blobs=blobs)
+        await self._link.push(message, blobs.kept)
         return Receipt(job, reply)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
-        """Submit and wait for the answer."""
-        return await self.result(await self.submit(request), timeout)
+        """Submit and wait for the answer, both at once."""
+        if request.idempotency_key is not None:
+            return await self.result(await self.submit(request), timeout)
+        job, blobs = job_id(request), Blobs()
+        reply = self._replies.expect(job)
+        message = infer_message(job, request, reply=self._name, origin=self._origin, blobs=blobs)
+        self._link.post(message, blobs.kept, partial(_fail, reply))
+        return await self._read(await self._replies.own(reply, timeout))
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
         """The job's answer, decoded anew at each call; an id that nobody knows is waited for as one in the queue."""
@@ -61,7 +79,21 @@ class ValkeyDoor:
             raw = await self._replies.wait(receipt.reply, timeout)
         else:
             raw = await self._stored(receipt.job) or await self._replies.watch(receipt.job, timeout)
-        return plain_result(read_result(read_meta(raw)))
+        return await self._read(raw)
+
+    async def _read(self, raw: bytes) -> Result:
+        result = read_answer(raw)
+        outputs = await self._whole(result.outputs) if may_refer(raw) else result.outputs
+        return msgspec.structs.replace(result, outputs={name: self._show(value) for name, value in outputs.items()})
+
+    async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+        """What is told of the answer as it comes, and the answer at last."""
+        async with (
+            contextlib.aclosing(PieceReader(self._link, receipt.job)) as reader,
+            contextlib.aclosing(follow(reader.read, self.result(receipt, timeout), Progress())) as told,
+        ):
+            async for event in told:
+                yield event
 
     async def status(self, job: str) -> JobStatus:
         """The job's record; one that no router has placed yet is accepted."""
@@ -100,6 +132,13 @@ class ValkeyDoor:
         await self._replies.close()
         await self._link.close()
 
+    async def _whole(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """The outputs with the blobs that they refer to in their places."""
+        refs = [reference.ref for reference in references(outputs)]
+        contents = await self._link.call("MGET", *map(blob_key, refs)) if refs else ()
+        whole: dict[str, Any] = resolved(outputs, dict(zip(refs, contents, strict=True)))
+        return whole
+
     async def _fields(self, job: str) -> dict[str, str]:
         flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
         return dict(zip(flat[::2], flat[1::2], strict=True))
@@ -114,6 +153,12 @@ class ValkeyDoor:
             raise ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
         stored: bytes | None = raw
         return stored
+
+
+def _fail(reply: asyncio.Future[bytes], pushed: Any) -> None:
+    """End the wait for an answer to what could not be pushed."""
+    if isinstance(pushed, Exception):
+        settle(reply, pushed)
 
 
 def _ended(meta: ResultMeta) -> JobState:

@@ -1,23 +1,26 @@
 """A Valkey or Redis server that may be away for a while: pipelined commands on one connection, tried again for a time.
 
-Connections are redis-py's own (addresses, passwords, TLS); its retries (ten, by default) and its pool are not used.
+redis-py connects (addresses, passwords, TLS); its retries (ten, by default) and its pool are not used.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from taxiway.blobs import KEPT, Buffer
+from taxiway.client.resp_wire import RespWire, settle
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from taxiway.keys import ARRIVALS
+from taxiway.keys import ARRIVALS, blob_key
 
 AWAY = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 """What a call raises while nobody answers."""
@@ -29,7 +32,12 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 """Seconds between two attempts to connect; doubled each time."""
 
-_Waiting = tuple[Any, asyncio.Future[Any]]
+_NO_BLOBS: Mapping[str, Buffer] = {}
+
+Settle = Callable[[Any], None]
+"""Is told a command's answer, or the error that stands for it."""
+
+_Waiting = tuple[Any, Settle]
 
 
 class ValkeyLink:
@@ -46,7 +54,10 @@ class ValkeyLink:
         self._arrivals: list[_Waiting] = []
         self._commands: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
-        self._connection: AbstractConnection | None = None
+        self._wire: RespWire | None = None
+        self._missing = 0
+        self._answers: list[Any] = []
+        self._answered: asyncio.Future[None] | None = None
 
     async def call(self, *command: str | bytes | int) -> Any:
         """The server's answer to one command.
@@ -56,12 +67,18 @@ class ValkeyLink:
         """
         return await self._queued(self._commands, command)
 
-    async def push(self, message: bytes) -> None:
-        """Add a message to the arrivals; durable when this returns, as far as the server's own log is.
+    async def push(self, message: bytes, blobs: Mapping[str, Buffer] = _NO_BLOBS) -> None:
+        """Add a message to the arrivals, and before it the blobs that it refers to.
 
-        A push that got no answer is sent again: a router drops the second copy of a job. Raises as `call` does.
+        They are durable when this returns, as far as the server's own log is. A push that got no answer is sent again:
+        a router drops the second copy of a job. Raises as `call` does.
         """
-        await self._queued(self._arrivals, message)
+        await self._queued(self._arrivals, (message, blobs))
+
+    def post(self, message: bytes, blobs: Mapping[str, Buffer], settle: Settle) -> None:
+        """Push without waiting: `settle` is told."""
+        self._arrivals.append(((message, blobs), settle))
+        self._start()
 
     async def dial(self) -> AbstractConnection:
         """A connection of the caller's own, connected; raises one of `AWAY`."""
@@ -78,31 +95,40 @@ class ValkeyLink:
         """Disconnect, once what was asked before is answered or refused."""
         if self._flushing is not None:
             await self._flushing
-        await self._hang_up()
+        self._hang_up()
 
     async def _queued(self, line: list[_Waiting], item: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        line.append((item, answer))
+        line.append((item, partial(settle, answer)))
+        self._start()
+        return await answer
+
+    def _start(self) -> None:
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush())
-        return await answer
 
     async def _flush(self) -> None:
         while self._arrivals or self._commands:
             messages, commands = self._take(self._arrivals), self._take(self._commands)
             pipeline = [command for command, _ in commands]
             if messages:
-                pipeline.append(("LPUSH", ARRIVALS, *(message for message, _ in messages)))
+                pipeline += [
+                    ("SET", blob_key(ref), content, "EX", KEPT)
+                    for (_, blobs), _ in messages
+                    for ref, content in blobs.items()
+                ]
+                pipeline.append(("LPUSH", ARRIVALS, *(message for (message, _), _ in messages)))
             try:
                 answers = await self._patiently(pipeline)
             except RedisError as error:
                 later = [*self._take(self._arrivals), *self._take(self._commands)]
                 self._refuse([*commands, *messages, *later], str(error))
             else:
-                for (_, future), answer in zip(commands, answers, strict=False):
-                    _settle(future, answer)
-                for _, future in messages:
-                    _settle(future, answers[-1])
+                for (_, tell), answer in zip(commands, answers, strict=False):
+                    tell(_plainly(answer))
+                pushed = next((a for a in answers[len(commands) :] if isinstance(a, Exception)), None)
+                for _, tell in messages:
+                    tell(_plainly(pushed))
 
     @staticmethod
     def _take(line: list[_Waiting]) -> list[_Waiting]:
@@ -112,8 +138,8 @@ class ValkeyLink:
 
     @staticmethod
     def _refuse(waiting: Sequence[_Waiting], why: str) -> None:
-        for _, future in waiting:
-            _settle(future, RedisConnectionError(why))
+        for _, tell in waiting:
+            tell(_plainly(RedisConnectionError(why)))
 
     async def _patiently(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
         clock = asyncio.get_running_loop().time
@@ -123,7 +149,7 @@ class ValkeyLink:
                 async with asyncio.timeout_at(until):
                     return await self._exchange(pipeline)
             except AWAY as error:
-                await self._hang_up()
+                self._hang_up()
                 if clock() + pause >= until or isinstance(error, (AuthenticationError, AuthorizationError)):
                     raise RedisConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
             await asyncio.sleep(pause)
@@ -131,27 +157,30 @@ class ValkeyLink:
 
     async def _exchange(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
         """The answers in order; a command that the server refuses is answered by its error."""
-        if self._connection is None:
-            self._connection = await self.dial()
-        await self._connection.send_packed_command(self._connection.pack_commands(pipeline))
-        answers: list[Any] = []
-        for _ in pipeline:
-            try:
-                answers.append(await self._connection.read_response())
-            except ResponseError as error:
-                answers.append(error)
-        return answers
+        if self._wire is None:
+            self._wire = RespWire(await self.dial(), self._hear, self._lose)
+        self._answers, self._missing = [], len(pipeline)
+        self._answered = asyncio.get_running_loop().create_future()
+        self._wire.send(pipeline)
+        await self._answered
+        return self._answers
 
-    async def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.disconnect(nowait=True)
+    def _hear(self, answer: Any) -> None:
+        self._answers.append(answer)
+        if len(self._answers) == self._missing and self._answered is not None:
+            settle(self._answered, None)
+
+    def _lose(self, error: Exception) -> None:
+        self._wire = None
+        if self._answered is not None:
+            settle(self._answered, error)
+
+    def _hang_up(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
 
-def _settle(future: asyncio.Future[Any], answer: Any) -> None:
-    if future.done():
-        return
-    if isinstance(answer, Exception):
-        future.set_exception(BrokerUnavailableError(f"the broker does not answer: {answer}"))
-    else:
-        future.set_result(answer)
+def _plainly(answer: Any) -> Any:
+    """The answer; an error in our words."""
+    return BrokerUnavailableError(f"the broker does not answer: {answer}") if isinstance(answer, Exception) else answer

@@ -37,6 +37,25 @@ def test_a_client_gets_a_real_answer_with_its_placement(client):
     assert result.report.cost > 0
 
 
+def test_a_generated_answer_is_told_as_it_comes(client):
+    told = client.stream("generate", "Write one sentence about the sea.", timeout=120, deadline=60)
+    *pieces, result = told
+
+    assert len(pieces) > 5
+    assert "".join(pieces) == result.outputs["text"]
+
+
+def test_server_sent_events_tell_an_answer_and_end_with_its_outputs(fleet):
+    asked = {"text_input": "Write one sentence about the sea.", "parameters": {"deadline": 60}}
+    with httpx.stream("POST", f"{fleet.http}/v2/models/generate/generate_stream", json=asked, timeout=120) as answer:
+        events = answer.read().decode().strip().split("\n\n")
+
+    texts = [json.loads(event.partition("data: ")[2])["text_output"] for event in events[:-1]]
+    kind, _, content = events[-1].partition("\ndata: ")
+    assert kind == "event: result"
+    assert "".join(texts) == json.loads(content)["outputs"][0]["data"][0]
+
+
 def test_many_rows_are_answered_in_order(client):
     texts = [TEXT, "The seat was broken and the crew was rude.", TEXT]
 

@@ -95,7 +95,7 @@ def test_kombu_reads_the_message_that_the_client_writes(url, client):
     assert message.headers["task"] == INFER
     assert message.headers["id"] == job.id
     assert args == []
-    assert kwargs == {"model": "echo", "inputs": b"\x00\x01", "deadline": 3.0, "priority": "high", "tenant": "default"}
+    assert kwargs == {"model": "echo", "inputs": b"\x00\x01", "deadline": 3.0, "priority": "high"}
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's own call
@@ -105,7 +105,7 @@ def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_cha
     begin = threading.Event()
 
     @app.task(name=INFER, shared=False)
-    def infer(model, inputs, tenant):
+    def infer(model, inputs):
         begin.wait(10)
         report = {name: getattr(REPORT, name) for name in REPORT.__struct_fields__}
         return {"model": f"{model}:1", "outputs": {"payload": inputs}, "report": report}
@@ -284,6 +284,67 @@ def test_the_async_map_takes_an_async_iterator(url):
 
     with Responder(url):
         assert asyncio.run(ask()) == list(range(20))
+
+
+class Backwards(Responder):
+    """Answers three requests at a time, the last of them first."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self._held = []
+
+    def _handle(self, store, envelope):
+        self._held.append(envelope)
+        if len(self._held) == 3:
+            for held in reversed(self._held):
+                super()._handle(store, held)
+            self._held = []
+
+
+def test_answers_come_as_soon_as_they_are_there_with_the_places_of_their_inputs(url, client):
+    async def inputs():
+        for text in ("a", "b", "c"):
+            yield text
+
+    async def ask():
+        async with taxiway.AsyncClient(url) as own:
+            return [(n, r.outputs["payload"]) async for n, r in own.map_as_completed("echo", inputs(), timeout=10)]
+
+    with Backwards(url):
+        blocking = [(n, r.outputs["payload"]) for n, r in client.map_as_completed("echo", "abc", timeout=10)]
+
+        assert blocking == asyncio.run(ask()) == [(2, "c"), (1, "b"), (0, "a")]
+
+
+def test_no_more_than_the_window_is_under_way_however_they_come(url, client):
+    drawn = []
+
+    async def ask():
+        async with taxiway.AsyncClient(url) as own:
+            answers = own.map_as_completed("echo", map(drawn.append, range(50)), window=3, timeout=10)
+            with pytest.raises(InvalidRequestError, match="inputs"):
+                await anext(answers)
+
+    with Responder(url):
+        asyncio.run(ask())
+        seen = sorted(n for n, _ in client.map_as_completed("echo", range(50), window=3, timeout=10))
+
+    assert len(drawn) <= 4
+    assert seen == list(range(50))
+
+
+@pytest.mark.parametrize("name", ["map", "map_as_completed"])
+def test_progress_is_told_after_each_answer(url, client, name):
+    async def ask(told):
+        async with taxiway.AsyncClient(url) as own:
+            return [r async for r in getattr(own, name)("echo", range(5), timeout=10, progress=told.append)]
+
+    told, told_blocking = [], []
+    with Responder(url):
+        asyncio.run(ask(told))
+        list(getattr(client, name)("echo", range(5), timeout=10, progress=told_blocking.append))
+
+    assert told == told_blocking == [1, 2, 3, 4, 5]
 
 
 def test_jobs_come_in_the_order_in_which_they_end(client, store):

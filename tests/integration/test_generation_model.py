@@ -16,7 +16,8 @@ from tasks.catalogue import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Pipeline, Row, open_pipeline
-from workers.pipelines.generation import MAX_HELD
+from workers.pipelines.generation import GenerationPipeline
+from workers.pipelines.running import MAX_HELD
 from workers.pipelines.text import MAX_BYTES
 from workers.runtimes import Placed, Runtime, open_runtime
 from workers.runtimes.stepping import MAX_PREFILL, SteppingRuntime
@@ -161,6 +162,40 @@ def test_a_sequence_may_be_admitted_and_evicted_while_others_go_on(reference: Op
     stepping.evict([9, 5])
     np.testing.assert_allclose(last, alone[2], atol=1e-3)
     np.testing.assert_allclose(first, alone[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", list(MODEL.variants))
+def test_a_prompt_read_in_pieces_is_read_as_one_read_whole(name: str, store: ArtefactStore) -> None:
+    runtime, _ = opened(store, name)
+    stepping, prompt = cast(SteppingRuntime, runtime), np.random.default_rng(0).integers(100, 40_000, 300)
+    whole = stepping.admit([1, 0, 2], [prompt[:20], prompt, prompt[:40]])[1]
+    stepping.evict([1, 0, 2])
+    stepping.admit([1, 0, 2], [prompt[:20], prompt[:130], prompt[:40]])
+    stepping.extend(0, prompt[130:140])
+    stepping.step([2, 1], [57, 198])
+    (pieces,) = stepping.extend(0, prompt[140:])
+    runtime.unload()
+    cosine = (pieces * whole).sum() / np.linalg.norm(pieces) / np.linalg.norm(whole)
+    assert cosine >= 0.999
+    assert pieces.argmax() == whole.argmax()
+
+
+@pytest.mark.parametrize("which", ["reference", "int8"])
+def test_rows_that_join_and_leave_get_the_answers_that_they_get_alone(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    to: Opened = request.getfixturevalue(which)
+    runtime, pipeline = to
+    alone = [ask(to, prompt, max_tokens=6 + 3 * n)[0] for n, prompt in enumerate(PROMPTS)]
+    items = [pipeline.prepare({"prompt": p}, {"max_tokens": 6 + 3 * n}) for n, p in enumerate(PROMPTS)]
+    batch = cast(GenerationPipeline, pipeline).begin(runtime)
+    rows = []
+    while items or batch.rows:
+        if items:
+            rows.append(batch.join(items.pop()))
+        batch.step()
+        batch.step()
+    assert [row.answer for row in reversed(rows)] == alone
 
 
 def test_memory_is_given_back_when_the_last_sequence_leaves(int8: Opened) -> None:

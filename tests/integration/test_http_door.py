@@ -75,6 +75,18 @@ def basis_of(store, job):
     return read_basis(store.hget(job_key(job), "basis").decode())
 
 
+def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(http):
+    whole = msgspec.json.encode(body("hello"))
+    headers = {"content-type": "application/json"}
+
+    chunked = http.post("/v2/models/echo/infer", content=iter([whole[:10], whole[10:]]), headers=headers)
+    versioned = http.post("/v2/models/echo/versions/1/infer", content=whole, headers=headers)
+
+    for answer in (chunked, versioned):
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+        assert answer.json()["outputs"][0]["data"] == ["hello"]
+
+
 def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http):
     answer = infer(http, "a", "b").json()
 

@@ -21,7 +21,8 @@ from tasks.connection import connect
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import TREE
 from tasks.transport import PACKED, Outgoing
-from tasks.transport.valkey import LIFE, ValkeyTransport
+from tasks.transport.life import LASTS, TAKES
+from tasks.transport.valkey import ValkeyTransport
 from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
 from taxiway.job import JobState, read_meta, read_result, record_from
 from taxiway.keys import (
@@ -31,6 +32,7 @@ from taxiway.keys import (
     WORK,
     arrived_cell,
     job_key,
+    life_key,
     priority_list,
     priority_lists,
     reading_key,
@@ -194,7 +196,7 @@ def test_two_routers_share_the_arrivals(settings, store, device, router):
 def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, idle_device):
     jobs = [send(store, deadline=600) for _ in range(20)]
     victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment(settings))
-    eventually(lambda: store.hlen(taken_key("victim")) == 20)
+    eventually(lambda: store.llen(taken_key("victim.1", TAKES)) == 20)
 
     victim.send_signal(signal.SIGKILL)
     victim.wait()
@@ -202,9 +204,9 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, id
 
     with router_process(settings):
         for job in jobs:
-            eventually(lambda job=job: record(store, job).state is JobState.QUEUED, within=LIFE + 5)
+            eventually(lambda job=job: record(store, job).state is JobState.QUEUED, within=LASTS + 5)
     assert waiting(store) == 20
-    assert not store.exists(taken_key("victim"))
+    assert not store.exists(taken_key("victim.1", TAKES))
 
 
 TAKE_AND_HANG = textwrap.dedent(
@@ -237,7 +239,7 @@ def test_a_router_killed_under_load_loses_nothing(settings, store, device):
 
     with router_process(settings):
         for job in jobs:
-            assert result(store, job, within=LIFE + 10)
+            assert result(store, job, within=LASTS + 10)
     assert len(device.done) == len(set(device.done)) == len(jobs)
 
 
@@ -248,7 +250,7 @@ def test_a_revived_router_does_not_forward_what_was_put_back(settings, store, id
         other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
         job = send(store)
         taken = await revived.take()
-        store.delete("taxiway:router:revived")  # its life ended while it was stopped
+        store.delete(life_key("revived.1"))  # its life ended while it was stopped
 
         assert await other.tidy() == 1
         answer = await revived.forward([outgoing(taken.arrivals[0], job)])
@@ -262,8 +264,50 @@ def test_a_revived_router_does_not_forward_what_was_put_back(settings, store, id
     assert waiting(store) == 0
 
 
+def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings, store):
+    async def scenario():
+        url = settings.broker
+        idle = ValkeyTransport(broker=url, state=url, name="idle", keep_record=60)
+        other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
+        await idle.take()
+        waiting = asyncio.create_task(idle.wait(1.0))
+        job = await asyncio.to_thread(send, store, level=2)
+        await waiting
+        [woken] = (await idle.take()).arrivals
+        store.delete(life_key("idle.1"))
+
+        put_back = await other.tidy()
+        answers = await idle.forward([outgoing(woken, job)])
+        async with asyncio.timeout(10):
+            while not (again := (await other.take()).arrivals):
+                await other.wait(0.1)
+                await other.tidy()  # what the idle one still waited for reached it late
+        await other.close()
+        await idle.close()
+        return put_back, answers, [a.envelope.headers["id"] == job for a in again]
+
+    assert asyncio.run(scenario()) == (1, [False], [True])
+
+
+def test_what_arrives_while_a_router_forwards_is_taken_next(settings, store):
+    async def scenario():
+        router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
+        first = await asyncio.to_thread(send, store)
+        [arrival] = (await router.take()).arrivals
+        later = [await asyncio.to_thread(send, store) for _ in range(3)]
+        assert await router.forward([outgoing(arrival, first)]) == [True]
+        taken = await router.take()
+        await router.settle([a.tag for a in taken.arrivals])
+        await router.close()
+        return [a.envelope.headers["id"] for a in taken.arrivals] == later
+
+    assert asyncio.run(scenario())
+    assert not store.exists(*priority_lists(ARRIVALS))
+
+
 def outgoing(arrival, job):
-    return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, {"state": "queued", "cell": "c|1", "work": "1"})
+    fields = {"state": "queued", "cell": "c|1", "work": "1"}
+    return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)
 
 
 def test_a_router_that_stops_finishes_what_it_took(settings, store, idle_device):

@@ -36,7 +36,8 @@ json_values = st.recursive(
 """Anything that JSON can say."""
 
 profiles = st.builds(Profile, base=seconds, slope=seconds.map(lambda s: s / 100), floor=seconds, load=seconds)
-
+residuals = st.lists(st.floats(1, 4), min_size=1, max_size=4).map(tuple)
+"""By level, as `DeviceFacts` has them."""
 
 allowances = st.floats(-1, 1).map(lambda left: Allowance("lab", "2026-01-31", 1.0, left, 3600.0))
 
@@ -87,6 +88,7 @@ def topologies() -> st.SearchStrategy[Topology]:
         price=st.builds(Price, usd_per_hour=st.floats(0.01, 5), spot_usd_per_hour=st.floats(0.01, 5)),
         capacity=mostly("on-demand", st.just("spot")),
         reclaims_per_hour=st.floats(0, 20),
+        horizon=st.floats(0, 20),
         link=st.builds(Link, delay=st.floats(0, 0.01), bytes_per_second=st.floats(1e6, 1e10)),
         reserve_for=mostly(None, st.sampled_from(SERVICES)),
         memory=mostly(None, sizes),
@@ -117,7 +119,7 @@ def devices(draw: st.DrawFn, number: int, model: Model, topology: Topology) -> D
         warm=draw(some(keys)),
         unavailable=draw(mostly({}, st.dictionaries(st.sampled_from(keys), st.just("no such file"), max_size=1))),
         pace=draw(st.dictionaries(st.sampled_from(keys), st.floats(0.5, 2), max_size=2)),
-        residual=draw(st.dictionaries(st.sampled_from(keys), st.floats(1, 4), max_size=2)),
+        residual=draw(st.dictionaries(st.sampled_from(keys), residuals, max_size=2)),
         utilisation=draw(st.floats(0, 1)),
     )
 

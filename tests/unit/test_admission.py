@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.admission import Decision, Order, Rules, admit, decide, rows_of, size_of
-from router.explain import read_basis
+from router.explain import explain_again, read_basis
 from router.fleet import FleetSnapshot
 from router.outlook import Outlook
+from router.placement import seed_of
 from router.tenants import Tenants, day_of
 from tasks.catalogue import load_catalogue
 from tasks.facts import DeviceFacts
@@ -72,6 +73,48 @@ def error_of(decided: Decision):
     with pytest.raises(Exception) as caught:
         read_result(read_meta(decided.ending.meta))
     return caught.value
+
+
+def alike(outlook, jobs, **fields):
+    """What becomes of arrivals that ask for the same, each counted before the next."""
+    admitted = []
+    for job in jobs:
+        request = Request(**{"model": "echo", "inputs": "hello", **fields})
+        raw = infer_message(job, request, reply=f"c-{job}", origin="test")
+        admitted.append(decide(arrival(raw), RULES, outlook, NOW).admitted)
+        outlook.count(admitted[-1].placement)
+    return admitted
+
+
+def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_its_own():
+    one, other = alike(seen(FLEET), ["j1", "j2"])
+    different = alike(seen(FLEET), ["j3"], deadline=2)[0]
+
+    assert one.outgoing.fields is other.outgoing.fields
+    assert one.outgoing.fields != different.outgoing.fields
+    assert [a.outgoing.reply for a in (one, other)] == ["c-j1", "c-j2"]
+    headers = [a.outgoing.envelope.headers[HEADER] for a in (one, other)]
+    bodies = [a.outgoing.envelope.payload() for a in (one, other)]
+    tickets = [read_ticket(*pair, RULES.secret) for pair in zip(headers, bodies, strict=True)]
+    assert [(t.job, t.reply) for t in tickets] == [("j1", "c-j1"), ("j2", "c-j2")]
+
+
+def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it():
+    jobs = [f"j{n}" for n in range(200)]
+    admitted = alike(seen(FLEET), jobs, deadline=600)
+
+    bases = {a.outgoing.fields["basis"] for a in admitted}
+    assert 1 < len(bases) < len(jobs)
+    for job, one in zip(jobs, admitted, strict=True):
+        fields = one.outgoing.fields
+        basis = read_basis(fields["basis"])
+        model = RULES.catalogue.resolve("echo")
+        table = explain_again(model, basis, RULES.topology, FLEET, RULES.book, seed=seed_of(job))
+        assert (table.hardware_class, table.variant, table.reason) == (
+            fields["hardware_class"],
+            fields["variant"],
+            fields["reason"],
+        )
 
 
 def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_worker_accepts():

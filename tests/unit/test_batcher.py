@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -130,3 +131,17 @@ def test_nothing_leaves_where_there_is_room() -> None:
 def test_a_variant_larger_than_the_device_is_refused() -> None:
     with pytest.raises(NoRoomError, match="needs 200 bytes, the device has 100"):
         evict([], 200, 100)
+
+
+@given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2), slack=st.floats(0, 1))
+def test_no_batch_is_held_past_the_moment_that_its_most_urgent_deadline_allows(
+    crowd: Crowd, policy: BatchPolicy, gap: float, slack: float
+) -> None:
+    urgent = replace(crowd, start_by=crowd.newest + slack)
+    assert ready(urgent, crowd.newest, policy, gap) <= slack
+
+
+def test_a_row_waits_only_while_that_costs_the_others_less_than_it_saves_the_next() -> None:
+    few, many = Crowd(2, 0.0, 0.0, run=0.007), Crowd(12, 0.0, 0.0, run=0.007)
+    assert ready(few, 0.0, POLICY, gap=0.001) > 0
+    assert ready(many, 0.0, POLICY, gap=0.001) == 0.0

@@ -176,6 +176,12 @@ def test_two_files_may_not_claim_the_same(fields: dict[str, Any], message: str, 
     assert message in str(caught.value)
 
 
+def test_a_tensor_has_the_name_that_a_graph_gives_it() -> None:
+    named = model(inputs=[{"name": "Model.input_ids", "datatype": "INT64", "shape": [-1, -1]}])
+
+    assert named.inputs[0].name == "Model.input_ids"
+
+
 def test_a_file_that_is_no_text_is_a_model_error(tmp_path: Path) -> None:
     written(tmp_path / "sentiment/model.yaml")
     (tmp_path / "sentiment" / "model.yaml").write_bytes(b"\xff")

@@ -1,4 +1,5 @@
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -6,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from taxiway.client.tensors import decode_outputs, encode_inputs, nest, plain, plain_result
+from taxiway.binary import SIZE, split
+from taxiway.client.tensors import array, body, decode_outputs, encode_inputs, nest, placed, plain
 from taxiway.errors import InvalidRequestError
-from taxiway.job import Result, RunReport
 from taxiway.values import DATATYPES, from_wire, to_wire
 
 TEXT = {"name": "text", "datatype": "BYTES", "shape": [-1]}
@@ -29,16 +30,20 @@ def test_flat_elements_nest_as_numpy_nests_them(array):
     assert nest(array.reshape(-1).tolist(), array.shape) == array.tolist()
 
 
-def test_a_result_loses_its_tensors_and_nothing_else():
-    report = RunReport(
-        hardware_class="c", variant="v", device="d", emulated=True, batch=2, queue_wait=0, run_time=0, cost=0, reason=""
-    )
-    outputs = {"embedding": [from_wire(to_wire(np.ones(2, np.float32)))] * 2, "label": ["a", "b"]}
+def test_a_list_of_tensors_becomes_lists_or_arrays_and_other_values_stay():
+    tensors = [from_wire(to_wire(np.ones(2, np.float32)))] * 2
 
-    result = plain_result(Result(model="m:1", outputs=outputs, report=report))
+    assert plain(tensors) == [[1.0, 1.0], [1.0, 1.0]]
+    assert [made.dtype for made in array(tensors)] == [np.float32, np.float32]
+    assert plain(["a", "b"]) == array(["a", "b"]) == ["a", "b"]
 
-    assert result.outputs == {"embedding": [[1.0, 1.0], [1.0, 1.0]], "label": ["a", "b"]}
-    assert result.report is report
+
+@given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
+def test_an_array_on_the_wire_is_the_same_array_again(given):
+    back = array(from_wire(to_wire(given)))
+
+    assert back.dtype == given.dtype
+    assert np.array_equal(back, given)
 
 
 def test_one_text_is_a_row_without_a_batch_axis():
@@ -49,12 +54,45 @@ def test_a_list_of_texts_is_a_batch():
     assert encode_inputs([TEXT], ["a", "b"]) == ([{**TEXT, "shape": [2], "data": ["a", "b"]}], False)
 
 
-def test_bytes_travel_as_base64_and_say_so():
-    (tensor,), single = encode_inputs([TEXT], [b"\xff", "a"])
+def test_bytes_travel_behind_the_json_each_after_its_length():
+    tensors, single = encode_inputs([TEXT], [b"\xff", b"a"])
+    framed = body({}, tensors)
+    text, rest = split(framed.body, str(framed.header_length))
 
-    assert tensor["data"] == ["/w==", "YQ=="]
-    assert tensor["parameters"] == {"content_type": "base64"}
+    (tensor,) = json.loads(bytes(text))["inputs"]
+    assert tensor == {**TEXT, "shape": [2], "parameters": {SIZE: 10}}
+    assert bytes(rest) == struct.pack("<I", 1) + b"\xff" + struct.pack("<I", 1) + b"a"
     assert not single
+
+
+@given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=2, max_dims=3), elements={"allow_nan": False}))
+def test_an_array_travels_behind_the_json_as_it_lies_in_memory(given):
+    spec = {"name": "x", "datatype": "FP32", "shape": [-1] * given.ndim}
+    tensors, _ = encode_inputs([spec], given)
+    framed = body({"parameters": {}}, tensors)
+    text, rest = split(framed.body, str(framed.header_length))
+
+    (back,) = placed(json.loads(bytes(text))["inputs"], rest)
+    assert np.array_equal(array(back), given)
+    assert plain(back) == given.tolist()
+
+
+def test_bytes_beside_other_values_are_tagged():
+    tensors, _ = encode_inputs([TEXT], [b"\xff", "a", {"b": b"\x00"}])
+    framed = body({}, tensors)
+
+    (tensor,) = json.loads(framed.body)["inputs"]
+    assert from_wire(tensor["data"]) == [b"\xff", "a", {"b": b"\x00"}]
+
+
+def test_what_has_nothing_raw_is_json_alone():
+    tensors, _ = encode_inputs([TEXT], ["a"])
+
+    framed = body({}, tensors)
+
+    assert framed.header_length is None
+    assert framed.headers == {"content-type": "application/json"}
+    assert json.loads(framed.body) == {"inputs": tensors}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +111,7 @@ def test_a_batch_axis_is_added_where_it_is_missing(spec, value, shape, single):
     (tensor,), alone = encode_inputs([spec], value)
 
     assert tensor["shape"] == shape
-    assert len(tensor["data"]) == np.prod(shape)
+    assert array(tensor).shape == tuple(shape)
     assert alone is single
 
 
@@ -114,19 +152,13 @@ def test_a_value_that_has_no_form_on_the_wire_is_refused():
         encode_inputs([TEXT], {"a", "b"})
 
 
-def test_what_is_encoded_is_json():
-    tensors, _ = encode_inputs([POINT, TEXT], {"point": np.ones((1, 2), np.float32), "text": [b"\x00"]})
-
-    assert json.loads(json.dumps(tensors)) == tensors
-
-
 def test_outputs_are_bare_where_the_request_was():
     label = {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["good"]}
     point = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}
 
-    assert decode_outputs([label, point], single=True) == {"label": "good", "point": [1.0, 2.0]}
-    assert decode_outputs([label, point], single=False) == {"label": ["good"], "point": [[1.0, 2.0]]}
-    assert decode_outputs([label, point], single=None) == {"label": "good", "point": [1.0, 2.0]}
+    assert decode_outputs([label, point], True, plain) == {"label": "good", "point": [1.0, 2.0]}
+    assert decode_outputs([label, point], False, plain) == {"label": ["good"], "point": [[1.0, 2.0]]}
+    assert decode_outputs([label, point], None, plain) == {"label": "good", "point": [1.0, 2.0]}
 
 
 def test_outputs_in_base64_are_bytes():
@@ -138,4 +170,4 @@ def test_outputs_in_base64_are_bytes():
         "parameters": {"content_type": "base64"},
     }
 
-    assert decode_outputs([image], single=False) == {"image": [b"\x00", b"\xff"]}
+    assert decode_outputs([image], False, plain) == {"image": [b"\x00", b"\xff"]}

@@ -13,7 +13,7 @@ from router.board import RESIDENCE, Board, lay_out
 from router.classify import Constraints, Needs
 from router.cost import DEAREST, Estimate, reckon, shadow_prices
 from router.fleet import FleetSnapshot
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.catalogue import Model, Parameter, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import DeviceFacts
 from tasks.profiles import ProfileBook
@@ -50,6 +50,7 @@ COLD = DeviceFacts(
 )
 WARM = msgspec.structs.replace(COLD, worker="b", warm=(KEY,))
 ONE_ROW = Needs(deadline=None, level=1, rows=1, size=10)
+TOPOLOGY = Topology(hardware={"cpu": CLASS}, service={"standard": Service()}, default_service="standard")
 
 
 def board_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> Board:
@@ -66,6 +67,17 @@ def test_a_warm_device_pays_no_load() -> None:
     assert (figures.load, figures.run) == (0.0, pytest.approx(0.2))
     assert figures.cost == pytest.approx(0.2 * 3.6 / 3600)
     assert figures.finish == pytest.approx(0.2)
+
+
+def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it() -> None:
+    generating = msgspec.structs.replace(
+        MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10
+    )
+    board = lay_out(generating, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
+    full = PROFILE.latency(8, 10)
+    waits = [reckon(board, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
+    assert waits == pytest.approx([0.0, 0.0, 3.0])
+    assert estimated(WARM, ahead=full).wait == pytest.approx(full)
 
 
 def test_a_cold_device_pays_its_load_in_time_and_in_money() -> None:
@@ -92,9 +104,15 @@ def test_a_devices_observed_pace_corrects_its_profile() -> None:
 
 
 def test_a_guarantee_is_the_finish_times_the_residual_that_was_learned() -> None:
-    sure = msgspec.structs.replace(WARM, residual={KEY: 1.25})
+    sure = msgspec.structs.replace(WARM, residual={KEY: (1.25,)})
     assert estimated(sure).guaranteed == pytest.approx(1.25 * 0.2)
     assert estimated(WARM).guaranteed == pytest.approx(2.0 * 0.2)
+
+
+@pytest.mark.parametrize(("level", "residual"), [(0, 1.25), (1, 1.5), (3, 1.5)])
+def test_the_last_residual_that_a_device_tells_holds_for_the_levels_after_it(level: int, residual: float) -> None:
+    learned = msgspec.structs.replace(WARM, residual={KEY: (1.25, 1.5)})
+    assert learned.residual_of(KEY, level) == residual
 
 
 def test_each_device_is_reckoned_by_its_own_kind() -> None:

@@ -51,7 +51,7 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
     except TaxiwayError:
         assume(False)
         raise
-    basis = read_basis(basis_text(placement, "r1", backlog))
+    basis = read_basis(basis_text(placement.needs, "r1", board.classes, backlog.seconds))
     kept = unpack_reading(pack_reading(fleet))
     assert basis is not None
     assert kept is not None
@@ -59,7 +59,8 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
     again = explain_again(model, basis, topology, kept, BOOK, seed=seed_of("j1"))
 
     chosen = placement.candidate
-    assert (again.hardware_class, again.variant) == (chosen.hardware_class, chosen.variant_name)
+    bound = (None, None) if placement.held else (chosen.hardware_class, chosen.variant_name)
+    assert (again.hardware_class, again.variant, again.held) == (*bound, placement.held)
     assert (again.level, again.reason) == (placement.level, placement.reason)
 
 
@@ -85,7 +86,7 @@ def test_a_table_tells_of_the_choice_or_of_the_error_that_placing_gives(situatio
         assert (table.error, table.reason, chosen) == (error.code, error.message, [])
     else:
         candidate = placement.candidate
-        assert chosen == [(candidate.hardware_class, candidate.variant_name)]
+        assert chosen == ([] if placement.held else [(candidate.hardware_class, candidate.variant_name)])
         assert (table.error, table.reason) == (None, placement.reason)
 
 

@@ -5,13 +5,20 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taxiway.keys import LEVELS
 from workers.pace import DRIFT, Track, begin, observe
+
+LEVEL = 1
 
 
 def after(track: Track, ratios_seen: list[float]) -> Track:
     for ratio in ratios_seen:
-        track = observe(track, predicted=2.0, seconds=2.0 * ratio)
+        track = observe(track, predicted=2.0, seconds=2.0 * ratio, levels=(LEVEL,))
     return track
+
+
+def residual(track: Track) -> float:
+    return track.residuals[LEVEL]
 
 
 def test_a_device_that_is_slower_than_its_profile_is_found_out() -> None:
@@ -23,19 +30,19 @@ def test_a_device_that_is_slower_than_its_profile_is_found_out() -> None:
 def test_a_device_that_keeps_to_its_profile_needs_no_slack_and_has_not_drifted() -> None:
     track = after(begin(), [1.0] * 40)
     assert track.pace == 1.0
-    assert track.residual < 1.1
+    assert residual(track) < 1.1
     assert not track.drifted
 
 
 def test_a_residual_starts_at_its_profiles_and_stays_until_enough_was_seen() -> None:
-    assert 2.0 <= begin().residual < 2.2
-    assert 1.2 <= begin(1.2).residual < 1.32
-    assert after(begin(), [1.0] * 10).residual >= 2.0
+    assert 2.0 <= residual(begin()) < 2.2
+    assert 1.2 <= residual(begin(1.2)) < 1.32
+    assert residual(after(begin(), [1.0] * 10)) >= 2.0
 
 
 def test_a_residual_is_about_the_pace_and_not_about_the_profile() -> None:
-    assert after(begin(), [3.0] * 150).residual < 1.2
-    assert after(begin(), [1.0] * 180 + [3.0] * 20).residual >= 1.5
+    assert residual(after(begin(), [3.0] * 150)) < 1.2
+    assert residual(after(begin(), [1.0] * 180 + [3.0] * 20)) >= 1.5
 
 
 def test_one_slow_batch_moves_the_pace_little() -> None:
@@ -50,7 +57,7 @@ def test_a_recovered_device_is_believed_again() -> None:
 def test_a_track_stays_in_its_bounds(seen: list[float], start: float) -> None:
     track = after(begin(start), seen)
     assert track.pace > 0
-    assert 1.0 <= track.residual <= 16.01
+    assert 1.0 <= residual(track) <= 16.01
     assert track.drifted == (track.batches >= 10 and not 1 / DRIFT <= track.pace <= DRIFT)
 
 
@@ -60,10 +67,16 @@ def test_a_learned_residual_covers_nearly_all_of_what_was_seen(seen: list[float]
     ratio_to_pace = []
     for ratio in seen:
         ratio_to_pace.append(ratio / track.pace)
-        track = observe(track, predicted=1.0, seconds=ratio)
-    late = sum(r > track.residual for r in ratio_to_pace[-30:])
+        track = observe(track, predicted=1.0, seconds=ratio, levels=(LEVEL,))
+    late = sum(r > residual(track) for r in ratio_to_pace[-30:])
     assert late <= 6
 
 
 def test_a_prediction_of_nothing_teaches_nothing() -> None:
-    assert observe(begin(), predicted=0.0, seconds=1.0) == begin()
+    assert observe(begin(), predicted=0.0, seconds=1.0, levels=(LEVEL,)) == begin()
+
+
+def test_a_level_learns_nothing_from_batches_that_had_none_of_its_jobs() -> None:
+    track = after(begin(1.5), [1.0] * 60)
+    assert residual(track) < 1.1
+    assert {track.residuals[level] for level in range(LEVELS) if level != LEVEL} == {begin(1.5).residuals[0]}

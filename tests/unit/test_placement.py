@@ -10,9 +10,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from router.classify import Allowance, Constraints, Needs
+from router.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs
 from router.fleet import FleetSnapshot
-from router.placement import NEAR, WARM_PREFERENCE, Placement, place
+from router.placement import NEAR, WARM_PREFERENCE, Option, Placement, place
 from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import DeviceFacts
@@ -34,7 +34,8 @@ def placed(situation: Situation) -> Placement:
 
 def told(placement: Placement) -> Any:
     """All that a placement says."""
-    return placement.chosen, placement.options, placement.refusals, placement.variants(), placement.reason
+    decided = placement.chosen, placement.held, placement.reason
+    return *decided, placement.options, placement.refusals, placement.variants()
 
 
 def outcome(situation: Situation) -> Any:
@@ -46,9 +47,10 @@ def outcome(situation: Situation) -> Any:
 
 def chosen_class(situation: Situation) -> str | None:
     try:
-        return place(*situation).chosen.candidate.hardware_class
+        placement = place(*situation)
     except TaxiwayError:
         return None
+    return None if placement.held else placement.chosen.candidate.hardware_class
 
 
 @given(situation=situations() | situations(locality="edge"))
@@ -156,17 +158,42 @@ def test_a_sure_choice_costs_little_more_than_the_cheapest_sure_option(
     except TaxiwayError:
         return
     anyones = (None, needs.constraints.service)
-    sure = [o for o in placement.options if o.estimate.guaranteed <= deadline]
-    least = min((o.estimate.cost for o in sure if o.candidate.hardware.reserve_for in anyones), default=math.inf)
-    assert placement.chosen.estimate.cost <= WARM_PREFERENCE * NEAR * least
+    if not placement.held:
+        sure = [o for o in placement.options if o.estimate.guaranteed <= deadline and has_room(o, needs)]
+        least = min((o.estimate.cost for o in sure if o.candidate.hardware.reserve_for in anyones), default=math.inf)
+        assert placement.chosen.estimate.cost <= WARM_PREFERENCE * NEAR * least
+
+
+@given(situation=situations(), deadline=st.none() | st.floats(0.1, 100))
+def test_a_request_is_bound_within_a_horizon_unless_somebody_waits_for_it(
+    situation: Situation, deadline: float | None
+) -> None:
+    model, needs, topology, fleet = situation
+    placement = placed((model, replace(needs, deadline=deadline), topology, fleet))
+    urgent = deadline is not None and deadline <= LATENCY_CRITICAL
+    within = placement.chosen.estimate.wait <= placement.candidate.hardware.horizon
+    assert placement.held == (not urgent and not within)
+    assert placement.held == placement.reason.removeprefix(STALE).startswith("held: ")
 
 
 @given(situation=situations(deadline=None))
-def test_without_a_deadline_the_cheapest_option_is_the_choice(situation: Situation) -> None:
+def test_a_request_is_held_only_where_every_class_that_is_not_kept_from_it_is_past_its_horizon(
+    situation: Situation,
+) -> None:
+    placement, service = placed(situation), situation[1].constraints.service
+    if placement.held:
+        free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, service)]
+        assert not any(has_room(option, situation[1]) for option in free)
+
+
+@given(situation=situations(deadline=None))
+def test_without_a_deadline_the_cheapest_option_with_room_is_the_choice(situation: Situation) -> None:
     placement = placed(situation)
-    service = situation[1].constraints.service
-    free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, service)]
-    assert placement.chosen.estimate.cost <= min(o.estimate.cost for o in free or placement.options)
+    needs = situation[1]
+    free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, needs.constraints.service)]
+    if not placement.held:
+        open_now = [o for o in free or placement.options if has_room(o, needs)]
+        assert placement.chosen.estimate.cost <= min(o.estimate.cost for o in open_now)
 
 
 @given(situation=situations())
@@ -187,6 +214,14 @@ def test_a_job_may_move_only_between_classes_that_are_options(situation: Situati
     assert set(placement.variants().items()) <= pairs
     chosen = placement.chosen.candidate
     assert placement.variants()[chosen.hardware_class] == chosen.variant_name
+
+
+STALE = "by queues.yaml alone, for the fleet's state could not be read: "
+
+
+def has_room(option: Option, needs: Needs) -> bool:
+    urgent = needs.deadline is not None and needs.deadline <= LATENCY_CRITICAL
+    return urgent or option.estimate.wait <= option.candidate.hardware.horizon
 
 
 def model(**variants: Variant) -> Model:
@@ -382,3 +417,38 @@ def test_a_tenant_near_its_budget_gets_only_what_still_fits() -> None:
 def test_a_request_whose_own_budget_is_too_small_is_at_fault_whatever_its_tenant_has_left() -> None:
     with pytest.raises(InvalidRequestError):
         place(model(), needs_by(budget=1e-9, allowance=spent(-1.0)), CHEAP_AND_DEAR, fleet(*BOTH))
+
+
+FULL_AND_FREE = topology(cheap=hardware(0.36, horizon=2.0), dear=hardware(3.6, horizon=2.0))
+
+
+def test_what_a_queue_past_its_horizon_would_run_in_time_goes_to_one_that_has_room_and_the_reason_says_so() -> None:
+    placement = place(model(), needs_by(100.0), FULL_AND_FREE, fleet(*BOTH, cheap=[0, 3]))
+    assert (placement.held, placement.chosen.candidate.hardware_class) == (False, "dear")
+    assert "cheap/fast is cheaper and past its horizon (3 s of work)" in placement.reason
+
+
+@pytest.mark.parametrize("deadline", [None, 100.0])
+def test_a_request_that_only_queues_past_their_horizons_can_take_is_held(deadline: float | None) -> None:
+    placement = place(model(), needs_by(deadline), FULL_AND_FREE, fleet(*BOTH, cheap=[0, 3], dear=[0, 4]))
+    assert placement.held
+    assert placement.reason == (
+        "held: every queue that could take it is past its horizon; cheap/fast has 3 s of work before it, the most is 2"
+    )
+
+
+def test_a_queue_is_past_its_horizon_only_for_what_it_would_serve_later() -> None:
+    placement = place(
+        model(), needs_by(level=1), topology(cpu=hardware(horizon=2.0)), fleet(device(), cpu=[0, 1, 0, 9])
+    )
+    assert not placement.held
+
+
+def test_a_request_that_somebody_waits_for_is_never_held() -> None:
+    placement = place(model(), needs_by(1.0), topology(cpu=hardware(horizon=0.1)), fleet(device(), cpu=[0, 0.3]))
+    assert not placement.held
+
+
+def test_holding_does_not_hide_that_a_request_cannot_be_in_time() -> None:
+    with pytest.raises(OverloadedError):
+        place(model(), needs_by(5.0), FULL_AND_FREE, fleet(*BOTH, cheap=[0, 30], dear=[0, 40]))

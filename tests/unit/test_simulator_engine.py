@@ -10,15 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.snapshot import BEAT
 from simulator.bound import lower_bound
 from simulator.engine import Engine, simulate
 from simulator.fleet import Fleet, parse_fleet
 from simulator.outcome import ANSWERED, DROPPED, REFUSED
 from simulator.policies.catalogue import POLICIES
+from simulator.reader import Count, Reader, Surroundings, topology_of
 from simulator.scaling import Need, wanted
 from simulator.synthetic import synthetic_trace
 from simulator.traces import make_trace
-from simulator.workload import Workload, prepare
+from simulator.workload import Workload, jobs, prepare
 
 FLEET = """
 default_model: chat
@@ -166,3 +168,30 @@ def test_a_device_goes_when_nobody_needed_it_for_its_keep_alive() -> None:
     assert need.kept(3, 59.0) == 3
     assert need.kept(3, 60.0) == 1
     assert need.kept(3, 90.0) == 0
+
+
+def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_it_places() -> None:
+    workload = chat(rate=20, duration=3)
+    run = engine("taxiway", workload)
+    reader = Reader(workload, Surroundings(), seed=1)
+    job = next(jobs(workload, clairvoyant=False))
+    big = run.pools[0]
+
+    def seconds(now: float) -> float:
+        return float(reader.outlook(run.pools, now).backlog.seconds.sum())
+
+    before = seconds(0.0)
+    reader.count(job, Count(big.name, "chat:1", 100.0))
+    assert before == 0
+    assert seconds(0.0) == 100
+    assert seconds(BEAT / 2) == pytest.approx(100 - BEAT / 2)  # one device has had that time
+    reader.ended(job, big, BEAT / 2)
+    assert seconds(BEAT * 0.9) > 99  # what ended is seen with the next reading
+    assert seconds(BEAT) == 0
+
+
+def test_the_fleet_file_is_the_router_s_topology() -> None:
+    topology = topology_of(fleet())
+    assert topology.hardware["small"].capacity == "spot"
+    assert topology.hardware["big"].dollars_per_second == fleet().classes["big"].usd_per_second
+    assert topology.service["bulk"].priority == "low"

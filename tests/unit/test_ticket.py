@@ -11,23 +11,19 @@ from tasks.ticket import Ticket, TicketError, read_ticket, sign
 from tests.unit.strategies import json_values
 
 KEY, BODY = b"k" * 32, b"[[], {}, {}]"
-TICKET = sign(
-    Ticket(
-        job="job-1",
-        task="taxiway.infer",
-        model="sentiment:1",
-        variants={"cpu.batch": "onnx-int8"},
-        prices={"cpu.batch": 0.05},
-        accepted=1000.5,
-        deadline_at=1005.5,
-        level=1,
-        reason="cheapest",
-        reply="client-1",
-    ),
-    BODY,
-    KEY,
+TICKET = Ticket(
+    job="job-1",
+    task="taxiway.infer",
+    model="sentiment:1",
+    variants={"cpu.batch": "onnx-int8"},
+    prices={"cpu.batch": 0.05},
+    accepted=1000.5,
+    deadline_at=1005.5,
+    level=1,
+    reason="cheapest – “surely”",
+    reply="client-1",
 )
-HEADER: dict[str, Any] = msgspec.to_builtins(TICKET)
+HEADER = sign(TICKET, BODY, KEY)
 
 
 def test_a_signed_ticket_is_read_as_it_was_written() -> None:
@@ -38,32 +34,24 @@ def test_a_ticket_survives_json() -> None:
     assert read_ticket(msgspec.json.decode(msgspec.json.encode(HEADER)), BODY, KEY) == TICKET
 
 
-def test_a_ticket_in_json_text_is_read_as_it_was_written() -> None:
-    assert read_ticket(msgspec.json.encode(HEADER).decode(), BODY, KEY) == TICKET
-
-
-def test_text_that_is_no_ticket_is_refused() -> None:
-    with pytest.raises(TicketError):
-        read_ticket("reply", BODY, KEY)
-
-
-@given(field=st.sampled_from(sorted(HEADER)), value=json_values)
-def test_a_changed_field_is_refused(field: str, value: Any) -> None:
-    changed = HEADER | {field: value}
-    if msgspec.json.encode(changed) != msgspec.json.encode(HEADER):
+@given(data=st.data())
+def test_a_changed_character_is_refused(data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(HEADER) - 1))
+    changed = HEADER[:place] + data.draw(st.characters()) + HEADER[place + 1 :]
+    if changed != HEADER:
         with pytest.raises(TicketError):
             read_ticket(changed, BODY, KEY)
 
 
-@pytest.mark.parametrize("field", sorted(HEADER))
-def test_a_missing_field_is_refused(field: str) -> None:
+@given(end=st.integers(0, len(HEADER) - 1))
+def test_a_ticket_that_was_cut_is_refused(end: int) -> None:
     with pytest.raises(TicketError):
-        read_ticket({name: value for name, value in HEADER.items() if name != field}, BODY, KEY)
+        read_ticket(HEADER[:end], BODY, KEY)
 
 
 @given(body=st.binary().filter(lambda body: body != BODY))
 def test_another_body_is_refused(body: bytes) -> None:
-    with pytest.raises(TicketError, match="the body that the ticket was signed for"):
+    with pytest.raises(TicketError, match="for this body"):
         read_ticket(HEADER, body, KEY)
 
 
@@ -73,21 +61,17 @@ def test_another_key_is_refused(key: bytes) -> None:
         read_ticket(HEADER, BODY, key)
 
 
-@given(header=st.none() | json_values)
+@given(header=st.none() | st.binary() | st.text() | json_values)
 def test_a_header_that_is_no_ticket_is_refused(header: Any) -> None:
     with pytest.raises(TicketError):
         read_ticket(header, BODY, KEY)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"signature": "é"}, {"signature": "\ud800"}, {"job": "\ud800"}, {"level": 2**200}, {"accepted": float("nan")}],
-)
-def test_a_field_that_cannot_be_signed_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(TicketError):
-        read_ticket(HEADER | changes, BODY, KEY)
+def test_what_a_router_of_another_release_signed_is_refused() -> None:
+    class Other(Ticket, frozen=True, kw_only=True):
+        admin: bool
 
+    other = Other(**msgspec.structs.asdict(TICKET), admin=True)
 
-def test_an_additional_field_is_refused() -> None:
-    with pytest.raises(TicketError):
-        read_ticket(HEADER | {"admin": True}, BODY, KEY)
+    with pytest.raises(TicketError, match="admin"):
+        read_ticket(sign(other, BODY, KEY), BODY, KEY)

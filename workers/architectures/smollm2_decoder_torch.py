@@ -40,11 +40,12 @@ class Decoder(nn.Module):
 
         Args:
             slots: int64 (n,), where each row's cache is.
-            input_ids: int64 (n, t): whole prompts padded at their right, or one further token a row.
+            input_ids: int64 (n, t): whole prompts padded at their right, one further token a row, or any further tokens
+                of a row alone.
             last: int64 (n,), the position in its context of each row's last real token.
         """
         rows, width = input_ids.shape
-        first = last if width == 1 else torch.zeros_like(last)
+        first = last - (width - 1) if rows == 1 or width == 1 else torch.zeros_like(last)
         positions = first[:, None] + torch.arange(width, device=input_ids.device)
         total = int(positions.max()) + 1
         self._grow(int(slots.max()) + 1, total)
@@ -53,13 +54,16 @@ class Decoder(nn.Module):
         x = self.table[input_ids]
         for index, layer in enumerate(self.layers):
             x = layer(x, turn, seen[:, None], Cache(self.cache[index], slots, positions, total))
-        place = torch.minimum(last, torch.full_like(last, width - 1))
-        picked = x[torch.arange(rows, device=x.device), place]
+        picked = x[torch.arange(rows, device=x.device), last - first]
         return {"logits": _normed(picked, self.norm) @ self.table.T}
 
-    def forget(self) -> None:
-        """Drop the cache of all slots."""
-        self.cache = self.table.new_zeros(0)
+    def keep(self, tokens: int) -> None:
+        """Give back what the cache takes beyond `tokens` of each slot, where that is much."""
+        wanted = _blocks(tokens)
+        if not wanted:
+            self.cache = self.table.new_zeros(0)
+        elif self.cache.dim() > 1 and self.cache.shape[4] > 2 * wanted:
+            self.cache = self.cache[..., :wanted, :].clone()
 
     def _grow(self, slots: int, tokens: int) -> None:
         """Make room, keeping what is there; capacity grows in blocks, so that it is copied seldom."""
@@ -67,7 +71,7 @@ class Decoder(nn.Module):
         held, capacity = (old.shape[2], old.shape[4]) if old.dim() > 1 else (0, 0)
         if slots <= held and tokens <= capacity:
             return
-        capacity_wanted = max(capacity, -(-tokens // _BLOCK) * _BLOCK)
+        capacity_wanted = max(capacity, _blocks(tokens))
         shape = (len(self.layers), 2, max(held, slots), self._kv_heads, capacity_wanted, _HEAD_WIDTH)
         self.cache = self.table.new_zeros(shape)
         if held:
@@ -122,6 +126,10 @@ class Layer(nn.Module):
             _turned(query, turn), keys, values, attn_mask=seen, enable_gqa=True
         )
         return mixed.transpose(1, 2).reshape(rows, width, features)
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // _BLOCK) * _BLOCK
 
 
 def _normed(x: Tensor, scale: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Turns a request's rows into tensors, runs batches of them on a runtime, and turns tensors into answers.
 
-One file a kind of model: `tensors` (arrays in, arrays out), `text`, `image`, `generation`.
+One file a kind of model: `tensors` (arrays in, arrays out), `text`, `image`, `generation`; the last has its batches in
+`running` and its choices in `sampling`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One row, prepared: arrays without the batch axis, the size that buckets and profiles count, parameters."""
+    """One row, prepared: arrays without the batch axis, the size that buckets and profiles count, parameters.
+
+    `level` is its job's priority level.
+    """
 
     arrays: Arrays
     size: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    level: int = 0
 
 
 class Pipeline(Protocol):

@@ -1,11 +1,9 @@
-"""A prompt in, and out what a small chat model answers: token by token, in batches whose rows end when they like.
-
-A batch is admitted as one; each row that ends is evicted at once, and the others go on without it.
-"""
+"""A prompt in, and out what a small chat model answers: token by token, in a batch that rows join and leave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,15 +12,13 @@ from tokenizers import Tokenizer
 from tasks.catalogue import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Row
+from workers.pipelines.running import RunningBatch
 from workers.pipelines.sampling import Sequel, read_wishes
 from workers.pipelines.text import read_text
 from workers.runtimes import ModelLoadError, Placed, Runtime
 from workers.runtimes.stepping import SteppingRuntime
 
 MAX_STOPS = 4
-
-MAX_HELD = 12_288
-"""Most tokens of chats and answers that are held at once: they take 46 kB each in float32, 570 MB together."""
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 """The system's part of a chat without one of its own, from the chat template inside SmolLM2's GGUF file."""
@@ -62,7 +58,7 @@ class ChatTemplate:
 
 
 class GenerationPipeline:
-    """Reads prompts, then steps the runtime until every row has ended.
+    """Reads prompts, and lets a running batch answer them.
 
     Args:
         model: its first input is the prompt; its last bucket is the most tokens of prompt and answer together.
@@ -92,47 +88,27 @@ class GenerationPipeline:
             raise RequestTooLargeError(message, field=f"inputs.{self._input}", limit=self._limit)
         return Item({"tokens": np.array(ids, np.int64)}, size, wanted)
 
+    def begin(self, runtime: Runtime) -> RunningBatch:
+        """An empty batch, for items of this pipeline."""
+        return RunningBatch(cast(SteppingRuntime, runtime), self._sequel)
+
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """`text`, `tokens` and `finish-reason` for each item."""
-        stepping = cast(SteppingRuntime, runtime)
-        sequels = [Sequel(read_wishes(i.parameters), self._template.ends, self._template.text) for i in items]
-        for group in _groups(items):
-            _finish(stepping, sequels, group, [items[slot].arrays["tokens"] for slot in group])
-        return [{"text": s.text, "tokens": len(s.tokens), "finish-reason": s.finish} for s in sequels]
+        """`text`, `tokens` and `finish-reason` for each item. As many run together as memory allows."""
+        batch, waiting = self.begin(runtime), deque(items)
+        rows = []
+        try:
+            while waiting or batch.rows:
+                while waiting and batch.room(waiting[0].size):
+                    rows.append(batch.join(waiting.popleft()))
+                for ended in batch.step():
+                    if ended.error is not None:
+                        raise ended.error
+        finally:
+            batch.leave(batch.rows)
+        return [row.answer for row in rows]
 
-
-def _groups(items: Sequence[Item]) -> Iterator[list[int]]:
-    """The items' places in order, in groups that hold at most `MAX_HELD` tokens together, or one item."""
-    group: list[int] = []
-    for slot in range(len(items)):
-        if group and max(items[s].size for s in (*group, slot)) * (len(group) + 1) > MAX_HELD:
-            yield group
-            group = []
-        group.append(slot)
-    yield group
-
-
-def _finish(
-    runtime: SteppingRuntime, sequels: Sequence[Sequel], slots: list[int], prompts: Sequence[np.ndarray]
-) -> None:
-    """Admit the slots together, and step those that go on until none does."""
-    going = slots
-    try:
-        logits = runtime.admit(going, prompts)
-        while going := _advance(runtime, sequels, going, logits):
-            logits = runtime.step(going, [sequels[slot].tokens[-1] for slot in going])
-    finally:
-        runtime.evict(going)
-
-
-def _advance(runtime: SteppingRuntime, sequels: Sequence[Sequel], going: list[int], logits: np.ndarray) -> list[int]:
-    """Give each going row its logits, evict those that ended, and return the others."""
-    for slot, row in zip(going, logits, strict=True):
-        sequels[slot].take(row)
-    ended = [slot for slot in going if sequels[slot].finish]
-    if ended:
-        runtime.evict(ended)
-    return [slot for slot in going if not sequels[slot].finish]
+    def _sequel(self, item: Item) -> Sequel:
+        return Sequel(read_wishes(item.parameters), self._template.ends, self._template.text)
 
 
 def _check_stops(stops: Any) -> None:

@@ -103,6 +103,8 @@ def _numbers(spec: TensorSpec, value: object) -> np.ndarray:
         raise _wrong(spec, spec.datatype, f"a {type(value).__name__} that is no regular array") from error
     if array.size and array.dtype.kind not in _ACCEPTED[wanted.kind]:
         raise _wrong(spec, spec.datatype, f"{array.dtype} values")
+    if array.dtype == wanted:
+        return array
     with np.errstate(over="ignore"):
         narrow = array.astype(wanted)
     kept = np.isfinite(narrow) == np.isfinite(array) if wanted.kind == "f" else narrow == array

@@ -27,6 +27,7 @@ class OnnxDecoder(SlotDecoder, OnnxRuntime):
         OnnxRuntime.__init__(self, placed)
         self._presents: dict[str, str] = {}
         self._caches: dict[str, np.ndarray] = {}
+        self._held = self._capacity = 0  # rows and tokens that the caches have room for
         self._rows: list[int] = []
 
     def load(self) -> None:
@@ -63,27 +64,45 @@ class OnnxDecoder(SlotDecoder, OnnxRuntime):
     def _forget(self, slots: Sequence[int]) -> None:
         if not self._lengths:
             self._drop()
+            return
         for slot in slots:
             if slot in self._rows:
-                self._swap(self._rows.index(slot), len(self._rows) - 1)
-                self._rows.pop()
+                self._fill(self._rows.index(slot))
+        wanted = _blocks(max(self._lengths.values()))
+        if self._capacity > 2 * wanted:
+            self._allocate(self._held, wanted)
 
     def _drop(self) -> None:
         self._rows = []
         self._caches = {}
+        self._held = self._capacity = 0
+
+    def _fill(self, hole: int) -> None:
+        """Drop the row at `hole`: the last one takes its place, so that rows lie side by side."""
+        last = len(self._rows) - 1
+        slot = self._rows.pop()
+        if hole < last:
+            self._rows[hole], length = slot, self._lengths.get(slot, 0)
+            for cache in self._caches.values():
+                cache[hole, :, :length] = cache[last, :, :length]
 
     def _grow(self, rows: int, tokens: int) -> None:
-        """Make room, keeping what is there; capacity grows in blocks, so that it is copied seldom."""
+        """Make room. Rows are doubled and tokens grow in blocks, so that what is there is copied seldom."""
+        if rows > self._held or tokens > self._capacity:
+            held = 1 << (rows - 1).bit_length()  # memory of a row that nothing was written to is not taken
+            self._allocate(max(self._held, held), max(self._capacity, _blocks(tokens)))
+
+    def _allocate(self, held: int, capacity: int) -> None:
+        """New caches with what the rows have."""
+        used, kept = min(self._held, len(self._rows)), min(self._capacity, capacity)
         for spec in self._opened().get_inputs():
-            if spec.name not in self._presents:
-                continue
-            _, heads, _, width = spec.shape
-            old = self._caches.get(spec.name, np.zeros((0, heads, 0, width), np.float32))
-            if len(old) < rows or old.shape[2] < tokens:
-                capacity = max(old.shape[2], -(-tokens // _BLOCK) * _BLOCK)
-                new = np.zeros((max(len(old), rows), heads, capacity, width), np.float32)
-                new[: len(old), :, : old.shape[2]] = old
+            if spec.name in self._presents:
+                _, heads, _, width = spec.shape
+                new = np.zeros((held, heads, capacity, width), np.float32)
+                if used:
+                    new[:used, :, :kept] = self._caches[spec.name][:used, :, :kept]
                 self._caches[spec.name] = new
+        self._held, self._capacity = held, capacity
 
     def _gather(self, slots: Sequence[int]) -> int:
         """The first row of these slots, which are brought side by side where they are not."""
@@ -117,6 +136,10 @@ class OnnxDecoder(SlotDecoder, OnnxRuntime):
             raise ExecutionError(f"{self._placed.variant}: {error}") from error
         logits: np.ndarray = binding.get_outputs()[-1].numpy()
         return logits
+
+
+def _blocks(tokens: int) -> int:
+    return -(-tokens // _BLOCK) * _BLOCK
 
 
 def open_variant(placed: Placed) -> OnnxDecoder:

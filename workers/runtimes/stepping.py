@@ -22,7 +22,10 @@ class SteppingRuntime(Runtime, Protocol):
     """A runtime for generation. Logits are float32 of shape (slots, vocabulary), in the order of the slots given."""
 
     def admit(self, slots: Sequence[int], prompts: Sequence[np.ndarray]) -> np.ndarray:
-        """Read a whole prompt (int64 tokens, at least one) into each slot, which forgets what it held."""
+        """Read a prompt (int64 tokens, at least one), or its beginning, into each slot, which forgets what it held."""
+
+    def extend(self, slot: int, tokens: np.ndarray) -> np.ndarray:
+        """Read more of its prompt into one slot; its logits, of shape (1, vocabulary)."""
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Read one more token into each of these slots; other slots keep what they hold."""
@@ -49,6 +52,11 @@ class SlotDecoder(ABC):
             read.append(self._read(slots[start:end], ids, np.array(lengths, np.int32) - 1))
         return np.concatenate(read)
 
+    def extend(self, slot: int, tokens: np.ndarray) -> np.ndarray:
+        """See `SteppingRuntime.extend`."""
+        self._lengths[slot] += len(tokens)
+        return self._read([slot], tokens[None].astype(np.int64), np.array([self._lengths[slot]], np.int32) - 1)
+
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """See `SteppingRuntime.step`."""
         last = np.array([self._lengths[slot] for slot in slots], np.int32)
@@ -65,7 +73,10 @@ class SlotDecoder(ABC):
 
     @abstractmethod
     def _read(self, slots: Sequence[int], ids: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Logits after reading `ids` (slots, tokens); `last` is each last real token's position in its context."""
+        """Logits after reading `ids` (slots, tokens); `last` is each last real token's position in its context.
+
+        Rows of several tokens begin at the start of their context, but for a row alone, which goes on in its own.
+        """
 
     @abstractmethod
     def _forget(self, slots: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from workers.runtimes.torch import TorchRuntime
 
 
 class TorchDecoder(SlotDecoder, TorchRuntime):
-    """A network whose `forward(slots, input_ids, last)` gives `logits`, and whose `forget(slots)` frees memory."""
+    """A network whose `forward(slots, input_ids, last)` gives `logits`, and whose `keep(tokens)` frees memory."""
 
     def __init__(self, placed: Placed) -> None:
         SlotDecoder.__init__(self)
@@ -23,8 +23,7 @@ class TorchDecoder(SlotDecoder, TorchRuntime):
         return self.run({"slots": np.array(slots, np.int64), "input_ids": ids, "last": last.astype(np.int64)})["logits"]
 
     def _forget(self, slots: Sequence[int]) -> None:
-        if not self._lengths:
-            cast(Any, self._module).forget()
+        cast(Any, self._module).keep(max(self._lengths.values(), default=0))
 
 
 def open_variant(placed: Placed) -> TorchDecoder:

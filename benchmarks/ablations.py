@@ -1,0 +1,194 @@
+"""What is each term of the cost model worth? Placement with one term switched off at a time, beside all of them.
+
+`python -m benchmarks.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
+requests in time, and at that load, and a synthetic trace on `ablations.yaml`, where models do not fit together, devices
+start cold and some are spot. It prints what each term changes in attainment (points) and in cost; `--json` prints one
+JSON line a figure. A term is switched off in the board that the decision reads, or in the constant that it goes by: the
+decision itself has no switches.
+
+The simulator has no links and no shadow prices, so that transfer, egress and shadow price change nothing here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.measure import machine, say
+from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
+from router import placement
+from router.board import Board
+from router.outlook import Outlook
+from simulator.bound import Bound, lower_bound
+from simulator.fleet import SERVICES, load_fleet
+from simulator.policies.taxiway import Taxiway
+from simulator.synthetic import synthetic_trace
+from simulator.traces import Trace, joined
+from simulator.workload import Job, Workload, prepare
+
+FLEET = Path(__file__).with_name("ablations.yaml")
+
+MIXED = "mixed"
+"""The name of the synthetic trace."""
+
+RATES = {"rank": 4.0, "embed": 10.0, "vision": 0.3}
+"""Requests a second of each model of the synthetic trace, in bursts of four times as many."""
+
+SHARES = (0.5, 1.0)
+
+WORTHLESS = 0.001
+"""A term that changes no attainment by more than this, and no cost by ten times as much, is worth nothing here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A term of the cost model, and how it is switched off: columns of the board, constants of `router.placement`."""
+
+    name: str
+    columns: Callable[[Board], dict[str, Any]] = lambda board: {}
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    def without(self, board: Board) -> Board:
+        """The board as if the term were not in the model."""
+        return replace(board, **self.columns(board))
+
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The constants as if the term were not in the model."""
+        with ExitStack() as stack:
+            for name, value in self.constants.items():
+                stack.callback(setattr, placement, name, getattr(placement, name))
+                setattr(placement, name, value)
+            yield
+
+
+def _all(column: str, value: float) -> Callable[[Board], dict[str, Any]]:
+    """A column of the board with one figure for every candidate."""
+    return lambda board: {column: np.full_like(getattr(board, column), value)}
+
+
+TERMS = (
+    Term("all terms"),
+    Term("wait", _all("beside", np.inf)),
+    Term("batch forming", _all("forming", 0.0)),
+    Term("cold start", _all("load", 0.0)),
+    Term("load share", lambda board: {"sharers": np.inf}),
+    Term("residual", _all("residual", 1.0)),
+    Term("company", _all("slope", 0.0)),
+    Term("price", _all("dollars", 1.0)),
+    Term("shadow price", _all("shadow", 0.0)),
+    Term("spot loss", _all("spot_loss", 0.0)),
+    Term("transfer", lambda board: _all("link_delay", 0.0)(board) | _all("link_seconds", 0.0)(board)),
+    Term("egress", _all("egress", 0.0)),
+    Term("horizon", _all("horizon", np.inf)),
+    Term("reserve", _all("reserved", False)),
+    Term("warm preference", constants={"WARM_PREFERENCE": 0.0}),
+    Term("two choices", constants={"NEAR": 1.0}),
+)
+"""The whole model first, then what it is without each of its terms."""
+
+
+class Without(Taxiway):
+    """The router's decision on boards that lack a term."""
+
+    def __init__(self, workload: Workload, term: Term, *, seed: int) -> None:
+        super().__init__(workload, seed=seed)
+        self._term = term
+
+    def _board(self, job: Job, outlook: Outlook) -> Board:
+        return self._term.without(super()._board(job, outlook))
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A trace at a share of a load: its workloads by seed, with the bound of each."""
+
+    trace: str
+    share: float
+    load: float
+    workloads: Mapping[int, Workload]
+    bounds: Mapping[int, Bound]
+
+    @classmethod
+    def of(cls, trace: str, share: float, load: float, workloads: Mapping[int, Workload]) -> Scene:
+        """The scene with its bounds worked out."""
+        return cls(trace, share, load, workloads, {seed: lower_bound(each) for seed, each in workloads.items()})
+
+    def without(self, term: Term) -> Figure:
+        """What placement without the term attains and costs, on average over the seeds."""
+        runs = []
+        with term.switched_off():
+            for seed, workload in self.workloads.items():
+                found = run(term.name, lambda on, chance: Without(on, term, seed=chance), workload, seed)
+                runs.append((found, self.bounds[seed].of(found.attainment)))
+        return mean(self.trace, self.share, self.load, runs)
+
+
+def worthless(with_all: Figure, without: Figure) -> bool:
+    """Whether nothing gets better or worse by leaving the term out."""
+    moved = [abs(getattr(with_all, name) - getattr(without, name)) for name in SERVICES]
+    return max(moved) <= WORTHLESS and abs(without.cost / with_all.cost - 1) <= 10 * WORTHLESS
+
+
+def mixed(seed: int) -> Workload:
+    """Several models at once, in bursts."""
+    fleet = load_fleet(FLEET)
+    return prepare(joined([_bursts(name, rate, seed) for name, rate in RATES.items()]), fleet, seed=seed)
+
+
+def _bursts(model: str, rate: float, seed: int) -> Trace:
+    spec = f"mmpp:low={rate},high={4 * rate},stay=60,duration=600,size=100,output=0,seed={seed}"
+    return synthetic_trace(spec, model=model)
+
+
+def table(figures: Sequence[Figure]) -> Table:
+    """What each term is worth on one trace at one load: points of attainment and cost that leaving it out loses."""
+    whole = figures[0]
+    title = f"\n{whole.trace}, {whole.share:g} of load {whole.load:.2f}: what leaving a term out changes"
+    shown = Table("without", *SERVICES, "cost", "", title=title, box=None, title_justify="left")
+    for each in figures:
+        if each is whole:
+            attained = [f"{100 * getattr(each, name):.1f} %" for name in SERVICES]
+            shown.add_row("nothing", *attained, f"${each.cost:.2f}", "")
+            continue
+        points = [f"{100 * (getattr(each, name) - getattr(whole, name)):+.1f}" for name in SERVICES]
+        verdict = "worth nothing" if worthless(whole, each) else ""
+        shown.add_row(each.policy, *points, f"{100 * (each.cost / whole.cost - 1):+.1f} %", verdict)
+    return shown
+
+
+def main() -> None:
+    """Play all, and print what each term is worth."""
+    options = parser("ablations", __doc__, (*TRACES, MIXED))
+    options.add_argument("--share", action="append", type=float, help=f"of the load; {SHARES}, unless named")
+    options.add_argument("--term", action="append", choices=[term.name for term in TERMS[1:]], help="all, unless named")
+    given = options.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    terms = [term for term in TERMS if term is TERMS[0] or not given.term or term.name in given.term]
+    bench, seeds = Bench(given.data), range(1, given.seeds + 1)
+    for trace in given.trace or (*TRACES, MIXED):
+        load = 1.0 if trace == MIXED else given.load or bench.saturation(trace, seeds[0])
+        for share in (1.0,) if trace == MIXED else given.share or SHARES:
+            workloads = {s: mixed(s) if trace == MIXED else bench.workload(trace, load * share, s) for s in seeds}
+            scene, figures = Scene.of(trace, share, load, workloads), []
+            with Progress(console=Console(stderr=True), transient=True) as progress:
+                for term in progress.track(terms, description=f"{trace} {share:g}"):
+                    figures.append(scene.without(term))
+                    if given.json:
+                        nothing = term is not TERMS[0] and worthless(figures[0], figures[-1])
+                        say({"question": "without a term", **machine(), **asdict(figures[-1]), "worthless": nothing})
+            if not given.json:
+                console.print(table(figures))
+
+
+if __name__ == "__main__":
+    main()

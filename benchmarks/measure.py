@@ -1,0 +1,87 @@
+"""What benchmarks share: statistics, the machine they ran on, and the line that each answer is printed as."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from tasks.settings import TREE
+
+CPUINFO = Path("/proc/cpuinfo")
+
+CHARTS = TREE / "build" / "benchmarks"
+"""Where benchmarks write their charts unless told otherwise."""
+
+Line = dict[str, object]
+
+
+def say(line: Mapping[str, object]) -> None:
+    """Print one answer as a JSON line."""
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    sys.stdout.flush()
+
+
+def answer(question: str, figures: Sequence[float], **more: object) -> Line:
+    """The line of one answer: the question, the machine, the figures' summary, and what else is to be said."""
+    return {"question": question, **machine(), **summary(figures), **more}
+
+
+def summary(figures: Sequence[float]) -> Line:
+    """Repeats, median and spread (largest less smallest), to four digits or the thousandth."""
+    spread = max(figures) - min(figures)
+    return {"repeats": len(figures), "median": _short(statistics.median(figures)), "spread": _short(spread)}
+
+
+def percentile(taken: Sequence[float], share: float) -> float:
+    """The smallest of `taken` that `share` percent of them do not exceed."""
+    return sorted(taken)[math.ceil(len(taken) * share / 100) - 1]
+
+
+@functools.cache
+def machine() -> Line:
+    """The commit and the device that the figures are of."""
+    git = ["git", "-C", str(TREE), "describe", "--always", "--dirty"]
+    described = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {"commit": described or "uncommitted", "device": f"{os.cpu_count()} cores, {processor()}"}
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    names = [line.partition(":")[2].strip() for line in CPUINFO.read_text().splitlines() if line[:10] == "model name"]
+    return names[0] if names else platform.machine()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and those below it have used; one that ended meanwhile counts no more."""
+    seconds = 0.0
+    for process in tree(pid):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        seconds += times.user + times.system
+    return seconds
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """The process and all below it; none where it has ended."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _short(figure: float) -> float:
+    digits = 3 if abs(figure) < 1 else max(0, 3 - math.floor(math.log10(abs(figure))))
+    return round(figure, digits)

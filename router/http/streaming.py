@@ -1,0 +1,208 @@
+"""Tells answers as they are generated, as server-sent events, and answers requests to generate text.
+
+Source: HTML's "Server-sent events" for the form; the Open Inference Protocol's `generate` and `generate_stream` for
+text_input and text_output. An event's id says how far the reader has come: who returns with it as `Last-Event-ID` is
+told the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+from router.http.inference import Accepted, Inference
+from router.http.protocol import InferAnswer, InferRequest, InputTensor
+from router.jobs import Jobs
+from router.service import Router
+from tasks.lengths import generates
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
+from taxiway.job import JobStatus, Result
+from taxiway.streaming import TEXT, Event, Lost, Piece, Position, Progress, Restarted, follow, read_position
+
+MEDIA_TYPE = "text/event-stream"
+
+_QUIET = 10.0  # seconds without an event after which a comment shows that the connection lives
+_PAUSE = 0.25  # seconds before a store that is away is asked again
+
+_encode = msgspec.json.Encoder().encode
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a request to generate text."""
+
+    text_input: str
+    id: str | None = None
+    parameters: dict[str, Any] = {}
+
+
+_decode = msgspec.json.Decoder(GenerateRequest).decode
+
+
+def read_generate(body: bytes) -> GenerateRequest:
+    """The request in `body`.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        return _decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"body: expected text_input and parameters: {error}", field="body") from error
+
+
+class Telling:
+    """The endpoints' work."""
+
+    def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
+        self._router = router
+        self._jobs = jobs
+        self._inference = inference
+
+    async def submit(self, reference: str, generate: GenerateRequest) -> str:
+        """Accept a request whose answer is told as it comes; its job.
+
+        Raises:
+            TaxiwayError: as `Inference.submit` raises it.
+        """
+        infer = self._infer(reference, generate)
+        infer.parameters["stream"] = True
+        return (await self._inference.submit(reference, infer)).job
+
+    async def generate(self, reference: str, generate: GenerateRequest) -> dict[str, Any] | Accepted:
+        """Accept a request and wait for its answer; the job where that takes longer than `limits.wait`.
+
+        Raises:
+            TaxiwayError: as `Inference.infer` raises it.
+        """
+        answered = await self._inference.infer(reference, self._infer(reference, generate))
+        if isinstance(answered, Accepted):
+            return answered
+        answer = msgspec.json.decode(answered.body, type=InferAnswer)
+        outputs = {output.name: output.data[0] for output in answer.outputs if output.data}
+        return {
+            "id": answer.id,
+            "model_name": answer.model_name,
+            "model_version": answer.model_version,
+            "text_output": outputs[TEXT],
+            "finish_reason": outputs.get("finish-reason"),
+        }
+
+    def _infer(self, reference: str, generate: GenerateRequest) -> InferRequest:
+        """The same as an infer request.
+
+        Raises:
+            InvalidRequestError: the model does not generate text.
+        """
+        model = self._router.rules.catalogue.resolve(reference)
+        if not generates(model):
+            raise InvalidRequestError(f"model: expected one that generates text, got {model.id}", field="model")
+        tensor = InputTensor(model.inputs[0].name, [1], "BYTES", [generate.text_input])
+        return InferRequest([tensor], id=generate.id, parameters=dict(generate.parameters))
+
+    async def events(self, job: str, last: str | None) -> AsyncIterator[bytes]:
+        """What is told of a job's answer after the event `last`; the answer, or the job's error, comes last.
+
+        Raises:
+            UnknownJobError, ResultExpiredError: as `Jobs.result` raises them.
+            InvalidRequestError: `last` is no event's id.
+        """
+        found = await self._jobs.result(job, wait=0.0)
+        model = found.record.model if isinstance(found, JobStatus) else ""
+        return _kept_alive(self._tell(job, model, Progress(_position(last))))
+
+    async def _tell(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
+        name, _, version = model.partition(":")
+        named = {"id": job, "model_name": name, "model_version": version}
+        answer = _Answer(self._jobs, self._inference, job)
+        try:
+            async with contextlib.aclosing(follow(self._reader(job), answer.result(), progress)) as told:
+                async for event in told:
+                    if isinstance(event, Result):
+                        yield _event("result", await answer.body())
+                    else:
+                        yield _told(event, named, progress.position)
+        except TaxiwayError as error:
+            content = {"error": error.message, "code": error.code, "details": error.details}
+            yield _event("error", _encode(content))
+
+    def _reader(self, job: str) -> Any:
+        async def read(after: str) -> list[tuple[str, Piece]]:
+            try:
+                return await self._router.store.pieces(job, after)
+            except BrokerUnavailableError:
+                await asyncio.sleep(_PAUSE)
+                return []
+
+        return read
+
+
+class _Answer:
+    """A job's answer, once it is there."""
+
+    def __init__(self, jobs: Jobs, inference: Inference, job: str) -> None:
+        self._jobs = jobs
+        self._inference = inference
+        self._job = job
+        self._meta = b""
+
+    async def result(self) -> Result:
+        """Waits for it, also while the store is away."""
+        while not self._meta:
+            try:
+                found = await self._jobs.result(self._job, wait=_QUIET)
+            except BrokerUnavailableError:
+                await asyncio.sleep(_PAUSE)
+            else:
+                self._meta = b"" if isinstance(found, JobStatus) else found
+        return await self._inference.result(self._meta)
+
+    async def body(self) -> bytes:
+        """The infer answer in JSON."""
+        return (await self._inference.answer(self._job, self._meta, lambda _: False)).body
+
+
+def _position(last: str | None) -> Position:
+    if not last:
+        return Position()
+    try:
+        return read_position(last)
+    except ValueError as error:
+        message = f"last-event-id: expected the id of an event of this stream, got {last[:80]!r}"
+        raise InvalidRequestError(message, field="last-event-id") from error
+
+
+def _told(event: Event, named: Mapping[str, str], position: Position) -> bytes:
+    match event:
+        case Restarted(attempt):
+            return _event("restarted", _encode({"attempt": attempt}), position)
+        case Lost(characters):
+            return _event("lost", _encode({"characters": characters}), position)
+        case text:
+            return _event("", _encode({**named, "text_output": text}), position)
+
+
+def _event(kind: str, content: bytes, position: Position | None = None) -> bytes:
+    head = (f"event: {kind}\n" if kind else "") + (f"id: {position}\n" if position is not None else "")
+    return head.encode() + b"data: " + content + b"\n\n"
+
+
+async def _kept_alive(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The events, and a comment whenever none came for a while."""
+    async with contextlib.aclosing(events):
+        coming = asyncio.ensure_future(anext(events, b""))
+        try:
+            while True:
+                if not (await asyncio.wait((coming,), timeout=_QUIET))[0]:
+                    yield b": still here\n\n"
+                elif event := coming.result():
+                    coming = asyncio.ensure_future(anext(events, b""))
+                    yield event
+                else:
+                    return
+        finally:
+            coming.cancel()
+            await asyncio.gather(coming, return_exceptions=True)

@@ -1,0 +1,107 @@
+"""The fleet as its operators see it: one value behind `GET /v2/fleet`, `taxiway top` and the metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from router.fleet import FleetSnapshot
+from router.scaling import Want
+from tasks.facts import DeviceFacts
+from tasks.moving import Head, Moved, Yard
+from tasks.topology import HardwareClass, Topology
+from taxiway.keys import LEVELS
+
+
+class ClassView(msgspec.Struct, frozen=True, kw_only=True):
+    """One hardware class. Times in seconds, money in US dollars.
+
+    `depth` is waiting messages by level where the broker tells, else one figure for all; `work` is device seconds
+    queued and running, `held` those in holding that the class would take, both by level. `oldest` is how long the
+    oldest waiting job has been accepted. `replicas` is how many devices there should be, and `why` says why.
+    """
+
+    device: str
+    devices: int
+    emulated: int
+    usd_per_hour: float
+    spending: float
+    utilisation: float
+    depth: tuple[int, ...]
+    oldest: float
+    work: tuple[float, ...]
+    held: tuple[float, ...]
+    rows_per_second: float
+    running: int
+    warm: tuple[str, ...]
+    replicas: int | None
+    why: str
+
+
+class FleetView(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole fleet; `stale` where its state could not be read lately. The last moves come first."""
+
+    stale: bool
+    now: float
+    classes: dict[str, ClassView]
+    devices: tuple[DeviceFacts, ...]
+    moves: tuple[Moved, ...]
+
+    @property
+    def spending(self) -> float:
+        """US dollars an hour for all live devices."""
+        return sum(one.spending for one in self.classes.values())
+
+
+async def view_fleet(
+    topology: Topology, fleet: FleetSnapshot, yard: Yard, wants: Mapping[str, Want], now: float
+) -> FleetView:
+    """The fleet now, with what its queues hold; `now` is the store's time.
+
+    Raises:
+        BrokerUnavailableError: the broker or the state store does not answer.
+    """
+    heads = {name: await yard.head(name) for name in sorted(topology.hardware)}
+    since = {name: await _since(yard, head.first) for name, head in heads.items()}
+    classes = {
+        name: _class_view(name, topology.hardware[name], fleet, head, wants.get(name), _age(now, since[name]))
+        for name, head in heads.items()
+    }
+    moves = tuple(await yard.moves())
+    return FleetView(stale=fleet.stale, now=now, classes=classes, devices=fleet.devices, moves=moves)
+
+
+async def _since(yard: Yard, jobs: Sequence[str]) -> float | None:
+    """When the oldest of these jobs was accepted."""
+    records = await yard.records(jobs, ("accepted",)) if jobs else []
+    return min((float(fields["accepted"]) for fields in records if "accepted" in fields), default=None)
+
+
+def _age(now: float, since: float | None) -> float:
+    return 0.0 if since is None else max(now - since, 0.0)
+
+
+def _class_view(
+    name: str, hardware: HardwareClass, fleet: FleetSnapshot, head: Head, want: Want | None, oldest: float
+) -> ClassView:
+    devices = fleet.of_class(name)
+    none = (0.0,) * LEVELS
+    price = hardware.dollars_per_second * 3600
+    return ClassView(
+        device=hardware.device,
+        devices=len(devices),
+        emulated=sum(device.emulated for device in devices),
+        usd_per_hour=price,
+        spending=price * len(devices),
+        utilisation=sum(device.utilisation for device in devices) / len(devices) if devices else 0.0,
+        depth=head.depths,
+        oldest=oldest,
+        work=tuple(fleet.work.get(name, none)),
+        held=tuple(fleet.held.get(name, none)),
+        rows_per_second=sum(rate for traffic, rate in fleet.rates.items() if traffic.partition("|")[0] == name),
+        running=sum(device.running for device in devices),
+        warm=tuple(sorted({key.partition("/")[0] for device in devices for key in device.warm})),
+        replicas=None if want is None else want.replicas,
+        why="the fleet was not read yet" if want is None else want.reason,
+    )

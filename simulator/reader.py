@@ -1,0 +1,185 @@
+"""The simulated fleet as a router sees it: read on a beat, and in between only what was placed and what time passed."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from router.fleet import FleetSnapshot
+from router.outlook import GLANCE, Outlook
+from router.snapshot import BEAT, Arrived, arrived_since, work_from
+from router.store import FleetFacts
+from simulator.fleet import SERVICES, Fleet
+from simulator.pool import Pool
+from simulator.traces import Column
+from simulator.workload import Job, Workload
+from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.document import Size
+from tasks.facts import HEARTBEAT, DeviceFacts, variant_key
+from tasks.profiles import UNSURE, Known, ProfileBook
+from tasks.topology import HardwareClass, Service, Topology
+from taxiway.keys import arrived_cell, work_cell
+from workers.pace import Track, begin, observe
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a real fleet adds to the curves, where it was measured.
+
+    Work counts as unfinished for `path` seconds after its end, until that is in the store. `strays` are run times over
+    predicted ones, of which each run draws its own; shape (n,).
+    """
+
+    path: float = 0.0
+    strays: Column = field(default_factory=lambda: np.ones(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A job's part of the picture: its class, its model, and its device seconds there."""
+
+    name: str
+    model: str
+    work: float
+
+
+class Reader:
+    """What the router's own `FleetReader` is to a fleet.
+
+    Devices say with a heartbeat what their workers learned; only then are boards laid out anew, and see new rates.
+    """
+
+    def __init__(self, workload: Workload, surroundings: Surroundings, *, seed: int) -> None:
+        fleet = workload.fleet
+        self.models = [model_of(name) for name in workload.trace.models]
+        self._topology = topology_of(fleet)
+        self._book = _Book(starts=tuple((name, device.start) for name, device in fleet.classes.items()))
+        self._timings = [fleet.timings[name] for name in workload.trace.models]
+        self._surroundings = surroundings
+        self._random = np.random.default_rng(seed)
+        self._tracks: defaultdict[tuple[str, str], Track] = defaultdict(lambda: begin(UNSURE))
+        self._cells: defaultdict[str, float] = defaultdict(float)
+        self._counts: dict[int, Count] = {}
+        self._ending: deque[tuple[float, str, float]] = deque()
+        self._serving: tuple[int, ...] = ()
+        self._arrived: Arrived | None = None
+        self._outlook = Outlook(self._topology, self._book, FleetSnapshot(stale=True))
+        self._next = self._heartbeat = self._seen_at = 0.0
+
+    def outlook(self, pools: Sequence[Pool], now: float) -> Outlook:
+        """The fleet as of the last beat, with what was placed since."""
+        if now >= self._next:
+            self._read(pools, now)
+        elif now - self._seen_at > GLANCE:
+            self._outlook.pass_time(now - self._seen_at)
+            self._seen_at = now
+        return self._outlook
+
+    def count(self, job: Job, count: Count) -> None:
+        """A job was placed."""
+        self._outlook.backlog.add(count.name, job.level, count.work)
+        self._cells[work_cell(count.name, job.level)] += count.work
+        self._cells[arrived_cell(count.name, count.model)] += 1
+        self._counts[job.index] = count
+
+    def ended(self, job: Job, pool: Pool, now: float) -> None:
+        """A job is over, and its worker has learned how its run strayed from what its batch was to take."""
+        count = self._counts.pop(job.index)
+        self._ending.append((now + self._surroundings.path, work_cell(pool.name, job.level), count.work))
+        ratio = float(self._random.choice(self._surroundings.strays))
+        track = self._tracks[pool.name, count.model]
+        self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
+
+    def _read(self, pools: Sequence[Pool], now: float) -> None:
+        while self._ending and self._ending[0][0] <= now:
+            _, cell, done = self._ending.popleft()
+            self._cells[cell] -= done
+        self._seen_at, self._next = now, (now // BEAT + 1) * BEAT
+        self._arrived = arrived_since(self._arrived, FleetFacts(now, {}, {}, self._cells))
+        work, held = work_from(self._cells)
+        serving = tuple(pool.serving for pool in pools)
+        if now < self._heartbeat and serving == self._serving:
+            self._outlook.take_stock(work, held)
+            return
+        self._serving, self._heartbeat = serving, now + HEARTBEAT
+        devices = tuple(device for pool in pools for device in self._devices_of(pool))
+        fleet = FleetSnapshot(devices=devices, work=work, held=held, rates=self._arrived.rates)
+        self._outlook = Outlook(self._topology, self._book, fleet)
+
+    def _devices_of(self, pool: Pool) -> list[DeviceFacts]:
+        """The class's devices; where none serves, one that has yet to start, which a router would have to wait for."""
+        keys = {variant_key(model.id, model.reference): model for model in self.models}
+        able = {key for key, row in zip(keys, self._timings, strict=True) if row[pool.index] is not None}
+        learned = {key: self._tracks[pool.name, keys[key].id] for key in able}
+        return [
+            DeviceFacts(
+                worker=f"{pool.name}.{number:03}",
+                hardware_class=pool.name,
+                device=f"cpu:{number}",
+                kind="cpu",
+                emulated=True,
+                name=pool.name,
+                memory_total=1,
+                memory_free=1,
+                runtimes=("echo",),
+                warm=tuple(sorted(able)) if pool.serving else (),
+                unavailable={key: "the class does not run it" for key in keys if key not in able},
+                pace={key: track.pace for key, track in learned.items()},
+                residual={key: track.residuals for key, track in learned.items()},
+            )
+            for number in range(max(pool.serving, 1))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Book(ProfileBook):
+    """Every job's seconds are its own, so that a profile says only how a device strays from them, and its start."""
+
+    starts: tuple[tuple[str, float], ...] = ()
+
+    def lookup(self, model: Model, variant: str, kind: str, name: str) -> Known:
+        """As `ProfileBook.lookup`."""
+        return Known(Profile(base=1.0, slope=0.0, load=dict(self.starts)[name]), UNSURE, 0)
+
+
+def topology_of(fleet: Fleet) -> Topology:
+    """The fleet file's classes and services as queues.yaml would have them."""
+    hardware = {
+        name: HardwareClass(
+            device="cpu",
+            runtimes=("echo",),
+            max_batch=device.max_batch,
+            max_wait=device.max_wait,
+            horizon=device.horizon,
+            price=device.price,
+            capacity="spot" if device.spot else "on-demand",
+            reclaims_per_hour=device.reclaims_per_hour,
+            reserve_for=device.reserve_for,
+        )
+        for name, device in fleet.classes.items()
+    }
+    services = {
+        name: Service(deadline=terms.deadline, priority=terms.priority, preemptible=terms.preemptible)
+        for name, terms in zip(SERVICES, fleet.services, strict=True)
+    }
+    return Topology(hardware=hardware, service=services, default_service=SERVICES[1])
+
+
+def model_of(name: str) -> Model:
+    """A stand-in for a model of the fleet file: the router reads its name, and its one variant's."""
+    tensor = TensorSpec("rows", "FP32", (-1,))
+    variant = Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.0)})
+    return Model(
+        name=name,
+        version=1,
+        summary="",
+        licence="",
+        pipeline="tensors",
+        inputs=(tensor,),
+        outputs=(tensor,),
+        variants={"default": variant},
+        reference="default",
+    )

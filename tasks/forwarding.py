@@ -1,0 +1,196 @@
+"""The way from arrivals to class queues, at once in the store: Lua scripts, their arguments and their answers.
+
+What a router takes lies in lists of its own until it is forwarded, under its *life*: a key that ends without signs from
+it. Others put back what lies under a life that ended, and nothing more is taken or forwarded under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import msgspec
+
+from tasks.scripts import HOLD, NOW
+from taxiway.keys import LEVELS, WORK, job_key, reading_key
+
+SPENT_KEPT = 172_800
+"""Seconds for which a day's spending is kept: two days."""
+
+LIVE = (
+    NOW
+    + """
+-- KEYS: the sorted set of lives, a life key. ARGV: the life, ms that it lasts without a sign, '1' at its birth.
+-- A life that ended is never taken up again: another router may have put back what was taken under it.
+if ARGV[3] == '1' then redis.call('SET', KEYS[2], '') end
+local lives = redis.call('PEXPIRE', KEYS[2], ARGV[2])
+if lives == 1 then redis.call('ZADD', KEYS[1], now, ARGV[1]) end
+return {tostring(now), lives}
+"""
+)
+"""Shows that a router lives; answers the time, and 0 where its life had ended."""
+
+TAKE = (
+    NOW
+    + """
+-- KEYS: a life key, its taken list, then lists to take from, first served first.
+-- ARGV: most messages, bytes after which no more are taken.
+local answer, bytes = {tostring(now), redis.call('EXISTS', KEYS[1])}, 0
+for k = 3, answer[2] * #KEYS do
+  while #answer - 2 < tonumber(ARGV[1]) and bytes < tonumber(ARGV[2]) do
+    local message = redis.call('LMOVE', KEYS[k], KEYS[2], 'RIGHT', 'LEFT')
+    if not message then break end
+    answer[#answer + 1], bytes = message, bytes + #message
+  end
+end
+return answer
+"""
+)
+"""Moves arrivals into the taken list; answers the time, whether the router lives, and the messages."""
+
+FORWARD = (
+    HOLD
+    + f"""
+-- KEYS: the arrivals' lists, then the taken lists that this call answers as a whole.
+-- ARGV: the life key that they were taken under ('' = they were not), then groups of jobs that are forwarded alike:
+-- list ('' = none), seconds to keep the record, the state that the record is in ('' = there is none), the holding queue
+-- ('' = none), keys of blobs with spaces between, number of fields, fields, number of charges, charges (hash, field,
+-- amount, seconds to keep the hash or ''), number of jobs, and the key, client and message of each.
+-- A job that has a record arrived before: the copy is dropped; so is a reading that is there.
+local ours = ARGV[1] == '' or redis.call('EXISTS', ARGV[1]) == 1
+local function due(job, was)
+  return ours and (redis.call('EXISTS', job) == 0 and '' or redis.call('HGET', job, 'state')) == was
+end
+local function leave(job)
+  local cell, work, queue = unpack(redis.call('HMGET', job, 'cell', 'work', 'holding'))
+  if cell then redis.call('HINCRBYFLOAT', '{WORK}', cell, -work) end
+  if queue then let_go(job, queue) end
+end
+local answer, i = {{0}}, 2
+while i <= #ARGV do
+  local list, keep, was, holding, blobs = unpack(ARGV, i, i + 4)
+  local fields = i + 6
+  local charges = fields + ARGV[i + 5] + 1
+  local jobs = charges + ARGV[charges - 1] * 4 + 1
+  local after, forwarded = jobs + ARGV[jobs - 1] * 3, {{}}
+  for j = jobs, after - 1, 3 do
+    local job, client, message = unpack(ARGV, j, j + 2)
+    local new = due(job, was)
+    if new then
+      if was ~= '' then leave(job) end
+      if client == '' then
+        redis.call('HSET', job, unpack(ARGV, fields, charges - 2))
+      else
+        redis.call('HSET', job, 'reply', client, unpack(ARGV, fields, charges - 2))
+      end
+      redis.call('EXPIRE', job, keep)
+      if holding ~= '' then hold(job, message) end
+      forwarded[#forwarded + 1] = message
+    end
+    answer[#answer + 1] = new and 1 or 0
+  end
+  if #forwarded > 0 then
+    if list ~= '' then redis.call('LPUSH', list, unpack(forwarded)) end
+    for blob in string.gmatch(blobs, '%S+') do
+      if holding ~= '' then redis.call('PERSIST', blob) else redis.call('EXPIRE', blob, keep) end
+    end
+    for c = charges, jobs - 2, 4 do
+      local hash, field, amount, seconds = unpack(ARGV, c, c + 3)
+      redis.call('HINCRBYFLOAT', hash, field, amount * #forwarded)
+      if seconds ~= '' then redis.call('EXPIRE', hash, seconds) end
+    end
+  end
+  i = after
+end
+if ours and #KEYS > {LEVELS} then redis.call('DEL', unpack(KEYS, {LEVELS + 1})) end
+answer[1] = redis.call('EXISTS', unpack(KEYS, 1, {LEVELS}))
+return answer
+"""
+)
+"""Publishes placed messages and writes their records, at once; answers how many of the arrivals' lists hold more, then
+1 for each job that was forwarded."""
+
+RECOVER = (
+    NOW
+    + """
+-- KEYS: the sorted set of lives, a life key, the list to put back into, the taken lists under that life.
+-- ARGV: the life, seconds after its last sign for which a move that was under way may still reach its lists.
+if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+local put_back = 0
+for k = 4, #KEYS do
+  while redis.call('LMOVE', KEYS[k], KEYS[3], 'LEFT', 'RIGHT') do put_back = put_back + 1 end
+end
+local sign = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if sign and now - sign > tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], ARGV[1]) end
+return put_back
+"""
+)
+"""Puts back, to be served first, what a dead router had taken; answers how many."""
+
+
+class Forward(msgspec.Struct, frozen=True, kw_only=True):
+    """One job and where it goes.
+
+    Without a `queue_list` it is only recorded: it was published elsewhere, or its `fields` name the `holding` queue
+    that keeps its message. `fields` hold the job's record, with its `cell` and `work`, `arrived` and `rows`; `lengths`
+    where it is to generate, `spent` and `cost` where its tenant has a budget, `blobs`, the keys of its large inputs,
+    which stay with the record until the job ends. Jobs one after the other with the same `fields` object are forwarded
+    as one group. `was` is the state that the record is in, empty where there is to be none; `reply` the name of its
+    client. With a `reading` instead of a job, `fields` are that reading's, kept with the jobs that refer to it.
+    """
+
+    queue_list: str = ""
+    message: bytes = b""
+    job: str = ""
+    fields: Mapping[str, str | bytes]
+    keep: int
+    was: str = ""
+    reply: str = ""
+    reading: str = ""
+
+    @property
+    def key(self) -> str:
+        """Where the fields are kept."""
+        return reading_key(self.reading) if self.reading else job_key(self.job)
+
+
+def take_answer(answer: Sequence[Any]) -> tuple[float, bool, Sequence[bytes]]:
+    """The server's time, whether the router lives, and the messages taken."""
+    return float(answer[0]), bool(answer[1]), answer[2:]
+
+
+def forward_args(forwards: Iterable[Forward], life_key: str = "") -> list[Any]:
+    """`FORWARD`'s arguments."""
+    args: list[Any] = [life_key]
+    for (queue_list, keep, was, _), group in groupby(forwards, key=_alike):
+        jobs = list(group)
+        fields = jobs[0].fields
+        flat = [text for pair in fields.items() for text in pair]
+        args += [queue_list, keep, was, fields.get("holding", ""), fields.get("blobs", ""), len(flat), *flat]
+        args += _charges(fields)
+        args.append(len(jobs))
+        for job in jobs:
+            args += (job.key, job.reply, job.message)
+    return args
+
+
+def forward_answer(answer: Sequence[int]) -> tuple[bool, list[bool]]:
+    """Whether there are more arrivals, and which jobs were forwarded."""
+    return bool(answer[0]), [bool(done) for done in answer[1:]]
+
+
+def _alike(forward: Forward) -> tuple[str, int, str, int]:
+    return forward.queue_list, forward.keep, forward.was, id(forward.fields)
+
+
+def _charges(fields: Mapping[str, str | bytes]) -> list[Any]:
+    """What the work hash gains with each job, seconds and rows, and what its tenant's day costs; their number first."""
+    charges: list[Any] = []
+    if "cell" in fields:
+        charges += [WORK, fields["cell"], fields["work"], ""]
+    if "arrived" in fields:
+        charges += [WORK, fields["arrived"], fields["rows"], ""]
+    if "spent" in fields:
+        charges += [fields["spent"], fields["tenant"], fields["cost"], SPENT_KEPT]
+    return [len(charges) // 4, *charges]

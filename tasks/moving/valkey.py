@@ -1,0 +1,81 @@
+"""Moves on Valkey or Redis: one script, so that a message is in exactly one queue whenever anybody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tasks.connection import connect, told_plainly
+from tasks.moving import PEEK_BYTES, Head, Peeked, Shown, Step
+from tasks.moving.scripts import MOVE, PEEK, move_args
+from tasks.moving.state import State
+from tasks.transport.valkey import addressed
+from taxiway.errors import InvalidRequestError
+from taxiway.keys import LEAD, WORK, priority_lists
+from taxiway.wire import decode_envelope, encode_envelope
+
+MOVES_AT_MOST = 200
+"""Messages that one script moves, so that the server is not blocked for long."""
+
+
+class ValkeyYard:
+    """Class queues on Valkey. Where `state` is another server, it has the lead, and records change there first."""
+
+    def __init__(self, *, broker: str, state: str, name: str) -> None:
+        self._client = connect(broker)
+        self._state = State(state, name)
+        self._apart = state != broker
+        self._peek = self._client.register_script(PEEK)
+        self._move = self._client.register_script(MOVE)
+        self.lead = self._state.lead
+        self.records = self._state.records
+        self.tell = self._state.tell
+        self.moves = self._state.moves
+
+    async def head(self, queue: str) -> Head:
+        """See `Yard`."""
+        with told_plainly("broker"):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for name in priority_lists(queue):
+                    pipeline.llen(name)
+                    pipeline.lindex(name, -1)
+                answer = await pipeline.execute()
+        first = [_peeked(queue, level, raw) for level, raw in enumerate(answer[1::2]) if raw is not None]
+        return Head(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
+
+    async def peek(self, queue: str, most: int) -> Shown:
+        """See `Yard`; a message that cannot be read is left out."""
+        with told_plainly("broker"):
+            depth, *shown = await self._peek(keys=priority_lists(queue), args=[most, PEEK_BYTES])
+        seen = (_peeked(queue, level, raw) for level, raws in enumerate(shown) for raw in raws)
+        return Shown(depth, [peeked for peeked in seen if peeked is not None])
+
+    async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
+        """See `Yard`."""
+        moved: list[bool] = []
+        for start in range(0, len(steps), MOVES_AT_MOST):
+            moved += await self._move_some(token, steps[start : start + MOVES_AT_MOST])
+        return moved
+
+    async def put_back(self) -> None:
+        """Nothing: what was shown never left its queue."""
+
+    async def close(self) -> None:
+        """See `Yard`."""
+        await self._state.close()
+        await self._client.aclose()
+
+    async def _move_some(self, token: str, steps: Sequence[Step]) -> list[bool]:
+        if self._apart and not await self._state.record(token, steps):
+            return [False] * len(steps)
+        messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
+        args = move_args("" if self._apart else token, steps, messages, record=not self._apart)
+        with told_plainly("broker"):
+            moved = await self._move(keys=[LEAD, WORK], args=args)
+        return [bool(one) for one in moved] or [False] * len(steps)
+
+
+def _peeked(queue: str, level: int, raw: bytes) -> Peeked | None:
+    try:
+        return Peeked(queue, level, raw, decode_envelope(raw))
+    except InvalidRequestError:
+        return None

@@ -1,0 +1,44 @@
+"""Prints an answer as it is generated."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import click
+
+from taxiway.cli.address import print_json
+from taxiway.client.asyncio_client import AsyncJob
+from taxiway.job import Result
+from taxiway.streaming import Event, Lost, Restarted
+
+
+async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result:
+    """Print what is told of the job's answer, a JSON line for each piece with `as_json`; the result itself is not."""
+    async with aclosing(job.stream(timeout)) as told:
+        event = await anext(told)
+        while not isinstance(event, Result):
+            _print_json(event) if as_json else _print(event)
+            event = await anext(told)
+    if not as_json:
+        click.echo()
+    return event
+
+
+def _print(event: Event) -> None:
+    match event:
+        case Restarted(attempt):
+            click.secho(f"\nits worker was lost: attempt {attempt} begins anew", err=True, dim=True)
+        case Lost(characters):
+            click.secho(f"\n{characters} characters were missed; the result has them", err=True, dim=True)
+        case text:
+            click.echo(text, nl=False)
+
+
+def _print_json(event: Event) -> None:
+    match event:
+        case Restarted(attempt):
+            print_json({"restarted": attempt})
+        case Lost(characters):
+            print_json({"lost": characters})
+        case text:
+            print_json({"text": text})

@@ -1,0 +1,43 @@
+"""A small fleet's worker on a real Valkey, the smallest router before it, and a producer with nothing but Celery."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from tasks.settings import Settings
+from taxiway.keys import ARRIVALS, INFER
+from tests.working import Tower, WorkerProcess, worker_process, worker_settings
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    return worker_settings(settings, tmp_path)
+
+
+@pytest.fixture
+def worker(fleet: Settings) -> Iterator[WorkerProcess]:
+    with worker_process(fleet) as process:
+        yield process
+
+
+@pytest.fixture
+def tower(fleet: Settings) -> Iterator[Tower]:
+    with Tower(fleet) as opened:
+        yield opened
+
+
+@pytest.fixture
+def producer(fleet: Settings) -> Iterator[Celery]:
+    app = Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False)
+    app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
+    yield app
+    gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
+    app.backend.result_consumer.stop()
+    app.backend.client.connection_pool.disconnect()
+    app.close()
+    gc.collect()

@@ -1,0 +1,243 @@
+"""Large tensors through a real router and worker: beside their messages, whichever door they come by."""
+
+import hashlib
+import secrets
+import struct
+import uuid
+
+import httpx
+import msgspec
+import numpy as np
+import pytest
+import redis
+from celery import Celery
+
+import taxiway
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings
+from taxiway.binary import HEADER
+from taxiway.blobs import INLINE
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
+from taxiway.keys import blob_key
+from tests.routing import eventually, router_process
+from tests.working import QUEUES, worker_process, worker_settings
+
+MIRROR = """
+name: mirror
+version: 1
+summary: Gives back a tensor of numbers.
+licence: Apache-2.0
+pipeline: tensors
+inputs:
+  - {name: x, datatype: FP32, shape: [-1, -1]}
+outputs:
+  - {name: x, datatype: FP32, shape: [-1, -1]}
+reference: echo
+variants:
+  echo: {runtime: echo, memory: 0, profiles: {cpu: {base: 0.00002, slope: 0.000001, load: 0}}}
+"""
+
+NOTED = MIRROR.replace("name: mirror", "name: noted").replace(
+    "[-1, -1]}", "[-1, -1]}\n  - {name: note, datatype: BYTES, shape: [-1]}"
+)
+
+LARGE = np.random.default_rng(7).random((2, 100_000), np.float32)
+SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blobs")
+    with EmbeddedValkey(folder) as server:
+        own = Settings(
+            broker=server.url,
+            state=server.url,
+            secret=secrets.token_bytes(32),
+            queues=TREE / "queues.yaml",
+            models=TREE / "models",
+            cache=folder,
+        )
+        queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo]").replace("lease: 1", "lease: 1, payload: 2MiB")
+        settings = worker_settings(own, folder, queues)
+        for name, text in {"mirror": MIRROR, "noted": NOTED}.items():
+            (settings.models / name).mkdir()
+            (settings.models / name / "model.yaml").write_text(text)
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def fleet(settings):
+    with router_process(settings) as router, worker_process(settings):
+        with taxiway.Client(router.http) as client:
+            eventually(lambda: client.fleet()["devices"])
+        yield router
+
+
+@pytest.fixture(scope="module")
+def store(settings):
+    with redis.Redis.from_url(settings.state) as store:
+        yield store
+
+
+@pytest.fixture(params=["broker", "http"])
+def door(request, settings, fleet):
+    return settings.broker if request.param == "broker" else fleet.http
+
+
+@pytest.fixture
+def celery(settings, fleet):
+    app = Celery(broker=settings.broker, backend=settings.state, set_as_current=False)
+    yield app
+    app.backend.result_consumer.stop()  # of results that nobody waited for
+    app.backend.client.close()
+    app.close()
+
+
+def ask_by_hand(celery, reference):
+    asked = {"model": "echo", "inputs": reference}
+    return celery.send_task("taxiway.infer", kwargs=asked, queue="taxiway.arrivals")
+
+
+@pytest.mark.parametrize("given", [LARGE, SMALL, LARGE[:1], LARGE[:, ::2]], ids=["large", "small", "row", "strided"])
+def test_an_array_comes_back_as_the_same_array_from_either_door(door, given):
+    with taxiway.Client(door, arrays=True) as client:
+        back = client.infer("mirror", given, timeout=20).outputs["x"]
+
+    assert back.dtype == np.float32
+    assert np.array_equal(back, given)
+
+
+def test_without_arrays_it_comes_back_as_lists(door):
+    with taxiway.Client(door) as client:
+        assert client.infer("mirror", LARGE, timeout=20).outputs["x"] == LARGE.tolist()
+        assert client.infer("mirror", SMALL[0], timeout=20).outputs["x"] == SMALL[0].tolist()
+
+
+def test_large_bytes_come_back_as_the_same_bytes_also_to_one_who_asks_later(door):
+    given = secrets.token_bytes(INLINE + 1)
+    with taxiway.Client(door) as client:
+        job = client.submit("echo", {"a": [given, "text"]})
+
+        assert job.result(timeout=20).outputs == {"payload": {"a": [given, "text"]}}
+        assert client.job(job.id).result(timeout=20).outputs == {"payload": {"a": [given, "text"]}}
+
+
+def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_for_its_time(door, store):
+    before = set(store.keys(blob_key("*")))
+    with taxiway.Client(door, arrays=True) as client:
+        client.infer("mirror", LARGE, timeout=20)
+
+    (left,) = set(store.keys(blob_key("*"))) - before
+    assert 0 < store.ttl(left) <= 3600
+    assert store.get(left) == LARGE.tobytes()
+
+
+def test_plain_celery_gets_a_link_to_the_http_door(celery, fleet):
+    inputs = {"shape": [1, 100_000], "datatype": "FP32", "data": LARGE[0].tobytes()}
+    asked = celery.send_task(
+        "taxiway.infer", kwargs={"model": "mirror", "inputs": inputs}, queue="taxiway.arrivals", serializer="json"
+    )
+    answer = asked.get(timeout=20)["outputs"]["x"]
+
+    linked = httpx.get(fleet.http + answer["href"], trust_env=False)
+    assert (answer["shape"], answer["bytes"]) == ([1, 100_000], LARGE[0].nbytes)
+    assert linked.headers["content-type"] == "application/octet-stream"
+    assert linked.content == LARGE[0].tobytes()
+
+
+def test_a_link_whose_time_is_over_says_so(fleet):
+    answer = httpx.get(f"{fleet.http}/v2/blobs/{uuid.uuid4().hex}", trust_env=False)
+
+    assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
+
+
+@pytest.mark.parametrize(
+    ("altered", "error"),
+    [
+        ({}, None),
+        ({"digest": "0" * 64}, InvalidRequestError),
+        ({"bytes": 4}, InvalidRequestError),
+        ({"digest": ""}, InvalidRequestError),
+        ({"ref": "f" * 32}, ResultExpiredError),
+        ({"ref": "taxiway:work"}, InvalidRequestError),
+        ({"bytes": 2**30}, RequestTooLargeError),
+    ],
+    ids=["as it is", "other digest", "other size", "no digest", "gone", "another key", "too large"],
+)
+def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(settings, celery, store, altered, error):
+    ref = uuid.uuid4().hex
+    store.set(blob_key(ref), b"abc", ex=60)
+    made = {"datatype": "BYTES", "ref": ref, "bytes": 3, "digest": hashlib.sha256(b"abc").hexdigest()}
+    asked = ask_by_hand(celery, made | altered)
+
+    with taxiway.Client(settings.broker) as client:
+        if error is None:
+            assert client.job(asked.id).result(timeout=20).outputs == {"payload": b"abc"}
+        else:
+            with pytest.raises(error):
+                client.job(asked.id).result(timeout=20)
+
+
+def test_what_travels_beside_a_message_counts_as_its_payload(door):
+    with taxiway.Client(door) as client, pytest.raises(RequestTooLargeError):
+        client.infer("mirror", np.zeros((1, 600_000), np.float32), timeout=20)
+
+
+def raw_infer(fleet, fields, parts=b"", *, length=None, model="mirror"):
+    text = msgspec.json.encode(fields)
+    headers = {HEADER: str(len(text)) if length is None else length, "content-type": "application/octet-stream"}
+    return httpx.post(f"{fleet.http}/v2/models/{model}/infer", content=text + parts, headers=headers, trust_env=False)
+
+
+def tensor(**fields):
+    return {"name": "x", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": 24}} | fields
+
+
+def test_an_infer_request_may_carry_its_tensors_raw_and_ask_for_raw_ones(fleet):
+    note = {"name": "note", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 12}}
+    asked = {"inputs": [tensor(), note], "parameters": {"binary_data_output": True}}
+    notes = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 2) + b"\xff\xfe"
+    answer = raw_infer(fleet, asked, SMALL.tobytes() + notes, model="noted")
+
+    length = int(answer.headers[HEADER])
+    x, echoed = msgspec.json.decode(answer.content[:length])["outputs"]
+    assert (x["shape"], x["parameters"]) == ([2, 3], {"binary_data_size": 24})
+    assert (echoed["shape"], echoed["parameters"]) == ([2], {"binary_data_size": 12})
+    assert answer.content[length:] == SMALL.tobytes() + notes
+
+
+def test_each_output_may_be_asked_for_raw_or_not(fleet):
+    outputs = [{"name": "x", "parameters": {"binary_data": False}}]
+    asked = {"inputs": [tensor()], "outputs": outputs, "parameters": {"binary_data_output": True}}
+    answer = raw_infer(fleet, asked, SMALL.tobytes())
+
+    assert HEADER not in answer.headers
+    assert answer.json()["outputs"][0]["data"] == SMALL.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "parts", "length", "field"),
+    [
+        ([tensor()], b"\0" * 23, None, "binary_data_size"),
+        ([tensor()], b"\0" * 25, None, "binary_data_size"),
+        ([tensor()], b"\0" * 24, "100000", HEADER),
+        ([tensor()], b"\0" * 24, "many", HEADER),
+        ([tensor(parameters={})], b"", None, "inputs.x"),
+        ([tensor(data=[1.0] * 6)], b"\0" * 24, None, "inputs.x"),
+        ([tensor(parameters={"binary_data_size": "24"})], b"\0" * 24, None, "binary_data_size"),
+        ([tensor(shape=[2, 4])], b"\0" * 24, None, "inputs.x"),
+        ([tensor(shape=[2, -3])], b"\0" * 24, None, "inputs.x"),
+        ([tensor(datatype="FP64")], b"\0" * 24, None, "inputs.x"),
+        ([tensor(datatype="FP31")], b"\0" * 24, None, "inputs.x"),
+        ([tensor(name="note", shape=[2], datatype="BYTES")], b"\0" * 24, None, "inputs.note"),
+    ],
+)
+def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(fleet, inputs, parts, length, field):
+    answer = raw_infer(fleet, {"inputs": inputs}, parts, length=length, model="noted")
+
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["details"]["field"]) == (400, "invalid_request", field)
+
+
+def test_the_server_says_that_it_takes_raw_tensors(fleet):
+    assert "binary_tensor_data" in httpx.get(f"{fleet.http}/v2", trust_env=False).json()["extensions"]

@@ -1,0 +1,173 @@
+"""What carries arrivals to class queues, on a real Valkey server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+import redis
+
+from tasks.forwarding import FORWARD, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.settings import Settings
+from tasks.transport import PACKED, Reading
+from tasks.transport.life import TAKES
+from taxiway.keys import ARRIVALS, LIVES, WORK, job_key, life_key, priority_lists, reading_key, taken_key
+from tests.scripting import RECORD, Store, placed
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    with redis.Redis.from_url(settings.state) as client:
+        store = Store(client)
+        for life in ("r", "other", "sleeper"):
+            store.live(life, born=True)
+        yield store
+
+
+def die(store: Store, life: str) -> None:
+    store.client.delete(life_key(life))
+
+
+def test_arrivals_are_taken_in_order_and_the_higher_priority_first(store: Store) -> None:
+    low, *_ = reversed(priority_lists(ARRIVALS))
+    store.client.lpush(low, b"low")
+    store.client.lpush(ARRIVALS, b"first", b"second")
+    assert store.take("r") == [b"first", b"second", b"low"]
+
+
+def test_no_more_than_asked_for_is_taken(store: Store) -> None:
+    store.client.lpush(ARRIVALS, *[b"%d" % n for n in range(5)])
+    assert store.take("r", 2) == [b"0", b"1"]
+    assert store.client.lrange(taken_key("r", TAKES), 0, -1) == [b"1", b"0"]
+    assert store.client.llen(ARRIVALS) == 3
+
+
+def test_no_more_is_taken_once_it_is_large(store: Store) -> None:
+    store.client.lpush(ARRIVALS, *[b"x" * 40 for _ in range(5)])
+    assert len(store.take("r", most_bytes=100)) == 3
+
+
+def test_taking_from_empty_lists_answers_the_time_alone(store: Store) -> None:
+    keys = [life_key("r"), taken_key("r", TAKES), *priority_lists(ARRIVALS)]
+    now, lives, taken = take_answer(store.run(TAKE, keys, [10, 1000]))
+    assert (lives, list(taken)) == (True, [])
+    seconds, micros = store.client.time()
+    assert now == pytest.approx(seconds + micros / 1e6, abs=5)
+
+
+def test_without_life_nothing_is_taken(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m")
+    die(store, "r")
+    assert store.take("r") == []
+    assert store.client.llen(ARRIVALS) == 1
+
+
+def test_a_life_that_ended_is_not_taken_up_again(store: Store) -> None:
+    assert store.live("r")
+    die(store, "r")
+    assert not store.live("r")
+    assert not store.client.exists(life_key("r"))
+
+
+def test_a_forwarded_message_leaves_the_taken_list_for_its_queue_with_its_record_and_work(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m")
+    store.take("r")
+    assert store.forward(placed("j", b"signed"), life="r") == [True]
+    assert not store.client.exists(taken_key("r", TAKES))
+    assert store.client.lrange("cpu.batch", 0, -1) == [b"signed"]
+    assert store.record("j") == RECORD
+    assert 0 < store.client.ttl(job_key("j")) <= 120
+    assert store.work() == 0.25
+
+
+def test_jobs_that_are_alike_are_forwarded_in_order_and_each_counts(store: Store) -> None:
+    first = placed("j0", b"0", arrived="rows|cpu.batch|echo:1", rows="3")
+    alike = [msgspec.structs.replace(first, job=f"j{n}", message=b"%d" % n, reply=f"c{n % 2}") for n in range(5)]
+    assert store.forward(*alike, placed("k", b"k")) == [True] * 6
+    assert store.client.lrange("cpu.batch", 0, -1) == [b"k", b"4", b"3", b"2", b"1", b"0"]
+    assert store.work() == 1.5
+    assert store.client.hget(WORK, "rows|cpu.batch|echo:1") == b"15"
+    assert [store.record(f"j{n}")["reply"] for n in range(3)] == ["c0", "c1", "c0"]
+
+
+def test_the_answer_says_whether_more_arrivals_wait(store: Store) -> None:
+    def more() -> bool:
+        return forward_answer(store.run(FORWARD, priority_lists(ARRIVALS), forward_args([])))[0]
+
+    assert not more()
+    store.client.lpush(priority_lists(ARRIVALS)[2], b"m")
+    assert more()
+
+
+def test_a_second_message_of_a_job_is_dropped_and_settled(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m", b"copy")
+    store.take("r")
+    assert store.forward(placed("j"), placed("j", b"copy", model="other"), life="r") == [True, False]
+    assert store.client.lrange("cpu.batch", 0, -1) == [b"m"]
+    assert store.record("j")["model"] == "echo:1"
+    assert not store.client.exists(taken_key("r", TAKES))
+    assert store.work() == 0.25
+
+
+def test_what_is_only_settled_is_published_nowhere(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m")
+    store.take("r")
+    assert store.forward(life="r") == []
+    assert not store.client.exists(ARRIVALS, taken_key("r", TAKES), "cpu.batch", WORK)
+
+
+def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> None:
+    assert store.forward(Forward(job="j", fields=RECORD, keep=60)) == [True]
+    assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (RECORD, 0.25, 0)
+
+
+def test_a_reading_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
+    reading = Reading("r.1", b"\x00\xff", keep=60)
+    assert store.forward(reading.recorded(), Forward(job="j", fields=RECORD, keep=90)) == [True, True]
+    assert store.forward(reading.recorded()) == [False]
+    assert store.client.hgetall(reading_key("r.1")) == {PACKED.encode(): b"\x00\xff"}
+    assert 0 < store.client.ttl(reading_key("r.1")) <= 60
+
+
+def test_a_record_without_work_is_kept_all_the_same(store: Store) -> None:
+    assert store.forward(Forward(job="j", fields={"state": "held"}, keep=60)) == [True]
+    assert store.record("j") == {"state": "held"}
+    assert store.client.exists(WORK) == 0
+
+
+def test_what_a_dead_router_took_is_put_back_in_order_before_what_waits(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"first", b"second")
+    store.take("r")
+    store.client.lpush(ARRIVALS, b"waits")
+    die(store, "r")
+    assert store.recover("r") == 2
+    assert store.take("other") == [b"first", b"second", b"waits"]
+
+
+def test_a_dead_router_is_looked_after_for_its_time(store: Store) -> None:
+    die(store, "r")
+    store.recover("r")
+    assert store.client.zscore(LIVES, "r") is not None
+    store.client.lpush(taken_key("r", "0"), b"moved there late")
+    assert store.recover("r") == 1
+    store.recover("r", remembered=-1.0)
+    assert store.client.zscore(LIVES, "r") is None
+
+
+def test_what_a_living_router_took_stays_its_own(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m")
+    store.take("r")
+    assert store.recover("r") == 0
+    assert store.client.llen(taken_key("r", TAKES)) == 1
+
+
+def test_a_router_that_comes_back_cannot_forward_what_another_recovered(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m")
+    store.take("sleeper")
+    die(store, "sleeper")
+    assert store.recover("sleeper") == 1
+    store.take("other")
+    assert store.forward(placed("j", b"by sleeper"), life="sleeper") == [False]
+    assert store.forward(placed("j", b"by other"), life="other") == [True]
+    assert store.client.lrange("cpu.batch", 0, -1) == [b"by other"]

@@ -1,0 +1,175 @@
+"""A real worker process that generates: jobs join and leave a running batch, and answers are told as they come."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from celery import Celery
+
+from tasks.artefacts import ArtefactStore
+from tasks.catalogue import load_catalogue
+from tasks.facts import DeviceFacts
+from tasks.scripts import FINISH, Ending, finish_args
+from tasks.settings import Settings
+from tasks.topology import Limits
+from taxiway.errors import InvalidRequestError, JobCancelledError
+from taxiway.job import JobState, failure_meta
+from taxiway.keys import DEVICES, LENGTHS, WORK, claim_key, job_key, stream_key
+from taxiway.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
+from tests.decoding import tiny_model
+from tests.routing import eventually
+from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
+from workers.pipelines import open_pipeline
+from workers.runtimes import Placed, open_runtime
+from workers.store import Store
+
+PROMPT = {"variant": "onnx", "parameters": {"max_tokens": 40}}
+ENDLESS = {"variant": "onnx", "parameters": {"max_tokens": 1600}}
+"""A generation of some ten seconds: long enough for whatever is to happen meanwhile."""
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    told = worker_settings(settings, tmp_path, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
+    tiny_model(told.models, layers=8, hidden=4096)
+    return told
+
+
+def told(tower: Tower, job: str) -> list[Piece]:
+    """The pieces in the job's stream."""
+    return [read_piece(fields) for _, fields in tower.state.xrange(stream_key(job))]
+
+
+def whole(tower: Tower, job: str, text: str) -> list[Piece]:
+    """The pieces in the job's stream, once they are the whole text."""
+    return eventually(lambda: (pieces := told(tower, job)) and "".join(p.text for p in pieces) == text and pieces)
+
+
+def running(tower: Tower) -> int:
+    """Rows on the device, as the worker's heartbeat says."""
+    return sum(msgspec.json.decode(raw, type=DeviceFacts).running for raw in tower.state.hvals(DEVICES))
+
+
+def state_of(tower: Tower, job: str) -> str:
+    return (tower.state.hget(job_key(job), "state") or b"").decode()
+
+
+def cancel(tower: Tower, job: str) -> None:
+    """What a router does."""
+    ending = Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled")))
+    args = finish_args([ending], keep_result=60, keep_record=60)
+    assert tower.state.register_script(FINISH)(keys=[WORK, LENGTHS], args=args) == [1]
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_is_what_the_model_says_alone_whoever_ran_with_it(tower: Tower, fleet: Settings) -> None:
+    messages = [tower.message("tiny", f"prompt {n}", **PROMPT) for n in range(20)]
+    tower.queue(*messages)
+    answers = [tower.result(m.headers["id"]) for m in messages]
+    assert max(answer.report.batch for answer in answers) > 4
+    model = load_catalogue(fleet.models).resolve("tiny")
+    placed = Placed("tiny", "fp32", "decoder", ArtefactStore(fleet.cache).files(model, "onnx"), "cpu")
+    runtime, pipeline = open_runtime("onnx", placed), open_pipeline(model, model.variants["onnx"], placed)
+    runtime.load()
+    item = pipeline.prepare({"prompt": "prompt 7"}, {"max_tokens": 40, "temperature": 0})
+    assert answers[7].outputs["text"] == pipeline.run(runtime, [item])[0]["text"]
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_short_answer_joins_a_long_one_and_ends_before_it(tower: Tower) -> None:
+    long = tower.order("tiny", "long", **ENDLESS)
+    eventually(lambda: state_of(tower, long) == "running")
+    short = tower.result(tower.order("tiny", "short", **PROMPT))
+    assert short.report.batch == 2
+    assert state_of(tower, long) == "running"
+    cancel(tower, long)
+
+
+@pytest.mark.usefixtures("worker")
+def test_other_models_run_between_the_steps_of_a_long_answer(tower: Tower) -> None:
+    long = tower.order("tiny", "long", **ENDLESS)
+    eventually(lambda: state_of(tower, long) == "running")
+    began = time.monotonic()
+    assert [tower.result(tower.order("echo", n)).outputs["payload"] for n in range(5)] == list(range(5))
+    assert time.monotonic() - began < 3
+    assert state_of(tower, long) == "running"
+    cancel(tower, long)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_generation_leaves_the_device_and_is_acknowledged(tower: Tower) -> None:
+    job = tower.order("tiny", "long", **ENDLESS)
+    eventually(lambda: running(tower) == 1)
+    cancel(tower, job)
+    eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0, within=5)
+    assert state_of(tower, job) == "cancelled"
+    assert not tower.state.exists(claim_key(job))
+
+
+def test_a_revoked_generation_leaves_the_device(tower: Tower, worker: WorkerProcess, fleet: Settings) -> None:
+    job = tower.order("tiny", "long", **ENDLESS)
+    eventually(lambda: running(tower) == 1)
+    with Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False) as app:
+        app.control.revoke(job, destination=[worker.name])
+        eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0, within=5)
+        app.backend.client.connection_pool.disconnect()
+    with pytest.raises(JobCancelledError):
+        tower.result(job)
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_is_told_as_it_comes_and_the_stream_is_forgotten_soon(tower: Tower) -> None:
+    job = tower.order("tiny", "tell me", variant="onnx", stream=True, parameters={"max_tokens": 400})
+    first = eventually(lambda: told(tower, job))
+    eventually(lambda: state_of(tower, job) == "running")
+    result = tower.result(job)
+    assert whole(tower, job, result.outputs["text"])[: len(first)] == first
+    assert 0 < tower.state.ttl(stream_key(job)) <= KEEP
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_that_nobody_reads_as_it_comes_has_no_stream(tower: Tower) -> None:
+    job = tower.order("tiny", "tell me later", **PROMPT)
+    tower.result(job)
+    assert not tower.state.exists(stream_key(job))
+
+
+@pytest.mark.usefixtures("worker")
+def test_only_one_generated_answer_can_be_told_as_it_comes(tower: Tower) -> None:
+    with pytest.raises(InvalidRequestError, match="a request of one row, got 2") as several:
+        tower.result(tower.order("tiny", ["one", "two"], stream=True, **PROMPT))
+    with pytest.raises(InvalidRequestError, match="a model that generates text, got echo:1"):
+        tower.result(tower.order("echo", "hello", stream=True))
+    assert several.value.details["field"] == "stream"
+
+
+def test_an_answer_whose_worker_is_killed_begins_anew_and_says_so(fleet: Settings, tower: Tower) -> None:
+    asked = {"variant": "onnx", "stream": True, "parameters": {"max_tokens": 500}}
+    with worker_process(fleet) as first:
+        job = tower.order("tiny", "tell me", **asked)
+        eventually(lambda: len(told(tower, job)) > 3)
+        first.process.kill()
+        first.process.wait()
+    with worker_process(fleet):
+        result = tower.result(job, within=60)
+    progress = Progress()
+    events = [event for n, piece in enumerate(told(tower, job)) for event in progress.take(f"{n}-0", piece)]
+    events += progress.end(result)
+    (restart,) = [n for n, event in enumerate(events) if isinstance(event, Restarted)]
+    assert events[restart] == Restarted(2)
+    assert "".join(map(str, events[restart + 1 :])) == result.outputs["text"]
+    assert result.outputs["text"].startswith("".join(map(str, events[:restart])))
+
+
+def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(fleet: Settings, tower: Tower) -> None:
+    store, progress = Store(fleet.state, "worker", Limits()), Progress()
+    for n in range(2 * MOST_PIECES):
+        store.append({"job": Piece(1, 2 * n, "ab")})
+    pieces = told(tower, "job")
+    assert MOST_PIECES <= len(pieces) < MOST_PIECES + 200
+    lost, *rest = [event for n, piece in enumerate(pieces) for event in progress.take(f"{n}-0", piece)]
+    assert lost == Lost(pieces[0].at)
+    assert rest == ["ab"] * len(pieces)

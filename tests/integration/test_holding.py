@@ -1,0 +1,262 @@
+"""Holding on real servers: what no class can take soon waits unbound, and is released as queues drain."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+
+import httpx
+import kombu
+import pytest
+import redis
+
+from router.releaser import LEAD
+from tasks.celery_app import class_queue
+from taxiway.errors import DeadlineExceededError
+from taxiway.job import JobState, read_meta, read_result, record_from
+from taxiway.keys import (
+    ARRIVALS,
+    HELD,
+    HOLDING,
+    RELEASED,
+    WORK,
+    held_cell,
+    job_key,
+    priority_lists,
+    result_key,
+    work_cell,
+)
+from taxiway.request import Request
+from taxiway.wire import cancel_message, decode_envelope, infer_message
+from tests.routing import EchoDevice, eventually, router_process
+from tests.working import worker_process, worker_settings
+
+HORIZON = 1.0
+QUEUES = f"""
+hardware:
+  cpu.batch: {{device: cpu, runtimes: [echo], max_batch: 2, max_wait: 0.002, horizon: {HORIZON}, warm: [paced],
+              price: {{usd_per_hour: 0.05}}}}
+service:
+  bulk: {{priority: low, preemptible: true}}
+  standard: {{deadline: 600}}
+default_service: standard
+tenants:
+  shop: {{weight: 3}}
+limits: {{lease: 2}}
+"""
+ALONE = 0.0051  # device seconds of a `paced` job that runs alone
+BOUND = work_cell("cpu.batch", 3)
+
+
+@pytest.fixture
+def fleet(settings, tmp_path):
+    """Settings of a fleet of one class with a short horizon; broker and state are one Valkey."""
+    return worker_settings(settings, tmp_path, QUEUES)
+
+
+@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def either(request, fleet):
+    """The same with each broker, its queues empty."""
+    if request.param == "valkey":
+        return fleet
+    url = request.getfixturevalue("amqp_url")
+    with kombu.Connection(url) as connection:
+        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
+        for queue in (arrivals, class_queue("cpu.batch")):
+            bound = queue.bind(connection.default_channel)
+            bound.declare()
+            bound.purge()
+    return dataclasses.replace(fleet, broker=url)
+
+
+@pytest.fixture
+def store(settings):
+    with redis.Redis.from_url(settings.state) as client:
+        yield client
+
+
+def publish(settings, raws):
+    """Write messages to the arrivals of either broker."""
+    if settings.broker_is_state:
+        with redis.Redis.from_url(settings.broker) as client:
+            client.lpush(ARRIVALS, *raws)
+        return
+    with kombu.Connection(settings.broker) as connection:
+        producer = kombu.Producer(connection.default_channel)
+        for envelope in map(decode_envelope, raws):
+            producer.publish(
+                envelope.payload(),
+                exchange=ARRIVALS,
+                routing_key=ARRIVALS,
+                headers=envelope.headers,
+                content_type=envelope.content_type,
+                content_encoding=envelope.content_encoding,
+            )
+
+
+def send(settings, count=1, **terms):
+    """Ask for so many `paced` jobs; their ids."""
+    jobs = [str(uuid.uuid4()) for _ in range(count)]
+    asked = {"model": "paced", "inputs": "x", "service": "bulk", **terms}
+    publish(settings, [infer_message(job, Request(**asked), reply="", origin="test") for job in jobs])
+    return jobs
+
+
+def record(store, job):
+    return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()})
+
+
+def bound_seconds(store):
+    return float(store.hget(WORK, BOUND) or 0)
+
+
+def fill(settings, store, **terms):
+    """Bind a horizon's worth of jobs and hold another, then one more that has to be held; that one's id.
+
+    Between two readings a router takes devices to work, and releases: what is held before the one makes up for that.
+    """
+    while not store.hlen(HELD):  # what a job takes falls with the rate at which they come
+        last = send(settings, int(HORIZON / ALONE), **terms)[-1]
+        eventually(lambda last=last: record(store, last).state is not JobState.ACCEPTED)
+    return send(settings, 1 + int(HORIZON / ALONE), **terms)[-1]
+
+
+def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_device_never_idles(either, store):
+    with router_process(either):
+        with EchoDevice(either, answering=False):
+            jobs = send(either, 1500)
+            eventually(lambda: record(store, jobs[-1]).state is JobState.HELD, within=60)
+        bound = []
+        with worker_process(either):
+            while store.hlen(HELD) > 0:
+                bound.append(bound_seconds(store))
+                time.sleep(0.01)
+            ended = [eventually(lambda job=job: store.get(result_key(job)), within=30) for job in jobs]
+
+    assert {read_meta(meta).status for meta in ended} == {"SUCCESS"}
+    assert {record(store, job).attempts for job in jobs} == {1}
+    assert max(bound) <= 2 * HORIZON  # a batch of arrivals may be on its way while the work is read
+    assert sum(seconds > 0.05 for seconds in bound) >= 0.9 * len(bound) >= 20
+    assert not any(store.exists(key) for key in (HOLDING, HELD, RELEASED))
+    assert all(abs(float(store.hget(WORK, cell) or 0)) < 1e-6 for cell in (BOUND, held_cell("cpu.batch", 3)))
+
+
+def test_a_held_job_says_so_and_why_and_is_placed_when_its_queue_drains(fleet, store):
+    with EchoDevice(fleet, answering=False), router_process(fleet) as router:
+        job = fill(fleet, store)
+        status = eventually(lambda: (a := httpx.get(f"{router.http}/v2/jobs/{job}", trust_env=False)).is_success and a)
+        placement = httpx.get(f"{router.http}/v2/jobs/{job}/placement", trust_env=False).json()
+
+    assert (status.json()["state"], status.json()["hardware_class"]) == ("held", "")
+    assert status.json()["position"] >= 1
+    assert placement["reason"].startswith("held: every queue that could take it is past its horizon")
+    assert placement["note"] is None
+    assert placement["considered"][0]["why_not"].startswith("past its horizon")
+
+    with EchoDevice(fleet), router_process(fleet):
+        meta = eventually(lambda: store.get(result_key(job)))
+    assert read_result(read_meta(meta)).outputs == {"payload": "x"}
+    done = record(store, job)
+    assert done.hardware_class == "cpu.batch"
+    assert done.accepted < done.placed
+
+
+def test_a_held_job_is_cancelled_at_once(either, store):
+    with EchoDevice(either, answering=False), router_process(either):
+        job = fill(either, store)
+        eventually(lambda: record(store, job).state is JobState.HELD)
+        publish(either, [cancel_message(job, origin="test")])
+        meta = read_meta(eventually(lambda: store.get(result_key(job))))
+
+    assert meta.status == "REVOKED"
+    assert not store.hexists(HELD, job_key(job))
+
+
+def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet, store):
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        fill(fleet, store, deadline=500)
+        [job] = send(fleet, deadline=4)
+        held = eventually(lambda: record(store, job).state is JobState.HELD and record(store, job))
+        meta = eventually(lambda: store.get(result_key(job)))
+
+    assert held.deadline_at - held.accepted == pytest.approx(4)
+    with pytest.raises(DeadlineExceededError, match="its deadline passed"):
+        read_result(read_meta(meta))
+
+
+def test_jobs_leave_holding_by_their_deadlines(fleet, store):
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        first = fill(fleet, store)
+        soon = send(fleet, 5, deadline=5000)
+        eventually(lambda: all(record(store, job).state is JobState.HELD for job in soon))
+    with EchoDevice(fleet) as device, router_process(fleet):
+        eventually(lambda: {first, *soon} <= set(device.done))
+
+    assert max(record(store, job).placed for job in soon) <= record(store, first).placed
+
+
+def test_tenants_leave_holding_in_proportion_to_their_weights(fleet, store):
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        fill(fleet, store)
+        lab, shop = send(fleet, 600, tenant="lab"), send(fleet, 600, tenant="shop")
+        eventually(lambda: record(store, shop[-1]).state is record(store, lab[-1]).state is JobState.HELD)
+    with EchoDevice(fleet) as device, router_process(fleet):
+        eventually(lambda: {*lab, *shop} <= set(device.done), within=20)
+
+    first = sorted([*lab, *shop], key=lambda job: record(store, job).placed)[:600]
+    assert len(set(first) & set(shop)) == pytest.approx(450, abs=130)  # a share is kept to a draw
+
+
+def test_without_routers_holding_waits_and_with_one_back_it_flows(either, store):
+    with EchoDevice(either, answering=False):
+        with router_process(either) as router:
+            job = fill(either, store)
+            eventually(lambda: record(store, job).state is JobState.HELD)
+            router.process.kill()
+            router.process.wait()
+        assert record(store, job).state is JobState.HELD
+    with EchoDevice(either) as device, router_process(either):
+        if either.broker_is_state:
+            eventually(lambda: job in device.done)
+        else:
+            store.hset(WORK, BOUND, 0.0)  # the device of this test answers on Valkey alone
+            eventually(lambda: record(store, job).state is JobState.QUEUED)
+
+
+def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(fleet, store):
+    with EchoDevice(fleet) as device:
+        with router_process(fleet):
+            jobs = send(fleet, 1500)
+            eventually(lambda: store.hlen(HELD) > 300)
+        for _ in range(3):
+            with router_process(fleet) as router:
+                before = store.hlen(HELD)
+                eventually(lambda before=before: store.hlen(HELD) < before or before == 0, within=LEAD + 5)
+                router.process.kill()
+        with router_process(fleet), router_process(fleet):
+            eventually(lambda: set(jobs) <= set(device.done), within=30)
+
+    assert len(device.done) == len(set(device.done)) == len(jobs)
+
+
+def test_a_second_arrival_of_a_held_job_is_dropped(fleet, store):
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        job = fill(fleet, store)
+        eventually(lambda: record(store, job).state is JobState.HELD)
+        held = store.hlen(HELD)
+        publish(fleet, [infer_message(job, Request(model="paced", inputs="x"), reply="", origin="test")])
+        last = send(fleet)[0]
+        eventually(lambda: store.exists(job_key(last)))
+
+    assert store.hlen(HELD) == held + 1
+
+
+def test_work_for_people_passes_what_is_held(fleet, store):
+    with EchoDevice(fleet, answering=False), router_process(fleet):
+        fill(fleet, store)
+        [job] = send(fleet, deadline=0.9, service="standard")
+        eventually(lambda: record(store, job).state is not JobState.ACCEPTED)
+
+    assert record(store, job).state is JobState.QUEUED
+    assert store.llen(priority_lists("cpu.batch")[0]) == 1

@@ -1,0 +1,226 @@
+"""The client's own HTTP connections, against a server of the test that answers whatever it is told to."""
+
+import asyncio
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from taxiway.client.http_link import HttpLink
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Server:
+    """Answers each request with the next of `answers`, cut into pieces; the last one again and again. None: never."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.requests = []
+        self.connections = 0
+        self.open = set()
+
+    async def serve(self, reader, writer):
+        self.connections += 1
+        self.open.add(writer)
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+                self.requests.append(head + await reader.readexactly(length))
+                pieces = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+                if pieces is None:
+                    continue
+                for piece in [pieces] if isinstance(pieces, bytes) else pieces:
+                    writer.write(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if b"connection: close" in b"".join(pieces) if isinstance(pieces, list) else b"close" in pieces:
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+def run(server, use, *, patience=0.6, path=""):
+    """What `use` makes of a link to the server."""
+
+    async def main():
+        listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
+        port = listening.sockets[0].getsockname()[1]
+        link = HttpLink(f"http://127.0.0.1:{port}{path}", patience)
+        try:
+            return await use(link)
+        finally:
+            await link.close()
+            for writer in server.open:
+                writer.close()
+            listening.close()
+
+    return asyncio.run(main())
+
+
+def test_one_connection_serves_one_call_after_the_other():
+    async def use(link):
+        return [(await link.ask("GET", "/a")).body for _ in range(3)]
+
+    server = Server(OK)
+
+    assert run(server, use) == [b"ok"] * 3
+    assert server.connections == 1
+
+
+def test_calls_at_the_same_time_have_a_connection_each():
+    async def use(link):
+        answers = await asyncio.gather(*(link.ask("POST", "/a", b"x" * size) for size in (0, 10, 200_000)))
+        return [answer.status for answer in answers]
+
+    server = Server(OK)
+
+    assert run(server, use) == [200] * 3
+    assert server.connections == 3
+    assert sorted(len(request.partition(b"\r\n\r\n")[2]) for request in server.requests) == [0, 10, 200_000]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [b"HTTP/1.1 200 OK\r\ncontent-", b"length: 4\r\n\r\nbo", b"dy"],
+        [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nbo\r\n", b"2\r\ndy\r\n0\r\n\r\n"],
+        [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nbody"],
+        [b"HTTP/1.0 200 OK\r\nconnection: close\r\n\r\n", b"bo", b"dy"],
+    ],
+    ids=["in pieces", "chunked", "after an interim one", "until the end"],
+)
+def test_an_answer_is_read_however_it_is_sent(answer):
+    async def use(link):
+        return (await link.ask("GET", "/a")).body
+
+    assert run(Server(answer), use) == b"body"
+
+
+def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one():
+    async def use(link):
+        heard = []
+        good = await link.ask("GET", "/a", sink=heard.append)
+        bad = await link.ask("GET", "/a", sink=heard.append)
+        return heard, good.body, bad.body
+
+    chunked = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nbo\r\n", b"2\r\ndy\r\n0\r\n\r\n"]
+    wrong = b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nwrong"
+
+    assert run(Server(chunked, wrong), use) == ([b"bo", b"dy"], b"", b"wrong")
+
+
+def test_a_connection_that_the_server_closed_is_not_used_again():
+    async def use(link):
+        first = await link.ask("GET", "/a")
+        await asyncio.sleep(0.05)  # the server's end of the connection arrives
+        return first.body, (await link.ask("GET", "/a")).body
+
+    server = Server(OK.replace(b"ok", b"OK").replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"), OK)
+
+    assert run(server, use) == (b"OK", b"ok")
+    assert server.connections == 2
+
+
+def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one():
+    async def use(link):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await link.ask("GET", "/slow")
+        return (await link.ask("GET", "/a")).body
+
+    server = Server(None, OK)
+
+    assert run(server, use) == b"ok"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nhalf", b"close: this is no HTTP\r\n\r\n"],
+    ids=["cut short", "not HTTP"],
+)
+def test_an_answer_that_breaks_off_is_no_answer(answer):
+    async def use(link):
+        with pytest.raises(BrokerUnavailableError):
+            await link.ask("GET", "/a")
+
+    run(Server(answer), use)
+
+
+def test_a_silent_server_is_given_up_within_the_patience():
+    async def use(link):
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        with pytest.raises(BrokerUnavailableError):
+            await link.ask("GET", "/a")
+        return clock() - started
+
+    assert run(Server(None), use) < 0.6 + 0.3
+
+
+def test_a_server_that_lives_may_take_longer_than_the_patience():
+    class Slow(Server):
+        async def serve(self, reader, writer):
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"/slow" in head:
+                await asyncio.sleep(1.2)
+            writer.write(OK)
+            writer.close()
+
+    async def use(link):
+        return (await link.ask("GET", "/slow")).body
+
+    assert run(Slow(OK), use) == b"ok"
+
+
+def test_the_addresss_own_path_and_password_go_along():
+    async def use(link):
+        await link.ask("GET", "/a", headers={"accept": "x/y"})
+
+    server = Server(OK)
+    run(server, use, path="/under/")
+
+    assert server.requests[0].startswith(b"GET /under/a HTTP/1.1\r\n")
+    assert b"accept: x/y\r\n" in server.requests[0]
+
+
+@contextmanager
+def socket_that_reads(heard):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(65536))
+                connection.sendall(OK)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join()
+
+
+def test_a_name_and_password_in_the_address_are_told_as_http_tells_them():
+    heard = []
+
+    async def use(port):
+        link = HttpLink(f"http://me:p%40ss@127.0.0.1:{port}", 1.0)
+        await link.ask("GET", "/a")
+        await link.close()
+
+    with socket_that_reads(heard) as port:
+        asyncio.run(use(port))
+
+    assert b"authorization: Basic bWU6cEBzcw==\r\n" in heard[0]
+    assert f"host: 127.0.0.1:{port}\r\n".encode() in heard[0]
+
+
+def test_an_address_without_a_host_is_refused():
+    with pytest.raises(InvalidRequestError, match="host"):
+        HttpLink("http://", 1.0)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from tasks.facts import GONE_AFTER
+from tasks.settings import Settings
+from taxiway.job import Result, read_meta, read_result
+from taxiway.keys import ARRIVALS, HEARTBEATS, LEAD, WORK, job_key, priority_list, priority_lists, result_key
+from taxiway.request import Request
+from taxiway.wire import infer_message
+from tests.routing import EchoDevice, eventually, router_process
+from tests.working import worker_process
+
+QUEUES = """
+hardware:
+  cpu.a: &twin
+    device: cpu
+    runtimes: [echo]
+    max_batch: 4
+    max_wait: 0.005
+    horizon: 3600
+    price: {usd_per_hour: 0.05}
+    warm: [paced]
+  cpu.b: *twin
+service:
+  bulk: {deadline: 3600, preemptible: true}
+default_service: bulk
+limits: {lease: 2}
+rebalance: {tick: 0.2}
+"""
+
+
+@pytest.fixture
+def twins(settings: Settings, tmp_path: Path) -> Settings:
+    """Two classes of the same price, for the paced model."""
+    (tmp_path / "queues.yaml").write_text(QUEUES)
+    return replace(settings, queues=tmp_path / "queues.yaml")
+
+
+@dataclass
+class Fleet:
+    store: redis.Redis
+
+    def send(self, count: int, **terms: object) -> list[str]:
+        jobs = [str(uuid.uuid4()) for _ in range(count)]
+        for job in jobs:
+            message = infer_message(job, Request(model="paced", inputs=job, **terms), reply="", origin="test")
+            self.store.lpush(priority_list(ARRIVALS, 1), message)
+        return jobs
+
+    def seconds_for(self, count: int) -> float:
+        started = time.monotonic()
+        jobs = self.send(count)
+        eventually(lambda: all(self.results(jobs)), within=90)
+        return time.monotonic() - started
+
+    def live(self) -> list[str]:
+        now = self.store.time()[0]
+        return self.store.zrangebyscore(HEARTBEATS, now - GONE_AFTER, "+inf")
+
+    def waiting(self, hardware_class: str) -> int:
+        return sum(int(self.store.llen(name)) for name in priority_lists(hardware_class))
+
+    def results(self, jobs: list[str]) -> list[bytes | None]:
+        return self.store.mget([result_key(job) for job in jobs])
+
+    def result(self, job: str) -> Result:
+        return read_result(read_meta(eventually(lambda: self.store.get(result_key(job)))))
+
+
+@contextmanager
+def fleet_of(settings: Settings) -> Iterator[Fleet]:
+    with redis.Redis.from_url(settings.state) as store:
+        yield Fleet(store)
+
+
+def test_waiting_work_moves_to_a_class_that_became_idle_and_runs_once(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        stack.enter_context(router_process(twins))
+        first = stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
+        jobs = fleet.send(600)
+        eventually(lambda: fleet.waiting("cpu.a") == 600, within=20)
+        second = stack.enter_context(EchoDevice(twins, hardware_class="cpu.b"))
+        eventually(lambda: len(second.done) > 100, within=20)
+        assert len(set(second.done)) == len(second.done)
+        moved = second.done[0]
+        record = {name.decode(): value.decode() for name, value in fleet.store.hgetall(job_key(moved)).items()}
+        assert record["hardware_class"] == "cpu.b"
+        (move,) = json.loads(record["moves"])
+        assert (move["source"], move["target"], move["kind"]) == ("cpu.a", "cpu.b", "balance")
+        result = fleet.result(moved)
+        assert result.outputs == {"payload": moved}
+        assert result.report.reason.startswith("balance: ")
+        assert set(jobs) >= set(second.done)
+        assert first.done == []
+
+
+def test_the_work_of_a_class_follows_the_jobs_that_move(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        stack.enter_context(router_process(twins))
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
+        fleet.send(400)
+        eventually(lambda: fleet.waiting("cpu.a") == 400, within=20)
+        before = float(fleet.store.hget(WORK, "cpu.a|2") or 0)
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
+        eventually(lambda: fleet.waiting("cpu.b") > 50, within=20)
+        assert fleet.waiting("cpu.a") + fleet.waiting("cpu.b") == 400
+        work = {name: float(fleet.store.hget(WORK, f"{name}|2") or 0) for name in ("cpu.a", "cpu.b")}
+        assert sum(work.values()) == pytest.approx(before, rel=0.5)
+        assert work["cpu.b"] == pytest.approx(before * fleet.waiting("cpu.b") / 400, rel=0.5)
+
+
+def test_a_message_that_no_router_signed_is_left_where_it_is(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        stack.enter_context(router_process(twins))
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
+        fleet.send(300)
+        eventually(lambda: fleet.waiting("cpu.a") == 300, within=20)
+        name = priority_list("cpu.a", 2)
+        forged = json.loads(fleet.store.lindex(name, 0))
+        forged["headers"]["taxiway"] = forged["headers"]["taxiway"].replace("level", "Level")
+        fleet.store.lpop(name)
+        fleet.store.lpush(name, json.dumps(forged))
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
+        eventually(lambda: fleet.waiting("cpu.b") > 50, within=20)
+        left = [json.loads(raw)["headers"]["id"] for raw in fleet.store.lrange(name, 0, -1)]
+        assert forged["headers"]["id"] in left
+
+
+def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        with router_process(twins), EchoDevice(twins, hardware_class="cpu.a", answering=False):
+            jobs = fleet.send(3000)
+            eventually(lambda: fleet.waiting("cpu.a") == 3000, within=30)
+        devices = [stack.enter_context(EchoDevice(twins, hardware_class=name)) for name in ("cpu.a", "cpu.b")]
+        for _ in range(4):
+            with router_process(twins) as router:
+                eventually(lambda: fleet.waiting("cpu.b") or all(fleet.results(jobs)), within=20)
+                os.kill(router.process.pid, signal.SIGKILL)
+        eventually(lambda: all(fleet.results(jobs)), within=60)
+        assert sorted(devices[0].done + devices[1].done) == sorted(jobs)
+        assert devices[1].done
+
+
+def test_another_router_leads_within_two_ticks(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        first = stack.enter_context(router_process(twins))
+        token = eventually(lambda: fleet.store.get(LEAD))
+        stack.enter_context(router_process(twins))
+        eventually(lambda: fleet.store.get(LEAD) == token)
+        os.kill(first.process.pid, signal.SIGKILL)
+        killed = time.monotonic()
+        eventually(lambda: fleet.store.get(LEAD) not in (None, token), within=5)
+        assert time.monotonic() - killed < 2 * 0.2 + 0.3
+
+
+def test_two_workers_share_what_was_placed_on_one_almost_as_well_as_a_perfect_split(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        stack.enter_context(router_process(twins))
+        workers = [stack.enter_context(worker_process(twins, "--class", name)) for name in ("cpu.a", "cpu.b")]
+        alone = fleet.seconds_for(6000)  # placed on both classes at once
+        for worker in workers:
+            os.kill(worker.process.pid, signal.SIGSTOP)
+        eventually(lambda: len(fleet.live()) == 0)
+        with EchoDevice(twins, hardware_class="cpu.a", answering=False):
+            jobs = fleet.send(6000)
+            eventually(lambda: fleet.waiting("cpu.a") == 6000, within=60)
+        started = time.monotonic()
+        for worker in workers:
+            os.kill(worker.process.pid, signal.SIGCONT)
+        eventually(lambda: all(fleet.results(jobs)), within=90)
+        assert time.monotonic() - started < 1.5 * alone
+        classes = [fleet.store.hget(job_key(job), "hardware_class") for job in jobs]
+        assert 0.4 < classes.count(b"cpu.b") / len(jobs) < 0.6
+        assert {fleet.store.hget(job_key(job), "attempts") for job in jobs} == {b"1"}

@@ -1,0 +1,74 @@
+"""What operators see of a fleet: overview, `taxiway top`, scaling and metrics."""
+
+import json
+import os
+import subprocess
+import sys
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tasks.settings import TREE
+from tests.routing import EchoDevice, eventually, router_process
+
+
+@pytest.fixture
+def http(settings):
+    """The HTTP door of a router whose device answers nothing, with three bulk jobs that wait."""
+    row = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["x"]}
+    body = {"inputs": [row], "parameters": {"service": "bulk"}}
+    with (
+        EchoDevice(settings, answering=False),
+        router_process(settings) as router,
+        httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client,
+    ):
+        for _ in range(3):
+            answer = client.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
+            assert answer.status_code == 202
+        yield client
+
+
+def overview(http):
+    return http.get("/v2/fleet").json()
+
+
+def top(http, *options):
+    command = [sys.executable, "-m", "taxiway", "top", "--url", str(http.base_url), *options]
+    return subprocess.run(
+        command, cwd=TREE, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_the_overview_counts_what_waits_and_since_when(http):
+    one = eventually(lambda: (found := overview(http)["classes"]["cpu.batch"])["devices"] == 1 and found)
+    assert sum(one["depth"]) == 3
+    assert 0 < one["oldest"] < 30
+    assert one["warm"] == ["echo:1"]
+    assert one["spending"] == one["usd_per_hour"] == 0.05
+    assert overview(http)["classes"]["gpu.realtime"]["devices"] == 0
+
+
+def test_top_fits_80_columns_and_names_every_class(http):
+    eventually(lambda: overview(http)["classes"]["cpu.batch"]["devices"] == 1)
+    shown = top(http, "--once")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "1 devices  3 waiting  $0.05/h" in shown
+    assert all(name in shown for name in ("cpu.batch", "gpu.realtime", "tpu.bulk"))
+    assert json.loads(top(http, "--json"))["classes"]["cpu.batch"]["devices"] == 1
+
+
+def test_a_class_has_a_number_of_replicas_with_its_reason(http):
+    eventually(lambda: http.get("/v1/scaling/cpu.batch").json().get("replicas") == 1)
+    assert set(http.get("/v1/scaling/cpu.batch").json()) == {"class", "replicas", "devices", "reason"}
+    assert http.get("/v1/scaling/gpu.realtime").json()["replicas"] == 0
+    assert http.get("/v1/scaling/nowhere").status_code == 404
+
+
+def test_prometheus_reads_the_metrics(http):
+    eventually(lambda: overview(http)["classes"]["cpu.batch"]["devices"] == 1)
+    families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").text)}
+    waiting = {tuple(s.labels.values()): s.value for s in families["taxiway_waiting"].samples}
+    assert sum(value for (name, _), value in waiting.items() if name == "cpu.batch") == 3
+    (placed,) = families["taxiway_placed"].samples
+    assert (placed.labels, placed.value) == ({"class": "cpu.batch", "model": "echo:1"}, 3)

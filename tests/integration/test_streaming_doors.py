@@ -1,0 +1,214 @@
+"""Answers told as they come, through both doors of a real router and worker; the model is small and random."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+import pytest
+import redis
+
+import taxiway
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import Settings, settings_from
+from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
+from taxiway.job import Result
+from taxiway.keys import stream_key
+from taxiway.streaming import Lost, Piece, Restarted
+from tests.decoding import tiny_model
+from tests.routing import Cable, RouterProcess, eventually, router_process
+from tests.working import QUEUES, worker_process, worker_settings
+
+LONG = {"max_tokens": 1600}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with EmbeddedValkey(folder / "valkey") as server:
+        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(told, folder, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
+        tiny_model(settings.models, layers=8, hidden=4096)
+        with worker_process(settings):
+            yield settings
+
+
+@pytest.fixture(scope="module")
+def router(fleet: Settings) -> Iterator[RouterProcess]:
+    with router_process(fleet) as router:
+        eventually(lambda: httpx.get(f"{router.http}/v2/models/tiny/ready").is_success)
+        yield router
+
+
+@pytest.fixture
+def http(router: RouterProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(params=["broker", "http"])
+def client(request: pytest.FixtureRequest, fleet: Settings, router: RouterProcess) -> Iterator[taxiway.Client]:
+    with taxiway.Client(fleet.broker if request.param == "broker" else router.http) as client:
+        yield client
+
+
+def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The server-sent events of a response: their fields, with the data decoded."""
+    fields: dict[str, Any] = {"event": ""}
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if line:
+            fields[name] = msgspec.json.decode(value) if name == "data" else value
+        else:
+            yield fields
+            fields = {"event": ""}
+
+
+def text_of(told: list[Any]) -> str:
+    return "".join(event["data"]["text_output"] for event in told if not event["event"])
+
+
+def test_text_comes_in_pieces_and_the_result_has_all_of_it(client: taxiway.Client) -> None:
+    *told, result = client.stream("tiny", "tell me", timeout=60, parameters={"max_tokens": 200})
+    assert isinstance(result, Result)
+    assert len(told) > 5
+    assert "".join(map(str, told)) == result.outputs["text"]
+    assert client.infer("tiny", "tell me", parameters={"max_tokens": 200}).outputs == result.outputs
+
+
+def test_the_first_text_comes_long_before_the_result(client: taxiway.Client) -> None:
+    job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+    told = job.stream(timeout=60)
+    assert isinstance(next(told), str)
+    assert not job.done()
+    job.cancel()
+    with pytest.raises(JobCancelledError):
+        list(told)
+
+
+def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: RouterProcess) -> None:
+    async def read(url: str) -> list[str]:
+        async with taxiway.AsyncClient(url) as client:
+            return await asyncio.gather(*(one(client, f"prompt {n}") for n in range(6)))
+
+    async def one(client: taxiway.AsyncClient, prompt: str) -> str:
+        told = [event async for event in client.stream("tiny", prompt, parameters={"max_tokens": 60})]
+        result = told.pop()
+        assert isinstance(result, Result)
+        assert "".join(map(str, told)) == result.outputs["text"]
+        return str(result.outputs["text"])
+
+    assert asyncio.run(read(fleet.broker)) == asyncio.run(read(router.http))
+
+
+def test_what_cannot_be_told_as_it_comes_is_refused_at_both_doors(client: taxiway.Client) -> None:
+    with pytest.raises(InvalidRequestError, match="a model that generates text"):
+        list(client.stream("echo", "hello", timeout=20))
+    with pytest.raises(InvalidRequestError, match="a request of one row"):
+        list(client.stream("tiny", ["one", "two"], timeout=20))
+
+
+def test_a_reader_gives_up_when_its_time_is_over_and_the_job_goes_on(client: taxiway.Client) -> None:
+    job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+    with pytest.raises(ResultTimeoutError):
+        list(job.stream(timeout=0.3))
+    assert not job.done()
+    job.cancel()
+
+
+def test_the_protocol_s_generate_stream_gives_text_outputs_and_then_the_infer_answer(http: httpx.Client) -> None:
+    asked = {"text_input": "tell me", "parameters": {"max_tokens": 50}}
+    with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        told = list(events(response))
+    assert told[0]["data"].keys() == {"id", "model_name", "model_version", "text_output"}
+    assert [event["event"] for event in told[-2:]] == ["", "result"]
+    outputs = {output["name"]: output["data"][0] for output in told[-1]["data"]["outputs"]}
+    assert outputs["text"] == text_of(told)
+    whole = http.post("/v2/models/tiny/generate", json={**asked, "id": "mine"}).json()
+    assert (whole["id"], whole["text_output"], whole["finish_reason"]) == ("mine", outputs["text"], "length")
+
+
+def test_a_reader_who_comes_back_is_told_what_it_has_not_read(http: httpx.Client) -> None:
+    asked = {"text_input": "tell me more", "parameters": {"max_tokens": 300}}
+    read = []
+    with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
+        where = response.headers["location"]
+        for event in events(response):
+            read.append(event)
+            if len(read) == 3:
+                break
+    with http.stream("GET", where, headers={"last-event-id": read[-1]["id"]}) as response:
+        rest = list(events(response))
+    assert text_of(rest)
+    assert text_of(read) + text_of(rest) == rest[-1]["data"]["outputs"][0]["data"][0]
+    with http.stream("GET", where) as response:  # and whoever comes late is told all of it
+        assert text_of(list(events(response))) == text_of(read) + text_of(rest)
+
+
+def test_the_python_client_comes_back_by_itself(router: RouterProcess) -> None:
+    parts = urlsplit(router.http)
+    assert parts.hostname and parts.port
+    cable = Cable(parts.hostname, parts.port)
+    with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=10) as client:
+        told = client.stream("tiny", "tell me", timeout=60, parameters=LONG)
+        read = [next(told)]
+        cable.pull()
+        cable.plug()
+        *rest, result = told
+    cable.close()
+    assert isinstance(result, Result)
+    assert "".join(map(str, read + rest)) == result.outputs["text"]
+
+
+def test_a_restart_and_a_loss_are_events_of_their_own(
+    http: httpx.Client, fleet: Settings, router: RouterProcess
+) -> None:
+    with taxiway.Client(router.http) as client, redis.Redis.from_url(fleet.state) as state:
+        job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
+        eventually(lambda: state.exists(stream_key(job.id)))
+        told = job.stream(timeout=60)
+        assert isinstance(next(told), str)
+        for piece in (Piece(7, 0, "anew "), Piece(7, 9, "on")):
+            state.xadd(stream_key(job.id), piece.fields())
+        rest = [event for event in iter(lambda: next(told), "on") if not isinstance(event, str) or event == "anew "]
+        assert rest == [Restarted(7), "anew ", Lost(4)]
+        job.cancel()
+
+
+def test_a_stream_of_no_job_and_an_id_of_no_event_are_refused(http: httpx.Client, client: taxiway.Client) -> None:
+    missing = http.get("/v2/jobs/nothing/stream")
+    assert (missing.status_code, missing.json()["code"]) == (404, UnknownJobError.code)
+    job = client.submit("tiny", "tell me", parameters={"max_tokens": 1})
+    job.result(timeout=30)
+    wrong = http.get(f"/v2/jobs/{job.id}/stream", headers={"last-event-id": "yesterday"})
+    assert (wrong.status_code, wrong.json()["details"]["field"]) == (400, "last-event-id")
+    for body in (b"{", b'{"text": "x"}', b'{"text_input": 5}'):
+        refused = http.post("/v2/models/tiny/generate_stream", content=body)
+        assert (refused.status_code, refused.json()["code"]) == (400, InvalidRequestError.code)
+
+
+def test_a_model_that_generates_no_text_has_nothing_to_generate(http: httpx.Client) -> None:
+    for call in ("generate", "generate_stream"):
+        refused = http.post(f"/v2/models/echo/{call}", json={"text_input": "x"})
+        assert (refused.status_code, refused.json()["details"]["field"]) == (400, "model")
+
+
+def test_the_command_line_prints_text_as_it_comes_and_json_lines_on_request(router: RouterProcess) -> None:
+    def printed(*options: str) -> bytes:
+        command = [sys.executable, "-m", "taxiway", "submit", "tiny", "--text", "tell me", "-p", "max_tokens=80"]
+        done = subprocess.run([*command, "--stream", "--url", router.http, *options], capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    *lines, last = (msgspec.json.decode(line) for line in printed("--json").splitlines())
+    assert len(lines) > 5
+    assert "".join(line["text"] for line in lines) == last["outputs"]["text"]
+    assert printed() == last["outputs"]["text"].encode() + b"\n"

@@ -1,0 +1,203 @@
+"""A worker stays a Celery worker: its remote control, its events and its shutdowns, seen by real Celery clients."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import Settings
+from taxiway.errors import ExecutionError, JobCancelledError
+from taxiway.job import JobState, record_from
+from taxiway.keys import INFER, job_key
+from tests.routing import eventually
+from tests.waiting import until
+from tests.working import CLASS, LONG, Tower, WorkerProcess, is_running, worker_process, worker_settings
+
+
+def running(tower: Tower) -> str:
+    """A long job that runs."""
+    job = tower.order("slab", LONG)
+    eventually(lambda: is_running(tower, job))
+    return job
+
+
+def test_inspect_shows_what_runs_and_what_waits(worker: WorkerProcess, tower: Tower, producer: Celery) -> None:
+    busy = running(tower)
+    waiting = tower.order("echo", "next")
+    inspect = producer.control.inspect([worker.name])
+    eventually(lambda: inspect.reserved()[worker.name])
+    assert [task["id"] for task in inspect.active()[worker.name]] == [busy]
+    assert [task["id"] for task in inspect.reserved()[worker.name]] == [waiting]
+    assert inspect.query_task(busy)[worker.name][busy][0] == "active"
+    assert INFER in inspect.registered()[worker.name]
+    tower.result(busy, within=30)
+    tower.result(waiting)
+    eventually(lambda: not inspect.active()[worker.name] and not inspect.reserved()[worker.name])
+    assert inspect.stats()[worker.name]["total"] == {INFER: 2}
+
+
+def test_a_running_job_that_is_terminated_is_revoked_and_its_answer_dropped(
+    worker: WorkerProcess, tower: Tower, producer: Celery
+) -> None:
+    busy = running(tower)
+    inspect = producer.control.inspect([worker.name])
+    eventually(lambda: inspect.active()[worker.name])
+    producer.control.revoke(busy, terminate=True)
+    with pytest.raises(JobCancelledError):
+        tower.result(busy)
+    assert tower.result(tower.order("echo", "after"), within=30).outputs == {"payload": "after"}
+    assert tower.state.hget(job_key(busy), "state") == b"cancelled"
+    eventually(lambda: tower.unacknowledged() == 0)
+
+
+def test_a_queue_that_is_cancelled_is_left_alone_until_it_is_added_again(
+    worker: WorkerProcess, tower: Tower, producer: Celery
+) -> None:
+    inspect = producer.control.inspect([worker.name])
+    producer.control.cancel_consumer(CLASS, reply=True)
+    eventually(lambda: not inspect.active_queues()[worker.name])
+    job = tower.order("echo", "later")
+    assert not until(lambda: tower.waiting() == 0, patience=0.5)
+    producer.control.add_consumer(CLASS, reply=True)
+    assert tower.result(job).outputs == {"payload": "later"}
+
+
+def test_commands_for_pools_of_many_processes_leave_the_worker_at_work(
+    worker: WorkerProcess, tower: Tower, producer: Celery
+) -> None:
+    for command in (producer.control.pool_grow, producer.control.pool_shrink):
+        assert worker.name in command(1, reply=True, destination=[worker.name])[0]
+    assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_eta_is_kept_and_the_results_of_a_group_are_collected(tower: Tower, producer: Celery) -> None:
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    sent = [
+        producer.send_task(INFER, kwargs={"model": "echo", "inputs": n}, eta=later if n == 0 else None)
+        for n in range(3)
+    ]
+    assert tower.route("echo") == 3
+    assert [result.get(timeout=20)["outputs"]["payload"] for result in sent[1:]] == [1, 2]
+    assert sent[0].get(timeout=20)["outputs"]["payload"] == 0
+    assert datetime.now(UTC) >= later
+    eventually(lambda: tower.unacknowledged() == 0)
+
+
+def test_what_is_scheduled_returns_to_the_queue_at_a_warm_shutdown(
+    fleet: Settings, tower: Tower, producer: Celery
+) -> None:
+    with worker_process(fleet) as worker:
+        producer.send_task(INFER, kwargs={"model": "echo", "inputs": 1}, countdown=60)
+        tower.route("echo")
+        inspect = producer.control.inspect([worker.name])
+        eventually(lambda: inspect.scheduled()[worker.name])
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(30) == 0
+    assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
+
+
+def test_a_shutdown_by_remote_control_finishes_what_runs(fleet: Settings, tower: Tower, producer: Celery) -> None:
+    with worker_process(fleet) as worker:
+        busy = running(tower)
+        waiting = [tower.order("slab", LONG) for _ in range(3)]
+        eventually(lambda: tower.unacknowledged() == 4)
+        producer.control.shutdown([worker.name])
+        assert worker.process.wait(30) == 0
+    assert tower.result(busy, within=0.1).report.device == "cpu:0"
+    assert (tower.waiting(), tower.unacknowledged()) == (3, 0)
+    assert not any(tower.state.exists(f"taxiway:claim:{job}") for job in waiting)
+
+
+def test_a_cold_shutdown_leaves_in_the_queue_what_did_not_run(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as worker:
+        jobs = [running(tower), tower.order("echo", "next")]
+        eventually(lambda: tower.unacknowledged() == 2)
+        worker.process.send_signal(signal.SIGQUIT)
+        worker.process.wait(30)
+    assert tower.unacknowledged() == 0
+    assert tower.waiting() >= 1  # what ran may have ended before Celery's thread came to the signal
+    with worker_process(fleet):
+        assert all(tower.result(job, within=30) for job in jobs)
+
+
+def test_what_a_killed_worker_held_runs_elsewhere_each_job_alone(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as first:
+        busy = running(tower)
+        waiting = [tower.order("paced", n) for n in range(5)]
+        eventually(lambda: tower.unacknowledged() == 6)
+        first.process.kill()
+        first.process.wait()
+    with worker_process(fleet):
+        results = [tower.result(job, within=30) for job in (busy, *waiting)]
+    assert {result.report.batch for result in results} == {1}  # one of them may be why the worker ended
+    assert tower.state.hget(job_key(busy), "attempts") == b"2"
+    assert {tower.state.hget(job_key(job), "attempts") for job in waiting} == {b"1"}
+
+
+def test_no_more_is_held_than_the_next_batches_need(worker: WorkerProcess, tower: Tower) -> None:
+    busy = running(tower)
+    tower.queue(*(tower.message("paced", n) for n in range(100)))
+    eventually(lambda: tower.unacknowledged() == 1 + 2 * 16)
+    assert tower.waiting() == 100 - 2 * 16
+    tower.result(busy, within=30)
+
+
+@pytest.mark.usefixtures("worker")
+def test_task_events_tell_of_every_job_in_its_order(tower: Tower, producer: Celery) -> None:
+    heard: list[dict[str, Any]] = []
+    with producer.connection_for_read() as connection:
+        receiver = producer.events.Receiver(connection, handlers={"*": heard.append})
+        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
+        listening.daemon = True
+        listening.start()
+        eventually(lambda: heard)  # a heartbeat
+        long, short = running(tower), tower.order("echo", "hello")
+        bad = tower.order("slab", {"samples": [0], "seed": [1]})
+        with pytest.raises(ExecutionError):
+            tower.result(bad)
+
+        def told(job: str) -> list[str]:
+            return [event["type"].removeprefix("task-") for event in list(heard) if event.get("uuid") == job]
+
+        eventually(lambda: told(short)[-1:] == ["succeeded"] and told(bad)[-1:] == ["failed"])
+        receiver.should_stop = True
+        tower.order("echo", "a last event")
+        listening.join(10)
+    assert told(long) == told(short) == ["received", "started", "succeeded"]
+    assert told(bad) == ["received", "started", "failed"]
+    first = next(event for event in heard if event.get("uuid") == short)
+    assert (first["name"], first["hostname"].split("@")[0]) == (INFER, f"{CLASS}.cpu-0")
+
+
+def test_broker_and_state_may_be_two_servers(settings: Settings, tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "broker") as broker:
+        fleet = worker_settings(replace(settings, broker=broker.url), tmp_path)
+        with Tower(replace(fleet, state=broker.url)) as queue, Tower(fleet) as state, worker_process(fleet):
+            messages = [queue.message("paced", n) for n in range(20)]
+            queue.queue(*messages)
+            results = [state.result(message.headers["id"]) for message in messages]
+            assert [result.outputs["payload"] for result in results] == list(range(20))
+            eventually(lambda: queue.waiting() + queue.unacknowledged() == 0)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_is_not_run(worker: WorkerProcess, tower: Tower) -> None:
+    busy = running(tower)
+    job = tower.order("slab", LONG)
+    eventually(lambda: tower.unacknowledged() == 2)
+    tower.cancel(job)
+    with pytest.raises(JobCancelledError):
+        tower.result(job)
+    tower.result(busy, within=30)
+    eventually(lambda: tower.unacknowledged() == 0)
+    fields = {k.decode(): v.decode() for k, v in tower.state.hgetall(job_key(job)).items()}
+    record = record_from(job, fields)
+    assert (record.state, record.attempts) == (JobState.CANCELLED, 0)

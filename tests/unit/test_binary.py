@@ -1,0 +1,45 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.binary import HEADER, bytes_elements, bytes_part, framed, pieces, split
+from taxiway.errors import InvalidRequestError
+
+
+@given(st.binary(min_size=1), st.lists(st.binary()))
+def test_what_is_framed_is_split_into_the_same_parts(text, parts):
+    whole = framed(text, parts)
+    head, rest = split(whole.body, whole.headers.get(HEADER))
+
+    assert bytes(head) == text
+    assert [bytes(piece) for piece in pieces([len(part) for part in parts], rest)] == parts
+
+
+@given(st.lists(st.binary()))
+def test_bytes_elements_are_the_same_after_their_way(elements):
+    assert bytes_elements(memoryview(bytes_part(elements)), len(elements), "x") == elements
+
+
+@given(st.binary(), st.integers(0, 5))
+def test_any_bytes_are_elements_or_refused(part, count):
+    try:
+        elements = bytes_elements(memoryview(part), count, "x")
+    except InvalidRequestError:
+        return
+    assert bytes_part(elements) == part
+
+
+@pytest.mark.parametrize("length", ["0", "4", "-1", "x", "", "1.0", "²"])
+def test_a_header_that_bounds_no_json_is_refused(length):
+    with pytest.raises(InvalidRequestError, match=HEADER):
+        split(b"abc", length)
+
+
+@pytest.mark.parametrize("sizes", [[4], [2], [-1], ["3"], [True], [1.0], [2, 2], []])
+def test_sizes_that_do_not_add_up_are_refused(sizes):
+    with pytest.raises(InvalidRequestError, match="binary_data_size"):
+        list(pieces(sizes, memoryview(b"abc")))
+
+
+def test_a_tensor_whose_data_is_in_the_json_takes_no_piece():
+    assert list(pieces([None, 0, None], memoryview(b""))) == [None, b"", None]

@@ -1,0 +1,117 @@
+import hashlib
+import json
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from taxiway.blobs import Blobs, ResultBlobs, may_refer, references, resolved
+from taxiway.errors import InvalidRequestError, ResultExpiredError
+from taxiway.request import parse_request
+from taxiway.values import DATATYPES, from_wire, to_array, to_wire
+from taxiway.wire import read_request, request_body
+
+JSON = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=8) | st.binary(max_size=64)
+VALUES = st.recursive(
+    JSON, lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=4), below, max_size=4)
+)
+DTYPES = st.sampled_from(sorted(DATATYPES.values()))
+
+
+def read(value, kept):
+    """What a reader on the other side of the wire gets."""
+    return resolved(from_wire(json.loads(msgspec.json.encode(value))), kept)
+
+
+@given(VALUES, st.integers(-1, 64))
+def test_whatever_travels_beside_its_message_is_read_as_if_it_had_not(value, limit):
+    blobs = Blobs(limit)
+
+    assert read(to_wire(value, "inputs", blobs), blobs.kept) == from_wire(to_wire(value))
+
+
+@given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=0, min_side=0), elements={"allow_nan": False}))
+def test_an_array_beside_its_message_is_the_same_array(array):
+    blobs = Blobs(limit=-1)
+    tensor = read(to_wire(array, "inputs", blobs), blobs.kept)
+
+    assert np.array_equal(to_array(tensor, "inputs"), array)
+
+
+def test_an_array_that_lies_in_order_is_not_copied():
+    array, blobs = np.zeros(1000, np.float32), Blobs(limit=10)
+    to_wire(array, "inputs", blobs)
+    (content,) = blobs.kept.values()
+    array[0] = 1.0
+
+    assert np.frombuffer(content, np.float32)[0] == 1.0
+
+
+def test_a_value_up_to_the_limit_stays_in_its_message():
+    blobs = Blobs(limit=8)
+
+    to_wire([b"12345678", np.zeros(2, np.float32), {"a": b"x"}], "inputs", blobs)
+
+    assert blobs.kept == {}
+
+
+def test_a_requests_reference_tells_the_digest_and_a_results_where_the_door_has_it():
+    asked, answered = Blobs(limit=2), ResultBlobs(limit=2)
+    reference, result = to_wire(b"abc", "inputs", asked), to_wire(b"abc", "x", answered)
+
+    assert reference == {
+        "datatype": "BYTES",
+        "ref": reference["ref"],
+        "bytes": 3,
+        "digest": hashlib.sha256(b"abc").hexdigest(),
+    }
+    assert result == {
+        "datatype": "BYTES",
+        "ref": result["ref"],
+        "bytes": 3,
+        "href": f"/v2/blobs/{result['ref']}",
+    }
+
+
+def test_a_request_is_read_back_with_its_references():
+    blobs = Blobs(limit=2)
+    body = request_body(parse_request({"model": "m", "inputs": {"a": [b"abc", "text"]}}), blobs)
+    request = read_request(body, "application/json")
+
+    assert may_refer(body)
+    assert [found.ref for found in references(request.inputs)] == list(blobs.kept)
+    assert resolved(request.inputs, blobs.kept) == {"a": [b"abc", "text"]}
+
+
+def test_a_message_without_references_is_seen_to_have_none():
+    assert not may_refer(request_body(parse_request({"model": "m", "inputs": ["text", 'a "ref": in text']})))
+
+
+@pytest.mark.parametrize("content", [b"abd", b"ab", b"abcd", b""])
+def test_other_bytes_than_were_signed_for_are_refused(content):
+    blobs = Blobs(limit=2)
+    reference = to_wire(b"abc", "inputs", blobs)
+
+    with pytest.raises(InvalidRequestError, match=reference["ref"]):
+        resolved(reference, {reference["ref"]: content})
+
+
+def test_a_blob_that_is_gone_is_said_to_be():
+    blobs = Blobs(limit=2)
+    reference = to_wire(b"abc", "inputs", blobs)
+
+    with pytest.raises(ResultExpiredError, match=reference["ref"]):
+        resolved(reference, {reference["ref"]: None})
+
+
+@pytest.mark.parametrize(
+    "fields", [{"ref": "job:1"}, {"ref": 7}, {"bytes": -1}, {"bytes": "3"}, {"datatype": 1}, {"digest": None}]
+)
+def test_a_malformed_reference_is_refused(fields):
+    reference = {"ref": "0" * 32, "bytes": 3, "datatype": "BYTES", "digest": ""} | fields
+
+    with pytest.raises(InvalidRequestError, match="ref"):
+        list(references([reference]))

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import math
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.fleet import FleetSnapshot
+from router.scaling import MEMORY, Look, Scaler, deadlines, lasting, replicas
+from tasks.facts import DeviceFacts
+from tasks.topology import HardwareClass, Price, Scaling, Service, Topology, TopologyError, parse_topology
+from taxiway.keys import LEVELS
+
+HARDWARE = HardwareClass(
+    device="cpu",
+    runtimes=("echo",),
+    max_batch=1,
+    max_wait=0,
+    horizon=1,
+    target=0.5,
+    price=Price(usd_per_hour=1.0),
+    scaling=Scaling(start=10.0),
+)
+DUE = (0.25, 5.0, 3600.0, math.inf)
+IDLE = (0.0,) * LEVELS
+
+
+def steadily(busy: float, *, seconds: int = 60, work: tuple[float, ...] = IDLE) -> list[Look]:
+    return [Look(float(second), 4, busy, work) for second in range(seconds)]
+
+
+def scaled(**changes: object) -> HardwareClass:
+    return msgspec.structs.replace(HARDWARE, scaling=msgspec.structs.replace(HARDWARE.scaling, **changes))
+
+
+def test_a_steady_load_gets_devices_for_its_target_utilisation() -> None:
+    want = replicas(HARDWARE, DUE, steadily(2.0))
+    assert want.replicas == 4
+    assert want.reason == "2 device seconds a second, 50% of each"
+
+
+def test_no_load_and_nothing_waiting_means_none() -> None:
+    assert replicas(HARDWARE, DUE, steadily(0.0)).replicas == 0
+
+
+def test_spare_devices_stand_beside_a_load_and_not_alone() -> None:
+    assert replicas(scaled(spare=2), DUE, steadily(2.0)).replicas == 6
+    assert replicas(scaled(spare=2), DUE, steadily(0.0)).replicas == 0
+
+
+def test_work_that_waits_for_a_class_without_devices_wakes_it() -> None:
+    want = replicas(HARDWARE, DUE, [Look(0.0, 0, 0.0, (0.0, 0.0, 7200.0, 0.0))])
+    assert want.replicas == math.ceil(7200 / 3590)
+    assert "due in 3590 s" in want.reason
+
+
+def test_a_growing_queue_counts_as_load_that_comes() -> None:
+    looks = [Look(float(second), 1, 1.0, (0.0, 0.0, 0.0, 2.0 * second)) for second in range(60)]
+    assert replicas(HARDWARE, DUE, looks).replicas == 6
+
+
+def test_bounds_hold_and_say_so() -> None:
+    assert replicas(scaled(minimum=3), DUE, steadily(0.0)).replicas == 3
+    want = replicas(scaled(maximum=2), DUE, steadily(2.0))
+    assert (want.replicas, want.reason) == (2, "2, the most allowed; 4 would be in time")
+
+
+def test_a_bound_below_the_least_is_an_error_in_queues_yaml() -> None:
+    text = """
+hardware:
+  cpu: {device: cpu, runtimes: [echo], max_batch: 1, max_wait: 0, price: {usd_per_hour: 1},
+        scaling: {minimum: 2, maximum: 1}}
+service: {standard: {deadline: 5}}
+default_service: standard
+"""
+    with pytest.raises(TopologyError, match=r"hardware.cpu.scaling.maximum: expected at least minimum \(2\), got 1"):
+        parse_topology(text)
+
+
+def test_what_was_wanted_lately_stays_for_as_long_as_a_start_takes() -> None:
+    want = replicas(HARDWARE, DUE, steadily(0.0))
+    assert lasting(want, [3, 1, 0], HARDWARE).replicas == 3
+    assert lasting(want, [0, 0], HARDWARE) == want
+
+
+@given(busy=st.floats(0, 100), more=st.floats(0, 100), work=st.lists(st.floats(0, 1e4), min_size=4, max_size=4))
+def test_more_load_or_work_never_asks_for_fewer(busy: float, more: float, work: list[float]) -> None:
+    least = replicas(HARDWARE, DUE, steadily(busy, seconds=3)).replicas
+    assert replicas(HARDWARE, DUE, steadily(busy + more, seconds=3)).replicas >= least
+    assert replicas(HARDWARE, DUE, steadily(busy, seconds=3, work=tuple(work))).replicas >= least
+
+
+def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
+    topology = Topology(
+        hardware={"cpu": HARDWARE},
+        service={"live": Service(deadline=0.25, priority="high"), "bulk": Service(priority="low")},
+        default_service="live",
+    )
+    assert deadlines(topology) == (0.25, math.inf, math.inf, math.inf)
+    scaler = Scaler(topology)
+    assert scaler.wanted() == {}
+    device = DeviceFacts(
+        worker="w", hardware_class="cpu", device="cpu:0", kind="cpu", emulated=False, name="", memory_total=1,
+        memory_free=1, utilisation=0.9,
+    )  # fmt: skip
+    fleet = FleetSnapshot(devices=(device,), work={"cpu": (0.5, 0.0, 0.0, 0.0)})
+    scaler.look(fleet, 0.0)
+    assert scaler.wanted()["cpu"].replicas == 2
+    for second in range(1, 9):
+        scaler.look(FleetSnapshot(), float(second))
+    assert scaler.wanted()["cpu"].replicas == 2
+    for second in range(9, int(MEMORY) + 20):
+        scaler.look(FleetSnapshot(), float(second))
+    assert scaler.wanted()["cpu"].replicas == 0
+
+
+def test_however_little_waits_a_class_is_not_scaled_to_zero() -> None:
+    assert replicas(HARDWARE, DUE, [Look(0.0, 0, 0.0, (0.0, 0.0, 0.0, 3e-5))]).replicas == 1
+    assert replicas(HARDWARE, DUE, [Look(0.0, 0, 0.0, (0.0, 0.0, 0.0, 1e-17))]).replicas == 0

@@ -1,0 +1,99 @@
+"""What a reader is told of an answer that is generated."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.job import Result, RunReport
+from taxiway.streaming import Lost, Piece, Progress, Restarted, read_piece, read_position
+
+REPORT = RunReport(
+    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason="r"
+)
+
+
+def result(text: object) -> Result:
+    return Result(model="m:1", outputs={"text": text}, report=REPORT)
+
+
+def pieces(*texts: str, attempt: int = 1) -> list[Piece]:
+    """Pieces that follow on each other."""
+    return [Piece(attempt, len("".join(texts[:n])), text) for n, text in enumerate(texts)]
+
+
+def tell(progress: Progress, told: list[Piece]) -> list[object]:
+    return [event for n, piece in enumerate(told) for event in progress.take(f"{n + 1}-0", piece)]
+
+
+@given(st.lists(st.text(min_size=1, max_size=5), max_size=6), st.integers(0, 6))
+def test_whatever_was_told_before_the_result_the_text_is_whole(texts: list[str], read: int) -> None:
+    progress = Progress()
+    told = tell(progress, pieces(*texts)[:read]) + progress.end(result("".join(texts)))
+    assert "".join(map(str, told)) == "".join(texts)
+
+
+def test_what_a_slow_reader_missed_is_counted() -> None:
+    progress = Progress()
+    first, _, _, last = pieces("one ", "two ", "three ", "four")
+    assert tell(progress, [first, last]) == ["one ", Lost(10), "four"]
+    assert progress.end(result("one two three four five")) == [" five"]
+
+
+def test_a_new_attempt_begins_anew_and_the_old_one_is_heard_no_more() -> None:
+    progress = Progress()
+    old, new = pieces("one ", "two "), pieces("uno ", "dos", attempt=2)
+    assert tell(progress, [old[0], new[0], old[1], new[1]]) == ["one ", Restarted(2), "uno ", "dos"]
+
+
+def test_an_attempt_that_begins_anew_says_so() -> None:
+    assert tell(Progress(), [*pieces("one ", "two "), *pieces("one")]) == ["one ", "two ", Restarted(1), "one"]
+
+
+def test_a_new_attempt_whose_beginning_was_missed_has_lost_it() -> None:
+    late = pieces("uno ", "dos", attempt=2)[1]
+    assert tell(Progress(), [*pieces("one "), late]) == ["one ", Restarted(2), Lost(4), "dos"]
+
+
+def test_a_piece_that_comes_twice_is_told_once() -> None:
+    one, two = pieces("one ", "two ")
+    assert tell(Progress(), [one, two, two, Piece(1, 4, "two three")]) == ["one ", "two ", "three"]
+
+
+def test_a_result_of_another_attempt_than_was_told_begins_anew() -> None:
+    progress = Progress()
+    tell(progress, pieces("one ", "two "))
+    assert progress.end(result("uno dos tres")) == [Restarted(2), "uno dos tres"]
+
+
+def test_a_result_without_text_adds_nothing() -> None:
+    assert Progress().end(result([1, 2])) == []
+
+
+@given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 5))
+def test_a_reader_that_comes_back_is_told_the_rest(texts: list[str], read: int) -> None:
+    first = Progress()
+    told = tell(first, pieces(*texts)[:read])
+    again = Progress(read_position(str(first.position)))
+    told += [event for n, piece in enumerate(pieces(*texts)[read:]) for event in again.take(f"{read + n + 1}-0", piece)]
+    assert "".join(map(str, told)) == "".join(texts)
+    assert again.end(result("".join(texts))) == []
+
+
+@given(st.builds(Piece, st.integers(1, 99), st.integers(0, 99), st.text(min_size=1, max_size=9)))
+def test_a_piece_is_read_as_it_was_written(piece: Piece) -> None:
+    written = {
+        name: value if isinstance(value, bytes) else str(value).encode() for name, value in piece.fields().items()
+    }
+    assert read_piece(written) == piece
+
+
+@pytest.mark.parametrize("text", ["", "1-0", "1-0:1:x:0", "a-0:1:2:3", "1-0:1:2:3:4"])
+def test_a_position_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"expected|values to unpack|invalid literal"):
+        read_position(text)
+
+
+def test_a_result_of_one_row_sent_as_rows_ends_the_text_as_well() -> None:
+    assert Progress().end(result(["all of it"])) == ["all of it"]

@@ -1,0 +1,199 @@
+"""The fetch thread: takes messages from a Valkey or Redis queue in bulk, no more than the next batches need.
+
+What is a plain job goes to the reception at once. What Celery must see (a canvas, an eta, a message to be refused) goes
+through its consumer, as a message whose acknowledgement comes back here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from kombu.message import Message
+
+from tasks.scripts import Verdict
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.wire import decode_envelope
+from workers.context import WorkerContext
+from workers.intake import read_plain
+from workers.ledger import Ledger
+from workers.loop import DeviceLoop
+from workers.reception import Reception
+from workers.store import Store
+from workers.strategy import keep_letter
+from workers.transport import ClassQueue, Taken
+from workers.work import Delivery
+
+logger = logging.getLogger(__name__)
+
+LOOK = 1.0
+"""Longest wait for messages, in seconds, before the queue is looked at again: a connection may have died in silence."""
+
+_PAUSE = 0.2  # seconds before another try while the broker is away
+
+
+class Fetcher:
+    """Keeps the device in work from the queues that Celery's consumer names. Stands for kombu's channel in messages.
+
+    Args:
+        on_hub: has a callback run on the hub's thread.
+    """
+
+    no_ack_consumers = None
+
+    def __init__(
+        self,
+        queue: ClassQueue,
+        context: WorkerContext,
+        reception: Reception,
+        loop: DeviceLoop,
+        ledger: Ledger,
+        store: Store,
+        *,
+        on_hub: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._queue = queue
+        self._secret = context.settings.secret
+        self._hardware_class = context.options.hardware_class
+        self._reception = reception
+        self._loop = loop
+        self._ledger = ledger
+        self._store = store
+        self._on_hub = on_hub
+        self._consumer: Any = None
+        self._followed = threading.Event()
+        self._stopping = threading.Event()
+        self._handed: dict[str, Message] = {}
+        self._passing: set[str] = set()
+
+    def follow(self, consumer: Any) -> None:
+        """Take from the queues of this kombu consumer, from now on."""
+        self._consumer = consumer
+        self._followed.set()
+
+    def leave(self) -> None:
+        """Take nothing until the next consumer. What Celery still schedules is the broker's again."""
+        self._followed.clear()
+        waiting = [tag for tag, message in self._handed.items() if message.headers.get("eta") is not None]
+        for tag in waiting:
+            self._handed.pop(tag, None)
+        try:
+            self._queue.put_back(in_order(waiting))
+        except BrokerUnavailableError:
+            logger.warning("scheduled tasks wait for their visibility timeout", extra={"tasks": len(waiting)})
+
+    def stop(self) -> None:
+        """End. Any thread may call it."""
+        self._stopping.set()
+        self._followed.set()
+        self._queue.wake()
+
+    def run(self) -> None:
+        """Fetch until stopped."""
+        away = False
+        while not self._stopping.is_set():
+            try:
+                self._fetch()
+                away = False
+            except BrokerUnavailableError as error:
+                if not away:
+                    logger.warning("cannot fetch", extra={"error": error.message})
+                away = True
+                self._stopping.wait(_PAUSE)
+
+    def tags(self) -> list[str]:
+        """The tag of every message that is held."""
+        return [*self._handed, *(delivery.tag for delivery in self._ledger.held() if delivery.tag)]
+
+    def basic_ack(self, tag: str, multiple: bool = False) -> None:
+        """Acknowledge a message that Celery has ended."""
+        self._handed.pop(tag, None)
+        self._queue.acknowledge([tag])
+
+    def basic_reject(self, tag: str, requeue: bool = False) -> None:
+        """Forget a message that Celery refused, or put it back."""
+        self._handed.pop(tag, None)
+        if requeue:
+            self._queue.put_back([tag])
+        else:
+            self._queue.acknowledge([tag])
+
+    def _fetch(self) -> None:
+        self._followed.wait()
+        queues = [queue.name for queue in self._consumer.queues] if self._followed.is_set() else []
+        room = self._loop.wait_for_room(LOOK) - len(self._passing)
+        if not queues or room <= 0:
+            self._stopping.wait(0.0 if queues and not self._passing else 0.01)
+            return
+        for queue in queues:
+            room -= self._take(queue, room) if room > 0 else 0
+        if room > 0 and not self._stopping.is_set():
+            self._queue.wait(queues, LOOK)
+
+    def _take(self, queue: str, most: int) -> int:
+        """Take up to `most` messages; how many there were."""
+        now, taken = self._queue.take(queue, most)
+        claimed: list[Delivery] = []
+        astray: list[tuple[str, str]] = []
+        for one in taken:
+            delivery = read_plain(one, self._secret, self._hardware_class)
+            if delivery is None:
+                self._hand_over(one)
+            elif delivery.claim is not None:
+                claimed.append(delivery)
+            else:
+                self._ledger.hold([delivery])
+                self._reception.put(delivery)
+            if one.claim is not None and one.claim.verdict is Verdict.RUN and (delivery is None or not delivery.claim):
+                astray.append((one.job, one.claim.token))
+        self._store.release(astray)
+        self._ledger.hold(claimed)
+        if claimed:
+            self._reception.accept(claimed, now)
+        return len(taken)
+
+    def _hand_over(self, taken: Taken) -> None:
+        """Give a message to Celery's consumer."""
+        try:
+            envelope = decode_envelope(taken.raw)
+            body = envelope.payload()
+        except InvalidRequestError as error:
+            self._refuse(taken, error.message)
+            return
+        message = Message(
+            body=body,  # type: ignore[arg-type]  # kombu's own transports give bytes
+            delivery_tag=taken.tag,
+            content_type=envelope.content_type,
+            content_encoding=envelope.content_encoding,
+            delivery_info=envelope.properties.get("delivery_info"),
+            properties=envelope.properties,
+            headers=envelope.headers,
+            channel=self,
+        )
+        self._handed[taken.tag] = message
+        self._passing.add(taken.tag)
+        self._on_hub(partial(self._deliver, message))
+
+    def _deliver(self, message: Message) -> None:
+        """Let Celery receive the message, on the hub's thread."""
+        message.accept = self._consumer.accept
+        try:
+            if message.errors:  # it cannot be decompressed
+                message._reraise_error(self._consumer.on_decode_error)
+            else:
+                self._consumer.on_message(message)
+        finally:
+            self._passing.discard(message.delivery_tag)
+
+    def _refuse(self, taken: Taken, reason: str) -> None:
+        """Keep what is no message at all among the dead letters."""
+        keep_letter(self._store, taken.raw, reason, None)
+        self._queue.acknowledge([taken.tag])
+
+
+def in_order(tags: Sequence[str]) -> list[str]:
+    """Tags in the order in which their messages were taken."""
+    return sorted(tags, key=lambda tag: [int(part) for part in tag.split(".")[1:]])
