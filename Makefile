@@ -7,6 +7,8 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SUITE :=
+JOBS := 1000000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup torch demo test lint bench clean
@@ -32,9 +34,13 @@ lint: $(READY) ## format, lint, types and import directions
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## questions answered by a number: idle round trips, placement, the simulator
-	$(BIN)/python -m benchmarks.idle_round_trip
-	$(BIN)/python -m benchmarks.placement_speed
+bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUITE='--seconds 2 --rounds 1' JOBS=20000)
+	@$(BIN)/python -m benchmarks.suite $(SUITE)
+	@$(BIN)/python -m benchmarks.idle_round_trip
+	@$(BIN)/python -m benchmarks.tensors
+	@$(BIN)/python -m benchmarks.queue_depth --jobs $(JOBS)
+	@$(BIN)/python -m benchmarks.start_up
+	@$(BIN)/python -m benchmarks.placement_speed
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -1,0 +1,52 @@
+"""Peers' virtual environments, in the user's cache: made when they are first wanted, and kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from tasks.settings import cache_directory
+
+MODEL_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers", "msgspec", "pyyaml", "safetensors")
+"""What the batch loop needs, in the versions that the fleet has: a peer must not win or lose by its runtime."""
+
+_PATIENCE = 1200  # seconds for one installation
+
+
+class AbsentError(Exception):
+    """A peer cannot be run on this machine; the text says why."""
+
+
+def interpreter(peer: str, packages: Sequence[str]) -> str:
+    """The Python of a virtual environment that holds `packages` and the batch loop's.
+
+    Raises:
+        AbsentError: they cannot be installed.
+    """
+    folder = cache_directory(os.environ) / "benchmarks" / "peers" / peer
+    wanted = [*packages, *(f"{name}=={version(name)}" for name in MODEL_PACKAGES)]
+    python, mark = folder / "bin" / "python", folder / "installed"
+    if not mark.exists() or mark.read_text().split() != wanted:
+        sys.stderr.write(f"installing {' '.join(packages)} into {folder}\n")
+        _run([sys.executable, "-m", "venv", str(folder)])
+        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted])
+        mark.write_text("\n".join(wanted))
+    return str(python)
+
+
+def installed_version(python: str, package: str) -> str:
+    """The version of a package that the interpreter would import."""
+    asked = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AbsentError(str(error)) from error
+    if done.returncode:
+        raise AbsentError((done.stderr or done.stdout).strip()[-300:])

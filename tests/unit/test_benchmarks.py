@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.bars import Bar, Panel, page
+from benchmarks.catalogue import queues_of
+from benchmarks.http_caller import HttpCaller
+from benchmarks.load import Request, UnreliableError, Window, arriving, saturated
+from benchmarks.measure import answer, percentile
+from benchmarks.panels import panels_of
+from benchmarks.ratios import RATIOS, Ratio
+from benchmarks.table import tables
+from benchmarks.workloads import WORKLOADS, Plan, plan_from_environment
+from tasks.topology import parse_topology
+
+
+def test_a_window_counts_a_request_by_the_share_of_it_that_lies_inside() -> None:
+    requests = [Request(0, 2, 10), Request(1, 3, 4), Request(5, 6, 100)]
+
+    assert Window(1, 3).items(requests) == 9
+
+
+def test_batches_that_end_together_give_the_rate_whatever_the_window() -> None:
+    waves = [Request(start, start + 3, 1) for start in range(0, 30, 3) for _ in range(16)]
+
+    assert Window(4, 14).items(waves) / 10 == pytest.approx(16 / 3)
+
+
+def test_a_saturated_loop_measures_what_a_server_of_known_speed_can_do() -> None:
+    device, marks = asyncio.Semaphore(2), []
+
+    async def ask(number: int) -> float:
+        async with device:
+            await asyncio.sleep(0.01)
+        return 1.0
+
+    requests, window = asyncio.run(
+        saturated(ask, outstanding=8, seconds=0.5, mark=lambda: marks.append(time.perf_counter()))
+    )
+
+    assert window.items(requests) / window.seconds == pytest.approx(190, rel=0.2)
+    assert len(marks) == 2 and marks[1] - marks[0] >= 0.5
+
+
+def test_arrivals_do_not_wait_for_answers_and_count_from_when_they_were_due() -> None:
+    async def ask(number: int) -> float:
+        if number == 0:
+            time.sleep(0.2)  # a client that hangs: those due meanwhile have waited
+        return 1.0
+
+    requests = asyncio.run(arriving(ask, rate=200, seconds=0.3, seed=7))
+
+    assert len(requests) > 30
+    assert percentile([request.seconds for request in requests], 50) > 0.02
+
+
+def test_a_loop_whose_requests_fail_gives_no_figures() -> None:
+    async def ask(number: int) -> float:
+        raise OSError("refused")
+
+    with pytest.raises(UnreliableError, match="requests failed, the first with OSError: refused"):
+        asyncio.run(arriving(ask, rate=200, seconds=0.1, seed=7))
+
+
+@asynccontextmanager
+async def server(answers: Sequence[bytes], asked: list[bytes]) -> AsyncIterator[int]:
+    """The port of a server that answers every request with these pieces, until its client closes."""
+    served: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
+            asked.append(b"connection")
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+                asked.append(await reader.readexactly(length))
+                for piece in answers:
+                    writer.write(piece)
+                    await asyncio.sleep(0.001)
+
+    async with await asyncio.start_server(
+        lambda reader, writer: served.add(asyncio.create_task(serve(reader, writer))), "127.0.0.1", 0
+    ) as listening:
+        yield listening.sockets[0].getsockname()[1]
+        await asyncio.gather(*served)
+
+
+def caller(port: int, *bodies: bytes) -> HttpCaller:
+    return HttpCaller(port=port, path="/", bodies=bodies, kind="text/plain", count=len)
+
+
+def test_the_caller_reads_each_answer_whole_and_uses_connections_again() -> None:
+    pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", b"cde"]
+    asked: list[bytes] = []
+
+    async def exchange() -> list[bytes]:
+        async with server(pieces, asked) as port, caller(port, b"one", b"two") as asking:
+            return [await asking.body(number) for number in range(3)]
+
+    assert asyncio.run(exchange()) == [b"abcde"] * 3
+    assert asked == [b"connection", b"one", b"two", b"one"]
+
+
+def test_an_answer_that_is_no_success_is_a_failure() -> None:
+    refusal = [b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"]
+
+    async def exchange() -> None:
+        async with server(refusal, []) as port, caller(port, b"") as asking:
+            await asking.ask(0)
+
+    with pytest.raises(ValueError, match="429"):
+        asyncio.run(exchange())
+
+
+def test_a_ratio_is_of_the_best_of_the_others_in_the_same_round() -> None:
+    figures = {("a", "rate"): [30.0, 20.0], ("b", "rate"): [10.0, 1.0], ("c", "rate"): [2.0, 5.0]}
+    ratio = Ratio("a", "rate", 3.5, against=("b", "c", "absent"))
+
+    assert ratio.rounds(figures) == [3.0, 4.0]
+    assert ratio.holds([3.0, 4.0])
+
+
+def test_a_ratio_to_those_who_are_all_absent_has_no_rounds() -> None:
+    assert Ratio("a", "rate", 1.0, against=("b",)).rounds({("a", "rate"): [1.0]}) == []
+
+
+def test_every_workload_has_ratios() -> None:
+    assert RATIOS.keys() == WORKLOADS.keys()
+
+
+def test_a_plan_reaches_the_processes_of_a_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(WORKLOADS["W4"], {"graph": "/g"}, photos=[], workers=2, port=7)
+    for name, value in plan.environment().items():
+        monkeypatch.setenv(name, value)
+
+    assert plan_from_environment() == plan
+    assert plan.rows == 8
+
+
+def test_the_benchmarks_queues_are_a_topology() -> None:
+    topology = parse_topology(queues_of("echo", rows=64, wait=0.002))
+
+    assert topology.hardware["cpu.batch"].max_batch == 64
+
+
+@pytest.mark.parametrize("limit", [(200.0, "the limit"), None])
+def test_the_chart_is_one_page_that_asks_for_nothing(limit: Any) -> None:
+    drawn = page("A & B", "2 cores", [Panel("rate", "items/s", [Bar("<x>", [1.0, 3.0], own=True)], limit=limit)])
+    svg = drawn[drawn.index("<svg") : drawn.index("</svg>") + 6]
+
+    assert ElementTree.fromstring(svg) is not None
+    assert "http" not in drawn and "&lt;x&gt;" in drawn
+
+
+def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
+    figures = {("limit", "saturated"): [100.0], ("slow", "saturated"): [10.0], ("taxiway", "saturated"): [90.0]}
+
+    (panel,) = panels_of(WORKLOADS["W1"], figures)
+
+    assert [bar.name for bar in panel.bars] == ["taxiway", "slow"]
+    assert panel.limit == (100.0, "the limit, in process")
+
+
+def test_an_answer_tells_the_median_and_spread_with_their_digits() -> None:
+    line = answer("how many", [1234.5678, 0.5, 2000.4])
+
+    assert (line["repeats"], line["median"], line["spread"]) == (3, 1235.0, 2000.0)
+
+
+def test_a_table_has_a_row_a_contestant_and_its_share_of_the_limit() -> None:
+    lines = [
+        answer(f"W1 paced: {name} {measure}", [figure], workload="W1", contestant=name, measure=measure)
+        for name, measure, figure in [
+            ("limit", "saturated", 4000.0),
+            ("taxiway", "saturated", 3900.0),
+            ("taxiway", "idle p50", 6.25),
+            ("taxiway", "idle p99", 7.0),
+            ("taxiway", "cpu client", 20.0),
+            ("taxiway", "cpu worker", 40.0),
+        ]
+    ]
+
+    (table,) = tables(lines)
+
+    assert "### W1 paced" in table
+    assert "| taxiway | 3,900 | 0.97 | 6.25 / 7 |  | 60 |" in table
