@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 from simulator.timing import Stepping, Timing, Whole
 from simulator.workload import Job
-from workers.residency import Resident, evict
+from workers.residency import Resident, Uses, evict
 
 _SAME_STEP = 1e-6
 
@@ -126,6 +126,7 @@ class Device:
         "run",
         "serving",
         "session",
+        "uses",
         "version",
     )
 
@@ -138,6 +139,7 @@ class Device:
         self.version = self.session = 0
         self.run: Run | None = None
         self.resident: dict[int, Resident] = {}
+        self.uses: dict[int, Uses] = {}
         self.busy = 0.0
         self.powered = 0.0
 
@@ -156,6 +158,7 @@ class Device:
         self.on_since = None
         self.serving = self.draining = False
         self.resident.clear()
+        self.uses.clear()
         self.version += 1
         self.session += 1
         return lost
@@ -167,12 +170,13 @@ class Device:
             self.run = None
 
     def hold(self, model: int, timing: Timing, now: float) -> float:
-        """Make the model resident; seconds that loading it takes, 0 where it was."""
+        """Make the model resident, and use it; seconds that loading it takes, 0 where it was."""
         held = self.resident.get(model)
         if held is None:
-            for leaving in evict(list(self.resident.values()), timing.memory, int(self.memory)):
+            for leaving in evict(list(self.resident.values()), timing.memory, int(self.memory), now):
                 del self.resident[int(leaving)]
-        self.resident[model] = Resident(str(model), timing.memory, now)
+        self.uses[model] = self.uses.get(model, Uses()).once_more(now)
+        self.resident[model] = Resident(str(model), timing.memory, self.uses[model], timing.load)
         return timing.load if held is None else 0.0
 
     def start_stepping(self, model: int, timing: Stepping, now: float) -> SteppingRun:

@@ -2,6 +2,7 @@
 
     CACHE/sha256/<hash>/<file name>      what was fetched; its hash is checked each time before it is handed out
     CACHE/derived/<key>/<recipe>         what a recipe wrote, with its own hash beside it
+    CACHE/compiled/<device>/             what runtimes compiled for such devices (`workers.executor`)
     CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it
 
 A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks.artefacts import ArtefactError, ArtefactStore
@@ -19,8 +21,8 @@ from taxiway.errors import ExecutionError, TaxiwayError
 from workers.device import Device
 from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
-from workers.residency import NoRoomError, Resident, evict
-from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
+from workers.residency import NoRoomError, Resident, Uses, evict
+from workers.runtimes import ModelLoadError, Placed, Runtime, import_runtime, open_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,10 @@ CPU_SHARE = 0.8
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A variant on the device, with what is known of how it runs there. One that is `in_use` is not unloaded."""
+    """A variant on the device, with what is known of how it runs there. One that is `in_use` is not unloaded.
+
+    `seconds` is what loading it took, without what is done once: to fetch its artefacts and import its runtime.
+    """
 
     key: str
     model: Model
@@ -41,12 +46,8 @@ class Loaded:
     pipeline: Pipeline
     runtime: Runtime
     known: Known
-    last_used: float
+    seconds: float
     in_use: bool = False
-
-
-class InUseError(Exception):
-    """A variant needs memory that is held by others which are in use: it may be loaded once they are not."""
 
 
 class Executor:
@@ -69,9 +70,11 @@ class Executor:
         self.device = device
         self.unavailable: dict[str, str] = {}
         self._artefacts = artefacts
+        self._compiled = _compiled_for(device, artefacts.cache)
         self._threads = threads
         self._book = book or ProfileBook()
         self._tracks: dict[str, Track] = {}
+        self._uses: dict[str, Uses] = {}
         self._loaded: dict[str, Loaded] = {}
         self._retry_at: dict[str, float] = {}
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
@@ -103,25 +106,56 @@ class Executor:
             ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
             InUseError: it has to wait for others.
         """
-        key = variant_key(model.id, variant)
-        if key in self._loaded:
-            return self._loaded[key]
-        if key in self.unavailable and time.monotonic() < self._retry_at[key]:
-            raise ExecutionError(f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key)
-        started = time.monotonic()
-        try:
-            loaded = self._load(key, model, variant)
-        except InUseError:
-            raise
-        except Exception as error:  # runtimes and models raise what they like; the worker goes on without this one
-            self._give_up(key, error)
-            raise ExecutionError(
-                f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key
-            ) from error
-        self.unavailable.pop(key, None)
-        self._loaded[key] = loaded
-        logger.info("loaded", extra={"variant": key, "seconds": round(time.monotonic() - started, 3)})
+        loaded = self.ready(model, variant)
+        if loaded is None:
+            self.make_room(model, variant)
+            loaded = self.open(model, variant)
+            self.keep(loaded)
         return loaded
+
+    def make_room(self, model: Model, variant: str, *, keeping: Collection[str] = ()) -> None:
+        """Unload what stands in the variant's way: the least valuable, but nothing in use, nor what `keeping` names.
+
+        Raises:
+            ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
+            InUseError: it has to wait for others.
+        """
+        key, described = variant_key(model.id, variant), model.variants[variant]
+        if key in self.unavailable and time.monotonic() < self._retry_at[key]:
+            raise self._unavailable(key)
+        try:
+            if described.runtime not in self.hardware.runtimes:
+                reason = f"the class runs {', '.join(self.hardware.runtimes)}, not {described.runtime}"
+                raise ModelLoadError(reason)
+            leaving = evict(self._residents(keeping), described.memory, self._budget, time.monotonic())
+        except (ModelLoadError, NoRoomError) as error:
+            raise self._give_up(key, error) from error
+        for other in leaving:
+            self._loaded.pop(other).runtime.unload()
+            logger.info("unloaded", extra={"variant": other, "to_load": key})
+
+    def open(self, model: Model, variant: str) -> Loaded:
+        """The variant, loaded and warmed up, which has room and is not kept yet. Any thread may call it.
+
+        Raises:
+            ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
+        """
+        key = variant_key(model.id, variant)
+        try:
+            return self._open(key, model, variant)
+        except Exception as error:  # runtimes and models raise what they like; the worker goes on without this one
+            raise self._give_up(key, error) from error
+
+    def keep(self, loaded: Loaded) -> None:
+        """Have batches run on a variant that was opened."""
+        self.unavailable.pop(loaded.key, None)
+        self._loaded[loaded.key] = loaded
+        self.used(loaded)
+        logger.info("loaded", extra={"variant": loaded.key, "seconds": round(loaded.seconds, 3)})
+
+    def used(self, loaded: Loaded) -> None:
+        """Count a use: by that and by `seconds` it is judged which variants stay."""
+        self._uses[loaded.key] = self._uses.get(loaded.key, Uses()).once_more(time.monotonic())
 
     def warm_up(self, model: Model) -> None:
         """Load one variant of `model` before any is asked for: the fastest, by its profile, that can be loaded."""
@@ -135,7 +169,8 @@ class Executor:
 
     def run(self, loaded: Loaded, items: Sequence[Item]) -> list[Row | TaxiwayError]:
         """An answer or an error for each item, in order; an item that fails leaves the others their answers."""
-        loaded.last_used = time.monotonic()
+        self.used(loaded)
+        started = time.monotonic()
         try:
             answers = loaded.pipeline.run(loaded.runtime, items)
         except Exception as error:  # a model's own code may raise anything
@@ -145,7 +180,7 @@ class Executor:
             logger.warning("a batch failed: its halves run apart", extra=extra)
             half = len(items) // 2
             return [*self.run(loaded, items[:half]), *self.run(loaded, items[half:])]
-        self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - loaded.last_used)
+        self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - started)
         return list(answers)
 
     def observe(
@@ -157,13 +192,8 @@ class Executor:
         levels = {item.level for item in items}
         self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels=levels)
 
-    def _load(self, key: str, model: Model, name: str) -> Loaded:
+    def _open(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]
-        if variant.runtime not in self.hardware.runtimes:
-            raise ModelLoadError(f"the class runs {', '.join(self.hardware.runtimes)}, not {variant.runtime}")
-        for leaving in self._to_unload(key, variant):
-            self._loaded.pop(leaving).runtime.unload()
-            logger.info("unloaded", extra={"variant": leaving, "to_load": key})
         placed = Placed(
             variant=key,
             precision=variant.precision,
@@ -171,30 +201,34 @@ class Executor:
             files=self._artefacts.files(model, name),
             device=self.device.address,
             threads=self._threads,
+            compiled=self._compiled,
         )
+        import_runtime(variant.runtime, variant.entry)
+        began = time.monotonic()
         runtime = open_runtime(variant.runtime, placed)
         runtime.load()
         pipeline = open_pipeline(model, variant, placed)
-        loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), time.monotonic())
+        loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), 0.0)
         _warm_up(loaded, self._artefacts)
+        loaded.seconds = time.monotonic() - began
         return loaded
 
-    def _to_unload(self, key: str, variant: Variant) -> list[str]:
-        """The variants that make room for one more."""
-        residents = [Resident(o.key, _memory(o), o.last_used) for o in self._loaded.values() if not o.in_use]
-        kept = sum(_memory(other) for other in self._loaded.values() if other.in_use)
-        try:
-            return evict(residents, variant.memory, self._budget - kept)
-        except NoRoomError as error:
-            if variant.memory > self._budget:
-                raise
-            raise InUseError(f"{key} waits for memory that is in use: {error}") from error
+    def _residents(self, keeping: Collection[str]) -> list[Resident]:
+        return [
+            Resident(one.key, _memory(one), self._uses[one.key], one.seconds, one.in_use or one.key in keeping)
+            for one in self._loaded.values()
+        ]
 
-    def _give_up(self, key: str, error: Exception) -> None:
+    def _give_up(self, key: str, error: Exception) -> ExecutionError:
+        """Note why the variant cannot be had; the error for who asked."""
         known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
-        self.unavailable[key] = str(error) if known else f"{type(error).__name__}: {error}"
         self._retry_at[key] = time.monotonic() + RETRY_LOAD
+        self.unavailable[key] = str(error) if known else f"{type(error).__name__}: {error}"
         logger.error("cannot load", extra={"variant": key, "reason": self.unavailable[key]}, exc_info=not known)
+        return self._unavailable(key)
+
+    def _unavailable(self, key: str) -> ExecutionError:
+        return ExecutionError(f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key)
 
     def _fastest_first(self, model: Model) -> list[str]:
         rows = self.hardware.max_batch
@@ -212,6 +246,12 @@ class Executor:
 
     def _known(self, model: Model, name: str) -> Known:
         return self._book.lookup(model, name, self.device.kind, self.device.name)
+
+
+def _compiled_for(device: Device, cache: Path) -> Path:
+    """The folder of programs compiled for devices such as this one: others may lack its instructions."""
+    kind = "\n".join((device.kind, device.name, *device.instruction_sets))
+    return cache / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:16]
 
 
 def _memory(loaded: Loaded) -> int:

@@ -85,6 +85,7 @@ class InFlight:
     def join(self, key: str, portions: Portions) -> None:
         """Let rows of a variant that is served take part from the next step on."""
         running = self._running[key]
+        self._executor.used(running.loaded)
         for job, rows in portions:
             for index in rows:
                 running.owners[running.batch.join(job.items[index])] = job, index
@@ -94,7 +95,7 @@ class InFlight:
         """One step of one batch, each in its turn; the jobs that ended with it, and why where they failed."""
         key = next(key for key, running in self._running.items() if running.owners)
         running = self._running[key] = self._running.pop(key)
-        running.loaded.last_used = began = time.monotonic()
+        began = time.monotonic()
         ended = running.batch.step()
         seconds = time.monotonic() - began
         for job in {job for job, _ in running.owners.values()}:

@@ -1,7 +1,8 @@
 """The device thread: lets rows form batches, runs them, and says how each job ended. It waits for no server.
 
 What is generated step by step joins a running batch as soon as it has room (`inflight`); between two of its steps one
-whole batch of another variant may run, the more urgent of both going first.
+whole batch of another variant may run, the more urgent of both going first. Jobs whose variant is not loaded wait
+until it is, beside the lanes (`loads`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from taxiway.errors import BrokerUnavailableError, ExecutionError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.batcher import BatchPolicy
-from workers.executor import Executor, InUseError, Loaded
+from workers.executor import Executor, Loaded
 from workers.inflight import InFlight, Told
 from workers.intake import gather, prepare
 from workers.lane import Key, Lane, Portions
+from workers.loads import Loads, Urgency
 from workers.pipelines import Item, Row
 from workers.report import Batch, note
 from workers.store import Store, insist
@@ -83,7 +85,7 @@ class DeviceLoop:
         self._stopping = threading.Event()
         self._must_end_by = math.inf
         self._inflight = InFlight(executor, tell)
-        self._blocked: list[Job] = []  # their variants wait for memory that what is in flight holds
+        self._loads = Loads(executor, wake=lambda: self.put([]), fail=self._fail)
 
     def put(self, jobs: Sequence[Job]) -> None:
         """Hand jobs over. Any thread may."""
@@ -108,8 +110,8 @@ class DeviceLoop:
         self._clock = offset
 
     def hung(self, now: float) -> bool:
-        """Whether the batch that runs now takes so long that it will not end. Any thread may ask."""
-        return now > self._must_end_by
+        """Whether what runs or loads now takes so long that it will not end. Any thread may ask."""
+        return now > self._must_end_by or self._loads.hung(now)
 
     def run(self) -> None:
         """Serve until stopped."""
@@ -125,36 +127,49 @@ class DeviceLoop:
                 wait = 0.0
         while self._inflight.rows:
             self._step()
+        self._loads.leave()
 
     def _room(self) -> int:
         rows = max(AHEAD * self.executor.hardware.max_batch, int(self._rate.rows * AHEAD_FOR))
         waiting = sum(lane.rows for lane in list(self._lanes.values()))
-        return rows - waiting - self._inbox_rows - len(self._blocked)
+        beside = max(0, self._loads.rows - rows)  # as many again may wait for loads, and keep nobody out
+        return rows - waiting - self._inbox_rows - beside
 
     def _collect(self, wait: float) -> None:
         """Take in all jobs that came, waiting up to `wait` seconds for the first."""
         with self._changed:
             if wait > 0:
-                self._changed.wait_for(lambda: self._inbox or self._stopping.is_set(), wait)
+                self._changed.wait_for(self._has_news, wait)
             jobs, self._inbox, self._inbox_rows = self._inbox, [], 0
-        if self._blocked and not self._inflight.rows:
-            jobs, self._blocked = self._blocked + jobs, []
         for job in jobs:
             self._take_in(job)
+        for job in self._loads.finish():
+            self._take_in(job)
+        self._loads.begin(self._lined)
+        if jobs and self._loads.rows:  # they make room for others
+            with self._changed:
+                self._changed.notify_all()
+
+    def _has_news(self) -> bool:
+        return bool(self._inbox) or self._loads.ended or self._stopping.is_set()
 
     def _take_in(self, job: Job) -> None:
+        loaded = self.executor.ready(job.model, job.variant)
+        if loaded is None:
+            self._loads.wait(job)
+            return
         try:
-            loaded = self.executor.load(job.model, job.variant)
             if not job.items:
                 prepare(job, loaded)
         except TaxiwayError as error:
-            self._end([Ended(job.delivery, Outcome(error=error))])
-            return
-        except InUseError:
-            self._blocked.append(job)
+            self._fail([job], error)
             return
         for bucket in job.waiting:
             self._lane(loaded, bucket, job).add(job)
+
+    def _lined(self, urgency: Urgency) -> set[str]:
+        """The variants that jobs at least as urgent wait for in lanes."""
+        return {lane.variant for lane in self._lanes.values() if lane and lane.urgency()[:2] <= urgency}
 
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
         key = _key(job, bucket)
@@ -180,7 +195,7 @@ class DeviceLoop:
         """For each running batch the lane whose rows join next: the most urgent, if there is room for one of them."""
         first: dict[str, Lane] = {}
         for lane in self._lanes.values():
-            if lane and self._joins(lane) and not self._blocked:
+            if lane and self._joins(lane) and self._loads.goes_ahead(lane.urgency()[:2]):
                 first[lane.variant] = min(first.get(lane.variant, lane), lane, key=Lane.urgency)
         return (lane for lane in first.values() if self._room_in(lane) > 0)
 
@@ -244,13 +259,9 @@ class DeviceLoop:
 
     def _run(self, batch: Portions) -> None:
         items = [job.items[row] for job, rows in batch for row in rows]
-        try:
-            loaded = self.executor.load(batch[0][0].model, batch[0][0].variant)
-        except ExecutionError as error:  # it was unloaded since, and cannot be loaded again
-            self._end([self._failed(job, error) for job, _ in batch])
-            return
-        except InUseError:
-            self._block([job for job, _ in batch])
+        loaded = self.executor.ready(batch[0][0].model, batch[0][0].variant)
+        if loaded is None:  # it was unloaded since
+            self._await_load([job for job, _ in batch])
             return
         if self._inflight.serves(loaded.key):
             self._inflight.serve(loaded)
@@ -287,12 +298,12 @@ class DeviceLoop:
         self._inflight.drop(job)
         self._leave(job)
 
-    def _block(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait, whole, until nothing is in flight."""
+    def _await_load(self, jobs: Sequence[Job]) -> None:
+        """Let jobs wait, whole, until their variant is loaded again."""
         for job in jobs:
             self._leave(job)
             gather(job)
-        self._blocked += jobs
+            self._loads.wait(job)
 
     def _answer(self, batch: Portions, answers: Sequence[Row | TaxiwayError], seconds: float) -> list[Ending]:
         """Give each job its answers; the jobs that ended with them."""
@@ -305,6 +316,10 @@ class DeviceLoop:
             elif job.done:
                 endings.append(Answered(job))
         return endings
+
+    def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
+        """End jobs that wait in no lane."""
+        self._end([Ended(job.delivery, Outcome(error=error)) for job in jobs])
 
     def _failed(self, job: Job, error: TaxiwayError) -> Ended:
         self._leave(job)

@@ -81,7 +81,9 @@ class Pulse:
     def _watch(self) -> None:
         """End the process when its batch hangs: the claims end with their lease, and other workers take the jobs."""
         if self._loop.hung(time.monotonic()):
-            logger.critical("a batch does not end: the worker gives its jobs up", extra={"jobs": self._held()})
+            logger.critical(
+                "a batch or a load does not end: the worker gives its jobs up", extra={"jobs": self._held()}
+            )
             os._exit(HUNG)
 
     def _say(self, call: Callable[[], Any]) -> None:

@@ -173,3 +173,20 @@ def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(fleet: Settin
     lost, *rest = [event for n, piece in enumerate(pieces) for event in progress.take(f"{n}-0", piece)]
     assert lost == Lost(pieces[0].at)
     assert rest == ["ab"] * len(pieces)
+
+
+def test_models_that_do_not_fit_together_take_turns(settings: Settings, tmp_path: Path) -> None:
+    short = "[echo]\n    memory: 150MiB"
+    queues = QUEUES.replace("[python, echo]", "[python, echo, onnx]").replace("[echo, slab]", short)
+    told = worker_settings(settings, tmp_path, queues)
+    tiny_model(told.models, memory="100MiB")
+    slab = told.models / "slab" / "model.yaml"
+    slab.write_text(slab.read_text().replace("memory: 0", "memory: 60MiB"))
+    with Tower(told) as tower, worker_process(told) as worker:
+        jobs = []
+        for n in range(12):
+            jobs += [tower.order("tiny", f"prompt {n}", **PROMPT), tower.order("slab", {"samples": [10], "seed": [n]})]
+        answers = [tower.result(job, within=60) for job in jobs]
+        facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+    assert {answer.model for answer in answers} == {"tiny:1", "slab:1"}
+    assert not {"tiny:1/onnx", "slab:1/python"} <= set(facts.warm)

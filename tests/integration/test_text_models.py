@@ -1,6 +1,7 @@
 import itertools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from tasks.artefacts import ArtefactStore
 from tasks.catalogue import Model, Variant, load_catalogue
-from tasks.settings import TREE, cache_directory
+from tasks.settings import TREE, Settings, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from tests.working import QUEUES, Tower, worker_process
 from workers.pipelines import Pipeline, Row, open_pipeline
 from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
 
@@ -181,3 +183,18 @@ def test_the_trained_head_is_the_one_that_the_page_describes() -> None:
     accuracy = CATALOGUE.resolve("sentiment").variants["onnx-fp32"].accuracy
     assert accuracy is not None and accuracy >= 0.80
     assert f"{100 * accuracy:.1f} %" in page
+
+
+def test_a_worker_keeps_what_jax_compiled_for_the_next_one(settings: Settings, tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    (tmp_path / "queues.yaml").write_text(QUEUES.replace("[python, echo]", "[echo, jax]").replace(", slab]", "]"))
+    for kept in ("sha256", "derived"):
+        (tmp_path / kept).symlink_to(settings.cache / kept)
+    fleet = replace(settings, queues=tmp_path / "queues.yaml", cache=tmp_path)
+    with Tower(fleet) as tower, worker_process(fleet):
+        first = tower.result(tower.order("sentiment", "Well done.", variant="jax-fp32"), within=90)
+        programs = set(tmp_path.glob("compiled/*/jax/*-cache"))
+    with Tower(fleet) as tower, worker_process(fleet):
+        again = tower.result(tower.order("sentiment", "Well done.", variant="jax-fp32"), within=90)
+    assert programs and programs == set(tmp_path.glob("compiled/*/jax/*-cache"))
+    assert first.outputs == again.outputs

@@ -29,7 +29,7 @@ from taxiway.job import JobState, failure_meta, read_meta, record_from
 from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel, result_key
 from taxiway.wire import decode_envelope
 from tests.routing import eventually
-from tests.working import CLASS, LONG, QUEUES, Tower, WorkerProcess, is_running, worker_process, worker_settings
+from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, WorkerProcess, is_running, worker_process, worker_settings
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:
@@ -272,6 +272,48 @@ def test_a_variant_that_cannot_load_fails_its_jobs_and_not_the_worker(worker: Wo
 
     eventually(unavailable)
     assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
+
+
+@pytest.fixture
+def slow(fleet: Settings) -> Settings:
+    """The fleet with the model heavy, whose first use takes some seconds when it is loaded."""
+    text = SLAB.replace("name: slab", "name: heavy") + "examples: [{samples: [80_000_000], seed: [1]}]\n"
+    (fleet.models / "heavy").mkdir()
+    (fleet.models / "heavy" / "model.yaml").write_text(text)
+    return fleet
+
+
+HEAVY = {"variant": "python", "inputs": {"samples": [10], "seed": [1]}}
+
+
+def test_others_are_answered_while_a_variant_loads_and_its_jobs_run_once_then(slow: Settings, tower: Tower) -> None:
+    with worker_process(slow) as worker:
+        heavy = [tower.order("heavy", **HEAVY) for _ in range(20)]
+        eventually(lambda: tower.unacknowledged() == 20)
+        for n in range(5):
+            tower.queue(*(messages := [tower.message("echo", f"row {n}") for _ in range(20)]))
+            assert {tower.result(one.headers["id"]).outputs["payload"] for one in messages} == {f"row {n}"}
+        assert not any(tower.state.exists(result_key(job)) for job in heavy)
+        assert warm(tower, worker) == {"echo:1/echo", "slab:1/python"}
+        with worker_process(slow, "--device", "cpu:1"):
+            answers = [tower.result(job, within=60) for job in heavy]
+        eventually(lambda: "heavy:1/python" in warm(tower, worker))
+    assert {answer.report.device for answer in answers} == {"cpu:0"}
+    assert {tower.state.hget(job_key(job), "attempts") for job in heavy} == {b"1"}
+
+
+def test_a_worker_that_is_told_to_stop_while_it_loads_gives_the_jobs_back(slow: Settings, tower: Tower) -> None:
+    with worker_process(slow) as worker:
+        tower.order("heavy", **HEAVY)
+        eventually(lambda: tower.unacknowledged() == 1)
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.process.wait(30) == 0
+    assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
+
+
+def warm(tower: Tower, worker: WorkerProcess) -> set[str]:
+    """What the worker's heartbeat says that it has loaded."""
+    return set(msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts).warm)
 
 
 def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) -> None:

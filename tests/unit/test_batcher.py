@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, form, met, missed, ready
-from workers.residency import NoRoomError, Resident, evict
 
 POLICY = BatchPolicy(max_batch=16, max_wait=0.05)
 
@@ -26,9 +24,6 @@ shares = st.lists(
     ),
     unique_by=lambda share: share.entry,
     max_size=30,
-)
-residents = st.lists(
-    st.builds(Resident, variant=st.uuids().map(str), memory=st.integers(0, 100), last_used=seconds), max_size=10
 )
 
 
@@ -107,30 +102,6 @@ def test_a_row_waits_in_the_smallest_bucket_that_it_fits_in(size: int, buckets: 
     bucket = bucket_of(size, buckets)
     fitting = [b for b in buckets if b >= size]
     assert bucket == (min(fitting) if fitting else max(buckets))
-
-
-@given(loaded=residents, need=st.integers(0, 100), budget=st.integers(100, 300))
-def test_what_stays_and_what_comes_fit_into_the_budget(loaded: list[Resident], need: int, budget: int) -> None:
-    leaving = evict(loaded, need, budget)
-    staying = sum(resident.memory for resident in loaded if resident.variant not in leaving)
-    assert staying + need <= budget or len(leaving) == len(loaded)
-
-
-@given(loaded=residents, need=st.integers(0, 100))
-def test_no_variant_leaves_before_one_that_was_used_longer_ago(loaded: list[Resident], need: int) -> None:
-    leaving = set(evict(loaded, need, 100))
-    left = [r.last_used for r in loaded if r.variant in leaving]
-    stayed = [r.last_used for r in loaded if r.variant not in leaving]
-    assert not left or not stayed or max(left) <= min(stayed)
-
-
-def test_nothing_leaves_where_there_is_room() -> None:
-    assert evict([Resident("a", 40, 1.0)], 50, 100) == []
-
-
-def test_a_variant_larger_than_the_device_is_refused() -> None:
-    with pytest.raises(NoRoomError, match="needs 200 bytes, the device has 100"):
-        evict([], 200, 100)
 
 
 @given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2), slack=st.floats(0, 1))

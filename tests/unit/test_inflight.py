@@ -18,10 +18,11 @@ from taxiway.keys import INFER
 from taxiway.streaming import Piece
 from tests.decoding import tiny_model
 from workers.device import find_device
-from workers.executor import Executor, InUseError, Loaded
+from workers.executor import Executor, Loaded
 from workers.inflight import InFlight
 from workers.intake import gather, prepare
 from workers.pipelines.running import MAX_HELD
+from workers.residency import InUseError
 from workers.work import Delivery, Job
 
 PRICE = Price(usd_per_hour=1.0)

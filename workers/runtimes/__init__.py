@@ -21,7 +21,8 @@ class Placed:
     """A variant on its device, ready to be loaded.
 
     `files` maps each role in the variant's `artefacts` to a verified local file. `device` is the address that
-    the runtime understands: `cpu`, `cuda:0`, `tpu:0`.
+    the runtime understands: `cpu`, `cuda:0`, `tpu:0`. `compiled` is a folder that keeps what the runtime compiles for
+    devices such as this one between processes, if anything does.
     """
 
     variant: str
@@ -30,6 +31,7 @@ class Placed:
     files: Mapping[str, Path]
     device: str
     threads: int = 1
+    compiled: Path | None = None
 
 
 class Runtime(Protocol):

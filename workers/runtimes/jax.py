@@ -1,8 +1,8 @@
 """Registered JAX networks over safetensors weights: the TPU's runtime, and on the CPU where there is none.
 
 JAX compiles once for every shape. Batches are padded to a power of two here, and other axes to a bucket by the
-pipeline, so that few shapes occur. `JAX_COMPILATION_CACHE_DIR`, which JAX reads itself, keeps compiled programs between
-processes; every one is kept there, however short its compilation.
+pipeline, so that few shapes occur. Compiled programs are kept between processes, however short their compilation: in
+the folder `JAX_COMPILATION_CACHE_DIR`, which JAX reads itself, else in the worker's cache.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class JaxRuntime:
 
     def load(self) -> None:
         """Bring the weights to the device; compilation waits for the first batch. Raises `ModelLoadError`."""
+        if self._placed.compiled is not None and jax.config.jax_compilation_cache_dir is None:
+            jax.config.update("jax_compilation_cache_dir", str(self._placed.compiled / "jax"))
         os.environ["NPROC"] = str(self._placed.threads)  # the only thread limit that JAX's CPU device knows
         try:
             architecture = importlib.import_module(f"workers.architectures.{self._placed.entry}_jax")

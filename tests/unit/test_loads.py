@@ -1,0 +1,171 @@
+"""What waits for a load: two models on a device that holds one of them, behind the worker's own executor."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tasks.artefacts import ArtefactStore
+from tasks.catalogue import Catalogue, load_catalogue
+from tasks.ticket import Ticket
+from tasks.topology import HardwareClass, Price
+from taxiway.errors import TaxiwayError
+from taxiway.keys import INFER
+from workers.device import find_device
+from workers.executor import Executor
+from workers.loads import LOAD_AT_MOST, Loads, Urgency
+from workers.work import Delivery, Job
+
+MODEL = """
+name: {name}
+version: 1
+summary: What came in.
+licence: Apache-2.0
+pipeline: tensors
+inputs: [{{name: payload, datatype: INT64, shape: [-1]}}]
+outputs: [{{name: payload, datatype: INT64, shape: [-1]}}]
+reference: echo
+variants:
+  echo: {{runtime: echo, memory: 60MiB, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
+  missing: {{runtime: python, entry: nowhere, memory: 60MiB, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
+"""
+
+
+class Dock:
+    """A device with room for one model, and what waits for it."""
+
+    def __init__(self, folder: Path) -> None:
+        for name in ("one", "other"):
+            (folder / name).mkdir()
+            (folder / name / "model.yaml").write_text(MODEL.format(name=name))
+        self.catalogue: Catalogue = load_catalogue(folder)
+        price = Price(usd_per_hour=1.0)
+        hardware = HardwareClass(
+            device="cpu", runtimes=("echo", "python"), max_batch=4, max_wait=0.0, price=price, memory=100 * 2**20
+        )
+        device = find_device(hardware, "cpu:0", emulate=False)
+        self.executor = Executor(hardware, device, ArtefactStore(folder / "cache"), threads=1)
+        self.failed: list[tuple[Job, TaxiwayError]] = []
+        self.woken = threading.Event()
+        self.loads = Loads(self.executor, wake=self.woken.set, fail=self._fail)
+        self.lined: dict[str, Urgency] = {}
+
+    def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> Job:
+        """A job that waits for its variant."""
+        ticket = Ticket(
+            job=f"{model} {deadline} {arrived}",
+            task=INFER,
+            model=f"{model}:1",
+            variants={"cpu.batch": variant},
+            prices={"cpu.batch": 1.0},
+            accepted=0.0,
+            deadline_at=0.0,
+            level=1,
+            reason="the test says so",
+        )
+        job = Job(
+            delivery=Delivery(ticket.job, ticket, b"", "application/json", received=0.0),
+            model=self.catalogue.resolve(model),
+            variant=variant,
+            key=f"{model}:1/{variant}",
+            rows=({"payload": 1},),
+            parameters={},
+            outputs=("payload",),
+            single=True,
+            arrived=arrived,
+            deadline=deadline,
+        )
+        self.loads.wait(job)
+        return job
+
+    def begin(self) -> None:
+        """Begin a load, if one may."""
+        self.loads.begin(lambda urgency: {key for key, lined in self.lined.items() if lined <= urgency})
+
+    def finish(self) -> list[Job]:
+        """The jobs of the load that runs, once it has ended."""
+        assert self.woken.wait(20)
+        self.woken.clear()
+        return self.loads.finish()
+
+    def warm(self) -> set[str]:
+        """What is loaded."""
+        return {loaded.key for loaded in self.executor.all_loaded()}
+
+    def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
+        self.failed += [(job, error) for job in jobs]
+
+
+@pytest.fixture
+def dock(tmp_path: Path) -> Dock:
+    return Dock(tmp_path)
+
+
+def test_jobs_wait_until_their_variant_is_loaded(dock: Dock) -> None:
+    jobs = [dock.job("one"), dock.job("one")]
+    assert dock.loads.rows == 2
+    dock.begin()
+    assert dock.finish() == jobs
+    assert (dock.warm(), dock.loads.rows) == ({"one:1/echo"}, 0)
+    assert dock.loads.finish() == []
+
+
+def test_one_variant_loads_at_a_time_the_most_urgent_job_s_first(dock: Dock) -> None:
+    dock.job("one", arrived=1.0)
+    urgent = dock.job("other", deadline=5.0, arrived=2.0)
+    dock.begin()
+    dock.begin()
+    assert dock.finish() == [urgent]
+
+
+def test_the_jobs_of_a_variant_that_cannot_load_end_with_the_reason(dock: Dock) -> None:
+    job = dock.job("one", "missing")
+    dock.begin()
+    assert dock.finish() == []
+    assert [failed for failed, _ in dock.failed] == [job]
+    again = dock.job("one", "missing")
+    dock.begin()
+    assert [failed for failed, _ in dock.failed] == [job, again]
+    assert all("no callable 'nowhere'" in error.message for _, error in dock.failed)
+    assert "one:1/missing" in dock.executor.unavailable
+
+
+def test_a_variant_keeps_its_memory_until_the_more_urgent_of_its_jobs_have_run(dock: Dock) -> None:
+    loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
+    dock.lined[loaded.key] = (math.inf, 1.0)
+    job = dock.job("other", arrived=2.0)
+    dock.begin()
+    assert dock.warm() == {loaded.key}
+    assert dock.loads.goes_ahead((math.inf, 1.0)) and not dock.loads.goes_ahead((math.inf, 3.0))
+    dock.lined[loaded.key] = (math.inf, 3.0)
+    dock.begin()
+    assert dock.finish() == [job]
+    assert dock.warm() == {"other:1/echo"}
+    assert dock.loads.goes_ahead((math.inf, 3.0))
+
+
+def test_a_variant_in_use_keeps_its_memory(dock: Dock) -> None:
+    loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
+    loaded.in_use = True
+    job = dock.job("other", deadline=1.0)
+    dock.begin()
+    assert dock.warm() == {loaded.key}
+    loaded.in_use = False
+    dock.begin()
+    assert dock.finish() == [job]
+
+
+def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:
+    began = time.monotonic()
+    assert not dock.loads.hung(math.inf)
+    dock.job("one")
+    dock.begin()
+    assert not dock.loads.hung(began + LOAD_AT_MOST)
+    assert dock.loads.hung(time.monotonic() + LOAD_AT_MOST)
+    dock.finish()
+    assert not dock.loads.hung(math.inf)
