@@ -17,7 +17,7 @@ import msgspec
 
 from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
 
-INLINE = 256 * 1024
+INLINE = 16 * 2**10
 """Bytes of a value up to which it stays in its message, unless `limits.inline` in queues.yaml says otherwise."""
 
 KEPT = 86400
