@@ -179,15 +179,21 @@ def main() -> None:
         load = 1.0 if trace == MIXED else given.load or bench.saturation(trace, seeds[0])
         for share in (1.0,) if trace == MIXED else given.share or SHARES:
             workloads = {s: mixed(s) if trace == MIXED else bench.workload(trace, load * share, s) for s in seeds}
-            scene, figures = Scene.of(trace, share, load, workloads), []
-            with Progress(console=Console(stderr=True), transient=True) as progress:
-                for term in progress.track(terms, description=f"{trace} {share:g}"):
-                    figures.append(scene.without(term))
-                    if given.json:
-                        nothing = term is not TERMS[0] and worthless(figures[0], figures[-1])
-                        say({"question": "without a term", **machine(), **asdict(figures[-1]), "worthless": nothing})
+            figures = play(Scene.of(trace, share, load, workloads), terms, told=given.json)
             if not given.json:
                 console.print(table(figures))
+
+
+def play(scene: Scene, terms: Sequence[Term], *, told: bool) -> list[Figure]:
+    """The scene without each term, the whole model first; `told` prints a JSON line each as it comes."""
+    figures: list[Figure] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for term in progress.track(terms, description=f"{scene.trace} {scene.share:g}"):
+            figures.append(scene.without(term))
+            if told:
+                nothing = term is not TERMS[0] and worthless(figures[0], figures[-1])
+                say({"question": "without a term", **machine(), **asdict(figures[-1]), "worthless": nothing})
+    return figures
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -200,23 +200,31 @@ def main() -> None:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("policies", total=len(traces) * len(shares))
         for trace in traces:
-            load = given.load or bench.saturation(trace, seeds[0])
-            figures = []
+            load, figures = given.load or bench.saturation(trace, seeds[0]), []
             for share in shares:
-                here = list(measured(bench, trace, load, share, seeds, makers))
+                figures += (here := list(measured(bench, trace, load, share, seeds, makers)))
                 title = f"\n{trace}, {share:g} of load {load:.2f}, {NAME} by each one's answers"
-                shown = [{"question": "attainment and cost", **machine(), **asdict(f)} for f in here]
-                for line in shown if given.json else []:
-                    say(line)
-                if not given.json:
-                    console.print(table(here, title))
-                figures += here
+                show(here, title, None if given.json else console)
                 progress.advance(task)
-            for target in targets(trace, figures):
-                if given.json:
-                    say({"question": "targets", **machine(), **asdict(target)})
-                else:
-                    console.print(f"{'holds' if target.holds else 'FAILS'}  {target.target}: {target.because}")
+            judge(targets(trace, figures), None if given.json else console)
+
+
+def show(figures: Sequence[Figure], title: str, console: Console | None) -> None:
+    """Print figures as a table, or as JSON lines where there is no console."""
+    if console is not None:
+        console.print(table(figures, title))
+        return
+    for figure in figures:
+        say({"question": "attainment and cost", **machine(), **asdict(figure)})
+
+
+def judge(found: Iterable[Target], console: Console | None) -> None:
+    """Print whether each target holds, for people or as JSON lines."""
+    for target in found:
+        if console is None:
+            say({"question": "targets", **machine(), **asdict(target)})
+        else:
+            console.print(f"{'holds' if target.holds else 'FAILS'}  {target.target}: {target.because}")
 
 
 if __name__ == "__main__":

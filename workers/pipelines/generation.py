@@ -100,9 +100,8 @@ class GenerationPipeline:
             while waiting or batch.rows:
                 while waiting and batch.room(waiting[0].size):
                     rows.append(batch.join(waiting.popleft()))
-                for ended in batch.step():
-                    if ended.error is not None:
-                        raise ended.error
+                for failed in [ended.error for ended in batch.step() if ended.error is not None]:
+                    raise failed
         finally:
             batch.leave(batch.rows)
         return [row.answer for row in rows]
