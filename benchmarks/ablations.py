@@ -79,7 +79,6 @@ def _all(column: str, value: float) -> Callable[[Board], dict[str, Any]]:
 TERMS = (
     Term("all terms"),
     Term("wait", _all("beside", np.inf)),
-    Term("batch forming", _all("forming", 0.0)),
     Term("cold start", _all("load", 0.0)),
     Term("load share", lambda board: {"sharers": np.inf}),
     Term("residual", _all("residual", 1.0)),

@@ -29,13 +29,12 @@ class Board:
 
     `queue` indexes `classes`; `live` says that there are devices for it, `servers` counts them, at least 1; `warm` is
     the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile of those devices,
-    `load` the seconds of loading to expect and `forming` those of waiting for company. `beside` is the device seconds
-    of jobs that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between
-    steps, else none. `residual`, of shape (LEVELS, candidates), multiplies a finish time into a guarantee; `limit` is
-    the most rows in a batch; `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the
-    reclaims a second of spot capacity. `rates`, of shape (2, candidates), are the rows a second that come to each
-    device of the class, and that would if all of the model's did; `sharers` the rows that come while a loaded variant
-    stays.
+    `load` the seconds of loading to expect. `beside` is the device seconds of jobs that run beside a new one and do not
+    keep it waiting: a full batch where rows join and leave it between steps, else none. `residual`, of shape (LEVELS,
+    candidates), multiplies a finish time into a guarantee; `limit` is the most rows in a batch; `dollars` is the price
+    of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape
+    (2, candidates), are the rows a second that come to each device of the class, and that would if all of the model's
+    did; `sharers` the rows that come while a loaded variant stays.
     """
 
     model: Model
@@ -56,7 +55,6 @@ class Board:
     beside: Column
     residual: np.ndarray
     limit: Column
-    forming: Column
     horizon: Column
     dollars: Column
     shadow: Column
@@ -103,7 +101,7 @@ def lay_out(
         sharers=total * RESIDENCE,
         stale=fleet.stale,
         **_device_columns(seen),
-        **_class_columns([c.hardware for c in candidates], here),
+        **_class_columns([c.hardware for c in candidates]),
     )
 
 
@@ -122,15 +120,11 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
     }
 
 
-def _class_columns(hardware: Sequence[HardwareClass], here: Column) -> dict[str, Column]:
-    """`here` is the rows a second that come to each device: a batch waits only for company that is expected."""
-
+def _class_columns(hardware: Sequence[HardwareClass]) -> dict[str, Column]:
     def column(figure: Callable[[HardwareClass], float]) -> Column:
         return np.array([figure(h) for h in hardware], dtype=np.float64)
 
-    waits = column(lambda h: h.max_wait)
     return {
-        "forming": np.where(here * waits >= 1.0, waits, 0.0),
         "horizon": column(lambda h: h.horizon),
         "dollars": column(lambda h: h.dollars_per_second),
         "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),

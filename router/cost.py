@@ -28,7 +28,6 @@ class Estimate:
 
     transfer: float
     wait: float
-    forming: float
     load: float
     run: float
     work: float
@@ -43,7 +42,6 @@ class Figures:
 
     transfer: Column
     wait: Column
-    forming: Column
     load: Column
     run: Column
     work: Column
@@ -65,13 +63,11 @@ def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
     (run, _), (work, work_if_all_came) = _run_and_work(board, needs)
     wait = wait_of(board, ahead)
     transfer = board.link_delay + board.link_seconds * needs.payload
-    finish = transfer + wait + board.forming + board.load + run
+    finish = transfer + wait + board.load + run
     sharers = max(1.0, board.sharers / needs.rows)
     paid = work_if_all_came * (1.0 + board.spot_loss * run / 2) + board.load / sharers
     cost = board.dollars * paid + board.shadow * work_if_all_came + board.egress * needs.payload
-    return Figures(
-        transfer, wait, board.forming, board.load, run, work, cost, finish, finish * board.residual[needs.level]
-    )
+    return Figures(transfer, wait, board.load, run, work, cost, finish, finish * board.residual[needs.level])
 
 
 def wait_of(board: Board, ahead: Column) -> Column:

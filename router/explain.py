@@ -25,7 +25,7 @@ from taxiway.errors import TaxiwayError
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate as it stood in the choice: seconds and US dollars for the whole request.
 
-    `finish` is the sum of `transfer`, `wait`, `forming`, `load` and `run`. `why_not` is None for the chosen one;
+    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `why_not` is None for the chosen one;
     `warning` says how little the profile rests on.
     """
 
@@ -36,7 +36,6 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
     finish: float
     transfer: float
     wait: float
-    forming: float
     load: float
     run: float
     guaranteed: float
@@ -184,7 +183,6 @@ class _Table:
             finish=round(at.finish, 6),
             transfer=round(at.transfer, 6),
             wait=round(at.wait, 6),
-            forming=round(at.forming, 6),
             load=round(at.load, 6),
             run=round(at.run, 6),
             guaranteed=round(at.guaranteed, 6),

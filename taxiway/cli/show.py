@@ -129,7 +129,7 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
 
 
 def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    parts = ("transfer", "wait", "forming", "load", "run")
+    parts = ("transfer", "wait", "load", "run")
     return {
         "class": row["hardware_class"],
         "variant": row["variant"],

@@ -289,7 +289,7 @@ def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys):
 
 
 def test_a_placement_shows_its_reason_and_its_table(capsys):
-    seconds = {"transfer": 0.0, "wait": 0.5, "forming": 0.0, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
+    seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
     figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
     chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
     other = {**chosen, "variant": "b", "chosen": False, "why_not": "dearer: 2 USD against 1", "warning": None}

@@ -147,11 +147,6 @@ def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() 
     assert figures.cost < alone.cost
 
 
-def test_a_batch_forms_only_where_company_is_expected_while_it_does() -> None:
-    assert estimated(WARM, rates={FLOW: 10.0}).forming == 0.0
-    assert estimated(WARM, rates={FLOW: 30.0}).forming == 0.05
-
-
 def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
     link = Link(delay=0.01, bytes_per_second=1e6, egress_usd_per_gib=0.1)
     far = board_of(WARM, hardware=msgspec.structs.replace(CLASS, link=link))
