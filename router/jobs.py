@@ -23,6 +23,9 @@ from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_meta, rea
 GRACE = 0.25
 """Seconds past its deadline after which a job that still waits is ended: a worker that has it ends it first."""
 
+CLOCKS = 0.02
+"""Seconds that this router's idea of the store's time may be off by: who waits for a deadline waits so much longer."""
+
 _NEVER_PLACED = "it was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
 _GONE = "the fleet's state at the decision was kept for {kept} s (limits.keep_explanation): the reason alone is left"
@@ -154,7 +157,7 @@ class Jobs:
 
     def _patience(self, record: JobRecord, wait: float) -> float:
         longest = min(wait, self._router.rules.topology.limits.wait)
-        return longest if record.state not in _WAITING else min(longest, max(self._left(record), 0.0))
+        return longest if record.state not in _WAITING else min(longest, max(self._left(record), 0.0) + CLOCKS)
 
     def _left(self, record: JobRecord) -> float:
         """Seconds until a job that waits is ended for its deadline."""
