@@ -63,23 +63,24 @@ async def view_fleet(
         BrokerUnavailableError: the broker or the state store does not answer.
     """
     heads = {name: await yard.head(name) for name in sorted(topology.hardware)}
-    since = {name: await _since(yard, head.first) for name, head in heads.items()}
+    since = await _accepted(yard, [job for head in heads.values() for job in head.first])
     classes = {
-        name: _class_view(name, topology.hardware[name], fleet, head, wants.get(name), _age(now, since[name]))
+        name: _class_view(name, topology.hardware[name], fleet, head, wants.get(name), _oldest(head, since, now))
         for name, head in heads.items()
     }
     moves = tuple(await yard.moves())
     return FleetView(stale=fleet.stale, now=now, classes=classes, devices=fleet.devices, moves=moves)
 
 
-async def _since(yard: Yard, jobs: Sequence[str]) -> float | None:
-    """When the oldest of these jobs was accepted."""
+async def _accepted(yard: Yard, jobs: Sequence[str]) -> Mapping[str, float]:
+    """When each of these jobs was accepted, as far as it has a record."""
     records = await yard.records(jobs, ("accepted",)) if jobs else []
-    return min((float(fields["accepted"]) for fields in records if "accepted" in fields), default=None)
+    return {job: float(its["accepted"]) for job, its in zip(jobs, records, strict=True) if "accepted" in its}
 
 
-def _age(now: float, since: float | None) -> float:
-    return 0.0 if since is None else max(now - since, 0.0)
+def _oldest(head: Head, accepted: Mapping[str, float], now: float) -> float:
+    """Seconds since the oldest of those that are served next was accepted; 0 where nothing is known to wait."""
+    return max([0.0, *(now - accepted[job] for job in head.first if job in accepted)])
 
 
 def _class_view(

@@ -10,20 +10,22 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import kombu
 import msgspec
 import redis
 
+from tasks.celery_app import class_queue
 from tasks.facts import DeviceFacts
 from tasks.scripts import CLAIM, FINISH, HEARTBEAT, Ending, Verdict, claim_answer, claim_args, finish_args
 from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
 from taxiway.job import JobState, Result, RunReport, success_meta
-from taxiway.keys import DEVICES, HEARTBEATS, LENGTHS, WORK, priority_lists
+from taxiway.keys import ARRIVALS, DEVICES, HEARTBEATS, LENGTHS, WORK, priority_lists
 from taxiway.values import to_wire
 from taxiway.wire import HEADER, decode_envelope, read_request
 
@@ -148,6 +150,16 @@ class EchoDevice:
         )
         self._finish(keys=[WORK, LENGTHS], args=finish_args([ending], keep_result=60, keep_record=60))
         self.done.append(ticket.job)
+
+
+def empty_queues(url: str, classes: Iterable[str]) -> None:
+    """Declare the arrivals and the classes' queues on a RabbitMQ broker, as plain Celery does, and empty them."""
+    with kombu.Connection(url) as connection:
+        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
+        for queue in (arrivals, *map(class_queue, classes)):
+            bound = queue.bind(connection.default_channel)
+            bound.declare()
+            bound.purge()
 
 
 def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> Any:

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 
 from tasks.connection import ANSWER
 from tasks.moving import PEEK_BYTES, Head, Peeked, Shown, Step
-from tasks.moving.state import State
+from tasks.moving.state import StateYard
 from tasks.transport import Outgoing
 from tasks.transport.rabbitmq import AWAY, amqp_message, envelope_of, told_plainly_amqp
 from taxiway.keys import LEVELS
@@ -26,19 +26,15 @@ GLANCE = 0.05
 """Longest to wait for a queue's messages to come, in seconds."""
 
 
-class RabbitYard:
+class RabbitYard(StateYard):
     """Class queues on RabbitMQ; the lead and the records are in `state`."""
 
     def __init__(self, *, broker: str, state: str, name: str) -> None:
         self._url = broker
-        self._state = State(state, name)
+        super().__init__(state, name)
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._shown: dict[int, AbstractIncomingMessage] = {}
-        self.lead = self._state.lead
-        self.records = self._state.records
-        self.tell = self._state.tell
-        self.moves = self._state.moves
 
     async def head(self, queue: str) -> Head:
         """See `Yard`: RabbitMQ tells how many wait in all."""
@@ -59,7 +55,7 @@ class RabbitYard:
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
         """See `Yard`."""
-        if not await self._state.record(token, steps):
+        if not await self.record(token, steps):
             return [False] * len(steps)
         with told_plainly_amqp():
             await asyncio.wait_for(asyncio.gather(*(self._publish(step) for step in steps)), ANSWER)
@@ -76,7 +72,7 @@ class RabbitYard:
 
     async def close(self) -> None:
         """See `Yard`; RabbitMQ itself puts back what was shown."""
-        await self._state.close()
+        await super().close()
         await self._drop()
 
     async def _glance(self, queue: AbstractQueue, wanted: int) -> list[AbstractIncomingMessage]:

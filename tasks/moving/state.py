@@ -20,14 +20,14 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Moved).decode
 
 
-class State:
-    """One router's door to the lead and the records."""
+class StateYard:
+    """What every yard keeps there, whatever its broker."""
 
     def __init__(self, url: str, name: str) -> None:
-        self._client = connect(url)
+        self._store = connect(url)
         self._name = name
-        self._lead = self._client.register_script(TAKE_LEAD)
-        self._record = self._client.register_script(MOVE)
+        self._lead = self._store.register_script(TAKE_LEAD)
+        self._record = self._store.register_script(MOVE)
 
     async def lead(self, lease: float) -> str:
         """See `Yard.lead`."""
@@ -38,7 +38,7 @@ class State:
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
         """See `Yard.records`."""
         with told_plainly("state store"):
-            async with self._client.pipeline(transaction=False) as pipeline:
+            async with self._store.pipeline(transaction=False) as pipeline:
                 for job in jobs:
                     pipeline.hmget(job_key(job), list(names))
                 found = await pipeline.execute()
@@ -56,7 +56,7 @@ class State:
     async def tell(self, moved: Sequence[Moved]) -> None:
         """See `Yard.tell`."""
         with told_plainly("state store"):
-            async with self._client.pipeline(transaction=False) as pipeline:
+            async with self._store.pipeline(transaction=False) as pipeline:
                 pipeline.lpush(MOVES, *map(_encode, moved))
                 pipeline.ltrim(MOVES, 0, MOVES_KEPT - 1)
                 await pipeline.execute()
@@ -64,11 +64,11 @@ class State:
     async def moves(self) -> list[Moved]:
         """See `Yard.moves`."""
         with told_plainly("state store"):
-            told: list[Any] = await self._client.lrange(MOVES, 0, MOVES_KEPT - 1)
+            told: list[Any] = await self._store.lrange(MOVES, 0, MOVES_KEPT - 1)
         return [_decode(raw) for raw in told]
 
     async def close(self) -> None:
         """Give the lead up, and disconnect."""
         with told_plainly("state store"):
             await self._lead(keys=[LEAD, LEADS], args=[self._name, 0])
-        await self._client.aclose()
+        await self._store.aclose()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tasks.connection import connect, told_plainly
 from tasks.moving import PEEK_BYTES, Head, Peeked, Shown, Step
 from tasks.moving.scripts import MOVE, PEEK, move_args
-from tasks.moving.state import State
+from tasks.moving.state import StateYard
 from tasks.transport.valkey import addressed
 from taxiway.errors import InvalidRequestError
 from taxiway.keys import LEAD, WORK, priority_lists
@@ -17,19 +17,15 @@ MOVES_AT_MOST = 200
 """Messages that one script moves, so that the server is not blocked for long."""
 
 
-class ValkeyYard:
+class ValkeyYard(StateYard):
     """Class queues on Valkey. Where `state` is another server, it has the lead, and records change there first."""
 
     def __init__(self, *, broker: str, state: str, name: str) -> None:
         self._client = connect(broker)
-        self._state = State(state, name)
+        super().__init__(state, name)
         self._apart = state != broker
         self._peek = self._client.register_script(PEEK)
         self._move = self._client.register_script(MOVE)
-        self.lead = self._state.lead
-        self.records = self._state.records
-        self.tell = self._state.tell
-        self.moves = self._state.moves
 
     async def head(self, queue: str) -> Head:
         """See `Yard`."""
@@ -61,11 +57,11 @@ class ValkeyYard:
 
     async def close(self) -> None:
         """See `Yard`."""
-        await self._state.close()
+        await super().close()
         await self._client.aclose()
 
     async def _move_some(self, token: str, steps: Sequence[Step]) -> list[bool]:
-        if self._apart and not await self._state.record(token, steps):
+        if self._apart and not await self.record(token, steps):
             return [False] * len(steps)
         messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
         args = move_args("" if self._apart else token, steps, messages, record=not self._apart)

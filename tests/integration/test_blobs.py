@@ -14,7 +14,7 @@ from celery import Celery
 
 import taxiway
 from tasks.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings
+from tasks.settings import settings_from
 from taxiway.binary import HEADER
 from taxiway.blobs import INLINE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
@@ -49,13 +49,8 @@ SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
 def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("blobs")
     with EmbeddedValkey(folder) as server:
-        own = Settings(
-            broker=server.url,
-            state=server.url,
-            secret=secrets.token_bytes(32),
-            queues=TREE / "queues.yaml",
-            models=TREE / "models",
-            cache=folder,
+        own = settings_from(
+            {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32), "TAXIWAY_CACHE": str(folder)}
         )
         queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo]").replace("lease: 1", "lease: 1, payload: 2MiB")
         settings = worker_settings(own, folder, queues)

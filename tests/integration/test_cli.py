@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 import taxiway
 from tasks.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings
+from tasks.settings import settings_from
 from taxiway.cli import main
 from tests.routing import EchoDevice, eventually, router_process
 
@@ -17,13 +17,8 @@ from tests.routing import EchoDevice, eventually, router_process
 def url(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     with EmbeddedValkey(folder) as server:
-        settings = Settings(
-            broker=server.url,
-            state=server.url,
-            secret=secrets.token_bytes(32),
-            queues=TREE / "queues.yaml",
-            models=TREE / "models",
-            cache=folder,
+        settings = settings_from(
+            {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32), "TAXIWAY_CACHE": str(folder)}
         )
         with router_process(settings) as router, EchoDevice(settings), taxiway.Client(router.http) as client:
             eventually(lambda: client.fleet()["devices"])

@@ -12,7 +12,6 @@ import pytest
 import redis
 
 from router.releaser import LEAD
-from tasks.celery_app import class_queue
 from taxiway.errors import DeadlineExceededError
 from taxiway.job import JobState, read_meta, read_result, record_from
 from taxiway.keys import (
@@ -29,7 +28,7 @@ from taxiway.keys import (
 )
 from taxiway.request import Request
 from taxiway.wire import cancel_message, decode_envelope, infer_message
-from tests.routing import EchoDevice, eventually, router_process
+from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.working import worker_process, worker_settings
 
 HORIZON = 1.0
@@ -61,12 +60,7 @@ def either(request, fleet):
     if request.param == "valkey":
         return fleet
     url = request.getfixturevalue("amqp_url")
-    with kombu.Connection(url) as connection:
-        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
-        for queue in (arrivals, class_queue("cpu.batch")):
-            bound = queue.bind(connection.default_channel)
-            bound.declare()
-            bound.purge()
+    empty_queues(url, ["cpu.batch"])
     return dataclasses.replace(fleet, broker=url)
 
 

@@ -16,25 +16,23 @@ from tasks.celery_app import class_queue
 from tasks.settings import Settings
 from taxiway.keys import ARRIVALS, INFER, job_key, result_key
 from tests.integration.test_mover import QUEUES
-from tests.routing import EchoDevice, eventually, router_process
+from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.working import worker_process
 
 pytestmark = pytest.mark.rabbitmq
+
+TWINS = ("cpu.a", "cpu.b")
 
 
 @pytest.fixture
 def twins(settings: Settings, amqp_url: str, tmp_path) -> Iterator[Settings]:
     """Two classes of the same price behind RabbitMQ; their queues are deleted afterwards."""
     (tmp_path / "queues.yaml").write_text(QUEUES)
+    empty_queues(amqp_url, TWINS)
+    yield replace(settings, broker=amqp_url, queues=tmp_path / "queues.yaml")
     with kombu.Connection(amqp_url) as connection:
-        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
-        bound = [queue.bind(connection.default_channel) for queue in (arrivals, *map(class_queue, ("cpu.a", "cpu.b")))]
-        for queue in bound:
-            queue.declare()
-            queue.purge()
-        yield replace(settings, broker=amqp_url, queues=tmp_path / "queues.yaml")
-        for queue in bound:
-            queue.delete()
+        for queue in map(class_queue, TWINS):
+            queue.bind(connection.default_channel).delete()
 
 
 def depth(settings: Settings, hardware_class: str) -> int:

@@ -22,7 +22,7 @@ from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState, read_meta, record_from
 from taxiway.keys import ARRIVALS, INFER, job_key, result_key
 from taxiway.wire import HEADER
-from tests.routing import Cable, EchoDevice, eventually, router_process
+from tests.routing import Cable, EchoDevice, empty_queues, eventually, router_process
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -32,12 +32,7 @@ CLASSES = sorted(load_topology(TREE / "queues.yaml").hardware)
 @pytest.fixture
 def rabbit(settings, amqp_url):
     """Settings with RabbitMQ as the broker, its queues empty."""
-    with kombu.Connection(amqp_url) as connection:
-        arrivals = kombu.Queue(ARRIVALS, kombu.Exchange(ARRIVALS), routing_key=ARRIVALS)
-        for queue in (arrivals, *map(class_queue, CLASSES)):
-            bound = queue.bind(connection.default_channel)
-            bound.declare()
-            bound.purge()
+    empty_queues(amqp_url, CLASSES)
     return dataclasses.replace(settings, broker=amqp_url)
 
 
