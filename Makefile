@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SUITE :=
 JOBS := 1000000
+SECONDS := 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint bench clean
+.PHONY: help setup torch demo test lint bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,10 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 	@$(BIN)/python -m benchmarks.queue_depth --jobs $(JOBS)
 	@$(BIN)/python -m benchmarks.start_up
 	@$(BIN)/python -m benchmarks.placement_speed
+	@$(BIN)/python -m benchmarks.rebalance_speed
+
+fuzz: $(READY) ## random requests to the HTTP door for five minutes (SECONDS=300)
+	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

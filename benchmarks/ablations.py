@@ -1,10 +1,11 @@
-"""What is each term of the cost model worth? Placement with one term switched off at a time, beside all of them.
+"""What is each term of the cost model worth, and each kind of move? All but one at a time, beside all of them.
 
 `python -m benchmarks.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
 requests in time, and at that load, and a synthetic trace on `ablations.yaml`, where models do not fit together, devices
 start cold and some are spot. It prints what each term changes in attainment (points) and in cost; `--json` prints one
-JSON line a figure. A term is switched off in the board that the decision reads, or in the constant that it goes by: the
-decision itself has no switches.
+JSON line a figure. A term is switched off in the board that the decision reads, or in the constant or the table that it
+goes by: the decision itself has no switches. Other horizons stand beside them, and one central queue where every job is
+bound at the last moment.
 
 The simulator has no links and no shadow prices, so that transfer, egress and shadow price change nothing here.
 """
@@ -25,15 +26,19 @@ from rich.table import Table
 
 from benchmarks.measure import machine, say
 from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
-from router import placement
+from router import placement, rebalance
 from router.board import Board
+from router.groups import Rows, View
 from router.outlook import Outlook
+from router.rebalance import Kind
 from simulator.bound import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
+from simulator.policies.catalogue import POLICIES, Maker
 from simulator.policies.taxiway import Taxiway
 from simulator.synthetic import synthetic_trace
 from simulator.traces import Trace, joined
 from simulator.workload import Job, Workload, prepare
+from tasks.topology import Rebalance
 
 FLEET = Path(__file__).with_name("ablations.yaml")
 
@@ -51,11 +56,15 @@ WORTHLESS = 0.001
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A term of the cost model, and how it is switched off: columns of the board, constants of `router.placement`."""
+    """A term of the cost model, and how it is switched off.
+
+    Columns of the board and constants of `router.placement` are others, and `kinds` of moves help nobody.
+    """
 
     name: str
     columns: Callable[[Board], dict[str, Any]] = lambda board: {}
     constants: Mapping[str, float] = field(default_factory=dict)
+    kinds: tuple[Kind, ...] = ()
 
     def without(self, board: Board) -> Board:
         """The board as if the term were not in the model."""
@@ -68,12 +77,24 @@ class Term:
             for name, value in self.constants.items():
                 stack.callback(setattr, placement, name, getattr(placement, name))
                 setattr(placement, name, value)
+            for kind in self.kinds:
+                stack.callback(rebalance.WANTED.__setitem__, kind, rebalance.WANTED[kind])
+                rebalance.WANTED[kind] = _nowhere
             yield
 
 
 def _all(column: str, value: float) -> Callable[[Board], dict[str, Any]]:
     """A column of the board with one figure for every candidate."""
     return lambda board: {column: np.full_like(getattr(board, column), value)}
+
+
+def _horizon(seconds: float) -> Callable[[Board], dict[str, Any]]:
+    """The same horizon for every class that is reserved for nobody else: the reserve goes by its own."""
+    return lambda board: {"horizon": np.where(board.reserved, board.horizon, seconds)}
+
+
+def _nowhere(view: View, rules: Rebalance) -> Rows:
+    return np.zeros_like(view.finish, dtype=bool)
 
 
 TERMS = (
@@ -88,12 +109,20 @@ TERMS = (
     Term("spot loss", _all("spot_loss", 0.0)),
     Term("transfer", lambda board: _all("link_delay", 0.0)(board) | _all("link_seconds", 0.0)(board)),
     Term("egress", _all("egress", 0.0)),
-    Term("horizon", _all("horizon", np.inf)),
+    Term("holding", _horizon(np.inf)),
     Term("reserve", _all("reserved", False)),
     Term("warm preference", constants={"WARM_PREFERENCE": 0.0}),
     Term("two choices", constants={"NEAR": 1.0}),
+    Term("rescue", kinds=(Kind.RESCUE,)),
+    Term("save", kinds=(Kind.SAVE,)),
+    Term("balance", kinds=(Kind.BALANCE,)),
+    Term("all moves", kinds=tuple(Kind)),
+    *(Term(f"horizon {seconds:g} s", _horizon(seconds)) for seconds in (1, 5, 30, 300)),
 )
-"""The whole model first, then what it is without each of its terms."""
+"""The whole model first, then what it is without each of its terms, and with other horizons."""
+
+CENTRAL = "central-queue"
+"""The policy that binds every job at the last moment, beside them."""
 
 
 class Without(Taxiway):
@@ -124,11 +153,15 @@ class Scene:
 
     def without(self, term: Term) -> Figure:
         """What placement without the term attains and costs, on average over the seeds."""
-        runs = []
         with term.switched_off():
-            for seed, workload in self.workloads.items():
-                found = run(term.name, lambda on, chance: Without(on, term, seed=chance), workload, seed)
-                runs.append((found, self.bounds[seed].of(found.attainment)))
+            return self.played(term.name, lambda on, chance: Without(on, term, seed=chance))
+
+    def played(self, name: str, make: Maker) -> Figure:
+        """What a policy attains and costs, on average over the seeds."""
+        runs = []
+        for seed, workload in self.workloads.items():
+            found = run(name, make, workload, seed)
+            runs.append((found, self.bounds[seed].of(found.attainment)))
         return mean(self.trace, self.share, self.load, runs)
 
 
@@ -173,7 +206,7 @@ def main() -> None:
     given = options.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     terms = [term for term in TERMS if term is TERMS[0] or not given.term or term.name in given.term]
-    bench, seeds = Bench(given.data), range(1, given.seeds + 1)
+    bench, seeds = Bench(given.data, given.part), range(1, given.seeds + 1)
     for trace in given.trace or (*TRACES, MIXED):
         load = 1.0 if trace == MIXED else given.load or bench.saturation(trace, seeds[0])
         for share in (1.0,) if trace == MIXED else given.share or SHARES:
@@ -186,11 +219,13 @@ def main() -> None:
 def play(scene: Scene, terms: Sequence[Term], *, told: bool) -> list[Figure]:
     """The scene without each term, the whole model first; `told` prints a JSON line each as it comes."""
     figures: list[Figure] = []
+    rows: list[Term | str] = [*terms, CENTRAL]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        for term in progress.track(terms, description=f"{scene.trace} {scene.share:g}"):
-            figures.append(scene.without(term))
+        for row in progress.track(rows, description=f"{scene.trace} {scene.share:g}"):
+            whole = row is TERMS[0]
+            figures.append(scene.played(row, POLICIES[row]) if isinstance(row, str) else scene.without(row))
             if told:
-                nothing = term is not TERMS[0] and worthless(figures[0], figures[-1])
+                nothing = not whole and worthless(figures[0], figures[-1])
                 say({"question": "without a term", **machine(), **asdict(figures[-1]), "worthless": nothing})
     return figures
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 
 from tasks.settings import cache_directory
 
@@ -27,10 +28,18 @@ def interpreter(peer: str, packages: Sequence[str]) -> str:
         AbsentError: they cannot be installed.
     """
     folder = cache_directory(os.environ) / "benchmarks" / "peers" / peer
-    wanted = [*packages, *(f"{name}=={version(name)}" for name in MODEL_PACKAGES)]
+    return environment(folder, [*packages, *(f"{name}=={version(name)}" for name in MODEL_PACKAGES)])
+
+
+def environment(folder: Path, wanted: Sequence[str]) -> str:
+    """The Python of a virtual environment in `folder` that holds the `wanted` packages.
+
+    Raises:
+        AbsentError: they cannot be installed.
+    """
     python, mark = folder / "bin" / "python", folder / "installed"
     if not mark.exists() or mark.read_text().split() != wanted:
-        sys.stderr.write(f"installing {' '.join(packages)} into {folder}\n")
+        sys.stderr.write(f"installing {' '.join(wanted)} into {folder}\n")
         _run([sys.executable, "-m", "venv", str(folder)])
         _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted])
         mark.write_text("\n".join(wanted))

@@ -12,9 +12,10 @@ import argparse
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -84,11 +85,12 @@ class Target:
 
 
 class Bench:
-    """The Azure traces on the example fleet; workloads and bounds are worked out once."""
+    """The Azure traces on the example fleet, both `part` times smaller; workloads and bounds are worked out once."""
 
-    def __init__(self, data: Path) -> None:
-        self.fleet: Fleet = load_fleet(FLEET)
+    def __init__(self, data: Path, part: int = 1) -> None:
+        self.fleet: Fleet = smaller(load_fleet(FLEET), part)
         self._data = data
+        self._part = part
 
     @functools.cached_property
     def _traces(self) -> Mapping[str, Trace]:
@@ -97,7 +99,7 @@ class Bench:
 
     def workload(self, trace: str, load: float, seed: int) -> Workload:
         """The trace at a load."""
-        return prepare(self._traces[trace].at_load(load, seed=seed), self.fleet, seed=seed)
+        return prepare(self._traces[trace].at_load(load / self._part, seed=seed), self.fleet, seed=seed)
 
     def saturation(self, trace: str, seed: int) -> float:
         """The load up to which static routing attains `ATTAINED`, by bisection; where it never does, its best load."""
@@ -113,6 +115,15 @@ class Bench:
 
     def _static(self, trace: str, load: float, seed: int) -> float:
         return run("static", POLICIES["static"], self.workload(trace, load, seed), seed).attainment["live"] or 0.0
+
+
+def smaller(fleet: Fleet, part: int) -> Fleet:
+    """A fleet with so many times fewer devices of each class."""
+    classes = {
+        name: msgspec.structs.replace(device, count=max(device.count // part, 1), initial=device.initial // part)
+        for name, device in fleet.classes.items()
+    }
+    return replace(fleet, classes=classes)
 
 
 def run(name: str, make: Maker, workload: Workload, seed: int) -> Summary:
@@ -183,6 +194,7 @@ def parser(name: str, description: str | None, traces: Sequence[str] = TRACES) -
         "--load", type=float, help="where static routing attains 95 %% live; found by bisection, unless given"
     )
     made.add_argument("--seeds", type=int, default=2, help="how many, from 1")
+    made.add_argument("--part", type=int, default=1, help="play a fleet and a load so many times smaller")
     made.add_argument("--json", action="store_true", help="print JSON lines")
     return made
 
@@ -193,7 +205,7 @@ def main() -> None:
     options.add_argument("--share", action="append", type=float, help=f"of the load; {SHARES}, unless named")
     options.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, unless named")
     given = options.parse_args()
-    bench, seeds = Bench(given.data), range(1, given.seeds + 1)
+    bench, seeds = Bench(given.data, given.part), range(1, given.seeds + 1)
     makers = {name: make for name, make in POLICIES.items() if name in (given.policy or POLICIES)}
     console = Console(width=None if sys.stdout.isatty() else 120)
     shares, traces = given.share or SHARES, given.trace or TRACES

@@ -68,15 +68,18 @@ def fleet(
 
 @contextmanager
 def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) -> Iterator[Doors]:
-    """A router and the workers, on a broker that is there already; their logs go to `folder`."""
+    """Workers and then a router, on a broker that is there already; their logs go to `folder`.
+
+    A router without a worker would refuse what waits in arrivals.
+    """
     variables, router = settings.environment(), ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
     with contextlib.ExitStack() as stack:
-        ready = stack.enter_context(_started(router, variables, folder / "router.log"))
-        started = [
-            stack.enter_context(_started(["-m", "workers", *arguments], variables, folder / f"worker-{number}.log"))
+        crew = [
+            stack.enter_context(started(["-m", "workers", *arguments], variables, folder / f"worker-{number}.log"))
             for number, arguments in enumerate(workers)
         ]
-        processes = {"router": [ready["pid"]], "worker": [worker["pid"] for worker in started]}
+        ready = stack.enter_context(started(router, variables, folder / "router.log"))
+        processes = {"router": [ready["pid"]], "worker": [worker["pid"] for worker in crew]}
         yield Doors(broker=settings.broker, http=ready["http"], processes=processes)
 
 
@@ -85,7 +88,7 @@ def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> S
     return Settings(
         broker=url,
         state=url,
-        secret=secrets.token_bytes(32),
+        secret=(secrets.token_bytes(32),),
         queues=queues,
         models=models,
         cache=cache_directory(os.environ),
@@ -93,7 +96,7 @@ def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> S
 
 
 @contextmanager
-def _started(arguments: list[str], variables: Mapping[str, str], log: Path) -> Iterator[dict[str, Any]]:
+def started(arguments: list[str], variables: Mapping[str, str], log: Path) -> Iterator[dict[str, Any]]:
     """A Python process of the fleet while it runs, and the line it printed when it was ready, with its `pid`."""
     with running([sys.executable, *arguments], variables, log, output=subprocess.PIPE) as process:
         assert process.stdout is not None

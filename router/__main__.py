@@ -1,7 +1,7 @@
 """`python -m router`: places requests until it is told to stop.
 
-Reads `TAXIWAY_BROKER`, `TAXIWAY_STATE`, `TAXIWAY_SECRET`, `TAXIWAY_QUEUES`, `TAXIWAY_MODELS`, `TAXIWAY_HTTP_HOST`,
-`TAXIWAY_HTTP_PORT` and `TAXIWAY_LOG`; options win over the last three. Says on stdout when it is ready; logs go to
+Reads `TAXIWAY_BROKER`, `TAXIWAY_STATE`, `TAXIWAY_SECRET`, `TAXIWAY_QUEUES`, `TAXIWAY_MODELS`, and the variables below;
+options win over these. Without keys it serves its own machine alone. Says on stdout when it is ready, and logs to
 stderr.
 """
 
@@ -15,16 +15,21 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import uvloop
 
+from router.access.file import KeyFile
+from router.access.keyring import KeysError
 from router.admission import Rules
 from router.http.app import make_app
-from router.http.server import HttpServer
+from router.http.server import HttpServer, is_loopback, open_tls
 from router.service import Router
 from tasks.catalogue import load_catalogue
 from tasks.document import DocumentError
@@ -32,14 +37,25 @@ from tasks.logs import log_to_stderr
 from tasks.profiles import ProfileBook, load_book
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.topology import load_topology
+from tasks.tracing import start_tracing
 
 logger = logging.getLogger("router")
 
 
-async def serve(settings: Settings, rules: Rules, *, host: str, port: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where HTTP is served, to whom, and whether under TLS."""
+
+    host: str
+    port: int
+    keys: KeyFile | None
+    tls: ssl.SSLContext | None
+
+
+async def serve(settings: Settings, rules: Rules, door: Door) -> int:
     """Run one router until SIGTERM or SIGINT, or until a loop of it fails; the exit status."""
     router = Router(settings, rules, router_name())
-    server = HttpServer(make_app(router), host, port)
+    server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -67,27 +83,63 @@ def _book(settings: Settings) -> ProfileBook:
     return book
 
 
+def read_door(arguments: argparse.Namespace) -> Door:
+    """The door that the options describe.
+
+    Raises:
+        KeysError, SettingsError: they are wrong, or would let in everybody from everywhere.
+    """
+    if arguments.keys is None and not is_loopback(arguments.host):
+        wanted = "127.0.0.1, or keys for those who come from elsewhere (--keys FILE; `taxiway keys new` makes one)"
+        raise SettingsError("--host", wanted, arguments.host)
+    if (arguments.tls_cert is None) != (arguments.tls_key is None):
+        raise SettingsError("--tls-cert and --tls-key", "both or neither", "one")
+    try:
+        tls = None if arguments.tls_cert is None else open_tls(arguments.tls_cert, arguments.tls_key)
+    except OSError as error:
+        wanted = "a certificate and its key in PEM"
+        raise SettingsError("--tls-cert and --tls-key", wanted, error.strerror or type(error).__name__) from error
+    keys = None if arguments.keys is None else KeyFile(arguments.keys)
+    if tls is None and not is_loopback(arguments.host):
+        logger.warning("http is not encrypted: put it behind what speaks TLS, or give --tls-cert and --tls-key")
+    return Door(arguments.host, arguments.port, keys, tls)
+
+
 def router_name() -> str:
     """A name that no other router has or had."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
+def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The options; a variable of the environment stands for each."""
+
+    def said(name: str, default: str | None = None) -> str | None:
+        return environment.get(f"TAXIWAY_{name}") or default
+
+    parser = argparse.ArgumentParser(prog="python -m router", description="Places requests on the fleet's queues.")
+    parser.add_argument("--host", default=said("HTTP_HOST", "127.0.0.1"), help="where to listen [TAXIWAY_HTTP_HOST]")
+    parser.add_argument("--port", type=int, default=said("HTTP_PORT", "8080"), help="0: a free one [TAXIWAY_HTTP_PORT]")
+    parser.add_argument("--keys", type=Path, default=said("KEYS"), help="file of the door's keys [TAXIWAY_KEYS]")
+    parser.add_argument("--tls-cert", type=Path, default=said("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]")
+    parser.add_argument("--tls-key", type=Path, default=said("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
+    parser.add_argument("--log", default=said("LOG", "INFO"), help="least level of what is logged [TAXIWAY_LOG]")
+    return parser
+
+
 def main(environment: Mapping[str, str]) -> int:
     """The command; 2 where a setting, queues.yaml or a model.yaml is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m router", description="Places requests on the fleet's queues.")
-    parser.add_argument("--host", default=environment.get("TAXIWAY_HTTP_HOST", "127.0.0.1"))
-    parser.add_argument("--port", type=int, default=environment.get("TAXIWAY_HTTP_PORT", "8080"), help="0: a free one")
-    parser.add_argument("--log", default=environment.get("TAXIWAY_LOG", "INFO"), help="least level of what is logged")
-    arguments = parser.parse_args()
+    arguments = options(environment).parse_args()
     log_to_stderr(arguments.log.upper())
     try:
+        start_tracing("taxiway-router", environment)
         settings = settings_from(environment)
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret, _book(settings))
-    except (SettingsError, DocumentError) as error:
+        door = read_door(arguments)
+    except (SettingsError, DocumentError, KeysError) as error:
         logger.critical("cannot start", extra={"error": str(error)})
         return 2
     gc.freeze()  # modules, models and rules stay: looking them through takes 40 ms each time, in the midst of requests
-    status: int = uvloop.run(serve(settings, rules, host=arguments.host, port=arguments.port))
+    status: int = uvloop.run(serve(settings, rules, door))
     return status
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from router.classify import Needs, needs_of
+from router.depths import check_class, check_tenant
 from router.explain import Explanation, explain
 from router.outlook import Outlook
 from router.placement import Placement, seed_of
@@ -56,7 +57,7 @@ class Rules:
 
     topology: Topology
     catalogue: Catalogue
-    secret: bytes
+    secret: tuple[bytes, ...] = field(repr=False)
     book: ProfileBook = field(default_factory=ProfileBook)
 
 
@@ -89,6 +90,13 @@ class Order(msgspec.Struct, frozen=True):
         """Bytes of the request, blobs included."""
         return len(self.body) + sum(self.blobs.values())
 
+    @property
+    def payload(self) -> int:
+        """`size` to five binary digits, rounded up: who differs by less is placed alike."""
+        size = self.size
+        step = max(size.bit_length() - 5, 0)
+        return -(-size >> step) << step
+
 
 class Admitted(msgspec.Struct, frozen=True):
     """A placed request: its message, where it goes, and the seconds of device time it adds there."""
@@ -102,7 +110,8 @@ class Admitted(msgspec.Struct, frozen=True):
 class Decision(msgspec.Struct, frozen=True):
     """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
 
-    `deviceless` says that the ending is for want of a live device, which a fresher picture of the fleet may show.
+    `code` is the ending's error; `deviceless` says that it is for want of a live device, which a fresher picture of the
+    fleet may show.
     """
 
     tag: str
@@ -110,6 +119,7 @@ class Decision(msgspec.Struct, frozen=True):
     ending: Ending | None = None
     cancel: str = ""
     letter: str = ""
+    code: str = ""
     deviceless: bool = False
 
 
@@ -132,7 +142,8 @@ def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Deci
     except TaxiwayError as error:
         ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
         letter = error.message if task not in (INFER, CANCEL) else ""
-        return Decision(tag, ending=ending, letter=letter, deviceless=isinstance(error, NoDeviceError))
+        deviceless = isinstance(error, NoDeviceError)
+        return Decision(tag, ending=ending, letter=letter, code=error.code, deviceless=deviceless)
 
 
 def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, company: int) -> Decision:
@@ -148,7 +159,7 @@ def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, com
         return Decision("", admitted=admit(held, rules, outlook))
     except TaxiwayError as error:
         ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
-        return Decision("", ending=ending, deviceless=isinstance(error, NoDeviceError))
+        return Decision("", ending=ending, code=error.code, deviceless=isinstance(error, NoDeviceError))
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limit: int) -> Order:
@@ -215,8 +226,13 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
         InvalidRequestError: a term means nothing.
         TaxiwayError: as `place` and `needs_of` raise it, or because no model has that name.
     """
+    topology, tenant = rules.topology, order.request.tenant
+    if not order.released:
+        check_tenant(outlook.depths, topology, tenant=tenant, size=order.size)
     plan = _standing(order, rules, outlook).draw(seed_of(order.job))
     placement = plan.placement
+    if not order.released:
+        check_class(outlook.depths, topology, hardware_class=placement.candidate.hardware_class, size=order.size)
     ticket = plan.ticket(order.job, order.reply, order.accepted, order.moment)
     if not placement.held:
         order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
@@ -243,15 +259,15 @@ def _standing(order: Order, rules: Rules, outlook: Outlook) -> Standing:
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
     rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
-    asked = (*_terms_of(request), rows, size, order.size, order.company)
-    known = outlook.standings.get(asked) if until is None else None
+    asked = (*_terms_of(request), rows, size, order.payload, order.company)
+    known = outlook.standing(asked) if until is None else None
     if known is not None:
         return known
     check_terms(request)
     needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=until)
     standing = outlook.stand(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
-        outlook.standings[asked] = standing
+        outlook.keep(asked, standing)
     return standing
 
 
@@ -266,7 +282,7 @@ def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explan
     rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
     needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=_until(order))
     board = outlook.board(model, needs.constraints)
-    return model, explain(board, needs, outlook.ahead(), seed=seed_of(order.job))
+    return model, explain(board, needs, outlook.ahead(released=outlook.passes(request.tenant)), seed=seed_of(order.job))
 
 
 def rows_of(model: Model, inputs: Any) -> int:
@@ -331,9 +347,10 @@ def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, siz
         topology,
         rows=rows,
         size=size,
-        payload=order.size,
+        payload=order.payload,
         allowance=tenants.allowance(request.tenant, topology, order.moment),
         company=order.company,
+        brief=tenants.shares.brief(request.tenant),
     )
     if until is None:
         return needs

@@ -27,14 +27,14 @@ Column = np.ndarray
 class Board:
     """Every candidate's figures that do not depend on the request, and why the others are no candidates.
 
-    `queue` indexes `classes`; `live` says that there are devices for it, `servers` counts them, at least 1; `warm` is
-    the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile of those devices,
-    `load` the seconds of loading to expect. `beside` is the device seconds of jobs that run beside a new one and do not
-    keep it waiting: a full batch where rows join and leave it between steps, else none. `residual`, of shape (LEVELS,
-    candidates), multiplies a finish time into a guarantee; `limit` is the most rows in a batch; `dollars` is the price
-    of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape
-    (2, candidates), are the rows a second that come to each device of the class, and that would if all of the model's
-    did; `sharers` the rows that come while a loaded variant stays.
+    `queue` indexes `classes`; `live` says that there are devices for it, or will be once they are wanted; `servers`
+    counts them, at least 1; `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are
+    the mean profile of those devices, `load` the seconds of loading to expect. `beside` is the device seconds of jobs
+    that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between steps, else
+    none. `residual`, of shape (LEVELS, candidates), multiplies a finish time into a guarantee; `limit` is the most rows
+    in a batch; `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second
+    of spot capacity. `rates`, of shape (2, candidates), are the rows a second that come to each device of the class,
+    and that would if all of the model's did; `sharers` the rows that come while a loaded variant stays.
     """
 
     model: Model
@@ -78,9 +78,10 @@ def lay_out(
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     classes = tuple(sorted(topology.hardware))
     candidates, refusals = classify(model, constraints, topology, known)
-    seen = [_Seen.of(candidate, model, book) for candidate in candidates]
+    seen = [_Seen.of(candidate, model, book, startable=known.startable) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
-    live = [c.hardware_class in last_seen if fleet.stale else bool(c.devices) for c in candidates]
+    here_or_coming = last_seen if fleet.stale else set(known.startable)
+    live = [bool(c.devices) or c.hardware_class in here_or_coming for c in candidates]
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
     total = sum(flows.values())
@@ -149,7 +150,10 @@ class _Seen:
     warning: str | None
 
     @classmethod
-    def of(cls, candidate: Candidate, model: Model, book: ProfileBook) -> _Seen:
+    def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, startable: Sequence[str]) -> _Seen:
+        """What is known of the candidate's devices; where it has none, loading begins with the start of one."""
+        coming = not candidate.devices and candidate.hardware_class in startable
+        start = candidate.hardware.scaling.start if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
         paces = [device.pace.get(key, 1.0) for device, _ in known]
@@ -167,10 +171,10 @@ class _Seen:
             step=mean([pace * p.step for pace, p in zip(paces, profiles, strict=True)]),
             slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
             floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
-            load=mean([p.load for p in profiles]),
+            load=start + mean([p.load for p in profiles]),
             beside=mean(full) if generates(model) else 0.0,
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
-            warning=next((k.warning for _, k in known if k.warning), None),
+            warning=f"no device is live: one is there in {start:g} s" if coming else _warning(known),
         )
 
 
@@ -191,6 +195,10 @@ def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[
         memory_free=0,
     )
     return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
+
+
+def _warning(known: Sequence[tuple[DeviceFacts, Known]]) -> str | None:
+    return next((k.warning for _, k in known if k.warning), None)
 
 
 def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) -> float:

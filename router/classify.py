@@ -54,6 +54,7 @@ class Needs:
 
     `size` is of one row in the model's unit, `payload` the bytes that travel to the device. Without an `allowance`
     nothing bounds what its tenant spends. `company` is the jobs of its kind that are released from holding with it.
+    Of a tenant that crowds (`tenants.Shares`), `brief` is the seconds of work that may be bound before the request.
     """
 
     deadline: float | None
@@ -65,6 +66,7 @@ class Needs:
     constraints: Constraints = Constraints()
     allowance: Allowance | None = None
     company: int = 0
+    brief: float | None = None
 
     @property
     def affordable(self) -> float:
@@ -106,6 +108,7 @@ def needs_of(
     payload: int = 0,
     allowance: Allowance | None = None,
     company: int = 0,
+    brief: float | None = None,
 ) -> Needs:
     """The request's needs, with what it left open taken from its service, and its tenant's rules.
 
@@ -128,6 +131,7 @@ def needs_of(
         constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes),
         allowance=allowance,
         company=company,
+        brief=brief,
     )
 
 

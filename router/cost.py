@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from router.board import Board, Column
-from router.classify import Needs
 from router.fleet import FleetSnapshot
 from tasks.topology import Topology
 
@@ -54,8 +54,34 @@ class Figures:
         return Estimate(*(float(getattr(self, name)[index]) for name in Estimate.__slots__))
 
 
-def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
+class Asked(Protocol):
+    """What is reckoned for: the `Needs` of one request, or of several with columns of shape (requests, 1)."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of each request."""
+
+    @property
+    def company(self) -> int:
+        """Jobs that are released with it."""
+
+    @property
+    def size(self) -> float | Column:
+        """Of one row, in the model's unit."""
+
+    @property
+    def payload(self) -> float | Column:
+        """Bytes that travel."""
+
+    @property
+    def level(self) -> int | np.ndarray:
+        """Queue levels; of several requests an array of shape (requests,)."""
+
+
+def reckon(board: Board, needs: Asked, ahead: Column) -> Figures:
     """The candidates' figures for a request, with `ahead` device seconds before it in each class of the board.
+
+    For several requests, figures and `ahead` have an axis more in front.
 
     Time is reckoned with the batches that the class's own traffic makes, cost with those that all of the model's would:
     the fleet is to find the class where the model is cheapest as a whole, also when nothing of it is there yet.
@@ -72,18 +98,26 @@ def reckon(board: Board, needs: Needs, ahead: Column) -> Figures:
 
 def wait_of(board: Board, ahead: Column) -> Column:
     """Seconds until each candidate's devices come to a request, with `ahead` device seconds before it in each class."""
-    wait: Column = np.maximum(ahead[board.queue] / board.servers - board.beside, 0.0)
+    wait: Column = np.maximum(ahead[..., board.queue] / board.servers - board.beside, 0.0)
     return wait
 
 
-def _run_and_work(board: Board, needs: Needs) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds until the rows have run, and the device seconds that are theirs; both of the shape of `board.rates`.
+def full_batch(board: Board, size: float) -> Column:
+    """Seconds that each candidate's largest batch takes, of rows of this size."""
+    alone, each = board.base + board.step * size, board.slope * size
+    seconds: Column = np.maximum(board.floor, alone + each * board.limit)
+    return seconds
+
+
+def _run_and_work(board: Board, needs: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds until the rows have run, and the device seconds that are theirs; one for each row of `board.rates`.
 
     Rows share a batch with those that arrive while the one before it runs, `b = rate·L(b)` rows, or with their company.
     """
     alone, each = board.base + board.step * needs.size, board.slope * needs.size
-    busy = board.rates * each
-    crowd = np.where(busy < 1.0, board.rates * alone / np.maximum(1.0 - busy, 1e-9), board.limit)
+    rates = board.rates if each.ndim == 1 else board.rates[:, None]
+    busy = rates * each
+    crowd = np.where(busy < 1.0, rates * alone / np.maximum(1.0 - busy, 1e-9), board.limit)
     batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.company)), board.limit)
     seconds = np.maximum(board.floor, alone + each * batch)
     shared = seconds * needs.rows / batch

@@ -1,4 +1,4 @@
-"""Celery's `task-sent` events for placed jobs, so that Flower shows each job's queue from the moment it waits there."""
+"""Celery's `task-sent` events for jobs that were placed or moved: Flower shows by them in which queue each waits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from router.admission import Admitted
 from tasks.transport import Transport
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import INFER
+from taxiway.wire import Envelope
 
 ROUTING_KEY = "task.multi"
 """Celery's routing key for events sent together."""
@@ -29,23 +29,22 @@ class SentEvents:
         self._clock = 0
         self._waiting: list[dict[str, Any]] = []
 
-    def add(self, admitted: Admitted) -> None:
-        """Note that a job was placed."""
+    def add(self, job: str, queue: str, envelope: Envelope) -> None:
+        """Note that a job waits in a queue from now on."""
         if len(self._waiting) >= _KEPT:
             return
         self._clock += 1
-        outgoing = admitted.outgoing
         self._waiting.append(
             {
                 "type": "task-sent",
-                "uuid": outgoing.job,
+                "uuid": job,
                 "name": INFER,
                 "args": "",
-                "kwargs": outgoing.envelope.headers["kwargsrepr"],
-                "queue": outgoing.queue,
-                "exchange": outgoing.queue,
-                "routing_key": outgoing.queue,
-                "root_id": outgoing.job,
+                "kwargs": envelope.headers["kwargsrepr"],
+                "queue": queue,
+                "exchange": queue,
+                "routing_key": queue,
+                "root_id": job,
                 "parent_id": None,
                 "retries": 0,
                 "eta": None,

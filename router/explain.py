@@ -15,7 +15,8 @@ from router.board import Board, lay_out
 from router.classify import Needs
 from router.cost import Figures, reckon
 from router.fleet import Backlog, FleetSnapshot
-from router.placement import choose, kept_back, within_horizon
+from router.placement import choose, kept_back
+from router.room import horizon
 from tasks.catalogue import Model
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
@@ -156,7 +157,8 @@ class _Table:
         self._chosen = chosen
         self._figures: Figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
         self._kept_back = kept_back(board, work)
-        self._room = within_horizon(board, needs, self._figures.wait)
+        self._most = horizon(board, needs)
+        self._room = self._figures.wait <= self._most
 
     def considered(self) -> tuple[Considered, ...]:
         """Every candidate with a live device, cheapest first."""
@@ -219,8 +221,10 @@ class _Table:
 
     def _crowding(self, index: int) -> str:
         """By how much its queue is past its horizon; empty where it is not, or where that does not matter."""
-        wait, horizon = self._figures.wait[index], self._board.horizon[index]
-        return "" if self._room[index] else f"past its horizon: {wait:.3g} s of work before it, the most is {horizon:g}"
+        if self._room[index]:
+            return ""
+        wait, most = self._figures.wait[index], self._most[index]
+        return f"past its horizon: {wait:.3g} s of work before it, the most is {most:.3g}"
 
     def _against(self, index: int, chosen: int | None) -> str:
         """Why one that is as surely in time as the chosen one lost to it."""

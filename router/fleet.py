@@ -17,8 +17,9 @@ class FleetSnapshot:
 
     `work` maps each hardware class to its queued and running device seconds, one figure a priority level, highest
     first; `held` the same for what waits in holding until the class can take it; `rates` each model's traffic to a
-    class (`keys.flow`) to its rows a second; `shadow` each class to its shadow price in US dollars a device second. A
-    `stale` snapshot could not be read in time: decisions then use queues.yaml alone, and say so.
+    class (`keys.flow`) to its rows a second; `shadow` each class to its shadow price in US dollars a device second. Of
+    `startable` classes somebody starts devices when there should be some. A `stale` snapshot could not be read in time:
+    decisions then use queues.yaml alone, and say so.
     """
 
     devices: tuple[DeviceFacts, ...] = ()
@@ -26,11 +27,17 @@ class FleetSnapshot:
     held: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     shadow: Mapping[str, float] = field(default_factory=dict)
+    startable: tuple[str, ...] = ()
     stale: bool = False
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
-        """The live devices that serve a class, by name."""
-        return tuple(sorted((d for d in self.devices if d.hardware_class == hardware_class), key=lambda d: d.worker))
+        """The live devices that serve a class, its own and those lent to it, by name."""
+        return tuple(sorted((d for d in self.devices if hardware_class in d.classes), key=lambda d: d.worker))
+
+    def own(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
+        """The live devices of a class that stay, whatever they serve now, by name."""
+        own = (d for d in self.devices if d.hardware_class == hardware_class and not d.draining)
+        return tuple(sorted(own, key=lambda d: d.worker))
 
     def ahead(self, hardware_class: str, level: int) -> float:
         """Seconds of device time that a class serves before a new job of `level`."""

@@ -10,27 +10,18 @@ import msgspec
 from router.explain import Explanation, explain_again, read_basis, unpack_reading
 from router.placement import seed_of
 from router.service import Router
-from tasks.scripts import Ending
 from taxiway.errors import (
     BrokerUnavailableError,
-    DeadlineExceededError,
     ResultExpiredError,
     UnknownJobError,
     UnknownModelError,
 )
-from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_meta, read_meta, read_moves, record_from
-
-GRACE = 0.25
-"""Seconds past its deadline after which a job that still waits is ended: a worker that has it ends it first."""
-
-CLOCKS = 0.02
-"""Seconds that this router's idea of the store's time may be off by: who waits for a deadline waits so much longer."""
+from taxiway.job import FINAL, JobRecord, JobState, JobStatus, read_meta, read_moves, record_from
 
 _NEVER_PLACED = "it was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
 _GONE = "the fleet's state at the decision was kept for {kept} s (limits.keep_explanation): the reason alone is left"
 
-_WAITING = frozenset({JobState.ACCEPTED, JobState.QUEUED, JobState.HELD})
 _STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED, "STARTED": JobState.RUNNING}
 
 
@@ -48,10 +39,11 @@ class _Look:
 
 
 class Jobs:
-    """The jobs that a router's store knows."""
+    """The jobs that a router's store knows, or those of one tenant: another's job is unknown there."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, tenant: str | None = None) -> None:
         self._router = router
+        self._tenant = tenant
         self._store = router.store
 
     async def status(self, job: str, *, wait: float) -> JobStatus:
@@ -130,40 +122,23 @@ class Jobs:
         table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
         return table, None if look.fields.get("moves") else _difference(record, table)
 
-    async def expire(self, job: str, reply: str = "") -> None:
-        """End a job whose deadline passed, unless it ended by itself."""
-        error = DeadlineExceededError("the deadline passed before a device ran it")
-        await self._store.finish([Ending(job, JobState.EXPIRED, failure_meta(job, error), reply=reply)])
-
     async def _look(self, job: str, wait: float) -> _Look:
         look = await self._read(job)
         if not look.final and wait > 0:
-            await self._router.results.wait(job, self._patience(look.record, wait))
-            look = await self._read(job)
-        if not look.final and look.record.state in _WAITING and self._left(look.record) <= 0:
-            await self.expire(job, look.fields.get("reply", ""))
+            await self._router.results.wait(job, min(wait, self._router.rules.topology.limits.wait))
             look = await self._read(job)
         return look
 
     async def _read(self, job: str) -> _Look:
         fields, meta = await self._store.record_and_result(job)
-        if not fields and meta is None:
+        hidden = self._tenant is not None and fields.get("tenant") != self._tenant
+        if hidden or (not fields and meta is None):
             raise UnknownJobError(f"no job {job!r} is known here", job=job)
         record = record_from(job, fields)
         if meta is not None and record.state not in FINAL:
             ended = _STATE_OF.get(read_meta(meta).status, JobState.FAILED)
             record = msgspec.structs.replace(record, state=ended)
         return _Look(fields, record, meta)
-
-    def _patience(self, record: JobRecord, wait: float) -> float:
-        longest = min(wait, self._router.rules.topology.limits.wait)
-        return longest if record.state not in _WAITING else min(longest, max(self._left(record), 0.0) + CLOCKS)
-
-    def _left(self, record: JobRecord) -> float:
-        """Seconds until a job that waits is ended for its deadline."""
-        if record.deadline_at == 0:
-            return float("inf")
-        return record.deadline_at + GRACE - self._store.now()
 
     async def _status(self, look: _Look) -> JobStatus:
         record = look.record

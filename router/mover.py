@@ -1,4 +1,7 @@
-"""The loop that moves waiting work: one router at a time looks at the queues each tick, and acts on `rebalance`."""
+"""The loop that moves waiting work: one router at a time looks at the queues each tick, and acts on `rebalance`.
+
+What no move helps, because it may run in its class only, gets devices lent (`lender`).
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,23 @@ from collections.abc import Sequence
 import msgspec
 
 from router.admission import Rules
+from router.events import SentEvents
+from router.lender import Lender
 from router.rebalance import Flows, Move, rebalance
 from router.snapshot import FleetReader
 from router.store import Store
-from router.waiting import FIELDS, Waiting, groups_of, read_waiting, steps_of
-from tasks.moving import Moved, Peeked, Yard
+from router.traces import MoveTraces
+from router.waiting import FIELDS, Waiting, backlogged, groups_of, most_of_each, read_waiting, rest_of_move, steps_of
+from tasks.moving import Moved, Peeked, Step, Yard
 from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 250
 """Messages that are read before the router's other work gets its turn."""
+
+MOVED_AT_ONCE = 100
+"""Messages that move together: what a router that dies may leave half moved, and what a server is asked for at once."""
 
 LEASE = 1.5
 """Ticks that the lead lasts; who waits for it tries twice a tick, so another router leads within two."""
@@ -29,12 +38,16 @@ LEASE = 1.5
 class Mover:
     """Moves waiting jobs while this router leads. `moves` counts them by source, target and kind since the start."""
 
-    def __init__(self, yard: Yard, fleet: FleetReader, store: Store, rules: Rules) -> None:
+    def __init__(
+        self, yard: Yard, fleet: FleetReader, store: Store, rules: Rules, events: SentEvents, lender: Lender
+    ) -> None:
         self.moves: Counter[tuple[str, ...]] = Counter()
         self._yard = yard
         self._fleet = fleet
         self._store = store
         self._rules = rules
+        self._events = events
+        self._lender = lender
         self._flows = Flows()
 
     async def run(self) -> None:
@@ -46,6 +59,9 @@ class Mover:
                 if await self._lead():
                     pause = tick
                     await self.tick()
+                    await self._lender.tick(self._fleet.outlook.fleet, self._store.now())
+                else:
+                    self._lender.forget()
             except BrokerUnavailableError as error:
                 logger.debug("no moves", extra={"error": error.message})
             await asyncio.sleep(pause)
@@ -71,36 +87,50 @@ class Mover:
     async def _look(self) -> tuple[dict[str, int], list[Waiting]]:
         """How much waits in each class, and the jobs that its queue serves last, as far as they may move."""
         depths, waiting = {}, []
-        for name in self._backlogged():
-            shown = await self._yard.peek(name, self._rules.topology.rebalance.window)
+        outlook, rules = self._fleet.outlook, self._rules.topology.rebalance
+        names = backlogged(outlook, rules.tick)
+        most = most_of_each(rules.window, names, outlook.backlog)
+        for name in names:
+            shown = await self._yard.peek(name, most)
             depths[name] = shown.depth
             for start in range(0, len(shown.messages), AT_ONCE):
                 waiting += await self._read(shown.messages[start : start + AT_ONCE])
         return depths, waiting
 
-    def _backlogged(self) -> list[str]:
-        """The classes with more work than they can do within a tick; none where all work is on the only live class."""
-        outlook, tick = self._fleet.outlook, self._rules.topology.rebalance.tick
-        devices = {name: len(outlook.fleet.of_class(name)) for name in outlook.backlog.classes}
-        behind = [name for name, live in devices.items() if sum(outlook.backlog.levels(name)) > tick * live]
-        return behind if any(live for name, live in devices.items() if behind != [name]) else []
-
     async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
         fields = await self._yard.records([one.job for one in messages], FIELDS)
         now = self._store.now()
-        seen = (read_waiting(one, its, self._rules.catalogue, now) for one, its in zip(messages, fields, strict=True))
+        pairs = list(zip(messages, fields, strict=True))
+        cut = (rest_of_move(one, its, self._rules) for one, its in pairs)
+        await self._move([step for step in cut if step is not None])
+        seen = (read_waiting(one, its, self._rules.catalogue, now) for one, its in pairs)
         return [job for job in seen if job is not None]
 
     async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> int:
-        now, token = self._store.now(), await self._lead()
-        made = []
+        now, made = self._store.now(), []
         for move in decided:
-            jobs = sum(await self._yard.move(token, steps_of(move, waiting, now, self._rules)))
-            if jobs:
-                made.append(_moved(move, jobs, now))
+            steps = steps_of(move, waiting, now, self._rules)
+            traces = MoveTraces(move, steps)
+            done = await self._move(steps)
+            gone = [step for step, moved in zip(steps, done, strict=True) if moved]
+            traces.end(gone)
+            for step in gone:
+                self._events.add(step.peeked.job, step.queue, step.envelope)
+            if gone:
+                made.append(_moved(move, len(gone), now))
         self._flows.note(decided)
         await self._tell(made)
         return sum(moved.jobs for moved in made)
+
+    async def _move(self, steps: Sequence[Step]) -> list[bool]:
+        """Move as long as this router leads; which messages moved."""
+        done: list[bool] = []
+        for start in range(0, len(steps), MOVED_AT_ONCE):
+            token = await self._lead()
+            if not token:
+                break
+            done += await self._yard.move(token, steps[start : start + MOVED_AT_ONCE])
+        return done + [False] * (len(steps) - len(done))
 
     async def _tell(self, made: Sequence[Moved]) -> None:
         for moved in made:

@@ -9,6 +9,7 @@ import numpy as np
 
 from router.board import Board, lay_out
 from router.classify import Constraints, Needs
+from router.depths import Depths
 from router.fleet import Backlog, FleetSnapshot
 from router.placement import Placement, weigh
 from router.standing import Standing
@@ -24,8 +25,7 @@ GLANCE = 0.001
 class Outlook:
     """One snapshot and all that is worked out from it once; placements add to `backlog`, what is held to `held`.
 
-    `reading` is the name under which the snapshot is kept for explanations. `standings` are by what is asked for, and
-    hold until the backlog has changed by `GLANCE`.
+    `reading` is the name under which the snapshot is kept for explanations.
     """
 
     def __init__(
@@ -35,8 +35,10 @@ class Outlook:
         fleet: FleetSnapshot,
         reading: str = "",
         tenants: Tenants | None = None,
+        depths: Depths | None = None,
     ) -> None:
         self.fleet = fleet
+        self.depths = depths or Depths()
         self.tenants = tenants or Tenants()
         self.reading = reading
         classes = tuple(sorted(topology.hardware))
@@ -46,21 +48,34 @@ class Outlook:
         self._topology = topology
         self._book = book
         self._boards: dict[tuple[str, Constraints], Board] = {}
-        self.standings: dict[Hashable, Standing] = {}
+        self._standings: dict[Hashable, tuple[float, Standing]] = {}
         self._changed = 0.0
 
     def stand(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> Standing:
         """How requests with these needs are placed now. Raises what `weigh` raises. Work is counted only by `count`."""
-        ahead = self.ahead(released=released)
+        ahead = self.ahead(released=released or self.passes(tenant))
         contest = weigh(self.board(model, needs.constraints), needs, ahead)
         return Standing.of(contest, self._topology, tenant, self.reading, ahead)
+
+    def standing(self, asked: Hashable) -> Standing | None:
+        """The one kept for who asks this, while the backlog is about the same: to `GLANCE`, or to the contest's own."""
+        until, standing = self._standings.get(asked, (-math.inf, None))
+        return standing if self._changed <= until else None
+
+    def keep(self, asked: Hashable, standing: Standing) -> None:
+        """Let others who ask the same have the same standing."""
+        self._standings[asked] = self._changed + max(GLANCE, standing.contest.glance), standing
 
     def ahead(self, *, released: bool = False) -> np.ndarray:
         """Device seconds that are served before a new request, shape (classes, LEVELS): bound ones and held ones.
 
-        What is `released` from holding has only bound ones before it.
+        What is `released` from holding has only bound ones before it, and so has who passes what is held.
         """
         return self.backlog.seconds if released else self.backlog.seconds + self.held.seconds
+
+    def passes(self, tenant: str) -> bool:
+        """Whether the tenant's requests pass what is held, which is then others'."""
+        return self.tenants.shares.passes(tenant)
 
     def board(self, model: Model, constraints: Constraints) -> Board:
         """The model's candidates for all requests with these constraints."""
@@ -79,21 +94,21 @@ class Outlook:
         """Go on from the work that there is now, instead of what was counted since the snapshot."""
         classes = self.backlog.classes
         self.backlog, self.held = Backlog(classes, work), Backlog(classes, held)
-        self._note(math.inf)
+        self._standings.clear()
 
-    def count(self, placement: Placement) -> None:
-        """Count the work and the cost of a placement that is on its way to its queue."""
+    def count(self, placement: Placement, tenant: str) -> None:
+        """Count the work and the cost of a tenant's placement that is on its way to its queue."""
+        if not placement.needs.company:  # what is released from holding is counted already
+            self.depths.count(placement.candidate.hardware_class, tenant)
         backlog = self.held if placement.held else self.backlog
         backlog.add(placement.candidate.hardware_class, placement.level, placement.work)
         if placement.held:
             return  # what comes behind it is held, too, until a queue drains
         if placement.needs.allowance is not None:
             self.tenants.spend(placement.needs.allowance, placement.cost)
+        self.tenants.shares.charge(tenant, placement.device_dollars)
         self._note(placement.work)
 
     def _note(self, seconds: float) -> None:
         """The backlog changed by so many device seconds."""
         self._changed += seconds
-        if self._changed > GLANCE:
-            self.standings.clear()
-            self._changed = 0.0

@@ -11,9 +11,10 @@ from zlib import crc32
 import numpy as np
 
 from router.board import Board, lay_out
-from router.classify import LATENCY_CRITICAL, Candidate, Needs, Refusal
-from router.cost import Estimate, Figures, reckon, wait_of
+from router.classify import Candidate, Needs, Refusal
+from router.cost import Estimate, Figures, full_batch, reckon
 from router.fleet import Backlog, FleetSnapshot
+from router.room import horizon
 from tasks.catalogue import Model
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
@@ -83,6 +84,11 @@ class Placement:
         return float(self.figures.cost[self.index])
 
     @property
+    def device_dollars(self) -> float:
+        """What its device time costs, whoever pays for loads and for what is scarce."""
+        return self.work * self.candidate.hardware.dollars_per_second
+
+    @property
     def chosen(self) -> Option:
         """The choice with its figures."""
         return self._option(self.index)
@@ -142,6 +148,15 @@ class Contest:
     room: np.ndarray
     _drawn: dict[int, Placement] = field(default_factory=dict)
 
+    @property
+    def glance(self) -> float:
+        """Device seconds of more or less work that decide nothing.
+
+        What fills a batch ends together: it is a batch on each device; less where less waits.
+        """
+        alike = np.minimum(full_batch(self.board, self.needs.size), self.figures.wait) * self.board.servers
+        return float(alike[list(self.equals)].min())
+
     def draw(self, seed: int) -> Placement:
         """The earlier of two at random: the same seed always draws the same, and the same place is the same object."""
         equals, finish = self.equals, self.figures.finish
@@ -168,8 +183,10 @@ class Contest:
         return replace(self.figures, work=reckon(self.board, crowd, np.zeros(len(self.board.classes))).work)
 
     def _waits(self, index: int) -> str:
-        wait, horizon = self.figures.wait[index], self.board.horizon[index]
-        of = f"{_name(self.board, index)} has {wait:.3g} s of work before it, the most is {horizon:g}"
+        wait, most = self.figures.wait[index], horizon(self.board, self.needs)[index]
+        of = f"{_name(self.board, index)} has {wait:.3g} s of work before it, the most is {most:.3g}"
+        if self.needs.brief is not None:
+            return f"held: its tenant had more than others lately, so they come first; {of}"
         return f"held: every queue that could take it is past its horizon; {of}"
 
 
@@ -190,8 +207,8 @@ def place(
 def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
     """Choose a hardware class and a variant, or hold the request until a queue is back within its horizon.
 
-    A queue's horizon counts what is served before the request. Latency-critical requests are never held: they are bound
-    at once where they are in time, and refused where they are not.
+    A queue's horizon (`room.horizon`) counts what is served before the request. Latency-critical requests are bound at
+    once where they are in time, and refused where they are not; only those of a tenant that crowds are held.
 
     Args:
         board: the model's candidates under the request's constraints.
@@ -216,15 +233,9 @@ def weigh(board: Board, needs: Needs, work: np.ndarray) -> Contest:
     figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(board, needs, figures)
     free = _preferring(~kept_back(board, work), able)
-    room = within_horizon(board, needs, figures.wait)
+    room = figures.wait <= horizon(board, needs)
     equals, why = _contenders(board, needs, figures, able=able, free=free, room=room)
     return Contest(board, needs, figures, equals, why, room)
-
-
-def has_room(board: Board, level: int, work: np.ndarray) -> bool:
-    """Whether a queue may take a request of this level, held until now, within its horizon; `work` as in `choose`."""
-    wait = wait_of(board, work[:, : level + 1].sum(axis=1))
-    return bool((board.live & (wait <= board.horizon)).any())
 
 
 def kept_back(board: Board, work: np.ndarray) -> np.ndarray:
@@ -273,14 +284,6 @@ def _unaffordable(board: Board, needs: Needs, least: float) -> InvalidRequestErr
         left=allowance.left,
         least=least,
     )
-
-
-def within_horizon(board: Board, needs: Needs, wait: np.ndarray) -> np.ndarray:
-    """Which queues are within their horizons; for a person who waits, all are."""
-    if needs.deadline is not None and needs.deadline <= LATENCY_CRITICAL:
-        return np.ones(len(wait), dtype=bool)
-    room: np.ndarray = wait <= board.horizon
-    return room
 
 
 def _contenders(

@@ -7,15 +7,13 @@ that a queue serves last are looked at: those ahead of them are soon taken, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
-from router.board import Board
-from router.classify import Needs
-from router.cost import Figures, reckon
+from router.groups import Block, Group, Rows, View, Way
 from router.placement import kept_back
 from tasks.topology import Rebalance
 from taxiway.keys import LEVELS
@@ -31,26 +29,6 @@ class Kind(StrEnum):
     RESCUE = "rescue"
     SAVE = "save"
     BALANCE = "balance"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Group:
-    """Jobs of one queue that are alike: of one model, level and size, due at about the same time.
-
-    `jobs` are those that may move, served first to last; `here` is the place of their class and variant on `board`, and
-    `ahead` the device seconds that are served before the last of them. The deadline in `needs` is what is left of it.
-    """
-
-    board: Board
-    needs: Needs
-    here: int
-    ahead: float
-    jobs: tuple[str, ...]
-
-    @property
-    def source(self) -> str:
-        """The class whose queue they wait in."""
-        return self.board.candidates[self.here].hardware_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +54,7 @@ class Flows:
     """Which way jobs went lately, so that none goes back at once: what a tick remembers of those before it."""
 
     tick: int = 0
-    last: dict[tuple[str, str], int] = field(default_factory=dict)
+    last: dict[Way, int] = field(default_factory=dict)
 
     def begin(self) -> None:
         """A tick begins."""
@@ -86,7 +64,7 @@ class Flows:
         """Remember the moves of this tick."""
         self.last.update({(move.source, move.target): self.tick for move in moves})
 
-    def closed(self, ticks: int) -> frozenset[tuple[str, str]]:
+    def closed(self, ticks: int) -> frozenset[Way]:
         """The ways that would undo a move of the last `ticks` ticks."""
         return frozenset((target, source) for (source, target), at in self.last.items() if self.tick - at <= ticks)
 
@@ -96,7 +74,7 @@ def rebalance(
     work: Mapping[str, Sequence[float]],
     depths: Mapping[str, int],
     rules: Rebalance,
-    closed: frozenset[tuple[str, str]] = frozenset(),
+    closed: frozenset[Way] = frozenset(),
 ) -> list[Move]:
     """The moves of one tick, in the order to make them. No job is in two of them.
 
@@ -107,10 +85,7 @@ def rebalance(
         rules: the bounds.
         closed: ways (source, target) that no job may go.
     """
-    if not groups:
-        return []
-    tick = _Tick(groups, work, depths, rules, closed)
-    return [move for kind in Kind for place in range(len(groups)) if (move := tick.consider(kind, place)) is not None]
+    return list(_Tick(groups, work, depths, rules, closed).moves()) if groups else []
 
 
 class _Tick:
@@ -122,82 +97,98 @@ class _Tick:
         work: Mapping[str, Sequence[float]],
         depths: Mapping[str, int],
         rules: Rebalance,
-        closed: frozenset[tuple[str, str]],
+        closed: frozenset[Way],
     ) -> None:
         classes = groups[0].board.classes
         self._row = {name: row for row, name in enumerate(classes)}
-        self._work = np.array([[*work.get(name, ()), *[0.0] * LEVELS][:LEVELS] for name in classes])
+        each = np.array([[*work.get(name, ()), *[0.0] * LEVELS][:LEVELS] for name in classes])
+        self._before = each.cumsum(axis=1).T.copy()  # device seconds before a new job, by level and class
         self._groups = sorted(groups, key=_urgency)
         self._jobs = [group.jobs for group in self._groups]
         self._rules = rules
-        self._closed = closed
         self._share = {name: int(depth * rules.max_share_per_tick) for name, depth in depths.items()}
         self._left = dict(depths)
         self._slack = np.full((len(classes), LEVELS), math.inf)
-        for group in self._groups:
-            self._keep_in_time(group)
+        blocks: dict[tuple[int, int], list[int]] = {}
+        for place, group in enumerate(self._groups):
+            blocks.setdefault((id(group.board), group.needs.rows), []).append(place)
+        self._blocks = [(Block([self._groups[p] for p in places], closed), places) for places in blocks.values()]
+        self._seats = {p: (block, row) for block, places in self._blocks for row, p in enumerate(places)}
+        for block, _ in self._blocks:
+            self._keep_in_time(block)
 
-    def consider(self, kind: Kind, place: int) -> Move | None:
-        """The move of this kind that helps one group, by urgency; None where none does."""
+    def moves(self) -> Iterator[Move]:
+        """The moves of each kind, by urgency."""
+        for kind in Kind:
+            for place in self._hopeful(kind):
+                move = self._consider(kind, place)
+                if move is not None:
+                    yield move
+
+    def _hopeful(self, kind: Kind) -> list[int]:
+        """The groups that a move of this kind would help before the first of them is made."""
+        found: list[int] = []
+        for block, places in self._blocks:
+            wanted = self._wanted(kind, block, block.look(self._before), slice(None))
+            found += (places[row] for row in np.flatnonzero(wanted.any(axis=1)).tolist())
+        return sorted(found)
+
+    def _wanted(self, kind: Kind, block: Block, view: View, rows: slice) -> Rows:
+        wanted: Rows = WANTED[kind](view, self._rules) & block.away[rows]
+        return wanted & ~kept_back(block.board, self._before[-1:].T) if block.reserved else wanted
+
+    def _consider(self, kind: Kind, place: int) -> Move | None:
+        """The move of this kind that helps one group; None where none does any more."""
         group, free = self._groups[place], len(self._jobs[place])
         free = min(free, self._left.get(group.source, 0))
         if free <= 0:
             return None
-        figures = self._figures(group)
-        wanted = _WANTED[kind](group, figures, self._rules) & self._open(group)
-        if not wanted.any():
+        block, row = self._seats[place]
+        view = block.look(self._before, slice(row, row + 1))
+        wanted = np.flatnonzero(self._wanted(kind, block, view, slice(row, row + 1))).tolist()
+        if not wanted:
             return None
-        best = figures.finish if kind is Kind.BALANCE else figures.cost
-        to = min(np.flatnonzero(wanted).tolist(), key=lambda i: (best[i], figures.finish[i], i))
-        most = max(self._share[group.source], self._served(group, figures, to))
-        count = min(free, most, _COUNT[kind](group, figures, to), self._room(group, figures, to))
-        return self._move(kind, place, figures, to, count) if count > 0 else None
+        finish = view.finish[0].tolist()
+        best = finish if kind is Kind.BALANCE else view.cost[0].tolist()
+        to = min(wanted, key=lambda i: (best[i], finish[i], i))
+        most = max(self._share[group.source], self._served(view, to))
+        count = min(free, most, _COUNT[kind](view, group.here, to), self._room(group, view, to))
+        return self._move(kind, place, view, to, count) if count > 0 else None
 
-    def _keep_in_time(self, group: Group) -> None:
-        """Bound what may be served before a group that is in time: moves go behind its level, so those above count."""
-        left = _limit(group.needs) - float(self._figures(group).guaranteed[group.here])
-        self._bound(group.board, group.here, group.needs.level, left)
+    def _keep_in_time(self, block: Block) -> None:
+        """Bound what may be served before groups in time: moves go behind their levels, so those above count."""
+        view = block.look(self._before)
+        live = view.board.live[view.here[1]]
+        left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.guaranteed[view.here], 0.0)[:, 0]
+        bound = left / view.residual[view.here][:, 0] * block.board.servers[view.here[1][:, 0]]
+        for level in range(LEVELS):
+            kept = (left >= 0) & (block.level > level)
+            np.minimum.at(self._slack[:, level], block.home[kept], bound[kept])
 
-    def _bound(self, board: Board, index: int, level: int, left: float) -> None:
-        if left >= 0:
-            above = self._slack[board.queue[index], :level]
-            np.minimum(above, left / board.residual[level, index] * board.servers[index], out=above)
-
-    def _figures(self, group: Group) -> Figures:
-        """The group's figures: as the last of its level elsewhere, and where it stands at home."""
-        ahead = self._work[:, : group.needs.level + 1].sum(axis=1)
-        home = self._row[group.source]
-        ahead[home] = min(group.ahead, ahead[home]) if group.board.live[group.here] else math.inf
-        return reckon(group.board, group.needs, ahead)
-
-    def _open(self, group: Group) -> np.ndarray:
-        """The candidates that the group may go to at all."""
-        board, source = group.board, group.source
-        away = [c.hardware_class != source and (source, c.hardware_class) not in self._closed for c in board.candidates]
-        allowed: np.ndarray = board.live & np.array(away) & ~kept_back(board, self._work)
-        return allowed
-
-    def _served(self, group: Group, figures: Figures, to: int) -> int:
+    def _served(self, view: View, to: int) -> int:
         """Jobs that keep the target busy until the tick after the next one: fewer would let it idle."""
-        free = 2 * self._rules.tick - float(figures.wait[to])
-        return 1 + _whole(free * group.board.servers[to] / figures.work[to])
+        free = 2 * self._rules.tick - float(view.wait[0, to])
+        return 1 + _whole(free * view.board.servers[to] / view.work[0, to])
 
-    def _room(self, group: Group, figures: Figures, to: int) -> int:
+    def _room(self, group: Group, view: View, to: int) -> int:
         """Jobs that the target's queue can take before one that was in time there is not."""
         slack = self._slack[group.board.queue[to], group.needs.level]
-        return _whole(slack / figures.work[to])
+        return _whole(slack / view.work[0, to])
 
-    def _move(self, kind: Kind, place: int, figures: Figures, to: int, count: int) -> Move:
+    def _move(self, kind: Kind, place: int, view: View, to: int, count: int) -> Move:
         group, jobs = self._groups[place], self._jobs[place]
-        board, level = group.board, group.needs.level
+        board, level, work = group.board, group.needs.level, float(view.work[0, to])
         self._jobs[place] = jobs[:-count]
         self._left[group.source] -= count
         self._share[group.source] = max(0, self._share[group.source] - count)
-        added = count * float(figures.work[to])
-        self._work[board.queue[to], level] += added
-        self._work[self._row[group.source], level] -= count * float(figures.work[group.here])
-        self._slack[board.queue[to]] -= added
-        self._bound(board, to, level, _limit(group.needs) - float(figures.guaranteed[to]) - added)
+        row, added = board.queue[to], count * work
+        self._before[level:, row] += added
+        self._before[level:, self._row[group.source]] -= count * float(view.work[0, group.here])
+        self._slack[row] -= added
+        left = group.left - float(view.guaranteed[0, to]) - added
+        if left >= 0:
+            above = self._slack[row, :level]
+            np.minimum(above, left / board.residual[level, to] * board.servers[to], out=above)
         target = board.candidates[to]
         return Move(
             kind=kind,
@@ -206,78 +197,63 @@ class _Tick:
             variant=target.variant_name,
             level=level,
             jobs=jobs[-count:],
-            work=float(figures.work[to]),
-            cost=float(figures.cost[to]),
-            reason=_reason(kind, group, figures, to),
+            work=work,
+            cost=float(view.cost[0, to]),
+            reason=_reason(kind, group, view, to),
         )
 
 
-def _late_here(group: Group, figures: Figures, rules: Rebalance) -> np.ndarray:
+def _late_here(view: View, rules: Rebalance) -> Rows:
     """Rescue: where the group would surely be in time, while here it might not."""
-    late: np.ndarray = _in_time(group, figures) & (not _in_time_here(group, figures))
+    late: Rows = view.in_time & ~view.in_time_here
     return late
 
 
-def _earlier_there(group: Group, figures: Figures, rules: Rebalance) -> np.ndarray:
-    """Balance: where it would be answered much earlier; for about the same price, unless it is late anyway."""
-    here = group.here
-    as_good = _in_time(group, figures) & (figures.cost * CHEAPER <= figures.cost[here])
-    last_hope = (figures.cost <= group.needs.affordable) & (not _in_time_here(group, figures))
-    there = figures.finish + figures.work / group.board.servers
-    latest = min(figures.finish[here] - 2 * rules.move_cost, figures.finish[here] * (1 - rules.min_gain))
-    earlier: np.ndarray = (as_good | last_hope) & (there < latest)
+def _earlier_there(view: View, rules: Rebalance) -> Rows:
+    """Balance: where it would be answered much earlier; for about the same price, unless it might be late here.
+
+    What is to be late there, too, stays: it is dropped at its deadline, and would only take others' time.
+    """
+    finish, cost = view.finish[view.here], view.cost[view.here]
+    as_good = view.in_time & (view.cost * CHEAPER <= cost)
+    last_hope = (view.cost <= view.affordable) & (view.finish <= view.left) & ~view.in_time_here
+    latest = np.minimum(finish - 2 * rules.move_cost, finish * (1 - rules.min_gain))
+    earlier: Rows = (as_good | last_hope) & (view.finish + view.work / view.board.servers < latest)
     return earlier
 
 
-def _cheaper_there(group: Group, figures: Figures, rules: Rebalance) -> np.ndarray:
+def _cheaper_there(view: View, rules: Rebalance) -> Rows:
     """Save: where it would surely be in time, too, on clearly cheaper hardware."""
-    cheaper: np.ndarray = _in_time(group, figures) & (figures.cost < CHEAPER * figures.cost[group.here])
-    return cheaper & _in_time_here(group, figures)
+    cheaper: Rows = view.in_time & (view.cost < CHEAPER * view.cost[view.here]) & view.in_time_here
+    return cheaper
 
 
-_WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _cheaper_there}
+WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _cheaper_there}
+"""Where each kind of move would take groups: of shape (groups, candidates)."""
 
 
-def _in_time(group: Group, figures: Figures) -> np.ndarray:
-    meets: np.ndarray = (figures.cost <= group.needs.affordable) & (figures.guaranteed <= _limit(group.needs))
-    return meets
-
-
-def _in_time_here(group: Group, figures: Figures) -> bool:
-    """Whether the group is surely in time where it waits: never without a live device there."""
-    return bool(group.board.live[group.here] and figures.guaranteed[group.here] <= _limit(group.needs))
-
-
-def _as_many_as_meet(group: Group, figures: Figures, to: int) -> int:
+def _as_many_as_meet(view: View, here: int, to: int) -> int:
     """Jobs that can go before the last of them is not surely in time."""
-    limit = _limit(group.needs)
-    if math.isinf(limit):
-        return len(group.jobs)
-    left = (limit - figures.guaranteed[to]) / group.board.residual[group.needs.level, to]
-    return 1 + _whole(left * group.board.servers[to] / figures.work[to])
+    left = (view.left[0, 0] - view.guaranteed[0, to]) / view.residual[0, to]
+    return 1 + _whole(left * view.board.servers[to] / view.work[0, to])
 
 
-def _as_many_as_are_late(group: Group, figures: Figures, to: int) -> int:
+def _as_many_as_are_late(view: View, here: int, to: int) -> int:
     """Jobs that must go before the last of those that stay is in time; no more than are in time there."""
-    if not group.board.live[group.here]:
-        return _as_many_as_meet(group, figures, to)
-    residual = group.board.residual[group.needs.level, group.here]
-    late = (figures.guaranteed[group.here] - _limit(group.needs)) / residual
-    many = 1 + _whole(late * group.board.servers[group.here] / figures.work[group.here])
-    return min(many, _as_many_as_meet(group, figures, to))
+    meet = _as_many_as_meet(view, here, to)
+    if not view.board.live[here]:
+        return meet
+    late = (view.guaranteed[0, here] - view.left[0, 0]) / view.residual[0, here]
+    return min(1 + _whole(late * view.board.servers[here] / view.work[0, here]), meet)
 
 
-def _as_many_as_level(group: Group, figures: Figures, to: int) -> int:
+def _as_many_as_level(view: View, here: int, to: int) -> int:
     """Jobs after which the last would be answered at the same time here and there."""
-    one = figures.work / group.board.servers
-    return _whole((figures.finish[group.here] - figures.finish[to]) / (one[group.here] + one[to]))
+    one = view.work[0] / view.board.servers
+    return _whole((view.finish[0, here] - view.finish[0, to]) / (one[here] + one[to]))
 
 
 _COUNT = {Kind.RESCUE: _as_many_as_are_late, Kind.BALANCE: _as_many_as_level, Kind.SAVE: _as_many_as_meet}
-
-
-def _limit(needs: Needs) -> float:
-    return math.inf if needs.deadline is None else needs.deadline
 
 
 def _whole(jobs: float) -> int:
@@ -285,11 +261,11 @@ def _whole(jobs: float) -> int:
 
 
 def _urgency(group: Group) -> tuple[float, int, str]:
-    return _limit(group.needs), group.needs.level, group.jobs[0] if group.jobs else ""
+    return group.left, group.needs.level, group.jobs[0] if group.jobs else ""
 
 
-def _reason(kind: Kind, group: Group, figures: Figures, to: int) -> str:
-    here, finish, cost, sure = group.here, figures.finish, figures.cost, figures.guaranteed
+def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
+    here, finish, cost, sure = group.here, view.finish[0].tolist(), view.cost[0].tolist(), view.guaranteed[0].tolist()
     if not group.board.live[here]:
         return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
     if kind is Kind.RESCUE:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from router.admission import Admitted, Decision, Rules, decide_held
 from router.holding import Turn, Turns, kind_of
-from router.placement import Placement, has_room
+from router.room import has_room
 from router.snapshot import BEAT, FleetReader
 from router.store import Store
 from tasks.holding import Drawn, Line
@@ -63,10 +63,12 @@ class Releaser:
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._held.wait(), BEAT)
+            began = time.monotonic()
             with suppress(BrokerUnavailableError):
                 if not await self.tick():
                     self._held.clear()
             await asyncio.sleep(TICK)
+            self._fleet.shares.looked(time.monotonic() - began)
 
     async def tick(self) -> bool:
         """Release as many jobs as bring the queues back to their horizons; whether any were held."""
@@ -98,7 +100,8 @@ class Releaser:
             board = outlook.board(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
         except UnknownModelError:
             return True
-        return has_room(board, turn.line.level, outlook.ahead(released=True))
+        brief = outlook.tenants.shares.brief(turn.kind.tenant)
+        return has_room(board, turn.line.level, outlook.ahead(released=True), brief=brief)
 
     async def _release(self, turn: Turn, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; whether more of them may find room."""
@@ -115,7 +118,7 @@ class Releaser:
             await self._store.finish(endings)
         if back:
             await self._store.give_back(back)
-        self._turns.charge(turn.kind.tenant, sum(_device_dollars(one.placement) for one in bound))
+        self._turns.charge(turn.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 
     def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
@@ -129,8 +132,3 @@ class Releaser:
             readings = self._fleet.readings()
             await self._transport.release([one.outgoing for one in bound], readings)
             self._fleet.kept(readings)
-
-
-def _device_dollars(placement: Placement) -> float:
-    """What a placement's device time costs, whoever pays for loads and for what is scarce."""
-    return placement.work * placement.candidate.hardware.dollars_per_second

@@ -19,7 +19,10 @@ from tasks.topology import HardwareClass, Topology
 from taxiway.keys import LEVELS
 
 MEMORY = 60.0
-"""Seconds of looks that the load is judged by."""
+"""Most seconds of looks that the load is judged by: two starts of a device, which may be soon undone, or `BRIEF`."""
+
+BRIEF = 2.0
+"""Fewest seconds of looks that the load is judged by: three looks."""
 
 QUANTILE = 0.95
 """Share of looks whose load the devices shall carry (DESIGN §7: the 95th percentile)."""
@@ -58,11 +61,10 @@ class Scaler:
     def look(self, fleet: FleetSnapshot, now: float) -> None:
         """Remember the fleet as it is at `now`, in seconds of any clock that only goes forward."""
         for name, hardware in self.topology.hardware.items():
-            devices = fleet.of_class(name)
-            busy = sum(device.utilisation for device in devices)
+            busy = sum(device.utilisation for device in fleet.devices if device.busy_for == name)
             looks = self._looks.setdefault(name, deque())
-            looks.append(Look(now, len(devices), busy, _waiting(fleet, name)))
-            while looks[0].at < now - MEMORY:
+            looks.append(Look(now, len(fleet.own(name)), busy, _waiting(fleet, name)))
+            while looks[0].at < now - _memory(hardware):
                 looks.popleft()
             wants = self._wants.setdefault(name, deque())
             wants.append((now, replicas(hardware, deadlines(self.topology), looks).replicas))
@@ -121,6 +123,10 @@ def lasting(want: Want, lately: Sequence[int], hardware: HardwareClass) -> Want:
         return want
     start = hardware.scaling.start
     return Want(most, want.devices, f"{most} were wanted within {start:g} s, as long as a start takes")
+
+
+def _memory(hardware: HardwareClass) -> float:
+    return min(max(2 * hardware.scaling.start, BRIEF), MEMORY)
 
 
 def _waiting(fleet: FleetSnapshot, hardware_class: str) -> tuple[float, ...]:

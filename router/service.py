@@ -10,13 +10,19 @@ from collections import Counter
 from collections.abc import Sequence
 
 from router.admission import Admitted, Decision, Order, Rules, admit, decide
+from router.deadlines import Deadlines
+from router.depths import check_memory
 from router.events import SentEvents
+from router.lender import Lender
+from router.metrics import Done
 from router.mover import Mover
 from router.releaser import Releaser
 from router.results import Results
 from router.scaling import Scaler
 from router.snapshot import FleetReader
 from router.store import Store
+from router.tally import Tally
+from router.traces import trace_placement, trace_refusal
 from router.view import FleetView, view_fleet
 from tasks.moving import Yard
 from tasks.moving.rabbitmq import RabbitYard
@@ -25,7 +31,8 @@ from tasks.settings import Settings
 from tasks.transport import Arrival, DeadLetter, Outgoing, Transport
 from tasks.transport.rabbitmq import RabbitTransport
 from tasks.transport.valkey import ValkeyTransport
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, NoDeviceError
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, NoDeviceError, TaxiwayError
+from taxiway.wire import Envelope
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +59,16 @@ class Router:
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
         self.yard = open_yard(settings, name)
-        self.mover = Mover(self.yard, self.fleet, self.store, rules)
+        self._events = SentEvents(name)
+        self.mover = Mover(self.yard, self.fleet, self.store, rules, self._events, Lender(settings, rules.topology))
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
+        self.refused: Counter[tuple[str, ...]] = Counter()
+        self.parked = 0
+        self.tally = Tally()
         self._outbox = Outbox(self.transport, self.fleet)
-        self._events = SentEvents(name)
         self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
+        self._deadlines = Deadlines(self.store)
         self._stopping = False
         self._idle = False
         self._consumer: asyncio.Task[None] | None = None
@@ -75,6 +86,7 @@ class Router:
                 "tidy": self._tidy(),
                 "releaser": self._releaser.run(),
                 "mover": self.mover.run(),
+                "deadlines": self._deadlines.run(),
             }.items()
         ]
         self._consumer = asyncio.create_task(self._consume(), name="consume")
@@ -108,10 +120,10 @@ class Router:
             TaxiwayError: as `admit` raises it.
         """
         try:
-            admitted = admit(order, self.rules, self.fleet.outlook)
-        except NoDeviceError:
-            await self.fleet.read()
-            admitted = admit(order, self.rules, self.fleet.outlook)
+            admitted = await self._admit(order)
+        except TaxiwayError as error:
+            self._refuse(order.envelope, order.job, error.code)
+            raise
         self._count(admitted)
         return admitted
 
@@ -128,6 +140,27 @@ class Router:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
 
+    def done(self) -> Done:
+        """What was done since this router started, for its metrics."""
+        return Done(
+            placed=self.placed,
+            moved=self.mover.moves,
+            refused=self.refused,
+            ended=self.store.ended,
+            outcomes=self.tally.outcomes,
+            latency=self.tally.latency,
+            parked=self.parked,
+            rejected=self.tally.rejected,
+        )
+
+    async def _admit(self, order: Order) -> Admitted:
+        check_memory(self.fleet.outlook.depths, self.rules.topology)
+        try:
+            return admit(order, self.rules, self.fleet.outlook)
+        except NoDeviceError:
+            await self.fleet.read()
+            return admit(order, self.rules, self.fleet.outlook)
+
     async def view(self) -> FleetView:
         """The fleet as its operators see it.
 
@@ -135,7 +168,7 @@ class Router:
             BrokerUnavailableError: the broker or the state store does not answer.
         """
         topology, fleet = self.rules.topology, self.fleet.outlook.fleet
-        return await view_fleet(topology, fleet, self.yard, self.scaler.wanted(), self.store.now())
+        return await view_fleet(topology, fleet, self.yard, self.scaler.wanted(), self.store)
 
     async def _consume(self) -> None:
         outage = Outage("broker")
@@ -159,11 +192,11 @@ class Router:
             self._idle = False
 
     async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
-        decisions = [self._decide(arrival, now) for arrival in arrivals]
+        decisions = [self.decide(arrival, now) for arrival in arrivals]
         if any(d.deviceless for d in decisions):
             await self.fleet.read()
             pairs = zip(arrivals, decisions, strict=True)
-            decisions = [self._decide(a, now) if d.deviceless else d for a, d in pairs]
+            decisions = [self.decide(a, now) if d.deviceless else d for a, d in pairs]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         if len(admitted) < len(decisions):
             await self._answer(arrivals, decisions)
@@ -173,7 +206,8 @@ class Router:
         if left:
             await self.transport.settle(sorted(left))
 
-    def _decide(self, arrival: Arrival, now: float) -> Decision:
+    def decide(self, arrival: Arrival, now: float) -> Decision:
+        """What to do with an arrival, counted as placed where it is admitted."""
         try:
             decision = decide(arrival, self.rules, self.fleet.outlook, now)
         except Exception as error:  # one message that we fail to understand must not stop the others
@@ -193,6 +227,9 @@ class Router:
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or park what is not forwarded."""
+        for arrival, decision in zip(arrivals, decisions, strict=True):
+            if decision.ending is not None and arrival.envelope is not None:
+                self._refuse(arrival.envelope, decision.ending.job, decision.code)
         endings = [d.ending for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [
@@ -204,21 +241,29 @@ class Router:
             await self.store.cancel(cancelled)
         if letters:
             await self.store.park(letters)
+            self.parked += len(letters)
             for letter in letters:
                 logger.warning("message parked", extra={"reason": letter.reason})
 
     def _count(self, admitted: Admitted) -> None:
-        self.fleet.count(admitted.placement)
+        self.fleet.count(admitted.placement, admitted.outgoing.fields["tenant"])
+        self._deadlines.expect(admitted.ticket.deadline_at)
+        trace_placement(admitted, self.store)
         if admitted.placement.held:
             self._releaser.wake()
             return
         self.placed[admitted.placement.candidate.hardware_class, admitted.placement.board.model.id] += 1
-        self._events.add(admitted)
+        self._events.add(admitted.outgoing.job, admitted.outgoing.queue, admitted.outgoing.envelope)
+
+    def _refuse(self, envelope: Envelope, job: str, code: str) -> None:
+        self.refused[code,] += 1
+        trace_refusal(envelope.headers, job, code)
 
     async def _tidy(self) -> None:
         while True:
             if not self.fleet.outlook.fleet.stale:
                 self.scaler.look(self.fleet.outlook.fleet, time.monotonic())
+                self.tally.look(self.fleet.outlook.fleet.devices)
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
                 if recovered:
@@ -291,13 +336,19 @@ class Outage:
 
 def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
     """The transport for the broker that `settings` name."""
-    keep_record = rules.topology.limits.keep_record
+    keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
     if settings.broker.startswith("amqp"):
-        queues = sorted(rules.topology.hardware)
         return RabbitTransport(
-            broker=settings.broker, state=settings.state, name=name, keep_record=keep_record, queues=queues
+            broker=settings.broker,
+            state=settings.state,
+            name=name,
+            keep_record=keep_record,
+            queues=sorted(rules.topology.hardware),
+            durability=durability,
         )
-    return ValkeyTransport(broker=settings.broker, state=settings.state, name=name, keep_record=keep_record)
+    return ValkeyTransport(
+        broker=settings.broker, state=settings.state, name=name, keep_record=keep_record, durability=durability
+    )
 
 
 def open_yard(settings: Settings, name: str) -> Yard:

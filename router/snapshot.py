@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from router.cost import shadow_prices
+from router.depths import Depths, depths_from
 from router.explain import pack_reading
 from router.fleet import FleetSnapshot
 from router.outlook import GLANCE, Outlook
 from router.placement import Placement
 from router.store import FleetFacts, Store
-from router.tenants import Tenants, day_of
+from router.tenants import Shares, Tenants, day_of
 from tasks.facts import GONE_AFTER, DeviceFacts
 from tasks.profiles import ProfileBook
 from tasks.topology import Topology
@@ -41,6 +42,9 @@ FORGET_AFTER = 3600.0
 RATE_MEMORY = 5.0
 """Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
 
+STARTS_FOR = 90.0
+"""Seconds for which it counts that somebody starts devices of a class: three times that KEDA asks, unless told."""
+
 _UNKEPT_AT_MOST = 8  # readings that wait to be kept, while nothing can be forwarded; two seconds of them
 
 Work = Mapping[str, tuple[float, ...]]
@@ -50,7 +54,7 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
 
 class FleetReader:
-    """The latest outlook. Until the first reading it is stale."""
+    """The latest outlook, and the `shares` that tenants had. Until the first reading it is stale."""
 
     def __init__(self, store: Store, topology: Topology, book: ProfileBook) -> None:
         self._store = store
@@ -60,7 +64,8 @@ class FleetReader:
         self._outlooks = 0
         self._unkept: deque[Outlook] = deque(maxlen=_UNKEPT_AT_MOST)
         self._used = False
-        self._look_at(FleetSnapshot(stale=True), Tenants())
+        self.shares = Shares(topology.tenants)
+        self._look_at(FleetSnapshot(stale=True), Tenants(shares=self.shares))
         self._read_at = -STALE_AFTER
         self._seen_at = time.monotonic()
         self._arrived: Arrived | None = None
@@ -82,9 +87,9 @@ class FleetReader:
         outlook = self.outlook
         return replace(outlook.fleet, work={name: outlook.backlog.levels(name) for name in outlook.backlog.classes})
 
-    def count(self, placement: Placement) -> None:
+    def count(self, placement: Placement, tenant: str) -> None:
         """Count a placement that this router just made; with the first from a reading, the reading is to be kept."""
-        self._outlook.count(placement)
+        self._outlook.count(placement, tenant)
         if not self._used:
             self._used = True
             self._unkept.append(self._outlook)
@@ -99,8 +104,11 @@ class FleetReader:
         self._arrived = arrived_since(self._arrived, facts)
         fleet = replace(snapshot_from(facts), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
-        self._look_at(fleet, Tenants(facts.lengths, day_of(facts.now), facts.spent))
-        self._read_at = self._seen_at = time.monotonic()
+        tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
+        self._look_at(fleet, tenants, depths_from(facts.work, facts.used))
+        now = time.monotonic()
+        self.shares.fade(now - self._read_at)
+        self._read_at = self._seen_at = now
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
             await self._store.forget_devices(gone)
@@ -138,9 +146,10 @@ class FleetReader:
     def _go_stale(self) -> None:
         self._look_at(replace(self._outlook.fleet, stale=True), self._outlook.tenants)
 
-    def _look_at(self, fleet: FleetSnapshot, tenants: Tenants) -> None:
+    def _look_at(self, fleet: FleetSnapshot, tenants: Tenants, depths: Depths | None = None) -> None:
         self._outlooks += 1
-        self._outlook = Outlook(self._topology, self._book, fleet, f"{self._name}.{self._outlooks}", tenants)
+        reading = f"{self._name}.{self._outlooks}"
+        self._outlook = Outlook(self._topology, self._book, fleet, reading, tenants, depths)
         self._used = False
 
 
@@ -171,7 +180,8 @@ def snapshot_from(facts: FleetFacts) -> FleetSnapshot:
     live = sorted(name for name, at in facts.heartbeats.items() if facts.now - at <= GONE_AFTER)
     devices = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
     work, held = work_from(facts.work)
-    return FleetSnapshot(devices=devices, work=work, held=held)
+    startable = tuple(sorted(name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR))
+    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable)
 
 
 def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:

@@ -15,7 +15,7 @@ from tasks.lengths import generates
 from tasks.ticket import Ticket
 from tasks.topology import Topology
 from taxiway.job import JobState
-from taxiway.keys import INFER, arrived_cell, held_cell, lengths_cell, spent_key, work_cell
+from taxiway.keys import INFER, arrived_cell, held_cell, lengths_cell, spent_key, tenant_cell, work_cell
 
 _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 
@@ -33,6 +33,7 @@ class Plan:
     prices: dict[str, float]
     shown: str
     work: float
+    keep_record: int
     _fields: Mapping[str, str]
     _record: dict[str, str] = field(default_factory=dict)
     _times: tuple[float, float] = (-1.0, -1.0)
@@ -40,15 +41,19 @@ class Plan:
     @classmethod
     def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> Plan:
         """The plan of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
-        model, variants = placement.board.model.id, placement.variants()
+        model, variants, candidate = placement.board.model.id, placement.variants(), placement.candidate
         return cls(
             placement=placement,
             model=model,
             variants=variants,
             prices={name: topology.hardware[name].price.usd_per_hour for name in variants},
-            shown=_shown(model, placement),
+            shown=shown(model, candidate.hardware_class, candidate.variant_name, placement.reason),
             work=placement.work,
-            _fields=(_held_fields if placement.held else _fields)(model, placement, tenant, basis),
+            keep_record=topology.limits.keep_record,
+            _fields={
+                **(_held_fields if placement.held else _fields)(model, placement, tenant, basis),
+                **_counted(topology, tenant),
+            },
         )
 
     @property
@@ -57,7 +62,10 @@ class Plan:
         return "" if self.placement.held else self.placement.candidate.hardware_class
 
     def ticket(self, job: str, reply: str, accepted: float, placed: float) -> Ticket:
-        """The order to run `job`."""
+        """The order to run `job`.
+
+        One without a deadline is good for as long as the job's record is kept: by that a second copy is known.
+        """
         placement = self.placement
         return Ticket(
             job=job,
@@ -66,7 +74,7 @@ class Plan:
             variants=self.variants,
             prices=self.prices,
             accepted=accepted,
-            deadline_at=deadline_at(placement.needs, placed),
+            deadline_at=deadline_at(placement.needs, placed) or placed + self.keep_record,
             level=placement.level,
             reason=placement.reason,
             reply=reply,
@@ -153,7 +161,13 @@ def _spending(placement: Placement) -> dict[str, str]:
     return {"spent": spent_key(allowance.day), "cost": repr(placement.cost)} if allowance is not None else {}
 
 
-def _shown(model: str, placement: Placement) -> str:
-    candidate = placement.candidate
-    text = f"{model} on {candidate.hardware_class}/{candidate.variant_name}: {placement.reason}"
+def _counted(topology: Topology, tenant: str) -> dict[str, str]:
+    """Where the jobs of a tenant with a bounded depth are counted."""
+    rules = topology.tenants.get(tenant)
+    return {"counted": tenant_cell(tenant)} if rules is not None and rules.max_depth is not None else {}
+
+
+def shown(model: str, hardware_class: str, variant: str, reason: str) -> str:
+    """Where a job is to run and why, in the place of a task's keyword arguments."""
+    text = f"{model} on {hardware_class}/{variant}: {reason}"
     return text if len(text) <= _SHOWN_AT_MOST else text[: _SHOWN_AT_MOST - 1] + "…"

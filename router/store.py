@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import msgspec
 
 from router.tenants import day_of
-from tasks.connection import connect, told_plainly
+from tasks.connection import Line, connect, told_plainly
 from tasks.holding import DRAW, SURVEY, Drawn, Survey, draw_answer, survey_answer
-from tasks.scripts import FINISH, Ending, finish_args
+from tasks.scripts import FINISH, OVERDUE, REVIVE, Ending, finish_args, overdue_answer
 from tasks.topology import Limits
 from tasks.transport import PACKED, DeadLetter
 from taxiway.blobs import KEPT, Buffer
@@ -22,10 +23,12 @@ from taxiway.keys import (
     DEAD,
     DEVICES,
     HEARTBEATS,
+    HELD,
     HOLDING,
     LENGTHS,
     RELEASED,
     RELEASER,
+    STARTS,
     WORK,
     blob_key,
     holding_key,
@@ -47,25 +50,35 @@ _PIECES_WAIT = 500  # milliseconds: less than the server has to answer
 
 @dataclass(frozen=True, slots=True)
 class FleetFacts:
-    """The fleet's keys as they were read together; `now` is the store's time, and `spent` is of its day."""
+    """The fleet's keys as they were read together.
+
+    `now` is the store's time, `spent` is of its day, and `used` the share of its memory that the store uses.
+    """
 
     now: float
     devices: Mapping[str, bytes]
     heartbeats: Mapping[str, float]
     work: Mapping[str, float]
     lengths: Mapping[str, bytes] = field(default_factory=dict)
+    starts: Mapping[str, float] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
+    used: float = 0.0
 
 
 class Store:
-    """The state store. Every method raises `BrokerUnavailableError` while it does not answer."""
+    """The state store. Every method raises `BrokerUnavailableError` while it does not answer.
+
+    `ended` counts the jobs that were ended here, by their final state.
+    """
 
     def __init__(self, url: str, limits: Limits) -> None:
+        self.ended: Counter[tuple[str, ...]] = Counter()
         self._client = connect(url)
         self._readers = connect(url, connections=_READERS)
+        self._looks = Line(url)
         self._limits = limits
         self._finish = self._client.register_script(FINISH)
-        self._survey = self._client.register_script(SURVEY)
+        self._revive = self._client.register_script(REVIVE)
         self._draw = self._client.register_script(DRAW)
         self._ahead = 0.0
 
@@ -83,8 +96,11 @@ class Store:
                 pipeline.zrange(HEARTBEATS, 0, -1, withscores=True)
                 pipeline.hgetall(WORK)
                 pipeline.hgetall(LENGTHS)
+                pipeline.hgetall(STARTS)
                 pipeline.hgetall(spent_key(day))
-                (seconds, microseconds), devices, heartbeats, work, lengths, spent = await pipeline.execute()
+                pipeline.info("memory")
+                time_of, devices, heartbeats, work, lengths, starts, spent, memory = await pipeline.execute()
+            seconds, microseconds = time_of
             now = seconds + microseconds / 1e6
             self._ahead = now - time.monotonic()
             if day_of(now) != day:  # the first reading, or one at midnight
@@ -95,7 +111,9 @@ class Store:
             heartbeats={name.decode(): score for name, score in heartbeats},
             work={cell.decode(): float(seconds) for cell, seconds in work.items()},
             lengths={cell.decode(): weights for cell, weights in lengths.items()},
+            starts={name.decode(): float(at) for name, at in starts.items()},
             spent={tenant.decode(): float(dollars) for tenant, dollars in spent.items()},
+            used=memory["used_memory"] / memory["maxmemory"] if memory["maxmemory"] else 0.0,
         )
 
     async def record(self, job: str) -> dict[str, str]:
@@ -151,12 +169,21 @@ class Store:
         args = finish_args(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
         with told_plainly(_SERVER):
             written = await self._finish(keys=[WORK, LENGTHS], args=args)
+        self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
+
+    async def overdue(self, most: int, lease: float) -> tuple[int, list[tuple[str, str]], float]:
+        """How many groups of jobs were due, up to `most`; those that have not ended, with their clients; the next due.
+
+        What is not ended in `lease` seconds comes again.
+        """
+        with told_plainly(_SERVER):
+            return overdue_answer(await self._looks.run(OVERDUE, [], [most, lease]))
 
     async def survey(self, router: str, lead: float) -> Survey:
         """The holding queues that have jobs; none while another router releases."""
         with told_plainly(_SERVER):
-            answer = await self._survey(keys=[HOLDING, RELEASER, WORK], args=[router, int(lead * 1000)])
+            answer = await self._looks.run(SURVEY, [HOLDING, RELEASER, WORK], [router, int(lead * 1000)])
         return survey_answer(answer)
 
     async def draw(self, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
@@ -200,6 +227,31 @@ class Store:
                 pipeline.ltrim(DEAD, 0, _DEAD_AT_MOST - 1)
                 await pipeline.execute()
 
+    async def set_aside(self) -> tuple[int, int]:
+        """How many jobs are in holding, and how many messages are parked."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.hlen(HELD)
+                pipeline.llen(DEAD)
+                held, dead = await pipeline.execute()
+        return int(held), int(dead)
+
+    async def letters(self, start: int, most: int) -> list[bytes]:
+        """Dead letters as they are kept, the latest first, from the one at `start` on."""
+        with told_plainly(_SERVER):
+            raw: Any = await self._client.lrange(DEAD, start, start + most - 1)
+        return list(raw)
+
+    async def drop_letter(self, raw: bytes) -> None:
+        """Forget a dead letter."""
+        with told_plainly(_SERVER):
+            await self._client.lrem(DEAD, 1, raw.decode())
+
+    async def revive(self, job: str) -> bool:
+        """Forget that a job ended dead; False where it did not."""
+        with told_plainly(_SERVER):
+            return bool(await self._revive(keys=[job_key(job), result_key(job)]))
+
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Drop devices that have been gone for long."""
         with told_plainly(_SERVER):
@@ -208,10 +260,16 @@ class Store:
                 pipeline.zrem(HEARTBEATS, *workers)
                 await pipeline.execute()
 
+    async def note_start(self, hardware_class: str) -> None:
+        """Somebody says that they start devices of the class when there should be some."""
+        with told_plainly(_SERVER):
+            await self._client.hset(STARTS, hardware_class, repr(self.now()))
+
     async def close(self) -> None:
         """Disconnect."""
         await self._client.aclose()
         await self._readers.aclose()
+        await self._looks.close()
 
 
 def _cancelled(job: str, reply: str) -> Ending:

@@ -8,7 +8,9 @@ import msgspec
 
 from router.fleet import FleetSnapshot
 from router.scaling import Want
+from router.store import Store
 from tasks.facts import DeviceFacts
+from tasks.lending import is_emulated
 from tasks.moving import Head, Moved, Yard
 from tasks.topology import HardwareClass, Topology
 from taxiway.keys import LEVELS
@@ -40,10 +42,15 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole fleet; `stale` where its state could not be read lately. The last moves come first."""
+    """The whole fleet; `stale` where its state could not be read lately. The last moves come first.
+
+    `held` counts the jobs in holding, `dead` the messages that were given up and are kept.
+    """
 
     stale: bool
     now: float
+    held: int
+    dead: int
     classes: dict[str, ClassView]
     devices: tuple[DeviceFacts, ...]
     moves: tuple[Moved, ...]
@@ -55,13 +62,15 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def view_fleet(
-    topology: Topology, fleet: FleetSnapshot, yard: Yard, wants: Mapping[str, Want], now: float
+    topology: Topology, fleet: FleetSnapshot, yard: Yard, wants: Mapping[str, Want], store: Store
 ) -> FleetView:
-    """The fleet now, with what its queues hold; `now` is the store's time.
+    """The fleet now, with what its queues and the store hold.
 
     Raises:
         BrokerUnavailableError: the broker or the state store does not answer.
     """
+    now = store.now()
+    held, dead = await store.set_aside()
     heads = {name: await yard.head(name) for name in sorted(topology.hardware)}
     since = await _accepted(yard, [job for head in heads.values() for job in head.first])
     classes = {
@@ -69,7 +78,9 @@ async def view_fleet(
         for name, head in heads.items()
     }
     moves = tuple(await yard.moves())
-    return FleetView(stale=fleet.stale, now=now, classes=classes, devices=fleet.devices, moves=moves)
+    return FleetView(
+        stale=fleet.stale, now=now, held=held, dead=dead, classes=classes, devices=fleet.devices, moves=moves
+    )
 
 
 async def _accepted(yard: Yard, jobs: Sequence[str]) -> Mapping[str, float]:
@@ -92,9 +103,9 @@ def _class_view(
     return ClassView(
         device=hardware.device,
         devices=len(devices),
-        emulated=sum(device.emulated for device in devices),
+        emulated=sum(is_emulated(device.kind, hardware) for device in devices),
         usd_per_hour=price,
-        spending=price * len(devices),
+        spending=price * len(fleet.own(name)),
         utilisation=sum(device.utilisation for device in devices) / len(devices) if devices else 0.0,
         depth=head.depths,
         oldest=oldest,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from router.admission import Rules
 from router.classify import Needs
 from router.explain import read_basis
-from router.outlook import Outlook
-from router.rebalance import Group, Move
+from router.fleet import Backlog
+from router.groups import Group
+from router.outlook import GLANCE, Outlook
+from router.rebalance import Move
+from router.standing import shown
 from tasks.catalogue import Catalogue, Model
 from tasks.moving import Peeked, Step
 from tasks.ticket import TicketError, read_ticket, sign
@@ -24,7 +29,30 @@ from taxiway.wire import HEADER, Envelope
 FIELDS = ("state", "model", "hardware_class", "variant", "level", "deadline_at", "work", "basis", "moves")
 """Fields of a job's record that are read for it."""
 
-_ALIKE = 1.5  # sizes and times left within this factor are alike
+_ALIKE = 2.0  # sizes and times left within this factor are alike; at 1.5 a tick takes half as long again
+
+
+class Queued(Protocol):
+    """A job in a class's queue: `work` is its device seconds there, `kind` the same for jobs that are alike."""
+
+    @property
+    def queue(self) -> str:
+        """The class that it waits for."""
+
+    @property
+    def level(self) -> int:
+        """Its level there."""
+
+    @property
+    def work(self) -> float:
+        """Its device seconds there."""
+
+    @property
+    def kind(self) -> Hashable:
+        """What jobs of one group have in common."""
+
+
+Q = TypeVar("Q", bound=Queued)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +65,23 @@ class Waiting:
     variant: str
     work: float
     moves: tuple[MoveRecord, ...]
+
+    @property
+    def queue(self) -> str:
+        """As `Queued.queue`."""
+        return self.peeked.queue
+
+    @property
+    def level(self) -> int:
+        """As `Queued.level`."""
+        return self.peeked.level
+
+    @property
+    def kind(self) -> Hashable:
+        """As `Queued.kind`."""
+        needs = self.needs
+        sizes = (needs.rows, magnitude(needs.size), magnitude(needs.deadline))
+        return (self.queue, needs.level, self.model.id, self.variant, needs.constraints, *sizes)
 
 
 def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float) -> Waiting | None:
@@ -54,16 +99,36 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
     return Waiting(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
 
 
+def backlogged(outlook: Outlook, tick: float) -> list[str]:
+    """The classes with more work than they can do within a tick; none where all work is on the only live class."""
+    devices = {name: len(outlook.fleet.of_class(name)) for name in outlook.backlog.classes}
+    behind = [name for name, live in devices.items() if sum(outlook.backlog.levels(name)) > tick * live]
+    return behind if any(live for name, live in devices.items() if behind != [name]) else []
+
+
+def most_of_each(window: int, names: Sequence[str], backlog: Backlog) -> int:
+    """Jobs to look at of each level of these queues: a window in all, shared by the levels that have work."""
+    filled = sum(seconds > GLANCE for name in names for seconds in backlog.levels(name))
+    return max(window // max(filled, 1), 1)
+
+
+def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
+    """The jobs by kind, each with the device seconds that are served before it.
+
+    They come as `Yard.peek` gives them, and stay in that order: of each queue and level the last served first.
+    """
+    before = {name: list(accumulate(backlog.levels(name))) for name in backlog.classes}
+    kinds: dict[Hashable, list[tuple[Q, float]]] = {}
+    for job in jobs:
+        levels = before[job.queue]
+        levels[job.level] -= job.work
+        kinds.setdefault(job.kind, []).append((job, max(levels[job.level], 0.0)))
+    return list(kinds.values())
+
+
 def groups_of(jobs: Sequence[Waiting], outlook: Outlook, max_moves_per_job: int) -> list[Group]:
     """Groups of the jobs, which come as `Yard.peek` gives them: of each queue and level the last served first."""
-    behind: dict[tuple[str, int], float] = {}
-    alike: dict[tuple[object, ...], list[tuple[Waiting, float]]] = {}
-    for job in jobs:
-        queue, level = job.peeked.queue, job.peeked.level
-        before = sum(outlook.backlog.levels(queue)[: level + 1])
-        behind[queue, level] = behind.get((queue, level), 0.0) + job.work
-        alike.setdefault(_kind(job), []).append((job, max(before - behind[queue, level], 0.0)))
-    groups = (_group(members, outlook, max_moves_per_job) for members in alike.values())
+    groups = (_group(members, outlook, max_moves_per_job) for members in alike(jobs, outlook.backlog))
     return [group for group in groups if group is not None]
 
 
@@ -76,21 +141,26 @@ def steps_of(move: Move, waiting: Mapping[str, Waiting], now: float, rules: Rule
     return [step for step in steps if step is not None]
 
 
-def _kind(job: Waiting) -> tuple[object, ...]:
-    needs = job.needs
-    return (
-        job.peeked.queue,
-        needs.level,
-        job.model.id,
-        job.variant,
-        needs.constraints,
-        needs.rows,
-        _magnitude(needs.size),
-        _magnitude(needs.deadline),
-    )
+def rest_of_move(peeked: Peeked, fields: Mapping[str, str], rules: Rules) -> Step | None:
+    """What is left of a move whose router died after it had changed the record; None where nothing is.
+
+    Only where messages and records are apart (RabbitMQ). Should the copy have been published already, one of them runs.
+    """
+    target = fields.get("hardware_class", "")
+    if fields.get("state") != JobState.QUEUED or target == peeked.queue or target not in rules.topology.hardware:
+        return None
+    try:
+        moves = read_moves(fields.get("moves", ""))
+        if not moves or (moves[-1].source, moves[-1].target) != (peeked.queue, target):
+            return None
+        envelope = _ordered(target, fields["variant"], moves[-1].reason, peeked.envelope, rules)
+    except (TicketError, InvalidRequestError, msgspec.MsgspecError):
+        return None
+    return Step(peeked, target, envelope)
 
 
-def _magnitude(value: float | None) -> int | None:
+def magnitude(value: float | None) -> int | None:
+    """The same for values within a factor that makes them alike: sizes, and times left."""
     return None if value is None else round(math.log(max(value, 1e-3), _ALIKE))
 
 
@@ -108,7 +178,7 @@ def _group(members: Sequence[tuple[Waiting, float]], outlook: Outlook, most: int
 
 def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:
     try:
-        envelope = _ordered(move, job.peeked.envelope, rules)
+        envelope = _ordered(move.target, move.variant, move.reason, job.peeked.envelope, rules)
     except (TicketError, InvalidRequestError):
         return None
     made = MoveRecord(at=now, source=move.source, target=move.target, kind=move.kind, reason=move.reason)
@@ -123,16 +193,17 @@ def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:
     return Step(job.peeked, move.target, envelope, fields)
 
 
-def _ordered(move: Move, envelope: Envelope, rules: Rules) -> Envelope:
+def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: Rules) -> Envelope:
     """The message under an order that has its new class, too."""
     body = envelope.payload()
     old = read_ticket(envelope.headers.get(HEADER), body, rules.secret)
-    price = rules.topology.hardware[move.target].price.usd_per_hour
+    price = rules.topology.hardware[target].price.usd_per_hour
     unsigned = msgspec.structs.replace(
         old,
-        variants={**old.variants, move.target: move.variant},
-        prices={**old.prices, move.target: price},
-        reason=move.reason,
+        variants={**old.variants, target: variant},
+        prices={**old.prices, target: price},
+        reason=reason,
     )
-    headers = {**envelope.headers, HEADER: sign(unsigned, body, rules.secret)}
+    told = shown(old.model, target, variant, reason)
+    headers = {**envelope.headers, HEADER: sign(unsigned, body, rules.secret), "kwargsrepr": told}
     return msgspec.structs.replace(envelope, headers=headers)

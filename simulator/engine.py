@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from heapq import heappop, heappush
 
 from simulator.device import Device
 from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome, Summary, summarise
 from simulator.policies import policy as seam
-from simulator.policies.policy import Policy
+from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
 from simulator.workload import Job, Workload, jobs
 
@@ -37,27 +38,23 @@ class Engine:
         self._events: list[tuple[float, int, Action, Device | None, int]] = []
         self._sequence = 0
         self._inside = 0
+        self._held: dict[int, Pool] = {}
 
     def run(self, progress: Progress = lambda arrived: None) -> Outcome:
         """Play the whole trace, until the last request is over and all devices are off."""
         self._begin()
-        pools, events, choose = self.pools, self._events, self.policy.choose
+        events = self._events
         for job in jobs(self.workload, clairvoyant=self.policy.clairvoyant):
             now = job.arrival
             while events and events[0][0] <= now:
                 self._happen()
             self.now = now
-            chosen = choose(job, pools, now)
-            if chosen == seam.REFUSED:
-                self.outcome.close(job.index, REFUSED, float("nan"))
-            else:
-                self._inside += 1
-                pools[chosen].enqueue(job, now)
+            self._arrive(job, now)
             if job.index % _REPORT_EVERY == 0:
                 progress(job.index)
         while self._inside:
             self._happen()
-        for pool in pools:
+        for pool in self.pools:
             pool.switch_all_off(self.now)
         progress(len(self.workload))
         return self.outcome
@@ -79,6 +76,37 @@ class Engine:
             for _ in range(max(device.initial, device.minimum)):
                 pool.switch_on(0.0, after=0.0)
         self.at(TICK, self._tick, None, 0)
+        if self.policy.beat < math.inf:
+            self.at(self.policy.beat, self._look, None, 0)
+
+    def _arrive(self, job: Job, now: float) -> None:
+        chosen = self.policy.choose(job, self.pools, now)
+        if chosen == seam.REFUSED:
+            self.outcome.close(job.index, REFUSED, math.nan)
+            return
+        self._inside += 1
+        if isinstance(chosen, Held):
+            self._held[job.index] = self.pools[chosen.pool]
+            self._held[job.index].expect(job, now)
+        else:
+            self.pools[chosen].enqueue(job, now)
+
+    def _look(self, device: Device | None, version: int, now: float) -> None:
+        for shift in self.policy.look(self.pools, now):
+            self._shift(shift, now)
+        self.at(now + self.policy.beat, self._look, None, 0)
+
+    def _shift(self, shift: Shift, now: float) -> None:
+        if shift.source is None:
+            self._held.pop(shift.job.index).forget(shift.job)
+        else:
+            self.pools[shift.source].withdraw(shift.job)
+            self.outcome.moves += 1
+        if shift.target is not None:
+            self.pools[shift.target].enqueue(shift.job, now)
+        else:
+            self._inside -= 1
+            self.outcome.close(shift.job.index, REFUSED, math.nan)
 
     def _happen(self) -> None:
         time, _, action, device, version = heappop(self._events)

@@ -15,7 +15,7 @@ import msgspec
 from simulator.timing import Roofline, Shape, Stepping, Timing, Whole
 from tasks.document import DocumentError, Size, parse_document
 from tasks.expectation import Told
-from tasks.topology import ClassName, Price
+from tasks.topology import ClassName, Price, Rebalance
 from taxiway.request import Priority
 
 SERVICES = ("live", "standard", "bulk")
@@ -134,6 +134,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     models: dict[str, Transformer] = {}
     default_model: str
     services: dict[str, Service]
+    rebalance: Rebalance = Rebalance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,7 @@ class Fleet:
     classes: Mapping[str, DeviceClass]
     services: tuple[Service, ...]
     default_model: str
+    rebalance: Rebalance
     timings: Mapping[str, tuple[Timing | None, ...]]
 
     def models(self) -> list[str]:
@@ -166,7 +168,7 @@ def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
         what = f"one of the models that a class can run, {sorted(able)}"
         raise FleetError(file, "default_model", what, document.default_model)
     services = tuple(document.services[name] for name in SERVICES)
-    return Fleet(file, document.classes, services, document.default_model, able)
+    return Fleet(file, document.classes, services, document.default_model, document.rebalance, able)
 
 
 def load_fleet(path: Path) -> Fleet:

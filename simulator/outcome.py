@@ -36,11 +36,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome:
-    """A column of states and one of latencies, written while the simulation runs; 5 bytes a request."""
+    """A column of states and one of latencies, written while the simulation runs; 5 bytes a request.
+
+    `moves` counts how often a job went from one class's queue to another's.
+    """
 
     def __init__(self, count: int) -> None:
         self.state = np.zeros(count, np.int8)
         self.latency = np.full(count, np.nan, np.float32)
+        self.moves = 0
 
     def close(self, index: int, state: int, latency: float) -> None:
         """Request `index` is over."""
@@ -70,7 +74,7 @@ def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence
         p50=float(np.quantile(answered, 0.5)) if len(answered) else None,
         p99=float(np.quantile(answered, 0.99)) if len(answered) else None,
         goodput=int(timely.sum()) / max(float(workload.trace.arrival[-1]), 1e-9),
-        moves=0,
+        moves=outcome.moves,
         utilisation={name: busy[name] / powered[name] if powered[name] else 0.0 for name in powered},
     )
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 from simulator.device import Device, SteppingRun
 from simulator.fleet import USABLE, Fleet
+from simulator.queue import DeadlineQueue, LevelQueue, Order
 from simulator.scaling import Need, density, wanted
 from simulator.timing import Stepping, Timing, Whole
 from simulator.workload import Job
+from taxiway.keys import LEVELS
 from workers.batcher import ALONE, BatchPolicy, Crowd, Share, form, met, missed, ready
-
-LEVELS = 4
-
-Order = Literal["level", "deadline"]
-"""How a class queue is served: the product's levels, first come first served within each; or by deadline alone."""
 
 Action = Callable[[Device | None, int, float], None]
 """What happens at an event: the device it is about, with the version it was expected of, and the time."""
@@ -37,8 +33,8 @@ class World(Protocol):
 class Pool:
     """One class. Policies read; the engine changes.
 
-    `serving` devices take work and `powered` cost; `waiting` and `running` count jobs; `queued` is device seconds that
-    wait, one figure a level, and `inside` those of running jobs.
+    `serving` devices take work and `powered` cost; `running` counts jobs, and `expected` those that wait elsewhere and
+    are to come; `queued` is device seconds that wait, one figure a level, and `inside` those of running jobs.
     """
 
     def __init__(
@@ -53,7 +49,7 @@ class Pool:
         self.start = device.start
         self.spot = device.spot
         self.usd_per_second = device.usd_per_second
-        self.serving = self.powered = self.waiting = self.running = 0
+        self.serving = self.powered = self.expected = self.running = 0
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
         self.devices = [Device(number, device.memory * USABLE) for number in range(device.count)]
@@ -62,13 +58,26 @@ class Pool:
         self._random = random.Random(f"{seed} {name}")
         self._hazard = (device.failures_per_hour + device.reclaims_per_hour * device.spot) / 3600
         self._world = world
-        self._by_deadline = order == "deadline"
         self._batching = BatchPolicy(device.max_batch, device.max_wait)
-        self._queue: list[tuple[float, int, Job]] = []
-        self._sequence = 0
+        self.queue: LevelQueue | DeadlineQueue = LevelQueue() if order == "level" else DeadlineQueue()
         self._density = self._peak = 0.0
         self._draining = 0
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self.queue)
+
+    @property
+    def free(self) -> int:
+        """Jobs that could begin now, beside those that wait, as far as memory allows."""
+        return self.serving * self.slots - self.running - self.waiting
+
+    def back(self, most: int) -> Iterator[Job]:
+        """Up to `most` waiting jobs of each level, those served last, the very last first; of a queue by level."""
+        assert isinstance(self.queue, LevelQueue)
+        return self.queue.back(most)
 
     def runs(self, job: Job) -> bool:
         """Whether the class can run the job at all."""
@@ -108,30 +117,44 @@ class Pool:
             self._paused = False
         self._newest = job.queued = now
         self._push(job)
-        self._density += self._density_of(job)
-        self._peak = max(self._peak, self._density)
-        self._grow(now)
+        self._load(job, now)
         self.feed(now)
+
+    def withdraw(self, job: Job) -> None:
+        """A waiting job leaves for another class."""
+        self._unqueue(job)
+        self._density -= self._density_of(job)
+
+    def expect(self, job: Job, now: float) -> None:
+        """A job that is bound to no class is likely to come: devices are kept for it."""
+        self.expected += 1
+        self._load(job, now)
+
+    def forget(self, job: Job) -> None:
+        """An expected job came here, or will not."""
+        self.expected -= 1
+        self._density -= self._density_of(job)
 
     def feed(self, now: float) -> None:
         """Give waiting jobs to devices with room, in the queue's order."""
-        while self._queue:
-            job = self._queue[0][2]
+        while self.queue:
+            job = self.queue.first()
             if job.due <= now:
-                self._drop(self._pop(), now)
+                self._unqueue(job)
+                self._drop(job, now)
                 continue
             timing = self._timings[job.model]
             if isinstance(timing, Stepping):
                 if not self._admit(job, timing, now):
                     return
-            elif not isinstance(timing, Whole) or not self._begin(job.model, timing, now):
+            elif not isinstance(timing, Whole) or not self._begin(job, timing, now):
                 return
 
     def tick(self, now: float) -> None:
         """Switch devices on that are needed, and off that nobody needed for their keep-alive."""
         self._grow(now)
         minimum, count = self.device_class.minimum, self.count
-        self.need.note(wanted(self._peak, self.waiting + self.running, minimum=minimum, count=count), now)
+        self.need.note(wanted(self._peak, self._jobs(), minimum=minimum, count=count), now)
         self._peak = self._density
         keep = max(self.need.kept(self.powered, now), minimum)
         surplus = self.powered - self._draining - keep
@@ -180,7 +203,8 @@ class Pool:
         device = self._device_for(job, timing)
         if device is None:
             return False
-        self._enter(self._pop())
+        self._unqueue(job)
+        self._enter(job)
         run = device.run
         if not isinstance(run, SteppingRun):
             run = device.start_stepping(job.model, timing, now)
@@ -201,11 +225,11 @@ class Pool:
                 best, fewest = device, len(run)
         return best
 
-    def _begin(self, model: int, timing: Whole, now: float) -> bool:
+    def _begin(self, first: Job, timing: Whole, now: float) -> bool:
         device = next((d for d in self.devices if d.serving and not d.draining and d.run is None), None)
         if device is None:
             return False
-        crowd = Crowd(min(self.waiting, self.slots), self._queue[0][2].queued, self._newest)
+        crowd = Crowd(min(self.waiting, self.slots), first.queued, self._newest)
         wait = ready(crowd, now, self._batching, self._gap)
         if wait > 0:
             self._paused = True
@@ -214,26 +238,21 @@ class Pool:
             return False
         if self._paused:
             self._gap, self._paused = missed(self._gap), False
-        batch = self._form(model, now)
-        device.start_whole(model, timing, batch, now)
+        batch = self._form(first.model, now)
+        device.start_whole(first.model, timing, batch, now)
         self._expect(device)
         return True
 
     def _form(self, model: int, now: float) -> list[Job]:
         """The next batch, formed as a worker does from what it fetches: twice its largest batch, or one."""
         most = 2 * self.slots if self.slots > 1 else 1
-        fetched = [heappop(self._queue) for _ in range(min(most, self.waiting))]
-        alike = [entry for entry in fetched if entry[2].model == model and entry[2].due > now]
-        shares = [Share(number, 1, entry[2].due, entry[2].queued) for number, entry in enumerate(alike)]
+        alike = [job for job in self.queue.front(most) if job.model == model and job.due > now]
+        shares = [Share(number, 1, job.due, job.queued) for number, job in enumerate(alike)]
         chosen = [alike[portion.entry] for portion in form(shares, self._batching)]
-        taken = {entry[1] for entry in chosen}
-        for entry in fetched:
-            if entry[1] not in taken:
-                heappush(self._queue, entry)
-        for _, _, job in chosen:
+        for job in chosen:
             self._unqueue(job)
             self._enter(job)
-        return [job for _, _, job in chosen]
+        return chosen
 
     def _wake(self, device: Device | None, version: int, now: float) -> None:
         if version == self._woken:
@@ -266,8 +285,8 @@ class Pool:
             self._draining -= 1
 
     def _grow(self, now: float) -> None:
-        minimum, jobs = self.device_class.minimum, self.waiting + self.running
-        lacking = wanted(self._density, jobs, minimum=minimum, count=self.count) - (self.powered - self._draining)
+        on = self.powered - self._draining
+        lacking = wanted(self._density, self._jobs(), minimum=self.device_class.minimum, count=self.count) - on
         if lacking <= 0:
             return
         for device in self.devices:
@@ -279,22 +298,22 @@ class Pool:
         for _ in range(min(lacking, self.count - self.powered)):
             self.switch_on(now, after=self.start)
 
-    def _push(self, job: Job) -> None:
-        self._sequence += 1
-        self.waiting += 1
-        self.queued[job.level] += job.work[self.index]
-        key = job.due if self._by_deadline else job.level
-        heappush(self._queue, (key, self._sequence, job))
+    def _jobs(self) -> int:
+        return self.waiting + self.running + self.expected
 
-    def _pop(self) -> Job:
-        job = heappop(self._queue)[2]
-        self._unqueue(job)
-        return job
+    def _load(self, job: Job, now: float) -> None:
+        self._density += self._density_of(job)
+        self._peak = max(self._peak, self._density)
+        self._grow(now)
+
+    def _push(self, job: Job) -> None:
+        self.queued[job.level] += job.work[self.index]
+        self.queue.push(job)
 
     def _unqueue(self, job: Job) -> None:
-        self.waiting -= 1
+        self.queue.take(job)
         self.queued[job.level] -= job.work[self.index]
-        if not self.waiting:
+        if not self.queue:
             self.queued = [0.0] * LEVELS  # what rounding left
 
     def _drop(self, job: Job, now: float) -> None:

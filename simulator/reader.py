@@ -20,8 +20,8 @@ from tasks.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import HEARTBEAT, DeviceFacts, variant_key
 from tasks.profiles import UNSURE, Known, ProfileBook
-from tasks.topology import HardwareClass, Service, Topology
-from taxiway.keys import arrived_cell, work_cell
+from tasks.topology import HardwareClass, Scaling, Service, Topology
+from taxiway.keys import arrived_cell, held_cell, work_cell
 from workers.pace import Track, begin, observe
 
 
@@ -56,7 +56,7 @@ class Reader:
         fleet = workload.fleet
         self.models = [model_of(name) for name in workload.trace.models]
         self._topology = topology_of(fleet)
-        self._book = _Book(starts=tuple((name, device.start) for name, device in fleet.classes.items()))
+        self._book = _Book()
         self._timings = [fleet.timings[name] for name in workload.trace.models]
         self._surroundings = surroundings
         self._random = np.random.default_rng(seed)
@@ -85,6 +85,36 @@ class Reader:
         self._cells[arrived_cell(count.name, count.model)] += 1
         self._counts[job.index] = count
 
+    def hold(self, job: Job, count: Count) -> None:
+        """A job is held for a class."""
+        self._outlook.held.add(count.name, job.level, count.work)
+        self._cells[held_cell(count.name, job.level)] += count.work
+        self._counts[job.index] = count
+
+    def release(self, job: Job) -> None:
+        """A job leaves holding."""
+        count = self._counts.pop(job.index)
+        self._cells[held_cell(count.name, job.level)] -= count.work
+
+    def move(self, job: Job, name: str, work: float) -> None:
+        """A waiting job goes to another class, where it is so many device seconds; seen with the next reading."""
+        count = self._counts[job.index]
+        self._cells[work_cell(count.name, job.level)] -= count.work
+        self._cells[work_cell(name, job.level)] += work
+        self._counts[job.index] = Count(name, count.model, work)
+
+    def work(self, job: Job) -> float:
+        """Device seconds that a job counts for where it is."""
+        return self._counts[job.index].work
+
+    def take_stock(self, pools: Sequence[Pool], now: float) -> Outlook:
+        """The fleet as it is now, of work that ended meanwhile, too."""
+        outlook = self.outlook(pools, now)
+        self._settle(now)
+        outlook.take_stock(*work_from(self._cells))
+        self._seen_at = now
+        return outlook
+
     def ended(self, job: Job, pool: Pool, now: float) -> None:
         """A job is over, and its worker has learned how its run strayed from what its batch was to take."""
         count = self._counts.pop(job.index)
@@ -93,10 +123,13 @@ class Reader:
         track = self._tracks[pool.name, count.model]
         self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
 
-    def _read(self, pools: Sequence[Pool], now: float) -> None:
+    def _settle(self, now: float) -> None:
         while self._ending and self._ending[0][0] <= now:
             _, cell, done = self._ending.popleft()
             self._cells[cell] -= done
+
+    def _read(self, pools: Sequence[Pool], now: float) -> None:
+        self._settle(now)
         self._seen_at, self._next = now, (now // BEAT + 1) * BEAT
         self._arrived = arrived_since(self._arrived, FleetFacts(now, {}, {}, self._cells))
         work, held = work_from(self._cells)
@@ -106,14 +139,14 @@ class Reader:
             return
         self._serving, self._heartbeat = serving, now + HEARTBEAT
         devices = tuple(device for pool in pools for device in self._devices_of(pool))
-        fleet = FleetSnapshot(devices=devices, work=work, held=held, rates=self._arrived.rates)
+        startable = tuple(pool.name for pool in pools if not pool.serving)
+        fleet = FleetSnapshot(devices=devices, work=work, held=held, rates=self._arrived.rates, startable=startable)
         self._outlook = Outlook(self._topology, self._book, fleet)
 
     def _devices_of(self, pool: Pool) -> list[DeviceFacts]:
-        """The class's devices; where none serves, one that has yet to start, which a router would have to wait for."""
-        keys = {variant_key(model.id, model.reference): model for model in self.models}
-        able = {key for key, row in zip(keys, self._timings, strict=True) if row[pool.index] is not None}
-        learned = {key: self._tracks[pool.name, keys[key].id] for key in able}
+        """The class's devices that serve."""
+        able = [model for model, row in zip(self.models, self._timings, strict=True) if row[pool.index] is not None]
+        learned = {variant_key(model.id, model.reference): self._tracks[pool.name, model.id] for model in able}
         return [
             DeviceFacts(
                 worker=f"{pool.name}.{number:03}",
@@ -125,24 +158,21 @@ class Reader:
                 memory_total=1,
                 memory_free=1,
                 runtimes=("echo",),
-                warm=tuple(sorted(able)) if pool.serving else (),
-                unavailable={key: "the class does not run it" for key in keys if key not in able},
+                warm=tuple(sorted(learned)),
                 pace={key: track.pace for key, track in learned.items()},
                 residual={key: track.residuals for key, track in learned.items()},
             )
-            for number in range(max(pool.serving, 1))
+            for number in range(pool.serving)
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Book(ProfileBook):
-    """Every job's seconds are its own, so that a profile says only how a device strays from them, and its start."""
-
-    starts: tuple[tuple[str, float], ...] = ()
+    """Every job's seconds are its own, so that a profile says only how a device strays from them."""
 
     def lookup(self, model: Model, variant: str, kind: str, name: str) -> Known:
         """As `ProfileBook.lookup`."""
-        return Known(Profile(base=1.0, slope=0.0, load=dict(self.starts)[name]), UNSURE, 0)
+        return Known(Profile(base=1.0, slope=0.0), UNSURE, 0)
 
 
 def topology_of(fleet: Fleet) -> Topology:
@@ -158,6 +188,7 @@ def topology_of(fleet: Fleet) -> Topology:
             capacity="spot" if device.spot else "on-demand",
             reclaims_per_hour=device.reclaims_per_hour,
             reserve_for=device.reserve_for,
+            scaling=Scaling(start=device.start),
         )
         for name, device in fleet.classes.items()
     }

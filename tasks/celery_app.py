@@ -2,32 +2,49 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from celery import Celery
 from kombu import Exchange, Queue
 
 from tasks.settings import Settings
 from tasks.topology import Topology
-from taxiway.keys import ARRIVALS, INFER, LEVELS
+from tasks.transport import queue_arguments
+from taxiway.acceptance import Durability
+from taxiway.keys import ARRIVALS, INFER
 
-RESCORE = 4
-"""A worker tells the broker that it still holds its messages this many times within the visibility timeout."""
+NEVER = 86_400
+"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`workers.transport`)."""
+
+SILENCE = 3
+"""RabbitMQ gives a silent connection up after this many heartbeats at the latest, and its messages to other workers."""
 
 
-def class_queue(hardware_class: str) -> Queue:
-    """A hardware class's queue. On RabbitMQ a classic queue, whose priorities are exact; on Valkey kombu's lists."""
-    arguments = {"x-max-priority": LEVELS - 1}
+def class_queue(hardware_class: str, durability: Durability = "written") -> Queue:
+    """A hardware class's queue: on Valkey kombu's lists, on RabbitMQ what `queue_arguments` say."""
+    arguments = queue_arguments(durability)
     return Queue(hardware_class, Exchange(hardware_class), routing_key=hardware_class, queue_arguments=arguments)
 
 
 def make_app(settings: Settings, topology: Topology, *, backend: str = "") -> Celery:
     """The app of a fleet process; `backend` is a result backend's class path where it is not Celery's own."""
-    app = Celery(
-        "taxiway", broker=settings.broker, backend=f"{backend}+{settings.state}" if backend else settings.state
-    )
-    app.conf.update(_guarantees(topology) | _routing(topology))
+    broker, tls = _told_apart(settings.broker)
+    app = Celery("taxiway", broker=broker, backend=f"{backend}+{settings.state}" if backend else settings.state)
+    app.conf.update(_guarantees(topology) | _routing(topology) | tls)
     return app
+
+
+def _told_apart(broker: str) -> tuple[str, dict[str, Any]]:
+    """An address of RabbitMQ under TLS as Celery takes it: the files that aio-pika reads in it are a setting there."""
+    address = urlsplit(broker)
+    if address.scheme != "amqps":
+        return broker, {}
+    files = dict(parse_qsl(address.query))
+    named = {"ca_certs": files.get("cafile"), "certfile": files.get("certfile"), "keyfile": files.get("keyfile")}
+    tls = {**named, "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": address.hostname}
+    return urlunsplit(address._replace(query="")), {"broker_use_ssl": tls}
 
 
 def _guarantees(topology: Topology) -> dict[str, Any]:
@@ -45,9 +62,9 @@ def _guarantees(topology: Topology) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        "broker_heartbeat": max(2, int(topology.limits.lease / SILENCE)),
         "broker_transport_options": {
-            "visibility_timeout": topology.limits.lease,
-            "unacked_restore_interval": 1,
+            "unacked_restore_interval": NEVER,
             "queue_order_strategy": "priority",
         },
         "worker_send_task_events": True,
@@ -60,7 +77,7 @@ def _guarantees(topology: Topology) -> dict[str, Any]:
 
 def _routing(topology: Topology) -> dict[str, Any]:
     return {
-        "task_queues": [class_queue(name) for name in sorted(topology.hardware)],
+        "task_queues": [class_queue(name, topology.limits.durability) for name in sorted(topology.hardware)],
         "task_routes": {INFER: {"queue": ARRIVALS}},
         "task_create_missing_queues": True,
         "task_default_queue": ARRIVALS,

@@ -10,12 +10,12 @@ from functools import cache
 from typing import Any
 
 import hiredis
-from redis.asyncio import Connection, Redis
+from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from taxiway.errors import BrokerUnavailableError
+from taxiway.acceptance import refusal
 
 ANSWER = 1.5
 """Seconds within which a server must answer: a caller is told within two."""
@@ -34,6 +34,10 @@ class _Packing(Connection):
         return [hiredis.pack_command((*name.split(), *rest))]
 
 
+class _PackingTls(_Packing, SSLConnection):
+    """The same under TLS: the address says which certificates (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`)."""
+
+
 def connect(url: str, *, answer: float | None = ANSWER, connections: int | None = None) -> Redis:
     """A client of the server at `url`; nothing is sent yet. `answer` is None for commands that block.
 
@@ -43,7 +47,7 @@ def connect(url: str, *, answer: float | None = ANSWER, connections: int | None 
     """
     return Redis.from_url(
         url,
-        connection_class=_Packing,
+        connection_class=_PackingTls if url.startswith("rediss") else _Packing,
         socket_timeout=answer,
         socket_connect_timeout=ANSWER,
         socket_keepalive=True,
@@ -103,8 +107,8 @@ def _sha(script: str) -> str:
 
 @contextmanager
 def told_plainly(server: str) -> Iterator[None]:
-    """Raises `BrokerUnavailableError`, naming `server`, for everything that says it did not answer."""
+    """Raises a `FleetUnavailable`, naming `server`, for everything that says that it did not answer, or has no room."""
     try:
         yield
     except (RedisError, OSError) as error:
-        raise BrokerUnavailableError(f"the {server} did not answer: {error}", retry_after=1.0) from error
+        raise refusal(server, error) from error

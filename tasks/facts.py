@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from tasks.done import Done
 from tasks.topology import DeviceKind
 
 HEARTBEAT = 1.0
@@ -16,9 +17,11 @@ GONE_AFTER = 5 * HEARTBEAT
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device at one instant.
 
-    `kind` is what it really is; a class that asks for another kind is `emulated` on it. Sizes are bytes, `utilisation`
-    is 0 to 1, `warm` and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not
-    finished, `running` the rows on the device now.
+    `kind` is what it really is; a class that asks for another kind is `emulated` on it. `serves` names the classes
+    whose queues it takes from, its own first; None is its own alone. Sizes are bytes, `utilisation` is 0 to 1, `warm`
+    and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not finished, `running`
+    the rows on the device now, `done` by class what the worker did since its start. One that is `draining` takes no
+    more.
 
     For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
     within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels
@@ -45,6 +48,21 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     pace: dict[str, float] = {}
     residual: dict[str, tuple[float, ...]] = {}
     drifted: tuple[str, ...] = ()
+    serves: tuple[str, ...] | None = None
+    draining: bool = False
+    done: dict[str, Done] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it serves now, its own first; none while it drains."""
+        if self.draining:
+            return ()
+        return (self.hardware_class,) if self.serves is None else self.serves
+
+    @property
+    def busy_for(self) -> str:
+        """The class that its time counts for: the one that it is lent to, else its own."""
+        return self.classes[-1] if self.classes else self.hardware_class
 
     def residual_of(self, variant: str, level: int) -> float | None:
         """What was learned of a variant's batches with jobs of one level; None where nothing was."""

@@ -12,14 +12,15 @@ from typing import Any
 
 import msgspec
 
-from tasks.scripts import HOLD, NOW
-from taxiway.keys import LEVELS, WORK, job_key, reading_key
+from tasks.scripts import DRAINS, HOLD, NOW
+from taxiway.keys import COUNT, DEADLINES, LEVELS, WORK, job_key, jobs_cell, reading_key
 
 SPENT_KEPT = 172_800
 """Seconds for which a day's spending is kept: two days."""
 
 LIVE = (
-    NOW
+    DRAINS
+    + NOW
     + """
 -- KEYS: the sorted set of lives, a life key. ARGV: the life, ms that it lasts without a sign, '1' at its birth.
 -- A life that ended is never taken up again: another router may have put back what was taken under it.
@@ -55,8 +56,8 @@ FORWARD = (
 -- KEYS: the arrivals' lists, then the taken lists that this call answers as a whole.
 -- ARGV: the life key that they were taken under ('' = they were not), then groups of jobs that are forwarded alike:
 -- list ('' = none), seconds to keep the record, the state that the record is in ('' = there is none), the holding queue
--- ('' = none), keys of blobs with spaces between, number of fields, fields, number of charges, charges (hash, field,
--- amount, seconds to keep the hash or ''), number of jobs, and the key, client and message of each.
+-- ('' = none), keys of blobs with spaces between, deadline (0 = none), number of fields, fields, number of charges,
+-- charges (hash, field, amount, seconds to keep the hash or ''), number of jobs, and each's key, client and message.
 -- A job that has a record arrived before: the copy is dropped; so is a reading that is there.
 local ours = ARGV[1] == '' or redis.call('EXISTS', ARGV[1]) == 1
 local function due(job, was)
@@ -64,16 +65,19 @@ local function due(job, was)
 end
 local function leave(job)
   local cell, work, queue = unpack(redis.call('HMGET', job, 'cell', 'work', 'holding'))
-  if cell then redis.call('HINCRBYFLOAT', '{WORK}', cell, -work) end
+  if cell then
+    redis.call('HINCRBYFLOAT', '{WORK}', cell, -work)
+    redis.call('HINCRBYFLOAT', '{WORK}', cell .. '|{COUNT}', -1)
+  end
   if queue then let_go(job, queue) end
 end
 local answer, i = {{0}}, 2
 while i <= #ARGV do
-  local list, keep, was, holding, blobs = unpack(ARGV, i, i + 4)
-  local fields = i + 6
-  local charges = fields + ARGV[i + 5] + 1
+  local list, keep, was, holding, blobs, deadline = unpack(ARGV, i, i + 5)
+  local fields = i + 7
+  local charges = fields + ARGV[i + 6] + 1
   local jobs = charges + ARGV[charges - 1] * 4 + 1
-  local after, forwarded = jobs + ARGV[jobs - 1] * 3, {{}}
+  local after, forwarded, accepted = jobs + ARGV[jobs - 1] * 3, {{}}, {{}}
   for j = jobs, after - 1, 3 do
     local job, client, message = unpack(ARGV, j, j + 2)
     local new = due(job, was)
@@ -86,11 +90,12 @@ while i <= #ARGV do
       end
       redis.call('EXPIRE', job, keep)
       if holding ~= '' then hold(job, message) end
-      forwarded[#forwarded + 1] = message
+      forwarded[#forwarded + 1], accepted[#accepted + 1] = message, job
     end
     answer[#answer + 1] = new and 1 or 0
   end
   if #forwarded > 0 then
+    if tonumber(deadline) > 0 then redis.call('ZADD', '{DEADLINES}', deadline, cmsgpack.pack(accepted)) end
     if list ~= '' then redis.call('LPUSH', list, unpack(forwarded)) end
     for blob in string.gmatch(blobs, '%S+') do
       if holding ~= '' then redis.call('PERSIST', blob) else redis.call('EXPIRE', blob, keep) end
@@ -111,8 +116,12 @@ return answer
 """Publishes placed messages and writes their records, at once; answers how many of the arrivals' lists hold more, then
 1 for each job that was forwarded."""
 
+LET_GO = DRAINS + FORWARD
+"""`FORWARD` for jobs that were held: they are there already, and a full server lets them go."""
+
 RECOVER = (
-    NOW
+    DRAINS
+    + NOW
     + """
 -- KEYS: the sorted set of lives, a life key, the list to put back into, the taken lists under that life.
 -- ARGV: the life, seconds after its last sign for which a move that was under way may still reach its lists.
@@ -167,8 +176,9 @@ def forward_args(forwards: Iterable[Forward], life_key: str = "") -> list[Any]:
         jobs = list(group)
         fields = jobs[0].fields
         flat = [text for pair in fields.items() for text in pair]
-        args += [queue_list, keep, was, fields.get("holding", ""), fields.get("blobs", ""), len(flat), *flat]
-        args += _charges(fields)
+        args += [queue_list, keep, was, fields.get("holding", ""), fields.get("blobs", "")]
+        args += [fields.get("deadline_at", 0), len(flat), *flat]
+        args += _charges(fields, was)
         args.append(len(jobs))
         for job in jobs:
             args += (job.key, job.reply, job.message)
@@ -184,11 +194,16 @@ def _alike(forward: Forward) -> tuple[str, int, str, int]:
     return forward.queue_list, forward.keep, forward.was, id(forward.fields)
 
 
-def _charges(fields: Mapping[str, str | bytes]) -> list[Any]:
-    """What the work hash gains with each job, seconds and rows, and what its tenant's day costs; their number first."""
+def _charges(fields: Mapping[str, str | bytes], was: str) -> list[Any]:
+    """What the work hash gains with each job, and what its tenant's day costs; their number first.
+
+    A job that `was` in some state is counted for its tenant already.
+    """
     charges: list[Any] = []
     if "cell" in fields:
-        charges += [WORK, fields["cell"], fields["work"], ""]
+        charges += [WORK, fields["cell"], fields["work"], "", WORK, jobs_cell(str(fields["cell"])), 1, ""]
+    if "counted" in fields and not was:
+        charges += [WORK, fields["counted"], 1, ""]
     if "arrived" in fields:
         charges += [WORK, fields["arrived"], fields["rows"], ""]
     if "spent" in fields:

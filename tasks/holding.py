@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.scripts import HOLD, NOW
+from tasks.scripts import DRAINS, HOLD, NOW
 from taxiway.keys import HELD, RELEASED, holding_key
 
 SURVEY = (
-    NOW
+    DRAINS
+    + NOW
     + HOLD
     + f"""
 -- KEYS: the set of holding queues, the releaser, the work hash. ARGV: router, ms for which no other router releases.
@@ -46,7 +47,8 @@ return answer
 the number of its jobs; no queues to a second router."""
 
 DRAW = (
-    NOW
+    DRAINS
+    + NOW
     + f"""
 -- ARGV: holding queue, most jobs, seconds after which those that are not placed go back.
 local answer = {{tostring(now)}}

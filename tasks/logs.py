@@ -1,8 +1,9 @@
-"""A process's log: one JSON object a line on stderr, a constant event with its values beside it."""
+"""A process's log: one JSON object a line on stderr, a constant event with its values beside it; never a secret."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,15 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 _PER_REQUEST = ("httpx", "uvicorn", "celery.worker.strategy", "celery.app.trace")
 """Loggers of libraries that write an INFO line for every request, task or start."""
+
+
+_SECRETS = re.compile(r"(?<=://)[^/@\s\"]*(?=@)|(?<=\btaxiway_)[\w-]{43}(?![\w-])|(?<=\b[Bb]earer )[^\s\",]+")
+"""Names and passwords in addresses, and keys of the HTTP door."""
+
+
+def redacted(text: str) -> str:
+    """`text` without secrets: whoever writes what a library said of a failure cannot know what stands in it."""
+    return _SECRETS.sub("…", text)
 
 
 class JsonLines(logging.Formatter):
@@ -29,7 +39,7 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        return redacted(msgspec.json.encode(line, enc_hook=str).decode())
 
 
 def log_to_stderr(level: str = "INFO") -> None:

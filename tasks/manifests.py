@@ -6,6 +6,7 @@ says (`GET /v1/scaling/{class}`). Broker, state store and the secret `taxiway` a
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,13 +16,13 @@ from typing import Any
 import click
 import yaml
 
-from tasks.topology import HardwareClass, TopologyError, load_topology
+from tasks.topology import HardwareClass, Limits, TopologyError, load_topology
 
 PORT = 8080
 """The routers' HTTP port."""
 
-GRACE = 120
-"""Seconds for a worker to finish the batch that it runs; a long generation takes under a minute."""
+SPARE = 60
+"""Seconds that a pod has beyond its worker's grace."""
 
 POLLING = 5
 """Seconds between two questions of KEDA."""
@@ -29,6 +30,7 @@ POLLING = 5
 Manifest = dict[str, Any]
 
 _ACCELERATORS = {"cuda": "nvidia.com/gpu", "tpu": "google.com/tpu"}
+_TOKEN = {"parameter": "token", "name": "taxiway", "key": "SCALING_KEY"}
 _ON_SPOT = [{"key": "taxiway/spot", "operator": "Exists", "effect": "NoSchedule"}]
 _HARDENED = {
     "readOnlyRootFilesystem": True,
@@ -42,12 +44,13 @@ _HARDENED = {
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the manifests go, and where the images come from."""
+    """Where the manifests go, where the images come from, and the seconds in which a worker that is to stop is gone."""
 
     namespace: str = "taxiway"
     images: str = "taxiway"
     tag: str = "latest"
     routers: int = 2
+    grace: float = Limits().grace
 
 
 def manifests(hardware: dict[str, HardwareClass], queues: str, cluster: Cluster) -> Iterator[Manifest]:
@@ -56,6 +59,7 @@ def manifests(hardware: dict[str, HardwareClass], queues: str, cluster: Cluster)
     yield _named("v1", "ConfigMap", "queues", cluster, data={"queues.yaml": queues})
     yield from _priorities()
     yield from _router(cluster)
+    yield _named("keda.sh/v1alpha1", "TriggerAuthentication", "router", cluster, spec={"secretTargetRef": [_TOKEN]})
     for name, one in hardware.items():
         yield from _workers(name, one, cluster)
 
@@ -91,8 +95,11 @@ def _priorities() -> Iterator[Manifest]:
 
 def _router(cluster: Cluster) -> Iterator[Manifest]:
     labels = {"app": "taxiway-router"}
+    container = _container("router", "router", cluster)
     container = {
-        **_container("router", "router", cluster),
+        **container,
+        "env": [*container["env"], {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"}],
+        "volumeMounts": [*container["volumeMounts"], {"name": "keys", "mountPath": "/keys", "readOnly": True}],
         "ports": [{"name": "http", "containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "periodSeconds": 2},
         "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": "http"}, "periodSeconds": 10},
@@ -100,6 +107,7 @@ def _router(cluster: Cluster) -> Iterator[Manifest]:
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
     }
     pod = {**_pod([container], "taxiway-router"), "terminationGracePeriodSeconds": 40}
+    pod["volumes"].append({"name": "keys", "secret": {"secretName": "taxiway-keys"}})
     yield _deployment("router", labels, pod, cluster, replicas=cluster.routers)
     ports = [{"name": "http", "port": PORT, "targetPort": "http"}]
     yield _named("v1", "Service", "router", cluster, spec={"selector": labels, "ports": ports})
@@ -117,7 +125,7 @@ def _workers(name: str, hardware: HardwareClass, cluster: Cluster) -> Iterator[M
     }
     pod = {
         **_pod([container], "taxiway-spot" if spot else "taxiway-worker"),
-        "terminationGracePeriodSeconds": GRACE,
+        "terminationGracePeriodSeconds": math.ceil(cluster.grace) + SPARE,
         **({"tolerations": _ON_SPOT} if spot else {}),
     }
     yield _deployment(called, labels, pod, cluster, replicas=None)
@@ -138,11 +146,13 @@ def _scaled(called: str, name: str, hardware: HardwareClass, cluster: Cluster) -
         "type": "metrics-api",
         "metricType": "AverageValue",
         "metadata": {
-            "url": f"http://router.{cluster.namespace}.svc:{PORT}/v1/scaling/{name}",
+            "url": f"http://router.{cluster.namespace}.svc:{PORT}/v1/scaling/{name}?starts=true",
             "valueLocation": "replicas",
             "targetValue": "1",
             "activationTargetValue": "0",
+            "authMode": "bearer",
         },
+        "authenticationRef": {"name": "router"},
     }
     most = hardware.scaling.maximum
     spec = {
@@ -219,12 +229,12 @@ def _named(api: str, kind: str, name: str, cluster: Cluster, **rest: Any) -> Man
 def main(queues: Path, namespace: str, images: str, tag: str, routers: int) -> None:
     """Print the Kubernetes manifests of the fleet that queues.yaml describes."""
     try:
-        hardware = load_topology(queues).hardware
+        topology = load_topology(queues)
     except TopologyError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(2) from error
-    cluster = Cluster(namespace, images, tag, routers)
-    click.echo(written(manifests(hardware, queues.read_text(), cluster)), nl=False)
+    cluster = Cluster(namespace, images, tag, routers, topology.limits.grace)
+    click.echo(written(manifests(topology.hardware, queues.read_text(), cluster)), nl=False)
 
 
 if __name__ == "__main__":

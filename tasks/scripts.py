@@ -16,6 +16,7 @@ import msgspec
 from tasks.lengths import KEEP, NEGLIGIBLE, TENANTS_AT_MOST, bin_of
 from taxiway.job import FINAL, JobState
 from taxiway.keys import (
+    DEADLINES,
     HELD,
     HOLDING,
     RELEASED,
@@ -24,10 +25,17 @@ from taxiway.keys import (
     job_key,
     reply_channel,
     result_key,
+    withdrawn_channel,
 )
 
 NEVER = 1e10
 """A moment by the store's clock that no deadline reaches: what has none is held behind it, as it arrived."""
+
+DRAINS = "#!lua flags=allow-oom\n"
+"""How a script begins that a server runs though its memory is full: what ends accepted work makes room.
+
+Others are refused as a whole before they wrote anything.
+"""
 
 NOW = """
 local t = redis.call('TIME')
@@ -58,17 +66,25 @@ CLAIMING = (
     NOW
     + _FINAL
     + """
+local since = ' ' .. now
 -- One job's claim: its verdict, and the value that goes with it. A record says that its job ended for longer than the
--- result is kept. Who holds a job may finish it after its deadline, so a job that is held is not late.
+-- result is kept. Who holds a job may finish it after its deadline, so a job that is held is not late. A holder that
+-- neither ended the job nor gave it back goes into the job's history.
 local function claimed(worker, lease, result, claim, job, deadline)
-  local state, attempts, released = unpack(redis.call('HMGET', job, 'state', 'attempts', 'released'))
-  if final[state] or redis.call('EXISTS', result) == 1 then return 'final', '' end
-  local left = redis.call('PTTL', claim)
-  if left ~= -2 then return 'held', tostring(left) end
-  if tonumber(deadline) > 0 and now > tonumber(deadline) then return 'late', '' end
-  local number = redis.call('HINCRBY', job, 'claims', 1)
+  local state, attempts, released, claims, holder, history =
+    unpack(redis.call('HMGET', job, 'state', 'attempts', 'released', 'claims', 'holder', 'history'))
+  if final[state] or not state and redis.call('EXISTS', result) == 1 then return 'final', '' end
+  local overdue, number = tonumber(deadline) > 0 and now > tonumber(deadline), (claims or 0) + 1
   local token = worker .. '#' .. number
-  redis.call('SET', claim, token, 'PX', lease)
+  if overdue or not redis.call('SET', claim, token, 'PX', lease, 'NX') then
+    local left = redis.call('PTTL', claim)
+    if left ~= -2 then return 'held', tostring(left) end
+    return 'late', ''
+  end
+  if holder and holder ~= '' and #(history or '') < 4000 then
+    redis.call('HSET', job, 'history', (history or '') .. holder .. ' ' .. (state or 'queued') .. '\\n')
+  end
+  redis.call('HSET', job, 'claims', number, 'holder', worker .. since)
   return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0))
 end
 """
@@ -76,7 +92,8 @@ end
 """What a script that claims begins with."""
 
 CLAIM = (
-    CLAIMING
+    DRAINS
+    + CLAIMING
     + """
 -- ARGV: worker, lease in ms, then for each job: result key, claim key, job key, deadline (0 = none).
 local answer = {tostring(now)}
@@ -88,7 +105,9 @@ return answer
 )
 """First claim wins. Answers the time, then a verdict and its value for each job."""
 
-START = """
+START = (
+    DRAINS
+    + """
 -- ARGV: device, then for each job: claim key, token, job key, time. Answers 1 for each claim that is still ours.
 local ours = {}
 for i = 2, #ARGV, 4 do
@@ -101,6 +120,7 @@ for i = 2, #ARGV, 4 do
 end
 return ours
 """
+)
 """Says that jobs run. What ends at once says so in `FINISH` instead."""
 
 RENEW = """
@@ -114,17 +134,21 @@ return ours
 """
 """Prolongs claims."""
 
-RELEASE = """
+RELEASE = (
+    DRAINS
+    + """
 -- ARGV: for each job, claim key, token, job key.
 for i = 1, #ARGV, 3 do
   if redis.call('GET', ARGV[i]) == ARGV[i + 1] then
     redis.call('DEL', ARGV[i])
-    redis.call('HSET', ARGV[i + 2], 'state', 'queued')
+    if redis.call('HGET', ARGV[i + 2], 'state') == 'running' then redis.call('HINCRBY', ARGV[i + 2], 'attempts', -1) end
+    redis.call('HSET', ARGV[i + 2], 'state', 'queued', 'holder', '')
     redis.call('HINCRBY', ARGV[i + 2], 'released', 1)
   end
 end
 """
-"""Gives claims back, for jobs that return to their queue."""
+)
+"""Gives claims back, for jobs that return to their queue: a run that began does not count."""
 
 _LEARN = f"""
 -- Weights by bin: what was counted fades a little with every answer that is added. A cell is some 300 bytes.
@@ -143,25 +167,41 @@ local function learn(cell, bins)
 end
 """
 
+_WITHDRAW = f"""
+-- Tells the worker that holds a claim that its job was ended for it.
+local function withdraw(claim, job)
+  local holder = redis.call('GET', claim)
+  if holder then redis.call('PUBLISH', '{withdrawn_channel("")}' .. string.match(holder, '(.*)#'), job) end
+end
+"""
+
 FINISH = (
-    NOW
+    DRAINS
+    + NOW
     + _FINAL
     + HOLD
     + _LEARN
+    + _WITHDRAW
     + """
 -- KEYS: the work hash, the hash of lengths; where tags are given, kombu's unacked hash and its index.
 -- ARGV: seconds to keep a result, seconds to keep a record, then for each job: result key, claim key, job key,
 -- token ('' = no claim is needed), state, meta, reply channel ('' = none), bins of the lengths that it generated
 -- ('' = none), time and device of its start ('' = none, or told before), tag of its message ('' = none).
 -- A job that never started gives back what it was to cost.
-local written, tags, cells = {}, {}, {}
+local written, tags, cells, claims, over = {}, {}, {}, {}, {}
+local jobs, tenants = {}, {}
+for i = 4, #ARGV, 11 do claims[#claims + 1] = ARGV[i] end
+local tokens = #claims > 0 and redis.call('MGET', unpack(claims))
 for i = 3, #ARGV, 11 do
   local result, claim, job, token, state, meta, reply, bins, start, device, tag = unpack(ARGV, i, i + 10)
-  local was, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs = unpack(redis.call('HMGET', job,
-    'state', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs'))
-  local ours = not final[was] and (token == '' or redis.call('GET', claim) == token)
+  local was, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs, counted =
+    unpack(redis.call('HMGET', job,
+    'state', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
+    'counted'))
+  local ours = not final[was] and (token == '' or tokens[#written + 1] == token)
   if ours and redis.call('SET', result, meta, 'EX', ARGV[1], 'NX') then
-    if cell then cells[cell] = (cells[cell] or 0) + work end
+    if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + work, (jobs[cell] or 0) + 1 end
+    if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
     for blob in string.gmatch(state ~= 'dead' and blobs or '', '%S+') do redis.call('UNLINK', blob) end
     if queue and queue ~= '' then let_go(job, queue) end
     if lengths and bins ~= '' then learn(lengths, cjson.decode(bins)) end
@@ -175,7 +215,8 @@ for i = 3, #ARGV, 11 do
       redis.call('HSET', job, 'state', state, 'finished', tostring(now))
     end
     redis.call('EXPIRE', job, ARGV[2])
-    redis.call('DEL', claim)
+    if token == '' then withdraw(claim, job) end
+    over[#over + 1] = claim
     redis.call('PUBLISH', result, meta)
     if reply ~= '' then redis.call('PUBLISH', reply, meta) end
     if tag ~= '' then tags[#tags + 1] = tag end
@@ -184,7 +225,15 @@ for i = 3, #ARGV, 11 do
     written[#written + 1] = 0
   end
 end
-for cell, work in pairs(cells) do redis.call('HINCRBYFLOAT', KEYS[1], cell, -work) end
+if #over > 0 then redis.call('DEL', unpack(over)) end
+local function fewer(field, ended)
+  if redis.call('HINCRBY', KEYS[1], field, -ended) < 0 then redis.call('HSET', KEYS[1], field, 0) end
+end
+for cell, work in pairs(cells) do
+  redis.call('HINCRBYFLOAT', KEYS[1], cell, -work)
+  fewer(cell .. '|jobs', jobs[cell])
+end
+for tenant, ended in pairs(tenants) do fewer(tenant, ended) end
 if #tags > 0 then
   redis.call('HDEL', KEYS[3], unpack(tags))
   redis.call('ZREM', KEYS[4], unpack(tags))
@@ -194,8 +243,46 @@ return written
 )
 """Writes results once, announces them, and acknowledges their messages; answers 1 for each that was written."""
 
+OVERDUE = (
+    DRAINS
+    + NOW
+    + _FINAL
+    + f"""
+-- ARGV: most groups, seconds after which what is left of them is answered again.
+-- Answers how many groups of jobs were due, when the next one is (0 = there is none), then the key and the client of
+-- each of their jobs that has not ended.
+local groups = redis.call('ZRANGEBYSCORE', '{DEADLINES}', '-inf', now, 'LIMIT', 0, ARGV[1])
+local answer = {{#groups, '0'}}
+for _, group in ipairs(groups) do
+  local before = #answer
+  for _, job in ipairs(cmsgpack.unpack(group)) do
+    local state, reply = unpack(redis.call('HMGET', job, 'state', 'reply'))
+    if state and not final[state] then answer[#answer + 1], answer[#answer + 2] = job, reply or '' end
+  end
+  if #answer > before then
+    redis.call('ZADD', '{DEADLINES}', now + ARGV[2], group)
+  else
+    redis.call('ZREM', '{DEADLINES}', group)
+  end
+end
+answer[2] = redis.call('ZRANGE', '{DEADLINES}', 0, 0, 'WITHSCORES')[2] or '0'
+return answer
+"""
+)
+"""Takes jobs whose deadline passed and that are to be ended; a group is forgotten once all of it ended."""
+
+REVIVE = f"""
+-- KEYS: job key, result key. Forgets that a job ended dead; answers 0 where it ended in another way, or not at all.
+local state = redis.call('HGET', KEYS[1], 'state')
+if state and state ~= '{JobState.DEAD}' or not state and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+redis.call('DEL', KEYS[1], KEYS[2])
+return 1
+"""
+"""Lets a job that was given up begin anew."""
+
 HEARTBEAT = (
-    NOW
+    DRAINS
+    + NOW
     + """
 -- KEYS: hash of devices, sorted set of heartbeats. ARGV: worker, facts ('' = gone).
 if ARGV[2] == '' then
@@ -292,6 +379,13 @@ def renew_args(lease: float, claims: Iterable[tuple[str, str]]) -> list[Any]:
 def release_args(claims: Iterable[tuple[str, str]]) -> list[Any]:
     """`RELEASE`'s arguments: `claims` are job ids with their tokens."""
     return [part for job, token in claims for part in (claim_key(job), token, job_key(job))]
+
+
+def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[tuple[str, str]], float]:
+    """How many groups were due; their jobs, each with its client, empty where it has none; the next due, 0 for none."""
+    groups, due, *jobs = answer
+    pairs = zip(jobs[::2], jobs[1::2], strict=True)
+    return groups, [(key.decode().removeprefix(job_key("")), reply.decode()) for key, reply in pairs], float(due)
 
 
 def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: float) -> list[Any]:

@@ -1,9 +1,9 @@
-"""What a fleet process is told by its environment: servers, files and the signing key. Read once, at the edge."""
+"""What a fleet process is told by its environment: servers, files and the signing keys. Read once, at the edge."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parent.parent
@@ -25,9 +25,9 @@ class SettingsError(ValueError):
 class Settings:
     """Where the broker and the state store are, and what the fleet is made of."""
 
-    broker: str
-    state: str
-    secret: bytes
+    broker: str = field(repr=False)  # with a password
+    state: str = field(repr=False)
+    secret: tuple[bytes, ...] = field(repr=False)  # the first signs tickets, and what any of them signed is believed
     queues: Path
     models: Path
     cache: Path
@@ -42,7 +42,7 @@ class Settings:
         return {
             "TAXIWAY_BROKER": self.broker,
             "TAXIWAY_STATE": self.state,
-            "TAXIWAY_SECRET": self.secret.hex(),
+            "TAXIWAY_SECRET": ",".join(key.hex() for key in self.secret),
             "TAXIWAY_QUEUES": str(self.queues),
             "TAXIWAY_MODELS": str(self.models),
             "TAXIWAY_CACHE": str(self.cache),
@@ -82,18 +82,20 @@ def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]
     if not separator or scheme not in schemes:
         shown = f"{scheme}://…" if separator else value and "another text"  # never a password
         raise SettingsError(variable, f"an address that starts with {'://, '.join(schemes)}://", shown or None)
+    if scheme == "rediss" and "ssl_cert_reqs=" not in value:  # Celery asks for it, and others take that as said
+        return f"{value}{'&' if '?' in value else '?'}ssl_cert_reqs=required"
     return value
 
 
-def _secret(text: str) -> bytes:
+def _secret(text: str) -> tuple[bytes, ...]:
     try:
-        secret = bytes.fromhex(text)
+        keys = tuple(bytes.fromhex(key) for key in text.split(","))
     except ValueError:
-        secret = b""
-    if len(secret) < 16:
+        keys = (b"",)
+    if min(map(len, keys)) < 16:
         raise SettingsError(
             "TAXIWAY_SECRET",
-            "at least 32 hexadecimal digits, the same on every router and worker",
+            "at least 32 hexadecimal digits, the same on every router and worker, or several such keys with commas",
             "another text" if text else None,
         )
-    return secret
+    return keys

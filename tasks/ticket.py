@@ -3,12 +3,15 @@
 It travels as one text, the signature and then the ticket's JSON: no broker and no codec changes what was signed. The
 signature covers that JSON and the body, so a worker runs nothing that no router ordered. It does not cover the queue: a
 waiting message may move between the classes that the ticket allows.
+
+A fleet has one key, or several while one replaces another: the first signs, and what any of them signed is believed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,8 +31,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One placement as a worker needs it.
 
     `variants` maps every hardware class that the job may run on to the variant it runs there. `accepted` and
-    `deadline_at` are seconds by the store's clock, `deadline_at` 0 where there is none; `prices` are in US dollars an
-    hour.
+    `deadline_at` are seconds by the store's clock; a copy that comes after `deadline_at` is not run, so routers give
+    every ticket one (0 is none). `prices` are in US dollars an hour.
     """
 
     job: str
@@ -47,23 +50,29 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 _decode = msgspec.json.Decoder(Ticket).decode
 
 
-def sign(ticket: Ticket, body: bytes, key: bytes) -> str:
-    """The ticket as it travels with `body`, signed by `key`."""
+def key_id(key: bytes) -> str:
+    """A key's name, for logs and errors: nothing of the key follows from it."""
+    return hashlib.sha256(b"taxiway key\n" + key).hexdigest()[:8]
+
+
+def sign(ticket: Ticket, body: bytes, keys: Sequence[bytes]) -> str:
+    """The ticket as it travels with `body`, signed by the first of the `keys`."""
     text = _encode(ticket)
-    return _signature(text, body, key) + text.decode()
+    return _signature(text, body, keys[0]) + text.decode()
 
 
-def read_ticket(header: Any, body: bytes, key: bytes) -> Ticket:
+def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
     """The ticket in a message's header.
 
     Raises:
-        TicketError: it is missing, malformed, signed by another key, or for another body.
+        TicketError: it is missing, malformed, signed by none of the `keys`, or for another body.
     """
     if not isinstance(header, str):
         raise TicketError(f"expected a ticket in the message's header, got {type(header).__name__}")
     signature, text = header[:_SIGNED].encode(errors="replace"), header[_SIGNED:].encode(errors="replace")
-    if not hmac.compare_digest(signature, _signature(text, body, key).encode()):
-        raise TicketError("expected a ticket signed by a router of this fleet, for this body")
+    if not any(hmac.compare_digest(signature, _signature(text, body, key).encode()) for key in keys):
+        known = ", ".join(map(key_id, keys))
+        raise TicketError(f"expected a ticket signed by a router of this fleet (key {known}), for this body")
     try:
         return _decode(text)
     except msgspec.MsgspecError as error:

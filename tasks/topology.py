@@ -6,6 +6,7 @@ Only this module knows the file's shape. `schema()` is its JSON Schema, kept in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,7 @@ import msgspec
 
 from tasks.document import DocumentError, Size, json_schema, parse_document
 from tasks.expectation import Told
+from taxiway.acceptance import Durability
 from taxiway.blobs import INLINE
 from taxiway.keys import ARRIVALS
 from taxiway.request import MAX_NAME, Priority
@@ -54,13 +56,30 @@ class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     start: Seconds = 30.0
 
 
+class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a machine learns that it is to be reclaimed: a `file` that appears, or a `url` that is asked every second.
+
+    It is a notice where its text matches the regular expression `says`, as any does unless said. A group named `at` is
+    when the machine goes, in ISO 8601; one named `seconds`, in how many; without either it goes in `grace` seconds. A
+    `token_url` gives a token that requests carry (IMDSv2 of AWS).
+    """
+
+    file: str | None = None
+    url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    headers: dict[str, str] = {}
+    token_url: Annotated[str, msgspec.Meta(pattern="^https?://")] | None = None
+    says: str = r"^\s*(?P<seconds>\d+(\.\d+)?)?"
+    grace: Seconds = 25.0
+
+
 class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A kind of device with a queue of its own.
 
     `concurrency` is worker processes on one machine; `max_wait` is the longest that a batch forms, and `horizon` the
     most work that is bound to the queue, both in seconds; `warm` names models that a worker loads before it consumes.
     A class of `spot` capacity takes only work that may be interrupted; `reclaims_per_hour` is how often a device goes.
-    `target` is the utilisation above which its time is made dearer, 0 to 1.
+    `notice` tells of that beforehand. `target` is the utilisation above which its time is made dearer, 0 to 1.
+    At most `max_depth` jobs wait for it or run there, each of up to `payload` bytes: what is over it is refused.
     """
 
     device: DeviceKind
@@ -72,9 +91,12 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     price: Price
     capacity: Literal["on-demand", "spot"] = "on-demand"
     reclaims_per_hour: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    notice: Notice = Notice()
     target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     link: Link = Link()
     memory: Size | None = None
+    payload: Size | None = None
+    max_depth: Positive | None = None
     reserve_for: str | None = None
     labels: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
@@ -98,12 +120,17 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Rules for one tenant's requests: the only classes they may run on, and US dollars a day. None is no rule.
 
-    A tenant gets device time out of holding in proportion to its `weight`.
+    A tenant gets device time out of holding in proportion to its `weight`. Its keys may make so many
+    `requests_per_second` to each router, as the limit of that name says for others. It may have `max_depth` jobs that
+    have not ended, each of up to `payload` bytes.
     """
 
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     usd_per_day: Dollars | None = None
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    requests_per_second: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    payload: Size | None = None
+    max_depth: Positive | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -111,8 +138,14 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `payload` bounds one request, and a value of more than `inline` bytes travels beside its message; `keep_result` and
     `keep_record` are how long a result and what is known of its job stay, and `keep_explanation` what placements are
-    worked out again from; `lease` is how long a worker may be silent before its jobs run elsewhere; `wait` bounds one
-    long poll.
+    worked out again from; `lease` is how long a worker may be silent before its jobs run elsewhere; one that is told to
+    stop is gone within `grace`, and one whose batch takes `stall` and twenty times what its profile says ends itself;
+    `wait` bounds one long poll. A job is given up after `attempts` runs that ended without an answer. What the HTTP
+    door takes is accepted once it is `written`, or `replicated` (`durability`); it takes nothing above the share
+    `memory` of what the state store may hold.
+
+    Of a router's HTTP door: it holds so many `connections`; a tenant's keys may make `requests_per_second`; a client
+    has `head` seconds to send what stands before a request's body, and sends or reads a MiB, or all, in `body`.
     """
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
@@ -121,7 +154,16 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
     keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
+    grace: Seconds = 60.0
+    stall: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    attempts: Positive = 3
+    durability: Durability = "written"
+    memory: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
+    connections: Positive = 4096
+    requests_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
+    head: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    body: Annotated[float, msgspec.Meta(gt=0)] = 60.0
 
 
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -130,7 +172,8 @@ class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Every `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, or what keeps their new class
     busy for two ticks; each job at most `max_moves_per_job` times, and none goes back the way of the last `still`
     ticks. A move to level queues must gain `min_gain` of the time to the answer, and twice `move_cost` seconds.
-    `window` is the jobs of a queue's level that are looked at.
+    `window` is the jobs that a tick looks at in all. A device is lent to another class where that starves,
+    and it idles, for `retarget` seconds, and is back as long after the last work there; None lends none.
     """
 
     tick: Annotated[float, msgspec.Meta(ge=0.05)] = 0.5
@@ -140,6 +183,7 @@ class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     move_cost: Seconds = 0.005
     still: Annotated[int, msgspec.Meta(ge=0)] = 3
     window: Positive = 2000
+    retarget: Seconds | None = 2.0
 
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -196,10 +240,20 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
             yield f"hardware.{name}.scaling.maximum", f"at least minimum ({least})", most
         if name == ARRIVALS:
             yield f"hardware.{name}", "a name that is not the arrivals queue's", name
+        if not _is_pattern(hardware.notice.says):
+            yield f"hardware.{name}.notice.says", "a regular expression", hardware.notice.says
     yield from _unknown_classes(topology)
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _unknown_classes(topology: Topology) -> Iterator[tuple[str, str, object]]:

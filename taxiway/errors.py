@@ -3,18 +3,24 @@
     TaxiwayError
     ├── RequestError               the request's fault: sending it again gives the same answer
     │   ├── InvalidRequestError        a field is wrong
+    │   ├── UnauthenticatedError       no key came with it, or none that is good
+    │   ├── ForbiddenError             its key may not ask for that
     │   ├── UnknownModelError          no such model, version or alias
     │   ├── UnknownJobError            no such job
+    │   ├── UnknownLetterError         no such dead letter
     │   ├── ResultExpiredError         the job's result was kept for its time and is gone
     │   ├── RequestTooLargeError       over a named limit
     │   └── UnplaceableError           no device of this fleet can ever run it
     ├── FleetUnavailable           the fleet's fault: the same request may succeed later
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
+    │   │   └── BrokerFullError            it has no memory left
     │   ├── NoDeviceError              the devices that could run it are not there now
+    │   ├── DeviceFaultError           the device failed while it ran the job, and so did its retries
     │   ├── OverloadedError            the queues cannot drain in time, or its tenant spent its day's money
+    │   ├── RateLimitedError           its tenant asks a router too often
     │   └── ResultTimeoutError         the caller's own wait ran out; the job goes on
     └── JobError                   an accepted job ended without an answer
-        ├── DeadlineExceededError      its deadline passed before it ran
+        ├── DeadlineExceededError      its deadline passed before it was answered
         ├── JobCancelledError          somebody cancelled it
         ├── ExecutionError             the model failed while running it
         └── DeadLetteredError          it was given up after repeated deliveries
@@ -60,6 +66,20 @@ class InvalidRequestError(RequestError):
     code = "invalid_request"
 
 
+class UnauthenticatedError(RequestError):
+    """The request came without a key that this door knows and whose time is not over."""
+
+    code = "unauthenticated"
+    status = 401
+
+
+class ForbiddenError(RequestError):
+    """Its key lacks the scope for that (`details["scope"]`), or is another tenant's than it names."""
+
+    code = "forbidden"
+    status = 403
+
+
 class UnknownModelError(RequestError):
     """No model, version or alias of that name; `details["near"]` lists close names."""
 
@@ -71,6 +91,13 @@ class UnknownJobError(RequestError):
     """No job of that id is known to the fleet."""
 
     code = "unknown_job"
+    status = 404
+
+
+class UnknownLetterError(RequestError):
+    """No dead letter of that id is kept."""
+
+    code = "unknown_letter"
     status = 404
 
 
@@ -109,16 +136,35 @@ class BrokerUnavailableError(FleetUnavailable):
     code = "broker_unavailable"
 
 
+class BrokerFullError(BrokerUnavailableError):
+    """The broker or the state store has no memory left for more; nothing that was accepted is lost."""
+
+    code = "broker_full"
+
+
 class NoDeviceError(FleetUnavailable):
     """Devices that could run it are configured, and none is live."""
 
     code = "no_device"
 
 
+class DeviceFaultError(FleetUnavailable):
+    """The device that ran the job failed, not the job: it was out of memory, and stayed so for all retries."""
+
+    code = "device_fault"
+
+
 class OverloadedError(FleetUnavailable):
     """The queues cannot drain in time for it, or its tenant has spent what it may today: `details["tenant"]`."""
 
     code = "overloaded"
+    status = 429
+
+
+class RateLimitedError(FleetUnavailable):
+    """The tenant (`details["tenant"]`) asks a router more often than it may; nothing of the request was read."""
+
+    code = "rate_limited"
     status = 429
 
 
@@ -136,7 +182,7 @@ class JobError(TaxiwayError):
 
 
 class DeadlineExceededError(JobError):
-    """The job's deadline passed before a device ran it."""
+    """The job's deadline passed before it was answered."""
 
     code = "deadline_exceeded"
     status = 504

@@ -39,8 +39,17 @@ RELEASED = "taxiway:released"
 RELEASER = "taxiway:releaser"
 """The router that releases from holding; present for some ticks after each of its own."""
 
+DEADLINES = "taxiway:deadlines"
+"""Sorted set of groups of `job_key`s, as MessagePack, by the deadline that their jobs have, on the store's clock."""
+
+COUNT = "jobs"
+"""What stands behind a cell of `WORK` in the field that counts its jobs: no release takes it for a level."""
+
 WAITING = "held"
 """What stands before a hardware class in the cells that count the device seconds held for it."""
+
+STARTS = "taxiway:starts"
+"""Hash of hardware class to when, by the store's clock, somebody last said that they start devices of it."""
 
 HEARTBEATS = "taxiway:heartbeats"
 LIVES = "taxiway:lives"
@@ -59,6 +68,7 @@ DEAD = "taxiway.dead"
 
 _SEPARATOR = "\x06\x16"
 _STEP = 3
+_URGENT = 5  # from here on quorum queues serve a message before others
 
 
 def priority_list(queue: str, level: int) -> str:
@@ -77,8 +87,11 @@ def redis_priority(level: int) -> int:
 
 
 def amqp_priority(level: int) -> int:
-    """AMQP's number for `level`: larger is higher."""
-    return LEVELS - 1 - level
+    """AMQP's number for `level`: larger is higher.
+
+    The first level's is what quorum queues, which know two, serve first; classic queues take it for their highest.
+    """
+    return _URGENT if level == 0 else LEVELS - 1 - level
 
 
 def result_key(job: str) -> str:
@@ -106,6 +119,11 @@ def stream_key(job: str) -> str:
     return f"taxiway:stream:{job}"
 
 
+def withdrawn_channel(worker: str) -> str:
+    """The channel on which a worker hears of jobs that it holds, and that were ended for it."""
+    return f"taxiway:withdrawn:{worker}"
+
+
 def reply_channel(client: str) -> str:
     """The channel on which a client hears all its results."""
     return f"taxiway:reply:{client}"
@@ -129,6 +147,16 @@ def taken_key(life: str, source: str) -> str:
 def work_cell(hardware_class: str, level: int) -> str:
     """The field of `WORK` that counts a class's jobs of one level."""
     return f"{hardware_class}|{level}"
+
+
+def jobs_cell(cell: str) -> str:
+    """The field of `WORK` that counts the jobs whose device seconds are in a cell."""
+    return f"{cell}|{COUNT}"
+
+
+def tenant_cell(tenant: str) -> str:
+    """The field of `WORK` that counts a tenant's jobs that have not ended, of a tenant whose depth is bounded."""
+    return f"{tenant}|tenant"
 
 
 def held_cell(hardware_class: str, level: int) -> str:

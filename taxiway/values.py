@@ -32,6 +32,9 @@ DATATYPES = {
 }
 """OIP datatype to numpy's name, without BYTES."""
 
+DEEPEST = 64
+"""Levels of lists and mappings that a value may have: who reads it calls itself for each."""
+
 _OIP = {name: datatype for datatype, name in DATATYPES.items()}
 
 _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
@@ -60,19 +63,22 @@ def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> An
     return to_wire(value, field) if isinstance(value, bytes) else _scalar(value, field)
 
 
-def from_wire(value: Any, field: str = "inputs") -> Any:
+def from_wire(value: Any, field: str = "inputs", levels: int = DEEPEST) -> Any:
     """The inverse of `to_wire`, except that tensors stay mappings (`to_array` reads one).
 
     Raises:
-        InvalidRequestError: a tagged value that does not decode; names `field`.
+        InvalidRequestError: a tagged value that does not decode, or more than `levels` of lists and mappings; names
+            `field`.
     """
-    if isinstance(value, list):
-        return [from_wire(below, field) for below in value]
-    if not isinstance(value, dict):
+    if not isinstance(value, (list, dict)):
         return value
+    if levels == 0:
+        raise _expected(field, f"at most {DEEPEST} levels of lists and mappings", "more")
+    if isinstance(value, list):
+        return [from_wire(below, field, levels - 1) for below in value]
     if value.keys() == {"__type__", "__value__"}:
         return _untag(value["__type__"], value["__value__"], field)
-    return {key: from_wire(below, field) for key, below in value.items()}
+    return {key: from_wire(below, field, levels - 1) for key, below in value.items()}
 
 
 def is_tensor(value: Any) -> bool:

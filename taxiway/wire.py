@@ -15,12 +15,14 @@ from taxiway.blobs import Blobs
 from taxiway.errors import InvalidRequestError
 from taxiway.keys import ARRIVALS, CANCEL, INFER
 from taxiway.request import Request, new_id, parse_request
+from taxiway.tracing import Carried
 from taxiway.values import from_wire, to_wire
 
 HEADER = "taxiway"
 """The message header in which taxiway's own facts travel."""
 
 _POSITIONAL = ("model", "inputs")
+_UNTRACED: Carried = {}
 _NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -52,14 +54,17 @@ _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_json = msgspec.json.Decoder().decode
 
 
-def infer_message(job: str, request: Request, *, reply: str, origin: str, blobs: Blobs | None = None) -> bytes:
+def infer_message(
+    job: str, request: Request, *, reply: str, origin: str, blobs: Blobs | None = None, trace: Carried = _UNTRACED
+) -> bytes:
     """The arrival that asks for `request` under the id `job`.
 
     `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
-    names the sender; `blobs` takes large values, which then are to be stored before the message.
+    names the sender; `blobs` takes large values, which then are to be stored before the message; `trace` are headers.
     """
-    body = request_body(request, blobs)
-    return encode_envelope(task_envelope(INFER, job, body, header={"reply": reply}, origin=origin))
+    envelope = task_envelope(INFER, job, request_body(request, blobs), header={"reply": reply}, origin=origin)
+    envelope.headers.update(trace)
+    return encode_envelope(envelope)
 
 
 def cancel_message(job: str, *, origin: str) -> bytes:

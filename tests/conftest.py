@@ -33,7 +33,7 @@ def settings(valkey_url: str) -> Settings:
     return Settings(
         broker=url,
         state=url,
-        secret=secrets.token_bytes(32),
+        secret=(secrets.token_bytes(32),),
         queues=TREE / "queues.yaml",
         models=TREE / "models",
         cache=cache_directory(os.environ),

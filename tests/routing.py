@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,9 +40,9 @@ class RouterProcess:
 
 
 @contextmanager
-def router_process(settings: Settings, log: Any = None) -> Iterator[RouterProcess]:
+def router_process(settings: Settings, log: Any = None, options: Sequence[str] = ()) -> Iterator[RouterProcess]:
     """A router that is ready; killed at the end if the test did not stop it."""
-    command = [sys.executable, "-m", "router", "--port", "0"]
+    command = [sys.executable, "-m", "router", "--port", "0", *options]
     environment = {**os.environ, **settings.environment()}
     process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
     try:
@@ -171,53 +170,3 @@ def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> Any:
             return found
         time.sleep(0.01)
     raise AssertionError(f"not true within {within:g} s")
-
-
-class Cable:
-    """A TCP proxy on loopback that can be pulled out and plugged in again."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._target = (host, port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._ends: list[socket.socket] = []
-        self._plugged = True
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def pull(self) -> None:
-        """Cut every connection and refuse new ones."""
-        self._plugged = False
-        for end in self._ends:
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-        self._ends.clear()
-
-    def plug(self) -> None:
-        """Let connections through again."""
-        self._plugged = True
-
-    def close(self) -> None:
-        """Cut everything for good."""
-        self.pull()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                if not self._plugged:
-                    near.close()
-                    continue
-                far = socket.create_connection(self._target)
-                self._ends += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    with source, suppress(OSError):
-        while chunk := source.recv(65536):
-            sink.sendall(chunk)
-    with suppress(OSError):
-        sink.shutdown(socket.SHUT_RDWR)

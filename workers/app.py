@@ -10,9 +10,10 @@ from celery import Celery
 from celery.app.task import Task
 
 from tasks.catalogue import load_catalogue
-from tasks.celery_app import class_queue, make_app
+from tasks.celery_app import make_app
 from tasks.settings import settings_from
 from tasks.topology import load_topology
+from tasks.tracing import start_tracing
 from taxiway.errors import TaxiwayError
 from taxiway.keys import INFER
 from workers.backend import OUTCOME, WriteOnceBackend
@@ -36,6 +37,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     context = WorkerContext(options, settings, topology, load_catalogue(settings.models))
     made = make_app(settings, topology, backend=_path(WriteOnceBackend))
     made.conf.update(_worker_settings(context))
+    made.amqp.queues.select([options.hardware_class])  # Celery's remote control adds others
     made.steps["consumer"].update((Fetching, GroupedEvents))
     bind_context(made, context)
     made.task(bind=True, name=INFER, throws=(TaxiwayError,), acks_late=True, resultrepr_maxsize=SHOWN)(infer)
@@ -51,7 +53,6 @@ def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:
 
 
 def _worker_settings(context: WorkerContext) -> dict[str, Any]:
-    name = context.options.hardware_class
     return {
         "worker_pool": _path(DevicePool),
         "worker_concurrency": 1,
@@ -59,7 +60,6 @@ def _worker_settings(context: WorkerContext) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "worker_disable_rate_limits": True,
         "worker_enable_prefetch_count_reduction": False,  # prefetch counts batches here, and claims end copies
-        "task_queues": [class_queue(name)],
     }
 
 
@@ -68,3 +68,4 @@ def _path(thing: Any) -> str:
 
 
 app = make_worker_app(os.environ)
+start_tracing("taxiway-worker", os.environ)

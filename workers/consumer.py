@@ -1,15 +1,29 @@
-"""What a worker adds to Celery's consumer: it fetches in bulk, and sends its events in groups."""
+"""What a worker adds to Celery's consumer: it fetches in bulk, serves what its device may, and groups its events."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from celery import bootsteps
+from celery.worker.control import control_command
 
 from workers.ledger import SHOW_EVERY
 
+logger = logging.getLogger(__name__)
+
 EVENTS_AT_MOST = 500
 """Events in one group; a full group is sent at once."""
+
+
+@control_command(args=[("queue", str)], signature="<class>")
+def add_consumer(state: Any, queue: str, **_: Any) -> dict[str, str]:
+    """Have the worker serve one more hardware class, if its device may. Replaces Celery's own command."""
+    reason = state.consumer.pool.unfit_for(queue)
+    if reason is not None:
+        return {"error": reason}
+    state.consumer.call_soon(state.consumer.add_task_queue, queue)
+    return {"ok": f"add consumer {queue}"}
 
 
 class Fetching(bootsteps.StartStopStep):
@@ -21,7 +35,13 @@ class Fetching(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Start fetching, anew with each connection."""
+        """Start fetching, anew with each connection. What `-Q` named and the device is not fit for is left alone."""
+        for queue in consumer.task_consumer.queues:
+            reason = consumer.pool.unfit_for(queue.name)
+            if reason is not None:
+                logger.error("a class is not served", extra={"class": queue.name, "reason": reason})
+                consumer.cancel_task_queue(queue.name)
+        consumer.pool.hub.link = consumer.connection
         if consumer.pool.fetcher is not None:
             consumer.task_consumer.channel.qos.can_consume = lambda: False
             consumer.pool.fetcher.follow(consumer.task_consumer)

@@ -17,8 +17,9 @@ from tasks.lengths import ran_size
 from tasks.profiles import Known, ProfileBook
 from tasks.signature import bind
 from tasks.topology import HardwareClass
-from taxiway.errors import ExecutionError, TaxiwayError
+from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from workers.device import Device
+from workers.faults import DeviceLostError, Fault, fault_of
 from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
 from workers.residency import NoRoomError, Resident, Uses, evict
@@ -97,7 +98,7 @@ class Executor:
 
     def max_batch(self, loaded: Loaded) -> int:
         """Most rows of the variant in one batch here."""
-        return min(self.hardware.max_batch, loaded.variant.max_batch or self.hardware.max_batch)
+        return most_rows(self.hardware, loaded.variant)
 
     def load(self, model: Model, variant: str) -> Loaded:
         """The variant, loaded and warmed up; others make room for it.
@@ -124,9 +125,8 @@ class Executor:
         if key in self.unavailable and time.monotonic() < self._retry_at[key]:
             raise self._unavailable(key)
         try:
-            if described.runtime not in self.hardware.runtimes:
-                reason = f"the class runs {', '.join(self.hardware.runtimes)}, not {described.runtime}"
-                raise ModelLoadError(reason)
+            if described.runtime not in self.device.runtimes:
+                raise ModelLoadError(f"{described.runtime} is not installed")
             leaving = evict(self._residents(keeping), described.memory, self._budget, time.monotonic())
         except (ModelLoadError, NoRoomError) as error:
             raise self._give_up(key, error) from error
@@ -174,8 +174,9 @@ class Executor:
         try:
             answers = loaded.pipeline.run(loaded.runtime, items)
         except Exception as error:  # a model's own code may raise anything
+            failed = as_ours(loaded.key, error)
             if len(items) == 1:
-                return [as_ours(loaded.key, error)]
+                return [failed]
             extra = {"variant": loaded.key, "rows": len(items), "error": str(error)}
             logger.warning("a batch failed: its halves run apart", extra=extra)
             half = len(items) // 2
@@ -248,6 +249,11 @@ class Executor:
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
 
+def most_rows(hardware: HardwareClass, variant: Variant) -> int:
+    """Most rows of a variant in one batch of the class."""
+    return min(hardware.max_batch, variant.max_batch or hardware.max_batch)
+
+
 def _compiled_for(device: Device, cache: Path) -> Path:
     """The folder of programs compiled for devices such as this one: others may lack its instructions."""
     kind = "\n".join((device.kind, device.name, *device.instruction_sets))
@@ -275,7 +281,17 @@ def _briefest(model: Model) -> dict[str, Any]:
 
 
 def as_ours(variant: str, error: Exception) -> TaxiwayError:
-    """An error of ours for whatever a variant raised."""
+    """An error of ours for whatever a variant raised.
+
+    Raises:
+        DeviceLostError: it says that the device is lost.
+    """
+    cause = error.__cause__ if isinstance(error, TaxiwayError) else error
+    fault = fault_of(cause) if isinstance(cause, Exception) else None
+    if fault is Fault.LOST:
+        raise DeviceLostError(f"{variant}: {error}") from error
+    if fault is Fault.MEMORY:
+        return DeviceFaultError(f"{variant}: the device is out of memory: {error}", variant=variant, retry_after=1.0)
     if isinstance(error, TaxiwayError):
         return error
     return ExecutionError(f"{variant}: {type(error).__name__}: {error}", variant=variant)

@@ -40,6 +40,7 @@ class Fetcher:
 
     Args:
         on_hub: has a callback run on the hub's thread.
+        reject: counts, by its class, a message that is none at all.
     """
 
     no_ack_consumers = None
@@ -54,10 +55,12 @@ class Fetcher:
         store: Store,
         *,
         on_hub: Callable[[Callable[[], None]], None],
+        reject: Callable[[str], None],
     ) -> None:
+        self._reject = reject
         self._queue = queue
         self._secret = context.settings.secret
-        self._hardware_class = context.options.hardware_class
+        self._own = context.options.hardware_class
         self._reception = reception
         self._loop = loop
         self._ledger = ledger
@@ -123,7 +126,7 @@ class Fetcher:
 
     def _fetch(self) -> None:
         self._followed.wait()
-        queues = [queue.name for queue in self._consumer.queues] if self._followed.is_set() else []
+        queues = self._queues() if self._followed.is_set() else []
         room = self._loop.wait_for_room(LOOK) - len(self._passing)
         if not queues or room <= 0:
             self._stopping.wait(0.0 if queues and not self._passing else 0.01)
@@ -133,15 +136,19 @@ class Fetcher:
         if room > 0 and not self._stopping.is_set():
             self._queue.wait(queues, LOOK)
 
+    def _queues(self) -> list[str]:
+        """What Celery's consumer consumes: the worker's own class first, so that others get what room is left."""
+        return sorted((queue.name for queue in self._consumer.queues), key=lambda name: (name != self._own, name))
+
     def _take(self, queue: str, most: int) -> int:
         """Take up to `most` messages; how many there were."""
         now, taken = self._queue.take(queue, most)
         claimed: list[Delivery] = []
         astray: list[tuple[str, str]] = []
         for one in taken:
-            delivery = read_plain(one, self._secret, self._hardware_class)
+            delivery = read_plain(one, self._secret, queue)
             if delivery is None:
-                self._hand_over(one)
+                self._hand_over(one, queue)
             elif delivery.claim is not None:
                 claimed.append(delivery)
             else:
@@ -155,12 +162,13 @@ class Fetcher:
             self._reception.accept(claimed, now)
         return len(taken)
 
-    def _hand_over(self, taken: Taken) -> None:
+    def _hand_over(self, taken: Taken, queue: str) -> None:
         """Give a message to Celery's consumer."""
         try:
             envelope = decode_envelope(taken.raw)
             body = envelope.payload()
         except InvalidRequestError as error:
+            self._reject(queue)
             self._refuse(taken, error.message)
             return
         message = Message(
@@ -168,7 +176,7 @@ class Fetcher:
             delivery_tag=taken.tag,
             content_type=envelope.content_type,
             content_encoding=envelope.content_encoding,
-            delivery_info=envelope.properties.get("delivery_info"),
+            delivery_info={"exchange": queue, "routing_key": queue},
             properties=envelope.properties,
             headers=envelope.headers,
             channel=self,

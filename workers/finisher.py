@@ -22,6 +22,7 @@ from tasks import scripts
 from taxiway.blobs import ResultBlobs
 from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, TaxiwayError
 from taxiway.job import JobState, failure_meta, state_of, success_meta
+from workers.account import Account
 from workers.backend import OUTCOME, STORED, TOKEN
 from workers.device import Device
 from workers.events import AT_MOST, TaskEvent
@@ -58,9 +59,9 @@ class Finisher:
         app: Celery,
         store: Store,
         ledger: Ledger,
+        account: Account,
         class_queue: ClassQueue | None,
         *,
-        hardware_class: str,
         device: Device,
         on_hub: Callable[[Callable[[], None]], None],
         again: Callable[[Delivery], None],
@@ -68,8 +69,8 @@ class Finisher:
         self._app = app
         self._store = store
         self._ledger = ledger
+        self._account = account
         self._queue = class_queue
-        self._hardware_class = hardware_class
         self._device = device
         self._on_hub = on_hub
         self._again = again
@@ -159,7 +160,7 @@ class Finisher:
         """The outcome of a job whose rows have their answers."""
         blobs = ResultBlobs(self._store.limits.inline)
         try:
-            result = answer_of(job, self._hardware_class, self._device, blobs)
+            result = answer_of(job, self._device, blobs)
         except TaxiwayError as error:
             failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {error}")
             return Ended(job.delivery, Outcome(error=failed))
@@ -178,6 +179,7 @@ class Finisher:
         endings = [self._ending(one) for one in ended]
         written = self._insist(lambda: self._store.finish(endings))
         pairs = list(zip(ended, endings, written, strict=True))
+        self._account.note(one for one, _, done in pairs if done)
         if self._queue is not None and not self._queue.acknowledges_with_result:
             self._queue.acknowledge([one.delivery.tag for one, _, done in pairs if done and one.delivery.tag])
         for one, ending, done in pairs:
@@ -217,6 +219,7 @@ class Finisher:
         if delivery.began and not delivery.told:
             self._insist(lambda: self._store.start([(delivery.job, delivery.token, delivery.started)]))
         self._trace(ended, delivery.handed)
+        self._account.note([ended])
 
     def _trace(self, ended: Ended, handed: Handed) -> None:
         """Run Celery's tracer around the outcome: signals, events, callbacks, and the result if that is not written."""

@@ -105,6 +105,12 @@ class InFlight:
         self._counted(running)
         return finished
 
+    def late(self, left: float) -> set[Job]:
+        """The jobs that may take longer than `left` seconds: how long an answer gets is known only at its end."""
+        return {
+            job for running in self._running.values() for row, (job, _) in running.owners.items() if row.left > left
+        }
+
     def drop(self, job: Job) -> None:
         """Take a job's rows out, whatever they had."""
         for running in self._running.values():

@@ -15,10 +15,13 @@ from tasks.catalogue import Catalogue
 from tasks.facts import variant_key
 from tasks.signature import bind, check_stream
 from tasks.ticket import TicketError, read_ticket
+from tasks.topology import HardwareClass
+from tasks.tracing import Trail, trail_of
 from taxiway.blobs import Reference, may_refer, references, resolved
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
 from taxiway.keys import INFER
 from taxiway.request import Request
+from taxiway.tracing import TRACEPARENT, TRACESTATE
 from taxiway.wire import read_request
 from workers.batcher import bucket_of
 from workers.executor import Loaded
@@ -58,8 +61,8 @@ _TAGGED = b'"__type__"'  # bytes in a body; other values are what they look like
 _NULL = msgspec.Raw(b"null")
 
 
-def read_plain(taken: Taken, secret: bytes, hardware_class: str) -> Delivery | None:
-    """The delivery of a plain job; None where the message needs Celery, to refuse it or to follow its canvas or eta."""
+def read_plain(taken: Taken, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
+    """The delivery of a plain job from a class's queue; None where Celery must refuse it, or follow a canvas or eta."""
     try:
         message = _decode_message(taken.raw)
         headers = message.headers
@@ -72,16 +75,31 @@ def read_plain(taken: Taken, secret: bytes, hardware_class: str) -> Delivery | N
         if not usual:
             return None
         body = base64.b64decode(message.body, validate=True)
-        ticket = read_ticket(headers.taxiway, body, secret)
+        ticket = read_ticket(headers.taxiway, body, keys)
         embed = _decode_embed(body)[2]
-    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, TicketError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, RecursionError, TicketError):
         return None
     ours = ticket.job == headers.id and ticket.task == INFER and hardware_class in ticket.variants
     if not ours or (embed is not None and _followed(embed)):
         return None
     claim = taken.claim if taken.job == ticket.job else None
     now = time.time()
-    return Delivery(ticket.job, ticket, body, message.content_type, now, taken.tag, headers, claim=claim)
+    return Delivery(
+        ticket.job,
+        ticket,
+        body,
+        message.content_type,
+        now,
+        taken.tag,
+        headers,
+        hardware_class=hardware_class,
+        trail=None if headers.traceparent is None else _trail(headers),
+        claim=claim,
+    )
+
+
+def _trail(headers: Headers) -> Trail | None:
+    return trail_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
 
 
 def _followed(embed: _Embed) -> bool:
@@ -90,12 +108,12 @@ def _followed(embed: _Embed) -> bool:
 
 
 class Intake:
-    """Reads deliveries for one hardware class; `fetch` is asked for the blobs that a request refers to."""
+    """Reads deliveries; `fetch` is asked for the blobs that a request refers to."""
 
-    def __init__(self, catalogue: Catalogue, hardware_class: str, fetch: Fetch) -> None:
+    def __init__(self, catalogue: Catalogue, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
         self._fetch = fetch
         self._catalogue = catalogue
-        self._hardware_class = hardware_class
+        self._hardware = hardware
 
     def admit(self, delivery: Delivery, now: float) -> Job:
         """The job, whose rows are bound and not prepared yet.
@@ -108,7 +126,7 @@ class Intake:
         if may_refer(delivery.body):
             request = with_blobs(request, self._fetch)
         model = self._catalogue.resolve(ticket.model)
-        variant = ticket.variants[self._hardware_class]
+        variant = ticket.variants[delivery.hardware_class]
         if variant not in model.variants:
             raise InvalidRequestError(
                 f"model: expected a variant of {model.id} ({', '.join(model.variants)}), got {variant!r}", field="model"
@@ -118,6 +136,7 @@ class Intake:
             check_stream(model, bound)
         return Job(
             delivery=delivery,
+            hardware=self._hardware[delivery.hardware_class],
             model=model,
             variant=variant,
             key=variant_key(model.id, variant),

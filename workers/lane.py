@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Iterator
 
 from tasks.catalogue import Profile
 from workers import batcher
@@ -14,8 +15,8 @@ from workers.work import Job
 Portions = list[tuple[Job, list[int]]]
 """Jobs with the indices of their rows that run together."""
 
-Key = tuple[str, int, str]
-"""A lane's: variant, size bucket, and the job that is alone there, if it must be."""
+Key = tuple[str, int, str, str]
+"""A lane's: variant, size bucket, the job that is alone there, if it must be, and the hardware class."""
 
 _ORDER = itertools.count()
 
@@ -25,12 +26,14 @@ class Lane:
 
     Args:
         profile: predicts what a batch takes.
+        lent: whether the worker only helps the class out.
     """
 
-    def __init__(self, key: Key, policy: BatchPolicy, profile: Profile) -> None:
+    def __init__(self, key: Key, policy: BatchPolicy, profile: Profile, *, lent: bool = False) -> None:
         self.key = key
-        self.variant, self.bucket, self.alone = key
+        self.variant, self.bucket, self.alone, _ = key
         self.policy = policy
+        self.lent = lent
         self._profile = profile
         self._urgent: list[tuple[float, float, int, Job]] = []
         self._line: deque[Job] = deque()
@@ -79,6 +82,10 @@ class Lane:
             heapq.heappop(self._urgent)
         return self._urgent[0][:3]
 
+    def turn(self) -> tuple[bool, tuple[float, float, int]]:
+        """Sorts lanes by whose batch runs first: the worker's own class before others, then by urgency."""
+        return self.lent, self.urgency()
+
     def take(self, room: int) -> Portions:
         """The rows of the next batch, at most `room`, which then no longer wait."""
         room = min(room, self.policy.max_batch)
@@ -96,6 +103,13 @@ class Lane:
             if rows < len(waiting):
                 heapq.heappush(self._urgent, head)
         return portions
+
+    def batches(self) -> Iterator[tuple[set[Job], float]]:
+        """The jobs of each batch that is to come, and the seconds that its profile gives it."""
+        rows = [head[3] for head in sorted(self._urgent) for _ in head[3].waiting[self.bucket]]
+        for first in range(0, len(rows), self.policy.max_batch):
+            batch = rows[first : first + self.policy.max_batch]
+            yield set(batch), self._profile.latency(len(batch), self.bucket)
 
     def answered(self, now: float) -> None:
         """The batch that was taken has its answers."""

@@ -14,7 +14,7 @@ from workers.events import TaskEvent, TaskEvents
 from workers.inspection import PlainRequest
 from workers.work import Delivery, Revoked
 
-SHOW_EVERY = 0.1
+SHOW_EVERY = 0.5
 """Seconds after which a job that is still here is shown; events are sent as often. Flower's pages are slower."""
 
 
@@ -32,7 +32,6 @@ class Ledger:
         self,
         task: Task[Any, Any],
         hostname: str,
-        queue: str,
         events: TaskEvents,
         *,
         revoke: Callable[[Revoked], None],
@@ -41,7 +40,6 @@ class Ledger:
         self.events = events
         self._task = task
         self._hostname = hostname
-        self._queue = queue
         self._revoke = revoke
         self._on_hub = on_hub
         self._held: dict[int, Delivery] = {}
@@ -94,7 +92,7 @@ class Ledger:
                 self._task,
                 self._hostname,
                 (headers.kwargsrepr if headers else "") or "",
-                self._queue,
+                delivery.hardware_class,
                 lambda: self._revoke(Revoked(delivery)),
             )
         if delivery.began and delivery.shown.time_start is None:

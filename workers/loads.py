@@ -105,6 +105,11 @@ class Loads:
                 self._start(key, job)
                 break
 
+    def give_up(self) -> list[Job]:
+        """The jobs that wait for a load, and wait no more."""
+        self._blocked = None
+        return [job for key in list(self._waiting) for job in self._over(key)]
+
     def leave(self) -> None:
         """Begin no other load, and wait a little for the one that runs."""
         if self._load is not None and self._load.thread is not None:

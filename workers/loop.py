@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.batcher import BatchPolicy
-from workers.executor import Executor, Loaded
+from workers.departure import Departure, Stint, unfinished
+from workers.executor import Executor, Loaded, most_rows
 from workers.inflight import InFlight, Told
 from workers.intake import gather, prepare
 from workers.lane import Key, Lane, Portions
 from workers.loads import Loads, Urgency
 from workers.pipelines import Item, Row
+from workers.rate import Rate
 from workers.report import Batch, note
 from workers.store import Store, insist
 from workers.work import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
@@ -35,13 +37,13 @@ AHEAD_FOR = 0.025
 """Seconds of work that may wait here where batches are short: one fetch then brings many."""
 
 STALL = 20.0
-"""A batch that takes this many times what its profile says, and `STALL_AT_LEAST` besides, counts as hung."""
+"""A batch that takes this many times what its profile says, and `limits.stall` besides, counts as hung.
 
-STALL_AT_LEAST = 120.0
-"""Seconds; first uses compile. One step of a generation may take no longer."""
+First uses compile, so the limit is in minutes. One step of a generation may take no longer than the limit.
+"""
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
-_RATE_OVER = 0.25  # seconds over which the rate of rows is measured
+_SMOOTHING = 0.2  # of the rows of a job
 
 
 class DeviceLoop:
@@ -52,6 +54,8 @@ class DeviceLoop:
         accepted: told of each delivery whose batch is about to run.
         revoked: whether Celery's remote control revoked a job.
         again: takes a delivery whose claim was lost, to be claimed anew.
+        give_back: takes deliveries, in the order in which they came, that do not end here.
+        departure: by when all must have ended that runs after `stop`.
         tell: takes the pieces of answers that are read as they come; called on the device thread.
 
     `running` counts the rows on the device now, `busy` the seconds that it has computed.
@@ -66,6 +70,8 @@ class DeviceLoop:
         accepted: Callable[[Sequence[Delivery]], None],
         revoked: Callable[[str], bool],
         again: Callable[[Delivery], None],
+        give_back: Callable[[Sequence[Delivery]], None],
+        departure: Departure,
         tell: Told,
     ) -> None:
         self.executor = executor
@@ -74,14 +80,17 @@ class DeviceLoop:
         self._accepted = accepted
         self._revoked = revoked
         self._again = again
+        self._give_back = give_back
+        self._departure = departure
         self.running = 0
         self.busy = 0.0
         self._changed = threading.Condition()
         self._inbox: list[Job] = []
         self._inbox_rows = 0
+        self._rows_a_job = 1.0
         self._lanes: dict[Key, Lane] = {}
         self._clock = 0.0
-        self._rate = _Rate()
+        self._rate = Rate()
         self._stopping = threading.Event()
         self._must_end_by = math.inf
         self._inflight = InFlight(executor, tell)
@@ -90,20 +99,27 @@ class DeviceLoop:
     def put(self, jobs: Sequence[Job]) -> None:
         """Hand jobs over. Any thread may."""
         with self._changed:
+            rows = sum(len(job.rows) for job in jobs)
             self._inbox += jobs
-            self._inbox_rows += sum(len(job.rows) for job in jobs)
+            self._inbox_rows += rows
+            if jobs:
+                self._rows_a_job += _SMOOTHING * (rows / len(jobs) - self._rows_a_job)
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End after the batch that runs now and what is in flight. Any thread may call it."""
+        """Run what is here and ends in time, give the rest back, and end. Any thread may call it."""
         self._stopping.set()
         self.put([])
 
     def wait_for_room(self, longest: float) -> int:
-        """How many more rows the next batches need, once they need some, or after `longest` seconds. Any thread may."""
+        """How many more jobs the next batches need, once they need some, or after `longest` seconds. Any thread may.
+
+        As many as have the rows that there is room for, if they are like those that came lately: what is held here
+        cannot move, and is passed by nobody who waits in the queue.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
-            return self._room()
+            return math.ceil(self._room() / self._rows_a_job)
 
     def set_clock(self, offset: float) -> None:
         """Learn the store's time less this host's monotonic clock. Any thread may tell."""
@@ -114,24 +130,49 @@ class DeviceLoop:
         return now > self._must_end_by or self._loads.hung(now)
 
     def run(self) -> None:
-        """Serve until stopped."""
+        """Serve until stopped, and then what ends in time."""
         wait = 0.0
         while not self._stopping.is_set():
             self._collect(wait)
-            lane, wait = self._next(time.monotonic())
-            if lane is not None:
-                self._serve(lane)
-                wait = 0.0
-            if self._inflight.rows:
-                self._step()
-                wait = 0.0
-        while self._inflight.rows:
-            self._step()
+            wait = self._turn(time.monotonic())
+        while self._ends_in_time():
+            self._turn(math.inf)  # nobody else comes that a batch could wait for
         self._loads.leave()
 
+    def _turn(self, now: float) -> float:
+        """Run a batch that is due, and a step of what is in flight; how long nothing is due."""
+        lane, wait = self._next(now)
+        if lane is not None:
+            self._serve(lane)
+        if self._inflight.rows:
+            self._step()
+            return 0.0
+        return wait
+
+    def _ends_in_time(self) -> bool:
+        """Whether anything is left to run before the worker is gone; what does not end by then is given back."""
+        self._collect(0.0)
+        left = self._departure.left
+        late = {*unfinished(self._stints(), left), *self._inflight.late(left)}
+        for job in late:
+            self._land(job)
+        late.update(self._loads.give_up())
+        if late:
+            self._give_back([job.delivery for job in sorted(late, key=lambda job: job.arrived)])
+        return bool(self._inflight.rows) or any(self._lanes.values())
+
+    def _stints(self) -> Iterator[Stint[Job]]:
+        """The batches that wait, in the order in which they run, and what each surely takes."""
+        surely = {loaded.key: self.executor.track(loaded).surely for loaded in self.executor.all_loaded()}
+        for lane in sorted(filter(None, self._lanes.values()), key=Lane.turn):
+            for jobs, seconds in lane.batches():
+                yield jobs, seconds * surely.get(lane.variant, math.inf)
+
     def _room(self) -> int:
-        rows = max(AHEAD * self.executor.hardware.max_batch, int(self._rate.rows * AHEAD_FOR))
-        waiting = sum(lane.rows for lane in list(self._lanes.values()))
+        lanes = [lane for lane in list(self._lanes.values()) if lane]
+        batch = max([self.executor.hardware.max_batch, *(lane.policy.max_batch for lane in lanes)])
+        rows = max(AHEAD * batch, int(self._rate.rows * AHEAD_FOR))
+        waiting = sum(lane.rows for lane in lanes)
         beside = max(0, self._loads.rows - rows)  # as many again may wait for loads, and keep nobody out
         return rows - waiting - self._inbox_rows - beside
 
@@ -145,7 +186,8 @@ class DeviceLoop:
             self._take_in(job)
         for job in self._loads.finish():
             self._take_in(job)
-        self._loads.begin(self._lined)
+        if not self._stopping.is_set():
+            self._loads.begin(self._lined)
         if jobs and self._loads.rows:  # they make room for others
             with self._changed:
                 self._changed.notify_all()
@@ -174,8 +216,9 @@ class DeviceLoop:
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
         key = _key(job, bucket)
         if key not in self._lanes:
-            policy = BatchPolicy(self.executor.max_batch(loaded), self.executor.hardware.max_wait)
-            self._lanes[key] = Lane(key, policy, loaded.known.profile)
+            policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait)
+            lent = job.hardware is not self.executor.hardware
+            self._lanes[key] = Lane(key, policy, loaded.known.profile, lent=lent)
             self._inflight.serve(loaded)
         return self._lanes[key]
 
@@ -185,7 +228,7 @@ class DeviceLoop:
         waits += [(0.0, lane) for lane in self._joining()]
         due = [lane for wait, lane in waits if wait <= 0]
         if due:
-            return min(due, key=Lane.urgency), 0.0
+            return min(due, key=Lane.turn), 0.0
         return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
 
     def _joins(self, lane: Lane) -> bool:
@@ -196,7 +239,7 @@ class DeviceLoop:
         first: dict[str, Lane] = {}
         for lane in self._lanes.values():
             if lane and self._joins(lane) and self._loads.goes_ahead(lane.urgency()[:2]):
-                first[lane.variant] = min(first.get(lane.variant, lane), lane, key=Lane.urgency)
+                first[lane.variant] = min(first.get(lane.variant, lane), lane, key=Lane.turn)
         return (lane for lane in first.values() if self._room_in(lane) > 0)
 
     def _room_in(self, lane: Lane) -> int:
@@ -268,7 +311,7 @@ class DeviceLoop:
             self._inflight.join(loaded.key, batch)
             return
         started = time.monotonic()
-        self.running, self._must_end_by = len(items), started + _patience(loaded, items)
+        self.running, self._must_end_by = len(items), started + self.store.limits.stall + _patience(loaded, items)
         answers = self.executor.run(loaded, items)
         seconds = time.monotonic() - started
         self.running, self._must_end_by = self._inflight.rows, math.inf
@@ -279,7 +322,7 @@ class DeviceLoop:
     def _step(self) -> None:
         """One step of what is in flight; what ended with it is answered, and what nobody wants leaves."""
         started = time.monotonic()
-        self.running, self._must_end_by = self._inflight.rows, started + STALL_AT_LEAST
+        self.running, self._must_end_by = self._inflight.rows, started + self.store.limits.stall
         finished = self._inflight.step()
         self._must_end_by = math.inf
         self.busy += time.monotonic() - started
@@ -332,29 +375,16 @@ class DeviceLoop:
                 lane.remove(job)
 
 
-class _Rate:
-    """Rows a second, lately."""
-
-    def __init__(self) -> None:
-        self.rows = 0.0
-        self._since = time.monotonic()
-        self._counted = 0
-
-    def count(self, rows: int, now: float) -> None:
-        """Rows ran until now."""
-        self._counted += rows
-        if now - self._since >= _RATE_OVER:
-            self.rows = self._counted / (now - self._since)
-            self._since, self._counted = now, 0
-
-
 def _key(job: Job, bucket: int) -> Key:
-    """The lane of a job's rows of a bucket. What may have ended a worker is alone there, and ends no company."""
-    return job.key, bucket, job.delivery.job if job.delivery.suspect else ""
+    """The lane of a job's rows of a bucket. What may have ended a worker is alone there, and ends no company.
+
+    Each class forms batches by its own rules.
+    """
+    return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
 
 
 def _patience(loaded: Loaded, items: Sequence[Item]) -> float:
-    """Seconds within which the batch must have ended."""
+    """Seconds that the batch may take by its profile."""
     profile = next(iter(loaded.variant.profiles.values()))
     size = sum(item.size for item in items) / len(items)
-    return STALL_AT_LEAST + STALL * profile.latency(len(items), size)
+    return STALL * profile.latency(len(items), size)

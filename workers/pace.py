@@ -47,6 +47,11 @@ class Track:
         return tuple(_residual(histogram) for histogram in self.histograms)
 
     @property
+    def surely(self) -> float:
+        """What a prediction is multiplied by to hold for jobs of every level."""
+        return self.pace * max(self.residuals, default=1.0)
+
+    @property
     def drifted(self) -> bool:
         """Whether the profile no longer describes the device."""
         return self.batches >= _ENOUGH and not 1 / DRIFT <= self.pace <= DRIFT

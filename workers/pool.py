@@ -1,50 +1,63 @@
 """Celery's pool over one device, and the threads beside Celery's own that serve it.
 
 `fetch` takes messages from Valkey and reads them, `intake` claims what Celery's consumer hands over, `device` forms
-batches and runs them, `finisher` writes results and acknowledges, `streams` tells answers as they come, and `pulse`
-keeps what is held. What touches the connection of Celery's consumer is done on the thread that owns it, the hub's.
+batches and runs them, `finisher` writes results and acknowledges, `streams` tells answers as they come, `withdrawals`
+hears of jobs that were ended for it, `notice` that the machine is to be reclaimed, and `pulse` keeps what is held. What
+touches the connection of Celery's consumer is done on the thread that owns it, the hub's.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import gc
 import logging
 import os
+import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from celery import signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
 from tasks.artefacts import ArtefactStore
+from tasks.lending import unfit_for
 from tasks.local.machine import packages
 from tasks.profiles import ProfileBook, load_book
 from tasks.settings import STATES
+from tasks.tracing import trail_of
 from taxiway.blobs import Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import INFER
+from workers.account import Account
 from workers.context import WorkerContext, context_of
+from workers.departure import Departure
 from workers.device import DeviceMissingError, find_device
 from workers.events import TaskEvents
 from workers.executor import Executor
 from workers.fetcher import Fetcher, in_order
 from workers.finisher import Finisher
+from workers.hub import Hub
 from workers.intake import Intake
 from workers.ledger import Ledger
 from workers.loop import DeviceLoop
+from workers.notice import SIGNAL as NOTICE
+from workers.notice import NoticeWatch
 from workers.pulse import Pulse
 from workers.reception import Reception
+from workers.retries import Retries
+from workers.returns import Returns
 from workers.store import Store, insist
-from workers.strategy import bury, bytes_of, keep_letter
+from workers.strategy import bury, bytes_of, class_of, keep_letter
 from workers.streams import Streams
 from workers.transport import ClassQueue
+from workers.withdrawals import Withdrawals
 from workers.work import Delivery, Handed
 
 logger = logging.getLogger(__name__)
@@ -78,37 +91,25 @@ class DevicePool(BasePool):
         """
         self.limit = 1
         context = context_of(self.app)
-        self._callbacks: deque[Callable[[], None]] = deque()
-        self._hub: Any = None
+        self.hub = Hub()
         self._stopping = threading.Event()
         executor = _executor(context)
         worker, limits = self.options["initargs"][1], context.topology.limits
         self._store = Store(context.settings.state, worker, limits, executor.device.label)
         self._queue = _class_queue(context, worker)
         self.ledger = self._make_ledger(context, worker)
-        self._finisher = Finisher(
-            self.app,
-            self._store,
-            self.ledger,
-            self._queue,
-            hardware_class=context.options.hardware_class,
-            device=executor.device,
-            on_hub=self._on_hub,
-            again=lambda delivery: self._reception.put(delivery),
-        )
+        self.departure = Departure()
+        self._returns = Returns(self._store, self.ledger, self._queue, self.hub.call)
+        self._account = Account(executor.device.label)
+        self._finisher = self._make_finisher(executor)
         self._streams = Streams(self._store)
-        self._loop = DeviceLoop(
-            executor,
-            self._store,
-            end=self._finisher.put,
-            accepted=self._accept,
-            revoked=state.revoked.__contains__,
-            again=lambda delivery: self._reception.put(delivery),
-            tell=self._streams.put,
-        )
-        intake = Intake(context.catalogue, context.options.hardware_class, self._blobs)
-        self._reception = Reception(intake, self._loop, self._store, end=self._finisher.put, bury=self._bury)
-        self.pulse = Pulse(self._loop, context.options.hardware_class, held=lambda: len(self.ledger), keep=self._keep)
+        self._withdrawals = Withdrawals(self._store, self.ledger.held)
+        self._loop = self._make_loop(executor)
+        self._reception = self._make_reception(context)
+        self._notice = NoticeWatch(context.hardware.notice, self._reclaimed)
+        self.pulse = self._make_pulse(context)
+        signal.signal(NOTICE, lambda *_: self._notice.signal())
+        signals.worker_shutting_down.connect(self._told_to_stop, weak=False)
         self._start_threads(context)
 
     def on_apply(self, target: Any, args: Any, kwargs: Any = None, **options: Any) -> None:
@@ -119,14 +120,26 @@ class DevicePool(BasePool):
         handed = Handed(request, target, task, fields, accept, options["callback"])
         message = request.message
         body, now = bytes_of(message.body), time.time()
-        delivery = Delivery(job, handed.ticket, body, message.content_type, now, handed=handed)
+        delivery = Delivery(
+            job,
+            handed.ticket,
+            body,
+            message.content_type,
+            now,
+            hardware_class=class_of(message),
+            trail=trail_of(fields),
+            handed=handed,
+        )
         self.ledger.hold([delivery])
         self._reception.put(delivery)
 
+    def unfit_for(self, hardware_class: str) -> str | None:
+        """Why the device may not serve a class; None where it may."""
+        return unfit_for(hardware_class, self.pulse.facts, context_of(self.app).topology)
+
     def register_with_event_loop(self, loop: Any) -> None:
         """Learn the hub, anew after each connection."""
-        self._hub = loop
-        loop.call_soon(self._run_callbacks)
+        self.hub.follow(loop)
 
     def show(self) -> None:
         """Let Celery's tools see what is here, and the store what runs; on the hub's thread."""
@@ -136,16 +149,22 @@ class DevicePool(BasePool):
 
     def on_close(self) -> None:
         """Say that the worker takes no more."""
-        self.pulse.retire()
+        self.departure.within(self._store.limits.grace)
+        self.pulse.beat()
 
     def on_stop(self) -> None:
-        """Finish the batch that runs, write what is done, and leave the rest for its queue."""
+        """Finish what ends within the grace, write what is done, and leave the rest for its queue."""
+        cold: Any = state.should_terminate
+        if cold:
+            self.departure.within(0.0)
         self._stopping.set()
         for name, stop in self._stops.items():
             stop()
-            self._threads[name].join()
-        self._run_callbacks()
+            self.departure.wait_for(self._threads[name], self.hub.stand_in)
         self._give_back()
+        if self._threads["device"].is_alive():
+            logger.warning("a batch did not end within the grace: its jobs are back in their queue")
+            atexit.register(os._exit, 0)  # native code that runs would not survive the interpreter's end
 
     def on_terminate(self) -> None:
         """Leave everything for its queue at once, also what runs."""
@@ -171,10 +190,55 @@ class DevicePool(BasePool):
         return Ledger(
             self.app.tasks[INFER],
             worker,
-            context.options.hardware_class,
             TaskEvents(worker, self.app.clock, publish),
             revoke=lambda revoked: self._finisher.put([revoked]),
-            on_hub=self._on_hub,
+            on_hub=self.hub.call,
+        )
+
+    def _make_finisher(self, executor: Executor) -> Finisher:
+        return Finisher(
+            self.app,
+            self._store,
+            self.ledger,
+            self._account,
+            self._queue,
+            device=executor.device,
+            on_hub=self.hub.call,
+            again=lambda delivery: self._reception.put(delivery),
+        )
+
+    def _make_loop(self, executor: Executor) -> DeviceLoop:
+        return DeviceLoop(
+            executor,
+            self._store,
+            end=Retries(self._finisher.put, self._later, self._store.limits.attempts).put,
+            accepted=self._accept,
+            revoked=state.revoked.__contains__,
+            again=lambda delivery: self._reception.put(delivery),
+            give_back=self._returns.give_back,
+            departure=self.departure,
+            tell=self._streams.put,
+        )
+
+    def _make_reception(self, context: WorkerContext) -> Reception:
+        return Reception(
+            Intake(context.catalogue, context.topology.hardware, self._blobs),
+            self._loop,
+            self._store,
+            end=self._finisher.put,
+            bury=self._bury,
+            give_back=self._returns.give_back,
+        )
+
+    def _make_pulse(self, context: WorkerContext) -> Pulse:
+        return Pulse(
+            self._loop,
+            self.departure,
+            context.options.hardware_class,
+            serves=lambda: list(self.app.amqp.queues.consume_from),
+            held=lambda: len(self.ledger),
+            keep=self._keep,
+            done=self._account.told,
         )
 
     def _start_threads(self, context: WorkerContext) -> None:
@@ -191,11 +255,20 @@ class DevicePool(BasePool):
             "device": (serve_device, self._loop.stop),
             "finisher": (self._finisher.run, self._finisher.stop),
             "streams": (self._streams.run, self._streams.stop),
+            "withdrawals": (self._withdrawals.run, self._withdrawals.stop),
+            "notice": (self._notice.run, self._notice.stop),
             "pulse": (self.pulse.run, self.pulse.stop),
         }
         if self._queue is not None:
             self.fetcher = Fetcher(
-                self._queue, context, self._reception, self._loop, self.ledger, self._store, on_hub=self._on_hub
+                self._queue,
+                context,
+                self._reception,
+                self._loop,
+                self.ledger,
+                self._store,
+                on_hub=self.hub.call,
+                reject=self._account.reject,
             )
             roles = {"fetch": (self.fetcher.run, self.fetcher.stop), **roles}
         self._stops = {name: stop for name, (_, stop) in roles.items()}
@@ -214,14 +287,36 @@ class DevicePool(BasePool):
                 delivery.lost = True
         if self._queue is not None and self.fetcher is not None:
             self._queue.keep(self.fetcher.tags())
+            self._queue.recover()
 
     def _give_back(self) -> None:
-        """Release the claims of jobs that are not finished, and return their messages to the queue."""
-        held = [(delivery.job, delivery.token) for delivery in self.ledger.held() if delivery.token]
-        with contextlib.suppress(BrokerUnavailableError):  # then the leases end by themselves
-            self._store.release(held)
-            if self._queue is not None and self.fetcher is not None:
+        """Release the claims of jobs that are not finished, return their messages, and say that the worker is gone."""
+        self._returns.give_back(self.ledger.held())
+        self.hub.run()
+        if self._queue is not None and self.fetcher is not None:
+            with contextlib.suppress(BrokerUnavailableError):  # then they return when the lease ends
                 self._queue.put_back(in_order(self.fetcher.tags()))
+        self.pulse.retire()
+
+    def _told_to_stop(self, how: str, **_: Any) -> None:
+        """Begin the grace; asked once more, end it. In a signal's handler."""
+        if how == "Warm":
+            self.departure.stop(self._store.limits.grace)
+
+    def _reclaimed(self, grace: float) -> None:
+        """Leave, for the machine goes in so many seconds."""
+        begins = not self.departure.told
+        self.departure.within(grace)
+        if begins:
+            extra = {"grace": grace, "held": len(self.ledger)}
+            logger.warning("the machine is to be reclaimed: the worker drains and leaves", extra=extra)
+            self.pulse.beat()
+            state.should_stop = os.EX_OK  # type: ignore[assignment]  # None in Celery's module, until somebody says so
+
+    def reject(self, message: Any, reason: str) -> None:
+        """Count a message of Celery's consumer that no router of the fleet ordered, and keep it as a dead letter."""
+        self._account.reject(class_of(message))
+        bury(self._store, message, reason)
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         """Keep a job's message among the dead letters."""
@@ -238,26 +333,16 @@ class DevicePool(BasePool):
 
         return insist(lambda: self._store.blobs(found), self._stopping, say_away)
 
+    def _later(self, delivery: Delivery, *, pause: float) -> None:
+        """Let a delivery run again after some seconds."""
+        self._reception.put(delivery, pause=pause)
+
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Let Celery say that its tasks have started."""
         now, pid = time.monotonic(), os.getpid()
         for delivery in deliveries:
-            if delivery.handed is not None:
-                self._on_hub(partial(delivery.handed.accept, pid, now))
-
-    def _on_hub(self, callback: Callable[[], None]) -> None:
-        self._callbacks.append(callback)
-        if len(self._callbacks) == 1 and self._hub is not None:  # else it is awake, and runs this one too
-            self._hub.call_soon(self._run_callbacks)
-
-    def _run_callbacks(self) -> None:
-        while self._callbacks:
-            try:
-                self._callbacks[0]()
-            except Exception:  # one task's acknowledgement must not end the consumer's loop
-                logger.exception("Celery could not end a task")
-            finally:
-                self._callbacks.popleft()
+            if delivery.handed is not None and not delivery.retries:
+                self.hub.call(partial(delivery.handed.accept, pid, now))
 
 
 def _class_queue(context: WorkerContext, worker: str) -> ClassQueue | None:

@@ -6,13 +6,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from tasks.done import Done
 from tasks.facts import HEARTBEAT, DeviceFacts, told_briefly
 from taxiway.errors import BrokerUnavailableError
+from workers.departure import Departure
 from workers.device import memory_free, utilisation
 from workers.loop import DeviceLoop
 from workers.pace import Track
@@ -30,24 +32,37 @@ class Pulse:
     """One device's heartbeat.
 
     Args:
+        serves: names of the queues that the worker takes from.
         held: messages fetched and not finished.
         keep: renews what the worker holds.
+        done: what it did so far, by class.
     """
 
     def __init__(
-        self, loop: DeviceLoop, hardware_class: str, *, held: Callable[[], int], keep: Callable[[], None]
+        self,
+        loop: DeviceLoop,
+        departure: Departure,
+        hardware_class: str,
+        *,
+        serves: Callable[[], Sequence[str]],
+        held: Callable[[], int],
+        keep: Callable[[], None],
+        done: Callable[[], Mapping[str, Done]],
     ) -> None:
         self._loop = loop
+        self._departure = departure
         self._hardware_class = hardware_class
+        self._serves = serves
         self._held = held
         self._keep = keep
+        self._done = done
         self._store = loop.store
         self._period = min(HEARTBEAT, self._store.limits.lease / RENEWALS)
         self._stopped = threading.Event()
         self._retired = False
         self._away = False
         self._seen = (time.monotonic(), 0.0)
-        self._facts: DeviceFacts | None = None
+        self.facts = self._look()
 
     def run(self) -> None:
         """Beat until stopped."""
@@ -61,11 +76,11 @@ class Pulse:
 
     def beat(self) -> None:
         """Publish the facts now."""
-        self._facts = self._look()
-        self._say(lambda: self._store.beat(self._facts))
+        self.facts = self._look()
+        self._say(lambda: self._store.beat(self.facts))
 
     def retire(self) -> None:
-        """Take the facts back; claims are still renewed until `stop`."""
+        """Take the facts back, for good."""
         self._retired = True
         self._say(self._store.retire)
 
@@ -74,8 +89,8 @@ class Pulse:
         self._stopped.set()
 
     def shown(self) -> dict[str, Any]:
-        """The last facts, for Celery's `inspect stats` and Flower."""
-        plain: dict[str, Any] = msgspec.to_builtins(self._facts) if self._facts else {}
+        """The last facts, for Celery's `inspect stats` and Flower; without the histograms, which nobody reads there."""
+        plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self.facts, done={}))
         return plain
 
     def _watch(self) -> None:
@@ -123,7 +138,16 @@ class Pulse:
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
+            serves=self._served(),
+            draining=self._departure.told,
+            done=dict(self._done()),
         )
+
+    def _served(self) -> tuple[str, ...] | None:
+        """The classes that the worker takes from, its own first, as facts have them."""
+        own = self._hardware_class
+        serves = tuple(sorted(self._serves(), key=lambda name: (name != own, name)))
+        return None if serves == (own,) else serves
 
     def _busy_share(self) -> float:
         """Share of the time since the last look that the device computed."""

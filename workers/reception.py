@@ -29,9 +29,6 @@ from workers.work import Delivery, Dropped, Ended, Ending, Job, Outcome, late
 
 logger = logging.getLogger(__name__)
 
-MOST_ATTEMPTS = 5
-"""Runs of one job after which it is given up: it has ended as many workers."""
-
 LOOK_AGAIN = 1.0
 """Longest pause, in seconds, before a job that another worker holds is looked at again."""
 
@@ -42,6 +39,7 @@ class Reception:
     Args:
         end: takes what ended before it ran.
         bury: keeps the message of a job that is given up.
+        give_back: takes, in the end, deliveries that another worker holds.
     """
 
     def __init__(
@@ -52,12 +50,14 @@ class Reception:
         *,
         end: Callable[[Sequence[Ending]], None],
         bury: Callable[[Delivery, str], None],
+        give_back: Callable[[Sequence[Delivery]], None],
     ) -> None:
         self._intake = intake
         self._loop = loop
         self._store = store
         self._end = end
         self._bury = bury
+        self._give_back = give_back
         self._inbox: queue.SimpleQueue[tuple[float, Delivery] | None] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Delivery]] = []
         self._turn = itertools.count()
@@ -78,8 +78,10 @@ class Reception:
             self._take()
             due = self._due()
             if due:
+                self._retry([delivery for delivery in due if delivery.token and not delivery.lost])
                 with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages are delivered again
-                    self._claim(due)
+                    self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
+        self._give_back([delivery for _, _, delivery in sorted(self._later)])
 
     def accept(self, deliveries: Sequence[Delivery], now: float) -> None:
         """Admit deliveries by what the store said of their claims at `now`, by its clock. Any thread may."""
@@ -90,7 +92,7 @@ class Reception:
             assert delivery.claim is not None
             if delivery.claim.verdict is not Verdict.RUN:
                 self._turn_away(delivery, delivery.claim, now)
-            elif delivery.claim.attempts >= MOST_ATTEMPTS:
+            elif delivery.claim.attempts >= self._store.limits.attempts:
                 self._give_up(delivery)
             else:
                 jobs += self._admitted(delivery, arrived)
@@ -111,7 +113,14 @@ class Reception:
             due.append(heapq.heappop(self._later)[2])
         return due
 
+    def _retry(self, deliveries: Sequence[Delivery]) -> None:
+        """Admit what is claimed already, and runs again."""
+        arrived = time.monotonic()
+        self._loop.put([job for delivery in deliveries for job in self._admitted(delivery, arrived)])
+
     def _claim(self, deliveries: Sequence[Delivery]) -> None:
+        if not deliveries:
+            return
         asked = [(delivery.job, delivery.ticket.deadline_at) for delivery in deliveries]
         now, claims = insist(
             lambda: self._store.claim(asked),
@@ -132,7 +141,8 @@ class Reception:
 
     def _give_up(self, delivery: Delivery) -> None:
         """End a job that has ended its workers, and keep its message for whoever looks into it."""
-        error = DeadLetteredError(f"given up: {MOST_ATTEMPTS} attempts to run it ended without an answer")
+        attempts = self._store.limits.attempts
+        error = DeadLetteredError(f"given up: {attempts} attempts to run it ended without an answer")
         self._bury(delivery, error.message)
         self._end([Ended(delivery, Outcome(error=error))])
 

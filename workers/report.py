@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.lending import is_emulated
 from tasks.lengths import generates, length_of
 from taxiway.blobs import ResultBlobs
 from taxiway.errors import TaxiwayError
@@ -39,7 +40,7 @@ def note(job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError], b
     return None
 
 
-def answer_of(job: Job, hardware_class: str, device: Device, blobs: ResultBlobs) -> Result:
+def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
     """The job's result in plain values: a bare value for a request of one row, a list or tensor for rows.
 
     `blobs` takes what is too large for it.
@@ -47,6 +48,7 @@ def answer_of(job: Job, hardware_class: str, device: Device, blobs: ResultBlobs)
     Raises:
         TaxiwayError: an output has no form on the wire.
     """
+    hardware_class = job.delivery.hardware_class
     return Result(
         model=job.model.id,
         outputs={name: to_wire(_output(job, name), name, blobs) for name in job.outputs},
@@ -54,7 +56,7 @@ def answer_of(job: Job, hardware_class: str, device: Device, blobs: ResultBlobs)
             hardware_class=hardware_class,
             variant=job.variant,
             device=device.label,
-            emulated=device.emulated,
+            emulated=is_emulated(device.kind, job.hardware),
             batch=job.batch,
             queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
             run_time=job.run_time,

@@ -15,11 +15,23 @@ from redis.retry import Retry
 from tasks import scripts
 from tasks.scripts import Claim, Ending
 from tasks.topology import Limits
-from tasks.transport import DeadLetter
+from tasks.transport import DeadLetter, Holder, read_history
+from taxiway.acceptance import refusal
 from taxiway.blobs import Buffer, Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import ResultMeta, read_meta
-from taxiway.keys import DEAD, DEVICES, HEARTBEATS, LENGTHS, WORK, blob_key, result_key, stream_key
+from taxiway.keys import (
+    DEAD,
+    DEVICES,
+    HEARTBEATS,
+    LENGTHS,
+    WORK,
+    blob_key,
+    job_key,
+    result_key,
+    stream_key,
+    withdrawn_channel,
+)
 from taxiway.streaming import KEEP, MOST_PIECES, Piece
 from workers.transport import ANSWER, UNACKED
 
@@ -47,6 +59,7 @@ class Store:
         self._client: Redis = Redis.from_url(
             url, socket_timeout=ANSWER, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
         )
+        self._withdrawn = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # redis-py leaves it open
         self._claim = self._client.register_script(scripts.CLAIM)
         self._start = self._client.register_script(scripts.START)
         self._renew = self._client.register_script(scripts.RENEW)
@@ -125,6 +138,20 @@ class Store:
         """Take the device's facts back: it takes no more work."""
         self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, ""]))
 
+    def withdrawn(self, longest: float) -> list[str]:
+        """Jobs held here that were ended since the last call, or in the next `longest` seconds. For one thread."""
+        message = self._told(lambda: self._listen(longest))
+        return [] if message is None else [message["data"].decode().removeprefix(job_key(""))]
+
+    def wake_listener(self) -> None:
+        """Let a `withdrawn` that waits return. Any thread may."""
+        self._told(lambda: self._client.publish(withdrawn_channel(self.worker), ""))
+
+    def history(self, job: str) -> tuple[Holder, ...]:
+        """Workers that held the job, and ended."""
+        raw: bytes | None = self._told(lambda: self._client.hget(job_key(job), "history"))
+        return read_history(raw.decode()) if raw else ()
+
     def bury(self, letter: DeadLetter) -> None:
         """Put a message among the dead letters."""
 
@@ -136,11 +163,16 @@ class Store:
 
         self._told(push)
 
+    def _listen(self, longest: float) -> Any:
+        if not self._withdrawn.subscribed:
+            self._withdrawn.subscribe(withdrawn_channel(self.worker))
+        return self._withdrawn.get_message(timeout=longest)
+
     def _told(self, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except (RedisError, OSError) as error:
-            raise BrokerUnavailableError(f"the state store did not answer: {error}") from error
+            raise refusal("state store", error) from error
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:

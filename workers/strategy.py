@@ -30,16 +30,16 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
     """Celery's own strategy behind the check of the ticket. Set as the `Strategy` of every task of the app.
 
     `expires` is taken off: the ticket's deadline covers it, by the store's clock and with an error of its own.
+    So is `ignore_result`: Celery would not say that a job was revoked, and every job ends.
     """
     handle = default(task, app, consumer)
     context = context_of(app)
-    store = Store(context.settings.state, consumer.hostname, context.topology.limits)
 
     def check(message: Any, body: Any, ack: Handler, reject: Handler, callbacks: Any, **rest: Any) -> Any:
         try:
             ticket = _ticket(message, context)
         except TicketError as error:
-            bury(store, message, str(error))
+            consumer.pool.reject(message, str(error))
             return ack(logger, consumer.connection_errors)
         message.headers = {**message.headers, HEADER: ticket, "expires": None}
         return handle(message, body, ack, reject, callbacks, **rest)
@@ -51,8 +51,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
 @signals.task_rejected.connect
 def keep_refused(sender: Any, message: Any, exc: BaseException | None, **_: Any) -> None:
     """Keep a message that Celery's consumer itself refuses: an unknown task, or nothing that is a task at all."""
-    context = context_of(sender.app)
-    bury(Store(context.settings.state, sender.hostname, context.topology.limits), message, f"no task of ours: {exc!r}")
+    sender.pool.reject(message, f"no task of ours: {exc!r}")
 
 
 def _ticket(message: Any, context: WorkerContext) -> Ticket:
@@ -67,9 +66,15 @@ def _ticket(message: Any, context: WorkerContext) -> Ticket:
         raise TicketError(f"expected a ticket for {headers.get('task')!r}, got one for {ticket.task!r}")
     if ticket.job != headers.get("id"):
         raise TicketError(f"expected a ticket for job {headers.get('id')!r}, got one for {ticket.job!r}")
-    if context.options.hardware_class not in ticket.variants:
-        raise TicketError(f"expected a ticket for {context.options.hardware_class}, got {sorted(ticket.variants)}")
+    hardware_class = class_of(message)
+    if hardware_class not in ticket.variants:
+        raise TicketError(f"expected a ticket for {hardware_class}, got {sorted(ticket.variants)}")
     return ticket
+
+
+def class_of(message: Any) -> str:
+    """The hardware class whose queue a kombu message came from."""
+    return str(message.delivery_info["routing_key"])
 
 
 def bytes_of(body: Any) -> bytes:
@@ -84,10 +89,11 @@ def bury(store: Store, message: Any, reason: str) -> None:
 
 def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
     """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
-    letter = DeadLetter(f"{reason} (refused by {store.worker})", time.time(), raw)
     extra = {"job": job, "reason": reason}
+    named = job if isinstance(job, str) else ""
     try:
-        store.bury(letter)
+        history = store.history(named)
+        store.bury(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
     except BrokerUnavailableError as error:
         logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
         return

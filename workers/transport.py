@@ -1,16 +1,15 @@
 """A worker's hold on its class's queue on Valkey or Redis, beside kombu and in kombu's own lists, hash and index.
 
-One script takes messages by priority into the unacked hash, and claims their jobs, so that kombu's restoring of lost
-messages, other workers and every tool that reads them go on as before. An idle worker blocks on `BLMOVE queue queue
-RIGHT RIGHT`, which moves a message to where it was: it wakes at once, and nothing is taken outside the script. kombu's
-own way costs two round trips and some 150 µs a message.
+One script takes messages by priority into the unacked hash, and claims their jobs, so that other workers and all tools
+that read them go on as before. An idle worker blocks on `BLMOVE queue queue RIGHT RIGHT`, which leaves a message where
+it was: it wakes at once, and nothing is taken outside the script. kombu's own way costs two round trips and 150 µs a
+message. What a silent worker held comes back to the front of its queue; kombu would put it last, by some host's clock.
 """
 
 from __future__ import annotations
 
 import select
 import socket
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +21,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from tasks.scripts import CLAIMING, Claim, claim_from
+from tasks.scripts import CLAIMING, DRAINS, NOW, Claim, claim_from
 from tasks.topology import Limits
-from taxiway.errors import BrokerUnavailableError
+from taxiway.acceptance import refusal
 from taxiway.keys import claim_key, job_key, priority_lists, result_key
 
 MOST = 256
@@ -37,15 +36,16 @@ UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
 """kombu's hash of messages that were taken, and its index by time."""
 
 _TAKE = (
-    CLAIMING
+    DRAINS
+    + CLAIMING
     + """
 -- KEYS: the unacked hash, its index, then a queue's lists, first served first.
--- ARGV: most messages, host's time, prefix of tags, the end of an unacked entry, worker ('' = claim nothing), lease in
--- ms, prefixes of result, claim and job keys. A job is claimed where the message says in the usual form which it is and
--- that it has no eta; whoever reads the ticket sees whether that was true.
+-- ARGV: most messages, prefix of tags, the end of an unacked entry, worker ('' = claim nothing), lease in ms, prefixes
+-- of result, claim and job keys. A job is claimed where the message says in the usual form which it is and that it has
+-- no eta; whoever reads the ticket sees whether that was true.
 local function order_of(message)
   local at = string.find(message, '"taxiway":"', 1, true) or string.find(message, '"taxiway": "', 1, true)
-  if not at or string.find(message, '"eta": ?"') then return nil end
+  if not at or string.find(message, '"eta":"', 1, true) or string.find(message, '"eta": "', 1, true) then return nil end
   local job = string.match(message, '\\\\"job\\\\": ?\\\\"([^\\\\"]+)', at)
   return job, string.match(message, '\\\\"deadline_at\\\\": ?([%d.e+]+)', at) or '0'
 end
@@ -53,14 +53,14 @@ local answer, entries, scores, left, n = {tostring(now)}, {}, {}, tonumber(ARGV[
 for k = 3, #KEYS do
   local got = left > 0 and redis.call('RPOP', KEYS[k], left) or {}
   for _, message in ipairs(got or {}) do
-    local tag, job, verdict, value = ARGV[3] .. n, nil, '', ''
-    entries[2 * n + 1], entries[2 * n + 2] = tag, '[' .. message .. ARGV[4]
-    scores[2 * n + 1], scores[2 * n + 2] = ARGV[2], tag
-    if ARGV[5] ~= '' then
+    local tag, job, verdict, value = ARGV[2] .. n, nil, '', ''
+    entries[2 * n + 1], entries[2 * n + 2] = tag, '[' .. message .. ARGV[3]
+    scores[2 * n + 1], scores[2 * n + 2] = now, tag
+    if ARGV[4] ~= '' then
       local deadline
       job, deadline = order_of(message)
       if job then
-        verdict, value = claimed(ARGV[5], ARGV[6], ARGV[7] .. job, ARGV[8] .. job, ARGV[9] .. job, deadline)
+        verdict, value = claimed(ARGV[4], ARGV[5], ARGV[6] .. job, ARGV[7] .. job, ARGV[8] .. job, deadline)
       end
     end
     answer[4 * n + 2], answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5] = message, job or '', verdict, value
@@ -75,19 +75,57 @@ return answer
 """
 )
 
-_PUT_BACK = """
--- KEYS: the unacked hash, its index. ARGV: tags, the last taken first. A message returns to its place in its queue.
-for _, tag in ipairs(ARGV) do
+_RETURN = """
+-- A message that was taken returns to its place in its queue.
+local function put_back(tag)
   local entry = redis.call('HGET', KEYS[1], tag)
-  if redis.call('HDEL', KEYS[1], tag) == 1 then
-    redis.call('ZREM', KEYS[2], tag)
-    local message, _, queue = unpack(cjson.decode(entry))
-    local priority = message.properties.priority or 0
-    local list = priority >= 3 and queue .. '\\6\\22' .. (math.min(9, priority - priority % 3)) or queue
-    redis.call('RPUSH', list, string.sub(entry, 2, #entry - 2 * #queue - 9))  -- less [ and , "queue", "queue"]
-  end
+  redis.call('ZREM', KEYS[2], tag)
+  if not entry then return end
+  redis.call('HDEL', KEYS[1], tag)
+  local message, _, queue = unpack(cjson.decode(entry))
+  local priority = message.properties.priority or 0
+  local list = priority >= 3 and queue .. '\\6\\22' .. (math.min(9, priority - priority % 3)) or queue
+  redis.call('RPUSH', list, string.sub(entry, 2, #entry - 2 * #queue - 9))  -- less [ and , "queue", "queue"]
 end
 """
+
+_PUT_BACK = (
+    DRAINS
+    + _RETURN
+    + """
+-- KEYS: the unacked hash, its index. ARGV: tags, the last taken first.
+for _, tag in ipairs(ARGV) do put_back(tag) end
+"""
+)
+
+_KEEP = (
+    DRAINS
+    + NOW
+    + """
+-- KEYS: the index. ARGV: tags.
+local scores = {}
+for i, tag in ipairs(ARGV) do scores[2 * i - 1], scores[2 * i] = now, tag end
+redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
+"""
+)
+
+_RECOVER = (
+    DRAINS
+    + NOW
+    + _RETURN
+    + """
+-- KEYS: the unacked hash, its index. ARGV: seconds of a lease, most messages. Takes back what no worker has kept for a
+-- lease; tags of another form are kombu's own. Those of one worker end up in the order in which it took them.
+local lost = {}
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[2])) do
+  local take, number = string.match(tag, '^%x+%.(%d+)%.(%d+)$')
+  if take then lost[#lost + 1] = {tonumber(take), tonumber(number), tag} end
+end
+table.sort(lost, function(a, b) if a[1] ~= b[1] then return a[1] > b[1] end return a[2] > b[2] end)
+for _, one in ipairs(lost) do put_back(one[3]) end
+return #lost
+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +154,9 @@ class ClassQueue:
         self._waiting: Redis = Redis.from_url(url, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0))
         self._take = self._client.register_script(_TAKE)
         self._put_back = self._client.register_script(_PUT_BACK)
+        self._keep = self._client.register_script(_KEEP)
+        self._recover = self._client.register_script(_RECOVER)
+        self._lease = limits.lease
         keys = (result_key(""), claim_key(""), job_key(""))
         self._claim_args = [worker if claiming else "", int(limits.lease * 1000), *keys]
         self._events = f"/{self._client.connection_pool.connection_kwargs.get('db') or 0}."
@@ -128,7 +169,7 @@ class ClassQueue:
         """The store's time, and up to `most` messages by priority, then by age, with the claims on their jobs."""
         self._takes += 1
         prefix = f"{self._tags}{self._takes}."
-        args: list[Any] = [min(most, MOST), time.time(), prefix, f', "{queue}", "{queue}"]', *self._claim_args]
+        args: list[Any] = [min(most, MOST), prefix, f', "{queue}", "{queue}"]', *self._claim_args]
         answer = self._told(lambda: self._take(keys=[*UNACKED, *priority_lists(queue)], args=args))
         taken = [
             Taken(f"{prefix}{n}", answer[at], answer[at + 1].decode(), _claim(answer[at + 2], answer[at + 3]))
@@ -144,7 +185,7 @@ class ClassQueue:
             for connection in self._blocked.values():
                 connection.disconnect()
             self._blocked.clear()
-            raise BrokerUnavailableError(f"the broker did not answer: {error}") from error
+            raise refusal("broker", error) from error
 
     def wake(self) -> None:
         """End `wait`, now and for good. Any thread may."""
@@ -161,9 +202,14 @@ class ClassQueue:
             self._told(lambda: self._put_back(keys=UNACKED, args=[*reversed(tags)]))
 
     def keep(self, tags: Sequence[str]) -> None:
-        """Say that the messages are still held, or kombu's restoring gives them to another worker."""
+        """Say that the messages are still held, or they return to their queues when a lease is over."""
         if tags:
-            self._told(lambda: self._client.zadd(UNACKED[1], dict.fromkeys(tags, time.time()), xx=True))
+            self._told(lambda: self._keep(keys=[UNACKED[1]], args=tags))
+
+    def recover(self) -> int:
+        """Return what a worker held that has been silent for a lease to its place in its queue; how many messages."""
+        recovered: int = self._told(lambda: self._recover(keys=UNACKED, args=[self._lease, MOST]))
+        return recovered
 
     def message(self, tag: str) -> bytes:
         """A message that is held, as it was taken; empty where it is not held any more."""
@@ -177,6 +223,10 @@ class ClassQueue:
     def _wait(self, names: Sequence[str], longest: float) -> None:
         poller, listening = select.poll(), {}
         poller.register(self._bell, select.POLLIN)
+        for name in self._blocked.keys() - set(names):  # of a class that the worker has left
+            left = self._blocked.pop(name)
+            left.disconnect()
+            self._waiting.connection_pool.release(left)
         for name in names:
             if name not in self._blocked:
                 connection: Any = self._waiting.connection_pool.get_connection()
@@ -202,7 +252,7 @@ class ClassQueue:
         try:
             return call()
         except (RedisError, OSError) as error:
-            raise BrokerUnavailableError(f"the broker did not answer: {error}") from error
+            raise refusal("broker", error) from error
 
 
 def _claim(verdict: bytes, value: bytes) -> Claim | None:

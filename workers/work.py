@@ -14,6 +14,8 @@ from celery.worker.state import task_ready
 from tasks.catalogue import Model
 from tasks.scripts import Claim
 from tasks.ticket import Ticket
+from tasks.topology import HardwareClass
+from tasks.tracing import Trail
 from taxiway.blobs import Buffer
 from taxiway.errors import DeadlineExceededError, TaxiwayError
 from taxiway.job import Result
@@ -39,6 +41,8 @@ class Headers(msgspec.Struct, frozen=True):
     eta: str | None = None
     compression: str | None = None
     stamped_headers: list[str] | None = None
+    traceparent: Any = None
+    tracestate: Any = None
 
 
 @dataclass(slots=True, eq=False)
@@ -87,9 +91,11 @@ class Handed:
 class Delivery:
     """One message that this worker holds: taken from the queue by `tag`, or `handed` over by Celery's consumer.
 
-    `claim` is what the store last said of it, and `lost` that its claim ended since. `received` and `began` are seconds
-    since the epoch by this host's clock, for events; `started` is when it began by the store's. `began` is 0 until
-    then. `told` says that the store knows of the start. `shown` is what Celery's remote control sees of a plain job.
+    `hardware_class` is the one whose queue it came from: it runs by that class's part of the ticket. `claim` is what
+    the store last said of it, and `lost` that its claim ended since. `received` and `began` are seconds since the
+    epoch by this host's clock, for events; `started` is when it began by the store's. `began` is 0 until then.
+    `trail` is the trace that it is part of. `retries` counts its runs after faults of ours. `told` says that the
+    store knows of the start. `shown` is what Celery's remote control sees of a plain job.
     """
 
     job: str
@@ -98,12 +104,15 @@ class Delivery:
     content_type: str
     received: float
     tag: str = ""
+    hardware_class: str = field(kw_only=True)
     headers: Headers | None = None
     handed: Handed | None = None
+    trail: Trail | None = None
     claim: Claim | None = None
     lost: bool = False
     began: float = 0.0
     started: float = 0.0
+    retries: int = 0
     told: bool = False
     shown: PlainRequest | None = None
     ended: bool = False
@@ -123,11 +132,13 @@ class Delivery:
 class Job:
     """A job whose rows wait, run or are answered; the device thread alone changes it.
 
-    `key` names the variant. `deadline` is by the store's clock, infinite where there is none. `waiting` maps a size
-    bucket to the indices of rows that no batch took. With `stream` somebody reads the answer as it is generated.
+    `hardware` is the class that it runs for, `key` names the variant. `deadline` is by the store's clock, infinite
+    where there is none. `waiting` maps a size bucket to the indices of rows that no batch took. With `stream` somebody
+    reads the answer as it is generated.
     """
 
     delivery: Delivery
+    hardware: HardwareClass
     model: Model
     variant: str
     key: str

@@ -6,24 +6,28 @@ import importlib.metadata
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException, NotFoundException
-from litestar.openapi import OpenAPIConfig, ResponseSpec
-from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Operation
 from litestar.response import Stream
 
+from router.access.file import KeyFile
+from router.access.rates import Rates
+from router.dead import DeadLetters
+from router.http import dead, described
+from router.http.described import GenerateOperation, InferOperation, document
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.front import Front
+from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Inference
 from router.http.metadata import is_ready, model_list, model_metadata
-from router.http.protocol import InferAnswer, InferRequest, read_infer
+from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Telling, read_generate
+from router.http.traces import Traced
 from router.jobs import Jobs
-from router.metrics import CONTENT_TYPE, Done, exposition
+from router.metrics import CONTENT_TYPE, exposition
 from router.service import Router
 from taxiway.binary import HEADER, OCTETS, Framed
 from taxiway.blobs import gone
@@ -42,118 +46,106 @@ class Door:
     """What the endpoints need."""
 
     router: Router
-    jobs: Jobs
     inference: Inference
-    telling: Telling
 
 
-class InferOperation(Operation):
-    """Describes an infer request's body, which the endpoint itself decodes, straight from its bytes."""
-
-    body: ClassVar[type[Any]] = InferRequest
-
-    def to_schema(self) -> dict[str, Any]:
-        """The operation with its body."""
-        content = {MediaType.JSON.value: {"schema": _schema_of(self.body)}}
-        return {**super().to_schema(), "requestBody": {"required": True, "content": content}}
-
-
-class GenerateOperation(InferOperation):
-    """Describes the body of a request to generate text."""
-
-    body = GenerateRequest
-
-
-def make_app(router: Router) -> Front:
-    """The HTTP door of `router`."""
-    jobs, limit = Jobs(router), int(router.rules.topology.limits.payload)
+def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
+    """The HTTP door of `router`, for those who have one of `keys`; without these, for everybody."""
+    limit = int(router.rules.topology.limits.payload)
     app = Litestar(
         route_handlers=_ENDPOINTS,
+        guards=[guard],
         exception_handlers={
             TaxiwayError: taxiway_error,
             HTTPException: protocol_error,
             Exception: unforeseen_error,
         },
-        openapi_config=OpenAPIConfig(
-            title="taxiway",
-            version=_version(),
-            description="The Open Inference Protocol v2, and the jobs behind it.",
-            path="/schema",
-            render_plugins=[JsonRenderPlugin()],
-            use_handler_docstrings=True,
-        ),
+        openapi_config=document(_version()),
         request_max_body_size=limit,
         logging_config=None,
     )
-    inference = Inference(router, jobs)
-    app.state[_DOOR] = Door(router, jobs, inference, Telling(router, jobs, inference))
-    return Front(app, inference, limit)
+    inference = Inference(router, Jobs(router))
+    app.state[_DOOR] = Door(router, inference)
+    app.state[dead.STATE] = DeadLetters(router)
+    return Gate(Traced(Front(app, inference, limit)), keys, Rates(router.rules.topology))
 
 
-@get("/v2")
+@get("/v2", opt=needs(), responses=described.TOLD)
 async def server_metadata() -> _Json:
     """Name and version of the server."""
     return Response({"name": "taxiway", "version": _version(), "extensions": ["binary_tensor_data", "generate"]})
 
 
-@get("/v2/health/live")
+@get("/v2/health/live", opt=needs(), responses=described.HEALTH, security=described.NONE)
 async def live() -> _Json:
     """The router runs."""
     return Response({"live": True})
 
 
-@get("/v2/health/ready")
+@get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=described.NONE)
 async def ready(request: _Any) -> _Json:
     """The router reads the fleet's state; 503 when it cannot."""
     fresh = not _door(request).router.fleet.snapshot.stale
     return Response({"ready": fresh}, status_code=200 if fresh else 503)
 
 
-@get("/v2/fleet")
+@get("/v2/fleet", responses=described.FLEET)
 async def fleet(request: _Any) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the last moves."""
     return Response(_encode(await _door(request).router.view()), media_type=MediaType.JSON)
 
 
-@get("/v1/scaling/{hardware_class:str}")
-async def scaling(request: _Any, hardware_class: str) -> _Json:
+@get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)
+async def scaling(request: _Any, hardware_class: str, starts: bool = False) -> _Json:
     """How many devices a class should have, and why: for KEDA's metrics-api trigger, AverageValue with a target of 1.
 
-    503 while the fleet's state cannot be read: nobody is to scale by what is not known.
+    Who asks with `starts=true` starts that many: then the class takes work while it has no device. 503 while the
+    fleet's state cannot be read: nobody is to scale by what is not known.
     """
     router = _door(request).router
-    want = router.scaler.wanted().get(hardware_class)
     if hardware_class not in router.rules.topology.hardware:
         raise NotFoundException(f"expected one of {sorted(router.rules.topology.hardware)}, got {hardware_class!r}")
-    if want is None or router.fleet.snapshot.stale:
+    fresh = not router.fleet.outlook.fleet.stale
+    if starts and fresh:
+        await router.store.note_start(hardware_class)
+    want = router.scaler.wanted().get(hardware_class)
+    if want is None or not fresh:
         raise BrokerUnavailableError("the fleet's state cannot be read: no number is known", retry_after=1.0)
     return Response(
         {"class": hardware_class, "replicas": want.replicas, "devices": want.devices, "reason": want.reason}
     )
 
 
-@get("/metrics")
+@get("/metrics", responses=described.METRICS)
 async def metrics(request: _Any) -> Response[bytes]:
     """The fleet's metrics in Prometheus's text format."""
     router = _door(request).router
-    content = exposition(await router.view(), Done(router.placed, router.mover.moves))
+    content = exposition(await router.view(), router.done())
     return Response(content, media_type=CONTENT_TYPE)
 
 
-@get("/v2/models")
+@get("/v2/models", opt=needs(), responses=described.TOLD)
 async def models(request: _Any) -> _Json:
     """Every model with its versions, aliases and variants."""
     return Response({"models": model_list(_door(request).router.rules.catalogue)})
 
 
-@get(["/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"])
+@get(
+    ["/v2/models/{model:str}", "/v2/models/{model:str}/versions/{version:str}"],
+    opt=needs(),
+    responses=described.MODEL,
+)
 async def metadata(request: _Any, model: str, version: str | None = None) -> _Json:
     """A model's inputs, outputs and parameters."""
     catalogue = _door(request).router.rules.catalogue
     return Response(model_metadata(catalogue, catalogue.resolve(_reference(model, version))))
 
 
-@get(["/v2/models/{model:str}/ready", "/v2/models/{model:str}/versions/{version:str}/ready"])
+@get(
+    ["/v2/models/{model:str}/ready", "/v2/models/{model:str}/versions/{version:str}/ready"],
+    opt=needs(),
+    responses=described.MODEL_READY,
+)
 async def model_ready(request: _Any, model: str, version: str | None = None) -> _Json:
     """Whether a live device has the model or could load it; 503 when none does."""
     router = _door(request).router
@@ -166,13 +158,15 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
     ["/v2/models/{model:str}/infer", "/v2/models/{model:str}/versions/{version:str}/infer"],
     status_code=200,
     operation_class=InferOperation,
-    responses={200: ResponseSpec(InferAnswer, generate_examples=False, description="The outputs, and how it ran.")},
+    opt=needs("submit"),
+    responses=described.INFER,
 )
 async def infer(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """Run the model: 200 with its outputs; 202 with the job's place, at once with `Prefer: respond-async`."""
     answer = await _door(request).inference.answer_to(
         _reference(model, version),
         await request.body(),
+        caller=caller_of(request.scope),
         header_length=request.headers.get(HEADER),
         prefer=request.headers.get("prefer", ""),
     )
@@ -183,6 +177,8 @@ async def infer(request: _Any, model: str, version: str | None = None) -> Respon
     ["/v2/models/{model:str}/placement", "/v2/models/{model:str}/versions/{version:str}/placement"],
     status_code=200,
     operation_class=InferOperation,
+    opt=needs("submit"),
+    responses=described.PLACEMENT,
 )
 async def model_placement(request: _Any, model: str, version: str | None = None) -> _Json:
     """Where the fleet as it is now would run an infer request, and why; nothing is accepted."""
@@ -194,11 +190,12 @@ async def model_placement(request: _Any, model: str, version: str | None = None)
     ["/v2/models/{model:str}/generate", "/v2/models/{model:str}/versions/{version:str}/generate"],
     status_code=200,
     operation_class=GenerateOperation,
+    opt=needs("submit"),
+    responses=described.GENERATE,
 )
 async def generate(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """Generate text: 200 with all of it, or 202 with the job's place."""
-    body = read_generate(await request.body())
-    answer = await _door(request).telling.generate(_reference(model, version), body)
+    answer = await _telling(request).generate(_reference(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
         return _accepted(answer.job)
     return Response(_encode(answer), media_type=MediaType.JSON)
@@ -208,41 +205,42 @@ async def generate(request: _Any, model: str, version: str | None = None) -> Res
     ["/v2/models/{model:str}/generate_stream", "/v2/models/{model:str}/versions/{version:str}/generate_stream"],
     status_code=200,
     operation_class=GenerateOperation,
+    opt=needs("submit"),
+    responses=described.GENERATE_STREAM,
 )
 async def generate_stream(request: _Any, model: str, version: str | None = None) -> Stream:
     """Generate text and tell it as it comes, as server-sent events; their job's own address is in `Location`."""
-    telling = _door(request).telling
-    job = await telling.submit(_reference(model, version), read_generate(await request.body()))
+    telling = _telling(request)
+    job = await telling.submit(_reference(model, version), await _read_generate(request))
     return _stream(await telling.events(job, None), job)
 
 
-@get("/v2/jobs/{job:str}/stream")
+@get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
 async def job_stream(request: _Any, job: str) -> Stream:
     """A generated answer as it comes, after the event that `Last-Event-ID` names."""
-    return _stream(await _door(request).telling.events(job, request.headers.get("last-event-id")), job)
+    return _stream(await _telling(request).events(job, request.headers.get("last-event-id")), job)
 
 
-@get("/v2/jobs/{job:str}")
+@get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
 async def job_status(request: _Any, job: str, wait: float = 0.0) -> Response[bytes]:
     """Where a job is; with `wait`, as soon as it ended or those seconds have passed."""
-    return _status(await _door(request).jobs.status(job, wait=_seconds(wait)), 200)
+    return _status(await _jobs(request).status(job, wait=_seconds(wait)), 200)
 
 
-@get("/v2/jobs/{job:str}/result")
+@get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=described.JOB_RESULT)
 async def job_result(request: _Any, job: str, wait: float = 0.0) -> Response[bytes]:
     """A job's answer: 200, or the job's own error; 202 while it runs, 410 when the result's time is over.
 
     With `Accept: application/octet-stream` the elements of numeric outputs follow the JSON.
     """
-    door = _door(request)
-    found = await door.jobs.result(job, wait=_seconds(wait))
+    found = await _jobs(request).result(job, wait=_seconds(wait))
     if isinstance(found, JobStatus):
         return _status(found, 202)
     binary = OCTETS in request.headers.get("accept", "")
-    return _framed(await door.inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES"))
+    return _framed(await _door(request).inference.answer(job, found, lambda spec: binary and spec.datatype != "BYTES"))
 
 
-@get("/v2/blobs/{ref:str}")
+@get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
 async def blob(request: _Any, ref: str) -> Response[bytes]:
     """The raw bytes of a large value that a stored result refers to; 410 when the result's time is over."""
     content = (await _door(request).router.store.blobs([ref]))[ref]
@@ -251,16 +249,16 @@ async def blob(request: _Any, ref: str) -> Response[bytes]:
     return Response(content, media_type=OCTETS)
 
 
-@get("/v2/jobs/{job:str}/placement")
+@get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=described.JOB_PLACEMENT)
 async def job_placement(request: _Any, job: str) -> _Json:
     """Why a job is where it is, and the table it was chosen from, worked out again."""
-    return Response(await _door(request).jobs.placement(job))
+    return Response(await _jobs(request).placement(job))
 
 
-@delete("/v2/jobs/{job:str}", status_code=200)
+@delete("/v2/jobs/{job:str}", status_code=200, opt=needs("submit"), responses=described.JOB)
 async def job_cancel(request: _Any, job: str) -> Response[bytes]:
     """Cancel a job; one that ended before keeps its end."""
-    return _status(await _door(request).jobs.cancel(job), 200)
+    return _status(await _jobs(request).cancel(job), 200)
 
 
 _ENDPOINTS = [
@@ -283,6 +281,7 @@ _ENDPOINTS = [
     blob,
     job_placement,
     job_cancel,
+    *dead.ENDPOINTS,
 ]
 
 
@@ -291,8 +290,26 @@ def _door(request: _Any) -> Door:
     return door
 
 
+def _jobs(request: _Any) -> Jobs:
+    """The jobs that the caller may see."""
+    return Jobs(_door(request).router, caller_of(request.scope).tenant)
+
+
+def _telling(request: _Any) -> Telling:
+    door = _door(request)
+    return Telling(door.router, _jobs(request), door.inference)
+
+
 async def _read(request: _Any) -> InferRequest:
-    return read_infer(await request.body(), request.headers.get(HEADER))
+    infer = read_infer(await request.body(), request.headers.get(HEADER))
+    claim(caller_of(request.scope), infer.parameters)
+    return infer
+
+
+async def _read_generate(request: _Any) -> GenerateRequest:
+    body = read_generate(await request.body())
+    claim(caller_of(request.scope), body.parameters)
+    return body
 
 
 def _stream(events: AsyncIterator[bytes], job: str) -> Stream:
@@ -323,22 +340,6 @@ def _accepted(job: str) -> Response[bytes]:
 def _status(status: JobStatus, code: int) -> Response[bytes]:
     content = _encode({**msgspec.structs.asdict(status.record), "position": status.position, "eta": status.eta})
     return Response(content, status_code=code, media_type=MediaType.JSON)
-
-
-def _schema_of(kind: type[Any]) -> Any:
-    """The JSON Schema of `kind`, without references."""
-    (schema,), components = msgspec.json.schema_components([kind], ref_template="{name}")
-    return _inlined(schema, components)
-
-
-def _inlined(schema: Any, components: dict[str, Any]) -> Any:
-    if isinstance(schema, list):
-        return [_inlined(below, components) for below in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(components[schema["$ref"]], components)
-    return {key: _inlined(below, components) for key, below in schema.items()}
 
 
 def _version() -> str:

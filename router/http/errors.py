@@ -10,7 +10,8 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError
+from tasks.logs import redacted
+from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,17 @@ def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
 
 def headers_of(error: TaxiwayError) -> dict[str, str]:
     """The headers of the answer that tells of `error`."""
-    later = {} if error.retry_after is None else {"retry-after": str(math.ceil(error.retry_after))}
-    return {"content-type": "application/json", **later}
+    headers = {"content-type": "application/json"}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, UnauthenticatedError):
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def body_of(error: TaxiwayError) -> bytes:
     """The JSON that tells of `error`."""
-    content = {"error": error.message, "code": error.code, "details": error.details}
+    content = {"error": redacted(error.message), "code": error.code, "details": error.details}
     return msgspec.json.encode(content, enc_hook=str)
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import msgspec
 
+from router.access.keyring import Caller
 from router.admission import Admitted, Order, check_size, preview
+from router.http.gate import claim
 from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
-from router.jobs import GRACE, Jobs
+from router.http.traces import carried_on, carry
+from router.jobs import Jobs
 from router.service import Router
 from tasks.catalogue import Model
 from tasks.signature import bind, check_stream
@@ -58,15 +61,18 @@ class Inference:
         self._jobs = jobs
         self._limits = router.rules.topology.limits
 
-    async def answer_to(self, reference: str, body: bytes, *, header_length: str | None, prefer: str) -> Answer:
+    async def answer_to(
+        self, reference: str, body: bytes, *, caller: Caller, header_length: str | None, prefer: str
+    ) -> Answer:
         """The answer to an infer request: 200 with the outputs, or 202 with the job's place.
 
         `header_length` and `prefer` are the headers of these names.
 
         Raises:
-            TaxiwayError: as `infer` raises it.
+            TaxiwayError: as `infer` raises it, or because the caller may not ask for that.
         """
         infer = read_infer(body, header_length)
+        claim(caller, infer.parameters)
         submitting = "respond-async" in prefer
         got = await (self.submit(reference, infer) if submitting else self.infer(reference, infer))
         if isinstance(got, Framed):
@@ -95,7 +101,7 @@ class Inference:
         job, admitted = asked.order.job, await self._placed(asked)
         with self._router.results.expect(job) as future:
             fresh = await self._router.forward(admitted)
-            meta = await (self._own(future, admitted) if fresh else self._earlier(job))
+            meta = await (self._own(future, job) if fresh else self._earlier(job))
         if meta is None:
             return Accepted(job)
         return answer_of(asked.model, job, await self.result(meta), wants_binary(infer), infer.id)
@@ -130,6 +136,7 @@ class Inference:
         body = request_body(request, blobs)
         job = job_id(request)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
+        carry(envelope.headers)
         sizes = {ref: len(content) for ref, content in blobs.kept.items()}
         now = self._router.store.now()
         order = Order(job, request, envelope, body, accepted=now, reply=reply, blobs=sizes)
@@ -139,6 +146,7 @@ class Inference:
     async def _placed(self, asked: _Asked) -> Admitted:
         """The placed request, with what it refers to in the store."""
         admitted = await self._router.place(asked.order)
+        carried_on(admitted.outgoing.envelope.headers)
         if asked.kept:
             await self._router.store.keep_blobs(asked.kept)
         return admitted
@@ -156,17 +164,12 @@ class Inference:
         contents = await self._router.store.blobs(found)
         return msgspec.structs.replace(result, outputs=resolved(result.outputs, contents))
 
-    async def _own(self, future: asyncio.Future[bytes], admitted: Admitted) -> bytes | None:
-        """The result of a job forwarded just now; past its deadline the job is ended here."""
-        job, deadline_at = admitted.outgoing.job, admitted.ticket.deadline_at
-        left = deadline_at + GRACE - self._router.store.now() if deadline_at else float("inf")
+    async def _own(self, future: asyncio.Future[bytes], job: str) -> bytes | None:
+        """The result of a job forwarded just now."""
         try:
-            return await asyncio.wait_for(future, min(left, self._limits.wait))
+            return await asyncio.wait_for(future, self._limits.wait)
         except TimeoutError:
-            if left > self._limits.wait:
-                return await self._router.store.result(job)
-        await self._jobs.expire(job)
-        return await self._router.store.result(job)
+            return await self._router.store.result(job)
 
     async def _earlier(self, job: str) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key began."""

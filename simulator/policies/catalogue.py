@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from simulator.policies.balancing import JoinShortestQueue, LeastWork, PowerOfTwo
 from simulator.policies.blind import AlwaysCheapest, AlwaysFastest, Random, RoundRobin, Static
+from simulator.policies.central import Central
 from simulator.policies.policy import Policy
 from simulator.policies.spilling import ClairvoyantDeadline, DeadlineSpill, InfaasLike, ThresholdSpill
 from simulator.policies.taxiway import Taxiway
@@ -27,6 +28,7 @@ POLICIES: Mapping[str, Maker] = {
     "threshold-spill": lambda workload, seed: ThresholdSpill(),
     "infaas-like": lambda workload, seed: InfaasLike(),
     "deadline-spill": lambda workload, seed: DeadlineSpill(),
+    "central-queue": lambda workload, seed: Central(),
     "clairvoyant-edf": lambda workload, seed: ClairvoyantDeadline(),
 }
 """taxiway's own decision first, then the baselines, then what knows the future."""

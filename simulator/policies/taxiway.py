@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from router.board import Board
 from router.classify import Constraints, Needs
+from router.holding import Kind
 from router.outlook import Outlook
 from router.placement import Placement, choose
-from simulator.fleet import SERVICES
+from router.releaser import TICK
+from router.room import has_room
+from simulator.company import Company
+from simulator.fleet import SERVICES, Fleet
+from simulator.holding import Holding
+from simulator.mover import Mover
 from simulator.policies.blind import LIVE
-from simulator.policies.policy import REFUSED, ByLevel
+from simulator.policies.policy import REFUSED, ByLevel, Held, Shift
 from simulator.pool import Pool
 from simulator.reader import Count, Reader, Surroundings
 from simulator.timing import Stepping
@@ -26,10 +32,12 @@ _ENDLESS = 1e9
 class Taxiway(ByLevel):
     """`router.placement.choose` on the router's outlook: four readings a second, and between them what it placed.
 
-    A class without devices counts as cold, with its start as the load time. Where live work would be late and the class
-    that is fastest for it is off, it goes there and so wakes it. What the router refuses is refused; what it would hold
-    waits in the queue of the class that it would be held for.
+    What it holds is released, and what waits is moved, as the router does. A class without devices can be started:
+    where live work would be late and the class that is fastest for it is off, it goes there and so wakes it. What the
+    router refuses is refused.
     """
+
+    beat = TICK
 
     def __init__(self, workload: Workload, surroundings: Surroundings | None = None, *, seed: int = 0) -> None:
         fleet = workload.fleet
@@ -38,70 +46,135 @@ class Taxiway(ByLevel):
         self._stepping = [
             any(isinstance(timing, Stepping) for timing in fleet.timings[name]) for name in workload.trace.models
         ]
-        self._constraints = [
-            Constraints(service=name, preemptible=service.preemptible)
-            for name, service in zip(SERVICES, fleet.services, strict=True)
-        ]
+        self._constraints = [_constraints(fleet, name) for name in workload.trace.models]
+        self._batch = max(device.max_batch for device in fleet.classes.values())
+        self._company = Company(len(workload.trace.models))
+        self._holding = Holding()
+        self._mover = Mover(fleet.rebalance, self._reader, self._board, self._needs)
 
-    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         outlook = self._reader.outlook(pools, now)
-        needs = Needs(job.deadline, job.level, 1, 1.0, constraints=self._constraints[job.service])
+        self._company.meet(job)
         board = self._board(job, outlook)
         try:
-            placement = choose(board, needs, outlook.backlog.seconds, seed=job.index)
+            placement = choose(board, self._needs(job, now), outlook.ahead(), seed=job.index)
         except UnplaceableError:
             return REFUSED
         except OverloadedError:
             placement = None
-        chosen = REFUSED if placement is None else self._place[placement.candidate.hardware_class]
         if job.service == LIVE and (placement is None or _late(placement)):
-            fit = [pools[self._place[candidate.hardware_class]] for candidate in board.candidates]
-            chosen = _woken(job, fit, chosen)
-        if chosen != REFUSED:
-            self._count(job, pools[chosen], placement)
-        return chosen
+            fit = [self._place[candidate.hardware_class] for candidate in board.candidates]
+            fastest = min((pools[place] for place in fit), key=lambda pool: (job.alone[pool.index], pool.index))
+            if not fastest.serving:
+                self._reader.count(job, self._count(job, fastest, None))
+                return fastest.index
+        return REFUSED if placement is None else self._bind(job, pools, placement)
+
+    def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
+        """As `Policy.look`."""
+        yield from self._release(pools, now)
+        yield from self._mover.tick(pools, now)
 
     def ended(self, job: Job, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
         self._reader.ended(job, pool, job.arrival + seconds)
+        self._mover.ended(job)
+
+    def _bind(self, job: Job, pools: Sequence[Pool], placement: Placement) -> int | Held:
+        pool = pools[self._place[placement.candidate.hardware_class]]
+        count = self._count(job, pool, placement)
+        if not placement.held:
+            self._reader.count(job, count)
+            return pool.index
+        self._reader.hold(job, count)
+        self._holding.add(self._kind(job), job)
+        return Held(pool.index)
+
+    def _release(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
+        """Place held jobs, as far as the queues have room for them."""
+        kinds = self._holding.kinds()
+        if not kinds:
+            return
+        outlook = self._reader.take_stock(pools, now)
+        ready = {kind for kind in kinds if self._may_leave(self._holding.first(kind), outlook, now)}
+        while ready:
+            kind = self._holding.next(ready)
+            job, company = self._holding.first(kind), min(self._holding.count(kind), self._batch)
+            placement = self._again(job, outlook, now, company)
+            if placement is not None and placement.held:
+                ready.discard(kind)
+                continue
+            self._holding.release(kind)
+            self._reader.release(job)
+            if placement is None:
+                yield Shift(job, None, None)
+            else:
+                bound = pools[self._place[placement.candidate.hardware_class]]
+                self._reader.count(job, self._count(job, bound, placement))
+                yield Shift(job, None, bound.index)
+            ready &= self._holding.kinds()
+
+    def _may_leave(self, job: Job, outlook: Outlook, now: float) -> bool:
+        return job.due <= now or has_room(self._board(job, outlook), job.level, outlook.ahead(released=True))
+
+    def _again(self, job: Job, outlook: Outlook, now: float, company: int) -> Placement | None:
+        """A held job's placement now; None where it is refused."""
+        if job.due <= now:
+            return None
+        needs = replace(self._needs(job, now), company=company)
+        try:
+            return choose(self._board(job, outlook), needs, outlook.ahead(released=True), seed=job.index)
+        except OverloadedError:
+            return None
+
+    def _needs(self, job: Job, now: float) -> Needs:
+        return Needs(job.due - now, job.level, 1, 1.0, constraints=self._constraints[job.model][job.service])
+
+    def _kind(self, job: Job) -> Kind:
+        return Kind("", self._reader.models[job.model].id, self._constraints[job.model][job.service])
 
     def _board(self, job: Job, outlook: Outlook) -> Board:
         """The model's board with the job's own seconds: sizes differ in two ways, prompt and output.
 
-        A generating model's rows join a running batch, so that the company that a job finds is all that is unfinished;
-        its device seconds are those of a full batch, for only then does anybody wait.
+        A generating model's rows join a running batch: a job's company is as many usual ones as are unfinished, and its
+        own size counts for itself alone. Device seconds are those of a full batch, for only then does anybody wait.
         """
-        board = outlook.board(self._reader.models[job.model], self._constraints[job.service])
+        board = outlook.board(self._reader.models[job.model], self._constraints[job.model][job.service])
         places = [self._place[candidate.hardware_class] for candidate in board.candidates]
-        pace, each = board.base, board.base * [job.crowding[place] for place in places]
-        alone = pace * [job.alone[place] for place in places] - each
+        pace, alone = board.base, board.base * [job.alone[place] for place in places]
         if not self._stepping[job.model]:
-            return replace(board, base=alone, slope=each)
-        work = alone / board.limit + each
+            each = pace * [job.crowding[place] for place in places]
+            return replace(board, base=alone - each, slope=each)
+        usual, each = pace * self._company.alone(job.model)[places], pace * self._company.crowding(job.model)[places]
+        work = (usual - each) / board.limit + each
         company = outlook.backlog.seconds.sum(axis=1)[board.queue] / board.servers / work
         return replace(
             board,
-            base=alone,
+            base=alone - each,
             slope=each,
             beside=board.limit * work,
             limit=np.minimum(company + 1.0, board.limit),
             rates=np.full_like(board.rates, _ENDLESS),
         )
 
-    def _count(self, job: Job, pool: Pool, placement: Placement | None) -> None:
+    def _count(self, job: Job, pool: Pool, placement: Placement | None) -> Count:
         if placement is not None and not self._stepping[job.model]:
             work = placement.work
         else:
             work = job.alone[pool.index] / pool.slots + job.crowding[pool.index] * (1 - 1 / pool.slots)
-        self._reader.count(job, Count(pool.name, self._reader.models[job.model].id, work))
+        return Count(pool.name, self._reader.models[job.model].id, work)
+
+
+def _constraints(fleet: Fleet, model: str) -> list[Constraints]:
+    """A model's, by service: it runs on the classes that have a timing for it."""
+    able = tuple(name for name, timing in zip(fleet.classes, fleet.timings[model], strict=True) if timing is not None)
+    return [
+        Constraints(service=name, preemptible=service.preemptible, classes=able)
+        for name, service in zip(SERVICES, fleet.services, strict=True)
+    ]
 
 
 def _late(placement: Placement) -> bool:
     deadline = placement.needs.deadline
     return deadline is not None and bool(placement.figures.finish[placement.index] > deadline)
-
-
-def _woken(job: Job, fit: Sequence[Pool], otherwise: int) -> int:
-    fastest = min(fit, key=lambda pool: (job.alone[pool.index], pool.index))
-    return otherwise if fastest.serving else fastest.index

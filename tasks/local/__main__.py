@@ -18,6 +18,7 @@ from tasks.artefacts import ArtefactError
 from tasks.catalogue import Catalogue, load_catalogue
 from tasks.document import DocumentError
 from tasks.embedded import EmbeddedValkeyError
+from tasks.local.autoscale import Bounds, most_workers
 from tasks.local.demo import DEMO_COUNTS, answer_all, demo_fleet, plain
 from tasks.local.doctor import examine
 from tasks.local.fetch import fetch, for_runtimes, runtimes_of
@@ -73,6 +74,7 @@ def main() -> None:
 @click.option("--detach", is_flag=True, help="Return once everything is ready; `down` stops it.")
 @click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked so.")
 @click.option("--workers", "counts", type=_Count(), multiple=True, help="Worker processes of a class.")
+@click.option("--autoscale", is_flag=True, help="Run as many workers as there is work for, within the cores.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", "fetching", default=True, help="Whether to fetch missing weights first.")
@@ -83,6 +85,7 @@ def up(
     detach: bool,
     emulate: Sequence[str],
     counts: Sequence[tuple[str, int]],
+    autoscale: bool,
     flower: bool,
     port: int,
     fetching: bool,
@@ -92,8 +95,9 @@ def up(
     running = supervisor_pid(options.data)
     if running is not None:
         raise AlreadyRunningError(options.data, running)
-    topology = _topology()
-    plan = plan_fleet(topology, look(), emulate=emulate, counts=dict(counts))
+    topology, machine = _topology(), look()
+    most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
+    plan = plan_fleet(topology, machine, emulate=emulate, counts=most)
     if fetching:
         _fetch_for(plan, topology)
     if detach:
@@ -102,7 +106,8 @@ def up(
         _announce(as_json)(fleet)
         return
     log_to_stderr()
-    run_fleet(plan, options, os.environ, _announce(as_json))
+    least = {name: hardware.scaling.minimum for name, hardware in topology.hardware.items()}
+    run_fleet(plan, options, os.environ, _announce(as_json), Bounds(least, machine.cores) if autoscale else None)
 
 
 @main.command()

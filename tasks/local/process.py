@@ -50,6 +50,8 @@ class SupervisedProcess:
         name: unique in the fleet; also the log's name.
         arguments: of the interpreter.
         announces: whether it writes a JSON line with the field `ready` to stdout once it is.
+
+    It is `wanted` until it is told to `retire`; who supervises it starts it. `resting` ones do not run and need not.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class SupervisedProcess:
         self.log = logs / f"{name}.log"
         self.deaths: list[float] = []
         self.said: Mapping[str, Any] = {}
+        self.wanted = self.resting = True
+        self.retired = False
         self._arguments = [sys.executable, "-u", *arguments]
         self._environment = dict(environment)
         self._announces = announces
@@ -72,11 +76,6 @@ class SupervisedProcess:
         return self._process
 
     @property
-    def started(self) -> bool:
-        """Whether it was ever started."""
-        return self._process is not None
-
-    @property
     def alive(self) -> bool:
         """Whether it runs."""
         return self.process.poll() is None
@@ -88,9 +87,8 @@ class SupervisedProcess:
 
     def start(self) -> None:
         """Start it, in the checkout; it dies with the calling thread."""
-        self.close()
-        self.said = {}
-        self._unread = b""
+        self.rest()
+        self.resting = False
         with self.log.open("ab") as log:
             self._process = start_child(
                 self._arguments,
@@ -101,6 +99,22 @@ class SupervisedProcess:
             )
         if self._process.stdout is not None:
             os.set_blocking(self._process.stdout.fileno(), False)
+
+    def retire(self) -> None:
+        """Ask it to finish and end; it is not wanted any more."""
+        self.wanted = False
+        if self.resting or not self.alive:
+            self.resting = True
+        else:
+            self.retired = True
+            self.process.terminate()
+
+    def rest(self) -> None:
+        """It has ended, and nobody is to wonder at that."""
+        self.close()
+        self.said = {}
+        self._unread = b""
+        self.retired, self.resting = False, True
 
     def listen(self) -> None:
         """Move what it wrote to stdout since the last time into its log, and look for the line that it is ready."""

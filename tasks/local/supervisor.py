@@ -47,27 +47,36 @@ class Supervisor:
             StartError: a process ended, or is not ready after `patience` seconds.
         """
         for process in self._all():
-            process.start()
+            if process.wanted:
+                process.start()
         end = time.monotonic() + patience
         while not self._stopping.wait(TICK):
             self._check_start()
-            if all(p.ready for p in self._all()) and healthy():
+            if all(p.ready for p in self._running()) and healthy():
                 return True
             if time.monotonic() > end:
                 raise self._too_late(patience)
         return False
 
-    def watch(self, changed: Callable[[], None]) -> None:
-        """Start anew whatever dies, until told to stop; `changed` is called after a process came up again."""
+    def watch(self, changed: Callable[[], None], tend: Callable[[], None]) -> None:
+        """Start what is wanted and what dies, until told to stop.
+
+        `changed` is called after a process came up or went as it was asked to; `tend` may change what is wanted.
+        """
         while not self._stopping.wait(TICK):
             self._watch_broker()
+            tend()
             for process in self._all():
-                self._watch_process(process, changed)
+                if not process.resting:
+                    self._watch_process(process, changed)
+                elif process.wanted:
+                    self._due.pop(process.name, None)
+                    process.start()
 
     def stop(self, *, patience: float) -> None:
         """Stop everything in order; each group has `patience` seconds, then it is killed."""
         for group in self._groups:
-            _stop_group([p for p in group if p.started], patience)
+            _stop_group([p for p in group if not p.resting], patience)
         if self._broker is not None:
             self._broker.stop()
 
@@ -75,8 +84,11 @@ class Supervisor:
         """Every process, in the order of their start: the reverse of that of their end."""
         return [process for group in reversed(self._groups) for process in group]
 
+    def _running(self) -> list[SupervisedProcess]:
+        return [process for process in self._all() if not process.resting]
+
     def _check_start(self) -> None:
-        for process in self._all():
+        for process in self._running():
             process.listen()
             if not process.alive:
                 status = process.process.returncode
@@ -85,7 +97,7 @@ class Supervisor:
                 )
 
     def _too_late(self, patience: float) -> StartError:
-        waiting = [p for p in self._all() if not p.ready]
+        waiting = [p for p in self._running() if not p.ready]
         if not waiting:
             return StartError(f"all processes run, and the fleet was not healthy within {patience:g} s")
         first = waiting[0]
@@ -103,6 +115,10 @@ class Supervisor:
         if process.ready and not was_ready:
             changed()
         if process.alive or process.name in self._given_up:
+            return
+        if process.retired:
+            process.rest()
+            changed()
             return
         due = self._due.get(process.name)
         if due is None:

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from tasks.embedded import EmbeddedValkey, kept_port, kept_secret
+from tasks.local.autoscale import Autoscaler, Bounds, ask_router
 from tasks.local.plan import Plan, WorkerPlan
 from tasks.local.process import SupervisedProcess
 from tasks.local.state import Fleet, RunningWorker, supervising, write_fleet
@@ -58,8 +59,16 @@ class _Processes:
         return [[process for _, process in self.workers], [self.router], flower]
 
 
-def run_fleet(plan: Plan, options: Options, environment: Mapping[str, str], announce: Callable[[Fleet], None]) -> None:
+def run_fleet(
+    plan: Plan,
+    options: Options,
+    environment: Mapping[str, str],
+    announce: Callable[[Fleet], None],
+    bounds: Bounds | None = None,
+) -> None:
     """Bring the fleet up, call `announce` once all of it is ready, and keep it up until SIGTERM or SIGINT.
+
+    With `bounds` of the plan's workers only those run that a router wants.
 
     Raises:
         AlreadyRunningError: a fleet runs from the same data directory.
@@ -74,7 +83,8 @@ def run_fleet(plan: Plan, options: Options, environment: Mapping[str, str], anno
             settings = _settings(broker, options.data, environment)
             processes = _processes(plan, options, {**environment, **settings.environment()})
             supervisor = Supervisor(broker, processes.stop_order())
-            _supervise(supervisor, processes, partial(_fleet, settings, plan, options, processes), announce)
+            tend = _tending(processes, bounds, environment)
+            _supervise(supervisor, processes, partial(_fleet, settings, plan, options, processes), announce, tend)
         finally:
             if supervisor is not None:
                 supervisor.stop(patience=STOP_PATIENCE)
@@ -82,17 +92,32 @@ def run_fleet(plan: Plan, options: Options, environment: Mapping[str, str], anno
                 broker.stop()
 
 
+def _tending(processes: _Processes, bounds: Bounds | None, environment: Mapping[str, str]) -> Callable[[], None]:
+    """What resizes classes as long as the fleet runs; without bounds nothing does."""
+    if bounds is None:
+        return lambda: None
+    key = environment.get("TAXIWAY_KEY", "")
+    return Autoscaler(
+        processes.workers, bounds, lambda name: ask_router(_said(processes.router, "http"), key, name)
+    ).tend
+
+
 def _supervise(
-    supervisor: Supervisor, processes: _Processes, describe: Callable[[], Fleet], announce: Callable[[Fleet], None]
+    supervisor: Supervisor,
+    processes: _Processes,
+    describe: Callable[[], Fleet],
+    announce: Callable[[Fleet], None],
+    tend: Callable[[], None],
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.request_stop())
     if not supervisor.start(partial(_healthy, processes), patience=START_PATIENCE):
         return
+    tend()
     fleet = describe()
     write_fleet(Path(fleet.data), fleet)
     announce(fleet)
-    supervisor.watch(lambda: write_fleet(Path(fleet.data), describe()))
+    supervisor.watch(lambda: write_fleet(Path(fleet.data), describe()), tend)
 
 
 def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:
@@ -160,7 +185,7 @@ def _fleet(settings: Settings, plan: Plan, options: Options, processes: _Process
         pid=os.getpid(),
         router_pid=processes.router.process.pid,
         data=str(options.data),
-        workers=tuple(_running(worker, process) for worker, process in processes.workers),
+        workers=tuple(_running(worker, process) for worker, process in processes.workers if not process.resting),
         left_out=plan.left_out,
     )
 

@@ -22,6 +22,9 @@ from taxiway.keys import LEVELS
 LEAVE = 0.5
 """Share of a queue that is left to its devices while the other is looked at."""
 
+LOOKED_AT = 500
+"""Most messages that are looked at in a queue: each is delivered, and goes back. 2,000 took a second and more."""
+
 GLANCE = 0.05
 """Longest to wait for a queue's messages to come, in seconds."""
 
@@ -48,7 +51,7 @@ class RabbitYard(StateYard):
             channel = await self._live()
             declared = await channel.declare_queue(queue, passive=True, timeout=ANSWER)
             depth = declared.declaration_result.message_count or 0
-            wanted = min(most, int(depth * (1 - LEAVE)))
+            wanted = min(most, LOOKED_AT, int(depth * (1 - LEAVE)))
             await channel.set_qos(prefetch_count=max(wanted, 1))
             messages = await self._glance(declared, wanted) if wanted else []
         return Shown(depth, [self._peeked(queue, message) for message in reversed(messages)])

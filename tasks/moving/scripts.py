@@ -58,8 +58,10 @@ while i <= #ARGV do
     redis.call('HSET', job, unpack(ARGV, i + 6, i + 5 + n))
     if cell then
       redis.call('HINCRBYFLOAT', KEYS[2], cell, -work)
+      redis.call('HINCRBYFLOAT', KEYS[2], cell .. '|jobs', -1)
       cell, work = unpack(redis.call('HMGET', job, 'cell', 'work'))
       redis.call('HINCRBYFLOAT', KEYS[2], cell, work)
+      redis.call('HINCRBYFLOAT', KEYS[2], cell .. '|jobs', 1)
     end
   end
   moved[#moved + 1] = ours and 1 or 0

@@ -13,9 +13,6 @@ from taxiway.errors import InvalidRequestError
 from taxiway.keys import LEAD, WORK, priority_lists
 from taxiway.wire import decode_envelope, encode_envelope
 
-MOVES_AT_MOST = 200
-"""Messages that one script moves, so that the server is not blocked for long."""
-
 
 class ValkeyYard(StateYard):
     """Class queues on Valkey. Where `state` is another server, it has the lead, and records change there first."""
@@ -47,10 +44,13 @@ class ValkeyYard(StateYard):
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
         """See `Yard`."""
-        moved: list[bool] = []
-        for start in range(0, len(steps), MOVES_AT_MOST):
-            moved += await self._move_some(token, steps[start : start + MOVES_AT_MOST])
-        return moved
+        if self._apart and not await self.record(token, steps):
+            return [False] * len(steps)
+        messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
+        args = move_args("" if self._apart else token, steps, messages, record=not self._apart)
+        with told_plainly("broker"):
+            moved = await self._move(keys=[LEAD, WORK], args=args)
+        return [bool(one) for one in moved] or [False] * len(steps)
 
     async def put_back(self) -> None:
         """Nothing: what was shown never left its queue."""
@@ -59,15 +59,6 @@ class ValkeyYard(StateYard):
         """See `Yard`."""
         await super().close()
         await self._client.aclose()
-
-    async def _move_some(self, token: str, steps: Sequence[Step]) -> list[bool]:
-        if self._apart and not await self.record(token, steps):
-            return [False] * len(steps)
-        messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
-        args = move_args("" if self._apart else token, steps, messages, record=not self._apart)
-        with told_plainly("broker"):
-            moved = await self._move(keys=[LEAD, WORK], args=args)
-        return [bool(one) for one in moved] or [False] * len(steps)
 
 
 def _peeked(queue: str, level: int, raw: bytes) -> Peeked | None:

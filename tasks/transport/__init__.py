@@ -13,6 +13,9 @@ from typing import Protocol
 import msgspec
 
 from tasks.forwarding import Forward
+from taxiway.acceptance import Durability
+from taxiway.job import JobState
+from taxiway.keys import LEVELS
 from taxiway.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -23,6 +26,19 @@ TAKE_BYTES = 64 * 2**20
 
 PACKED = "packed"
 """The field of a kept reading that holds it."""
+
+
+def queue_arguments(durability: Durability) -> dict[str, int | str]:
+    """How RabbitMQ keeps a class's queue: a classic one, whose priorities are exact, or one with a quorum of replicas.
+
+    That one serves the first level before all others, and never gives a message up: poison is the fleet's to park.
+    """
+    if durability == "written":
+        return {"x-max-priority": LEVELS - 1}
+    return QUORUM
+
+
+QUORUM: dict[str, int | str] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -76,12 +92,35 @@ class Reading:
         return Forward(reading=self.name, fields={PACKED: self.packed}, keep=self.keep)
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """A worker that neither ended a job nor gave it back: since when by the store's clock, and whether it `ran`.
+
+    A run that ended its worker within a tenth of a second may not have been told of.
+    """
+
+    worker: str
+    since: float
+    ran: bool
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A message given up: why, when by the giver's clock, and its bytes as the broker held them."""
+    """A message given up: why, when by the giver's clock, and its bytes as the broker held them.
+
+    `by` is who gave it up, `job` its job where that is known, and `history` who held that job and ended.
+    """
 
     reason: str
     at: float
     message: bytes
+    by: str = ""
+    job: str = ""
+    history: tuple[Holder, ...] = ()
+
+
+def read_history(text: str) -> tuple[Holder, ...]:
+    """The holders in a job's record, the first first, as `scripts.CLAIMING` writes them."""
+    lines = (line.rsplit(" ", 2) for line in text.splitlines())
+    return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
 
 
 class Transport(Protocol):

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -20,12 +20,13 @@ import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
-from tasks.connection import ANSWER, connect, told_plainly
-from tasks.forwarding import FORWARD, Forward, forward_answer, forward_args
-from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
+from tasks.connection import ANSWER, Line, connect, told_plainly
+from tasks.forwarding import FORWARD, LET_GO, Forward, forward_answer, forward_args
+from tasks.transport import QUORUM, TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken, queue_arguments
+from taxiway.acceptance import Durability, check_confirmed, confirming
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState
-from taxiway.keys import ARRIVALS, LEVELS, amqp_priority, job_key, priority_lists
+from taxiway.keys import ARRIVALS, amqp_priority, job_key, priority_lists
 from taxiway.wire import Envelope, encode_envelope
 
 _EVENTS = "celeryev"  # Celery's exchange for events
@@ -56,10 +57,21 @@ class _Session:
 class RabbitTransport:
     """A router's hold on a RabbitMQ broker; connects when it is first used, and again after a failure."""
 
-    def __init__(self, *, broker: str, state: str, name: str, keep_record: int, queues: Sequence[str]) -> None:
+    def __init__(
+        self,
+        *,
+        broker: str,
+        state: str,
+        name: str,
+        keep_record: int,
+        queues: Sequence[str],
+        durability: Durability = "written",
+    ) -> None:
         self._url = broker
         self._state = connect(state)
-        self._record = self._state.register_script(FORWARD)
+        self._records = Line(state)
+        self._durability = durability
+        self._confirming = confirming(durability, ANSWER / 2)
         self._name = name
         self._keep = keep_record
         self._queues = tuple(queues)
@@ -109,7 +121,7 @@ class RabbitTransport:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
-        return (await self._run_record(readings, forwards))[len(readings) :]
+        return (await self._run_record(readings, forwards, LET_GO))[len(readings) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
@@ -145,6 +157,7 @@ class RabbitTransport:
     async def close(self) -> None:
         """Disconnect; RabbitMQ gives what is unacknowledged to another router."""
         await self._drop()
+        await self._records.close()
         await self._state.aclose()
 
     async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> set[str]:
@@ -168,13 +181,18 @@ class RabbitTransport:
                 known = await pipeline.execute()
         return [m for m, marks in zip(messages, known, strict=True) if marks == [None, None]]
 
-    async def _run_record(self, readings: Sequence[Reading], forwards: Sequence[Forward]) -> list[bool]:
+    async def _run_record(
+        self, readings: Sequence[Reading], forwards: Sequence[Forward], script: str = FORWARD
+    ) -> list[bool]:
         """Keep readings, then records; what was new of both, in this order."""
         if not readings and not forwards:
             return []
         args = forward_args([*(reading.recorded() for reading in readings), *forwards])
         with told_plainly("state store"):
-            return forward_answer(await self._record(keys=priority_lists(ARRIVALS), args=args))[1]
+            done = forward_answer(await self._records.run(script, priority_lists(ARRIVALS), args))[1]
+            if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
+                check_confirmed([await self._records.call(*command) for command in self._confirming])
+        return done
 
     def _recorded(self, message: Outgoing) -> Forward:
         """The record; with the message itself where that is held, so that a copy of its arrival is not published."""
@@ -207,7 +225,7 @@ class RabbitTransport:
             if self._session is None or self._session.lost:
                 await self._drop()
                 with told_plainly_amqp():
-                    self._session = await asyncio.wait_for(_open(self._url, self._queues), ANSWER)
+                    self._session = await asyncio.wait_for(_open(self._url, self._queues, self._durability), ANSWER)
             return self._session
 
     async def _drop(self) -> None:
@@ -217,15 +235,15 @@ class RabbitTransport:
                 await asyncio.wait_for(session.connection.close(), ANSWER)
 
 
-async def _open(url: str, queues: Sequence[str]) -> _Session:
+async def _open(url: str, queues: Sequence[str], durability: Durability) -> _Session:
     """Connect, declare everything as plain Celery does, and consume the arrivals."""
     connection = await aio_pika.connect(url, timeout=ANSWER)
     outward = await connection.channel(publisher_confirms=True, on_return_raises=True)
     inward = await connection.channel(publisher_confirms=False)
     await inward.set_qos(prefetch_count=2 * TAKE_AT_MOST)
-    exchanges = {name: await _declare(outward, name, {"x-max-priority": LEVELS - 1}) for name in queues}
+    exchanges = {name: await _declare(outward, name, queue_arguments(durability)) for name in queues}
     exchanges[_EVENTS] = await outward.declare_exchange(_EVENTS, aio_pika.ExchangeType.TOPIC, durable=True)
-    await _declare(outward, ARRIVALS, None)
+    await _declare(outward, ARRIVALS, QUORUM if durability == "replicated" else {})
     session = _Session(connection, outward, exchanges, asyncio.Event())
 
     async def receive(message: AbstractIncomingMessage) -> None:
@@ -239,9 +257,9 @@ async def _open(url: str, queues: Sequence[str]) -> _Session:
     return session
 
 
-async def _declare(channel: AbstractChannel, name: str, arguments: dict[str, int] | None) -> AbstractExchange:
+async def _declare(channel: AbstractChannel, name: str, arguments: Mapping[str, int | str]) -> AbstractExchange:
     exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.DIRECT, durable=True)
-    queue = await channel.declare_queue(name, durable=True, arguments=dict(arguments) if arguments else None)
+    queue = await channel.declare_queue(name, durable=True, arguments=dict(arguments) or None)
     await queue.bind(exchange, routing_key=name)
     return exchange
 

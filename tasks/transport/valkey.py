@@ -15,13 +15,17 @@ from typing import Any
 import msgspec
 
 from tasks.connection import Line, connect, told_plainly
-from tasks.forwarding import FORWARD, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.forwarding import FORWARD, LET_GO, TAKE, Forward, forward_answer, forward_args, take_answer
 from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from tasks.transport.life import TAKES, Life
+from taxiway.acceptance import Durability, check_confirmed, confirming
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.job import JobState
 from taxiway.keys import ARRIVALS, LEVELS, priority_list, priority_lists, redis_priority
 from taxiway.wire import Envelope, decode_envelope, encode_envelope
+
+_CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
+_SEEN = {"state": JobState.QUEUED}
 
 EVENTS = "celeryev"
 """Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
@@ -33,17 +37,21 @@ class ValkeyTransport:
     A message's tag is the list that it was taken into: all of a list are answered together.
     """
 
-    def __init__(self, *, broker: str, state: str, name: str, keep_record: int) -> None:
+    def __init__(
+        self, *, broker: str, state: str, name: str, keep_record: int, durability: Durability = "written"
+    ) -> None:
         self._client = connect(broker)
         self._takes, self._sends = Line(broker), Line(broker)
         self._records = Line(state) if state != broker else None
         self._waiters = [Line(broker, answer=None) for _ in range(LEVELS)]
         self._database = int(self._client.connection_pool.connection_kwargs.get("db") or 0)
         self._keep = keep_record
+        self._confirming = confirming(durability, _CONFIRMED_WITHIN)
         self._life = Life(self._client, name)
         self._waits: dict[int, asyncio.Task[Any]] = {}
         self._held: set[str] = set()
         self._more = True
+        self._bursts = False
         self._abandoned = False
 
     async def wait(self, longest: float) -> None:
@@ -58,14 +66,14 @@ class ValkeyTransport:
         await asyncio.wait(self._waits.values(), timeout=longest, return_when=asyncio.FIRST_COMPLETED)
 
     async def take(self, most: int = TAKE_AT_MOST) -> Taken:
-        """What `wait` moved; and where the last call said that there is more, that."""
+        """What `wait` moved; and where the last call said that there is more, or they come in bursts lately, that."""
         with told_plainly("broker"):
             if self._abandoned:
                 await self._end_life()
             while self._life.due and not await self._life.sign():
                 await self._end_life()
             woken = self._woken()
-            if not self._more:
+            if not self._more and not (woken and self._bursts):
                 return Taken(self._life.now(), woken)
             tag = self._life.taken(TAKES)
             keys = [self._life.key, tag, *priority_lists(ARRIVALS)]
@@ -75,7 +83,7 @@ class ValkeyTransport:
                 await self._life.sign()
                 return Taken(now)
         self._life.heard(now)
-        self._more = bool(taken)
+        self._more = self._bursts = bool(taken)
         if taken:
             self._held.add(tag)
         return Taken(now, [*woken, *(_arrival(tag, raw) for raw in taken)])
@@ -86,11 +94,16 @@ class ValkeyTransport:
         kept = [reading.recorded() for reading in readings]
         tags = {m.tag for m in messages if m.tag}
         if self._records is None:
-            return (await self._run_forward([*kept, *forwards], tags))[len(kept) :]
+            done = (await self._run_forward([*kept, *forwards], tags))[len(kept) :]
+            await self._confirm(self._sends, tags)
+            return done
         held = [m.held for m in messages]
         records = [f if own else _unpublished(f) for f, own in zip(forwards, held, strict=True)]
         recorded = (await self._run_record([*kept, *records]))[len(kept) :]
-        published = iter(await self._run_forward([f for f, own in zip(forwards, held, strict=True) if not own], tags))
+        unheld = [_unrecorded(f) for f, own in zip(forwards, held, strict=True) if not own]
+        await self._confirm(self._records, tags)
+        published = iter(await self._run_forward(unheld, tags))
+        await self._confirm(self._sends, tags)
         return [done if own else next(published) for done, own in zip(recorded, held, strict=True)]
 
     async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
@@ -98,9 +111,10 @@ class ValkeyTransport:
         forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
         kept = [reading.recorded() for reading in readings]
         if self._records is None:
-            return (await self._run_forward([*kept, *forwards]))[len(kept) :]
-        await self._run_forward([msgspec.structs.replace(f, was="") for f in forwards])
-        return (await self._run_record([*kept, *map(_unpublished, forwards)]))[len(kept) :]
+            return (await self._run_forward([*kept, *forwards], script=LET_GO))[len(kept) :]
+        unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
+        await self._run_forward(unheld, script=LET_GO)
+        return (await self._run_record([*kept, *map(_unpublished, forwards)], LET_GO))[len(kept) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals, with all that were taken with them."""
@@ -163,21 +177,33 @@ class ValkeyTransport:
         await self._life.end()
         self._more, self._abandoned = True, False
 
-    async def _run_forward(self, forwards: Sequence[Forward], tags: Set[str] = frozenset()) -> list[bool]:
+    async def _run_forward(
+        self, forwards: Sequence[Forward], tags: Set[str] = frozenset(), script: str = FORWARD
+    ) -> list[bool]:
         if not tags <= self._held:
             return [False] * len(forwards)
         args = forward_args(forwards, self._life.key if tags else "")
         line = self._takes if tags else self._sends
         with told_plainly("broker"):
-            answer = await line.run(FORWARD, [*priority_lists(ARRIVALS), *tags], args)
+            answer = await line.run(script, [*priority_lists(ARRIVALS), *tags], args)
         self._more, done = forward_answer(answer)
         self._held -= tags
         return done
 
-    async def _run_record(self, forwards: Sequence[Forward]) -> list[bool]:
+    async def _confirm(self, line: Line, tags: Set[str]) -> None:
+        """Wait until what was written on the line is as durable as it is to be, of what comes from the own door.
+
+        What came by the arrivals was accepted there, and a replica that has less has it there still.
+        """
+        if tags or not self._confirming:
+            return
+        with told_plainly("broker"):
+            check_confirmed([await line.call(*command) for command in self._confirming])
+
+    async def _run_record(self, forwards: Sequence[Forward], script: str = FORWARD) -> list[bool]:
         assert self._records is not None
         with told_plainly("state store"):
-            return forward_answer(await self._records.run(FORWARD, priority_lists(ARRIVALS), forward_args(forwards)))[1]
+            return forward_answer(await self._records.run(script, priority_lists(ARRIVALS), forward_args(forwards)))[1]
 
     def _forward_of(self, message: Outgoing) -> Forward:
         envelope = message.envelope
@@ -201,6 +227,11 @@ def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
 def _unpublished(forward: Forward) -> Forward:
     """The record alone of what is published elsewhere."""
     return msgspec.structs.replace(forward, queue_list="", message=b"")
+
+
+def _unrecorded(forward: Forward) -> Forward:
+    """The publication alone of what is recorded elsewhere: the broker remembers of the job that it was there."""
+    return msgspec.structs.replace(forward, fields=_SEEN)
 
 
 def _arrival(tag: str, raw: bytes) -> Arrival:

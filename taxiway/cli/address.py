@@ -51,11 +51,17 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
         raise CommandError(f"no fleet runs from {folder}", hint=NO_FLEET, code=UNAVAILABLE) from error
 
 
+def key_for(address: str, environment: Mapping[str, str]) -> str | None:
+    """The key in `TAXIWAY_KEY`, for a router; no option has it, for all on a machine see each command's options."""
+    return environment.get("TAXIWAY_KEY") or None if address.startswith("http") else None
+
+
 def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
     """The answer of the fleet that the options name. Raises `TaxiwayError`, and `CommandError` where there is none."""
 
     async def asked() -> T:
-        async with AsyncClient(find_fleet(url, data, os.environ)) as client:
+        address = find_fleet(url, data, os.environ)
+        async with AsyncClient(address, key=key_for(address, os.environ)) as client:
             return await question(client)
 
     return asyncio.run(asked())

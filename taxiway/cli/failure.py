@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 
 from taxiway.errors import (
+    BrokerFullError,
     BrokerUnavailableError,
     NoDeviceError,
     OverloadedError,
     ResultTimeoutError,
     TaxiwayError,
+    UnauthenticatedError,
     UnknownModelError,
     UnplaceableError,
 )
@@ -27,8 +29,10 @@ EXIT_CODES = {
 """What each exit code says."""
 
 _HINTS: dict[type[TaxiwayError], str] = {
+    UnauthenticatedError: "TAXIWAY_KEY holds the key that the fleet's operator gave you",
     UnknownModelError: "`taxiway models` lists what the fleet can run",
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
+    BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
     BrokerUnavailableError: "`taxiway up --detach` starts a fleet here; --url or TAXIWAY_URL names another",
     NoDeviceError: "`taxiway status` shows which devices are there; start a worker for the class",
     OverloadedError: "try again later, or allow a longer --deadline",

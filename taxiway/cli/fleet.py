@@ -26,6 +26,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--detach", is_flag=True, help="Return once everything is ready; `taxiway down` stops it.")
 @click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked as emulated.")
 @click.option("--workers", multiple=True, metavar="CLASS=N", help="Worker processes of a class.")
+@click.option("--autoscale", is_flag=True, help="Run as many workers as there is work for, within the cores.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
 @click.option("--port", metavar="PORT", help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", default=True, help="Whether to fetch missing weights first.")
@@ -36,12 +37,13 @@ def up(
     detach: bool,
     emulate: Sequence[str],
     workers: Sequence[str],
+    autoscale: bool,
     flower: bool,
     port: str | None,
     fetch: bool,
 ) -> None:
     """Start the broker, a router, workers and Flower on this machine, and keep them up."""
-    flags = {"--detach": detach, "--no-flower": not flower, "--no-fetch": not fetch}
+    flags = {"--detach": detach, "--autoscale": autoscale, "--no-flower": not flower, "--no-fetch": not fetch}
     arguments = [flag for flag, wanted in flags.items() if wanted]
     arguments += [*pairs("--emulate", emulate), *pairs("--workers", workers)]
     arguments += pairs("--port", [port] if port else [])

@@ -113,6 +113,24 @@ def show_models(models: Sequence[Mapping[str, Any]]) -> None:
     _console().print(table)
 
 
+def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:
+    """A table of dead letters."""
+    _console().print(_table("given up, the latest first", [_letter_row(letter) for letter in letters]))
+
+
+def show_letter(letter: Mapping[str, Any]) -> None:
+    """A dead letter, the workers that its job ended, and its message."""
+    console = _console()
+    facts = {"job": letter["job"], "given up": _moment(letter["at"]), "by": letter["by"], "why": letter["reason"]}
+    title = f"letter {letter['id']}"
+    console.print(Panel(_facts(facts | {"flaw": letter["flaw"]}), title=title, title_align="left", expand=False))
+    if letter["history"]:
+        console.print(_table("held it and ended", [_holder_row(holder) for holder in letter["history"]]))
+    for name, value in letter["headers"].items():
+        console.print(Text.assemble((f"{name}: ", "dim"), str(value)), soft_wrap=True)
+    console.print(Text(letter["body"]), soft_wrap=True)
+
+
 def show_fleet(fleet: Mapping[str, Any]) -> None:
     """Hardware classes with their price and work, then the devices that are live; or what else the router tells."""
     console = _console()
@@ -146,6 +164,24 @@ def _move_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"at": at, "from": row["source"], "to": row["target"], "why": row["reason"]}
 
 
+def _letter_row(letter: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "letter": letter["id"],
+        "given up": _moment(letter["at"]),
+        "job": letter["job"],
+        "ended": len(letter["history"]),
+        "why": letter["reason"],
+    }
+
+
+def _holder_row(holder: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "worker": holder["worker"],
+        "since": _moment(holder["since"]),
+        "while": "it ran" if holder["ran"] else "it waited there, or had just begun",
+    }
+
+
 def _refused_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"class": row["hardware_class"], "variant": row["variant"], "why": row["reason"]}
 
@@ -162,7 +198,7 @@ def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "worker": facts["worker"],
+        "worker": f"{facts['worker']} (draining)" if facts.get("draining") else facts["worker"],
         "device": f"{facts['device']} (emulated)" if facts["emulated"] else facts["device"],
         "running": facts.get("running", 0),
         "held": facts.get("held", 0),

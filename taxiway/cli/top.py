@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from taxiway.cli.address import ask, fleet_options, print_json
-from taxiway.cli.show import duration
+from taxiway.errors import FleetUnavailable
 
-_BAR = 8
+_BAR = 5
+_HEADINGS = 5  # lines that are no class, device or move: headline, trouble, two headings, devices left out
 _MOVES_SHOWN = 5
 
 
@@ -33,65 +35,111 @@ def top(*, every: float, once: bool, url: str | None, data: Path | None, as_json
     if as_json:
         print_json(look())
         return
-    console = Console()
+    console, fleet = Console(), look()
     if once:
-        console.print(page(look()))
+        console.print(page(fleet, rows=len(fleet["devices"])))
         return
-    with Live(page(look()), console=console, screen=True, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(every)
-                live.update(page(look()), refresh=True)
-        except KeyboardInterrupt:
-            pass
+    first = page(fleet, rows=_room(console, fleet))
+    with Live(first, console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(every)
+            before, fleet, trouble = fleet, *_look_again(look, fleet)
+            live.update(page(fleet, before, rows=_room(console, fleet), trouble=trouble), refresh=True)
 
 
-def page(fleet: Mapping[str, Any]) -> Group:
-    """The whole picture, for a terminal of 80 columns or more."""
-    parts: list[Any] = [_headline(fleet), _classes(fleet["classes"]), _devices(fleet["devices"])]
+def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, rows: int, trouble: str = "") -> Group:
+    """The whole picture, for a terminal of 80 columns or more.
+
+    `before` is an earlier look, from which what was done a second is known. At most `rows` devices are shown; `trouble`
+    says why the picture is an old one.
+    """
+    parts: list[Any] = [_headline(fleet), _classes(fleet, _rates(before, fleet))]
+    if trouble or fleet["stale"]:
+        parts.insert(1, Text(f"old: {trouble or 'the state store does not answer'}", "yellow"))
     if fleet["moves"]:
         parts.append(_moves(fleet["moves"][:_MOVES_SHOWN], fleet["now"]))
+    devices = fleet["devices"]
+    parts.append(_devices(devices[:rows]))
+    if len(devices) > rows:
+        parts.append(Text(f"… and {len(devices) - rows} more", "dim"))
     return Group(*parts)
+
+
+def _look_again(look: Callable[[], Mapping[str, Any]], fleet: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The fleet now; the last picture of it and the reason, while nobody answers."""
+    try:
+        return look(), ""
+    except FleetUnavailable as error:
+        return fleet, error.message
+
+
+def _room(console: Console, fleet: Mapping[str, Any]) -> int:
+    """How many devices fit beside the rest of the page."""
+    moves = min(len(fleet["moves"]), _MOVES_SHOWN)
+    return max(1, console.height - len(fleet["classes"]) - (moves + 1 if moves else 0) - _HEADINGS)
 
 
 def _headline(fleet: Mapping[str, Any]) -> Text:
     classes = fleet["classes"].values()
-    waiting = sum(sum(one["depth"]) for one in classes)
     spending = sum(one["spending"] for one in classes)
-    line = f"taxiway  {len(fleet['devices'])} devices  {waiting} waiting  ${spending:.2f}/h"
-    text = Text(line, "bold")
-    if fleet["stale"]:
-        text.append("  old: the state store does not answer", "yellow")
-    return text
+    counts = {
+        "devices": len(fleet["devices"]),
+        "waiting": sum(sum(one["depth"]) for one in classes),
+        "held": fleet["held"],
+        "dead letters": fleet["dead"],
+    }
+    said = [f"{count} {what}" for what, count in counts.items() if count or what in ("devices", "waiting")]
+    return Text("  ".join(["taxiway", *said, f"${spending:.2f}/h"]), "bold")
 
 
-def _classes(classes: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table("class", "busy", ">waiting", ">oldest", ">work", ">held", ">rows/s", ">devices", ">$/h")
-    for name, one in classes.items():
+def _rates(before: Mapping[str, Any] | None, fleet: Mapping[str, Any]) -> Mapping[str, float]:
+    """Jobs that each class ended a second since an earlier look, for the workers that are in both."""
+    if before is None or fleet["now"] <= before["now"]:
+        return {}
+    past = {device["worker"]: device.get("done", {}) for device in before["devices"]}
+    rates: dict[str, float] = {}
+    for device in fleet["devices"]:
+        for name, done in device.get("done", {}).items() if device["worker"] in past else ():
+            gained = _jobs(done) - _jobs(past[device["worker"]].get(name, {}))
+            rates[name] = rates.get(name, 0.0) + max(gained, 0) / (fleet["now"] - before["now"])
+    return rates
+
+
+def _jobs(done: Mapping[str, Any]) -> int:
+    return sum(done.get("outcomes", {}).values())
+
+
+def _classes(fleet: Mapping[str, Any], done: Mapping[str, float]) -> Table:
+    columns = ("class", "busy", ">waiting", ">oldest", ">work", ">held", ">rows/s", ">done/s", ">devices", ">$/h")
+    table = _table(*columns)
+    for name, one in fleet["classes"].items():
         wanted = one["replicas"]
         devices = str(one["devices"]) if wanted in (None, one["devices"]) else f"{one['devices']}→{wanted}"
         table.add_row(
             name,
             _bar(one["utilisation"]) if one["devices"] else "–",
             str(sum(one["depth"])),
-            _seconds(one["oldest"]),
-            _seconds(sum(one["work"])),
-            _seconds(sum(one["held"])),
-            f"{one['rows_per_second']:.3g}" if one["rows_per_second"] >= 0.05 else "",
+            _span(one["oldest"]),
+            _span(sum(one["work"])),
+            _span(sum(one["held"])),
+            _rate(one["rows_per_second"]),
+            _rate(done.get(name, 0.0)),
             devices,
             f"{one['spending']:.2f}" if one["devices"] else "",
         )
     return table
 
 
-def _devices(devices: Iterable[Mapping[str, Any]]) -> Table:
-    table = _table("device", "class", "busy", ">rows", ">held", "warm")
+def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
+    table = _table("device", "class", "busy", ">runs", ">has", "warm")
+    hosts = {_host(one) for one in devices}
     for one in devices:
         emulated = " (emulated)" if one["emulated"] else ""
+        host = f"@{_host(one)}" if len(hosts) > 1 else ""
         warm = sorted({key.partition(":")[0] for key in one.get("warm", ())})
         table.add_row(
-            f"{one['device']}{emulated}",
-            one["hardware_class"],
+            f"{one['device']}{host}{emulated}",
+            "draining" if one.get("draining") else ", ".join(one.get("serves") or [one["hardware_class"]]),
             _bar(one.get("utilisation", 0.0)),
             str(one.get("running", 0) or ""),
             str(one.get("held", 0) or ""),
@@ -103,13 +151,18 @@ def _devices(devices: Iterable[Mapping[str, Any]]) -> Table:
 def _moves(moves: Iterable[Mapping[str, Any]], now: float) -> Table:
     table = _table(">ago", ">jobs", "from → to", "why")
     for one in moves:
-        table.add_row(_seconds(now - one["at"]), str(one["jobs"]), f"{one['source']} → {one['target']}", one["reason"])
+        table.add_row(_span(now - one["at"]), str(one["jobs"]), f"{one['source']} → {one['target']}", one["reason"])
     return table
+
+
+def _host(device: Mapping[str, Any]) -> str:
+    """A worker's machine, by the first part of its name."""
+    return str(device["worker"]).rpartition("@")[2].partition(".")[0]
 
 
 def _table(*columns: str) -> Table:
     """A table without a frame; a heading that begins with `>` stands to the right."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for column in columns:
         side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
         table.add_column(column.lstrip(">"), justify=side, no_wrap=True, overflow="ellipsis")
@@ -122,5 +175,16 @@ def _bar(share: float) -> Text:
     return Text.assemble(("█" * full, colour), ("░" * (_BAR - full), "dim"), f" {share:4.0%}")
 
 
-def _seconds(seconds: float) -> str:
-    return duration(seconds) if seconds >= 0.0005 else ""
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.1f}" if rate >= 0.05 else ""
+
+
+def _span(seconds: float) -> str:
+    """A time in six characters; nothing where there is none."""
+    if seconds < 0.0005:
+        return ""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"

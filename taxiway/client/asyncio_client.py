@@ -10,6 +10,8 @@ from typing import Any, Self, TypedDict, Unpack
 
 import msgspec
 
+from taxiway.acceptance import Durability
+from taxiway.client.dead import DeadLetters
 from taxiway.client.door import Door, Receipt, open_door
 from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, unheard
 from taxiway.client.tensors import array, plain
@@ -109,12 +111,24 @@ class AsyncClient:
 
     Args:
         url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).
+        key: the caller's at a router; its tenant is the key's. It goes out as a header, never in an address or a log.
         connect_timeout: seconds that each call tries while nobody answers, before it raises `BrokerUnavailableError`.
         arrays: whether tensors in results are numpy arrays, read-only and not copied, instead of nested lists.
+        durability: when a submit to a broker returns: once it is `written`, or once a replica has it, too:
+            `replicated`. At a router its `limits.durability` says so.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT, arrays: bool = False) -> None:
-        self._opened = open_door(url, patience=connect_timeout, show=array if arrays else plain)
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        arrays: bool = False,
+        durability: Durability = "written",
+    ) -> None:
+        show = array if arrays else plain
+        self._opened = open_door(url, patience=connect_timeout, show=show, key=key, durability=durability)
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -230,6 +244,11 @@ class AsyncClient:
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The messages that the fleet gave up, for operators."""
+        return DeadLetters(self._door)
 
     def job(self, id: str) -> AsyncJob:
         """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from taxiway.acceptance import Durability
 from taxiway.client.tensors import Show
 from taxiway.errors import InvalidRequestError
 from taxiway.job import JobStatus, Result
@@ -74,21 +75,27 @@ class Door(Protocol):
     async def fleet(self) -> dict[str, Any]:
         """The fleet's classes and devices now."""
 
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
+        """A router's answer to an operator: an HTTP method and a path of its door."""
+
     async def close(self) -> None:
         """Let go of all connections."""
 
 
-def open_door(url: str, *, patience: float, show: Show) -> Door:
+def open_door(
+    url: str, *, patience: float, show: Show, key: str | None = None, durability: Durability = "written"
+) -> Door:
     """The door at `url`; it connects when it is first used, and tries for `patience` seconds whenever nobody answers.
 
-    `show` turns a result's tensors into what the caller sees.
+    `show` turns a result's tensors into what the caller sees; `key` is the caller's, at the HTTP door; `durability` is
+    what a submit waits for, at a broker.
 
     Raises:
-        InvalidRequestError: no such kind of address.
+        InvalidRequestError: no such kind of address, or one that takes no key or no durability.
     """
-    module = _DOORS.get(urlsplit(url).scheme)
-    if module is None:
-        expected = "://, ".join(_DOORS)
-        raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {url!r}", field="url")
-    opened: Door = importlib.import_module(module).open_url(url, patience, show)
+    scheme = urlsplit(url).scheme
+    if scheme not in _DOORS:
+        expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "another text"  # never a password
+        raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
+    opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, durability)
     return opened

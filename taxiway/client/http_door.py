@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from taxiway.acceptance import Durability
 from taxiway.binary import HEADER, OCTETS, Framed, split
 from taxiway.client.door import Receipt
 from taxiway.client.http_link import HttpLink, Response
@@ -19,20 +21,31 @@ from taxiway.client.server_events import EndedError, ServerEvent, read_events
 from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed
 from taxiway.errors import (
     FleetUnavailable,
+    InvalidRequestError,
+    RateLimitedError,
     RequestError,
     ResultTimeoutError,
     TaxiwayError,
     error_of_code,
 )
 from taxiway.job import JobRecord, JobStatus, Result, RunReport
-from taxiway.request import TERMS, Request
+from taxiway.request import TERMS, Request, Terms
 from taxiway.streaming import Event, Lost, Restarted, Told
+from taxiway.tracing import submitting
 
 LONGEST_WAIT = 20.0
 """Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
 
 _PAUSE = 0.05
 """Seconds that a long poll takes at least."""
+
+_YIELDING = 10.0
+"""Seconds for which a call yields to a router that takes no more requests a second from its tenant."""
+
+_SPREAD = 0.25
+"""Seconds over which those who were refused together come back."""
+
+_UNSAID = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +57,23 @@ class _Ask:
     single: bool
 
 
-def open_url(url: str, patience: float, show: Show) -> HttpDoor:
-    """The door at `url`."""
-    return HttpDoor(url, patience, show)
+def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> HttpDoor:
+    """The door at `url`, for who has this key.
+
+    Raises:
+        InvalidRequestError: a durability came, which the router's queues.yaml says.
+    """
+    if durability != "written":
+        message = f"durability: expected none for a router: its limits.durability says it, got {durability!r}"
+        raise InvalidRequestError(message, field="durability")
+    return HttpDoor(url, patience, show, key)
 
 
 class HttpDoor:
     """Requests to a router. A model's metadata is fetched once, to give plain inputs their names and datatypes."""
 
-    def __init__(self, url: str, patience: float, show: Show) -> None:
-        self._link = HttpLink(url, patience)
+    def __init__(self, url: str, patience: float, show: Show, key: str | None = None) -> None:
+        self._link = HttpLink(url, patience, key)
         self._show = show
         self._accepts = {"accept": OCTETS} if show is array else {}
         self._known: dict[str, dict[str, Any]] = {}
@@ -61,8 +81,9 @@ class HttpDoor:
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
         ask = await self._ask(request)
-        headers = ask.body.headers | {"prefer": "respond-async"}
-        response = await self._link.ask("POST", f"{ask.path}/infer", ask.body.body, headers)
+        with submitting(request.model) as trace:
+            headers = {**ask.body.headers, **trace, "prefer": "respond-async"}
+            response = await self._asked("POST", f"{ask.path}/infer", ask.body.body, headers)
         return Receipt(_checked(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
@@ -70,7 +91,9 @@ class HttpDoor:
         ask = await self._ask(request)
         try:
             async with asyncio.timeout(timeout):
-                response = await self._link.ask("POST", f"{ask.path}/infer", ask.body.body, ask.body.headers)
+                with submitting(request.model) as trace:
+                    headers = {**ask.body.headers, **trace}
+                    response = await self._asked("POST", f"{ask.path}/infer", ask.body.body, headers)
                 if response.status != HTTPStatus.ACCEPTED:
                     return self._result(response, ask.single)
                 return await self.result(Receipt(_checked(response)["id"], single=ask.single), None)
@@ -85,7 +108,7 @@ class HttpDoor:
             asked = clock()
             wait = LONGEST_WAIT if until is None else min(LONGEST_WAIT, max(0.0, until - asked))
             path = f"{_job_path(receipt.job)}/result?wait={wait:.3f}"
-            response = await self._link.ask("GET", path, headers=self._accepts)
+            response = await self._asked("GET", path, headers=self._accepts)
             if response.status != HTTPStatus.ACCEPTED:
                 return self._result(response, receipt.single)
             if until is not None and clock() >= until:
@@ -109,33 +132,37 @@ class HttpDoor:
 
     async def status(self, job: str) -> JobStatus:
         """Where the job is."""
-        fields = _checked(await self._link.ask("GET", _job_path(job)))
+        fields = _checked(await self._asked("GET", _job_path(job)))
         return JobStatus(
             record=msgspec.convert(fields, JobRecord), position=fields.get("position"), eta=fields.get("eta")
         )
 
     async def placement(self, job: str) -> dict[str, Any]:
         """Why the job is where it is."""
-        return _checked(await self._link.ask("GET", f"{_job_path(job)}/placement"))
+        return _checked(await self._asked("GET", f"{_job_path(job)}/placement"))
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why."""
         ask = await self._ask(request)
-        return _checked(await self._link.ask("POST", f"{ask.path}/placement", ask.body.body, ask.body.headers))
+        return _checked(await self._asked("POST", f"{ask.path}/placement", ask.body.body, ask.body.headers))
 
     async def cancel(self, job: str) -> None:
         """Ask that the job does not run."""
-        _checked(await self._link.ask("DELETE", _job_path(job)))
+        _checked(await self._asked("DELETE", _job_path(job)))
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""
-        answer: Any = _checked(await self._link.ask("GET", "/v2/models"))
+        answer: Any = _checked(await self._asked("GET", "/v2/models"))
         listed: list[dict[str, Any]] = answer["models"] if isinstance(answer, dict) else answer
         return listed
 
     async def fleet(self) -> dict[str, Any]:
         """The fleet's classes and devices now."""
-        return _checked(await self._link.ask("GET", "/v2/fleet"))
+        return _checked(await self._asked("GET", "/v2/fleet"))
+
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
+        """The router's answer."""
+        return _checked(await self._asked(verb, path))
 
     def _told(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """What an event of a job's stream tells; raises the job's error where it is that."""
@@ -152,13 +179,26 @@ class HttpDoor:
         """Close all connections."""
         await self._link.close()
 
+    async def _asked(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The router's answer; a caller who asks too often waits as it is told to, for some seconds."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _YIELDING
+        while True:
+            response = await self._link.ask(method, path, body, headers)
+            pause = _pause(response)
+            if pause is None or clock() + pause > until:
+                return response
+            await asyncio.sleep(pause)
+
     async def _ask(self, request: Request) -> _Ask:
         path = f"/v2/models/{quote(request.model, safe=':@')}"
         if request.model not in self._known:
-            self._known[request.model] = _checked(await self._link.ask("GET", path))
+            self._known[request.model] = _checked(await self._asked("GET", path))
         known = self._known[request.model]
         tensors, single = encode_inputs(known["inputs"], request.inputs)
-        terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) is not None}
+        terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) != getattr(_UNSAID, name)}
         fields: dict[str, Any] = {"parameters": {**request.parameters, **terms}}
         if request.outputs or self._accepts:
             wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
@@ -178,6 +218,19 @@ class HttpDoor:
             outputs=decode_outputs(answer["outputs"], single, self._show),
             report=msgspec.convert(answer["parameters"], RunReport),
         )
+
+
+def _pause(response: Response) -> float | None:
+    """Seconds, somewhat by chance, after which one who asked too often may ask again; None for any other answer."""
+    if response.status != HTTPStatus.TOO_MANY_REQUESTS:
+        return None
+    try:
+        _checked(response)
+    except RateLimitedError as error:
+        return (error.retry_after or 0.0) + random.uniform(0, _SPREAD)
+    except TaxiwayError:
+        pass
+    return None
 
 
 def _job_path(job: str) -> str:

@@ -106,19 +106,21 @@ class Replies:
 
     async def own(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
         """The value of a future that nobody else waits for, which ends with this call; raises as `wait` does."""
+        loop, timer = asyncio.get_running_loop(), None
         if timeout is None:
-            self._owned[future] = asyncio.get_running_loop().time()
+            self._owned[future] = loop.time()
+        else:  # `asyncio.timeout` takes 2 µs more
+            timer = loop.call_later(timeout, self._run_out, future, timeout)
         try:
-            async with asyncio.timeout(timeout):
-                return await future
-        except TimeoutError as error:
-            raise self._too_long(timeout) from error
+            return await future
         except asyncio.CancelledError:
             if self._closed:
                 raise RuntimeError("this client was closed while it waited") from None
             raise
         finally:
             self._owned.pop(future, None)
+            if timer is not None:
+                timer.cancel()
 
     async def close(self) -> None:
         """Stop listening."""
@@ -130,6 +132,9 @@ class Replies:
         self._tasks = []
         for future in list(self._waiting.values()):
             future.cancel()
+
+    def _run_out(self, future: asyncio.Future[bytes], timeout: float) -> None:
+        settle(future, self._too_long(timeout))
 
     def _too_long(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:
         if timeout is None or self._away:

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from taxiway.acceptance import Durability
 from taxiway.client.asyncio_client import (
     CONNECT_TIMEOUT,
     WINDOW,
@@ -70,8 +71,16 @@ class Client:
     refuses to work there.
     """
 
-    def __init__(self, url: str, *, connect_timeout: float = CONNECT_TIMEOUT, arrays: bool = False) -> None:
-        self._client = AsyncClient(url, connect_timeout=connect_timeout, arrays=arrays)
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        arrays: bool = False,
+        durability: Durability = "written",
+    ) -> None:
+        self._client = AsyncClient(url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability)
         self._loop = LoopThread()
 
     def __enter__(self) -> Self:

@@ -7,12 +7,14 @@ import contextlib
 import os
 import socket
 import uuid
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import msgspec
 
-from taxiway.blobs import Blobs, may_refer, references, resolved
+from taxiway.acceptance import Durability
+from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
 from taxiway.client.door import Receipt
 from taxiway.client.piece_reader import PieceReader
 from taxiway.client.replies import Replies
@@ -36,12 +38,19 @@ from taxiway.job import (
 from taxiway.keys import blob_key, job_key, reply_channel, result_key
 from taxiway.request import Request, job_id
 from taxiway.streaming import Progress, Told, follow
+from taxiway.tracing import Carried, submitting
 from taxiway.wire import cancel_message, infer_message
 
 
-def open_url(url: str, patience: float, show: Show) -> ValkeyDoor:
-    """The door at `url`."""
-    return ValkeyDoor(ValkeyLink(url, patience), show)
+def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> ValkeyDoor:
+    """The door at `url`.
+
+    Raises:
+        InvalidRequestError: a key came, which brokers do not know.
+    """
+    if key is not None:
+        raise InvalidRequestError("key: expected none for a broker: its address holds a name and password", field="key")
+    return ValkeyDoor(ValkeyLink(url, patience, durability), show)
 
 
 class ValkeyDoor:
@@ -58,19 +67,20 @@ class ValkeyDoor:
         """Accept the request durably. With an idempotency key the job may be another client's, and is treated so."""
         job = job_id(request)
         reply = self._replies.expect(job) if request.idempotency_key is None else None
-        blobs = Blobs()
-        message = infer_message(job, request, reply=self._name, origin=self._origin, blobs=blobs)
-        await self._link.push(message, blobs.kept)
+        with submitting(request.model, job) as trace:
+            message, blobs = self._message(job, request, trace)
+            await self._link.push(message, blobs)
         return Receipt(job, reply)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
         if request.idempotency_key is not None:
             return await self.result(await self.submit(request), timeout)
-        job, blobs = job_id(request), Blobs()
+        job = job_id(request)
         reply = self._replies.expect(job)
-        message = infer_message(job, request, reply=self._name, origin=self._origin, blobs=blobs)
-        self._link.post(message, blobs.kept, partial(_fail, reply))
+        with submitting(request.model, job) as trace:
+            message, blobs = self._message(job, request, trace)
+            self._link.post(message, blobs, partial(_fail, reply))
         return await self._read(await self._replies.own(reply, timeout))
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
@@ -80,6 +90,12 @@ class ValkeyDoor:
         else:
             raw = await self._stored(receipt.job) or await self._replies.watch(receipt.job, timeout)
         return await self._read(raw)
+
+    def _message(self, job: str, request: Request, trace: Carried) -> tuple[bytes, Mapping[str, Buffer]]:
+        """The arrival, and the blobs that it refers to."""
+        blobs = Blobs()
+        message = infer_message(job, request, reply=self._name, origin=self._origin, blobs=blobs, trace=trace)
+        return message, blobs.kept
 
     async def _read(self, raw: bytes) -> Result:
         result = read_answer(raw)
@@ -126,6 +142,10 @@ class ValkeyDoor:
     async def fleet(self) -> dict[str, Any]:
         """A broker's keys are no fleet to show. Raises `InvalidRequestError`."""
         raise _needs_http("fleet")
+
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
+        """A broker answers no operator. Raises `InvalidRequestError`."""
+        raise _needs_http(f"{verb} {path}")
 
     async def close(self) -> None:
         """Disconnect; futures of jobs not answered yet are cancelled."""

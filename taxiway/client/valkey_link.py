@@ -17,9 +17,10 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from taxiway.acceptance import Durability, check_confirmed, confirming, refusal
 from taxiway.blobs import KEPT, Buffer
 from taxiway.client.resp_wire import RespWire, settle
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.errors import FleetUnavailable, InvalidRequestError
 from taxiway.keys import ARRIVALS, blob_key
 
 AWAY = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
@@ -32,6 +33,9 @@ _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 """Seconds between two attempts to connect; doubled each time."""
 
+_CONFIRMED_WITHIN = 0.8
+"""Share of a call's patience that a replica has to confirm."""
+
 _NO_BLOBS: Mapping[str, Buffer] = {}
 
 Settle = Callable[[Any], None]
@@ -43,14 +47,16 @@ _Waiting = tuple[Any, Settle]
 class ValkeyLink:
     """Commands to one server. What is asked while a pipeline is under way goes out together in the next one."""
 
-    def __init__(self, url: str, patience: float) -> None:
+    def __init__(self, url: str, patience: float, durability: Durability = "written") -> None:
         try:
             self._pool = ConnectionPool.from_url(
                 url, protocol=2, retry=Retry(NoBackoff(), 0), socket_connect_timeout=patience, socket_timeout=None
             )
-        except ValueError as error:
-            raise InvalidRequestError(f"url: {error}", field="url") from error
+        except ValueError:  # it may quote a piece of a password
+            wanted = "redis://NAME:PASSWORD@HOST:PORT/DATABASE, with / and # in a password as %2F and %23"
+            raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
         self.patience = patience
+        self._confirming = confirming(durability, patience * _CONFIRMED_WITHIN)
         self._arrivals: list[_Waiting] = []
         self._commands: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
@@ -118,6 +124,7 @@ class ValkeyLink:
                     for ref, content in blobs.items()
                 ]
                 pipeline.append(("LPUSH", ARRIVALS, *(message for (message, _), _ in messages)))
+                pipeline += self._confirming
             try:
                 answers = await self._patiently(pipeline)
             except RedisError as error:
@@ -126,9 +133,21 @@ class ValkeyLink:
             else:
                 for (_, tell), answer in zip(commands, answers, strict=False):
                     tell(_plainly(answer))
-                pushed = next((a for a in answers[len(commands) :] if isinstance(a, Exception)), None)
+                pushed = self._pushed(answers[len(commands) :]) if messages else None
                 for _, tell in messages:
-                    tell(_plainly(pushed))
+                    tell(pushed)
+
+    def _pushed(self, answers: Sequence[Any]) -> FleetUnavailable | None:
+        """Why messages were not accepted; None where they were."""
+        written = answers[: len(answers) - len(self._confirming)]
+        refused = next((answer for answer in written if isinstance(answer, Exception)), None)
+        if refused is not None:
+            return refusal("broker", refused)
+        try:
+            check_confirmed(answers[len(written) :])
+        except FleetUnavailable as error:
+            return error
+        return None
 
     @staticmethod
     def _take(line: list[_Waiting]) -> list[_Waiting]:
@@ -183,4 +202,4 @@ class ValkeyLink:
 
 def _plainly(answer: Any) -> Any:
     """The answer; an error in our words."""
-    return BrokerUnavailableError(f"the broker does not answer: {answer}") if isinstance(answer, Exception) else answer
+    return refusal("broker", answer) if isinstance(answer, Exception) else answer

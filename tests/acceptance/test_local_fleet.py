@@ -18,6 +18,19 @@ from taxiway import Client
 from tests.acceptance.running import start_fleet, taxiway
 from tests.waiting import gone, until
 
+SCALED = """
+hardware:
+  cpu.batch:
+    device: cpu
+    runtimes: [echo]
+    max_batch: 16
+    max_wait: 0.005
+    price: {usd_per_hour: 0.05}
+    scaling: {start: 0.5}
+service: {standard: {deadline: 60}}
+default_service: standard
+"""
+
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -93,6 +106,23 @@ def test_a_fleet_on_rabbitmq_keeps_its_state_in_an_embedded_valkey_and_answers(t
         assert sent.get(timeout=60)["outputs"] == {"payload": "by celery"}
     finally:
         taxiway("down", "--data", str(tmp_path))
+
+
+def test_a_class_that_is_scaled_begins_with_no_worker_gets_one_for_its_first_job_and_loses_it_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "queues.yaml").write_text(SCALED)
+    data, settings = tmp_path / "data", {"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")}
+    fleet = start_fleet(data, "--no-flower", "--no-fetch", "--autoscale", settings=settings)
+    try:
+        assert fleet.workers == ()
+        with Client(fleet.http) as client:
+            job = client.submit("echo", "first")
+            assert until(lambda: read_fleet(data).workers != (), patience=30)
+            assert job.result(timeout=30).outputs == {"payload": "first"}
+        assert until(lambda: read_fleet(data).workers == (), patience=30)
+    finally:
+        taxiway("down", "--data", str(data))
 
 
 def test_the_doctor_names_what_is_missing_and_how_to_get_it() -> None:

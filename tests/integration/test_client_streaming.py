@@ -17,8 +17,8 @@ from taxiway.errors import ExecutionError, InvalidRequestError
 from taxiway.job import Result
 from taxiway.request import Request
 from taxiway.streaming import Lost, Piece, Restarted
+from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder
-from tests.routing import Cable
 from tests.waiting import until
 from workers.store import Store
 

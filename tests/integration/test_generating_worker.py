@@ -22,6 +22,7 @@ from taxiway.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarte
 from tests.decoding import tiny_model
 from tests.routing import eventually
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
+from workers.notice import SIGNAL
 from workers.pipelines import open_pipeline
 from workers.runtimes import Placed, open_runtime
 from workers.store import Store
@@ -190,3 +191,14 @@ def test_models_that_do_not_fit_together_take_turns(settings: Settings, tmp_path
         facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
     assert {answer.model for answer in answers} == {"tiny:1", "slab:1"}
     assert not {"tiny:1/onnx", "slab:1/python"} <= set(facts.warm)
+
+
+def test_a_worker_that_leaves_at_once_gives_its_running_generation_back(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as worker:
+        job = tower.order("tiny", "long", **ENDLESS)
+        eventually(lambda: state_of(tower, job) == "running")
+        worker.process.send_signal(SIGNAL)
+        eventually(lambda: b'"draining":true' in tower.state.hget(DEVICES, worker.name))
+        worker.process.send_signal(SIGNAL)  # for the second time: now
+        assert worker.process.wait(10) == 0
+    assert (state_of(tower, job), tower.waiting(), tower.state.exists(claim_key(job))) == ("queued", 1, 0)

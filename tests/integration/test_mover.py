@@ -6,12 +6,14 @@ import signal
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
+from celery.events.state import Task
 
 from tasks.facts import GONE_AFTER
 from tasks.settings import Settings
@@ -184,3 +186,25 @@ def test_two_workers_share_what_was_placed_on_one_almost_as_well_as_a_perfect_sp
         classes = [fleet.store.hget(job_key(job), "hardware_class") for job in jobs]
         assert 0.4 < classes.count(b"cpu.b") / len(jobs) < 0.6
         assert {fleet.store.hget(job_key(job), "attempts") for job in jobs} == {b"1"}
+
+
+def test_celerys_events_tell_in_which_queue_a_moved_job_waits(twins: Settings) -> None:
+    with fleet_of(twins) as fleet, ExitStack() as stack:
+        app = stack.enter_context(Celery(broker=twins.broker, set_as_current=False))
+        state = app.events.State()
+        receiver = app.events.Receiver(stack.enter_context(app.connection()), handlers={"*": state.event})
+
+        def waiting_in(queue: str) -> list[Task]:
+            with suppress(TimeoutError):
+                receiver.capture(timeout=0.2, wakeup=False)
+            return [task for task in state.tasks.values() if task.routing_key == queue]
+
+        stack.enter_context(router_process(twins))
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
+        waiting_in("cpu.a")  # it listens
+        fleet.send(200)
+        eventually(lambda: len(waiting_in("cpu.a")) == 200, within=20)
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
+        (first, *_) = eventually(lambda: waiting_in("cpu.b"), within=20)
+        assert (first.state, first.kwargs.partition(":")[0]) == ("PENDING", "paced")
+        assert "on cpu.b/paced: balance: " in first.kwargs or "on cpu.b/paced: save: " in first.kwargs

@@ -305,6 +305,33 @@ def test_what_arrives_while_a_router_forwards_is_taken_next(settings, store):
     assert not store.exists(*priority_lists(ARRIVALS))
 
 
+def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings, store):
+    request = Request(model="echo", inputs="hello")
+
+    async def woken(router):
+        waiting = asyncio.create_task(router.wait(5.0))
+        store.lpush(ARRIVALS, *(infer_message(job, request, reply="", origin="test") for job in "abcd"))
+        await waiting
+        return (await router.take()).arrivals
+
+    async def all_of(router):
+        taken = await woken(router)
+        while len(taken) < 4:
+            await router.forward([outgoing(arrival, arrival.envelope.headers["id"]) for arrival in taken])
+            taken += (await router.take()).arrivals
+        await router.settle(sorted({arrival.tag for arrival in taken}))
+
+    async def scenario():
+        router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
+        await router.take()
+        await all_of(router)
+        second = await woken(router)
+        await router.close()
+        return len(second)
+
+    assert asyncio.run(scenario()) == 4
+
+
 def outgoing(arrival, job):
     fields = {"state": "queued", "cell": "c|1", "work": "1"}
     return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)

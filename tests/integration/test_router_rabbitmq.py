@@ -22,7 +22,8 @@ from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState, read_meta, record_from
 from taxiway.keys import ARRIVALS, INFER, job_key, result_key
 from taxiway.wire import HEADER
-from tests.routing import Cable, EchoDevice, empty_queues, eventually, router_process
+from tests.cable import Cable
+from tests.routing import EchoDevice, empty_queues, eventually, router_process
 
 pytestmark = pytest.mark.rabbitmq
 

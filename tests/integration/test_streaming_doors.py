@@ -22,8 +22,9 @@ from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeout
 from taxiway.job import Result
 from taxiway.keys import stream_key
 from taxiway.streaming import Lost, Piece, Restarted
+from tests.cable import Cable
 from tests.decoding import tiny_model
-from tests.routing import Cable, RouterProcess, eventually, router_process
+from tests.routing import RouterProcess, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 
 LONG = {"max_tokens": 1600}

@@ -71,7 +71,7 @@ def test_a_process_that_is_killed_is_started_anew(make: Callable[[str, str], Sup
         os.kill(first, signal.SIGKILL)
         ended = threading.Timer(20, supervisor.request_stop)
         ended.start()
-        supervisor.watch(supervisor.request_stop)  # told of the change, it stops watching
+        supervisor.watch(supervisor.request_stop, lambda: None)  # told of the change, it stops watching
         ended.cancel()
         assert worker.alive
         assert worker.process.pid != first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from celery import Celery, chord, signature
+from onnx import TensorProto, helper
 
 from tasks.embedded import EmbeddedValkey
 from tasks.facts import DeviceFacts
@@ -20,6 +22,7 @@ from tasks.settings import TREE, Settings
 from tasks.transport import DeadLetter
 from taxiway.errors import (
     DeadlineExceededError,
+    DeviceFaultError,
     ExecutionError,
     InvalidRequestError,
     JobCancelledError,
@@ -30,6 +33,7 @@ from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel,
 from taxiway.wire import decode_envelope
 from tests.routing import eventually
 from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, WorkerProcess, is_running, worker_process, worker_settings
+from workers.retries import FIRST_PAUSE
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:
@@ -81,6 +85,16 @@ def test_rows_of_one_request_run_in_several_batches_and_come_back_in_order(tower
     result = tower.result(tower.order("paced", rows))
     assert result.outputs["payload"] == rows
     assert result.report.batch == 16
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_worker_takes_few_jobs_of_many_rows_so_that_others_may_pass_or_move_them(tower: Tower) -> None:
+    for _ in range(5):
+        tower.result(tower.order("paced", ["x"] * 96))
+    jobs = [tower.order("paced", ["x"] * 96) for _ in range(40)]  # of six batches each
+    eventually(lambda: tower.waiting() < 40)
+    assert tower.unacknowledged() <= 3
+    tower.result(jobs[-1])
 
 
 @pytest.mark.usefixtures("worker")
@@ -139,6 +153,17 @@ def test_a_job_that_was_cancelled_while_it_waited_is_dropped(tower: Tower) -> No
 
 
 @pytest.mark.usefixtures("worker")
+def test_what_a_job_that_was_cancelled_while_it_ran_would_have_answered_is_dropped(tower: Tower) -> None:
+    job = tower.order("slab", LONG)
+    eventually(lambda: is_running(tower, job))
+    tower.cancel(job)
+    eventually(lambda: tower.unacknowledged() == 0, within=30)
+    assert state_of_job(tower, job) is JobState.CANCELLED
+    with pytest.raises(JobCancelledError):
+        tower.result(job)
+
+
+@pytest.mark.usefixtures("worker")
 def test_copies_of_one_message_run_once(tower: Tower) -> None:
     message = tower.message("slab", LONG)
     job = message.headers["id"]
@@ -156,19 +181,7 @@ def test_a_job_longer_than_its_lease_runs_once(tower: Tower, fleet: Settings) ->
     assert tower.state.hget(job_key(job), "attempts") == b"1"
 
 
-def test_another_worker_runs_what_a_killed_one_held(fleet: Settings, tower: Tower) -> None:
-    with worker_process(fleet) as first:
-        job = tower.order("slab", LONG)
-        eventually(lambda: is_running(tower, job))
-        first.process.kill()
-    with worker_process(fleet, "--device", "cpu:1"):
-        assert tower.result(job, within=30).report.device == "cpu:1"
-    assert tower.state.hget(job_key(job), "attempts") == b"2"
-
-
-def test_a_worker_that_is_told_to_stop_finishes_its_batch_and_gives_the_rest_back(
-    fleet: Settings, tower: Tower
-) -> None:
+def test_a_worker_that_is_told_to_stop_finishes_what_it_holds(fleet: Settings, tower: Tower) -> None:
     with worker_process(fleet) as first:
         running = tower.order("slab", LONG)
         eventually(lambda: is_running(tower, running))
@@ -176,15 +189,13 @@ def test_a_worker_that_is_told_to_stop_finishes_its_batch_and_gives_the_rest_bac
         eventually(lambda: tower.unacknowledged() == 21)
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(30) == 0
-    assert tower.result(running, within=0.1).report.device == "cpu:0"
-    assert (tower.waiting(), tower.unacknowledged()) == (20, 0)
+    assert [tower.result(job, within=0.1).report.device for job in (running, *waiting)] == ["cpu:0"] * 21
+    assert (tower.waiting(), tower.unacknowledged()) == (0, 0)
     assert tower.state.hexists(DEVICES, first.name) == 0
-    with worker_process(fleet, "--device", "cpu:1"):
-        assert [tower.result(job).outputs["payload"] for job in waiting] == [f"row {n}" for n in range(20)]
 
 
 @pytest.mark.usefixtures("worker")
-def test_a_message_that_no_router_signed_is_parked_and_not_run(tower: Tower) -> None:
+def test_a_message_that_no_router_signed_is_parked_counted_and_not_run(tower: Tower) -> None:
     message = tower.message("echo", "forged")
     message.headers["taxiway"] = message.headers["taxiway"].replace('"echo"', '"another"')
     tower.queue(message)
@@ -192,6 +203,7 @@ def test_a_message_that_no_router_signed_is_parked_and_not_run(tower: Tower) -> 
     assert "signed by a router" in msgspec.json.decode(letter, type=DeadLetter).reason
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
     assert tower.state.get(result_key(message.headers["id"])) is None
+    eventually(lambda: rejected(tower) == 1)
 
 
 @pytest.mark.usefixtures("worker")
@@ -239,11 +251,16 @@ def test_a_chord_is_completed(tower: Tower, producer: Celery) -> None:
     assert [answer["outputs"]["payload"] for answer in args[0]] == [0, 1, 2]
 
 
-def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, producer: Celery) -> None:
+@pytest.mark.parametrize("followed", [False, True])  # what a link follows comes by Celery's own consumer
+def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, producer: Celery, followed: bool) -> None:
     with worker_process(fleet):
         busy = tower.order("slab", LONG)
         eventually(lambda: is_running(tower, busy))
-        job = tower.order("slab", LONG)
+        link = [signature("lab.next", queue="lab.link", app=producer)] if followed else None
+        message = tower.message("slab", LONG, canvas={"callbacks": link})
+        message.headers["ignore_result"] = followed
+        tower.queue(message)
+        job = str(message.headers["id"])
         eventually(lambda: tower.unacknowledged() == 2)
         producer.control.revoke(job)
         with pytest.raises(JobCancelledError):
@@ -311,6 +328,12 @@ def test_a_worker_that_is_told_to_stop_while_it_loads_gives_the_jobs_back(slow: 
     assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
 
 
+def rejected(tower: Tower) -> int:
+    """Messages that the workers say they rejected."""
+    facts = [msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES)]
+    return sum(one.done[CLASS].rejected for one in facts if CLASS in one.done)
+
+
 def warm(tower: Tower, worker: WorkerProcess) -> set[str]:
     """What the worker's heartbeat says that it has loaded."""
     return set(msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts).warm)
@@ -318,11 +341,53 @@ def warm(tower: Tower, worker: WorkerProcess) -> set[str]:
 
 def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) -> None:
     job = tower.order("echo", "poison")
-    tower.state.hset(job_key(job), "attempts", 5)
+    tower.state.hset(job_key(job), "attempts", 3)
     with worker_process(fleet), pytest.raises(TaxiwayError, match="given up"):
         tower.result(job)
     assert state_of_job(tower, job) is JobState.DEAD
     assert tower.state.llen(DEAD) == 1
+
+
+HUNGRY = """
+name: hungry
+version: 1
+summary: The sum of so many zeros, all of which it holds at once.
+licence: Apache-2.0
+pipeline: tensors
+inputs: [{{name: n, datatype: INT64, shape: [-1]}}]
+outputs: [{{name: sum, datatype: FP32, shape: [-1]}}]
+reference: onnx
+artefacts: {{graph: {{kind: file, path: hungry.onnx, sha256: {sha256}, licence: Apache-2.0}}}}
+variants:
+  onnx: {{runtime: onnx, artefacts: {{graph: graph}}, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0.0001}}}}}}
+"""
+
+
+@pytest.fixture
+def hungry(fleet: Settings) -> Settings:
+    """The fleet with a model that asks for as much memory as its input says."""
+    fleet.queues.write_text(QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
+    zeros = helper.make_node("ConstantOfShape", ["n"], ["zeros"])
+    added = helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=1)
+    n = helper.make_tensor_value_info("n", TensorProto.INT64, [1])
+    total = helper.make_tensor_value_info("sum", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([zeros, added], "hungry", [n], [total])
+    raw = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    folder = fleet.models / "hungry"
+    folder.mkdir()
+    (folder / "hungry.onnx").write_bytes(raw)
+    (folder / "model.yaml").write_text(HUNGRY.format(sha256=hashlib.sha256(raw).hexdigest()))
+    return fleet
+
+
+def test_a_job_whose_device_has_no_memory_runs_again_and_says_so_at_last(hungry: Settings, tower: Tower) -> None:
+    with worker_process(hungry):
+        began = time.monotonic()
+        job = tower.order("hungry", {"n": [10**14]}, variant="onnx")
+        with pytest.raises(DeviceFaultError, match="out of memory"):
+            tower.result(job)
+        assert time.monotonic() - began > FIRST_PAUSE * (0.5 + 1)
+        assert tower.result(tower.order("hungry", {"n": [3]}, variant="onnx")).outputs == {"sum": [0.0]}
 
 
 def test_a_class_whose_device_is_absent_is_refused(fleet: Settings) -> None:

@@ -1,4 +1,5 @@
 import base64
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import msgspec
@@ -27,11 +28,11 @@ from taxiway.errors import (
     RequestTooLargeError,
 )
 from taxiway.job import JobState, read_meta, read_result, record_from
-from taxiway.keys import CANCEL, INFER, spent_key
+from taxiway.keys import CANCEL, INFER, flow, spent_key
 from taxiway.request import Request, job_id
 from taxiway.wire import HEADER, Envelope, cancel_message, decode_envelope, infer_message, request_body, task_envelope
 
-RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=b"0123456789abcdef")
+RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=(b"0123456789abcdef",))
 NOW = 1_700_000_000.0
 
 
@@ -82,7 +83,7 @@ def alike(outlook, jobs, **fields):
         request = Request(**{"model": "echo", "inputs": "hello", **fields})
         raw = infer_message(job, request, reply=f"c-{job}", origin="test")
         admitted.append(decide(arrival(raw), RULES, outlook, NOW).admitted)
-        outlook.count(admitted[-1].placement)
+        outlook.count(admitted[-1].placement, "default")
     return admitted
 
 
@@ -97,6 +98,28 @@ def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_
     bodies = [a.outgoing.envelope.payload() for a in (one, other)]
     tickets = [read_ticket(*pair, RULES.secret) for pair in zip(headers, bodies, strict=True)]
     assert [(t.job, t.reply) for t in tickets] == [("j1", "c-j1"), ("j2", "c-j2")]
+
+
+def test_where_work_waits_a_burst_is_placed_from_figures_that_hold_for_a_batch():
+    idle = replace(FLEET, rates={flow("cpu.batch", "paced:1"): 3000.0})
+    busy = replace(idle, work={"cpu.batch": (0.2, 0.0, 0.0, 0.0)})
+
+    def bases(fleet):
+        admitted = alike(seen(fleet), [f"j{n}" for n in range(64)], model="paced")
+        return len({one.outgoing.fields["basis"] for one in admitted})
+
+    assert bases(busy) <= 64 / 16 < bases(idle)  # 16 rows fill a batch of the class
+
+
+def test_requests_of_about_the_same_size_are_placed_alike():
+    one, longer, longest = alike_texts("x" * 1000, "x" * 1010, "x" * 4000)
+    assert one.outgoing.fields is longer.outgoing.fields
+    assert one.outgoing.fields is not longest.outgoing.fields
+
+
+def alike_texts(*texts):
+    outlook = seen(FLEET)
+    return [alike(outlook, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts)]
 
 
 def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it():
@@ -155,7 +178,9 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket():
     body = request_body(request)
     order = Order("j1", request, task_envelope(INFER, "j1", body, header={}, origin="t"), body, accepted=NOW)
 
-    assert admit(order, rules, seen(FLEET)).ticket.deadline_at == 0
+    admitted = admit(order, rules, seen(FLEET))
+    assert admitted.outgoing.fields["deadline_at"] == "0.0"
+    assert admitted.ticket.deadline_at == NOW + RULES.topology.limits.keep_record
 
 
 def test_celerys_expires_shortens_the_deadline():
@@ -334,7 +359,7 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     decided, outlook = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
     placement, fields = decided.admitted.placement, decided.admitted.outgoing.fields
 
-    outlook.count(placement)
+    outlook.count(placement, "lab")
 
     assert fields["spent"] == spent_key("2023-11-14")
     assert float(fields["cost"]) == placement.cost > 0

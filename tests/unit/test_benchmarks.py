@@ -13,6 +13,8 @@ import pytest
 from benchmarks.bars import Bar, Panel, page
 from benchmarks.catalogue import queues_of
 from benchmarks.http_caller import HttpCaller
+from benchmarks.lines import Line, picture
+from benchmarks.lines import Panel as OverTime
 from benchmarks.load import Request, UnreliableError, Window, arriving, saturated
 from benchmarks.measure import answer, percentile
 from benchmarks.panels import panels_of
@@ -157,6 +159,14 @@ def test_the_chart_is_one_page_that_asks_for_nothing(limit: Any) -> None:
 
     assert ElementTree.fromstring(svg) is not None
     assert "http" not in drawn and "&lt;x&gt;" in drawn
+
+
+def test_figures_over_time_are_one_picture_that_has_every_line_and_what_happened_when() -> None:
+    lines = [Line("with & without", [(0.0, 1.0), (60.0, 3.0)], own=True), Line("flat", [(0.0, 0.0), (60.0, 0.0)])]
+    drawn = ElementTree.fromstring(picture([OverTime("answered", lines)], band=(10.0, 20.0, "crowd")))
+
+    assert len(drawn.findall(".//{*}polyline")) == 2
+    assert {"answered", "with & without", "flat", "crowd", "60 s"} <= {text.text for text in drawn.iter()}
 
 
 def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:

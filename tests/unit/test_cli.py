@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from taxiway.cli import main
-from taxiway.cli.address import find_fleet
+from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.asking import json_or_text
 from taxiway.cli.failure import EXIT_CODES, exit_code, hint_for
 from taxiway.cli.fleet import find_tree
@@ -328,3 +328,10 @@ def test_models_and_fleet_are_tables(capsys):
     assert "1.00 s" in shown
     assert "cpu:0 (emulated)" in shown
     assert "this is old" in shown
+
+
+def test_the_key_goes_to_routers_alone():
+    environment = {"TAXIWAY_KEY": "taxiway_one"}
+
+    assert key_for("http://router", environment) == key_for("https://router", environment) == "taxiway_one"
+    assert key_for("redis://broker", environment) is key_for("http://router", {}) is None

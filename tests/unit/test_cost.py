@@ -69,6 +69,22 @@ def test_a_warm_device_pays_no_load() -> None:
     assert figures.finish == pytest.approx(0.2)
 
 
+def test_a_class_without_devices_that_somebody_starts_takes_work_a_start_later() -> None:
+    board = board_of(startable=("cpu",))
+    assert board.live.all()
+    assert estimated(startable=("cpu",)).load == pytest.approx(CLASS.scaling.start + 2.0)
+    assert board.warnings == ("no device is live: one is there in 30 s",)
+    assert estimated(WARM, startable=("cpu",)).load == 0.0
+    assert not board_of(startable=("other",)).live.any()
+
+
+def test_a_device_that_is_lent_counts_in_both_classes_and_one_that_serves_nothing_in_none() -> None:
+    lent, idle = (msgspec.structs.replace(WARM, serves=serves) for serves in (("cpu", "other"), ()))
+    fleet = FleetSnapshot((lent, idle))
+    assert fleet.of_class("cpu") == fleet.of_class("other") == (lent,)
+    assert (len(fleet.own("cpu")), len(fleet.own("other"))) == (2, 0)
+
+
 def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it() -> None:
     generating = msgspec.structs.replace(
         MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10

@@ -1,12 +1,14 @@
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.protocol import InferRequest, InputTensor, output_tensor, read_infer, request_of
+from router.http.protocol import MOST, InferRequest, InputTensor, output_tensor, read_infer, request_of
 from tasks.catalogue import TensorSpec
 from taxiway.errors import InvalidRequestError, TaxiwayError
-from taxiway.values import to_array, to_wire
+from taxiway.values import DEEPEST, to_array, to_wire
 
 VECTORS = TensorSpec("vector", "FP32", (-1, 2))
 LABELS = TensorSpec("label", "BYTES", (-1,))
@@ -60,6 +62,26 @@ def test_any_body_is_read_or_refused(body):
         request_of("m", read_infer(body))
     except TaxiwayError as error:
         assert isinstance(error, InvalidRequestError)
+
+
+@pytest.mark.parametrize("opened", [b"[", b'{"a":'])
+@pytest.mark.parametrize("levels", [DEEPEST, 500, 900, 980, 100_000])
+def test_json_of_any_depth_is_read_or_refused(opened, levels):
+    value = opened * levels + b"1" + (b"]" if opened == b"[" else b"}") * levels
+    tensor = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "%s", "data": [%s]}]}'
+    with pytest.raises(InvalidRequestError):
+        request_of("m", read_infer(tensor % (b"BYTES", value)))
+    for body in (tensor % (b"FP32", value), b'{"inputs": [], "parameters": {"a": %s}}' % value):
+        with contextlib.suppress(InvalidRequestError):
+            request_of("m", read_infer(body))
+
+
+def test_json_that_would_grow_beyond_measure_is_refused_before_it_is_read():
+    rows = b"[]," * MOST + b"[]"
+    body = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [%s]}, "%s"]}'
+
+    with pytest.raises(InvalidRequestError, match="at most 200000 lists and mappings"):
+        read_infer(body % (rows, b"x" * 2**20))
 
 
 @given(st.lists(st.integers(-2, 4), max_size=3), st.lists(st.floats() | st.text(max_size=3) | st.none(), max_size=6))

@@ -43,6 +43,7 @@ class Deck:
         """A claimed job whose rows wait."""
         job = Job(
             delivery=self.delivery(claims),
+            hardware=self.executor.hardware,
             model=self.model,
             variant="onnx",
             key=self.loaded.key,
@@ -71,7 +72,9 @@ class Deck:
             reason="the test says so",
         )
         claim = Claim(Verdict.RUN, "worker#2", claims=claims)
-        return Delivery(ticket.job, ticket, b"", "application/json", received=0.0, claim=claim)
+        return Delivery(
+            ticket.job, ticket, b"", "application/json", hardware_class="cpu.batch", received=0.0, claim=claim
+        )
 
     def join(self, job: Job) -> Job:
         """Let all the job's rows take part."""
@@ -212,3 +215,13 @@ def test_the_device_learns_how_its_running_batches_compare_with_the_profile(deck
     deck.join(deck.job("one", max_tokens=4))
     deck.finish()
     assert deck.executor.track(deck.loaded).batches == 1
+
+
+def test_what_may_have_more_tokens_than_there_is_time_for_is_late(deck: Deck) -> None:
+    long, short = deck.join(deck.job("one", max_tokens=400)), deck.join(deck.job("two", max_tokens=4))
+    for _ in range(2):
+        deck.inflight.step()
+    assert deck.inflight.late(0.0) == {long, short}
+    assert deck.inflight.late(3600.0) == set()
+    step = long.run_time / 2
+    assert deck.inflight.late(20 * step) == {long}

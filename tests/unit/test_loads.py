@@ -69,7 +69,8 @@ class Dock:
             reason="the test says so",
         )
         job = Job(
-            delivery=Delivery(ticket.job, ticket, b"", "application/json", received=0.0),
+            delivery=Delivery(ticket.job, ticket, b"", "application/json", hardware_class="cpu.batch", received=0.0),
+            hardware=self.executor.hardware,
             model=self.catalogue.resolve(model),
             variant=variant,
             key=f"{model}:1/{variant}",
@@ -169,3 +170,11 @@ def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:
     assert dock.loads.hung(time.monotonic() + LOAD_AT_MOST)
     dock.finish()
     assert not dock.loads.hung(math.inf)
+
+
+def test_what_waits_for_a_load_can_be_given_up(dock: Dock) -> None:
+    jobs = [dock.job("one"), dock.job("other")]
+    assert dock.loads.give_up() == jobs
+    assert dock.loads.rows == 0
+    dock.loads.begin(lambda urgency: ())
+    assert not dock.loads.ended and dock.executor.all_loaded() == []

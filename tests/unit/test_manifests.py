@@ -33,8 +33,8 @@ def of(hardware: dict[str, HardwareClass]) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.parametrize("queues", [(ROOT / "queues.yaml").read_text(), SPOT], ids=["the repository's", "spot"])
 def test_kubernetes_accepts_every_manifest(queues: str) -> None:
-    for (kind, _), manifest in of(parse_topology(queues).hardware).items():
-        if kind != "ScaledObject":
+    for manifest in of(parse_topology(queues).hardware).values():
+        if not manifest["apiVersion"].startswith("keda.sh/"):
             kubernetes_validate.validate(manifest, "1.33", strict=True)
 
 
@@ -48,8 +48,17 @@ def test_each_class_is_a_deployment_that_keda_scales_by_what_a_router_says() -> 
         assert scaled["scaleTargetRef"] == {"name": called}
         (trigger,) = scaled["triggers"]
         assert trigger["metricType"] == "AverageValue"
-        assert trigger["metadata"]["url"].endswith(f":8080/v1/scaling/{name}")
+        assert trigger["metadata"]["url"].endswith(f":8080/v1/scaling/{name}?starts=true")
         assert ("PodDisruptionBudget", called) in found
+        assert (trigger["metadata"]["authMode"], trigger["authenticationRef"]) == ("bearer", {"name": "router"})
+    (token,) = found["TriggerAuthentication", "router"]["spec"]["secretTargetRef"]
+    assert (token["name"], token["parameter"]) == ("taxiway", "token")
+
+
+def test_routers_in_a_cluster_let_in_who_has_a_key_only() -> None:
+    pod = of(load_topology(ROOT / "queues.yaml").hardware)["Deployment", "router"]["spec"]["template"]["spec"]
+    assert {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"} in pod["containers"][0]["env"]
+    assert {"name": "keys", "secret": {"secretName": "taxiway-keys"}} in pod["volumes"]
 
 
 def test_a_spot_class_runs_where_spot_nodes_are_and_makes_room_first() -> None:

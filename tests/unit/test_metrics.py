@@ -1,15 +1,40 @@
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.metrics import Done, exposition
 from router.view import ClassView, FleetView
+from tasks.done import STAGES, count, empty
 from tests.unit.test_rebalance import two_classes
 
 ROOT = Path(__file__).parents[2]
+DASHBOARD = json.loads((ROOT / "docker" / "grafana" / "taxiway.json").read_text())
+
+
+def figures(*seconds: float) -> list[float]:
+    counted = empty()
+    for one in seconds:
+        count(counted, one)
+    return counted
+
+
+DONE = Done(
+    placed={("gpu", "generate:1"): 7},
+    moved={("gpu", "cpu", "save"): 2},
+    refused={("overloaded",): 4},
+    ended={("expired",): 6},
+    outcomes={("gpu", "succeeded"): 5},
+    latency={("gpu", stage): figures(0.03, 9000.0) for stage in STAGES},
+    parked=9,
+    rejected={("gpu",): 8},
+)
 
 
 def a_class(**changes: object) -> ClassView:
@@ -40,12 +65,11 @@ def samples(view: FleetView, done: Done) -> dict[tuple[str, ...], float]:
 
 def view(**classes: ClassView) -> FleetView:
     _, _, fleet = two_classes()
-    return FleetView(stale=False, now=0.0, classes=classes, devices=fleet.devices, moves=())
+    return FleetView(stale=False, now=0.0, held=3, dead=1, classes=classes, devices=fleet.devices, moves=())
 
 
 def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
-    done = Done({("gpu", "generate:1"): 7}, {("gpu", "cpu", "save"): 2})
-    found = samples(view(gpu=a_class()), done)
+    found = samples(view(gpu=a_class()), DONE)
     assert found["taxiway_devices", "gpu"] == 2
     assert found["taxiway_waiting", "gpu", "3"] == 4
     assert found["taxiway_held_seconds", "gpu", "3"] == 9
@@ -53,6 +77,21 @@ def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
     assert found["taxiway_placed_total", "gpu", "generate:1"] == 7
     assert found["taxiway_moved_total", "save", "gpu", "cpu"] == 2
     assert found["taxiway_stale",] == 0
+    assert (found["taxiway_held_jobs",], found["taxiway_dead_letters",]) == (3, 1)
+    assert found["taxiway_refused_total", "overloaded"] == 4
+    assert found["taxiway_ended_total", "expired"] == 6
+    assert (found["taxiway_parked_total",], found["taxiway_rejected_total", "gpu"]) == (9, 8)
+    assert found["taxiway_results_total", "gpu", "succeeded"] == 5
+
+
+def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
+    found = samples(view(gpu=a_class()), DONE)
+    assert found["taxiway_run_seconds_bucket", "gpu", "0.025"] == 0
+    assert found["taxiway_run_seconds_bucket", "gpu", "0.05"] == 1
+    assert found["taxiway_run_seconds_bucket", "gpu", "+Inf"] == 2
+    assert found["taxiway_run_seconds_count", "gpu"] == 2
+    assert found["taxiway_run_seconds_sum", "gpu"] == pytest.approx(9000.03)
+    assert ("taxiway_latency_seconds_sum", "gpu") in found
 
 
 def test_what_is_not_known_has_no_sample() -> None:
@@ -61,8 +100,39 @@ def test_what_is_not_known_has_no_sample() -> None:
 
 
 def test_the_metrics_page_lists_each_metric_and_no_other() -> None:
-    found = {name for name, *_ in samples(view(gpu=a_class()), Done({("g", "m"): 1}, {("a", "b", "c"): 1}))}
-    assert set(documented()) == found
+    assert set(documented()) == exposed()
+
+
+def test_the_dashboard_names_metrics_that_are_exposed_and_leaves_none_out() -> None:
+    asked = {name for query in queries(DASHBOARD) for name in re.findall(r"taxiway_\w+", query)}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} == exposed()
+
+
+def test_every_label_in_the_dashboards_queries_is_one_of_its_metrics() -> None:
+    families = text_string_to_metric_families(exposition(view(gpu=a_class()), DONE).decode())
+    labels = {name for family in families for sample in family.samples for name in sample.labels}
+    grouped = {
+        name.strip()
+        for query in queries(DASHBOARD)
+        for names in re.findall(r"by \(([^)]*)\)", query)
+        for name in names.split(",")
+    }
+    assert grouped <= labels
+
+
+def exposed() -> set[str]:
+    """The metrics that have samples, each histogram as one."""
+    families = text_string_to_metric_families(exposition(view(gpu=a_class()), DONE).decode())
+    return {f"{one.name}_total" if one.type == "counter" else one.name for one in families if one.samples}
+
+
+def queries(node: Any) -> Iterator[str]:
+    """Every PromQL expression of a dashboard."""
+    if isinstance(node, dict):
+        yield from (value for name, value in node.items() if name == "expr")
+        yield from (query for below in node.values() for query in queries(below))
+    elif isinstance(node, list):
+        yield from (query for below in node for query in queries(below))
 
 
 def documented() -> Iterator[str]:

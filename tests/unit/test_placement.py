@@ -439,6 +439,18 @@ def test_a_request_that_only_queues_past_their_horizons_can_take_is_held(deadlin
     )
 
 
+@pytest.mark.parametrize("deadline", [None, 3600.0, 1.0])
+def test_of_a_tenant_that_crowds_no_more_than_the_next_batch_is_bound(deadline: float | None) -> None:
+    free, busy = fleet(device(), cpu=[0, 0.09]), fleet(device(), cpu=[0, 0.2])
+    crowding = needs_by(deadline, brief=0.04)
+
+    assert not place(model(), crowding, topology(), free).held
+    held = place(model(), crowding, topology(), busy)
+    assert held.held
+    assert held.reason.startswith("held: its tenant had more than others lately, so they come first")
+    assert not place(model(), needs_by(deadline), topology(), busy).held
+
+
 def test_a_queue_is_past_its_horizon_only_for_what_it_would_serve_later() -> None:
     placement = place(
         model(), needs_by(level=1), topology(cpu=hardware(horizon=2.0)), fleet(device(), cpu=[0, 1, 0, 9])

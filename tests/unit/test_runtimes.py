@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.catalogue import Model, TensorSpec, load_catalogue
 from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Row, open_pipeline
-from workers.pipelines.tensors import TensorPipeline, read_tensor
+from workers.pipelines.tensors import TensorPipeline, read_output, read_tensor
 from workers.recipes.graph_writer import GraphWriter
 from workers.runtimes import ModelLoadError, Placed, Runtime, open_runtime
 from workers.runtimes.jax import pad_rows
@@ -143,6 +143,28 @@ def doubling(tmp_path: Path) -> Placed:
     writer.output(writer.node("Add", [value, value], "doubled"), "FP32", ["batch", "width"])
     writer.save(tmp_path / "graph.onnx", "doubling")
     return Placed("doubling", "fp32", "", {"graph": tmp_path / "graph.onnx"}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (None, "output 'y' is missing"),
+        (np.zeros(2, np.int64), r"expected shape \[3, -1\], got \[2\]"),
+        (np.zeros((2, 4), np.int64), r"expected shape \[3, -1\], got \[2, 4\]"),
+        (np.full((3, 1), math.nan), "expected INT64, got float64 values"),
+        (np.full((3, 1), "text"), "expected INT64, got <U4 values"),
+        (np.full((3, 1), object()), "expected INT64, got object values"),
+    ],
+)
+def test_an_output_that_its_model_does_not_declare_is_an_execution_error(
+    array: np.ndarray | None, message: str
+) -> None:
+    with pytest.raises(ExecutionError, match=message):
+        read_output(TensorSpec("y", "INT64", (-1, -1)), array, 3)
+
+
+def test_an_output_takes_its_declared_dtype() -> None:
+    assert read_output(TensorSpec("y", "FP32", (-1,)), np.arange(3), 3).dtype == np.float32
 
 
 def test_an_onnx_variant_can_be_unloaded_and_loaded_again(doubling: Placed) -> None:

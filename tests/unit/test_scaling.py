@@ -116,6 +116,28 @@ def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
     assert scaler.wanted()["cpu"].replicas == 0
 
 
+def test_the_time_of_a_lent_device_counts_for_the_class_that_it_helps() -> None:
+    hardware = {"home": scaled(start=0.0), "away": scaled(start=0.0)}
+    scaler = Scaler(Topology(hardware=hardware, service={"bulk": Service(priority="low")}, default_service="bulk"))
+    lent = DeviceFacts(
+        worker="w", hardware_class="home", device="cpu:0", kind="cpu", emulated=False, name="", memory_total=1,
+        memory_free=1, utilisation=0.9, serves=("home", "away"),
+    )  # fmt: skip
+    scaler.look(FleetSnapshot((lent,)), 0.0)
+    wants = scaler.wanted()
+    assert (wants["home"].replicas, wants["home"].devices) == (0, 1)
+    assert (wants["away"].replicas, wants["away"].devices) == (2, 0)
+
+
+def test_the_load_is_judged_by_two_starts_or_three_looks() -> None:
+    hardware = {"soon": scaled(start=0.5), "late": scaled(start=30.0)}
+    scaler = Scaler(Topology(hardware=hardware, service={"bulk": Service(priority="low")}, default_service="bulk"))
+    for second in range(10):
+        work = dict.fromkeys(hardware, (0.0, 0.0, 0.0, 1.0 if second < 5 else 0.0))
+        scaler.look(FleetSnapshot(work=work), float(second))
+    assert [scaler.wanted()[name].replicas for name in hardware] == [0, 1]
+
+
 def test_however_little_waits_a_class_is_not_scaled_to_zero() -> None:
     assert replicas(HARDWARE, DUE, [Look(0.0, 0, 0.0, (0.0, 0.0, 0.0, 3e-5))]).replicas == 1
     assert replicas(HARDWARE, DUE, [Look(0.0, 0, 0.0, (0.0, 0.0, 0.0, 1e-17))]).replicas == 0

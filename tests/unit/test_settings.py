@@ -23,6 +23,26 @@ def test_a_child_process_reads_the_same_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=required"),
+        ("rediss://host/0?ssl_ca_certs=ca.pem", "rediss://host/0?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"),
+        ("rediss://host/0?ssl_cert_reqs=required", "rediss://host/0?ssl_cert_reqs=required"),
+    ],
+)
+def test_under_tls_the_servers_certificate_is_verified(given: str, told: str) -> None:
+    settings = settings_from(REDIS | {"TAXIWAY_BROKER": given})
+    assert settings.broker == told
+    assert settings_from(settings.environment()) == settings
+
+
+def test_the_first_of_several_keys_is_the_one_that_signs() -> None:
+    settings = settings_from(REDIS | {"TAXIWAY_SECRET": f"{'aa' * 16},{'bb' * 32}"})
+    assert settings.secret == (b"\xaa" * 16, b"\xbb" * 32)
+    assert settings_from(settings.environment()) == settings
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"TAXIWAY_BROKER": ""}, "TAXIWAY_BROKER: expected an address that starts with redis://"),
@@ -33,6 +53,8 @@ def test_a_child_process_reads_the_same_settings() -> None:
         ({"TAXIWAY_SECRET": ""}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
         ({"TAXIWAY_SECRET": "00" * 15}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
         ({"TAXIWAY_SECRET": "word" * 16}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
+        ({"TAXIWAY_SECRET": f"{SECRET},"}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
+        ({"TAXIWAY_SECRET": f"{SECRET},{'00' * 15}"}, "TAXIWAY_SECRET: expected at least 32 hexadecimal digits"),
     ],
 )
 def test_a_wrong_setting_is_named_and_no_password_is_shown(changes: dict[str, str], message: str) -> None:

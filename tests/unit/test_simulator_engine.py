@@ -176,6 +176,7 @@ def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_i
     reader = Reader(workload, Surroundings(), seed=1)
     job = next(jobs(workload, clairvoyant=False))
     big = run.pools[0]
+    big.serving = 1
 
     def seconds(now: float) -> float:
         return float(reader.outlook(run.pools, now).backlog.seconds.sum())

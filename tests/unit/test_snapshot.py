@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.fleet import Backlog
-from router.snapshot import snapshot_from
+from router.snapshot import STARTS_FOR, snapshot_from
 from router.store import FleetFacts
 from tasks.facts import GONE_AFTER, DeviceFacts
 
 NOW = 1000.0
 
 
-def device(worker):
+def device(worker, **more):
     facts = DeviceFacts(
         worker=worker,
         hardware_class="cpu.batch",
@@ -22,6 +22,7 @@ def device(worker):
         name="test",
         memory_total=1,
         memory_free=1,
+        **more,
     )
     return msgspec.json.encode(facts)
 
@@ -38,6 +39,16 @@ def test_a_device_counts_as_long_as_its_heartbeat_is_young():
     assert [d.worker for d in snapshot.devices] == ["young"]
 
 
+def test_a_device_that_drains_is_seen_and_serves_no_class():
+    devices = {"stays": device("stays"), "leaves": device("leaves", draining=True)}
+
+    snapshot = snapshot_from(facts(devices, dict.fromkeys(devices, NOW)))
+
+    assert len(snapshot.devices) == 2
+    assert [d.worker for d in snapshot.of_class("cpu.batch")] == ["stays"]
+    assert [d.worker for d in snapshot.own("cpu.batch")] == ["stays"]
+
+
 def test_a_device_that_cannot_be_read_is_left_out():
     snapshot = snapshot_from(facts({"a": b"{", "b": device("b")}, {"a": NOW, "b": NOW, "c": NOW}))
 
@@ -49,6 +60,12 @@ def test_work_is_told_by_class_and_level_and_is_never_negative():
 
     assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
     assert not snapshot.stale
+
+
+def test_a_class_is_startable_for_a_while_after_somebody_said_that_they_start_its_devices():
+    said = {"late": NOW - STARTS_FOR - 1.0, "now": NOW}
+
+    assert snapshot_from(FleetFacts(NOW, {}, {}, {}, starts=said)).startable == ("now",)
 
 
 @given(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.tenants import Tenants, day_of
+from router.tenants import MEMORY, Shares, Tenants, day_of
 from tasks.settings import TREE
 from tasks.topology import Tenant, load_topology
 from taxiway.keys import lengths_cell
@@ -62,3 +62,68 @@ def test_lengths_are_those_of_the_model_and_the_tenant() -> None:
 
     assert tenants.lengths("generate:1", "lab") == {9: 3.5}
     assert tenants.lengths("generate:1", "other") == tenants.lengths("generate:2", "lab") == {}
+
+
+def test_who_floods_crowds_and_the_others_pass() -> None:
+    shares = Shares({})
+    for tenant, dollars in {"desk": 0.1, "shop": 1.0, "lab": 10.0}.items():
+        shares.charge(tenant, dollars)
+
+    assert {name for name in ("lab", "shop", "desk", "new") if shares.crowds(name)} == {"lab"}
+    assert {name for name in ("lab", "shop", "desk", "new") if shares.passes(name)} == {"shop", "desk", "new"}
+
+
+def test_a_tenant_that_had_nothing_for_long_has_saved_up_little() -> None:
+    shares = Shares({})
+    shares.charge("shop", 0.001)
+    shares.charge("lab", 10.0)
+    given = 0
+    while not shares.crowds("shop"):
+        shares.charge("shop", 0.1)
+        given += 1
+
+    assert given <= 10  # a dollar, not ten
+
+
+def test_a_tenant_that_is_alone_neither_crowds_nor_passes_what_is_held_which_is_its_own() -> None:
+    shares = Shares({})
+    shares.charge("lab", 10.0)
+
+    assert not shares.crowds("lab")
+    assert not shares.passes("lab")
+
+
+@given(weight=st.integers(1, 8))
+def test_tenants_that_flood_are_given_device_time_by_their_weights(weight: int) -> None:
+    shares = Shares({"shop": Tenant(weight=weight)})
+    had = {"lab": 0, "shop": 0}
+    shares.charge("lab", 1.0)
+    for _ in range(500):
+        tenant = "lab" if shares.crowds("shop") else "shop"
+        shares.charge(tenant, 1.0)
+        had[tenant] += 1
+
+    assert had["shop"] == pytest.approx(weight * had["lab"], rel=0.15)
+
+
+@given(had=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 100)), later=st.floats(0, 100))
+def test_somebody_always_passes_and_time_alone_makes_nobody_crowd(had: dict[str, float], later: float) -> None:
+    shares = Shares({})
+    for tenant, dollars in had.items():
+        shares.charge(tenant, dollars)
+    before = {name for name in had if shares.crowds(name)}
+
+    shares.fade(later)
+
+    assert not had or before < had.keys()
+    assert not had or any(not shares.crowds(name) for name in had)
+
+
+def test_what_a_tenant_had_is_forgotten_in_the_end() -> None:
+    shares = Shares({})
+    shares.charge("lab", 1.0)
+    for _ in range(20):
+        shares.fade(MEMORY)
+        shares.charge("shop", 1.0)
+
+    assert not shares.passes("shop")

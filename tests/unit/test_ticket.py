@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -7,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.ticket import Ticket, TicketError, read_ticket, sign
+from tasks.ticket import Ticket, TicketError, key_id, read_ticket, sign
 from tests.unit.strategies import json_values
 
-KEY, BODY = b"k" * 32, b"[[], {}, {}]"
+KEY, BODY = (b"k" * 32,), b"[[], {}, {}]"
 TICKET = Ticket(
     job="job-1",
     task="taxiway.infer",
@@ -55,10 +56,24 @@ def test_another_body_is_refused(body: bytes) -> None:
         read_ticket(HEADER, body, KEY)
 
 
-@given(key=st.binary(min_size=16).filter(lambda key: key.rstrip(b"\0") != KEY))
-def test_another_key_is_refused(key: bytes) -> None:
-    with pytest.raises(TicketError, match="signed by a router of this fleet"):
-        read_ticket(HEADER, BODY, key)
+@given(keys=st.lists(st.binary(min_size=16).filter(lambda key: key.rstrip(b"\0") != KEY[0]), min_size=1, max_size=3))
+def test_other_keys_refuse_it_and_say_which_they_are(keys: list[bytes]) -> None:
+    with pytest.raises(TicketError, match="signed by a router of this fleet") as caught:
+        read_ticket(HEADER, BODY, keys)
+    assert key_id(keys[-1]) in str(caught.value)
+    assert keys[-1].hex() not in str(caught.value)
+
+
+def test_a_key_is_replaced_step_by_step_while_everything_in_flight_stays_good() -> None:
+    old, new = KEY[0], b"n" * 32
+    steps = [(old,), (old, new), (new, old), (new,)]
+
+    for before, after in pairwise(steps):
+        for signing, reading in ((before, after), (after, before)):  # some processes are a step behind
+            assert read_ticket(sign(TICKET, BODY, signing), BODY, reading) == TICKET
+
+    with pytest.raises(TicketError):
+        read_ticket(HEADER, BODY, (new,))
 
 
 @given(header=st.none() | st.binary() | st.text() | json_values)

@@ -130,7 +130,7 @@ def test_the_message_of_a_plain_celery_producer_is_read(app: Celery) -> None:
         (b'[["m", {"__type__": "base64", "__value__": "\xc3\xa9"}], {}, {}]', "inputs"),
         (b'[["m", 1], {"tenant": {"__type__": "uuid", "__value__": {"hex": "0"}}}, {}]', "tenant"),
         (b'[["m", 1], {"__type__": "base64", "__value__": "YQ=="}, {}]', "__type__"),
-        (b'[["m", ' + b"[" * 900 + b"]" * 900 + b"], {}, {}]", "body"),
+        (b'[["m", ' + b"[" * 900 + b"]" * 900 + b"], {}, {}]", "inputs"),
         (b"[" * 100_000, "body"),
     ],
 )

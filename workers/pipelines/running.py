@@ -54,6 +54,12 @@ class RunningRow:
         return max(1, round(self.mates / max(self.turns, 1)))
 
     @property
+    def left(self) -> float:
+        """Seconds until it has as many tokens as it may have, at the pace of its steps so far."""
+        tokens = self.item.size - len(self.prompt) - len(self.sequel.tokens)
+        return tokens * self.run_time / max(self.turns, 1)
+
+    @property
     def answer(self) -> Row:
         """`text`, `tokens` and `finish-reason`."""
         return {"text": self.sequel.text, "tokens": len(self.sequel.tokens), "finish-reason": self.sequel.finish}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tasks.catalogue import Model, TensorSpec, Variant
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Placed, Runtime
 
@@ -55,13 +55,20 @@ class TensorPipeline:
         return Item(arrays, self._size(arrays), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """Outputs by name for each item, in order: arrays, or plain values where the element is a scalar."""
+        """Outputs by name for each item, in order: arrays, or plain values where the element is a scalar.
+
+        Raises:
+            ExecutionError: they are not what the model declares.
+        """
         alike: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
         for index, item in enumerate(items):
             alike.setdefault(tuple((name, array.shape) for name, array in item.arrays.items()), []).append(index)
         answers: list[Row] = [{}] * len(items)
         for indices in alike.values():
             outputs = runtime.run(stack([items[index].arrays for index in indices]))
+            outputs = {
+                spec.name: read_output(spec, outputs.get(spec.name), len(indices)) for spec in self._model.outputs
+            }
             for place, index in enumerate(indices):
                 answers[index] = {name: _plain(array, place) for name, array in outputs.items()}
         return answers
@@ -88,10 +95,29 @@ def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
     """
     array = _element(value) if spec.datatype == "BYTES" and len(spec.shape) == 1 else _numbers(spec, value)
     wanted = spec.shape[1:]
-    fits = len(array.shape) == len(wanted) and all(w in (-1, got) for w, got in zip(wanted, array.shape, strict=True))
-    if not fits:
+    if not _fits(wanted, array.shape):
         raise _wrong(spec, f"shape {list(wanted)} a row", f"shape {list(array.shape)}")
     return array
+
+
+def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.ndarray:
+    """A batch's output in its declared dtype: what a runtime gives may be anything. Raises `ExecutionError`."""
+    if array is None:
+        raise ExecutionError(f"output {spec.name!r} is missing")
+    shape = (rows, *spec.shape[1:])
+    free = spec.datatype == "BYTES" and len(spec.shape) == 1  # each element is any value
+    if not _fits(shape, array.shape[:1] if free else array.shape):
+        raise ExecutionError(f"output {spec.name!r}: expected shape {list(shape)}, got {list(array.shape)}")
+    wanted = np.dtype(DTYPES[spec.datatype])
+    if free or array.dtype == wanted:
+        return array
+    if not np.can_cast(array.dtype, wanted, "same_kind"):
+        raise ExecutionError(f"output {spec.name!r}: expected {spec.datatype}, got {array.dtype} values")
+    return array.astype(wanted)
+
+
+def _fits(wanted: Sequence[int], shape: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
 
 
 def _numbers(spec: TensorSpec, value: object) -> np.ndarray:

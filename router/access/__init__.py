@@ -1,0 +1,1 @@
+"""Who may use the HTTP door, and how often. `keyring` and `rates` only decide; `file` does the I/O."""

@@ -1,0 +1,41 @@
+"""How often a tenant may ask a router. Pure, but for what it remembers."""
+
+from __future__ import annotations
+
+from tasks.topology import Topology
+
+BURST = 2.0
+"""Seconds' worth of requests that may come at once after a pause."""
+
+_ROUNDING = 1e-6  # seconds that sums of times may be off by
+
+
+def spend(full_at: float, now: float, rate: float) -> tuple[float, float]:
+    """Take one request out of a token bucket that fills with `rate` a second and holds `BURST` seconds of them.
+
+    The bucket is one number, the time at which it is full again.
+
+    Returns:
+        The number after the request, and 0; or the number as it was, and the seconds until a request may be taken.
+
+    Source: the generic cell rate algorithm, ITU-T I.371 annex A.
+    """
+    after = max(full_at, now) + 1 / rate
+    wait = after - now - max(BURST, 1 / rate)
+    return (full_at, wait) if wait > _ROUNDING else (after, 0.0)
+
+
+class Rates:
+    """What each tenant has asked lately."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._full_at: dict[str, float] = {}
+
+    def wait(self, tenant: str, now: float) -> float:
+        """Count a request of `tenant`: 0, or the seconds after which it may ask again."""
+        rules = self._topology.tenants.get(tenant)
+        rate = rules.requests_per_second if rules is not None else None
+        full_at, wait = spend(self._full_at.get(tenant, 0.0), now, rate or self._topology.limits.requests_per_second)
+        self._full_at[tenant] = full_at
+        return wait

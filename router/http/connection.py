@@ -1,0 +1,163 @@
+"""One connection of the HTTP door: uvicorn's, with bounds on what a client may send, and how slowly.
+
+uvicorn itself closes a connection that is silent between two requests. It waits without end for a head, for a body and
+for a client that does not read, and llhttp keeps a header of any length: these are bounded here. A timer for each
+request would cost more than all of it, so a connection only notes until when it may go on, and its server looks at all
+of them twice a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from router.http.errors import body_of, headers_of
+from tasks.topology import Limits
+from taxiway.errors import FleetUnavailable, RequestError, TaxiwayError
+
+HEAD = 2**16
+"""Bytes of a request's head after its first piece, which the event loop reads in 256 KiB at most."""
+
+SLOWEST = 2**20
+"""Bytes that a client sends or reads in `limits.body` seconds, unless less is left."""
+
+LINGER = 2.0
+"""Seconds that a client may go on sending a body after its answer, which would be lost were it cut off at once."""
+
+_NEVER = math.inf
+
+_logger = logging.getLogger(__name__)
+_logger.setLevel(logging.ERROR)  # uvicorn warns of each request that is not HTTP: anybody could fill the log
+
+
+class Connection(HttpToolsProtocol):
+    """Bounded by `limits`; `look` closes it when its time is over."""
+
+    def __init__(self, limits: Limits, config: Config, server_state: ServerState) -> None:
+        super().__init__(config, server_state, app_state={})
+        self.logger = _logger
+        self._limits = limits
+        self._largest = 2 * limits.payload + HEAD  # of a message: chunks have a head each
+        self._begun = False
+        self._in_head = True
+        self._received = 0  # bytes of the message that began last, without its first piece
+        self._seen = 0  # of them, when it was last looked whether enough had come
+        self._until = _NEVER  # by then more is to come
+        self._unread = 0  # bytes, when it was last looked whether enough had been read
+        self._read_until = _NEVER  # by then more is to be read
+
+    def look(self, now: float) -> None:
+        """Close it if its client is too slow. `now` is the event loop's time."""
+        if now >= self._read_until:
+            self._look_at_reading(now)
+        elif now >= self._until and not self.flow.read_paused:
+            self._look_at_sending(now)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """Part of `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._await_head()
+        if len(self.connections) > self._limits.connections:
+            error = FleetUnavailable("the door has no room for another connection", retry_after=1.0)
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, error)
+
+    def data_received(self, data: bytes) -> None:
+        """Part of `asyncio.Protocol`."""
+        before = self.headers
+        super().data_received(data)
+        if self.headers is not before:  # another message began
+            return
+        self._received += len(data)
+        if self._received > (HEAD if self._in_head else self._largest):
+            status = (
+                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if self._in_head else HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+            )
+            self._refuse(status, RequestError("the request is too large"))
+
+    def pause_writing(self) -> None:
+        """Part of `asyncio.Protocol`."""
+        super().pause_writing()
+        self._unread = self.transport.get_write_buffer_size()
+        self._read_until = self.loop.time() + self._limits.body
+
+    def resume_writing(self) -> None:
+        """Part of `asyncio.Protocol`."""
+        super().resume_writing()
+        self._read_until = _NEVER
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._await_head()
+        self._begun = True
+
+    def on_headers_complete(self) -> None:
+        """Its head is there."""
+        self._in_head = False
+        self._until = self.loop.time() + self._limits.body
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """All of it is there."""
+        super().on_message_complete()
+        self._until = _NEVER
+        if self.cycle.response_complete:
+            self._await_head()
+
+    def on_response_complete(self) -> None:
+        """A request was answered; one that came behind it begins to be served."""
+        super().on_response_complete()
+        now = self.loop.time()
+        if not self.cycle.response_complete:
+            self._until = now + self._limits.body if self._until < _NEVER else _NEVER
+        elif self._until < _NEVER:
+            self._until = min(self._until, now + LINGER)
+        else:
+            self._await_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what is not HTTP."""
+        self._refuse(HTTPStatus.BAD_REQUEST, RequestError("expected a request of HTTP/1.1"))
+
+    def _look_at_reading(self, now: float) -> None:
+        left = self.transport.get_write_buffer_size()
+        if self._unread - left < SLOWEST:
+            self.transport.abort()
+            return
+        self._unread, self._read_until = left, now + self._limits.body
+
+    def _look_at_sending(self, now: float) -> None:
+        if not self._begun:  # an answer that nobody asked for could be taken for the next request's
+            self.transport.close()
+        elif self._in_head or self._received - self._seen < SLOWEST:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, RequestError("the request did not come in time"))
+        else:
+            self._seen, self._until = self._received, now + self._limits.body
+
+    def _await_head(self) -> None:
+        self._begun, self._in_head = False, True
+        self._received = self._seen = 0
+        self._until = self.loop.time() + self._limits.head
+
+    def _refuse(self, status: HTTPStatus, error: TaxiwayError) -> None:
+        """Answer what no endpoint will see, and close; an answer under way ends where it is."""
+        self._until = _NEVER
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self.transport.write(_whole(status, error))
+        self.transport.close()
+
+
+def _whole(status: HTTPStatus, error: TaxiwayError) -> bytes:
+    content = body_of(error)
+    headers: dict[str, Any] = {**headers_of(error), "content-length": len(content), "connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + content

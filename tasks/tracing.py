@@ -1,0 +1,109 @@
+"""OpenTelemetry traces of jobs: a message carries its trace in W3C headers, and each station adds its spans.
+
+Only what came with a sampled `traceparent` is traced, so that any other job costs one look into its headers. The
+`tracestate` carries, beside what others put there, when the last station let the job go: the wait after it is a span of
+whoever ends it. Nothing of this is signed, for nothing is decided by it.
+
+Source: W3C Trace Context, level 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from tasks.settings import SettingsError
+from taxiway.tracing import TRACEPARENT, TRACESTATE
+
+EXPORTER = "OTEL_TRACES_EXPORTER"
+"""The standard variable that names exporters. Without it nothing is exported, whatever is installed."""
+
+_OURS = "taxiway"  # our member of `tracestate`: microseconds since the epoch
+_AFTER = 2  # microseconds: no rounding of seconds may let a wait begin before what it follows
+_OTHERS = 31  # members of others beside it: a list has 32
+
+_w3c = TraceContextTextMapPropagator()
+_tracer = trace.get_tracer("taxiway")
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """Where a traced message comes from: its last station's span, and when that ended by its host's clock, or 0."""
+
+    context: Context
+    since: float
+
+
+def start_tracing(service: str, environment: Mapping[str, str]) -> None:
+    """Export this process's spans as the standard OTEL_* variables say; nothing where none names an exporter.
+
+    Raises:
+        SettingsError: OpenTelemetry's SDK, or an exporter of that name, is not installed.
+    """
+    names = [name.strip() for name in environment.get(EXPORTER, "").split(",") if name.strip() not in ("", "none")]
+    if not names or not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):  # or somebody has begun
+        return
+    try:
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # the operator's to install
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        raise SettingsError(EXPORTER, "none while opentelemetry-sdk is not installed", ",".join(names)) from error
+    named = environment.get("OTEL_SERVICE_NAME") or service
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: named}))
+    for name in names:
+        found = entry_points(group="opentelemetry_traces_exporter", name=name)
+        if not found:
+            raise SettingsError(EXPORTER, "exporters that are installed", name)
+        provider.add_span_processor(BatchSpanProcessor(next(iter(found)).load()()))
+    trace.set_tracer_provider(provider)
+
+
+def trail_of(headers: Mapping[str, Any]) -> Trail | None:
+    """The trail of a message; None where nobody traces it, or what its producer wrote is no trace."""
+    if TRACEPARENT not in headers:
+        return None
+    carried = {name: headers.get(name) for name in (TRACEPARENT, TRACESTATE)}
+    context = _w3c.extract({name: text for name, text in carried.items() if isinstance(text, str)}, Context())
+    came = trace.get_current_span(context).get_span_context()
+    if not (came.is_valid and came.trace_flags.sampled):
+        return None
+    since = came.trace_state.get(_OURS, "")
+    return Trail(context, int(since) / 1e6 if since.isdecimal() and len(since) < 18 else 0.0)
+
+
+def begin(name: str, trail: Trail, at: float, attributes: Attributes, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+    """A span that follows the trail from `at`, in seconds since the epoch, until `end`."""
+    return _tracer.start_span(f"taxiway.{name}", trail.context, kind, attributes, start_time=_nanoseconds(at))
+
+
+def end(span: Span, at: float, error: str = "") -> None:
+    """End a span; `error` says why it is one of a failure."""
+    if error:
+        span.set_status(Status(StatusCode.ERROR, error))
+    span.end(_nanoseconds(at))
+
+
+def wait(trail: Trail, until: float, attributes: Attributes) -> None:
+    """The time since the last station as a span of its own; never below zero, whatever two hosts' clocks say."""
+    end(begin("wait", trail, min(trail.since, until) or until, attributes), until)
+
+
+def mark(headers: dict[str, Any], span: Span, at: float) -> None:
+    """Let the message go on from this span, at `at`."""
+    _w3c.inject(headers, trace.set_span_in_context(span, Context()))
+    others = [f"{name}={value}" for name, value in span.get_span_context().trace_state.items() if name != _OURS]
+    headers[TRACESTATE] = ",".join([f"{_OURS}={int(at * 1e6) + _AFTER}", *others[:_OTHERS]])
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

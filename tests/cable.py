@@ -1,0 +1,76 @@
+"""A TCP proxy on loopback: a cable that can be pulled out, slowed down, and plugged in elsewhere."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from contextlib import suppress
+
+_CHUNK = 2**20  # bytes: a delay must not narrow the cable
+
+
+class Cable:
+    """Carries connections to `(host, port)`; every byte waits `delay` seconds on its way."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.delay = 0.0
+        self._target = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._listener.getsockname()[1]
+        self._ends: set[socket.socket] = set()
+        self._plugged = True
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def pull(self) -> None:
+        """Cut every connection and refuse new ones."""
+        self._plugged = False
+        self.cut()
+
+    def plug(self) -> None:
+        """Let connections through again."""
+        self._plugged = True
+
+    def cut(self) -> None:
+        """Cut every connection; new ones are let through."""
+        for end in tuple(self._ends):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def redirect(self, host: str, port: int) -> None:
+        """Carry new connections to another server, and cut those that there are."""
+        self._target = (host, port)
+        self.cut()
+
+    def close(self) -> None:
+        """Cut everything for good."""
+        self.pull()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                try:
+                    far = socket.create_connection(self._target) if self._plugged else None
+                except OSError:  # nobody listens there now
+                    far = None
+                if far is None:
+                    near.close()
+                    continue
+                self._ends |= {near, far}
+                for end in (near, far):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with source, suppress(OSError):
+            while chunk := source.recv(_CHUNK):
+                if self.delay:
+                    time.sleep(self.delay)
+                sink.sendall(chunk)
+        self._ends.discard(source)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)

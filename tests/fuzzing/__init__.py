@@ -1,0 +1,1 @@
+"""Long random runs against what ships, apart from the tests: `make fuzz`."""

@@ -1,0 +1,108 @@
+"""Malformed messages to a router and a worker: both go on, what is parked stays bounded, and a good job still runs.
+
+`python -m tests.fuzzing.broker --messages 1000000` writes half of them to the arrivals and half to a class's queue,
+where a producer's account, or who stole a worker's, could.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import redis
+
+import taxiway
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import Settings, settings_from
+from taxiway.keys import ARRIVALS, DEAD, priority_lists
+from tests.fuzzing.malformed import Malformed
+from tests.routing import RouterProcess, router_process
+from tests.working import CLASS, WorkerProcess, worker_process, worker_settings
+
+BATCH = 500
+ROOM = 5_000
+"""Messages that may wait in a queue before the next batch."""
+
+KEPT = 10_000
+"""Dead letters that are kept."""
+
+
+def main() -> int:
+    """Run; 1 where a process ended, a message was lost in its queue, or the good job was not answered."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.broker", description=__doc__)
+    parser.add_argument("--messages", type=int, default=1_000_000, help="how many")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, EmbeddedValkey(Path(name) / "valkey") as server:
+        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(told, Path(name))
+        with (
+            (Path(name) / "log").open("wb") as log,
+            router_process(settings, log) as router,
+            worker_process(settings, log=log) as worker,
+        ):
+            began = time.monotonic()
+            faults = attack(settings, router, worker, given.messages, given.seed)
+            seconds = time.monotonic() - began
+    sys.stdout.write(
+        f"{given.messages} malformed messages, seed {given.seed}: {seconds:.0f} s, "
+        f"{given.messages / seconds:.0f} a second; {'; '.join(faults) or 'router and worker went on'}\n"
+    )
+    return int(bool(faults))
+
+
+def attack(settings: Settings, router: RouterProcess, worker: WorkerProcess, messages: int, seed: int) -> list[str]:
+    """Write so many messages, wait until they are gone; what went wrong."""
+    processes: dict[str, subprocess.Popen[Any]] = {"router": router.process, "worker": worker.process}
+    supply = Malformed(seed, _old_ticket(settings))
+    with redis.Redis.from_url(settings.broker) as broker:
+        for start in range(0, messages, 2 * BATCH):
+            for queue in (ARRIVALS, CLASS):
+                count = min(BATCH, max(messages - start, 0))
+                broker.lpush(queue, *(supply.message() for _ in range(max(count, 1))))
+                _await_room(broker, queue, ROOM, processes)
+        for queue in (ARRIVALS, CLASS):
+            _await_room(broker, queue, 0, processes)
+        kept = broker.llen(DEAD)
+    ended = [f"the {name} ended" for name, process in processes.items() if process.poll() is not None]
+    with taxiway.Client(settings.broker) as client:
+        answered = client.submit("echo", "good", deadline=30).result(timeout=40).outputs == {"payload": "good"}
+    return [*ended, *([] if answered else ["a wrong answer"]), *([f"{kept} dead letters"] if kept > KEPT else [])]
+
+
+def _old_ticket(settings: Settings) -> str:
+    """The ticket of a message that was good once."""
+    from tests.working import Tower
+
+    with Tower(settings) as tower:
+        return str(tower.message("echo", "a").headers["taxiway"])
+
+
+def _await_room(
+    broker: redis.Redis, queue: str, most: int, processes: dict[str, subprocess.Popen[Any]], *, patience: float = 120.0
+) -> None:
+    """Wait until at most so many messages wait in the queue.
+
+    Raises:
+        TimeoutError: a process stands still, or ended.
+    """
+    end = time.monotonic() + patience
+    while sum(int(broker.llen(name)) for name in priority_lists(queue)) + _held(broker, most) > most:
+        if time.monotonic() > end or any(process.poll() is not None for process in processes.values()):
+            raise TimeoutError(f"{queue} is not emptied: {broker.llen(queue)} messages wait")
+        time.sleep(0.01)
+
+
+def _held(broker: redis.Redis, most: int) -> int:
+    """Messages that a worker took and has not answered; they count in the end alone."""
+    return int(broker.hlen("unacked")) if most == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Hooks of schemathesis: most requests name what there is, so that they get further; in the end, what was answered."""
+
+import atexit
+import os
+import sys
+import zlib
+from collections import Counter
+
+import schemathesis
+
+JOBS = os.environ["FUZZING_JOBS"].split()
+_answers = Counter()
+
+
+def often(value):
+    """True for three values in four, always for the same ones."""
+    return _number(value) % 4 > 0
+
+
+@schemathesis.hook
+def map_path_parameters(context, parameters):
+    if not parameters or not often(parameters):
+        return parameters
+    there = {"model": "echo", "version": "1", "job": JOBS[_number(parameters) % len(JOBS)]}
+    return {name: there.get(name, value) for name, value in parameters.items()}
+
+
+@schemathesis.hook
+def map_headers(context, headers):
+    raw = "Inference-Header-Content-Length"
+    return {name: value for name, value in headers.items() if name != raw} if headers and often(headers) else headers
+
+
+@schemathesis.hook
+def map_body(context, body):
+    inputs = body.get("inputs") if isinstance(body, dict) else None
+    if not isinstance(inputs, list) or not often(body):
+        return body
+    known = {"inputs": [_known(tensor) for tensor in inputs[:1]]}
+    return {**body, **known, **({"outputs": [], "parameters": {}} if often(inputs) else {})}
+
+
+@schemathesis.hook
+def after_call(context, case, response):
+    _answers[case.operation.label, response.status_code] += 1
+
+
+def _known(tensor):
+    if not isinstance(tensor, dict):
+        return tensor
+    data = tensor.get("data") or ["a"]
+    data = [str(element) for element in data] if isinstance(data, list) and often(data) else data
+    shape = [len(data)] if isinstance(data, list) and often(tensor) else tensor.get("shape", [])
+    return {**tensor, "name": "payload", "datatype": "BYTES", "shape": shape, "data": data, "parameters": {}}
+
+
+def _number(value):
+    return zlib.crc32(repr(value).encode("utf-8", "surrogatepass"))
+
+
+@atexit.register
+def _tell():
+    for (label, status), count in sorted(_answers.items()):
+        sys.stderr.write(f"{label} {status}: {count}\n")

@@ -1,0 +1,100 @@
+"""Asks a router whatever its OpenAPI document allows, and much that it does not, for some minutes.
+
+`python -m tests.fuzzing.http_door` starts a broker, a router with keys and a worker, installs schemathesis into a
+virtual environment of its own, and fails where an answer is a 500, or one that the document does not have. Answers that
+the fleet is too busy or late (503, 504) are documented, and no failures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import taxiway
+from benchmarks.installing import environment
+from router.access.file import write_keys
+from router.access.keyring import SCOPES, Key, digest_of
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import cache_directory, settings_from
+from tests.routing import RouterProcess, router_process
+from tests.working import worker_process
+
+SCHEMATHESIS = "schemathesis==4.32.5"
+
+QUEUES = """
+hardware:
+  cpu.batch:
+    {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.002, price: {usd_per_hour: 0.05}, warm: [echo]}
+service: {standard: {deadline: 5}}
+default_service: standard
+limits: {requests_per_second: 100000, wait: 2}
+"""
+
+CONFIGURATION = """
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "4xx", 503, 504]
+"""
+
+CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,ignored_auth"
+
+
+def main() -> int:
+    """Run; 1 where schemathesis found something, the router logged an error, or it ended."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzzing.http_door", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=300, help="how long")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
+    given = parser.parse_args()
+    python = environment(cache_directory(os.environ) / "fuzzing", [SCHEMATHESIS])
+    secret = f"taxiway_{secrets.token_urlsafe(32)}"
+    with tempfile.TemporaryDirectory() as name:
+        folder, log = Path(name), Path(name) / "router.log"
+        (folder / "schemathesis.toml").write_text(CONFIGURATION)
+        with _fleet(folder, secret, log) as router:
+            command = [python, "-m", "schemathesis.cli", "--config-file", "schemathesis.toml", "run"]
+            command += [f"{router.http}/schema/openapi.json", "--header", f"Authorization: Bearer {secret}"]
+            command += ["--max-time", str(given.seconds), "--seed", str(given.seed), "--checks", CHECKS]
+            command += ["--continue-on-failure", "--suppress-health-check", "all", "--request-timeout", "30"]
+            hooks = {"SCHEMATHESIS_HOOKS": "fuzzing_hooks", "PYTHONPATH": str(Path(__file__).parent)}
+            hooks |= {"FUZZING_JOBS": " ".join(_jobs(router.http, secret))}
+            failed = subprocess.run(command, cwd=folder, env={**os.environ, **hooks}, check=False).returncode != 0
+            ended = router.process.poll() is not None
+        errors = [line for line in log.read_text().splitlines() if '"level":"error"' in line]
+    sys.stdout.write(f"seed {given.seed}; errors in the router's log: {len(errors)}\n" + "\n".join(errors[:5]))
+    return int(failed or ended or bool(errors))
+
+
+@contextmanager
+def _fleet(folder: Path, secret: str, log: Path) -> Iterator[RouterProcess]:
+    """A router that knows one key for everything, before a worker that echoes."""
+    (folder / "queues.yaml").write_text(QUEUES)
+    write_keys(folder / "keys", [Key(id="fuzz", digest=digest_of(secret), tenant="fuzz", scopes=SCOPES)])
+    with EmbeddedValkey(folder / "valkey") as server, log.open("wb") as logged:
+        named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)}
+        settings = settings_from(named | {"TAXIWAY_QUEUES": str(folder / "queues.yaml")})
+        with (
+            router_process(settings, logged, ["--keys", str(folder / "keys"), "--log", "WARNING"]) as router,
+            worker_process(settings, "--device", "cpu:0", log=subprocess.DEVNULL),
+        ):
+            yield router
+
+
+def _jobs(http: str, secret: str) -> list[str]:
+    """Jobs to ask for: answered ones, one that failed to come in time, and one that was cancelled."""
+    with taxiway.Client(http, key=secret) as client:
+        jobs = [client.submit("echo", text) for text in ("a", "b", "long" * 8000)]
+        jobs += [client.submit("echo", "late", deadline=1e-3), client.submit("echo", "unwanted")]
+        jobs[-1].cancel()
+        deque(client.as_completed(jobs), maxlen=0)
+        return [job.id for job in jobs]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

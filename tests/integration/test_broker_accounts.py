@@ -1,0 +1,143 @@
+"""A Valkey under TLS, with an account for each kind of process: each can do its work, and nothing else."""
+
+from __future__ import annotations
+
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import redis
+from celery import Celery
+
+import taxiway
+from tasks.settings import TREE, Settings
+from taxiway.errors import BrokerUnavailableError
+from taxiway.keys import ARRIVALS, DEAD, HELD, INFER, LEAD, RELEASED, holding_key, job_key, life_key, result_key
+from tests.guarded import Guarded, guarded_valkey
+from tests.routing import router_process
+from tests.working import CLASS, worker_process, worker_settings
+
+OTHERS = ("SET", "elsewhere", "1")
+NEVER = ["CONFIG GET *", "FLUSHALL", "KEYS *", "SCAN 0", "RANDOMKEY", "ACL LIST", "CLIENT LIST", "MONITOR", "SAVE"]
+DENIED = {
+    "producer": [
+        ("LRANGE", ARRIVALS, "0", "-1"),
+        ("RPOP", ARRIVALS),
+        ("LPUSH", CLASS, "forged"),
+        ("LRANGE", CLASS, "0", "-1"),
+        ("SET", result_key("j"), "forged"),
+        ("HSET", job_key("j"), "state", "queued"),
+        ("GET", LEAD),
+        ("LRANGE", DEAD, "0", "-1"),
+        ("EVAL", "return redis.call('RPOP', 'cpu.batch')", "0"),
+        ("PUBLISH", result_key("j"), "forged"),
+        ("SUBSCRIBE", "/0.celeryev/worker.heartbeat"),
+        ("PSUBSCRIBE", "*"),
+        ("INFO",),
+    ],
+    "worker": [
+        ("LPUSH", ARRIVALS, "forged"),
+        ("RPOP", ARRIVALS),
+        ("ZADD", holding_key("q"), "1", "j"),
+        ("HSET", HELD, "j", "forged"),
+        ("ZADD", RELEASED, "1", "j"),
+        ("SET", LEAD, "me"),
+        ("SET", life_key("r"), ""),
+        ("LRANGE", DEAD, "0", "-1"),
+        ("EVAL", "return redis.call('LPUSH', 'taxiway.arrivals', 'forged')", "0"),
+        ("SUBSCRIBE", "elsewhere"),
+    ],
+    "router": [("PUBLISH", "elsewhere", "1"), ("SCRIPT", "FLUSH")],
+    "flower": [
+        ("LPUSH", ARRIVALS, "forged"),
+        ("LRANGE", CLASS, "0", "-1"),
+        ("GET", result_key("j")),
+        ("HGETALL", job_key("j")),
+        ("SUBSCRIBE", result_key("j")),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarded_valkey(tmp_path_factory.mktemp("guarded"), [CLASS, "gpu.realtime"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def fleet(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A router and a worker, each by its account."""
+    folder, url = tmp_path_factory.mktemp("fleet"), guarded.url("router")
+    told = Settings(url, url, (secrets.token_bytes(32),), TREE / "queues.yaml", TREE / "models", folder)
+    told = worker_settings(told, folder)
+    own = replace(told, broker=guarded.url("worker"), state=guarded.url("worker"))
+    with worker_process(own, log=subprocess.DEVNULL), router_process(told):
+        yield told
+
+
+@pytest.mark.usefixtures("fleet")
+def test_a_producer_submits_and_hears_small_and_large_answers(guarded: Guarded) -> None:
+    with taxiway.Client(guarded.url("producer")) as client:
+        for text in ("hello", "large" * 10_000):
+            job = client.submit("echo", text)
+            assert job.result(timeout=20).outputs == {"payload": text}
+            assert job.status().record.device == "cpu:0"
+        client.submit("echo", "unwanted").cancel()
+
+
+@pytest.mark.usefixtures("fleet")
+def test_plain_celery_produces_with_the_same_account(guarded: Guarded) -> None:
+    url = guarded.url("producer")
+    with Celery("lab", broker=url, backend=url, set_as_current=False) as app:
+        sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=ARRIVALS)
+        assert sent.get(timeout=20)["outputs"] == {"payload": "hello"}
+        app.backend.result_consumer.stop()
+
+
+@pytest.mark.usefixtures("fleet")
+def test_flower_sees_events_and_asks_workers(guarded: Guarded) -> None:
+    heard: list[str] = []
+
+    def hear(event: dict[str, str]) -> None:
+        heard.append(event["type"])
+        receiver.should_stop = True
+
+    with Celery("looks", broker=guarded.url("flower"), set_as_current=False) as app, app.connection() as connection:
+        assert app.control.inspect(timeout=10, limit=1).ping()
+        receiver = app.events.Receiver(connection, handlers={"*": hear})
+        receiver.capture(timeout=20)
+        assert connection.default_channel.client.llen(CLASS) == 0
+    assert heard
+
+
+def test_no_account_was_refused_anything_while_it_did_its_work(guarded: Guarded, fleet: Settings) -> None:
+    """Comes after the tests above: the server keeps a log of what it refused."""
+    with guarded.client("test") as server:
+        assert server.execute_command("ACL", "LOG") == []
+
+
+@pytest.mark.parametrize("account", DENIED)
+def test_an_account_can_do_nothing_else(guarded: Guarded, account: str) -> None:
+    with guarded.client(account) as client:
+        for command in (*DENIED[account], *map(str.split, NEVER), OTHERS):
+            with pytest.raises(redis.ResponseError, match="permission"):
+                pytest.fail(f"{command} was answered: {client.execute_command(*command)}")
+
+
+def test_nobody_is_let_in_without_an_account_a_certificate_or_tls(guarded: Guarded) -> None:
+    pairs = (("cert", "pem"), ("key", "key"))
+    ours = {"ssl_ca_certs": str(guarded.folder / "ca.pem")}
+    proven = ours | {f"ssl_{kind}file": str(guarded.folder / f"client.{end}") for kind, end in pairs}
+    for options in ({}, {"ssl": True, **ours}, {"ssl": True, **proven}, {"ssl": True, **proven, "password": "guess"}):
+        with redis.Redis("localhost", guarded.port, retry=None, **options) as client, pytest.raises(redis.RedisError):
+            client.get(result_key("j"))
+
+
+def test_a_server_that_no_authority_of_ours_signed_is_not_spoken_to(guarded: Guarded) -> None:
+    url = guarded.url("producer").replace("ca.pem", "client.pem")
+    with pytest.raises(BrokerUnavailableError), taxiway.Client(url, connect_timeout=1) as client:
+        client.submit("echo", "a")
+    with guarded.client("test") as server:
+        assert server.llen(ARRIVALS) == 0

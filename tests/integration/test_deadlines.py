@@ -1,0 +1,151 @@
+"""Jobs end at their deadline, by the store's clock, whoever has them; their waiters and their workers hear of it."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import msgspec
+import pytest
+import redis
+
+from router.deadlines import TICK, Deadlines
+from router.store import Store as RouterStore
+from tasks.forwarding import Forward
+from tasks.scripts import OVERDUE, Ending, overdue_answer
+from tasks.settings import Settings
+from tasks.ticket import Ticket
+from tasks.topology import Limits
+from taxiway import Client
+from taxiway.errors import DeadlineExceededError
+from taxiway.job import JobState
+from taxiway.keys import DEADLINES, INFER, job_key
+from tests.routing import EchoDevice, eventually, router_process
+from tests.scripting import Store, placed
+from workers.store import Store as WorkerStore
+from workers.withdrawals import Withdrawals
+from workers.work import Delivery
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    with redis.Redis.from_url(settings.state) as client:
+        yield Store(client)
+
+
+def overdue(store: Store) -> list[tuple[str, str]]:
+    return overdue_answer(store.run(OVERDUE, [], [10, 5.0]))[1]
+
+
+async def fire(settings: Settings) -> int:
+    router = RouterStore(settings.state, Limits())
+    try:
+        return await Deadlines(router).fire()
+    finally:
+        await router.close()
+
+
+def alike(*jobs: str, **fields: str) -> list[Forward]:
+    """Jobs that are forwarded as one group."""
+    first, *rest = (placed(job, **fields) for job in jobs)
+    return [first, *(msgspec.structs.replace(one, fields=first.fields) for one in rest)]
+
+
+def cancelled(job: str) -> Ending:
+    return Ending(job, JobState.CANCELLED, b"cancelled")
+
+
+def test_a_job_is_overdue_once_its_deadline_passed_and_comes_again_only_after_a_while(store: Store) -> None:
+    now = store.client.time()[0]
+    past = msgspec.structs.replace(placed("past", deadline_at=f"{now - 1}.5"), reply="me")
+    store.forward(past, placed("far", deadline_at=f"{now + 60}.5"))
+    assert overdue(store) == [("past", "me")]
+    assert overdue(store) == []
+
+
+def test_a_job_without_a_deadline_is_never_overdue(store: Store) -> None:
+    store.forward(placed("j", deadline_at="0.0"), placed("older"))
+    assert store.client.zcard(DEADLINES) == 0
+
+
+def test_a_held_job_is_overdue_too(store: Store) -> None:
+    store.forward(placed("j", deadline_at="1.5", holding="q", state="held", accepted="1.0"))
+    assert overdue(store) == [("j", "")]
+
+
+def test_jobs_that_ended_are_not_overdue_and_their_group_is_forgotten(store: Store) -> None:
+    store.forward(*alike("run", "cancelled", deadline_at="1.5"))
+    [claim] = store.claim("a", "run")
+    store.finish(Ending("run", JobState.SUCCEEDED, b"answer", claim.token), cancelled("cancelled"))
+    assert store.client.zcard(DEADLINES) == 1
+    assert overdue(store) == []
+    assert store.client.zcard(DEADLINES) == 0
+
+
+def test_the_rest_of_a_group_comes_again_when_nobody_ended_it(store: Store) -> None:
+    store.forward(*alike("ended", "left", deadline_at="1.5"))
+    store.finish(cancelled("ended"))
+    assert overdue_answer(store.run(OVERDUE, [], [10, 0.0]))[:2] == (1, [("left", "")])
+    assert overdue_answer(store.run(OVERDUE, [], [10, 0.0]))[:2] == (1, [("left", "")])
+    store.finish(cancelled("left"))
+    assert overdue(store) == []
+    assert store.client.zcard(DEADLINES) == 0
+
+
+def test_a_router_ends_what_is_overdue_also_while_it_runs(settings: Settings, store: Store) -> None:
+    store.forward(placed("waits", deadline_at="1.5"), placed("runs", deadline_at="1.5"))
+    [claim] = store.claim("a", "runs")
+    assert asyncio.run(fire(settings)) == 2  # groups of one
+    assert [store.record(job)["state"] for job in ("waits", "runs")] == ["expired", "expired"]
+    assert store.finish(Ending("runs", JobState.SUCCEEDED, b"late", claim.token)) == [0]
+
+
+@contextmanager
+def listening(worker: WorkerStore, deliveries: list[Delivery]) -> Iterator[None]:
+    withdrawals = Withdrawals(worker, lambda: deliveries)
+    thread = threading.Thread(target=withdrawals.run)
+    thread.start()
+    try:
+        yield
+    finally:
+        withdrawals.stop()
+        thread.join()
+
+
+def delivery(job: str) -> Delivery:
+    ticket = Ticket(
+        job=job, task=INFER, model="echo:1", variants={}, prices={}, accepted=0, deadline_at=0, level=1, reason=""
+    )
+    return Delivery(job, ticket, b"", "application/json", 0.0, hardware_class="cpu.batch")
+
+
+def test_a_worker_hears_at_once_that_a_job_it_holds_was_ended(settings: Settings, store: Store) -> None:
+    worker, held = WorkerStore(settings.state, "a@host#1", Limits()), [delivery("ended"), delivery("wanted")]
+    store.forward(placed("ended"), placed("wanted"))
+    _, claims = worker.claim([("ended", 0.0), ("wanted", 0.0)])
+    with listening(worker, held):
+        eventually(lambda: store.client.pubsub_numsub("taxiway:withdrawn:a@host#1")[0][1] == 1)
+        store.finish(Ending("wanted", JobState.SUCCEEDED, b"answer", claims[1].token), cancelled("ended"))
+        eventually(lambda: held[0].lost)
+    assert not held[1].lost
+
+
+def test_a_waiter_hears_at_the_deadline_by_either_door_though_no_worker_lives(settings: Settings) -> None:
+    with router_process(settings) as router, redis.Redis.from_url(settings.state) as state:
+        with EchoDevice(settings, answering=False), Client(settings.broker) as broker, Client(router.http) as http:
+            jobs = [client.submit("echo", "a", deadline=0.6) for _ in range(4) for client in (broker, http)]
+            eventually(lambda: all(state.exists(job_key(job.id)) for job in jobs))
+        with Client(settings.broker) as broker, httpx.Client(base_url=router.http, trust_env=False) as http:
+            asked = http.get(f"/v2/jobs/{jobs[1].id}/result", params={"wait": 5})
+            with pytest.raises(DeadlineExceededError, match="its deadline passed"):
+                broker.job(jobs[0].id).result(5)
+        eventually(lambda: all(state.hexists(job_key(job.id), "finished") for job in jobs))
+        records = [state.hmget(job_key(job.id), "deadline_at", "finished") for job in jobs]
+    assert (asked.status_code, asked.json()["code"]) == (504, "deadline_exceeded")
+    lateness = [float(finished) - float(due) for due, finished in records]
+    assert min(lateness) >= 0
+    assert statistics.median(lateness) <= 2 * TICK

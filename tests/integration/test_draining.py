@@ -1,0 +1,151 @@
+"""Workers that leave: told to by a signal or a file, killed, or with a batch that hangs. No job is lost with them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from tasks.facts import DeviceFacts
+from tasks.settings import Settings
+from tasks.topology import Limits
+from tasks.transport import read_history
+from taxiway.keys import DEVICES, claim_key, job_key, priority_list, result_key
+from taxiway.wire import Envelope
+from tests.routing import empty_queues, eventually
+from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, is_running, worker_process, worker_settings
+from workers.notice import SIGNAL
+from workers.pulse import HUNG
+from workers.transport import UNACKED, ClassQueue
+
+LEASE = 1.0  # as QUEUES has it
+LONGER = {"samples": [2 * LONG["samples"][0]], "seed": [1]}
+ENDLESS = {"samples": [10**12], "seed": [1]}
+
+BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
+    """The small fleet on the broker that the test asks for, with the model ages, which by its profile takes that."""
+    fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, slab, ages]"))
+    (fleet.models / "ages").mkdir()
+    ages = SLAB.replace("name: slab", "name: ages").replace("base: 0.0002", "base: 1000")
+    (fleet.models / "ages" / "model.yaml").write_text(ages)
+    if getattr(request, "param", "valkey") == "rabbitmq":
+        amqp_url = request.getfixturevalue("amqp_url")
+        empty_queues(amqp_url, [CLASS])
+        fleet = replace(fleet, broker=amqp_url)
+    return fleet
+
+
+@pytest.fixture
+def tower(fleet: Settings) -> Iterator[Tower]:
+    with Tower(fleet) as opened:
+        yield opened
+
+
+def job_of(message: Envelope) -> str:
+    return str(message.headers["id"])
+
+
+def facts(tower: Tower, worker: str) -> DeviceFacts:
+    return msgspec.json.decode(tower.state.hget(DEVICES, worker) or b"", type=DeviceFacts)
+
+
+def is_with(tower: Tower, job: str, worker: str) -> bool:
+    """Whether the worker has the job, or anybody has answered it."""
+    claim: bytes = tower.state.get(claim_key(job)) or b""
+    return claim.startswith(worker.encode()) or bool(tower.state.exists(result_key(job)))
+
+
+@pytest.mark.parametrize("fleet", BROKERS, indirect=True)
+def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(fleet: Settings, tower: Tower) -> None:
+    running, *short = messages = [tower.message("slab", LONGER), *(tower.message("echo", n) for n in range(5))]
+    ages = tower.message("ages", {"samples": [10], "seed": [1]}, variant="python")
+    tower.queue(*messages, ages)
+    with worker_process(fleet) as first:
+        eventually(lambda: is_running(tower, job_of(running)))
+        first.process.send_signal(SIGNAL)
+        eventually(lambda: facts(tower, first.name).draining)
+        eventually(lambda: tower.state.exists(claim_key(job_of(ages))) == 0)
+        assert first.process.wait(30) == 0
+    assert tower.state.hexists(DEVICES, first.name) == 0
+    answers = [tower.result(job_of(message), within=0.1) for message in (running, *short)]
+    assert {answer.report.device for answer in answers} == {"cpu:0"}
+    with worker_process(fleet, "--device", "cpu:1"):
+        assert tower.result(job_of(ages)).report.batch == 1
+    assert {tower.state.hget(job_key(job_of(message)), "attempts") for message in (*messages, ages)} == {b"1"}
+
+
+def test_a_batch_that_outstays_the_grace_is_given_back_and_runs_elsewhere(fleet: Settings, tower: Tower) -> None:
+    with worker_process(fleet) as first:
+        job = tower.order("slab", ENDLESS)
+        eventually(lambda: is_running(tower, job))
+        first.process.send_signal(signal.SIGTERM)
+        eventually(lambda: facts(tower, first.name).draining)
+        assert first.process.poll() is None
+        first.process.send_signal(signal.SIGTERM)  # for the second time: now
+        assert first.process.wait(5) == 0
+    assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
+    assert tower.state.exists(claim_key(job)) == 0
+
+
+@pytest.mark.parametrize("fleet", BROKERS, indirect=True)
+def test_what_a_killed_worker_held_runs_elsewhere_soon_after_its_lease(fleet: Settings, tower: Tower) -> None:
+    messages = [tower.message("slab", LONG), *(tower.message("echo", n) for n in range(20))]
+    tower.queue(*messages)
+    with worker_process(fleet) as first:
+        eventually(lambda: is_running(tower, job_of(messages[0])))
+        first.process.kill()
+        over = time.monotonic() + LEASE
+    with worker_process(fleet, "--device", "cpu:1") as second:
+        over = max(over, time.monotonic())
+        eventually(lambda: all(is_with(tower, job_of(message), second.name) for message in messages))
+        assert time.monotonic() - over < 5
+        assert {tower.result(job_of(message)).report.device for message in messages} == {"cpu:1"}
+    assert tower.state.hget(job_key(job_of(messages[0])), "attempts") == b"2"
+
+
+def test_what_a_silent_worker_held_returns_to_the_front_in_its_order(settings: Settings, tmp_path: Path) -> None:
+    fleet = worker_settings(settings, tmp_path)
+    with Tower(fleet) as tower, redis.Redis.from_url(fleet.broker) as client:
+        messages = [tower.message("echo", n) for n in range(30)]
+        for message in messages:
+            tower.queue(message)
+        before = client.lrange(priority_list(CLASS, 1), 0, -1)
+        queue = ClassQueue(fleet.broker, "silent", Limits(lease=1.0), claiming=True)
+        for _ in range(12):
+            queue.take(CLASS, 1)
+        queue.take(CLASS, 3)
+        assert queue.recover() == 0
+        client.zadd(UNACKED[1], dict.fromkeys(client.zrange(UNACKED[1], 0, -1), 0))
+        assert queue.recover() == 15
+        assert client.lrange(priority_list(CLASS, 1), 0, -1) == before
+        assert tower.unacknowledged() == 0
+        queue.wake()
+        queue._bell.close()
+
+
+def test_a_worker_whose_batch_hangs_ends_itself_and_its_mates_are_answered_elsewhere(
+    fleet: Settings, tower: Tower
+) -> None:
+    fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 1, stall: 1"))
+    with worker_process(fleet) as first:
+        hanging = tower.message("slab", ENDLESS)
+        mates = [tower.message("slab", {"samples": [1000], "seed": [n]}) for n in range(3)]
+        tower.queue(hanging, *mates)
+        assert first.process.wait(20) == HUNG
+    tower.cancel(job_of(hanging))
+    with worker_process(fleet, "--device", "cpu:1"):
+        reports = [tower.result(job_of(mate)).report for mate in mates]
+    assert {(report.device, report.batch) for report in reports} == {("cpu:1", 1)}  # each alone: any may be why
+    for mate in mates:
+        history = read_history(tower.state.hget(job_key(job_of(mate)), "history").decode())
+        assert [holder.worker for holder in history] == [first.name]

@@ -1,0 +1,127 @@
+"""`durability: replicated`: a submit returns once the broker's replica has it, and says so where it has not."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import celery
+import httpx
+import kombu
+import pytest
+import redis
+
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import TREE, Settings, settings_from
+from taxiway import Client
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.keys import ARRIVALS, INFER, job_key
+from tests.routing import EchoDevice, eventually, router_process
+from tests.working import QUEUES, worker_process, worker_settings
+
+
+@dataclass
+class Pair:
+    """A broker and its replica."""
+
+    settings: Settings
+    broker: redis.Redis
+    replica: redis.Redis
+
+    def part(self) -> None:
+        """Let the replica go its own way."""
+        self.replica.execute_command("REPLICAOF", "NO", "ONE")
+        eventually(lambda: self.broker.info("replication")["connected_slaves"] == 0)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    with EmbeddedValkey(tmp_path / "broker") as first, EmbeddedValkey(tmp_path / "replica") as second:
+        settings = settings_from({"TAXIWAY_BROKER": first.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        with redis.Redis.from_url(first.url) as broker, redis.Redis.from_url(second.url) as replica:
+            broker.config_set("repl-diskless-sync-delay", 0)
+            address = urlsplit(first.url)
+            replica.config_set("masterauth", address.password)
+            replica.execute_command("REPLICAOF", address.hostname, address.port)
+            eventually(lambda: replica.info("replication")["master_link_status"] == "up")
+            yield Pair(settings, broker, replica)
+
+
+def test_what_a_broker_client_submitted_is_at_the_replica(pair: Pair) -> None:
+    with Client(pair.settings.broker, durability="replicated") as client:
+        for count in range(1, 21):
+            client.submit("echo", "a")
+            assert pair.replica.llen(ARRIVALS) == count
+        pair.part()
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailableError, match="no replica said"):
+            client.submit("echo", "alone")
+        assert time.monotonic() - began < 2
+
+
+def test_what_the_http_door_took_is_at_the_replica(pair: Pair, tmp_path: Path) -> None:
+    text = (TREE / "queues.yaml").read_text()
+    assert "\nlimits:" in text
+    (tmp_path / "queues.yaml").write_text(text.replace("\nlimits:", "\nlimits:\n  durability: replicated", 1))
+    fleet = dataclasses.replace(pair.settings, queues=tmp_path / "queues.yaml")
+    body = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+    with (
+        EchoDevice(fleet, answering=False),
+        router_process(fleet) as router,
+        httpx.Client(base_url=router.http, trust_env=False) as http,
+    ):
+
+        def ask() -> httpx.Response:
+            return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
+
+        for _ in range(20):
+            assert pair.replica.exists(job_key(ask().json()["id"]))
+        pair.part()
+        refused = ask()
+        assert (refused.status_code, refused.json()["code"]) == (503, "broker_unavailable")
+
+
+@pytest.fixture
+def quorum(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Settings]:
+    """A fleet on RabbitMQ whose queues have a quorum of replicas, though of one node here."""
+    told = worker_settings(settings, tmp_path, QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}"))
+    names = (ARRIVALS, "cpu.batch", "gpu.realtime")
+    _delete(amqp_url, names)
+    yield dataclasses.replace(told, broker=amqp_url)
+    _delete(amqp_url, names)
+
+
+def _delete(url: str, names: Sequence[str]) -> None:
+    with kombu.Connection(url) as connection:
+        for name in names:
+            connection.default_channel.queue_delete(name)
+
+
+@pytest.mark.rabbitmq
+def test_on_rabbitmq_a_job_goes_through_quorum_queues(quorum: Settings) -> None:
+    with router_process(quorum) as router, worker_process(quorum), Client(router.http) as http:
+        with kombu.Connection(quorum.broker) as connection:
+            for name in (ARRIVALS, "cpu.batch"):
+                arguments = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+                kombu.Queue(name, queue_arguments=arguments, no_declare=False).bind(
+                    connection.default_channel
+                ).queue_declare()  # the broker refuses another kind
+        eventually(lambda: http.fleet()["devices"])
+        assert http.infer("echo", "by HTTP", deadline=30, timeout=20).outputs == {"payload": "by HTTP"}
+        with celery.Celery(broker=quorum.broker, backend=quorum.state, set_as_current=False) as app:
+            queue = kombu.Queue(ARRIVALS, queue_arguments={"x-queue-type": "quorum", "x-delivery-limit": -1})
+            app.conf.update(task_queues=[queue], broker_transport_options={"confirm_publish": True})
+            sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "by Celery"}, queue=ARRIVALS)
+            assert sent.get(timeout=20)["outputs"] == {"payload": "by Celery"}
+            app.backend.result_consumer.stop()
+            app.backend.client.connection_pool.disconnect()
+
+
+def test_a_router_says_itself_how_durable_its_jobs_are() -> None:
+    with pytest.raises(InvalidRequestError, match=r"limits\.durability"):
+        Client("http://127.0.0.1:1", durability="replicated")

@@ -1,0 +1,229 @@
+"""The HTTP door with keys and under TLS, at a router as it ships."""
+
+import json
+import secrets
+import ssl
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+import taxiway
+from router.access.file import write_keys
+from router.access.keyring import Key, digest_of
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import TREE, settings_from
+from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
+from tests.certificates import self_signed
+from tests.routing import EchoDevice, eventually, router_process
+
+BODY = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}], "parameters": {}}
+OWNERS = {
+    "lab": ("lab", ("submit", "read")),
+    "shop": ("shop", ("submit", "read")),
+    "writer": ("lab", ("submit",)),
+    "reader": ("lab", ("read",)),
+    "ops": ("ops", ("admin",)),
+    "slow": ("slow", ("read",)),
+    "busy": ("busy", ("submit", "read")),
+}
+SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in OWNERS}
+QUEUES = (
+    TREE / "queues.yaml"
+).read_text() + "\ntenants: {slow: {requests_per_second: 0.5}, busy: {requests_per_second: 50}}\n"
+
+
+def keys_of(names):
+    return [
+        Key(id=name, digest=digest_of(SECRETS[name]), tenant=OWNERS[name][0], scopes=OWNERS[name][1]) for name in names
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("keys")
+
+
+@pytest.fixture(scope="module")
+def door(folder):
+    """The address of a router under TLS that knows keys, before one device; its log and certificate in `folder`."""
+    certificate, key = self_signed(folder)
+    keys, queues = folder / "keys.jsonl", folder / "queues.yaml"
+    write_keys(keys, keys_of(OWNERS))
+    queues.write_text(QUEUES)
+    with EmbeddedValkey(folder / "valkey") as server, (folder / "router.log").open("wb") as log:
+        named = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "ab" * 32, "TAXIWAY_QUEUES": str(queues)}
+        settings = settings_from(named)
+        options = ["--keys", str(keys), "--tls-cert", str(certificate), "--tls-key", str(key), "--log", "DEBUG"]
+        with EchoDevice(settings), router_process(settings, log, options) as router:
+            yield router.http
+
+
+@contextmanager
+def asking(door, folder, name=None, secret=None):
+    headers = {"authorization": f"Bearer {secret or SECRETS[name]}"} if name or secret else {}
+    trust = ssl.create_default_context(cafile=folder / "cert.pem")
+    with httpx.Client(base_url=door, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def lab(door, folder):
+    with asking(door, folder, "lab") as http:
+        yield http
+
+
+@pytest.fixture(scope="module")
+def shop(door, folder):
+    with asking(door, folder, "shop") as http:
+        yield http
+
+
+@pytest.mark.parametrize("secret", [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"])
+def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
+    with asking(door, folder, secret=secret) as http:
+        refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
+        health = [http.get("/v2/health/live"), http.get("/v2/health/ready")]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [(401, "unauthenticated")] * 3
+    assert {answer.headers["www-authenticate"] for answer in refused} == {"Bearer"}
+    assert [answer.status_code for answer in health] == [200, 200]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "who"),
+    [
+        ("POST", "/v2/models/echo/infer", {"lab", "shop", "writer"}),
+        ("POST", "/v2/models/echo/placement", {"lab", "shop", "writer"}),
+        ("POST", "/v2/models/generate/generate", {"lab", "shop", "writer"}),
+        ("POST", "/v2/models/generate/generate_stream", {"lab", "shop", "writer"}),
+        ("DELETE", "/v2/jobs/none", {"lab", "shop", "writer"}),
+        ("GET", "/v2/jobs/none", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs/none/result", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs/none/placement", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs/none/stream", {"lab", "shop", "reader"}),
+        ("GET", "/v2/blobs/none", {"lab", "shop", "reader"}),
+        ("GET", "/v2/models/echo", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/schema/openapi.json", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/v2", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/metrics", {"ops"}),
+        ("GET", "/v2/fleet", {"ops"}),
+        ("GET", "/v1/scaling/cpu.batch", {"ops"}),
+        ("GET", "/v2/dead", {"ops"}),
+    ],
+)
+def test_a_key_may_do_what_its_scopes_say_and_nothing_else(door, folder, method, path, who):
+    allowed = set()
+    for name in OWNERS.keys() - {"slow", "busy"}:
+        with asking(door, folder, name) as http:
+            answer = http.request(method, path, json={} if method == "POST" else None)
+            assert answer.status_code != 403 or answer.json()["code"] == "forbidden"
+            if answer.status_code != 403:
+                allowed.add(name)
+
+    assert allowed == who
+
+
+def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab, shop):
+    job = lab.post("/v2/models/echo/infer", json=BODY, headers={"prefer": "respond-async"}).headers["location"]
+    ways = [("GET", job), ("GET", f"{job}/result"), ("GET", f"{job}/placement"), ("GET", f"{job}/stream")]
+
+    told = [shop.request(method, path) for method, path in (*ways, ("DELETE", job))]
+    unknown = shop.get("/v2/jobs/00000000-0000-4000-8000-000000000000")
+
+    assert lab.get(job, params={"wait": 10}).json()["state"] == "succeeded"
+    assert lab.get(job).json()["tenant"] == "lab"
+    assert lab.get(f"{job}/result").json()["outputs"][0]["data"] == ["a"]
+    assert {(answer.status_code, answer.json()["code"]) for answer in (*told, unknown)} == {(404, "unknown_job")}
+    assert told[0].json()["error"].partition("'")[0] == unknown.json()["error"].partition("'")[0]
+
+
+def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab, shop):
+    named = BODY | {"parameters": {"tenant": "shop"}}
+    text = {"text_input": "a", "parameters": {"tenant": "shop"}}
+    refused = [lab.post(f"/v2/models/echo/{verb}", json=named) for verb in ("infer", "placement")]
+    refused += [lab.post(f"/v2/models/generate/{verb}", json=text) for verb in ("generate", "generate_stream")]
+
+    assert {(answer.status_code, answer.json()["code"]) for answer in refused} == {(403, "forbidden")}
+    assert shop.post("/v2/models/echo/infer", json=named).status_code == 200
+
+
+def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab, shop):
+    body = BODY | {"parameters": {"idempotency_key": "one"}}
+    jobs = [http.post("/v2/models/echo/infer", json=body).json()["parameters"]["job"] for http in (lab, shop, lab)]
+
+    assert jobs[0] == jobs[2] != jobs[1]
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(door, folder):
+    with asking(door, folder, "slow") as http:
+        answers = [http.get("/v2/models") for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert (answers[1].json()["code"], answers[1].headers["retry-after"]) == ("rate_limited", "2")
+
+
+def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door, folder):
+    keys, log = folder / "keys.jsonl", folder / "router.log"
+    with asking(door, folder, "writer") as http:
+        assert http.get("/v2").status_code == 200
+        write_keys(keys, keys_of(OWNERS.keys() - {"writer"}))
+        assert eventually(lambda: http.get("/v2").status_code == 401, within=3)
+        keys.write_text("{broken")
+        assert eventually(lambda: http.get("/v2") and b"keys stay as they were" in log.read_bytes(), within=3)
+        assert http.get("/v2").status_code == 401
+        write_keys(keys, keys_of(OWNERS))
+        assert eventually(lambda: http.get("/v2").status_code == 200, within=3)
+
+
+def test_the_python_client_brings_its_key_over_tls(door, folder, monkeypatch):
+    with pytest.raises(BrokerUnavailableError, match="certificate"), taxiway.Client(door) as client:
+        client.models()
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    with taxiway.Client(door, key=SECRETS["lab"]) as client:
+        job = client.submit("echo", "a")
+        assert job.result(10).outputs["payload"] == "a"
+        with pytest.raises(ForbiddenError, match="admin"):
+            client.fleet()
+        with pytest.raises(ForbiddenError, match="lab"):
+            client.infer("echo", "a", tenant="shop")
+    with taxiway.Client(door, key=SECRETS["shop"]) as client, pytest.raises(UnknownJobError):
+        client.job(job.id).result(1)
+    with taxiway.Client(door) as client, pytest.raises(UnauthenticatedError):
+        client.models()
+
+
+def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_rest(door, folder, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+    texts = [str(n) for n in range(120)]
+
+    with taxiway.Client(door, key=SECRETS["busy"]) as client:
+        answers = [result.outputs["payload"] for result in client.map("echo", texts, deadline=30)]
+
+    assert answers == texts
+
+
+def test_no_key_stands_in_the_log_or_in_an_answer(door, folder, lab):
+    told = [
+        lab.get("/v2/jobs/none").text,
+        lab.post("/v2/models/echo/infer", content=SECRETS["lab"]).text,
+        lab.post("/v2/models/echo/infer", json=BODY | {"parameters": {SECRETS["lab"]: 1}}).text,
+    ]
+    with asking(door, folder, secret=SECRETS["lab"] + "?") as http:
+        told.append(http.get(f"/v2/jobs/{SECRETS['lab']}").text)
+
+    log = (folder / "router.log").read_text()
+    assert not [name for name, secret in SECRETS.items() if secret in log + told[0] + told[1] + told[3]]
+    assert digest_of(SECRETS["lab"]) not in log
+
+
+def test_a_router_that_would_be_open_to_everybody_does_not_start(settings):
+    command = [sys.executable, "-m", "router", "--port", "0", "--host", "0.0.0.0"]
+    done = subprocess.run(
+        command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, timeout=20, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "taxiway keys new" in json.loads(done.stderr.splitlines()[-1])["error"]

@@ -1,0 +1,118 @@
+"""A store that is full or bounded refuses clearly and loses nothing; what ended leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import Settings, settings_from
+from taxiway import Client
+from taxiway.errors import BrokerFullError
+from taxiway.keys import DEADLINES, WORK, job_key, tenant_cell
+from tests.routing import EchoDevice, eventually, router_process
+from tests.working import QUEUES, worker_process, worker_settings
+
+BOUNDED = """
+hardware:
+  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.05, price: {usd_per_hour: 0.05}, horizon: 1000}
+service: {standard: {deadline: 600}}
+default_service: standard
+tenants: {lab: {max_depth: 3, payload: 1KiB}}
+"""
+
+BRIEF = "limits: {lease: 1, keep_result: 1, keep_record: 1, keep_explanation: 1}"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Settings]:
+    """A fleet whose server is its own: its memory is to be bounded."""
+    with EmbeddedValkey(tmp_path) as server:
+        yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+
+
+def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settings) -> None:
+    with (
+        redis.Redis.from_url(own.state) as state,
+        router_process(own) as router,
+        Client(own.broker) as broker,
+        httpx.Client(base_url=router.http, trust_env=False) as http,
+    ):
+        with EchoDevice(own, answering=False):
+            jobs = [broker.submit("echo", f"{n}", deadline=600) for n in range(20)]
+            eventually(lambda: all(state.exists(job_key(job.id)) for job in jobs))
+            state.config_set("maxmemory", state.info("memory")["used_memory"] - 1)
+            with pytest.raises(BrokerFullError, match="memory is full"):
+                broker.submit("echo", "one more", deadline=600)
+            refused = eventually(lambda: _refused(http))
+            assert refused.json()["code"] == "broker_full"
+            assert int(refused.headers["retry-after"]) >= 1
+        with EchoDevice(own):
+            assert [job.result(20).outputs["payload"] for job in jobs] == [f"{n}" for n in range(20)]
+            state.config_set("maxmemory", 0)
+            assert broker.infer("echo", "again", deadline=30).outputs == {"payload": "again"}
+
+
+def _refused(http: httpx.Client) -> httpx.Response | None:
+    body = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+    answer = http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
+    return answer if answer.status_code == 503 else None
+
+
+def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "queues.yaml").write_text(BOUNDED)
+    fleet = dataclasses.replace(settings, queues=tmp_path / "queues.yaml")
+    body = {
+        "inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+        "parameters": {"tenant": "lab"},
+    }
+    with (
+        redis.Redis.from_url(fleet.state) as state,
+        router_process(fleet) as router,
+        httpx.Client(base_url=router.http, trust_env=False) as http,
+        EchoDevice(fleet, answering=False),
+    ):
+
+        def ask(body: dict[str, object] = body) -> httpx.Response:
+            return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
+
+        accepted = [ask() for _ in range(3)]
+        assert [answer.status_code for answer in accepted] == [202] * 3
+        refused = ask()
+        assert (refused.status_code, refused.json()["details"]["limit"]) == (429, "tenants.lab.max_depth")
+        assert refused.headers["retry-after"] == "1"
+        large = ask({**body, "inputs": [{**body["inputs"][0], "data": ["a" * 2000]}]})  # type: ignore[dict-item, index]
+        assert (large.status_code, large.json()["details"]["limit"]) == (413, "tenants.lab.payload")
+        assert state.hget(WORK, tenant_cell("lab")) == b"3"
+        http.delete(accepted[0].json()["location"])
+        eventually(lambda: ask().status_code == 202)
+
+
+def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: Settings, tmp_path: Path) -> None:
+    fleet = worker_settings(settings, tmp_path, QUEUES.replace("limits: {lease: 1}", BRIEF))
+    large = "x" * 20_000  # beside its message
+    with (
+        redis.Redis.from_url(fleet.state) as state,
+        router_process(fleet),
+        worker_process(fleet),
+        Client(fleet.broker) as client,
+    ):
+        client.infer("echo", large, deadline=2, timeout=20)
+        base = set(eventually(lambda: _settled(state)))
+        inputs = [large if n % 100 == 0 else n for n in range(1500)]
+        assert len(list(client.map("echo", inputs, deadline=2, timeout=20))) == 1500
+        assert state.dbsize() > len(base) + 100
+        eventually(lambda: _settled(state) == sorted(base), within=20)
+
+
+def _settled(state: redis.Redis) -> list[bytes]:
+    """The keys, once none of a job is left."""
+    keys = sorted(state.keys())
+    passing = ("taxiway:job:", "celery-task-meta-", "taxiway:blob:", "taxiway:claim:", "taxiway:reading:", DEADLINES)
+    return [] if any(key.decode().startswith(passing) for key in keys) else keys

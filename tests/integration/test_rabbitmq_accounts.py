@@ -1,0 +1,111 @@
+"""A RabbitMQ under TLS, with an account for each kind of process: each can do its work, and nothing else."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import amqp
+import kombu
+import pytest
+from celery import Celery
+
+from tasks.celery_app import make_app
+from tasks.settings import Settings
+from tasks.topology import load_topology
+from taxiway.keys import ARRIVALS, INFER
+from tests.guarded import Guarded, guarded_rabbit
+from tests.routing import eventually, router_process
+from tests.working import CLASS, worker_process, worker_settings
+
+pytestmark = pytest.mark.rabbitmq
+
+ATTEMPTS = {
+    "read": lambda channel, queue: channel.basic_get(queue),
+    "declare": lambda channel, queue: channel.queue_declare(queue),
+    "write": lambda channel, queue: (channel.confirm_select(), channel.basic_publish_confirm(FORGED, queue, queue)),
+    "write by default": lambda channel, queue: (
+        channel.confirm_select(),
+        channel.basic_publish_confirm(FORGED, "", queue),
+    ),
+}
+FORGED = amqp.Message("forged")
+DENIED = [
+    ("producer", "read", ARRIVALS),
+    ("producer", "read", CLASS),
+    ("producer", "write", CLASS),
+    ("producer", "write by default", CLASS),
+    ("producer", "declare", "elsewhere"),
+    ("worker", "read", ARRIVALS),
+    ("worker", "write", ARRIVALS),
+    ("worker", "write by default", ARRIVALS),
+    ("worker", "declare", "elsewhere"),
+    ("router", "declare", "elsewhere"),
+    ("flower", "read", CLASS),
+    ("flower", "write", ARRIVALS),
+]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarded_rabbit(tmp_path_factory.mktemp("rabbit"), [CLASS, "gpu.realtime"]) as server:
+        yield server
+
+
+@pytest.fixture
+def fleet(guarded: Guarded, settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+    """A router and a worker, each by its account."""
+    told = worker_settings(replace(settings, broker=guarded.url("router")), tmp_path)
+    own = replace(told, broker=guarded.url("worker"))
+    with worker_process(own, log=subprocess.DEVNULL), router_process(told):
+        yield told
+
+
+def opened(guarded: Guarded, account: str) -> kombu.Connection:
+    files = {"ca_certs": "ca.pem", "certfile": "client.pem", "keyfile": "client.key"}
+    tls = {name: str(guarded.folder / file) for name, file in files.items()}
+    address = f"amqps://{account}:{guarded.passwords[account]}@localhost:{guarded.port}/%2F"
+    return kombu.Connection(address, ssl=tls | {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "localhost"})
+
+
+def declared(guarded: Guarded) -> bool:
+    """Whether a router has declared the arrivals."""
+    with opened(guarded, "router") as connection, connection.channel() as channel:
+        try:
+            channel.queue_declare(ARRIVALS, passive=True)
+        except amqp.exceptions.NotFound:
+            return False
+        return True
+
+
+def test_each_account_does_its_work(guarded: Guarded, fleet: Settings) -> None:
+    with Celery("lab", backend=fleet.state, set_as_current=False) as producer, opened(guarded, "producer") as link:
+        queue = kombu.Queue(ARRIVALS, no_declare=True)
+        there = {"queue": queue, "exchange": ARRIVALS, "routing_key": ARRIVALS}  # else through amq.default
+        eventually(lambda: declared(guarded))
+        sent = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, connection=link, **there)
+        assert sent.get(timeout=30)["outputs"] == {"payload": "hello"}
+        producer.backend.result_consumer.stop()
+
+    heard: list[str] = []
+    with make_app(replace(fleet, broker=guarded.url("flower")), load_topology(fleet.queues)) as flower:
+        assert flower.control.inspect(timeout=10, limit=1).ping()
+        with flower.connection() as connection:
+
+            def hear(event: dict[str, str]) -> None:
+                heard.append(event["type"])
+                receiver.should_stop = True
+
+            receiver = flower.events.Receiver(connection, handlers={"*": hear})
+            receiver.capture(timeout=20)
+    assert heard
+
+
+@pytest.mark.parametrize(("account", "what", "queue"), DENIED, ids=map(" ".join, DENIED))
+def test_an_account_can_do_nothing_else(guarded: Guarded, account: str, what: str, queue: str) -> None:
+    with opened(guarded, account) as link, link.channel() as channel, pytest.raises(amqp.exceptions.AccessRefused):
+        ATTEMPTS[what](channel, queue)
+        pytest.fail("it was allowed")

@@ -1,0 +1,80 @@
+"""A device that idles serves another class while that starves, and goes back: told by a router, or by an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+from celery import Celery
+
+from tasks.facts import DeviceFacts
+from tasks.settings import Settings
+from taxiway import Client
+from taxiway.keys import DEVICES
+from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.working import worker_process
+
+QUEUES = """
+hardware:
+  cpu.day: &cpu {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
+  cpu.night: {<<: *cpu, max_batch: 2, price: {usd_per_hour: 1000}}
+  gpu.realtime: {<<: *cpu, device: cuda}
+service: {standard: {deadline: 60}}
+default_service: standard
+tenants: {owl: {classes: [cpu.night]}}
+rebalance: {tick: 0.1, retarget: 0.3}
+"""
+
+
+@pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
+def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+    (tmp_path / "queues.yaml").write_text(QUEUES)
+    fleet = replace(settings, queues=tmp_path / "queues.yaml")
+    if request.param == "rabbitmq":
+        fleet = replace(fleet, broker=request.getfixturevalue("amqp_url"))
+        empty_queues(fleet.broker, ["cpu.day", "cpu.night", "gpu.realtime"])
+    return fleet
+
+
+def classes_of(store: redis.Redis, worker: str) -> tuple[str, ...]:
+    raw = store.hget(DEVICES, worker)
+    return msgspec.json.decode(raw, type=DeviceFacts).classes if raw else ()
+
+
+def test_an_idle_worker_serves_a_class_without_devices_after_its_own_and_goes_back(fleet: Settings) -> None:
+    with ExitStack() as stack:
+        store = stack.enter_context(redis.Redis.from_url(fleet.state))
+        router = stack.enter_context(router_process(fleet))
+        client = stack.enter_context(Client(router.http))
+        with EchoDevice(fleet, hardware_class="cpu.night", answering=False):
+            jobs = [client.submit("paced", f"hoot {n}", tenant="owl") for n in range(300)]
+        worker = stack.enter_context(worker_process(fleet, "--class", "cpu.day"))
+        jobs[0].result(timeout=20)
+        assert client.infer("echo", "tu-whit", tenant="lark").report.hardware_class == "cpu.day"
+        assert jobs[-1].status().record.state == "queued"
+        results = [job.result(timeout=20) for job in jobs]
+        assert [one.outputs["payload"] for one in results] == [f"hoot {n}" for n in range(300)]
+        reports = [one.report for one in results]
+        assert {(one.hardware_class, one.emulated) for one in reports} == {("cpu.night", False)}
+        assert max(one.batch for one in reports) <= 2
+        assert all(one.cost >= 999 / 3600 * one.run_time / one.batch for one in reports)
+        eventually(lambda: classes_of(store, worker.name) == ("cpu.day",))
+
+
+def test_an_operator_lends_a_worker_by_celerys_own_commands_and_only_where_it_is_fit(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "queues.yaml").write_text(QUEUES)
+    app = Celery("operator", broker=settings.broker, backend=settings.state, set_as_current=False)
+    fleet = replace(settings, queues=tmp_path / "queues.yaml")
+    with redis.Redis.from_url(fleet.state) as store, worker_process(fleet, "--class", "cpu.day") as worker:
+        (told,) = app.control.add_consumer("gpu.realtime", reply=True, limit=1)
+        assert told == {worker.name: {"error": "the class is for cuda, cpu:0 is cpu"}}
+        app.control.add_consumer("cpu.night", reply=True, limit=1)
+        eventually(lambda: classes_of(store, worker.name) == ("cpu.day", "cpu.night"))
+    app.close()

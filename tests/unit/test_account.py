@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tasks.done import BOUNDS
+from tasks.ticket import Ticket
+from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
+from taxiway.job import Result, RunReport
+from taxiway.keys import INFER
+from workers.account import Account
+from workers.work import Delivery, Ended, Outcome
+
+
+def a_delivery(**changes: Any) -> Delivery:
+    ticket = Ticket(
+        job="1",
+        task=INFER,
+        model="echo:1",
+        variants={"cpu.batch": "echo"},
+        prices={"cpu.batch": 1.0},
+        accepted=100.0,
+        deadline_at=0.0,
+        level=1,
+        reason="the test says so",
+    )
+    return Delivery("1", ticket, b"", "application/json", time.time(), hardware_class="cpu.batch", **changes)
+
+
+def answered(delivery: Delivery, run_time: float) -> Ended:
+    report = RunReport(
+        hardware_class="cpu.batch",
+        variant="echo",
+        device="cpu:0",
+        emulated=False,
+        batch=1,
+        queue_wait=2.0,
+        run_time=run_time,
+        cost=0.0,
+        reason="the test says so",
+    )
+    return Ended(delivery, Outcome(Result(model="echo:1", outputs={}, report=report)))
+
+
+def failed(delivery: Delivery, error: TaxiwayError) -> Ended:
+    return Ended(delivery, Outcome(error=error))
+
+
+def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> None:
+    account = Account("cpu:0")
+    account.note([answered(a_delivery(began=time.time() - 0.5, started=102.0), run_time=0.25)])
+    done = account.told()["cpu.batch"]
+    assert done.outcomes == {"succeeded": 1}
+    assert {stage: figures[-1] for stage, figures in done.latency.items()} == {
+        "queue": 2.0,
+        "run": 0.25,
+        "total": pytest.approx(2.5, abs=0.2),
+    }
+    assert done.latency["queue"][BOUNDS.index(2.5)] == 1
+
+
+def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
+    account = Account("cpu:0")
+    account.note([failed(a_delivery(), DeadlineExceededError("late"))])
+    done = account.told()["cpu.batch"]
+    assert done.outcomes == {"expired": 1}
+    assert not any(map(sum, done.latency.values()))
+
+
+def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
+    account = Account("cpu:0")
+    account.note([failed(a_delivery(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
+    done = account.told()["cpu.batch"]
+    assert done.outcomes == {"failed": 1}
+    assert done.latency["run"][-1] == pytest.approx(3.0, abs=0.2)

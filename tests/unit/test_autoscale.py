@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.local.autoscale import Autoscaler, Bounds, most_workers, resize
+from tasks.local.machine import Machine
+from tasks.local.plan import WorkerPlan
+from tasks.local.process import SupervisedProcess
+from tasks.topology import parse_topology
+
+TOPOLOGY = parse_topology("""
+hardware:
+  cpu: &cpu {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
+  bounded: {<<: *cpu, scaling: {maximum: 1}}
+  gpu: {<<: *cpu, device: cuda}
+service: {standard: {deadline: 5}}
+default_service: standard
+""")
+MACHINE = Machine(
+    cores=4, memory=2**34, memory_free=2**33, instruction_sets=(), cuda=("L4",), tpu_chips=0, runtimes={"torch": "2"}
+)
+CLASSES = st.sampled_from("abcd")
+COUNTS = st.dictionaries(CLASSES, st.integers(0, 9))
+
+
+def slots(folder: Path, count: int, hardware_class: str = "cpu") -> list[tuple[WorkerPlan, SupervisedProcess]]:
+    plans = [WorkerPlan(hardware_class, f"cpu:{n}", False) for n in range(count)]
+    return [(plan, SupervisedProcess(plan.name, [], dict(os.environ), folder, announces=True)) for plan in plans]
+
+
+def wanted(workers: list[tuple[WorkerPlan, SupervisedProcess]]) -> list[bool]:
+    return [process.wanted for _, process in workers]
+
+
+def test_a_class_may_have_a_worker_a_core_or_device_unless_it_is_bounded() -> None:
+    assert most_workers(TOPOLOGY, MACHINE, emulate=(), counts={}) == {"cpu": 4, "bounded": 1, "gpu": 1}
+    assert most_workers(TOPOLOGY, MACHINE, emulate=("gpu",), counts={"cpu": 2}) == {"cpu": 2, "bounded": 1, "gpu": 4}
+
+
+@pytest.mark.parametrize(
+    ("want", "cores", "counts"),
+    [
+        ({"a": 2, "b": 1}, 4, {"a": 2, "b": 1}),
+        ({"a": 9, "b": 1}, 4, {"a": 3, "b": 1}),
+        ({"a": 9, "b": 9}, 4, {"a": 2, "b": 2}),
+        ({"a": 1, "b": 1, "c": 1}, 2, {"a": 1, "b": 1, "c": 1}),
+        ({"a": 0, "b": 9}, 2, {"a": 0, "b": 2}),
+        ({"a": 1, "gpu": 3}, 1, {"a": 1, "gpu": 3}),
+    ],
+)
+def test_classes_on_the_cpu_share_its_cores(want: dict[str, int], cores: int, counts: dict[str, int]) -> None:
+    assert resize(want, dict.fromkeys(want, 9), on_cpu={"a", "b", "c"}, cores=cores) == counts
+
+
+@given(COUNTS, COUNTS, st.sets(CLASSES), st.integers(1, 8))
+def test_no_class_gets_more_than_is_wanted_or_allowed_and_none_that_may_run_gets_nothing(
+    want: Mapping[str, int], most: Mapping[str, int], on_cpu: set[str], cores: int
+) -> None:
+    counts = resize(want, most, on_cpu=on_cpu, cores=cores)
+    assert counts.keys() == want.keys()
+    for name, count in counts.items():
+        allowed = min(want[name], most.get(name, 0))
+        assert min(allowed, 1) <= count <= allowed
+        assert name in on_cpu or count == allowed
+    sharing = [count for name, count in counts.items() if name in on_cpu and count]
+    assert sum(sharing) <= max(cores, len(sharing))
+
+
+def test_what_nobody_knows_stays_as_it_is(tmp_path: Path) -> None:
+    workers = slots(tmp_path, 3)
+    scaler = Autoscaler(workers, Bounds({"cpu": 2}, 4), lambda name: None)
+    assert wanted(workers) == [True, True, False]
+    scaler.tend()
+    assert wanted(workers) == [True, True, False]
+
+
+def test_the_last_workers_of_a_class_are_the_first_to_go(tmp_path: Path) -> None:
+    workers = slots(tmp_path, 3)
+    Autoscaler(workers, Bounds({"cpu": 3}, 4), lambda name: 1).tend()
+    assert wanted(workers) == [True, False, False]

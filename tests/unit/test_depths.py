@@ -1,0 +1,75 @@
+"""Who may not add to what waits already."""
+
+from __future__ import annotations
+
+import pytest
+
+from router.depths import Depths, check_class, check_memory, check_tenant, depths_from
+from router.snapshot import work_from
+from tasks.topology import Topology, parse_topology
+from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
+from taxiway.keys import held_cell, jobs_cell, tenant_cell, work_cell
+
+TOPOLOGY = """
+hardware:
+  cpu.batch: {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}, max_depth: 10,
+              payload: 1KiB}
+  cpu.free: {device: cpu, runtimes: [echo], max_batch: 4, max_wait: 0, price: {usd_per_hour: 1}}
+service: {standard: {}}
+default_service: standard
+tenants: {lab: {max_depth: 3, payload: 100}}
+"""
+
+CELLS = {
+    work_cell("cpu.batch", 1): 2.5,
+    jobs_cell(work_cell("cpu.batch", 1)): 4.0,
+    jobs_cell(work_cell("cpu.batch", 3)): 2.0,
+    jobs_cell(held_cell("cpu.batch", 1)): 3.0,
+    tenant_cell("lab"): 2.0,
+    tenant_cell("cpu.batch|1|jobs"): 7.0,
+    "rows|cpu.batch|echo:1": 100.0,
+}
+
+
+@pytest.fixture(scope="module")
+def topology() -> Topology:
+    return parse_topology(TOPOLOGY)
+
+
+def test_jobs_are_counted_by_class_bound_and_held_and_by_tenant() -> None:
+    depths = depths_from(CELLS, 0.5)
+    assert depths.classes == {"cpu.batch": 9}
+    assert depths.tenants == {"lab": 2, "cpu.batch|1|jobs": 7}
+
+
+def test_counts_of_jobs_are_not_taken_for_work() -> None:
+    bound, held = work_from(CELLS)
+    assert (bound, held) == ({"cpu.batch": (0.0, 2.5, 0.0, 0.0)}, {})
+
+
+def test_a_class_takes_as_many_jobs_as_it_may(topology: Topology) -> None:
+    depths = depths_from(CELLS, 0.0)
+    check_class(depths, topology, hardware_class="cpu.batch", size=1024)
+    depths.count("cpu.batch", "somebody")
+    with pytest.raises(OverloadedError, match=r"hardware\.cpu\.batch\.max_depth") as raised:
+        check_class(depths, topology, hardware_class="cpu.batch", size=10)
+    assert raised.value.retry_after
+    check_class(Depths({"cpu.free": 1e6}), topology, hardware_class="cpu.free", size=10**6)
+
+
+def test_a_tenant_has_as_many_jobs_as_it_may_and_no_larger_ones(topology: Topology) -> None:
+    depths = depths_from(CELLS, 0.0)
+    check_tenant(depths, topology, tenant="lab", size=100)
+    check_tenant(Depths(tenants={"other": 1e6}), topology, tenant="other", size=10**6)
+    with pytest.raises(RequestTooLargeError, match=r"tenants\.lab\.payload"):
+        check_tenant(depths, topology, tenant="lab", size=101)
+    depths.count("cpu.batch", "lab")
+    with pytest.raises(OverloadedError, match=r"tenants\.lab\.max_depth"):
+        check_tenant(depths, topology, tenant="lab", size=1)
+
+
+def test_nothing_is_taken_while_the_store_is_nearly_full(topology: Topology) -> None:
+    check_memory(Depths(used=0.89), topology)
+    with pytest.raises(BrokerFullError, match="91%") as raised:
+        check_memory(Depths(used=0.91), topology)
+    assert raised.value.retry_after

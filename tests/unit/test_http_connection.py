@@ -1,0 +1,242 @@
+"""What a client may do to the HTTP door's connections, by real sockets to a real server before a small application."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+
+import pytest
+import uvloop
+
+from router.http.connection import HEAD, SLOWEST
+from router.http.server import HttpServer, is_loopback, open_tls
+from tasks.document import Size
+from tasks.topology import Limits
+from tests.certificates import self_signed
+from tests.waiting import until
+
+GET = b"GET /a HTTP/1.1\r\nhost: test\r\n\r\n"
+LARGE = 2**24
+LIMITS = Limits(head=0.3, body=0.6, connections=3, payload=Size(2**21))
+
+
+async def application(scope, receive, send):
+    """Answers with what it read; a path tells it to answer at once, or at length."""
+    body = b""
+    while scope["path"] != "/early":
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(1000 if scope["path"] == "/long" else 0):
+        await send({"type": "http.response.body", "body": bytes(2**16), "more_body": True})
+    await send({"type": "http.response.body", "body": bytes(LARGE) if scope["path"] == "/large" else b"%d" % len(body)})
+
+
+@contextlib.contextmanager
+def served(limits=LIMITS, tls=None):
+    """A server on a thread of its own."""
+    loop, ready = uvloop.new_event_loop(), threading.Event()
+    server = HttpServer(application, "127.0.0.1", 0, limits, tls)
+    stopping = asyncio.Event()
+
+    async def serve():
+        await server.start()
+        ready.set()
+        await stopping.wait()
+        await server.stop()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(5)
+    try:
+        yield server
+    finally:
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join()
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with served() as server:
+        yield server
+
+
+@pytest.fixture
+def port(server):
+    return server.port
+
+
+@contextlib.contextmanager
+def connected(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        yield connection
+
+
+def read(connection):
+    """All that comes until the server closes."""
+    told = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            told += piece
+    return told
+
+
+def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_take_for_its_next(port):
+    with connected(port) as connection:
+        assert read(connection) == b""
+    with connected(port) as connection:
+        connection.sendall(GET)
+        assert read(connection).count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(("drop", "told"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"])
+def test_a_client_that_drips_its_head_is_let_go(port, drop, told):
+    with connected(port) as connection:
+        connection.sendall(GET[:-2] if told else b"")
+        connection.settimeout(0.05)
+        heard = None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while heard is None:
+                connection.sendall(drop)
+                with contextlib.suppress(TimeoutError):
+                    heard = connection.recv(65536)
+        assert (heard or b"").startswith(told)
+
+
+@pytest.mark.parametrize(
+    "head", [b"content-length: 100\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n1\r\n"], ids=["declared", "chunked"]
+)
+def test_a_client_that_never_ends_its_body_is_let_go(port, head):
+    with connected(port) as connection:
+        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"x")
+        assert read(connection).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_is_slow_and_steady_may_go_on(port):
+    half = SLOWEST + 2**16
+    with connected(port) as connection:
+        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n" % (2 * half))
+        connection.sendall(bytes(half))
+        connection.settimeout(1.5 * LIMITS.body)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.sendall(bytes(half))
+        assert b"\r\n%d\r\n" % (2 * half) in connection.recv(65536)
+
+
+def test_a_client_that_reads_slowly_and_steadily_is_told_all(port):
+    idle, other = socket.socketpair()
+    idle.settimeout(LIMITS.body / 2)
+    with connected(port) as connection, idle, other:
+        connection.sendall(GET.replace(b"/a", b"/large").replace(b"host", b"connection: close\r\nhost"))
+        told = 0
+        while piece := connection.recv(2**22):
+            told += len(piece)
+            with pytest.raises(TimeoutError):
+                idle.recv(1)
+    assert told > LARGE
+
+
+def test_a_client_that_does_not_read_is_let_go(server):
+    with connected(server.port) as connection:
+        connection.sendall(GET.replace(b"/a", b"/long"))
+        connection.recv(1)
+        assert until(lambda: server.connections == 0, patience=5)
+        assert len(read(connection)) < 1000 * 2**16
+
+
+def test_a_body_that_goes_on_after_its_answer_is_cut_off(port):
+    with connected(port) as connection:
+        connection.sendall(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        with pytest.raises(ConnectionError):
+            while True:
+                connection.sendall(bytes(1000))
+
+
+@pytest.mark.parametrize("part", [b"x: " + b"y" * 4 * HEAD, b"x: y\r\n" * HEAD], ids=["one header", "many headers"])
+def test_a_head_without_measure_is_refused(port, part):
+    with connected(port) as connection:
+        with contextlib.suppress(ConnectionError):
+            for at in range(0, len(part), 4096):
+                connection.sendall((GET[:-2] if at == 0 else b"") + part[at : at + 4096])
+        assert read(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_trailers_without_measure_are_refused(port):
+    with connected(port) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ")
+            for _ in range(8 * 2**20 // 4096):
+                connection.sendall(b"y" * 4096)
+        assert read(connection).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
+        b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"content-length: -3\r\n\r\nabc",
+        b"content-length: 99999999999999999999999\r\n\r\nabc",
+        b"transfer-encoding: gzip\r\n\r\nabc",
+        b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"x y: z\r\n\r\n",
+    ],
+)
+def test_lengths_that_contradict_and_what_is_not_http_are_refused(port, head):
+    with connected(port) as connection:
+        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head)
+        told = read(connection)
+    assert told.startswith(b"HTTP/1.1 400 ")
+    assert told.endswith(b'{"error":"expected a request of HTTP/1.1","code":"request_error","details":{}}')
+
+
+def test_more_than_is_declared_is_refused(port):
+    with connected(port) as connection:
+        connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nabcdef")
+        assert read(connection).startswith(b"HTTP/1.1 400 ")
+
+
+def test_requests_in_one_piece_are_answered_one_after_the_other(port):
+    with connected(port) as connection:
+        connection.sendall(GET + GET + GET.replace(b"host", b"connection: close\r\nhost"))
+        assert read(connection).count(b"HTTP/1.1 200 ") == 3
+
+
+def test_one_connection_too_many_is_told_to_come_back():
+    with served() as server, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connected(server.port)) for _ in range(LIMITS.connections)]
+        for connection in held:
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        with connected(server.port) as connection:
+            told = read(connection)
+        held[0].close()
+        assert told.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in told
+
+
+def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path):
+    certificate, key = self_signed(tmp_path)
+    with served(tls=open_tls(certificate, key)) as server:
+        with connected(server.port) as connection:
+            assert read(connection) == b""
+        trust = ssl.create_default_context(cafile=certificate)
+        with connected(server.port) as plain, trust.wrap_socket(plain, server_hostname="localhost") as connection:
+            connection.sendall(GET)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            assert connection.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.parametrize(
+    ("host", "here"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
+    + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example.org")],
+)
+def test_only_the_loopback_is_this_machine_alone(host, here):
+    assert is_loopback(host) is here

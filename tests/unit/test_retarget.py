@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.fleet import FleetSnapshot
+from router.retarget import SETTLED, Action, Retarget, Spells, retarget
+from tasks.facts import DeviceFacts
+from tasks.lending import is_emulated, unfit_for
+from tasks.topology import Topology, parse_topology
+from tests.unit.strategies import topologies
+
+TOPOLOGY = parse_topology("""
+hardware:
+  cpu.day: &cpu {device: cpu, runtimes: [echo, onnx], max_batch: 4, max_wait: 0, horizon: 2, price: {usd_per_hour: 1}}
+  cpu.night: {<<: *cpu, horizon: 10}
+  cpu.spot: {<<: *cpu, capacity: spot}
+  cpu.lab: {<<: *cpu, labels: [lab]}
+  gpu.live: &gpu {<<: *cpu, device: cuda, memory: 16GiB}
+  gpu.large: {<<: *gpu, memory: 80GiB}
+service: {standard: {deadline: 5}}
+default_service: standard
+rebalance: {tick: 0.5, retarget: 2}
+""")
+PATIENCE = 2.0
+
+
+def device(name: str, own: str = "cpu.day", **facts: Any) -> DeviceFacts:
+    known = {"device": "cpu:0", "kind": "cpu", "emulated": False, "memory_total": 2**34, "memory_free": 0, "name": ""}
+    return DeviceFacts(worker=name, hardware_class=own, **{**known, "runtimes": ("echo", "onnx"), **facts})
+
+
+def waiting(**seconds: float) -> dict[str, tuple[float, ...]]:
+    """Device seconds that wait, by class; `day=1.0` is the class cpu.day."""
+    return {f"cpu.{name}": (0.0, work, 0.0, 0.0) for name, work in seconds.items()}
+
+
+def after(fleet: FleetSnapshot, topology: Topology = TOPOLOGY, *, spells: Spells | None = None) -> list[Retarget]:
+    """What is decided once the fleet has been like this for as long as it takes."""
+    spells = Spells() if spells is None else spells
+    spells.look(fleet, topology, 0.0)
+    assert not [one for one in retarget(fleet, topology, spells, 0.0) if one.action is Action.LEND]
+    spells.look(fleet, topology, PATIENCE)
+    return retarget(fleet, topology, spells, PATIENCE)
+
+
+def test_an_idle_device_is_lent_to_a_class_that_nobody_serves() -> None:
+    (lent,) = after(FleetSnapshot((device("a"),), work=waiting(night=0.1)))
+    assert (lent.worker, lent.hardware_class, lent.action) == ("a", "cpu.night", "add_consumer")
+    assert lent.reason == "0.1 device seconds wait for cpu.night, which 0 serve"
+
+
+def test_a_class_gets_as_many_as_serve_its_backlog_within_its_horizon() -> None:
+    devices = tuple(device(name) for name in "abcde")
+    lent = after(FleetSnapshot((*devices, device("n", "cpu.night")), work=waiting(night=25.0)))
+    assert [one.worker for one in lent] == ["a", "b"]
+
+
+def test_a_class_within_its_horizon_gets_none() -> None:
+    assert not after(FleetSnapshot((device("a"), device("n", "cpu.night")), work=waiting(night=9.0)))
+
+
+def test_what_is_held_for_a_class_starves_it_as_well() -> None:
+    assert after(FleetSnapshot((device("a"),), held=waiting(night=1.0)))
+
+
+@pytest.mark.parametrize("busy", [{"utilisation": 0.5}, {"running": 1}, {"held": 1}])
+def test_a_device_that_works_is_not_lent(busy: dict[str, Any]) -> None:
+    assert not after(FleetSnapshot((device("a", **busy),), work=waiting(night=1.0)))
+
+
+def test_a_class_with_work_lends_only_what_the_rest_of_its_devices_can_spare() -> None:
+    assert not after(FleetSnapshot((device("a"),), work=waiting(night=9.0, day=0.1)))
+    assert len(after(FleetSnapshot((device("a"), device("b")), work=waiting(night=99.0, day=0.1)))) == 1
+
+
+def test_a_lent_device_returns_at_once_when_its_own_class_has_work() -> None:
+    lent = device("a", serves=("cpu.day", "cpu.night"))
+    fleet, spells = FleetSnapshot((lent,), work=waiting(night=9.0, day=0.1)), Spells()
+    spells.look(fleet, TOPOLOGY, 0.0)
+    assert retarget(fleet, TOPOLOGY, spells, 0.0) == [
+        Retarget("a", "cpu.night", Action.RETURN, "cpu.day has work of its own")
+    ]
+
+
+def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
+    lent, spells = device("a", serves=("cpu.day", "cpu.night")), Spells()
+    for now, work in ((0.0, 0.0), (1.0, 0.1), (2.0, 0.0), (3.9, 0.0)):
+        fleet = FleetSnapshot((lent,), work=waiting(night=work))
+        spells.look(fleet, TOPOLOGY, now)
+        assert not retarget(fleet, TOPOLOGY, spells, now)
+    spells.look(fleet, TOPOLOGY, 4.0)
+    assert [one.action for one in retarget(fleet, TOPOLOGY, spells, 4.0)] == [Action.RETURN]
+
+
+def test_a_device_that_its_operator_took_from_its_own_class_is_left_where_it_is() -> None:
+    assert not after(FleetSnapshot((device("a", serves=("cpu.night",)),), work=waiting(day=9.0)))
+    assert not after(FleetSnapshot((device("a", serves=()),), work=waiting(day=9.0, night=9.0)))
+
+
+def test_a_worker_that_was_told_is_not_told_again_until_its_heartbeat_can_show_it() -> None:
+    fleet, spells = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), Spells()
+    spells.note(after(fleet, spells=spells), PATIENCE)
+    spells.look(fleet, TOPOLOGY, PATIENCE + SETTLED / 2)
+    assert not retarget(fleet, TOPOLOGY, spells, PATIENCE + SETTLED / 2)
+    spells.look(fleet, TOPOLOGY, PATIENCE + SETTLED)
+    assert retarget(fleet, TOPOLOGY, spells, PATIENCE + SETTLED)
+
+
+def test_a_fleet_that_is_told_to_lends_nothing() -> None:
+    rules = msgspec.structs.replace(TOPOLOGY.rebalance, retarget=None)
+    unlent = msgspec.structs.replace(TOPOLOGY, rebalance=rules)
+    fleet = FleetSnapshot((device("a"),), work=waiting(night=9.0))
+    spells = Spells()
+    spells.look(fleet, unlent, 0.0)
+    assert not retarget(fleet, unlent, spells, 1e6)
+
+
+def test_a_helper_runs_all_that_the_class_has_or_what_its_own_devices_do() -> None:
+    echo = device("a", runtimes=("echo",))
+    assert not after(FleetSnapshot((echo,), work=waiting(night=9.0)))
+    assert after(FleetSnapshot((echo, device("n", "cpu.night", runtimes=("echo",))), work=waiting(night=99.0)))
+    better = device("n", "cpu.night", runtimes=("echo",), instruction_sets=("amx_int8",))
+    assert not after(FleetSnapshot((echo, better), work=waiting(night=99.0)))
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "facts", "reason"),
+    [
+        ("cpu.day", "cpu.lab", {}, "the class is labelled lab, which the device's own is not"),
+        ("cpu.lab", "cpu.day", {}, None),
+        ("cpu.spot", "cpu.day", {}, "the device is spot capacity, and the class is not"),
+        ("cpu.day", "cpu.spot", {}, None),
+        ("cpu.day", "gpu.live", {}, "the class is for cuda, cpu:0 is cpu"),
+        ("gpu.live", "cpu.day", {"emulated": True}, None),
+        (
+            "gpu.live",
+            "gpu.large",
+            {"kind": "cuda"},
+            "the class has 85899345920 bytes of memory",
+        ),
+        ("gpu.large", "gpu.live", {"kind": "cuda", "memory_total": 79 * 2**30}, None),
+        ("gpu.large", "gpu.live", {"emulated": True}, None),
+        ("cpu.day", "cpu.night", {"runtimes": ("jax",)}, "the class runs echo, onnx, of which a has none"),
+        ("cpu.day", "nowhere", {}, "expected one of cpu.day, cpu.lab, cpu.night, cpu.spot, gpu.large, gpu.live"),
+    ],
+)
+def test_a_device_serves_only_classes_that_it_is_fit_for(
+    own: str, other: str, facts: dict[str, Any], reason: str | None
+) -> None:
+    told = unfit_for(other, device("a", own, **facts), TOPOLOGY)
+    assert told is None if reason is None else told is not None and told.startswith(reason)
+
+
+def test_an_emulated_device_that_serves_a_class_of_its_real_kind_is_not_emulated_there() -> None:
+    assert is_emulated("cpu", TOPOLOGY.hardware["gpu.live"])
+    assert not is_emulated("cpu", TOPOLOGY.hardware["cpu.day"])
+
+
+SECONDS = st.sampled_from((0.0, 0.0, 0.0, 0.01, 30.0))
+
+
+@st.composite
+def histories(draw: st.DrawFn, topology: Topology) -> list[FleetSnapshot]:
+    """The same workers tick by tick, with other work and other loads; what they serve is what they are told."""
+    classes = sorted(topology.hardware)
+    owns = draw(st.lists(st.sampled_from(classes), min_size=1, max_size=4))
+    workers = [(f"worker-{n}", own, topology.hardware[own].device) for n, own in enumerate(owns)]
+    ticks: list[FleetSnapshot] = []
+    for _ in range(draw(st.integers(1, 6))):
+        work = {name: (0.0, draw(SECONDS), 0.0, 0.0) for name in classes}
+        busy = [draw(st.sampled_from((0.0, 0.0, 0.0, 0.9))) for _ in workers]
+        pairs = zip(workers, busy, strict=True)
+        devices = tuple(device(name, own, kind=kind, utilisation=used) for (name, own, kind), used in pairs)
+        ticks += [FleetSnapshot(devices, work=work)] * draw(st.integers(1, 12))
+    return ticks
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_lending_keeps_its_promises_whatever_happens(data: st.DataObject) -> None:
+    topology = data.draw(st.just(TOPOLOGY) | topologies())
+    spells, serves, last = Spells(), dict[str, tuple[str, ...]](), dict[tuple[str, str], tuple[Action, float]]()
+    for number, drawn in enumerate(data.draw(histories(topology))):
+        now = 0.5 * number
+        fleet = replace(
+            drawn, devices=tuple(msgspec.structs.replace(d, serves=serves.get(d.worker)) for d in drawn.devices)
+        )
+        spells.look(fleet, topology, now)
+        decided = retarget(fleet, topology, spells, now)
+        spells.note(decided, now)
+        by_worker = {d.worker: d for d in fleet.devices}
+        assert len({one.worker for one in decided}) == len(decided)
+        for one in decided:
+            lent, own = by_worker[one.worker], by_worker[one.worker].hardware_class
+            assert one.hardware_class != own
+            before, at = last.get((one.worker, one.hardware_class), (Action.RETURN, -1e6))
+            assert before is not one.action
+            if one.action is Action.LEND:
+                assert unfit_for(one.hardware_class, lent, topology) is None
+                assert lent.utilisation == 0.0
+                assert lent.classes == (own,)
+                at_home = sum(d.classes == (own,) for d in fleet.devices if d.hardware_class == own)
+                assert sum(fleet.work[own]) <= max(0.5 * (at_home - 1), 1e-9)
+                assert now - at >= PATIENCE
+            last[one.worker, one.hardware_class] = one.action, now
+            serves[one.worker] = (own, one.hardware_class) if one.action is Action.LEND else (own,)

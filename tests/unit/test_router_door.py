@@ -1,0 +1,39 @@
+"""Which doors a router opens, and which it does not."""
+
+import pytest
+
+from router.__main__ import options, read_door
+from router.access.file import write_keys
+from router.access.keyring import KeysError
+from tasks.settings import SettingsError
+from tests.certificates import self_signed
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        (["--host", "0.0.0.0"], SettingsError, "--host: expected 127.0.0.1, or keys"),
+        (["--host", "::"], SettingsError, "taxiway keys new"),
+        (["--tls-cert", "cert.pem"], SettingsError, "both or neither"),
+        (["--tls-cert", "none.pem", "--tls-key", "none.pem"], SettingsError, "a certificate and its key in PEM"),
+        (["--keys", "none.jsonl", "--host", "0.0.0.0"], KeysError, "a readable file of keys"),
+    ],
+)
+def test_a_door_that_would_be_open_or_broken_is_not_opened(given, error, said):
+    with pytest.raises(error, match=said):
+        read_door(options({}).parse_args(given))
+
+
+def test_a_door_is_on_the_loopback_without_keys_unless_it_is_told_otherwise(tmp_path):
+    keys = tmp_path / "keys.jsonl"
+    write_keys(keys, [])
+    certificate, key = self_signed(tmp_path)
+    told = {"KEYS": keys, "TLS_CERT": certificate, "TLS_KEY": key, "HTTP_HOST": "0.0.0.0", "HTTP_PORT": "1"}
+
+    plain = read_door(options({}).parse_args([]))
+    open_to_all = read_door(options({f"TAXIWAY_{name}": str(value) for name, value in told.items()}).parse_args([]))
+
+    assert (plain.host, plain.port, plain.keys, plain.tls) == ("127.0.0.1", 8080, None, None)
+    assert (open_to_all.host, open_to_all.port) == ("0.0.0.0", 1)
+    assert open_to_all.keys.caller(b"") is None
+    assert open_to_all.tls is not None

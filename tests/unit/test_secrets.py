@@ -1,0 +1,109 @@
+"""Passwords, keys and the signing secret stand in no log line, no error and no representation."""
+
+import asyncio
+import logging
+import secrets
+import sys
+
+import pytest
+
+from router.admission import Rules
+from router.http.errors import body_of
+from tasks.catalogue import Catalogue
+from tasks.logs import JsonLines, redacted
+from tasks.settings import SettingsError, settings_from
+from tasks.topology import load_topology
+from tasks.transport.rabbitmq import RabbitTransport
+from tasks.transport.valkey import ValkeyTransport
+from taxiway import Client, TaxiwayError
+from taxiway.errors import BrokerUnavailableError
+from taxiway.keys import ARRIVALS
+
+PASSWORD = "hush-hush"
+KEY = f"taxiway_{secrets.token_urlsafe(32)}"
+SECRET = "ab" * 32
+
+
+def logged(message, *args, **extra):
+    try:
+        raise OSError(f"no way to amqp://me:{PASSWORD}@host/vhost for {KEY}")
+    except OSError:
+        record = logging.LogRecord("x", logging.ERROR, "", 0, message, args, sys.exc_info())
+    for name, value in extra.items():
+        setattr(record, name, value)
+    return JsonLines().format(record)
+
+
+def test_what_is_logged_holds_no_password_and_no_key():
+    line = logged(f"at redis://:{PASSWORD}@host:1/0", url=f"rediss://me:{PASSWORD}@host", header=f"Bearer {PASSWORD}")
+
+    assert PASSWORD not in line
+    assert KEY not in line
+    assert "amqp://…@host/vhost" in line
+    assert "rediss://…@host" in line
+
+
+@pytest.mark.parametrize("text", ["http://host/a@b", "mail me@host", "taxiway_short", "a: //b", "10:00 // x @ y"])
+def test_what_is_no_secret_stays(text):
+    assert redacted(text) == text
+
+
+def test_no_answer_of_the_http_door_tells_where_the_broker_is_reached_with_what():
+    assert PASSWORD.encode() not in body_of(BrokerUnavailableError(f"redis://:{PASSWORD}@host did not answer"))
+
+
+@pytest.mark.parametrize("url", ["amqp://me:{}@127.0.0.1:9/", "redis://:{}@127.0.0.1:9/0"])
+def test_a_broker_that_is_away_is_named_without_its_password(url):
+    state = f"redis://:{PASSWORD}@127.0.0.1:9/0"
+    named = {"broker": url.format(PASSWORD), "state": state, "name": "test", "keep_record": 1}
+
+    async def take():
+        rabbit = url.startswith("amqp")
+        transport = RabbitTransport(**named, queues=[ARRIVALS]) if rabbit else ValkeyTransport(**named)
+        try:
+            await transport.take()
+        finally:
+            await transport.close()
+
+    with pytest.raises(BrokerUnavailableError) as told:
+        asyncio.run(take())
+
+    assert PASSWORD not in str(told.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
+def test_a_client_tells_its_address_without_the_password(scheme):
+    address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
+    with pytest.raises(TaxiwayError) as told, Client(address, connect_timeout=0.1) as client:
+        client.submit("echo", "a")
+
+    assert PASSWORD not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url", [f"redis://me:{PASSWORD}/@host", f"http://me:{PASSWORD}@", f"http://me:{PASSWORD}/@host"]
+)
+def test_a_wrong_address_is_not_told_with_its_password(url):
+    with pytest.raises(TaxiwayError) as told:
+        Client(url)
+
+    assert PASSWORD not in str(told.value)
+
+
+def test_a_key_that_cannot_be_one_is_not_shown_and_one_for_a_broker_is_refused():
+    for url, key in (("http://host", f"{PASSWORD}\r\nx: y"), ("redis://host", PASSWORD)):
+        with pytest.raises(TaxiwayError) as told:
+            Client(url, key=key)
+        assert PASSWORD not in str(told.value)
+
+
+def test_settings_and_rules_show_no_secret(tmp_path):
+    settings = settings_from({"TAXIWAY_BROKER": f"redis://:{PASSWORD}@host", "TAXIWAY_SECRET": SECRET})
+    rules = Rules(load_topology(settings.queues), Catalogue({}), settings.secret)
+
+    shown = f"{settings!r} {rules!r}"
+    assert PASSWORD not in shown
+    assert repr(settings.secret) not in shown
+    with pytest.raises(SettingsError) as told:
+        settings_from({"TAXIWAY_BROKER": f"ftp://me:{PASSWORD}@host", "TAXIWAY_SECRET": SECRET})
+    assert PASSWORD not in str(told.value)

@@ -1,0 +1,165 @@
+"""Waiting work in the simulator: queues, holding and the rebalancer, by the router's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from router.releaser import TICK
+from simulator.company import Company
+from simulator.engine import Engine
+from simulator.fleet import parse_fleet
+from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome
+from simulator.policies.central import Central
+from simulator.policies.policy import Policy, Shift
+from simulator.policies.taxiway import Taxiway
+from simulator.pool import Pool
+from simulator.queue import DeadlineQueue, LevelQueue
+from simulator.traces import make_trace
+from simulator.workload import Job, Workload, jobs, prepare
+from tests.unit.test_simulator_engine import chat
+
+TWINS = """
+default_model: m
+classes:
+  a: &twin
+    {count: 1, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 1GiB, start: 0, max_batch: 1, horizon: HORIZON,
+     curves: {m: {base: 0, slope: 0.000001, load: 0}}}
+  b: {<<: *twin, price: {usd_per_hour: PRICE}}
+services:
+  live: {share: 0}
+  standard: {share: 0, deadline: 100}
+  bulk: {share: 1, deadline: 1000}
+rebalance: {max_moves_per_job: MOVES}
+"""
+
+
+def workload(requests: Sequence[dict[str, Any]], *, horizon: float, price: float = 1, moves: int = 2) -> Workload:
+    """Requests of a second each, for two devices of two classes; the second's `price` is in dollars an hour."""
+    text = TWINS.replace("HORIZON", str(horizon)).replace("PRICE", str(price)).replace("MOVES", str(moves))
+    rows = [{"size": 1_000_000, "priority": 1, "deadline": 1000.0} | request for request in requests]
+    return prepare(make_trace(rows), parse_fleet(text), seed=1)
+
+
+def some_jobs(*terms: tuple[int, float]) -> list[Job]:
+    """Jobs of these priorities (2 is low) and deadlines."""
+    rows = [
+        {"arrival": float(n), "model": "m", "size": 1, "priority": priority, "deadline": deadline}
+        for n, (priority, deadline) in enumerate(terms)
+    ]
+    return list(jobs(workload(rows, horizon=1), clairvoyant=False))
+
+
+def indices(found: Sequence[Job]) -> list[int]:
+    return [job.index for job in found]
+
+
+def test_a_queue_by_level_shows_both_of_its_ends_and_any_job_may_leave() -> None:
+    queue = LevelQueue()
+    waiting = some_jobs((2, 100), (1, 100), (2, 100), (1, 100))
+    for job in waiting:
+        queue.push(job)
+    assert indices(queue.front(3)) == [1, 3, 0]
+    assert indices(list(queue.back(1))) == [3, 2]
+    queue.take(waiting[3])
+    assert indices(queue.front(9)) == [1, 0, 2]
+    assert len(queue) == 3
+
+
+def test_a_queue_by_deadline_keeps_its_order_when_a_job_in_its_middle_leaves() -> None:
+    queue = DeadlineQueue()
+    waiting = some_jobs((1, 300), (1, 100), (1, 200))
+    for job in waiting:
+        queue.push(job)
+    queue.take(waiting[2])
+    assert indices(queue.front(9)) == [1, 0]
+    queue.take(waiting[1])
+    assert queue.first() is waiting[0]
+    assert len(queue) == 1
+
+
+class Watched(Taxiway):
+    """The router's policy; `deepest` is the most jobs that a class's queue had at a look."""
+
+    deepest = 0
+
+    def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
+        """As `Policy.look`."""
+        yield from super().look(pools, now)
+        self.deepest = max(self.deepest, *(pool.waiting for pool in pools))
+
+
+class OnOneClass(Watched):
+    """The router's policy, but that all is placed on the first class."""
+
+    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+        """As `Policy.choose`."""
+        self._reader.count(job, self._count(job, pools[0], None))
+        return 0
+
+
+MINUTE = [{"arrival": 0.01 * n, "model": "m"} for n in range(60)]
+"""A minute of work that any class can do."""
+
+
+def play(work: Workload, policy: Policy) -> Outcome:
+    return Engine(work, policy, seed=1).run()
+
+
+def test_jobs_wait_bound_to_nothing_beyond_the_horizon_and_all_are_answered() -> None:
+    work = workload(MINUTE, horizon=5)
+    policy = Watched(work, seed=1)
+    outcome = play(work, policy)
+    assert (outcome.state == ANSWERED).all()
+    assert 4 <= policy.deepest <= 7
+    assert float(outcome.latency.max()) < 33  # the devices were never idle meanwhile
+
+
+def test_what_is_held_past_its_deadline_is_turned_away() -> None:
+    late = [{"arrival": 0.5, "model": "m", "deadline": 20.0} for _ in range(60)]
+    outcome = play(work := workload(MINUTE + late, horizon=2), Taxiway(work, seed=1))
+    assert set(np.unique(outcome.state)) <= {ANSWERED, DROPPED, REFUSED}
+    assert (outcome.state != ANSWERED).any()
+
+
+def test_what_one_class_has_too_much_of_is_levelled_with_an_idle_one() -> None:
+    work = workload(MINUTE, horizon=1000)
+    outcome = play(work, OnOneClass(work, seed=1))
+    assert 20 <= outcome.moves <= 40
+    assert float(outcome.latency.max()) < 36
+
+
+def test_work_goes_back_from_a_dear_class_to_a_cheap_one_and_is_levelled_no_more() -> None:
+    work = workload(MINUTE, horizon=1000, price=0.1)
+    policy = OnOneClass(work, seed=1)
+    outcome = play(work, policy)
+    assert outcome.moves > 45
+    assert (outcome.state == ANSWERED).all()
+
+
+def test_no_job_moves_where_moves_are_forbidden() -> None:
+    work = workload(MINUTE, horizon=1000, moves=0)
+    outcome = play(work, OnOneClass(work, seed=1))
+    assert outcome.moves == 0
+    assert float(outcome.latency.max()) > 59
+
+
+def test_the_central_queue_binds_a_job_when_a_device_has_room_for_it_and_not_before() -> None:
+    work = workload(MINUTE, horizon=1000)
+    outcome = play(work, Central())
+    assert (outcome.state == ANSWERED).all()
+    assert float(outcome.latency.max()) < 31 + 60 * TICK
+
+
+def test_company_is_of_usual_size() -> None:
+    work = chat(rate=50, duration=40)
+    company = Company(len(work.trace.models))
+    known = list(jobs(work, clairvoyant=False))
+    for job in known:
+        company.meet(job)
+    able = np.isfinite(known[0].alone)
+    assert company.alone(0)[able] == pytest.approx(np.mean([job.alone for job in known], axis=0)[able], rel=0.1)
+    assert company.crowding(0)[able] == pytest.approx(np.mean([job.crowding for job in known], axis=0)[able], rel=0.2)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import msgspec
+
+from router.tally import Tally
+from tasks.done import BOUNDS, Done, count, empty
+from tasks.facts import DeviceFacts
+
+
+def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:
+    figures = empty()
+    for seconds in latencies:
+        count(figures, seconds)
+    return DeviceFacts(
+        worker=name,
+        hardware_class="cpu",
+        device="cpu:0",
+        kind="cpu",
+        emulated=False,
+        name="test",
+        memory_total=1,
+        memory_free=1,
+        done={"cpu": Done({"succeeded": succeeded}, {"run": tuple(figures)})},
+    )
+
+
+def test_what_workers_did_before_the_first_look_is_not_counted() -> None:
+    tally = Tally()
+    tally.look([a_worker("a", 10)])
+    tally.look([a_worker("a", 13)])
+    assert tally.outcomes["cpu", "succeeded"] == 3
+
+
+def test_all_that_a_worker_did_which_came_later_is_counted() -> None:
+    tally = Tally()
+    tally.look([a_worker("a", 10)])
+    tally.look([a_worker("a", 10), a_worker("b", 4)])
+    assert tally.outcomes["cpu", "succeeded"] == 4
+
+
+def test_sums_never_fall_when_workers_go_or_are_started_anew() -> None:
+    tally = Tally()
+    tally.look([a_worker("a", 0), a_worker("b", 0)])
+    tally.look([a_worker("a", 5), a_worker("b", 5)])
+    tally.look([a_worker("a", 2)])
+    assert tally.outcomes["cpu", "succeeded"] == 12
+
+
+def test_rejected_messages_are_counted_also_by_a_worker_that_ends_no_job() -> None:
+    tally = Tally()
+    tally.look([])
+    for rejected in (3, 5, 1):  # the last is another process under that name
+        tally.look([msgspec.structs.replace(a_worker("a", 0), done={"cpu": Done(rejected=rejected)})])
+    assert tally.rejected["cpu",] == 6
+
+
+def test_latencies_add_up_over_workers_by_bucket() -> None:
+    tally = Tally()
+    tally.look([])
+    tally.look([a_worker("a", 1, 0.001, 7200.0), a_worker("b", 1, 0.0005)])
+    figures = tally.latency["cpu", "run"]
+    assert (figures[0], figures[len(BOUNDS)], figures[-1]) == (2, 1, 7200.0015)
+    assert sum(figures[:-1]) == 3

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from taxiway.cli.top import page
+
+
+def a_class(**facts: Any) -> dict[str, Any]:
+    known = {
+        "devices": 12,
+        "replicas": 15,
+        "utilisation": 0.97,
+        "depth": [1, 20, 300, 400_000],
+        "oldest": 812.5,
+        "work": [0.0, 1.0, 30.0, 900.0],
+        "held": [0.0, 0.0, 0.0, 800.0],
+        "rows_per_second": 1234.5,
+        "spending": 8.52,
+    }
+    return known | facts
+
+
+def a_device(number: int, done: int) -> dict[str, Any]:
+    return {
+        "worker": f"gpu.realtime.cuda-{number}@rack{number % 2}.example",
+        "device": f"cuda:{number}",
+        "hardware_class": "gpu.realtime",
+        "emulated": False,
+        "utilisation": 1.0,
+        "running": 32,
+        "held": 64,
+        "warm": ["generate:1/int8", "embed:1/int8"],
+        "done": {"gpu.realtime": {"outcomes": {"succeeded": done, "failed": 1}}},
+    }
+
+
+def a_fleet(now: float = 100.0, done: int = 50, devices: int = 12) -> dict[str, Any]:
+    move = {"at": now - 200, "source": "gpu.realtime", "target": "cpu.batch", "jobs": 1200, "reason": "balance"}
+    return {
+        "stale": False,
+        "now": now,
+        "held": 7,
+        "dead": 2,
+        "classes": {"gpu.realtime": a_class(), "cpu.batch": a_class(devices=0, replicas=0)},
+        "devices": [a_device(number, done) for number in range(devices)],
+        "moves": [move],
+    }
+
+
+def drawn(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, **how: Any) -> list[str]:
+    console = Console(width=80, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(page(fleet, before, **({"rows": 20} | how)))
+    return capture.get().splitlines()
+
+
+def test_a_busy_fleet_fits_into_80_columns_with_nothing_cut_off() -> None:
+    lines = drawn(a_fleet(now=101.0, done=3_000), a_fleet())
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    assert "12 devices  800642 waiting  7 held  2 dead letters" in lines[0]
+
+
+def test_what_a_class_did_a_second_is_known_from_two_looks() -> None:
+    lines = drawn(a_fleet(now=110.0, done=100), a_fleet(now=100.0, done=50))
+    row = next(line for line in lines if line.startswith("gpu.realtime"))
+    assert row.split()[-3:] == ["60", "12→15", "8.52"]
+
+
+def test_a_worker_that_was_started_anew_takes_nothing_off_the_rate() -> None:
+    lines = drawn(a_fleet(now=110.0, done=0), a_fleet(now=100.0, done=50))
+    assert "-" not in "".join(lines)
+
+
+def test_devices_that_find_no_room_are_counted() -> None:
+    lines = drawn(a_fleet(devices=12), rows=4)
+    assert lines[-1] == "… and 8 more"
+    assert sum("cuda:" in line for line in lines) == 4
+
+
+def test_devices_of_several_hosts_show_theirs() -> None:
+    assert any(line.startswith("cuda:1@rack1 ") for line in drawn(a_fleet()))
+    assert not any("@" in line for line in drawn(a_fleet(devices=1)))
+
+
+def test_the_last_picture_stays_while_nobody_answers_and_says_so() -> None:
+    assert drawn(a_fleet(), trouble="nobody answers")[1] == "old: nobody answers"

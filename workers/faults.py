@@ -1,0 +1,50 @@
+"""Which failures are the device's, not the request's: the table by which they are told apart. Pure.
+
+A device that is out of memory may have some later. A device that is lost, or whose context is broken, answers nothing
+more in this process: the worker ends, and its jobs run elsewhere.
+
+Source: the texts of CUDA's `cudaGetErrorString`, ONNX Runtime's arena and XLA's status codes.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+
+class Fault(Enum):
+    """What is wrong with the device."""
+
+    MEMORY = "out of memory"
+    LOST = "lost"
+
+
+class DeviceLostError(Exception):
+    """This process can use its device no more."""
+
+
+_SIGNS: tuple[tuple[re.Pattern[str], Fault], ...] = (
+    (re.compile(r"out of memory|RESOURCE_EXHAUSTED|Failed to allocate memory|bad.alloc", re.IGNORECASE), Fault.MEMORY),
+    (
+        re.compile(
+            r"(?:CUDA|cuDNN|cuBLAS|HIP).*(?:illegal memory access|launch failure|device-side assert|unavailable|"
+            r"ECC error|fallen off the bus|illegal instruction|misaligned address|hardware stack error)|"
+            r"device (?:is )?lost",
+            re.IGNORECASE | re.DOTALL,
+        ),
+        Fault.LOST,
+    ),
+)
+
+
+def fault_of(error: Exception) -> Fault | None:
+    """What an exception of a runtime says of the device; None where it says nothing of it.
+
+    A model's own errors are told by their text alone, which a request may shape: so only errors of a runtime's kind
+    count, and `ValueError`, `TypeError` and the like never do.
+    """
+    if isinstance(error, MemoryError):
+        return Fault.MEMORY
+    if not isinstance(error, RuntimeError) and "onnxruntime" not in type(error).__module__:
+        return None
+    return next((fault for sign, fault in _SIGNS if sign.search(str(error))), None)

@@ -1,0 +1,127 @@
+"""Hears that the machine is to be reclaimed: by a signal, a file that appears, or a cloud's metadata address."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+
+from tasks.topology import Notice
+
+logger = logging.getLogger(__name__)
+
+SIGNAL = signal.SIGUSR2
+"""Celery has meanings for TERM, INT, QUIT, HUP and USR1; for this one only where CELERY_RDBSIG asks for a debugger."""
+
+LOOK = 1.0
+"""Seconds between two looks, the least that clouds ask for (Azure: once a second; AWS: every five seconds)."""
+
+_ANSWER = 2.0  # seconds within which a metadata address answers; it is on the machine itself
+_TOKEN_FOR = "21600"  # seconds that AWS lets a token live at most
+
+
+class NoticeWatch:
+    """Looks for a notice until stopped.
+
+    Args:
+        leave: told in how many seconds the machine goes; again with every look that still finds a notice.
+    """
+
+    def __init__(self, notice: Notice, leave: Callable[[float], None]) -> None:
+        self._notice = notice
+        self._leave = leave
+        self._wake = threading.Event()
+        self._signals = 0
+        self._stopped = False
+        self._address = Address(notice) if notice.url is not None else None
+
+    def signal(self) -> None:
+        """Take note of a signal; a second one asks to leave at once. For its handler."""
+        self._signals += 1
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End `run`. Any thread may call it."""
+        self._stopped = True
+        self._wake.set()
+
+    def run(self) -> None:
+        """Look every `LOOK` seconds, and at once after a signal."""
+        while not self._stopped:
+            self._wake.clear()
+            grace = self.look()
+            if grace is not None:
+                self._leave(grace)
+            self._wake.wait(LOOK)
+
+    def look(self) -> float | None:
+        """In how many seconds the machine goes; None where nothing says so."""
+        texts = (self._file(), self._address.text() if self._address is not None else None)
+        graces = [grace_of(text, self._notice, time.time()) for text in texts if text is not None]
+        if self._signals:
+            graces.append(self._notice.grace if self._signals == 1 else 0.0)
+        return min((grace for grace in graces if grace is not None), default=None)
+
+    def _file(self) -> str | None:
+        if self._notice.file is None:
+            return None
+        try:
+            return Path(self._notice.file).read_text(errors="replace")
+        except OSError:
+            return None
+
+
+class Address:
+    """A metadata address, which needs no proxy. One that does not answer tells nothing, and is logged once."""
+
+    def __init__(self, notice: Notice) -> None:
+        assert notice.url is not None
+        self._url = notice.url
+        self._token_url = notice.token_url
+        self._token: dict[str, str] = {}
+        self._client = httpx.Client(headers=notice.headers, timeout=_ANSWER, trust_env=False)
+        self._away = False
+
+    def text(self) -> str | None:
+        """What stands there; None where nothing does."""
+        try:
+            found = self._ask()
+        except httpx.HTTPError as error:
+            if not self._away:
+                logger.warning("cannot ask for a notice", extra={"url": self._url, "error": str(error)})
+            self._away = True
+            return None
+        self._away = False
+        return found.text if found.is_success else None
+
+    def _ask(self) -> httpx.Response:
+        if self._token_url is None:
+            return self._client.get(self._url)
+        found = self._client.get(self._url, headers=self._token)
+        if found.status_code == httpx.codes.UNAUTHORIZED:
+            headers = {"X-aws-ec2-metadata-token-ttl-seconds": _TOKEN_FOR}
+            self._token = {"X-aws-ec2-metadata-token": self._client.put(self._token_url, headers=headers).text}
+            found = self._client.get(self._url, headers=self._token)
+        return found
+
+
+def grace_of(text: str, notice: Notice, now: float) -> float | None:
+    """In how many seconds the machine goes, as `text` says at `now`, since the epoch; None where it is no notice."""
+    found = re.search(notice.says, text)
+    if found is None:
+        return None
+    said = found.groupdict()
+    if said.get("seconds"):
+        return float(said["seconds"])
+    if said.get("at"):
+        with contextlib.suppress(ValueError):  # a time of another form: the notice holds all the same
+            return max(datetime.fromisoformat(said["at"]).timestamp() - now, 0.0)
+    return notice.grace

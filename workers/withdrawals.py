@@ -1,0 +1,47 @@
+"""Hears at once of jobs that were ended while this worker holds them: cancelled, or past their deadline.
+
+What waits for the device is not run then, and what generates stops at its next token. What is missed here, while the
+store is away, is learned when the claims are renewed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from taxiway.errors import BrokerUnavailableError
+from workers.store import Store
+from workers.work import Delivery
+
+_LISTEN = 1.0  # seconds for which one call listens
+_PAUSE = 0.5  # seconds before a store that is away is asked again
+
+
+class Withdrawals:
+    """Marks deliveries whose jobs were ended; `held` gives all that are here."""
+
+    def __init__(self, store: Store, held: Callable[[], Sequence[Delivery]]) -> None:
+        self._store = store
+        self._held = held
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Listen until stopped."""
+        while not self._stopping.is_set():
+            try:
+                for job in self._store.withdrawn(_LISTEN):
+                    self._mark(job)
+            except BrokerUnavailableError:  # the pulse says so
+                self._stopping.wait(_PAUSE)
+
+    def stop(self) -> None:
+        """End `run`, at once where the store answers. Any thread may call it."""
+        self._stopping.set()
+        with suppress(BrokerUnavailableError):  # it ends by itself
+            self._store.wake_listener()
+
+    def _mark(self, job: str) -> None:
+        for delivery in self._held():
+            if delivery.job == job:
+                delivery.lost = True
