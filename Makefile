@@ -10,9 +10,11 @@ READY := $(VENV)/.ready
 SUITE :=
 JOBS := 1000000
 SECONDS := 300
+MESSAGES := 1000000
+CHAOS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint bench fuzz clean
+.PHONY: help setup torch demo test lint bench fuzz chaos lock audit sbom clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +46,21 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 	@$(BIN)/python -m benchmarks.placement_speed
 	@$(BIN)/python -m benchmarks.rebalance_speed
 
-fuzz: $(READY) ## random requests to the HTTP door for five minutes (SECONDS=300)
+fuzz: $(READY) ## random requests to the HTTP door (SECONDS=300), then malformed messages (MESSAGES=1000000)
 	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzzing.broker --messages $(MESSAGES)
+
+lock: $(READY) ## what the images install, each file by its hash: docker/requirements/
+	@$(BIN)/python docker/supply.py lock
+
+audit: $(READY) ## known vulnerabilities of what the images install
+	@$(BIN)/python docker/supply.py audit
+
+sbom: $(READY) ## what each image holds, as CycloneDX: build/sbom/
+	@$(BIN)/python docker/supply.py sbom
+
+chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=--short), and check what is promised
+	@timeout --signal INT --kill-after 30 1200 $(BIN)/python -m tests.chaos $(CHAOS)
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

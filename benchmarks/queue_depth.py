@@ -2,7 +2,8 @@
 
 `python -m benchmarks.queue_depth [--jobs 1000000]` submits `echo` jobs by the client while no router and no worker
 runs, so that all of them wait; then it starts both and looks at the queues until they are empty. The small queue is
-filled and drained before and after the large one. At the end it reads the results of some jobs: all must have succeeded.
+filled and drained before and after the large one. At the end it reads the results of some jobs: all must have
+succeeded.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ where Python finds them again, as on any user's machine.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -51,13 +52,11 @@ def measured(repeats: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as compiled:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment = kept | {"PYTHONPYCACHEPREFIX": compiled}
-        for number in range(repeats + 1):
-            for name, command in COMMANDS.items():
-                began = time.perf_counter()
-                subprocess.run(command, cwd=TREE, env=environment, stdout=subprocess.DEVNULL, check=True)
-                if number:
-                    taken[name].append(1000 * (time.perf_counter() - began))
-    return taken
+        for _, (name, command) in itertools.product(range(repeats + 1), COMMANDS.items()):
+            began = time.perf_counter()
+            subprocess.run(command, cwd=TREE, env=environment, stdout=subprocess.DEVNULL, check=True)
+            taken[name].append(1000 * (time.perf_counter() - began))
+    return {name: figures[1:] for name, figures in taken.items()}
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ class Suite:
         folder = Path(tempfile.mkdtemp(prefix=f"{contestant}-", dir=self._folder))
         try:
             with CONTESTANTS[contestant](results.plan, folder, self._models) as up:
-                for name, caller in up.callers.items():
-                    if name not in results.absent:
-                        self._ask(name, caller(), up, results, number)
+                there = [name for name in up.callers if name not in results.absent]
+                for name in there:
+                    self._ask(name, up.callers[name](), up, results, number)
         except (AbsentError, NotReadyError) as error:
             results.leave_out(contestant, error)
 

@@ -3,11 +3,9 @@
 FROM python:3.11-slim-bookworm AS packages
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-WORKDIR /build
-COPY LICENSE README.md pyproject.toml ./
-COPY taxiway taxiway
+COPY docker/requirements/flower.txt /requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --upgrade "pip>=25.1" && pip install . --group flower
+    pip install --require-hashes --no-deps --only-binary :all: --requirement /requirements.txt
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --create-home taxiway

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import datetime
 import gc
 import logging
@@ -44,21 +45,27 @@ logger = logging.getLogger("router")
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where HTTP is served, to whom, and whether under TLS."""
+    """Where HTTP is served, to whom, and whether under TLS.
+
+    `parting` is the seconds for which a router that is to stop is still there, and says that it is not ready.
+    """
 
     host: str
     port: int
     keys: KeyFile | None
     tls: ssl.SSLContext | None
+    parting: float
 
 
 async def serve(settings: Settings, rules: Rules, door: Door) -> int:
-    """Run one router until SIGTERM or SIGINT, or until a loop of it fails; the exit status."""
+    """Run one router until SIGTERM or SIGINT, or until a loop of it fails; the exit status. A second one hurries it."""
     router = Router(settings, rules, router_name())
     server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
-    stopping = asyncio.Event()
+    stopping, at_once = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        asyncio.get_running_loop().add_signal_handler(
+            number, lambda: (at_once if stopping.is_set() else stopping).set()
+        )
     await router.start()
     await server.start()
     sys.stdout.write(msgspec.json.encode({"ready": "router", "http": server.url}).decode() + "\n")
@@ -68,11 +75,21 @@ async def serve(settings: Settings, rules: Rules, door: Door) -> int:
     asked = stopped.done()
     if not asked:
         logger.critical("router failed", exc_info=failed.result())
+        at_once.set()
     stopped.cancel()
     failed.cancel()
-    await server.stop()
-    await router.stop()
+    await leave(router, server, door.parting, at_once)
     return 0 if asked else 1
+
+
+async def leave(router: Router, server: HttpServer, parting: float, at_once: asyncio.Event) -> None:
+    """Stop so that nobody notices: what it took it ends or hands back, and balancers have time to look elsewhere."""
+    server.part()
+    await router.retire()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(at_once.wait(), parting)
+    await server.stop(at_once, router.results.hurry)
+    await router.stop()
 
 
 def _book(settings: Settings) -> ProfileBook:
@@ -102,7 +119,7 @@ def read_door(arguments: argparse.Namespace) -> Door:
     keys = None if arguments.keys is None else KeyFile(arguments.keys)
     if tls is None and not is_loopback(arguments.host):
         logger.warning("http is not encrypted: put it behind what speaks TLS, or give --tls-cert and --tls-key")
-    return Door(arguments.host, arguments.port, keys, tls)
+    return Door(arguments.host, arguments.port, keys, tls, arguments.parting)
 
 
 def router_name() -> str:
@@ -122,6 +139,8 @@ def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--keys", type=Path, default=said("KEYS"), help="file of the door's keys [TAXIWAY_KEYS]")
     parser.add_argument("--tls-cert", type=Path, default=said("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]")
     parser.add_argument("--tls-key", type=Path, default=said("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
+    parting = "seconds that it serves on after SIGTERM, not ready, until balancers look elsewhere [TAXIWAY_PARTING]"
+    parser.add_argument("--parting", type=float, default=said("PARTING", "0"), help=parting)
     parser.add_argument("--log", default=said("LOG", "INFO"), help="least level of what is logged [TAXIWAY_LOG]")
     return parser
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -49,11 +50,16 @@ class Mover:
         self._events = events
         self._lender = lender
         self._flows = Flows()
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """End `run` after the tick under way."""
+        self._leaving.set()
 
     async def run(self) -> None:
-        """Tick for ever; while the broker is away nothing moves, and the consuming loop says so."""
+        """Tick until `leave`; while the broker is away nothing moves, and the consuming loop says so."""
         tick = self._rules.topology.rebalance.tick
-        while True:
+        while not self._leaving.is_set():
             pause = tick / 2
             try:
                 if await self._lead():
@@ -64,7 +70,10 @@ class Mover:
                     self._lender.forget()
             except BrokerUnavailableError as error:
                 logger.debug("no moves", extra={"error": error.message})
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), pause)
+        with suppress(BrokerUnavailableError):
+            await self._yard.lead(0.0)
 
     async def tick(self) -> int:
         """Look once and move; how many jobs moved."""

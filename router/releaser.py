@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from router.admission import Admitted, Decision, Rules, decide_held
+from router.admission import Admitted, Rules
+from router.decision import Decision, decide_held
 from router.holding import Turn, Turns, kind_of
 from router.room import has_room
 from router.snapshot import BEAT, FleetReader
@@ -53,22 +54,32 @@ class Releaser:
         self._turns = Turns(rules.topology.tenants)
         self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
         self._held = asyncio.Event()
+        self._leaving = False
+
+    def leave(self) -> None:
+        """End `run` after the tick under way."""
+        self._leaving = True
+        self._held.set()
 
     def wake(self) -> None:
         """Say that a job is going to be held."""
         self._held.set()
 
     async def run(self) -> None:
-        """Tick for ever, and slowly while nothing is held; an outage is the others' to report."""
+        """Tick until `leave`, and slowly while nothing is held; an outage is the others' to report."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._held.wait(), BEAT)
+            if self._leaving:
+                break
             began = time.monotonic()
             with suppress(BrokerUnavailableError):
-                if not await self.tick():
+                if not await self.tick() and not self._leaving:
                     self._held.clear()
             await asyncio.sleep(TICK)
             self._fleet.shares.looked(time.monotonic() - began)
+        with suppress(BrokerUnavailableError):
+            await self._store.resign(self._name)
 
     async def tick(self) -> bool:
         """Release as many jobs as bring the queues back to their horizons; whether any were held."""

@@ -48,6 +48,13 @@ class Results:
         self._others: dict[str, int] = {}
         self._wire: RespWire | None = None
         self._looking: set[asyncio.Task[None]] = set()
+        self.hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """End all waits, those to come as well, as if their time were over."""
+        self.hurried.set()
+        for future in [future for waiting in self._waiting.values() for future in waiting]:
+            _give_up(future)
 
     @contextmanager
     def expect(self, job: str) -> Iterator[asyncio.Future[bytes]]:
@@ -55,6 +62,8 @@ class Results:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(job, set())
         waiting.add(future)
+        if self.hurried.is_set():
+            _give_up(future)
         try:
             yield future
         finally:
@@ -146,3 +155,9 @@ class Results:
             del self._others[job]
             if self._wire is not None:
                 self._wire.send([("UNSUBSCRIBE", result_key(job))])
+
+
+def _give_up(future: asyncio.Future[bytes]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())
+        future.exception()  # so that nobody wonders where no one waits for it

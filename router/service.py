@@ -9,8 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from router.admission import Admitted, Decision, Order, Rules, admit, decide
+from router.admission import Admitted, Order, Rules, admit
 from router.deadlines import Deadlines
+from router.decision import Decision, decide, undecidable
 from router.depths import check_memory
 from router.events import SentEvents
 from router.lender import Lender
@@ -31,7 +32,8 @@ from tasks.settings import Settings
 from tasks.transport import Arrival, DeadLetter, Outgoing, Transport
 from tasks.transport.rabbitmq import RabbitTransport
 from tasks.transport.valkey import ValkeyTransport
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, NoDeviceError, TaxiwayError
+from taxiway.blobs import referred
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.wire import Envelope
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,9 @@ TIDY = 1.0
 
 ACCEPT = 1.8
 """Longest that a caller at this router's own door waits for the broker: it is told within two seconds."""
+
+TURN = 2.0
+"""Longest that a router that stops waits for what its loops have begun."""
 
 _BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
 
@@ -73,6 +78,12 @@ class Router:
         self._idle = False
         self._consumer: asyncio.Task[None] | None = None
         self._keepers: list[asyncio.Task[None]] = []
+        self._leaders: list[asyncio.Task[None]] = []
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it takes nothing more from the arrivals, and is about to stop."""
+        return self._stopping
 
     async def start(self) -> None:
         """Read the fleet if it can be read, then take arrivals and keep everything fresh until `stop`."""
@@ -84,23 +95,34 @@ class Router:
                 "fleet": self.fleet.run(),
                 "results": self.results.run(),
                 "tidy": self._tidy(),
-                "releaser": self._releaser.run(),
-                "mover": self.mover.run(),
                 "deadlines": self._deadlines.run(),
             }.items()
         ]
+        self._leaders = [
+            asyncio.create_task(self._releaser.run(), name="releaser"),
+            asyncio.create_task(self.mover.run(), name="mover"),
+        ]
         self._consumer = asyncio.create_task(self._consume(), name="consume")
 
-    async def stop(self) -> None:
-        """Take nothing more, finish what was taken, and disconnect."""
+    async def retire(self) -> None:
+        """Take nothing more, finish or hand back what was taken, and let others lead; its own door is served on."""
         self._stopping = True
+        self._releaser.leave()
+        self.mover.leave()
         if self._consumer is not None:
             if self._idle:
                 self._consumer.cancel()
-            await asyncio.wait([self._consumer])
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+            await asyncio.wait([self._consumer, *self._leaders], timeout=TURN)
+        with contextlib.suppress(BrokerUnavailableError):  # it hands them on by itself, once this router is silent
+            await self.transport.retire()
+
+    async def stop(self) -> None:
+        """Retire, and disconnect."""
+        await self.retire()
+        running = [*self._leaders, *self._keepers] + ([] if self._consumer is None else [self._consumer])
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         await self.results.close()
         await self.yard.close()
         await self.transport.close()
@@ -109,7 +131,8 @@ class Router:
     async def failed(self) -> BaseException | None:
         """Wait until a loop of this router ends by an error nobody foresaw; the error."""
         assert self._consumer is not None
-        done, _ = await asyncio.wait([self._consumer, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
+        running = [self._consumer, *self._leaders, *self._keepers]
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         task = done.pop()
         return None if task.cancelled() else task.exception()
 
@@ -212,7 +235,7 @@ class Router:
             decision = decide(arrival, self.rules, self.fleet.outlook, now)
         except Exception as error:  # one message that we fail to understand must not stop the others
             logger.exception("arrival undecidable", extra={"tag": arrival.tag})
-            return Decision(arrival.tag, letter=f"the router failed to decide it: {error!r}")
+            return undecidable(arrival, error)
         if decision.admitted is not None:
             self._count(decision.admitted)
         return decision
@@ -222,14 +245,19 @@ class Router:
         forwarded = await self.transport.forward([a.outgoing for a in admitted], readings)
         self.fleet.kept(readings)
         for one, fresh in zip(admitted, forwarded, strict=True):
-            if not fresh and one.ticket.reply:
-                await self.store.tell(one.ticket.reply, one.outgoing.job)
+            if not fresh:
+                await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
+
+    async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
+        try:
+            refs = referred(envelope.payload())
+        except InvalidRequestError:
+            return  # its body cannot be read: it refers to nothing
+        if refs:
+            await self.store.drop_blobs(job, refs)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
         """End, cancel or park what is not forwarded."""
-        for arrival, decision in zip(arrivals, decisions, strict=True):
-            if decision.ending is not None and arrival.envelope is not None:
-                self._refuse(arrival.envelope, decision.ending.job, decision.code)
         endings = [d.ending for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [
@@ -237,6 +265,10 @@ class Router:
         ]
         if endings:
             await self.store.finish(endings)
+        for arrival, decision in zip(arrivals, decisions, strict=True):
+            if decision.ending is not None and arrival.envelope is not None:
+                self._refuse(arrival.envelope, decision.ending.job, decision.code)
+                await self._drop_blobs(decision.ending.job, arrival.envelope)
         if cancelled:
             await self.store.cancel(cancelled)
         if letters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +12,13 @@ import msgspec
 
 from router.tenants import day_of
 from tasks.connection import Line, connect, told_plainly
-from tasks.holding import DRAW, SURVEY, Drawn, Survey, draw_answer, survey_answer
-from tasks.scripts import FINISH, OVERDUE, REVIVE, Ending, finish_args, overdue_answer
+from tasks.deadlines import OVERDUE, overdue_answer
+from tasks.holding import DRAW, RESIGN, SURVEY, Drawn, Survey, draw_answer, survey_answer
+from tasks.scripts import FINISH, REVIVE, Ending, finish_args
 from tasks.topology import Limits
 from tasks.transport import PACKED, DeadLetter
 from taxiway.blobs import KEPT, Buffer
-from taxiway.errors import JobCancelledError
+from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.job import JobState, failure_meta
 from taxiway.keys import (
     DEAD,
@@ -34,7 +35,6 @@ from taxiway.keys import (
     holding_key,
     job_key,
     reading_key,
-    reply_channel,
     result_key,
     spent_key,
     stream_key,
@@ -85,6 +85,16 @@ class Store:
     def now(self) -> float:
         """The store's time, as of the last `facts` and this host's clock since."""
         return time.monotonic() + self._ahead
+
+    def told_now(self) -> float:
+        """The same, for what is kept of it: before the first `facts` nobody knows.
+
+        Raises:
+            BrokerUnavailableError: the store has not told its time yet.
+        """
+        if not self._ahead:
+            raise BrokerUnavailableError(f"the {_SERVER} has not told its time yet", retry_after=1.0)
+        return self.now()
 
     async def facts(self) -> FleetFacts:
         """All that the fleet says of itself, in one round trip."""
@@ -158,6 +168,14 @@ class Store:
                     pipeline.set(blob_key(ref), content, ex=KEPT)
                 await pipeline.execute()
 
+    async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
+        """Forget the blobs of a request that did not become this job; what the job's own record refers to stays."""
+        with told_plainly(_SERVER):
+            own: Any = await self._client.hget(job_key(job), "blobs")
+            dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
+            if dropped:
+                await self._client.unlink(*dropped)
+
     async def reading(self, reading: str) -> bytes | None:
         """A kept fleet snapshot, None where its time is over."""
         with told_plainly(_SERVER):
@@ -186,6 +204,11 @@ class Store:
             answer = await self._looks.run(SURVEY, [HOLDING, RELEASER, WORK], [router, int(lead * 1000)])
         return survey_answer(answer)
 
+    async def resign(self, router: str) -> None:
+        """Let another router release at once, if this one did."""
+        with told_plainly(_SERVER):
+            await self._looks.run(RESIGN, [RELEASER], [router])
+
     async def draw(self, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
         """The store's time and the first jobs of a holding queue; those not placed in `lease` seconds go back."""
         with told_plainly(_SERVER):
@@ -211,13 +234,6 @@ class Store:
                 replies = await pipeline.execute()
         pairs = zip(jobs, replies, strict=True)
         return await self.finish([_cancelled(job, (reply or b"").decode()) for job, reply in pairs])
-
-    async def tell(self, client: str, job: str) -> None:
-        """Announce a result that is there already to one more client."""
-        meta = await self.result(job)
-        if meta is not None:
-            with told_plainly(_SERVER):
-                await self._client.publish(reply_channel(client), meta)
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:
         """Keep messages that nobody can answer, where an operator finds them; the oldest beyond a bound are dropped."""

@@ -26,6 +26,7 @@ from taxiway import keys
 ACCOUNTS = ("producer", "router", "worker", "flower")
 """The accounts' names."""
 
+_NOTHING = "resetchannels -@all"  # before each account's own rights
 _GREETING = "+auth +hello +ping +select +quit +client|setinfo +client|setname"
 _SCRIPTS = "+eval +evalsha +script|load +script|exists"
 _PRODUCING = (
@@ -48,7 +49,7 @@ def valkey_accounts(classes: Iterable[str], passwords: Mapping[str, str], databa
         "worker": f"{_worker(names)} {fanouts}",
         "flower": f"{_flower()} {fanouts}",
     }
-    accounts = [f"user {one} on #{_sha256(passwords[one])} resetchannels -@all {rules[one]}" for one in ACCOUNTS]
+    accounts = [f"user {one} on #{_sha256(passwords[one])} {_NOTHING} {rules[one]}" for one in ACCOUNTS]
     return "\n".join(["user default off", *accounts, ""])
 
 

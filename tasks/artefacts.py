@@ -268,7 +268,7 @@ def _file_name(artefact: Remote) -> str:
         return PurePosixPath(artefact.member).name
     if isinstance(artefact, HubFile):
         return PurePosixPath(artefact.filename).name
-    return PurePosixPath(artefact.url.split("?")[0]).name or "file"
+    return PurePosixPath(artefact.url.split("?")[0]).name.strip(".") or "file"
 
 
 def _wrong(expected: str, got: str, remedy: str) -> str:

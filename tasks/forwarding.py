@@ -13,7 +13,17 @@ from typing import Any
 import msgspec
 
 from tasks.scripts import DRAINS, HOLD, NOW
-from taxiway.keys import COUNT, DEADLINES, LEVELS, WORK, job_key, jobs_cell, reading_key
+from taxiway.keys import (
+    COUNT,
+    DEADLINES,
+    LEVELS,
+    WORK,
+    job_key,
+    jobs_cell,
+    reading_key,
+    reply_channel,
+    result_key,
+)
 
 SPENT_KEPT = 172_800
 """Seconds for which a day's spending is kept: two days."""
@@ -50,15 +60,20 @@ return answer
 )
 """Moves arrivals into the taken list; answers the time, whether the router lives, and the messages."""
 
+LONGEST = 315_360_000
+"""Seconds for which a record lasts at most, whatever its job's deadline: ten years."""
+
 FORWARD = (
-    HOLD
+    NOW
+    + HOLD
     + f"""
 -- KEYS: the arrivals' lists, then the taken lists that this call answers as a whole.
 -- ARGV: the life key that they were taken under ('' = they were not), then groups of jobs that are forwarded alike:
 -- list ('' = none), seconds to keep the record, the state that the record is in ('' = there is none), the holding queue
 -- ('' = none), keys of blobs with spaces between, deadline (0 = none), number of fields, fields, number of charges,
 -- charges (hash, field, amount, seconds to keep the hash or ''), number of jobs, and each's key, client and message.
--- A job that has a record arrived before: the copy is dropped; so is a reading that is there.
+-- A job that has a record arrived before: the copy is dropped; so is a reading that is there. The client of a copy is
+-- told of the job's end, if it has ended: it may have been cancelled before it arrived.
 local ours = ARGV[1] == '' or redis.call('EXISTS', ARGV[1]) == 1
 local function due(job, was)
   return ours and (redis.call('EXISTS', job) == 0 and '' or redis.call('HGET', job, 'state')) == was
@@ -71,9 +86,18 @@ local function leave(job)
   end
   if queue then let_go(job, queue) end
 end
+-- A record lasts until its job must have ended, and for its time after: who ends the job takes its work back by it.
+local function lasting(keep, deadline)
+  return string.format('%d', math.min(math.max(deadline - now, 0) + keep, {LONGEST}))
+end
+local function tell(job, client)
+  local meta = redis.call('GET', '{result_key("")}' .. string.sub(job, {len(job_key("")) + 1}))
+  if meta then redis.call('PUBLISH', '{reply_channel("")}' .. client, meta) end
+end
 local answer, i = {{0}}, 2
 while i <= #ARGV do
   local list, keep, was, holding, blobs, deadline = unpack(ARGV, i, i + 5)
+  if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
   local fields = i + 7
   local charges = fields + ARGV[i + 6] + 1
   local jobs = charges + ARGV[charges - 1] * 4 + 1
@@ -91,6 +115,8 @@ while i <= #ARGV do
       redis.call('EXPIRE', job, keep)
       if holding ~= '' then hold(job, message) end
       forwarded[#forwarded + 1], accepted[#accepted + 1] = message, job
+    elseif ours and client ~= '' then
+      tell(job, client)
     end
     answer[#answer + 1] = new and 1 or 0
   end

@@ -46,6 +46,12 @@ return answer
 """Answers the time, the cells of the work hash, and each holding queue's name, its first job's deadline and level, and
 the number of its jobs; no queues to a second router."""
 
+RESIGN = """
+-- KEYS: the releaser. ARGV: router.
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+"""Lets another router release at once, if this one did."""
+
 DRAW = (
     DRAINS
     + NOW

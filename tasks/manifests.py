@@ -98,12 +98,15 @@ def _router(cluster: Cluster) -> Iterator[Manifest]:
     container = _container("router", "router", cluster)
     container = {
         **container,
-        "env": [*container["env"], {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"}],
+        "env": [
+            *container["env"],
+            {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"},
+            {"name": "TAXIWAY_PARTING", "value": "5"},  # until the Service sends nobody any more
+        ],
         "volumeMounts": [*container["volumeMounts"], {"name": "keys", "mountPath": "/keys", "readOnly": True}],
         "ports": [{"name": "http", "containerPort": PORT}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": "http"}, "periodSeconds": 2},
         "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": "http"}, "periodSeconds": 10},
-        "lifecycle": {"preStop": {"exec": {"command": ["sleep", "5"]}}},  # until the Service sends nobody any more
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
     }
     pod = {**_pod([container], "taxiway-router"), "terminationGracePeriodSeconds": 40}

@@ -16,7 +16,6 @@ import msgspec
 from tasks.lengths import KEEP, NEGLIGIBLE, TENANTS_AT_MOST, bin_of
 from taxiway.job import FINAL, JobState
 from taxiway.keys import (
-    DEADLINES,
     HELD,
     HOLDING,
     RELEASED,
@@ -60,11 +59,12 @@ end
 """
 """What puts a job into holding and takes it out; part of other scripts."""
 
-_FINAL = "local final = {" + ", ".join(f"{state} = true" for state in sorted(FINAL)) + "}\n"
+ENDED = "local final = {" + ", ".join(f"{state} = true" for state in sorted(FINAL)) + "}\n"
+"""Lua's table of the states in which a job has ended; part of other scripts."""
 
 CLAIMING = (
     NOW
-    + _FINAL
+    + ENDED
     + """
 local since = ' ' .. now
 -- One job's claim: its verdict, and the value that goes with it. A record says that its job ended for longer than the
@@ -178,15 +178,16 @@ end
 FINISH = (
     DRAINS
     + NOW
-    + _FINAL
+    + ENDED
     + HOLD
     + _LEARN
     + _WITHDRAW
     + """
 -- KEYS: the work hash, the hash of lengths; where tags are given, kombu's unacked hash and its index.
 -- ARGV: seconds to keep a result, seconds to keep a record, then for each job: result key, claim key, job key,
--- token ('' = no claim is needed), state, meta, reply channel ('' = none), bins of the lengths that it generated
--- ('' = none), time and device of its start ('' = none, or told before), tag of its message ('' = none).
+-- token ('' = no claim is needed, '-' = the job has no record), state, meta, reply channel ('' = none), bins of the
+-- lengths that it generated ('' = none), time and device of its start ('' = none, or told before), tag of its message
+-- ('' = none).
 -- A job that never started gives back what it was to cost.
 local written, tags, cells, claims, over = {}, {}, {}, {}, {}
 local jobs, tenants = {}, {}
@@ -198,7 +199,7 @@ for i = 3, #ARGV, 11 do
     unpack(redis.call('HMGET', job,
     'state', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
     'counted'))
-  local ours = not final[was] and (token == '' or tokens[#written + 1] == token)
+  local ours = not final[was] and (token == '' or token == '-' and not was or tokens[#written + 1] == token)
   if ours and redis.call('SET', result, meta, 'EX', ARGV[1], 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + work, (jobs[cell] or 0) + 1 end
     if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
@@ -242,34 +243,6 @@ return written
 """
 )
 """Writes results once, announces them, and acknowledges their messages; answers 1 for each that was written."""
-
-OVERDUE = (
-    DRAINS
-    + NOW
-    + _FINAL
-    + f"""
--- ARGV: most groups, seconds after which what is left of them is answered again.
--- Answers how many groups of jobs were due, when the next one is (0 = there is none), then the key and the client of
--- each of their jobs that has not ended.
-local groups = redis.call('ZRANGEBYSCORE', '{DEADLINES}', '-inf', now, 'LIMIT', 0, ARGV[1])
-local answer = {{#groups, '0'}}
-for _, group in ipairs(groups) do
-  local before = #answer
-  for _, job in ipairs(cmsgpack.unpack(group)) do
-    local state, reply = unpack(redis.call('HMGET', job, 'state', 'reply'))
-    if state and not final[state] then answer[#answer + 1], answer[#answer + 2] = job, reply or '' end
-  end
-  if #answer > before then
-    redis.call('ZADD', '{DEADLINES}', now + ARGV[2], group)
-  else
-    redis.call('ZREM', '{DEADLINES}', group)
-  end
-end
-answer[2] = redis.call('ZRANGE', '{DEADLINES}', 0, 0, 'WITHSCORES')[2] or '0'
-return answer
-"""
-)
-"""Takes jobs whose deadline passed and that are to be ended; a group is forgotten once all of it ended."""
 
 REVIVE = f"""
 -- KEYS: job key, result key. Forgets that a job ended dead; answers 0 where it ended in another way, or not at all.
@@ -322,12 +295,17 @@ class Claim:
     claims: int = 1
 
 
+REFUSED = "-"
+"""Stands for the token of a job that is refused: a second copy of one that was accepted ends nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One job's end. An empty `token` ends it whoever holds it; `reply` is its client's name, if it has one.
+    """One job's end. An empty `token` ends it whoever holds it, `REFUSED` only if it was never accepted.
 
-    `generated` is the length of each answer that it generated, in tokens. `started` and `device` say when and where it
-    began to run, unless `START` said so; `tag` is its message's, where that is to be acknowledged by the same step.
+    `reply` is its client's name, if it has one. `generated` is the length of each answer that it generated, in tokens.
+    `started` and `device` say when and where it began to run, unless `START` said so; `tag` is its message's, where
+    that is to be acknowledged by the same step.
     """
 
     job: str
@@ -379,13 +357,6 @@ def renew_args(lease: float, claims: Iterable[tuple[str, str]]) -> list[Any]:
 def release_args(claims: Iterable[tuple[str, str]]) -> list[Any]:
     """`RELEASE`'s arguments: `claims` are job ids with their tokens."""
     return [part for job, token in claims for part in (claim_key(job), token, job_key(job))]
-
-
-def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[tuple[str, str]], float]:
-    """How many groups were due; their jobs, each with its client, empty where it has none; the next due, 0 for none."""
-    groups, due, *jobs = answer
-    pairs = zip(jobs[::2], jobs[1::2], strict=True)
-    return groups, [(key.decode().removeprefix(job_key("")), reply.decode()) for key, reply in pairs], float(due)
 
 
 def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: float) -> list[Any]:

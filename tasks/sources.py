@@ -32,6 +32,7 @@ Advance = Callable[[int, int | None], None]
 # The bases are OSError and the error of whichever HTTP library this huggingface_hub is built on.
 _HUB_ERRORS: tuple[type[Exception], ...] = (ValueError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
 _CHUNK = 2**20  # bytes
+_DENSEST = 100  # times smaller at most: weights hardly shrink, and what shrinks a thousandfold is a bomb
 _RAW_PROGRESS = (24, 1)  # the first pip that has `--progress-bar raw`
 _PROGRESS_LINE = re.compile(r"^Progress (\d+) of (\d+)$")
 
@@ -105,6 +106,7 @@ def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advanc
         SourceError: the hub does not answer with the file, or the file is over the limit.
     """
     repo, name, revision = artefact.repo, artefact.filename, artefact.revision
+    _check_inside(name, f"filename {name!r} leaves the repository {repo}")
     where = f"{repo}@{revision[:12]}/{name}"
     try:
         size = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, endpoint=network.hub)).size
@@ -178,9 +180,7 @@ def take_member(archive: Path, member: str, target: Path, limit: int) -> Path:
     Raises:
         SourceError: the member is absent, not a plain file, over `limit` bytes, or its name leaves the archive.
     """
-    name = PurePosixPath(member)
-    if name.is_absolute() or ".." in name.parts:
-        raise SourceError(f"member {member!r} leaves the archive {archive.name}")
+    _check_inside(member, f"member {member!r} leaves the archive {archive.name}")
     opened = _zip_member if zipfile.is_zipfile(archive) else _tar_member
     try:
         with opened(archive, member, limit) as source, target.open("wb") as file:
@@ -190,10 +190,17 @@ def take_member(archive: Path, member: str, target: Path, limit: int) -> Path:
     return target
 
 
+def _check_inside(path: str, error: str) -> None:
+    """Refuse a path that does not stay below where it begins."""
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise SourceError(error)
+
+
 @contextmanager
 def _zip_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(archive) as wheel:
-        _check_size(member, wheel.getinfo(member).file_size, limit)
+        entry = wheel.getinfo(member)
+        _check_size(member, entry.file_size, min(limit, _DENSEST * max(entry.compress_size, _CHUNK)))
         with wheel.open(member) as source:
             yield source
 
@@ -201,9 +208,17 @@ def _zip_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
 @contextmanager
 def _tar_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
     with tarfile.open(archive) as sdist:
-        entry = sdist.getmember(member)
-        _check_size(member, entry.size, limit)
+        entry = _tar_entry(sdist, member, limit)
         source = sdist.extractfile(entry) if entry.isreg() else None
         if source is None:
             raise SourceError(f"member {member!r} of {archive.name} is not a plain file")
         yield source
+
+
+def _tar_entry(sdist: tarfile.TarFile, member: str, limit: int) -> tarfile.TarInfo:
+    """The first entry of that name; what stands before it has to be unpacked as well, and counts."""
+    for entry in sdist:
+        _check_size(entry.name, entry.offset_data + entry.size, limit)
+        if entry.name == member:
+            return entry
+    raise KeyError(member)

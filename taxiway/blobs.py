@@ -86,6 +86,14 @@ def references(value: Any) -> Iterator[Reference]:
             yield from references(below)
 
 
+def referred(message: Buffer) -> list[str]:
+    """The `ref` of every blob that encoded JSON refers to; none where it cannot be read."""
+    try:
+        return [reference.ref for reference in references(msgspec.json.decode(message))] if may_refer(message) else []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidRequestError):
+        return []
+
+
 def resolved(value: Any, contents: Mapping[str, Buffer | None]) -> Any:
     """`value` with the blobs in their places: a tensor's in its `data`, not copied.
 

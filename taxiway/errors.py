@@ -223,6 +223,6 @@ def error_from(name: str, message: str, details: dict[str, Any] | None = None) -
 
 
 def error_of_code(code: str, message: str, details: dict[str, Any] | None = None) -> TaxiwayError:
-    """The error whose class has `code`; unknown codes give the base class."""
-    by_code = {kind.code: kind for kind in _tree(TaxiwayError).values()}
+    """The error whose class has `code` as its own; unknown codes give the base class."""
+    by_code = {kind.code: kind for kind in _tree(TaxiwayError).values() if "code" in vars(kind)}
     return by_code.get(code, TaxiwayError)(message, **(details or {}))

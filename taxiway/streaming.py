@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,11 @@ class Progress:
             self.position = replace(self.position, at=piece.at, checksum=-1)
         return events + self._tell(piece.text[self.position.at - piece.at :])
 
+    def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Event]:
+        """What the stream's next pieces, each with its entry, tell."""
+        for entry, piece in entries:
+            yield from self.take(entry, piece)
+
     def end(self, result: Result) -> list[Event]:
         """What the result adds to the text so far."""
         told, position = result.outputs.get(TEXT), self.position
@@ -133,9 +138,8 @@ async def follow(
         while not ended.done():
             reading = asyncio.create_task(read(progress.position.entry))
             await asyncio.wait((ended, reading), return_when=asyncio.FIRST_COMPLETED)
-            for entry, piece in reading.result() if reading.done() else ():
-                for event in progress.take(entry, piece):
-                    yield event
+            for event in progress.take_all(reading.result() if reading.done() else ()):
+                yield event
         for event in progress.end(ended.result()):
             yield event
         yield ended.result()

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 _CHUNK = 2**20  # bytes: a delay must not narrow the cable
 
@@ -52,10 +53,7 @@ class Cable:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                try:
-                    far = socket.create_connection(self._target) if self._plugged else None
-                except OSError:  # nobody listens there now
-                    far = None
+                far = self._dial() if self._plugged else None
                 if far is None:
                     near.close()
                     continue
@@ -64,6 +62,12 @@ class Cable:
                     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _dial(self) -> socket.socket | None:
+        """A connection to the server; None where nobody listens there now."""
+        with suppress(OSError):
+            return socket.create_connection(self._target)
+        return None
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with source, suppress(OSError):
@@ -74,3 +78,30 @@ class Cable:
         self._ends.discard(source)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)
+
+
+class Balancer(Cable):
+    """Carries each new connection to the next of its targets that accepts one, as the simplest balancers do."""
+
+    def __init__(self, *urls: str) -> None:
+        self._targets: list[tuple[str, int]] = []
+        self.add(*urls)
+        super().__init__("", 0)
+
+    @property
+    def url(self) -> str:
+        """Its own address."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def add(self, *urls: str) -> None:
+        """Carry new connections to these, too."""
+        self._targets += [(urlsplit(url).hostname or "", urlsplit(url).port or 0) for url in urls]
+
+    def _dial(self) -> socket.socket | None:
+        for _ in self._targets:
+            self._targets.append(self._targets.pop(0))
+            self._target = self._targets[-1]
+            connection = super()._dial()
+            if connection is not None:
+                return connection
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -22,6 +23,7 @@ import redis
 
 from tasks.accounts import passwords_from, rabbit_accounts, valkey_accounts
 from tests.certificates import authority
+from tests.waiting import until
 
 _FILES = {
     "rediss": {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key"},
@@ -121,16 +123,22 @@ log.console.level = warning
         "ERL_EPMD_ADDRESS": "127.0.0.1",
     }
     with (folder / "console").open("wb") as log:
-        process = subprocess.Popen([binary], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | told)
+        process = subprocess.Popen(
+            [binary],
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | told,
+            start_new_session=True,  # so that its script and its machine end together
+        )
     try:
         _await_port(process, port)
         yield Guarded(port, folder, passwords, "amqps")
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        subprocess.run(
-            ["epmd", "-kill"], env=os.environ | told, capture_output=True, check=False
-        )  # its own name server
+        kill = ["epmd", "-kill"]  # the name server that it alone used, once that has seen it end
+        until(lambda: not subprocess.run(kill, env=os.environ | told, capture_output=True, check=False).returncode)
 
 
 def needed(program: str) -> str:

@@ -68,7 +68,8 @@ class Account:
             count(latency["total"], waited + now - delivery.began)
 
     def _of(self, hardware_class: str) -> _Class:
-        return self._classes.setdefault(hardware_class, _Class())
+        known = self._classes.get(hardware_class)
+        return self._classes.setdefault(hardware_class, _Class()) if known is None else known
 
     def _trace(self, ended: Ended, trail: tracing.Trail, now: float) -> None:
         delivery, error = ended.delivery, ended.outcome.error

@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery
 from celery.app.task import Task
+from kombu import compression, disable_insecure_serializers
 
 from tasks.catalogue import load_catalogue
 from tasks.celery_app import make_app
@@ -35,6 +36,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     topology = load_topology(settings.queues)
     options = options_from(environment, topology)
     context = WorkerContext(options, settings, topology, load_catalogue(settings.models))
+    _read_plainly()
     made = make_app(settings, topology, backend=_path(WriteOnceBackend))
     made.conf.update(_worker_settings(context))
     made.amqp.queues.select([options.hardware_class])  # Celery's remote control adds others
@@ -45,6 +47,17 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     for task in made.tasks.values():
         task.Strategy = _path(ordered)
     return made
+
+
+def _read_plainly() -> None:
+    """Have kombu read JSON alone, and decompress nothing: it would do so before anybody has looked at the ticket."""
+    disable_insecure_serializers(["json"])
+    for name in compression.encoders():
+        compression.register(_refuse, _refuse, name)
+
+
+def _refuse(_: bytes) -> bytes:
+    raise ValueError("a compressed message is not read")
 
 
 def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:

@@ -9,6 +9,7 @@ from celery import bootsteps
 from celery.worker.control import control_command
 
 from workers.ledger import SHOW_EVERY
+from workers.strategy import guarded
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Fetching(bootsteps.StartStopStep):
             if reason is not None:
                 logger.error("a class is not served", extra={"class": queue.name, "reason": reason})
                 consumer.cancel_task_queue(queue.name)
+        guarded(consumer)
         consumer.pool.hub.link = consumer.connection
         if consumer.pool.fetcher is not None:
             consumer.task_consumer.channel.qos.can_consume = lambda: False

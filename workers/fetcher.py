@@ -1,5 +1,7 @@
 """The fetch thread: takes messages from a Valkey or Redis queue in bulk, no more than the next batches need.
 
+It takes none while more has run than the finisher has written: what is held is kept, and cannot move.
+
 What is a plain job goes to the reception at once. What Celery must see (a canvas, an eta, a message to be refused) goes
 through its consumer, as a message whose acknowledgement comes back here.
 """
@@ -17,6 +19,7 @@ from kombu.message import Message
 from tasks.scripts import Verdict
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.wire import decode_envelope
+from workers.backlog import Backlog
 from workers.context import WorkerContext
 from workers.intake import read_plain
 from workers.ledger import Ledger
@@ -53,6 +56,7 @@ class Fetcher:
         loop: DeviceLoop,
         ledger: Ledger,
         store: Store,
+        backlog: Backlog,
         *,
         on_hub: Callable[[Callable[[], None]], None],
         reject: Callable[[str], None],
@@ -65,6 +69,7 @@ class Fetcher:
         self._loop = loop
         self._ledger = ledger
         self._store = store
+        self._backlog = backlog
         self._on_hub = on_hub
         self._consumer: Any = None
         self._followed = threading.Event()
@@ -107,9 +112,9 @@ class Fetcher:
                 away = True
                 self._stopping.wait(_PAUSE)
 
-    def tags(self) -> list[str]:
-        """The tag of every message that is held."""
-        return [*self._handed, *(delivery.tag for delivery in self._ledger.held() if delivery.tag)]
+    def tags(self, held_for: float = 0.0) -> list[str]:
+        """The tags of messages that Celery holds, and of those that the ledger has held for so many seconds."""
+        return [*self._handed, *(delivery.tag for delivery in self._ledger.held(held_for) if delivery.tag)]
 
     def basic_ack(self, tag: str, multiple: bool = False) -> None:
         """Acknowledge a message that Celery has ended."""
@@ -127,7 +132,8 @@ class Fetcher:
     def _fetch(self) -> None:
         self._followed.wait()
         queues = self._queues() if self._followed.is_set() else []
-        room = self._loop.wait_for_room(LOOK) - len(self._passing)
+        short = self._backlog.wait_until_short(LOOK)
+        room = self._loop.wait_for_room(LOOK) - len(self._passing) if short else 0
         if not queues or room <= 0:
             self._stopping.wait(0.0 if queues and not self._passing else 0.01)
             return

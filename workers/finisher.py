@@ -9,7 +9,6 @@ before its result is written.
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledE
 from taxiway.job import JobState, failure_meta, state_of, success_meta
 from workers.account import Account
 from workers.backend import OUTCOME, STORED, TOKEN
+from workers.backlog import Backlog
 from workers.device import Device
 from workers.events import AT_MOST, TaskEvent
 from workers.ledger import Ledger
@@ -74,48 +74,38 @@ class Finisher:
         self._device = device
         self._on_hub = on_hub
         self._again = again
-        self._inbox: queue.SimpleQueue[Sequence[Ending] | None] = queue.SimpleQueue()
+        self.backlog = Backlog()
         self._given_up = threading.Event()
         self._untold: list[Delivery] = []
 
     def put(self, endings: Sequence[Ending]) -> None:
         """Hand endings over. Any thread may."""
         if endings:
-            self._inbox.put(endings)
+            self.backlog.put(endings)
 
     def tell(self, began: list[Delivery]) -> None:
         """Tell the store that jobs run, and send the events that wait. Any thread may ask."""
         self._untold = began
-        self._inbox.put(())
+        self.backlog.put(())
 
     def stop(self) -> None:
         """End after all that was handed over, or when the store does not answer."""
         self._given_up.set()
-        self._inbox.put(None)
+        self.backlog.close()
 
     def run(self) -> None:
         """Serve until stopped."""
         while True:
-            endings, last = self._take()
+            endings, last = self.backlog.take()
             for start in range(0, len(endings), _MOST):
-                self._finish(endings[start : start + _MOST])
+                some = endings[start : start + _MOST]
+                self._finish(some)
+                self.backlog.wrote(len(some))
             if self._untold or not endings or self._ledger.events.waiting >= AT_MOST:
                 self._tell()
             if last:
                 self._ledger.events.flush()
                 return
-
-    def _take(self) -> tuple[list[Ending], bool]:
-        """All that is there, at least one; and whether the end was among it."""
-        taken: list[Ending] = []
-        got = self._inbox.get()
-        while got is not None:
-            taken += got
-            try:
-                got = self._inbox.get_nowait()
-            except queue.Empty:
-                return taken, False
-        return taken, True
 
     def _tell(self) -> None:
         began, self._untold = [delivery for delivery in self._untold if not delivery.ended], []

@@ -50,11 +50,15 @@ class Ledger:
 
     def hold(self, deliveries: Iterable[Delivery]) -> None:
         """Take deliveries in."""
-        self._held.update((id(delivery), delivery) for delivery in deliveries)
+        now = time.monotonic()
+        for delivery in deliveries:
+            delivery.since = now
+            self._held[id(delivery)] = delivery
 
-    def held(self) -> list[Delivery]:
-        """All that are here, the first to come first."""
-        return list(self._held.values())
+    def held(self, held_for: float = 0.0) -> list[Delivery]:
+        """All that have been here for so many seconds, the first to come first."""
+        before = time.monotonic() - held_for
+        return [delivery for delivery in list(self._held.values()) if delivery.since <= before]
 
     def show(self) -> list[Delivery]:
         """Show what is not shown yet; on the hub's thread. Answers what runs and the store was not told of."""

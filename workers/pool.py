@@ -267,6 +267,7 @@ class DevicePool(BasePool):
                 self._loop,
                 self.ledger,
                 self._store,
+                self._finisher.backlog,
                 on_hub=self.hub.call,
                 reject=self._account.reject,
             )
@@ -278,15 +279,15 @@ class DevicePool(BasePool):
         self.pulse.beat()
         self._threads["pulse"] = _thread("pulse", self.pulse.run)
 
-    def _keep(self) -> None:
-        """Renew the claims and the messages that are held, and learn which claims are not any more."""
-        claimed = [(delivery, delivery.token) for delivery in self.ledger.held() if delivery.token]
+    def _keep(self, held_for: float) -> None:
+        """Renew the claims and the messages held for so many seconds, and learn which claims are not any more."""
+        claimed = [(delivery, delivery.token) for delivery in self.ledger.held(held_for) if delivery.token]
         ours = self._store.renew([(delivery.job, token) for delivery, token in claimed])
         for (delivery, token), held in zip(claimed, ours, strict=True):
             if not held and delivery.token == token:  # not claimed anew since
                 delivery.lost = True
         if self._queue is not None and self.fetcher is not None:
-            self._queue.keep(self.fetcher.tags())
+            self._queue.keep(self.fetcher.tags(held_for))
             self._queue.recover()
 
     def _give_back(self) -> None:

@@ -34,7 +34,7 @@ class Pulse:
     Args:
         serves: names of the queues that the worker takes from.
         held: messages fetched and not finished.
-        keep: renews what the worker holds.
+        keep: renews what the worker has held for so many seconds: what is younger needs none yet.
         done: what it did so far, by class.
     """
 
@@ -46,7 +46,7 @@ class Pulse:
         *,
         serves: Callable[[], Sequence[str]],
         held: Callable[[], int],
-        keep: Callable[[], None],
+        keep: Callable[[float], None],
         done: Callable[[], Mapping[str, Done]],
     ) -> None:
         self._loop = loop
@@ -57,7 +57,9 @@ class Pulse:
         self._keep = keep
         self._done = done
         self._store = loop.store
-        self._period = min(HEARTBEAT, self._store.limits.lease / RENEWALS)
+        due = self._store.limits.lease / RENEWALS
+        self._period = min(HEARTBEAT, due)
+        self._young = due - self._period
         self._stopped = threading.Event()
         self._retired = False
         self._away = False
@@ -69,7 +71,7 @@ class Pulse:
         beat_at = time.monotonic() + HEARTBEAT
         while not self._stopped.wait(self._period):
             self._watch()
-            self._say(self._keep)
+            self._say(lambda: self._keep(self._young))
             if time.monotonic() >= beat_at and not self._retired:
                 beat_at = time.monotonic() + HEARTBEAT
                 self.beat()

@@ -7,10 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from tasks import scripts
 from tasks.scripts import Claim, Ending
@@ -33,7 +30,8 @@ from taxiway.keys import (
     withdrawn_channel,
 )
 from taxiway.streaming import KEEP, MOST_PIECES, Piece
-from workers.transport import ANSWER, UNACKED
+from workers.connection import Line, connect
+from workers.transport import UNACKED
 
 KEPT_DEAD = 10_000
 """Dead letters that are kept; the oldest fall off."""
@@ -56,14 +54,13 @@ class Store:
         self.worker = worker
         self.limits = limits
         self.device = device
-        self._client: Redis = Redis.from_url(
-            url, socket_timeout=ANSWER, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
-        )
+        self._client = connect(url)
         self._withdrawn = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # redis-py leaves it open
         self._claim = self._client.register_script(scripts.CLAIM)
         self._start = self._client.register_script(scripts.START)
         self._renew = self._client.register_script(scripts.RENEW)
         self._release = self._client.register_script(scripts.RELEASE)
+        self._line = Line(url)
         self._finish = self._client.register_script(scripts.FINISH)
         self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
 
@@ -92,8 +89,8 @@ class Store:
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
         args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        keys = [WORK, LENGTHS, *UNACKED]
-        return [bool(written) for written in self._told(lambda: self._finish(keys=keys, args=args))]
+        written = self._told(lambda: self._line.run(self._finish, [WORK, LENGTHS, *UNACKED], args))
+        return [bool(one) for one in written]
 
     def append(self, pieces: Mapping[str, Piece]) -> None:
         """Add a piece to the stream of each of these jobs."""

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[..., Any]
 
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What headers of unforeseen types raise in Celery."""
+
 
 def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
     """Celery's own strategy behind the check of the ticket. Set as the `Strategy` of every task of the app.
@@ -41,7 +44,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
         except TicketError as error:
             consumer.pool.reject(message, str(error))
             return ack(logger, consumer.connection_errors)
-        message.headers = {**message.headers, HEADER: ticket, "expires": None}
+        message.headers = {**message.headers, HEADER: ticket, "expires": None, "ignore_result": False}
         return handle(message, body, ack, reject, callbacks, **rest)
 
     return check
@@ -52,6 +55,29 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
 def keep_refused(sender: Any, message: Any, exc: BaseException | None, **_: Any) -> None:
     """Keep a message that Celery's consumer itself refuses: an unknown task, or nothing that is a task at all."""
     sender.pool.reject(message, f"no task of ours: {exc!r}")
+
+
+def guarded(consumer: Any) -> None:
+    """Have a consumer reject what Celery itself cannot take: no message may end the worker, nor stay in it."""
+    make = consumer.create_task_handler
+
+    def reject(message: Any, error: BaseException) -> None:
+        consumer.pool.reject(message, f"no task of ours: {error!r}")
+        message.ack_log_error(logger, consumer.connection_errors)
+
+    def make_handler(*args: Any) -> Handler:
+        receive = make(*args)
+
+        def check(message: Any) -> None:
+            try:
+                receive(message)
+            except _MALFORMED as error:
+                reject(message, error)
+
+        return check
+
+    consumer.create_task_handler = make_handler
+    consumer.on_decode_error = consumer.task_consumer.on_decode_error = reject
 
 
 def _ticket(message: Any, context: WorkerContext) -> Ticket:

@@ -16,21 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from kombu.transport.redis import Channel
-from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from tasks.scripts import CLAIMING, DRAINS, NOW, Claim, claim_from
 from tasks.topology import Limits
 from taxiway.acceptance import refusal
 from taxiway.keys import claim_key, job_key, priority_lists, result_key
+from workers.connection import Line, connect
 
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""
-
-ANSWER = 5.0
-"""Seconds within which a server must answer a worker: scripts over a whole batch of large results take some."""
 
 UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
 """kombu's hash of messages that were taken, and its index by time."""
@@ -148,10 +143,9 @@ class ClassQueue:
 
     def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool) -> None:
         self.acknowledges_with_result = claiming
-        self._client: Redis = Redis.from_url(
-            url, socket_timeout=ANSWER, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0)
-        )
-        self._waiting: Redis = Redis.from_url(url, socket_connect_timeout=ANSWER, retry=Retry(NoBackoff(), 0))
+        self._client = connect(url)
+        self._waiting = connect(url, answer=None)
+        self._line = Line(url)
         self._take = self._client.register_script(_TAKE)
         self._put_back = self._client.register_script(_PUT_BACK)
         self._keep = self._client.register_script(_KEEP)
@@ -170,9 +164,9 @@ class ClassQueue:
         self._takes += 1
         prefix = f"{self._tags}{self._takes}."
         args: list[Any] = [min(most, MOST), prefix, f', "{queue}", "{queue}"]', *self._claim_args]
-        answer = self._told(lambda: self._take(keys=[*UNACKED, *priority_lists(queue)], args=args))
+        answer = self._told(lambda: self._line.run(self._take, [*UNACKED, *priority_lists(queue)], args))
         taken = [
-            Taken(f"{prefix}{n}", answer[at], answer[at + 1].decode(), _claim(answer[at + 2], answer[at + 3]))
+            Taken(f"{prefix}{n}", answer[at], answer[at + 1].decode(errors="replace"), _claim(*answer[at + 2 : at + 4]))
             for n, at in enumerate(range(1, len(answer), 4))
         ]
         return float(answer[0]), taken

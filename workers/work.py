@@ -92,10 +92,11 @@ class Delivery:
     """One message that this worker holds: taken from the queue by `tag`, or `handed` over by Celery's consumer.
 
     `hardware_class` is the one whose queue it came from: it runs by that class's part of the ticket. `claim` is what
-    the store last said of it, and `lost` that its claim ended since. `received` and `began` are seconds since the
-    epoch by this host's clock, for events; `started` is when it began by the store's. `began` is 0 until then.
-    `trail` is the trace that it is part of. `retries` counts its runs after faults of ours. `told` says that the
-    store knows of the start. `shown` is what Celery's remote control sees of a plain job.
+    the store last said of it, and `lost` that its claim ended since. `since` is when it came into the ledger, by the
+    monotonic clock. `received` and `began` are seconds since the epoch by this host's clock, for events; `started` is
+    when it began by the store's. `began` is 0 until then. `trail` is the trace that it is part of. `retries` counts its
+    runs after faults of ours. `told` says that the store knows of the start. `shown` is what Celery's remote control
+    sees of a plain job.
     """
 
     job: str
@@ -109,6 +110,7 @@ class Delivery:
     handed: Handed | None = None
     trail: Trail | None = None
     claim: Claim | None = None
+    since: float = 0.0
     lost: bool = False
     began: float = 0.0
     started: float = 0.0

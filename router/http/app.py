@@ -84,9 +84,10 @@ async def live() -> _Json:
 
 @get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=described.NONE)
 async def ready(request: _Any) -> _Json:
-    """The router reads the fleet's state; 503 when it cannot."""
-    fresh = not _door(request).router.fleet.snapshot.stale
-    return Response({"ready": fresh}, status_code=200 if fresh else 503)
+    """The router reads the fleet's state; 503 when it cannot, or is about to stop."""
+    router = _door(request).router
+    there = not router.leaving and not router.fleet.snapshot.stale
+    return Response({"ready": there}, status_code=200 if there else 503)
 
 
 @get("/v2/fleet", responses=described.FLEET)

@@ -53,6 +53,11 @@ class Connection(HttpToolsProtocol):
         self._unread = 0  # bytes, when it was last looked whether enough had been read
         self._read_until = _NEVER  # by then more is to be read
 
+    def part(self) -> None:
+        """Close it after the answer under way."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
     def look(self, now: float) -> None:
         """Close it if its client is too slow. `now` is the event loop's time."""
         if now >= self._read_until:

@@ -88,7 +88,7 @@ class Inference:
             TaxiwayError: the request is wrong, cannot be placed, or the broker does not accept it.
         """
         asked = self._asked(reference, infer, reply="")
-        await self._router.forward(await self._placed(asked))
+        await self._forward(asked, await self._placed(asked))
         return Accepted(asked.order.job)
 
     async def infer(self, reference: str, infer: InferRequest) -> Framed | Accepted:
@@ -100,7 +100,7 @@ class Inference:
         asked = self._asked(reference, infer, reply=self._router.name)
         job, admitted = asked.order.job, await self._placed(asked)
         with self._router.results.expect(job) as future:
-            fresh = await self._router.forward(admitted)
+            fresh = await self._forward(asked, admitted)
             meta = await (self._own(future, job) if fresh else self._earlier(job))
         if meta is None:
             return Accepted(job)
@@ -138,7 +138,7 @@ class Inference:
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
         carry(envelope.headers)
         sizes = {ref: len(content) for ref, content in blobs.kept.items()}
-        now = self._router.store.now()
+        now = self._router.store.told_now()
         order = Order(job, request, envelope, body, accepted=now, reply=reply, blobs=sizes)
         check_size(order.size, self._limits.payload)
         return _Asked(order, model, blobs.kept)
@@ -150,6 +150,13 @@ class Inference:
         if asked.kept:
             await self._router.store.keep_blobs(asked.kept)
         return admitted
+
+    async def _forward(self, asked: _Asked, admitted: Admitted) -> bool:
+        """Whether it is a new job; what an earlier job's copy brought along is dropped."""
+        fresh = await self._router.forward(admitted)
+        if asked.kept and not fresh:
+            await self._router.store.drop_blobs(asked.order.job, asked.kept)
+        return fresh
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in their places.

@@ -7,7 +7,7 @@ import contextlib
 import ipaddress
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from router.http.connection import Connection
 from router.http.gate import Application
 from tasks.topology import Limits
 
-_GRACE = 5  # seconds that open requests have when the router stops
+_GRACE = 5.0  # seconds that open requests have when the router stops, before what they wait for is given up
+_LAST = 5  # seconds that they have from then on
 _LOOK = 0.5  # seconds between two looks after slow clients
 
 
@@ -44,6 +45,14 @@ class _Server(uvicorn.Server):
             for one in sockets or ()
         ]
         self.started = True
+
+    def part(self) -> None:
+        """From now on answers end their connections, and what their clients ask next goes to another router."""
+        closing = (b"connection", b"close")
+        self.config.encoded_headers.append(closing)
+        self.server_state.default_headers = [*self.server_state.default_headers, closing]
+        for connection in self.server_state.connections:
+            connection.part()  # type: ignore[union-attr]  # they are all ours
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second."""
@@ -73,7 +82,7 @@ class HttpServer:
             proxy_headers=False,  # nobody asks who called
             server_header=False,
             lifespan="off",
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=round(_GRACE) + _LAST,
             ws="none",
         )
         self._server = _Server(config, limits, tls)
@@ -97,11 +106,23 @@ class HttpServer:
         if self._task.done():
             self._task.result()
 
-    async def stop(self) -> None:
-        """Accept no more, let open requests end within their grace, and close."""
+    def part(self) -> None:
+        """Serve on, but no connection for longer than the answer under way, or the next one."""
+        self._server.part()
+
+    async def stop(self, at_once: asyncio.Event, hurry: Callable[[], None]) -> None:
+        """Accept no more, let open requests end, and close.
+
+        They have their grace, or until `at_once`; then `hurry` is called, so that what waits for a job waits no more.
+        """
         self._server.should_exit = True
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        hurried = asyncio.create_task(at_once.wait())
+        await asyncio.wait([self._task, hurried], timeout=_GRACE, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        hurry()
+        await self._task
 
 
 def is_loopback(host: str) -> bool:

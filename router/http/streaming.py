@@ -112,7 +112,7 @@ class Telling:
         """
         found = await self._jobs.result(job, wait=0.0)
         model = found.record.model if isinstance(found, JobStatus) else ""
-        return _kept_alive(self._tell(job, model, Progress(_position(last))))
+        return _kept_alive(self._tell(job, model, Progress(_position(last))), self._router.results.hurried)
 
     async def _tell(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
         name, _, version = model.partition(":")
@@ -121,10 +121,11 @@ class Telling:
         try:
             async with contextlib.aclosing(follow(self._reader(job), answer.result(), progress)) as told:
                 async for event in told:
-                    if isinstance(event, Result):
-                        yield _event("result", await answer.body())
-                    else:
-                        yield _told(event, named, progress.position)
+                    yield (
+                        _event("result", await answer.body())
+                        if isinstance(event, Result)
+                        else _told(event, named, progress.position)
+                    )
         except TaxiwayError as error:
             content = {"error": error.message, "code": error.code, "details": error.details}
             yield _event("error", _encode(content))
@@ -190,19 +191,22 @@ def _event(kind: str, content: bytes, position: Position | None = None) -> bytes
     return head.encode() + b"data: " + content + b"\n\n"
 
 
-async def _kept_alive(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """The events, and a comment whenever none came for a while."""
-    async with contextlib.aclosing(events):
-        coming = asyncio.ensure_future(anext(events, b""))
-        try:
-            while True:
-                if not (await asyncio.wait((coming,), timeout=_QUIET))[0]:
-                    yield b": still here\n\n"
-                elif event := coming.result():
-                    coming = asyncio.ensure_future(anext(events, b""))
-                    yield event
-                else:
-                    return
-        finally:
-            coming.cancel()
-            await asyncio.gather(coming, return_exceptions=True)
+async def _kept_alive(events: AsyncGenerator[bytes, None], hurried: asyncio.Event) -> AsyncGenerator[bytes, None]:
+    """The events, and a comment whenever none came for a while; it ends where it is when the router is `hurried`."""
+    leaving = asyncio.ensure_future(hurried.wait())
+    coming = asyncio.ensure_future(anext(events, b""))
+    try:
+        while not leaving.done():
+            await asyncio.wait((coming, leaving), timeout=_QUIET, return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                yield b": still here\n\n"
+            elif event := coming.result():
+                coming = asyncio.ensure_future(anext(events, b""))
+                yield event
+            else:
+                return
+    finally:
+        leaving.cancel()
+        coming.cancel()
+        await asyncio.gather(coming, leaving, return_exceptions=True)
+        await events.aclose()

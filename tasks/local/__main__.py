@@ -28,7 +28,7 @@ from tasks.local.process import in_tree, own_command
 from tasks.local.show import show_answers, show_findings, show_fleet, wide_console
 from tasks.local.state import AlreadyRunningError, Fleet, data_directory, stop_fleet, supervisor_pid
 from tasks.local.supervisor import StartError
-from tasks.local.up import STOP_PATIENCE, Options, run_fleet
+from tasks.local.up import Options, run_fleet
 from tasks.local.workload import artefacts_of_examples, asks
 from tasks.logs import log_to_stderr
 from tasks.settings import TREE, SettingsError, cache_directory
@@ -45,7 +45,6 @@ _EXPECTED = (
     StartError,
     UnknownModelError,
 )
-_GROUPS = 4  # workers, router, Flower, broker: each has STOP_PATIENCE
 
 _data = click.option("--data", type=click.Path(path_type=Path), help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -114,9 +113,13 @@ def up(
 @_data
 @_json
 def down(data: Path | None, *, as_json: bool) -> None:
-    """Stop the fleet; it is no error when there is none."""
+    """Stop the fleet, once its workers have run what they hold, or at once for the second time.
+
+    It is no error when there is none.
+    """
     folder = data_directory(data, os.environ)
-    stopped = stop_fleet(folder, patience=_GROUPS * STOP_PATIENCE)
+    with Console(stderr=True).status("workers finish what they run; Ctrl-C, or `taxiway down` again, ends them now"):
+        stopped = stop_fleet(folder)
     text = "stopped" if stopped else "no fleet runs from this directory"
     click.echo(_text({"stopped": stopped, "data": str(folder)}) if as_json else f"{folder}: {text}")
 

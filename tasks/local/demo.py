@@ -20,7 +20,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tasks.local.process import in_tree, own_command
 from tasks.local.state import Fleet, stop_fleet
 from tasks.local.supervisor import StartError
-from tasks.local.up import STOP_PATIENCE
 from tasks.local.workload import Ask
 from taxiway import AsyncClient, Result
 from taxiway.errors import OverloadedError, TaxiwayError
@@ -75,7 +74,7 @@ def demo_fleet(emulate: Collection[str], console: Console) -> Iterator[Fleet]:
             yield fleet
         finally:
             with console.status("stopping the fleet"):
-                stop_fleet(data, patience=4 * STOP_PATIENCE)
+                stop_fleet(data)
     except BaseException:
         console.print(f"the logs are in {data / 'logs'}")
         raise

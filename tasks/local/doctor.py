@@ -6,7 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 import redis
@@ -32,7 +32,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 def examine(machine: Machine, environment: Mapping[str, str]) -> list[Finding]:
     """Everything worth knowing before a fleet is started here."""
     cache = cache_directory(environment)
-    return [*_hardware(machine), *_runtimes(machine), *_servers(environment), *_storage(cache)]
+    return [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
 
 
 def _hardware(machine: Machine) -> Iterator[Finding]:
@@ -71,7 +71,8 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _servers(environment: Mapping[str, str]) -> Iterator[Finding]:
+def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The embedded broker, and what there is to say of the user's own servers."""
     try:
         yield Finding(subject="embedded Valkey", found=True, value=str(find_binary()))
     except EmbeddedValkeyError as error:
@@ -79,6 +80,7 @@ def _servers(environment: Mapping[str, str]) -> Iterator[Finding]:
     for variable in ("TAXIWAY_BROKER", "TAXIWAY_STATE"):
         if environment.get(variable):
             yield _server(variable, environment[variable])
+            yield from _guard(variable, environment[variable])
 
 
 def _server(variable: str, url: str) -> Finding:
@@ -92,6 +94,20 @@ def _server(variable: str, url: str) -> Finding:
             subject=variable, found=False, value=f"{shown}: {error}", remedy=f"start the server, or unset {variable}"
         )
     return Finding(subject=variable, found=True, value=f"{shown} answers")
+
+
+def _guard(variable: str, url: str) -> Iterator[Finding]:
+    """Whether a Valkey or Redis answers who says no password."""
+    parts = urlsplit(url)
+    if parts.scheme in _PORTS:
+        return
+    stranger = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    try:
+        _knock(stranger)
+    except (OSError, redis.RedisError, ValueError):
+        return
+    remedy = "give it a password (requirepass), or accounts: python -m tasks.accounts --acl FILE"
+    yield Finding(subject=f"{variable} guard", found=False, value="answers anybody, without a password", remedy=remedy)
 
 
 def _knock(url: str) -> None:

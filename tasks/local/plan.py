@@ -42,10 +42,11 @@ class WorkerPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The workers to start, and why each other class gets none."""
+    """The workers to start, why each other class gets none, and the seconds that a worker has to finish and leave."""
 
     workers: tuple[WorkerPlan, ...]
     left_out: Mapping[str, str]
+    grace: float
 
 
 def plan_fleet(
@@ -71,7 +72,7 @@ def plan_fleet(
     if not workers:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "every class has 0 workers"
         raise PlanError(f"no worker can be started: {reasons}")
-    return Plan(tuple(workers), left_out)
+    return Plan(tuple(workers), left_out, topology.limits.grace)
 
 
 def absent(topology: Topology, machine: Machine) -> tuple[str, ...]:

@@ -50,14 +50,23 @@ class SupervisedProcess:
         name: unique in the fleet; also the log's name.
         arguments: of the interpreter.
         announces: whether it writes a JSON line with the field `ready` to stdout once it is.
+        patience: seconds that it has to end when it is asked to.
 
     It is `wanted` until it is told to `retire`; who supervises it starts it. `resting` ones do not run and need not.
     """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], logs: Path, *, announces: bool
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        *,
+        announces: bool,
+        patience: float = 10.0,
     ) -> None:
         self.name = name
+        self.patience = patience
         self.log = logs / f"{name}.log"
         self.deaths: list[float] = []
         self.said: Mapping[str, Any] = {}

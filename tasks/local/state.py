@@ -15,6 +15,12 @@ from typing import IO
 import msgspec
 
 _GLANCE = 0.5  # seconds; whoever asks for the supervisor's pid holds the lock for less
+AT_ONCE = 20.0
+"""Seconds in which a fleet that was told to stop for the second time is gone."""
+
+STARTING = 60.0
+"""Seconds in which a fleet that is not ready yet is gone."""
+
 LOCK = "supervisor.lock"
 FLEET = "fleet.json"
 
@@ -33,6 +39,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """A running fleet: its addresses (passwords included), the supervisor's process and its workers.
 
     `left_out` has the classes without a worker, and why. `router_pid` and the workers' change when one is restarted.
+    `patience` is the seconds in which it is gone when it is told to stop.
     """
 
     broker: str
@@ -43,6 +50,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     router_pid: int
     data: str
     workers: tuple[RunningWorker, ...]
+    patience: float
     left_out: Mapping[str, str] = {}
 
 
@@ -104,21 +112,22 @@ def read_fleet(data: Path) -> Fleet | None:
     return msgspec.json.decode((data / FLEET).read_bytes(), type=Fleet)
 
 
-def stop_fleet(data: Path, *, patience: float) -> bool:
+def stop_fleet(data: Path) -> bool:
     """Stop the fleet that runs from `data` and wait until it is gone; whether there was one.
 
-    A supervisor that does not end within `patience` seconds is killed, and its children die with it.
+    An interrupt, or another call, ends it at once: its workers give back what they run. A supervisor that does not end
+    within its fleet's patience is killed, and its children die with it.
     """
-    supervisor = _supervisor(data)
+    supervisor, fleet = _supervisor(data), read_fleet(data)
     if supervisor is None:
         (data / FLEET).unlink(missing_ok=True)
         return False
     try:
         with suppress(ProcessLookupError):  # it ends by itself at this very moment
             signal.pidfd_send_signal(supervisor, signal.SIGTERM)
-            if not _ended(supervisor, patience):
+            if not _stopped(supervisor, STARTING if fleet is None else fleet.patience):
                 signal.pidfd_send_signal(supervisor, signal.SIGKILL)
-                _ended(supervisor, patience)
+                _ended(supervisor, AT_ONCE)
     finally:
         os.close(supervisor)
         (data / FLEET).unlink(missing_ok=True)
@@ -132,6 +141,15 @@ def _supervisor(data: Path) -> int | None:
         return None if pid is None else os.pidfd_open(pid)
     except ProcessLookupError:
         return None
+
+
+def _stopped(supervisor: int, patience: float) -> bool:
+    """Whether it ends by itself; at once where this process is interrupted."""
+    try:
+        return _ended(supervisor, patience)
+    except KeyboardInterrupt:
+        signal.pidfd_send_signal(supervisor, signal.SIGTERM)
+        return _ended(supervisor, AT_ONCE)
 
 
 def _ended(process: int, patience: float) -> bool:

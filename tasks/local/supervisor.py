@@ -14,6 +14,9 @@ from tasks.local.process import SupervisedProcess
 TICK = 0.1
 """Seconds between two looks at the processes."""
 
+AT_ONCE = 5.0
+"""Seconds that a process has to end once it was asked for the second time."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,10 +38,11 @@ class Supervisor:
         self._due: dict[str, float] = {}
         self._given_up: set[str] = set()
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
 
     def request_stop(self) -> None:
-        """Make `start` and `watch` return soon. Safe in a signal handler."""
-        self._stopping.set()
+        """Make `start` and `watch` return soon; for the second time, `stop` too. Safe in a signal handler."""
+        (self._hurried if self._stopping.is_set() else self._stopping).set()
 
     def start(self, healthy: Callable[[], bool], *, patience: float) -> bool:
         """Start all, and wait until each said that it is ready and then `healthy()`. False: told to stop meanwhile.
@@ -73,10 +77,11 @@ class Supervisor:
                     self._due.pop(process.name, None)
                     process.start()
 
-    def stop(self, *, patience: float) -> None:
-        """Stop everything in order; each group has `patience` seconds, then it is killed."""
+    def stop(self) -> None:
+        """Stop everything in order; each process has its patience, or until `request_stop`, then it is killed."""
+        self._stopping.set()
         for group in self._groups:
-            _stop_group([p for p in group if not p.resting], patience)
+            _stop_group([p for p in group if not p.resting], self._hurried)
         if self._broker is not None:
             self._broker.stop()
 
@@ -138,14 +143,15 @@ class Supervisor:
         logger.warning("process died, starting it anew", extra=facts)
 
 
-def _stop_group(group: Sequence[SupervisedProcess], patience: float) -> None:
-    for process in group:
-        if process.alive:
-            process.process.terminate()
-    end = time.monotonic() + patience
-    while any(p.alive for p in group) and time.monotonic() < end:
-        for process in group:
+def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) -> None:
+    _terminate(group)
+    asked, again = time.monotonic(), False
+    while left := [p for p in group if p.alive and time.monotonic() < asked + (AT_ONCE if again else p.patience)]:
+        for process in left:
             process.listen()
+        if hurried.is_set() and not again:
+            _terminate(group)  # for the second time: now
+            asked, again = time.monotonic(), True
         time.sleep(TICK / 2)
     for process in group:
         if process.alive:
@@ -153,3 +159,9 @@ def _stop_group(group: Sequence[SupervisedProcess], patience: float) -> None:
         kill_group(process.process)
         process.process.wait()
         process.close()
+
+
+def _terminate(group: Sequence[SupervisedProcess]) -> None:
+    for process in group:
+        if process.alive:
+            process.process.terminate()

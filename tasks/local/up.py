@@ -30,9 +30,10 @@ HTTP_PORT = 8080
 FLOWER_PORT = 5555
 """Where Flower is, unless another program listens there."""
 
-STOP_PATIENCE = 10.0
-"""Seconds that each group of processes has to end when asked."""
+STOP_PATIENCE = 15.0
+"""Seconds that a process has to end when asked; a worker has `limits.grace` before them, to run what it holds."""
 
+_GROUPS = 4  # that stop one after the other: workers, router, Flower, broker
 _QUICK = 1.0  # seconds for one look at a door on loopback
 
 
@@ -87,7 +88,7 @@ def run_fleet(
             _supervise(supervisor, processes, partial(_fleet, settings, plan, options, processes), announce, tend)
         finally:
             if supervisor is not None:
-                supervisor.stop(patience=STOP_PATIENCE)
+                supervisor.stop()
             elif broker is not None:
                 broker.stop()
 
@@ -142,10 +143,13 @@ def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[st
 def _processes(plan: Plan, options: Options, environment: Mapping[str, str]) -> _Processes:
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
-    make = partial(SupervisedProcess, environment=environment, logs=logs)
+    make = partial(SupervisedProcess, environment=environment, logs=logs, patience=STOP_PATIENCE)
+    grace = plan.grace + STOP_PATIENCE
     port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
     router = make("router", _router_arguments(port), announces=True)
-    workers = tuple((worker, make(worker.name, worker.command(), announces=True)) for worker in plan.workers)
+    workers = tuple(
+        (worker, make(worker.name, worker.command(), announces=True, patience=grace)) for worker in plan.workers
+    )
     if not options.flower:
         return _Processes(router, workers, None, None)
     port = kept_port(options.data / "flower.port", FLOWER_PORT)
@@ -187,6 +191,7 @@ def _fleet(settings: Settings, plan: Plan, options: Options, processes: _Process
         data=str(options.data),
         workers=tuple(_running(worker, process) for worker, process in processes.workers if not process.resting),
         left_out=plan.left_out,
+        patience=plan.grace + _GROUPS * STOP_PATIENCE,
     )
 
 

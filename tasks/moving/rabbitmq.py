@@ -6,6 +6,7 @@ A queue is looked at by consuming for a moment what it serves first; what does n
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -38,6 +39,7 @@ class RabbitYard(StateYard):
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._shown: dict[int, AbstractIncomingMessage] = {}
+        self._handles = itertools.count()  # delivery tags begin anew with each connection
 
     async def head(self, queue: str) -> Head:
         """See `Yard`: RabbitMQ tells how many wait in all."""
@@ -58,13 +60,15 @@ class RabbitYard(StateYard):
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
         """See `Yard`."""
-        if not await self.record(token, steps):
+        held = [step.peeked.handle in self._shown for step in steps]  # a connection that ended gave the others back
+        here = [step for step, own in zip(steps, held, strict=True) if own]
+        if not here or not await self.record(token, here):
             return [False] * len(steps)
         with told_plainly_amqp():
-            await asyncio.wait_for(asyncio.gather(*(self._publish(step) for step in steps)), ANSWER)
-            for step in steps:
+            await asyncio.wait_for(asyncio.gather(*(self._publish(step) for step in here)), ANSWER)
+            for step in here:
                 await self._shown.pop(step.peeked.handle).ack()
-        return [True] * len(steps)
+        return held
 
     async def put_back(self) -> None:
         """See `Yard`."""
@@ -98,8 +102,7 @@ class RabbitYard(StateYard):
         return messages
 
     def _peeked(self, queue: str, message: AbstractIncomingMessage) -> Peeked:
-        handle = message.delivery_tag
-        assert handle is not None
+        handle = next(self._handles)
         self._shown[handle] = message
         level = LEVELS - 1 - min(message.priority or 0, LEVELS - 1)
         return Peeked(queue, level, handle, envelope_of(message))

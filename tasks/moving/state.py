@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from tasks.connection import connect, told_plainly
 from tasks.moving import Moved, Step
 from tasks.moving.scripts import LEAD as TAKE_LEAD
 from tasks.moving.scripts import MOVE, record_args
+from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import LEAD, LEADS, MOVES, WORK, job_key
 
 MOVES_KEPT = 50
@@ -69,6 +71,6 @@ class StateYard:
 
     async def close(self) -> None:
         """Give the lead up, and disconnect."""
-        with told_plainly("state store"):
-            await self._lead(keys=[LEAD, LEADS], args=[self._name, 0])
+        with suppress(BrokerUnavailableError):  # else the lead ends by itself
+            await self.lead(0.0)
         await self._store.aclose()

@@ -147,6 +147,9 @@ class Transport(Protocol):
     def abandon(self) -> None:
         """Before the next take, return to the arrivals all that was taken and not answered; after any failure."""
 
+    async def retire(self) -> None:
+        """Return to the arrivals what was taken and not answered, and take nothing more; forwarding goes on."""
+
     async def depths(self, queue: str) -> tuple[int, ...]:
         """Waiting messages of a queue, one figure a priority level where the broker tells, else one for all."""
 

@@ -33,6 +33,9 @@ _EVENTS = "celeryev"  # Celery's exchange for events
 AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
 # aiormq ends calls under way with whatever ended its reader: StopAsyncIteration too, and CancelledError unasked
 
+SET_UP = 10.0
+"""Seconds within which a new connection is of use: it asks for much, and one that is given up begins anew."""
+
 _PUBLISHED = "published"  # a field of the job's record
 
 
@@ -42,6 +45,7 @@ class _Session:
 
     connection: AbstractConnection
     outward: AbstractChannel
+    inward: AbstractChannel
     exchanges: dict[str, AbstractExchange]
     arrived: asyncio.Event
     waiting: deque[AbstractIncomingMessage] = field(default_factory=deque)
@@ -78,6 +82,7 @@ class RabbitTransport:
         self._session: _Session | None = None
         self._opening = asyncio.Lock()
         self._abandoned = False
+        self._retired = False
 
     async def wait(self, longest: float) -> None:
         """Return when a delivery is there or the connection ended, at the latest after `longest` seconds."""
@@ -136,6 +141,15 @@ class RabbitTransport:
         """Give back all deliveries, by closing the connection before the next take."""
         self._abandoned = True
 
+    async def retire(self) -> None:
+        """Close the channel that consumes: RabbitMQ gives what is unacknowledged to another router."""
+        self._retired = True
+        session = self._session
+        if session is not None and not session.lost:
+            session.inward.close_callbacks.discard(session.lose)
+            with told_plainly_amqp():
+                await asyncio.wait_for(session.inward.close(), ANSWER)
+
     async def depths(self, queue: str) -> tuple[int, ...]:
         """Waiting messages, one figure: RabbitMQ does not tell them by priority."""
         session = await self._live()
@@ -166,10 +180,10 @@ class RabbitTransport:
             return set()
         done = await self._run_record(readings, [self._recorded(m) for m in messages])
         recorded = list(zip(messages, done[len(readings) :], strict=True))
-        old = [message for message, new in recorded if message.tag and not new]
+        old = [message for message, new in recorded if not new]
         unpublished = await self._unpublished(old) if old else []
-        to_hold = [msgspec.structs.replace(self._recorded(m), was=JobState.QUEUED) for m in unpublished if m.held]
-        await self._run_record([], to_hold)
+        anew = [msgspec.structs.replace(self._recorded(m), was=JobState.QUEUED) for m in unpublished]
+        await self._run_record([], anew)
         return {message.job for message, new in recorded if new} | {message.job for message in unpublished}
 
     async def _unpublished(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
@@ -225,8 +239,21 @@ class RabbitTransport:
             if self._session is None or self._session.lost:
                 await self._drop()
                 with told_plainly_amqp():
-                    self._session = await asyncio.wait_for(_open(self._url, self._queues, self._durability), ANSWER)
+                    self._session = await self._open()
             return self._session
+
+    async def _open(self) -> _Session:
+        connection = await aio_pika.connect(self._url, timeout=ANSWER)
+        try:
+            async with asyncio.timeout(SET_UP):
+                session = await _set_up(connection, self._queues, self._durability)
+                if not self._retired:
+                    await _consume(session)
+        except BaseException:  # else it would live on, and keep the deliveries that it was given
+            with suppress(*AWAY):
+                await asyncio.wait_for(connection.close(), ANSWER)
+            raise
+        return session
 
     async def _drop(self) -> None:
         session, self._session = self._session, None
@@ -235,26 +262,29 @@ class RabbitTransport:
                 await asyncio.wait_for(session.connection.close(), ANSWER)
 
 
-async def _open(url: str, queues: Sequence[str], durability: Durability) -> _Session:
-    """Connect, declare everything as plain Celery does, and consume the arrivals."""
-    connection = await aio_pika.connect(url, timeout=ANSWER)
+async def _set_up(connection: AbstractConnection, queues: Sequence[str], durability: Durability) -> _Session:
+    """Declare everything as plain Celery does."""
     outward = await connection.channel(publisher_confirms=True, on_return_raises=True)
     inward = await connection.channel(publisher_confirms=False)
     await inward.set_qos(prefetch_count=2 * TAKE_AT_MOST)
     exchanges = {name: await _declare(outward, name, queue_arguments(durability)) for name in queues}
     exchanges[_EVENTS] = await outward.declare_exchange(_EVENTS, aio_pika.ExchangeType.TOPIC, durable=True)
     await _declare(outward, ARRIVALS, QUORUM if durability == "replicated" else {})
-    session = _Session(connection, outward, exchanges, asyncio.Event())
+    session = _Session(connection, outward, inward, exchanges, asyncio.Event())
+    for ending in (connection, inward, outward):  # a connection that is cut does not say that it is closed
+        ending.close_callbacks.add(session.lose)
+    return session
+
+
+async def _consume(session: _Session) -> None:
+    """Let the arrivals come."""
 
     async def receive(message: AbstractIncomingMessage) -> None:
         session.waiting.append(message)
         session.arrived.set()
 
-    for ending in (connection, inward, outward):  # a connection that is cut does not say that it is closed
-        ending.close_callbacks.add(session.lose)
-    arrivals = await inward.get_queue(ARRIVALS)
+    arrivals = await session.inward.get_queue(ARRIVALS)
     await arrivals.consume(receive)
-    return session
 
 
 async def _declare(channel: AbstractChannel, name: str, arguments: Mapping[str, int | str]) -> AbstractExchange:

@@ -124,6 +124,11 @@ class ValkeyTransport:
         """Put back, before the next take, all that this router holds: also what a lost answer took."""
         self._abandoned = True
 
+    async def retire(self) -> None:
+        """Put back what `wait` moved and nobody took; the life that begins takes nothing."""
+        with told_plainly("broker"):
+            await self._end_life()
+
     async def depths(self, queue: str) -> tuple[int, ...]:
         """Waiting messages by priority level."""
         with told_plainly("broker"):

@@ -29,7 +29,7 @@ from taxiway.errors import (
     error_of_code,
 )
 from taxiway.job import JobRecord, JobStatus, Result, RunReport
-from taxiway.request import TERMS, Request, Terms
+from taxiway.request import TERMS, Request, Terms, new_id
 from taxiway.streaming import Event, Lost, Restarted, Told
 from taxiway.tracing import submitting
 
@@ -80,7 +80,7 @@ class HttpDoor:
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
-        ask = await self._ask(request)
+        ask = await self._ask(_known_again(request))
         with submitting(request.model) as trace:
             headers = {**ask.body.headers, **trace, "prefer": "respond-async"}
             response = await self._asked("POST", f"{ask.path}/infer", ask.body.body, headers)
@@ -88,7 +88,7 @@ class HttpDoor:
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer in one exchange; a router that would rather not wait gives a job to poll."""
-        ask = await self._ask(request)
+        ask = await self._ask(_known_again(request))
         try:
             async with asyncio.timeout(timeout):
                 with submitting(request.model) as trace:
@@ -162,7 +162,7 @@ class HttpDoor:
 
     async def administer(self, verb: str, path: str) -> dict[str, Any]:
         """The router's answer."""
-        return _checked(await self._asked(verb, path))
+        return _checked(await self._link.ask(verb, path, once=verb != "GET"))
 
     def _told(self, event: ServerEvent, single: bool | None) -> Event | Result:
         """What an event of a job's stream tells; raises the job's error where it is that."""
@@ -218,6 +218,11 @@ class HttpDoor:
             outputs=decode_outputs(answer["outputs"], single, self._show),
             report=msgspec.convert(answer["parameters"], RunReport),
         )
+
+
+def _known_again(request: Request) -> Request:
+    """The request under a key, so that it may be sent again where no answer came: it is one job all the same."""
+    return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=new_id())
 
 
 def _pause(response: Response) -> float | None:

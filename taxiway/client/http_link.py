@@ -34,8 +34,14 @@ _TOGETHER = 65536
 
 _LIVE = "/v2/health/live"
 
+_BROKEN_OFF = (ConnectionResetError, BrokenPipeError)
+
 Sink = Callable[[bytes], None]
 """Takes each piece of a successful answer's body as it comes."""
+
+
+class BrokenOffError(BrokerUnavailableError):
+    """The server closed the connection before its answer was there: whether it did what it was asked is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class HttpLink:
         host = parts.netloc.rpartition("@")[2]
         self.url = f"{parts.scheme}://{host}{parts.path}"  # never with a password
         self.heard = 0.0
-        self._patience = patience
+        self.patience = patience
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address = _address(parts, 443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
@@ -85,14 +91,35 @@ class HttpLink:
         headers: Mapping[str, str] | None = None,
         *,
         sink: Sink | None = None,
+        once: bool = False,
     ) -> Response:
         """The server's answer, however long it takes.
 
+        A server that stops or fails while it is asked is asked again, for the patience: another may stand in for it.
+        Not so `once`, which is said where asking twice does more than asking once, nor with a `sink`, which takes the
+        body, and has some of it already.
+
         Raises:
-            BrokerUnavailableError: it cannot be reached, was silent for the patience, or broke off.
+            BrokenOffError: it broke off, and was not to be asked again, or did so for the patience.
+            BrokerUnavailableError: it cannot be reached, or was silent for the patience.
         """
+        until = None
+        while True:
+            try:
+                return await self._ask(method, path, body, headers or {}, sink)
+            except BrokenOffError:
+                now = asyncio.get_running_loop().time()
+                until = now + self.patience if until is None else until
+                if once or sink is not None or now >= until:
+                    raise
+            await asyncio.sleep(_PAUSE)
+
+    async def _ask(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], sink: Sink | None
+    ) -> Response:
+        """The server's answer to a request that is sent once; raises as `ask` does."""
         head = f"{method} {self._prefix}{path}{self._head}"
-        for name, value in (headers or {}).items():
+        for name, value in headers.items():
             head += f"{name}: {value}\r\n"
         connection = self._unused() or await self._connected()
         if self._watching is None or self._watching.done():
@@ -100,6 +127,8 @@ class HttpLink:
         self._busy.add(connection)
         try:
             response = await connection.ask(f"{head}content-length: {len(body)}\r\n\r\n".encode(), body, sink)
+        except _BROKEN_OFF as error:
+            raise BrokenOffError(f"the router at {self.url} broke off") from error
         except (OSError, HttpParserError) as error:
             raise self._away() from error
         finally:
@@ -128,7 +157,7 @@ class HttpLink:
     async def _connected(self) -> _Connection:
         """A new connection, tried for the patience; nothing was sent yet."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._patience
+        until = loop.time() + self.patience
         while True:
             try:
                 async with asyncio.timeout_at(until):
@@ -148,7 +177,7 @@ class HttpLink:
     async def _watch(self) -> None:
         """Ask a silent server for a sign of life while anybody waits for it; without one, nobody waits any more."""
         clock = asyncio.get_running_loop().time
-        step = self._patience / 3
+        step = self.patience / 3
         while self._busy:
             await asyncio.sleep(step)
             asked = clock()
@@ -162,13 +191,21 @@ class HttpLink:
         request = f"GET {self._prefix}{_LIVE}{self._head}\r\n".encode()
         try:
             async with asyncio.timeout(longest):
-                connection = await self._connected()
-                try:
-                    await connection.ask(request, b"", None)
-                finally:
-                    connection.abort()
+                while not await self._answers(request):
+                    await asyncio.sleep(_PAUSE)
         except (OSError, TimeoutError, HttpParserError, BrokerUnavailableError):
             return False
+        return True
+
+    async def _answers(self, request: bytes) -> bool:
+        """Whether a request is answered on a connection of its own; False where that broke off."""
+        connection = await self._connected()
+        try:
+            await connection.ask(request, b"", None)
+        except _BROKEN_OFF:
+            return False
+        finally:
+            connection.abort()
         return True
 
     def _away(self) -> BrokerUnavailableError:

@@ -38,7 +38,9 @@ class RespWire(asyncio.Protocol):
         connection._reader = connection._writer = None  # else it warns of what it has not closed
 
     def send(self, commands: Sequence[Sequence[Any]]) -> None:
-        """Send commands, one after the other."""
+        """Send commands, one after the other; nothing where the connection has ended, of which `lost` tells."""
+        if self._transport.is_closing():
+            return
         packed = [hiredis.pack_command(tuple(command)) for command in commands]
         if sum(map(len, packed)) <= _TOGETHER:
             self._transport.write(b"".join(packed))

@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from taxiway.client.http_link import HttpLink, Response
-from taxiway.errors import BrokerUnavailableError
+from taxiway.client.http_link import BrokenOffError, HttpLink, Response
 
 _LAST = "last-event-id"
+
+_PAUSE = 0.05
+"""Seconds before a stream that ended is asked for anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,34 +45,41 @@ class EventParser:
 
 
 async def read_events(link: HttpLink, path: str, until: float | None) -> AsyncGenerator[ServerEvent, None]:
-    """The events at `path`; a connection that breaks is followed by another one, which is told the rest.
+    """The events at `path`; a connection or a stream that ends is followed by another one, which is told the rest.
 
-    It ends with the server's stream; `until` is a moment by the loop's clock.
+    A router that stops ends its streams wherever they are: it is for the reader to know the last event.
+    `until` is a moment by the loop's clock.
 
     Raises:
         TimeoutError: `until` passed.
-        BrokerUnavailableError: nobody answers.
+        BrokerUnavailableError: nobody answers, or they broke off for the link's patience.
         EndedError: the answer is no stream.
     """
-    last, heard = "", True
-    while heard:
-        heard = False
+    clock = asyncio.get_running_loop().time
+    last, well = "", clock()
+    while True:
+        began = clock()
         events: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
         headers = {_LAST: last} if last else {}
         asking = asyncio.create_task(link.ask("GET", path, headers=headers, sink=EventParser(events.put_nowait).feed))
         asking.add_done_callback(lambda _, events=events: events.put_nowait(None))  # type: ignore[misc]  # binds these
         try:
-            async with asyncio.timeout_at(until):
-                event = await events.get()
-            while event is not None:
-                last, heard = event.id or last, True
+            while (event := await _next(events, until)) is not None:
+                last = event.id or last
                 yield event
-                async with asyncio.timeout_at(until):
-                    event = await events.get()
+                well = clock()
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-        _check(asking, heard=heard)
+        well = clock() if clock() - began > link.patience else well
+        if not _goes_on(asking, again=clock() - well < link.patience):
+            return
+        await asyncio.sleep(_PAUSE)
+
+
+async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) -> ServerEvent | None:
+    async with asyncio.timeout_at(until):
+        return await events.get()
 
 
 class EndedError(Exception):
@@ -81,13 +90,14 @@ class EndedError(Exception):
         self.response = response
 
 
-def _check(asking: asyncio.Task[Response], *, heard: bool) -> None:
-    """Whether the stream that ended may be asked for anew."""
+def _goes_on(asking: asyncio.Task[Response], *, again: bool) -> bool:
+    """Whether the stream that ended is asked for anew, as long as it may be."""
     try:
         response = asking.result()
-    except BrokerUnavailableError:
-        if not heard:
+    except BrokenOffError:
+        if not again:
             raise
     else:
         if not response.ok:
             raise EndedError(response)
+    return again

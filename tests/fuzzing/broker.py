@@ -23,7 +23,7 @@ from tasks.settings import Settings, settings_from
 from taxiway.keys import ARRIVALS, DEAD, priority_lists
 from tests.fuzzing.malformed import Malformed
 from tests.routing import RouterProcess, router_process
-from tests.working import CLASS, WorkerProcess, worker_process, worker_settings
+from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
 
 BATCH = 500
 ROOM = 5_000
@@ -63,9 +63,9 @@ def attack(settings: Settings, router: RouterProcess, worker: WorkerProcess, mes
     supply = Malformed(seed, _old_ticket(settings))
     with redis.Redis.from_url(settings.broker) as broker:
         for start in range(0, messages, 2 * BATCH):
+            half = min(BATCH, (messages - start + 1) // 2)
             for queue in (ARRIVALS, CLASS):
-                count = min(BATCH, max(messages - start, 0))
-                broker.lpush(queue, *(supply.message() for _ in range(max(count, 1))))
+                broker.lpush(queue, *(supply.message() for _ in range(half)))
                 _await_room(broker, queue, ROOM, processes)
         for queue in (ARRIVALS, CLASS):
             _await_room(broker, queue, 0, processes)
@@ -78,8 +78,6 @@ def attack(settings: Settings, router: RouterProcess, worker: WorkerProcess, mes
 
 def _old_ticket(settings: Settings) -> str:
     """The ticket of a message that was good once."""
-    from tests.working import Tower
-
     with Tower(settings) as tower:
         return str(tower.message("echo", "a").headers["taxiway"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from taxiway.keys import CANCEL, INFER
@@ -54,7 +55,9 @@ class Malformed:
         for _ in range(self._chance.randrange(1, 4)):
             place = self._chance.choice((message, message.get("headers"), message.get("properties")))
             if isinstance(place, dict) and place:
-                place[self._chance.choice(sorted(place))] = self._chance.choice(_ODD)
+                place[self._chance.choice(sorted(place))] = deepcopy(
+                    self._chance.choice(_ODD)
+                )  # it may be a place next
         return json.dumps(message).encode()
 
     def _odd_body(self) -> bytes:

@@ -33,7 +33,7 @@ def settings(tmp_path_factory):
         yield Settings(
             broker=server.url,
             state=server.url,
-            secret=secrets.token_bytes(32),
+            secret=(secrets.token_bytes(32),),
             queues=TREE / "queues.yaml",
             models=TREE / "models",
             cache=folder,

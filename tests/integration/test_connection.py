@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import redis
+import uvloop
 
-from tasks.connection import Line, told_plainly
+from tasks.connection import Line, connect, told_plainly
 from tasks.settings import Settings
+from taxiway.client.resp_wire import RespWire
 from taxiway.errors import BrokerUnavailableError
 
 ECHO = "return ARGV"
@@ -73,3 +75,17 @@ def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(sett
         return answer
 
     assert asyncio.run(scenario()) == b"next"
+
+
+def test_what_is_sent_on_a_connection_that_ended_goes_nowhere(settings: Settings) -> None:
+    async def scenario() -> list[Any]:
+        opened = connect(settings.state).connection_pool.make_connection()
+        await opened.connect()
+        told: list[Any] = []
+        wire = RespWire(opened, told.append, told.append)
+        wire.close()
+        await asyncio.sleep(0)
+        wire.send([("PING",)])
+        return told
+
+    assert uvloop.run(scenario()) == []

@@ -15,8 +15,9 @@ import redis
 
 from router.deadlines import TICK, Deadlines
 from router.store import Store as RouterStore
+from tasks.deadlines import OVERDUE, overdue_answer
 from tasks.forwarding import Forward
-from tasks.scripts import OVERDUE, Ending, overdue_answer
+from tasks.scripts import Ending
 from tasks.settings import Settings
 from tasks.ticket import Ticket
 from tasks.topology import Limits
@@ -94,6 +95,14 @@ def test_the_rest_of_a_group_comes_again_when_nobody_ended_it(store: Store) -> N
     store.finish(cancelled("left"))
     assert overdue(store) == []
     assert store.client.zcard(DEADLINES) == 0
+
+
+def test_a_job_that_was_placed_anew_is_due_at_its_new_deadline_only(store: Store) -> None:
+    later = f"{store.client.time()[0] + 60}.5"
+    store.forward(placed("j", deadline_at="1.5"))
+    store.forward(msgspec.structs.replace(placed("j", deadline_at=later), was="queued"))
+    assert overdue(store) == []
+    assert [float(score) for _, score in store.client.zrange(DEADLINES, 0, -1, withscores=True)] == [float(later)]
 
 
 def test_a_router_ends_what_is_overdue_also_while_it_runs(settings: Settings, store: Store) -> None:

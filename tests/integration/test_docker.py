@@ -20,6 +20,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from tasks.accounts import ACCOUNTS, valkey_accounts
 from tasks.embedded import EmbeddedValkey, find_binary
 from tasks.facts import GONE_AFTER
 from tasks.scripts import HEARTBEAT
@@ -30,7 +31,12 @@ from taxiway.keys import DEVICES, HEARTBEATS
 DOCKER = TREE / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"), key=lambda path: path.name)
-SECRETS = {"VALKEY_PASSWORD": "0123456789abcdef", "TAXIWAY_SECRET": "ab" * 32, "FLOWER_BASIC_AUTH": "operator:secret"}
+SECRETS = {
+    "VALKEY_PASSWORD": "0123456789abcdef",
+    "TAXIWAY_SECRET": "ab" * 32,
+    "FLOWER_BASIC_AUTH": "operator:secret",
+    "FLOWER_VALKEY_PASSWORD": "fedcba9876543210",
+}
 
 each_image = pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 
@@ -147,6 +153,25 @@ def test_ports_are_open_on_the_loopback_only(services: dict[str, Any]) -> None:
 
     assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
     assert "ports" not in services["valkey"]
+
+
+def test_flower_has_an_account_of_its_own_at_valkey_with_no_more_rights_than_it_needs(compose: list[str]) -> None:
+    passwords = dict.fromkeys(ACCOUNTS, SECRETS["FLOWER_VALKEY_PASSWORD"])
+    told = resolved(compose)
+    [line] = [line for line in told["configs"]["valkey"]["content"].splitlines() if line.startswith("user ")]
+    [rules] = [line for line in valkey_accounts([], passwords).splitlines() if line.startswith("user flower ")]
+
+    assert line.split()[:4] == ["user", "flower", "on", f">{passwords['flower']}"]
+    assert line.split()[4:] == rules.split()[4:]
+    assert "redis://flower:" in told["services"]["flower"]["environment"]["CELERY_BROKER_URL"]
+
+
+def test_flower_is_reached_through_a_door_that_closes_what_flower_leaves_open(compose: list[str]) -> None:
+    told = resolved(compose)
+
+    assert "ports" not in told["services"]["flower"]
+    configuration = told["configs"]["flower-door"]["content"].replace("$$", "$")  # Compose writes it as it reads it
+    assert "location ~ ^/(metrics|healthcheck)/?$ { return 404; }" in configuration
 
 
 def test_every_hardware_class_has_a_worker(services: dict[str, Any]) -> None:

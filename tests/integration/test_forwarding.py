@@ -8,11 +8,24 @@ import msgspec
 import pytest
 import redis
 
-from tasks.forwarding import FORWARD, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.forwarding import FORWARD, LONGEST, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.scripts import Ending
 from tasks.settings import Settings
 from tasks.transport import PACKED, Reading
 from tasks.transport.life import TAKES
-from taxiway.keys import ARRIVALS, LIVES, WORK, job_key, life_key, priority_lists, reading_key, taken_key
+from taxiway.job import JobState
+from taxiway.keys import (
+    ARRIVALS,
+    LIVES,
+    WORK,
+    job_key,
+    life_key,
+    priority_lists,
+    reading_key,
+    reply_channel,
+    taken_key,
+)
+from tests.routing import eventually
 from tests.scripting import RECORD, Store, placed
 
 
@@ -122,6 +135,16 @@ def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> No
     assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (RECORD, 0.25, 0)
 
 
+def test_a_record_lasts_beyond_its_jobs_deadline_and_not_for_ever(store: Store) -> None:
+    now = store.client.time()[0]
+    for job, deadline in (("near", now + 600), ("past", now - 600), ("never", 1e300), ("none", 0)):
+        assert store.forward(placed(job, deadline_at=repr(float(deadline)))) == [True]
+    lasts = {job: store.client.ttl(job_key(job)) for job in ("near", "past", "never", "none")}
+    assert lasts["near"] == pytest.approx(720, abs=5)
+    assert lasts["past"] == lasts["none"] == pytest.approx(120, abs=5)
+    assert lasts["never"] == pytest.approx(LONGEST, abs=5)
+
+
 def test_a_reading_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
     reading = Reading("r.1", b"\x00\xff", keep=60)
     assert store.forward(reading.recorded(), Forward(job="j", fields=RECORD, keep=90)) == [True, True]
@@ -171,3 +194,12 @@ def test_a_router_that_comes_back_cannot_forward_what_another_recovered(store: S
     assert store.forward(placed("j", b"by sleeper"), life="sleeper") == [False]
     assert store.forward(placed("j", b"by other"), life="other") == [True]
     assert store.client.lrange("cpu.batch", 0, -1) == [b"by other"]
+
+
+def test_the_client_of_a_job_that_ended_before_it_arrived_is_told(store: Store) -> None:
+    store.finish(Ending("j", JobState.CANCELLED, b"cancelled"))
+    with store.client.pubsub(ignore_subscribe_messages=True) as heard:
+        heard.subscribe(reply_channel("me"))
+        assert store.forward(msgspec.structs.replace(placed("j"), reply="me")) == [False]
+        message = eventually(lambda: heard.get_message(timeout=0.1))
+    assert message["data"] == b"cancelled"

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -221,6 +222,49 @@ def test_both_forms_of_a_checkpoint_read_as_torch_reads_them(tmp_path: Path) -> 
         assert read.keys() == tensors.keys()
         assert all(np.array_equal(read[name], tensors[name].numpy()) for name in tensors)
         assert all(value.flags.c_contiguous for value in read.values())
+
+
+def checkpoint(path: Path, *, count: int, shape: tuple[int, ...], packed: int = zipfile.ZIP_STORED) -> Path:
+    """An archive as torch writes it, of one tensor: `shape` numbers that all are the first of its storage's `count`."""
+    storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI%d\ntQ" % count
+    sizes, strides = (b"".join(b"I%d\n" % n for n in numbers) for numbers in (shape, (0,) * len(shape)))
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"I0\n(" + sizes + b"t(" + strides + b"ttR"
+    with zipfile.ZipFile(path, "w", packed) as archive:
+        archive.writestr("m/data.pkl", b"}Vw\n" + tensor + b"s.")
+        archive.writestr("m/data/0", np.full(100, 7, np.float32).tobytes())
+    return path
+
+
+def test_a_checkpoint_by_hand_is_read_as_it_is_meant(tmp_path: Path) -> None:
+    read = read_checkpoint(checkpoint(tmp_path / "m.pth", count=100, shape=(2, 3)))
+    assert read["w"].tolist() == [[7, 7, 7], [7, 7, 7]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 2**40}, "its storages: expected at most the bytes of the file"),
+        ({"count": -1}, "its storages"),
+        ({"shape": (2**20, 2**20)}, "expected tensors of at most 4 times its"),
+        ({"packed": zipfile.ZIP_DEFLATED}, "expected an archive that is not compressed"),
+    ],
+    ids=["storage", "negative", "views", "archive"],
+)
+def test_a_checkpoint_that_would_unpack_to_more_than_it_is_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsafeCheckpointError, match=message):
+        read_checkpoint(checkpoint(tmp_path / "m.pth", **({"count": 100, "shape": (2, 3)} | changes)))
+
+
+def test_a_picture_of_more_scans_than_any_camera_makes_is_refused_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    whole, marker = file.getvalue(), b"\xff\xda"
+    last = whole[whole.rindex(marker) : whole.rindex(b"\xff\xd9")]
+    assert decode(whole, 32).shape == (32, 32, 3)
+    with pytest.raises(InvalidRequestError, match="expected at most 100 scans"):
+        decode(whole[:-2] + last * 100 + whole[-2:], 32)
 
 
 def test_a_tensor_that_reaches_outside_its_storage_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from packaging.requirements import Requirement
@@ -27,6 +28,9 @@ IMAGES = {
     "worker-tpu": {"jax"},
     "flower": set(),
 }
+LOCKED = {"router": ("router",), "worker-cpu": ("worker", "onnx"), "flower": ("flower",)}
+"""The groups of the images that install by hash, as docker/supply.py has them."""
+
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
 LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
 """What Celery loads for a `redis://` address; it does not require all that these import."""
@@ -35,13 +39,21 @@ SUFFIX = {"torch": "_torch", "jax": "_jax"}
 
 
 def installed_by(image: str) -> set[str]:
-    """Every distribution that the image's `pip install` brings, as this machine's metadata tell."""
+    """Every distribution that the image's `pip install` brings: its lock's, else as this machine's metadata tell."""
+    if image in LOCKED:
+        return {canonicalize_name(need.name) for need in locked(image)}
     text = (TREE / "docker" / f"{image}.Dockerfile").read_text()
     project = tomllib.loads((TREE / "pyproject.toml").read_text())
     wanted = [Requirement(line) for line in project["project"]["dependencies"]]
     for group in re.findall(r"--group (\S+)", text):
         wanted += requirements(project["dependency-groups"], group)
     return closure(wanted)
+
+
+def locked(image: str) -> list[Requirement]:
+    """The packages of an image's lock, each at its version."""
+    lines = (TREE / "docker" / "requirements" / f"{image}.txt").read_text().splitlines()
+    return [Requirement(line.removesuffix("\\").strip()) for line in lines if line[:1].isalnum()]
 
 
 def requirements(groups: dict[str, list[str | dict[str, str]]], group: str) -> Iterator[Requirement]:
@@ -169,5 +181,17 @@ def test_the_fleet_group_holds_every_group_that_an_image_installs_but_the_heavy_
     fleet = {need.name for need in requirements(groups, "fleet")}
     for image in IMAGES:
         text = (TREE / "docker" / f"{image}.Dockerfile").read_text()
-        light = set(re.findall(r"--group (\S+)", text)) - {"torch", "tpu"}
+        light = {*re.findall(r"--group (\S+)", text), *LOCKED.get(image, ())} - {"torch", "tpu"}
         assert {need.name for group in light for need in requirements(groups, group)} <= fleet
+
+
+@pytest.mark.parametrize("image", sorted(LOCKED))
+def test_a_lock_has_what_its_image_asks_for_each_file_by_its_hash(image: str) -> None:
+    text = (TREE / "docker" / "requirements" / f"{image}.txt").read_text()
+    versions = {canonicalize_name(need.name): str(need.specifier).removeprefix("==") for need in locked(image)}
+    asked = run_path(str(TREE / "docker" / "supply.py"))
+    assert asked["IMAGES"][image] == LOCKED[image]
+    for wanted in map(Requirement, asked["requirements"](LOCKED[image])):
+        assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), f"{wanted}: run `make lock`"
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\w)", text.strip()))
+    assert f"docker/requirements/{image}.txt" in (TREE / "docker" / f"{image}.Dockerfile").read_text()

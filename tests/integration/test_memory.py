@@ -14,7 +14,7 @@ import redis
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client
-from taxiway.errors import BrokerFullError
+from taxiway.errors import BrokerFullError, UnknownModelError
 from taxiway.keys import DEADLINES, WORK, job_key, tenant_cell
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
@@ -96,7 +96,7 @@ def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Setting
 
 def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: Settings, tmp_path: Path) -> None:
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("limits: {lease: 1}", BRIEF))
-    large = "x" * 20_000  # beside its message
+    large = b"x" * 20_000  # beside its message
     with (
         redis.Redis.from_url(fleet.state) as state,
         router_process(fleet),
@@ -109,6 +109,29 @@ def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: 
         assert len(list(client.map("echo", inputs, deadline=2, timeout=20))) == 1500
         assert state.dbsize() > len(base) + 100
         eventually(lambda: _settled(state) == sorted(base), within=20)
+
+
+def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Settings) -> None:
+    large = b"x" * 20_000
+    with (
+        redis.Redis.from_url(settings.state) as state,
+        router_process(settings) as router,
+        EchoDevice(settings, answering=False),
+        Client(settings.broker) as broker,
+        Client(router.http) as http,
+    ):
+        eventually(lambda: http.fleet()["devices"])
+        first = broker.submit("echo", large, deadline=600, idempotency_key="one")
+        eventually(lambda: state.exists(job_key(first.id)))
+        own = state.keys("taxiway:blob:*")
+        assert len(own) == 1
+        assert {client.submit("echo", large, deadline=600, idempotency_key="one").id for client in (broker, http)} == {
+            first.id
+        }
+        refused = broker.submit("nobody-has-it", large)
+        with pytest.raises(UnknownModelError):
+            refused.result(10)
+        eventually(lambda: state.keys("taxiway:blob:*") == own)
 
 
 def _settled(state: redis.Redis) -> list[bytes]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import celery
 import kombu
@@ -13,8 +15,12 @@ import pytest
 import redis
 
 from tasks.celery_app import class_queue
+from tasks.moving import Peeked, Step
+from tasks.moving.rabbitmq import RabbitYard
 from tasks.settings import Settings
+from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import ARRIVALS, INFER, job_key, result_key
+from tests.cable import Cable
 from tests.integration.test_mover import QUEUES
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.working import worker_process
@@ -62,6 +68,35 @@ def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins
         assert {store.hget(job_key(job), "attempts") for job in jobs} == {b"1"}
         (move,) = json.loads(store.hget(job_key(moved(store, jobs)[0]), "moves"))
         assert (move["source"], move["target"]) in {("cpu.a", "cpu.b"), ("cpu.b", "cpu.a")}
+
+
+def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings) -> None:
+    parts = urlsplit(twins.broker)
+    cable = Cable(str(parts.hostname), parts.port or 5672)
+    through = twins.broker.replace(f":{parts.port}", f":{cable.port}")
+    with kombu.Connection(twins.broker) as connection:
+        for job in range(4):
+            queue = class_queue("cpu.a").bind(connection.default_channel)
+            kombu.Producer(connection).publish(
+                {}, exchange=queue.exchange, routing_key="cpu.a", headers={"id": str(job)}, priority=1
+            )
+
+    async def scenario() -> list[bool]:
+        yard = RabbitYard(broker=through, state=twins.state, name="t")
+        token = await yard.lead(60)
+        before = await yard.peek("cpu.a", 10)
+        cable.cut()
+        after: Sequence[Peeked] = ()
+        while not after:
+            with suppress(BrokerUnavailableError):
+                after = (await yard.peek("cpu.a", 10)).messages
+        done = await yard.move(token, [Step(one, "cpu.b", one.envelope) for one in before.messages])
+        await yard.close()
+        return done
+
+    assert asyncio.run(scenario()) == [False, False]
+    cable.close()
+    eventually(lambda: (depth(twins, "cpu.a"), depth(twins, "cpu.b")) == (4, 0))
 
 
 def moved(store: redis.Redis, jobs: list[str]) -> list[str]:

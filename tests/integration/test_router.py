@@ -132,6 +132,19 @@ def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(store, dev
     pubsub.close()
 
 
+def test_a_copy_that_is_refused_leaves_the_accepted_job_alone(store, idle_device, router):
+    job = send(store, deadline=30)
+    eventually(lambda: store.exists(job_key(job)))
+
+    send(store, model="ecko", job=job)
+    other = send(store, model="ecko")
+
+    with pytest.raises(TaxiwayError):
+        result(store, other)
+    assert record(store, job).state is JobState.QUEUED
+    assert not store.exists(result_key(job))
+
+
 def test_what_is_no_message_is_parked_and_the_router_goes_on(store, device, router):
     for raw in (b"\x00\xff", b"{}", b'{"body":"%%%","headers":{},"properties":{}}'):
         store.lpush(ARRIVALS, raw)
@@ -346,6 +359,18 @@ def test_a_router_that_stops_finishes_what_it_took(settings, store, idle_device)
 
     arrived = sum(store.llen(name) for name in priority_lists(ARRIVALS))
     assert waiting(store) + arrived == len(jobs)
+
+
+def test_a_router_that_is_to_stop_says_so_and_serves_on_for_a_while(settings, device):
+    body = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
+    with router_process(settings, options=["--parting", "30"]) as router, httpx.Client(trust_env=False) as http:
+        eventually(lambda: http.get(f"{router.http}/v2/health/ready").status_code == 200)
+        router.process.terminate()
+        eventually(lambda: http.get(f"{router.http}/v2/health/ready").status_code == 503)
+        answer = http.post(f"{router.http}/v2/models/echo/infer", json=body)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        router.process.terminate()  # for the second time: now
+        assert router.process.wait(timeout=10) == 0
 
 
 def test_a_router_and_its_broker_find_each_other_again(tmp_path, settings):

@@ -12,6 +12,7 @@ import kombu
 import pytest
 import redis
 
+import taxiway
 from tasks.celery_app import class_queue
 from tasks.settings import TREE
 from tasks.ticket import read_ticket
@@ -21,6 +22,7 @@ from tasks.transport.rabbitmq import RabbitTransport
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState, read_meta, record_from
 from taxiway.keys import ARRIVALS, INFER, job_key, result_key
+from taxiway.request import job_id, parse_request
 from taxiway.wire import HEADER
 from tests.cable import Cable
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
@@ -185,6 +187,15 @@ def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(rabbi
 
     assert asyncio.run(scenario()) == [[True]]
     assert len(receive(rabbit, "cpu.batch", 1)) == 1
+
+
+def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(rabbit, store):
+    job = job_id(parse_request({"model": "echo", "inputs": "hello", "idempotency_key": "once"}))
+    store.hset(job_key(job), mapping={"state": "queued", "cell": "cpu.batch|1", "work": "1"})
+    with EchoDevice(rabbit, answering=False), router_process(rabbit) as router, taxiway.Client(router.http) as client:
+        assert client.submit("echo", "hello", idempotency_key="once").id == job
+        (message,) = receive(rabbit, "cpu.batch", 1)
+    assert message.headers["id"] == job
 
 
 def test_a_job_that_was_published_is_not_published_again(rabbit, store, producer):

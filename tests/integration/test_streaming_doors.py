@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeout
 from taxiway.job import Result
 from taxiway.keys import stream_key
 from taxiway.streaming import Lost, Piece, Restarted
-from tests.cable import Cable
+from tests.cable import Balancer, Cable
 from tests.decoding import tiny_model
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
@@ -72,6 +73,10 @@ def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             fields = {"event": ""}
 
 
+def ready(router: RouterProcess) -> bool:
+    return httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success
+
+
 def text_of(told: list[Any]) -> str:
     return "".join(event["data"]["text_output"] for event in told if not event["event"])
 
@@ -92,6 +97,32 @@ def test_the_first_text_comes_long_before_the_result(client: taxiway.Client) -> 
     job.cancel()
     with pytest.raises(JobCancelledError):
         list(told)
+
+
+def test_who_waits_at_a_router_that_stops_is_told_the_rest_by_another(fleet: Settings, router: RouterProcess) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "inputs": "tell me", "parameters": {"max_tokens": 800}}
+
+    async def read(url: str, stopping: subprocess.Popen[bytes]) -> list[str]:
+        async with taxiway.AsyncClient(url) as client:
+            waiting = asyncio.create_task(client.infer(**asked))
+            polling = asyncio.create_task((await client.submit(**asked)).result())
+            told = client.stream(**asked)
+            texts = [str(await anext(told))]
+            stopping.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(eventually, lambda: not ready(first))
+            stopping.send_signal(signal.SIGTERM)  # for the second time: now
+            assert await asyncio.to_thread(stopping.wait, 5) == 0
+            assert not waiting.done()
+            *texts[1:], result = [event async for event in told]
+            results = [result, await waiting, await polling]
+            return ["".join(map(str, texts)), *(str(one.outputs["text"]) for one in results)]
+
+    with router_process(fleet) as first:
+        eventually(lambda: ready(first))
+        balancer = Balancer(*[first.http] * 10, router.http)
+        told = asyncio.run(read(balancer.url, first.process))
+        balancer.close()
+    assert len(set(told)) == 1
 
 
 def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: RouterProcess) -> None:
@@ -138,7 +169,7 @@ def test_the_protocol_s_generate_stream_gives_text_outputs_and_then_the_infer_an
 
 
 def test_a_reader_who_comes_back_is_told_what_it_has_not_read(http: httpx.Client) -> None:
-    asked = {"text_input": "tell me more", "parameters": {"max_tokens": 300}}
+    asked = {"text_input": "tell me more", "parameters": {"max_tokens": 800}}
     read = []
     with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
         where = response.headers["location"]

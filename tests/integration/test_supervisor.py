@@ -18,6 +18,15 @@ from tests.waiting import gone, until
 
 READY = "import json, time; print(json.dumps({'ready': 'test', 'number': 7}), flush=True); time.sleep(600)"
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{\"ready\": 1}'); time.sleep(600)"
+BUSY = (
+    "import signal, sys, time\n"
+    "def asked(*_):\n"
+    "    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+    "    print('finishing', flush=True)\n"
+    "signal.signal(signal.SIGTERM, asked)\n"
+    "print('{\"ready\": 1}', flush=True)\n"
+    "while True: time.sleep(600)"
+)
 NEVER_READY = "import time; print('still loading', flush=True); time.sleep(600)"
 BROKEN = "raise SystemExit('no such device')"
 
@@ -31,11 +40,11 @@ def make(tmp_path: Path) -> Callable[[str, str], SupervisedProcess]:
 
 
 @contextmanager
-def stopped_after(supervisor: Supervisor, *, patience: float = 5.0) -> Iterator[None]:
+def stopped_after(supervisor: Supervisor) -> Iterator[None]:
     try:
         yield
     finally:
-        supervisor.stop(patience=patience)
+        supervisor.stop()
 
 
 def test_a_fleet_is_up_once_every_process_said_so(make: Callable[[str, str], SupervisedProcess]) -> None:
@@ -80,10 +89,27 @@ def test_a_process_that_is_killed_is_started_anew(make: Callable[[str, str], Sup
 
 def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, str], SupervisedProcess]) -> None:
     deaf = make("deaf", DEAF)
+    deaf.patience = 0.5
     supervisor = Supervisor(None, [[deaf]])
-    with stopped_after(supervisor, patience=0.5):
+    with stopped_after(supervisor):
         supervisor.start(lambda: True, patience=20)
     assert not deaf.alive
+
+
+def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(
+    make: Callable[[str, str], SupervisedProcess],
+) -> None:
+    busy = make("busy", BUSY)
+    busy.patience = 600
+    supervisor = Supervisor(None, [[busy]])
+    assert supervisor.start(lambda: True, patience=20)
+    stopping = threading.Thread(target=supervisor.stop)
+    stopping.start()
+    assert until(lambda: b"finishing" in busy.log.read_bytes())
+    assert busy.alive
+    supervisor.request_stop()
+    stopping.join(10)
+    assert busy.process.returncode == 7
 
 
 def test_a_child_dies_when_its_parent_is_killed() -> None:
@@ -117,6 +143,7 @@ def a_fleet(data: Path) -> Fleet:
         router_pid=1,
         data=str(data),
         workers=(),
+        patience=1.0,
     )
 
 
@@ -136,5 +163,5 @@ def test_the_fleets_addresses_are_readable_by_their_owner_while_it_runs(tmp_path
 
 def test_stopping_a_fleet_that_is_not_there_is_no_error_and_tidies_up(tmp_path: Path) -> None:
     write_fleet(tmp_path, a_fleet(tmp_path))
-    assert stop_fleet(tmp_path, patience=1) is False
+    assert stop_fleet(tmp_path) is False
     assert not (tmp_path / "fleet.json").exists()

@@ -254,7 +254,7 @@ def test_a_chord_is_completed(tower: Tower, producer: Celery) -> None:
 @pytest.mark.parametrize("followed", [False, True])  # what a link follows comes by Celery's own consumer
 def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, producer: Celery, followed: bool) -> None:
     with worker_process(fleet):
-        busy = tower.order("slab", LONG)
+        busy = tower.order("slab", {"samples": [30_000_000], "seed": [1]})
         eventually(lambda: is_running(tower, busy))
         link = [signature("lab.next", queue="lab.link", app=producer)] if followed else None
         message = tower.message("slab", LONG, canvas={"callbacks": link})

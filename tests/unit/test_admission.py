@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Decision, Order, Rules, admit, decide, rows_of, size_of
+from router.admission import Order, Rules, admit, rows_of, size_of
+from router.decision import Decision, decide, undecidable
 from router.explain import explain_again, read_basis
 from router.fleet import FleetSnapshot
 from router.outlook import Outlook
@@ -259,6 +260,16 @@ def test_another_task_is_parked_and_its_producer_is_told():
 
     assert "tasks.add" in decided.letter
     assert error_of(decided).details["field"] == "task"
+
+
+def test_who_waits_for_what_a_router_fails_to_decide_is_told():
+    message = infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
+
+    decided = undecidable(arrival(message), KeyError("a fault of ours"))
+
+    assert "a fault of ours" in decided.letter
+    assert (decided.ending.job, decided.ending.state, decided.ending.reply) == ("j1", JobState.DEAD, "c1")
+    assert undecidable(Arrival("7.1", b"{", None, "no message"), KeyError()).ending is None
 
 
 def test_what_cannot_be_read_is_parked():

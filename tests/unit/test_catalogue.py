@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.catalogue import Catalogue, Model, ModelError, Profile, load_catalogue, parse_model
 from tasks.settings import TREE
 from taxiway.errors import UnknownModelError
+from tests.unit.strategies import json_values
+from tests.unit.test_topology import paths
 
 SHA = "0" * 64
 
@@ -196,3 +201,30 @@ def test_every_shipped_model_is_read() -> None:
 def test_a_profile_gives_the_latency_of_a_batch_and_never_less_than_its_floor() -> None:
     profile = Profile(base=0.1, slope=0.01, floor=0.3)
     assert (profile.latency(4, 10), profile.latency(1, 1)) == (pytest.approx(0.5), 0.3)
+
+
+SHIPPED = [path.read_text(encoding="utf-8") for path in sorted((TREE / "models").glob("*/model.yaml"))]
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_any_change_to_a_shipped_model_is_a_model_or_a_model_error(data: st.DataObject) -> None:
+    described = yaml.safe_load(data.draw(st.sampled_from(SHIPPED)))
+    *above, last = data.draw(st.sampled_from([path for path in paths(described) if path]))
+    place = described
+    for step in above:
+        place = place[step]
+    place[last] = data.draw(json_values)
+    returns_or_refuses(yaml.safe_dump(described))
+
+
+@settings(max_examples=100)
+@given(text=st.sampled_from(SHIPPED), data=st.data())
+def test_any_slip_of_the_pen_is_a_model_or_a_model_error(text: str, data: st.DataObject) -> None:
+    start, length = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 40))
+    returns_or_refuses(text[:start] + data.draw(st.text(max_size=10)) + text[start + length :])
+
+
+def returns_or_refuses(text: str) -> None:
+    with suppress(ModelError):
+        assert parse_model(text, "model.yaml").variants

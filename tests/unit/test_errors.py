@@ -8,7 +8,7 @@ import pytest
 
 from tasks.settings import TREE
 from taxiway import errors
-from taxiway.errors import ExecutionError, TaxiwayError, error_from, error_of_code
+from taxiway.errors import BrokerUnavailableError, ExecutionError, TaxiwayError, error_from, error_of_code
 
 
 def kinds(root: type[TaxiwayError] = TaxiwayError) -> Iterator[type[TaxiwayError]]:
@@ -44,6 +44,13 @@ def test_an_error_comes_back_by_its_name_and_by_its_code(kind: type[TaxiwayError
     for error in (error_from(kind.__name__, "no", details), error_of_code(kind.code, "no", details)):
         assert type(error) is kind
         assert (error.message, str(error), error.details) == ("no", "no", details)
+
+
+def test_a_kind_without_a_code_of_its_own_does_not_stand_for_its_parent() -> None:
+    class Narrower(BrokerUnavailableError):
+        pass
+
+    assert type(error_of_code(Narrower.code, "no")) is BrokerUnavailableError
 
 
 @pytest.mark.parametrize("kind", KINDS)

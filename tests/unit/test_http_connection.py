@@ -46,7 +46,7 @@ def served(limits=LIMITS, tls=None):
         await server.start()
         ready.set()
         await stopping.wait()
-        await server.stop()
+        await server.stop(stopping, lambda: None)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

@@ -194,7 +194,7 @@ def test_without_a_deadline_the_cheapest_option_with_room_is_the_choice(situatio
     needs = situation[1]
     free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, needs.constraints.service)]
     if not placement.held:
-        open_now = [o for o in free or placement.options if has_room(o, needs)]
+        open_now = [o for o in free if has_room(o, needs)] or [o for o in placement.options if has_room(o, needs)]
         assert placement.chosen.estimate.cost <= min(o.estimate.cost for o in open_now)
 
 

@@ -26,10 +26,14 @@ FORMATS = ("JPEG", "PNG")
 MAX_PIXELS = 32_000_000
 """The largest photograph that is decoded, in pixels: about 100 MB as red, green and blue bytes."""
 
+MAX_SCANS = 100
+"""The most passes over the picture that a JPEG may make: each costs time, whatever it holds. Cameras make about ten."""
+
 MARGIN = 32
 """Pixels: the crop is side / (side + MARGIN) of the shorter side, as EfficientNet was evaluated (Tan and Le 2019)."""
 
 _BEST = 5
+_SCAN = b"\xff\xda"  # the marker that begins one; no other byte follows 0xff in a picture's data but 0x00 and restarts
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
 """What Pillow raises on broken files, found by feeding it some."""
@@ -88,7 +92,7 @@ def decode(value: object, side: int) -> np.ndarray:
     """A photograph's bytes as uint8 (side, side, 3): its middle, scaled by bicubic interpolation.
 
     Raises:
-        InvalidRequestError: not bytes, or no JPEG or PNG, or one that is cut short.
+        InvalidRequestError: not bytes, no JPEG or PNG, one that is cut short, or a JPEG of over `MAX_SCANS`.
         RequestTooLargeError: over `MAX_PIXELS`; told from its header, before it is decoded.
     """
     if not isinstance(value, bytes | bytearray | memoryview):
@@ -98,6 +102,8 @@ def decode(value: object, side: int) -> np.ndarray:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} by {image.height}")
+            if image.format != "PNG" and bytes(value).count(_SCAN) > MAX_SCANS:
+                raise InvalidRequestError(f"input 'image': expected at most {MAX_SCANS} scans", field="inputs.image")
             return _cropped(image, side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error)) from error

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # opens the older form (torch/serialization.py: MAGIC_NUMBER)
+_SHARED = 4  # tensors may share a storage: embeddings that are the output's weights, too
 _STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -53,11 +54,15 @@ class Storage:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Knows ordered dicts, storages and how a tensor is put together; `storages` are those it met, by key."""
+    """Knows ordered dicts, storages and how a tensor is put together; `storages` are those it met, by key.
 
-    def __init__(self, file: BinaryIO) -> None:
+    They lie in the file as they are, so that all of them together have at most its `size` in bytes.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file)
         self.storages: dict[str, Storage] = {}
+        self._left = size
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -72,7 +77,12 @@ class _TensorUnpickler(pickle.Unpickler):
         kind, dtype, key, _, count, *view = pid
         if kind != "storage" or dtype not in _STORAGES.values() or any(part is not None for part in view):
             raise UnsafeCheckpointError(f"expected a plain storage, got {pid!r}")
-        return self.storages.setdefault(key, Storage(dtype, count))
+        if key not in self.storages:
+            self._left -= count * np.dtype(dtype).itemsize
+            if count < 0 or self._left < 0:
+                raise UnsafeCheckpointError("its storages: expected at most the bytes of the file, got more")
+            self.storages[key] = Storage(dtype, count)
+        return self.storages[key]
 
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
@@ -90,6 +100,9 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         raise UnsafeCheckpointError(
             f"{path.name}: expected a mapping of names to tensors, got {type(tensors).__name__}"
         )
+    size = path.stat().st_size
+    if sum(value.nbytes for value in tensors.values()) > _SHARED * size:  # views of a little memory, again and again
+        raise UnsafeCheckpointError(f"{path.name}: expected tensors of at most {_SHARED} times its {size} bytes")
     # safetensors writes memory as it lies, and a tensor may lie in another order than its shape says.
     return {str(name): np.array(value, order="C") for name, value in tensors.items()}
 
@@ -102,8 +115,10 @@ def make(inputs: Mapping[str, Path], output: Path, options: Mapping[str, Any]) -
 
 def _read_archive(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise UnsafeCheckpointError("expected an archive that is not compressed, as torch writes it")
         (index,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-        reader = _TensorUnpickler(io.BytesIO(archive.read(index)))
+        reader = _TensorUnpickler(io.BytesIO(archive.read(index)), path.stat().st_size)
         tensors = reader.load()
         for key, storage in reader.storages.items():
             storage.fill(archive.read(f"{index.removesuffix('data.pkl')}data/{key}"))
@@ -112,14 +127,15 @@ def _read_archive(path: Path) -> Any:
 
 def _read_stream(path: Path) -> Any:
     """Magic, version, machine, tensors and the storages' keys are pickles; then each storage's count and values."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        if _TensorUnpickler(file).load() != _MAGIC:
+        if _TensorUnpickler(file, size).load() != _MAGIC:
             raise UnsafeCheckpointError(f"{path.name} is no torch checkpoint")
         for _ in ("version", "machine"):
-            _TensorUnpickler(file).load()
-        reader = _TensorUnpickler(file)
+            _TensorUnpickler(file, size).load()
+        reader = _TensorUnpickler(file, size)
         tensors = reader.load()
-        for key in _TensorUnpickler(file).load():
+        for key in _TensorUnpickler(file, size).load():
             storage = reader.storages[key]
             file.read(8)
             storage.fill(file.read(storage.values.nbytes))

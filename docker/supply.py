@@ -1,0 +1,118 @@
+"""What the images are made of: `supply.py lock`, `audit` and `sbom` (`make lock`, `make audit`, `make sbom`).
+
+`lock` writes docker/requirements/<image>.txt: every package that an image installs, at one version, each of its files
+by its SHA-256, so that an image installs nothing else. The images with CUDA and libtpu are left out: their packages are
+gigabytes, come from indexes of their own, and are chosen by the machine. `audit` asks which of these versions have
+known vulnerabilities, and `sbom` writes what each image holds, as CycloneDX. Each tool has an environment of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TREE = Path(__file__).resolve().parent.parent
+LOCKS = TREE / "docker" / "requirements"
+IMAGES = {"router": ("router",), "worker-cpu": ("worker", "onnx"), "flower": ("flower",)}
+"""The dependency groups of each image that is locked."""
+
+PYTHON = (3, 11)
+"""The images' Python: other ones need other packages."""
+
+_LOCKER, _AUDITOR, _LISTER = "pip-tools==7.6.2", "pip-audit==2.10.1", "cyclonedx-bom==7.5.0"
+
+
+def lock(folder: Path) -> int:
+    """Write the locks anew."""
+    if sys.version_info[:2] != PYTHON:
+        sys.stderr.write(f"the images have Python {PYTHON[0]}.{PYTHON[1]}: run this with that one\n")
+        return 1
+    python, wanted = _tool(folder, _LOCKER), folder / "wanted.txt"
+    options = ["--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-annotate", "--no-header"]
+    options += ["--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links", "--upgrade"]
+    for image, groups in IMAGES.items():
+        wanted.write_text("\n".join(requirements(groups)))
+        command = [python, "-m", "piptools", "compile", *options, "--output-file", str(LOCKS / f"{image}.txt")]
+        subprocess.run([*command, str(wanted)], check=True)
+        sys.stdout.write(f"wrote docker/requirements/{image}.txt\n")
+    return 0
+
+
+def audit(folder: Path) -> int:
+    """Tell of known vulnerabilities; 1 where there are any, 0 where there are none or nobody can be asked."""
+    python, found = _tool(folder, _AUDITOR), 0
+    for image in IMAGES:
+        command = [python, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--format", "json"]
+        done = subprocess.run(
+            [*command, "-r", str(LOCKS / f"{image}.txt")], capture_output=True, text=True, check=False
+        )
+        known = json.loads(done.stdout)["dependencies"] if done.stdout else []
+        asked = [one for one in known if "vulns" in one]
+        if not asked:
+            sys.stdout.write(f"{image}: not audited: the advisory service cannot be reached, or knows none of this\n")
+        for one in asked:
+            for vulnerability in one["vulns"]:
+                found += 1
+                sys.stdout.write(f"{image}: {one['name']} {one['version']}: {vulnerability['id']}\n")
+        if asked:
+            sys.stdout.write(f"{image}: {len(asked)} of {len(known)} packages audited\n")
+    return int(found > 0)
+
+
+def sbom(folder: Path) -> int:
+    """Write build/sbom/<image>.json."""
+    python, target = _tool(folder, _LISTER), TREE / "build" / "sbom"
+    target.mkdir(parents=True, exist_ok=True)
+    for image in IMAGES:
+        written = target / f"{image}.json"
+        command = [python, "-m", "cyclonedx_py", "requirements", str(LOCKS / f"{image}.txt"), "--output-reproducible"]
+        subprocess.run([*command, "--output-format", "JSON", "--output-file", str(written)], check=True)
+        sys.stdout.write(f"wrote {written.relative_to(TREE)}\n")
+    return 0
+
+
+def requirements(groups: tuple[str, ...]) -> Iterator[str]:
+    """What pyproject.toml asks for an image: the wheel's own dependencies and those of its groups."""
+    project: dict[str, Any] = tomllib.loads((TREE / "pyproject.toml").read_text())
+    yield from project["project"]["dependencies"]
+    waiting = list(groups)
+    while waiting:
+        for entry in project["dependency-groups"][waiting.pop()]:
+            if isinstance(entry, str):
+                yield entry
+            else:
+                waiting.append(entry["include-group"])
+
+
+def _tool(folder: Path, package: str) -> str:
+    """The Python of an environment that has the tool."""
+    venv.create(folder / "tool", with_pip=True)
+    python = str(folder / "tool" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", package], check=True)
+    return python
+
+
+def main() -> int:
+    """The command that was named."""
+    commands = {"lock": lock, "audit": audit, "sbom": sbom}
+    parser = argparse.ArgumentParser(prog="supply.py", description=__doc__)
+    parser.add_argument("command", choices=commands)
+    command = parser.parse_args().command
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return commands[command](Path(folder))
+        except subprocess.CalledProcessError as error:
+            sys.stdout.write(f"{command}: not done: {' '.join(error.cmd[:4])} failed: no package index in reach?\n")
+            return int(command != "audit")  # a check that cannot be made must not stop who works offline
+
+
+if __name__ == "__main__":
+    sys.exit(main())

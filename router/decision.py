@@ -1,0 +1,156 @@
+"""What becomes of a message in arrivals: it is placed, it ends its job with an error, it cancels one, or it is parked.
+
+No I/O, as in `admission`, which places what is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TypeGuard
+
+import msgspec
+
+from router.admission import Admitted, Order, Rules, admit, check_size
+from router.outlook import Outlook
+from tasks.holding import Drawn
+from tasks.scripts import REFUSED, Ending
+from tasks.transport import Arrival
+from taxiway.blobs import may_refer, references
+from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError
+from taxiway.job import failure_meta, state_of
+from taxiway.keys import CANCEL, INFER
+from taxiway.request import MAX_NAME, Request, check_terms, job_id
+from taxiway.wire import HEADER, Envelope, decode_envelope, read_body, read_request
+
+_decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
+
+    `code` is the ending's error; `deviceless` says that it is for want of a live device, which a fresher picture of the
+    fleet may show.
+    """
+
+    tag: str
+    admitted: Admitted | None = None
+    ending: Ending | None = None
+    cancel: str = ""
+    letter: str = ""
+    code: str = ""
+    deviceless: bool = False
+
+
+def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Decision:
+    """What to do with an arrival. Never raises for what a producer may have written."""
+    tag, envelope = arrival.tag, arrival.envelope
+    if envelope is None:
+        return Decision(tag, letter=arrival.flaw)
+    task, job = envelope.headers.get("task"), envelope.headers.get("id")
+    if not _is_name(job):
+        return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {str(job)[:MAX_NAME]!r}")
+    reply = _reply_of(envelope)
+    try:
+        if task == CANCEL:
+            return Decision(tag, cancel=_cancelled_job(envelope))
+        if task != INFER:
+            raise InvalidRequestError(f"task: expected {INFER} or {CANCEL}, got {str(task)[:MAX_NAME]!r}", field="task")
+        order = read_order(envelope, job=job, reply=reply, tag=tag, now=now, limit=rules.topology.limits.payload)
+        return Decision(tag, admitted=admit(order, rules, outlook))
+    except TaxiwayError as error:
+        letter = error.message if task not in (INFER, CANCEL) else ""
+        return _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
+
+
+def undecidable(arrival: Arrival, fault: Exception) -> Decision:
+    """What to do with an arrival at which `decide` failed: park it, and end its job, so that who waits hears of it."""
+    error = DeadLetteredError(f"the router failed to decide it: {fault!r}")
+    tag, envelope = arrival.tag, arrival.envelope
+    job = envelope.headers.get("id") if envelope is not None else None
+    if envelope is None or not _is_name(job):
+        return Decision(tag, letter=error.message, code=error.code)
+    return _ended(tag, job, error, reply=_reply_of(envelope), token=REFUSED, letter=error.message)
+
+
+def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, company: int) -> Decision:
+    """What to do with a job that was held: place it, hold it still, or end it. Never raises for what is in it.
+
+    `company` is the jobs of its kind that can be released with it, as far as that matters.
+    """
+    envelope = decode_envelope(drawn.message)
+    job, reply, limit = str(envelope.headers["id"]), drawn.reply, rules.topology.limits.payload
+    try:
+        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limit=limit)
+        held = msgspec.structs.replace(order, released=now, company=company, due=drawn.deadline_at)
+        return Decision("", admitted=admit(held, rules, outlook))
+    except TaxiwayError as error:
+        return _ended("", job, error, reply=reply, token="")
+
+
+def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limit: int) -> Order:
+    """The request in a message from a broker door; its terms are checked when it is admitted.
+
+    Raises:
+        RequestTooLargeError: its body is over `limit` bytes.
+        InvalidRequestError: names the field that is wrong.
+    """
+    body = envelope.payload()
+    check_size(len(body), limit)
+    request = _request(body, envelope.content_type)
+    if request.idempotency_key is not None:
+        _check_key(request, job)
+    order = Order(job, request, envelope, body, accepted=now, reply=reply, tag=tag, blobs=_blobs(body, request))
+    check_size(order.size, limit)
+    return order
+
+
+def _check_key(request: Request, job: str) -> None:
+    check_terms(request)
+    if job != job_id(request):
+        raise InvalidRequestError(
+            f"idempotency_key: expected the message's id to be {job_id(request)}, which the key and the tenant give, "
+            f"got {job!r}; without the key, the id itself is one",
+            field="idempotency_key",
+        )
+
+
+def _request(body: bytes, content_type: str) -> Request:
+    """The request in a body: at once where it is as our client writes it, else with all that is to be said of it."""
+    if content_type == "application/json":
+        with suppress(msgspec.MsgspecError):
+            return _decode_body(body)[1]
+    return read_request(body, content_type)
+
+
+def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
+    """The blobs that the request refers to. Each has its digest, so that the body's signature covers it."""
+    found = references([request.inputs, request.parameters]) if may_refer(body) else ()
+    sizes = {}
+    for reference in found:
+        if not reference.digest:
+            raise InvalidRequestError("digest: expected a blob's SHA-256 with its reference, got none", field="digest")
+        sizes[reference.ref] = reference.bytes
+    return sizes
+
+
+def _ended(tag: str, job: str, error: TaxiwayError, *, reply: str, token: str, letter: str = "") -> Decision:
+    ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
+    return Decision(tag, ending=ending, letter=letter, code=error.code, deviceless=isinstance(error, NoDeviceError))
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
+
+
+def _reply_of(envelope: Envelope) -> str:
+    header = envelope.headers.get(HEADER)
+    reply = header.get("reply") if isinstance(header, dict) else None
+    return reply if isinstance(reply, str) and len(reply) <= MAX_NAME else ""
+
+
+def _cancelled_job(envelope: Envelope) -> str:
+    args, _ = read_body(envelope.payload(), envelope.content_type)
+    if len(args) != 1 or not _is_name(args[0]):
+        raise InvalidRequestError("args: expected one job id", field="args")
+    return str(args[0])

@@ -1,0 +1,166 @@
+"""`python -m tests.chaos`: breaks a fleet under load, and says whether docs/guarantees.md held."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import itertools
+import math
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tests.chaos.checker import Report, check
+from tests.chaos.doors import CeleryDoor, ClientDoor, Door
+from tests.chaos.faults import Breaker
+from tests.chaos.fleet import Fleet, running_fleet
+from tests.chaos.history import Accepted, Recorder, Struck, read_history
+from tests.chaos.load import Load
+from tests.chaos.plan import plan_faults
+from tests.chaos.rabbit import SERVER
+from tests.chaos.reading import read_notes, read_store
+from tests.chaos.wishes import Wish, draw_wishes
+
+BROKERS = ("valkey", "rabbitmq")
+
+_TICK = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of all with each broker; `calm` is the most seconds after the last fault until all has ended."""
+
+    seconds: float
+    jobs: int
+    kills: int
+    calm: float
+
+
+LONG = Size(seconds=450, jobs=50_000, kills=60, calm=60)
+SHORT = Size(seconds=90, jobs=5_000, kills=12, calm=30)
+
+
+def main() -> int:
+    """Run once with each broker; 1 where a promise was broken."""
+    given = _options().parse_args()
+    asked = {name: getattr(given, name) for name in ("seconds", "jobs", "kills")}
+    size = replace(SHORT if given.short else LONG, **{name: value for name, value in asked.items() if value})
+    broken = False
+    for broker in given.broker or BROKERS:
+        if broker == "rabbitmq" and not SERVER.exists():
+            _say({"broker": broker, "skipped": f"{SERVER} is not there (Debian: rabbitmq-server)"})
+            continue
+        broken |= _run(broker, size, given.seed, given.keep)
+    return int(broken)
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="five minutes in all: fewer of all")
+    parser.add_argument("--seconds", type=float, help=f"of load and faults, with each broker ({LONG.seconds})")
+    parser.add_argument("--jobs", type=int, help=f"with each broker ({LONG.jobs})")
+    parser.add_argument("--kills", type=int, help=f"of workers, with each broker ({LONG.kills})")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides the faults and the jobs")
+    parser.add_argument("--broker", choices=BROKERS, action="append", help="only this one")
+    parser.add_argument("--keep", type=Path, help="a folder for the history and the logs")
+    return parser
+
+
+def _run(broker: str, size: Size, seed: int, keep: Path | None) -> bool:
+    """One broker's run; whether a promise was broken."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name:
+        folder = Path(name) if keep is None else keep / broker
+        folder.mkdir(parents=True, exist_ok=True)
+        history = folder / "history.jsonl"
+        ends = _record(folder, history, broker, size, seed)
+        events = list(read_history(history))
+    report = check(events)
+    for violation in report.violations[:20]:
+        sys.stderr.write(f"{violation.promise}: job {violation.job}: {violation.why}\n")
+    _say(_line(broker, seed, report, [event for event in events if isinstance(event, Struck)], ends, began))
+    return bool(report.violations)
+
+
+def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> Counter[str]:
+    """Break a fleet under load, and write down all that was seen; how often which process ended how."""
+    recorder = Recorder(history)
+    with running_fleet(folder, rabbitmq=broker == "rabbitmq") as fleet:
+        load = Load(lambda: _doors(fleet), recorder)
+        numbers = itertools.count(size.jobs + 1)
+        doors = list(_doors_of(fleet))
+        breaker = Breaker(fleet, recorder, lambda model: load.ask(Wish(next(numbers), doors, model)))
+        for fault in plan_faults(seed, size.seconds, fleet.kit(), size.kills):
+            breaker.expect(fault)
+        load.start(list(draw_wishes(seed, size.jobs, doors)), size.seconds)
+        _tend(fleet, load, breaker, size)
+        load.stop()
+        jobs = {event.job: None for event in read_history(history) if isinstance(event, Accepted)}
+        for _ in range(2):
+            asyncio.run(read_store(fleet.store.primary.url, jobs, recorder))
+        read_notes(fleet.notes, recorder)
+        ends = fleet.crew.ends
+    recorder.close()
+    return ends
+
+
+def _tend(fleet: Fleet, load: Load, breaker: Breaker, size: Size) -> None:
+    """Break and mend until all was asked for and answered, or until what is left has had its time."""
+    patience = math.inf
+    while not (load.settled and breaker.done) and time.monotonic() < patience:
+        breaker.tend()
+        fleet.crew.tend()
+        if patience == math.inf and load.asked and breaker.done:
+            patience = time.monotonic() + size.calm
+        time.sleep(_TICK)
+
+
+def _doors_of(fleet: Fleet) -> tuple[str, ...]:
+    own = () if fleet.broker is not None else ("client", "replicated client")
+    return (*own, "celery", *fleet.http)
+
+
+def _doors(fleet: Fleet) -> dict[str, Door]:
+    """Opened in the loop that uses them."""
+    doors: dict[str, Door] = {name: ClientDoor(url) for name, url in fleet.http.items()}
+    doors["celery"] = CeleryDoor(fleet.settings.broker, fleet.settings.state)
+    if fleet.broker is None:
+        doors["client"] = ClientDoor(fleet.settings.broker)
+        doors["replicated client"] = ClientDoor(fleet.settings.broker, "replicated")
+    return doors
+
+
+def _line(
+    broker: str, seed: int, report: Report, struck: Sequence[Struck], ends: Counter[str], began: float
+) -> dict[str, Any]:
+    return {
+        "question": "what is promised, under faults",
+        "broker": broker,
+        "seed": seed,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "seconds": round(time.monotonic() - began),
+        **report.counts,
+        "oldest loss in a failover": round(report.lost_age, 3),
+        "faults": dict(Counter(f"{event.fault} {event.target}" for event in struck if not event.skipped)),
+        "skipped": dict(Counter(f"{event.fault}: {event.skipped}" for event in struck if event.skipped)),
+        "ends": dict(ends),
+        "violations": len(report.violations),
+    }
+
+
+def _say(line: dict[str, Any]) -> None:
+    sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

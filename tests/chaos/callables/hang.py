@@ -1,0 +1,11 @@
+"""Never ends: the worker's watchdog ends its process."""
+
+from __future__ import annotations
+
+import time
+
+
+def call(number: int) -> dict[str, int]:
+    """Nothing, after an hour."""
+    time.sleep(3600)
+    return {"number": int(number)}

@@ -1,0 +1,10 @@
+"""Wants more memory than its process may have."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def call(number: int) -> dict[str, int]:
+    """The number, where there are 64 GiB to be had."""
+    return {"number": int(np.ones(2**33)[0]) * int(number)}

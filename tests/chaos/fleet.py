@@ -1,0 +1,183 @@
+"""What is broken: servers, cables, routers and workers, as they ship, in one folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import psutil
+
+from tasks.embedded import kept_port
+from tasks.local.process import SupervisedProcess
+from tasks.settings import TREE, Settings, settings_from
+from tests.cable import Cable
+from tests.chaos.callables.tally import NOTED
+from tests.chaos.crew import Crew
+from tests.chaos.plan import Kit
+from tests.chaos.rabbit import RabbitServer
+from tests.chaos.store import Store
+
+ROUTERS = 2
+WORKERS = {"cpu.batch": 2, "cpu.spare": 2}
+
+QUEUES = """
+hardware:
+  cpu.batch:
+    {device: cpu, runtimes: [python, echo], max_batch: 16, max_wait: 0.005, horizon: 3, price: {usd_per_hour: 0.05},
+     warm: [echo, tally]}
+  cpu.spare:
+    {device: cpu, runtimes: [python, echo], max_batch: 16, max_wait: 0.005, horizon: 3, price: {usd_per_hour: 0.06},
+     warm: [echo, tally]}
+service: {standard: {}}
+default_service: standard
+limits: {lease: 2, stall: 4, grace: 5, keep_result: 7200, requests_per_second: 100000}
+"""
+
+_START = 120.0  # seconds within which all is ready
+_ENDS = ("workers", "routers", "producers")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All that there is, by name. `broker` is None where the store is the broker; `urls` are the producers'."""
+
+    store: Store
+    broker: RabbitServer | None
+    crew: Crew
+    cables: Mapping[str, Cable]
+    clocks: Mapping[str, Path]
+    settings: Settings
+    http: Mapping[str, str]
+    notes: Path
+
+    def kit(self) -> Kit:
+        """The names of what can be broken."""
+        servers = ["store"] if self.broker is None else ["store", "broker"]
+        names = self.http, [f"worker-{n}" for n in range(sum(WORKERS.values()))]
+        return Kit(
+            workers=names[1],
+            routers=list(names[0]),
+            servers=servers,
+            cables=list(self.cables),
+            clocks=list(self.clocks) or ["none"],
+            replicated=self.broker is None,
+        )
+
+
+@contextmanager
+def running_fleet(folder: Path, *, rabbitmq: bool) -> Iterator[Fleet]:
+    """A fleet that is ready; all of it has ended afterwards."""
+    store = Store(folder / "store", replicated=not rabbitmq)
+    broker = RabbitServer(folder / "rabbitmq") if rabbitmq else None
+    fleet = None
+    try:
+        store.start()
+        if broker is not None:
+            broker.start()
+        fleet = _fleet(folder, store, broker)
+        fleet.crew.start()
+        _await_ready(fleet)
+        yield fleet
+    finally:
+        if fleet is not None:
+            fleet.crew.stop()
+            for cable in fleet.cables.values():
+                cable.close()
+        if broker is not None:
+            broker.stop()
+        store.stop()
+
+
+def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
+    cables = {f"{end} to store": Cable("127.0.0.1", store.port) for end in _ENDS}
+    if broker is not None:
+        cables |= {f"{end} to broker": Cable("127.0.0.1", broker.port) for end in _ENDS}
+    secret = secrets.token_hex(32)
+
+    def settings(end: str) -> Settings:
+        state = _through(store.primary.url, cables[f"{end} to store"])
+        through = state if broker is None else _through(broker.url, cables[f"{end} to broker"])
+        told = {"STATE": state, "BROKER": through, "SECRET": secret}
+        told |= {"QUEUES": str(folder / "queues.yaml"), "MODELS": str(folder / "models")}
+        return settings_from({f"TAXIWAY_{name}": value for name, value in told.items()})
+
+    (folder / "queues.yaml").write_text(QUEUES)
+    (folder / "logs").mkdir()
+    shutil.copytree(TREE / "tests" / "chaos" / "models", folder / "models")
+    (folder / "models" / "echo").symlink_to(TREE / "models" / "echo")
+    notes, clocks = folder / "notes", _clocks(folder)
+    ports = {f"router-{n}": kept_port(folder / f"router-{n}.port") for n in range(ROUTERS)}
+
+    def process(name: str, arguments: list[str], end: str) -> SupervisedProcess:
+        told = {**os.environ, **settings(end).environment(), NOTED: str(notes), "OMP_NUM_THREADS": "1"}
+        if name in clocks:
+            told |= _faked(clocks[name])
+        return SupervisedProcess(name, arguments, told, folder / "logs", announces=True)
+
+    crew = {name: process(name, _router(port), "routers") for name, port in ports.items()}
+    classes = [name for name, count in WORKERS.items() for _ in range(count)]
+    crew |= {f"worker-{n}": process(f"worker-{n}", _worker(c, n), "workers") for n, c in enumerate(classes)}
+    http = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
+    return Fleet(store, broker, Crew(crew), cables, clocks, settings("producers"), http, notes)
+
+
+def _router(port: int) -> list[str]:
+    return ["-m", "router", "--port", str(port), "--log", "WARNING"]
+
+
+def _worker(hardware_class: str, number: int) -> list[str]:
+    device = f"cpu:{number % (psutil.cpu_count() or 1)}"
+    return ["-m", "tests.chaos.worker", "--class", hardware_class, "--device", device, "--loglevel", "WARNING"]
+
+
+def _through(url: str, cable: Cable) -> str:
+    """The address at the near end of a cable."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
+
+
+def _clocks(folder: Path) -> dict[str, Path]:
+    """The file that holds the clock of each process whose time can be stepped; none without libfaketime."""
+    if find_faketime() is None:
+        return {}
+    clocks = {name: folder / f"{name}.clock" for name in ("router-0", "worker-0")}
+    for clock in clocks.values():
+        clock.write_text("+0")
+    return clocks
+
+
+def find_faketime() -> Path | None:
+    """libfaketime's library for programs with threads (Debian: `faketime`)."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+def _faked(clock: Path) -> dict[str, str]:
+    return {
+        "LD_PRELOAD": str(find_faketime()),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+def _await_ready(fleet: Fleet) -> None:
+    end = time.monotonic() + _START
+    while not (fleet.crew.ready and all(map(_answers, fleet.http.values()))):
+        if time.monotonic() > end:
+            raise RuntimeError("the fleet did not become ready: see its logs")
+        time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/v2/health/ready", timeout=1, trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,67 @@
+"""What is no message of the fleet's is parked and counted, and nothing else happens (a million of it: `make fuzz`)."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tasks.settings import Settings
+from tasks.transport import DeadLetter
+from taxiway.keys import DEAD, result_key
+from tests.fuzzing.broker import attack
+from tests.routing import empty_queues, eventually, router_process
+from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
+
+
+def test_malformed_messages_stop_neither_a_router_nor_a_worker(fleet: Settings, worker: WorkerProcess) -> None:
+    with router_process(fleet, subprocess.DEVNULL) as router:
+        assert attack(fleet, router, worker, messages=2_000, seed=6) == []
+
+
+@pytest.mark.parametrize("serializer", ["application/x-python-serialize", "application/x-yaml"])
+def test_a_body_that_could_hold_code_is_not_read_even_in_a_message_of_the_first_protocol(
+    worker: WorkerProcess, tower: Tower, serializer: str
+) -> None:
+    message = tower.message("echo", "hello")
+    for header in ("task", "taxiway"):  # what Celery takes for a message of its first protocol, and reads at once
+        del message.headers[header]
+    message.content_type, message.content_encoding = serializer, "binary"
+    tower.queue(message)
+    assert "ContentDisallowed" in parked(tower)
+    assert worker.process.poll() is None
+
+
+def test_a_compressed_body_is_not_unpacked_before_anybody_looked_at_its_ticket(
+    worker: WorkerProcess, tower: Tower
+) -> None:
+    message = tower.message("echo", "hello")
+    message.headers["compression"] = "zlib"
+    tower.queue(message)
+    assert "compressed" in parked(tower)
+    assert tower.state.get(result_key(message.headers["id"])) is None
+    assert worker.process.poll() is None
+
+
+def parked(tower: Tower) -> str:
+    """Why the last message was parked."""
+    letter = eventually(lambda: tower.state.lindex(DEAD, 0))
+    eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
+    return msgspec.json.decode(letter, type=DeadLetter).reason
+
+
+@pytest.mark.rabbitmq
+def test_a_worker_on_rabbitmq_goes_on_as_well(settings: Settings, amqp_url: str, tmp_path: Path) -> None:
+    empty_queues(amqp_url, [CLASS])
+    fleet = worker_settings(replace(settings, broker=amqp_url), tmp_path)
+    with Tower(fleet) as tower, worker_process(fleet) as worker:
+        for odd in ({"task": {"a": 1}}, {"task": ["x"]}, {"compression": "zlib"}, {"taxiway": b"\xff"}, {"id": 1}):
+            message = tower.message("echo", "hello")
+            message.headers |= odd
+            tower.queue(message)
+        eventually(lambda: tower.state.llen(DEAD) == 5)
+        assert tower.result(tower.order("echo", "good")).outputs == {"payload": "good"}
+        assert worker.process.poll() is None

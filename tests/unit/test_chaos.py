@@ -1,0 +1,181 @@
+"""The fault suite's own decisions: the checker on histories written by hand, the plan, and what producers ask for."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.chaos.checker import Report, check
+from tests.chaos.history import (
+    Accepted,
+    AnyEvent,
+    Cancelling,
+    Observed,
+    Parted,
+    Ran,
+    Recorder,
+    Refused,
+    Stored,
+    Submitted,
+    Unheard,
+    read_history,
+)
+from tests.chaos.plan import LEADER, Kind, Kit, plan_faults
+from tests.chaos.wishes import draw_wishes
+
+KIT = Kit(
+    workers=["worker-0", "worker-1", "worker-2"],
+    routers=["router-0", "router-1"],
+    servers=["store"],
+    cables=["workers to store", "producers to store"],
+    clocks=["worker-0"],
+    replicated=True,
+)
+
+
+def submitted(number: int = 1, *, key: str = "") -> Submitted:
+    return Submitted(at=0.0, number=number, model="tally", key=key)
+
+
+def accepted(job: str = "a", *, at: float = 1.0, number: int = 1, replicated: bool = False) -> Accepted:
+    return Accepted(at=at, number=number, job=job, door="client", replicated=replicated)
+
+
+def observed(job: str = "a", *, at: float = 2.0, state: str = "succeeded", digest: str = "x") -> Observed:
+    return Observed(at=at, job=job, door="client", state=state, digest=digest, answer=1)
+
+
+def stored(state: str = "succeeded", *, at: float = 99.0, digest: str = "x", answer: int | None = 1, **times: float):
+    return Stored(at=at, job="a", state=state, digest=digest, answer=answer, **times)
+
+
+def broken(*events: AnyEvent) -> list[str]:
+    """The promises that a history breaks."""
+    return [violation.promise for violation in check(events).violations]
+
+
+def test_a_job_that_ended_once_and_reads_the_same_keeps_every_promise() -> None:
+    report = check([submitted(), accepted(), observed(), Ran(number=1), stored(), stored()])
+    assert report == Report(report.counts, [], 0.0)
+    counts = {"submitted": 1, "accepted": 1, "finished once": 1, "succeeded": 1, "results read": 3}
+    assert {name: count for name, count in report.counts.items() if count} == counts
+
+
+@pytest.mark.parametrize("end", [[], [stored("queued", digest="", answer=None)], [stored("final without a result")]])
+def test_an_accepted_job_without_a_final_state_is_lost(end: Sequence[AnyEvent]) -> None:
+    assert broken(submitted(), accepted(), *end) == ["lost"]
+
+
+def test_what_was_refused_need_not_end() -> None:
+    assert broken(submitted(), Refused(number=1, error="broker_unavailable", unclear=True)) == []
+
+
+def test_a_result_that_reads_otherwise_later_has_changed() -> None:
+    assert broken(submitted(), accepted(), observed(digest="x"), stored(digest="y")) == ["changed"]
+    assert broken(submitted(), accepted(), observed(state="expired"), stored()) == ["changed"]
+    assert broken(submitted(), accepted(), stored(), stored(digest="y")) == ["changed"]
+
+
+def test_an_answer_of_another_job_is_wrong() -> None:
+    assert broken(submitted(), accepted(), stored(answer=2)) == ["wrong"]
+
+
+def test_a_job_expires_after_its_deadline_only() -> None:
+    end = {"deadline_at": 50.0, "answer": None}
+    assert broken(submitted(), accepted(), stored("expired", finished=49.0, **end)) == ["early"]
+    assert broken(submitted(), accepted(), stored("expired", finished=50.1, **end)) == []
+    assert broken(submitted(), accepted(), stored("expired", finished=50.0, answer=None)) == ["early"]
+
+
+def test_a_job_is_not_started_behind_its_deadline() -> None:
+    assert broken(submitted(), accepted(), stored(deadline_at=50.0, started=51.0)) == ["late"]
+    assert broken(submitted(), accepted(), stored(deadline_at=50.0, started=49.9, finished=51.0)) == []
+
+
+def test_a_job_that_nobody_cancelled_is_not_cancelled() -> None:
+    end = stored("cancelled", answer=None)
+    assert broken(submitted(), accepted(), end) == ["unasked"]
+    assert broken(submitted(), accepted(), Cancelling(job="a"), end) == []
+
+
+def test_a_waiter_hears_of_an_end() -> None:
+    waiter = Unheard(at=90.0, job="a", door="client")
+    assert broken(submitted(), accepted(), waiter, stored(finished=20.0)) == ["unheard"]
+    assert broken(submitted(), accepted(), waiter, stored(finished=80.0)) == []
+
+
+def test_a_key_gives_one_job() -> None:
+    again = [submitted(key="k"), accepted("a"), accepted("b"), stored(), Stored(job="b", state="failed", digest="")]
+    assert broken(*again) == ["two jobs"]
+
+
+def test_runs_after_the_first_are_counted_as_duplicates() -> None:
+    report = check([submitted(), accepted(), Ran(number=1), Ran(number=1), Ran(number=1), stored()])
+    assert report.counts["duplicates run"] == 2
+    assert not report.violations
+
+
+def test_a_failover_may_lose_what_was_written_in_its_window_and_nothing_else() -> None:
+    parted = Parted(at=10.0, window=1.0)
+    report = check([submitted(), accepted(at=9.6), parted])
+    assert (report.violations, report.counts["lost in a failover's window"]) == ([], 1)
+    assert report.lost_age == pytest.approx(0.4)
+    assert broken(submitted(), accepted(at=8.9), parted) == ["lost"]
+    assert broken(submitted(), accepted(at=10.5), parted) == ["lost"]
+    assert broken(submitted(), accepted(at=9.6, replicated=True), parted) == ["lost"]
+
+
+def test_a_failover_may_take_back_what_was_read_in_its_window_and_nothing_else() -> None:
+    parted, end = Parted(at=10.0, window=1.0), stored(digest="y")
+    assert broken(submitted(), accepted(), observed(at=9.5), parted, end) == []
+    assert broken(submitted(), accepted(), observed(at=8.5), parted, end) == ["changed"]
+    assert broken(submitted(), accepted(), observed(at=11.0), parted, end) == ["changed"]
+
+
+def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
+    events = [submitted(key="k"), accepted(), observed(), Parted(at=3.0, window=1.0), stored()]
+    recorder = Recorder(tmp_path / "history")
+    recorder.note(*events[:2])
+    recorder.note(*events[2:])
+    recorder.close()
+    assert list(read_history(tmp_path / "history")) == events
+
+
+@given(seed=st.integers(0, 2**32), seconds=st.floats(20, 1200), kills=st.integers(1, 200))
+def test_a_plan_is_the_seeds_own_and_kills_as_many_workers_as_it_is_told(seed: int, seconds: float, kills: int) -> None:
+    faults = plan_faults(seed, seconds, KIT, kills)
+    assert faults == plan_faults(seed, seconds, KIT, kills)
+    assert list(faults) == sorted(faults, key=lambda fault: fault.at)
+    assert all(0 <= fault.at <= seconds for fault in faults)
+    assert all(0 <= fault.seconds <= 20 for fault in faults)
+    assert {fault.kind for fault in faults} == set(Kind)
+    killed = Counter(fault.target for fault in faults if fault.kind is Kind.KILL)
+    assert sum(killed[worker] for worker in KIT.workers) == kills
+    assert killed[LEADER] >= 1
+
+
+@given(seed=st.integers(0, 2**32))
+def test_faults_of_a_server_never_overlap(seed: int) -> None:
+    of_servers = [fault for fault in plan_faults(seed, 300, KIT, 10) if fault.target == "store"]
+    assert all(a.at + a.seconds < b.at for a, b in itertools.pairwise(of_servers))
+
+
+def test_without_a_replica_nothing_fails_over() -> None:
+    alone = Kit(**{name: getattr(KIT, name) for name in Kit.__slots__} | {"replicated": False})
+    assert Kind.FAIL_OVER not in {fault.kind for fault in plan_faults(1, 300, alone, 10)}
+
+
+def test_wishes_are_the_seeds_own_and_only_what_has_a_key_is_asked_for_again() -> None:
+    wishes = list(draw_wishes(7, 2000, ["a", "b"]))
+    assert wishes == list(draw_wishes(7, 2000, ["a", "b"]))
+    assert [wish.number for wish in wishes] == list(range(1, 2001))
+    assert all(wish.key for wish in wishes if wish.again)
+    assert {wish.model for wish in wishes} == {"tally", "echo", "garbage", "leak"}
+    assert any(wish.again for wish in wishes) and any(wish.cancel for wish in wishes)
+    assert {wish.deadline for wish in wishes} == {0.0, 0.2, 1.0, 5.0}

@@ -1,0 +1,12 @@
+"""What a router knows of its state store before it was heard."""
+
+import pytest
+
+from router.store import Store
+from tasks.topology import Limits
+from taxiway.errors import BrokerUnavailableError
+
+
+def test_nothing_is_accepted_by_this_hosts_clock_before_the_store_told_its_time():
+    with pytest.raises(BrokerUnavailableError, match="has not told its time yet"):
+        Store("redis://127.0.0.1:1/0", Limits()).told_now()
