@@ -29,7 +29,7 @@ demo: $(READY) ## real models answer real inputs on three hardware classes
 
 test: lint ## the checks, then unit, integration and acceptance tests
 	$(BIN)/python -m tasks.local fetch
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: $(READY) ## format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from workers.events import TaskEvent, TaskEvents
 from workers.inspection import PlainRequest
 from workers.work import Delivery, Revoked
 
-SHOW_EVERY = 0.5
+SHOW_EVERY = 0.25
 """Seconds after which a job that is still here is shown; events are sent as often. Flower's pages are slower."""
 
 
