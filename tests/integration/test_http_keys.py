@@ -81,7 +81,10 @@ def shop(door, folder):
         yield http
 
 
-@pytest.mark.parametrize("secret", [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"])
+WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
+
+
+@pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
 def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
     with asking(door, folder, secret=secret) as http:
         refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
