@@ -29,7 +29,9 @@ demo: $(READY) ## real models answer real inputs on three hardware classes
 
 test: lint ## the checks, then unit, integration and acceptance tests
 	$(BIN)/python -m tasks.local fetch
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest tests/unit tests/integration -m 'not rabbitmq' -n 2 --dist loadfile
+	$(BIN)/pytest tests/integration -m rabbitmq
+	$(BIN)/pytest tests/acceptance
 
 lint: $(READY) ## format, lint, types and import directions
 	$(BIN)/ruff format --check .

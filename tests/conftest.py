@@ -17,17 +17,6 @@ _DATABASES = 16  # Valkey's default number of databases
 _turn = itertools.count()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What several test processes (`pytest -n`) may not do side by side, one does: what shares RabbitMQ, or a fleet."""
-    for item in items:
-        if item.get_closest_marker("rabbitmq"):
-            group = "rabbitmq"
-        else:
-            group = "fleet" if "acceptance" in item.path.parts else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an embedded Valkey server that lives as long as the test run."""

@@ -40,8 +40,8 @@ from taxiway.wire import HEADER, Envelope, decode_envelope, encode_envelope, tas
 
 CLASS = "cpu.batch"
 
-LONG = {"samples": [12_000_000], "seed": [1]}
-"""A job of the model slab of a second or more on a slow core: long enough to be caught while it runs."""
+LONG = {"samples": [30_000_000], "seed": [1]}
+"""A job of the model slab of a second or more: long enough to be caught while it runs."""
 
 QUEUES = """
 hardware:

@@ -293,7 +293,8 @@ def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys):
     assert "deadline" not in shown
 
 
-def test_a_placement_shows_its_reason_and_its_table(capsys):
+def test_a_placement_shows_its_reason_and_its_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
     figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
     chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
