@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from router.admission import Admitted, Order, Rules, admit
 from router.deadlines import Deadlines
@@ -49,6 +49,9 @@ ACCEPT = 1.8
 
 TURN = 2.0
 """Longest that a router that stops waits for what its loops have begun."""
+
+AGAIN = 0.2
+"""Seconds after which a loop that goes on is cancelled again."""
 
 _BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
 
@@ -120,9 +123,7 @@ class Router:
         """Retire, and disconnect."""
         await self.retire()
         running = [*self._leaders, *self._keepers] + ([] if self._consumer is None else [self._consumer])
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await _end(running)
         await self.results.close()
         await self.yard.close()
         await self.transport.close()
@@ -302,6 +303,16 @@ class Router:
                     logger.warning("arrivals recovered", extra={"messages": recovered})
                 await self._events.send(self.transport)
             await asyncio.sleep(TIDY)
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they end: Python 3.11's `wait_for` loses a cancellation that comes as its time is over."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Outbox:
