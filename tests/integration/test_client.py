@@ -286,34 +286,48 @@ def test_the_async_map_takes_an_async_iterator(url):
         assert asyncio.run(ask()) == list(range(20))
 
 
-class Backwards(Responder):
-    """Answers three requests at a time, the last of them first."""
+class LastFirst(Responder):
+    """Answers the third of three requests, and the others once that answer was `heard`."""
 
     def __init__(self, url):
         super().__init__(url)
+        self.heard = threading.Event()
         self._held = []
 
     def _handle(self, store, envelope):
         self._held.append(envelope)
         if len(self._held) == 3:
-            for held in reversed(self._held):
+            super()._handle(store, self._held.pop())
+            self.heard.wait(10)
+            for held in self._held:
                 super()._handle(store, held)
-            self._held = []
 
 
-def test_answers_come_as_soon_as_they_are_there_with_the_places_of_their_inputs(url, client):
-    async def inputs():
-        for text in ("a", "b", "c"):
-            yield text
+def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(url, client):
+    with LastFirst(url) as responder:
+        answers = []
+        for place, result in client.map_as_completed("echo", "abc", timeout=10):
+            answers.append((place, result.outputs["payload"]))
+            responder.heard.set()
 
-    async def ask():
-        async with taxiway.AsyncClient(url) as own:
-            return [(n, r.outputs["payload"]) async for n, r in own.map_as_completed("echo", inputs(), timeout=10)]
+    assert answers[0] == (2, "c")
+    assert sorted(answers) == [(0, "a"), (1, "b"), (2, "c")]
 
-    with Backwards(url):
-        blocking = [(n, r.outputs["payload"]) for n, r in client.map_as_completed("echo", "abc", timeout=10)]
 
-        assert blocking == asyncio.run(ask()) == [(2, "c"), (1, "b"), (0, "a")]
+def test_an_answer_comes_as_soon_as_it_is_there_to_an_async_client(url):
+    async def ask(responder):
+        answers = []
+        async with taxiway.AsyncClient(url) as client:
+            async for place, result in client.map_as_completed("echo", "abc", timeout=10):
+                answers.append((place, result.outputs["payload"]))
+                responder.heard.set()
+        return answers
+
+    with LastFirst(url) as responder:
+        answers = asyncio.run(ask(responder))
+
+    assert answers[0] == (2, "c")
+    assert sorted(answers) == [(0, "a"), (1, "b"), (2, "c")]
 
 
 def test_no_more_than_the_window_is_under_way_however_they_come(url, client):
