@@ -17,6 +17,7 @@ from router.events import SentEvents
 from router.lender import Lender
 from router.metrics import Done
 from router.mover import Mover
+from router.outbox import Outbox
 from router.releaser import Releaser
 from router.results import Results
 from router.scaling import Scaler
@@ -29,7 +30,7 @@ from tasks.moving import Yard
 from tasks.moving.rabbitmq import RabbitYard
 from tasks.moving.valkey import ValkeyYard
 from tasks.settings import Settings
-from tasks.transport import Arrival, DeadLetter, Outgoing, Transport
+from tasks.transport import Arrival, DeadLetter, Transport
 from tasks.transport.rabbitmq import RabbitTransport
 from tasks.transport.valkey import ValkeyTransport
 from taxiway.blobs import referred
@@ -313,46 +314,6 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=AGAIN)
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Outbox:
-    """Forwards single messages; those that come while a call is under way share the next one."""
-
-    def __init__(self, transport: Transport, fleet: FleetReader) -> None:
-        self._transport = transport
-        self._fleet = fleet
-        self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
-        self._sender: asyncio.Task[None] | None = None
-
-    async def forward(self, outgoing: Outgoing) -> bool:
-        """Whether the message was forwarded; False where its job has a record already."""
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append((outgoing, done))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send())
-        return await done
-
-    async def _send(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting, []
-                await self._send_batch(batch)
-        finally:
-            self._sender = None
-
-    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
-        readings = self._fleet.readings()
-        try:
-            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], readings)
-        except BrokerUnavailableError as error:
-            for _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
-            return
-        self._fleet.kept(readings)
-        for (_, done), fresh in zip(batch, forwarded, strict=True):
-            if not done.done():
-                done.set_result(fresh)
 
 
 class Outage:

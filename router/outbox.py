@@ -1,0 +1,50 @@
+"""What this router's own door forwards: one message a request, sent together with those that come meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from router.snapshot import FleetReader
+from tasks.transport import Outgoing, Transport
+from taxiway.errors import BrokerUnavailableError
+
+
+class Outbox:
+    """Forwards single messages; those that come while a call is under way share the next one."""
+
+    def __init__(self, transport: Transport, fleet: FleetReader) -> None:
+        self._transport = transport
+        self._fleet = fleet
+        self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    async def forward(self, outgoing: Outgoing) -> bool:
+        """Whether the message was forwarded; False where its job has a record already."""
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outgoing, done))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return await done
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
+        readings = self._fleet.readings()
+        try:
+            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], readings)
+        except BrokerUnavailableError as error:
+            for _, done in batch:
+                if not done.done():
+                    done.set_exception(error)
+            return
+        self._fleet.kept(readings)
+        for (_, done), fresh in zip(batch, forwarded, strict=True):
+            if not done.done():
+                done.set_result(fresh)
