@@ -74,7 +74,11 @@ def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
 
 
 def ready(router: RouterProcess) -> bool:
-    return httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success
+    """Whether it takes requests: one that leaves says so for a moment, and then takes no connection."""
+    try:
+        return httpx.get(f"{router.http}/v2/health/ready", trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def text_of(told: list[Any]) -> str:
