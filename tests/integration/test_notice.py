@@ -28,13 +28,14 @@ class _Door(BaseHTTPRequestHandler):
         self._answer(200 if self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else 400, str(self.server.token))
 
     def do_GET(self) -> None:
-        if self.headers["X-aws-ec2-metadata-token"] != str(self.server.token) or self.headers["Metadata"] != "true":
+        known = self.headers["X-aws-ec2-metadata-token"] == str(self.server.token)
+        self.server.token += 1  # the next read needs another one
+        if not known or self.headers["Metadata"] != "true":
             self._answer(401, "")
         elif self.server.told is None:
             self._answer(404, "not found")
         else:
             self._answer(200, self.server.told)
-        self.server.token += 1  # the next read needs another one
 
     def _answer(self, status: int, text: str) -> None:
         self.send_response(status)
