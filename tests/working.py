@@ -43,6 +43,9 @@ CLASS = "cpu.batch"
 LONG = {"samples": [30_000_000], "seed": [1]}
 """A job of the model slab of a second or more: long enough to be caught while it runs."""
 
+LONGER = {"samples": [60_000_000], "seed": [1]}
+"""One of twice that: long enough for what waits for it to be seen."""
+
 QUEUES = """
 hardware:
   cpu.batch:
