@@ -1,9 +1,10 @@
 """What the images are made of: `supply.py lock`, `audit` and `sbom` (`make lock`, `make audit`, `make sbom`).
 
 `lock` writes docker/requirements/<image>.txt: every package that an image installs, at one version, each of its files
-by its SHA-256, so that an image installs nothing else. The images with CUDA and libtpu are left out: their packages are
-gigabytes, come from indexes of their own, and are chosen by the machine. `audit` asks which of these versions have
-known vulnerabilities, and `sbom` writes what each image holds, as CycloneDX. Each tool has an environment of its own.
+by its SHA-256, so that an image installs nothing else. The image with CUDA is left out: which build of PyTorch is right
+depends on the machine's driver, and hashing all files of a release is tens of gigabytes. `audit` asks which of these
+versions have known vulnerabilities, and `sbom` writes what each image holds, as CycloneDX. Each tool has an environment
+of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from typing import Any
 
 TREE = Path(__file__).resolve().parent.parent
 LOCKS = TREE / "docker" / "requirements"
-IMAGES = {"router": ("router",), "worker-cpu": ("worker", "onnx"), "flower": ("flower",)}
+IMAGES = {
+    "router": ("router",),
+    "worker-cpu": ("worker", "onnx"),
+    "worker-tpu": ("worker", "tpu"),
+    "flower": ("flower",),
+}
 """The dependency groups of each image that is locked."""
 
 PYTHON = (3, 11)

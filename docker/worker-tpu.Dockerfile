@@ -3,11 +3,9 @@
 FROM python:3.11-slim-bookworm AS packages
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-WORKDIR /build
-COPY LICENSE README.md pyproject.toml ./
-COPY taxiway taxiway
+COPY docker/requirements/worker-tpu.txt /requirements.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --upgrade "pip>=25.1" && pip install . --group worker --group tpu
+    pip install --require-hashes --no-deps --only-binary :all: --requirement /requirements.txt
 
 FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --user-group --create-home taxiway && install --directory --owner=taxiway --group=taxiway /cache
@@ -16,6 +14,7 @@ WORKDIR /app
 COPY queues.yaml ./
 COPY models models
 COPY docker/check_worker.py docker/
+COPY taxiway taxiway
 COPY tasks tasks
 COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH \

@@ -28,7 +28,12 @@ IMAGES = {
     "worker-tpu": {"jax"},
     "flower": set(),
 }
-LOCKED = {"router": ("router",), "worker-cpu": ("worker", "onnx"), "flower": ("flower",)}
+LOCKED = {
+    "router": ("router",),
+    "worker-cpu": ("worker", "onnx"),
+    "worker-tpu": ("worker", "tpu"),
+    "flower": ("flower",),
+}
 """The groups of the images that install by hash, as docker/supply.py has them."""
 
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
