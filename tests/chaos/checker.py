@@ -51,10 +51,11 @@ class _Job:
     """One accepted job, and all that was seen of it."""
 
     job: str
+    asked: float
     accepted: list[Accepted] = field(default_factory=list)
     cancelling: list[float] = field(default_factory=list)
     ends: list[Observed | Stored] = field(default_factory=list)
-    unheard: list[float] = field(default_factory=list)
+    unheard: list[Unheard] = field(default_factory=list)
 
     @property
     def stored(self) -> Stored | None:
@@ -76,12 +77,13 @@ def check(history: Iterable[AnyEvent]) -> Report:
     return Report(_counts(events, jobs, violations, len(excused)), violations, max(excused.values(), default=0.0))
 
 
-def _jobs(events: Iterable[AnyEvent]) -> list[_Job]:
+def _jobs(events: Sequence[AnyEvent]) -> list[_Job]:
     """What is known of each job that was accepted."""
     jobs: dict[str, _Job] = {}
+    asked = {event.number: event.at for event in events if isinstance(event, Submitted)}
     for event in events:
         if isinstance(event, Accepted):
-            jobs.setdefault(event.job, _Job(event.job)).accepted.append(event)
+            jobs.setdefault(event.job, _Job(event.job, asked.get(event.number, event.at))).accepted.append(event)
     for event in events:
         if isinstance(event, Cancelling | Observed | Stored | Unheard) and event.job in jobs:
             _add(jobs[event.job], event)
@@ -92,7 +94,7 @@ def _add(job: _Job, event: Cancelling | Observed | Stored | Unheard) -> None:
     if isinstance(event, Cancelling):
         job.cancelling.append(event.at)
     elif isinstance(event, Unheard):
-        job.unheard.append(event.at)
+        job.unheard.append(event)
     else:
         job.ends.append(event)
 
@@ -117,7 +119,8 @@ def _changed(job: _Job, partings: Sequence[Parted]) -> Iterator[Violation]:
     final = [end for end in job.ends if end.state in FINAL]
     for before, after in pairwise(final):
         same = (before.state, before.digest) == (after.state, after.digest)
-        if not same and not any(_in_window(parting, before.at) and parting.at <= after.at for parting in partings):
+        taken_back = (parting.at <= after.at and _heard_in_window(job, before, parting) for parting in partings)
+        if not same and not any(taken_back):
             yield Violation("changed", job.job, f"{before.state} {before.digest}, then {after.state} {after.digest}")
 
 
@@ -148,9 +151,10 @@ def _unasked(job: _Job) -> Iterator[Violation]:
 
 
 def _unheard(job: _Job) -> Iterator[Violation]:
-    for at in job.unheard:
-        if job.stored is not None and job.ended and job.stored.finished < at - HEARD:
-            yield Violation("unheard", job.job, f"ended {at - job.stored.finished:.1f} s before its waiter gave up")
+    for waiter in job.unheard:
+        if job.stored is not None and job.ended and job.stored.finished < waiter.at - HEARD:
+            late = f"ended {waiter.at - job.stored.finished:.1f} s before its waiter at {waiter.door} gave up"
+            yield Violation("unheard", job.job, f"{late}: {waiter.told or 'told nothing'}")
 
 
 def _two_jobs_of_a_key(events: Iterable[AnyEvent]) -> Iterator[Violation]:
@@ -171,6 +175,17 @@ def _lost_by_failover(job: _Job, partings: Iterable[Parted]) -> float | None:
     times = [accepted.at for accepted in job.accepted]
     ages = [parting.at - at for parting in partings for at in times if _in_window(parting, at)]
     return max(0.0, min(ages)) if ages else None
+
+
+def _heard_in_window(job: _Job, end: Observed | Stored, parting: Parted) -> bool:
+    """Whether what was read at an end may have come in a failover's window.
+
+    A client may have heard of the end before its submit returned, which tries on through a failover: what is there when
+    it returns came at any time since.
+    """
+    if any(0 <= end.at - accepted.at <= CLOCKS for accepted in job.accepted):
+        return job.asked - CLOCKS <= parting.at <= end.at + parting.window
+    return _in_window(parting, end.at)
 
 
 def _in_window(parting: Parted, at: float) -> bool:

@@ -59,10 +59,11 @@ class Observed(Event, kw_only=True):
 
 
 class Unheard(Event, kw_only=True):
-    """A producer waited for the job at a door as long as it would, and was told nothing."""
+    """A producer waited for the job at a door as long as it would. `told` is the last that it heard instead."""
 
     job: str
     door: str
+    told: str = ""
 
 
 class Struck(Event, kw_only=True):

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, ResultTimeoutError, TaxiwayError, UnknownJobError
+from taxiway.job import Result
 from tests.chaos.doors import Asked, Door
-from tests.chaos.history import Accepted, Cancelling, Observed, Recorder, Refused, Submitted, Unheard
+from tests.chaos.history import Accepted, Cancelling, Recorder, Refused, Submitted, Unheard
 from tests.chaos.reading import observed
 from tests.chaos.wishes import Wish
 
@@ -90,11 +91,7 @@ class Load:
             self._recorder.note(Cancelling(job=job.id))
             with suppress(TaxiwayError):
                 await job.cancel()
-        try:
-            self._recorder.note(await _hear(job, door))
-        except asyncio.CancelledError:
-            self._recorder.note(Unheard(job=job.id, door=door))
-            raise
+        await self._hear(job, door)
 
     async def _insist(self, wish: Wish, doors: Sequence[str]) -> tuple[Asked, str] | None:
         """The job, once a door took it, and the door. What has a key is asked for again elsewhere."""
@@ -119,13 +116,20 @@ class Load:
                 self._recorder.note(Accepted(number=wish.number, job=job.id, door=name, replicated=replicated))
                 return job, name
 
-
-async def _hear(job: Asked, door: str) -> Observed:
-    """How the job ended, asked for again while nobody answers, or nobody knows it."""
-    while True:
+    async def _hear(self, job: Asked, door: str) -> None:
+        """Note how the job ended; it is asked for again while nobody answers, or nobody knows it."""
+        end: Result | TaxiwayError | None = None
+        told = ""
         try:
-            return observed(job.id, door, await job.result(60.0))
-        except (BrokerUnavailableError, ResultTimeoutError, UnknownJobError):
-            await asyncio.sleep(_PAUSE)
-        except TaxiwayError as error:
-            return observed(job.id, door, error)
+            while end is None:
+                try:
+                    end = await job.result(60.0)
+                except (BrokerUnavailableError, ResultTimeoutError, UnknownJobError) as error:
+                    told = error.message
+                    await asyncio.sleep(_PAUSE)
+                except TaxiwayError as error:
+                    end = error
+        except asyncio.CancelledError:
+            self._recorder.note(Unheard(job=job.id, door=door, told=told))
+            raise
+        self._recorder.note(observed(job.id, door, end))

@@ -138,6 +138,15 @@ def test_a_failover_may_take_back_what_was_read_in_its_window_and_nothing_else()
     assert broken(submitted(), accepted(), observed(at=11.0), parted, end) == ["changed"]
 
 
+def test_what_was_heard_while_a_submit_went_on_through_a_failover_may_be_taken_back_by_it() -> None:
+    parted, end = Parted(at=10.0, window=1.0), stored(digest="y")
+    asked = Submitted(at=9.8, number=1, model="tally")
+    assert broken(asked, parted, accepted(at=11.5, replicated=True), observed(at=11.51), end) == []
+    assert broken(asked, parted, accepted(at=11.5, replicated=True), observed(at=12.0), end) == ["changed"]
+    later = Submitted(at=11.0, number=1, model="tally")
+    assert broken(later, parted, accepted(at=11.5, replicated=True), observed(at=11.51), end) == ["changed"]
+
+
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     events = [submitted(key="k"), accepted(), observed(), Parted(at=3.0, window=1.0), stored()]
     recorder = Recorder(tmp_path / "history")
