@@ -41,12 +41,13 @@ _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "te
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What every admission goes by."""
+    """What every admission goes by. Arrivals are to be signed with one of `producers`, where there are any."""
 
     topology: Topology
     catalogue: Catalogue
     secret: tuple[bytes, ...] = field(repr=False)
     book: ProfileBook = field(default_factory=ProfileBook)
+    producers: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 class Order(msgspec.Struct, frozen=True):

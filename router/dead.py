@@ -81,7 +81,8 @@ class DeadLetters:
         letter = _read(raw)
         envelope, flaw = _open(letter)
         await self._router.fleet.read()
-        decision = self._router.decide(Arrival("", letter.message, envelope, flaw), self._store.now())
+        arrival = Arrival("", letter.message, envelope, flaw)
+        decision = self._router.decide(arrival, self._store.now(), self._router.fleet.outlook)
         if decision.ending is not None:
             read_result(read_meta(decision.ending.meta))  # raises what is wrong
         if decision.admitted is None:

@@ -21,7 +21,7 @@ from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError
 from taxiway.job import failure_meta, state_of
 from taxiway.keys import CANCEL, INFER
 from taxiway.request import MAX_NAME, Request, check_terms, job_id
-from taxiway.wire import HEADER, Envelope, decode_envelope, read_body, read_request
+from taxiway.wire import HEADER, Envelope, check_signed, decode_envelope, read_body, read_request
 
 _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
 
@@ -50,6 +50,8 @@ def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Deci
     task, job = envelope.headers.get("task"), envelope.headers.get("id")
     if not _is_name(job):
         return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {str(job)[:MAX_NAME]!r}")
+    if flaw := _unbelieved(tag, envelope, rules, now):
+        return Decision(tag, letter=flaw)
     reply = _reply_of(envelope)
     try:
         if task == CANCEL:
@@ -61,6 +63,17 @@ def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Deci
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
         return _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
+
+
+def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
+    """Why an arrival may be anybody's, where producers sign; nothing is said to who it names. Letters have no `tag`."""
+    if not tag or not rules.producers:
+        return ""
+    try:
+        check_signed(envelope, rules.producers, now=now, longest=rules.topology.limits.keep_record)
+    except InvalidRequestError as error:
+        return error.message
+    return ""
 
 
 def undecidable(arrival: Arrival, fault: Exception) -> Decision:

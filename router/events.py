@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 import msgspec
 
@@ -21,41 +20,46 @@ _KEPT = 1000  # events between two sendings; what is beyond them is not shown
 _encode = msgspec.json.Encoder().encode
 
 
+class _Sent(msgspec.Struct):
+    """One event; what is the same in all has its value here."""
+
+    uuid: str
+    kwargs: str
+    queue: str
+    exchange: str
+    routing_key: str
+    root_id: str
+    hostname: str
+    timestamp: float
+    pid: int
+    clock: int
+    type: str = "task-sent"
+    name: str = INFER
+    args: str = ""
+    parent_id: None = None
+    retries: int = 0
+    eta: None = None
+    expires: None = None
+    utcoffset: int = 0
+
+
 class SentEvents:
     """Gathers events and sends them together: on the way of a job they cost one append."""
 
     def __init__(self, name: str) -> None:
         self._node = f"router@{name}"
+        self._pid = os.getpid()
         self._clock = 0
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[_Sent] = []
 
     def add(self, job: str, queue: str, envelope: Envelope) -> None:
         """Note that a job waits in a queue from now on."""
         if len(self._waiting) >= _KEPT:
             return
         self._clock += 1
-        self._waiting.append(
-            {
-                "type": "task-sent",
-                "uuid": job,
-                "name": INFER,
-                "args": "",
-                "kwargs": envelope.headers["kwargsrepr"],
-                "queue": queue,
-                "exchange": queue,
-                "routing_key": queue,
-                "root_id": job,
-                "parent_id": None,
-                "retries": 0,
-                "eta": None,
-                "expires": None,
-                "hostname": self._node,
-                "timestamp": time.time(),
-                "utcoffset": 0,
-                "pid": os.getpid(),
-                "clock": self._clock,
-            }
-        )
+        shown = envelope.headers["kwargsrepr"]
+        sent = _Sent(job, shown, queue, queue, queue, job, self._node, time.time(), self._pid, self._clock)
+        self._waiting.append(sent)
 
     async def send(self, transport: Transport) -> None:
         """Send what was gathered; an event that cannot be sent is dropped."""

@@ -66,12 +66,14 @@ class Releaser:
         self._held.set()
 
     async def run(self) -> None:
-        """Tick until `leave`, and slowly while nothing is held; an outage is the others' to report."""
+        """Tick until `leave`, while something is held by the fleet's facts; an outage is the others' to report."""
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._held.wait(), BEAT)
             if self._leaving:
                 break
+            if not self._held.is_set() and not self._fleet.outlook.held.seconds.any():
+                continue
             began = time.monotonic()
             with suppress(BrokerUnavailableError):
                 if not await self.tick() and not self._leaving:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import msgspec
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from router.store import Store
 from tasks.connection import connect
 from taxiway.client.resp_wire import RespWire, settle
+from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import reply_channel, result_key
 
 logger = logging.getLogger(__name__)
 
 _BACKOFF = 0.25  # seconds between two attempts to subscribe anew
+_MOST_KEYS = 256  # results read by one MGET
 
 
 class _Named(msgspec.Struct):
@@ -37,16 +40,20 @@ class Results:
     """The results that somebody here waits for, as they are announced.
 
     Results of jobs that this router forwarded for its own callers come on the router's reply channel; for others the
-    job's own channel is subscribed to as long as somebody waits.
+    job's own channel is subscribed to as long as somebody waits. Whenever a channel is subscribed, what might have been
+    announced on it before is read from the store; and every `pause` seconds what is still waited for.
     """
 
-    def __init__(self, url: str, store: Store, name: str) -> None:
-        self._client = connect(url, answer=None)
+    def __init__(self, url: str, store: Store, name: str, *, pause: float = PAUSE) -> None:
+        self._client = connect(url)
         self._store = store
         self._own = reply_channel(name)
+        self._pause = pause
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._others: dict[str, int] = {}
         self._wire: RespWire | None = None
+        self._lost: asyncio.Future[None] | None = None
+        self._heard = False  # since the last look, on the connection that there is
         self._looking: set[asyncio.Task[None]] = set()
         self.hurried = asyncio.Event()
 
@@ -54,7 +61,7 @@ class Results:
         """End all waits, those to come as well, as if their time were over."""
         self.hurried.set()
         for future in [future for waiting in self._waiting.values() for future in waiting]:
-            _give_up(future)
+            give_up(future)
 
     @contextmanager
     def expect(self, job: str) -> Iterator[asyncio.Future[bytes]]:
@@ -63,7 +70,7 @@ class Results:
         waiting = self._waiting.setdefault(job, set())
         waiting.add(future)
         if self.hurried.is_set():
-            _give_up(future)
+            give_up(future)
         try:
             yield future
         finally:
@@ -90,7 +97,16 @@ class Results:
                 self._leave(job)
 
     async def run(self) -> None:
-        """Listen, for ever; after a lost connection everything waited for is looked up."""
+        """Listen, for ever; what was announced in vain is found all the same."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._stay_subscribed())
+            both.create_task(self._keep_looking())
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._client.aclose()
+
+    async def _stay_subscribed(self) -> None:
         away = False
         while True:
             try:
@@ -103,14 +119,25 @@ class Results:
             else:
                 away = False
 
-    async def close(self) -> None:
-        """Disconnect."""
-        await self._client.aclose()
+    async def _keep_looking(self) -> None:
+        """Read what has been waited for since the look before, and give up a subscription that has become silent."""
+        rounds = Rounds()
+        while True:
+            await asyncio.sleep(self._pause)
+            await self._look_up(rounds.take(self._waiting))
+            if self._wire is None or self._lost is None:
+                continue
+            if self._heard:
+                self._heard = False
+                self._wire.send([("PING",)])
+            else:
+                settle(self._lost, RedisConnectionError(f"silent for {self._pause:g} s"))
 
     async def _listen(self) -> None:
         connection: AbstractConnection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it open
         await connection.connect()  # type: ignore[no-untyped-call]  # the same
-        lost = asyncio.get_running_loop().create_future()
+        self._lost = lost = asyncio.get_running_loop().create_future()
+        self._heard = True
         self._wire = RespWire(connection, partial(self._hear, lost), partial(settle, lost))
         try:
             self._wire.send([("SUBSCRIBE", self._own, *map(result_key, self._others))])
@@ -120,10 +147,13 @@ class Results:
             self._wire = None
 
     def _hear(self, lost: asyncio.Future[None], answer: Any) -> None:
+        self._heard = True
         if isinstance(answer, Exception):  # the server refuses
             settle(lost, answer)
         elif answer[0] == b"subscribe":
-            task = asyncio.create_task(self._look_up(answer[1].decode()))
+            channel = answer[1].decode()
+            jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
+            task = asyncio.create_task(self._look_up(jobs))
             self._looking.add(task)
             task.add_done_callback(self._looking.discard)
         elif answer[0] == b"message":
@@ -135,14 +165,16 @@ class Results:
             if not future.done():
                 future.set_result(meta)
 
-    async def _look_up(self, channel: str) -> None:
-        """Find results that were announced on `channel` before it was heard."""
-        jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
-        with suppress(BrokerUnavailableError):  # the next subscription looks again
-            for job in jobs:
-                meta = await self._store.result(job)
-                if meta is not None:
-                    self._resolve(job, meta)
+    async def _look_up(self, jobs: Sequence[str]) -> None:
+        """Find the results of these jobs that are stored already."""
+        with suppress(BrokerUnavailableError):  # the next look finds them
+            for start in range(0, len(jobs), _MOST_KEYS):
+                await self._find(jobs[start : start + _MOST_KEYS])
+
+    async def _find(self, jobs: Sequence[str]) -> None:
+        for job, meta in zip(jobs, await self._store.results(jobs), strict=True):
+            if meta is not None:
+                self._resolve(job, meta)
 
     def _follow(self, job: str) -> None:
         self._others[job] = self._others.get(job, 0) + 1
@@ -157,7 +189,8 @@ class Results:
                 self._wire.send([("UNSUBSCRIBE", result_key(job))])
 
 
-def _give_up(future: asyncio.Future[bytes]) -> None:
+def give_up(future: asyncio.Future[bytes]) -> None:
+    """End the wait for a result as if its time were over."""
     if not future.done():
         future.set_exception(TimeoutError())
         future.exception()  # so that nobody wonders where no one waits for it

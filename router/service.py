@@ -18,6 +18,7 @@ from router.lender import Lender
 from router.metrics import Done
 from router.mover import Mover
 from router.outbox import Outbox
+from router.outlook import Outlook
 from router.releaser import Releaser
 from router.results import Results
 from router.scaling import Scaler
@@ -217,11 +218,13 @@ class Router:
             self._idle = False
 
     async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
-        decisions = [self.decide(arrival, now) for arrival in arrivals]
+        outlook = self.fleet.outlook
+        decisions = [self.decide(arrival, now, outlook) for arrival in arrivals]
         if any(d.deviceless for d in decisions):
             await self.fleet.read()
+            outlook = self.fleet.outlook
             pairs = zip(arrivals, decisions, strict=True)
-            decisions = [self.decide(a, now) if d.deviceless else d for a, d in pairs]
+            decisions = [self.decide(a, now, outlook) if d.deviceless else d for a, d in pairs]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         if len(admitted) < len(decisions):
             await self._answer(arrivals, decisions)
@@ -231,10 +234,10 @@ class Router:
         if left:
             await self.transport.settle(sorted(left))
 
-    def decide(self, arrival: Arrival, now: float) -> Decision:
+    def decide(self, arrival: Arrival, now: float, outlook: Outlook) -> Decision:
         """What to do with an arrival, counted as placed where it is admitted."""
         try:
-            decision = decide(arrival, self.rules, self.fleet.outlook, now)
+            decision = decide(arrival, self.rules, outlook, now)
         except Exception as error:  # one message that we fail to understand must not stop the others
             logger.exception("arrival undecidable", extra={"tag": arrival.tag})
             return undecidable(arrival, error)
@@ -252,7 +255,7 @@ class Router:
 
     async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
         try:
-            refs = referred(envelope.payload())
+            refs = [blob.ref for blob in referred(envelope.payload())]
         except InvalidRequestError:
             return  # its body cannot be read: it refers to nothing
         if refs:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import msgspec
@@ -45,6 +47,7 @@ _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
 _PIECES = 256  # that are read at once
 _READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
+_CARRIERS = 4  # connections for blobs, which take turns
 _PIECES_WAIT = 500  # milliseconds: less than the server has to answer
 
 
@@ -76,11 +79,14 @@ class Store:
         self._client = connect(url)
         self._readers = connect(url, connections=_READERS)
         self._looks = Line(url)
+        self._lines = [Line(url) for _ in range(_CARRIERS)]
+        self._carriers = cycle(self._lines)
         self._limits = limits
         self._finish = self._client.register_script(FINISH)
         self._revive = self._client.register_script(REVIVE)
         self._draw = self._client.register_script(DRAW)
         self._ahead = 0.0
+        self._turn: float | None = None  # the time that was told in this turn of the event loop
 
     def now(self) -> float:
         """The store's time, as of the last `facts` and this host's clock since."""
@@ -89,41 +95,45 @@ class Store:
     def told_now(self) -> float:
         """The same, for what is kept of it: before the first `facts` nobody knows.
 
+        All of a turn of the event loop came at one time: what they ask alike is recorded as one.
+
         Raises:
             BrokerUnavailableError: the store has not told its time yet.
         """
         if not self._ahead:
             raise BrokerUnavailableError(f"the {_SERVER} has not told its time yet", retry_after=1.0)
-        return self.now()
+        if self._turn is None:
+            self._turn = self.now()
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return self._turn
 
     async def facts(self) -> FleetFacts:
         """All that the fleet says of itself, in one round trip."""
         day = day_of(self.now())
         with told_plainly(_SERVER):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.time()
-                pipeline.hgetall(DEVICES)
-                pipeline.zrange(HEARTBEATS, 0, -1, withscores=True)
-                pipeline.hgetall(WORK)
-                pipeline.hgetall(LENGTHS)
-                pipeline.hgetall(STARTS)
-                pipeline.hgetall(spent_key(day))
-                pipeline.info("memory")
-                time_of, devices, heartbeats, work, lengths, starts, spent, memory = await pipeline.execute()
-            seconds, microseconds = time_of
-            now = seconds + microseconds / 1e6
+            time_of, devices, heartbeats, work, lengths, starts, spent, memory = await self._looks.calls(
+                ("TIME",),
+                ("HGETALL", DEVICES),
+                ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+                ("HGETALL", WORK),
+                ("HGETALL", LENGTHS),
+                ("HGETALL", STARTS),
+                ("HGETALL", spent_key(day)),
+                ("INFO", "memory"),
+            )
+            now = int(time_of[0]) + int(time_of[1]) / 1e6
             self._ahead = now - time.monotonic()
             if day_of(now) != day:  # the first reading, or one at midnight
-                spent = await self._client.hgetall(spent_key(day_of(now)))
+                spent = await self._looks.call("HGETALL", spent_key(day_of(now)))
         return FleetFacts(
             now=now,
-            devices={name.decode(): facts for name, facts in devices.items()},
-            heartbeats={name.decode(): score for name, score in heartbeats},
-            work={cell.decode(): float(seconds) for cell, seconds in work.items()},
-            lengths={cell.decode(): weights for cell, weights in lengths.items()},
-            starts={name.decode(): float(at) for name, at in starts.items()},
-            spent={tenant.decode(): float(dollars) for tenant, dollars in spent.items()},
-            used=memory["used_memory"] / memory["maxmemory"] if memory["maxmemory"] else 0.0,
+            devices=_named(devices),
+            heartbeats=_figures(heartbeats),
+            work=_figures(work),
+            lengths=_named(lengths),
+            starts=_figures(starts),
+            spent=_figures(spent),
+            used=_used(memory.decode()),
         )
 
     async def record(self, job: str) -> dict[str, str]:
@@ -138,6 +148,12 @@ class Store:
             meta: Any = await self._client.get(result_key(job))
         return meta if meta is None else bytes(meta)
 
+    async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
+        """The stored result of each job, None while there is none (any more)."""
+        with told_plainly(_SERVER):
+            metas: Any = await self._client.mget([result_key(job) for job in jobs])
+        return list(metas)
+
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both at one instant."""
         with told_plainly(_SERVER):
@@ -147,10 +163,10 @@ class Store:
                 fields, meta = await pipeline.execute()
         return {name.decode(): value.decode() for name, value in fields.items()}, meta
 
-    async def blobs(self, refs: Sequence[str]) -> dict[str, bytes | None]:
+    async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
         """The bytes that each `ref` stands for, None where they are not there any more."""
         with told_plainly(_SERVER):
-            contents: Any = await self._client.mget([blob_key(ref) for ref in refs])
+            contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
         return dict(zip(refs, contents, strict=True))
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
@@ -163,10 +179,8 @@ class Store:
     async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is to be forwarded."""
         with told_plainly(_SERVER):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for ref, content in kept.items():
-                    pipeline.set(blob_key(ref), content, ex=KEPT)
-                await pipeline.execute()
+            sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
+            await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
         """Forget the blobs of a request that did not become this job; what the job's own record refers to stays."""
@@ -227,13 +241,7 @@ class Store:
 
     async def cancel(self, jobs: Sequence[str]) -> list[bool]:
         """End jobs as cancelled; True for each that had not ended before."""
-        with told_plainly(_SERVER):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for job in jobs:
-                    pipeline.hget(job_key(job), "reply")
-                replies = await pipeline.execute()
-        pairs = zip(jobs, replies, strict=True)
-        return await self.finish([_cancelled(job, (reply or b"").decode()) for job, reply in pairs])
+        return await self.finish([_cancelled(job) for job in jobs])
 
     async def park(self, letters: Sequence[DeadLetter]) -> None:
         """Keep messages that nobody can answer, where an operator finds them; the oldest beyond a bound are dropped."""
@@ -285,9 +293,28 @@ class Store:
         """Disconnect."""
         await self._client.aclose()
         await self._readers.aclose()
-        await self._looks.close()
+        for line in (self._looks, *self._lines):
+            await line.close()
+
+    def _end_turn(self) -> None:
+        self._turn = None
 
 
-def _cancelled(job: str, reply: str) -> Ending:
-    meta = failure_meta(job, JobCancelledError("cancelled on request"))
-    return Ending(job, JobState.CANCELLED, meta, reply=reply)
+def _cancelled(job: str) -> Ending:
+    return Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled on request")))
+
+
+def _named(pairs: Sequence[bytes]) -> dict[str, bytes]:
+    """A server's names, each followed by its value."""
+    return {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
+
+
+def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
+    return {name: float(value) for name, value in _named(pairs).items()}
+
+
+def _used(memory: str) -> float:
+    """The share of its memory that a server uses, by what it says of that; 0 where it may take all there is."""
+    said = dict(line.split(":", 1) for line in memory.splitlines() if ":" in line)
+    most = float(said["maxmemory"])
+    return float(said["used_memory"]) / most if most else 0.0

@@ -11,11 +11,13 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import Connection, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from taxiway.acceptance import refusal
+from taxiway.client.resp_wire import RespWire, settle
 
 ANSWER = 1.5
 """Seconds within which a server must answer: a caller is told within two."""
@@ -23,6 +25,8 @@ ANSWER = 1.5
 
 _READ = 2**18
 """Bytes of an answer that are read at once: with redis-py's 64 KiB, a large one takes four times the processor time."""
+
+_UNKNOWN_SCRIPT = "NOSCRIPT"  # how a server says that it has forgotten a script
 
 
 class _Packing(Connection):
@@ -38,10 +42,13 @@ class _PackingTls(_Packing, SSLConnection):
     """The same under TLS: the address says which certificates (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`)."""
 
 
-def connect(url: str, *, answer: float | None = ANSWER, connections: int | None = None) -> Redis:
+def connect(
+    url: str, *, answer: float | None = ANSWER, connections: int | None = None, protocol: int | None = None
+) -> Redis:
     """A client of the server at `url`; nothing is sent yet. `answer` is None for commands that block.
 
-    At most so many `connections` are open at once, 100 unless said.
+    At most so many `connections` are open at once, 100 unless said. `protocol` is RESP's version, redis-py's own choice
+    unless said.
 
     redis-py would try ten times by itself: here each failure is seen at once, and who calls decides.
     """
@@ -55,48 +62,91 @@ def connect(url: str, *, answer: float | None = ANSWER, connections: int | None 
         socket_read_size=_READ,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        protocol=protocol,
     )
 
 
 class Line:
-    """One connection for calls that come one after the other: what a client does around a call takes as long again.
+    """One connection for calls that come one after the other: what redis-py does around a call takes as long again.
 
     Connects with the first call, and anew with the next one after a failure. `answer` as in `connect`.
     """
 
     def __init__(self, url: str, *, answer: float | None = ANSWER) -> None:
-        pool = connect(url, answer=None).connection_pool
-        self._connection = pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py annotates only a part
+        self._pool = connect(url, answer=None, protocol=2).connection_pool
         self._answer = answer
         self._turn = asyncio.Lock()
+        self._wire: RespWire | None = None
+        self._heard: list[Any] = []
+        self._missing = 0
+        self._all_heard: asyncio.Future[None] | None = None
 
     @property
-    def hung_up(self) -> bool:
-        """Whether the server ended the connection."""
-        reader = self._connection._reader  # what redis-py offers to ask this waits for the socket
-        return reader is not None and reader.at_eof()
+    def connected(self) -> bool:
+        """Whether it has a connection that the server did not end."""
+        return self._wire is not None
 
     async def call(self, *command: Any) -> Any:
         """The server's answer to a command; who comes while another waits for an answer waits, too."""
-        connection = self._connection
+        return (await self.calls(command))[0]
+
+    async def calls(self, *commands: Sequence[Any]) -> list[Any]:
+        """The server's answers to commands that are sent together, as RESP 2 has them. Raises an error among them."""
         async with self._turn, asyncio.timeout(self._answer):
-            if self.hung_up:
-                await connection.disconnect(nowait=True)
-            await connection.send_packed_command(connection.pack_command(*command), check_health=False)
-            return await connection.read_response()
+            try:
+                wire = self._wire or await self._connect()
+                self._heard, self._missing = [], len(commands)
+                self._all_heard = asyncio.get_running_loop().create_future()
+                wire.send(commands)
+                await self._all_heard
+            except BaseException:
+                self._hang_up()  # an answer that is still to come would be taken for the next one's
+                raise
+            heard = self._heard
+        for answer in heard:
+            if isinstance(answer, ResponseError):
+                raise answer
+        return heard
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The answer of a script."""
         call = ("EVALSHA", _sha(script), len(keys), *keys, *args)
         try:
             return await self.call(*call)
-        except NoScriptError:
-            await self.call("SCRIPT LOAD", script)
+        except ResponseError as error:
+            if not str(error).startswith(_UNKNOWN_SCRIPT):
+                raise
+            await self.call("SCRIPT", "LOAD", script)
             return await self.call(*call)
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._connection.disconnect(nowait=True)
+        self._hang_up()
+
+    async def _connect(self) -> RespWire:
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py annotates only a part
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call]  # the same
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._wire = RespWire(connection, self._hear, self._lose)
+        return self._wire
+
+    def _hear(self, answer: Any) -> None:
+        self._heard.append(answer)
+        if len(self._heard) == self._missing and self._all_heard is not None:
+            settle(self._all_heard, None)
+
+    def _lose(self, error: Exception) -> None:
+        self._wire = None
+        if self._all_heard is not None:
+            settle(self._all_heard, error)
+
+    def _hang_up(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
 
 @cache

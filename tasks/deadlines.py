@@ -18,14 +18,18 @@ OVERDUE = (
     + f"""
 -- ARGV: most groups, seconds after which what is left of them is answered again.
 -- Answers how many groups of jobs were due, when the next one is (0 = there is none), then the key and the client of
--- each of their jobs that has not ended. What was placed anew since is in the group of its new deadline.
+-- each of their jobs that has not ended. What was placed anew since is in the group of its new deadline. What runs and
+-- has no deadline goes on: who holds it ends it.
 local groups = redis.call('ZRANGEBYSCORE', '{DEADLINES}', '-inf', now, 'LIMIT', 0, ARGV[1])
 local out = {{#groups, '0'}}
 for _, group in ipairs(groups) do
   local before = #out
   for _, job in ipairs(cmsgpack.unpack(group)) do
     local state, reply, due = unpack(redis.call('HMGET', job, 'state', 'reply', 'deadline_at'))
-    if state and not final[state] and tonumber(due or 0) <= now then out[#out + 1], out[#out + 2] = job, reply or '' end
+    due = tonumber(due or 0)
+    if state and not final[state] and due <= now and (due > 0 or state ~= 'running') then
+      out[#out + 1], out[#out + 2] = job, reply or ''
+    end
   end
   if #out > before then
     redis.call('ZADD', '{DEADLINES}', now + ARGV[2], group)

@@ -42,24 +42,6 @@ return {tostring(now), lives}
 )
 """Shows that a router lives; answers the time, and 0 where its life had ended."""
 
-TAKE = (
-    NOW
-    + """
--- KEYS: a life key, its taken list, then lists to take from, first served first.
--- ARGV: most messages, bytes after which no more are taken.
-local answer, bytes = {tostring(now), redis.call('EXISTS', KEYS[1])}, 0
-for k = 3, answer[2] * #KEYS do
-  while #answer - 2 < tonumber(ARGV[1]) and bytes < tonumber(ARGV[2]) do
-    local message = redis.call('LMOVE', KEYS[k], KEYS[2], 'RIGHT', 'LEFT')
-    if not message then break end
-    answer[#answer + 1], bytes = message, bytes + #message
-  end
-end
-return answer
-"""
-)
-"""Moves arrivals into the taken list; answers the time, whether the router lives, and the messages."""
-
 LONGEST = 315_360_000
 """Seconds for which a record lasts at most, whatever its job's deadline: ten years."""
 
@@ -67,11 +49,13 @@ FORWARD = (
     NOW
     + HOLD
     + f"""
--- KEYS: the arrivals' lists, then the taken lists that this call answers as a whole.
--- ARGV: the life key that they were taken under ('' = they were not), then groups of jobs that are forwarded alike:
--- list ('' = none), seconds to keep the record, the state that the record is in ('' = there is none), the holding queue
--- ('' = none), keys of blobs with spaces between, deadline (0 = none), number of fields, fields, number of charges,
--- charges (hash, field, amount, seconds to keep the hash or ''), number of jobs, and each's key, client and message.
+-- KEYS, where something was taken or is to be: the arrivals' lists, first served first, the taken list that gets the
+-- next of them, then the taken lists that this call answers as a whole.
+-- ARGV: the life key that they were taken under ('' = they were not), most arrivals to take, bytes after which no more
+-- are taken, then groups of jobs that are forwarded alike: list ('' = none), seconds to keep the record, the state that
+-- the record is in ('' = there is none), the holding queue ('' = none), keys of blobs with spaces between, deadline
+-- (0 = none), number of fields, fields, number of charges, charges (hash, field, amount, seconds to keep the hash or
+-- ''), number of jobs, and each's key, client and message.
 -- A job that has a record arrived before: the copy is dropped; so is a reading that is there. The client of a copy is
 -- told of the job's end, if it has ended: it may have been cancelled before it arrived.
 local ours = ARGV[1] == '' or redis.call('EXISTS', ARGV[1]) == 1
@@ -94,7 +78,31 @@ local function tell(job, client)
   local meta = redis.call('GET', '{result_key("")}' .. string.sub(job, {len(job_key("")) + 1}))
   if meta then redis.call('PUBLISH', '{reply_channel("")}' .. client, meta) end
 end
-local answer, i = {{0}}, 2
+local function reply_to(job, client)
+  if client == '' then redis.call('HDEL', job, 'reply') else redis.call('HSET', job, 'reply', client) end
+end
+local function take(most, bytes)
+  local into, taken = KEYS[{LEVELS + 1}], {{}}
+  if redis.call('EXISTS', unpack(KEYS, 1, {LEVELS})) == 0 then return taken end
+  for level = 1, {LEVELS} do
+    local from = KEYS[level]
+    local waiting = redis.call('LLEN', from)
+    local all = waiting > 1 and waiting <= most and redis.call('EXISTS', into) == 0
+    if all and redis.call('MEMORY', 'USAGE', from, 'SAMPLES', 0) < bytes then  -- one step moves a list as it is
+      redis.call('RENAME', from, into)
+      local newest = redis.call('LRANGE', into, 0, -1)
+      for n = waiting, 1, -1 do taken[#taken + 1], bytes = newest[n], bytes - #newest[n] end
+      waiting = 0
+    end
+    for _ = 1, math.min(waiting, most - #taken) do
+      if bytes <= 0 then break end
+      local message = redis.call('LMOVE', from, into, 'RIGHT', 'LEFT')
+      taken[#taken + 1], bytes = message, bytes - #message
+    end
+  end
+  return taken
+end
+local done, i = {{}}, 4
 while i <= #ARGV do
   local list, keep, was, holding, blobs, deadline = unpack(ARGV, i, i + 5)
   if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
@@ -102,23 +110,28 @@ while i <= #ARGV do
   local charges = fields + ARGV[i + 6] + 1
   local jobs = charges + ARGV[charges - 1] * 4 + 1
   local after, forwarded, accepted = jobs + ARGV[jobs - 1] * 3, {{}}, {{}}
+  local first, its_client  -- of the group's new records: the others are copies of it, or there already
   for j = jobs, after - 1, 3 do
     local job, client, message = unpack(ARGV, j, j + 2)
-    local new = due(job, was)
-    if new then
+    local new
+    if first and job ~= first then
+      new = redis.call('COPY', first, job) == 1
+      if new and client ~= its_client then reply_to(job, client) end
+    elseif due(job, was) then
       if was ~= '' then leave(job) end
-      if client == '' then
-        redis.call('HSET', job, unpack(ARGV, fields, charges - 2))
-      else
-        redis.call('HSET', job, 'reply', client, unpack(ARGV, fields, charges - 2))
-      end
+      redis.call('HSET', job, unpack(ARGV, fields, charges - 2))
+      if client ~= '' then reply_to(job, client) end
       redis.call('EXPIRE', job, keep)
+      new = true
+      if was == '' then first, its_client = job, client end
+    end
+    if new then
       if holding ~= '' then hold(job, message) end
       forwarded[#forwarded + 1], accepted[#accepted + 1] = message, job
     elseif ours and client ~= '' then
       tell(job, client)
     end
-    answer[#answer + 1] = new and 1 or 0
+    done[#done + 1] = new and 1 or 0
   end
   if #forwarded > 0 then
     if tonumber(deadline) > 0 then redis.call('ZADD', '{DEADLINES}', deadline, cmsgpack.pack(accepted)) end
@@ -134,13 +147,18 @@ while i <= #ARGV do
   end
   i = after
 end
-if ours and #KEYS > {LEVELS} then redis.call('DEL', unpack(KEYS, {LEVELS + 1})) end
-answer[1] = redis.call('EXISTS', unpack(KEYS, 1, {LEVELS}))
-return answer
+local taken = {{}}
+if ours and #KEYS > 0 then
+  if #KEYS > {LEVELS + 1} then redis.call('DEL', unpack(KEYS, {LEVELS + 2})) end
+  taken = take(tonumber(ARGV[2]), tonumber(ARGV[3]))
+end
+return {{tostring(now), ours and 1 or 0, done, taken}}
 """
 )
-"""Publishes placed messages and writes their records, at once; answers how many of the arrivals' lists hold more, then
-1 for each job that was forwarded."""
+"""Publishes placed messages and writes their records, and takes the next arrivals, at once.
+
+Answers the time, whether the router lives, 1 for each job that was forwarded, and what was taken, first served first.
+"""
 
 LET_GO = DRAINS + FORWARD
 """`FORWARD` for jobs that were held: they are there already, and a full server lets them go."""
@@ -190,20 +208,24 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
         return reading_key(self.reading) if self.reading else job_key(self.job)
 
 
-def take_answer(answer: Sequence[Any]) -> tuple[float, bool, Sequence[bytes]]:
-    """The server's time, whether the router lives, and the messages taken."""
-    return float(answer[0]), bool(answer[1]), answer[2:]
+class Forwarded(msgspec.Struct, frozen=True):
+    """`FORWARD`'s answer: the server's time, whether the router lives, which jobs were forwarded, what was taken."""
+
+    now: float
+    lives: bool
+    done: list[bool]
+    taken: list[bytes]
 
 
-def forward_args(forwards: Iterable[Forward], life_key: str = "") -> list[Any]:
-    """`FORWARD`'s arguments."""
-    args: list[Any] = [life_key]
+def forward_args(forwards: Iterable[Forward], life_key: str = "", *, most: int = 0, most_bytes: int = 0) -> list[Any]:
+    """`FORWARD`'s arguments: what was taken under a life is forwarded, and up to `most` arrivals are taken."""
+    args: list[Any] = [life_key, most, most_bytes]
     for (queue_list, keep, was, _), group in groupby(forwards, key=_alike):
         jobs = list(group)
         fields = jobs[0].fields
         flat = [text for pair in fields.items() for text in pair]
         args += [queue_list, keep, was, fields.get("holding", ""), fields.get("blobs", "")]
-        args += [fields.get("deadline_at", 0), len(flat), *flat]
+        args += [_ends_at(fields, keep), len(flat), *flat]
         args += _charges(fields, was)
         args.append(len(jobs))
         for job in jobs:
@@ -211,9 +233,19 @@ def forward_args(forwards: Iterable[Forward], life_key: str = "") -> list[Any]:
     return args
 
 
-def forward_answer(answer: Sequence[int]) -> tuple[bool, list[bool]]:
-    """Whether there are more arrivals, and which jobs were forwarded."""
-    return bool(answer[0]), [bool(done) for done in answer[1:]]
+def forward_answer(answer: Sequence[Any]) -> Forwarded:
+    """What `FORWARD` says."""
+    now, lives, done, taken = answer
+    return Forwarded(float(now), bool(lives), [bool(one) for one in done], taken)
+
+
+def _ends_at(fields: Mapping[str, str | bytes], keep: int) -> float:
+    """When a job has ended at the latest; 0 for one that is held without a deadline, and for a reading.
+
+    What was placed without a deadline ends with its ticket: no worker runs it after that, and somebody has to say so.
+    """
+    placed = float(fields.get("placed", 0))
+    return float(fields.get("deadline_at", 0)) or (placed and placed + keep)
 
 
 def _alike(forward: Forward) -> tuple[str, int, str, int]:

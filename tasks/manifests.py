@@ -30,6 +30,7 @@ POLLING = 5
 Manifest = dict[str, Any]
 
 _ACCELERATORS = {"cuda": "nvidia.com/gpu", "tpu": "google.com/tpu"}
+_PRODUCERS = {"name": "taxiway", "key": "TAXIWAY_PRODUCER_SECRET", "optional": True}
 _TOKEN = {"parameter": "token", "name": "taxiway", "key": "SCALING_KEY"}
 _ON_SPOT = [{"key": "taxiway/spot", "operator": "Exists", "effect": "NoSchedule"}]
 _HARDENED = {
@@ -102,6 +103,7 @@ def _router(cluster: Cluster) -> Iterator[Manifest]:
             *container["env"],
             {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"},
             {"name": "TAXIWAY_PARTING", "value": "5"},  # until the Service sends nobody any more
+            {"name": "TAXIWAY_PRODUCER_SECRET", "valueFrom": {"secretKeyRef": _PRODUCERS}},
         ],
         "volumeMounts": [*container["volumeMounts"], {"name": "keys", "mountPath": "/keys", "readOnly": True}],
         "ports": [{"name": "http", "containerPort": PORT}],

@@ -69,12 +69,16 @@ CLAIMING = (
 local since = ' ' .. now
 -- One job's claim: its verdict, and the value that goes with it. A record says that its job ended for longer than the
 -- result is kept. Who holds a job may finish it after its deadline, so a job that is held is not late. A holder that
--- neither ended the job nor gave it back goes into the job's history.
+-- neither ended the job nor gave it back goes into the job's history. A copy with an earlier deadline than the record
+-- was published in vain, as its router thought, before the job was placed anew: the other copy is the job's. One with a
+-- later deadline than the record has the record's.
 local function claimed(worker, lease, result, claim, job, deadline)
-  local state, attempts, released, claims, holder, history =
-    unpack(redis.call('HMGET', job, 'state', 'attempts', 'released', 'claims', 'holder', 'history'))
+  local state, attempts, released, claims, holder, history, due =
+    unpack(redis.call('HMGET', job, 'state', 'attempts', 'released', 'claims', 'holder', 'history', 'deadline_at'))
   if final[state] or not state and redis.call('EXISTS', result) == 1 then return 'final', '' end
-  local overdue, number = tonumber(deadline) > 0 and now > tonumber(deadline), (claims or 0) + 1
+  deadline, due = tonumber(deadline), tonumber(due or 0)
+  if deadline > 0 and due > deadline + 0.001 then return 'final', '' end
+  local overdue, number = deadline > 0 and now > deadline or due > 0 and now > due, (claims or 0) + 1
   local token = worker .. '#' .. number
   if overdue or not redis.call('SET', claim, token, 'PX', lease, 'NX') then
     local left = redis.call('PTTL', claim)
@@ -109,10 +113,12 @@ START = (
     DRAINS
     + """
 -- ARGV: device, then for each job: claim key, token, job key, time. Answers 1 for each claim that is still ours.
-local ours = {}
+local ours, claims = {}, {}
+for i = 2, #ARGV, 4 do claims[#claims + 1] = ARGV[i] end
+local tokens = redis.call('MGET', unpack(claims))
 for i = 2, #ARGV, 4 do
-  local claim, token, job, started = unpack(ARGV, i, i + 3)
-  ours[#ours + 1] = redis.call('GET', claim) == token and 1 or 0
+  local _, token, job, started = unpack(ARGV, i, i + 3)
+  ours[#ours + 1] = tokens[#ours + 1] == token and 1 or 0
   if ours[#ours] == 1 then
     redis.call('HINCRBY', job, 'attempts', 1)
     redis.call('HSET', job, 'state', 'running', 'started', started, 'device', ARGV[1])
@@ -182,44 +188,48 @@ FINISH = (
     + HOLD
     + _LEARN
     + _WITHDRAW
+    + f"local channel = '{reply_channel('')}'\n"
     + """
 -- KEYS: the work hash, the hash of lengths; where tags are given, kombu's unacked hash and its index.
 -- ARGV: seconds to keep a result, seconds to keep a record, then for each job: result key, claim key, job key,
--- token ('' = no claim is needed, '-' = the job has no record), state, meta, reply channel ('' = none), bins of the
--- lengths that it generated ('' = none), time and device of its start ('' = none, or told before), tag of its message
--- ('' = none).
+-- token ('' = no claim is needed, '-' = the job has no record), state, meta, client ('' = the one on its record, read
+-- here, for a router may be writing it just now), bins of the lengths that it generated ('' = none), time and device of
+-- its start ('' = none, or told before), tag of its message ('' = none).
 -- A job that never started gives back what it was to cost.
 local written, tags, cells, claims, over = {}, {}, {}, {}, {}
-local jobs, tenants = {}, {}
+local jobs, tenants, finished = {}, {}, tostring(now)
 for i = 4, #ARGV, 11 do claims[#claims + 1] = ARGV[i] end
 local tokens = #claims > 0 and redis.call('MGET', unpack(claims))
 for i = 3, #ARGV, 11 do
-  local result, claim, job, token, state, meta, reply, bins, start, device, tag = unpack(ARGV, i, i + 10)
-  local was, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs, counted =
+  local result, claim, job, token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 10)
+  local was, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs, counted, reply =
     unpack(redis.call('HMGET', job,
     'state', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'counted'))
+    'counted', 'reply'))
   local ours = not final[was] and (token == '' or token == '-' and not was or tokens[#written + 1] == token)
   if ours and redis.call('SET', result, meta, 'EX', ARGV[1], 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + work, (jobs[cell] or 0) + 1 end
     if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
-    for blob in string.gmatch(state ~= 'dead' and blobs or '', '%S+') do redis.call('UNLINK', blob) end
+    if blobs and state ~= 'dead' then
+      for blob in string.gmatch(blobs, '%S+') do redis.call('UNLINK', blob) end
+    end
     if queue and queue ~= '' then let_go(job, queue) end
     if lengths and bins ~= '' then learn(lengths, cjson.decode(bins)) end
     if spent and not started and start == '' and redis.call('EXISTS', spent) == 1 then
       redis.call('HINCRBYFLOAT', spent, tenant, -cost)
     end
     if start ~= '' then
-      redis.call('HSET', job, 'state', state, 'finished', tostring(now), 'started', start, 'device', device,
+      redis.call('HSET', job, 'state', state, 'finished', finished, 'started', start, 'device', device,
         'attempts', (attempts or 0) + 1)
     else
-      redis.call('HSET', job, 'state', state, 'finished', tostring(now))
+      redis.call('HSET', job, 'state', state, 'finished', finished)
     end
     redis.call('EXPIRE', job, ARGV[2])
     if token == '' then withdraw(claim, job) end
     over[#over + 1] = claim
     redis.call('PUBLISH', result, meta)
-    if reply ~= '' then redis.call('PUBLISH', reply, meta) end
+    if client == '' then client = reply or '' end
+    if client ~= '' then redis.call('PUBLISH', channel .. client, meta) end
     if tag ~= '' then tags[#tags + 1] = tag end
     written[#written + 1] = 1
   else
@@ -303,9 +313,9 @@ REFUSED = "-"
 class Ending:
     """One job's end. An empty `token` ends it whoever holds it, `REFUSED` only if it was never accepted.
 
-    `reply` is its client's name, if it has one. `generated` is the length of each answer that it generated, in tokens.
-    `started` and `device` say when and where it began to run, unless `START` said so; `tag` is its message's, where
-    that is to be acknowledged by the same step.
+    `reply` is its client's name, empty where its record says it or there is none. `generated` is the length of each
+    answer that it generated, in tokens. `started` and `device` say when and where it began to run, unless `START` said
+    so; `tag` is its message's, where that is to be acknowledged by the same step.
     """
 
     job: str
@@ -363,8 +373,7 @@ def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: f
     """`FINISH`'s arguments."""
     args: list[Any] = [int(keep_result), int(keep_record)]
     for e in endings:
-        reply = reply_channel(e.reply) if e.reply else ""
         bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
         keys = (result_key(e.job), claim_key(e.job), job_key(e.job))
-        args += [*keys, e.token, str(e.state), e.meta, reply, bins, e.started, e.device, e.tag]
+        args += [*keys, e.token, str(e.state), e.meta, e.reply, bins, e.started, e.device, e.tag]
     return args

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from taxiway.signing import SHORTEST, read_key
+
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
@@ -31,6 +33,7 @@ class Settings:
     queues: Path
     models: Path
     cache: Path
+    producers: tuple[bytes, ...] = field(default=(), repr=False)  # what arrivals must be signed with, if with anything
 
     @property
     def broker_is_state(self) -> bool:
@@ -42,7 +45,8 @@ class Settings:
         return {
             "TAXIWAY_BROKER": self.broker,
             "TAXIWAY_STATE": self.state,
-            "TAXIWAY_SECRET": ",".join(key.hex() for key in self.secret),
+            "TAXIWAY_SECRET": _text(self.secret),
+            "TAXIWAY_PRODUCER_SECRET": _text(self.producers),
             "TAXIWAY_QUEUES": str(self.queues),
             "TAXIWAY_MODELS": str(self.models),
             "TAXIWAY_CACHE": str(self.cache),
@@ -59,13 +63,15 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
     state = _url(environment, "TAXIWAY_STATE", STATES) if environment.get("TAXIWAY_STATE") else broker
     if state.partition("://")[0] not in STATES:
         raise SettingsError("TAXIWAY_STATE", f"an address that starts with {'://, '.join(STATES)}://", None)
+    producers = "TAXIWAY_PRODUCER_SECRET"
     return Settings(
         broker=broker,
         state=state,
-        secret=_secret(environment.get("TAXIWAY_SECRET", "")),
+        secret=_keys(environment, "TAXIWAY_SECRET", "the same on every router and worker"),
         queues=Path(environment.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"),
         models=Path(environment.get("TAXIWAY_MODELS") or TREE / "models"),
         cache=cache_directory(environment),
+        producers=_keys(environment, producers, "the same on every router") if environment.get(producers) else (),
     )
 
 
@@ -87,15 +93,14 @@ def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]
     return value
 
 
-def _secret(text: str) -> tuple[bytes, ...]:
+def _keys(environment: Mapping[str, str], variable: str, where: str) -> tuple[bytes, ...]:
+    text = environment.get(variable, "")
     try:
-        keys = tuple(bytes.fromhex(key) for key in text.split(","))
+        return tuple(map(read_key, text.split(",")))
     except ValueError:
-        keys = (b"",)
-    if min(map(len, keys)) < 16:
-        raise SettingsError(
-            "TAXIWAY_SECRET",
-            "at least 32 hexadecimal digits, the same on every router and worker, or several such keys with commas",
-            "another text" if text else None,
-        )
-    return keys
+        expected = f"at least {2 * SHORTEST} hexadecimal digits, {where}, or several such keys with commas"
+        raise SettingsError(variable, expected, "another text" if text else None) from None
+
+
+def _text(keys: tuple[bytes, ...]) -> str:
+    return ",".join(key.hex() for key in keys)

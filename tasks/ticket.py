@@ -10,12 +10,12 @@ A fleet has one key, or several while one replaces another: the first signs, and
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
+
+from taxiway.signing import key_id, signature, signed_by
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -50,15 +50,10 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 _decode = msgspec.json.Decoder(Ticket).decode
 
 
-def key_id(key: bytes) -> str:
-    """A key's name, for logs and errors: nothing of the key follows from it."""
-    return hashlib.sha256(b"taxiway key\n" + key).hexdigest()[:8]
-
-
 def sign(ticket: Ticket, body: bytes, keys: Sequence[bytes]) -> str:
     """The ticket as it travels with `body`, signed by the first of the `keys`."""
     text = _encode(ticket)
-    return _signature(text, body, keys[0]) + text.decode()
+    return signature(text, body, keys[0]) + text.decode()
 
 
 def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
@@ -69,26 +64,11 @@ def read_ticket(header: Any, body: bytes, keys: Sequence[bytes]) -> Ticket:
     """
     if not isinstance(header, str):
         raise TicketError(f"expected a ticket in the message's header, got {type(header).__name__}")
-    signature, text = header[:_SIGNED].encode(errors="replace"), header[_SIGNED:].encode(errors="replace")
-    if not any(hmac.compare_digest(signature, _signature(text, body, key).encode()) for key in keys):
+    text = header[_SIGNED:].encode(errors="replace")
+    if not signed_by(keys, header[:_SIGNED], text, body):
         known = ", ".join(map(key_id, keys))
         raise TicketError(f"expected a ticket signed by a router of this fleet (key {known}), for this body")
     try:
         return _decode(text)
     except msgspec.MsgspecError as error:
         raise TicketError(f"expected a ticket: {error}") from error
-
-
-def _signature(text: bytes, body: bytes, key: bytes) -> str:
-    """Of both together: JSON has no line break outside its texts, so that no other pair gives the same bytes."""
-    code = _keyed(key).copy()
-    code.update(text)
-    code.update(b"\n")
-    code.update(body)
-    return code.hexdigest()
-
-
-@lru_cache(maxsize=8)
-def _keyed(key: bytes) -> hmac.HMAC:
-    """Made once: looking the algorithm up takes ten times as long as a signature where nothing is in the caches."""
-    return hmac.new(key, digestmod="sha256")

@@ -140,9 +140,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     `keep_record` are how long a result and what is known of its job stay, and `keep_explanation` what placements are
     worked out again from; `lease` is how long a worker may be silent before its jobs run elsewhere; one that is told to
     stop is gone within `grace`, and one whose batch takes `stall` and twenty times what its profile says ends itself;
-    `wait` bounds one long poll. A job is given up after `attempts` runs that ended without an answer. What the HTTP
-    door takes is accepted once it is `written`, or `replicated` (`durability`); it takes nothing above the share
-    `memory` of what the state store may hold.
+    `wait` bounds one long poll. A job is given up after `attempts` runs that ended without an answer. A worker leaves
+    that had no memory for `memory_faults` jobs in a row of a model, nor for the model's example. What the HTTP door
+    takes is accepted once it is `written`, or `replicated` (`durability`); it takes nothing above the share `memory` of
+    what the state store may hold.
 
     Of a router's HTTP door: it holds so many `connections`; a tenant's keys may make `requests_per_second`; a client
     has `head` seconds to send what stands before a request's body, and sends or reads a MiB, or all, in `body`.
@@ -158,6 +159,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     stall: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     wait: Annotated[float, msgspec.Meta(gt=0)] = 60.0
     attempts: Positive = 3
+    memory_faults: Positive = 3
     durability: Durability = "written"
     memory: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9
     connections: Positive = 4096

@@ -27,10 +27,25 @@ _LENGTH = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Framed:
-    """An answer's body; `header_length` is None where all of it is JSON."""
+    """A body: JSON, and what follows it."""
 
-    body: bytes
-    header_length: int | None = None
+    text: bytes
+    parts: Sequence[Buffer] = ()
+
+    @property
+    def pieces(self) -> Sequence[Buffer]:
+        """All of it, in order; nothing is copied."""
+        return (self.text, *self.parts)
+
+    @property
+    def body(self) -> bytes:
+        """All of it in one."""
+        return b"".join(self.pieces) if self.parts else self.text
+
+    @property
+    def header_length(self) -> int | None:
+        """Where the JSON ends; None where it is all."""
+        return len(self.text) if self.parts else None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -40,7 +55,7 @@ class Framed:
         return {"content-type": OCTETS, HEADER: str(self.header_length)}
 
 
-def split(body: bytes, header_length: str | None) -> tuple[bytes | memoryview, memoryview]:
+def split(body: Buffer, header_length: str | None) -> tuple[Buffer, memoryview]:
     """The JSON and what follows it.
 
     Raises:
@@ -71,11 +86,6 @@ def pieces(sizes: Sequence[object], rest: memoryview) -> Iterator[memoryview | N
         start += size
     if start < len(rest):
         raise _wrong(SIZE, f"{len(rest)} bytes in all", str(start))
-
-
-def framed(text: bytes, parts: Sequence[Buffer]) -> Framed:
-    """The body of `text` and, after it, `parts`."""
-    return Framed(b"".join([text, *parts]), len(text)) if parts else Framed(text)
 
 
 def bytes_part(elements: Sequence[Buffer]) -> bytes:

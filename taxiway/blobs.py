@@ -86,10 +86,10 @@ def references(value: Any) -> Iterator[Reference]:
             yield from references(below)
 
 
-def referred(message: Buffer) -> list[str]:
-    """The `ref` of every blob that encoded JSON refers to; none where it cannot be read."""
+def referred(message: Buffer) -> list[Reference]:
+    """Every reference in encoded JSON; none where it cannot be read."""
     try:
-        return [reference.ref for reference in references(msgspec.json.decode(message))] if may_refer(message) else []
+        return list(references(msgspec.json.decode(message))) if may_refer(message) else []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidRequestError):
         return []
 
@@ -104,7 +104,7 @@ def resolved(value: Any, contents: Mapping[str, Buffer | None]) -> Any:
     if is_reference(value):
         content = _checked(_parsed(value), contents)
         if "shape" not in value:
-            return content
+            return bytes(content)
         rest = {name: part for name, part in value.items() if name not in ("ref", "bytes", "digest", "href")}
         return rest | {"data": content}
     if isinstance(value, dict):

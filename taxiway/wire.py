@@ -6,7 +6,8 @@ Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from taxiway.blobs import Blobs
 from taxiway.errors import InvalidRequestError
 from taxiway.keys import ARRIVALS, CANCEL, INFER
 from taxiway.request import Request, new_id, parse_request
+from taxiway.signing import key_id, signature, signed_by
 from taxiway.tracing import Carried
 from taxiway.values import from_wire, to_wire
 
@@ -49,28 +51,65 @@ class Envelope(msgspec.Struct, kw_only=True):
             raise InvalidRequestError(f"body: expected base64: {error}", field="body") from error
 
 
+_SIGNATURE, _SIGNED_AT = "signature", "signed_at"  # in that header
+
 _encode = msgspec.json.Encoder().encode
+_encode_alike = msgspec.json.Encoder(order="deterministic").encode
 _decode_envelope = msgspec.json.Decoder(Envelope).decode
 _decode_json = msgspec.json.Decoder().decode
 
 
 def infer_message(
-    job: str, request: Request, *, reply: str, origin: str, blobs: Blobs | None = None, trace: Carried = _UNTRACED
+    job: str,
+    request: Request,
+    *,
+    reply: str,
+    origin: str,
+    blobs: Blobs | None = None,
+    trace: Carried = _UNTRACED,
+    key: bytes | None = None,
 ) -> bytes:
     """The arrival that asks for `request` under the id `job`.
 
     `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
-    names the sender; `blobs` takes large values, which then are to be stored before the message; `trace` are headers.
+    names the sender; `blobs` takes large values, which then are to be stored before the message; `trace` are headers;
+    `key` signs.
     """
     envelope = task_envelope(INFER, job, request_body(request, blobs), header={"reply": reply}, origin=origin)
     envelope.headers.update(trace)
-    return encode_envelope(envelope)
+    return encode_envelope(envelope if key is None else _signed(envelope, key))
 
 
-def cancel_message(job: str, *, origin: str) -> bytes:
-    """The arrival that asks a router to cancel `job`."""
+def cancel_message(job: str, *, origin: str, key: bytes | None = None) -> bytes:
+    """The arrival that asks a router to cancel `job`; `key` signs."""
     body = _encode([[job], {}, _NO_CANVAS])
-    return encode_envelope(task_envelope(CANCEL, new_id(), body, header={}, origin=origin))
+    envelope = task_envelope(CANCEL, new_id(), body, header={}, origin=origin)
+    return encode_envelope(envelope if key is None else _signed(envelope, key))
+
+
+def _signed(envelope: Envelope, key: bytes) -> Envelope:
+    """The envelope with its producer's signature over all headers, the time and the body."""
+    header = {**envelope.headers[HEADER], _SIGNED_AT: time.time()}
+    text = _encode_alike({**envelope.headers, HEADER: header})
+    envelope.headers[HEADER] = {**header, _SIGNATURE: signature(text, envelope.payload(), key)}
+    return envelope
+
+
+def check_signed(envelope: Envelope, keys: Sequence[bytes], *, now: float, longest: float) -> None:
+    """Believe an arrival that a producer with one of the `keys` signed within `longest` seconds of `now`.
+
+    Raises:
+        InvalidRequestError: anybody may have written or repeated it.
+    """
+    header = envelope.headers.get(HEADER)
+    header = dict(header) if isinstance(header, dict) else {}
+    given, at = header.pop(_SIGNATURE, None), header.get(_SIGNED_AT)
+    text = _encode_alike({**envelope.headers, HEADER: header})
+    known = ", ".join(map(key_id, keys))
+    if not isinstance(given, str) or not signed_by(keys, given, text, envelope.payload()):
+        raise InvalidRequestError(f"{HEADER}: expected an arrival signed by a producer (key {known})", field=HEADER)
+    if not isinstance(at, int | float) or abs(now - at) > longest:
+        raise InvalidRequestError(f"{HEADER}: expected to be signed within {longest:g} s, got {at!r}", field=HEADER)
 
 
 def request_body(request: Request, blobs: Blobs | None = None) -> bytes:

@@ -20,6 +20,7 @@ class Cable:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._ends: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         self._plugged = True
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -37,6 +38,10 @@ class Cable:
         for end in tuple(self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def forget(self) -> None:
+        """Carry nothing more on the connections that there are, and tell neither end."""
+        self._forgotten |= self._ends
 
     def redirect(self, host: str, port: int) -> None:
         """Carry new connections to another server, and cut those that there are."""
@@ -72,9 +77,13 @@ class Cable:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with source, suppress(OSError):
             while chunk := source.recv(_CHUNK):
+                if source in self._forgotten:
+                    continue
                 if self.delay:
                     time.sleep(self.delay)
                 sink.sendall(chunk)
+        if source in self._forgotten:
+            return
         self._ends.discard(source)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)

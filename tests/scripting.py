@@ -10,11 +10,10 @@ from tasks.forwarding import (
     FORWARD,
     LIVE,
     RECOVER,
-    TAKE,
     Forward,
+    Forwarded,
     forward_answer,
     forward_args,
-    take_answer,
 )
 from tasks.scripts import CLAIM, FINISH, Claim, Ending, claim_answer, claim_args, finish_args
 from tasks.transport.life import SOURCES, TAKES
@@ -47,14 +46,18 @@ class Store:
 
     def take(self, life: str, most: int = 10, most_bytes: int = 1000) -> list[bytes]:
         """What is taken under a life."""
-        keys = [life_key(life), taken_key(life, TAKES), *priority_lists(ARRIVALS)]
-        return list(take_answer(self.run(TAKE, keys, [most, most_bytes]))[2])
+        return self.exchange(life=life, most=most, most_bytes=most_bytes).taken
 
     def forward(self, *forwards: Forward, life: str = "") -> list[bool]:
         """What of this was forwarded; under a life, all that it took is answered with it."""
-        taken = [taken_key(life, TAKES)] if life else []
-        args = forward_args(forwards, life_key(life) if life else "")
-        return forward_answer(self.run(FORWARD, [*priority_lists(ARRIVALS), *taken], args))[1]
+        return self.exchange(*forwards, life=life).done
+
+    def exchange(self, *forwards: Forward, life: str = "", most: int = 0, most_bytes: int = 1000) -> Forwarded:
+        """The answer when this is forwarded, and arrivals are taken under a life."""
+        takes = taken_key(life, TAKES)
+        keys = [*priority_lists(ARRIVALS), takes, takes] if life else []
+        args = forward_args(forwards, life_key(life) if life else "", most=most, most_bytes=most_bytes)
+        return forward_answer(self.run(FORWARD, keys, args))
 
     def recover(self, life: str, remembered: float = 60.0) -> int:
         """How many messages are put back."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import hiredis
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 from redis.retry import Retry
+
+from taxiway.blobs import Buffer
+from taxiway.resp import END, Value, packed
 
 ANSWER = 5.0
 """Seconds within which a server must answer a worker: scripts over a whole batch of large results take some."""
@@ -20,14 +23,18 @@ ANSWER = 5.0
 _READ = 2**18
 """Bytes of an answer that are read at once: with redis-py's 64 KiB, a large one takes four times the processor time."""
 
+_NOTHING = (b"_", b"$-1")  # how RESP3 and RESP2 say that there is no value
+
+Received = TypeVar("Received", bytes, int)
+
 
 class _Packer:
     """Packs commands in C: redis-py's looks at each argument in Python first, and copies what is large."""
 
-    def pack(self, *args: Any) -> list[bytes]:
+    def pack(self, *args: Any) -> list[Buffer]:
         """The bytes of a command; its name may be several words."""
         name, *rest = args
-        return [hiredis.pack_command((*name.split(), *rest))]
+        return [*packed((*name.split(), *rest))]
 
 
 def connect(url: str, *, answer: float | None = ANSWER) -> Redis:
@@ -63,6 +70,22 @@ class Line:
                 self._call("SCRIPT LOAD", script.script)
                 return self._call(*call)
 
+    def values(self, keys: Sequence[str]) -> list[Buffer | None]:
+        """The values at these keys, each in memory of its own. Raises redis-py's errors, or `OSError`."""
+        with self._turn:
+            self._look()
+            connection, data = self._connection, b""
+            connection.send_packed_command(connection.pack_commands(("GET", key) for key in keys), check_health=False)
+            found: list[Buffer | None] = []
+            try:
+                for _ in keys:
+                    value, data = _value(connection._sock, data)
+                    found.append(value)
+            except BaseException:
+                connection.disconnect()  # what is still to come would be taken for another answer
+                raise
+            return found
+
     def _look(self) -> None:
         """Connect, anew where the server ended the connection."""
         try:
@@ -76,3 +99,27 @@ class Line:
         connection = self._connection
         connection.send_packed_command(connection.pack_command(*command), check_health=False)
         return connection.read_response()
+
+
+def _value(sock: socket.socket, data: bytes) -> tuple[Buffer | None, bytes]:
+    """The next value, and what came behind it; `data` came already."""
+    while END not in data:
+        data += _came(sock.recv(_READ))
+    head, _, data = data.partition(END)
+    if head in _NOTHING:
+        return None, data
+    if not head.startswith(b"$"):
+        raise ResponseError(head[1:].decode(errors="replace"))
+    length = int(head[1:])
+    whole = length + len(END)
+    value = Value(length, data[:whole])
+    while value.missing:
+        value.came(_came(sock.recv_into(value.missing)))
+    return value.content, data[whole:]
+
+
+def _came(received: Received) -> Received:
+    """What was received, where that is anything."""
+    if not received:
+        raise RedisConnectionError("closed by the server")
+    return received

@@ -167,6 +167,18 @@ class Executor:
             return
         logger.warning("no variant of a warm model runs here", extra={"model": model.id})
 
+    def runs_example(self, key: str) -> bool:
+        """Whether a variant answers its model's first example; False where it is not loaded, or there is none."""
+        loaded = self._loaded.get(key)
+        if loaded is None or not loaded.model.examples:
+            return False
+        try:
+            _warm_up(loaded, self._artefacts)
+        except Exception as error:  # runtimes and models raise what they like
+            logger.warning("a model's own example fails", extra={"variant": key, "error": str(error)})
+            return False
+        return True
+
     def run(self, loaded: Loaded, items: Sequence[Item]) -> list[Row | TaxiwayError]:
         """An answer or an error for each item, in order; an item that fails leaves the others their answers."""
         self.used(loaded)

@@ -6,8 +6,7 @@ import base64
 import binascii
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -17,11 +16,12 @@ from tasks.signature import bind, check_stream
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail, trail_of
-from taxiway.blobs import Reference, may_refer, references, resolved
+from taxiway.blobs import Buffer, Reference, may_refer, referred, resolved
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
 from taxiway.keys import INFER
 from taxiway.request import Request
 from taxiway.tracing import TRACEPARENT, TRACESTATE
+from taxiway.values import from_wire
 from taxiway.wire import read_request
 from workers.batcher import bucket_of
 from workers.executor import Loaded
@@ -51,8 +51,14 @@ class _Embed(msgspec.Struct, frozen=True):
     chord: msgspec.Raw | None = None
 
 
-Fetch = Callable[[Sequence[Reference]], Mapping[str, bytes | None]]
+Contents = Mapping[str, Buffer | None]
+"""The bytes that each `ref` stands for, None where they are gone."""
+
+Fetch = Callable[[Sequence[Reference]], Contents]
 """Gives the bytes that references stand for."""
+
+AT_ONCE = 4 * 2**20
+"""Bytes of blobs that are fetched together: so much waits in memory beside the largest request of all."""
 
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Embed | None]).decode
@@ -115,8 +121,28 @@ class Intake:
         self._catalogue = catalogue
         self._hardware = hardware
 
-    def admit(self, delivery: Delivery, now: float) -> Job:
-        """The job, whose rows are bound and not prepared yet.
+    def portions(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
+        """The deliveries in their order, as many as one fetch is for, with all that their requests refer to.
+
+        Raises:
+            BrokerUnavailableError: the store does not answer.
+        """
+        portion: list[Delivery] = []
+        found: list[Reference] = []
+        size = 0
+        for delivery in deliveries:
+            refers = referred(delivery.body)
+            more = sum(reference.bytes for reference in refers)
+            if found and more and size + more > AT_ONCE:
+                yield portion, self._contents(found)
+                portion, found, size = [], [], 0
+            portion.append(delivery)
+            found += refers
+            size += more
+        yield portion, self._contents(found)
+
+    def admit(self, delivery: Delivery, now: float, contents: Contents) -> Job:
+        """The job, whose rows are bound and not prepared yet. `contents` has what its request refers to.
 
         Raises:
             RequestError: the request is wrong, or its model is not in this worker's catalogue.
@@ -124,7 +150,7 @@ class Intake:
         ticket = delivery.ticket
         request = _request(delivery)
         if may_refer(delivery.body):
-            request = with_blobs(request, self._fetch)
+            request = with_blobs(request, contents)
         model = self._catalogue.resolve(ticket.model)
         variant = ticket.variants[delivery.hardware_class]
         if variant not in model.variants:
@@ -149,26 +175,34 @@ class Intake:
             stream=bool(request.stream),
         )
 
+    def _contents(self, found: Sequence[Reference]) -> Contents:
+        return self._fetch(found) if found else {}
+
 
 def _request(delivery: Delivery) -> Request:
     """The request. A router has checked it once: what its type says is enough, unless it is written in another way."""
-    if delivery.content_type == "application/json" and _TAGGED not in delivery.body:
+    if delivery.content_type == "application/json":
         try:
-            return _decode_request(delivery.body)[1]
+            request = _decode_request(delivery.body)[1]
         except msgspec.MsgspecError:
             pass
+        else:
+            return _untagged(request) if _TAGGED in delivery.body else request
     return read_request(delivery.body, delivery.content_type)
 
 
-def with_blobs(request: Request, fetch: Fetch) -> Request:
+def _untagged(request: Request) -> Request:
+    """The request with bytes for what stands for them. Raises `InvalidRequestError`."""
+    inputs, parameters = from_wire(request.inputs), from_wire(request.parameters, "parameters")
+    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+
+
+def with_blobs(request: Request, contents: Contents) -> Request:
     """The request with the blobs in their places.
 
     Raises:
         RequestError: a blob is gone, or is not the one that was signed for.
-        BrokerUnavailableError: the store does not answer.
     """
-    found = list(references([request.inputs, request.parameters]))
-    contents = fetch(found) if found else {}
     inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
     return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
 
@@ -183,7 +217,9 @@ def prepare(job: Job, loaded: Loaded) -> None:
     items: list[Item] = []
     for index, row in enumerate(job.rows):
         try:
-            items.append(replace(loaded.pipeline.prepare(row, job.parameters), level=job.ticket.level))
+            item = loaded.pipeline.prepare(row, job.parameters)
+            item.level = job.ticket.level
+            items.append(item)
         except TaxiwayError as error:
             raise named_row(error, index, job) from error
         except Exception as error:  # a pipeline's own code may raise anything

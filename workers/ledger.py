@@ -15,13 +15,16 @@ from workers.inspection import PlainRequest
 from workers.work import Delivery, Revoked
 
 SHOW_EVERY = 0.25
-"""Seconds after which a job that is still here is shown; events are sent as often. Flower's pages are slower."""
+"""Seconds after which a job that still runs is shown; events are sent as often. Flower's pages are slower."""
+
+SHOW_WAITING = 0.5
+"""Seconds after which a job is shown that is here and has not ended; to show one takes Celery's loop some 10 µs."""
 
 
 class Ledger:
     """Every delivery that this worker holds. Threads may share it.
 
-    A job that ends within `SHOW_EVERY` is told of once, when it ends; one that stays is shown as Celery shows its own.
+    A job that soon ends is told of once, when it ends; one that stays is shown as Celery shows its own.
 
     Args:
         revoke: ends a delivery that an operator terminates.
@@ -63,8 +66,8 @@ class Ledger:
     def show(self) -> list[Delivery]:
         """Show what is not shown yet; on the hub's thread. Answers what runs and the store was not told of."""
         with self._lock:
-            late = time.time() - SHOW_EVERY
-            staying = [delivery for delivery in self.held() if delivery.received <= late]
+            now = time.time()
+            staying = [delivery for delivery in self.held() if _stays(delivery, now)]
             for delivery in staying:
                 if delivery.handed is None:
                     self._show(delivery)
@@ -130,3 +133,8 @@ class Ledger:
                 expires=None,
             )
         )
+
+
+def _stays(delivery: Delivery, now: float) -> bool:
+    """Whether it runs or waits for so long that it is shown."""
+    return 0 < delivery.began <= now - SHOW_EVERY or delivery.received <= now - SHOW_WAITING

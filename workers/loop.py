@@ -36,6 +36,9 @@ AHEAD = 2
 AHEAD_FOR = 0.025
 """Seconds of work that may wait here where batches are short: one fetch then brings many."""
 
+OTHERS_FIRST = 0.005
+"""Seconds for which a device that has its next batch leaves what waits in the queue to those that have none."""
+
 STALL = 20.0
 """A batch that takes this many times what its profile says, and `limits.stall` besides, counts as hung.
 
@@ -119,7 +122,9 @@ class DeviceLoop:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
-            return math.ceil(self._room() / self._rows_a_job)
+            self._changed.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
+            room = self._room(1)
+            return math.ceil((room if room > 0 else self._room()) / self._rows_a_job)
 
     def set_clock(self, offset: float) -> None:
         """Learn the store's time less this host's monotonic clock. Any thread may tell."""
@@ -168,13 +173,14 @@ class DeviceLoop:
             for jobs, seconds in lane.batches():
                 yield jobs, seconds * surely.get(lane.variant, math.inf)
 
-    def _room(self) -> int:
+    def _room(self, batches: int = AHEAD) -> int:
+        """Rows that may come until so many batches, or `AHEAD_FOR`, wait here; what is in flight counts as a batch."""
         lanes = [lane for lane in list(self._lanes.values()) if lane]
         batch = max([self.executor.hardware.max_batch, *(lane.policy.max_batch for lane in lanes)])
-        rows = max(AHEAD * batch, int(self._rate.rows * AHEAD_FOR))
+        rows = max(batches * batch, int(self._rate.rows * AHEAD_FOR))
         waiting = sum(lane.rows for lane in lanes)
         beside = max(0, self._loads.rows - rows)  # as many again may wait for loads, and keep nobody out
-        return rows - waiting - self._inbox_rows - beside
+        return rows - waiting - self._inflight.rows - self._inbox_rows - beside
 
     def _collect(self, wait: float) -> None:
         """Take in all jobs that came, waiting up to `wait` seconds for the first."""

@@ -32,7 +32,7 @@ from tasks.local.machine import packages
 from tasks.profiles import ProfileBook, load_book
 from tasks.settings import STATES
 from tasks.tracing import trail_of
-from taxiway.blobs import Reference
+from taxiway.blobs import Buffer, Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import INFER
 from workers.account import Account
@@ -41,6 +41,7 @@ from workers.departure import Departure
 from workers.device import DeviceMissingError, find_device
 from workers.events import TaskEvents
 from workers.executor import Executor
+from workers.exhaustion import Exhaustion
 from workers.fetcher import Fetcher, in_order
 from workers.finisher import Finisher
 from workers.hub import Hub
@@ -67,7 +68,6 @@ NO_DEVICE = 3
 
 BROKEN = 70
 """Exit status of a worker that lost one of its threads (EX_SOFTWARE of sysexits.h): its supervisor starts another."""
-
 
 _YOUNG = 10_000
 """New objects after which the garbage collector looks at them: a look takes half a millisecond."""
@@ -208,10 +208,11 @@ class DevicePool(BasePool):
         )
 
     def _make_loop(self, executor: Executor) -> DeviceLoop:
+        exhaustion = Exhaustion(self._store.limits.memory_faults, executor.runs_example, self.departure)
         return DeviceLoop(
             executor,
             self._store,
-            end=Retries(self._finisher.put, self._later, self._store.limits.attempts).put,
+            end=Retries(self._finisher.put, self._later, self._store.limits.attempts, exhaustion).put,
             accepted=self._accept,
             revoked=state.revoked.__contains__,
             again=lambda delivery: self._reception.put(delivery),
@@ -326,7 +327,7 @@ class DevicePool(BasePool):
         elif self._queue is not None:
             keep_letter(self._store, self._queue.message(delivery.tag), reason, delivery.job)
 
-    def _blobs(self, found: Sequence[Reference]) -> dict[str, bytes | None]:
+    def _blobs(self, found: Sequence[Reference]) -> dict[str, Buffer | None]:
         """What a request refers to, once the store answers."""
 
         def say_away(why: str) -> None:

@@ -22,7 +22,7 @@ from taxiway.errors import (
     ExecutionError,
     TaxiwayError,
 )
-from workers.intake import Intake, prepare
+from workers.intake import Contents, Intake, prepare
 from workers.loop import DeviceLoop
 from workers.store import Store, insist
 from workers.work import Delivery, Dropped, Ended, Ending, Job, Outcome, late
@@ -78,7 +78,8 @@ class Reception:
             self._take()
             due = self._due()
             if due:
-                self._retry([delivery for delivery in due if delivery.token and not delivery.lost])
+                claimed = [delivery for delivery in due if delivery.token and not delivery.lost]
+                self._admit(claimed, time.monotonic())  # they run again
                 with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages are delivered again
                     self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
         self._give_back([delivery for _, _, delivery in sorted(self._later)])
@@ -87,7 +88,7 @@ class Reception:
         """Admit deliveries by what the store said of their claims at `now`, by its clock. Any thread may."""
         arrived = time.monotonic()
         self._loop.set_clock(now - arrived)
-        jobs = []
+        able = []
         for delivery in deliveries:
             assert delivery.claim is not None
             if delivery.claim.verdict is not Verdict.RUN:
@@ -95,8 +96,8 @@ class Reception:
             elif delivery.claim.attempts >= self._store.limits.attempts:
                 self._give_up(delivery)
             else:
-                jobs += self._admitted(delivery, arrived)
-        self._loop.put(jobs)
+                able.append(delivery)
+        self._admit(able, arrived)
 
     def _take(self) -> None:
         """Move what was put among what is due later, waiting until the first of that is due."""
@@ -112,11 +113,6 @@ class Reception:
         while self._later and self._later[0][0] <= time.monotonic():
             due.append(heapq.heappop(self._later)[2])
         return due
-
-    def _retry(self, deliveries: Sequence[Delivery]) -> None:
-        """Admit what is claimed already, and runs again."""
-        arrived = time.monotonic()
-        self._loop.put([job for delivery in deliveries for job in self._admitted(delivery, arrived)])
 
     def _claim(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -146,16 +142,20 @@ class Reception:
         self._bury(delivery, error.message)
         self._end([Ended(delivery, Outcome(error=error))])
 
-    def _admitted(self, delivery: Delivery, arrived: float) -> list[Job]:
+    def _admit(self, deliveries: Sequence[Delivery], arrived: float) -> None:
+        """Hand the jobs to the device, those at once whose inputs were fetched together."""
+        with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is away: they are delivered again
+            for some, contents in self._intake.portions(deliveries):
+                self._loop.put([job for one in some for job in self._admitted(one, arrived, contents)])
+
+    def _admitted(self, delivery: Delivery, arrived: float, contents: Contents) -> list[Job]:
         """The job, prepared where its variant is loaded already; none where it cannot be read."""
         executor = self._loop.executor
         try:
-            job = self._intake.admit(delivery, arrived)
+            job = self._intake.admit(delivery, arrived, contents)
             loaded = executor.ready(job.model, job.variant)
             if loaded is not None:
                 prepare(job, loaded)
-        except BrokerUnavailableError:  # stopping while the store is away: the message is delivered again
-            return []
         except TaxiwayError as error:
             self._end([Ended(delivery, Outcome(error=error))])
         except Exception as error:  # a pipeline's own code may raise anything, for this one request

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from taxiway.errors import FleetUnavailable
+from taxiway.errors import FleetUnavailable, TaxiwayError
+from workers.exhaustion import Exhaustion
 from workers.work import Answered, Delivery, Ended, Ending
 
 logger = logging.getLogger(__name__)
@@ -71,31 +72,44 @@ class Retries:
         end: takes what ended.
         again: takes what runs again; its claim is kept.
         attempts: most runs of one job.
+        exhaustion: learns of all that ended; once it `found` the device's memory gone, what failed by that is kept for
+            another worker.
     """
 
-    def __init__(self, end: Callable[[Sequence[Ending]], None], again: Again, attempts: int) -> None:
+    def __init__(
+        self, end: Callable[[Sequence[Ending]], None], again: Again, attempts: int, exhaustion: Exhaustion
+    ) -> None:
         self._end = end
         self._again = again
         self._attempts = attempts
+        self._exhaustion = exhaustion
         self._budget = Budget()
 
     def put(self, endings: Sequence[Ending]) -> None:
         """Hand on what ended, and retry what may be retried."""
+        self._exhaustion.look(endings)
         self._budget = self._budget.earned(sum(isinstance(ending, Answered) for ending in endings))
         self._end([ending for ending in endings if not self._retried(ending)])
 
     def _retried(self, ending: Ending) -> bool:
         delivery = ending.delivery
         error = ending.outcome.error if isinstance(ending, Ended) else None
-        if not isinstance(error, FleetUnavailable) or delivery.retries + 1 >= self._attempts:
+        leaves = self._exhaustion.found
+        if not isinstance(error, FleetUnavailable) or not (leaves or self._affords(delivery, error)):
+            return False
+        seconds = LONGEST_PAUSE if leaves else pause(delivery.retries, random.random())
+        logger.warning("runs again", extra={"job": delivery.job, "pause": round(seconds, 3), "error": error.message})
+        delivery.retries += 1
+        delivery.began = 0.0
+        self._again(delivery, pause=seconds)
+        return True
+
+    def _affords(self, delivery: Delivery, error: TaxiwayError) -> bool:
+        """Whether a job may run once more, which is then paid for."""
+        if delivery.retries + 1 >= self._attempts:
             return False
         if not self._budget.allows:
             logger.warning("no retry left", extra={"job": delivery.job, "error": error.message})
             return False
         self._budget = self._budget.spent()
-        seconds = pause(delivery.retries, random.random())
-        logger.warning("runs again", extra={"job": delivery.job, "pause": round(seconds, 3), "error": error.message})
-        delivery.retries += 1
-        delivery.began = 0.0
-        self._again(delivery, pause=seconds)
         return True

@@ -35,9 +35,14 @@ class Returns:
         self._on_hub = on_hub
 
     def give_back(self, deliveries: Sequence[Delivery]) -> None:
-        """Return jobs, given in the order in which they came; while a server is away they stay here."""
+        """Return jobs, given in the order in which they came; while a server is away they stay here.
+
+        One that failed here and was to run again has had its run: it is given up at last, and runs alone until then.
+        """
+        claimed = [delivery for delivery in deliveries if delivery.token]
         with contextlib.suppress(BrokerUnavailableError):  # then their leases end by themselves
-            self._store.release([(delivery.job, delivery.token) for delivery in deliveries if delivery.token])
+            self._store.release([(delivery.job, delivery.token) for delivery in claimed if not delivery.retries])
+            self._store.let_lapse([(delivery.job, delivery.token) for delivery in claimed if delivery.retries])
             if self._queue is not None:
                 self._queue.put_back(in_order([delivery.tag for delivery in deliveries if delivery.tag]))
             for delivery in reversed(deliveries):

@@ -60,7 +60,7 @@ class Store:
         self._start = self._client.register_script(scripts.START)
         self._renew = self._client.register_script(scripts.RENEW)
         self._release = self._client.register_script(scripts.RELEASE)
-        self._line = Line(url)
+        self._line, self._values = Line(url), Line(url)
         self._finish = self._client.register_script(scripts.FINISH)
         self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
 
@@ -86,6 +86,11 @@ class Store:
         if claims:
             self._told(lambda: self._release(args=scripts.release_args(claims)))
 
+    def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
+        """Let the claims (job, token) end as if this worker had: their runs count."""
+        if claims:
+            self._told(lambda: self._renew(args=scripts.renew_args(0.0, claims)))
+
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
         args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
@@ -109,10 +114,10 @@ class Store:
         raw = self._told(lambda: self._client.get(result_key(job)))
         return read_meta(raw) if raw else None
 
-    def blobs(self, references: Sequence[Reference]) -> dict[str, bytes | None]:
+    def blobs(self, references: Sequence[Reference]) -> dict[str, Buffer | None]:
         """The bytes that each `ref` stands for, None where they are not there any more."""
         keys = [blob_key(reference.ref) for reference in references]
-        contents = self._told(lambda: self._client.mget(keys))
+        contents = self._told(lambda: self._values.values(keys))
         return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
 
     def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:

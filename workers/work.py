@@ -233,7 +233,7 @@ Ending = Answered | Ended | Dropped | Revoked
 
 def late(delivery: Delivery, now: float) -> Ended:
     """How a job ends whose deadline passed before a device was free for it; `now` is by the store's clock."""
-    passed = now - delivery.ticket.deadline_at
+    passed = max(now - delivery.ticket.deadline_at, 0.0)  # a job that was placed twice has the earlier deadline
     return Ended(
         delivery,
         Outcome(error=DeadlineExceededError(f"its deadline passed {passed:.3f} s before a device was free for it")),

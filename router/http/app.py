@@ -171,7 +171,7 @@ async def infer(request: _Any, model: str, version: str | None = None) -> Respon
         header_length=request.headers.get(HEADER),
         prefer=request.headers.get("prefer", ""),
     )
-    return Response(answer.content, status_code=answer.status, headers=answer.headers)
+    return Response(b"".join(answer.pieces), status_code=answer.status, headers=answer.headers)
 
 
 @post(
@@ -247,7 +247,7 @@ async def blob(request: _Any, ref: str) -> Response[bytes]:
     content = (await _door(request).router.store.blobs([ref]))[ref]
     if content is None:
         raise gone(ref)
-    return Response(content, media_type=OCTETS)
+    return Response(bytes(content), media_type=OCTETS)
 
 
 @get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=described.JOB_PLACEMENT)

@@ -14,12 +14,15 @@ import math
 from http import HTTPStatus
 from typing import Any
 
+from httptools import HttpRequestParser
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from router.http.body import WHOLE, BodyReader
 from router.http.errors import body_of, headers_of
 from tasks.topology import Limits
+from taxiway.blobs import Buffer
 from taxiway.errors import FleetUnavailable, RequestError, TaxiwayError
 
 HEAD = 2**16
@@ -107,7 +110,19 @@ class Connection(HttpToolsProtocol):
         """Its head is there."""
         self._in_head = False
         self._until = self.loop.time() + self._limits.body
+        self.scope["extensions"] = {WHOLE: self._whole}  # type: ignore[dict-item]  # uvicorn wants mappings there
         super().on_headers_complete()
+        self.cycle.transport = _Together(self.transport, self.loop)  # type: ignore[assignment]  # all that it uses
+
+    def came(self, count: int) -> None:
+        """Bytes of a body came beside the parser."""
+        self._received += count
+
+    def complete(self) -> None:
+        """They were the last; a parser that does not wait for them goes on."""
+        self.parser = HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self.on_message_complete()
 
     def on_message_complete(self) -> None:
         """All of it is there."""
@@ -130,6 +145,11 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """The answer to what is not HTTP."""
         self._refuse(HTTPStatus.BAD_REQUEST, RequestError("expected a request of HTTP/1.1"))
+
+    async def _whole(self, begin: bytes, length: int) -> memoryview | None:
+        reader = BodyReader(self.transport, self, begin, length)
+        self.flow.resume_reading()
+        return await reader.whole
 
     def _look_at_reading(self, now: float) -> None:
         left = self.transport.get_write_buffer_size()
@@ -159,6 +179,37 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(_whole(status, error))
         self.transport.close()
+
+
+class _Together:
+    """Sends an answer's head with what comes in the same turn of the loop: each write is a system call."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held: list[Buffer] = []
+
+    def write(self, data: Buffer) -> None:
+        """Send it, at the latest in the loop's next turn."""
+        self._held.append(data)
+        if len(self._held) == 1:
+            self._loop.call_soon(self._send)
+        else:
+            self._send()
+
+    def is_closing(self) -> bool:
+        """Whether it is being closed."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close, once all is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():
+            self._transport.writelines(held)
 
 
 def _whole(status: HTTPStatus, error: TaxiwayError) -> bytes:

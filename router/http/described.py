@@ -73,7 +73,7 @@ class InferOperation(Operation):
     body: ClassVar[type[Any]] = InferRequest
     headers: ClassVar[Mapping[str, str]] = {
         HEADER: "How many bytes of the body are JSON; the tensors that it names follow, raw.",
-        "Prefer": "With `respond-async` the answer is the job's place, at once.",
+        "Prefer": "With `respond-async` the answer is the job's place, at once; with `wait=s`, after so many seconds.",
     }
 
     def to_schema(self) -> dict[str, Any]:

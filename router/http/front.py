@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.access.keyring import Scope
+from router.http.body import WHOLE, Whole
 from router.http.errors import body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of
 from router.http.inference import Answer, Inference
 from taxiway.binary import HEADER
+from taxiway.blobs import Buffer
 from taxiway.errors import TaxiwayError
 
 _INFER = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?/infer")
@@ -39,13 +41,13 @@ class Front:
         if asked is None or not length.isdigit() or int(length) > self._limit or _SUBMIT not in caller_of(scope).scopes:
             await self._behind(scope, receive, send)
             return
-        body = await _body(receive)
+        body = await _body(scope, receive, int(length))
         if body is not None:
             told = await self._answer(scope, asked, headers, body)
-            await answer(send, told.status, told.headers, told.content)
+            await answer(send, told.status, told.headers, *told.pieces)
 
     async def _answer(
-        self, scope: Mapping[str, Any], asked: re.Match[str], headers: Mapping[bytes, bytes], body: bytes
+        self, scope: Mapping[str, Any], asked: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
     ) -> Answer:
         header_length = headers.get(_HEADER)
         try:
@@ -57,19 +59,19 @@ class Front:
                 prefer=headers.get(b"prefer", b"").decode("latin-1"),
             )
         except TaxiwayError as error:
-            return Answer(error.status, headers_of(error), body_of(error))
+            return Answer(error.status, headers_of(error), (body_of(error),))
         except Exception as error:  # nobody foresaw it: the log says what it is
             told = unforeseen(scope["method"], scope["path"], error)
-            return Answer(told.status, headers_of(told), body_of(told))
+            return Answer(told.status, headers_of(told), (body_of(told),))
 
 
-async def _body(receive: Receive) -> bytes | None:
+async def _body(scope: Mapping[str, Any], receive: Receive, length: int) -> Buffer | None:
     """The request's body; None where its sender is gone."""
-    pieces = []
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            return None
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    message = await receive()
+    if message["type"] != "http.request":
+        return None
+    begin: bytes = message["body"]
+    if not message["more_body"]:
+        return begin
+    whole: Whole = scope["extensions"][WHOLE]
+    return await whole(begin, length)

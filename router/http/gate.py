@@ -17,6 +17,7 @@ from router.access.file import KeyFile
 from router.access.keyring import ANYBODY, NOBODY, Caller, Scope
 from router.access.rates import Rates
 from router.http.errors import body_of, headers_of
+from taxiway.blobs import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError
 
 Message = Mapping[str, Any]
@@ -109,12 +110,13 @@ def claim(caller: Caller, parameters: dict[str, Any]) -> None:
     parameters["tenant"] = caller.tenant
 
 
-async def answer(send: Send, status: int, headers: Mapping[str, str], content: bytes) -> None:
-    """Send a whole answer."""
+async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:
+    """Send a whole answer, whose body may be in pieces."""
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    pairs.append((b"content-length", str(len(content)).encode()))
+    pairs.append((b"content-length", str(sum(map(len, pieces))).encode()))
     await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": content})
+    for left, piece in zip(range(len(pieces) - 1, -1, -1), pieces, strict=True):
+        await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
 
 
 def _here(scope: Mapping[str, Any]) -> Caller:

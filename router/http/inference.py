@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +18,24 @@ from router.http.gate import claim
 from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
 from router.http.traces import carried_on, carry
 from router.jobs import Jobs
+from router.results import give_up
 from router.service import Router
 from tasks.catalogue import Model
+from tasks.scripts import Ending
 from tasks.signature import bind, check_stream
 from taxiway.binary import Framed
 from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
-from taxiway.job import JobStatus, Result, read_answer
+from taxiway.errors import BrokerUnavailableError
+from taxiway.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.keys import INFER
 from taxiway.request import job_id
 from taxiway.wire import request_body, task_envelope
 
 _encode = msgspec.json.Encoder().encode
+_wait_in = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])").search
+
+_WITHDRAWN_WITHIN = 0.1
+"""Seconds that a caller waits beyond `service.ACCEPT`, until what was not accepted is ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,7 @@ class Answer:
 
     status: int
     headers: Mapping[str, str]
-    content: bytes
+    pieces: Sequence[Buffer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ class Inference:
         self._limits = router.rules.topology.limits
 
     async def answer_to(
-        self, reference: str, body: bytes, *, caller: Caller, header_length: str | None, prefer: str
+        self, reference: str, body: Buffer, *, caller: Caller, header_length: str | None, prefer: str
     ) -> Answer:
         """The answer to an infer request: 200 with the outputs, or 202 with the job's place.
 
@@ -73,13 +83,15 @@ class Inference:
         """
         infer = read_infer(body, header_length)
         claim(caller, infer.parameters)
-        submitting = "respond-async" in prefer
-        got = await (self.submit(reference, infer) if submitting else self.infer(reference, infer))
+        if "respond-async" in prefer:
+            got: Framed | Accepted = await self.submit(reference, infer)
+        else:
+            got = await self.infer(reference, infer, _seconds_in(prefer))
         if isinstance(got, Framed):
-            return Answer(200, got.headers, got.body)
+            return Answer(200, got.headers, got.pieces)
         location = f"/v2/jobs/{got.job}"
         content = _encode({"id": got.job, "state": "queued", "location": location})
-        return Answer(202, {"content-type": "application/json", "location": location}, content)
+        return Answer(202, {"content-type": "application/json", "location": location}, (content,))
 
     async def submit(self, reference: str, infer: InferRequest) -> Accepted:
         """Accept a request and return at once.
@@ -91,8 +103,8 @@ class Inference:
         await self._forward(asked, await self._placed(asked))
         return Accepted(asked.order.job)
 
-    async def infer(self, reference: str, infer: InferRequest) -> Framed | Accepted:
-        """Accept a request and wait for its answer; the job where the answer takes longer than `limits.wait`.
+    async def infer(self, reference: str, infer: InferRequest, longest: float = math.inf) -> Framed | Accepted:
+        """Accept a request and wait for its answer; the job where that takes longer than `limits.wait`, or `longest`.
 
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
@@ -101,7 +113,8 @@ class Inference:
         job, admitted = asked.order.job, await self._placed(asked)
         with self._router.results.expect(job) as future:
             fresh = await self._forward(asked, admitted)
-            meta = await (self._own(future, job) if fresh else self._earlier(job))
+            wait = min(longest, self._limits.wait)
+            meta = await (self._own(future, job, wait) if fresh else self._earlier(job, wait))
         if meta is None:
             return Accepted(job)
         return answer_of(asked.model, job, await self.result(meta), wants_binary(infer), infer.id)
@@ -153,10 +166,24 @@ class Inference:
 
     async def _forward(self, asked: _Asked, admitted: Admitted) -> bool:
         """Whether it is a new job; what an earlier job's copy brought along is dropped."""
-        fresh = await self._router.forward(admitted)
+        try:
+            fresh = await self._router.forward(admitted)
+        except BrokerUnavailableError as error:
+            if asked.order.request.idempotency_key is None:  # under a key it is sent again, and may be accepted already
+                await self._withdraw(asked, error)
+            raise
         if asked.kept and not fresh:
             await self._router.store.drop_blobs(asked.order.job, asked.kept)
         return fresh
+
+    async def _withdraw(self, asked: _Asked, error: BrokerUnavailableError) -> None:
+        """End what was not accepted where it was recorded, or published and not confirmed; else nothing of it stays."""
+        job, store = asked.order.job, self._router.store
+        with suppress(BrokerUnavailableError, TimeoutError):  # then it ends at its deadline
+            async with asyncio.timeout(_WITHDRAWN_WITHIN):
+                if await store.record(job):
+                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, error))])
+                await store.drop_blobs(job, asked.kept)
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in their places.
@@ -171,14 +198,23 @@ class Inference:
         contents = await self._router.store.blobs(found)
         return msgspec.structs.replace(result, outputs=resolved(result.outputs, contents))
 
-    async def _own(self, future: asyncio.Future[bytes], job: str) -> bytes | None:
+    async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job forwarded just now."""
+        timer = asyncio.get_running_loop().call_later(wait, give_up, future)
         try:
-            return await asyncio.wait_for(future, self._limits.wait)
+            return await future
         except TimeoutError:
             return await self._router.store.result(job)
+        finally:
+            timer.cancel()
 
-    async def _earlier(self, job: str) -> bytes | None:
+    async def _earlier(self, job: str, wait: float) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key began."""
-        found = await self._jobs.result(job, wait=self._limits.wait)
+        found = await self._jobs.result(job, wait=wait)
         return None if isinstance(found, JobStatus) else found
+
+
+def _seconds_in(prefer: str) -> float:
+    """How long a `Prefer` header says that its caller waits (RFC 7240, 4.3)."""
+    found = _wait_in(prefer)
+    return float(found[1]) if found else math.inf

@@ -19,6 +19,7 @@ import numpy as np
 
 from tasks.catalogue import Model, TensorSpec
 from taxiway import binary
+from taxiway.blobs import Buffer
 from taxiway.errors import InvalidRequestError
 from taxiway.job import Result
 from taxiway.request import TERMS, Request, parse_request
@@ -89,7 +90,7 @@ _decode = msgspec.json.Decoder(InferRequest).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
-def read_infer(body: bytes, header_length: str | None = None) -> InferRequest:
+def read_infer(body: Buffer, header_length: str | None = None) -> InferRequest:
     """The infer request in `body`; `header_length` is the header that says where its binary part begins.
 
     Raises:
@@ -111,7 +112,7 @@ def _binary_size(tensor: InputTensor) -> object:
     return size
 
 
-def _read_json(text: bytes | memoryview) -> InferRequest:
+def _read_json(text: Buffer) -> InferRequest:
     if len(text) > _LARGE and bytes(text).count(b"[") + bytes(text).count(b"{") > MOST:
         raise InvalidRequestError(f"body: expected at most {MOST} lists and mappings in JSON, got more", field="body")
     try:
@@ -172,7 +173,7 @@ def answer_of(
         outputs=outputs,
         parameters={"job": job, **msgspec.structs.asdict(result.report)},
     )
-    return binary.framed(_encode_json(answer), parts)
+    return binary.Framed(_encode_json(answer), parts)
 
 
 def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:

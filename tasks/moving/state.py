@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tasks.connection import connect, told_plainly
+from tasks.connection import Line, connect, told_plainly
 from tasks.moving import Moved, Step
 from tasks.moving.scripts import LEAD as TAKE_LEAD
 from tasks.moving.scripts import MOVE, record_args
@@ -28,13 +28,13 @@ class StateYard:
     def __init__(self, url: str, name: str) -> None:
         self._store = connect(url)
         self._name = name
-        self._lead = self._store.register_script(TAKE_LEAD)
+        self._line = Line(url)
         self._record = self._store.register_script(MOVE)
 
     async def lead(self, lease: float) -> str:
         """See `Yard.lead`."""
         with told_plainly("state store"):
-            token: bytes = await self._lead(keys=[LEAD, LEADS], args=[self._name, int(lease * 1000)])
+            token: bytes = await self._line.run(TAKE_LEAD, [LEAD, LEADS], [self._name, int(lease * 1000)])
         return token.decode()
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
@@ -73,4 +73,5 @@ class StateYard:
         """Give the lead up, and disconnect."""
         with suppress(BrokerUnavailableError):  # else the lead ends by itself
             await self.lead(0.0)
+        await self._line.close()
         await self._store.aclose()

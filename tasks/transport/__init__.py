@@ -129,8 +129,8 @@ class Transport(Protocol):
     async def wait(self, longest: float) -> None:
         """Return when arrivals may be there, at the latest after `longest` seconds. May be cancelled."""
 
-    async def take(self, most: int = TAKE_AT_MOST) -> Taken:
-        """Take up to `most` arrivals."""
+    async def take(self) -> Taken:
+        """Take arrivals, up to `TAKE_AT_MOST`; some may have been taken as others were forwarded."""
 
     async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish and record, and keep the readings with the records; what is to be held is kept in the state store.

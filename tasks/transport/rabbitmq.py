@@ -26,7 +26,7 @@ from tasks.transport import QUORUM, TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing,
 from taxiway.acceptance import Durability, check_confirmed, confirming
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState
-from taxiway.keys import ARRIVALS, amqp_priority, job_key, priority_lists
+from taxiway.keys import ARRIVALS, amqp_priority, job_key
 from taxiway.wire import Envelope, encode_envelope
 
 _EVENTS = "celeryev"  # Celery's exchange for events
@@ -90,8 +90,8 @@ class RabbitTransport:
         with suppress(TimeoutError):
             await asyncio.wait_for(session.arrived.wait(), longest)
 
-    async def take(self, most: int = TAKE_AT_MOST) -> Taken:
-        """Take up to `most` deliveries; they stay unacknowledged."""
+    async def take(self) -> Taken:
+        """Take up to `TAKE_AT_MOST` deliveries; they stay unacknowledged."""
         if self._abandoned:
             await self._drop()
             self._abandoned = False
@@ -100,7 +100,7 @@ class RabbitTransport:
             seconds, microseconds = await self._state.time()
         arrivals: list[Arrival] = []
         left = TAKE_BYTES
-        while session.waiting and len(arrivals) < most and left > 0:
+        while session.waiting and len(arrivals) < TAKE_AT_MOST and left > 0:
             message = session.waiting.popleft()
             left -= len(message.body)
             tag = str(message.delivery_tag)
@@ -175,7 +175,10 @@ class RabbitTransport:
         await self._state.aclose()
 
     async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> set[str]:
-        """Record the jobs; answers those that have to be published: new, or recorded by a router that died then."""
+        """Record the jobs; answers those that have to be published: new, or recorded by a router that died then.
+
+        What runs was published, though its router did not live to say so.
+        """
         if not messages and not readings:
             return set()
         done = await self._run_record(readings, [self._recorded(m) for m in messages])
@@ -183,8 +186,8 @@ class RabbitTransport:
         old = [message for message, new in recorded if not new]
         unpublished = await self._unpublished(old) if old else []
         anew = [msgspec.structs.replace(self._recorded(m), was=JobState.QUEUED) for m in unpublished]
-        await self._run_record([], anew)
-        return {message.job for message, new in recorded if new} | {message.job for message in unpublished}
+        recorded += zip(unpublished, await self._run_record([], anew), strict=True)
+        return {message.job for message, new in recorded if new}
 
     async def _unpublished(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
         """Those whose records say that they were neither published nor finished."""
@@ -203,7 +206,7 @@ class RabbitTransport:
             return []
         args = forward_args([*(reading.recorded() for reading in readings), *forwards])
         with told_plainly("state store"):
-            done = forward_answer(await self._records.run(script, priority_lists(ARRIVALS), args))[1]
+            done = forward_answer(await self._records.run(script, [], args)).done
             if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
                 check_confirmed([await self._records.call(*command) for command in self._confirming])
         return done

@@ -10,12 +10,13 @@ import asyncio
 import base64
 import uuid
 from collections.abc import Sequence, Set
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from tasks.connection import Line, connect, told_plainly
-from tasks.forwarding import FORWARD, LET_GO, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.forwarding import FORWARD, LET_GO, Forward, forward_answer, forward_args
 from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from tasks.transport.life import TAKES, Life
 from taxiway.acceptance import Durability, check_confirmed, confirming
@@ -49,7 +50,9 @@ class ValkeyTransport:
         self._confirming = confirming(durability, _CONFIRMED_WITHIN)
         self._life = Life(self._client, name)
         self._waits: dict[int, asyncio.Task[Any]] = {}
+        self._rung = asyncio.Event()
         self._held: set[str] = set()
+        self._ahead: list[Arrival] = []
         self._more = True
         self._bursts = False
         self._abandoned = False
@@ -63,30 +66,29 @@ class ValkeyTransport:
             if level not in self._waits:
                 move = ("BLMOVE", name, self._life.taken(str(level)), "RIGHT", "LEFT", longest)
                 self._waits[level] = asyncio.ensure_future(self._waiters[level].call(*move))
-        await asyncio.wait(self._waits.values(), timeout=longest, return_when=asyncio.FIRST_COMPLETED)
+                self._waits[level].add_done_callback(self._ring)
+        if not any(wait.done() for wait in self._waits.values()):
+            self._rung.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest):
+                    await self._rung.wait()
 
-    async def take(self, most: int = TAKE_AT_MOST) -> Taken:
-        """What `wait` moved; and where the last call said that there is more, or they come in bursts lately, that."""
+    async def take(self) -> Taken:
+        """What `wait` moved and the last call took; and where they come in bursts lately, the others of the burst."""
         with told_plainly("broker"):
             if self._abandoned:
                 await self._end_life()
             while self._life.due and not await self._life.sign():
                 await self._end_life()
             woken = self._woken()
-            if not self._more and not (woken and self._bursts):
-                return Taken(self._life.now(), woken)
-            tag = self._life.taken(TAKES)
-            keys = [self._life.key, tag, *priority_lists(ARRIVALS)]
-            now, lives, taken = take_answer(await self._takes.run(TAKE, keys, [most, TAKE_BYTES]))
-            if not lives:
+            if self._more or (woken and self._bursts):
+                await self._exchange([], set())
+                self._bursts = bool(self._ahead)
+            if self._more:  # its life ended, and what was woken returns to the arrivals
                 await self._end_life()
-                await self._life.sign()
-                return Taken(now)
-        self._life.heard(now)
-        self._more = self._bursts = bool(taken)
-        if taken:
-            self._held.add(tag)
-        return Taken(now, [*woken, *(_arrival(tag, raw) for raw in taken)])
+                return Taken(self._life.now())
+        ahead, self._ahead = self._ahead, []
+        return Taken(self._life.now(), [*woken, *ahead])
 
     async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
@@ -118,7 +120,9 @@ class ValkeyTransport:
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals, with all that were taken with them."""
-        await self._run_forward([], set(tags))
+        held = self._held.intersection(tags)
+        if held:
+            await self._run_forward([], held)
 
     def abandon(self) -> None:
         """Put back, before the next take, all that this router holds: also what a lost answer took."""
@@ -161,6 +165,9 @@ class ValkeyTransport:
                 await line.close()
         await self._client.aclose()
 
+    def _ring(self, _: asyncio.Future[Any]) -> None:
+        self._rung.set()
+
     def _woken(self) -> list[Arrival]:
         """What `wait` moved and nobody had yet, first served first."""
         arrivals = []
@@ -179,6 +186,7 @@ class ValkeyTransport:
         await asyncio.gather(*self._waits.values(), return_exceptions=True)
         self._waits.clear()
         self._held.clear()
+        self._ahead.clear()
         await self._life.end()
         self._more, self._abandoned = True, False
 
@@ -187,13 +195,25 @@ class ValkeyTransport:
     ) -> list[bool]:
         if not tags <= self._held:
             return [False] * len(forwards)
-        args = forward_args(forwards, self._life.key if tags else "")
-        line = self._takes if tags else self._sends
         with told_plainly("broker"):
-            answer = await line.run(script, [*priority_lists(ARRIVALS), *tags], args)
-        self._more, done = forward_answer(answer)
+            if tags:
+                return await self._exchange(forwards, tags)
+            return forward_answer(await self._sends.run(script, [], forward_args(forwards))).done
+
+    async def _exchange(self, forwards: Sequence[Forward], tags: Set[str]) -> list[bool]:
+        """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
+        takes = self._life.taken(TAKES)
+        most = 0 if takes in self._held - tags else TAKE_AT_MOST
+        args = forward_args(forwards, self._life.key, most=most, most_bytes=TAKE_BYTES)
+        answer = forward_answer(await self._takes.run(FORWARD, [*priority_lists(ARRIVALS), takes, *tags], args))
+        self._life.heard(answer.now)
+        self._more = not answer.lives
         self._held -= tags
-        return done
+        if answer.taken:
+            self._held.add(takes)
+            self._ahead = [_arrival(takes, raw) for raw in answer.taken]
+            self._bursts = True
+        return answer.done
 
     async def _confirm(self, line: Line, tags: Set[str]) -> None:
         """Wait until what was written on the line is as durable as it is to be, of what comes from the own door.
@@ -208,7 +228,7 @@ class ValkeyTransport:
     async def _run_record(self, forwards: Sequence[Forward], script: str = FORWARD) -> list[bool]:
         assert self._records is not None
         with told_plainly("state store"):
-            return forward_answer(await self._records.run(script, priority_lists(ARRIVALS), forward_args(forwards)))[1]
+            return forward_answer(await self._records.run(script, [], forward_args(forwards))).done
 
     def _forward_of(self, message: Outgoing) -> Forward:
         envelope = message.envelope

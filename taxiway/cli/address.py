@@ -52,8 +52,12 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
 
 
 def key_for(address: str, environment: Mapping[str, str]) -> str | None:
-    """The key in `TAXIWAY_KEY`, for a router; no option has it, for all on a machine see each command's options."""
-    return environment.get("TAXIWAY_KEY") or None if address.startswith("http") else None
+    """The key in `TAXIWAY_KEY` for a router, and for a broker the first in `TAXIWAY_PRODUCER_SECRET`.
+
+    No option has one, for all on a machine see each command's options.
+    """
+    variable = "TAXIWAY_KEY" if address.startswith("http") else "TAXIWAY_PRODUCER_SECRET"
+    return environment.get(variable, "").partition(",")[0] or None
 
 
 def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Awaitable[T]]) -> T:

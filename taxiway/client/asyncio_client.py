@@ -112,6 +112,7 @@ class AsyncClient:
     Args:
         url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).
         key: the caller's at a router; its tenant is the key's. It goes out as a header, never in an address or a log.
+            At a broker the producers' signing key, in hexadecimal digits: it never goes out.
         connect_timeout: seconds that each call tries while nobody answers, before it raises `BrokerUnavailableError`.
         arrays: whether tensors in results are numpy arrays, read-only and not copied, instead of nested lists.
         durability: when a submit to a broker returns: once it is `written`, or once a replica has it, too:

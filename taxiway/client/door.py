@@ -87,11 +87,11 @@ def open_door(
 ) -> Door:
     """The door at `url`; it connects when it is first used, and tries for `patience` seconds whenever nobody answers.
 
-    `show` turns a result's tensors into what the caller sees; `key` is the caller's, at the HTTP door; `durability` is
-    what a submit waits for, at a broker.
+    `show` turns a result's tensors into what the caller sees; `key` is the caller's at the HTTP door, and at a broker
+    signs; `durability` is what a submit waits for, at a broker.
 
     Raises:
-        InvalidRequestError: no such kind of address, or one that takes no key or no durability.
+        InvalidRequestError: no such kind of address, no such key, or one that takes no durability.
     """
     scheme = urlsplit(url).scheme
     if scheme not in _DOORS:

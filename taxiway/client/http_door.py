@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -15,11 +16,13 @@ import msgspec
 
 from taxiway.acceptance import Durability
 from taxiway.binary import HEADER, OCTETS, Framed, split
+from taxiway.blobs import Buffer
 from taxiway.client.door import Receipt
-from taxiway.client.http_link import HttpLink, Response
+from taxiway.client.http_link import LONGEST_WAIT, HttpLink, Response
 from taxiway.client.server_events import EndedError, ServerEvent, read_events
 from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed
 from taxiway.errors import (
+    BrokerUnavailableError,
     FleetUnavailable,
     InvalidRequestError,
     RateLimitedError,
@@ -32,9 +35,6 @@ from taxiway.job import JobRecord, JobStatus, Result, RunReport
 from taxiway.request import TERMS, Request, Terms, new_id
 from taxiway.streaming import Event, Lost, Restarted, Told
 from taxiway.tracing import submitting
-
-LONGEST_WAIT = 20.0
-"""Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
 
 _PAUSE = 0.05
 """Seconds that a long poll takes at least."""
@@ -83,7 +83,7 @@ class HttpDoor:
         ask = await self._ask(_known_again(request))
         with submitting(request.model) as trace:
             headers = {**ask.body.headers, **trace, "prefer": "respond-async"}
-            response = await self._asked("POST", f"{ask.path}/infer", ask.body.body, headers)
+            response = await self._asked("POST", f"{ask.path}/infer", ask.body.pieces, headers)
         return Receipt(_checked(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
@@ -92,42 +92,47 @@ class HttpDoor:
         try:
             async with asyncio.timeout(timeout):
                 with submitting(request.model) as trace:
-                    headers = {**ask.body.headers, **trace}
-                    response = await self._asked("POST", f"{ask.path}/infer", ask.body.body, headers)
+                    headers = {**ask.body.headers, **trace, "prefer": f"wait={LONGEST_WAIT:g}"}
+                    response = await self._asked("POST", f"{ask.path}/infer", ask.body.pieces, headers)
                 if response.status != HTTPStatus.ACCEPTED:
                     return self._result(response, ask.single)
-                return await self.result(Receipt(_checked(response)["id"], single=ask.single), None)
+                return await self.result(Receipt(_checked(response)["id"], single=ask.single), timeout)
         except TimeoutError as error:
             raise _too_long(timeout) from error
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
-        """The job's answer, by long polls."""
+        """The job's answer, by long polls; with `timeout`, through outages too."""
         clock = asyncio.get_running_loop().time
-        until = None if timeout is None else clock() + timeout
+        until = math.inf if timeout is None else clock() + timeout
         while True:
             asked = clock()
-            wait = LONGEST_WAIT if until is None else min(LONGEST_WAIT, max(0.0, until - asked))
-            path = f"{_job_path(receipt.job)}/result?wait={wait:.3f}"
-            response = await self._asked("GET", path, headers=self._accepts)
-            if response.status != HTTPStatus.ACCEPTED:
-                return self._result(response, receipt.single)
-            if until is not None and clock() >= until:
+            wait = min(LONGEST_WAIT, max(0.0, until - asked))
+            pause = min(wait, _PAUSE)
+            try:
+                found = await self._poll(receipt, wait)
+            except BrokerUnavailableError:
+                if timeout is None or clock() >= until:
+                    raise
+                found, pause = None, random.uniform(_PAUSE, _SPREAD)
+            if found is not None:
+                return found
+            if clock() >= until:
                 raise _too_long(timeout)
-            await asyncio.sleep(min(wait, _PAUSE) if clock() - asked < min(wait, _PAUSE) else 0)
+            await asyncio.sleep(pause if clock() - asked < pause else 0)
+
+    async def _poll(self, receipt: Receipt, wait: float) -> Result | None:
+        """The job's answer if it comes within `wait` seconds."""
+        path = f"{_job_path(receipt.job)}/result?wait={wait:.3f}"
+        response = await self._asked("GET", path, headers=self._accepts)
+        return None if response.status == HTTPStatus.ACCEPTED else self._result(response, receipt.single)
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
         """What is told of the answer as it comes, and the answer at last."""
-        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        try:
-            async with contextlib.aclosing(read_events(self._link, f"{_job_path(receipt.job)}/stream", until)) as told:
-                async for event in told:
-                    yield self._told(event, receipt.single)
-                    if event.kind == "result":
-                        return
-        except TimeoutError as error:
-            raise _too_long(timeout) from error
-        except EndedError as error:
-            _checked(error.response)
+        async with self._events(receipt.job, timeout) as events:
+            async for event in events:
+                yield self._told(event, receipt.single)
+                if event.kind == "result":
+                    return
         raise FleetUnavailable("the router's stream ended without a result; the job goes on")
 
     async def status(self, job: str) -> JobStatus:
@@ -144,7 +149,7 @@ class HttpDoor:
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why."""
         ask = await self._ask(request)
-        return _checked(await self._asked("POST", f"{ask.path}/placement", ask.body.body, ask.body.headers))
+        return _checked(await self._asked("POST", f"{ask.path}/placement", ask.body.pieces, ask.body.headers))
 
     async def cancel(self, job: str) -> None:
         """Ask that the job does not run."""
@@ -179,8 +184,20 @@ class HttpDoor:
         """Close all connections."""
         await self._link.close()
 
+    @contextlib.asynccontextmanager
+    async def _events(self, job: str, timeout: float | None) -> AsyncIterator[AsyncIterator[ServerEvent]]:
+        """The events of a job's stream; what ends them too early is raised in our words."""
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        try:
+            async with contextlib.aclosing(read_events(self._link, f"{_job_path(job)}/stream", until)) as events:
+                yield events
+        except TimeoutError as error:
+            raise _too_long(timeout) from error
+        except EndedError as error:
+            _checked(error.response)
+
     async def _asked(
-        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+        self, method: str, path: str, body: Sequence[Buffer] = (), headers: Mapping[str, str] | None = None
     ) -> Response:
         """The router's answer; a caller who asks too often waits as it is told to, for some seconds."""
         clock = asyncio.get_running_loop().time

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
+from taxiway.blobs import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _PAUSE = 0.05
@@ -31,6 +32,13 @@ _KEPT = 4.0
 
 _TOGETHER = 65536
 """Bytes of a body up to which it goes out in one write with its head."""
+
+LONGEST_WAIT = 20.0
+"""Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
+
+SILENCE = LONGEST_WAIT + 2.0
+"""Seconds of silence after which a connection is given up, whatever others hear: the router or a machine between may
+have forgotten it. Whatever a client asks is answered, or a stream kept alive, within `LONGEST_WAIT`."""
 
 _LIVE = "/v2/health/live"
 
@@ -61,15 +69,19 @@ class Response:
 class HttpLink:
     """Requests to one server, each on a connection that no other uses meanwhile; as many as there are calls.
 
-    A silent server is asked for a sign of life while anybody waits: an answer may take long, but not in silence.
+    A silent server is asked for a sign of life while anybody waits: an answer may take long, but not in silence. Who
+    answers may be another one behind the same address: so no connection is silent for longer than `silence` seconds.
     """
 
-    def __init__(self, url: str, patience: float, key: str | None = None) -> None:
+    def __init__(self, url: str, patience: float, key: str | None = None, *, silence: float = SILENCE) -> None:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]
         self.url = f"{parts.scheme}://{host}{parts.path}"  # never with a password
         self.heard = 0.0
+        self._doubted = 0.0  # when it was last found away
+        self._probing: asyncio.Task[bool] | None = None
         self.patience = patience
+        self._silence = silence
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
         self._address = _address(parts, 443 if self._tls else 80)
         self._prefix = parts.path.rstrip("/")
@@ -87,7 +99,7 @@ class HttpLink:
         self,
         method: str,
         path: str,
-        body: bytes = b"",
+        body: Sequence[Buffer] = (),
         headers: Mapping[str, str] | None = None,
         *,
         sink: Sink | None = None,
@@ -115,18 +127,21 @@ class HttpLink:
             await asyncio.sleep(_PAUSE)
 
     async def _ask(
-        self, method: str, path: str, body: bytes, headers: Mapping[str, str], sink: Sink | None
+        self, method: str, path: str, body: Sequence[Buffer], headers: Mapping[str, str], sink: Sink | None
     ) -> Response:
         """The server's answer to a request that is sent once; raises as `ask` does."""
         head = f"{method} {self._prefix}{path}{self._head}"
         for name, value in headers.items():
             head += f"{name}: {value}\r\n"
+        length = sum(map(len, body))
+        if self.heard < self._doubted:
+            await self._heard_again()
         connection = self._unused() or await self._connected()
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
         self._busy.add(connection)
         try:
-            response = await connection.ask(f"{head}content-length: {len(body)}\r\n\r\n".encode(), body, sink)
+            response = await connection.ask(f"{head}content-length: {length}\r\n\r\n".encode(), body, sink)
         except _BROKEN_OFF as error:
             raise BrokenOffError(f"the router at {self.url} broke off") from error
         except (OSError, HttpParserError) as error:
@@ -139,8 +154,9 @@ class HttpLink:
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in (self._watching, self._probing):
+            if task is not None:
+                task.cancel()
         for connection in (*self._idle, *self._busy):
             connection.abort()
         self._idle.clear()
@@ -181,11 +197,32 @@ class HttpLink:
         while self._busy:
             await asyncio.sleep(step)
             asked = clock()
+            for connection in [one for one in self._busy if one.silent_since(asked) < asked - self._silence]:
+                connection.abort(ConnectionResetError("silent"))
             if not self._busy or asked - self.heard < step:
                 continue
             if not await self._lives(step) and self.heard < asked:  # else it answered others meanwhile: it is busy
                 for connection in list(self._busy):
                     connection.abort()
+
+    async def _heard_again(self) -> None:
+        """Wait for a server that was away, for the patience: one call asks for all that wait.
+
+        If each sent its own request and gave it up, again and again, a server with little time would serve nothing but
+        requests that nobody waits for any more, and never be heard again.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.patience
+        while self.heard < self._doubted:
+            if clock() + _PAUSE >= until:
+                raise self._away()
+            await asyncio.wait((self._probe(),), timeout=until - clock())
+            await asyncio.sleep(_PAUSE)
+
+    def _probe(self) -> asyncio.Task[bool]:
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._lives(self.patience))
+        return self._probing
 
     async def _lives(self, longest: float) -> bool:
         request = f"GET {self._prefix}{_LIVE}{self._head}\r\n".encode()
@@ -201,7 +238,7 @@ class HttpLink:
         """Whether a request is answered on a connection of its own; False where that broke off."""
         connection = await self._connected()
         try:
-            await connection.ask(request, b"", None)
+            await connection.ask(request, (), None)
         except _BROKEN_OFF:
             return False
         finally:
@@ -209,6 +246,7 @@ class HttpLink:
         return True
 
     def _away(self) -> BrokerUnavailableError:
+        self._doubted = asyncio.get_running_loop().time()
         return BrokerUnavailableError(f"the router at {self.url} does not answer")
 
 
@@ -244,6 +282,8 @@ class _Connection(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._pieces: list[bytes] = []
         self._ended = True
+        self._heard = 0.0  # when anything came, or went
+        self._unsent = 0  # bytes, when it was last looked
         self.used = 0.0
 
     @property
@@ -251,16 +291,24 @@ class _Connection(asyncio.Protocol):
         """Whether it may carry a request."""
         return not self._transport.is_closing()
 
-    def ask(self, head: bytes, body: bytes, sink: Sink | None) -> asyncio.Future[Response]:
+    def ask(self, head: bytes, body: Sequence[Buffer], sink: Sink | None) -> asyncio.Future[Response]:
         """Send a request; the future of its answer."""
         self._headers, self._pieces, self._sink, self._ended = {}, [], sink, False
+        self._heard = self._loop.time()
         self._answer = self._loop.create_future()
-        if len(body) > _TOGETHER:
-            self._transport.write(head)
-            self._transport.write(body)
+        if sum(map(len, body)) <= _TOGETHER:
+            self._transport.write(b"".join([head, *body]))
         else:
-            self._transport.write(head + body)
+            for piece in (head, *body):
+                self._transport.write(memoryview(piece))  # of which asyncio cuts without a copy
         return self._answer
+
+    def silent_since(self, now: float) -> float:
+        """The last moment at which its server gave a sign of life: it sent something, or took some of the body."""
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._heard = unsent, now
+        return self._heard
 
     def finish(self) -> bool:
         """Whether it can be used again, once its caller has the answer; one that gave up closes it."""
@@ -270,10 +318,10 @@ class _Connection(asyncio.Protocol):
         self.abort()
         return False
 
-    def abort(self) -> None:
+    def abort(self, why: OSError | None = None) -> None:
         """Close it; who waits for its answer is told."""
         self._transport.abort()
-        self._fail(ConnectionAbortedError("closed"))
+        self._fail(why or ConnectionAbortedError("closed"))
 
     def connection_made(self, transport: Any) -> None:
         """Part of `asyncio.Protocol`."""
@@ -281,7 +329,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Part of `asyncio.Protocol`."""
-        self._link.heard = self._loop.time()
+        self._link.heard = self._heard = self._loop.time()
         try:
             self._parser.feed_data(data)
         except HttpParserError as error:

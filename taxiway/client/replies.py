@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from taxiway.client.resp_wire import RespWire, settle
+from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.client.valkey_link import AWAY, ValkeyLink
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
 from taxiway.keys import result_key
@@ -41,12 +44,14 @@ class Replies:
     """Resolves a future for each job when its result is announced.
 
     A job that nobody holds a future of any more is forgotten. Whenever a channel is subscribed, the stored results of
-    the jobs that might have been announced before are read: so nothing is missed, at the start or after a cut.
+    the jobs that might have been announced before are read: so nothing is missed, at the start or after a cut. Every
+    `pause` seconds the results of those that are still waited for are read.
     """
 
-    def __init__(self, link: ValkeyLink, channel: str) -> None:
+    def __init__(self, link: ValkeyLink, channel: str, *, pause: float = PAUSE) -> None:
         self._link = link
         self._channel = channel
+        self._pause = pause
         self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
         self._watched: Counter[str] = Counter()
         self._unsure: set[str] = set()
@@ -58,12 +63,13 @@ class Replies:
         self._heard = 0.0
         self._away = False
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
-        self._limit: asyncio.Timeout | None = None
+        self._lost: asyncio.Future[None] | None = None
 
     def expect(self, job: str) -> asyncio.Future[bytes]:
         """The future of a job's stored result, announced on the client's own channel."""
         if not self._tasks:
-            self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._ping())]
+            forever = (self._listen(), self._ping(), self._look())
+            self._tasks = [asyncio.create_task(task) for task in forever]
         future = self._waiting.get(job)
         if future is None:
             future = self._waiting[job] = asyncio.get_running_loop().create_future()
@@ -150,14 +156,13 @@ class Replies:
                 await asyncio.sleep(_PAUSE)
 
     async def _read(self, connection: AbstractConnection) -> None:
-        """Hear until the connection is lost, or `_limit` is brought forward; raises one of `AWAY`."""
-        lost = asyncio.get_running_loop().create_future()
+        """Hear until the connection is lost, or given up; raises one of `AWAY`."""
+        self._lost = lost = asyncio.get_running_loop().create_future()
         self._wire = RespWire(connection, partial(self._hear, lost), partial(settle, lost))
         self._pinged, self._away = 0.0, False
         try:
             self._send("SUBSCRIBE", self._channel, *(result_key(job) for job in self._watched))
-            async with asyncio.timeout(None) as self._limit:
-                await lost
+            await lost
         finally:
             self._wire.close()
             self._wire = None
@@ -179,7 +184,18 @@ class Replies:
 
     def _check_again(self, channel: str) -> None:
         mine = channel == self._channel
-        self._unsure.update(job for job in list(self._waiting) if mine or result_key(job) == channel)
+        self._check([job for job in list(self._waiting) if mine or result_key(job) == channel])
+
+    async def _look(self) -> None:
+        """Read again and again what has been waited for since the look before."""
+        rounds = Rounds()
+        while True:
+            await asyncio.sleep(self._pause)
+            self._check(rounds.take(self._waiting))
+
+    def _check(self, jobs: Sequence[str]) -> None:
+        """Read the stored results of these jobs, beside what is read already."""
+        self._unsure.update(jobs)
         if self._unsure and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._read_stored())
 
@@ -213,8 +229,8 @@ class Replies:
                 self._give_up()
 
     def _give_up(self) -> None:
-        if self._wire is not None and self._limit is not None:
-            self._limit.reschedule(asyncio.get_running_loop().time())
+        if self._lost is not None:
+            settle(self._lost, RedisConnectionError("given up"))
 
     def _send(self, *command: str) -> None:
         """Send on the subscription; without a connection there is nothing to do, for the next one subscribes to all."""

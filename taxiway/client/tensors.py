@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from taxiway.binary import SIZE, Framed, bytes_part, framed, pieces
+from taxiway.binary import SIZE, Framed, bytes_part, pieces
 from taxiway.blobs import Buffer, ResultBlobs, resolved
 from taxiway.errors import InvalidRequestError
 from taxiway.values import from_wire, is_tensor, to_array, to_wire
@@ -98,7 +98,7 @@ def body(fields: Named, tensors: Sequence[Named]) -> Framed:
     """The body of an infer request for `tensors` and other `fields`."""
     parts: list[Buffer] = []
     inputs = [_headed(tensor, parts) for tensor in tensors]
-    return framed(_encode_json({"inputs": inputs, **fields}), parts)
+    return Framed(_encode_json({"inputs": inputs, **fields}), parts)
 
 
 def placed(tensors: Sequence[Named], rest: memoryview) -> list[Named]:

@@ -37,28 +37,32 @@ from taxiway.job import (
 )
 from taxiway.keys import blob_key, job_key, reply_channel, result_key
 from taxiway.request import Request, job_id
+from taxiway.signing import read_key
 from taxiway.streaming import Progress, Told, follow
 from taxiway.tracing import Carried, submitting
 from taxiway.wire import cancel_message, infer_message
 
 
 def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> ValkeyDoor:
-    """The door at `url`.
+    """The door at `url`; `key` signs what is written there.
 
     Raises:
-        InvalidRequestError: a key came, which brokers do not know.
+        InvalidRequestError: the key is not written as hexadecimal digits, or too short.
     """
-    if key is not None:
-        raise InvalidRequestError("key: expected none for a broker: its address holds a name and password", field="key")
-    return ValkeyDoor(ValkeyLink(url, patience, durability), show)
+    try:
+        signing = None if key is None else read_key(key)
+    except ValueError as error:
+        raise InvalidRequestError(f"key: at a broker, the producers' signing key: {error}", field="key") from None
+    return ValkeyDoor(ValkeyLink(url, patience, durability), show, signing)
 
 
 class ValkeyDoor:
     """Writes arrivals with one pipelined LPUSH, and hears all results on one subscription."""
 
-    def __init__(self, link: ValkeyLink, show: Show) -> None:
+    def __init__(self, link: ValkeyLink, show: Show, key: bytes | None) -> None:
         self._link = link
         self._show = show
+        self._key = key
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
         self._replies = Replies(link, reply_channel(self._name))
@@ -94,7 +98,9 @@ class ValkeyDoor:
     def _message(self, job: str, request: Request, trace: Carried) -> tuple[bytes, Mapping[str, Buffer]]:
         """The arrival, and the blobs that it refers to."""
         blobs = Blobs()
-        message = infer_message(job, request, reply=self._name, origin=self._origin, blobs=blobs, trace=trace)
+        message = infer_message(
+            job, request, reply=self._name, origin=self._origin, blobs=blobs, trace=trace, key=self._key
+        )
         return message, blobs.kept
 
     async def _read(self, raw: bytes) -> Result:
@@ -133,7 +139,7 @@ class ValkeyDoor:
 
     async def cancel(self, job: str) -> None:
         """Ask a router to end the job before it runs."""
-        await self._link.push(cancel_message(job, origin=self._origin))
+        await self._link.push(cancel_message(job, origin=self._origin, key=self._key))
 
     async def models(self) -> list[dict[str, Any]]:
         """A broker knows no models. Raises `InvalidRequestError`."""
@@ -155,7 +161,7 @@ class ValkeyDoor:
     async def _whole(self, outputs: dict[str, Any]) -> dict[str, Any]:
         """The outputs with the blobs that they refer to in their places."""
         refs = [reference.ref for reference in references(outputs)]
-        contents = await self._link.call("MGET", *map(blob_key, refs)) if refs else ()
+        contents = await asyncio.gather(*(self._link.call("GET", blob_key(ref)) for ref in refs))
         whole: dict[str, Any] = resolved(outputs, dict(zip(refs, contents, strict=True)))
         return whole
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,6 +24,7 @@ from taxiway.errors import (
     UnknownModelError,
 )
 from taxiway.job import JobState
+from tests.cable import Cable
 from tests.routing import EchoDevice, eventually, router_process
 
 
@@ -211,6 +213,19 @@ def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_wh
             os.kill(router.process.pid, signal.SIGCONT)
 
         assert client.infer("echo", "after", timeout=10).outputs == {"payload": "after"}
+
+
+def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(router, client, device):
+    job = client.submit("echo", "patience")
+    parts = urlsplit(router.http)
+    cable = Cable(parts.hostname, parts.port)
+    cable.pull()
+    threading.Timer(1.0, cable.plug).start()
+    try:
+        with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=0.3) as impatient:
+            assert impatient.job(job.id).result(timeout=20).outputs == {"payload": "patience"}
+    finally:
+        cable.close()
 
 
 def test_an_answer_that_is_not_taxiways_is_told_as_such():

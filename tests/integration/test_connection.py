@@ -9,8 +9,11 @@ import pytest
 import redis
 import uvloop
 
+import workers.connection
+from router.store import Store
 from tasks.connection import Line, connect, told_plainly
 from tasks.settings import Settings
+from tasks.topology import Limits
 from taxiway.client.resp_wire import RespWire
 from taxiway.errors import BrokerUnavailableError
 
@@ -27,7 +30,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
     async def scenario() -> list[Any]:
         line = Line(settings.state)
         first = await line.run(ECHO, [], ["a", b"\x00", 7])
-        await line.call("SCRIPT FLUSH")
+        await line.call("SCRIPT", "FLUSH")
         second = await line.run(ECHO, [], ["b"])
         await line.close()
         return [*first, *second]
@@ -36,14 +39,14 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
 
 
 async def _hung_up(line: Line) -> None:
-    while not line.hung_up:
+    while line.connected:
         await asyncio.sleep(0)
 
 
 def test_a_line_that_the_server_hung_up_on_is_opened_anew(settings: Settings) -> None:
     async def scenario() -> bytes:
         line = Line(settings.state)
-        await line.call("CLIENT SETNAME", "hung-up")
+        await line.call("CLIENT", "SETNAME", "hung-up")
         with redis.Redis.from_url(settings.state) as store:
             for number in ids(store, "hung-up"):
                 store.client_kill_filter(_id=number)
@@ -89,3 +92,41 @@ def test_what_is_sent_on_a_connection_that_ended_goes_nowhere(settings: Settings
         return told
 
     assert uvloop.run(scenario()) == []
+
+
+def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> None:
+    values = {f"large:{number}": bytes([number]) * size for number, size in enumerate((1, 2**16, 2**18 + 1, 2**21, 9))}
+
+    async def scenario() -> list[Any]:
+        line = Line(settings.state)
+        await line.calls(*(("SET", key, value) for key, value in values.items()))
+        found = await line.calls(*(("GET", key) for key in (*values, "large:none")))
+        await line.close()
+        return found
+
+    assert uvloop.run(scenario()) == [*values.values(), None]
+    assert workers.connection.Line(settings.state).values([*values, "large:none"]) == [*values.values(), None]
+
+
+def test_who_asks_a_worker_for_a_value_of_another_kind_is_told_and_asks_on(settings: Settings) -> None:
+    with redis.Redis.from_url(settings.state) as store:
+        store.lpush("large:list", "x")
+        store.set("large:small", "y")
+    line = workers.connection.Line(settings.state)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        line.values(["large:list", "large:small"])
+    assert line.values(["large:small"]) == [b"y"]
+
+
+def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings) -> None:
+    async def scenario() -> tuple[float, float]:
+        store = Store(settings.state, Limits())
+        await store.facts()
+        first, second = store.told_now(), store.told_now()
+        while store.told_now() == first:
+            await asyncio.sleep(0)
+        await store.close()
+        return first, second
+
+    first, second = uvloop.run(asyncio.wait_for(scenario(), 10))
+    assert first == second

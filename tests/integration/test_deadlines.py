@@ -17,7 +17,7 @@ from router.deadlines import TICK, Deadlines
 from router.store import Store as RouterStore
 from tasks.deadlines import OVERDUE, overdue_answer
 from tasks.forwarding import Forward
-from tasks.scripts import Ending
+from tasks.scripts import START, Ending, start_args
 from tasks.settings import Settings
 from tasks.ticket import Ticket
 from tasks.topology import Limits
@@ -68,8 +68,20 @@ def test_a_job_is_overdue_once_its_deadline_passed_and_comes_again_only_after_a_
     assert overdue(store) == []
 
 
-def test_a_job_without_a_deadline_is_never_overdue(store: Store) -> None:
-    store.forward(placed("j", deadline_at="0.0"), placed("older"))
+def test_a_job_without_a_deadline_is_overdue_once_no_worker_may_begin_it(store: Store) -> None:
+    now = store.client.time()[0]
+    keep = placed("j").keep
+    late, soon = repr(now - keep - 1.0), repr(now - keep + 60.0)
+    store.forward(*(placed(job, deadline_at="0.0", placed=late) for job in ("waits", "runs")))
+    store.forward(placed("not yet", deadline_at="0.0", placed=soon))
+    [claim] = store.claim("a", "runs")
+    store.run(START, [], start_args("cpu:0", [("runs", claim.token, 1.0)]))
+    assert overdue(store) == [("waits", "")]
+    assert store.client.ttl(job_key("waits")) > 0
+
+
+def test_a_job_that_is_held_without_a_deadline_is_never_overdue(store: Store) -> None:
+    store.forward(placed("j", deadline_at="0.0", placed="0.0", holding="q", state="held", accepted="1.0"))
     assert store.client.zcard(DEADLINES) == 0
 
 

@@ -19,13 +19,12 @@ from tasks.transport import read_history
 from taxiway.keys import DEVICES, claim_key, job_key, priority_list, result_key
 from taxiway.wire import Envelope
 from tests.routing import empty_queues, eventually
-from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, is_running, worker_process, worker_settings
+from tests.working import CLASS, LONG, LONGER, QUEUES, SLAB, Tower, is_running, worker_process, worker_settings
 from workers.notice import SIGNAL
 from workers.pulse import HUNG
 from workers.transport import UNACKED, ClassQueue
 
 LEASE = 1.0  # as QUEUES has it
-LONGER = {"samples": [2 * LONG["samples"][0]], "seed": [1]}
 ENDLESS = {"samples": [10**12], "seed": [1]}
 
 BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import redis
 
-from tasks.forwarding import FORWARD, LONGEST, TAKE, Forward, forward_answer, forward_args, take_answer
+from tasks.forwarding import LONGEST, Forward
 from tasks.scripts import Ending
 from tasks.settings import Settings
 from tasks.transport import PACKED, Reading
@@ -62,11 +62,10 @@ def test_no_more_is_taken_once_it_is_large(store: Store) -> None:
 
 
 def test_taking_from_empty_lists_answers_the_time_alone(store: Store) -> None:
-    keys = [life_key("r"), taken_key("r", TAKES), *priority_lists(ARRIVALS)]
-    now, lives, taken = take_answer(store.run(TAKE, keys, [10, 1000]))
-    assert (lives, list(taken)) == (True, [])
+    answer = store.exchange(life="r", most=10)
+    assert (answer.lives, answer.taken) == (True, [])
     seconds, micros = store.client.time()
-    assert now == pytest.approx(seconds + micros / 1e6, abs=5)
+    assert answer.now == pytest.approx(seconds + micros / 1e6, abs=5)
 
 
 def test_without_life_nothing_is_taken(store: Store) -> None:
@@ -104,13 +103,25 @@ def test_jobs_that_are_alike_are_forwarded_in_order_and_each_counts(store: Store
     assert [store.record(f"j{n}")["reply"] for n in range(3)] == ["c0", "c1", "c0"]
 
 
-def test_the_answer_says_whether_more_arrivals_wait(store: Store) -> None:
-    def more() -> bool:
-        return forward_answer(store.run(FORWARD, priority_lists(ARRIVALS), forward_args([])))[0]
+def test_among_alike_jobs_those_with_a_record_are_dropped_and_each_keeps_its_own_client(store: Store) -> None:
+    first = placed("j", b"0")
+    store.forward(msgspec.structs.replace(first, job="known", fields=RECORD | {"model": "other"}))
+    others = [("j", "c", b"copy"), ("known", "c", b"late"), ("k", "c", b"1"), ("l", "", b"2")]
+    alike = [msgspec.structs.replace(first, job=job, reply=client, message=raw) for job, client, raw in others]
+    assert store.forward(msgspec.structs.replace(first, reply="c"), *alike) == [True, False, False, True, True]
+    assert store.client.lrange("cpu.batch", 0, 1) == [b"2", b"1"]
+    assert [store.record(job) for job in "jkl"] == [RECORD | {"reply": "c"}] * 2 + [RECORD]
+    assert store.record("known")["model"] == "other"
+    assert all(0 < store.client.ttl(job_key(job)) <= 120 for job in "jkl")
 
-    assert not more()
-    store.client.lpush(priority_lists(ARRIVALS)[2], b"m")
-    assert more()
+
+def test_what_forwards_takes_the_next_arrivals_in_the_place_of_those_before(store: Store) -> None:
+    store.client.lpush(ARRIVALS, b"m")
+    store.take("r")
+    store.client.lpush(ARRIVALS, b"next", b"last")
+    answer = store.exchange(placed("j"), life="r", most=10)
+    assert (answer.done, answer.taken) == ([True], [b"next", b"last"])
+    assert store.client.lrange(taken_key("r", TAKES), 0, -1) == [b"last", b"next"]
 
 
 def test_a_second_message_of_a_job_is_dropped_and_settled(store: Store) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from taxiway.client.http_link import HttpLink
+from taxiway.client.http_link import SILENCE, HttpLink, Response
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -43,13 +43,13 @@ class Server:
             writer.close()
 
 
-def run(server, use, *, patience=0.6, path=""):
+def run(server, use, *, patience=0.6, path="", silence=SILENCE):
     """What `use` makes of a link to the server."""
 
     async def main():
         listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
-        link = HttpLink(f"http://127.0.0.1:{port}{path}", patience)
+        link = HttpLink(f"http://127.0.0.1:{port}{path}", patience, silence=silence)
         try:
             return await use(link)
         finally:
@@ -73,7 +73,7 @@ def test_one_connection_serves_one_call_after_the_other():
 
 def test_calls_at_the_same_time_have_a_connection_each():
     async def use(link):
-        answers = await asyncio.gather(*(link.ask("POST", "/a", b"x" * size) for size in (0, 10, 200_000)))
+        answers = await asyncio.gather(*(link.ask("POST", "/a", [b"x" * size]) for size in (0, 10, 200_000)))
         return [answer.status for answer in answers]
 
     server = Server(OK)
@@ -175,6 +175,74 @@ def test_a_server_that_lives_may_take_longer_than_the_patience():
         return (await link.ask("GET", "/slow")).body
 
     assert run(Slow(OK), use) == b"ok"
+
+
+def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_call_made_again():
+    class Forgetful(Server):
+        async def serve(self, reader, writer):
+            self.open.add(writer)
+            self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+            asked = [request for request in self.requests if b"/a" in request]
+            if self.requests[-1] not in asked or len(asked) > 1:
+                writer.write(OK)
+
+    async def use(link):
+        return (await asyncio.wait_for(link.ask("GET", "/a"), 20)).body
+
+    assert run(Forgetful(), use, silence=0.3) == b"ok"
+
+
+class Mute(asyncio.Protocol):
+    """A connection of a server that answers once it is told to; all of them are in `made`."""
+
+    answering = False
+
+    def __init__(self, made):
+        self._made = made
+
+    def connection_made(self, transport):
+        self._transport = transport
+        self._made.append(self)
+
+    def data_received(self, data):
+        if self.answering:
+            self._transport.write(OK)
+
+    def abort(self):
+        self._transport.abort()
+
+
+def test_of_many_who_wait_for_a_server_that_was_silent_one_asks_for_all():
+    made = []
+
+    def connection():
+        return Mute(made)
+
+    async def ask_together(link):
+        return await asyncio.gather(*(link.ask("GET", "/a") for _ in range(40)), return_exceptions=True)
+
+    async def scenario():
+        listening = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
+        link = HttpLink(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 0.6)
+        try:
+            silent = [await ask_together(link) for _ in range(3)]
+            connections, Mute.answering = len(made), True
+            async with asyncio.timeout(20):
+                while not all(isinstance(answer, Response) for answer in await ask_together(link)):
+                    pass
+            return silent, connections
+        finally:
+            Mute.answering = False
+            await link.close()
+            listening.close()
+            for one in made:
+                one.abort()
+            await asyncio.sleep(0)
+
+    silent, connections = asyncio.run(scenario())
+
+    assert all(isinstance(error, BrokerUnavailableError) for errors in silent for error in errors)
+    assert connections < 2 * 40  # the first forty have one each; then there are those that ask whether it lives
 
 
 def test_the_addresss_own_path_and_password_go_along():

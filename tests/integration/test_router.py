@@ -13,14 +13,16 @@ from datetime import UTC, datetime
 
 import celery
 import httpx
+import msgspec
 import pytest
 import redis
 
+import taxiway
 from router.explain import read_basis, unpack_reading
 from tasks.connection import connect
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import TREE
-from tasks.transport import PACKED, Outgoing
+from tasks.transport import PACKED, DeadLetter, Outgoing
 from tasks.transport.life import LASTS, TAKES
 from tasks.transport.valkey import ValkeyTransport
 from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
@@ -143,6 +145,16 @@ def test_a_copy_that_is_refused_leaves_the_accepted_job_alone(store, idle_device
         result(store, other)
     assert record(store, job).state is JobState.QUEUED
     assert not store.exists(result_key(job))
+
+
+def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest(settings, store, device):
+    signing = dataclasses.replace(settings, producers=(b"p" * 16,))
+    unsigned = send(store, deadline=30)
+    with router_process(signing), taxiway.Client(settings.broker, key=(b"p" * 16).hex()) as producer:
+        assert producer.infer("echo", "signed", deadline=30).outputs == {"payload": "signed"}
+        (letter,) = eventually(lambda: store.lrange(DEAD, 0, -1))
+    assert "signed by a producer" in msgspec.json.decode(letter, type=DeadLetter).reason
+    assert not store.exists(job_key(unsigned), result_key(unsigned))
 
 
 def test_what_is_no_message_is_parked_and_the_router_goes_on(store, device, router):
@@ -315,6 +327,28 @@ def test_what_arrives_while_a_router_forwards_is_taken_next(settings, store):
         return [a.envelope.headers["id"] for a in taken.arrivals] == later
 
     assert asyncio.run(scenario())
+    assert not store.exists(*priority_lists(ARRIVALS))
+
+
+def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered(settings, store):
+    async def scenario():
+        router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
+        early = [await asyncio.to_thread(send, store) for _ in range(2)]
+        taken = list((await router.take()).arrivals)
+        waiting = asyncio.create_task(router.wait(5.0))
+        woken = await asyncio.to_thread(send, store)
+        await waiting
+        taken += (await router.take()).arrivals
+        late = await asyncio.to_thread(send, store)
+        assert await router.forward([outgoing(taken[2], woken)]) == [True]
+        left = store.llen(ARRIVALS)
+        await router.settle([taken[0].tag])
+        taken += (await router.take()).arrivals
+        await router.settle([taken[3].tag])
+        await router.close()
+        return left, [arrival.envelope.headers["id"] for arrival in taken] == [*early, woken, late]
+
+    assert asyncio.run(scenario()) == (1, True)
     assert not store.exists(*priority_lists(ARRIVALS))
 
 

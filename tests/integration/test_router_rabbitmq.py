@@ -21,7 +21,7 @@ from tasks.transport import Outgoing
 from tasks.transport.rabbitmq import RabbitTransport
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState, read_meta, record_from
-from taxiway.keys import ARRIVALS, INFER, job_key, result_key
+from taxiway.keys import ARRIVALS, INFER, WORK, job_key, result_key
 from taxiway.request import job_id, parse_request
 from taxiway.wire import HEADER
 from tests.cable import Cable
@@ -109,6 +109,23 @@ def test_the_http_door_places_on_rabbitmq_too(rabbit, store):
         (message,) = receive(rabbit, "cpu.batch", 1)
 
     assert message.headers["id"] == accepted.json()["id"]
+
+
+def test_what_the_http_door_recorded_and_could_not_publish_is_ended(rabbit, store):
+    tensor = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    with EchoDevice(rabbit, answering=False), router_process(rabbit) as router:
+        path, asked = f"{router.http}/v2/models/echo/infer", {"inputs": [tensor]}
+
+        def refused():  # a router that connects declares the queue again
+            with kombu.Connection(rabbit.broker) as connection:
+                class_queue("cpu.batch").bind(connection.default_channel).delete()
+            return httpx.post(path, json=asked, headers={"prefer": "respond-async"}).status_code == 503
+
+        eventually(refused)
+    jobs = [key.decode().removeprefix(job_key("")) for key in store.scan_iter(job_key("*"))]
+    (ended,) = (job for job in jobs if state(store, job) is JobState.FAILED)
+    assert read_meta(store.get(result_key(ended))).result["exc_type"] == "BrokerUnavailableError"
+    assert sum(int(left) for cell, left in store.hgetall(WORK).items() if cell.endswith(b"|jobs")) == len(jobs) - 1
 
 
 def test_a_placement_on_rabbitmq_is_explained(rabbit, producer):
@@ -211,6 +228,20 @@ def test_a_job_that_was_published_is_not_published_again(rabbit, store, producer
         return first, again, depths
 
     assert asyncio.run(scenario()) == ([True], [False], (1,))
+
+
+def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(rabbit, store, producer):
+    job = send(producer)
+    store.hset(job_key(job), mapping={"state": "running", "cell": "cpu.batch|1", "work": "1"})
+
+    async def scenario():
+        transport = transport_of(rabbit)
+        forwarded = await transport.forward([outgoing(await take_one(transport), job)])
+        depths = await transport.depths("cpu.batch")
+        await transport.close()
+        return forwarded, depths
+
+    assert asyncio.run(scenario()) == ([False], (0,))
 
 
 def test_what_was_abandoned_is_taken_again(rabbit, producer):

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 import redis
 
@@ -202,6 +203,20 @@ def test_a_refusal_of_a_job_that_was_never_placed_is_final_and_adds_no_work(stor
     assert store.forward(placed("j")) == [0]
 
 
+def test_a_copy_from_before_its_job_was_placed_anew_is_dropped(store: Store) -> None:
+    now = float(store.client.time()[0])
+    store.forward(placed("j", deadline_at=repr(now + 60)))
+    [earlier], [later] = store.claim("a", "j", deadline=now + 30), store.claim("a", "j", deadline=now + 60)
+    assert (earlier.verdict, later.verdict) == (Verdict.FINAL, Verdict.RUN)
+
+
+def test_a_copy_with_a_later_deadline_than_its_jobs_record_is_late_with_the_record(store: Store) -> None:
+    now = float(store.client.time()[0])
+    store.forward(placed("j", deadline_at=repr(now - 1)))
+    [claim] = store.claim("a", "j", deadline=now + 60)
+    assert claim.verdict == Verdict.LATE
+
+
 def test_a_cancellation_needs_no_claim_and_fences_who_runs_it(store: Store) -> None:
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")
@@ -232,6 +247,25 @@ def test_a_result_is_announced_on_its_own_channel_and_on_its_clients(store: Stor
             (result_key("k").encode(), b"answer of k"),
         ]
     )
+
+
+def test_an_end_that_names_no_client_is_announced_to_the_one_on_record(store: Store) -> None:
+    """Who cancels a job does not know its client: a router may be recording it just now."""
+    store.forward(msgspec.structs.replace(placed("j"), reply="client-1"))
+    with store.client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(reply_channel("client-1"))
+        assert until(lambda: store.client.pubsub_numsub(reply_channel("client-1"))[0][1] == 1)
+        store.finish(Ending("j", JobState.CANCELLED, b"cancelled"))
+        heard: list[bytes] = []
+
+        def listened() -> bool:
+            message = listener.get_message(timeout=0.1)
+            if message is not None:
+                heard.append(message["data"])
+            return bool(heard)
+
+        assert until(listened)
+    assert heard == [b"cancelled"]
 
 
 def generated(job: str, *tokens: int) -> Ending:

@@ -29,10 +29,11 @@ from taxiway.errors import (
     TaxiwayError,
 )
 from taxiway.job import JobState, failure_meta, read_meta, record_from
-from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel, result_key
+from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, claim_key, job_key, reply_channel, result_key
 from taxiway.wire import decode_envelope
 from tests.routing import eventually
 from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, WorkerProcess, is_running, worker_process, worker_settings
+from workers.exhaustion import EXHAUSTED
 from workers.retries import FIRST_PAUSE
 
 
@@ -388,6 +389,18 @@ def test_a_job_whose_device_has_no_memory_runs_again_and_says_so_at_last(hungry:
             tower.result(job)
         assert time.monotonic() - began > FIRST_PAUSE * (0.5 + 1)
         assert tower.result(tower.order("hungry", {"n": [3]}, variant="onnx")).outputs == {"sum": [0.0]}
+
+
+def test_a_worker_whose_device_has_no_memory_left_hands_its_jobs_back_and_ends(hungry: Settings, tower: Tower) -> None:
+    good, *starved = (tower.message("hungry", {"n": [n]}, variant="onnx") for n in (3, 10**14, 10**14, 10**14))
+    tower.queue(good, *starved)
+    with worker_process(hungry) as worker:
+        assert worker.process.wait(timeout=30) == EXHAUSTED
+    assert tower.result(str(good.headers["id"])).outputs == {"sum": [0.0]}
+    assert tower.waiting() == len(starved)
+    for job in (str(message.headers["id"]) for message in starved):
+        assert not tower.state.exists(claim_key(job))
+        assert tower.state.hmget(job_key(job), "claims", "released") == [b"1", None]  # it runs alone from now on
 
 
 def test_a_class_whose_device_is_absent_is_refused(fleet: Settings) -> None:

@@ -16,6 +16,7 @@ from router.placement import seed_of
 from router.tenants import Tenants, day_of
 from tasks.catalogue import load_catalogue
 from tasks.facts import DeviceFacts
+from tasks.forwarding import Forward, forward_args
 from tasks.lengths import bin_of
 from tasks.settings import TREE
 from tasks.ticket import read_ticket
@@ -180,8 +181,11 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket():
     order = Order("j1", request, task_envelope(INFER, "j1", body, header={}, origin="t"), body, accepted=NOW)
 
     admitted = admit(order, rules, seen(FLEET))
+    keep = RULES.topology.limits.keep_record
     assert admitted.outgoing.fields["deadline_at"] == "0.0"
-    assert admitted.ticket.deadline_at == NOW + RULES.topology.limits.keep_record
+    assert admitted.ticket.deadline_at == NOW + keep
+    forward = Forward(job="j1", fields=admitted.outgoing.fields, keep=keep)
+    assert NOW + keep in forward_args([forward])  # the time by which it is ended
 
 
 def test_celerys_expires_shortens_the_deadline():

@@ -2,13 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.binary import HEADER, bytes_elements, bytes_part, framed, pieces, split
+from taxiway.binary import HEADER, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.errors import InvalidRequestError
 
 
 @given(st.binary(min_size=1), st.lists(st.binary()))
 def test_what_is_framed_is_split_into_the_same_parts(text, parts):
-    whole = framed(text, parts)
+    whole = Framed(text, parts)
     head, rest = split(whole.body, whole.headers.get(HEADER))
 
     assert bytes(head) == text

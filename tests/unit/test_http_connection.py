@@ -9,7 +9,9 @@ import threading
 import pytest
 import uvloop
 
+from router.http.body import WHOLE
 from router.http.connection import HEAD, SLOWEST
+from router.http.gate import answer
 from router.http.server import HttpServer, is_loopback, open_tls
 from tasks.document import Size
 from tasks.topology import Limits
@@ -18,6 +20,8 @@ from tests.waiting import until
 
 GET = b"GET /a HTTP/1.1\r\nhost: test\r\n\r\n"
 LARGE = 2**24
+BODY = bytes(range(256)) * 2**13
+PATIENT = Limits(head=30, body=30, connections=3, payload=Size(2**22))
 LIMITS = Limits(head=0.3, body=0.6, connections=3, payload=Size(2**21))
 
 
@@ -35,8 +39,15 @@ async def application(scope, receive, send):
     await send({"type": "http.response.body", "body": bytes(LARGE) if scope["path"] == "/large" else b"%d" % len(body)})
 
 
+async def reader(scope, receive, send):
+    """Answers with the body itself, read straight into its place."""
+    begin = (await receive())["body"]
+    body = await scope["extensions"][WHOLE](begin, int(dict(scope["headers"])[b"content-length"]))
+    await answer(send, 200, {}, b"left" if body is None else body)
+
+
 @contextlib.contextmanager
-def served(limits=LIMITS, tls=None):
+def served(limits=LIMITS, tls=None, application=application):
     """A server on a thread of its own."""
     loop, ready = uvloop.new_event_loop(), threading.Event()
     server = HttpServer(application, "127.0.0.1", 0, limits, tls)
@@ -231,6 +242,31 @@ def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path):
             connection.sendall(GET)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
             assert connection.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_body_that_is_read_straight_into_its_place_is_whole_and_what_follows_it_is_served(tmp_path, tls):
+    certificate, key = self_signed(tmp_path)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(served(PATIENT, open_tls(certificate, key) if tls else None, reader))
+        connection = stack.enter_context(connected(server.port))
+        if tls:
+            trust = ssl.create_default_context(cafile=certificate)
+            connection = stack.enter_context(trust.wrap_socket(connection, server_hostname="localhost"))
+        ask = b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n" % len(BODY)
+        connection.sendall(ask + b"\r\n" + BODY + ask + b"connection: close\r\n\r\n")
+        connection.sendall(BODY)
+        told = read(connection)
+    assert told.count(b"HTTP/1.1 200 ") == 2
+    assert told.count(BODY) == 2
+
+
+def test_a_sender_that_leaves_within_its_body_is_not_waited_for():
+    with served(PATIENT, application=reader) as server:
+        with connected(server.port) as connection:
+            connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\nx" % len(BODY))
+            assert until(lambda: server.connections == 1, patience=5)
+        assert until(lambda: server.connections == 0, patience=5)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,26 @@
-"""Faults of ours are told from the request's, and retried within a budget."""
+"""Faults of ours are told from the request's, and retried within a budget; one whose device stays full leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
+from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.catalogue import load_catalogue
+from tasks.settings import TREE
 from tasks.ticket import Ticket
+from tasks.topology import load_topology
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from taxiway.keys import INFER
+from workers.departure import Departure
 from workers.executor import as_ours
+from workers.exhaustion import EXHAUSTED, Exhaustion
 from workers.faults import DeviceLostError, Fault, fault_of
 from workers.retries import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, Retries, pause
-from workers.work import Delivery, Dropped, Ended, Ending, Outcome
+from workers.work import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome
 
 
 def delivery(job: str = "j") -> Delivery:
@@ -28,16 +34,39 @@ def failed(one: Delivery, error: TaxiwayError) -> Ended:
     return Ended(one, Outcome(error=error))
 
 
-OURS = DeviceFaultError("out of memory")
+def answered(variant: str) -> Answered:
+    hardware = load_topology(TREE / "queues.yaml").hardware["cpu.batch"]
+    job = Job(
+        delivery(),
+        hardware,
+        load_catalogue(TREE / "models").resolve("echo"),
+        variant="v",
+        key=variant,
+        rows=({"payload": 1},),
+        parameters={},
+        outputs=("payload",),
+        single=True,
+        arrived=0.0,
+    )
+    return Answered(job)
+
+
+OURS = DeviceFaultError("out of memory", variant="m/v")
 
 
 class Desk:
-    """What `Retries` hands on: what ended, and what runs again."""
+    """What `Retries` hands on: what ended, and what runs again; `well` says whether the model's example runs."""
 
-    def __init__(self, attempts: int = 3) -> None:
+    def __init__(self, attempts: int = 3, *, well: bool = True, most: int = 3) -> None:
         self.ended: list[Ending] = []
         self.again: list[tuple[Delivery, float]] = []
-        self.retries = Retries(self._end, self._later, attempts)
+        self.well, self.tried, self.departure = well, 0, Departure()
+        self.retries = Retries(self._end, self._later, attempts, Exhaustion(most, self._runs_example, self.departure))
+
+    def _runs_example(self, variant: str) -> bool:
+        assert variant == "m/v"
+        self.tried += 1
+        return self.well
 
     def _end(self, endings: Sequence[Ending]) -> None:
         self.ended += endings
@@ -93,6 +122,53 @@ def test_a_device_that_fails_at_everything_soon_retries_nothing() -> None:
     for n in range(1000):
         desk.retries.put([failed(delivery(str(n)), OURS)])
     assert len(desk.again) == FLOOR
+
+
+@pytest.fixture
+def celery_state() -> Iterator[None]:
+    """Celery's flag that a worker stops, put back."""
+    yield
+    state.should_stop = None
+
+
+def starve(desk: Desk, *jobs: str) -> None:
+    for job in jobs:
+        desk.retries.put([failed(delivery(job), OURS)])
+
+
+def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example(celery_state: None) -> None:
+    desk = Desk(attempts=1, well=False)
+    starve(desk, "a", "b")
+    assert not desk.departure.told and [one.delivery.job for one in desk.ended] == ["a", "b"]
+    starve(desk, "c", "d")
+    assert desk.departure.told and desk.departure.left <= 0 and state.should_stop == EXHAUSTED
+    assert [(one.job, one.retries, pause) for one, pause in desk.again] == [
+        ("c", 1, LONGEST_PAUSE),
+        ("d", 1, LONGEST_PAUSE),
+    ]
+    assert desk.tried == 1
+
+
+def test_a_worker_stays_whose_model_has_memory_for_its_example() -> None:
+    desk = Desk()
+    starve(desk, "a", "b", "c", "d", "e", "f")
+    assert not desk.departure.told and desk.tried == 2
+
+
+def test_one_job_that_is_too_large_ends_no_worker_however_often_it_is_tried() -> None:
+    desk, one = Desk(attempts=9, well=False), delivery()
+    for _ in range(9):
+        desk.retries.put([failed(one, OURS)])
+    assert not desk.departure.told and desk.tried == 0
+
+
+def test_an_answer_of_the_variant_says_that_there_is_memory() -> None:
+    desk = Desk(well=False)
+    starve(desk, "a", "b")
+    desk.retries.put([answered("m/v")])
+    starve(desk, "c", "d")
+    desk.retries.put([answered("m/other")])
+    assert not desk.departure.told
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 500))))

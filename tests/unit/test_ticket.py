@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.ticket import Ticket, TicketError, key_id, read_ticket, sign
+from tasks.ticket import Ticket, TicketError, read_ticket, sign
+from taxiway.signing import key_id
 from tests.unit.strategies import json_values
 
 KEY, BODY = (b"k" * 32,), b"[[], {}, {}]"

@@ -18,11 +18,11 @@ Row = Mapping[str, Any]
 """One row of a request: a plain value (str, bytes, number, nested list or array) for each input's name."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
     """One row, prepared: arrays without the batch axis, the size that buckets and profiles count, parameters.
 
-    `level` is its job's priority level.
+    `level` is its job's priority level, which no pipeline sees.
     """
 
     arrays: Arrays

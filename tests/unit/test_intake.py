@@ -1,0 +1,87 @@
+"""How a burst's requests are read: what they refer to is fetched for many of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tasks.catalogue import load_catalogue
+from tasks.settings import TREE
+from tasks.ticket import Ticket
+from tasks.topology import HardwareClass, Price
+from taxiway.blobs import Blobs, Reference
+from taxiway.errors import ResultExpiredError
+from taxiway.keys import INFER
+from taxiway.request import Request
+from taxiway.wire import request_body
+from workers.intake import AT_ONCE, Intake
+from workers.work import Delivery
+
+CLASS = "cpu.batch"
+
+
+class Desk:
+    """An intake, with the blobs that are there and what was fetched by each call."""
+
+    def __init__(self) -> None:
+        self.blobs = Blobs(limit=16)
+        self.calls: list[list[str]] = []
+        price = Price(usd_per_hour=1.0)
+        hardware = HardwareClass(device="cpu", runtimes=("echo",), max_batch=4, max_wait=0.0, price=price)
+        self.intake = Intake(load_catalogue(TREE / "models"), {CLASS: hardware}, self._fetch)
+
+    def delivery(self, payload: bytes) -> Delivery:
+        body = request_body(Request(model="echo", inputs={"payload": payload}), self.blobs)
+        ticket = Ticket(
+            job="j",
+            task=INFER,
+            model="echo:1",
+            variants={CLASS: "echo"},
+            prices={CLASS: 1.0},
+            accepted=0.0,
+            deadline_at=0.0,
+            level=1,
+            reason="the test says so",
+        )
+        return Delivery("j", ticket, body, "application/json", hardware_class=CLASS, received=0.0)
+
+    def read(self, *deliveries: Delivery) -> list[bytes]:
+        """The payloads of the jobs."""
+        portions = self.intake.portions(deliveries)
+        jobs = [self.intake.admit(one, 0.0, contents) for some, contents in portions for one in some]
+        return [job.rows[0]["payload"] for job in jobs]
+
+    def _fetch(self, found: Sequence[Reference]) -> dict[str, bytes | None]:
+        refs = [reference.ref for reference in found]
+        self.calls.append(refs)
+        kept = self.blobs.kept
+        return {ref: bytes(kept[ref]) if ref in kept else None for ref in refs}
+
+
+def test_what_several_requests_refer_to_is_fetched_by_one_call() -> None:
+    desk = Desk()
+    given = [b"a" * 20, b"short", b"c" * 30]
+    assert desk.read(*map(desk.delivery, given)) == given
+    assert [len(call) for call in desk.calls] == [2]
+
+
+def test_large_blobs_are_fetched_apart_and_in_order() -> None:
+    desk = Desk()
+    given = [b"a" * (AT_ONCE + 1), b"b" * AT_ONCE, b"c" * 20]
+    assert desk.read(*map(desk.delivery, given)) == given
+    assert [len(call) for call in desk.calls] == [1, 1, 1]
+
+
+def test_nothing_is_fetched_for_requests_that_refer_to_nothing() -> None:
+    desk = Desk()
+    assert desk.read(desk.delivery(b"short")) == [b"short"]
+    assert desk.calls == []
+
+
+def test_a_blob_that_is_gone_fails_its_request() -> None:
+    desk = Desk()
+    delivery = desk.delivery(b"a" * 20)
+    desk.blobs.kept.clear()
+    with pytest.raises(ResultExpiredError):
+        desk.read(delivery)

@@ -1,0 +1,32 @@
+"""Whose result is read without having been heard of, look after look."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.client.rounds import AT_ONCE, Rounds
+
+
+def test_nothing_is_read_before_it_has_waited_for_a_look():
+    rounds = Rounds()
+
+    assert rounds.take({"a", "b"}) == []
+    assert sorted(rounds.take({"a", "b", "c"})) == ["a", "b"]
+    assert sorted(rounds.take({"b", "c"})) == ["b", "c"]
+
+
+def test_what_was_told_meanwhile_is_not_read():
+    rounds = Rounds()
+    rounds.take({"a", "b"})
+
+    assert rounds.take({"b"}) == ["b"]
+
+
+@given(st.integers(0, 3 * AT_ONCE))
+def test_each_of_many_has_its_turn_before_any_comes_again(count):
+    waiting, rounds = {str(number): None for number in range(count)}, Rounds()
+    rounds.take(waiting)
+
+    looks = [rounds.take(waiting) for _ in range(-(-count // AT_ONCE))]
+
+    assert sorted(job for look in looks for job in look) == sorted(waiting)
+    assert all(len(look) <= AT_ONCE for look in looks)

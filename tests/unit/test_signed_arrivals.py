@@ -1,0 +1,100 @@
+"""Where producers sign, a router believes what one of them wrote lately, and parks all else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.admission import Rules
+from router.decision import Decision, decide
+from router.fleet import FleetSnapshot
+from router.outlook import Outlook
+from tasks.catalogue import load_catalogue
+from tasks.settings import TREE
+from tasks.topology import load_topology
+from tasks.transport import Arrival
+from taxiway.errors import InvalidRequestError
+from taxiway.request import Request
+from taxiway.wire import HEADER, cancel_message, check_signed, decode_envelope, infer_message
+from tests.unit.strategies import json_values
+
+OLD, NEW, OTHER = b"o" * 16, b"n" * 16, b"x" * 16
+RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), (b"s" * 16,), producers=(OLD, NEW))
+DAY = RULES.topology.limits.keep_record
+REQUEST = Request(model="echo", inputs="hällo", deadline=0.5)
+
+
+def asked(key: bytes | None = NEW) -> bytes:
+    return infer_message("j1", REQUEST, reply="c1", origin="test", key=key, trace={"traceparent": "00-1-2-01"})
+
+
+def decided(raw: bytes, *, tag: str = "7.1", later: float = 0.0, rules: Rules = RULES) -> Decision:
+    outlook = Outlook(rules.topology, rules.book, FleetSnapshot())
+    return decide(Arrival(tag, raw, decode_envelope(raw)), rules, outlook, time.time() + later)
+
+
+@pytest.mark.parametrize("key", [OLD, NEW])
+def test_what_a_producer_signed_with_any_key_that_is_known_is_believed(key: bytes) -> None:
+    assert not decided(asked(key)).letter
+    cancelled = decided(cancel_message("j1", origin="test", key=key))
+    assert (cancelled.cancel, cancelled.letter) == ("j1", "")
+
+
+@pytest.mark.parametrize("raw", [asked(None), asked(OTHER), cancel_message("j1", origin="test")])
+def test_what_none_of_them_signed_is_parked_and_ends_and_cancels_nothing(raw: bytes) -> None:
+    parked = decided(raw)
+    assert "signed by a producer" in parked.letter
+    assert (parked.admitted, parked.ending, parked.cancel) == (None, None, "")
+
+
+@pytest.mark.parametrize("later", [DAY + 60, -DAY - 60])
+def test_what_was_signed_when_copies_are_not_known_any_more_is_parked(later: float) -> None:
+    assert "signed within" in decided(asked(), later=later).letter
+    assert not decided(asked(), later=later * 0.99).letter
+
+
+def test_what_an_operator_replays_needs_no_signature() -> None:
+    assert not decided(asked(None), tag="").letter
+
+
+def test_without_keys_of_producers_every_arrival_is_believed() -> None:
+    trusting = dataclasses.replace(RULES, producers=())
+    assert not decided(asked(None), rules=trusting).letter and not decided(asked(OTHER), rules=trusting).letter
+
+
+@given(name=st.sampled_from(sorted(decode_envelope(asked()).headers)) | st.text(), value=json_values)
+def test_no_header_can_be_changed_or_added(name: str, value: Any) -> None:
+    envelope = decode_envelope(asked())
+    was = envelope.headers.get(name, msgspec.UNSET)
+    envelope.headers[name] = value
+    if value != was:
+        with pytest.raises(InvalidRequestError):
+            check_signed(envelope, [NEW], now=time.time(), longest=DAY)
+
+
+@given(name=st.sampled_from(["reply", "signed_at", "signature"]) | st.text(), value=json_values)
+def test_nothing_of_the_producers_own_header_can_be_changed_or_added(name: str, value: Any) -> None:
+    envelope = decode_envelope(asked())
+    was = envelope.headers[HEADER].get(name, msgspec.UNSET)
+    envelope.headers[HEADER][name] = value
+    if value != was:
+        with pytest.raises(InvalidRequestError):
+            check_signed(envelope, [NEW], now=time.time(), longest=DAY)
+
+
+@given(place=st.integers(0, len(decode_envelope(asked()).payload()) - 1), byte=st.integers(0, 255))
+def test_no_byte_of_the_body_can_be_changed(place: int, byte: int) -> None:
+    envelope = decode_envelope(asked())
+    body = bytearray(envelope.payload())
+    changed, body[place] = body[place] != byte, byte
+    envelope.body = base64.b64encode(body).decode()
+    if changed:
+        with pytest.raises(InvalidRequestError):
+            check_signed(envelope, [NEW], now=time.time(), longest=DAY)
