@@ -61,6 +61,7 @@ async def visit(
         await saturated(caller.ask, outstanding=workload.max_batch, seconds=WARM_UP, mark=lambda: None)
         idle = await one_by_one(caller.alone, seconds=spent / 2, least=LEAST)
         gc.collect()
+        gc.freeze()
         clocks: list[dict[str, float]] = []
         requests, window = await saturated(
             caller.ask,
