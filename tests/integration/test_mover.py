@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -197,13 +198,15 @@ def test_celerys_events_tell_in_which_queue_a_moved_job_waits(twins: Settings) -
         receiver = app.events.Receiver(stack.enter_context(app.connection()), handlers={"*": state.event})
 
         def waiting_in(queue: str) -> list[Task]:
-            with suppress(TimeoutError):
-                receiver.capture(timeout=0.2, wakeup=False)
-            return [task for task in state.tasks.values() if task.routing_key == queue]
+            return state.freeze_while(lambda: [task for task in state.tasks.values() if task.routing_key == queue])
 
+        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
+        listening.start()
+        stack.callback(listening.join)
+        stack.callback(setattr, receiver, "should_stop", True)
         stack.enter_context(router_process(twins))
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
-        waiting_in("cpu.a")  # it listens
+        eventually(lambda: fleet.store.pubsub_numpat() > 0)
         fleet.send(200)
         eventually(lambda: len(waiting_in("cpu.a")) == 200, within=20)
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
