@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from router.aof import AppendOnlyFile
 from router.tenants import day_of
 from tasks.connection import Line, connect, told_plainly
 from tasks.deadlines import OVERDUE, overdue_answer
@@ -79,6 +80,7 @@ class Store:
         self._client = connect(url)
         self._readers = connect(url, connections=_READERS)
         self._looks = Line(url)
+        self._file = AppendOnlyFile(self._looks)
         self._lines = [Line(url) for _ in range(_CARRIERS)]
         self._carriers = cycle(self._lines)
         self._limits = limits
@@ -111,7 +113,7 @@ class Store:
         """All that the fleet says of itself, in one round trip."""
         day = day_of(self.now())
         with told_plainly(_SERVER):
-            time_of, devices, heartbeats, work, lengths, starts, spent, memory = await self._looks.calls(
+            answers = await self._looks.calls(
                 ("TIME",),
                 ("HGETALL", DEVICES),
                 ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
@@ -120,7 +122,11 @@ class Store:
                 ("HGETALL", STARTS),
                 ("HGETALL", spent_key(day)),
                 ("INFO", "memory"),
+                ("INFO", "persistence"),
+                ("INFO", "errorstats"),
             )
+            time_of, devices, heartbeats, work, lengths, starts, spent, memory, *of_file = answers
+            await self._file.look(*map(_section, of_file))
             now = int(time_of[0]) + int(time_of[1]) / 1e6
             self._ahead = now - time.monotonic()
             if day_of(now) != day:  # the first reading, or one at midnight
@@ -133,7 +139,7 @@ class Store:
             lengths=_named(lengths),
             starts=_figures(starts),
             spent=_figures(spent),
-            used=_used(memory.decode()),
+            used=_used(_section(memory)),
         )
 
     async def record(self, job: str) -> dict[str, str]:
@@ -313,8 +319,12 @@ def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
     return {name: float(value) for name, value in _named(pairs).items()}
 
 
-def _used(memory: str) -> float:
+def _section(said: bytes) -> dict[str, str]:
+    """A section of `INFO`."""
+    return dict(line.split(":", 1) for line in said.decode().splitlines() if ":" in line)
+
+
+def _used(memory: Mapping[str, str]) -> float:
     """The share of its memory that a server uses, by what it says of that; 0 where it may take all there is."""
-    said = dict(line.split(":", 1) for line in memory.splitlines() if ":" in line)
-    most = float(said["maxmemory"])
-    return float(said["used_memory"]) / most if most else 0.0
+    most = float(memory["maxmemory"])
+    return float(memory["used_memory"]) / most if most else 0.0

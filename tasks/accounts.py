@@ -64,7 +64,7 @@ def _router(classes: Iterable[str]) -> str:
     owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}"]
     reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED)), *_celery(classes)]
     channels = [f"&{name}" for name in ("taxiway:*", keys.result_key("*"))]
-    return " ".join([_GREETING, _SERVING, *owns, *reaches, *channels])
+    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *channels])
 
 
 def _worker(classes: Iterable[str]) -> str:

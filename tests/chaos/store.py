@@ -103,11 +103,9 @@ class Store:
                     step //= 4
 
     def empty(self) -> None:
-        """Make room on all disks again, and have the log that was cut short written anew, as operators do."""
+        """Make room on all disks again."""
         for server in self._servers:
             _ballast(server).unlink(missing_ok=True)
-        with suppress(redis.RedisError), _client(self.primary) as client:
-            _renew_log(client)
 
     def stop(self) -> None:
         """Stop all, and give the disks back."""
@@ -163,20 +161,6 @@ def _kill(server: EmbeddedValkey) -> None:
 
 def _client(server: EmbeddedValkey) -> redis.Redis:
     return redis.Redis.from_url(server.url, socket_timeout=20)
-
-
-def _renew_log(client: redis.Redis) -> None:
-    """Valkey 9.1.2 leaves a hole where a write was cut short, and could not read the log again (docs/operations.md)."""
-    end = time.monotonic() + _PATIENCE
-    asked = False
-    while time.monotonic() < end:
-        state = client.info("persistence")
-        if state["aof_last_write_status"] == "ok" and not state["aof_rewrite_in_progress"]:
-            if asked:
-                return
-            client.bgrewriteaof()
-            asked = True
-        time.sleep(0.02)
 
 
 def _linked(server: EmbeddedValkey) -> bool:
