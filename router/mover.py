@@ -83,19 +83,22 @@ class Mover:
             return 0
         try:
             depths, waiting = await self._look()
-            groups = groups_of(waiting, outlook, rules.max_moves_per_job)
+            groups = groups_of([*waiting.values()], outlook, rules.max_moves_per_job)
             work = {name: outlook.backlog.levels(name) for name in outlook.backlog.classes}
             decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
-            return await self._make(decided, {job.peeked.job: job for job in waiting})
+            return await self._make(decided, waiting)
         finally:
             await self._yard.put_back()
 
     async def _lead(self) -> str:
         return await self._yard.lead(LEASE * self._rules.topology.rebalance.tick)
 
-    async def _look(self) -> tuple[dict[str, int], list[Waiting]]:
-        """How much waits in each class, and the jobs that its queue serves last, as far as they may move."""
-        depths, waiting = {}, []
+    async def _look(self) -> tuple[dict[str, int], dict[str, Waiting]]:
+        """How much waits in each class, and by id the jobs that its queue serves last, as far as they may move.
+
+        On RabbitMQ a job may be there twice: one of both moves.
+        """
+        depths, waiting = {}, dict[str, Waiting]()
         outlook, rules = self._fleet.outlook, self._rules.topology.rebalance
         names = backlogged(outlook, rules.tick)
         most = most_of_each(rules.window, names, outlook.backlog)
@@ -103,7 +106,9 @@ class Mover:
             shown = await self._yard.peek(name, most)
             depths[name] = shown.depth
             for start in range(0, len(shown.messages), AT_ONCE):
-                waiting += await self._read(shown.messages[start : start + AT_ONCE])
+                read = await self._read(shown.messages[start : start + AT_ONCE])
+                for job in read:
+                    waiting.setdefault(job.peeked.job, job)
         return depths, waiting
 
     async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:

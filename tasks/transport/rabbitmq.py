@@ -341,3 +341,7 @@ def told_plainly_amqp() -> Iterator[None]:
         if task is None or task.cancelling():
             raise
         raise BrokerUnavailableError("the broker closed the connection", retry_after=1.0) from error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise BrokerUnavailableError("the broker closed the connection", retry_after=1.0) from error  # aiormq's way

@@ -70,6 +70,42 @@ def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins
         assert (move["source"], move["target"]) in {("cpu.a", "cpu.b"), ("cpu.b", "cpu.a")}
 
 
+def test_of_two_copies_of_a_job_that_wait_one_moves(twins: Settings) -> None:
+    with ExitStack() as stack:
+        with celery.Celery(broker=twins.broker, backend=twins.state) as producer:
+            for _ in range(100):
+                asked = {"model": "paced", "inputs": "x"}
+                producer.send_task(INFER, kwargs=asked, queue=ARRIVALS, ignore_result=True)
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
+        with router_process(twins):
+            eventually(lambda: depth(twins, "cpu.a") == 100, within=20)
+        double(twins, "cpu.a")
+        eventually(lambda: depth(twins, "cpu.a") == 200)
+        stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
+        router = stack.enter_context(router_process(twins))
+        eventually(lambda: depth(twins, "cpu.b") > 20, within=20)
+        router.process.send_signal(signal.SIGTERM)
+        assert router.process.wait(10) == 0
+
+
+def double(settings: Settings, hardware_class: str) -> None:
+    """Each message that waits stands there twice, as after a publish that was confirmed too late."""
+    with kombu.Connection(settings.broker) as connection:
+        queue, producer = class_queue(hardware_class).bind(connection.default_channel), kombu.Producer(connection)
+        for message in [queue.get(no_ack=True) for _ in range(depth(settings, hardware_class))]:
+            for _ in range(2):
+                producer.publish(
+                    message.body,
+                    exchange=hardware_class,
+                    routing_key=hardware_class,
+                    headers=message.headers,
+                    content_type=message.content_type,
+                    content_encoding=message.content_encoding,
+                    priority=message.properties.get("priority", 0),
+                    correlation_id=message.properties.get("correlation_id"),
+                )
+
+
 def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings) -> None:
     parts = urlsplit(twins.broker)
     cable = Cable(str(parts.hostname), parts.port or 5672)
