@@ -28,13 +28,13 @@ class AppendOnlyFile:
         self._cut = False
         self._refused: str | None = None
 
-    async def look(self, persistence: Mapping[str, str], errors: Mapping[str, str]) -> None:
-        """Take in these sections of `INFO`; ask for a rewrite once writes succeed again.
+    async def look(self, said: Mapping[str, str]) -> None:
+        """Take in the sections `persistence` and `errorstats` of `INFO`; ask for a rewrite once writes succeed again.
 
         They may fail for milliseconds, which the count of writes that were refused meanwhile tells of.
         """
-        refused = errors.get("errorstat_MISCONF", "")
-        fails = persistence.get("aof_last_write_status", "ok") != "ok"
+        refused = said.get("errorstat_MISCONF", "")
+        fails = said.get("aof_last_write_status", "ok") != "ok"
         if fails or self._refused not in (None, refused):
             if not self._cut:
                 logger.error("the state store could not write its append-only file: is its disk full?")

@@ -121,12 +121,11 @@ class Store:
                 ("HGETALL", LENGTHS),
                 ("HGETALL", STARTS),
                 ("HGETALL", spent_key(day)),
-                ("INFO", "memory"),
-                ("INFO", "persistence"),
-                ("INFO", "errorstats"),
+                ("INFO", "memory", "persistence", "errorstats"),
             )
-            time_of, devices, heartbeats, work, lengths, starts, spent, memory, *of_file = answers
-            await self._file.look(*map(_section, of_file))
+            time_of, devices, heartbeats, work, lengths, starts, spent, told = answers
+            said = _told(told)
+            await self._file.look(said)
             now = int(time_of[0]) + int(time_of[1]) / 1e6
             self._ahead = now - time.monotonic()
             if day_of(now) != day:  # the first reading, or one at midnight
@@ -139,7 +138,7 @@ class Store:
             lengths=_named(lengths),
             starts=_figures(starts),
             spent=_figures(spent),
-            used=_used(_section(memory)),
+            used=_used(said),
         )
 
     async def record(self, job: str) -> dict[str, str]:
@@ -319,12 +318,12 @@ def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
     return {name: float(value) for name, value in _named(pairs).items()}
 
 
-def _section(said: bytes) -> dict[str, str]:
-    """A section of `INFO`."""
-    return dict(line.split(":", 1) for line in said.decode().splitlines() if ":" in line)
+def _told(info: bytes) -> dict[str, str]:
+    """What `INFO` tells, by name."""
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
-def _used(memory: Mapping[str, str]) -> float:
+def _used(said: Mapping[str, str]) -> float:
     """The share of its memory that a server uses, by what it says of that; 0 where it may take all there is."""
-    most = float(memory["maxmemory"])
-    return float(memory["used_memory"]) / most if most else 0.0
+    most = float(said["maxmemory"])
+    return float(said["used_memory"]) / most if most else 0.0

@@ -18,13 +18,11 @@ from redis.exceptions import RedisError, ResponseError
 
 from taxiway.acceptance import refusal
 from taxiway.client.resp_wire import RespWire, settle
+from taxiway.resp import READ
 
 ANSWER = 1.5
 """Seconds within which a server must answer: a caller is told within two."""
 
-
-_READ = 2**18
-"""Bytes of an answer that are read at once: with redis-py's 64 KiB, a large one takes four times the processor time."""
 
 _UNKNOWN_SCRIPT = "NOSCRIPT"  # how a server says that it has forgotten a script
 
@@ -59,7 +57,7 @@ def connect(
         socket_connect_timeout=ANSWER,
         socket_keepalive=True,
         max_connections=connections,
-        socket_read_size=_READ,
+        socket_read_size=READ,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
         protocol=protocol,

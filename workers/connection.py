@@ -15,13 +15,10 @@ from redis.exceptions import NoScriptError, ResponseError
 from redis.retry import Retry
 
 from taxiway.blobs import Buffer
-from taxiway.resp import END, Value, packed
+from taxiway.resp import END, READ, Value, packed
 
 ANSWER = 5.0
 """Seconds within which a server must answer a worker: scripts over a whole batch of large results take some."""
-
-_READ = 2**18
-"""Bytes of an answer that are read at once: with redis-py's 64 KiB, a large one takes four times the processor time."""
 
 _NOTHING = (b"_", b"$-1")  # how RESP3 and RESP2 say that there is no value
 
@@ -43,7 +40,7 @@ def connect(url: str, *, answer: float | None = ANSWER) -> Redis:
         url,
         socket_timeout=answer,
         socket_connect_timeout=ANSWER,
-        socket_read_size=_READ,
+        socket_read_size=READ,
         command_packer=_Packer(),
         retry=Retry(NoBackoff(), 0),
     )
@@ -104,7 +101,7 @@ class Line:
 def _value(sock: socket.socket, data: bytes) -> tuple[Buffer | None, bytes]:
     """The next value, and what came behind it; `data` came already."""
     while END not in data:
-        data += _came(sock.recv(_READ))
+        data += _came(sock.recv(READ))
     head, _, data = data.partition(END)
     if head in _NOTHING:
         return None, data

@@ -336,12 +336,15 @@ def told_plainly_amqp() -> Iterator[None]:
         yield
     except AWAY as error:
         raise BrokerUnavailableError(f"the broker did not answer: {error!r}", retry_after=1.0) from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+    except (Exception, asyncio.CancelledError) as error:
+        if not _says_closed(error):
             raise
         raise BrokerUnavailableError("the broker closed the connection", retry_after=1.0) from error
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise BrokerUnavailableError("the broker closed the connection", retry_after=1.0) from error  # aiormq's way
+
+
+def _says_closed(error: BaseException) -> bool:
+    """Whether this is how aiormq says that a connection ended: who waits is cancelled, who writes gets a bare error."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return type(error) is Exception

@@ -17,10 +17,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from taxiway.resp import END, LARGE, Value, is_large, packed
-
-_READ = 1 << 18
-"""Bytes that are read at once."""
+from taxiway.resp import END, LARGE, READ, Value, is_large, packed
 
 _VALUE = ord("$")
 _LONGEST_HEAD = 24  # of a value: its length has 20 digits at most
@@ -38,7 +35,7 @@ class RespWire(asyncio.BufferedProtocol):
         self._receive = receive
         self._lost = lost
         self._answers = hiredis.Reader(replyError=ResponseError)
-        self._read = memoryview(bytearray(_READ))
+        self._read = memoryview(bytearray(READ))
         self._large: Value | None = None
         assert connection._writer is not None
         self._writer = connection._writer  # closes the transport when it is collected

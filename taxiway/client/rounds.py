@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
 
 PAUSE = 3.0
 """Seconds between two looks: who missed an announcement hears after 3 to 6 of them, while there are few waiters."""
@@ -13,18 +12,14 @@ AT_ONCE = 2048
 """Results read in one look at most, however many wait: 0.8 ms of the reader's processor time, 0.2 of the store's."""
 
 
-class Waiting(Container[str], Iterable[str], Protocol):
-    """The jobs that are waited for."""
-
-
 class Rounds:
     """Takes waiters in turn: none before it has waited for a look, and each before any comes again."""
 
     def __init__(self) -> None:
         self._left: deque[str] = deque()
 
-    def take(self, waiting: Waiting) -> Sequence[str]:
-        """The jobs to read in this look."""
+    def take(self, waiting: Collection[str]) -> Sequence[str]:
+        """The jobs to read in this look, of those that are waited for."""
         taken: list[str] = []
         while self._left and len(taken) < AT_ONCE:
             job = self._left.popleft()
