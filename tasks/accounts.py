@@ -69,7 +69,7 @@ def _router(classes: Iterable[str]) -> str:
 
 def _worker(classes: Iterable[str]) -> str:
     """It takes jobs out of holding as they end, and puts none in."""
-    jobs = [make("*") for make in (keys.job_key, keys.claim_key, keys.blob_key, keys.stream_key, keys.spent_key)]
+    jobs = [make("*") for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key)]
     facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS]
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
     channels = [keys.result_key("*"), keys.reply_channel("*"), keys.withdrawn_channel("*")]

@@ -19,7 +19,6 @@ from taxiway.keys import (
     HELD,
     HOLDING,
     RELEASED,
-    claim_key,
     holding_key,
     job_key,
     reply_channel,
@@ -72,37 +71,50 @@ local since = ' ' .. now
 -- neither ended the job nor gave it back goes into the job's history. A copy with an earlier deadline than the record
 -- was published in vain, as its router thought, before the job was placed anew: the other copy is the job's. One with a
 -- later deadline than the record has the record's.
-local function claimed(worker, lease, result, claim, job, deadline)
-  local state, attempts, released, claims, holder, history, due =
-    unpack(redis.call('HMGET', job, 'state', 'attempts', 'released', 'claims', 'holder', 'history', 'deadline_at'))
+local function claimed(worker, lease, result, job, deadline)
+  local state, attempts, released, claims, holder, held_until, history, due = unpack(redis.call('HMGET', job,
+    'state', 'attempts', 'released', 'claims', 'holder', 'held_until', 'history', 'deadline_at'))
   if final[state] or not state and redis.call('EXISTS', result) == 1 then return 'final', '' end
   deadline, due = tonumber(deadline), tonumber(due or 0)
   if deadline > 0 and due > deadline + 0.001 then return 'final', '' end
-  local overdue, number = deadline > 0 and now > deadline or due > 0 and now > due, (claims or 0) + 1
+  local was_held, left = holder and holder ~= '', (held_until or 0) - now
+  if was_held and left > 0 then return 'held', tostring(left) end
+  if deadline > 0 and now > deadline or due > 0 and now > due then return 'late', '' end
+  if was_held and #(history or '') < 4000 then
+    local worker_since = string.gsub(holder, '#%d+ ', ' ')
+    redis.call('HSET', job, 'history', (history or '') .. worker_since .. ' ' .. (state or 'queued') .. '\\n')
+  end
+  local number = (claims or 0) + 1
   local token = worker .. '#' .. number
-  if overdue or not redis.call('SET', claim, token, 'PX', lease, 'NX') then
-    local left = redis.call('PTTL', claim)
-    if left ~= -2 then return 'held', tostring(left) end
-    return 'late', ''
-  end
-  if holder and holder ~= '' and #(history or '') < 4000 then
-    redis.call('HSET', job, 'history', (history or '') .. holder .. ' ' .. (state or 'queued') .. '\\n')
-  end
-  redis.call('HSET', job, 'claims', number, 'holder', worker .. since)
+  redis.call('HSET', job, 'claims', number, 'holder', token .. since, 'held_until', now + lease)
   return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0))
 end
 """
 )
 """What a script that claims begins with."""
 
+OURS = (
+    ENDED
+    + """
+-- Whether a holder, as a record says it, has this token.
+local function has(holder, token) return holder and string.sub(holder, 1, #token + 1) == token .. ' ' end
+-- Whether a job is held under this token: it has not ended, and nobody has claimed it since.
+local function ours(job, token)
+  local state, holder = unpack(redis.call('HMGET', job, 'state', 'holder'))
+  return has(holder, token) and not final[state]
+end
+"""
+)
+"""What tells whether a claim is still its worker's; part of other scripts. A lease that is over ends no claim alone."""
+
 CLAIM = (
     DRAINS
     + CLAIMING
     + """
--- ARGV: worker, lease in ms, then for each job: result key, claim key, job key, deadline (0 = none).
+-- ARGV: worker, seconds of a lease, then for each job: result key, job key, deadline (0 = none).
 local answer = {tostring(now)}
-for i = 3, #ARGV, 4 do
-  answer[#answer + 1], answer[#answer + 2] = claimed(ARGV[1], ARGV[2], unpack(ARGV, i, i + 3))
+for i = 3, #ARGV, 3 do
+  answer[#answer + 1], answer[#answer + 2] = claimed(ARGV[1], ARGV[2], unpack(ARGV, i, i + 2))
 end
 return answer
 """
@@ -111,45 +123,50 @@ return answer
 
 START = (
     DRAINS
+    + OURS
     + """
--- ARGV: device, then for each job: claim key, token, job key, time. Answers 1 for each claim that is still ours.
-local ours, claims = {}, {}
-for i = 2, #ARGV, 4 do claims[#claims + 1] = ARGV[i] end
-local tokens = redis.call('MGET', unpack(claims))
-for i = 2, #ARGV, 4 do
-  local _, token, job, started = unpack(ARGV, i, i + 3)
-  ours[#ours + 1] = tokens[#ours + 1] == token and 1 or 0
-  if ours[#ours] == 1 then
+-- ARGV: device, then for each job: token, job key, time. Answers 1 for each claim that is still ours.
+local held = {}
+for i = 2, #ARGV, 3 do
+  local token, job, started = unpack(ARGV, i, i + 2)
+  held[#held + 1] = ours(job, token) and 1 or 0
+  if held[#held] == 1 then
     redis.call('HINCRBY', job, 'attempts', 1)
     redis.call('HSET', job, 'state', 'running', 'started', started, 'device', ARGV[1])
   end
 end
-return ours
+return held
 """
 )
 """Says that jobs run. What ends at once says so in `FINISH` instead."""
 
-RENEW = """
--- ARGV: lease in ms, then a claim key and its token for each job. Answers 1 for each claim that is still ours.
-local ours = {}
+RENEW = (
+    DRAINS
+    + NOW
+    + OURS
+    + """
+-- ARGV: seconds of a lease, then a token and a job key for each job. Answers 1 for each claim that is still ours.
+local held = {}
 for i = 2, #ARGV, 2 do
-  local held = redis.call('GET', ARGV[i]) == ARGV[i + 1]
-  ours[#ours + 1] = held and redis.call('PEXPIRE', ARGV[i], ARGV[1]) or 0
+  held[#held + 1] = ours(ARGV[i + 1], ARGV[i]) and 1 or 0
+  if held[#held] == 1 then redis.call('HSET', ARGV[i + 1], 'held_until', now + ARGV[1]) end
 end
-return ours
+return held
 """
+)
 """Prolongs claims."""
 
 RELEASE = (
     DRAINS
+    + OURS
     + """
--- ARGV: for each job, claim key, token, job key.
-for i = 1, #ARGV, 3 do
-  if redis.call('GET', ARGV[i]) == ARGV[i + 1] then
-    redis.call('DEL', ARGV[i])
-    if redis.call('HGET', ARGV[i + 2], 'state') == 'running' then redis.call('HINCRBY', ARGV[i + 2], 'attempts', -1) end
-    redis.call('HSET', ARGV[i + 2], 'state', 'queued', 'holder', '')
-    redis.call('HINCRBY', ARGV[i + 2], 'released', 1)
+-- ARGV: for each job, token, job key.
+for i = 1, #ARGV, 2 do
+  local token, job = ARGV[i], ARGV[i + 1]
+  if ours(job, token) then
+    if redis.call('HGET', job, 'state') == 'running' then redis.call('HINCRBY', job, 'attempts', -1) end
+    redis.call('HSET', job, 'state', 'queued', 'holder', '')
+    redis.call('HINCRBY', job, 'released', 1)
   end
 end
 """
@@ -174,40 +191,37 @@ end
 """
 
 _WITHDRAW = f"""
--- Tells the worker that holds a claim that its job was ended for it.
-local function withdraw(claim, job)
-  local holder = redis.call('GET', claim)
-  if holder then redis.call('PUBLISH', '{withdrawn_channel("")}' .. string.match(holder, '(.*)#'), job) end
+-- Tells the worker that holds a job that it was ended for it.
+local function withdraw(holder, job)
+  local worker = holder and string.match(holder, '(.*)#')
+  if worker then redis.call('PUBLISH', '{withdrawn_channel("")}' .. worker, job) end
 end
 """
 
 FINISH = (
     DRAINS
     + NOW
-    + ENDED
+    + OURS
     + HOLD
     + _LEARN
     + _WITHDRAW
     + f"local channel = '{reply_channel('')}'\n"
     + """
 -- KEYS: the work hash, the hash of lengths; where tags are given, kombu's unacked hash and its index.
--- ARGV: seconds to keep a result, seconds to keep a record, then for each job: result key, claim key, job key,
--- token ('' = no claim is needed, '-' = the job has no record), state, meta, client ('' = the one on its record, read
--- here, for a router may be writing it just now), bins of the lengths that it generated ('' = none), time and device of
--- its start ('' = none, or told before), tag of its message ('' = none).
+-- ARGV: seconds to keep a result, seconds to keep a record, then for each job: result key, job key, token ('' = no
+-- claim is needed, '-' = the job has no record), state, meta, client ('' = the one on its record, read here, for a
+-- router may be writing it just now), bins of the lengths that it generated ('' = none), time and device of its start
+-- ('' = none, or told before), tag of its message ('' = none).
 -- A job that never started gives back what it was to cost.
-local written, tags, cells, claims, over = {}, {}, {}, {}, {}
-local jobs, tenants, finished = {}, {}, tostring(now)
-for i = 4, #ARGV, 11 do claims[#claims + 1] = ARGV[i] end
-local tokens = #claims > 0 and redis.call('MGET', unpack(claims))
-for i = 3, #ARGV, 11 do
-  local result, claim, job, token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 10)
-  local was, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs, counted, reply =
+local written, tags, cells, jobs, tenants, finished = {}, {}, {}, {}, {}, tostring(now)
+for i = 3, #ARGV, 10 do
+  local result, job, token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 9)
+  local was, holder, attempts, cell, work, lengths, started, spent, tenant, cost, queue, blobs, counted, reply =
     unpack(redis.call('HMGET', job,
-    'state', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
+    'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
     'counted', 'reply'))
-  local ours = not final[was] and (token == '' or token == '-' and not was or tokens[#written + 1] == token)
-  if ours and redis.call('SET', result, meta, 'EX', ARGV[1], 'NX') then
+  local may = not final[was] and (token == '' or token == '-' and not was or has(holder, token))
+  if may and redis.call('SET', result, meta, 'EX', ARGV[1], 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + work, (jobs[cell] or 0) + 1 end
     if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
     if blobs and state ~= 'dead' then
@@ -225,8 +239,7 @@ for i = 3, #ARGV, 11 do
       redis.call('HSET', job, 'state', state, 'finished', finished)
     end
     redis.call('EXPIRE', job, ARGV[2])
-    if token == '' then withdraw(claim, job) end
-    over[#over + 1] = claim
+    if token == '' then withdraw(holder, job) end
     redis.call('PUBLISH', result, meta)
     if client == '' then client = reply or '' end
     if client ~= '' then redis.call('PUBLISH', channel .. client, meta) end
@@ -236,7 +249,6 @@ for i = 3, #ARGV, 11 do
     written[#written + 1] = 0
   end
 end
-if #over > 0 then redis.call('DEL', unpack(over)) end
 local function fewer(field, ended)
   if redis.call('HINCRBY', KEYS[1], field, -ended) < 0 then redis.call('HSET', KEYS[1], field, 0) end
 end
@@ -334,9 +346,9 @@ class Ending:
 
 def claim_args(worker: str, lease: float, jobs: Iterable[tuple[str, float]]) -> list[Any]:
     """`CLAIM`'s arguments: `jobs` are ids with their deadlines by the server's clock, 0 where there is none."""
-    args: list[Any] = [worker, int(lease * 1000)]
+    args: list[Any] = [worker, lease]
     for job, deadline in jobs:
-        args += [result_key(job), claim_key(job), job_key(job), deadline]
+        args += [result_key(job), job_key(job), deadline]
     return args
 
 
@@ -351,22 +363,22 @@ def claim_from(verdict: bytes, value: bytes) -> Claim:
         token, attempts, claims = value.decode().rsplit(" ", 2)
         return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)))
     kind = Verdict(verdict.decode())
-    return Claim(kind, retry_in=max(float(value), 0.0) / 1000 if kind is Verdict.HELD else 0.0)
+    return Claim(kind, retry_in=float(value) if kind is Verdict.HELD else 0.0)
 
 
 def start_args(device: str, jobs: Iterable[tuple[str, str, float]]) -> list[Any]:
     """`START`'s arguments: `jobs` are ids with their tokens and the server's time at which they began."""
-    return [device, *(part for job, token, at in jobs for part in (claim_key(job), token, job_key(job), at))]
+    return [device, *(part for job, token, at in jobs for part in (token, job_key(job), at))]
 
 
 def renew_args(lease: float, claims: Iterable[tuple[str, str]]) -> list[Any]:
     """`RENEW`'s arguments: `claims` are job ids with their tokens."""
-    return [int(lease * 1000), *(part for job, token in claims for part in (claim_key(job), token))]
+    return [lease, *(part for job, token in claims for part in (token, job_key(job)))]
 
 
 def release_args(claims: Iterable[tuple[str, str]]) -> list[Any]:
     """`RELEASE`'s arguments: `claims` are job ids with their tokens."""
-    return [part for job, token in claims for part in (claim_key(job), token, job_key(job))]
+    return [part for job, token in claims for part in (token, job_key(job))]
 
 
 def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: float) -> list[Any]:
@@ -374,6 +386,6 @@ def finish_args(endings: Iterable[Ending], *, keep_result: float, keep_record: f
     args: list[Any] = [int(keep_result), int(keep_record)]
     for e in endings:
         bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
-        keys = (result_key(e.job), claim_key(e.job), job_key(e.job))
-        args += [*keys, e.token, str(e.state), e.meta, e.reply, bins, e.started, e.device, e.tag]
+        args += [result_key(e.job), job_key(e.job), e.token, str(e.state), e.meta, e.reply]
+        args += [bins, e.started, e.device, e.tag]
     return args

@@ -104,11 +104,6 @@ def job_key(job: str) -> str:
     return f"taxiway:job:{job}"
 
 
-def claim_key(job: str) -> str:
-    """The claim of the worker that runs a job; it ends with its lease."""
-    return f"taxiway:claim:{job}"
-
-
 def blob_key(ref: str) -> str:
     """The bytes of a value that a message refers to."""
     return f"taxiway:blob:{ref}"
@@ -117,6 +112,11 @@ def blob_key(ref: str) -> str:
 def stream_key(job: str) -> str:
     """Stream of the pieces of a job's answer, of one that is told as it is generated."""
     return f"taxiway:stream:{job}"
+
+
+def room_key(worker: str) -> str:
+    """What a worker that waits for messages still has room for."""
+    return f"taxiway:room:{worker}"
 
 
 def withdrawn_channel(worker: str) -> str:

@@ -17,6 +17,7 @@ from tasks.forwarding import (
 )
 from tasks.scripts import CLAIM, FINISH, Claim, Ending, claim_answer, claim_args, finish_args
 from tasks.transport.life import SOURCES, TAKES
+from taxiway.job import FINAL
 from taxiway.keys import ARRIVALS, LENGTHS, LIVES, WORK, job_key, life_key, priority_lists, taken_key, work_cell
 
 UNACKED = ("unacked", "unacked_index")
@@ -25,6 +26,13 @@ UNACKED = ("unacked", "unacked_index")
 LEASE = 30.0
 CELL = work_cell("cpu.batch", 1)
 RECORD = {"state": "queued", "model": "echo:1", "cell": CELL, "work": "0.25"}
+
+
+def is_held(client: redis.Redis, job: str) -> bool:
+    """Whether a worker holds a job that has not ended, and the lease is not over."""
+    state, holder, until = client.hmget(job_key(job), "state", "holder", "held_until")
+    seconds, microseconds = client.time()
+    return bool(holder) and state not in {one.encode() for one in FINAL} and float(until) > seconds + microseconds / 1e6
 
 
 class Store:

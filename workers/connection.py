@@ -34,11 +34,11 @@ class _Packer:
         return [*packed((*name.split(), *rest))]
 
 
-def connect(url: str, *, answer: float | None = ANSWER) -> Redis:
-    """A client of the server at `url`; nothing is sent yet. `answer` is None for commands that block."""
+def connect(url: str) -> Redis:
+    """A client of the server at `url`; nothing is sent yet."""
     return Redis.from_url(
         url,
-        socket_timeout=answer,
+        socket_timeout=ANSWER,
         socket_connect_timeout=ANSWER,
         socket_read_size=READ,
         command_packer=_Packer(),

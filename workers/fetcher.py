@@ -16,7 +16,6 @@ from typing import Any
 
 from kombu.message import Message
 
-from tasks.scripts import Verdict
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.wire import decode_envelope
 from workers.backlog import Backlog
@@ -27,7 +26,7 @@ from workers.loop import DeviceLoop
 from workers.reception import Reception
 from workers.store import Store
 from workers.strategy import keep_letter
-from workers.transport import ClassQueue, Taken
+from workers.transport import ClassQueue, Haul, Taken
 from workers.work import Delivery
 
 logger = logging.getLogger(__name__)
@@ -138,35 +137,44 @@ class Fetcher:
             self._stopping.wait(0.0 if queues and not self._passing else 0.01)
             return
         for queue in queues:
-            room -= self._take(queue, room) if room > 0 else 0
-        if room > 0 and not self._stopping.is_set():
-            self._queue.wait(queues, LOOK)
+            if room > 0:
+                room -= self._receive(self._queue.take(queue, room))
+        if room > 0:
+            for haul in self._queue.wait(queues, LOOK):
+                if self._followed.is_set() and haul.queue in self._queues():
+                    self._receive(haul)
+                else:
+                    self._give_back(haul)
 
     def _queues(self) -> list[str]:
         """What Celery's consumer consumes: the worker's own class first, so that others get what room is left."""
         return sorted((queue.name for queue in self._consumer.queues), key=lambda name: (name != self._own, name))
 
-    def _take(self, queue: str, most: int) -> int:
-        """Take up to `most` messages; how many there were."""
-        now, taken = self._queue.take(queue, most)
+    def _receive(self, haul: Haul) -> int:
+        """Pass on what was taken; how many messages it was."""
         claimed: list[Delivery] = []
         astray: list[tuple[str, str]] = []
-        for one in taken:
-            delivery = read_plain(one, self._secret, queue)
+        for one in haul.taken:
+            delivery = read_plain(one, self._secret, haul.queue)
             if delivery is None:
-                self._hand_over(one, queue)
+                self._hand_over(one, haul.queue)
             elif delivery.claim is not None:
                 claimed.append(delivery)
             else:
                 self._ledger.hold([delivery])
                 self._reception.put(delivery)
-            if one.claim is not None and one.claim.verdict is Verdict.RUN and (delivery is None or not delivery.claim):
-                astray.append((one.job, one.claim.token))
+            if one.token and (delivery is None or not delivery.claim):
+                astray.append((one.job, one.token))
         self._store.release(astray)
         self._ledger.hold(claimed)
         if claimed:
-            self._reception.accept(claimed, now)
-        return len(taken)
+            self._reception.accept(claimed, haul.now)
+        return len(haul.taken)
+
+    def _give_back(self, haul: Haul) -> None:
+        """Return what was taken from a queue that the worker left meanwhile."""
+        self._store.release([(one.job, one.token) for one in haul.taken if one.token])
+        self._queue.put_back([one.tag for one in haul.taken])
 
     def _hand_over(self, taken: Taken, queue: str) -> None:
         """Give a message to Celery's consumer."""

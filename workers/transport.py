@@ -2,30 +2,35 @@
 
 One script takes messages by priority into the unacked hash, and claims their jobs, so that other workers and all tools
 that read them go on as before. An idle worker blocks on `BLMOVE queue queue RIGHT RIGHT`, which leaves a message where
-it was: it wakes at once, and nothing is taken outside the script. kombu's own way costs two round trips and 150 µs a
-message. What a silent worker held comes back to the front of its queue; kombu would put it last, by some host's clock.
+it was, with the script behind it in the same connection: one answer wakes it and brings what it wakes for. That script
+takes what the worker said last that it has room for, once, whichever list wakes it. kombu's own way costs two round
+trips and 150 µs a message. What a silent worker held comes back to the front of its queue; kombu would put it last, by
+some host's clock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kombu.transport.redis import Channel
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from tasks.scripts import CLAIMING, DRAINS, NOW, Claim, claim_from
 from tasks.topology import Limits
 from taxiway.acceptance import refusal
-from taxiway.keys import claim_key, job_key, priority_lists, result_key
-from workers.connection import Line, connect
+from taxiway.keys import job_key, priority_lists, result_key, room_key
+from workers.connection import ANSWER, Line, connect
 
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""
+
+_USED = b"0 0"  # says a room that was given to `wait`, and was taken
 
 UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
 """kombu's hash of messages that were taken, and its index by time."""
@@ -34,33 +39,43 @@ _TAKE = (
     DRAINS
     + CLAIMING
     + """
--- KEYS: the unacked hash, its index, then a queue's lists, first served first.
--- ARGV: most messages, prefix of tags, the end of an unacked entry, worker ('' = claim nothing), lease in ms, prefixes
--- of result, claim and job keys. A job is claimed where the message says in the usual form which it is and that it has
--- no eta; whoever reads the ticket sees whether that was true.
+-- KEYS: the unacked hash, its index, the worker's room, then a queue's lists, first served first.
+-- ARGV: tags' beginning, the end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of
+-- result and job keys, most messages and the number of this take, which the tags carry; without these two, as the room
+-- says that the last take left them. A job is claimed where the message says in the usual form which it is and that it
+-- has no eta; whoever reads the ticket sees whether that was true.
+local function after(message, name, pattern, from)
+  local _, at = string.find(message, '\\\\"' .. name .. '\\\\":', from, true)
+  return at and string.match(message, '^ ?' .. pattern, at + 1)
+end
 local function order_of(message)
   local at = string.find(message, '"taxiway":"', 1, true) or string.find(message, '"taxiway": "', 1, true)
   if not at or string.find(message, '"eta":"', 1, true) or string.find(message, '"eta": "', 1, true) then return nil end
-  local job = string.match(message, '\\\\"job\\\\": ?\\\\"([^\\\\"]+)', at)
-  return job, string.match(message, '\\\\"deadline_at\\\\": ?([%d.e+]+)', at) or '0'
+  return after(message, 'job', '\\\\"([^\\\\"]+)', at), after(message, 'deadline_at', '([%d.e+]+)', at) or '0'
 end
-local answer, entries, scores, left, n = {tostring(now)}, {}, {}, tonumber(ARGV[1]), 0
-for k = 3, #KEYS do
+local most, take = ARGV[7], ARGV[8]
+if not most then most, take = string.match(redis.call('GET', KEYS[3]) or '0 0', '(%d+) (%d+)') end
+local answer, entries, scores, left, n = {tostring(now), take}, {}, {}, tonumber(most), 0
+for k = 4, #KEYS do
   local got = left > 0 and redis.call('RPOP', KEYS[k], left) or {}
   for _, message in ipairs(got or {}) do
-    local tag, job, verdict, value = ARGV[2] .. n, nil, '', ''
-    entries[2 * n + 1], entries[2 * n + 2] = tag, '[' .. message .. ARGV[3]
+    local tag, job, verdict, value = ARGV[1] .. take .. '.' .. n, nil, '', ''
+    entries[2 * n + 1], entries[2 * n + 2] = tag, '[' .. message .. ARGV[2]
     scores[2 * n + 1], scores[2 * n + 2] = now, tag
-    if ARGV[4] ~= '' then
+    if ARGV[3] ~= '' then
       local deadline
       job, deadline = order_of(message)
-      if job then
-        verdict, value = claimed(ARGV[4], ARGV[5], ARGV[6] .. job, ARGV[7] .. job, ARGV[8] .. job, deadline)
-      end
+      if job then verdict, value = claimed(ARGV[3], ARGV[4], ARGV[5] .. job, ARGV[6] .. job, deadline) end
     end
-    answer[4 * n + 2], answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5] = message, job or '', verdict, value
+    answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
     n, left = n + 1, left - 1
   end
+end
+local lasting = math.floor(ARGV[4] * 1000)
+if ARGV[7] then
+  redis.call('SET', KEYS[3], left .. ' ' .. take + 1, 'PX', lasting)
+elseif n > 0 then
+  redis.call('SET', KEYS[3], '0 0', 'PX', lasting)
 end
 if n > 0 then
   redis.call('HSET', KEYS[1], unpack(entries))
@@ -132,9 +147,23 @@ class Taken:
     job: str
     claim: Claim | None
 
+    @property
+    def token(self) -> str:
+        """The token under which the job was claimed; empty where it was not."""
+        return self.claim.token if self.claim is not None else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Haul:
+    """What one script took from a queue, first served first, at `now` by the store's clock."""
+
+    queue: str
+    now: float
+    taken: list[Taken]
+
 
 class ClassQueue:
-    """A worker's hold on the queues that it consumes. Threads may share it, but for `wait`.
+    """A worker's hold on the queues that it consumes. Threads may share it, but for `take` and `wait`, which one calls.
 
     Args:
         worker: the worker's name; claims carry it.
@@ -144,37 +173,34 @@ class ClassQueue:
     def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool) -> None:
         self.acknowledges_with_result = claiming
         self._client = connect(url)
-        self._waiting = connect(url, answer=None)
         self._line = Line(url)
         self._take = self._client.register_script(_TAKE)
         self._put_back = self._client.register_script(_PUT_BACK)
         self._keep = self._client.register_script(_KEEP)
         self._recover = self._client.register_script(_RECOVER)
         self._lease = limits.lease
-        keys = (result_key(""), claim_key(""), job_key(""))
-        self._claim_args = [worker if claiming else "", int(limits.lease * 1000), *keys]
+        self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
+        self._room = room_key(worker)
         self._events = f"/{self._client.connection_pool.connection_kwargs.get('db') or 0}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
         self._takes = 0
         self._blocked: dict[str, Any] = {}  # redis-py's connections, whose methods lack types
         self._rope, self._bell = socket.socketpair()
 
-    def take(self, queue: str, most: int) -> tuple[float, list[Taken]]:
-        """The store's time, and up to `most` messages by priority, then by age, with the claims on their jobs."""
-        self._takes += 1
-        prefix = f"{self._tags}{self._takes}."
-        args: list[Any] = [min(most, MOST), prefix, f', "{queue}", "{queue}"]', *self._claim_args]
-        answer = self._told(lambda: self._line.run(self._take, [*UNACKED, *priority_lists(queue)], args))
-        taken = [
-            Taken(f"{prefix}{n}", answer[at], answer[at + 1].decode(errors="replace"), _claim(*answer[at + 2 : at + 4]))
-            for n, at in enumerate(range(1, len(answer), 4))
-        ]
-        return float(answer[0]), taken
+    def take(self, queue: str, most: int) -> Haul:
+        """Up to `most` messages by priority, then by age, with the claims on their jobs; `wait` takes the rest."""
+        self._takes += 2  # each take has its number: the second is of what `wait` takes
+        keys, args = self._taking(queue)
+        args += [min(most, MOST), self._takes]
+        return self._haul(queue, self._told(lambda: self._line.run(self._take, keys, args)))
 
-    def wait(self, queues: Sequence[str], longest: float) -> None:
-        """Return when a message stands in one of the queues, at the latest after `longest` seconds."""
+    def wait(self, queues: Sequence[str], longest: float) -> list[Haul]:
+        """What came as the first message stood in one of the queues, at the latest after `longest` seconds.
+
+        It is no more than the last `take` was short of, and of one queue; nothing where only a look is worthwhile.
+        """
         try:
-            self._wait([name for queue in queues for name in priority_lists(queue)], longest)
+            return self._wait([(name, queue) for queue in queues for name in priority_lists(queue)], longest)
         except (RedisError, OSError) as error:
             for connection in self._blocked.values():
                 connection.disconnect()
@@ -214,27 +240,67 @@ class ClassQueue:
         """Publish on a fanout exchange of kombu's: `topic` is its name, a slash and the routing key."""
         self._told(lambda: self._client.publish(self._events + topic, message))
 
-    def _wait(self, names: Sequence[str], longest: float) -> None:
-        poller, listening = select.poll(), {}
-        poller.register(self._bell, select.POLLIN)
-        for name in self._blocked.keys() - set(names):  # of a class that the worker has left
-            left = self._blocked.pop(name)
-            left.disconnect()
-            self._waiting.connection_pool.release(left)
-        for name in names:
+    def _taking(self, queue: str) -> tuple[list[str], list[Any]]:
+        """Keys and arguments that every take from the queue has."""
+        keys = [*UNACKED, self._room, *priority_lists(queue)]
+        return keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args]
+
+    def _haul(self, queue: str, answer: Sequence[bytes]) -> Haul:
+        now, take, *rest = answer
+        prefix = f"{self._tags}{take.decode()}."
+        taken = [
+            Taken(f"{prefix}{n}", rest[at], rest[at + 1].decode(errors="replace"), _claim(*rest[at + 2 : at + 4]))
+            for n, at in enumerate(range(0, len(rest), 4))
+        ]
+        return Haul(queue, float(now), taken)
+
+    def _wait(self, lists: Sequence[tuple[str, str]], longest: float) -> list[Haul]:
+        for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker has left
+            self._leave(name)
+        for name, queue in lists:
             if name not in self._blocked:
-                connection: Any = self._waiting.connection_pool.get_connection()
-                connection.send_command("BLMOVE", name, name, "RIGHT", "RIGHT", 0)
-                self._blocked[name] = connection
-            sock = self._blocked[name]._sock
-            listening[sock.fileno()] = name
-            poller.register(sock, select.POLLIN)
-        for descriptor, _ in poller.poll(longest * 1000):
-            if descriptor == self._bell.fileno():
-                continue
-            connection = self._blocked.pop(listening[descriptor])
-            connection.read_response()
-            self._waiting.connection_pool.release(connection)
+                self._blocked[name] = self._block(name, queue)
+        hauls = self._woken(dict(lists), longest)
+        if not hauls and self._client.getdel(self._room) == _USED:
+            hauls += self._woken(dict(lists), ANSWER)  # it was taken just now
+        return hauls
+
+    def _block(self, name: str, queue: str) -> Any:
+        """A connection that waits for a message in the list, and then takes from the queue."""
+        connection: Any = self._client.connection_pool.get_connection()
+        keys, args = self._taking(queue)
+        commands = [
+            ("BLMOVE", name, name, "RIGHT", "RIGHT", 0),
+            ("EVALSHA", self._take.sha, len(keys), *keys, *args),
+        ]
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        return connection
+
+    def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Haul]:
+        """What the connections have taken that a message wakes within `longest` seconds."""
+        poller = select.poll()
+        poller.register(self._bell, select.POLLIN)
+        listening = {connection._sock.fileno(): name for name, connection in self._blocked.items()}
+        for descriptor in listening:
+            poller.register(descriptor, select.POLLIN)
+        woken = [listening[descriptor] for descriptor, _ in poller.poll(longest * 1000) if descriptor in listening]
+        hauls = [self._haul(queue_of[name], answer) for name in woken if (answer := self._answer(name))]
+        return [haul for haul in hauls if haul.taken]
+
+    def _answer(self, name: str) -> list[bytes]:
+        """What the script said behind the message that woke the connection."""
+        connection = self._blocked.pop(name)
+        connection.read_response()
+        answer: list[bytes] = []
+        with contextlib.suppress(NoScriptError):  # the server was started anew: the next take gives it the script
+            answer = connection.read_response()
+        self._client.connection_pool.release(connection)
+        return answer
+
+    def _leave(self, name: str) -> None:
+        connection = self._blocked.pop(name)
+        connection.disconnect()
+        self._client.connection_pool.release(connection)
 
     def _forget(self, tags: Sequence[str]) -> None:
         with self._client.pipeline(transaction=False) as pipe:

@@ -25,7 +25,7 @@ from taxiway.keys import DEAD, result_key
 from taxiway.request import Request
 from taxiway.wire import infer_message
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
-from tests.scripting import Store, placed
+from tests.scripting import Store, is_held, placed
 from workers.store import Store as WorkerStore
 from workers.strategy import keep_letter
 
@@ -42,7 +42,7 @@ def lose(store: Store, worker: str, job: str, *, ran: bool) -> None:
     assert claim.verdict is Verdict.RUN
     if ran:
         store.run(START, [], start_args("cpu:0", [(job, claim.token, 1.0)]))
-    eventually(lambda: not store.client.exists(f"taxiway:claim:{job}"))
+    eventually(lambda: not is_held(store.client, job))
 
 
 def test_a_letter_tells_which_workers_held_its_job_and_ended(settings: Settings, store: Store) -> None:

@@ -16,9 +16,10 @@ from tasks.facts import DeviceFacts
 from tasks.settings import Settings
 from tasks.topology import Limits
 from tasks.transport import read_history
-from taxiway.keys import DEVICES, claim_key, job_key, priority_list, result_key
+from taxiway.keys import DEVICES, job_key, priority_list, result_key
 from taxiway.wire import Envelope
 from tests.routing import empty_queues, eventually
+from tests.scripting import is_held
 from tests.working import CLASS, LONG, LONGER, QUEUES, SLAB, Tower, is_running, worker_process, worker_settings
 from workers.notice import SIGNAL
 from workers.pulse import HUNG
@@ -60,8 +61,8 @@ def facts(tower: Tower, worker: str) -> DeviceFacts:
 
 def is_with(tower: Tower, job: str, worker: str) -> bool:
     """Whether the worker has the job, or anybody has answered it."""
-    claim: bytes = tower.state.get(claim_key(job)) or b""
-    return claim.startswith(worker.encode()) or bool(tower.state.exists(result_key(job)))
+    holder: bytes = tower.state.hget(job_key(job), "holder") or b""
+    return holder.startswith(worker.encode()) or bool(tower.state.exists(result_key(job)))
 
 
 @pytest.mark.parametrize("fleet", BROKERS, indirect=True)
@@ -73,7 +74,7 @@ def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(f
         eventually(lambda: is_running(tower, job_of(running)))
         first.process.send_signal(SIGNAL)
         eventually(lambda: facts(tower, first.name).draining)
-        eventually(lambda: tower.state.exists(claim_key(job_of(ages))) == 0)
+        eventually(lambda: not is_held(tower.state, job_of(ages)))
         assert first.process.wait(30) == 0
     assert tower.state.hexists(DEVICES, first.name) == 0
     answers = [tower.result(job_of(message), within=0.1) for message in (running, *short)]
@@ -93,7 +94,7 @@ def test_a_batch_that_outstays_the_grace_is_given_back_and_runs_elsewhere(fleet:
         first.process.send_signal(signal.SIGTERM)  # for the second time: now
         assert first.process.wait(5) == 0
     assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
-    assert tower.state.exists(claim_key(job)) == 0
+    assert not is_held(tower.state, job)
 
 
 @pytest.mark.parametrize("fleet", BROKERS, indirect=True)

@@ -17,10 +17,11 @@ from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.errors import InvalidRequestError, JobCancelledError
 from taxiway.job import JobState, failure_meta
-from taxiway.keys import DEVICES, LENGTHS, WORK, claim_key, job_key, stream_key
+from taxiway.keys import DEVICES, LENGTHS, WORK, job_key, stream_key
 from taxiway.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
 from tests.decoding import tiny_model
 from tests.routing import eventually
+from tests.scripting import is_held
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
 from workers.notice import SIGNAL
 from workers.pipelines import open_pipeline
@@ -107,7 +108,7 @@ def test_a_cancelled_generation_leaves_the_device_and_is_acknowledged(tower: Tow
     cancel(tower, job)
     eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0, within=5)
     assert state_of(tower, job) == "cancelled"
-    assert not tower.state.exists(claim_key(job))
+    assert not is_held(tower.state, job)
 
 
 def test_a_revoked_generation_leaves_the_device(tower: Tower, worker: WorkerProcess, fleet: Settings) -> None:
@@ -202,4 +203,4 @@ def test_a_worker_that_leaves_at_once_gives_its_running_generation_back(fleet: S
         eventually(lambda: b'"draining":true' in tower.state.hget(DEVICES, worker.name))
         worker.process.send_signal(SIGNAL)  # for the second time: now
         assert worker.process.wait(10) == 0
-    assert (state_of(tower, job), tower.waiting(), tower.state.exists(claim_key(job))) == ("queued", 1, 0)
+    assert (state_of(tower, job), tower.waiting(), is_held(tower.state, job)) == ("queued", 1, False)

@@ -29,9 +29,10 @@ from taxiway.errors import (
     TaxiwayError,
 )
 from taxiway.job import JobState, failure_meta, read_meta, record_from
-from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, claim_key, job_key, reply_channel, result_key
+from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel, result_key
 from taxiway.wire import decode_envelope
 from tests.routing import eventually
+from tests.scripting import is_held
 from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, WorkerProcess, is_running, worker_process, worker_settings
 from workers.exhaustion import EXHAUSTED
 from workers.retries import FIRST_PAUSE
@@ -399,7 +400,7 @@ def test_a_worker_whose_device_has_no_memory_left_hands_its_jobs_back_and_ends(h
     assert tower.result(str(good.headers["id"])).outputs == {"sum": [0.0]}
     assert tower.waiting() == len(starved)
     for job in (str(message.headers["id"]) for message in starved):
-        assert not tower.state.exists(claim_key(job))
+        assert not is_held(tower.state, job)
         assert tower.state.hmget(job_key(job), "claims", "released") == [b"1", None]  # it runs alone from now on
 
 

@@ -1,0 +1,137 @@
+"""A worker's hold on its queue: what wakes an idle worker comes with it, and nothing else is taken behind its back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tasks.settings import Settings
+from tasks.topology import Limits
+from taxiway.keys import priority_list
+from tests.waiting import until
+from workers.transport import UNACKED, ClassQueue, Haul
+
+QUEUE = "cpu.batch"
+OTHER = "gpu.realtime"
+LONG = 30.0
+
+
+@pytest.fixture
+def broker(settings: Settings) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(settings.broker) as client:
+        yield client
+
+
+@pytest.fixture
+def queue(settings: Settings) -> Iterator[ClassQueue]:
+    queue = ClassQueue(settings.broker, "a@host", Limits(), claiming=True)
+    yield queue
+    queue.wake()
+    queue._bell.close()
+
+
+class Waiter(threading.Thread):
+    """Waits for what the last take was short of."""
+
+    def __init__(self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG) -> None:
+        super().__init__(daemon=True)
+        self.hauls: list[Haul] = []
+        blocked = broker.info("clients")["blocked_clients"] + 1
+        self._wait = lambda: queue.wait(queues or [QUEUE], longest)
+        self.start()
+        assert until(lambda: broker.info("clients")["blocked_clients"] >= blocked)
+
+    def run(self) -> None:
+        self.hauls = self._wait()
+
+    def messages(self) -> list[bytes]:
+        """What it took."""
+        self.join(LONG)
+        assert not self.is_alive()
+        return [one.raw for haul in self.hauls for one in haul.taken]
+
+
+def waiting(broker: redis.Redis, queue: str = QUEUE) -> int:
+    return broker.llen(queue) + sum(broker.llen(priority_list(queue, level)) for level in (1, 2, 3))
+
+
+def test_what_wakes_an_idle_worker_comes_with_all_that_it_has_room_for(queue: ClassQueue, broker: redis.Redis) -> None:
+    broker.lpush(priority_list(QUEUE, 1), b"first")
+    assert [one.raw for one in queue.take(QUEUE, 3).taken] == [b"first"]
+    waiter = Waiter(queue, broker)
+    broker.lpush(priority_list(QUEUE, 2), b"second", b"third", b"fourth")
+    assert waiter.messages() == [b"second", b"third"]
+    assert waiting(broker) == 1
+    assert broker.hlen(UNACKED[0]) == 3
+
+
+def test_the_tags_of_what_was_waited_for_follow_those_of_the_take_before(
+    queue: ClassQueue, broker: redis.Redis
+) -> None:
+    messages = [b'{"properties": {"priority": 0}, "body": "%d"}' % number for number in range(3)]
+    broker.lpush(QUEUE, messages[0])
+    [first] = queue.take(QUEUE, 9).taken
+    waiter = Waiter(queue, broker)
+    broker.lpush(QUEUE, messages[1])
+    waiter.messages()
+    broker.lpush(QUEUE, messages[2])
+    [third] = queue.take(QUEUE, 9).taken
+    tags = [first.tag, waiter.hauls[0].taken[0].tag, third.tag]
+    takes = [int(tag.split(".")[1]) for tag in tags]
+    assert takes == sorted(set(takes))
+    queue.put_back(tags)
+    assert [one.raw for one in queue.take(QUEUE, 9).taken] == messages
+
+
+def test_a_worker_that_is_full_takes_nothing_though_its_connections_wait(
+    queue: ClassQueue, broker: redis.Redis
+) -> None:
+    queue.take(QUEUE, 1)
+    assert Waiter(queue, broker, longest=0.05).messages() == []
+    broker.lpush(priority_list(QUEUE, 3), b"only")
+    assert [one.raw for one in queue.take(QUEUE, 1).taken] == [b"only"]  # no room is left
+    broker.lpush(QUEUE, b"movable")
+    assert queue.wait([QUEUE], LONG) == []
+    assert waiting(broker) == 1
+
+
+def test_nothing_is_taken_between_two_waits(queue: ClassQueue, broker: redis.Redis) -> None:
+    queue.take(QUEUE, 5)
+    assert Waiter(queue, broker, longest=0.05).messages() == []
+    broker.lpush(QUEUE, b"movable")
+    assert (waiting(broker), broker.hlen(UNACKED[0])) == (1, 0)
+    assert [one.raw for one in queue.take(QUEUE, 5).taken] == [b"movable"]
+
+
+def test_the_room_is_used_once_whichever_queue_wakes_first(queue: ClassQueue, broker: redis.Redis) -> None:
+    queue.take(QUEUE, 2)
+    queue.take(OTHER, 2)
+    waiter = Waiter(queue, broker, QUEUE, OTHER)
+    with broker.pipeline(transaction=True) as at_once:
+        at_once.lpush(QUEUE, b"here", b"here too", b"and here")
+        at_once.lpush(OTHER, b"there")
+        at_once.execute()
+    assert len(waiter.messages()) in (1, 2)
+    assert broker.hlen(UNACKED[0]) == len(waiter.messages())
+    assert waiting(broker) + waiting(broker, OTHER) == 4 - len(waiter.messages())
+
+
+def test_a_worker_that_is_told_to_end_waits_no_longer(queue: ClassQueue, broker: redis.Redis) -> None:
+    queue.take(QUEUE, 5)
+    waiter = Waiter(queue, broker)
+    queue.wake()
+    assert waiter.messages() == []
+    broker.lpush(QUEUE, b"movable")
+    assert (waiting(broker), broker.hlen(UNACKED[0])) == (1, 0)
+
+
+def test_a_server_that_forgot_the_script_is_given_it_again(queue: ClassQueue, broker: redis.Redis) -> None:
+    queue.take(QUEUE, 5)
+    waiter = Waiter(queue, broker)
+    broker.script_flush()
+    broker.lpush(QUEUE, b"message")
+    assert waiter.messages() == []
+    assert [one.raw for one in queue.take(QUEUE, 5).taken] == [b"message"]
