@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 LOOK = 1.0
 """Longest wait for messages, in seconds, before the queue is looked at again: a connection may have died in silence."""
+
+_REST = 0.0002
+"""Seconds for which the device that was idle, and the finisher, have the interpreter to themselves.
+
+What comes next here would keep them from it: an echo takes 0.1 ms less from its message to its result.
+"""
 
 _PAUSE = 0.2  # seconds before another try while the broker is away
 
@@ -139,12 +146,13 @@ class Fetcher:
         for queue in queues:
             if room > 0:
                 room -= self._receive(self._queue.take(queue, room))
-        if room > 0:
-            for haul in self._queue.wait(queues, LOOK):
+        if room > 0 and (hauls := self._queue.wait(queues, LOOK)):
+            for haul in hauls:
                 if self._followed.is_set() and haul.queue in self._queues():
                     self._receive(haul)
                 else:
                     self._give_back(haul)
+            time.sleep(_REST)
 
     def _queues(self) -> list[str]:
         """What Celery's consumer consumes: the worker's own class first, so that others get what room is left."""
