@@ -6,17 +6,15 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 
 import msgspec
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from router.store import Store
-from tasks.connection import connect
-from taxiway.client.resp_wire import RespWire, settle
+from tasks.connection import ANSWER, connect
+from taxiway.client.resp_line import RespLine
 from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import reply_channel, result_key
@@ -45,14 +43,12 @@ class Results:
     """
 
     def __init__(self, url: str, store: Store, name: str, *, pause: float = PAUSE) -> None:
-        self._client = connect(url)
+        self._line = RespLine(connect(url).connection_pool, ANSWER)
         self._store = store
         self._own = reply_channel(name)
         self._pause = pause
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._others: dict[str, int] = {}
-        self._wire: RespWire | None = None
-        self._lost: asyncio.Future[None] | None = None
         self._heard = False  # since the last look, on the connection that there is
         self._looking: set[asyncio.Task[None]] = set()
         self.hurried = asyncio.Event()
@@ -104,7 +100,7 @@ class Results:
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._client.aclose()
+        self._line.close()
 
     async def _stay_subscribed(self) -> None:
         away = False
@@ -125,31 +121,21 @@ class Results:
         while True:
             await asyncio.sleep(self._pause)
             await self._look_up(rounds.take(self._waiting))
-            if self._wire is None or self._lost is None:
-                continue
             if self._heard:
                 self._heard = False
-                self._wire.send([("PING",)])
+                self._line.send(("PING",))
             else:
-                settle(self._lost, RedisConnectionError(f"silent for {self._pause:g} s"))
+                self._line.close(RedisConnectionError(f"silent for {self._pause:g} s"))
 
     async def _listen(self) -> None:
-        connection: AbstractConnection = self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it open
-        await connection.connect()  # type: ignore[no-untyped-call]  # the same
-        self._lost = lost = asyncio.get_running_loop().create_future()
+        await self._line.connect()
         self._heard = True
-        self._wire = RespWire(connection, partial(self._hear, lost), partial(settle, lost))
-        try:
-            self._wire.send([("SUBSCRIBE", self._own, *map(result_key, self._others))])
-            await lost
-        finally:
-            self._wire.close()
-            self._wire = None
+        await self._line.listen([("SUBSCRIBE", self._own, *map(result_key, self._others))], self._hear)
 
-    def _hear(self, lost: asyncio.Future[None], answer: Any) -> None:
+    def _hear(self, answer: Any) -> None:
         self._heard = True
         if isinstance(answer, Exception):  # the server refuses
-            settle(lost, answer)
+            self._line.close(answer)
         elif answer[0] == b"subscribe":
             channel = answer[1].decode()
             jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
@@ -178,15 +164,14 @@ class Results:
 
     def _follow(self, job: str) -> None:
         self._others[job] = self._others.get(job, 0) + 1
-        if self._others[job] == 1 and self._wire is not None:
-            self._wire.send([("SUBSCRIBE", result_key(job))])
+        if self._others[job] == 1:
+            self._line.send(("SUBSCRIBE", result_key(job)))
 
     def _leave(self, job: str) -> None:
         self._others[job] -= 1
         if self._others[job] == 0:
             del self._others[job]
-            if self._wire is not None:
-                self._wire.send([("UNSUBSCRIBE", result_key(job))])
+            self._line.send(("UNSUBSCRIBE", result_key(job)))
 
 
 def give_up(future: asyncio.Future[bytes]) -> None:

@@ -11,13 +11,12 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import Connection, Redis, SSLConnection
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from taxiway.acceptance import refusal
-from taxiway.client.resp_wire import RespWire, settle
+from taxiway.client.resp_line import RespLine
 from taxiway.resp import READ
 
 ANSWER = 1.5
@@ -71,18 +70,14 @@ class Line:
     """
 
     def __init__(self, url: str, *, answer: float | None = ANSWER) -> None:
-        self._pool = connect(url, answer=None, protocol=2).connection_pool
+        self._line = RespLine(connect(url, answer=None, protocol=2).connection_pool, ANSWER)
         self._answer = answer
         self._turn = asyncio.Lock()
-        self._wire: RespWire | None = None
-        self._heard: list[Any] = []
-        self._missing = 0
-        self._all_heard: asyncio.Future[None] | None = None
 
     @property
     def connected(self) -> bool:
         """Whether it has a connection that the server did not end."""
-        return self._wire is not None
+        return self._line.connected
 
     async def call(self, *command: Any) -> Any:
         """The server's answer to a command; who comes while another waits for an answer waits, too."""
@@ -91,20 +86,11 @@ class Line:
     async def calls(self, *commands: Sequence[Any]) -> list[Any]:
         """The server's answers to commands that are sent together, as RESP 2 has them. Raises an error among them."""
         async with self._turn, asyncio.timeout(self._answer):
-            try:
-                wire = self._wire or await self._connect()
-                self._heard, self._missing = [], len(commands)
-                self._all_heard = asyncio.get_running_loop().create_future()
-                wire.send(commands)
-                await self._all_heard
-            except BaseException:
-                self._hang_up()  # an answer that is still to come would be taken for the next one's
-                raise
-            heard = self._heard
-        for answer in heard:
+            answers = await self._line.ask(commands)
+        for answer in answers:
             if isinstance(answer, ResponseError):
                 raise answer
-        return heard
+        return answers
 
     async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """The answer of a script."""
@@ -119,32 +105,7 @@ class Line:
 
     async def close(self) -> None:
         """Disconnect."""
-        self._hang_up()
-
-    async def _connect(self) -> RespWire:
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py annotates only a part
-        try:
-            await connection.connect()  # type: ignore[no-untyped-call]  # the same
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._wire = RespWire(connection, self._hear, self._lose)
-        return self._wire
-
-    def _hear(self, answer: Any) -> None:
-        self._heard.append(answer)
-        if len(self._heard) == self._missing and self._all_heard is not None:
-            settle(self._all_heard, None)
-
-    def _lose(self, error: Exception) -> None:
-        self._wire = None
-        if self._all_heard is not None:
-            settle(self._all_heard, error)
-
-    def _hang_up(self) -> None:
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.close()
+        self._line.close()
 
 
 @cache

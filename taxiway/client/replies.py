@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from taxiway.client.resp_wire import RespWire, settle
+from taxiway.client.resp_wire import settle
 from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.client.valkey_link import AWAY, ValkeyLink
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
@@ -50,6 +47,7 @@ class Replies:
 
     def __init__(self, link: ValkeyLink, channel: str, *, pause: float = PAUSE) -> None:
         self._link = link
+        self._line = link.line()
         self._channel = channel
         self._pause = pause
         self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
@@ -57,13 +55,11 @@ class Replies:
         self._unsure: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._checking: asyncio.Task[None] | None = None
-        self._wire: RespWire | None = None
         self._owned: dict[asyncio.Future[bytes], float] = {}
         self._closed = False
         self._heard = 0.0
         self._away = False
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
-        self._lost: asyncio.Future[None] | None = None
 
     def expect(self, job: str) -> asyncio.Future[bytes]:
         """The future of a job's stored result, announced on the client's own channel."""
@@ -83,13 +79,13 @@ class Replies:
         future = self.expect(job)
         self._watched[job] += 1
         try:
-            self._send("SUBSCRIBE", result_key(job))
+            self._line.send(("SUBSCRIBE", result_key(job)))
             return await self.wait(future, timeout)
         finally:
             self._watched[job] -= 1
             if not self._watched[job]:
                 del self._watched[job]
-                self._send("UNSUBSCRIBE", result_key(job))
+                self._line.send(("UNSUBSCRIBE", result_key(job)))
 
     async def wait(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
         """The future's value; the future stays good when this gives up.
@@ -150,26 +146,20 @@ class Replies:
     async def _listen(self) -> None:
         while True:
             try:
-                await self._read(await self._link.dial())
+                await self._read()
             except (*AWAY, RedisError):
                 self._away = True
                 await asyncio.sleep(_PAUSE)
 
-    async def _read(self, connection: AbstractConnection) -> None:
-        """Hear until the connection is lost, or given up; raises one of `AWAY`."""
-        self._lost = lost = asyncio.get_running_loop().create_future()
-        self._wire = RespWire(connection, partial(self._hear, lost), partial(settle, lost))
+    async def _read(self) -> None:
+        """Hear until the connection is lost, or given up, which is raised."""
+        await self._line.connect()
         self._pinged, self._away = 0.0, False
-        try:
-            self._send("SUBSCRIBE", self._channel, *(result_key(job) for job in self._watched))
-            await lost
-        finally:
-            self._wire.close()
-            self._wire = None
+        await self._line.listen([("SUBSCRIBE", self._channel, *map(result_key, self._watched))], self._hear)
 
-    def _hear(self, lost: asyncio.Future[None], answer: Any) -> None:
+    def _hear(self, answer: Any) -> None:
         if isinstance(answer, Exception):  # the server refuses
-            settle(lost, answer)
+            self._line.close(answer)
             return
         self._heard, self._pinged = asyncio.get_running_loop().time(), 0.0
         if answer[0] == b"message":
@@ -205,7 +195,7 @@ class Replies:
             try:
                 stored = await self._link.call("MGET", *map(result_key, jobs))
             except BrokerUnavailableError:
-                self._give_up()  # the next subscription checks again
+                self._line.close()  # the next subscription checks again
                 return
             for meta in filter(None, stored):
                 self._resolve(meta)
@@ -220,19 +210,10 @@ class Replies:
             for future, started in list(self._owned.items()):
                 if now >= max(started, self._heard) + self._link.patience:
                     settle(future, self._too_long(None))
-            if self._wire is None or not len(self._waiting):
+            if not self._line.connected or not len(self._waiting):
                 continue
             if not self._pinged and now - self._heard >= step:
                 self._pinged = now
-                self._send("PING")
+                self._line.send(("PING",))
             elif self._pinged and now - self._pinged >= self._link.patience - step:
-                self._give_up()
-
-    def _give_up(self) -> None:
-        if self._lost is not None:
-            settle(self._lost, RedisConnectionError("given up"))
-
-    def _send(self, *command: str) -> None:
-        """Send on the subscription; without a connection there is nothing to do, for the next one subscribes to all."""
-        if self._wire is not None:
-            self._wire.send([command])
+                self._line.close()

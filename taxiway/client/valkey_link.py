@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.connection import ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
@@ -19,7 +19,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from taxiway.acceptance import Durability, check_confirmed, confirming, refusal
 from taxiway.blobs import KEPT, Buffer
-from taxiway.client.resp_wire import RespWire, settle
+from taxiway.client.resp_line import RespLine
+from taxiway.client.resp_wire import settle
 from taxiway.errors import FleetUnavailable, InvalidRequestError
 from taxiway.keys import ARRIVALS, blob_key
 
@@ -60,10 +61,7 @@ class ValkeyLink:
         self._arrivals: list[_Waiting] = []
         self._commands: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
-        self._wire: RespWire | None = None
-        self._missing = 0
-        self._answers: list[Any] = []
-        self._answered: asyncio.Future[None] | None = None
+        self._line = self.line()
 
     async def call(self, *command: str | bytes | int) -> Any:
         """The server's answer to one command.
@@ -86,22 +84,15 @@ class ValkeyLink:
         self._arrivals.append(((message, blobs), settle))
         self._start()
 
-    async def dial(self) -> AbstractConnection:
-        """A connection of the caller's own, connected; raises one of `AWAY`."""
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it open
-        try:
-            async with asyncio.timeout(self.patience):
-                await connection.connect()  # type: ignore[no-untyped-call]  # the same
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        return connection
+    def line(self) -> RespLine:
+        """A connection of the caller's own."""
+        return RespLine(self._pool, self.patience)
 
     async def close(self) -> None:
         """Disconnect, once what was asked before is answered or refused."""
         if self._flushing is not None:
             await self._flushing
-        self._hang_up()
+        self._line.close()
 
     async def _queued(self, line: list[_Waiting], item: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -166,38 +157,12 @@ class ValkeyLink:
         while True:
             try:
                 async with asyncio.timeout_at(until):
-                    return await self._exchange(pipeline)
+                    return await self._line.ask(pipeline)
             except AWAY as error:
-                self._hang_up()
                 if clock() + pause >= until or isinstance(error, (AuthenticationError, AuthorizationError)):
                     raise RedisConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-    async def _exchange(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answers in order; a command that the server refuses is answered by its error."""
-        if self._wire is None:
-            self._wire = RespWire(await self.dial(), self._hear, self._lose)
-        self._answers, self._missing = [], len(pipeline)
-        self._answered = asyncio.get_running_loop().create_future()
-        self._wire.send(pipeline)
-        await self._answered
-        return self._answers
-
-    def _hear(self, answer: Any) -> None:
-        self._answers.append(answer)
-        if len(self._answers) == self._missing and self._answered is not None:
-            settle(self._answered, None)
-
-    def _lose(self, error: Exception) -> None:
-        self._wire = None
-        if self._answered is not None:
-            settle(self._answered, error)
-
-    def _hang_up(self) -> None:
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.close()
 
 
 def _plainly(answer: Any) -> Any:

@@ -80,6 +80,20 @@ def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(sett
     assert asyncio.run(scenario()) == b"next"
 
 
+def test_who_waits_on_a_line_that_is_closed_is_told_at_once(settings: Settings) -> None:
+    async def scenario() -> None:
+        line = Line(settings.state, answer=None)
+        waiting = asyncio.ensure_future(line.call("BLPOP", "nothing", 0))
+        async with asyncio.timeout(20):
+            while not line.connected:
+                await asyncio.sleep(0)
+            await line.close()
+            with pytest.raises(redis.ConnectionError):
+                await waiting
+
+    asyncio.run(scenario())
+
+
 def test_what_is_sent_on_a_connection_that_ended_goes_nowhere(settings: Settings) -> None:
     async def scenario() -> list[Any]:
         opened = connect(settings.state).connection_pool.make_connection()
