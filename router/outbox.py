@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from router.snapshot import FleetReader
 from tasks.transport import Outgoing, Transport
+from taxiway.client.resp_wire import settle
 from taxiway.errors import BrokerUnavailableError
+
+logger = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -20,7 +24,10 @@ class Outbox:
         self._sender: asyncio.Task[None] | None = None
 
     async def forward(self, outgoing: Outgoing) -> bool:
-        """Whether the message was forwarded; False where its job has a record already."""
+        """Whether the message was forwarded; False where its job has a record already.
+
+        Raises whatever the call raised that it shared: a `BrokerUnavailableError`, or what nobody foresaw.
+        """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((outgoing, done))
         if self._sender is None:
@@ -36,15 +43,14 @@ class Outbox:
             self._sender = None
 
     async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
-        readings = self._fleet.readings()
         try:
+            readings = self._fleet.readings()
             forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], readings)
-        except BrokerUnavailableError as error:
+            self._fleet.kept(readings)
+            for (_, done), fresh in zip(batch, forwarded, strict=True):
+                settle(done, fresh)
+        except Exception as error:  # whatever ended this call, the next one is made
+            if not isinstance(error, BrokerUnavailableError):
+                logger.exception("forwarding failed", extra={"messages": len(batch)})
             for _, done in batch:
-                if not done.done():
-                    done.set_exception(error)
-            return
-        self._fleet.kept(readings)
-        for (_, done), fresh in zip(batch, forwarded, strict=True):
-            if not done.done():
-                done.set_result(fresh)
+                settle(done, error)

@@ -157,7 +157,7 @@ class Router:
         """Forward a placed request; False where its id has a job already.
 
         Raises:
-            BrokerUnavailableError: the broker did not accept it.
+            BrokerUnavailableError: the broker did not accept it. What nobody foresaw is raised as it is.
         """
         try:
             async with asyncio.timeout(ACCEPT):

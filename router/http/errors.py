@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 _TOO_LARGE = 413
 
+UNFORESEEN = "the router failed to answer; its log says why"
+"""What a caller is told of an error that nobody foresaw."""
+
 
 def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
     """The answer to one of our errors."""
@@ -43,7 +46,7 @@ def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Respo
 def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
     """What is told of an error that nobody foresaw; what it is goes to the log."""
     logger.error("request failed", extra={"method": method, "path": path}, exc_info=error)
-    return TaxiwayError("the router failed to answer; its log says why")
+    return TaxiwayError(UNFORESEEN)
 
 
 def headers_of(error: TaxiwayError) -> dict[str, str]:

@@ -14,6 +14,7 @@ import msgspec
 
 from router.access.keyring import Caller
 from router.admission import Admitted, Order, check_size, preview
+from router.http.errors import UNFORESEEN
 from router.http.gate import claim
 from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
 from router.http.traces import carried_on, carry
@@ -25,7 +26,7 @@ from tasks.scripts import Ending
 from tasks.signature import bind, check_stream
 from taxiway.binary import Framed
 from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
-from taxiway.errors import BrokerUnavailableError
+from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from taxiway.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.keys import INFER
 from taxiway.request import job_id
@@ -168,7 +169,7 @@ class Inference:
         """Whether it is a new job; what an earlier job's copy brought along is dropped."""
         try:
             fresh = await self._router.forward(admitted)
-        except BrokerUnavailableError as error:
+        except Exception as error:  # an unforeseen one says as little of whether it was published
             if asked.order.request.idempotency_key is None:  # under a key it is sent again, and may be accepted already
                 await self._withdraw(asked, error)
             raise
@@ -176,13 +177,14 @@ class Inference:
             await self._router.store.drop_blobs(asked.order.job, asked.kept)
         return fresh
 
-    async def _withdraw(self, asked: _Asked, error: BrokerUnavailableError) -> None:
+    async def _withdraw(self, asked: _Asked, error: Exception) -> None:
         """End what was not accepted where it was recorded, or published and not confirmed; else nothing of it stays."""
         job, store = asked.order.job, self._router.store
+        told = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # then it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
                 if await store.record(job):
-                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, error))])
+                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, told))])
                 await store.drop_blobs(job, asked.kept)
 
     async def result(self, meta: bytes) -> Result:

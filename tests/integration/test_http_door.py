@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import concurrent.futures
 import dataclasses
@@ -10,9 +11,18 @@ import msgspec
 import pytest
 import redis
 
+from router.admission import Rules
 from router.explain import read_basis
+from router.http.inference import Inference
+from router.http.protocol import read_infer
+from router.jobs import Jobs
+from router.service import Router
+from tasks.catalogue import load_catalogue
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import settings_from
+from tasks.topology import load_topology
+from taxiway.errors import FleetUnavailable, TaxiwayError
+from taxiway.job import read_meta, read_result
 from taxiway.keys import job_key, priority_lists, reading_key, result_key
 from tests.routing import EchoDevice, eventually, router_process
 
@@ -408,6 +418,44 @@ def test_an_infer_request_goes_straight_to_a_class_queue(settings, idle):
     with redis.Redis.from_url(settings.state) as store:
         assert store.hget(job_key(job), "state") == b"queued"
         assert sum(store.llen(name) for name in priority_lists("cpu.batch")) == 1
+
+
+class Astray(Router):
+    """Fails as nobody foresaw, once it has forwarded a request."""
+
+    async def forward(self, admitted):
+        await super().forward(admitted)
+        raise KeyError(admitted.outgoing.job)
+
+
+async def ended_astray(router):
+    """A job that was forwarded so, and ended; where the machine stalls, another one than the first."""
+    inference = Inference(router, Jobs(router))
+    while True:
+        try:
+            await router.fleet.read()
+            await inference.submit("echo", read_infer(msgspec.json.encode(body("hello"))))
+        except KeyError as error:
+            (job,) = error.args
+            if (await router.store.record(job))["state"] == "failed":
+                return job
+        except FleetUnavailable:
+            await asyncio.sleep(0.05)
+
+
+def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(settings):
+    async def scenario():
+        rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
+        router = Astray(settings, rules, "astray")
+        try:
+            return await asyncio.wait_for(ended_astray(router), 20)
+        finally:
+            await router.stop()
+
+    with EchoDevice(settings, answering=False), redis.Redis.from_url(settings.state) as store:
+        meta = read_meta(store.get(result_key(asyncio.run(scenario()))))
+    with pytest.raises(TaxiwayError, match="its log says why"):
+        read_result(meta)
 
 
 def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path, settings):

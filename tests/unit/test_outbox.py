@@ -1,0 +1,122 @@
+"""What the router's own door forwards, on a transport whose calls the test ends."""
+
+import asyncio
+import logging
+
+import pytest
+
+from router.outbox import Outbox
+from router.snapshot import FleetReader
+from router.store import Store
+from tasks.profiles import ProfileBook
+from tasks.settings import TREE
+from tasks.topology import Limits, load_topology
+from tasks.transport import Outgoing
+from taxiway.errors import BrokerUnavailableError
+from taxiway.wire import Envelope
+
+SOON = 20.0
+UNFORESEEN = KeyError("gpu.none")
+
+
+class Lane:
+    """A transport that only forwards: each call waits until the test has answered it."""
+
+    def __init__(self):
+        self._calls = asyncio.Queue()
+
+    async def forward(self, messages, readings=()):
+        answer = asyncio.get_running_loop().create_future()
+        self._calls.put_nowait(([message.job for message in messages], answer))
+        return await answer
+
+    async def call(self):
+        """The jobs of the next call, and what answers it."""
+        return await asyncio.wait_for(self._calls.get(), SOON)
+
+
+class Door:
+    """Requests that wait for an outbox."""
+
+    def __init__(self):
+        self.lane = Lane()
+        fleet = FleetReader(Store("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({}))
+        self._outbox = Outbox(self.lane, fleet)
+
+    def ask(self, *jobs):
+        """A task for each job, that forwards it."""
+        envelope = Envelope(body="", headers={}, properties={})
+        messages = [Outgoing(tag="", queue="q", level=0, envelope=envelope, job=job) for job in jobs]
+        return [asyncio.ensure_future(self._outbox.forward(message)) for message in messages]
+
+
+async def ended(asked):
+    """What each was told."""
+    return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
+
+
+def test_those_who_come_while_a_call_is_under_way_share_the_next_one():
+    async def scenario():
+        door = Door()
+        first = door.ask("a")
+        jobs, answer = await door.lane.call()
+        assert jobs == ["a"]
+        others = door.ask("b", "c")
+        answer.set_result([True])
+        assert await ended(first) == [True]
+        jobs, answer = await door.lane.call()
+        assert jobs == ["b", "c"]
+        answer.set_result([True, False])
+        return await ended(others)
+
+    assert asyncio.run(scenario()) == [True, False]
+
+
+@pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
+def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(error):
+    async def scenario():
+        door = Door()
+        failing = door.ask("a", "b")
+        _, answer = await door.lane.call()
+        beside = door.ask("c")
+        answer.set_exception(error)
+        told = await ended(failing)
+        jobs, answer = await door.lane.call()
+        assert jobs == ["c"]
+        answer.set_result([True])
+        assert await ended(beside) == [True]
+        later = door.ask("d")
+        (await door.lane.call())[1].set_result([True])
+        assert await ended(later) == [True]
+        return told
+
+    assert asyncio.run(scenario()) == [error, error]
+
+
+def test_answers_that_are_too_few_are_told_to_those_who_got_none():
+    async def scenario():
+        door = Door()
+        asked = door.ask("a", "b")
+        (await door.lane.call())[1].set_result([True])
+        return await ended(asked)
+
+    fresh, error = asyncio.run(scenario())
+    assert fresh is True
+    assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize(("error", "logged"), [(BrokerUnavailableError("away"), []), (UNFORESEEN, [UNFORESEEN])])
+def test_an_error_is_logged_where_nobody_foresaw_it_though_those_who_asked_are_gone(caplog, error, logged):
+    async def scenario():
+        door = Door()
+        asked = door.ask("a")
+        _, answer = await door.lane.call()
+        beside = door.ask("b")
+        asked[0].cancel()
+        answer.set_exception(error)
+        (await door.lane.call())[1].set_result([True])
+        await ended([*asked, *beside])
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert [record.exc_info[1] for record in caplog.records] == logged
