@@ -193,10 +193,15 @@ class Finisher:
         delivery = ended.delivery
         _, (claim,) = self._insist(lambda: self._store.claim([(delivery.job, 0.0)]))
         if claim.verdict is not scripts.Verdict.RUN:
-            self._again(delivery)
+            self._lose(delivery)
             return
         delivery.claim = claim
         self._write([ended])
+
+    def _lose(self, delivery: Delivery) -> None:
+        """Have a job claimed anew whose claim is not ours: without that it would only run again, and again in vain."""
+        delivery.lost = True
+        self._again(delivery)
 
     def _end_in_celerys_order(self, ended: Ended) -> None:
         """Send what follows from a job, then write its result: where its claim is still ours, or none is needed."""
@@ -204,7 +209,7 @@ class Finisher:
         assert delivery.handed is not None
         claim = [(delivery.job, delivery.token)]
         if delivery.token and not self._insist(lambda: self._store.renew(claim))[0]:
-            self._again(delivery)
+            self._lose(delivery)
             return
         if delivery.began and not delivery.told:
             self._insist(lambda: self._store.start([(delivery.job, delivery.token, delivery.started)]))

@@ -165,6 +165,19 @@ def test_what_a_job_that_was_cancelled_while_it_ran_would_have_answered_is_dropp
         tower.result(job)
 
 
+def test_a_job_that_was_ended_unheard_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
+    fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 60"))
+    with worker_process(fleet):
+        running = tower.order("slab", LONG)
+        eventually(lambda: is_running(tower, running))
+        job = tower.order("echo", 1)
+        eventually(lambda: is_held(tower.state, job))
+        tower.state.hset(job_key(job), "state", "cancelled")  # and nobody tells the worker, which asks in 20 s
+        tower.result(running)
+        eventually(lambda: tower.unacknowledged() == 0, within=5)
+        assert tower.state.exists(result_key(job)) == 0
+
+
 @pytest.mark.usefixtures("worker")
 def test_copies_of_one_message_run_once(tower: Tower) -> None:
     message = tower.message("slab", LONG)
