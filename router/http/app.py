@@ -67,7 +67,7 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     inference = Inference(router, Jobs(router))
     app.state[_DOOR] = Door(router, inference)
     app.state[dead.STATE] = DeadLetters(router)
-    return Gate(Traced(Front(app, inference, limit)), keys, Rates(router.rules.topology))
+    return Gate(Front(Traced(app), inference, limit), keys, Rates(router.rules.topology))
 
 
 @get("/v2", opt=needs(), responses=described.TOLD)

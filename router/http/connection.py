@@ -11,16 +11,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from httptools import HttpRequestParser
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from router.http.body import WHOLE, BodyReader
 from router.http.errors import body_of, headers_of
+from router.http.gate import ANSWER
 from tasks.topology import Limits
 from taxiway.blobs import Buffer
 from taxiway.errors import FleetUnavailable, RequestError, TaxiwayError
@@ -33,6 +35,12 @@ SLOWEST = 2**20
 
 LINGER = 2.0
 """Seconds that a client may go on sending a body after its answer, which would be lost were it cut off at once."""
+
+SILENT = 5.0
+"""Seconds that a connection is kept after an answer, until the next request begins."""
+
+CLOSE = (b"connection", b"close")
+"""The header that tells a client that its connection ends."""
 
 _NEVER = math.inf
 
@@ -48,6 +56,8 @@ class Connection(HttpToolsProtocol):
         self.logger = _logger
         self._limits = limits
         self._largest = 2 * limits.payload + HEAD  # of a message: chunks have a head each
+        self._ours = {WHOLE: self._whole, ANSWER: self._answer}
+        self._served: RequestResponseCycle
         self._begun = False
         self._in_head = True
         self._received = 0  # bytes of the message that began last, without its first piece
@@ -110,9 +120,8 @@ class Connection(HttpToolsProtocol):
         """Its head is there."""
         self._in_head = False
         self._until = self.loop.time() + self._limits.body
-        self.scope["extensions"] = {WHOLE: self._whole}  # type: ignore[dict-item]  # uvicorn wants mappings there
+        self.scope["extensions"] = self._ours  # type: ignore[typeddict-item]  # uvicorn wants mappings there
         super().on_headers_complete()
-        self.cycle.transport = _Together(self.transport, self.loop)  # type: ignore[assignment]  # all that it uses
 
     def came(self, count: int) -> None:
         """Bytes of a body came beside the parser."""
@@ -132,8 +141,14 @@ class Connection(HttpToolsProtocol):
             self._await_head()
 
     def on_response_complete(self) -> None:
-        """A request was answered; one that came behind it begins to be served."""
-        super().on_response_complete()
+        """A request was answered; one that came behind it begins to be served.
+
+        uvicorn's own would set a timer each time for a client that falls silent.
+        """
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                self._start_asgi_task(*self.pipeline.pop())
         now = self.loop.time()
         if not self.cycle.response_complete:
             self._until = now + self._limits.body if self._until < _NEVER else _NEVER
@@ -141,10 +156,32 @@ class Connection(HttpToolsProtocol):
             self._until = min(self._until, now + LINGER)
         else:
             self._await_head()
+            self._until = min(self._until, now + SILENT)
 
     def send_400_response(self, msg: str) -> None:
         """The answer to what is not HTTP."""
         self._refuse(HTTPStatus.BAD_REQUEST, RequestError("expected a request of HTTP/1.1"))
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._served = cycle
+        super()._start_asgi_task(cycle, app)
+
+    async def _answer(self, status: int, headers: Mapping[str, str], pieces: Sequence[Buffer]) -> None:
+        """Answer the request that is served: at once, with one system call."""
+        if self.flow.write_paused:
+            await self.flow.drain()
+        cycle = self._served
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not self.transport.is_closing():
+            length = (b"content-length", b"%d" % sum(map(len, pieces)))
+            told = [*self.server_state.default_headers, *_encoded(headers), length]
+            if not cycle.keep_alive and CLOSE not in told:
+                told.append(CLOSE)
+            self.transport.writelines([_head(status, told), *(() if cycle.scope["method"] == "HEAD" else pieces)])
+            if CLOSE in told:
+                self.transport.close()
+        cycle.on_response()
 
     async def _whole(self, begin: bytes, length: int) -> memoryview | None:
         reader = BodyReader(self.transport, self, begin, length)
@@ -177,43 +214,19 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            self.transport.write(_whole(status, error))
+            self.transport.write(_refusal(status, error))
         self.transport.close()
 
 
-class _Together:
-    """Sends an answer's head with what comes in the same turn of the loop: each write is a system call."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[Buffer] = []
-
-    def write(self, data: Buffer) -> None:
-        """Send it, at the latest in the loop's next turn."""
-        self._held.append(data)
-        if len(self._held) == 1:
-            self._loop.call_soon(self._send)
-        else:
-            self._send()
-
-    def is_closing(self) -> bool:
-        """Whether it is being closed."""
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        """Close, once all is sent."""
-        self._send()
-        self._transport.close()
-
-    def _send(self) -> None:
-        held, self._held = self._held, []
-        if held and not self._transport.is_closing():
-            self._transport.writelines(held)
+def _encoded(headers: Mapping[str, str]) -> Iterable[tuple[bytes, bytes]]:
+    return ((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items())
 
 
-def _whole(status: HTTPStatus, error: TaxiwayError) -> bytes:
+def _head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([STATUS_LINE[status], *(b"%s: %s\r\n" % header for header in headers), b"\r\n"])
+
+
+def _refusal(status: HTTPStatus, error: TaxiwayError) -> bytes:
     content = body_of(error)
-    headers: dict[str, Any] = {**headers_of(error), "content-length": len(content), "connection": "close"}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status.value} {status.phrase}\r\n{lines}\r\n".encode() + content
+    headers = [*_encoded(headers_of(error)), (b"content-length", b"%d" % len(content)), CLOSE]
+    return _head(status, headers) + content

@@ -16,6 +16,7 @@ from router.http.body import WHOLE, Whole
 from router.http.errors import body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of
 from router.http.inference import Answer, Inference
+from router.http.traces import remember, told
 from taxiway.binary import HEADER
 from taxiway.blobs import Buffer
 from taxiway.errors import TaxiwayError
@@ -43,8 +44,9 @@ class Front:
             return
         body = await _body(scope, receive, int(length))
         if body is not None:
-            told = await self._answer(scope, asked, headers, body)
-            await answer(send, told.status, told.headers, *told.pieces)
+            remember(headers)
+            got = await self._answer(scope, asked, headers, body)
+            await answer(scope, got.status, {**got.headers, **told()}, *got.pieces)
 
     async def _answer(
         self, scope: Mapping[str, Any], asked: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
@@ -61,8 +63,8 @@ class Front:
         except TaxiwayError as error:
             return Answer(error.status, headers_of(error), (body_of(error),))
         except Exception as error:  # nobody foresaw it: the log says what it is
-            told = unforeseen(scope["method"], scope["path"], error)
-            return Answer(told.status, headers_of(told), (body_of(told),))
+            plain = unforeseen(scope["method"], scope["path"], error)
+            return Answer(plain.status, headers_of(plain), (body_of(plain),))
 
 
 async def _body(scope: Mapping[str, Any], receive: Receive, length: int) -> Buffer | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from router.http.connection import Connection
+from router.http.connection import CLOSE, Connection
 from router.http.gate import Application
 from tasks.topology import Limits
 
@@ -48,9 +48,8 @@ class _Server(uvicorn.Server):
 
     def part(self) -> None:
         """From now on answers end their connections, and what their clients ask next goes to another router."""
-        closing = (b"connection", b"close")
-        self.config.encoded_headers.append(closing)
-        self.server_state.default_headers = [*self.server_state.default_headers, closing]
+        self.config.encoded_headers.append(CLOSE)
+        self.server_state.default_headers = [*self.server_state.default_headers, CLOSE]
         for connection in self.server_state.connections:
             connection.part()  # type: ignore[union-attr]  # they are all ours
 

@@ -10,7 +10,7 @@ from typing import Any
 from router.http.gate import Application, Receive, Send
 from taxiway.tracing import TRACEPARENT, TRACESTATE
 
-_NAMES = {name.encode(): name for name in (TRACEPARENT, TRACESTATE)}
+_TRACEPARENT = TRACEPARENT.encode()
 
 _LONGEST = 512  # bytes of `tracestate` that every system passes on (W3C Trace Context, 3.3.1.5)
 
@@ -25,12 +25,23 @@ class Traced:
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        headers = scope.get("headers", ())
-        came = {_NAMES[name]: value.decode("latin-1") for name, value in headers if name in _NAMES and _fits(value)}
-        if TRACEPARENT in came:
-            _carried.set(came)
-            send = partial(_told, send, came)
-        await self._behind(scope, receive, send)
+        remember(dict(scope["headers"]))
+        await self._behind(scope, receive, partial(_tell, send) if told() else send)
+
+
+def remember(headers: Mapping[bytes, bytes]) -> None:
+    """Know the trace that a request's headers tell, for as long as it is served."""
+    if _TRACEPARENT in headers:
+        came = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
+        fit = {name: value.decode("latin-1") for name, value in came.items() if 0 < len(value) <= _LONGEST}
+        if TRACEPARENT in fit:
+            _carried.set(fit)
+
+
+def told() -> dict[str, str]:
+    """The header that tells the trace in the answer to the request that is served; none where it has none."""
+    came = _carried.get()
+    return {} if came is None else {TRACEPARENT: came[TRACEPARENT]}
 
 
 def carry(headers: dict[str, Any]) -> None:
@@ -47,12 +58,8 @@ def carried_on(headers: Mapping[str, Any]) -> None:
         came[TRACEPARENT] = str(headers[TRACEPARENT])
 
 
-def _fits(value: bytes) -> bool:
-    return len(value) <= _LONGEST
-
-
-async def _told(send: Send, came: Mapping[str, str], message: Mapping[str, Any]) -> None:
+async def _tell(send: Send, message: Mapping[str, Any]) -> None:
     if message["type"] == "http.response.start":
-        traceparent = (TRACEPARENT.encode(), came[TRACEPARENT].encode("latin-1"))
-        message = {**message, "headers": [*message["headers"], traceparent]}
+        traceparent = [(name.encode(), value.encode("latin-1")) for name, value in told().items()]
+        message = {**message, "headers": [*message["headers"], *traceparent]}
     await send(message)

@@ -43,7 +43,12 @@ async def reader(scope, receive, send):
     """Answers with the body itself, read straight into its place."""
     begin = (await receive())["body"]
     body = await scope["extensions"][WHOLE](begin, int(dict(scope["headers"])[b"content-length"]))
-    await answer(send, 200, {}, b"left" if body is None else body)
+    await answer(scope, 200, {}, b"left" if body is None else body)
+
+
+async def refuser(scope, receive, send):
+    """Answers before anything of a body is read."""
+    await answer(scope, 403, {"content-type": "text/plain"}, b"no", b"body")
 
 
 @contextlib.contextmanager
@@ -102,6 +107,26 @@ def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_t
     with connected(port) as connection:
         connection.sendall(GET)
         assert read(connection).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch):
+    monkeypatch.setattr("router.http.connection.SILENT", 0.2)
+    with served(PATIENT) as server, connected(server.port) as client:
+        client.sendall(GET)
+        assert read(client).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_whole_answer_has_its_length_and_to_head_no_body():
+    with served(PATIENT, application=refuser) as server, connected(server.port) as client:
+        client.sendall(GET.replace(b"GET", b"HEAD") + GET.replace(b"host", b"connection: close\r\nhost"))
+        told = read(client)
+    head, get, body = told.split(b"\r\n\r\n")
+    for one in (head, get):
+        assert one.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+        assert b"content-type: text/plain\r\ncontent-length: 6" in one
+    assert b"connection: close" not in head
+    assert get.endswith(b"\r\nconnection: close")
+    assert body == b"nobody"
 
 
 @pytest.mark.parametrize(("drop", "told"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"])
