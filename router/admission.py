@@ -114,13 +114,13 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
         InvalidRequestError: a term means nothing.
         TaxiwayError: as `place` and `needs_of` raise it, or because no model has that name.
     """
-    topology, tenant = rules.topology, order.request.tenant
+    topology, tenant, size = rules.topology, order.request.tenant, order.size
     if not order.released:
-        check_tenant(outlook.depths, topology, tenant=tenant, size=order.size)
+        check_tenant(outlook.depths, topology, tenant=tenant, size=size)
     plan = _standing(order, rules, outlook).draw(seed_of(order.job))
     placement = plan.placement
     if not order.released:
-        check_class(outlook.depths, topology, hardware_class=placement.candidate.hardware_class, size=order.size)
+        check_class(outlook.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
     ticket = plan.ticket(order.job, order.reply, order.accepted, order.moment)
     if not placement.held:
         order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
@@ -213,7 +213,7 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> int:
 def _first(model: Model, inputs: Any) -> tuple[TensorSpec, Any]:
     """The first input with its value, from any of the forms that inputs have."""
     spec = model.inputs[0]
-    if isinstance(inputs, list) and inputs and all(is_tensor(i) for i in inputs):
+    if isinstance(inputs, list) and inputs and all(map(is_tensor, inputs)):
         value = next((i for i in inputs if i.get("name") == spec.name), inputs[0])
         return spec, value["data"] if spec.datatype == "BYTES" else value
     if isinstance(inputs, dict) and spec.name in inputs and not is_tensor(inputs):

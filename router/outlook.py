@@ -100,14 +100,14 @@ class Outlook:
         """Count the work and the cost of a tenant's placement that is on its way to its queue."""
         if not placement.needs.company:  # what is released from holding is counted already
             self.depths.count(placement.candidate.hardware_class, tenant)
-        backlog = self.held if placement.held else self.backlog
-        backlog.add(placement.candidate.hardware_class, placement.level, placement.work)
+        backlog, work = self.held if placement.held else self.backlog, placement.work
+        backlog.add(placement.candidate.hardware_class, placement.level, work)
         if placement.held:
             return  # what comes behind it is held, too, until a queue drains
         if placement.needs.allowance is not None:
             self.tenants.spend(placement.needs.allowance, placement.cost)
         self.tenants.shares.charge(tenant, placement.device_dollars)
-        self._note(placement.work)
+        self._note(work)
 
     def _note(self, seconds: float) -> None:
         """The backlog changed by so many device seconds."""

@@ -180,9 +180,10 @@ class Router:
         )
 
     async def _admit(self, order: Order) -> Admitted:
-        check_memory(self.fleet.outlook.depths, self.rules.topology)
+        outlook = self.fleet.outlook
+        check_memory(outlook.depths, self.rules.topology)
         try:
-            return admit(order, self.rules, self.fleet.outlook)
+            return admit(order, self.rules, outlook)
         except NoDeviceError:
             await self.fleet.read()
             return admit(order, self.rules, self.fleet.outlook)

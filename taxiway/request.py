@@ -7,8 +7,8 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeGuard, get_args
 
 import msgspec
 
@@ -65,9 +65,8 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
         InvalidRequestError: a field is unknown, missing or out of range; names it.
     """
     given = {name: value for name, value in fields.items() if value is not None}
-    for name in given:
-        if name not in _FIELDS:
-            raise _unknown(str(name)[:MAX_NAME])
+    if not given.keys() <= _FIELDS:
+        raise _unknown(next(str(name)[:MAX_NAME] for name in given if name not in _FIELDS))
     for name in ("model", "inputs"):
         if name not in given:
             raise InvalidRequestError(f"{name}: expected a value, got nothing", field=name)
@@ -88,20 +87,11 @@ def check_terms(terms: Terms) -> None:
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    for field in ("deadline", "budget"):
-        number = given.get(field)
-        if number is not None and not (_is_number(number) and 0 < number <= sys.float_info.max):
-            raise _invalid(field, "a finite number > 0", number)
-    accuracy = given.get("min_accuracy")
-    if accuracy is not None and not (_is_number(accuracy) and 0 <= accuracy <= 1):
-        raise _invalid("min_accuracy", "a number from 0 to 1", accuracy)
-    priorities = list(get_args(Priority))
-    if given.get("priority") is not None and given["priority"] not in priorities:
-        raise _invalid("priority", f"one of {priorities}", given["priority"])
-    for field in ("tenant", "locality", "service", "idempotency_key", "model"):
-        text = given.get(field)
-        if text is not None and not (isinstance(text, str) and 0 < len(text) <= MAX_NAME and text.isprintable()):
-            raise _invalid(field, f"text of 1 to {MAX_NAME} printable characters", text)
+    for field, value in given.items():
+        if value is not None and field in _MEANS:
+            means, expected = _MEANS[field]
+            if not means(value):
+                raise _invalid(field, expected, value)
 
 
 def new_id() -> str:
@@ -128,8 +118,34 @@ def _unknown(name: str) -> InvalidRequestError:
     return InvalidRequestError(message, field=name)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and 0 < value <= sys.float_info.max
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+_PRIORITIES = [*get_args(Priority)]
+
+_MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(("deadline", "budget"), (_is_positive, "a finite number > 0")),
+    "min_accuracy": (_is_share, "a number from 0 to 1"),
+    "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
+    **dict.fromkeys(
+        ("tenant", "locality", "service", "idempotency_key", "model"),
+        (_is_name, f"text of 1 to {MAX_NAME} printable characters"),
+    ),
+}
+"""By field, whether a value means something there, and what does."""
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:

@@ -33,6 +33,9 @@ DATATYPES = {
 }
 """OIP datatype to numpy's name, without BYTES."""
 
+_PLAIN = frozenset({type(None), bool, int, str})
+"""Types whose values are JSON's own."""
+
 DEEPEST = 64
 """Levels of lists and mappings that a value may have: who reads it calls itself for each."""
 
@@ -49,14 +52,14 @@ def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> An
     Raises:
         InvalidRequestError: a value that has no form on the wire; names `field`.
     """
-    if value is None or type(value) in (bool, int, str):
+    if type(value) in _PLAIN:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _bytes(value, blobs)
     if isinstance(value, dict):
         return _mapping(value, field, blobs)
     if isinstance(value, (list, tuple)):
-        return [to_wire(below, field, blobs) for below in value]
+        return [below if type(below) in _PLAIN else to_wire(below, field, blobs) for below in value]
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _tensor(value, field, blobs)
@@ -185,7 +188,10 @@ def _mapping(value: dict[Any, Any], field: str, blobs: Blobs | None) -> dict[str
         if isinstance(content, (bytes, memoryview)) and len(content) > blobs.limit:
             rest = {_key(key, field): to_wire(below, field) for key, below in value.items() if key != "data"}
             return rest | blobs.keep(content)
-    return {_key(key, field): to_wire(below, field, blobs) for key, below in value.items()}
+    return {
+        _key(key, field): below if type(below) in _PLAIN else to_wire(below, field, blobs)
+        for key, below in value.items()
+    }
 
 
 def _tensor(array: np.ndarray, field: str, blobs: Blobs | None) -> dict[str, Any]:

@@ -202,7 +202,7 @@ class Inference:
 
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job forwarded just now."""
-        timer = asyncio.get_running_loop().call_later(wait, give_up, future)
+        timer = future.get_loop().call_later(wait, give_up, future)
         try:
             return await future
         except TimeoutError:

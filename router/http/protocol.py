@@ -86,6 +86,8 @@ class InferAnswer(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+_OURS = TERMS | {BINARY_OUTPUTS}
+
 _decode = msgspec.json.Decoder(InferRequest).decode
 _encode_json = msgspec.json.Encoder().encode
 
@@ -98,16 +100,19 @@ def read_infer(body: Buffer, header_length: str | None = None) -> InferRequest:
     """
     text, rest = binary.split(body, header_length)
     infer = _read_json(text)
-    pieces = binary.pieces([_binary_size(tensor) for tensor in infer.inputs], rest)
-    pairs = zip(infer.inputs, pieces, strict=True)
+    sizes = [_binary_size(tensor) for tensor in infer.inputs]
+    if not rest and all(size is None for size in sizes):
+        return infer
+    pairs = zip(infer.inputs, binary.pieces(sizes, rest), strict=True)
     inputs = [tensor if piece is None else msgspec.structs.replace(tensor, data=piece) for tensor, piece in pairs]
     return msgspec.structs.replace(infer, inputs=inputs)
 
 
 def _binary_size(tensor: InputTensor) -> object:
     """The bytes after the JSON that are the tensor's; None where its data is in the JSON."""
-    field, size = f"inputs.{tensor.name}", tensor.parameters.get(binary.SIZE)
+    size = tensor.parameters.get(binary.SIZE)
     if (size is None) == (tensor.data is None):
+        field = f"inputs.{tensor.name}"
         raise InvalidRequestError(f"{field}: expected either data or the parameter {binary.SIZE}", field=field)
     return size
 
@@ -131,13 +136,12 @@ def request_of(model: str, infer: InferRequest) -> Request:
     Raises:
         InvalidRequestError: names the field that is wrong.
     """
-    terms = {name: value for name, value in infer.parameters.items() if name in TERMS and value is not None}
-    ours = TERMS | {BINARY_OUTPUTS}
+    terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
     fields = {
         "model": model,
         "inputs": [_tensor(tensor) for tensor in infer.inputs],
-        "parameters": {name: value for name, value in infer.parameters.items() if name not in ours},
-        "outputs": tuple(output.name for output in infer.outputs),
+        "parameters": {name: value for name, value in infer.parameters.items() if name not in _OURS},
+        "outputs": [output.name for output in infer.outputs],
     }
     return parse_request(terms | fields)
 
@@ -208,19 +212,23 @@ def _array_output(spec: TensorSpec, value: Any) -> np.ndarray:
 
 
 def _tensor(tensor: InputTensor) -> dict[str, Any]:
-    named = {"name": tensor.name, "shape": tensor.shape, "datatype": tensor.datatype}
     field = f"inputs.{tensor.name}"
-    if any(length < 0 for length in tensor.shape):
+    if min(tensor.shape, default=0) < 0:
         raise InvalidRequestError(f"{field}: expected lengths >= 0 in shape, got {tensor.shape}", field=field)
+    named = {"name": tensor.name, "shape": tensor.shape, "datatype": tensor.datatype, "data": tensor.data}
+    data = _elements(tensor, field) if tensor.datatype == "BYTES" else raw_bytes(to_array(named, field))
+    return {**named, "data": data}
+
+
+def _elements(tensor: InputTensor, field: str) -> Any:
+    """What is in a BYTES tensor."""
     data: Any = tensor.data
-    if tensor.datatype != "BYTES":
-        return named | {"data": raw_bytes(to_array(named | {"data": data}, field))}
     if isinstance(data, memoryview):
-        return named | {"data": binary.bytes_elements(data, math.prod(tensor.shape), field)}
+        return binary.bytes_elements(data, math.prod(tensor.shape), field)
     if tensor.parameters.get("content_type") != "base64":
-        return named | {"data": from_wire(data, field)}
+        return from_wire(data, field)
     try:
-        return named | {"data": [base64.b64decode(text, validate=True) for text in data]}
+        return [base64.b64decode(text, validate=True) for text in data]
     except (binascii.Error, ValueError, TypeError) as error:
         raise InvalidRequestError(f"{field}: expected base64 text: {error}", field=field) from error
 
