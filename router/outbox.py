@@ -23,16 +23,16 @@ class Outbox:
         self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    async def forward(self, outgoing: Outgoing) -> bool:
-        """Whether the message was forwarded; False where its job has a record already.
+    def forward(self, outgoing: Outgoing) -> asyncio.Future[bool]:
+        """Whether the message was forwarded, once that is known; False where its job has a record already.
 
-        Raises whatever the call raised that it shared: a `BrokerUnavailableError`, or what nobody foresaw.
+        It raises whatever the call raised that it shared: a `BrokerUnavailableError`, or what nobody foresaw.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((outgoing, done))
         if self._sender is None:
             self._sender = asyncio.create_task(self._send())
-        return await done
+        return done
 
     async def _send(self) -> None:
         try:

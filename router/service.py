@@ -19,6 +19,7 @@ from router.metrics import Done
 from router.mover import Mover
 from router.outbox import Outbox
 from router.outlook import Outlook
+from router.patience import Patience
 from router.releaser import Releaser
 from router.results import Results
 from router.scaling import Scaler
@@ -46,8 +47,8 @@ IDLE = 1.0
 TIDY = 1.0
 """Seconds between two looks after dead routers."""
 
-ACCEPT = 1.8
-"""Longest that a caller at this router's own door waits for the broker: it is told within two seconds."""
+ACCEPT = 1.75
+"""Seconds that a caller at this router's own door waits for the broker, and `LOOK` at most: it is told within two."""
 
 TURN = 2.0
 """Longest that a router that stops waits for what its loops have begun."""
@@ -76,6 +77,7 @@ class Router:
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.parked = 0
         self.tally = Tally()
+        self.patience = Patience()
         self._outbox = Outbox(self.transport, self.fleet)
         self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
         self._deadlines = Deadlines(self.store)
@@ -160,8 +162,7 @@ class Router:
             BrokerUnavailableError: the broker did not accept it. What nobody foresaw is raised as it is.
         """
         try:
-            async with asyncio.timeout(ACCEPT):
-                return await self._outbox.forward(admitted.outgoing)
+            return await self.patience.wait(self._outbox.forward(admitted.outgoing), ACCEPT)
         except TimeoutError as error:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error

@@ -19,7 +19,6 @@ from router.http.gate import claim
 from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
 from router.http.traces import carried_on, carry
 from router.jobs import Jobs
-from router.results import give_up
 from router.service import Router
 from tasks.catalogue import Model
 from tasks.scripts import Ending
@@ -202,13 +201,10 @@ class Inference:
 
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job forwarded just now."""
-        timer = future.get_loop().call_later(wait, give_up, future)
         try:
-            return await future
+            return await self._router.patience.wait(future, wait)
         except TimeoutError:
             return await self._router.store.result(job)
-        finally:
-            timer.cancel()
 
     async def _earlier(self, job: str, wait: float) -> bytes | None:
         """The result of a job that an earlier request with the same idempotency key began."""

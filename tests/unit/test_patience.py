@@ -1,0 +1,53 @@
+"""Waits that end when their time is over, in one event loop."""
+
+import asyncio
+
+import pytest
+
+from router.patience import Patience
+
+SOON = 20.0
+
+
+async def ended(waits):
+    """What each gave."""
+    return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), SOON)
+
+
+def test_a_wait_gives_what_came_and_ends_when_its_time_is_over():
+    async def scenario():
+        patience, loop = Patience(), asyncio.get_running_loop()
+        came, late, never = (loop.create_future() for _ in range(3))
+        waits = [patience.wait(came, SOON), patience.wait(late, 2 * SOON), patience.wait(never, 0.1)]
+        first = asyncio.ensure_future(ended(waits))
+        loop.call_soon(came.set_result, "came")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(never), SOON)
+        assert not late.done()
+        late.set_result("late")
+        return await first
+
+    came, late, never = asyncio.run(scenario())
+    assert (came, late, type(never)) == ("came", "late", TimeoutError)
+
+
+def test_a_wait_after_others_had_ended_ends_too():
+    async def scenario():
+        patience, loop = Patience(), asyncio.get_running_loop()
+        told = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
+        return [type(error) for (error,) in told]
+
+    assert asyncio.run(scenario()) == [TimeoutError] * 3
+
+
+def test_a_wait_that_is_cancelled_is_forgotten():
+    async def scenario():
+        patience, loop = Patience(), asyncio.get_running_loop()
+        given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        (told,) = await ended([given_up])
+        (after,) = await ended([patience.wait(loop.create_future(), 0.0)])
+        return type(told), type(after)
+
+    assert asyncio.run(scenario()) == (asyncio.CancelledError, TimeoutError)
