@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
-import time
 
 import pytest
 
@@ -33,26 +31,20 @@ def fleet(settings, tmp_path):
 
 
 async def passing(broker, service):
-    """Seconds that each job takes of a tenant that asks for a fifth of the device, beside another tenant's flood."""
+    """Whether a tenant that asks for a fifth of the device is answered while another one's flood still waits."""
     async with taxiway.AsyncClient(broker) as client:
         for tenant in ("flooding", "other"):
             await client.infer("paced", ROWS, service=service, tenant=tenant)
-        for _ in range(200):
-            await client.submit("paced", ROWS, service=service, tenant="flooding")
-        taken = []
-        for _ in range(10):
+        flood = [await client.submit("paced", ROWS, service=service, tenant="flooding") for _ in range(400)]
+        for _ in range(5):
             await asyncio.sleep(0.1)  # it sends one in a while
-            began = time.monotonic()
             await client.infer("paced", ROWS, service=service, tenant="other")
-            taken.append(time.monotonic() - began)
-        return taken
+        return not await flood[-1].done()
 
 
 def test_one_tenants_flood_waits_and_anothers_work_passes_it(fleet):
-    live, bulk = (asyncio.run(passing(fleet.broker, service)) for service in ("live", "bulk"))
-
-    assert statistics.median(live) < 0.3  # the flood takes 5 s, and a second of live work is in time
-    assert statistics.median(bulk) < 0.3
+    asyncio.run(passing(fleet.broker, "live"))  # within its deadline of a second, or it would raise
+    assert asyncio.run(passing(fleet.broker, "bulk"))  # and that flood takes ten seconds
 
 
 async def refused(broker):
