@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 SHOWN = 128
 """Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
 
-_MOST = 256
-"""Endings that one write carries, so that the store is not blocked for long by one script."""
+_MOST = 64
+"""Endings that one write carries: their clients and routers go on while the store writes the next."""
 
 _RESULT = b'"result":'
 
