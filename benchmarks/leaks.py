@@ -25,7 +25,7 @@ from benchmarks.measure import answer, say
 from benchmarks.processes import fleet
 from taxiway import AsyncClient
 from taxiway.errors import TaxiwayError
-from taxiway.keys import DEADLINES, LEAD, RELEASER, life_key, stream_key
+from taxiway.keys import DEADLINES, LEAD, RELEASER, life_key, room_key, stream_key
 
 QUEUES = """
 hardware:
@@ -52,8 +52,8 @@ WARM = 1_000
 SETTLED = 300.0
 """Longest wait until nothing of the jobs is left: streams are kept for two minutes."""
 
-RENEWED = (life_key(""), LEAD, RELEASER)
-"""Beginnings of keys that a router renews as long as it lives."""
+RENEWED = (life_key(""), room_key(""), LEAD, RELEASER)
+"""Beginnings of keys that a router or a worker renews as long as it lives."""
 
 FOR_GOOD = -1
 """What the server says of the time that is left to a key which does not end by itself."""
@@ -129,7 +129,7 @@ async def send(broker: str, http: str, jobs: int) -> Counter[str]:
 
 
 def settled(store: redis.Redis, base: set[bytes]) -> set[bytes]:
-    """The keys once none is left that ends by itself, of those that are not in `base` and no router renews."""
+    """The keys once none is left that ends by itself, of those that are not in `base` and nobody renews."""
     end = time.monotonic() + SETTLED
     while True:
         found: Any = store.keys()
