@@ -189,7 +189,7 @@ class Finisher:
         self._ledger.end(ended.delivery, _event(ending.job, ended.outcome, ending.meta))
 
     def _write_anew(self, ended: Ended) -> None:
-        """Write the result under another claim: the first ended while the store was away, and nobody else has one."""
+        """Write the result under another claim, where the store lost the first one in a failover."""
         delivery = ended.delivery
         _, (claim,) = self._insist(lambda: self._store.claim([(delivery.job, 0.0)]))
         if claim.verdict is not scripts.Verdict.RUN:

@@ -202,9 +202,8 @@ class ClassQueue:
         try:
             return self._wait([(name, queue) for queue in queues for name in priority_lists(queue)], longest)
         except (RedisError, OSError) as error:
-            for connection in self._blocked.values():
-                connection.disconnect()
-            self._blocked.clear()
+            for name in [*self._blocked]:
+                self._leave(name)
             raise refusal("broker", error) from error
 
     def wake(self) -> None:
