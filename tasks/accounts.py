@@ -29,14 +29,15 @@ ACCOUNTS = ("producer", "router", "worker", "flower")
 _NOTHING = "resetchannels -@all"  # before each account's own rights
 _GREETING = "+auth +hello +ping +select +quit +client|setinfo +client|setname"
 _SCRIPTS = "+eval +evalsha +script|load +script|exists"
-_PRODUCING = (
-    "+lpush +llen +sadd +smembers +set +get +mget +hget +hgetall +xread +subscribe +unsubscribe +multi +exec +wait"
-)
-_TELLING = "-@dangerous -scan -randomkey -dbsize -pubsub"  # what names no key tells of all of them
-_SERVING = f"+@read +@write +@pubsub +@transaction {_SCRIPTS} +time +wait {_TELLING} +info"
+_READING = "+get +mget +hget +hgetall +xread"  # results, records, streams and the large values of results
+_TELLING = "-@dangerous -scan -randomkey -dbsize -pubsub -function -lolwut"  # what names no key reaches all of them
+_HEARING = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish"
+_SERVING = f"+@read +@write {_HEARING} +multi +exec +discard {_SCRIPTS} +time +wait {_TELLING} +info"
+_CHANNELS = tuple(f"&{make('*')}" for make in (keys.result_key, keys.reply_channel, keys.withdrawn_channel))
 _RESULTS = ("celery-task-meta-*", "celery-taskset-meta-*")
 _UNACKED = ("unacked", "unacked_index", "unacked_mutex")
 _CONTROL, _REPLIES, _EVENTS = "celery.pidbox", "reply.celery.pidbox", "celeryev"  # Celery's exchanges
+_BINDING_DEADLINES = "~_kombu.binding_deadlines"
 _LETTING_GO = (keys.holding_key("*"), keys.RELEASED, keys.HELD)
 
 
@@ -54,36 +55,56 @@ def valkey_accounts(classes: Iterable[str], passwords: Mapping[str, str], databa
 
 
 def _producer() -> str:
-    asks = [*_queues("%W~", [keys.ARRIVALS]), *_bound([keys.ARRIVALS]), f"~{keys.blob_key('*')}"]
-    reads = [f"%R~{name}" for name in (_RESULTS[0], keys.job_key("*"), keys.stream_key("*"))]
+    """A selector for each kind of key: what may be written may not be erased, replaced or read.
+
+    Celery binds the arrivals' queue before it publishes, and publishes without reading the bindings. So producers may
+    add to those sets, and no account may read them: a forged binding redirects nobody's messages.
+    """
+    arrivals, bindings = _queues("~", [keys.ARRIVALS]), _bound([keys.ARRIVALS])
+    read = (_RESULTS[0], keys.job_key("*"), keys.stream_key("*"), keys.blob_key("*"))
+    grants = [
+        _grant("+lpush +llen", arrivals),
+        _grant("+sadd", bindings),
+        _grant("+set", [f"%W~{keys.blob_key('*')}"]),
+        _grant(_READING, [f"%R~{name}" for name in read]),
+    ]
     hears = [f"&{keys.result_key('*')}", f"&{keys.reply_channel('*')}"]
-    return " ".join([_GREETING, _PRODUCING, *asks, *reads, *hears])
+    return " ".join([_GREETING, "+subscribe +unsubscribe +multi +exec +wait", *hears, *grants])
 
 
 def _router(classes: Iterable[str]) -> str:
     owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}"]
     reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED)), *_celery(classes)]
-    channels = [f"&{name}" for name in ("taxiway:*", keys.result_key("*"))]
-    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *channels])
+    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *_CHANNELS])
 
 
 def _worker(classes: Iterable[str]) -> str:
-    """It takes jobs out of holding as they end, and puts none in."""
+    """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest."""
     jobs = [make("*") for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key)]
     facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS]
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
-    channels = [keys.result_key("*"), keys.reply_channel("*"), keys.withdrawn_channel("*")]
-    ends = " ".join(f"%W~{name}" for name in _LETTING_GO)
-    extra = [f"%W~{keys.DEAD}", *(f"&{name}" for name in channels), f"(+zrem +hdel {ends})"]
-    return " ".join([_GREETING, _SERVING, *owns, *extra])
+    grants = [
+        _grant("+lpush +ltrim", [f"%W~{keys.DEAD}"]),
+        _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
+    ]
+    return " ".join([_GREETING, _SERVING, *owns, *_CHANNELS, *grants])
 
 
 def _flower() -> str:
     """Lengths of all queues, events, and what remote control needs."""
-    looks = "+subscribe +psubscribe +unsubscribe +punsubscribe +multi +exec +info"
-    controls = "+publish +sadd +srem +smembers +lpush +brpop +rpop +llen +del +exists"
-    expiring = f"{_SCRIPTS} +time +zadd +zrem +zrangebyscore"  # kombu's bindings of its queues for events
-    return " ".join([_GREETING, looks, controls, expiring, *_celery([]), "(+llen ~*)"])
+    looks = f"{_HEARING} +multi +exec +info +script|load +script|exists"
+    binding = "+sadd +srem +smembers +eval +evalsha +time +zadd +zrem +zrangebyscore +del +exists"
+    grants = [
+        _grant(binding, [*_bound([_CONTROL, _REPLIES, _EVENTS]), _BINDING_DEADLINES]),
+        _grant("+lpush +brpop +rpop +del +exists", _control_lists()),
+        _grant("+llen", ["~*"]),
+    ]
+    return " ".join([_GREETING, looks, *grants])
+
+
+def _grant(commands: str, patterns: Iterable[str]) -> str:
+    """A selector: these commands on these keys, beside what else the account may do."""
+    return f"({commands} {' '.join(patterns)})"
 
 
 def _queues(right: str, names: Iterable[str]) -> list[str]:
@@ -93,8 +114,12 @@ def _queues(right: str, names: Iterable[str]) -> list[str]:
 
 def _celery(classes: Iterable[str]) -> list[str]:
     """What kombu keeps for the queues of classes, of events and of remote control."""
-    bound = _bound([*classes, _CONTROL, _REPLIES, _EVENTS])
-    return [*bound, "~_kombu.binding_deadlines", *_queues("~", [f"*.{_CONTROL}"]), f"~{_EVENTS}.*"]
+    return [*_bound([*classes, _CONTROL, _REPLIES, _EVENTS]), _BINDING_DEADLINES, *_control_lists()]
+
+
+def _control_lists() -> list[str]:
+    """The lists of remote control's messages and answers, and of events."""
+    return [*_queues("~", [f"*@*.{_CONTROL}", f"*-*-*-*-*.{_REPLIES}"]), f"~{_EVENTS}.*"]
 
 
 def _bound(exchanges: Iterable[str]) -> list[str]:

@@ -25,6 +25,10 @@ DENIED = {
     "producer": [
         ("LRANGE", ARRIVALS, "0", "-1"),
         ("RPOP", ARRIVALS),
+        ("SET", ARRIVALS, "erased"),
+        ("SET", f"_kombu.binding.{ARRIVALS}", "erased"),
+        ("SMEMBERS", f"_kombu.binding.{ARRIVALS}"),
+        ("SADD", f"_kombu.binding.{CLASS}", "forged"),
         ("LPUSH", CLASS, "forged"),
         ("LRANGE", CLASS, "0", "-1"),
         ("SET", result_key("j"), "forged"),

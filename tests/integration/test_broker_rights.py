@@ -1,0 +1,253 @@
+"""What each account may do with each kind of key: asked of a real server for every command that it knows."""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis
+
+from tasks.accounts import ACCOUNTS
+from taxiway import keys
+from tests.guarded import Guarded, guarded_valkey
+
+OWN, OTHER = "cpu.batch", "a queue of somebody else"
+BINDING, PERMANENT = "_kombu.binding.", "_kombu.binding_permanent."
+ALL = "all"
+"""Stands for every command with a key that reads or writes data, and for looking at a queue's length."""
+
+READS = "get mget hget hgetall xread"
+CONTROL = "lpush brpop rpop del exists"
+BINDS = "sadd srem smembers eval evalsha zadd zrem zrangebyscore del exists"
+ALLOWED: dict[str, dict[str, str]] = {
+    "producer": {
+        "arrivals": "lpush llen",
+        "bindings of arrivals": "sadd",
+        "blob_key": f"set {READS}",
+        "job_key": READS,
+        "stream_key": READS,
+        "result_key": READS,
+    },
+    "router": dict.fromkeys(
+        (
+            *("arrivals", "class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
+            *("bindings of control", "binding deadlines", "control", "events", "DEAD"),
+            *("job_key", "blob_key", "stream_key", "room_key", "life_key", "reading_key", "taken_key", "holding_key"),
+            *("spent_key", "reply_channel", "withdrawn_channel"),
+            *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "RELEASER", "DEADLINES", "STARTS"),
+            *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES"),
+        ),
+        ALL,
+    ),
+    "worker": {
+        **dict.fromkeys(
+            (
+                *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
+                *("bindings of control", "binding deadlines", "control", "events"),
+                *("job_key", "blob_key", "stream_key", "room_key", "spent_key"),
+                *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS"),
+            ),
+            ALL,
+        ),
+        "DEAD": "lpush ltrim",
+        "HELD": "zrem hdel",
+        "RELEASED": "zrem hdel",
+        "holding_key": "zrem hdel",
+    },
+    "flower": {
+        "bindings of control": BINDS,
+        "binding deadlines": BINDS,
+        "control": CONTROL,
+        "events": CONTROL,
+    },
+}
+"""Every kind of key that an account reaches, and the commands with which it does. All else must be refused."""
+
+GREETING = "auth hello ping select quit client|setinfo client|setname reset"
+HEARING = "subscribe unsubscribe psubscribe punsubscribe publish"
+SERVING = f"{GREETING} {HEARING} multi exec discard script|load script|exists time wait info"
+KEYLESS = {
+    "producer": f"{GREETING} subscribe unsubscribe multi exec wait",
+    "router": f"{SERVING} bgrewriteaof",
+    "worker": SERVING,
+    "flower": f"{GREETING} {HEARING} multi exec script|load script|exists time info",
+}
+"""The commands without keys that an account holds."""
+
+CHANNELS = {
+    "results": keys.result_key("1"),
+    "replies": keys.reply_channel("1"),
+    "withdrawals": keys.withdrawn_channel("1"),
+    "control": "/0.celery.pidbox",
+    "events": "/0.celeryev/worker.online",
+    "all events": "/0.celeryev/*",
+    "control of another database": "/1.celery.pidbox",
+    "what happens to keys": "__keyspace@0__:taxiway.arrivals",
+    "everything": "*",
+}
+VERBS = ("subscribe", "publish", "psubscribe", "ssubscribe", "spublish")
+SERVED = {
+    *(f"{verb} {name}" for verb in VERBS[:2] for name in ("results", "replies", "withdrawals")),
+    *(f"{verb} {name}" for verb in VERBS[:2] for name in ("control", "events", "all events")),
+    *("psubscribe control", "psubscribe all events"),
+}
+HEARD = {
+    "producer": {"subscribe results", "subscribe replies"},
+    "router": SERVED,
+    "worker": SERVED,
+    "flower": {one for one in SERVED if one.endswith(("control", "events"))},
+}
+"""What an account may do with which channel."""
+
+
+def kinds() -> dict[str, list[str]]:
+    """Keys of every kind: what kombu and Celery keep, and all that `taxiway.keys` names."""
+    control = ["celery.pidbox", "reply.celery.pidbox", "celeryev"]
+    found = {
+        "arrivals": keys.priority_lists(keys.ARRIVALS),
+        "class queue": keys.priority_lists(OWN),
+        "queue of others": keys.priority_lists(OTHER),
+        "bindings of arrivals": [BINDING + keys.ARRIVALS, PERMANENT + keys.ARRIVALS],
+        "bindings of classes": [BINDING + OWN, PERMANENT + OWN],
+        "bindings of control": [start + name for start in (BINDING, PERMANENT) for name in control],
+        "bindings of others": [BINDING + OTHER, PERMANENT + OTHER],
+        "binding deadlines": ["_kombu.binding_deadlines"],
+        "control": ["a@host.celery.pidbox", "a-b-c-d-e.reply.celery.pidbox"],
+        "events": ["celeryev.1234"],
+        "unacked": ["unacked", "unacked_index", "unacked_mutex"],
+        "result of a group": ["celery-taskset-meta-1"],
+    }
+    names = {name: value for name, value in vars(keys).items() if name.isupper() and isinstance(value, str)}
+    makers = {
+        name: make for name, make in inspect.getmembers(keys, inspect.isfunction) if name.endswith(("_key", "_channel"))
+    }
+    found |= {
+        name: [value]
+        for name, value in names.items()
+        if name not in ("ARRIVALS", "ARRIVED", "COUNT", "WAITING", "INFER", "CANCEL")
+    }
+    found |= {name: [make(*"12"[: len(inspect.signature(make).parameters)])] for name, make in makers.items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the server: its name, the fewest words of a call, and where in a call its keys may be."""
+
+    name: str
+    words: int
+    places: tuple[Any, ...]
+
+    def call(self, *names: str) -> list[str]:
+        """A call with these keys, one for each place, and `1` for whatever else it needs."""
+        call = [*self.name.split("|"), *["1"] * (self.words - 1 - self.name.count("|"))]
+        for place, name in zip(self.places, names, strict=True):
+            begin, find = place[b"begin_search"], place[b"find_keys"]
+            if begin[b"type"] == b"keyword":
+                call += [begin[b"spec"][b"keyword"].decode(), name, *["1"] * (find[b"spec"][b"limit"] == 2)]
+                continue
+            at = begin[b"spec"][b"index"] + (find[b"spec"][b"firstkey"] if find[b"type"] == b"keynum" else 0)
+            call += ["1"] * (at + 1 - len(call))
+            call[at] = name
+        return call
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarded_valkey(tmp_path_factory.mktemp("guarded"), [OWN, "gpu.realtime"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def server(guarded: Guarded) -> Iterator[redis.Redis]:
+    with guarded.client("test") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def commands(server: redis.Redis) -> list[Command]:
+    """Every command and subcommand that the server knows."""
+    connection = server.connection_pool.get_connection()
+    connection.send_command("COMMAND")
+    known = list(flat(connection.read_response()))
+    server.connection_pool.release(connection)
+    assert len(known) > 300
+    return known
+
+
+def flat(told: Iterable[Any]) -> Iterator[Command]:
+    for name, arity, *_, places, subcommands in told:
+        if subcommands:
+            yield from flat(subcommands)
+        else:
+            known = tuple(place for place in places if place[b"begin_search"][b"type"] != b"unknown")
+            yield Command(name.decode(), abs(arity), known)
+
+
+def answers(server: redis.Redis, account: str, calls: Iterable[list[str]]) -> list[str]:
+    """What the server would say of each call by that account: OK, or why not."""
+    with server.pipeline(transaction=False) as pipeline:
+        for call in calls:
+            pipeline.execute_command("ACL", "DRYRUN", account, *call)
+        return [answer.decode() for answer in pipeline.execute()]
+
+
+def held(server: redis.Redis, account: str, commands: list[Command]) -> list[Command]:
+    """The commands that the account may run with some key, or without any."""
+    told = answers(server, account, [one.call(*["a key of nobody"] * len(one.places)) for one in commands])
+    return [command for command, answer in zip(commands, told, strict=True) if "to run the" not in answer]
+
+
+def allowed(server: redis.Redis, account: str, commands: list[Command]) -> dict[str, set[str]]:
+    """For each kind of key, the commands that the account may run with it in some place."""
+    friends = {text: kinds()[kind][0] for kind, text in ALLOWED[account].items()}
+    asked = [
+        (kind, command.name, command.call(*(name if at == place else friend for at in range(len(command.places)))))
+        for kind, names in kinds().items()
+        for name in names
+        for command in held(server, account, commands)
+        for place in range(len(command.places))
+        for friend in (friends.values() if len(command.places) > 1 else [""])
+    ]
+    told = answers(server, account, [call for _, _, call in asked])
+    found: dict[str, set[str]] = defaultdict(set)
+    for (kind, command, _), answer in zip(asked, told, strict=True):
+        if answer == "OK":
+            found[kind].add(command)
+    return found
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_an_account_can_do_what_its_table_says_to_each_kind_of_key_and_nothing_else(
+    server: redis.Redis, commands: list[Command], account: str
+) -> None:
+    found = allowed(server, account, commands)
+    table = {kind: set(text.split()) for kind, text in ALLOWED[account].items()}
+    if account == "flower":
+        table = {kind: table.get(kind, set()) | {"llen"} for kind in kinds()}
+
+    whole = {kind for kind, names in table.items() if names == {ALL}}
+    assert {kind: names for kind, names in found.items() if kind not in whole} == {
+        kind: names for kind, names in table.items() if kind not in whole
+    }
+    assert whole <= found.keys()
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_an_account_holds_no_other_command_without_keys(
+    server: redis.Redis, commands: list[Command], account: str
+) -> None:
+    keyless = [one for one in commands if not one.places]
+    assert {one.name for one in held(server, account, keyless)} == set(KEYLESS[account].split())
+
+
+@pytest.mark.parametrize("account", ACCOUNTS)
+def test_an_account_reaches_no_other_channel(server: redis.Redis, account: str) -> None:
+    asked = [(verb, name, channel) for verb in VERBS for name, channel in CHANNELS.items()]
+    calls = [[verb, channel, *["text"] * verb.endswith("publish")] for verb, _, channel in asked]
+    told = zip(asked, answers(server, account, calls), strict=True)
+    assert {f"{verb} {name}" for (verb, name, _), answer in told if answer == "OK"} == HEARD[account]
