@@ -58,6 +58,11 @@ class EmbeddedValkey:
         """The server's process, None when it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
+    @property
+    def status(self) -> int | None:
+        """The exit status of a server that ended unasked, negative for a signal; None otherwise."""
+        return self._process.poll() if self._process is not None else None
+
     def start(self) -> None:
         """Start the server and wait until it answers; a server that died is started anew at the same address.
 

@@ -26,7 +26,7 @@ from tasks.local.machine import look
 from tasks.local.plan import Plan, PlanError, absent, plan_fleet
 from tasks.local.process import in_tree, own_command
 from tasks.local.show import show_answers, show_findings, show_fleet, wide_console
-from tasks.local.state import AlreadyRunningError, Fleet, data_directory, stop_fleet, supervisor_pid
+from tasks.local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from tasks.local.supervisor import StartError
 from tasks.local.up import Options, run_fleet
 from tasks.local.workload import artefacts_of_examples, asks
@@ -125,10 +125,11 @@ def down(data: Path | None, *, as_json: bool) -> None:
 
 
 @main.command()
+@_data
 @_json
-def doctor(*, as_json: bool) -> None:
-    """Say what this machine has, what is missing, and how to get it."""
-    findings = examine(look(), os.environ)
+def doctor(data: Path | None, *, as_json: bool) -> None:
+    """Say what this machine has, what is missing and how to get it, and how the fleet that runs here fares."""
+    findings = examine(look(), os.environ, read_fleet(data_directory(data, os.environ)))
     if as_json:
         click.echo(_text({"findings": findings}))
     else:

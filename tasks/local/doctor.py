@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,6 +14,7 @@ import redis
 
 from tasks.embedded import EmbeddedValkeyError, find_binary
 from tasks.local.machine import RUNTIMES, Machine
+from tasks.local.state import Fleet, ProcessState
 from tasks.settings import cache_directory
 
 _QUICK = 2.0  # seconds for one look at a server
@@ -29,10 +31,30 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-def examine(machine: Machine, environment: Mapping[str, str]) -> list[Finding]:
-    """Everything worth knowing before a fleet is started here."""
+def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
+    """Everything worth knowing before a fleet is started here, and of the `fleet` that runs here."""
     cache = cache_directory(environment)
-    return [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
+    here = processes(fleet) if fleet is not None else ()
+    return [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache), *here]
+
+
+def processes(fleet: Fleet) -> Iterator[Finding]:
+    """The processes of a running fleet: those that failed lately or do not run, each with its reason."""
+    running = sum(process.ready for process in fleet.processes)
+    yield Finding(subject="fleet here", found=True, value=f"{running} of {len(fleet.processes)} processes are ready")
+    for process in fleet.processes:
+        if process.restarts or not process.ready:
+            yield _failing(process)
+
+
+def _failing(process: ProcessState) -> Finding:
+    state = "ready" if process.ready else "starting" if process.pid else "waits to be restarted"
+    said = [f"{state}, {process.restarts} {'restart' if process.restarts == 1 else 'restarts'}"]
+    if process.last_exit is not None:
+        at = datetime.fromtimestamp(process.last_exit.at).strftime("%H:%M:%S")
+        said += [f"at {at} {process.last_exit.why}", process.last_exit.last_line]
+    value = ": ".join(filter(None, said))
+    return Finding(subject=f"process {process.name}", found=process.ready, value=value, remedy=f"see {process.log}")
 
 
 def _hardware(machine: Machine) -> Iterator[Finding]:

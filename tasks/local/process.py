@@ -1,12 +1,14 @@
-"""One process that a supervisor keeps up: its log, its line when it is ready, and when to start it anew."""
+"""One process that a supervisor keeps up: its log, its line when it is ready, how it ended, and when to restart it."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,54 @@ from tasks.children import start_child
 from tasks.settings import TREE
 
 FIRST_DELAY = 0.5
-LONGEST_DELAY = 10.0
-WINDOW = 120.0
-MOST_DEATHS = 6
+"""Seconds before the first restart of a process that ended; doubled with each failure that follows."""
+
+LONGEST_DELAY = 30.0
+"""Longest time in seconds before a restart: a process is never given up."""
+
+HEALTHY_AFTER = 60.0
+"""Seconds for which a process must have been ready before its earlier failures no longer count."""
+
 _TAIL = 2000  # characters of a log in an error
+_LINE = 300  # characters of a log's last line
 
 
-def restart_delay(deaths: Sequence[float], now: float) -> float | None:
-    """Seconds to wait before a process that died at `deaths` is started anew; None: it died too often, give it up.
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: when (seconds since the epoch), why, and what the last line of its log says."""
 
-    The delay doubles with each death within `WINDOW` seconds, up to `LONGEST_DELAY`.
-    """
-    recent = sum(now - death < WINDOW for death in deaths)
-    if recent > MOST_DEATHS:
-        return None
-    return min(FIRST_DELAY * 2.0 ** max(recent - 1, 0), LONGEST_DELAY)
+    at: float
+    why: str
+    last_line: str
+
+
+def restart_delay(failures: int) -> float:
+    """Seconds before a process is restarted that failed so many times in a row, 1 or more."""
+    return min(FIRST_DELAY * 2.0 ** min(failures - 1, 16), LONGEST_DELAY)
+
+
+def exit_reason(status: int) -> str:
+    """What an exit status says; negative for a signal, as `subprocess` has it."""
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"
+
+
+def exit_of(status: int, log: Path) -> Exit:
+    """The exit of a process that ended just now with this status, and wrote this log."""
+    said = [plain for line in _tail(log).splitlines() if (plain := _plain(line))]
+    return Exit(time.time(), exit_reason(status), said[-1][:_LINE] if said else "")
+
+
+def _plain(line: str) -> str:
+    """What a line of a log says to people; nothing for the line that a process is ready."""
+    fields = _object(line.encode())
+    if "ready" in fields:
+        return ""
+    error = str(fields.get("error", "")).strip().rpartition("\n")[2]
+    return ": ".join(filter(None, (str(fields.get("event", "")), error))) or line.strip()
 
 
 def own_command(*arguments: str) -> list[str]:
@@ -53,6 +88,8 @@ class SupervisedProcess:
         patience: seconds that it has to end when it is asked to.
 
     It is `wanted` until it is told to `retire`; who supervises it starts it. `resting` ones do not run and need not.
+    `restarts` counts how often it was restarted after it failed, `last_exit` says how it failed last, and `due` when it
+    is to be restarted, by the monotonic clock; None while it runs.
     """
 
     def __init__(
@@ -68,7 +105,11 @@ class SupervisedProcess:
         self.name = name
         self.patience = patience
         self.log = logs / f"{name}.log"
-        self.deaths: list[float] = []
+        self.restarts = 0
+        self.last_exit: Exit | None = None
+        self.due: float | None = None
+        self._failures = 0
+        self._ready_since: float | None = None
         self.said: Mapping[str, Any] = {}
         self.wanted = self.resting = True
         self.retired = False
@@ -98,6 +139,8 @@ class SupervisedProcess:
         """Start it, in the checkout; it dies with the calling thread."""
         self.rest()
         self.resting = False
+        if not self._announces:
+            self._ready_since = time.monotonic()
         with self.log.open("ab") as log:
             self._process = start_child(
                 self._arguments,
@@ -119,9 +162,10 @@ class SupervisedProcess:
             self.process.terminate()
 
     def rest(self) -> None:
-        """It has ended, and nobody is to wonder at that."""
+        """Its end is expected: it does not run, and need not."""
         self.close()
         self.said = {}
+        self.due = self._ready_since = None
         self._unread = b""
         self.retired, self.resting = False, True
 
@@ -144,23 +188,30 @@ class SupervisedProcess:
             self.listen()
             self._process.stdout.close()
 
-    def note_death(self) -> float | None:
-        """Remember that it died now, and when it is due to be started anew (monotonic); None: no more."""
+    def note_exit(self) -> None:
+        """Note that it failed just now, how, and when it is due to be restarted."""
+        self.close()
         now = time.monotonic()
-        self.deaths.append(now)
-        delay = restart_delay(self.deaths, now)
-        return None if delay is None else now + delay
+        healthy = self._ready_since is not None and now - self._ready_since >= HEALTHY_AFTER
+        self._failures = 1 if healthy else self._failures + 1
+        self.due = now + restart_delay(self._failures)
+        self.last_exit = exit_of(self.process.returncode, self.log)
+
+    def restart(self) -> None:
+        """Start it again after it failed."""
+        self.restarts += 1
+        self.start()
 
     def tail(self) -> str:
         """The end of its log."""
-        return self.log.read_text(errors="replace")[-_TAIL:].strip()
+        return _tail(self.log)
 
     def _look_for_ready(self, written: bytes) -> None:
         *lines, self._unread = (self._unread + written).split(b"\n")
         for line in lines:
             said = _object(line)
             if "ready" in said:
-                self.said = said
+                self.said, self._ready_since = said, time.monotonic()
 
 
 def _object(line: bytes) -> dict[str, Any]:
@@ -168,3 +219,7 @@ def _object(line: bytes) -> dict[str, Any]:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
         return {}
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-_TAIL:].strip()

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from tasks.local.demo import Answer
 from tasks.local.doctor import Finding
@@ -35,7 +35,7 @@ def show_fleet(fleet: Fleet, console: Console) -> None:
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
     """What the machine has, and how to get what it lacks."""
-    table = Table("", "what", "found", "how to get it")
+    table = Table("", "what", "found", Column("what to do", overflow="fold"))
     for finding in findings:
         mark = "[green]✓[/]" if finding.found else "[yellow]–[/]"
         table.add_row(mark, finding.subject, finding.value, finding.remedy)

@@ -14,6 +14,8 @@ from typing import IO
 
 import msgspec
 
+from tasks.local.process import Exit
+
 _GLANCE = 0.5  # seconds; whoever asks for the supervisor's pid holds the lock for less
 AT_ONCE = 20.0
 """Seconds in which a fleet that was told to stop for the second time is gone."""
@@ -35,8 +37,22 @@ class RunningWorker(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
+class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a running fleet, as its supervisor sees it; `pid` is None while it waits to be restarted.
+
+    `restarts` counts its restarts after failures, and `last_exit` says how it failed last.
+    """
+
+    name: str
+    pid: int | None
+    ready: bool
+    log: str
+    restarts: int = 0
+    last_exit: Exit | None = None
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """A running fleet: its addresses (passwords included), the supervisor's process and its workers.
+    """A running fleet: its addresses (passwords included), the supervisor's process, its workers and all processes.
 
     `left_out` has the classes without a worker, and why. `router_pid` and the workers' change when one is restarted.
     `patience` is the seconds in which it is gone when it is told to stop.
@@ -52,6 +68,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[RunningWorker, ...]
     patience: float
     left_out: Mapping[str, str] = {}
+    processes: tuple[ProcessState, ...] = ()
 
 
 class AlreadyRunningError(Exception):

@@ -1,4 +1,7 @@
-"""Starts a fleet's processes, keeps them up, and stops them in order: workers, router, Flower, broker."""
+"""Starts a fleet's processes, keeps them up, and stops them in order: workers, router, Flower, broker.
+
+A process that does not come up when the fleet starts ends the start; one that fails later is restarted, however often.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from tasks.children import kill_group
-from tasks.embedded import EmbeddedValkey
-from tasks.local.process import SupervisedProcess
+from tasks.embedded import EmbeddedValkey, EmbeddedValkeyError
+from tasks.local.process import Exit, SupervisedProcess, exit_of, exit_reason, restart_delay
 
 TICK = 0.1
 """Seconds between two looks at the processes."""
@@ -35,8 +38,10 @@ class Supervisor:
     def __init__(self, broker: EmbeddedValkey | None, groups: Sequence[Sequence[SupervisedProcess]]) -> None:
         self._broker = broker
         self._groups = groups
-        self._due: dict[str, float] = {}
-        self._given_up: set[str] = set()
+        self._broker_failures = 0
+        self._broker_due = 0.0
+        self.broker_restarts = 0
+        self.broker_exit: Exit | None = None
         self._stopping = threading.Event()
         self._hurried = threading.Event()
 
@@ -62,19 +67,24 @@ class Supervisor:
                 raise self._too_late(patience)
         return False
 
-    def watch(self, changed: Callable[[], None], tend: Callable[[], None]) -> None:
-        """Start what is wanted and what dies, until told to stop.
+    def watch(
+        self,
+        changed: Callable[[], None],
+        tend: Callable[[], None],
+        failed: Callable[[SupervisedProcess], None] = lambda _: None,
+    ) -> None:
+        """Start what is wanted and restart what fails, until told to stop.
 
-        `changed` is called after a process came up or went as it was asked to; `tend` may change what is wanted.
+        `changed` is called after a process came up or ended, `failed` before that with one that ended unasked; `tend`
+        may change what is wanted.
         """
         while not self._stopping.wait(TICK):
-            self._watch_broker()
+            self._watch_broker(changed)
             tend()
             for process in self._all():
                 if not process.resting:
-                    self._watch_process(process, changed)
+                    self._watch_process(process, changed, failed)
                 elif process.wanted:
-                    self._due.pop(process.name, None)
                     process.start()
 
     def stop(self) -> None:
@@ -96,10 +106,8 @@ class Supervisor:
         for process in self._running():
             process.listen()
             if not process.alive:
-                status = process.process.returncode
-                raise StartError(
-                    f"{process.name} ended with status {status}; {process.log} ends with:\n{process.tail()}"
-                )
+                why = exit_reason(process.process.returncode)
+                raise StartError(f"{process.name} {why}; {process.log} ends with:\n{process.tail()}")
 
     def _too_late(self, patience: float) -> StartError:
         waiting = [p for p in self._running() if not p.ready]
@@ -109,38 +117,52 @@ class Supervisor:
         names = ", ".join(p.name for p in waiting)
         return StartError(f"not ready within {patience:g} s: {names}; {first.log} ends with:\n{first.tail()}")
 
-    def _watch_broker(self) -> None:
-        if self._broker is not None and self._broker.pid is None:
-            logger.error("broker died", extra={"log": str(self._broker.log)})
+    def _watch_broker(self, changed: Callable[[], None]) -> None:
+        """Restart the broker where it ended; while it cannot be started, the others wait for it."""
+        if self._broker is None or self._broker.pid is not None or time.monotonic() < self._broker_due:
+            return
+        if self._broker.status is not None:
+            self.broker_exit = exit_of(self._broker.status, self._broker.log)
+            extra = {"why": self.broker_exit.why, "log": str(self._broker.log)}
+            logger.error("broker ended, restarting", extra=extra)
+        try:
             self._broker.start()
+        except EmbeddedValkeyError as error:
+            self._broker_failures += 1
+            self._broker_due = time.monotonic() + restart_delay(self._broker_failures)
+            logger.error("broker cannot be started", extra={"error": str(error)})
+            return
+        self._broker_failures = 0
+        self.broker_restarts += 1
+        changed()
 
-    def _watch_process(self, process: SupervisedProcess, changed: Callable[[], None]) -> None:
+    def _watch_process(
+        self, process: SupervisedProcess, changed: Callable[[], None], failed: Callable[[SupervisedProcess], None]
+    ) -> None:
         was_ready = process.ready
         process.listen()
         if process.ready and not was_ready:
             changed()
-        if process.alive or process.name in self._given_up:
+        if process.alive:
             return
         if process.retired:
             process.rest()
             changed()
-            return
-        due = self._due.get(process.name)
-        if due is None:
-            self._bury(process)
-        elif time.monotonic() >= due:
-            del self._due[process.name]
-            process.start()
+        elif process.due is None:
+            self._note_exit(process)
+            failed(process)
+            changed()
+        elif time.monotonic() >= process.due:
+            process.restart()
+            changed()
 
-    def _bury(self, process: SupervisedProcess) -> None:
-        due = process.note_death()
-        facts = {"child": process.name, "status": process.process.returncode, "log": str(process.log)}
-        if due is None:
-            self._given_up.add(process.name)
-            logger.error("process died too often, given up", extra=facts)
-            return
-        self._due[process.name] = due
-        logger.warning("process died, starting it anew", extra=facts)
+    def _note_exit(self, process: SupervisedProcess) -> None:
+        """Note the failure, and end what the process had started: it belongs to nobody now."""
+        process.note_exit()
+        kill_group(process.process)
+        assert process.last_exit is not None
+        facts = {"child": process.name, "why": process.last_exit.why, "log": str(process.log)}
+        logger.warning("process ended, restarting", extra=facts)
 
 
 def _stop_group(group: Sequence[SupervisedProcess], hurried: threading.Event) -> None:

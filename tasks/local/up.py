@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import redis
 
 from tasks.embedded import EmbeddedValkey, kept_port, kept_secret
 from tasks.local.autoscale import Autoscaler, Bounds, ask_router
 from tasks.local.plan import Plan, WorkerPlan
 from tasks.local.process import SupervisedProcess
-from tasks.local.state import Fleet, RunningWorker, supervising, write_fleet
+from tasks.local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from tasks.local.supervisor import Supervisor
+from tasks.scripts import HEARTBEAT
 from tasks.settings import Settings, settings_from
+from taxiway.keys import DEVICES, HEARTBEATS
 
 START_PATIENCE = 240.0
 """Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
@@ -59,6 +62,11 @@ class _Processes:
         flower = [self.flower] if self.flower is not None else []
         return [[process for _, process in self.workers], [self.router], flower]
 
+    def all(self) -> list[SupervisedProcess]:
+        """Every process, the router first."""
+        workers = [process for _, process in self.workers]
+        return [self.router, *workers, *([self.flower] if self.flower is not None else [])]
+
 
 def run_fleet(
     plan: Plan,
@@ -84,8 +92,13 @@ def run_fleet(
             settings = _settings(broker, options.data, environment)
             processes = _processes(plan, options, {**environment, **settings.environment()})
             supervisor = Supervisor(broker, processes.stop_order())
-            tend = _tending(processes, bounds, environment)
-            _supervise(supervisor, processes, partial(_fleet, settings, plan, options, processes), announce, tend)
+            describe = partial(_fleet, settings, plan, options, processes, partial(_broker_state, broker, supervisor))
+            watch = partial(
+                supervisor.watch,
+                tend=_tending(processes, bounds, environment),
+                failed=partial(_forget_device, settings.state),
+            )
+            _supervise(supervisor, processes, describe, announce, watch)
         finally:
             if supervisor is not None:
                 supervisor.stop()
@@ -108,17 +121,16 @@ def _supervise(
     processes: _Processes,
     describe: Callable[[], Fleet],
     announce: Callable[[Fleet], None],
-    tend: Callable[[], None],
+    watch: Callable[[Callable[[], None]], None],
 ) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: supervisor.request_stop())
     if not supervisor.start(partial(_healthy, processes), patience=START_PATIENCE):
         return
-    tend()
     fleet = describe()
     write_fleet(Path(fleet.data), fleet)
     announce(fleet)
-    supervisor.watch(lambda: write_fleet(Path(fleet.data), describe()), tend)
+    watch(lambda: write_fleet(Path(fleet.data), describe()))
 
 
 def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:
@@ -180,7 +192,13 @@ def _answers(url: str) -> bool:
     return False
 
 
-def _fleet(settings: Settings, plan: Plan, options: Options, processes: _Processes) -> Fleet:
+def _fleet(
+    settings: Settings,
+    plan: Plan,
+    options: Options,
+    processes: _Processes,
+    broker: Callable[[], Sequence[ProcessState]],
+) -> Fleet:
     return Fleet(
         broker=settings.broker,
         state=settings.state,
@@ -192,6 +210,7 @@ def _fleet(settings: Settings, plan: Plan, options: Options, processes: _Process
         workers=tuple(_running(worker, process) for worker, process in processes.workers if not process.resting),
         left_out=plan.left_out,
         patience=plan.grace + _GROUPS * STOP_PATIENCE,
+        processes=(*broker(), *(_state(process) for process in processes.all() if not process.resting)),
     )
 
 
@@ -205,6 +224,41 @@ def _running(worker: WorkerPlan, process: SupervisedProcess) -> RunningWorker:
     )
 
 
+def _state(process: SupervisedProcess) -> ProcessState:
+    runs = process.due is None
+    return ProcessState(
+        name=process.name,
+        pid=process.process.pid if runs else None,
+        ready=process.ready and runs,
+        log=str(process.log),
+        restarts=process.restarts,
+        last_exit=process.last_exit,
+    )
+
+
+def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequence[ProcessState]:
+    """The embedded broker's state; nothing where the user has servers."""
+    if broker is None:
+        return ()
+    restarts, last_exit = supervisor.broker_restarts, supervisor.broker_exit
+    pid, log = broker.pid, str(broker.log)
+    return (
+        ProcessState(name="broker", pid=pid, ready=pid is not None, log=log, restarts=restarts, last_exit=last_exit),
+    )
+
+
+def _forget_device(state: str, process: SupervisedProcess) -> None:
+    """Take back the heartbeat of a worker that failed, so that nothing is placed on it until another runs there."""
+    worker = _said(process, "worker")
+    if not worker:
+        return
+    with (
+        suppress(redis.RedisError),  # then its heartbeat ends by itself
+        redis.Redis.from_url(state, socket_timeout=_QUICK, socket_connect_timeout=_QUICK, retry=None) as client,
+    ):
+        client.eval(HEARTBEAT, 2, DEVICES, HEARTBEATS, worker, "")
+
+
 def _said(process: SupervisedProcess, field: str) -> Any:
-    """What the process said of itself; empty while it starts anew."""
+    """What the process said of itself; empty while it is started again."""
     return process.said.get(field, "")

@@ -22,6 +22,7 @@ NO_FLEET = "`taxiway up --detach` starts a fleet here; --url or TAXIWAY_URL name
 
 class _FleetFile(msgspec.Struct):
     http: str
+    processes: list[dict[str, Any]] = []
 
 
 def fleet_options(command: F) -> F:
@@ -44,11 +45,29 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
     given = url or environment.get("TAXIWAY_URL")
     if given:
         return given
-    folder = data or Path(environment.get("TAXIWAY_DATA") or ".taxiway")
     try:
-        return msgspec.json.decode((folder / "fleet.json").read_bytes(), type=_FleetFile).http
+        return _read_fleet(data, environment).http
     except (OSError, msgspec.MsgspecError) as error:
+        folder = _directory(data, environment)
         raise CommandError(f"no fleet runs from {folder}", hint=NO_FLEET, code=UNAVAILABLE) from error
+
+
+def processes_here(url: str | None, data: Path | None, environment: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The processes of the fleet that runs here, as its supervisor sees them; none where an address is given."""
+    if url or environment.get("TAXIWAY_URL"):
+        return []
+    try:
+        return _read_fleet(data, environment).processes
+    except (OSError, msgspec.MsgspecError):
+        return []
+
+
+def _directory(data: Path | None, environment: Mapping[str, str]) -> Path:
+    return data or Path(environment.get("TAXIWAY_DATA") or ".taxiway")
+
+
+def _read_fleet(data: Path | None, environment: Mapping[str, str]) -> _FleetFile:
+    return msgspec.json.decode((_directory(data, environment) / "fleet.json").read_bytes(), type=_FleetFile)
 
 
 def key_for(address: str, environment: Mapping[str, str]) -> str | None:

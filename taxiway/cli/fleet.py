@@ -59,10 +59,11 @@ def down(data: str | None, *, as_json: bool) -> None:
 
 
 @click.command()
+@_data
 @_json
-def doctor(*, as_json: bool) -> None:
-    """Say what this machine has, what is missing, and how to get it."""
-    become("tasks.local", ["doctor", *_common(None, as_json=as_json)], verb="doctor")
+def doctor(data: str | None, *, as_json: bool) -> None:
+    """Say what this machine has, what is missing and how to get it, and how the fleet that runs here fares."""
+    become("tasks.local", ["doctor", *_common(data, as_json=as_json)], verb="doctor")
 
 
 def find_tree(places: Iterable[Path]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import click
 import msgspec
 
-from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.address import ask, fleet_options, print_json, processes_here
 from taxiway.cli.asking import inputs_of, request_options
 from taxiway.cli.submit import print_result
 from taxiway.client.asyncio_client import AsyncClient
-from taxiway.errors import RequestError
+from taxiway.errors import FleetUnavailable, RequestError
 from taxiway.job import JobStatus
 
 _EXPLAIN_EXAMPLES = """\b
@@ -38,7 +39,7 @@ def result(job: str, *, wait: float, url: str | None, data: Path | None, as_json
 def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
     """Show where job ID is, or without one the fleet: classes, devices, warm variants and queue depths."""
     if job is None:
-        _show_fleet(ask(url, data, _fleet), as_json=as_json)
+        _show_fleet(_fleet_with_processes(url, data), as_json=as_json)
     else:
         _show_status(ask(url, data, lambda client: client.job(job).status()), as_json=as_json)
 
@@ -106,6 +107,24 @@ def _what_if(
 ) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
     inputs = inputs_of(texts=texts, files=files, as_text=as_text)
     return lambda client: client.what_if(model, inputs, parameters=parameters or None, **terms)
+
+
+def _fleet_with_processes(url: str | None, data: Path | None) -> dict[str, Any]:
+    """The fleet's overview; of one that runs here with its `processes`, which are shown also where no router answers.
+
+    Raises:
+        FleetUnavailable: no router answers.
+    """
+    processes = processes_here(url, data, os.environ)
+    try:
+        fleet = ask(url, data, _fleet)
+    except FleetUnavailable:
+        if processes:
+            from taxiway.cli.show import show_processes
+
+            show_processes(processes)
+        raise
+    return {**fleet, "processes": processes} if processes else fleet
 
 
 async def _fleet(client: AsyncClient) -> dict[str, Any]:

@@ -140,10 +140,31 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         console.print(_table("devices", [_device_row(facts) for facts in fleet["devices"]]))
     if "models" in fleet:
         show_models(fleet["models"])
+    failed = [process for process in fleet.get("processes", ()) if process["restarts"] or not process["ready"]]
+    if failed:
+        console.print(_table("processes that failed", [_process_row(process) for process in failed]))
     if fleet.get("stale"):
         console.print(Text("the router has not heard from the state store lately: this is old", "yellow"))
     if fleet.get("note"):
         console.print(Text(fleet["note"], "dim"))
+
+
+def show_processes(processes: Sequence[Mapping[str, Any]]) -> None:
+    """A table of the processes of a fleet on this machine, on stderr."""
+    Console(stderr=True, highlight=False).print(_table("processes", [_process_row(process) for process in processes]))
+
+
+def _process_row(process: Mapping[str, Any]) -> dict[str, Any]:
+    last = process.get("last_exit")
+    state = "ready" if process["ready"] else "starting" if process["pid"] else "waits to be restarted"
+    at = "" if last is None else datetime.fromtimestamp(last["at"]).strftime("%H:%M:%S")
+    return {
+        "process": process["name"],
+        "state": state,
+        "restarts": process["restarts"],
+        "last exit": "" if last is None else f"{at} {last['why']}",
+        "last line of its log": "" if last is None else last["last_line"],
+    }
 
 
 def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:

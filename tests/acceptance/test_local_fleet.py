@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -62,16 +63,22 @@ def test_a_second_fleet_from_the_same_directory_is_refused(fleet: Fleet) -> None
     assert f"process {fleet.pid}" in second.stderr
 
 
-def test_a_worker_that_is_killed_comes_back_and_answers(small_fleet: Fleet) -> None:
-    data = Path(small_fleet.data)
+def test_a_worker_that_is_killed_leaves_the_status_at_once_and_comes_back_with_its_reason(small_fleet: Fleet) -> None:
+    here = {"TAXIWAY_DATA": small_fleet.data}
     worker = small_fleet.workers[0]
+
+    def status() -> dict[str, Any]:
+        return json.loads(taxiway("status", "--json", settings=here))
+
     os.kill(worker.pid, signal.SIGKILL)
+    assert until(lambda: not status()["devices"], patience=3)
+    assert until(lambda: status()["devices"] != [], patience=60)
 
-    def back() -> bool:
-        now = read_fleet(data)
-        return now is not None and now.workers[0].pid != worker.pid
-
-    assert until(back, patience=60)
+    restarted = next(one for one in status()["processes"] if one["name"] == "cpu.batch.cpu-0")
+    assert (restarted["restarts"], restarted["last_exit"]["why"]) == (1, "killed by SIGKILL (out of memory?)")
+    assert "killed by SIGKILL" in taxiway("status", settings=here)
+    findings = json.loads(taxiway("doctor", "--json", settings=here))["findings"]
+    assert any(one["subject"] == "process cpu.batch.cpu-0" and "SIGKILL" in one["value"] for one in findings)
     with Client(small_fleet.broker) as client:
         assert client.infer("echo", "again", deadline=60, timeout=60).outputs == {"payload": "again"}
 

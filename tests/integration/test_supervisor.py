@@ -16,7 +16,10 @@ from tasks.local.state import AlreadyRunningError, Fleet, read_fleet, stop_fleet
 from tasks.local.supervisor import StartError, Supervisor
 from tests.waiting import gone, until
 
-READY = "import json, time; print(json.dumps({'ready': 'test', 'number': 7}), flush=True); time.sleep(600)"
+READY = (
+    "import json, sys, time; print('all well', file=sys.stderr, flush=True);"
+    "print(json.dumps({'ready': 'test', 'number': 7}), flush=True); time.sleep(600)"
+)
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{\"ready\": 1}'); time.sleep(600)"
 BUSY = (
     "import signal, sys, time\n"
@@ -71,20 +74,75 @@ def test_a_process_that_is_never_ready_is_named_with_its_log(make: Callable[[str
         supervisor.start(lambda: True, patience=1.5)
 
 
-def test_a_process_that_is_killed_is_started_anew(make: Callable[[str, str], SupervisedProcess]) -> None:
+@contextmanager
+def watched(supervisor: Supervisor) -> Iterator[list[str]]:
+    """A supervisor that starts and watches its processes until the block ends; which of them failed, in order."""
+    failed: list[str] = []
+    up = threading.Event()
+
+    def watch() -> None:  # children are tied to the thread that starts them
+        assert supervisor.start(lambda: True, patience=20)
+        up.set()
+        supervisor.watch(lambda: None, lambda: None, lambda process: failed.append(process.name))
+        supervisor.stop()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        assert up.wait(20)
+        yield failed
+    finally:
+        supervisor.request_stop()
+        watching.join(30)
+
+
+def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
+    make: Callable[[str, str], SupervisedProcess],
+) -> None:
     worker = make("worker", READY)
-    supervisor = Supervisor(None, [[worker]])
-    with stopped_after(supervisor):
-        supervisor.start(lambda: True, patience=20)
+    with watched(Supervisor(None, [[worker]])) as failed:
         first = worker.process.pid
         os.kill(first, signal.SIGKILL)
-        ended = threading.Timer(20, supervisor.request_stop)
-        ended.start()
-        supervisor.watch(supervisor.request_stop, lambda: None)  # told of the change, it stops watching
-        ended.cancel()
-        assert worker.alive
+        assert until(lambda: worker.restarts == 1 and worker.said.get("number") == 7)
         assert worker.process.pid != first
-        assert worker.said["number"] == 7
+        assert failed == ["worker"]
+        assert worker.last_exit is not None
+        assert worker.last_exit.why == "killed by SIGKILL (out of memory?)"
+        assert worker.last_exit.last_line == "all well"
+
+
+def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
+    make: Callable[[str, str], SupervisedProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.local.process.LONGEST_DELAY", 0.01)
+    broken = tmp_path / "broken"
+    program = (
+        "import pathlib, time; print('{\"ready\": 1}', flush=True)\n"
+        f"while not pathlib.Path({str(broken)!r}).exists(): time.sleep(0.01)\n"
+        "raise SystemExit('broken again')"
+    )
+    worker = make("worker", program)
+    with watched(Supervisor(None, [[worker]])):
+        broken.touch()
+        assert until(lambda: worker.restarts >= 10, patience=30)
+        assert worker.last_exit is not None
+        assert worker.last_exit.last_line == "broken again"
+
+
+def test_a_failed_process_takes_what_it_had_started_along(
+    make: Callable[[str, str], SupervisedProcess], tmp_path: Path
+) -> None:
+    deaf_child = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    program = (
+        "import json, subprocess, sys, time;"
+        f"child = subprocess.Popen([sys.executable, '-c', {deaf_child!r}]);"
+        "print(json.dumps({'ready': 1, 'child': child.pid}), flush=True); time.sleep(600)"
+    )
+    worker = make("worker", program)
+    with watched(Supervisor(None, [[worker]])):
+        child = worker.said["child"]
+        os.kill(worker.process.pid, signal.SIGKILL)
+        assert until(lambda: gone(child))
 
 
 def test_a_process_that_does_not_stop_when_asked_is_killed(make: Callable[[str, str], SupervisedProcess]) -> None:

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from tasks.local.fetch import for_runtimes, runtimes_of
 from tasks.local.machine import Machine
 from tasks.local.plan import PlanError, WorkerPlan, absent, plan_fleet
-from tasks.local.process import LONGEST_DELAY, MOST_DEATHS, WINDOW, restart_delay
+from tasks.local.process import LONGEST_DELAY, exit_of, exit_reason, restart_delay
 from tasks.local.torch_choice import brings_cuda
 from tasks.settings import TREE
 from tasks.topology import load_topology
@@ -78,13 +79,35 @@ def test_more_workers_than_accelerators_are_refused() -> None:
         plan_fleet(TOPOLOGY, WORKSTATION, counts={"gpu.realtime": 3})
 
 
-def test_a_process_is_started_anew_later_and_later_and_in_the_end_given_up() -> None:
-    delays = [restart_delay([100.0] * n, now=101.0) for n in range(1, MOST_DEATHS + 2)]
-    assert delays == [0.5, 1.0, 2.0, 4.0, 8.0, LONGEST_DELAY, None]
+def test_a_process_that_fails_again_is_restarted_later_and_later_and_never_given_up() -> None:
+    assert [restart_delay(failures) for failures in range(1, 8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, LONGEST_DELAY]
+    assert restart_delay(1_000_000) == LONGEST_DELAY == 30.0
 
 
-def test_deaths_of_long_ago_do_not_count() -> None:
-    assert restart_delay([0.0] * 50 + [1000.0], now=1000.0 + WINDOW / 2) == 0.5
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (0, "exited with status 0"),
+        (75, "exited with status 75"),
+        (-9, "killed by SIGKILL (out of memory?)"),
+        (-11, "killed by SIGSEGV"),
+        (-250, "killed by signal 250"),
+    ],
+)
+def test_an_exit_status_is_said_in_words(status: int, reason: str) -> None:
+    assert exit_reason(status) == reason
+
+
+def test_the_last_line_of_a_log_is_said_in_words(tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text(
+        '{"time": "…", "event": "loaded"}\n'
+        '{"event": "a thread of the worker failed", "error": "Traceback …:\\n  File …\\nValueError: no such key"}\n'
+        '{"ready": "worker", "worker": "cpu.batch.cpu-0@host"}\n'
+    )
+    assert exit_of(70, log).last_line == "a thread of the worker failed: ValueError: no such key"
+    log.write_text("Illegal instruction\n\n")
+    assert exit_of(-4, log).last_line == "Illegal instruction"
 
 
 def test_only_runtimes_that_some_started_class_uses_are_fetched_for() -> None:
