@@ -32,6 +32,7 @@ from simulator.report import figures, json_lines, usage
 from simulator.synthetic import is_spec, synthetic_trace
 from simulator.traces import AZURE, GENERIC, Trace, TraceError, joined, read_trace
 from simulator.workload import Workload, prepare
+from taxiway.cli.fleet import shown_as
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
 
@@ -231,4 +232,4 @@ def _told() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m simulator")
+    main(prog_name=shown_as("python -m simulator"))

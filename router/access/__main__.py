@@ -13,6 +13,7 @@ import msgspec
 
 from router.access.file import read_keys, write_keys
 from router.access.keyring import PREFIX, SCOPES, Key, Keyring, KeysError, Scope, digest_of
+from taxiway.cli.fleet import shown_as
 from taxiway.request import MAX_NAME
 
 _BYTES = 32  # of randomness in a key
@@ -93,7 +94,7 @@ def _shown(key: Key) -> dict[str, object]:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(prog_name=shown_as("python -m router.access"))
     except (KeysError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)

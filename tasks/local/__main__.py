@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from tasks.local.doctor import examine
 from tasks.local.fetch import fetch, for_runtimes, runtimes_of
 from tasks.local.machine import look
 from tasks.local.plan import Plan, PlanError, absent, plan_fleet
+from tasks.local.ports import PortTakenError, check_ports
 from tasks.local.process import in_tree, own_command
 from tasks.local.show import show_answers, show_findings, show_fleet, wide_console
 from tasks.local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
@@ -33,20 +35,27 @@ from tasks.local.workload import artefacts_of_examples, asks
 from tasks.logs import log_to_stderr
 from tasks.settings import TREE, SettingsError, cache_directory
 from tasks.topology import Topology, load_topology
+from taxiway.cli.failure import MISSING, USAGE, report
+from taxiway.cli.fleet import shown_as
 from taxiway.errors import UnknownModelError
 
-_EXPECTED = (
-    AlreadyRunningError,
-    ArtefactError,
-    DocumentError,
-    EmbeddedValkeyError,
-    PlanError,
-    SettingsError,
-    StartError,
-    UnknownModelError,
-)
+_EXPECTED: dict[type[Exception], tuple[int, str]] = {
+    AlreadyRunningError: (USAGE, "`taxiway down` stops it; --data names another directory"),
+    ArtefactError: (MISSING, ""),
+    DocumentError: (USAGE, ""),
+    EmbeddedValkeyError: (MISSING, ""),
+    PlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
+    PortTakenError: (MISSING, "name another port; without the option a free one is used"),
+    SettingsError: (USAGE, ""),
+    StartError: (MISSING, ""),
+    UnknownModelError: (USAGE, "`taxiway models` lists what a fleet can run"),
+}
+"""The exit code of each error that a user can do something about, and what."""
+
+_ERROR = re.compile(r"^error: (.*)", re.MULTILINE | re.DOTALL)  # how a supervisor that ends says why
 
 _data = click.option("--data", type=click.Path(path_type=Path), help="Data directory [TAXIWAY_DATA, else .taxiway].")
+_PORT = click.IntRange(0, 65535)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 
 
@@ -75,7 +84,8 @@ def main() -> None:
 @click.option("--workers", "counts", type=_Count(), multiple=True, help="Worker processes of a class.")
 @click.option("--autoscale", is_flag=True, help="Run as many workers as there is work for, within the cores.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="The router's HTTP port [8080, or a free one].")
+@click.option("--flower-port", type=_PORT, default=0, help="Flower's port [5555, or a free one].")
+@click.option("--port", type=_PORT, default=0, help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", "fetching", default=True, help="Whether to fetch missing weights first.")
 def up(
     data: Path | None,
@@ -86,14 +96,18 @@ def up(
     counts: Sequence[tuple[str, int]],
     autoscale: bool,
     flower: bool,
+    flower_port: int,
     port: int,
     fetching: bool,
 ) -> None:
     """Start the broker, a router, workers and Flower, and keep them up."""
-    options = Options(data=data_directory(data, os.environ), port=port, flower=flower)
+    if flower_port and not flower:
+        raise click.UsageError("expected --flower-port or --no-flower, not both")
+    options = Options(data=data_directory(data, os.environ), port=port, flower=flower, flower_port=flower_port)
     running = supervisor_pid(options.data)
     if running is not None:
         raise AlreadyRunningError(options.data, running)
+    check_ports({"--port": port, "--flower-port": flower_port})
     topology, machine = _topology(), look()
     most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
     plan = plan_fleet(topology, machine, emulate=emulate, counts=most)
@@ -203,7 +217,9 @@ def _detached(arguments: Sequence[str], data: Path) -> Fleet:
     with supervisor.stdout as said:
         line = said.readline()
     if not line:
-        raise StartError(log.read_bytes()[start:].decode(errors="replace").strip() or f"it ended at once; see {log}")
+        why = log.read_bytes()[start:].decode(errors="replace").strip()
+        said_so = _ERROR.search(why)
+        raise StartError((said_so[1] if said_so else why) or f"the supervisor ended at once; see {log}")
     return msgspec.json.decode(line, type=Fleet)
 
 
@@ -224,7 +240,8 @@ def _text(value: Any) -> str:
 
 if __name__ == "__main__":
     try:
-        main()
-    except _EXPECTED as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        main(prog_name=shown_as("python -m tasks.local"))
+    except tuple(_EXPECTED) as error:
+        code, hint = next(found for kind, found in _EXPECTED.items() if isinstance(error, kind))
+        report(str(error), hint)
+        sys.exit(code)

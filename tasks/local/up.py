@@ -17,6 +17,7 @@ import redis
 from tasks.embedded import EmbeddedValkey, kept_port, kept_secret
 from tasks.local.autoscale import Autoscaler, Bounds, ask_router
 from tasks.local.plan import Plan, WorkerPlan
+from tasks.local.ports import FLOWER_PORT, HTTP_PORT
 from tasks.local.process import SupervisedProcess
 from tasks.local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from tasks.local.supervisor import Supervisor
@@ -26,12 +27,6 @@ from taxiway.keys import DEVICES, HEARTBEATS
 
 START_PATIENCE = 240.0
 """Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
-
-HTTP_PORT = 8080
-"""Where the HTTP door is, unless another program listens there."""
-
-FLOWER_PORT = 5555
-"""Where Flower is, unless another program listens there."""
 
 STOP_PATIENCE = 15.0
 """Seconds that a process has to end when asked; a worker has `limits.grace` before them, to run what it holds."""
@@ -47,6 +42,7 @@ class Options:
     data: Path
     port: int = 0
     flower: bool = True
+    flower_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +160,7 @@ def _processes(plan: Plan, options: Options, environment: Mapping[str, str]) -> 
     )
     if not options.flower:
         return _Processes(router, workers, None, None)
-    port = kept_port(options.data / "flower.port", FLOWER_PORT)
+    port = options.flower_port or kept_port(options.data / "flower.port", FLOWER_PORT)
     flower = make("flower", _flower_arguments(port), announces=False)
     return _Processes(router, workers, flower, f"http://127.0.0.1:{port}")
 

@@ -16,6 +16,8 @@ from taxiway.cli.failure import MISSING, CommandError
 _NEEDED = ("celery", "kombu", "yaml", "litestar", "psutil")
 """Packages whose absence shows that a checkout was not set up."""
 
+_SHOWN_AS = "_TAXIWAY_SHOWN_AS"  # how a usage line names the command that this process became
+
 _data = click.option("--data", metavar="DIR", help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
@@ -28,6 +30,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.option("--workers", multiple=True, metavar="CLASS=N", help="Worker processes of a class.")
 @click.option("--autoscale", is_flag=True, help="Run as many workers as there is work for, within the cores.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
+@click.option("--flower-port", metavar="PORT", help="Flower's port [5555, or a free one].")
 @click.option("--port", metavar="PORT", help="The router's HTTP port [8080, or a free one].")
 @click.option("--fetch/--no-fetch", default=True, help="Whether to fetch missing weights first.")
 def up(
@@ -39,6 +42,7 @@ def up(
     workers: Sequence[str],
     autoscale: bool,
     flower: bool,
+    flower_port: str | None,
     port: str | None,
     fetch: bool,
 ) -> None:
@@ -46,7 +50,7 @@ def up(
     flags = {"--detach": detach, "--autoscale": autoscale, "--no-flower": not flower, "--no-fetch": not fetch}
     arguments = [flag for flag, wanted in flags.items() if wanted]
     arguments += [*pairs("--emulate", emulate), *pairs("--workers", workers)]
-    arguments += pairs("--port", [port] if port else [])
+    arguments += [*_option("--flower-port", flower_port), *_option("--port", port)]
     become("tasks.local", ["up", *arguments, *_common(data, as_json=as_json)], verb="up")
 
 
@@ -97,9 +101,15 @@ def become(module: str, arguments: Sequence[str], *, verb: str) -> NoReturn:
             code=MISSING,
         )
     path = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
+    shown = "taxiway" if arguments[:1] == [verb] else f"taxiway {verb}"
     command = [sys.executable, "-P", "-m", module, *arguments]  # -P: no `tasks` of the current folder
     sys.stdout.flush()
-    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
+    os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path, _SHOWN_AS: shown})
+
+
+def shown_as(otherwise: str) -> str:
+    """How usage lines name this process's command: as the user called it by `become`, or `otherwise`."""
+    return os.environ.pop(_SHOWN_AS, otherwise)
 
 
 def pairs(option: str, values: Iterable[str]) -> list[str]:
@@ -107,5 +117,9 @@ def pairs(option: str, values: Iterable[str]) -> list[str]:
     return [text for value in values for text in (option, value)]
 
 
+def _option(option: str, value: str | None) -> list[str]:
+    return pairs(option, [value] if value else [])
+
+
 def _common(data: str | None, *, as_json: bool) -> list[str]:
-    return [*pairs("--data", [data] if data else []), *(["--json"] if as_json else [])]
+    return [*_option("--data", data), *(["--json"] if as_json else [])]

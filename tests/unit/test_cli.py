@@ -341,3 +341,31 @@ def test_the_key_goes_to_routers_alone():
 
     assert key_for("http://router", environment) == key_for("https://router", environment) == "taxiway_one"
     assert key_for("redis://broker", environment) is key_for("http://router", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (["status", "--nonsense"], "Usage: taxiway status "),
+        (["up", "--port", "many"], "Usage: taxiway up "),
+        (["plan", "--nonsense"], "Usage: taxiway plan "),
+        (["keys", "new"], "Usage: taxiway keys new "),
+    ],
+)
+def test_a_usage_error_names_the_command_that_was_typed(arguments, usage):
+    done = command_line(*arguments)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(usage)
+    assert "python -m" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        done = command_line("up", "--detach", "--data", str(tmp_path), "--flower-port", str(port))
+
+    assert done.returncode == 3
+    error, hint = done.stderr.splitlines()
+    assert re.fullmatch(rf"error: --flower-port {port}: the port is taken by \S+ \(process {os.getpid()}\)", error)
+    assert hint.startswith("hint: ")

@@ -16,6 +16,7 @@ from tasks.document import DocumentError
 from tasks.profiles import Processor
 from tasks.settings import TREE
 from tasks.topology import DeviceKind, load_topology
+from taxiway.cli.fleet import shown_as
 from taxiway.errors import UnknownModelError
 from workers.device import Device, DeviceMissingError, find_device
 from workers.profiling.measure import bench_class
@@ -126,4 +127,4 @@ def _fail(console: Console, message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=shown_as("python -m workers.profiling"))
