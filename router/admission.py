@@ -175,12 +175,22 @@ def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explan
 
 def rows_of(model: Model, inputs: Any) -> int:
     """How many rows `inputs` seem to have, without looking at their values; 1 where they are not well formed."""
-    spec, value = _first(model, inputs)
+    spec, value = _named(_counted(model), inputs)
+    axis, axes = spec.batch_axis or 0, len(spec.shape)
     if is_tensor(value):
         shape = value["shape"]
-        well_formed = isinstance(shape, list) and len(shape) == len(spec.shape) and isinstance(shape[0], int)
-        return max(shape[0], 1) if well_formed else 1
-    return len(value) if isinstance(value, list) and value and _depth(value) == len(spec.shape) else 1
+        well_formed = isinstance(shape, list) and len(shape) == axes and isinstance(shape[axis], int)
+        return max(shape[axis], 1) if well_formed else 1
+    if not isinstance(value, list) or not value or _depth(value) != axes:
+        return 1
+    for _ in range(axis):
+        value = value[0]
+    return len(value)
+
+
+def _counted(model: Model) -> TensorSpec:
+    """The input by which rows are counted: the first with a batch axis."""
+    return next(spec for spec in model.inputs if spec.batch_axis is not None)
 
 
 def size_of(model: Model, request: Request, lengths: Lengths) -> int:
@@ -211,8 +221,12 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> int:
 
 
 def _first(model: Model, inputs: Any) -> tuple[TensorSpec, Any]:
-    """The first input with its value, from any of the forms that inputs have."""
-    spec = model.inputs[0]
+    """The first input with its value."""
+    return _named(model.inputs[0], inputs)
+
+
+def _named(spec: TensorSpec, inputs: Any) -> tuple[TensorSpec, Any]:
+    """An input with its value, from any of the forms that inputs have."""
     if isinstance(inputs, list) and inputs and all(map(is_tensor, inputs)):
         value = next((i for i in inputs if i.get("name") == spec.name), inputs[0])
         return spec, value["data"] if spec.datatype == "BYTES" else value

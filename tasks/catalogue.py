@@ -7,7 +7,7 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -33,12 +33,23 @@ class ModelError(DocumentError):
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output. `shape` has the batch axis first as -1; other -1 axes may vary."""
+    """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
+
+    A `batch_axis` of None is an input that all rows of a batch share, such as a sample rate: rows with unlike values of
+    it run in batches of their own.
+    """
 
     name: TensorName
     datatype: Datatype
     shape: tuple[int, ...]
     optional: bool = False
+    batch_axis: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: without the batch axis."""
+        axis = self.batch_axis
+        return self.shape if axis is None else (*self.shape[:axis], *self.shape[axis + 1 :])
 
 
 class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,6 +111,9 @@ class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     packages: tuple[str, ...] = ()
     options: dict[str, Any] = {}
 
+
+_FIRST_AXIS_ONLY = frozenset({"python", "jax"})
+"""Runtimes that take a batch apart, or pad it, along the first axis."""
 
 Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
 
@@ -238,6 +252,7 @@ def _contradictions(model: Model) -> _Contradictions:
         yield "buckets", "sizes that grow", list(model.buckets)
     yield from _tensor_contradictions("inputs", model.inputs)
     yield from _tensor_contradictions("outputs", model.outputs)
+    yield from _batch_contradictions(model)
     for name, parameter in model.parameters.items():
         yield from _parameter_contradictions(name, parameter)
     for name, artefact in model.artefacts.items():
@@ -253,10 +268,38 @@ def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Cont
     for index, tensor in enumerate(tensors):
         if names.index(tensor.name) != index:
             yield f"{place}.{index}.name", "a name that no tensor before it has", tensor.name
-        if not tensor.shape or tensor.shape[0] != -1:
-            yield f"{place}.{index}.shape", "-1 first: the batch axis", list(tensor.shape)
+        axis = tensor.batch_axis
+        if axis is not None and tensor.shape[axis : axis + 1] != (-1,):
+            where = "-1 first" if axis == 0 else f"-1 at position {axis}"
+            yield f"{place}.{index}.shape", f"{where}: the batch axis", list(tensor.shape)
         if any(n < 1 and n != -1 for n in tensor.shape):
             yield f"{place}.{index}.shape", "sizes >= 1, or -1 where they may vary", list(tensor.shape)
+
+
+def _batch_contradictions(model: Model) -> _Contradictions:
+    """What does not fit batch axes other than the first."""
+    if all(tensor.batch_axis is None for tensor in model.inputs):
+        yield "inputs", "one with a batch axis, by which rows are counted", [tensor.name for tensor in model.inputs]
+    for index, tensor in enumerate(model.outputs):
+        if tensor.batch_axis is None:
+            yield f"outputs.{index}.batch_axis", "a batch axis: each row has an answer of its own", None
+    runtimes = sorted({variant.runtime for variant in model.variants.values()} & _FIRST_AXIS_ONLY)
+    tensors = [("inputs", *one) for one in enumerate(model.inputs)] + [
+        ("outputs", *one) for one in enumerate(model.outputs)
+    ]
+    for place, index, tensor in tensors:
+        reason = _first_axis_reason(model, tensor, runtimes)
+        if tensor.batch_axis != 0 and reason:
+            yield f"{place}.{index}.batch_axis", f"0, as {reason}", tensor.batch_axis
+
+
+def _first_axis_reason(model: Model, tensor: TensorSpec, runtimes: Sequence[str]) -> str:
+    """Why the tensor's batch axis must be the first; empty where any will do."""
+    if model.pipeline != "tensors":
+        return f"the pipeline {model.pipeline} batches its tensors itself"
+    if tensor.datatype == "BYTES":
+        return "a BYTES tensor's rows are its elements"
+    return f"the {runtimes[0]} runtime takes no other" if runtimes else ""
 
 
 def _parameter_contradictions(name: str, parameter: Parameter) -> _Contradictions:

@@ -1,7 +1,7 @@
 """Binds a request's inputs and parameters to its model: rows of checked values, or an error that names the field.
 
-The first axis is the batch: a request of n rows is n items. A value without that axis is one row, and is answered
-without it.
+Each input has its batch axis where its `TensorSpec` says, usually first: a request of n rows is n items. Values without
+that axis are one row, and are answered without it. An input that has none belongs to every row.
 """
 
 from __future__ import annotations
@@ -22,8 +22,27 @@ from taxiway.values import is_tensor, numbers, to_array
 Row = Mapping[str, Any]
 """One row: a plain value for each BYTES input, an array without the batch axis for each other."""
 
-_Column = Sequence[Any] | np.ndarray
+_Rows = Sequence[Any] | np.ndarray
 """One input's values, a row each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What a request says of one input: its rows, or the one value `shared` by all of them.
+
+    `single` says that it came without a batch axis; None where the input has none.
+    """
+
+    rows: _Rows
+    single: bool | None
+
+    @property
+    def shared(self) -> bool:
+        return self.single is None
+
+    def row(self, index: int) -> Any:
+        return self.rows[0 if self.shared else index]
+
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "integer": (int,),
@@ -60,14 +79,14 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
         InvalidRequestError: a name, datatype, shape or parameter is wrong; names the field, expected and got.
         RequestTooLargeError: more rows than the model takes in one request.
     """
-    columns, single = {}, {}
+    columns = {}
     for name, value in _by_name(model, inputs).items():
         spec = next(i for i in model.inputs if i.name == name)
-        columns[name], single[name] = _column(spec, value, any_json=_takes_any_json(model))
-    rows = _count_rows(model, columns, single)
+        columns[name] = _column(spec, value, any_json=_takes_any_json(model))
+    rows = _count_rows(model, columns)
     return Bound(
-        rows=tuple({name: column[i] for name, column in columns.items()} for i in range(rows)),
-        single=all(single.values()),
+        rows=tuple({name: column.row(i) for name, column in columns.items()} for i in range(rows)),
+        single=all(column.single is not False for column in columns.values()),
         parameters=bind_parameters(model, parameters),
         outputs=_bind_outputs(model, outputs),
     )
@@ -170,11 +189,13 @@ def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:
     return _takes_any_json(model) and len(names) == 1 and not inputs.keys() <= names
 
 
-def _count_rows(model: Model, columns: Mapping[str, _Column], single: Mapping[str, bool]) -> int:
-    counts = {name: len(column) for name, column in columns.items()}
-    if len(set(single.values())) > 1:
-        alone = [name for name, is_single in single.items() if is_single]
+def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:
+    counts = {name: len(column.rows) for name, column in columns.items() if not column.shared}
+    alone = [name for name in counts if columns[name].single]
+    if 0 < len(alone) < len(counts):
         raise _invalid("inputs", "the batch axis on all inputs or on none", f"none on {', '.join(alone)}")
+    if not counts:
+        raise InvalidRequestError("inputs: expected an input with a batch axis, got none", field="inputs")
     if len(set(counts.values())) > 1:
         raise InvalidRequestError(f"inputs: expected the same number of rows in each, got {counts}", field="inputs")
     rows = next(iter(counts.values()))
@@ -189,8 +210,8 @@ def _count_rows(model: Model, columns: Mapping[str, _Column], single: Mapping[st
     return rows
 
 
-def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> tuple[_Column, bool]:
-    """The input's rows, and whether the value came as one row without the batch axis."""
+def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> _Column:
+    """The input's rows, each without the batch axis."""
     field = f"inputs.{spec.name}"
     if is_tensor(value) and value["datatype"] != spec.datatype:
         raise _invalid(field, f"datatype {spec.datatype}", value["datatype"])
@@ -199,17 +220,24 @@ def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> tuple[_Column, b
         for index, text in enumerate(() if any_json else texts):
             if not isinstance(text, (str, bytes)):
                 raise _invalid(field if single else f"{field}.{index}", "text or bytes", text)
-        return texts, single
+        return _Column(texts, single)
     array = to_array(value, field) if is_tensor(value) else _array(spec, value, field)
-    single = array.ndim == len(spec.shape) - 1
-    rows = array[np.newaxis] if single else array
-    if not _has_shape(rows, spec.shape):
-        raise _invalid(field, f"shape {list(spec.shape)} (the first axis is the batch)", list(array.shape))
-    return rows, single
+    if spec.batch_axis is None or array.ndim == len(spec.shape) - 1:
+        _check_shape(spec, array, spec.row_shape, field)
+        return _Column(array[np.newaxis], None if spec.batch_axis is None else True)
+    _check_shape(spec, array, spec.shape, field)
+    return _Column(np.moveaxis(array, spec.batch_axis, 0) if spec.batch_axis else array, single=False)
 
 
-def _has_shape(array: np.ndarray, shape: Sequence[int]) -> bool:
-    return array.ndim == len(shape) and all(n in (-1, m) for n, m in zip(shape, array.shape, strict=True))
+def _check_shape(spec: TensorSpec, array: np.ndarray, shape: Sequence[int], field: str) -> None:
+    if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape, strict=True)):
+        raise _invalid(field, f"shape {list(spec.shape)} ({_batch_words(spec)})", list(array.shape))
+
+
+def _batch_words(spec: TensorSpec) -> str:
+    if spec.batch_axis is None:
+        return "without a batch axis"
+    return "the first axis is the batch" if spec.batch_axis == 0 else f"axis {spec.batch_axis} is the batch"
 
 
 def _bytes_column(field: str, value: Any) -> tuple[list[Any], bool]:

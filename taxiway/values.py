@@ -33,6 +33,12 @@ DATATYPES = {
 }
 """OIP datatype to numpy's name, without BYTES."""
 
+BATCH_AXIS = "batch_axis"
+"""A tensor's batch axis, where it is not the first: in a model's metadata, and among an output tensor's parameters.
+
+In metadata, None is an input without one.
+"""
+
 _PLAIN = frozenset({type(None), bool, int, str})
 """Types whose values are JSON's own."""
 

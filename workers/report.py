@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.catalogue import TensorSpec
 from tasks.lending import is_emulated
 from tasks.lengths import generates, length_of
 from taxiway.blobs import ResultBlobs
@@ -51,7 +52,7 @@ def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
     hardware_class = job.delivery.hardware_class
     return Result(
         model=job.model.id,
-        outputs={name: to_wire(_output(job, name), name, blobs) for name in job.outputs},
+        outputs={spec.name: to_wire(_output(job, spec), spec.name, blobs) for spec in _wanted(job)},
         report=RunReport(
             hardware_class=hardware_class,
             variant=job.variant,
@@ -73,9 +74,15 @@ def generated_by(job: Job) -> tuple[int, ...]:
     return tuple(length_of(answer) for answer in job.answers if answer is not None)
 
 
-def _output(job: Job, name: str) -> Any:
-    values = [answer[name] for answer in job.answers if answer is not None]
+def _wanted(job: Job) -> list[TensorSpec]:
+    """The outputs that were asked for, in that order."""
+    specs = {spec.name: spec for spec in job.model.outputs}
+    return [specs[name] for name in job.outputs]
+
+
+def _output(job: Job, spec: TensorSpec) -> Any:
+    values = [answer[spec.name] for answer in job.answers if answer is not None]
     if job.single:
         return values[0]
     alike = all(isinstance(value, np.ndarray) and value.shape == values[0].shape for value in values)
-    return np.stack(values) if alike else values
+    return np.stack(values, spec.batch_axis or 0) if alike else values

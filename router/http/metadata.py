@@ -11,6 +11,7 @@ from router.classify import Constraints, classify
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Catalogue, Model, TensorSpec
 from tasks.topology import Topology
+from taxiway.values import BATCH_AXIS
 
 
 def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
@@ -60,4 +61,5 @@ def _versions(catalogue: Catalogue, name: str) -> Iterable[Model]:
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
     tensor = {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
-    return tensor | {"optional": True} if spec.optional else tensor
+    axis = {BATCH_AXIS: spec.batch_axis} if spec.batch_axis != 0 else {}
+    return tensor | axis | ({"optional": True} if spec.optional else {})

@@ -23,7 +23,7 @@ from taxiway.blobs import Buffer
 from taxiway.errors import InvalidRequestError
 from taxiway.job import Result
 from taxiway.request import TERMS, Request, parse_request
-from taxiway.values import DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
+from taxiway.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
 
 BINARY_OUTPUTS = "binary_data_output"
 """The request's parameter that asks for all outputs in binary form; an output's own `binary_data` overrules it."""
@@ -37,7 +37,7 @@ _LARGE = 2**20  # bytes of JSON from which on they are counted
 
 
 class InputTensor(msgspec.Struct, frozen=True):
-    """One input; the first axis of `shape` is the batch, `data` is row-major, flat or nested.
+    """One input; `shape` has the batch axis where the model's has it, `data` is row-major, flat or nested.
 
     Without `data`, the parameter `binary_data_size` tells how many bytes after the JSON hold the elements: once read,
     these stand in `data`.
@@ -185,7 +185,7 @@ def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
     if spec.datatype == "BYTES":
         return _bytes_output(spec, value)
     rows = _array_output(spec, value)
-    return OutputTensor(spec.name, list(rows.shape), spec.datatype, rows.reshape(-1).tolist())
+    return OutputTensor(spec.name, list(rows.shape), spec.datatype, rows.reshape(-1).tolist(), _axis(spec))
 
 
 def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | memoryview]:
@@ -196,19 +196,25 @@ def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | 
     else:
         rows = _array_output(spec, value)
         shape, part = list(rows.shape), raw_bytes(rows)
-    return OutputTensor(spec.name, shape, spec.datatype, parameters={binary.SIZE: len(part)}), part
+    return OutputTensor(spec.name, shape, spec.datatype, parameters={binary.SIZE: len(part), **_axis(spec)}), part
+
+
+def _axis(spec: TensorSpec) -> dict[str, Any]:
+    """The output's parameter that says where its batch axis is, unless that is the first."""
+    return {BATCH_AXIS: spec.batch_axis} if spec.batch_axis else {}
 
 
 def _array_output(spec: TensorSpec, value: Any) -> np.ndarray:
-    """The output's rows, with the batch axis."""
+    """The output's rows, with the batch axis in its place."""
+    axis = spec.batch_axis or 0
     tensors = value if isinstance(value, list) and value and is_tensor(value[0]) else None
     if tensors is not None:
-        array = np.stack([to_array(t, spec.name) for t in tensors])
+        array = np.stack([to_array(t, spec.name) for t in tensors], axis)
     elif is_tensor(value):
         array = to_array(value, spec.name)
     else:
         array = np.asarray(value, DATATYPES[spec.datatype])
-    return array[np.newaxis] if array.ndim == len(spec.shape) - 1 else array
+    return np.expand_dims(array, axis) if array.ndim == len(spec.shape) - 1 else array
 
 
 def _tensor(tensor: InputTensor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import msgspec
 from taxiway.binary import SIZE, Framed, bytes_part, pieces
 from taxiway.blobs import Buffer, ResultBlobs, resolved
 from taxiway.errors import InvalidRequestError
-from taxiway.values import from_wire, is_tensor, to_array, to_wire
+from taxiway.values import BATCH_AXIS, from_wire, is_tensor, to_array, to_wire
 
 _FORMATS = {
     "BOOL": "?",
@@ -73,7 +73,8 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
     Bytes and the elements of arrays stay raw: `body` puts them behind the JSON.
 
     Args:
-        specs: the model's inputs as its metadata tells them: `name`, `datatype`, `shape` with the batch axis first.
+        specs: the model's inputs as its metadata tells them: `name`, `datatype`, `shape`, and `batch_axis` where that
+            is not the first, or None.
         inputs: a plain value, a mapping by name or a list of named tensors.
 
     Raises:
@@ -81,14 +82,14 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
     """
     named = _by_name([spec["name"] for spec in specs], _raw(inputs))
     by_name = {spec["name"]: spec for spec in specs}
-    tensors, alone = [], set()
+    tensors, alone = [], set[bool]()
     for name, value in named.items():
         if name not in by_name:
             known = ", ".join(sorted(by_name))
             raise InvalidRequestError(f"inputs: expected inputs among {known}, got {name!r}", field="inputs")
         tensor, single = _encode(by_name[name], value)
         tensors.append(tensor)
-        alone.add(single)
+        alone |= set() if single is None else {single}
     if len(alone) > 1:
         raise InvalidRequestError("inputs: expected a batch axis on all inputs or on none", field="inputs")
     return tensors, alone == {True}
@@ -115,9 +116,21 @@ def placed(tensors: Sequence[Named], rest: memoryview) -> list[Named]:
 
 def decode_outputs(tensors: Sequence[Named], single: bool | None, show: Show) -> dict[str, Any]:
     """Values by name: one where the request was `single` (None: where there is one row), else rows."""
+    axes = {tensor["name"]: tensor.get("parameters", {}).get(BATCH_AXIS, 0) for tensor in tensors}
+    bare = single if single is not None else all(one["shape"][axes[one["name"]]] == 1 for one in tensors)
     rows = {tensor["name"]: _rows(tensor, show) for tensor in tensors}
-    bare = single if single is not None else all(len(row) == 1 for row in rows.values())
-    return {name: row[0] if bare else row for name, row in rows.items()}
+    return {name: _only_row(row, axes[name]) if bare else row for name, row in rows.items()}
+
+
+def _only_row(rows: Any, axis: int) -> Any:
+    """A batch of one row, in lists or an array, without its batch axis."""
+    return rows[0] if axis == 0 else _without(rows, axis)
+
+
+def _without(rows: Any, axis: int) -> Any:
+    if isinstance(rows, list):
+        return [_only_row(below, axis - 1) for below in rows]
+    return rows.squeeze(axis)
 
 
 def _by_name(names: Sequence[str], inputs: Any) -> dict[str, Any]:
@@ -146,26 +159,34 @@ def _headed(tensor: Named, parts: list[Buffer]) -> Named:
     return {name: tensor[name] for name in ("name", "shape", "datatype")} | {"parameters": {SIZE: len(data)}}
 
 
-def _encode(spec: Mapping[str, Any], value: Any) -> tuple[Named, bool]:
+def _encode(spec: Mapping[str, Any], value: Any) -> tuple[Named, bool | None]:
+    """The tensor, and whether it came without its batch axis; None where it has none."""
     if is_tensor(value):
         return _encode_tensor(spec, value)
     if spec["datatype"] == "BYTES":
         rows = value if isinstance(value, list) else [value]
         return _bytes_tensor(spec["name"], rows), not isinstance(value, list)
     shape, flat = _measure(value)
-    single = len(shape) == len(spec["shape"]) - 1
-    batch = [1, *shape] if single else shape
+    batch, single = _batched(spec, shape)
     return {"name": spec["name"], "shape": batch, "datatype": spec["datatype"], "data": flat}, single
 
 
-def _encode_tensor(spec: Mapping[str, Any], tensor: Named) -> tuple[Named, bool]:
+def _encode_tensor(spec: Mapping[str, Any], tensor: Named) -> tuple[Named, bool | None]:
     name, datatype, shape = spec["name"], tensor["datatype"], list(tensor["shape"])
     if datatype == "BYTES":
         return {**_bytes_tensor(name, tensor["data"]), "shape": shape}, False
-    single = len(shape) == len(spec["shape"]) - 1
-    batch = [1, *shape] if single else shape
+    batch, single = _batched(spec, shape)
     data = tensor["data"] if isinstance(tensor["data"], RAW) else _measure(tensor["data"])[1]
     return {"name": name, "shape": batch, "datatype": datatype, "data": data}, single
+
+
+def _batched(spec: Mapping[str, Any], shape: list[int]) -> tuple[list[int], bool | None]:
+    """The shape with the batch axis in its place, and whether it lacked that; None where the input has none."""
+    axis = spec.get(BATCH_AXIS, 0)
+    if axis is None:
+        return shape, None
+    single = len(shape) == len(spec["shape"]) - 1
+    return ([*shape[:axis], 1, *shape[axis:]] if single else shape), single
 
 
 def _bytes_tensor(name: str, rows: Sequence[Any]) -> Named:

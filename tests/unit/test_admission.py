@@ -14,7 +14,7 @@ from router.fleet import FleetSnapshot
 from router.outlook import Outlook
 from router.placement import seed_of
 from router.tenants import Tenants, day_of
-from tasks.catalogue import load_catalogue
+from tasks.catalogue import TensorSpec, load_catalogue
 from tasks.facts import DeviceFacts
 from tasks.forwarding import Forward, forward_args
 from tasks.lengths import bin_of
@@ -318,6 +318,17 @@ def test_nothing_that_a_producer_writes_makes_deciding_fail(headers, body, known
 )
 def test_rows_are_counted_without_reading_values(model, inputs, rows):
     assert rows_of(RULES.catalogue.resolve(model), inputs) == rows
+
+
+@pytest.mark.parametrize(
+    "state", [{"shape": [2, 5, 128], "datatype": "FP32", "data": b""}, [[[0.0] * 128] * 5] * 2, [[0.0] * 128] * 2]
+)
+def test_rows_are_counted_along_the_batch_axis(state):
+    specs = (TensorSpec("sr", "INT64", (), batch_axis=None), TensorSpec("state", "FP32", (2, -1, 128), batch_axis=1))
+    model = msgspec.structs.replace(RULES.catalogue.resolve("echo"), inputs=specs)
+    rows = 1 if isinstance(state, list) and len(state[0]) == 128 else 5
+
+    assert rows_of(model, {"sr": 8000, "state": state}) == rows
 
 
 def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut():

@@ -57,6 +57,10 @@ def variants(**changes: Any) -> dict[str, Any]:
     return {"onnx": document()["variants"]["onnx"] | changes}
 
 
+def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
+    return {"name": "x", "datatype": "FP32", "shape": shape, "batch_axis": batch_axis}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -68,6 +72,14 @@ def variants(**changes: Any) -> dict[str, Any]:
             "inputs.0.shape: expected -1 first: the batch axis, got [3]",
         ),
         ({"inputs": [{"name": "text", "datatype": "FP32", "shape": [-1, 0]}]}, "inputs.0.shape: expected sizes >= 1"),
+        ({"inputs": [tensor([2, 3], 1)]}, "inputs.0.shape: expected -1 at position 1: the batch axis, got [2, 3]"),
+        ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
+        ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
+        ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, as the pipeline text batches its tensors"),
+        (
+            {"inputs": [tensor([2, -1], 1)], "pipeline": "tensors", "variants": variants(runtime="jax", entry="e")},
+            "inputs.0.batch_axis: expected 0, as the jax runtime takes no other, got 1",
+        ),
         ({"outputs": document()["outputs"] * 2}, "outputs.1.name: expected a name that no tensor before it has"),
         ({"inputs": [{"name": "x", "datatype": "FP8", "shape": [-1]}]}, "inputs.0.datatype: expected one of ['BOOL'"),
         ({"buckets": [32, 16]}, "buckets: expected sizes that grow, got [32, 16]"),

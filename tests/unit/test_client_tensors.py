@@ -54,6 +54,28 @@ def test_a_list_of_texts_is_a_batch():
     assert encode_inputs([TEXT], ["a", "b"]) == ([{**TEXT, "shape": [2], "data": ["a", "b"]}], False)
 
 
+STATE = {"name": "state", "datatype": "FP32", "shape": [2, -1, 1], "batch_axis": 1}
+RATE = {"name": "rate", "datatype": "INT64", "shape": [], "batch_axis": None}
+
+
+@pytest.mark.parametrize("state", [[[1.0], [2.0]], np.array([[1.0], [2.0]], np.float32)])
+def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stays_as_it_is(state):
+    (tensor, rate), single = encode_inputs([STATE, RATE], {"state": state, "rate": 8000})
+
+    assert (tensor["shape"], rate["shape"], rate["data"], single) == ([2, 1, 1], [], [8000], True)
+
+
+@pytest.mark.parametrize("show", [plain, array])
+def test_one_row_comes_back_without_its_batch_axis_and_several_as_the_model_gives_them(show):
+    def decoded(shape):
+        data = [float(n) for n in range(4)][: int(np.prod(shape))]
+        sent = {"name": "state", "datatype": "FP32", "shape": shape, "data": data, "parameters": {"batch_axis": 1}}
+        return np.asarray(decode_outputs([sent], None, show)["state"]).tolist()
+
+    assert decoded([2, 1, 1]) == [[0.0], [1.0]]
+    assert decoded([2, 2, 1]) == [[[0.0], [1.0]], [[2.0], [3.0]]]
+
+
 def test_bytes_travel_behind_the_json_each_after_its_length():
     tensors, single = encode_inputs([TEXT], [b"\xff", b"a"])
     framed = body({}, tensors)

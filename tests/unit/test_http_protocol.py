@@ -12,6 +12,7 @@ from taxiway.values import DEEPEST, to_array, to_wire
 
 VECTORS = TensorSpec("vector", "FP32", (-1, 2))
 LABELS = TensorSpec("label", "BYTES", (-1,))
+STATE = TensorSpec("state", "FP32", (2, -1, 1), batch_axis=1)
 TOP = TensorSpec("top", "BYTES", (-1, 2))
 
 
@@ -26,11 +27,18 @@ TOP = TensorSpec("top", "BYTES", (-1, 2))
         (LABELS, ["cat", "dog"], [2], ["cat", "dog"]),
         (LABELS, {"flight": 7}, [1], [{"flight": 7}]),
         (LABELS, [b"\x00", "a"], [2], ["AA==", "YQ=="]),
+        (STATE, [[1.0], [2.0]], [2, 1, 1], [1.0, 2.0]),
+        (
+            STATE,
+            [{"shape": [2, 1], "datatype": "FP32", "data": [n, -n]} for n in (1.0, 2.0)],
+            [2, 2, 1],
+            [1, 2, -1, -2],
+        ),
         (TOP, ["cat", "dog"], [1, 2], ["cat", "dog"]),
         (TOP, [["cat", "dog"], ["dog", "cat"]], [2, 2], ["cat", "dog", "dog", "cat"]),
     ],
 )
-def test_an_output_has_the_batch_axis_first_whether_it_came_with_it_or_not(spec, value, shape, data):
+def test_an_output_has_its_batch_axis_whether_it_came_with_it_or_not(spec, value, shape, data):
     output = output_tensor(spec, value)
 
     assert (output.shape, output.data) == (shape, data)

@@ -16,6 +16,8 @@ TEXT = TensorSpec("text", "BYTES", (-1,))
 IMAGE = TensorSpec("image", "UINT8", (-1, 2, 2))
 POINTS = TensorSpec("points", "FP32", (-1, -1))
 WEIGHT = TensorSpec("weight", "FP32", (-1,), optional=True)
+STATE = TensorSpec("state", "FP32", (2, -1, 3), batch_axis=1)
+RATE = TensorSpec("rate", "INT64", (), batch_axis=None)
 
 
 def model(*inputs: TensorSpec, **fields: Any) -> Model:
@@ -71,6 +73,20 @@ def test_inputs_in_any_form_are_rows(spec: TensorSpec, inputs: Any, rows: list[A
     assert bound.single is single
 
 
+def test_rows_are_taken_along_the_batch_axis_and_share_what_has_none() -> None:
+    state = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    bound = bind(model(POINTS, STATE, RATE), {"points": [[1], [2]], "state": state, "rate": 8000}, {})
+    assert [plain(row["state"]) for row in bound.rows] == [state[:, 0].tolist(), state[:, 1].tolist()]
+    assert [plain(row["rate"]) for row in bound.rows] == [8000, 8000]
+    assert not bound.single
+
+
+def test_a_request_without_batch_axes_is_one_row_whatever_it_shares() -> None:
+    bound = bind(model(STATE, RATE), {"state": np.zeros((2, 3)), "rate": tensor("INT64", [], [8000])}, {})
+    assert bound.single
+    assert [plain(row["rate"]) for row in bound.rows] == [8000]
+
+
 def test_numbers_have_the_datatype_of_the_input() -> None:
     assert bind(model(POINTS), [[1, 2]], {}).rows[0]["points"].dtype == np.float32
 
@@ -113,6 +129,9 @@ def test_several_inputs_are_bound_by_name_and_optional_ones_may_be_left_out() ->
         ([POINTS], [[[1]]], "inputs.points", "expected shape [-1, -1] (the first axis is the batch), got [1, 1, 1]"),
         ([POINTS], 1.0, "inputs.points", "expected shape [-1, -1] (the first axis is the batch), got []"),
         ([IMAGE], [[[1, 2, 3]]], "inputs.image", "expected shape [-1, 2, 2] (the first axis is the batch)"),
+        ([STATE], [[[1, 2]]], "inputs.state", "expected shape [2, -1, 3] (axis 1 is the batch), got [1, 1, 2]"),
+        ([TEXT, RATE], {"text": "a", "rate": [1]}, "inputs.rate", "expected shape [] (without a batch axis), got [1]"),
+        ([WEIGHT, RATE], {"rate": 1}, "inputs", "expected an input with a batch axis, got none"),
         ([IMAGE], [[256, 0], [0, 0]], "inputs.image", "expected UINT8 numbers, got values from 0 to 256"),
         ([IMAGE], [[0.5, 0], [0, 0]], "inputs.image", "expected UINT8 numbers, got float64 values"),
         ([IMAGE], [[True, True], [True, True]], "inputs.image", "expected UINT8 numbers, got bool values"),

@@ -6,7 +6,7 @@ A BYTES tensor holds Python values (text, bytes or any JSON value), each as one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,15 @@ _ACCEPTED = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
 
 
 class TensorPipeline:
-    """Checks and stacks rows. Rows whose tensors differ in name or shape run as batches of their own."""
+    """Checks and stacks rows, each tensor along its batch axis.
+
+    Rows whose tensors differ in name or shape run as batches of their own, and so do rows that differ in an input
+    without a batch axis.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self._axes = {spec.name: spec.batch_axis for spec in model.inputs}
         self._sized = next((i.name for i in model.inputs if i.name == model.size_unit and i.shape == (-1,)), None)
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
@@ -60,18 +65,29 @@ class TensorPipeline:
         Raises:
             ExecutionError: they are not what the model declares.
         """
-        alike: dict[tuple[tuple[str, tuple[int, ...]], ...], list[int]] = {}
+        alike: dict[Hashable, list[int]] = {}
         for index, item in enumerate(items):
-            alike.setdefault(tuple((name, array.shape) for name, array in item.arrays.items()), []).append(index)
+            alike.setdefault(self._together(item.arrays), []).append(index)
         answers: list[Row] = [{}] * len(items)
         for indices in alike.values():
-            outputs = runtime.run(stack([items[index].arrays for index in indices]))
-            outputs = {
-                spec.name: read_output(spec, outputs.get(spec.name), len(indices)) for spec in self._model.outputs
-            }
+            outputs = runtime.run(self._stack([items[index].arrays for index in indices]))
+            rows = {spec.name: read_output(spec, outputs.get(spec.name), len(indices)) for spec in self._model.outputs}
             for place, index in enumerate(indices):
-                answers[index] = {name: _plain(array, place) for name, array in outputs.items()}
+                answers[index] = {name: _plain(array, place) for name, array in rows.items()}
         return answers
+
+    def _together(self, arrays: Arrays) -> Hashable:
+        """The same for rows that may run in one batch."""
+        return tuple(
+            (name, array.shape, array.tobytes() if self._axes[name] is None else None) for name, array in arrays.items()
+        )
+
+    def _stack(self, rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
+        """One batch from rows that may run together."""
+        return {
+            name: first if (axis := self._axes[name]) is None else np.stack([row[name] for row in rows], axis)
+            for name, first in rows[0].items()
+        }
 
     def _size(self, arrays: Arrays) -> int:
         if self._sized is None:
@@ -94,21 +110,27 @@ def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
         InvalidRequestError: another kind of value, a value that the dtype cannot hold, or another shape.
     """
     array = _element(value) if spec.datatype == "BYTES" and len(spec.shape) == 1 else _numbers(spec, value)
-    wanted = spec.shape[1:]
+    wanted = spec.row_shape
     if not _fits(wanted, array.shape):
         raise _wrong(spec, f"shape {list(wanted)} a row", f"shape {list(array.shape)}")
     return array
 
 
 def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.ndarray:
-    """A batch's output in its declared dtype: what a runtime gives may be anything. Raises `ExecutionError`."""
+    """A batch's output in its declared dtype, its rows on the first axis.
+
+    Raises:
+        ExecutionError: it is missing, or of another shape or kind: what a runtime gives may be anything.
+    """
     if array is None:
         raise ExecutionError(f"output {spec.name!r} is missing")
-    shape = (rows, *spec.shape[1:])
+    axis = spec.batch_axis or 0
+    shape = (*spec.shape[:axis], rows, *spec.shape[axis + 1 :])
     free = spec.datatype == "BYTES" and len(spec.shape) == 1  # each element is any value
     if not _fits(shape, array.shape[:1] if free else array.shape):
         raise ExecutionError(f"output {spec.name!r}: expected shape {list(shape)}, got {list(array.shape)}")
     wanted = np.dtype(DTYPES[spec.datatype])
+    array = np.moveaxis(array, axis, 0)
     if free or array.dtype == wanted:
         return array
     if not np.can_cast(array.dtype, wanted, "same_kind"):
@@ -148,11 +170,6 @@ def _element(value: object) -> np.ndarray:
 
 def _wrong(spec: TensorSpec, expected: str, got: str) -> InvalidRequestError:
     return InvalidRequestError(f"input {spec.name!r}: expected {expected}, got {got}", field=f"inputs.{spec.name}")
-
-
-def stack(rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """One batch from rows that have the same names and shapes."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _plain(array: np.ndarray, place: int) -> Any:

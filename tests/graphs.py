@@ -1,0 +1,107 @@
+"""Small ONNX graphs, and models of them, for tests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import yaml
+from onnx import TensorProto, helper
+
+VAD_SPECS: dict[str, Any] = {
+    "inputs": [
+        {"name": "input", "datatype": "FP32", "shape": [-1, -1]},
+        {"name": "state", "datatype": "FP32", "shape": [2, -1, 128], "batch_axis": 1},
+        {"name": "sr", "datatype": "INT64", "shape": [], "batch_axis": None},
+    ],
+    "outputs": [
+        {"name": "output", "datatype": "FP32", "shape": [-1, 1]},
+        {"name": "stateN", "datatype": "FP32", "shape": [2, -1, 128], "batch_axis": 1},
+    ],
+}
+"""The inputs and outputs of silero-vad: a state with the batch on its second axis, and one sample rate for all rows."""
+
+
+def vad_graph() -> bytes:
+    """A graph with these: `output` is the mean of a row's input plus its state's first number plus the sample rate."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input", "ones"], ["mean"], keepdims=1),
+        helper.make_node("Slice", ["state", "zeros3", "ends3", "axes3"], ["slice"]),
+        helper.make_node("Squeeze", ["slice", "zero"], ["first"]),
+        helper.make_node("Cast", ["sr"], ["rate"], to=TensorProto.FLOAT),
+        helper.make_node("Sum", ["mean", "first", "rate"], ["output"]),
+        helper.make_node("Add", ["state", "step"], ["stateN"]),
+    ]
+    constants = [
+        helper.make_tensor("ones", TensorProto.INT64, [1], [1]),
+        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+        helper.make_tensor("zeros3", TensorProto.INT64, [2], [0, 0]),
+        helper.make_tensor("ends3", TensorProto.INT64, [2], [1, 1]),
+        helper.make_tensor("axes3", TensorProto.INT64, [2], [0, 2]),
+        helper.make_tensor("step", TensorProto.FLOAT, [], [1.0]),
+    ]
+    inputs = [
+        _value("input", TensorProto.FLOAT, ["batch", "samples"]),
+        _value("state", TensorProto.FLOAT, [2, "batch", 128]),
+        _value("sr", TensorProto.INT64, []),
+    ]
+    outputs = [
+        _value("output", TensorProto.FLOAT, ["batch", 1]),
+        _value("stateN", TensorProto.FLOAT, [2, "batch", 128]),
+    ]
+    return _model(nodes, inputs, outputs, constants)
+
+
+def scale_graph(factor: float, *, batch: int | str = "batch", name: str = "x") -> bytes:
+    """A graph whose output `y`, FP32 (batch, 2), is its one input times a factor."""
+    nodes = [helper.make_node("Mul", [name, "factor"], ["y"])]
+    constants = [helper.make_tensor("factor", TensorProto.FLOAT, [], [factor])]
+    shape = [batch, 2]
+    return _model(nodes, [_value(name, TensorProto.FLOAT, shape)], [_value("y", TensorProto.FLOAT, shape)], constants)
+
+
+SCALE_SPECS: dict[str, Any] = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
+}
+"""The inputs and outputs of `scale_graph`."""
+
+
+def graph_model(name: str, graph: bytes, **fields: Any) -> dict[str, Any]:
+    """A model.yaml for a graph beside it in `graph.onnx`."""
+    variant = {"runtime": "onnx", "artefacts": {"graph": "graph"}, "memory": "1MiB"}
+    return {
+        "name": name,
+        "version": 1,
+        "summary": "A test's.",
+        "licence": "Apache-2.0",
+        "pipeline": "tensors",
+        "reference": "onnx",
+        "artefacts": {"graph": {"kind": "file", "path": "graph.onnx", "sha256": hashlib.sha256(graph).hexdigest()}},
+        "variants": {"onnx": {**variant, "profiles": {"cpu": {"base": 0.001, "slope": 0.0001}}}},
+        **fields,
+    }
+
+
+def write_model(models: Path, name: str, graph: bytes, **fields: Any) -> Path:
+    """The model's folder, with its graph; `fields` are those of its model.yaml that differ."""
+    folder = models / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "graph.onnx").write_bytes(graph)
+    (folder / "model.yaml").write_text(yaml.safe_dump(graph_model(name, graph, **fields)), encoding="utf-8")
+    return folder
+
+
+def _value(name: str, kind: int, shape: Sequence[int | str]) -> Any:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _model(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], constants: Sequence[Any]) -> bytes:
+    graph = helper.make_graph(nodes, "test", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
