@@ -16,6 +16,8 @@ import msgspec
 from tasks.lengths import KEEP, NEGLIGIBLE, TENANTS_AT_MOST, bin_of
 from taxiway.job import FINAL, JobState
 from taxiway.keys import (
+    DEVICES,
+    HEARTBEATS,
     HELD,
     HOLDING,
     RELEASED,
@@ -58,20 +60,44 @@ end
 """
 """What puts a job into holding and takes it out; part of other scripts."""
 
+ELSEWHERE = 5.0
+"""Seconds for which a job whose worker ended is left to another device of its class, after its lease is over."""
+
+_LIVE = 3.0  # seconds: a device whose last heartbeat is older is not counted upon
+
 ENDED = "local final = {" + ", ".join(f"{state} = true" for state in sorted(FINAL)) + "}\n"
 """Lua's table of the states in which a job has ended; part of other scripts."""
+
+_OTHERS = f"""
+-- Whether another device than a worker's takes from a class's queue.
+local function others(worker, class)
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', '{HEARTBEATS}', now - {_LIVE}, '+inf')) do
+    local told = name ~= worker and redis.call('HGET', '{DEVICES}', name)
+    local facts = told and cjson.decode(told)
+    if facts and not facts.draining then
+      for _, served in ipairs(facts.serves or {{facts.hardware_class}}) do
+        if served == class then return true end
+      end
+    end
+  end
+  return false
+end
+"""
 
 CLAIMING = (
     NOW
     + ENDED
+    + _OTHERS
+    + f"local elsewhere = {ELSEWHERE}\n"
     + """
 local since = ' ' .. now
 -- One job's claim: its verdict, and the value that goes with it. A record says that its job ended for longer than the
 -- result is kept. Who holds a job may finish it after its deadline, so a job that is held is not late. A holder that
 -- neither ended the job nor gave it back goes into the job's history. A copy with an earlier deadline than the record
 -- was published in vain, as its router thought, before the job was placed anew: the other copy is the job's. One with a
--- later deadline than the record has the record's.
-local function claimed(worker, lease, result, job, deadline)
+-- later deadline than the record has the record's. Where the class is given whose queue it was taken from, a job that
+-- this very device held when its worker ended is left to another device for a while: it may be what ended the worker.
+local function claimed(worker, lease, result, job, deadline, class)
   local state, attempts, released, claims, holder, held_until, history, due = unpack(redis.call('HMGET', job,
     'state', 'attempts', 'released', 'claims', 'holder', 'held_until', 'history', 'deadline_at'))
   if final[state] or not state and redis.call('EXISTS', result) == 1 then return 'final', '' end
@@ -80,6 +106,8 @@ local function claimed(worker, lease, result, job, deadline)
   local was_held, left = holder and holder ~= '', (held_until or 0) - now
   if was_held and left > 0 then return 'held', tostring(left) end
   if deadline > 0 and now > deadline or due > 0 and now > due then return 'late', '' end
+  local lately = was_held and class and left > -elsewhere
+  if lately and string.match(holder, '^(.*)#') == worker and others(worker, class) then return 'elsewhere', '' end
   if was_held and #(history or '') < 4000 then
     local worker_since = string.gsub(holder, '#%d+ ', ' ')
     redis.call('HSET', job, 'history', (history or '') .. worker_since .. ' ' .. (state or 'queued') .. '\\n')

@@ -30,6 +30,8 @@ from workers.connection import ANSWER, Line, connect
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""
 
+_PAUSE = 0.5  # seconds until a job that is to run elsewhere is offered again
+
 _USED = b"0 0"  # says a room that was given to `wait`, and was taken
 
 UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
@@ -38,12 +40,14 @@ UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
 _TAKE = (
     DRAINS
     + CLAIMING
+    + f"local parking, pause = {MOST}, {_PAUSE}\n"
     + """
 -- KEYS: the unacked hash, its index, the worker's room, then a queue's lists, first served first.
 -- ARGV: tags' beginning, the end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of
 -- result and job keys, most messages and the number of this take, which the tags carry; without these two, as the room
 -- says that the last take left them. A job is claimed where the message says in the usual form which it is and that it
--- has no eta; whoever reads the ticket sees whether that was true.
+-- has no eta; whoever reads the ticket sees whether that was true. A job that is to run elsewhere is not answered: it
+-- stays among the unacked, where any worker finds it soon as what a silent one held.
 local function after(message, name, pattern, from)
   local _, at = string.find(message, '\\\\"' .. name .. '\\\\":', from, true)
   return at and string.match(message, '^ ?' .. pattern, at + 1)
@@ -55,20 +59,29 @@ local function order_of(message)
 end
 local most, take = ARGV[7], ARGV[8]
 if not most then most, take = string.match(redis.call('GET', KEYS[3]) or '0 0', '(%d+) (%d+)') end
-local answer, entries, scores, left, n = {tostring(now), take}, {}, {}, tonumber(most), 0
+local answer, entries, scores, left, n, parked = {tostring(now), take}, {}, {}, tonumber(most), 0, 0
+local function keep(message, number, at)
+  local tag = ARGV[1] .. take .. '.' .. number
+  entries[#entries + 1], entries[#entries + 2] = tag, '[' .. message .. ARGV[2]
+  scores[#scores + 1], scores[#scores + 2] = at, tag
+end
 for k = 4, #KEYS do
   local got = left > 0 and redis.call('RPOP', KEYS[k], left) or {}
   for _, message in ipairs(got or {}) do
-    local tag, job, verdict, value = ARGV[1] .. take .. '.' .. n, nil, '', ''
-    entries[2 * n + 1], entries[2 * n + 2] = tag, '[' .. message .. ARGV[2]
-    scores[2 * n + 1], scores[2 * n + 2] = now, tag
+    local job, verdict, value = nil, '', ''
     if ARGV[3] ~= '' then
       local deadline
       job, deadline = order_of(message)
-      if job then verdict, value = claimed(ARGV[3], ARGV[4], ARGV[5] .. job, ARGV[6] .. job, deadline) end
+      if job then verdict, value = claimed(ARGV[3], ARGV[4], ARGV[5] .. job, ARGV[6] .. job, deadline, KEYS[4]) end
     end
-    answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
-    n, left = n + 1, left - 1
+    if verdict == 'elsewhere' then
+      keep(message, parking + parked, now - ARGV[4] + pause)
+      parked = parked + 1
+    else
+      keep(message, n, now)
+      answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
+      n, left = n + 1, left - 1
+    end
   end
 end
 local lasting = math.floor(ARGV[4] * 1000)
@@ -77,7 +90,7 @@ if ARGV[7] then
 elseif n > 0 then
   redis.call('SET', KEYS[3], '0 0', 'PX', lasting)
 end
-if n > 0 then
+if #entries > 0 then
   redis.call('HSET', KEYS[1], unpack(entries))
   redis.call('ZADD', KEYS[2], unpack(scores))
 end

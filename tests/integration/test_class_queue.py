@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from tasks.scripts import ELSEWHERE, HEARTBEAT, Verdict
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.keys import priority_list
+from taxiway.keys import DEVICES, HEARTBEATS, job_key, priority_list
 from tests.waiting import until
 from workers.transport import UNACKED, ClassQueue, Haul
 
@@ -135,3 +136,61 @@ def test_a_server_that_forgot_the_script_is_given_it_again(queue: ClassQueue, br
     broker.lpush(QUEUE, b"message")
     assert waiter.messages() == []
     assert [one.raw for one in queue.take(QUEUE, 5).taken] == [b"message"]
+
+
+ORDER = b'{"headers": {"taxiway": "{\\"job\\":\\"lost\\"}"}, "properties": {"priority": 0}}'
+
+
+@pytest.fixture
+def another(settings: Settings) -> Iterator[ClassQueue]:
+    queue = ClassQueue(settings.broker, "b@host", Limits(), claiming=True)
+    yield queue
+    queue.wake()
+    queue._bell.close()
+
+
+def lose(broker: redis.Redis, worker: str, *, ago: float) -> None:
+    """Let a job wait whose worker ended while it held it, and whose lease was over `ago` seconds ago."""
+    seconds, micros = broker.time()
+    held_until = seconds + micros / 1e6 - ago
+    broker.hset(job_key("lost"), mapping={"state": "running", "holder": f"{worker}#1 5", "held_until": held_until})
+    broker.lpush(QUEUE, ORDER)
+
+
+def beat(broker: redis.Redis, worker: str, facts: bytes) -> None:
+    broker.eval(HEARTBEAT, 2, DEVICES, HEARTBEATS, worker, facts)
+
+
+def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_class(
+    queue: ClassQueue, another: ClassQueue, broker: redis.Redis
+) -> None:
+    beat(broker, "b@host", b'{"hardware_class": "gpu.realtime", "serves": ["gpu.realtime", "cpu.batch"]}')
+    lose(broker, "a@host", ago=0.1)
+    broker.lpush(QUEUE, b"other")
+    assert [one.raw for one in queue.take(QUEUE, 9).taken] == [b"other"]
+    assert waiting(broker) == 0
+    assert another.recover() == 0
+    assert until(lambda: another.recover() == 1 or waiting(broker) == 1, patience=3)
+    [taken] = another.take(QUEUE, 9).taken
+    assert (taken.raw, taken.job) == (ORDER, "lost")
+    assert taken.claim is not None
+    assert (taken.claim.verdict, taken.claim.claims) == (Verdict.RUN, 1)
+
+
+@pytest.mark.parametrize(
+    ("facts", "ago"),
+    [
+        (b"", 0.1),
+        (b'{"hardware_class": "gpu.realtime"}', 0.1),
+        (b'{"hardware_class": "cpu.batch", "draining": true}', 0.1),
+        (b'{"hardware_class": "cpu.batch"}', ELSEWHERE + 0.1),
+    ],
+    ids=["no other is live", "another class", "it drains", "it left the job for long"],
+)
+def test_a_job_is_not_kept_waiting_for_a_device_that_does_not_take_it(
+    queue: ClassQueue, broker: redis.Redis, facts: bytes, ago: float
+) -> None:
+    if facts:
+        beat(broker, "b@host", facts)
+    lose(broker, "a@host", ago=ago)
+    assert [one.raw for one in queue.take(QUEUE, 9).taken] == [ORDER]

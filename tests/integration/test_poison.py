@@ -1,0 +1,63 @@
+"""Jobs that end the worker that runs them, before workers that a supervisor keeps up."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks.local.process import SupervisedProcess
+from tasks.local.supervisor import Supervisor
+from tasks.settings import Settings
+from taxiway.errors import DeadLetteredError
+from tests.working import CLASS, QUEUES, SLAB, Tower
+
+POISON = SLAB.replace("slab", "poison").replace("monte_carlo", "poison").replace("samples", "number")
+POISON = POISON.replace("  - {name: seed, datatype: INT64, shape: [-1]}\n", "").replace("estimate", "number")
+
+
+@pytest.fixture
+def workers(fleet: Settings, tmp_path: Path) -> Iterator[list[SupervisedProcess]]:
+    """Two workers of one class, kept up; leases of a second, and one run a job that has ended a worker."""
+    fleet.queues.write_text(QUEUES.replace("{lease: 1}", "{lease: 1, attempts: 1}").replace("warm: [echo, slab]", ""))
+    (fleet.models / "poison").mkdir()
+    (fleet.models / "poison" / "model.yaml").write_text(POISON)
+    processes = [
+        SupervisedProcess(
+            f"worker-{number}",
+            ["-W", "ignore", "-m", "tests.chaos.worker", "--class", CLASS, "--device", f"cpu:{number}"],
+            {**os.environ, **fleet.environment()},
+            tmp_path,
+            announces=True,
+            patience=30,
+        )
+        for number in range(2)
+    ]
+    supervisor, up = Supervisor(None, [processes]), threading.Event()
+
+    def keep_up() -> None:  # children are tied to the thread that starts them
+        supervisor.start(lambda: True, patience=60)
+        up.set()
+        supervisor.watch(lambda: None, lambda: None)
+        supervisor.stop()
+
+    keeping = threading.Thread(target=keep_up)
+    keeping.start()
+    assert up.wait(60)
+    yield processes
+    supervisor.request_stop()
+    keeping.join(60)
+
+
+def test_four_jobs_that_end_their_workers_are_given_up_and_the_fleet_serves_on(
+    workers: list[SupervisedProcess], tower: Tower
+) -> None:
+    poisons = [tower.order("poison", {"number": [n]}, variant="python") for n in range(4)]
+    for job in poisons:
+        with pytest.raises(DeadLetteredError):
+            tower.result(job, within=60)
+    assert tower.result(tower.order("echo", "after"), within=60).outputs == {"payload": "after"}
+    assert sum(worker.restarts for worker in workers) >= 4
