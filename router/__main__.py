@@ -61,10 +61,18 @@ class Door:
     parting: float
 
 
+CANNOT_LISTEN = 3
+"""Exit status of a router whose address is taken, or not this machine's."""
+
+
 async def serve(settings: Settings, rules: Rules, door: Door) -> int:
     """Run one router until SIGTERM or SIGINT, or until a loop of it fails; the exit status. A second one hurries it."""
     router = Router(settings, rules, router_name())
-    server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
+    try:
+        server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
+    except OSError as error:
+        logger.critical("cannot listen", extra={"address": f"{door.host}:{door.port}", "error": error.strerror})
+        return CANNOT_LISTEN
     stopping, at_once = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(

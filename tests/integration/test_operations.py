@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -72,3 +73,17 @@ def test_prometheus_reads_the_metrics(http):
     assert sum(value for (name, _), value in waiting.items() if name == "cpu.batch") == 3
     (placed,) = families["taxiway_placed"].samples
     assert (placed.labels, placed.value) == ({"class": "cpu.batch", "model": "echo:1"}, 3)
+
+
+def test_a_router_whose_port_is_taken_says_so_in_one_line(settings):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = str(listening.getsockname()[1])
+        command = [sys.executable, "-m", "router", "--port", port]
+        environment = {**os.environ, **settings.environment()}
+        done = subprocess.run(
+            command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    assert done.returncode == 3
+    [line] = [line for line in map(json.loads, done.stderr.splitlines()) if line["level"] == "critical"]
+    assert (line["event"], line["address"]) == ("cannot listen", f"127.0.0.1:{port}")
