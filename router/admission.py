@@ -22,12 +22,13 @@ from router.placement import Placement, seed_of
 from router.standing import Plan, Standing
 from router.tenants import Tenants
 from tasks.catalogue import Catalogue, Model, TensorSpec
+from tasks.deadlines import Course, exceeded
 from tasks.lengths import LONGEST, Lengths, generates, predicted
 from tasks.profiles import ProfileBook
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from tasks.transport import Outgoing
-from taxiway.errors import DeadlineExceededError, InvalidRequestError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from taxiway.keys import blob_key
 from taxiway.request import Request, check_terms
 from taxiway.values import is_tensor
@@ -258,8 +259,7 @@ def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, siz
         return needs
     left = until - order.moment
     if left <= 0:
-        what = "its deadline" if order.released else "expires:"
-        raise DeadlineExceededError(f"{what} passed {-left:.3g} s before it was placed")
+        raise exceeded(Course(order.moment, until, order.accepted, held=order.released > 0))
     if needs.deadline is not None and needs.deadline <= left:
         return needs
     sooner = msgspec.structs.replace(request, deadline=left)

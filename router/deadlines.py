@@ -6,8 +6,9 @@ import asyncio
 from contextlib import suppress
 
 from router.store import Store
+from tasks.deadlines import Overdue, exceeded
 from tasks.scripts import Ending
-from taxiway.errors import BrokerUnavailableError, DeadlineExceededError
+from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState, failure_meta
 
 TICK = 0.05
@@ -52,7 +53,7 @@ class Deadlines:
         groups, overdue, due = await self._store.overdue(AT_ONCE, LEASE)
         self.expect(due)
         if overdue:
-            await self._store.finish([_expired(job, reply) for job, reply in overdue])
+            await self._store.finish([_expired(one) for one in overdue])
         return groups
 
     async def _wait(self) -> None:
@@ -62,6 +63,6 @@ class Deadlines:
                 await asyncio.wait_for(self._sooner.wait(), left)
 
 
-def _expired(job: str, reply: str) -> Ending:
-    error = DeadlineExceededError("its deadline passed before it was answered")
-    return Ending(job, JobState.EXPIRED, failure_meta(job, error), reply=reply)
+def _expired(overdue: Overdue) -> Ending:
+    meta = failure_meta(overdue.job, exceeded(overdue.course))
+    return Ending(overdue.job, JobState.EXPIRED, meta, reply=overdue.reply)

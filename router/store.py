@@ -15,7 +15,7 @@ import msgspec
 from router.aof import AppendOnlyFile
 from router.tenants import day_of
 from tasks.connection import Line, connect, told_plainly
-from tasks.deadlines import OVERDUE, overdue_answer
+from tasks.deadlines import OVERDUE, Overdue, overdue_answer
 from tasks.holding import DRAW, RESIGN, SURVEY, Drawn, Survey, draw_answer, survey_answer
 from tasks.scripts import FINISH, REVIVE, Ending, finish_args
 from tasks.topology import Limits
@@ -209,8 +209,8 @@ class Store:
         self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
 
-    async def overdue(self, most: int, lease: float) -> tuple[int, list[tuple[str, str]], float]:
-        """How many groups of jobs were due, up to `most`; those that have not ended, with their clients; the next due.
+    async def overdue(self, most: int, lease: float) -> tuple[int, list[Overdue], float]:
+        """How many groups of jobs were due, up to `most`; those that have not ended; the next due.
 
         What is not ended in `lease` seconds comes again.
         """

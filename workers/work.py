@@ -12,12 +12,13 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from tasks.catalogue import Model
+from tasks.deadlines import Course, exceeded
 from tasks.scripts import Claim
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail
 from taxiway.blobs import Buffer
-from taxiway.errors import DeadlineExceededError, TaxiwayError
+from taxiway.errors import TaxiwayError
 from taxiway.job import Result
 from taxiway.wire import HEADER
 from workers.inspection import PlainRequest
@@ -232,9 +233,8 @@ Ending = Answered | Ended | Dropped | Revoked
 
 
 def late(delivery: Delivery, now: float) -> Ended:
-    """How a job ends whose deadline passed before a device was free for it; `now` is by the store's clock."""
-    passed = max(now - delivery.ticket.deadline_at, 0.0)  # a job that was placed twice has the earlier deadline
-    return Ended(
-        delivery,
-        Outcome(error=DeadlineExceededError(f"its deadline passed {passed:.3f} s before a device was free for it")),
-    )
+    """How a job ends whose deadline passed before it was answered; `now` is by the store's clock."""
+    ticket = delivery.ticket
+    started = delivery.started if delivery.began else 0.0
+    course = Course(now, ticket.deadline_at, ticket.accepted, delivery.hardware_class, started=started)
+    return Ended(delivery, Outcome(error=exceeded(course)))

@@ -175,7 +175,7 @@ def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet, store
         meta = eventually(lambda: store.get(result_key(job)))
 
     assert held.deadline_at - held.accepted == pytest.approx(4)
-    with pytest.raises(DeadlineExceededError, match="its deadline passed"):
+    with pytest.raises(DeadlineExceededError, match=r"^deadline of 4 s exceeded: held 4"):
         read_result(read_meta(meta))
 
 

@@ -202,6 +202,7 @@ def test_a_message_that_expired_before_it_was_placed_ends_as_expired():
 
     assert decided.ending.state is JobState.EXPIRED
     assert isinstance(error_of(decided), DeadlineExceededError)
+    assert error_of(decided).message == "deadline exceeded: it passed 1 s before the job was accepted"
 
 
 @pytest.mark.parametrize("expires", ["soon", 7, ["x"]])

@@ -1,0 +1,29 @@
+"""What is said of a job past its deadline."""
+
+import pytest
+
+from tasks.deadlines import Course, exceeded
+
+
+@pytest.mark.parametrize(
+    ("course", "message"),
+    [
+        (
+            Course(105.0, 105.0, 100.0, "cpu.batch", started=104.1),
+            "deadline of 5 s exceeded: queued 4.1 s on cpu.batch, ran 0.9 s",
+        ),
+        (Course(105.05, 105.0, 100.0, "cpu.batch"), "deadline of 5 s exceeded: queued 5.05 s on cpu.batch"),
+        (Course(160.0, 160.0, 100.0, held=True), "deadline of 60 s exceeded: held 60 s, for no queue had room"),
+        (Course(3700.4, 3700.0, 100.0), "deadline of 3600 s exceeded: queued 3600 s on taxiway.arrivals"),
+        (Course(100.0, 97.5, 100.0), "deadline exceeded: it passed 2.5 s before the job was accepted"),
+        (Course(7300.0, 0.0, 100.0, "tpu.bulk"), "its ticket expired before it ran: queued 7200 s on tpu.bulk"),
+    ],
+)
+def test_the_text_has_the_deadline_and_where_the_time_went(course, message):
+    assert exceeded(course).message == message
+
+
+def test_the_details_have_the_figures():
+    error = exceeded(Course(105.0, 105.0, 100.0, "cpu.batch", started=104.1))
+
+    assert error.details == {"deadline": 5.0, "queued": 4.1, "ran": 0.9, "hardware_class": "cpu.batch"}
