@@ -16,7 +16,7 @@ from taxiway.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from taxiway.job import FINAL, JobRecord, JobState, JobStatus, read_meta, read_moves, record_from
+from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_of, read_meta, read_moves, record_from
 
 _NEVER_PLACED = "it was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
@@ -142,6 +142,8 @@ class Jobs:
 
     async def _status(self, look: _Look) -> JobStatus:
         record = look.record
+        if look.meta is not None:
+            return JobStatus(record=record, error=failure_of(read_meta(look.meta)))
         if record.state == JobState.HELD:
             return JobStatus(record=record, position=await self._store.held_before(record.id, look.fields["holding"]))
         if look.final or not record.hardware_class:

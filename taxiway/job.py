@@ -116,12 +116,21 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float = 0.0
 
 
+class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job ended without an answer: its error's code, message and details (`taxiway.errors`)."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as a poller sees it: its record, and how far it is where that can be told."""
+    """A job as a poller sees it: its record, how far it is where that can be told, and its error where it has one."""
 
     record: JobRecord
     position: int | None = None
     eta: float | None = None
+    error: JobFailure | None = None
 
 
 class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +216,17 @@ def read_result(meta: ResultMeta) -> Result:
     if meta.status == "REVOKED":
         raise JobCancelledError(message, **details)
     raise error_from(str(named.get("exc_type", ExecutionError.__name__)), message, details)
+
+
+def failure_of(meta: ResultMeta) -> JobFailure | None:
+    """The error in a stored result; None where that is an answer."""
+    if meta.status == CELERY_STATUS[JobState.SUCCEEDED]:
+        return None
+    try:
+        read_result(meta)
+    except TaxiwayError as error:
+        return JobFailure(code=error.code, message=error.message, details=error.details)
+    return None
 
 
 def _read_success(meta: ResultMeta) -> Result:

@@ -339,7 +339,9 @@ def _accepted(job: str) -> Response[bytes]:
 
 
 def _status(status: JobStatus, code: int) -> Response[bytes]:
-    content = _encode({**msgspec.structs.asdict(status.record), "position": status.position, "eta": status.eta})
+    progress = msgspec.structs.asdict(status)
+    record = msgspec.structs.asdict(progress.pop("record"))
+    content = _encode(record | progress)
     return Response(content, status_code=code, media_type=MediaType.JSON)
 
 

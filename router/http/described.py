@@ -19,7 +19,7 @@ from router.view import FleetView
 from taxiway import errors
 from taxiway.binary import HEADER, OCTETS
 from taxiway.errors import TaxiwayError
-from taxiway.job import JobRecord, JobState
+from taxiway.job import JobFailure, JobRecord, JobState
 
 _KEYED = (401, 403, 429, 500)
 _ASKED = (400, 404, 413, 422, 503)
@@ -43,10 +43,11 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class JobAnswer(JobRecord, frozen=True, kw_only=True):
-    """A job's record, the messages before it, and the seconds until it may be done, as far as they are known."""
+    """A job's record, the jobs before it and the seconds until it may be done, as far as they are known; its error."""
 
     position: int | None
     eta: float | None
+    error: JobFailure | None
 
 
 class Generated(msgspec.Struct, frozen=True):

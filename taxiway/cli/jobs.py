@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,14 @@ import msgspec
 
 from taxiway.cli.address import ask, fleet_options, print_json, processes_here
 from taxiway.cli.asking import inputs_of, request_options
+from taxiway.cli.failure import UNAVAILABLE, USAGE, CommandError
 from taxiway.cli.submit import print_result
-from taxiway.client.asyncio_client import AsyncClient
+from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.errors import FleetUnavailable, RequestError
-from taxiway.job import JobStatus
+from taxiway.job import FINAL, JobState, JobStatus
+
+_CANCEL = 3.0  # seconds for which a cancelled job's end is waited for
+_LOOK = 0.1  # seconds between two looks at it
 
 _EXPLAIN_EXAMPLES = """\b
 Examples:
@@ -81,13 +87,29 @@ def explain(
 @click.argument("job", metavar="ID")
 @fleet_options
 def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Ask that job ID does not run. One that runs already may still succeed."""
+    """End job ID before it is answered. One that has ended keeps its end: the exit code is 2 then."""
 
     async def cancelled(client: AsyncClient) -> JobStatus:
         await client.job(job).cancel()
-        return await client.job(job).status()
+        return await _ended(client.job(job))
 
-    _show_status(ask(url, data, cancelled), as_json=as_json)
+    status = ask(url, data, cancelled)
+    state = status.record.state
+    _show_status(status, as_json=as_json, cancelled=state == JobState.CANCELLED)
+    if state not in FINAL:
+        raise CommandError(f"job {job} is not cancelled yet", hint=f"`taxiway status {job}` shows it", code=UNAVAILABLE)
+    if state != JobState.CANCELLED:
+        raise CommandError(f"job {job} had ended before: {state}", hint="", code=USAGE)
+
+
+async def _ended(job: AsyncJob) -> JobStatus:
+    """The job's status once it has ended, or after `_CANCEL` seconds: a router reads a broker's messages in turn."""
+    end = time.monotonic() + _CANCEL
+    status = await job.status()
+    while status.record.state not in FINAL and time.monotonic() < end:
+        await asyncio.sleep(_LOOK)
+        status = await job.status()
+    return status
 
 
 def _why(job: str, asked: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
@@ -137,9 +159,10 @@ async def _fleet(client: AsyncClient) -> dict[str, Any]:
         return {"models": await client.models(), "note": "this router gives no overview of its fleet"}
 
 
-def _show_status(status: JobStatus, *, as_json: bool) -> None:
+def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:
     if as_json:
-        print_json({**msgspec.to_builtins(status.record), "position": status.position, "eta": status.eta})
+        plain = msgspec.to_builtins(status)
+        print_json({**plain.pop("record"), **plain, **more})
         return
     from taxiway.cli.show import show_status
 

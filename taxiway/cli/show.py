@@ -83,6 +83,7 @@ def show_status(status: JobStatus) -> None:
         "took": duration(record.finished - record.accepted) if record.finished and record.accepted else "",
         "deadline": _moment(record.deadline_at),
         "reason": record.reason,
+        "error": "" if status.error is None else f"{status.error.code}: {status.error.message}",
     }
     _console().print(Panel(_facts(facts), title=f"job {record.id}", title_align="left", expand=False))
 

@@ -31,7 +31,7 @@ from taxiway.errors import (
     TaxiwayError,
     error_of_code,
 )
-from taxiway.job import JobRecord, JobStatus, Result, RunReport
+from taxiway.job import JobStatus, Result, RunReport
 from taxiway.request import TERMS, Request, Terms, new_id
 from taxiway.streaming import Event, Lost, Restarted, Told
 from taxiway.tracing import submitting
@@ -138,9 +138,7 @@ class HttpDoor:
     async def status(self, job: str) -> JobStatus:
         """Where the job is."""
         fields = _checked(await self._asked("GET", _job_path(job)))
-        return JobStatus(
-            record=msgspec.convert(fields, JobRecord), position=fields.get("position"), eta=fields.get("eta")
-        )
+        return msgspec.convert({**fields, "record": fields}, JobStatus)
 
     async def placement(self, job: str) -> dict[str, Any]:
         """Why the job is where it is."""

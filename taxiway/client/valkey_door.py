@@ -24,11 +24,11 @@ from taxiway.client.valkey_link import ValkeyLink
 from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
 from taxiway.job import (
     FINAL,
-    JobRecord,
     JobState,
     JobStatus,
     Result,
     ResultMeta,
+    failure_of,
     read_answer,
     read_meta,
     read_result,
@@ -120,12 +120,16 @@ class ValkeyDoor:
     async def status(self, job: str) -> JobStatus:
         """The job's record; one that no router has placed yet is accepted."""
         fields = await self._fields(job)
-        if fields:
-            return JobStatus(record=record_from(job, fields))
+        record = record_from(job, fields)
+        if fields and (record.state not in FINAL or record.state == JobState.SUCCEEDED):
+            return JobStatus(record=record)
         raw = await self._link.call("GET", result_key(job))
         if raw is None:
-            return JobStatus(record=record_from(job, {}))
-        return JobStatus(record=JobRecord(id=job, state=_ended(read_meta(raw))))
+            return JobStatus(record=record)
+        meta = read_meta(raw)
+        if not fields:
+            record = msgspec.structs.replace(record, state=_ended(meta))
+        return JobStatus(record=record, error=failure_of(meta))
 
     async def placement(self, job: str) -> dict[str, Any]:
         """What the job's record says of its placement; the HTTP door adds the table that it was chosen from."""

@@ -176,8 +176,12 @@ def test_a_failing_row_does_not_fail_its_batch_mates(client):
 
     assert jobs[0].result(timeout=60).outputs["label"] == "positive"
     assert jobs[2].result(timeout=60).outputs["label"] == "positive"
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(InvalidRequestError) as caught:
         jobs[1].result(timeout=60)
+    status = jobs[1].status()
+    assert (status.record.state, status.error.code) == ("failed", "invalid_request")
+    assert status.error.message == caught.value.message
+    assert jobs[0].status().error is None
 
 
 def test_one_idempotency_key_is_one_job_across_doors(fleet):
@@ -200,7 +204,7 @@ def test_a_cancelled_job_says_so(client):
 def test_a_job_past_its_deadline_is_not_answered(client):
     job = client.submit("echo", "too late", deadline=1e-6)
 
-    with pytest.raises(taxiway.DeadlineExceededError):
+    with pytest.raises(taxiway.DeadlineExceededError, match=r"^deadline of 1e-06 s exceeded: "):
         job.result(timeout=60)
 
 

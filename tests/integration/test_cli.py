@@ -74,7 +74,6 @@ def test_a_job_that_was_not_waited_for_is_looked_after_by_its_id(cli):
     assert [row["chosen"] for row in placement["considered"]].count(True) == 1
     assert "considered" in cli("explain", job).stdout
     assert "succeeded" in cli("status", job).stdout
-    assert "succeeded" in cli("cancel", job).stdout
 
 
 def test_a_request_is_explained_without_being_submitted(cli):
@@ -103,3 +102,13 @@ def test_an_unknown_model_exits_with_2_and_a_hint(url):
     assert answer.exit_code == 2
     assert "did you mean" in answer.stderr
     assert "hint: `taxiway models`" in answer.stderr
+
+
+def test_a_job_that_has_ended_is_not_cancelled_and_that_is_said(url, cli):
+    job = json.loads(cli("submit", "echo", "--text", "a", "--json").stdout)["id"]
+    told = CliRunner().invoke(main, ["cancel", job, "--url", url, "--json"])
+
+    assert told.exit_code == 2
+    assert f"error: job {job} had ended before: succeeded" in told.stderr
+    status = json.loads(told.stdout)
+    assert (status["state"], status["cancelled"]) == ("succeeded", False)
