@@ -117,4 +117,4 @@ def _overdue(
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{round(seconds, 6):.3g} s"  # clocks tell microseconds

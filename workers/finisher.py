@@ -19,8 +19,15 @@ from celery.app.task import Context
 
 from tasks import scripts
 from taxiway.blobs import ResultBlobs
-from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, TaxiwayError
-from taxiway.job import JobState, failure_meta, state_of, success_meta
+from taxiway.errors import (
+    BrokerUnavailableError,
+    DeadlineExceededError,
+    ExecutionError,
+    JobCancelledError,
+    TaxiwayError,
+    error_of_code,
+)
+from taxiway.job import JobState, failure_meta, failure_of, state_of, success_meta
 from workers.account import Account
 from workers.backend import OUTCOME, STORED, TOKEN
 from workers.backlog import Backlog
@@ -186,7 +193,7 @@ class Finisher:
             ended.delivery.handed.fields[STORED] = True
             self._trace(ended, ended.delivery.handed)
             return
-        self._ledger.end(ended.delivery, _event(ending.job, ended.outcome, ending.meta))
+        self._ledger.end(ended.delivery, _event(ended.delivery, ended.outcome, ending.meta))
 
     def _write_anew(self, ended: Ended) -> None:
         """Write the result under another claim, where the store lost the first one in a failover."""
@@ -234,17 +241,18 @@ class Finisher:
     def _drop(self, delivery: Delivery) -> None:
         """Acknowledge a job that had ended. Its worker may have died between the result and a chord's count."""
         meta = self._insist(lambda: self._store.result(delivery.job))
-        cancelled = meta is not None and meta.status == states.REVOKED
+        failure = failure_of(meta) if meta is not None else None
+        revoked = _revoked(delivery, error_of_code(failure.code, failure.message)) if failure is not None else None
         if delivery.handed is None:
             assert self._queue is not None
             self._queue.acknowledge([delivery.tag])
-            self._ledger.end(delivery, _revoked(delivery.job) if cancelled else None)
+            self._ledger.end(delivery, revoked)
             return
         handed = delivery.handed
         self._ledger.forget(delivery)
         if handed.payload[2].get("chord"):
             self._count_chord_part(delivery.job, handed)
-        self._on_hub(lambda: handed.drop(cancelled=cancelled))
+        self._on_hub(lambda: handed.drop(revoked))
 
     def _count_chord_part(self, job: str, handed: Handed) -> None:
         backend = self._app.backend
@@ -284,20 +292,34 @@ def _followed(delivery: Delivery) -> bool:
     return delivery.handed is not None and delivery.handed.canvas
 
 
-def _event(job: str, outcome: Outcome, meta: bytes) -> TaskEvent:
+def _event(delivery: Delivery, outcome: Outcome, meta: bytes) -> TaskEvent:
     """How Celery says that a plain job ended."""
-    now = time.time()
+    job, now = delivery.job, time.time()
     if outcome.result is not None:
         at = meta.find(_RESULT) + len(_RESULT)
         shown = meta[at : at + SHOWN].decode(errors="replace")
         return TaskEvent("task-succeeded", job, now, result=shown, runtime=outcome.result.report.run_time)
-    if isinstance(outcome.error, JobCancelledError):
-        return _revoked(job)
-    return TaskEvent("task-failed", job, now, exception=repr(outcome.error), traceback="")
+    assert outcome.error is not None
+    failed = TaskEvent("task-failed", job, now, exception=repr(outcome.error), traceback="")
+    return _revoked(delivery, outcome.error) or failed
 
 
-def _revoked(job: str) -> TaskEvent:
-    return TaskEvent("task-revoked", job, time.time(), terminated=False, signum=None, expired=False)
+def _revoked(delivery: Delivery, error: TaxiwayError) -> TaskEvent | None:
+    """How Celery says that a job was cancelled or expired, with the error as its exception; None for other errors.
+
+    Flower shows the exception, but not the flag `expired`.
+    """
+    if not isinstance(error, (JobCancelledError, DeadlineExceededError)):
+        return None
+    return TaskEvent(
+        "task-revoked",
+        delivery.job,
+        time.time(),
+        terminated=bool(delivery.began),
+        signum=None,
+        expired=isinstance(error, DeadlineExceededError),
+        exception=repr(error),
+    )
 
 
 def _with_run_time(traced: Traced, ended: Ended) -> Traced:

@@ -21,6 +21,7 @@ from taxiway.blobs import Buffer
 from taxiway.errors import TaxiwayError
 from taxiway.job import Result
 from taxiway.wire import HEADER
+from workers.events import TaskEvent
 from workers.inspection import PlainRequest
 from workers.pipelines import Item, Row
 
@@ -76,10 +77,11 @@ class Handed:
         assert isinstance(ticket, Ticket)
         return ticket
 
-    def drop(self, *, cancelled: bool) -> None:
-        """Let Celery acknowledge a task that had ended; on the hub's thread."""
-        if cancelled:
-            self.request.send_event("task-revoked", terminated=False, signum=None, expired=False)
+    def drop(self, revoked: TaskEvent | None) -> None:
+        """Let Celery acknowledge a task that had ended, and say if it was revoked; on the hub's thread."""
+        if revoked is not None:
+            facts = {name: getattr(revoked, name) for name in ("terminated", "signum", "expired", "exception")}
+            self.request.send_event(revoked.type, **facts)
         task_ready(self.request)
         self.request.acknowledge()
 

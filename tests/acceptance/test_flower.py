@@ -98,3 +98,18 @@ def test_the_page_of_one_task_shows_where_it_was_placed(page, finished, fleet):
     assert "taxiway.infer" in shown
     assert report.hardware_class in shown
     assert report.variant in shown
+
+
+def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet):
+    with taxiway.Client(fleet.http) as client:
+        expired = client.submit("echo", "too late", deadline=1e-6)
+        cancelled = client.submit("generate", "Count slowly.", deadline=3000, parameters={"max_tokens": 512})
+        cancelled.cancel()
+
+    def shown(job):
+        page = httpx.get(f"{fleet.flower}/task/{job.id}")
+        return text_of(page.text) if page.status_code == 200 else ""
+
+    within(30, lambda: "REVOKED" in shown(expired) and "REVOKED" in shown(cancelled))
+    assert "DeadlineExceededError('deadline of 1e-06 s exceeded" in shown(expired)
+    assert "JobCancelledError(" in shown(cancelled)

@@ -163,16 +163,26 @@ def test_task_events_tell_of_every_job_in_its_order(tower: Tower, producer: Cele
         bad = tower.order("slab", {"samples": [0], "seed": [1]})
         with pytest.raises(ExecutionError):
             tower.result(bad)
+        expired = tower.order("echo", "late", deadline_at=1.0)
+        withdrawn = tower.message("echo", "unwanted")
+        tower.cancel(cancelled := withdrawn.headers["id"])
+        tower.queue(withdrawn)
 
         def told(job: str) -> list[str]:
             return [event["type"].removeprefix("task-") for event in list(heard) if event.get("uuid") == job]
 
         eventually(lambda: told(short)[-1:] == ["succeeded"] and told(bad)[-1:] == ["failed"])
+        eventually(lambda: told(expired)[-1:] == told(cancelled)[-1:] == ["revoked"])
         receiver.should_stop = True
         tower.order("echo", "a last event")
         listening.join(10)
     assert told(long) == told(short) == ["received", "started", "succeeded"]
     assert told(bad) == ["received", "started", "failed"]
+    revoked = {event["uuid"]: event for event in heard if event["type"] == "task-revoked"}
+    assert revoked[expired]["expired"] is True
+    assert revoked[expired]["exception"].startswith("DeadlineExceededError(")
+    assert (revoked[cancelled]["expired"], revoked[cancelled]["terminated"]) == (False, False)
+    assert revoked[cancelled]["exception"].startswith("JobCancelledError(")
     first = next(event for event in heard if event.get("uuid") == short)
     assert (first["name"], first["hostname"].split("@")[0]) == (INFER, f"{CLASS}.cpu-0")
 
