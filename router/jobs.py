@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from router.explain import Explanation, explain_again, read_basis, unpack_reading
+from router.fleet import FleetSnapshot
 from router.placement import seed_of
 from router.service import Router
 from taxiway.errors import (
@@ -17,6 +18,11 @@ from taxiway.errors import (
     UnknownModelError,
 )
 from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_of, read_meta, read_moves, record_from
+
+OVERRUN = 0.1
+"""What is left of a run that takes longer than expected, as a share of what it has taken: nobody knows better."""
+
+_LEAST = 0.001  # seconds; what is not done yet takes some time
 
 _NEVER_PLACED = "it was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
@@ -150,11 +156,8 @@ class Jobs:
             return JobStatus(record=record)
         work = float(look.fields.get("work", "0"))
         if record.state == JobState.RUNNING:
-            left = max(work - (self._store.now() - record.started), 0.0)
-            return JobStatus(record=record, position=0, eta=left)
-        snapshot = self._router.fleet.snapshot
-        devices = len(snapshot.of_class(record.hardware_class))
-        eta = snapshot.ahead(record.hardware_class, record.level) / devices + work if devices else None
+            return JobStatus(record=record, position=0, eta=time_left(work, self._store.now() - record.started))
+        eta = time_to_end(self._router.fleet.snapshot, record, work)
         return JobStatus(record=record, position=await self._position(record), eta=eta)
 
     async def _position(self, record: JobRecord) -> int | None:
@@ -163,6 +166,23 @@ class Jobs:
         except BrokerUnavailableError:
             return None
         return sum(depths[: record.level + 1])
+
+
+def time_left(work: float, ran: float) -> float:
+    """Seconds until a job may be done that was to take `work` seconds and has run for `ran`; always above 0."""
+    return max(work - ran, OVERRUN * ran, _LEAST)
+
+
+def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float | None:
+    """Seconds until a job of `work` seconds may be done that waits for its class; None where no device serves that.
+
+    The class's work at its level and before has the job's own. Where all devices run something, one has to end first.
+    """
+    devices = fleet.of_class(record.hardware_class)
+    if not devices:
+        return None
+    first_free = min(OVERRUN * device.batch_age for device in devices)
+    return max(fleet.ahead(record.hardware_class, record.level) / len(devices), first_free + work, _LEAST)
 
 
 def _difference(record: JobRecord, table: Explanation) -> str | None:

@@ -195,8 +195,7 @@ class Router:
         Raises:
             BrokerUnavailableError: the broker or the state store does not answer.
         """
-        topology, fleet = self.rules.topology, self.fleet.outlook.fleet
-        return await view_fleet(topology, fleet, self.yard, self.scaler.wanted(), self.store)
+        return await view_fleet(self.rules.topology, self.fleet, self.yard, self.scaler.wanted(), self.store)
 
     async def _consume(self) -> None:
         outage = Outage("broker")

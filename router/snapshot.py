@@ -54,7 +54,10 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
 
 class FleetReader:
-    """The latest outlook, and the `shares` that tenants had. Until the first reading it is stale."""
+    """The latest outlook, and the `shares` that tenants had. Until the first reading it is stale.
+
+    `heartbeats` has when each device was last heard, by the store's clock, as of the last reading.
+    """
 
     def __init__(self, store: Store, topology: Topology, book: ProfileBook) -> None:
         self._store = store
@@ -69,6 +72,7 @@ class FleetReader:
         self._read_at = -STALE_AFTER
         self._seen_at = time.monotonic()
         self._arrived: Arrived | None = None
+        self.heartbeats: Mapping[str, float] = {}
 
     @property
     def outlook(self) -> Outlook:
@@ -101,7 +105,7 @@ class FleetReader:
         except BrokerUnavailableError:
             self._go_stale()
             raise
-        self._arrived = arrived_since(self._arrived, facts)
+        self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
         fleet = replace(snapshot_from(facts), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
 from router.fleet import FleetSnapshot
 from router.scaling import Want
+from router.snapshot import FleetReader
 from router.store import Store
-from tasks.facts import DeviceFacts
+from tasks.facts import HEARTBEAT, DeviceFacts
 from tasks.lending import is_emulated
 from tasks.moving import Head, Moved, Yard
 from tasks.topology import HardwareClass, Topology
@@ -44,7 +46,8 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """The whole fleet; `stale` where its state could not be read lately. The last moves come first.
 
-    `held` counts the jobs in holding, `dead` the messages that were given up and are kept.
+    `silent` has the workers that are left out of `devices`, with the seconds since their last heartbeat: they may have
+    died, or lost the state store. `held` counts the jobs in holding, `dead` the messages that were given up and kept.
     """
 
     stale: bool
@@ -54,6 +57,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     classes: dict[str, ClassView]
     devices: tuple[DeviceFacts, ...]
     moves: tuple[Moved, ...]
+    silent: dict[str, float] = {}
 
     @property
     def spending(self) -> float:
@@ -61,15 +65,21 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
         return sum(one.spending for one in self.classes.values())
 
 
+SILENT = 2.5 * HEARTBEAT
+"""Seconds without a heartbeat after which a device is not shown; decisions still count on it until `GONE_AFTER`."""
+
+
 async def view_fleet(
-    topology: Topology, fleet: FleetSnapshot, yard: Yard, wants: Mapping[str, Want], store: Store
+    topology: Topology, reader: FleetReader, yard: Yard, wants: Mapping[str, Want], store: Store
 ) -> FleetView:
     """The fleet now, with what its queues and the store hold.
 
     Raises:
         BrokerUnavailableError: the broker or the state store does not answer.
     """
-    now = store.now()
+    now, fleet = store.now(), reader.outlook.fleet
+    silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)
+    fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
     held, dead = await store.set_aside()
     heads = {name: await yard.head(name) for name in sorted(topology.hardware)}
     since = await _accepted(yard, [job for head in heads.values() for job in head.first])
@@ -79,8 +89,21 @@ async def view_fleet(
     }
     moves = tuple(await yard.moves())
     return FleetView(
-        stale=fleet.stale, now=now, held=held, dead=dead, classes=classes, devices=fleet.devices, moves=moves
+        stale=fleet.stale,
+        now=now,
+        held=held,
+        dead=dead,
+        classes=classes,
+        devices=fleet.devices,
+        moves=moves,
+        silent=silent,
     )
+
+
+def silent_for(devices: Sequence[DeviceFacts], heartbeats: Mapping[str, float], now: float) -> dict[str, float]:
+    """Seconds since the last heartbeat of each worker that has been silent for longer than `SILENT`."""
+    ages = {device.worker: now - heartbeats.get(device.worker, now) for device in devices}
+    return {worker: round(age, 3) for worker, age in ages.items() if age > SILENT}
 
 
 async def _accepted(yard: Yard, jobs: Sequence[str]) -> Mapping[str, float]:

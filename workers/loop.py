@@ -61,7 +61,7 @@ class DeviceLoop:
         departure: by when all must have ended that runs after `stop`.
         tell: takes the pieces of answers that are read as they come; called on the device thread.
 
-    `running` counts the rows on the device now, `busy` the seconds that it has computed.
+    `running` counts the rows on the device now, `busy` the seconds that batches which ended have computed.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class DeviceLoop:
         self._departure = departure
         self.running = 0
         self.busy = 0.0
+        self._busy_since: float | None = None
         self._changed = threading.Condition()
         self._inbox: list[Job] = []
         self._inbox_rows = 0
@@ -129,6 +130,15 @@ class DeviceLoop:
     def set_clock(self, offset: float) -> None:
         """Learn the store's time less this host's monotonic clock. Any thread may tell."""
         self._clock = offset
+
+    def computed(self, now: float) -> float:
+        """Seconds that the device has computed, with the batch that runs now. Any thread may ask."""
+        return self.busy + self.batch_age(now)
+
+    def batch_age(self, now: float) -> float:
+        """Seconds for which the batch that runs now has run, 0 where none does. Any thread may ask."""
+        since = self._busy_since
+        return max(now - since, 0.0) if since is not None else 0.0
 
     def hung(self, now: float) -> bool:
         """Whether what runs or loads now takes so long that it will not end. Any thread may ask."""
@@ -316,22 +326,22 @@ class DeviceLoop:
             self._inflight.serve(loaded)
             self._inflight.join(loaded.key, batch)
             return
-        started = time.monotonic()
+        started = self._busy_since = time.monotonic()
         self.running, self._must_end_by = len(items), started + self.store.limits.stall + _patience(loaded, items)
         answers = self.executor.run(loaded, items)
         seconds = time.monotonic() - started
         self.running, self._must_end_by = self._inflight.rows, math.inf
-        self.busy += seconds
+        self.busy, self._busy_since = self.busy + seconds, None
         self._rate.count(len(items), started + seconds)
         self._end(self._answer(batch, answers, seconds))
 
     def _step(self) -> None:
         """One step of what is in flight; what ended with it is answered, and what nobody wants leaves."""
-        started = time.monotonic()
+        started = self._busy_since = time.monotonic()
         self.running, self._must_end_by = self._inflight.rows, started + self.store.limits.stall
         finished = self._inflight.step()
         self._must_end_by = math.inf
-        self.busy += time.monotonic() - started
+        self.busy, self._busy_since = self.busy + time.monotonic() - started, None
         self._end([self._failed(job, error) if error else Answered(job) for job, error in finished])
         for job in self._inflight.jobs():
             if self._revoked(job.delivery.job) or job.delivery.ended:

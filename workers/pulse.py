@@ -137,6 +137,7 @@ class Pulse:
             unavailable=dict(executor.unavailable),
             held=self._held(),
             running=self._loop.running,
+            batch_age=told_briefly(self._loop.batch_age(time.monotonic())),
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
@@ -153,10 +154,11 @@ class Pulse:
 
     def _busy_share(self) -> float:
         """Share of the time since the last look that the device computed."""
-        now, busy = time.monotonic(), self._loop.busy
-        then, was_busy = self._seen
-        self._seen = (now, busy)
-        return min(1.0, (busy - was_busy) / max(now - then, 1e-9))
+        now = time.monotonic()
+        computed = self._loop.computed(now)
+        then, had_computed = self._seen
+        self._seen = (now, computed)
+        return min(max((computed - had_computed) / max(now - then, 1e-9), 0.0), 1.0)
 
 
 def _residuals(track: Track) -> tuple[float, ...]:

@@ -144,6 +144,8 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
     failed = [process for process in fleet.get("processes", ()) if process["restarts"] or not process["ready"]]
     if failed:
         console.print(_table("processes that failed", [_process_row(process) for process in failed]))
+    for worker, seconds in fleet.get("silent", {}).items():
+        console.print(Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow"))
     if fleet.get("stale"):
         console.print(Text("the router has not heard from the state store lately: this is old", "yellow"))
     if fleet.get("note"):

@@ -33,7 +33,18 @@ from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel,
 from taxiway.wire import decode_envelope
 from tests.routing import eventually
 from tests.scripting import is_held
-from tests.working import CLASS, LONG, QUEUES, SLAB, Tower, WorkerProcess, is_running, worker_process, worker_settings
+from tests.working import (
+    CLASS,
+    LONG,
+    LONGER,
+    QUEUES,
+    SLAB,
+    Tower,
+    WorkerProcess,
+    is_running,
+    worker_process,
+    worker_settings,
+)
 from workers.exhaustion import EXHAUSTED
 from workers.retries import FIRST_PAUSE
 
@@ -352,6 +363,16 @@ def rejected(tower: Tower) -> int:
 def warm(tower: Tower, worker: WorkerProcess) -> set[str]:
     """What the worker's heartbeat says that it has loaded."""
     return set(msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts).warm)
+
+
+def test_a_device_is_shown_as_used_while_a_long_batch_still_runs(worker: WorkerProcess, tower: Tower) -> None:
+    job = tower.order("slab", LONGER)
+
+    def used() -> float:
+        return msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts).utilisation
+
+    eventually(lambda: used() > 0.9 or tower.state.exists(result_key(job)), within=60)
+    assert not tower.state.exists(result_key(job))
 
 
 def test_a_job_that_ends_its_workers_is_given_up(fleet: Settings, tower: Tower) -> None:

@@ -1,0 +1,61 @@
+"""When a job may be done, and which devices are shown."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.fleet import FleetSnapshot
+from router.jobs import time_left, time_to_end
+from router.view import SILENT, silent_for
+from tasks.facts import DeviceFacts
+from taxiway.job import JobRecord, JobState
+
+QUEUED = JobRecord(id="j", state=JobState.QUEUED, hardware_class="cpu.batch", level=1)
+
+
+def fleet(*ages: float, work: tuple[float, ...] = (0.0, 0.0)) -> FleetSnapshot:
+    return FleetSnapshot(devices=tuple(map(device, range(len(ages)), ages)), work={"cpu.batch": work})
+
+
+def device(number: int, batch_age: float) -> DeviceFacts:
+    return DeviceFacts(
+        worker=f"cpu.batch.cpu-{number}@h",
+        hardware_class="cpu.batch",
+        device=f"cpu:{number}",
+        kind="cpu",
+        emulated=False,
+        name="",
+        memory_total=0,
+        memory_free=0,
+        batch_age=batch_age,
+    )
+
+
+@given(work=st.floats(0, 1e6), ran=st.floats(0, 1e6))
+def test_what_runs_is_never_expected_to_be_done_already(work, ran):
+    assert time_left(work, ran) > 0
+
+
+def test_a_run_that_takes_longer_than_expected_is_expected_to_take_a_tenth_more():
+    assert time_left(5.0, 2.0) == 3.0
+    assert time_left(5.0, 60.0) == pytest.approx(6.0)
+
+
+def test_a_job_that_waits_counts_the_work_before_it_and_its_own_once():
+    assert time_to_end(fleet(0.0, 0.0, work=(4.0, 6.0, 100.0)), QUEUED, 2.0) == 5.0
+
+
+def test_a_job_that_waits_behind_a_run_without_end_waits_longer_the_longer_that_runs():
+    assert time_to_end(fleet(20.0, 40.0), QUEUED, 0.5) == pytest.approx(2.5)
+    assert time_to_end(fleet(0.0, 40.0), QUEUED, 0.5) == pytest.approx(0.5)
+
+
+def test_nothing_is_expected_where_no_device_serves_the_class():
+    assert time_to_end(fleet(), QUEUED, 2.0) is None
+
+
+def test_a_device_without_a_heartbeat_for_long_is_silent():
+    devices = fleet(0.0, 0.0).devices
+    heard = {devices[0].worker: 100.0, devices[1].worker: 100.0 - SILENT - 0.5}
+
+    assert silent_for(devices, heard, now=100.2) == {devices[1].worker: pytest.approx(SILENT + 0.7)}
