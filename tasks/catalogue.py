@@ -142,11 +142,22 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agreement: float | None = None
 
 
+class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one call of a Python callable may use; a call over a limit fails alone.
+
+    `time` is seconds, by default the `limits.stall` of queues.yaml and twenty times what the profile says. `memory` is
+    bytes that its process and all that it starts have in memory, by default what the class lets models fill.
+    """
+
+    time: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    memory: Size | None = None
+
+
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a model runs: on which runtime, in which precision, from which artefacts.
 
     `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
-    artefact's name. `entry` names the registered architecture (torch, jax) or callable (python).
+    artefact's name. `entry` names the registered architecture (torch, jax) or callable (python), which has `limits`.
     """
 
     runtime: Literal["onnx", "torch", "jax", "python", "echo"]
@@ -158,6 +169,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     max_batch: Positive | None = None
     instruction_sets: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
+    limits: CallLimits = CallLimits()
     profiles: Annotated[dict[Literal["cpu", "cuda", "tpu"], Profile], msgspec.Meta(min_length=1)]
 
 
@@ -261,6 +273,8 @@ def _contradictions(model: Model) -> _Contradictions:
         yield from _unknown(model, variant.artefacts, f"variants.{name}.artefacts")
         if variant.runtime in ("torch", "jax", "python") and not variant.entry:
             yield f"variants.{name}.entry", f"what the {variant.runtime} runtime shall run", variant.entry
+        if variant.runtime != "python" and variant.limits != CallLimits():
+            yield f"variants.{name}.limits", "limits only where the runtime is python", variant.runtime
 
 
 def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Contradictions:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import secrets
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from tasks.embedded import EmbeddedValkey
-from tasks.settings import TREE, Settings, cache_directory
-
-_DATABASES = 16  # Valkey's default number of databases
-_turn = itertools.count()
+from tasks.settings import Settings
+from tests.working import empty_fleet
 
 
 @pytest.fixture(scope="session")
@@ -27,17 +22,7 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def settings(valkey_url: str) -> Settings:
     """Settings of a fleet whose broker and state are one empty database, another for each test."""
-    url = f"{valkey_url.rpartition('/')[0]}/{next(_turn) % _DATABASES}"
-    with redis.Redis.from_url(url) as client:
-        client.flushdb()
-    return Settings(
-        broker=url,
-        state=url,
-        secret=(secrets.token_bytes(32),),
-        queues=TREE / "queues.yaml",
-        models=TREE / "models",
-        cache=cache_directory(os.environ),
-    )
+    return empty_fleet(valkey_url)
 
 
 @pytest.fixture(scope="session")

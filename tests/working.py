@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -17,10 +20,11 @@ from typing import Any
 import msgspec
 import redis
 from kombu import Connection, Producer
+from onnx import TensorProto, helper
 
 from tasks.celery_app import class_queue
 from tasks.scripts import FINISH, Ending, finish_args
-from tasks.settings import TREE, Settings
+from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, sign
 from taxiway.errors import JobCancelledError
 from taxiway.job import JobState, Result, failure_meta, read_meta, read_result
@@ -39,6 +43,9 @@ from taxiway.keys import (
 from taxiway.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
 
 CLASS = "cpu.batch"
+
+_DATABASES = 16  # Valkey's default number of databases
+_turn = itertools.count()
 
 LONG = {"samples": [30_000_000], "seed": [1]}
 """A job of the model slab of a second or more: long enough to be caught while it runs."""
@@ -85,6 +92,66 @@ variants:
 """
 
 
+def empty_fleet(valkey_url: str) -> Settings:
+    """Settings of a fleet whose broker and state are the next database of a server, emptied."""
+    url = f"{valkey_url.rpartition('/')[0]}/{next(_turn) % _DATABASES}"
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return Settings(
+        broker=url,
+        state=url,
+        secret=(secrets.token_bytes(32),),
+        queues=TREE / "queues.yaml",
+        models=TREE / "models",
+        cache=cache_directory(os.environ),
+    )
+
+
+SPINNER = """
+name: spinner
+version: 1
+summary: What came in, after as many turns of a loop in native code as the largest of the batch says.
+licence: Apache-2.0
+pipeline: tensors
+inputs: [{{name: turns, datatype: INT64, shape: [-1]}}]
+outputs: [{{name: turned, datatype: INT64, shape: [-1]}}]
+reference: onnx
+artefacts: {{graph: {{kind: file, path: spinner.onnx, sha256: {sha256}, licence: Apache-2.0}}}}
+variants:
+  onnx: {{runtime: onnx, artefacts: {{graph: graph}}, memory: 0, profiles: {{cpu: {{base: {base}, slope: 0}}}}}}
+"""
+
+
+def add_spinner(settings: Settings, *, base: float = 0.001) -> None:
+    """Give a fleet the model spinner, whose batches cannot be ended. By its profile one takes `base` seconds."""
+    counted = helper.make_node("Add", ["x", "one"], ["y"])
+    on = helper.make_node("Identity", ["go"], ["on"])
+    body = helper.make_graph(
+        [counted, on],
+        "body",
+        [_tensor("i", []), helper.make_tensor_value_info("go", TensorProto.BOOL, []), _tensor("x", [])],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), _tensor("y", [])],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["turns"], ["most"], keepdims=0),
+        helper.make_node("Loop", ["most", "", "zero"], ["end"], body=body),
+        helper.make_node("Mul", ["end", "zero"], ["nothing"]),
+        helper.make_node("Add", ["turns", "nothing"], ["turned"]),
+    ]
+    constants = [helper.make_tensor(name, TensorProto.INT64, [], [n]) for name, n in (("zero", 0), ("one", 1))]
+    graph = helper.make_graph(nodes, "spinner", [_tensor("turns", ["n"])], [_tensor("turned", ["n"])], constants)
+    raw = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+    folder = settings.models / "spinner"
+    folder.mkdir()
+    (folder / "spinner.onnx").write_bytes(raw)
+    (folder / "model.yaml").write_text(SPINNER.format(sha256=hashlib.sha256(raw).hexdigest(), base=base))
+    settings.queues.write_text(settings.queues.read_text().replace("[python, echo]", "[python, echo, onnx]"))
+
+
+def _tensor(name: str, shape: list[Any]) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+
+
 def worker_settings(settings: Settings, folder: Path, queues: str = QUEUES) -> Settings:
     """Settings of a small fleet whose leases are short: the models echo, paced and slab."""
     (folder / "queues.yaml").write_text(queues)
@@ -105,9 +172,11 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterator[WorkerProcess]:
+def worker_process(
+    settings: Settings, *options: str, log: Any = None, module: str = "workers"
+) -> Iterator[WorkerProcess]:
     """A worker that consumes; killed at the end if the test did not stop it."""
-    command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS, *options]
+    command = [sys.executable, "-W", "ignore", "-m", module, "--class", CLASS, *options]
     environment = {**os.environ, **settings.environment()}
     process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
     try:
@@ -206,7 +275,7 @@ class Tower:
         return int(self.state.hlen("unacked"))
 
     def _signed(self, envelope: Envelope, model: str, terms: Mapping[str, Any]) -> Envelope:
-        variant = terms.get("variant") or ("python" if model == "slab" else model)
+        variant = terms.get("variant") or {"slab": "python", "spinner": "onnx"}.get(model, model)
         ticket = Ticket(
             job=envelope.headers["id"],
             task=INFER,

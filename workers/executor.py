@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Model, Variant
 from tasks.facts import variant_key
@@ -23,7 +25,7 @@ from workers.faults import DeviceLostError, Fault, fault_of
 from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
 from workers.residency import NoRoomError, Resident, Uses, evict
-from workers.runtimes import ModelLoadError, Placed, Runtime, import_runtime, open_runtime
+from workers.runtimes import Interruptible, ModelLoadError, Placed, Runtime, import_runtime, open_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,11 @@ class Loaded:
     known: Known
     seconds: float
     in_use: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether batches can run on it: one that runs in a process of its own may have lost that."""
+        return not isinstance(self.runtime, Interruptible) or self.runtime.alive
 
 
 class Executor:
@@ -79,6 +86,8 @@ class Executor:
         self._loaded: dict[str, Loaded] = {}
         self._retry_at: dict[str, float] = {}
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
+        on_host = device.kind == "cpu"
+        self._host_memory = self._budget if on_host else int(psutil.virtual_memory().total * CPU_SHARE)
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
         """The variant if it is loaded. Any thread may ask."""
@@ -131,7 +140,7 @@ class Executor:
         except (ModelLoadError, NoRoomError) as error:
             raise self._give_up(key, error) from error
         for other in leaving:
-            self._loaded.pop(other).runtime.unload()
+            self.unload(self._loaded[other])
             logger.info("unloaded", extra={"variant": other, "to_load": key})
 
     def open(self, model: Model, variant: str) -> Loaded:
@@ -152,6 +161,11 @@ class Executor:
         self._loaded[loaded.key] = loaded
         self.used(loaded)
         logger.info("loaded", extra={"variant": loaded.key, "seconds": round(loaded.seconds, 3)})
+
+    def unload(self, loaded: Loaded) -> None:
+        """Let go of a variant, and of what it holds."""
+        self._loaded.pop(loaded.key, None)
+        loaded.runtime.unload()
 
     def used(self, loaded: Loaded) -> None:
         """Count a use: by that and by `seconds` it is judged which variants stay."""
@@ -215,14 +229,19 @@ class Executor:
             device=self.device.address,
             threads=self._threads,
             compiled=self._compiled,
+            memory=variant.limits.memory or self._host_memory,
         )
         import_runtime(variant.runtime, variant.entry)
         began = time.monotonic()
         runtime = open_runtime(variant.runtime, placed)
         runtime.load()
-        pipeline = open_pipeline(model, variant, placed)
-        loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), 0.0)
-        _warm_up(loaded, self._artefacts)
+        try:
+            pipeline = open_pipeline(model, variant, placed)
+            loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), 0.0)
+            _warm_up(loaded, self._artefacts)
+        except BaseException:
+            runtime.unload()
+            raise
         loaded.seconds = time.monotonic() - began
         return loaded
 

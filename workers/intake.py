@@ -226,16 +226,16 @@ def prepare(job: Job, loaded: Loaded) -> None:
             failed = ExecutionError(f"{loaded.key}: cannot prepare it: {type(error).__name__}: {error}")
             raise named_row(failed, index, job) from error
     job.items = items
+    job.answers = [None] * len(items)
     gather(job)
 
 
 def gather(job: Job) -> None:
-    """Let all the prepared rows wait, as if none had run, each in the bucket of its size."""
-    job.answers = [None] * len(job.items)
+    """Let the prepared rows wait that have no answer, each in the bucket of its size."""
     job.waiting = {}
-    job.run_time = job.device_time = 0.0
     for index, item in enumerate(job.items):
-        job.waiting.setdefault(bucket_of(item.size, job.model.buckets), []).append(index)
+        if job.answers[index] is None:
+            job.waiting.setdefault(bucket_of(item.size, job.model.buckets), []).append(index)
 
 
 def named_row(error: TaxiwayError, index: int, job: Job) -> TaxiwayError:

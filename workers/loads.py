@@ -6,8 +6,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+from tasks.catalogue import Model
+from tasks.facts import variant_key
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.executor import Executor, Loaded
 from workers.residency import InUseError
@@ -52,6 +55,7 @@ class Loads:
         self._wake = wake
         self._fail = fail
         self._waiting: dict[str, list[Job]] = {}
+        self._lost: dict[str, tuple[Model, str]] = {}
         self._load: _Load | None = None
         self._must_end_by = math.inf
         self._blocked: Urgency | None = None
@@ -71,6 +75,10 @@ class Loads:
         self._waiting.setdefault(job.key, []).append(job)
         self.rows += len(job.rows)
 
+    def replace(self, model: Model, variant: str) -> None:
+        """Load a variant again that was lost, once no job waits for a load."""
+        self._lost[variant_key(model.id, variant)] = model, variant
+
     def goes_ahead(self, urgency: Urgency) -> bool:
         """Whether what is so urgent may run before those that wait for the memory which it holds."""
         return self._blocked is None or urgency <= self._blocked
@@ -89,7 +97,7 @@ class Loads:
 
     def begin(self, lined: Lined) -> None:
         """Load for the most urgent job that memory can be had for, unless a load runs."""
-        if self._load is not None or not self._waiting:
+        if self._load is not None:
             return
         self._blocked = None
         first = {key: min(map(_urgency, jobs)) for key, jobs in self._waiting.items()}
@@ -102,12 +110,24 @@ class Loads:
             except ExecutionError as error:
                 self._fail(self._over(key), error)
             else:
-                self._start(key, job)
-                break
+                self._start(key, job.model, job.variant)
+                return
+        self._begin_lost(lined((math.inf, math.inf)))
+
+    def _begin_lost(self, keeping: Collection[str]) -> None:
+        """Load one of the variants that were lost; one that finds no room is loaded when a job asks for it."""
+        while self._lost and self._load is None:
+            key, (model, variant) = self._lost.popitem()
+            if key in self._waiting or self._executor.ready(model, variant) is not None:
+                continue
+            with suppress(InUseError, ExecutionError):  # the executor has said why
+                self._executor.make_room(model, variant, keeping=keeping)
+                self._start(key, model, variant)
 
     def give_up(self) -> list[Job]:
         """The jobs that wait for a load, and wait no more."""
         self._blocked = None
+        self._lost.clear()
         return [job for key in list(self._waiting) for job in self._over(key)]
 
     def leave(self) -> None:
@@ -115,12 +135,12 @@ class Loads:
         if self._load is not None and self._load.thread is not None:
             self._load.thread.join(LEAVE)
 
-    def _start(self, key: str, job: Job) -> None:
+    def _start(self, key: str, model: Model, variant: str) -> None:
         load = _Load(key)
 
         def run() -> None:
             try:
-                load.outcome = self._executor.open(job.model, job.variant)
+                load.outcome = self._executor.open(model, variant)
             except ExecutionError as error:
                 load.outcome = error
             self._wake()
@@ -131,7 +151,7 @@ class Loads:
 
     def _over(self, key: str) -> list[Job]:
         """The jobs that waited for the variant, and wait no more."""
-        jobs = self._waiting.pop(key)
+        jobs = self._waiting.pop(key, [])
         self.rows -= sum(len(job.rows) for job in jobs)
         return jobs
 

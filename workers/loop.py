@@ -13,6 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.batcher import BatchPolicy
@@ -22,9 +23,11 @@ from workers.inflight import InFlight, Told
 from workers.intake import gather, prepare
 from workers.lane import Key, Lane, Portions
 from workers.loads import Loads, Urgency
-from workers.pipelines import Item, Row
+from workers.pipelines import Item
 from workers.rate import Rate
 from workers.report import Batch, note
+from workers.rows import Answer, WatchedItem, run_rows
+from workers.runtimes import Interruptible, Watch
 from workers.store import Store, insist
 from workers.work import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
 
@@ -153,6 +156,9 @@ class DeviceLoop:
         while self._ends_in_time():
             self._turn(math.inf)  # nobody else comes that a batch could wait for
         self._loads.leave()
+        for loaded in self.executor.all_loaded():
+            if isinstance(loaded.runtime, Interruptible):  # a process of its own
+                self.executor.unload(loaded)
 
     def _turn(self, now: float) -> float:
         """Run a batch that is due, and a step of what is in flight; how long nothing is due."""
@@ -275,9 +281,8 @@ class DeviceLoop:
     def _begin(self, batch: Portions) -> Portions:
         """The part of the batch that may still run."""
         now = time.monotonic() + self._clock
-        fresh = [job for job, _ in batch if not job.delivery.began]
-        out = {job for job in fresh if not self._may_run(job, now)}
-        fresh = [job for job in fresh if job not in out]
+        out = {job for job, _ in batch if not self._may_run(job, now)}
+        fresh = [job for job, _ in batch if not job.delivery.began and job not in out]
         for job in fresh:
             job.delivery.began, job.delivery.started = time.time(), now
         suspects = [job.delivery for job in fresh if job.delivery.suspect]
@@ -327,13 +332,55 @@ class DeviceLoop:
             self._inflight.join(loaded.key, batch)
             return
         started = self._busy_since = time.monotonic()
-        self.running, self._must_end_by = len(items), started + self.store.limits.stall + _patience(loaded, items)
-        answers = self.executor.run(loaded, items)
+        self.running = len(items)
+        if isinstance(loaded.runtime, Interruptible):
+            answers = self._run_rows(loaded, batch)
+        else:
+            self._must_end_by = started + self.store.limits.stall + _patience(loaded, items)
+            answers = self.executor.run(loaded, items)
         seconds = time.monotonic() - started
         self.running, self._must_end_by = self._inflight.rows, math.inf
         self.busy, self._busy_since = self.busy + seconds, None
         self._rate.count(len(items), started + seconds)
-        self._end(self._answer(batch, answers, seconds))
+        endings = self._answer(batch, answers, seconds)
+        self._end(endings)
+        if None in answers:
+            ended = {ending.delivery for ending in endings}
+            self._take_up([job for job, rows in batch if job.delivery not in ended and _lacks(job, rows)])
+
+    def _run_rows(self, loaded: Loaded, batch: Portions) -> Sequence[Answer]:
+        """Run the batch row by row, each as long as it is wanted; a runtime that is lost with one is loaded again."""
+        rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
+        longest = sum(row.watch.seconds for row in rows)
+        self._must_end_by = time.monotonic() + longest + self.store.limits.stall
+        answers = run_rows(self.executor, loaded, rows)
+        if not loaded.alive:
+            self.executor.unload(loaded)
+            self._loads.replace(loaded.model, batch[0][0].variant)
+        return answers
+
+    def _watch(self, loaded: Loaded, job: Job, row: int) -> Watch:
+        limit = loaded.variant.limits.time
+        if limit is not None:
+            return Watch(job.delivery.job, partial(self._is_wanted, job), limit, "limits.time in its model.yaml")
+        longest = self.store.limits.stall + _patience(loaded, [job.items[row]])
+        return Watch(job.delivery.job, partial(self._is_wanted, job), longest, "limits.stall in queues.yaml, and more")
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether a job's rows may go on: somebody waits for them, and the worker has time to run them."""
+        delivery = job.delivery
+        ended = delivery.ended or delivery.lost or self._revoked(delivery.job)
+        return not ended and self._departure.left > 0 and job.deadline >= time.monotonic() + self._clock
+
+    def _take_up(self, jobs: Sequence[Job]) -> None:
+        """Let jobs run on whose rows were cut short, where they are wanted; a worker that leaves gives them back."""
+        now = time.monotonic() + self._clock
+        wanted = [job for job in jobs if self._may_run(job, now)]
+        if self._departure.left > 0:
+            for job in wanted:
+                self._leave(job)
+                gather(job)
+                self._take_in(job)
 
     def _step(self) -> None:
         """One step of what is in flight; what ended with it is answered, and what nobody wants leaves."""
@@ -358,13 +405,13 @@ class DeviceLoop:
         self._leave(job)
 
     def _await_load(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait, whole, until their variant is loaded again."""
+        """Let jobs wait, with all their rows that have no answer, until their variant is loaded again."""
         for job in jobs:
             self._leave(job)
             gather(job)
             self._loads.wait(job)
 
-    def _answer(self, batch: Portions, answers: Sequence[Row | TaxiwayError], seconds: float) -> list[Ending]:
+    def _answer(self, batch: Portions, answers: Sequence[Answer], seconds: float) -> list[Ending]:
         """Give each job its answers; the jobs that ended with them."""
         endings: list[Ending] = []
         rest, ran = iter(answers), Batch(seconds, len(answers))
@@ -397,6 +444,11 @@ def _key(job: Job, bucket: int) -> Key:
     Each class forms batches by its own rules.
     """
     return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
+
+
+def _lacks(job: Job, rows: Sequence[int]) -> bool:
+    """Whether one of the rows has no answer."""
+    return any(job.answers[row] is None for row in rows)
 
 
 def _patience(loaded: Loaded, items: Sequence[Item]) -> float:

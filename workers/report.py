@@ -29,7 +29,9 @@ class Batch:
     rows: int
 
 
-def note(job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError], batch: Batch) -> TaxiwayError | None:
+def note(
+    job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: Batch
+) -> TaxiwayError | None:
     """Write the rows' answers and their share of the batch into the job; the first error among them."""
     job.run_time += batch.seconds
     job.device_time += batch.seconds * len(rows) / batch.rows

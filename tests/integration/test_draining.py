@@ -20,7 +20,18 @@ from taxiway.keys import DEVICES, job_key, priority_list, result_key
 from taxiway.wire import Envelope
 from tests.routing import empty_queues, eventually
 from tests.scripting import is_held
-from tests.working import CLASS, LONG, LONGER, QUEUES, SLAB, Tower, is_running, worker_process, worker_settings
+from tests.working import (
+    CLASS,
+    LONG,
+    LONGER,
+    QUEUES,
+    SLAB,
+    Tower,
+    add_spinner,
+    is_running,
+    worker_process,
+    worker_settings,
+)
 from workers.notice import SIGNAL
 from workers.pulse import HUNG
 from workers.transport import UNACKED, ClassQueue
@@ -74,8 +85,8 @@ def test_a_worker_with_a_notice_runs_what_ends_in_time_and_gives_the_rest_back(f
         eventually(lambda: is_running(tower, job_of(running)))
         first.process.send_signal(SIGNAL)
         eventually(lambda: facts(tower, first.name).draining)
-        eventually(lambda: not is_held(tower.state, job_of(ages)))
-        assert first.process.wait(30) == 0
+        eventually(lambda: not is_held(tower.state, job_of(ages)), within=60)  # once the batch has ended
+        assert first.process.wait(60) == 0
     assert tower.state.hexists(DEVICES, first.name) == 0
     answers = [tower.result(job_of(message), within=0.1) for message in (running, *short)]
     assert {answer.report.device for answer in answers} == {"cpu:0"}
@@ -137,9 +148,10 @@ def test_a_worker_whose_batch_hangs_ends_itself_and_its_mates_are_answered_elsew
     fleet: Settings, tower: Tower
 ) -> None:
     fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 1, stall: 1"))
+    add_spinner(fleet)
     with worker_process(fleet) as first:
-        hanging = tower.message("slab", ENDLESS)
-        mates = [tower.message("slab", {"samples": [1000], "seed": [n]}) for n in range(3)]
+        hanging = tower.message("spinner", {"turns": [10**15]})
+        mates = [tower.message("spinner", {"turns": [n]}) for n in range(3)]
         tower.queue(hanging, *mates)
         assert first.process.wait(20) == HUNG
     tower.cancel(job_of(hanging))

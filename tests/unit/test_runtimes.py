@@ -1,6 +1,5 @@
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,23 @@ JSON = st.recursive(
 )
 
 
-def opened(model: Model, files: Mapping[str, Path] | None = None) -> tuple[TensorPipeline, Runtime]:
-    """The pipeline and the loaded runtime of a model's reference variant."""
+def opened(model: Model) -> tuple[TensorPipeline, Runtime]:
+    """The pipeline and the runtime of a model's reference variant, not loaded."""
     variant = model.variants[model.reference]
-    placed = Placed(model.reference, variant.precision, variant.entry, files or {}, "cpu")
-    runtime = open_runtime(variant.runtime, placed)
-    runtime.load()
+    placed = Placed(model.reference, variant.precision, variant.entry, {}, "cpu")
     pipeline = open_pipeline(model, variant, placed)
     assert isinstance(pipeline, TensorPipeline)
-    return pipeline, runtime
+    return pipeline, open_runtime(variant.runtime, placed)
 
 
-def answers(model: str, rows: list[dict[str, Any]]) -> list[Row]:
+def answers(model: str, *batches: list[dict[str, Any]]) -> list[Row]:
+    """The answers of all rows of the batches, which run one after the other."""
     pipeline, runtime = opened(MODELS.resolve(model))
-    return pipeline.run(runtime, [pipeline.prepare(row, {}) for row in rows])
+    runtime.load()
+    try:
+        return [row for batch in batches for row in pipeline.run(runtime, [pipeline.prepare(row, {}) for row in batch])]
+    finally:
+        runtime.unload()
 
 
 @given(st.lists(JSON, min_size=1, max_size=5))
@@ -70,7 +72,7 @@ def test_a_paced_batch_holds_at_most_32_rows() -> None:
 def test_monte_carlo_gives_equal_answers_to_equal_seeds_in_any_batch() -> None:
     rows = [{"samples": 20000, "seed": seed} for seed in (1, 2, 1, -5)]
     together = answers("monte-carlo", rows)
-    assert together == [answers("monte-carlo", [row])[0] for row in rows]
+    assert together == answers("monte-carlo", *([row] for row in rows))
     assert together[0] == together[2]
     assert together[0] != together[1]
 

@@ -22,13 +22,15 @@ Row = Mapping[str, Any]
 class Item:
     """One row, prepared: arrays without the batch axis, the size that buckets and profiles count, parameters.
 
-    `level` is its job's priority level, which no pipeline sees.
+    `level` is its job's priority level, which no pipeline sees; `starved` says that it ran out of memory once, in a
+    process that had run others.
     """
 
     arrays: Arrays
     size: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
     level: int = 0
+    starved: bool = False
 
 
 class Pipeline(Protocol):

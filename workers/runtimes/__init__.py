@@ -6,10 +6,10 @@ Nothing here loads pickled code: graphs are ONNX, weights are safetensors for a 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class Placed:
 
     `files` maps each role in the variant's `artefacts` to a verified local file. `device` is the address that
     the runtime understands: `cpu`, `cuda:0`, `tpu:0`. `compiled` is a folder that keeps what the runtime compiles for
-    devices such as this one between processes, if anything does.
+    devices such as this one between processes, if anything does. `memory` is the most bytes that a process of the
+    variant's own may hold on the host, 0 for no limit.
     """
 
     variant: str
@@ -32,6 +33,7 @@ class Placed:
     device: str
     threads: int = 1
     compiled: Path | None = None
+    memory: int = 0
 
 
 class Runtime(Protocol):
@@ -52,6 +54,35 @@ class Runtime(Protocol):
 
     def memory(self) -> int:
         """Bytes that the loaded variant holds on the device, as far as the runtime can tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who waits for a row of the job, and for how long: `wanted` is asked some fifty times a second while it runs.
+
+    `seconds` is the most that the row may take, and `limit` says what names that bound.
+    """
+
+    job: str
+    wanted: Callable[[], bool]
+    seconds: float
+    limit: str
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A runtime whose rows run one by one, in a process that can be ended while one runs."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs rows; else it is to be unloaded, and loaded again."""
+
+    def watched(self, watch: Watch) -> Runtime:
+        """The same runtime for the next row, which is ended as soon as `watch` says so.
+
+        Its `run` takes one row, and raises `workers.calling.NotWantedError` where nobody waits for it any more. The
+        cause of an `ExecutionError` is a `workers.calling.CallError`.
+        """
 
 
 class ModelLoadError(Exception):

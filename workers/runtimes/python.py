@@ -1,61 +1,119 @@
-"""Plain Python functions of the catalogue, called row by row: see `workers/callables`."""
+"""Python functions of the catalogue, called row by row in a process of their own: see `workers/callables`."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from typing import Any
+import importlib.util
+import time
 
 import numpy as np
 
 from taxiway.errors import ExecutionError, TaxiwayError
-from workers.runtimes import Arrays, ModelLoadError, Placed
+from workers.calling import CallError, NotWantedError, ProcessLostError
+from workers.calling.child import Child
+from workers.runtimes import Arrays, ModelLoadError, Placed, Watch
 
 
 class PythonRuntime:
-    """The function `workers.callables.<entry>.call`."""
+    """The function `workers.callables.<entry>.call`, imported by a process that is there before it is asked for."""
 
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
-        self._call: Callable[..., Mapping[str, Any]] | None = None
+        self._child: Child | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process is there. Any thread may ask."""
+        return self._child is not None and self._child.alive
 
     def load(self) -> None:
-        """Import the function. Raises `ModelLoadError`."""
+        """Start the process, and wait until the function is imported. Raises `ModelLoadError`."""
         entry = self._placed.entry
         if not entry.isidentifier():
             raise ModelLoadError(
                 f"{self._placed.variant}: expected the name of a module of workers/callables, got {entry!r}"
             )
+        if importlib.util.find_spec(f"workers.callables.{entry}") is None:
+            raise ModelLoadError(f"{self._placed.variant}: no callable {entry!r} in workers/callables")
+        child = Child(entry, memory=self._placed.memory)
         try:
-            self._call = importlib.import_module(f"workers.callables.{entry}").call
-        except (ImportError, AttributeError) as error:
-            raise ModelLoadError(f"{self._placed.variant}: no callable {entry!r}: {error}") from error
+            child.await_ready()
+        except (CallError, TaxiwayError) as error:
+            child.end()
+            raise ModelLoadError(f"{self._placed.variant}: cannot import the callable {entry!r}: {error}") from error
+        self._child = child
 
     def run(self, batch: Arrays) -> Arrays:
-        """The rows' outputs, stacked. Raises `ExecutionError`, naming the row."""
-        if self._call is None:
+        """The rows' outputs, stacked; each row takes the time that it takes. Raises `ExecutionError`."""
+        rows = [
+            self.row({name: array[index] for name, array in batch.items()})
+            for index in range(len(next(iter(batch.values()))))
+        ]
+        try:
+            return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        except (KeyError, ValueError) as error:
+            raise ExecutionError(f"{self._placed.variant}: rows with unlike outputs: {error}") from error
+
+    def watched(self, watch: Watch) -> WatchedRow:
+        """The runtime for one row, which is ended as soon as `watch` says so."""
+        return WatchedRow(self, watch)
+
+    def row(self, inputs: Arrays, watch: Watch | None = None) -> Arrays:
+        """One row's outputs, without the batch axis.
+
+        Raises:
+            NotWantedError: nobody waits for it any more.
+            ExecutionError: it failed; from a `CallError`.
+        """
+        if self._child is None:
             raise ExecutionError(f"{self._placed.variant} is not loaded")
-        names = {name: name.replace("-", "_") for name in batch}
-        rows = len(next(iter(batch.values())))
-        answers = [self._row(row, {names[name]: array[row] for name, array in batch.items()}) for row in range(rows)]
-        return {name: np.stack([np.asarray(answer[name]) for answer in answers]) for name in answers[0]}
+        began = time.monotonic()
+
+        def look() -> None:
+            if watch is None:
+                return
+            if not watch.wanted():
+                raise NotWantedError
+            if time.monotonic() - began > watch.seconds:
+                raise ProcessLostError(f"it did not end within {watch.seconds:g} s ({watch.limit})")
+
+        arguments = {name.replace("-", "_"): np.asarray(value) for name, value in inputs.items()}
+        try:
+            return self._child.call(arguments, look)
+        except CallError as error:
+            raise ExecutionError(f"{self._placed.variant}: {error}") from error
 
     def unload(self) -> None:
-        """Forget the function."""
-        self._call = None
+        """End the process, and all that it started."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
 
     def memory(self) -> int:
-        """No bytes are held between calls."""
-        return 0
+        """Bytes that the process has in memory on the host; 0 without one."""
+        return self._child.memory() if self._child is not None else 0
 
-    def _row(self, row: int, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        assert self._call is not None
-        try:
-            return self._call(**inputs)
-        except TaxiwayError:
-            raise
-        except Exception as error:  # whatever a lab's own code raises
-            raise ExecutionError(f"{self._placed.variant}: row {row}: {type(error).__name__}: {error}") from error
+
+class WatchedRow:
+    """A `PythonRuntime` for one row."""
+
+    def __init__(self, runtime: PythonRuntime, watch: Watch) -> None:
+        self._runtime = runtime
+        self._watch = watch
+
+    def load(self) -> None:
+        """It is loaded."""
+
+    def run(self, batch: Arrays) -> Arrays:
+        """The only row's outputs. Raises `NotWantedError` and `ExecutionError`, as `PythonRuntime.row` does."""
+        row = self._runtime.row({name: array[0] for name, array in batch.items()}, self._watch)
+        return {name: np.asarray(value)[np.newaxis] for name, value in row.items()}
+
+    def unload(self) -> None:
+        """The runtime's to do."""
+
+    def memory(self) -> int:
+        """Bytes that the runtime's process has in memory."""
+        return self._runtime.memory()
 
 
 def open_variant(placed: Placed) -> PythonRuntime:

@@ -1,0 +1,73 @@
+"""What does it cost to call a Python callable in a process of its own? `python -m benchmarks.calling`.
+
+Calls of `workers.callables.monte_carlo` with one sample against the same in this process, and arrays there and back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from benchmarks import callables as own
+from benchmarks.measure import answer, say
+from workers import callables
+from workers.callables import monte_carlo
+from workers.calling.child import Child
+
+REPEATS = 9
+CALLS = 1000
+SIZES = (2**20, 2**24)
+"""Bytes of the arrays: a photograph's, and the largest request by default."""
+
+
+def main() -> None:
+    """Print a line for the small call, and one for each size."""
+    callables.__path__.extend(own.__path__)
+    small = {"samples": np.asarray(1), "seed": np.asarray(1)}
+    with_process, alone = _in_turns("monte_carlo", small, lambda: monte_carlo.call(1, 1), CALLS)
+    added = [one - other for one, other in zip(with_process, alone, strict=True)]
+    say(answer("milliseconds that its own process adds to a small call", added, least=round(min(added), 3)))
+    for size in SIZES:
+        array = {"value": np.zeros(size, np.uint8)}
+        with_process, _ = _in_turns("giving_back", array, lambda: None, CALLS // 50)
+        say(
+            answer(
+                "milliseconds of a call with an array there and back",
+                with_process,
+                bytes=size,
+                least=round(min(with_process), 2),
+            )
+        )
+
+
+def _in_turns(
+    entry: str, inputs: dict[str, np.ndarray], direct: Callable[[], object], calls: int
+) -> tuple[list[float], list[float]]:
+    """Milliseconds a call, by process and direct, of each repeat."""
+    child = Child(entry)
+    child.await_ready()
+    try:
+        times = [
+            (_milliseconds(lambda: child.call(inputs, _unwatched), calls), _milliseconds(direct, calls))
+            for _ in range(REPEATS)
+        ]
+    finally:
+        child.end()
+    return [by_process for by_process, _ in times], [alone for _, alone in times]
+
+
+def _milliseconds(call: Callable[[], object], calls: int) -> float:
+    began = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - began) / calls * 1000
+
+
+def _unwatched() -> None:
+    """Nobody ends these."""
+
+
+if __name__ == "__main__":
+    main()

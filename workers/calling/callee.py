@@ -1,0 +1,138 @@
+"""`python -m workers.calling.callee SOCKET MEMORY`: imports one callable, then answers calls until the worker is gone.
+
+Whatever the callable raises, prints or gives back ends as an answer that can be read. What it writes to stdout goes to
+stderr, the worker's log: stdout is where a worker says that it is ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import importlib
+import io
+import os
+import resource
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from taxiway.errors import TaxiwayError
+from workers import callables
+from workers.calling.channel import Channel, ClosedError, FormError
+
+TEXT = 4096
+"""Most bytes of an error's text."""
+
+TRACEBACK = 64 * 2**10
+"""Most bytes of a traceback: its end, where the error is."""
+
+RAISED, REFUSED, STARVED, ANSWERED = "raised", "refused", "starved", "answered"
+"""What an answer says: the callable raised; it raised an error of ours; it had no memory; it gave something back."""
+
+Call = Callable[..., Mapping[str, Any]]
+
+
+def main(connection: int, memory: int) -> None:
+    """Serve."""
+    _settle()
+    with socket.socket(fileno=connection) as end, contextlib.suppress(ClosedError):
+        channel = Channel(end, memory)
+        call = _imported(channel)
+        own = os.getpid()
+        while call is not None:
+            answer = _answer(call, channel.receive())
+            if os.getpid() != own:
+                os._exit(os.EX_OK)  # a process that the callable forked, and that came back from it as well
+            _reply(channel, answer)
+
+
+def _imported(channel: Channel) -> Call | None:
+    """The callable that the worker names, once it is told that it is there; None where it cannot be had."""
+    path, entry = channel.receive()
+    callables.__path__[:] = path
+    try:
+        call: Call = importlib.import_module(f"workers.callables.{entry}").call
+    except BaseException as error:  # a module may raise anything, SystemExit too
+        channel.send(_failure(error))
+        return None
+    channel.send([ANSWERED, {}])
+    return call
+
+
+def _answer(call: Call, inputs: Mapping[str, np.ndarray]) -> list[Any]:
+    try:
+        given = call(**{name: array[()] for name, array in inputs.items()})
+        return [ANSWERED, {name: _as_array(value) for name, value in given.items()}]
+    except BaseException as error:  # SystemExit and its kin end the call, not the process
+        return _failure(error)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    """The value as an array; lists of unlike lengths are one element."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        array = np.empty((), object)
+        array[()] = value
+        return array
+
+
+def _failure(error: BaseException) -> list[Any]:
+    text = _cut(_described(error), TEXT)
+    if isinstance(error, TaxiwayError):
+        return [REFUSED, type(error).__name__, text, error.details]
+    kind = STARVED if isinstance(error, MemoryError) else RAISED
+    return [kind, _cut(f"{type(error).__name__}: {text}", TEXT), _trace(error)]
+
+
+def _reply(channel: Channel, answer: list[Any]) -> None:
+    try:
+        channel.send(answer)
+    except FormError as error:
+        channel.send([RAISED, _cut(f"its answer cannot be sent: {error}", TEXT), ""])
+    except MemoryError as error:
+        channel.send(_failure(error))
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as second:  # an error may fail at its own text
+        return f"no text: {type(second).__name__}"
+
+
+def _trace(error: BaseException) -> str:
+    try:
+        text = "".join(traceback.format_exception(error))
+    except BaseException as second:
+        return f"no traceback: {type(second).__name__}"
+    return _clean(text)[-TRACEBACK:]
+
+
+def _cut(text: str, most: int) -> str:
+    return _clean(text).encode()[:most].decode(errors="ignore")
+
+
+def _clean(text: str) -> str:
+    """The text without lone surrogates, which UTF-8 does not have."""
+    return text.encode(errors="replace").decode()
+
+
+def _settle() -> None:
+    """Make a good victim: what it prints is readable, a crash says where, and out of memory this process goes first."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))
