@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,8 @@ class FleetSnapshot:
     """All queues and live devices at one instant.
 
     `work` maps each hardware class to its queued and running device seconds, one figure a priority level, highest
-    first; `held` the same for what waits in holding until the class can take it; `rates` each model's traffic to a
+    first, and the seconds that devices still spend on what nobody waits for any more, which are `occupied`; `held` the
+    same for what waits in holding until the class can take it; `rates` each model's traffic to a
     class (`keys.flow`) to its rows a second; `shadow` each class to its shadow price in US dollars a device second. Of
     `startable` classes somebody starts devices when there should be some. A `stale` snapshot could not be read in time:
     decisions then use queues.yaml alone, and say so.
@@ -29,6 +30,7 @@ class FleetSnapshot:
     shadow: Mapping[str, float] = field(default_factory=dict)
     startable: tuple[str, ...] = ()
     stale: bool = False
+    occupied: Mapping[str, float] = field(default_factory=dict)
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
         """The live devices that serve a class, its own and those lent to it, by name."""
@@ -42,6 +44,30 @@ class FleetSnapshot:
     def ahead(self, hardware_class: str, level: int) -> float:
         """Seconds of device time that a class serves before a new job of `level`."""
         return sum(self.work.get(hardware_class, ())[: level + 1])
+
+
+def occupied_by(devices: Iterable[DeviceFacts], ages: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each class's devices still spend on what nobody waits for any more.
+
+    `ages` are the seconds since each device said so, by worker.
+    """
+    occupied: dict[str, float] = {}
+    for device in devices:
+        left = device.occupied - ages.get(device.worker, 0.0)
+        if left > 0 and not device.draining:
+            occupied[device.busy_for] = occupied.get(device.busy_for, 0.0) + left
+    return occupied
+
+
+def with_occupied(
+    work: Mapping[str, tuple[float, ...]], occupied: Mapping[str, float]
+) -> Mapping[str, tuple[float, ...]]:
+    """The work of each class with what occupies its devices before all else: a batch that runs lets nothing pass."""
+    added = dict(work)
+    for name, seconds in occupied.items():
+        first, *rest = work.get(name, (0.0,) * LEVELS)
+        added[name] = (first + seconds, *rest)
+    return added
 
 
 class Backlog:

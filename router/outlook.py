@@ -10,7 +10,7 @@ import numpy as np
 from router.board import Board, lay_out
 from router.classify import Constraints, Needs
 from router.depths import Depths
-from router.fleet import Backlog, FleetSnapshot
+from router.fleet import Backlog, FleetSnapshot, with_occupied
 from router.placement import Placement, weigh
 from router.standing import Standing
 from router.tenants import Tenants
@@ -49,7 +49,7 @@ class Outlook:
         self._book = book
         self._boards: dict[tuple[str, Constraints], Board] = {}
         self._standings: dict[Hashable, tuple[float, Standing]] = {}
-        self._changed = 0.0
+        self._changed = self._passed = 0.0
 
     def stand(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> Standing:
         """How requests with these needs are placed now. Raises what `weigh` raises. Work is counted only by `count`."""
@@ -88,12 +88,14 @@ class Outlook:
 
     def pass_time(self, seconds: float) -> None:
         """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
+        self._passed += seconds
         self._note(self.backlog.serve(self._devices * seconds))
 
     def take_stock(self, work: Mapping[str, tuple[float, ...]], held: Mapping[str, tuple[float, ...]]) -> None:
         """Go on from the work that there is now, instead of what was counted since the snapshot."""
         classes = self.backlog.classes
-        self.backlog, self.held = Backlog(classes, work), Backlog(classes, held)
+        occupied = {name: max(seconds - self._passed, 0.0) for name, seconds in self.fleet.occupied.items()}
+        self.backlog, self.held = Backlog(classes, with_occupied(work, occupied)), Backlog(classes, held)
         self._standings.clear()
 
     def count(self, placement: Placement, tenant: str) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from router.cost import shadow_prices
 from router.depths import Depths, depths_from
 from router.explain import pack_reading
-from router.fleet import FleetSnapshot
+from router.fleet import FleetSnapshot, occupied_by, with_occupied
 from router.outlook import GLANCE, Outlook
 from router.placement import Placement
 from router.store import FleetFacts, Store
@@ -185,7 +185,9 @@ def snapshot_from(facts: FleetFacts) -> FleetSnapshot:
     devices = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
     work, held = work_from(facts.work)
     startable = tuple(sorted(name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR))
-    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable)
+    occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
+    work = with_occupied(work, occupied)
+    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied)
 
 
 def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:

@@ -23,6 +23,7 @@ from workers.inflight import InFlight, Told
 from workers.intake import gather, prepare
 from workers.lane import Key, Lane, Portions
 from workers.loads import Loads, Urgency
+from workers.occupation import Occupation
 from workers.pipelines import Item
 from workers.rate import Rate
 from workers.report import Batch, note
@@ -100,6 +101,7 @@ class DeviceLoop:
         self._rate = Rate()
         self._stopping = threading.Event()
         self._must_end_by = math.inf
+        self._whole: tuple[Occupation, Portions] | None = None
         self._inflight = InFlight(executor, tell)
         self._loads = Loads(executor, wake=lambda: self.put([]), fail=self._fail)
 
@@ -146,6 +148,15 @@ class DeviceLoop:
     def hung(self, now: float) -> bool:
         """Whether what runs or loads now takes so long that it will not end. Any thread may ask."""
         return now > self._must_end_by or self._loads.hung(now)
+
+    def occupied(self, now: float) -> float:
+        """Device seconds that the batch which runs will take for rows that nobody waits for. Any thread may ask."""
+        whole = self._whole
+        if whole is None:
+            return 0.0
+        occupation, batch = whole
+        unwanted = sum(len(rows) for job, rows in batch if not self._is_wanted(job))
+        return occupation.left(now, unwanted / sum(len(rows) for _, rows in batch))
 
     def run(self) -> None:
         """Serve until stopped, and then what ends in time."""
@@ -336,8 +347,7 @@ class DeviceLoop:
         if isinstance(loaded.runtime, Interruptible):
             answers = self._run_rows(loaded, batch)
         else:
-            self._must_end_by = started + self.store.limits.stall + _patience(loaded, items)
-            answers = self.executor.run(loaded, items)
+            answers = self._run_whole(loaded, batch, items)
         seconds = time.monotonic() - started
         self.running, self._must_end_by = self._inflight.rows, math.inf
         self.busy, self._busy_since = self.busy + seconds, None
@@ -347,6 +357,18 @@ class DeviceLoop:
         if None in answers:
             ended = {ending.delivery for ending in endings}
             self._take_up([job for job, rows in batch if job.delivery not in ended and _lacks(job, rows)])
+
+    def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
+        """Run the batch, which cannot be ended; while it runs, `occupied` tells what of it nobody waits for."""
+        now = time.monotonic()
+        self._must_end_by = now + self.store.limits.stall + _patience(loaded, items)
+        size = sum(item.size for item in items) / len(items)
+        predicted = loaded.known.profile.latency(len(items), size) * self.executor.track(loaded).pace
+        self._whole = Occupation(now, predicted), batch
+        try:
+            return self.executor.run(loaded, items)
+        finally:
+            self._whole = None
 
     def _run_rows(self, loaded: Loaded, batch: Portions) -> Sequence[Answer]:
         """Run the batch row by row, each as long as it is wanted; a runtime that is lost with one is loaded again."""

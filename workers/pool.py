@@ -103,7 +103,7 @@ class DevicePool(BasePool):
         self._account = Account(executor.device.label)
         self._finisher = self._make_finisher(executor)
         self._streams = Streams(self._store)
-        self._withdrawals = Withdrawals(self._store, self.ledger.held)
+        self._withdrawals = Withdrawals(self._store, self.ledger.held, self._say_occupied)
         self._loop = self._make_loop(executor)
         self._reception = self._make_reception(context)
         self._notice = NoticeWatch(context.hardware.notice, self._reclaimed)
@@ -338,6 +338,11 @@ class DevicePool(BasePool):
     def _later(self, delivery: Delivery, *, pause: float) -> None:
         """Let a delivery run again after some seconds."""
         self._reception.put(delivery, pause=pause)
+
+    def _say_occupied(self) -> None:
+        """Tell routers at once of a batch that goes on though its jobs were ended: their work no longer counts."""
+        if self._loop.occupied(time.monotonic()):
+            self.pulse.beat()
 
     def _accept(self, deliveries: Sequence[Delivery]) -> None:
         """Let Celery say that its tasks have started."""

@@ -138,6 +138,7 @@ class Pulse:
             held=self._held(),
             running=self._loop.running,
             batch_age=told_briefly(self._loop.batch_age(time.monotonic())),
+            occupied=told_briefly(self._loop.occupied(time.monotonic())),
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),

@@ -1,7 +1,8 @@
 """Hears at once of jobs that were ended while this worker holds them: cancelled, or past their deadline.
 
-What waits for the device is not run then, and what generates stops at its next token. What is missed here, while the
-store is away, is learned when the claims are renewed.
+What waits for the device is not run then, what generates stops at its next token, and a Python callable is ended. A
+batch that cannot be ended goes on: the device's heartbeat says for how long. What is missed here, while the store is
+away, is learned when the claims are renewed.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ _PAUSE = 0.5  # seconds before a store that is away is asked again
 
 
 class Withdrawals:
-    """Marks deliveries whose jobs were ended; `held` gives all that are here."""
+    """Marks deliveries whose jobs were ended; `held` gives all that are here, and `marked` is called after each."""
 
-    def __init__(self, store: Store, held: Callable[[], Sequence[Delivery]]) -> None:
+    def __init__(
+        self, store: Store, held: Callable[[], Sequence[Delivery]], marked: Callable[[], None] = lambda: None
+    ) -> None:
         self._store = store
         self._held = held
+        self._marked = marked
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -45,3 +49,4 @@ class Withdrawals:
         for delivery in self._held():
             if delivery.job == job:
                 delivery.lost = True
+                self._marked()

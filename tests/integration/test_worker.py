@@ -16,6 +16,9 @@ import pytest
 from celery import Celery, chord, signature
 from onnx import TensorProto, helper
 
+from router.fleet import FleetSnapshot
+from router.snapshot import snapshot_from
+from router.store import FleetFacts
 from tasks.embedded import EmbeddedValkey
 from tasks.facts import DeviceFacts
 from tasks.settings import TREE, Settings
@@ -29,7 +32,7 @@ from taxiway.errors import (
     TaxiwayError,
 )
 from taxiway.job import JobState, failure_meta, read_meta, record_from
-from taxiway.keys import ARRIVALS, DEAD, DEVICES, INFER, job_key, reply_channel, result_key
+from taxiway.keys import ARRIVALS, DEAD, DEVICES, HEARTBEATS, INFER, job_key, reply_channel, result_key
 from taxiway.wire import decode_envelope
 from tests.routing import eventually
 from tests.scripting import is_held
@@ -41,6 +44,7 @@ from tests.working import (
     SLAB,
     Tower,
     WorkerProcess,
+    add_spinner,
     is_running,
     worker_process,
     worker_settings,
@@ -176,6 +180,31 @@ def test_what_a_job_that_was_cancelled_while_it_ran_would_have_answered_is_dropp
         tower.result(job)
 
 
+def test_a_device_stays_busy_in_the_snapshot_with_a_cancelled_batch_that_cannot_be_ended(
+    fleet: Settings, tower: Tower
+) -> None:
+    add_spinner(fleet, base=50.0)
+    with worker_process(fleet) as worker:
+        job = tower.order("spinner", {"turns": [10**15]})
+        eventually(lambda: is_running(tower, job))
+        assert (facts_of(tower, worker).occupied, snapshot(tower).work) == (0.0, {})
+        tower.cancel(job)
+        eventually(lambda: facts_of(tower, worker).occupied, within=0.9)  # before the next heartbeat is due
+        assert 35.0 < snapshot(tower).ahead(CLASS, 0) < 50.0
+
+
+def facts_of(tower: Tower, worker: WorkerProcess) -> DeviceFacts:
+    return msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+
+
+def snapshot(tower: Tower) -> FleetSnapshot:
+    """What a router reads of the fleet now."""
+    seconds, microseconds = tower.state.time()
+    beats = {name.decode(): at for name, at in tower.state.zrange(HEARTBEATS, 0, -1, withscores=True)}
+    devices = {name.decode(): raw for name, raw in tower.state.hgetall(DEVICES).items()}
+    return snapshot_from(FleetFacts(seconds + microseconds / 1e6, devices, beats, {}))
+
+
 def test_a_job_that_was_ended_unheard_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
     fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 60"))
     with worker_process(fleet):
@@ -297,7 +326,7 @@ def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, produ
 
 
 def test_a_worker_tells_what_its_device_is_and_has_warm(worker: WorkerProcess, tower: Tower) -> None:
-    facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+    facts = facts_of(tower, worker)
     assert (facts.hardware_class, facts.device, facts.kind, facts.emulated) == (CLASS, "cpu:0", "cpu", False)
     assert facts.warm == ("echo:1/echo", "slab:1/python")
     assert facts.memory_total > facts.memory_free > 0

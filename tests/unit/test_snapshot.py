@@ -4,12 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.classify import Constraints
+from router.cost import wait_of
 from router.fleet import Backlog
+from router.outlook import Outlook
 from router.snapshot import STARTS_FOR, snapshot_from
 from router.store import FleetFacts
+from tasks.catalogue import load_catalogue
 from tasks.facts import GONE_AFTER, DeviceFacts
+from tasks.profiles import ProfileBook
+from tasks.settings import TREE
+from tasks.topology import load_topology
 
 NOW = 1000.0
+CATALOGUE = load_catalogue(TREE / "models")
+TOPOLOGY = load_topology(TREE / "queues.yaml")
 
 
 def device(worker, **more):
@@ -22,6 +31,7 @@ def device(worker, **more):
         name="test",
         memory_total=1,
         memory_free=1,
+        runtimes=("echo",),
         **more,
     )
     return msgspec.json.encode(facts)
@@ -60,6 +70,37 @@ def test_work_is_told_by_class_and_level_and_is_never_negative():
 
     assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
     assert not snapshot.stale
+
+
+def test_what_nobody_waits_for_and_cannot_be_ended_is_work_before_all_else():
+    devices = {"a": device("a", occupied=20.0), "b": device("b", occupied=5.0), "c": device("c")}
+    beats = {"a": NOW - 1.5, "b": NOW, "c": NOW}
+
+    snapshot = snapshot_from(facts(devices, beats, {"cpu.batch|2": 3.0}))
+
+    assert snapshot.work == {"cpu.batch": (23.5, 0.0, 3.0, 0.0)}
+
+
+def test_what_occupies_a_device_that_leaves_or_is_over_since_its_heartbeat_is_no_work():
+    devices = {"leaves": device("leaves", occupied=20.0, draining=True), "over": device("over", occupied=1.0)}
+
+    assert snapshot_from(facts(devices, {"leaves": NOW, "over": NOW - 2.0})).work == {}
+
+
+def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between_two_readings():
+    fleet = snapshot_from(facts({"a": device("a", occupied=20.0), "b": device("b")}, {"a": NOW, "b": NOW}))
+    model = CATALOGUE.resolve("echo")
+    outlook = Outlook(TOPOLOGY, ProfileBook(), fleet)
+
+    def wait():
+        board = outlook.board(model, Constraints())
+        (index,) = [i for i, c in enumerate(board.candidates) if c.hardware_class == "cpu.batch"]
+        return wait_of(board, outlook.ahead().sum(axis=1))[index]
+
+    assert wait() == pytest.approx(20.0 / 2)
+    outlook.pass_time(4.0)
+    outlook.take_stock({"cpu.batch": (0.0, 2.0, 0.0, 0.0)}, {})
+    assert wait() == pytest.approx((16.0 + 2.0) / 2)
 
 
 def test_a_class_is_startable_for_a_while_after_somebody_said_that_they_start_its_devices():
