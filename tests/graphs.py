@@ -63,6 +63,43 @@ def scale_graph(factor: float, *, batch: int | str = "batch", name: str = "x") -
     return _model(nodes, [_value(name, TensorProto.FLOAT, shape)], [_value("y", TensorProto.FLOAT, shape)], constants)
 
 
+def spinner_graph(taken: str, given: str, *, turns: int = 1) -> bytes:
+    """A graph that gives back its one input, INT64 (batch,), after `turns` turns of a loop for the largest number."""
+    counted = helper.make_node("Add", ["x", "one"], ["y"])
+    goes_on = helper.make_node("Identity", ["go"], ["on"])
+    kinds = {"i": TensorProto.INT64, "go": TensorProto.BOOL, "on": TensorProto.BOOL}
+    values = {name: _value(name, kinds.get(name, TensorProto.INT64), []) for name in ("i", "go", "x", "on", "y")}
+    body = helper.make_graph(
+        [counted, goes_on], "body", [values[name] for name in ("i", "go", "x")], [values["on"], values["y"]]
+    )
+    nodes = [
+        helper.make_node("ReduceMax", [taken], ["most"], keepdims=0),
+        helper.make_node("Mul", ["most", "each"], ["trips"]),
+        helper.make_node("Loop", ["trips", "", "zero"], ["end"], body=body),
+        helper.make_node("Mul", ["end", "zero"], ["nothing"]),
+        helper.make_node("Add", [taken, "nothing"], [given]),
+    ]
+    numbers = {"zero": 0, "one": 1, "each": turns}
+    constants = [helper.make_tensor(name, TensorProto.INT64, [], [n]) for name, n in numbers.items()]
+    tensors = [[_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given)]
+    return _model(nodes, *tensors, constants)
+
+
+def hungry_graph(taken: str, given: str, *, numbers: int) -> bytes:
+    """A graph that gives back its one input, INT64 (batch,), and needs memory for `numbers` float32 a row meanwhile."""
+    nodes = [
+        helper.make_node("Shape", [taken], ["rows"]),
+        helper.make_node("Mul", ["rows", "wanted"], ["size"]),
+        helper.make_node("ConstantOfShape", ["size"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["nothing"], to=TensorProto.INT64),
+        helper.make_node("Add", [taken, "nothing"], [given]),
+    ]
+    constants = [helper.make_tensor("wanted", TensorProto.INT64, [1], [numbers])]
+    tensors = [[_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given)]
+    return _model(nodes, *tensors, constants)
+
+
 SCALE_SPECS: dict[str, Any] = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],
@@ -84,6 +121,12 @@ def graph_model(name: str, graph: bytes, **fields: Any) -> dict[str, Any]:
         "variants": {"onnx": {**variant, "profiles": {"cpu": {"base": 0.001, "slope": 0.0001}}}},
         **fields,
     }
+
+
+def onnx_variant(base: float) -> dict[str, Any]:
+    """A variant for a graph beside its model.yaml, one batch of which takes `base` seconds by its profile."""
+    profile = {"base": base, "slope": 0.0}
+    return {"runtime": "onnx", "artefacts": {"graph": "graph"}, "memory": "1MiB", "profiles": {"cpu": profile}}
 
 
 def write_model(models: Path, name: str, graph: bytes, **fields: Any) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -20,7 +19,6 @@ from typing import Any
 import msgspec
 import redis
 from kombu import Connection, Producer
-from onnx import TensorProto, helper
 
 from tasks.celery_app import class_queue
 from tasks.scripts import FINISH, Ending, finish_args
@@ -41,6 +39,7 @@ from taxiway.keys import (
     result_key,
 )
 from taxiway.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
+from tests.graphs import onnx_variant, spinner_graph, write_model
 
 CLASS = "cpu.batch"
 
@@ -107,49 +106,18 @@ def empty_fleet(valkey_url: str) -> Settings:
     )
 
 
-SPINNER = """
-name: spinner
-version: 1
-summary: What came in, after as many turns of a loop in native code as the largest of the batch says.
-licence: Apache-2.0
-pipeline: tensors
-inputs: [{{name: turns, datatype: INT64, shape: [-1]}}]
-outputs: [{{name: turned, datatype: INT64, shape: [-1]}}]
-reference: onnx
-artefacts: {{graph: {{kind: file, path: spinner.onnx, sha256: {sha256}, licence: Apache-2.0}}}}
-variants:
-  onnx: {{runtime: onnx, artefacts: {{graph: graph}}, memory: 0, profiles: {{cpu: {{base: {base}, slope: 0}}}}}}
-"""
-
-
 def add_spinner(settings: Settings, *, base: float = 0.001) -> None:
     """Give a fleet the model spinner, whose batches cannot be ended. By its profile one takes `base` seconds."""
-    counted = helper.make_node("Add", ["x", "one"], ["y"])
-    on = helper.make_node("Identity", ["go"], ["on"])
-    body = helper.make_graph(
-        [counted, on],
-        "body",
-        [_tensor("i", []), helper.make_tensor_value_info("go", TensorProto.BOOL, []), _tensor("x", [])],
-        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), _tensor("y", [])],
+    graph = spinner_graph("turns", "turned")
+    write_model(
+        settings.models,
+        "spinner",
+        graph,
+        inputs=[{"name": "turns", "datatype": "INT64", "shape": [-1]}],
+        outputs=[{"name": "turned", "datatype": "INT64", "shape": [-1]}],
+        variants={"onnx": onnx_variant(base)},
     )
-    nodes = [
-        helper.make_node("ReduceMax", ["turns"], ["most"], keepdims=0),
-        helper.make_node("Loop", ["most", "", "zero"], ["end"], body=body),
-        helper.make_node("Mul", ["end", "zero"], ["nothing"]),
-        helper.make_node("Add", ["turns", "nothing"], ["turned"]),
-    ]
-    constants = [helper.make_tensor(name, TensorProto.INT64, [], [n]) for name, n in (("zero", 0), ("one", 1))]
-    graph = helper.make_graph(nodes, "spinner", [_tensor("turns", ["n"])], [_tensor("turned", ["n"])], constants)
-    raw = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
-    folder = settings.models / "spinner"
-    folder.mkdir()
-    (folder / "spinner.onnx").write_bytes(raw)
-    (folder / "model.yaml").write_text(SPINNER.format(sha256=hashlib.sha256(raw).hexdigest(), base=base))
     settings.queues.write_text(settings.queues.read_text().replace("[python, echo]", "[python, echo, onnx]"))
-
-
-def _tensor(name: str, shape: list[Any]) -> Any:
-    return helper.make_tensor_value_info(name, TensorProto.INT64, shape)
 
 
 def worker_settings(settings: Settings, folder: Path, queues: str = QUEUES) -> Settings:

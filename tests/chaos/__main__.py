@@ -22,7 +22,7 @@ import msgspec
 from tests.chaos.checker import Report, check
 from tests.chaos.doors import CeleryDoor, ClientDoor, Door
 from tests.chaos.faults import Breaker
-from tests.chaos.fleet import Fleet, running_fleet
+from tests.chaos.fleet import Fleet, left_behind, running_fleet
 from tests.chaos.history import Accepted, Recorder, Struck, read_history
 from tests.chaos.load import Load
 from tests.chaos.plan import plan_faults
@@ -87,8 +87,10 @@ def _run(broker: str, size: Size, seed: int, keep: Path | None) -> bool:
     report = check(events)
     for violation in report.violations[:20]:
         sys.stderr.write(f"{violation.promise}: job {violation.job}: {violation.why}\n")
-    _say(_line(broker, seed, report, [event for event in events if isinstance(event, Struck)], ends, began))
-    return bool(report.violations)
+    left = left_behind(folder / "notes")
+    line = _line(broker, seed, report, [event for event in events if isinstance(event, Struck)], ends, began)
+    _say(line | {"processes left behind": len(left)})
+    return bool(report.violations or left)
 
 
 def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> Counter[str]:

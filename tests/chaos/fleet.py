@@ -24,6 +24,7 @@ from tests.chaos.crew import Crew
 from tests.chaos.plan import Kit
 from tests.chaos.rabbit import RabbitServer
 from tests.chaos.store import Store
+from tests.graphs import hungry_graph, onnx_variant, spinner_graph, write_model
 
 ROUTERS = 2
 WORKERS = {"cpu.batch": 2, "cpu.spare": 2}
@@ -31,11 +32,11 @@ WORKERS = {"cpu.batch": 2, "cpu.spare": 2}
 QUEUES = """
 hardware:
   cpu.batch:
-    {device: cpu, runtimes: [python, echo], max_batch: 16, max_wait: 0.005, horizon: 3, price: {usd_per_hour: 0.05},
-     warm: [echo, tally]}
+    {device: cpu, runtimes: [python, echo, onnx], max_batch: 16, max_wait: 0.005, horizon: 3, warm: [echo, tally],
+     price: {usd_per_hour: 0.05}}
   cpu.spare:
-    {device: cpu, runtimes: [python, echo], max_batch: 16, max_wait: 0.005, horizon: 3, price: {usd_per_hour: 0.06},
-     warm: [echo, tally]}
+    {device: cpu, runtimes: [python, echo, onnx], max_batch: 16, max_wait: 0.005, horizon: 3, warm: [echo, tally],
+     price: {usd_per_hour: 0.06}}
 service: {standard: {}}
 default_service: standard
 limits: {lease: 2, stall: 4, grace: 5, keep_result: 7200, requests_per_second: 100000}
@@ -70,6 +71,18 @@ class Fleet:
             clocks=list(self.clocks) or ["none"],
             replicated=self.broker is None,
         )
+
+
+def left_behind(notes: Path) -> list[int]:
+    """Processes of callables that outlived the fleet with these notes."""
+    return [process.pid for process in psutil.process_iter() if _notes_of(process) == str(notes)]
+
+
+def _notes_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(NOTED) if process.pid != os.getpid() else None
+    except (psutil.Error, OSError):
+        return None
 
 
 @contextmanager
@@ -113,6 +126,7 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
     (folder / "logs").mkdir()
     shutil.copytree(TREE / "tests" / "chaos" / "models", folder / "models")
     (folder / "models" / "echo").symlink_to(TREE / "models" / "echo")
+    _write_graphs(folder / "models")
     notes, clocks = folder / "notes", _clocks(folder)
     ports = {f"router-{n}": kept_port(folder / f"router-{n}.port") for n in range(ROUTERS)}
 
@@ -127,6 +141,18 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
     crew |= {f"worker-{n}": process(f"worker-{n}", _worker(c, n), "workers") for n, c in enumerate(classes)}
     http = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     return Fleet(store, broker, Crew(crew), cables, clocks, settings("producers"), http, notes)
+
+
+def _write_graphs(models: Path) -> None:
+    """The models whose harm no process of their own contains: one never ends, one wants more memory than there is."""
+    number = [{"name": "number", "datatype": "INT64", "shape": [-1]}]
+    graphs = {
+        "spin": spinner_graph("number", "number-after", turns=2**40),
+        "starve": hungry_graph("number", "number-after", numbers=2**34),
+    }
+    after = [{"name": "number-after", "datatype": "INT64", "shape": [-1]}]
+    for name, graph in graphs.items():
+        write_model(models, name, graph, inputs=number, outputs=after, variants={"onnx": onnx_variant(0.001)})
 
 
 def _router(port: int) -> list[str]:

@@ -58,7 +58,8 @@ class _Habit:
 LEADER = "leader"
 """The router that moves waiting work when the fault is due, whichever that is."""
 
-HARMFUL = ("hang", "hog", "leak")
+HARMFUL = ("hang", "hog", "leak", "crash", "spin", "starve")
+"""Models that do harm: Python callables to their own process, `spin` and `starve` (ONNX) to their worker."""
 
 _SHORTEST = 0.2  # of the longest that a fault of its kind lasts
 _SERVED = 0.6  # of the time between two faults of servers: the rest is calm

@@ -1,4 +1,4 @@
-"""Never ends: the worker's watchdog ends its process."""
+"""Never ends: its worker ends its process after `limits.stall`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,12 @@
+"""Ends its process, as a fault in native code does."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+def call(number: int) -> dict[str, int]:
+    """Nothing."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return {"number": int(number)}
