@@ -168,8 +168,8 @@ class DeviceLoop:
             self._turn(math.inf)  # nobody else comes that a batch could wait for
         self._loads.leave()
         for loaded in self.executor.all_loaded():
-            if isinstance(loaded.runtime, Interruptible):  # a process of its own
-                self.executor.unload(loaded)
+            if loaded.interruptible is not None:
+                self.executor.unload(loaded)  # and its process
 
     def _turn(self, now: float) -> float:
         """Run a batch that is due, and a step of what is in flight; how long nothing is due."""
@@ -344,8 +344,8 @@ class DeviceLoop:
             return
         started = self._busy_since = time.monotonic()
         self.running = len(items)
-        if isinstance(loaded.runtime, Interruptible):
-            answers = self._run_rows(loaded, batch)
+        if loaded.interruptible is not None:
+            answers = self._run_rows(loaded, loaded.interruptible, batch)
         else:
             answers = self._run_whole(loaded, batch, items)
         seconds = time.monotonic() - started
@@ -370,13 +370,13 @@ class DeviceLoop:
         finally:
             self._whole = None
 
-    def _run_rows(self, loaded: Loaded, batch: Portions) -> Sequence[Answer]:
+    def _run_rows(self, loaded: Loaded, runtime: Interruptible, batch: Portions) -> Sequence[Answer]:
         """Run the batch row by row, each as long as it is wanted; a runtime that is lost with one is loaded again."""
         rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
         longest = sum(row.watch.seconds for row in rows)
         self._must_end_by = time.monotonic() + longest + self.store.limits.stall
-        answers = run_rows(self.executor, loaded, rows)
-        if not loaded.alive:
+        answers = run_rows(self.executor, loaded, runtime, rows)
+        if not runtime.alive:
             self.executor.unload(loaded)
             self._loads.replace(loaded.model, batch[0][0].variant)
         return answers

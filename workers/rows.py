@@ -27,17 +27,16 @@ class WatchedItem:
     watch: Watch
 
 
-def run_rows(executor: Executor, loaded: Loaded, rows: Sequence[WatchedItem]) -> list[Answer]:
+def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: Sequence[WatchedItem]) -> list[Answer]:
     """An answer for each row, in order. Once the runtime's process is gone the rest is still to run."""
     executor.used(loaded)
-    assert isinstance(loaded.runtime, Interruptible)
     answers: list[Answer] = [None] * len(rows)
     seconds = 0.0
     for index, row in enumerate(rows):
-        if not loaded.runtime.alive:
+        if not runtime.alive:
             break
         began = time.monotonic()
-        answers[index] = _run(loaded, loaded.runtime, row)
+        answers[index] = _run(loaded, runtime, row)
         if _is_answer(answers[index]):
             seconds += time.monotonic() - began
     good = [(row.item, answer) for row, answer in zip(rows, answers, strict=True) if _is_answer(answer)]

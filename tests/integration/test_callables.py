@@ -18,7 +18,7 @@ from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequest
 from taxiway.keys import DEVICES, job_key
 from tests.routing import eventually
 from tests.waiting import gone, until
-from tests.working import QUEUES, Tower, WorkerProcess, empty_fleet, worker_process, worker_settings
+from tests.working import QUEUES, Tower, WorkerProcess, add_spinner, empty_fleet, worker_process, worker_settings
 
 DEEDS = """
 name: deeds
@@ -65,6 +65,7 @@ def small_fleet(valkey_url: str, folder: Path) -> Settings:
     fleet = worker_settings(empty_fleet(valkey_url), folder, queues)
     (fleet.models / "deeds").mkdir()
     (fleet.models / "deeds" / "model.yaml").write_text(DEEDS)
+    add_spinner(fleet)
     return fleet
 
 
@@ -161,6 +162,18 @@ def test_a_job_of_many_rows_is_not_run_on_once_it_is_cancelled(here: Site) -> No
     here.noted()
     tower.cancel(job)
     assert tower.result(order(tower, "echo", 2), within=AT_ONCE + 1).outputs == {"given": 2}
+
+
+def test_a_job_of_many_batches_that_cannot_be_ended_is_left_after_the_one_that_runs(here: Site) -> None:
+    tower, turns = here.tower, [100_000] * 16
+    tower.result(tower.order("spinner", {"turns": [1]}))
+    one = tower.result(tower.order("spinner", {"turns": turns})).report.run_time
+    job = tower.order("spinner", {"turns": turns * 60})
+    eventually(lambda: tower.state.hget(job_key(job), "state") == b"running")
+    began = time.monotonic()
+    tower.cancel(job)
+    tower.result(tower.order("echo", 1))
+    assert time.monotonic() - began < 30 * one  # of 60
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,32 @@ def test_a_load_hangs_once_it_takes_longer_than_loads_may(dock: Dock) -> None:
     assert not dock.loads.hung(math.inf)
 
 
+def test_a_variant_that_was_lost_is_loaded_again_once_no_job_waits_for_a_load(dock: Dock) -> None:
+    lost = dock.executor.load(dock.catalogue.resolve("one"), "echo")
+    dock.executor.unload(lost)
+    dock.loads.replace(lost.model, "echo")
+    job = dock.job("other")
+    dock.begin()
+    assert dock.finish() == [job]
+    dock.executor.unload(dock.executor.all_loaded()[0])
+    dock.begin()
+    assert dock.finish() == []
+    assert dock.warm() == {lost.key}
+
+
+def test_a_lost_variant_that_is_there_again_or_finds_no_room_is_not_loaded(dock: Dock) -> None:
+    loaded = dock.executor.load(dock.catalogue.resolve("one"), "echo")
+    dock.loads.replace(loaded.model, "echo")
+    dock.begin()
+    loaded.in_use = True
+    dock.loads.replace(dock.catalogue.resolve("other"), "echo")
+    dock.begin()
+    dock.loads.replace(dock.catalogue.resolve("other"), "missing")
+    loaded.in_use = False
+    dock.begin()
+    assert dock.finish() == [] and dock.failed == []
+
+
 def test_what_waits_for_a_load_can_be_given_up(dock: Dock) -> None:
     jobs = [dock.job("one"), dock.job("other")]
     assert dock.loads.give_up() == jobs

@@ -131,6 +131,7 @@ class Child:
                     time.sleep(0.001)
                 _signal_group(self.pid, signal.SIGKILL)  # before it is reaped: until then the group's number is its own
                 self._process.wait()
+                _reap(self.pid)
                 own_keeper().let_go(self.pid)
             return self._process.wait()
 
@@ -234,6 +235,15 @@ def _how_it_ended(status: int) -> str:
 def _signal_group(group: int, which: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, which)
+
+
+def _reap(group: int) -> None:
+    """Take the exit status of what the callable left to this process, which is the first of its container then."""
+    end = time.monotonic() + GRACE
+    with suppress(ChildProcessError):
+        while time.monotonic() < end:
+            if os.waitpid(-group, os.WNOHANG)[0] == 0:
+                time.sleep(0.001)
 
 
 def _mebibytes(size: int) -> str:

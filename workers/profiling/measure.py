@@ -92,9 +92,10 @@ class Subject:
         return max(0, self._held() - self._before)
 
     def _held(self) -> int:
-        """Bytes that this process has in memory, or that are taken on the device."""
+        """Bytes that this process and those of its callables have in memory, or that are taken on the device."""
         if self._device.kind == "cpu":
-            return int(psutil.Process().memory_info().rss)
+            own = psutil.Process()
+            return sum(process.memory_info().rss for process in (own, *own.children()))
         return self._device.memory - memory_free(self._device)
 
 
