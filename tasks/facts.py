@@ -20,9 +20,9 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `kind` is what it really is; a class that asks for another kind is `emulated` on it. `serves` names the classes
     whose queues it takes from, its own first; None is its own alone. Sizes are bytes, `utilisation` is 0 to 1, `warm`
     and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not finished, `running`
-    the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds that
-    the device still spends on rows which nobody waits for any more, `done` by class what the worker did since its
-    start. One that is `draining` takes no more.
+    the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
+    that it still takes for rows which nobody waits for any more, `done` by class what the worker did since its start.
+    One that is `draining` takes no more.
 
     For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
     within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels

@@ -61,7 +61,7 @@ class PlainRequest:
         }
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """End the job as revoked. Its rows still run with their batch, and their answers are dropped."""
+        """End the job as revoked. A callable is ended; rows of other batches run, and their answers are dropped."""
         self._revoke()
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:

@@ -174,7 +174,7 @@ class DevicePool(BasePool):
         self._give_back()
 
     def terminate_job(self, pid: Any, signal: Any = None) -> None:
-        """Nothing: a device cannot drop one row of a batch. Celery has marked the job, so its answer is not written."""
+        """Nothing: Celery has marked the job, so a callable that runs for it is ended, and no answer is written."""
 
     def _get_info(self) -> dict[str, Any]:
         """What `celery inspect stats` and Flower show of the pool."""

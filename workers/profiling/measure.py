@@ -89,13 +89,14 @@ class Subject:
         return answers
 
     def _memory(self) -> int:
-        return max(0, self._held() - self._before)
+        """Bytes that the variant holds, those of its own process included."""
+        apart = self.loaded.runtime.memory() if self.loaded.interruptible is not None else 0
+        return max(0, self._held() - self._before) + apart
 
     def _held(self) -> int:
-        """Bytes that this process and those of its callables have in memory, or that are taken on the device."""
+        """Bytes that this process has in memory, or that are taken on the device."""
         if self._device.kind == "cpu":
-            own = psutil.Process()
-            return sum(process.memory_info().rss for process in (own, *own.children()))
+            return int(psutil.Process().memory_info().rss)
         return self._device.memory - memory_free(self._device)
 
 
