@@ -12,6 +12,7 @@ JOBS := 1000000
 SECONDS := 300
 MESSAGES := 1000000
 CHAOS :=
+DEMO :=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup torch demo test lint bench fuzz chaos lock audit sbom clean
@@ -24,8 +25,8 @@ setup: $(READY) ## make .venv with all that the demo and the tests need
 torch: $(READY) ## add torch (with CUDA, about 3 GB, unless pip finds a build for the CPU)
 	$(BIN)/python -m pip install --group torch
 
-demo: $(READY) ## real models answer real inputs on three hardware classes
-	@$(BIN)/python -m tasks.local demo
+demo: $(READY) ## real models answer real inputs on three hardware classes (every row: make demo DEMO=--rows)
+	@$(BIN)/python -m tasks.local demo $(DEMO)
 
 test: lint ## the checks, then unit, integration and acceptance tests
 	$(BIN)/python -m tasks.local fetch

@@ -27,7 +27,7 @@ from tasks.local.machine import look
 from tasks.local.plan import Plan, PlanError, absent, plan_fleet
 from tasks.local.ports import PortTakenError, check_ports
 from tasks.local.process import in_tree, own_command
-from tasks.local.show import show_answers, show_findings, show_fleet, wide_console
+from tasks.local.show import show_answers, show_findings, show_fleet, show_rows
 from tasks.local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from tasks.local.supervisor import StartError
 from tasks.local.up import Options, run_fleet
@@ -161,7 +161,8 @@ def fetch_command(models: Sequence[str]) -> None:
 
 @main.command("demo")
 @_json
-def demo_command(*, as_json: bool) -> None:
+@click.option("--rows", is_flag=True, help="Show every input, not only a summary and some examples.")
+def demo_command(*, as_json: bool, rows: bool) -> None:
     """Bring a fleet up, have real models answer real inputs on every hardware class, and stop it all."""
     console = Console(stderr=True)
     topology, machine, catalogue = _topology(), look(), _catalogue()
@@ -174,7 +175,9 @@ def demo_command(*, as_json: bool) -> None:
     if as_json:
         click.echo(_text({"answers": list(map(plain, answers)), "supervisor": fleet.pid}))
     else:
-        show_answers(answers, machine, wide_console())
+        if rows:
+            show_rows(answers)
+        show_answers(answers, machine, Console())
     if any(answer.result is None for answer in answers):
         sys.exit(1)
 

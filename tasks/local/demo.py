@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from tasks.local.process import in_tree, own_command
 from tasks.local.state import Fleet, stop_fleet
 from tasks.local.supervisor import StartError
 from tasks.local.workload import Ask
-from taxiway import AsyncClient, Result
+from taxiway import AsyncClient, Result, RunReport
 from taxiway.errors import OverloadedError, TaxiwayError
 
 PATIENCE = 120.0
@@ -29,6 +30,9 @@ PATIENCE = 120.0
 
 DEMO_COUNTS = {"cpu.batch": 1}
 """Workers of the demo's fleet where it is not one a device: three classes share the cores of a laptop."""
+
+EXAMPLES = 5
+"""Answers that are shown with their reasons."""
 
 _ATTEMPTS = 20
 _RETRY_AFTER = 0.5  # seconds, where an overloaded fleet does not say itself
@@ -44,6 +48,56 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     elapsed: float
     result: Result | None = None
     error: str = ""
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of one model by one variant on one class: medians of seconds, and the mean cost in US dollars."""
+
+    hardware_class: str
+    emulated: bool
+    model: str
+    variant: str
+    answers: int
+    waited: float
+    ran: float
+    elapsed: float
+    cost: float
+
+
+def summaries(answers: Sequence[Answer]) -> list[Summary]:
+    """A summary for each class, model and variant that answered, in that order."""
+    groups: dict[tuple[str, str, str], list[tuple[Answer, RunReport]]] = {}
+    for answer in answers:
+        if answer.result is not None:
+            report = answer.result.report
+            key = report.hardware_class, answer.ask.model, report.variant
+            groups.setdefault(key, []).append((answer, report))
+    return [_summary(key, group) for key, group in sorted(groups.items())]
+
+
+def _summary(key: tuple[str, str, str], group: Sequence[tuple[Answer, RunReport]]) -> Summary:
+    hardware_class, model, variant = key
+    return Summary(
+        hardware_class=hardware_class,
+        emulated=group[0][1].emulated,
+        model=model,
+        variant=variant,
+        answers=len(group),
+        waited=median(report.queue_wait for _, report in group),
+        ran=median(report.run_time for _, report in group),
+        elapsed=median(answer.elapsed for answer, _ in group),
+        cost=mean(report.cost for _, report in group),
+    )
+
+
+def contrasts(answers: Sequence[Answer], most: int = EXAMPLES) -> list[Answer]:
+    """Up to `most` answers that differ: one a model and class, models that ran on several classes first."""
+    models: dict[str, dict[str, Answer]] = {}
+    for answer in answers:
+        if answer.result is not None:
+            models.setdefault(answer.ask.model, {}).setdefault(answer.result.report.hardware_class, answer)
+    ranked = sorted(models.items(), key=lambda one: (-len(one[1]), one[0]))
+    return [answer for _, classes in ranked for _, answer in sorted(classes.items())][:most]
 
 
 def plain(answer: Answer) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""What the demo shows of its answers."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from tasks.local.demo import Answer, contrasts, summaries
+from tasks.local.machine import Machine
+from tasks.local.show import show_answers
+from tasks.local.workload import Ask
+from taxiway import Result, RunReport
+
+LAPTOP = Machine(cores=2, memory=0, memory_free=0, instruction_sets=(), cuda=(), tpu_chips=0, runtimes={})
+REASON = "cheapest of two that meet 45 s; the other is past its horizon by so much work that it would be late by far"
+
+
+def answer(model, hardware_class, *, service="standard", waited=0.1, text="an answer " * 20):
+    report = RunReport(
+        hardware_class=hardware_class,
+        variant="onnx-int8",
+        device="cpu:0",
+        emulated=hardware_class != "cpu.batch",
+        batch=1,
+        queue_wait=waited,
+        run_time=2.0,
+        cost=1e-6,
+        reason=REASON,
+    )
+    ask = Ask(
+        model=model, shown="a question " * 20, inputs="", parameters={}, terms={"service": service, "deadline": 45.0}
+    )
+    return Answer(ask=ask, elapsed=2.5, result=Result(model=f"{model}:1", outputs={"text": text}, report=report))
+
+
+ANSWERS = [
+    *(answer("sentiment", "cpu.batch", waited=waited) for waited in (0.1, 0.3, 0.2)),
+    answer("generate", "cpu.batch"),
+    answer("generate", "gpu.realtime", service="live"),
+    answer("embed", "tpu.bulk", service="bulk"),
+    Answer(ask=answer("embed", "").ask, elapsed=1.0, error="NoDeviceError: none is live"),
+]
+
+
+def test_a_summary_is_one_line_a_class_and_model_with_medians():
+    rows = summaries(ANSWERS)
+
+    assert [(row.hardware_class, row.model, row.answers) for row in rows] == [
+        ("cpu.batch", "generate", 1),
+        ("cpu.batch", "sentiment", 3),
+        ("gpu.realtime", "generate", 1),
+        ("tpu.bulk", "embed", 1),
+    ]
+    assert rows[1].waited == 0.2
+    assert rows[1].cost == pytest.approx(1e-6)
+
+
+def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes():
+    def told(most):
+        return [(one.ask.model, one.result.report.hardware_class) for one in contrasts(ANSWERS, most)]
+
+    assert told(5) == [
+        ("generate", "cpu.batch"),
+        ("generate", "gpu.realtime"),
+        ("embed", "tpu.bulk"),
+        ("sentiment", "cpu.batch"),
+    ]
+    assert told(2) == told(5)[:2]
+
+
+def test_the_demo_fits_100_columns_and_explains_what_is_emulated():
+    written = io.StringIO()
+    show_answers(ANSWERS, LAPTOP, Console(file=written, width=100))
+    lines = written.getvalue().splitlines()
+    said = " ".join(" ".join(lines).split())
+
+    assert max(map(len, lines)) <= 100
+    assert "gpu.realtime (emulated)" in said
+    assert "6 of 7 inputs answered" in said
+    assert "2 of them, on gpu.realtime and tpu.bulk, are emulated: this machine has no such device" in said
+    assert "…" not in lines[0]
+    assert said.count(REASON) == 4
+    assert "failed: embed" in said
