@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from router.fleet import FleetSnapshot
 from router.placement import seed_of
 from router.service import Router
 from taxiway.errors import (
-    BrokerUnavailableError,
     ResultExpiredError,
     UnknownJobError,
     UnknownModelError,
@@ -55,8 +55,8 @@ class Jobs:
     async def status(self, job: str, *, wait: float) -> JobStatus:
         """The job's state; with `wait`, as soon as it is final or those seconds have passed.
 
-        Position counts the messages at its level and before in its queue, so it is the most that can be ahead; of a
-        held job, those of its holding queue that are due before it. The time left is an estimate from the work ahead
+        Position counts the jobs of its class that come before it and have not ended, those that run included; of a held
+        job, those of its holding queue that are due before it. The time left is an estimate from the work ahead
         of its level and the live devices of its class.
 
         Raises:
@@ -158,14 +158,18 @@ class Jobs:
         if record.state == JobState.RUNNING:
             return JobStatus(record=record, position=0, eta=time_left(work, self._store.now() - record.started))
         eta = time_to_end(self._router.fleet.snapshot, record, work)
-        return JobStatus(record=record, position=await self._position(record), eta=eta)
+        jobs, turns = await self._store.placed_at(record.hardware_class, record.level)
+        turn = int(look.fields.get("turn", turns - 1))
+        return JobStatus(record=record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
 
-    async def _position(self, record: JobRecord) -> int | None:
-        try:
-            depths = await self._router.transport.depths(record.hardware_class)
-        except BrokerUnavailableError:
-            return None
-        return sum(depths[: record.level + 1])
+
+def jobs_before(jobs: Sequence[float], later: int) -> int:
+    """How many jobs come before one: all of the levels before its own, and of its own those not placed `later`.
+
+    `jobs` are those of its class that have not ended, by level, its own last and itself among them.
+    """
+    *before, own = jobs
+    return round(sum(before) + max(own - 1 - later, 0))
 
 
 def time_left(work: float, ran: float) -> float:

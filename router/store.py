@@ -37,10 +37,13 @@ from taxiway.keys import (
     blob_key,
     holding_key,
     job_key,
+    jobs_cell,
     reading_key,
     result_key,
     spent_key,
     stream_key,
+    turns_cell,
+    work_cell,
 )
 from taxiway.streaming import Piece, read_piece
 
@@ -243,6 +246,14 @@ class Store:
         with told_plainly(_SERVER):
             rank: Any = await self._client.zrank(holding_key(queue), job_key(job))
         return rank if rank is None else int(rank)
+
+    async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
+        """A class's jobs that have not ended, by level up to this one, and how many were ever placed at this level."""
+        cells = [work_cell(hardware_class, one) for one in range(level + 1)]
+        with told_plainly(_SERVER):
+            figures: Any = await self._client.hmget(WORK, [*map(jobs_cell, cells), turns_cell(cells[-1])])
+        *jobs, turns = (float(figure or 0) for figure in figures)
+        return jobs, int(turns)
 
     async def cancel(self, jobs: Sequence[str]) -> list[bool]:
         """End jobs as cancelled; True for each that had not ended before."""

@@ -17,6 +17,7 @@ from taxiway.keys import (
     COUNT,
     DEADLINES,
     LEVELS,
+    TURNS,
     WORK,
     job_key,
     jobs_cell,
@@ -81,6 +82,12 @@ end
 local function reply_to(job, client)
   if client == '' then redis.call('HDEL', job, 'reply') else redis.call('HSET', job, 'reply', client) end
 end
+local function take_turns(jobs)
+  local cell = redis.call('HGET', jobs[1], 'cell')
+  if not cell then return end
+  local turn = redis.call('HINCRBY', '{WORK}', cell .. '|{TURNS}', #jobs) - #jobs
+  for n, job in ipairs(jobs) do redis.call('HSET', job, 'turn', turn + n - 1) end
+end
 local function take(most, bytes)
   local into, taken = KEYS[{LEVELS + 1}], {{}}
   if redis.call('EXISTS', unpack(KEYS, 1, {LEVELS})) == 0 then return taken end
@@ -134,6 +141,7 @@ while i <= #ARGV do
     done[#done + 1] = new and 1 or 0
   end
   if #forwarded > 0 then
+    take_turns(accepted)
     if tonumber(deadline) > 0 then redis.call('ZADD', '{DEADLINES}', deadline, cmsgpack.pack(accepted)) end
     if list ~= '' then redis.call('LPUSH', list, unpack(forwarded)) end
     for blob in string.gmatch(blobs, '%S+') do

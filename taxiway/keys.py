@@ -45,6 +45,9 @@ DEADLINES = "taxiway:deadlines"
 COUNT = "jobs"
 """What stands behind a cell of `WORK` in the field that counts its jobs: no release takes it for a level."""
 
+TURNS = "turns"
+"""What stands behind a cell of `WORK` in the field that counts the jobs that were ever placed there."""
+
 WAITING = "held"
 """What stands before a hardware class in the cells that count the device seconds held for it."""
 
@@ -152,6 +155,11 @@ def work_cell(hardware_class: str, level: int) -> str:
 def jobs_cell(cell: str) -> str:
     """The field of `WORK` that counts the jobs whose device seconds are in a cell."""
     return f"{cell}|{COUNT}"
+
+
+def turns_cell(cell: str) -> str:
+    """The field of `WORK` that counts the jobs ever placed in a cell: a job's `turn` is how many were before it."""
+    return f"{cell}|{TURNS}"
 
 
 def tenant_cell(tenant: str) -> str:

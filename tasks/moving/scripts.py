@@ -62,6 +62,7 @@ while i <= #ARGV do
       cell, work = unpack(redis.call('HMGET', job, 'cell', 'work'))
       redis.call('HINCRBYFLOAT', KEYS[2], cell, work)
       redis.call('HINCRBYFLOAT', KEYS[2], cell .. '|jobs', 1)
+      redis.call('HSET', job, 'turn', redis.call('HINCRBY', KEYS[2], cell .. '|turns', 1) - 1)
     end
   end
   moved[#moved + 1] = ours and 1 or 0

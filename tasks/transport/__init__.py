@@ -150,9 +150,6 @@ class Transport(Protocol):
     async def retire(self) -> None:
         """Return to the arrivals what was taken and not answered, and take nothing more; forwarding goes on."""
 
-    async def depths(self, queue: str) -> tuple[int, ...]:
-        """Waiting messages of a queue, one figure a priority level where the broker tells, else one for all."""
-
     async def tidy(self) -> int:
         """Put back what dead routers had taken, and say that this one lives; answers how many were put back."""
 

@@ -150,13 +150,6 @@ class RabbitTransport:
             with told_plainly_amqp():
                 await asyncio.wait_for(session.inward.close(), ANSWER)
 
-    async def depths(self, queue: str) -> tuple[int, ...]:
-        """Waiting messages, one figure: RabbitMQ does not tell them by priority."""
-        session = await self._live()
-        with told_plainly_amqp():
-            declared = await session.outward.declare_queue(queue, passive=True, timeout=ANSWER)
-        return (declared.declaration_result.message_count or 0,)
-
     async def tidy(self) -> int:
         """Nothing to do: RabbitMQ itself gives a dead router's deliveries to another."""
         return 0

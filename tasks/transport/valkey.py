@@ -133,14 +133,6 @@ class ValkeyTransport:
         with told_plainly("broker"):
             await self._end_life()
 
-    async def depths(self, queue: str) -> tuple[int, ...]:
-        """Waiting messages by priority level."""
-        with told_plainly("broker"):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for name in priority_lists(queue):
-                    pipeline.llen(name)
-                return tuple(await pipeline.execute())
-
     async def tidy(self) -> int:
         """Show that this router lives, and put back what dead ones had taken."""
         with told_plainly("broker"):

@@ -88,7 +88,7 @@ def test_a_forwarded_message_leaves_the_taken_list_for_its_queue_with_its_record
     assert store.forward(placed("j", b"signed"), life="r") == [True]
     assert not store.client.exists(taken_key("r", TAKES))
     assert store.client.lrange("cpu.batch", 0, -1) == [b"signed"]
-    assert store.record("j") == RECORD
+    assert store.record("j") == RECORD | {"turn": "0"}
     assert 0 < store.client.ttl(job_key("j")) <= 120
     assert store.work() == 0.25
 
@@ -101,6 +101,7 @@ def test_jobs_that_are_alike_are_forwarded_in_order_and_each_counts(store: Store
     assert store.work() == 1.5
     assert store.client.hget(WORK, "rows|cpu.batch|echo:1") == b"15"
     assert [store.record(f"j{n}")["reply"] for n in range(3)] == ["c0", "c1", "c0"]
+    assert [store.record(job)["turn"] for job in ("j0", "j1", "j4", "k")] == ["0", "1", "4", "5"]
 
 
 def test_among_alike_jobs_those_with_a_record_are_dropped_and_each_keeps_its_own_client(store: Store) -> None:
@@ -110,7 +111,9 @@ def test_among_alike_jobs_those_with_a_record_are_dropped_and_each_keeps_its_own
     alike = [msgspec.structs.replace(first, job=job, reply=client, message=raw) for job, client, raw in others]
     assert store.forward(msgspec.structs.replace(first, reply="c"), *alike) == [True, False, False, True, True]
     assert store.client.lrange("cpu.batch", 0, 1) == [b"2", b"1"]
-    assert [store.record(job) for job in "jkl"] == [RECORD | {"reply": "c"}] * 2 + [RECORD]
+    records = [store.record(job) for job in "jkl"]
+    assert [record.pop("turn") for record in records] == ["1", "2", "3"]
+    assert records == [RECORD | {"reply": "c"}] * 2 + [RECORD]
     assert store.record("known")["model"] == "other"
     assert all(0 < store.client.ttl(job_key(job)) <= 120 for job in "jkl")
 
@@ -143,7 +146,11 @@ def test_what_is_only_settled_is_published_nowhere(store: Store) -> None:
 
 def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> None:
     assert store.forward(Forward(job="j", fields=RECORD, keep=60)) == [True]
-    assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (RECORD, 0.25, 0)
+    assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (
+        RECORD | {"turn": "0"},
+        0.25,
+        0,
+    )
 
 
 def test_a_record_lasts_beyond_its_jobs_deadline_and_not_for_ever(store: Store) -> None:

@@ -19,7 +19,17 @@ from celery.events.state import Task
 from tasks.facts import GONE_AFTER
 from tasks.settings import Settings
 from taxiway.job import Result, read_meta, read_result
-from taxiway.keys import ARRIVALS, HEARTBEATS, LEAD, WORK, job_key, priority_list, priority_lists, result_key
+from taxiway.keys import (
+    ARRIVALS,
+    HEARTBEATS,
+    LEAD,
+    WORK,
+    job_key,
+    priority_list,
+    priority_lists,
+    result_key,
+    turns_cell,
+)
 from taxiway.request import Request
 from taxiway.wire import infer_message
 from tests.routing import EchoDevice, eventually, router_process
@@ -100,6 +110,7 @@ def test_waiting_work_moves_to_a_class_that_became_idle_and_runs_once(twins: Set
         moved = second.done[0]
         record = {name.decode(): value.decode() for name, value in fleet.store.hgetall(job_key(moved)).items()}
         assert record["hardware_class"] == "cpu.b"
+        assert 0 <= int(record["turn"]) < int(fleet.store.hget(WORK, turns_cell(record["cell"])))
         (move,) = json.loads(record["moves"])
         assert (move["source"], move["target"], move["kind"]) == ("cpu.a", "cpu.b", "balance")
         result = fleet.result(moved)

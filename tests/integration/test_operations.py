@@ -50,6 +50,23 @@ def test_the_overview_counts_what_waits_and_since_when(http):
     assert overview(http)["classes"]["gpu.realtime"]["devices"] == 0
 
 
+def test_a_jobs_position_counts_the_jobs_that_come_before_it(http):
+    def submit(**terms):
+        row = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["x"]}
+        body = {"inputs": [row], "parameters": terms}
+        return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"}).json()["id"]
+
+    def positions(*jobs):
+        return [http.get(f"/v2/jobs/{job}").json()["position"] for job in jobs]
+
+    first, second = submit(service="bulk"), submit(service="bulk")  # behind the three that wait
+    assert positions(first, second) == [3, 4]
+    urgent = submit(service="standard", deadline=60)
+    assert positions(urgent, first, second) == [0, 4, 5]
+    http.delete(f"/v2/jobs/{first}")
+    assert positions(urgent, second) == [0, 4]
+
+
 def test_top_fits_80_columns_and_names_every_class(http):
     eventually(lambda: overview(http)["classes"]["cpu.batch"]["devices"] == 1)
     shown = top(http, "--once")

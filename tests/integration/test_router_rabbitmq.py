@@ -67,6 +67,12 @@ def receive(rabbit, queue, count):
     return messages
 
 
+def waiting(rabbit, queue):
+    """Messages that wait in a class's queue."""
+    with kombu.Connection(rabbit.broker) as connection:
+        return class_queue(queue).bind(connection.default_channel).queue_declare(passive=True).message_count
+
+
 def state(store, job):
     return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()}).state
 
@@ -223,11 +229,11 @@ def test_a_job_that_was_published_is_not_published_again(rabbit, store, producer
         first = await transport.forward([outgoing(await take_one(transport), job)])
         producer.send_task(INFER, kwargs={}, queue=ARRIVALS, task_id=job)
         again = await transport.forward([outgoing(await take_one(transport), job)])
-        depths = await transport.depths("cpu.batch")
         await transport.close()
-        return first, again, depths
+        return first, again
 
-    assert asyncio.run(scenario()) == ([True], [False], (1,))
+    assert asyncio.run(scenario()) == ([True], [False])
+    assert waiting(rabbit, "cpu.batch") == 1
 
 
 def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(rabbit, store, producer):
@@ -237,11 +243,11 @@ def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(rabbit, 
     async def scenario():
         transport = transport_of(rabbit)
         forwarded = await transport.forward([outgoing(await take_one(transport), job)])
-        depths = await transport.depths("cpu.batch")
         await transport.close()
-        return forwarded, depths
+        return forwarded
 
-    assert asyncio.run(scenario()) == ([False], (0,))
+    assert asyncio.run(scenario()) == [False]
+    assert waiting(rabbit, "cpu.batch") == 0
 
 
 def test_what_was_abandoned_is_taken_again(rabbit, producer):
