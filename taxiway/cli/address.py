@@ -20,9 +20,20 @@ T = TypeVar("T")
 NO_FLEET = "`taxiway up --detach` starts a fleet here; --url or TAXIWAY_URL names another"
 
 
+_PROCESSES = Path("/proc")
+
+
 class _FleetFile(msgspec.Struct):
+    """`fleet.json`, which a supervisor that is killed leaves behind."""
+
     http: str
+    pid: int = 0
     processes: list[dict[str, Any]] = []
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its supervisor has ended, and all that it had started with it."""
+        return self.pid > 0 and _PROCESSES.is_dir() and not (_PROCESSES / str(self.pid)).exists()
 
 
 def fleet_options(command: F) -> F:
@@ -45,11 +56,15 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
     given = url or environment.get("TAXIWAY_URL")
     if given:
         return given
+    folder = _directory(data, environment)
     try:
-        return _read_fleet(data, environment).http
+        fleet = _read_fleet(folder)
     except (OSError, msgspec.MsgspecError) as error:
-        folder = _directory(data, environment)
         raise CommandError(f"no fleet runs from {folder}", hint=NO_FLEET, code=UNAVAILABLE) from error
+    if fleet.abandoned:
+        why = f"its supervisor, process {fleet.pid}, has ended"
+        raise CommandError(f"no fleet runs from {folder}: {why}", hint=NO_FLEET, code=UNAVAILABLE)
+    return fleet.http
 
 
 def processes_here(url: str | None, data: Path | None, environment: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -57,7 +72,7 @@ def processes_here(url: str | None, data: Path | None, environment: Mapping[str,
     if url or environment.get("TAXIWAY_URL"):
         return []
     try:
-        return _read_fleet(data, environment).processes
+        return _read_fleet(_directory(data, environment)).processes
     except (OSError, msgspec.MsgspecError):
         return []
 
@@ -66,8 +81,8 @@ def _directory(data: Path | None, environment: Mapping[str, str]) -> Path:
     return data or Path(environment.get("TAXIWAY_DATA") or ".taxiway")
 
 
-def _read_fleet(data: Path | None, environment: Mapping[str, str]) -> _FleetFile:
-    return msgspec.json.decode((_directory(data, environment) / "fleet.json").read_bytes(), type=_FleetFile)
+def _read_fleet(folder: Path) -> _FleetFile:
+    return msgspec.json.decode((folder / "fleet.json").read_bytes(), type=_FleetFile)
 
 
 def key_for(address: str, environment: Mapping[str, str]) -> str | None:

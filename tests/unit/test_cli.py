@@ -369,3 +369,14 @@ def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path):
     error, hint = done.stderr.splitlines()
     assert re.fullmatch(rf"error: --flower-port {port}: the port is taken by \S+ \(process {os.getpid()}\)", error)
     assert hint.startswith("hint: ")
+
+
+def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path, cli):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    (tmp_path / "fleet.json").write_text(json.dumps({"http": NOBODY, "pid": ended.pid}))
+    told = cli("status", "--data", str(tmp_path))
+
+    assert told.exit_code == 4
+    assert f"no fleet runs from {tmp_path}: its supervisor, process {ended.pid}, has ended" in told.stderr
+    assert find_fleet("http://elsewhere", tmp_path, {}) == "http://elsewhere"
