@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.access.keyring import Scope
-from router.http.body import WHOLE, Whole
+from router.http.connection import WHOLE, Whole
 from router.http.errors import body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of
 from router.http.inference import Answer, Inference
@@ -46,7 +46,7 @@ class Front:
         if body is not None:
             remember(headers)
             got = await self._answer(scope, asked, headers, body)
-            await answer(scope, got.status, {**got.headers, **told()}, *got.pieces)
+            await answer(send, got.status, {**got.headers, **told()}, *got.pieces)
 
     async def _answer(
         self, scope: Mapping[str, Any], asked: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer
