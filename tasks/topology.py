@@ -121,14 +121,15 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Rules for one tenant's requests: the only classes they may run on, and US dollars a day. None is no rule.
 
     A tenant gets device time out of holding in proportion to its `weight`. Its keys may make so many
-    `requests_per_second` to each router, as the limit of that name says for others. It may have `max_depth` jobs that
-    have not ended, each of up to `payload` bytes.
+    `requests_per_second` to each router, and the `bodies` of its requests may take so much memory there, as the limits
+    of these names say for others. It may have `max_depth` jobs that have not ended, each of up to `payload` bytes.
     """
 
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
     usd_per_day: Dollars | None = None
     weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     requests_per_second: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    bodies: Size | None = None
     payload: Size | None = None
     max_depth: Positive | None = None
 
@@ -146,7 +147,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     what the state store may hold.
 
     Of a router's HTTP door: it holds so many `connections`; a tenant's keys may make `requests_per_second`; a client
-    has `head` seconds to send what stands before a request's body, and sends or reads a MiB, or all, in `body`.
+    has `head` seconds to send what stands before a request's body, and sends or reads a MiB, or all, in `body`. Of the
+    requests that are not answered yet, `bodies` bounds the bytes of one tenant's bodies, `all_bodies` of everybody's.
     """
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
@@ -166,6 +168,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     requests_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1000.0
     head: Annotated[float, msgspec.Meta(gt=0)] = 10.0
     body: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    bodies: Size = msgspec.field(default_factory=lambda: Size(256 * 2**20))
+    all_bodies: Size = msgspec.field(default_factory=lambda: Size(2**30))
 
 
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -248,6 +252,19 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
+    yield from _too_small_for_a_body(topology)
+
+
+def _too_small_for_a_body(topology: Topology) -> Iterator[tuple[str, str, object]]:
+    """Bounds of all bodies under which the largest body could never be sent."""
+    limits = topology.limits
+    least = f"at least payload ({limits.payload})"
+    for place, most in [("limits.bodies", limits.bodies), ("limits.all_bodies", limits.all_bodies)]:
+        if most < limits.payload:
+            yield place, least, most
+    for name, tenant in topology.tenants.items():
+        if tenant.bodies is not None and tenant.bodies < min(limits.payload, tenant.payload or limits.payload):
+            yield f"tenants.{name}.bodies", least, tenant.bodies
 
 
 def _is_pattern(text: str) -> bool:

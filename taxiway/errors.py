@@ -162,7 +162,7 @@ class OverloadedError(FleetUnavailable):
 
 
 class RateLimitedError(FleetUnavailable):
-    """The tenant (`details["tenant"]`) asks a router more often than it may; nothing of the request was read."""
+    """The tenant (`details["tenant"]`) asks a router too often, or for too much at once; no body was read."""
 
     code = "rate_limited"
     status = 429

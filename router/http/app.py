@@ -17,6 +17,7 @@ from router.access.file import KeyFile
 from router.access.rates import Rates
 from router.dead import DeadLetters
 from router.http import dead, described
+from router.http.bodies import BodyLimits
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.front import Front
@@ -67,7 +68,8 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     inference = Inference(router, Jobs(router))
     app.state[_DOOR] = Door(router, inference)
     app.state[dead.STATE] = DeadLetters(router)
-    return Gate(Front(Traced(app), inference, limit), keys, Rates(router.rules.topology))
+    bounded = BodyLimits(Front(Traced(app), inference, limit), router.rules.topology)
+    return Gate(bounded, keys, Rates(router.rules.topology))
 
 
 @get("/v2", opt=needs(), responses=described.TOLD)

@@ -1,4 +1,4 @@
-"""Keys, their file, and how often a tenant may ask."""
+"""Keys, their file, how often a tenant may ask, and how much at once."""
 
 import stat
 from datetime import UTC, datetime
@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.access.__main__ import main
+from router.access.bodies import Bodies
 from router.access.file import read_keys, write_keys
 from router.access.keyring import PREFIX, SCOPES, Key, Keyring, KeysError, digest_of, parse_keys, written
 from router.access.rates import BURST, Rates, spend
 from tasks.settings import TREE
 from tasks.topology import parse_topology
+from taxiway.errors import FleetUnavailable, RateLimitedError
 
 KEY = Key(id="one", digest=digest_of("secret"), tenant="lab", scopes=("submit",))
 NEVER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -132,3 +134,29 @@ def test_a_tenants_own_rate_goes_before_the_limit():
     assert sum(rates.wait("slow", 10.0) == 0 for _ in range(100)) == 2 * BURST
     assert rates.wait("slow", 10.0) == pytest.approx(0.5)
     assert all(rates.wait(tenant, 10.0) == 0 for tenant in ("other", "unnamed") for _ in range(100))
+
+
+BODIES = parse_topology(
+    (TREE / "queues.yaml").read_text().replace("limits:\n", "limits:\n  bodies: 16MiB\n  all_bodies: 24MiB\n", 1)
+    + "\ntenants: {wide: {bodies: 20MiB}}\n"
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["lab", "shop", "wide"]), st.integers(0, 17)), max_size=40))
+def test_bodies_never_take_more_than_a_tenants_limit_or_the_routers(asked):
+    bodies, held = Bodies(BODIES), []
+    most = {"lab": 16, "shop": 16, "wide": 20}
+    for tenant, size in asked:
+        own, all_ = sum(s for t, s in held if t == tenant), sum(s for _, s in held)
+        refusal = RateLimitedError if own + size > most[tenant] else FleetUnavailable if all_ + size > 24 else None
+        try:
+            bodies.take(tenant, size * 2**20)
+        except FleetUnavailable as error:
+            assert type(error) is refusal
+            assert error.retry_after
+            if held:
+                given_back, size = held.pop(0)
+                bodies.give_back(given_back, size * 2**20)
+        else:
+            assert refusal is None
+            held.append((tenant, size))

@@ -91,6 +91,9 @@ def test_any_slip_of_the_pen_is_a_topology_or_a_topology_error(start: int, lengt
         (("tenants",), {"": {}}, "tenants.: expected a key that is text with at least 1 in it"),
         (("limits", "payload"), "16MB", "limits.payload: expected bytes"),
         (("limits", "keep_record"), 60, "limits.keep_record: expected at least keep_result (3600), got 60"),
+        (("limits", "bodies"), "1MiB", "limits.bodies: expected at least payload (16777216), got 1048576"),
+        (("limits", "all_bodies"), "1MiB", "limits.all_bodies: expected at least payload (16777216), got 1048576"),
+        (("tenants",), {"lab": {"bodies": "1MiB"}}, "tenants.lab.bodies: expected at least payload (16777216), got"),
     ],
 )
 def test_a_wrong_topology_says_where_and_what_was_expected(path: tuple[Any, ...], value: Any, message: str) -> None:
