@@ -96,6 +96,7 @@ class Bounded:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
         connection: Connection = scope["state"].pop(CONNECTION)
+        connection.serves()
         scope["extensions"] = {WHOLE: connection.whole}
         await self._behind(scope, receive, connection.watched(send))
 
@@ -118,6 +119,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False  # the transport
         self._content = self._place = _NOTHING  # a body that is read into one place, and where its rest goes
         self._whole: asyncio.Future[memoryview | None] | None = None
+        self._serving = False  # the application has the request
         self._answering = False  # the answer has begun
         self._received = 0  # bytes of a body, or after the last answer
         self._seen = 0  # of them, when it was last looked whether enough had come
@@ -133,6 +135,12 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Close it at once."""
         self._transport.abort()
+
+    def serves(self) -> None:
+        """A request begins to be served: how long that takes is no matter of the connection."""
+        self._serving = True
+        if self._state is _State.ANSWER:
+            self._until = _NEVER
 
     def watched(self, send: Send) -> Send:
         """The `send` of a request that is served, which this connection hears."""
@@ -274,7 +282,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self._outlet is not None
         self._received = self._seen = 0
         if not framing.chunked and framing.length <= len(behind):
-            self._state, self._until = _State.ANSWER, _NEVER
+            self._state, self._until = _State.ANSWER, self._loop.time() + self._limits.head
             self._outlet.pass_on(framing.head + behind[: framing.length])
             return behind[framing.length :]
         self._left, self._chunks = framing.length, Chunks() if framing.chunked else None
@@ -296,7 +304,7 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, RequestError("the request is too large"))
             return b""
         if whole:
-            self._state, self._until = _State.ANSWER, _NEVER
+            self._state, self._until = _State.ANSWER, _NEVER if self._serving else self._until
         assert self._outlet is not None
         self._outlet.pass_on(came[:end])
         return came[end:]
@@ -318,7 +326,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answered(self) -> None:
         """A request has its answer: the next one may come."""
-        self._answering = False
+        self._serving = self._answering = False
         if self._outlet is not None:
             self._outlet.flush()
         if self._state is not _State.ANSWER:

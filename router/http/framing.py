@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 _HEADER = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+_NO_REQUEST = (b"connect ", b"pri ")  # asks for a tunnel; begins HTTP/2, of which the parser waits for more
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _SIZE = re.compile(rb"([0-9a-f]{1,15})(?![0-9a-f])", re.IGNORECASE)
 _ENOUGH = 24  # bytes of a line that came in pieces: more than any size has
@@ -36,7 +37,7 @@ def framing_of(head: bytes) -> Framing:
         FramingError: it is no head, has several lengths, or a length and an encoding; or it asks for a tunnel.
     """
     lowered = head.lower()
-    if not lowered[:1].isalpha() or lowered.startswith(b"connect "):
+    if not lowered[:1].isalpha() or lowered.startswith(_NO_REQUEST):
         raise FramingError
     if b"\r\nupgrade:" in lowered:
         head = _UPGRADE.sub(b"", head)

@@ -2,7 +2,8 @@
 
 `python -m tests.fuzzing.http_door` starts a broker, a router with keys and a worker, installs schemathesis into a
 virtual environment of its own, and fails where an answer is a 500, or one that the document does not have. Answers that
-the fleet is too busy or late (503, 504) are documented, and no failures.
+the fleet is too busy or late (503, 504) are documented, and no failures. Before that, for a fifth of the time,
+`connections` harms the router below HTTP.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from router.access.file import write_keys
 from router.access.keyring import SCOPES, Key, digest_of
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import cache_directory, settings_from
+from tests.fuzzing.connections import Target, harm
 from tests.routing import RouterProcess, router_process
 from tests.working import worker_process
 
@@ -35,7 +37,7 @@ hardware:
     {device: cpu, runtimes: [echo], max_batch: 16, max_wait: 0.002, price: {usd_per_hour: 0.05}, warm: [echo]}
 service: {standard: {deadline: 5}}
 default_service: standard
-limits: {requests_per_second: 100000, wait: 2}
+limits: {requests_per_second: 100000, wait: 2, head: 2, bodies: 64MiB, all_bodies: 64MiB}
 """
 
 CONFIGURATION = """
@@ -64,11 +66,14 @@ def main() -> int:
             command += ["--continue-on-failure", "--suppress-health-check", "all", "--request-timeout", "30"]
             hooks = {"SCHEMATHESIS_HOOKS": "fuzzing_hooks", "PYTHONPATH": str(Path(__file__).parent)}
             hooks |= {"FUZZING_JOBS": " ".join(_jobs(router.http, secret))}
+            port = int(router.http.rpartition(":")[2])
+            problems = harm(Target(port, router.process.pid, secret), seconds=given.seconds / 5, seed=given.seed)
             failed = subprocess.run(command, cwd=folder, env={**os.environ, **hooks}, check=False).returncode != 0
             ended = router.process.poll() is not None
         errors = [line for line in log.read_text().splitlines() if '"level":"error"' in line]
-    sys.stdout.write(f"seed {given.seed}; errors in the router's log: {len(errors)}\n" + "\n".join(errors[:5]))
-    return int(failed or ended or bool(errors))
+    wrong = [*problems[:5], *errors[:5]]
+    sys.stdout.write(f"seed {given.seed}; errors in the router's log: {len(errors)}\n" + "\n".join(wrong))
+    return int(failed or ended or bool(wrong))
 
 
 @contextmanager

@@ -121,7 +121,10 @@ def test_a_wish_to_speak_another_protocol_is_taken_out_of_a_head():
     assert Parsed(framing.head, b"hello").whole == 1
 
 
-@pytest.mark.parametrize("head", [b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b" GET / HTTP/1.1\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head",
+    [b"CONNECT a:1 HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"\x16\x03\x01\r\n\r\n", b" GET / HTTP/1.1\r\n\r\n"],
+)
 def test_a_tunnel_and_what_begins_as_no_request_does_have_no_end(head):
     with pytest.raises(FramingError):
         framing_of(head)
