@@ -137,7 +137,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport.abort()
 
     def serves(self) -> None:
-        """A request begins to be served: how long that takes is no matter of the connection."""
+        """The application has the request: until its body must come or its answer is read, nothing is timed."""
         self._serving = True
         if self._state is _State.ANSWER:
             self._until = _NEVER
@@ -210,7 +210,8 @@ class Connection(asyncio.BufferedProtocol):
         """Part of `asyncio.BaseProtocol`."""
         if self._outlet is not None:
             self._outlet.inner.resume_writing()
-        self._read_until = _NEVER
+        if self._state is not _State.END:  # then its rest is still to be read
+            self._read_until = _NEVER
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Part of `asyncio.BufferedProtocol`."""
@@ -232,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def finish(self) -> None:
         """The stock protocol closes: its answer was the last."""
-        self._end(lingers=self._state is _State.BODY)
+        self._end(lingers=self._state is _State.BODY or bool(self._held))
 
     def go_on(self) -> None:
         """The stock protocol reads again."""
@@ -458,8 +459,7 @@ class _Outlet(asyncio.Transport):
 
     def let_go(self) -> None:
         """The protocol has no connection any more."""
-        self.flush()
-        self._gone = True
+        self._gone, self._gathered = True, None
         self.inner.connection_lost(None)  # with an error uvicorn would keep its timer, and itself
 
     def write(self, data: bytes | bytearray | memoryview) -> None:

@@ -302,6 +302,34 @@ def test_requests_of_one_connection_are_served_one_after_another_and_in_order():
     assert most == 1
 
 
+def test_the_head_of_an_answer_does_not_wait_for_its_body():
+    told = threading.Event()
+
+    async def late(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"location", b"/there")]})
+        assert await asyncio.to_thread(told.wait, 5)
+        await send({"type": "http.response.body", "body": b"at last"})
+
+    with served(PATIENT, application=late) as server, connected(server.port) as connection:
+        connection.sendall(GET)
+        head = connection.recv(65536)
+        told.set()
+        body = connection.recv(65536)
+    assert head.endswith(b"\r\n\r\n")
+    assert b"\r\nlocation: /there\r\n" in head
+    assert b"at last" in body
+
+
+def test_a_server_that_parts_ends_a_connection_with_the_answer_under_way_though_more_was_asked():
+    with served(PATIENT) as server, connected(server.port) as connection:
+        server.part()
+        connection.sendall(GET * 1000)
+        told = read(connection)
+    assert told.count(b"HTTP/1.1 ") == 1
+    assert told.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in told
+
+
 @pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
 @pytest.mark.parametrize(
     "request_",
