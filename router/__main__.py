@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import datetime
 import gc
 import logging
 import os
@@ -32,10 +31,9 @@ from router.admission import Rules
 from router.http.app import make_app
 from router.http.server import HttpServer, is_loopback, open_tls
 from router.service import Router
-from tasks.catalogue import load_catalogue
 from tasks.document import DocumentError
 from tasks.logs import log_to_stderr
-from tasks.profiles import ProfileBook, load_book
+from tasks.models_folder import ModelsFolder
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.topology import load_topology
 from tasks.tracing import start_tracing
@@ -65,9 +63,9 @@ CANNOT_LISTEN = 3
 """Exit status of a router whose address is taken, or not this machine's."""
 
 
-async def serve(settings: Settings, rules: Rules, door: Door) -> int:
+async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Door) -> int:
     """Run one router until SIGTERM or SIGINT, or until a loop of it fails; the exit status. A second one hurries it."""
-    router = Router(settings, rules, router_name())
+    router = Router(settings, rules, router_name(), folder)
     try:
         server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
     except OSError as error:
@@ -102,14 +100,6 @@ async def leave(router: Router, server: HttpServer, parting: float, at_once: asy
         await asyncio.wait_for(at_once.wait(), parting)
     await server.stop(at_once, router.results.hurry)
     await router.stop()
-
-
-def _book(settings: Settings) -> ProfileBook:
-    """The profiles as of today. A file that cannot be read costs its device a warning, not the router its start."""
-    book, broken = load_book(settings.models, datetime.datetime.now(datetime.UTC).date())
-    for error in broken:
-        logger.warning("a profile cannot be read", extra={"error": str(error)})
-    return book
 
 
 def read_door(arguments: argparse.Namespace) -> Door:
@@ -158,21 +148,22 @@ def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def main(environment: Mapping[str, str]) -> int:
-    """The command; 2 where a setting, queues.yaml or a model.yaml is wrong."""
+    """The command; 2 where a setting or queues.yaml is wrong. A model that is wrong is disabled alone."""
     arguments = options(environment).parse_args()
     log_to_stderr(arguments.log.upper())
     try:
         start_tracing("taxiway-router", environment)
         settings = settings_from(environment)
-        topology, catalogue = load_topology(settings.queues), load_catalogue(settings.models)
-        rules = Rules(topology, catalogue, settings.secret, _book(settings), settings.producers)
+        topology, folder = load_topology(settings.queues), ModelsFolder(settings.models, settings.queues)
+        folder.log_problems()
+        rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers)
         door = read_door(arguments)
     except (SettingsError, DocumentError, KeysError) as error:
         logger.critical("cannot start", extra={"error": str(error)})
         return 2
     gc.freeze()  # modules, models and rules stay: looking them through takes 40 ms each time, in the midst of requests
     gc.set_threshold(_COLLECT)
-    status: int = uvloop.run(serve(settings, rules, door))
+    status: int = uvloop.run(serve(settings, rules, folder, door))
     return status
 
 

@@ -40,15 +40,22 @@ _TOKENS_AROUND = {"text": 2, "generation": 31}  # special tokens; SmolLM2's chat
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rules:
-    """What every admission goes by. Arrivals are to be signed with one of `producers`, where there are any."""
+    """What every admission goes by. Arrivals are to be signed with one of `producers`, where there are any.
+
+    Each of them is immutable; only the catalogue and the book are ever replaced, by `renew`.
+    """
 
     topology: Topology
     catalogue: Catalogue
     secret: tuple[bytes, ...] = field(repr=False)
     book: ProfileBook = field(default_factory=ProfileBook)
     producers: tuple[bytes, ...] = field(default=(), repr=False)
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
+        """Go by another catalogue and other profiles from now on."""
+        self.catalogue, self.book = catalogue, book
 
 
 class Order(msgspec.Struct, frozen=True):

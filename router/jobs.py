@@ -13,6 +13,7 @@ from router.fleet import FleetSnapshot
 from router.placement import seed_of
 from router.service import Router
 from taxiway.errors import (
+    ModelUnavailableError,
     ResultExpiredError,
     UnknownJobError,
     UnknownModelError,
@@ -123,7 +124,7 @@ class Jobs:
             return None, _OTHER_RELEASE
         try:
             model = rules.catalogue.resolve(record.model)
-        except UnknownModelError:
+        except (UnknownModelError, ModelUnavailableError):
             return None, f"{record.model} is no longer in the catalogue: the reason alone is left"
         table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
         return table, None if look.fields.get("moves") else _difference(record, table)

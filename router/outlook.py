@@ -86,6 +86,12 @@ class Outlook:
             self._boards[key] = board
         return board
 
+    def renew(self, book: ProfileBook) -> None:
+        """Work everything out anew: models or profiles changed."""
+        self._book = book
+        self._boards.clear()
+        self._standings.clear()
+
     def pass_time(self, seconds: float) -> None:
         """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
         self._passed += seconds

@@ -16,7 +16,7 @@ from router.snapshot import BEAT, FleetReader
 from router.store import Store
 from tasks.holding import Drawn, Line
 from tasks.transport import Transport
-from taxiway.errors import BrokerUnavailableError, UnknownModelError
+from taxiway.errors import BrokerUnavailableError, ModelUnavailableError, UnknownModelError
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Releaser:
         outlook = self._fleet.outlook
         try:
             board = outlook.board(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
-        except UnknownModelError:
+        except (UnknownModelError, ModelUnavailableError):
             return True
         brief = outlook.tenants.shares.brief(turn.kind.tenant)
         return has_room(board, turn.line.level, outlook.ahead(released=True), brief=brief)

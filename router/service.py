@@ -9,11 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 
+import msgspec
+
 from router.admission import Admitted, Order, Rules, admit
 from router.deadlines import Deadlines
 from router.decision import Decision, decide, undecidable
 from router.depths import check_memory
 from router.events import SentEvents
+from router.folder import FolderWatch
 from router.lender import Lender
 from router.metrics import Done
 from router.mover import Mover
@@ -28,6 +31,7 @@ from router.store import Store
 from router.tally import Tally
 from router.traces import trace_placement, trace_refusal
 from router.view import FleetView, view_fleet
+from tasks.models_folder import ModelsFolder
 from tasks.moving import Yard
 from tasks.moving.rabbitmq import RabbitYard
 from tasks.moving.valkey import ValkeyYard
@@ -62,11 +66,12 @@ _BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is a
 class Router:
     """One router. Any number of them work on the same arrivals."""
 
-    def __init__(self, settings: Settings, rules: Rules, name: str) -> None:
+    def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder) -> None:
         self.name = name
         self.rules = rules
         self.store = Store(settings.state, rules.topology.limits)
         self.fleet = FleetReader(self.store, rules.topology, rules.book)
+        self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
         self.yard = open_yard(settings, name)
@@ -100,6 +105,7 @@ class Router:
             asyncio.create_task(keep, name=name)
             for name, keep in {
                 "fleet": self.fleet.run(),
+                "folder": self.folder.run(),
                 "results": self.results.run(),
                 "tidy": self._tidy(),
                 "deadlines": self._deadlines.run(),
@@ -195,7 +201,10 @@ class Router:
         Raises:
             BrokerUnavailableError: the broker or the state store does not answer.
         """
-        return await view_fleet(self.rules.topology, self.fleet, self.yard, self.scaler.wanted(), self.store)
+        topology, catalogue = self.rules.topology, self.rules.catalogue
+        view = await view_fleet(topology, self.fleet, self.yard, self.scaler.wanted(), self.store)
+        old = tuple(name for name, report in sorted((await self.store.catalogues()).items()) if report.queues_changed)
+        return msgspec.structs.replace(view, disabled=catalogue.disabled, outdated=catalogue.outdated, restart=old)
 
     async def _consume(self) -> None:
         outage = Outage("broker")

@@ -135,6 +135,11 @@ class FleetReader:
                 away = True
             await asyncio.sleep(BEAT)
 
+    def renew(self, book: ProfileBook) -> None:
+        """Place by other profiles, and by models as the catalogue has them now."""
+        self._book = book
+        self._outlook.renew(book)
+
     def readings(self) -> list[Reading]:
         """What placements were decided from and is not kept yet: to be kept with the next records, then `kept`."""
         keep = self._topology.limits.keep_explanation

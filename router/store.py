@@ -17,6 +17,7 @@ from router.tenants import day_of
 from tasks.connection import Line, connect, told_plainly
 from tasks.deadlines import OVERDUE, Overdue, overdue_answer
 from tasks.holding import DRAW, RESIGN, SURVEY, Drawn, Survey, draw_answer, survey_answer
+from tasks.reload import LIVE, WATCH, Report
 from tasks.scripts import FINISH, REVIVE, Ending, finish_args
 from tasks.topology import Limits
 from tasks.transport import PACKED, DeadLetter
@@ -24,6 +25,8 @@ from taxiway.blobs import KEPT, Buffer
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.job import JobState, failure_meta
 from taxiway.keys import (
+    CATALOGUES,
+    CATALOGUES_SEEN,
     DEAD,
     DEVICES,
     HEARTBEATS,
@@ -32,6 +35,7 @@ from taxiway.keys import (
     LENGTHS,
     RELEASED,
     RELEASER,
+    RELOADS,
     STARTS,
     WORK,
     blob_key,
@@ -90,6 +94,7 @@ class Store:
         self._finish = self._client.register_script(FINISH)
         self._revive = self._client.register_script(REVIVE)
         self._draw = self._client.register_script(DRAW)
+        self._watch = self._client.register_script(WATCH)
         self._ahead = 0.0
         self._turn: float | None = None  # the time that was told in this turn of the event loop
 
@@ -304,6 +309,28 @@ class Store:
         """Somebody says that they start devices of the class when there should be some."""
         with told_plainly(_SERVER):
             await self._client.hset(STARTS, hardware_class, repr(self.now()))
+
+    async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
+        """Tell what this router serves, and hear how often a look at the models folder was asked for."""
+        with told_plainly(_SERVER):
+            answer: Any = await self._watch(keys=[CATALOGUES, CATALOGUES_SEEN], args=list(arguments))
+        return [int(one) for one in answer]
+
+    async def ask_reload(self) -> int:
+        """Ask all processes to look at their models folder; how often that was asked, with this."""
+        with told_plainly(_SERVER):
+            return int(await self._client.incr(RELOADS))
+
+    async def catalogues(self) -> dict[str, Report]:
+        """What each process that runs serves, by its name."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.time()
+                pipeline.zrange(CATALOGUES_SEEN, 0, -1, withscores=True)
+                pipeline.hgetall(CATALOGUES)
+                now, seen, reports = await pipeline.execute()
+        live = [name for name, at in seen if now[0] - at <= LIVE and name in reports]
+        return {name.decode(): msgspec.json.decode(reports[name], type=Report) for name in live}
 
     async def close(self) -> None:
         """Disconnect."""

@@ -48,6 +48,8 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
 
     `silent` has the workers that are left out of `devices`, with the seconds since their last heartbeat: they may have
     died, or lost the state store. `held` counts the jobs in holding, `dead` the messages that were given up and kept.
+    `disabled` says by name why models are not served, `outdated` by name and version which are served as they were
+    before their file became wrong. The processes in `restart` go by a queues.yaml that was changed since they started.
     """
 
     stale: bool
@@ -58,6 +60,9 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceFacts, ...]
     moves: tuple[Moved, ...]
     silent: dict[str, float] = {}
+    disabled: Mapping[str, str] = {}
+    outdated: Mapping[str, str] = {}
+    restart: tuple[str, ...] = ()
 
     @property
     def spending(self) -> float:

@@ -21,7 +21,7 @@ from router.standing import shown
 from tasks.catalogue import Catalogue, Model
 from tasks.moving import Peeked, Step
 from tasks.ticket import TicketError, read_ticket, sign
-from taxiway.errors import InvalidRequestError, UnknownModelError
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
 from taxiway.job import JobState, MoveRecord, read_moves
 from taxiway.keys import work_cell
 from taxiway.wire import HEADER, Envelope
@@ -92,7 +92,7 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
     try:
         model = catalogue.resolve(fields.get("model", ""))
         moves = read_moves(fields.get("moves", ""))
-    except (UnknownModelError, msgspec.MsgspecError):
+    except (UnknownModelError, ModelUnavailableError, msgspec.MsgspecError):
         return None
     deadline_at = float(fields["deadline_at"])
     needs = replace(basis.needs, deadline=deadline_at - now if deadline_at else None, level=int(fields["level"]))

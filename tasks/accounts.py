@@ -81,11 +81,12 @@ def _router(classes: Iterable[str]) -> str:
 def _worker(classes: Iterable[str]) -> str:
     """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest."""
     jobs = [make("*") for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key)]
-    facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS]
+    facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS, keys.CATALOGUES, keys.CATALOGUES_SEEN]
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
     grants = [
         _grant("+lpush +ltrim", [f"%W~{keys.DEAD}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
+        _grant("+get", [f"%R~{keys.RELOADS}"]),
     ]
     return " ".join([_GREETING, _SERVING, *owns, *_CHANNELS, *grants])
 

@@ -7,7 +7,8 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,9 @@ import msgspec
 
 from tasks.document import DocumentError, Size, json_schema, parse_document
 from tasks.expectation import Told
-from taxiway.errors import UnknownModelError
+from tasks.graphs import GraphError, differences
+from tasks.local_files import local_sha256, local_signature
+from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
 from taxiway.request import TERMS
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
@@ -177,7 +180,8 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """One version of one model.
 
     `size_unit` says what a row's size counts in profiles and buckets (tokens, pixels, steps); `expected_size` is taken
-    for a row before anyone has looked into it. `reference` names the variant the others are held against.
+    for a row before anyone has looked into it. `reference` names the variant the others are held against. `folder` and
+    `file` are where it was read from, the file from the folder of all models on.
     """
 
     name: Name
@@ -198,6 +202,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     reference: str
     examples: tuple[Any, ...] = ()
     folder: str = ""
+    file: str = ""
 
     @property
     def id(self) -> str:
@@ -206,31 +211,66 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Catalogue:
-    """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest)."""
+    """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest). Immutable.
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
+    Attributes:
+        models: what is served, by `name:version`.
+        disabled: why a model is not served, by the name that is asked for: a bare one for `model.yaml`, else
+            `name:version` with the version in the file's name.
+        outdated: why the file of a model that is still served in its last good form is wrong, by `name:version`.
+        files: the files beside a model.yaml that it names, wrong ones included: these may repair or spoil a model.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        disabled: Mapping[str, str] | None = None,
+        outdated: Mapping[str, str] | None = None,
+        files: Collection[Path] = (),
+    ) -> None:
         self.models = dict(models)
-        self._names = _names(models)
+        self.files = frozenset(files)
+        self.disabled = dict(disabled or {})
+        self.outdated = dict(outdated or {})
+        self._names = _names(models, self.disabled)
 
     def resolve(self, reference: str) -> Model:
         """The model that `sentiment`, `sentiment:2` or `sentiment@stable` means.
 
         Raises:
+            ModelUnavailableError: it is disabled; says why.
             UnknownModelError: nothing of that name; it lists near names.
         """
         found = self._names.get(reference)
         if found is None:
-            near = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise UnknownModelError(f"unknown model {reference!r}{hint}", model=reference, near=near)
+            raise self._missing(reference)
         return found
 
+    def serves(self, reference: str) -> bool:
+        """Whether `resolve` gives a model for the reference."""
+        return reference in self._names
 
-def _names(models: Mapping[str, Model]) -> dict[str, Model]:
+    def versions(self, name: str) -> list[Model]:
+        """The served versions of the model of that bare name, the oldest first."""
+        return sorted((model for model in self.models.values() if model.name == name), key=lambda model: model.version)
+
+    def _missing(self, reference: str) -> TaxiwayError:
+        name = reference.partition("@")[0].partition(":")[0]
+        reason = self.disabled.get(reference) or self.disabled.get(name)
+        if reason is not None:
+            message = f"model {reference!r} is disabled: {reason}"
+            return ModelUnavailableError(message, model=reference, reason=reason)
+        near = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        return UnknownModelError(f"unknown model {reference!r}{hint}", model=reference, near=near)
+
+
+def _names(models: Mapping[str, Model], disabled: Collection[str]) -> dict[str, Model]:
     names: dict[str, Model] = dict(models)
     for model in sorted(models.values(), key=lambda m: (m.name, m.version)):
         bare = names.get(model.name)
-        if bare is None or "stable" not in bare.aliases:
+        current = "stable" in model.aliases or model.name not in disabled  # else an older one would stand in unasked
+        if current and (bare is None or "stable" not in bare.aliases):
             names[model.name] = model
         names |= {f"{model.name}@{alias}": model for alias in model.aliases}
     return names
@@ -245,7 +285,7 @@ def parse_model(text: str, file: str, folder: str = "") -> Model:
     model = parse_document(text, Model, file=file, error=ModelError)
     for path, expected, value in _contradictions(model):
         raise ModelError(file, path, expected, value)
-    return msgspec.structs.replace(model, folder=folder)
+    return msgspec.structs.replace(model, folder=folder, file=file)
 
 
 def schema() -> dict[str, Any]:
@@ -353,30 +393,148 @@ def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> _Contradicti
             yield f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact
 
 
-def load_catalogue(root: Path) -> Catalogue:
-    """Read every `model*.yaml` one folder below `root`.
+def load_catalogue(root: Path, last: Catalogue | None = None) -> Catalogue:
+    """The models that `model*.yaml` describe one folder below `root`; one that is wrong is disabled, with the reason.
 
-    Raises:
-        ModelError: one of them is wrong, or two claim the same version or alias.
+    Where two files claim the same version or alias, `model.yaml` has it, then the first by file name; the other is
+    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong.
     """
-    models: dict[str, Model] = {}
-    aliases: dict[str, str] = {}
-    for path in sorted(root.glob("*/model*.yaml")):
-        model = parse_model(_text(path), str(path), str(path.parent))
+    loading = _Loading(root, last)
+    for path in sorted(root.glob("*/model*.yaml"), key=lambda path: (path.parent, path.name != _CURRENT, path.name)):
+        if not path.parent.name.startswith("."):  # Kubernetes keeps the folders that its links lead to there
+            loading.add(path)
+    return loading.catalogue
+
+
+class _Loading:
+    """The catalogue of a folder as its files are read, in the order in which they win a clash."""
+
+    def __init__(self, root: Path, last: Catalogue | None) -> None:
+        self._root = root
+        self._last = {} if last is None else {model.file: model for model in last.models.values()}
+        self._models: dict[str, Model] = {}
+        self._aliases: dict[str, Model] = {}
+        self._disabled: dict[str, str] = {}
+        self._outdated: dict[str, str] = {}
+        self._files: set[Path] = set()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(self._models, self._disabled, self._outdated, self._files)
+
+    def add(self, path: Path) -> None:
+        """Take in one file's model, or why there is none."""
+        file = str(path.relative_to(self._root))
+        served = self._last.get(file)
+        try:
+            model = self._read(path, file)
+            self._take(model if model != served else served)  # who holds the old object sees that nothing changed
+        except ModelError as error:
+            if served is not None and self._fault(served) is None:
+                self._outdated[served.id] = str(error)
+                self._take(served)
+            else:
+                self._disabled[_reference(path)] = str(error)
+
+    def _read(self, path: Path, file: str) -> Model:
+        model = _parsed(_text(path, file), file, str(path.parent))
+        local = (artefact for artefact in model.artefacts.values() if isinstance(artefact, LocalFile))
+        self._files |= {path.parent / artefact.path for artefact in local}
         if model.name != path.parent.name:
-            raise ModelError(str(path), "name", f"the folder's name {path.parent.name!r}", model.name)
-        if model.id in models:
-            raise ModelError(str(path), "version", "a version that no other file here has", model.version)
+            raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
+        for where, expected, value in _file_contradictions(model):
+            raise ModelError(file, where, expected, value)
+        if (fault := self._fault(model)) is not None:
+            raise fault
+        return model
+
+    def _fault(self, model: Model) -> ModelError | None:
+        """What the model claims and another file has."""
+        other = self._models.get(model.id)
+        if other is not None:
+            return ModelError(model.file, "version", f"a version that {other.file} does not have", model.version)
         for alias in model.aliases:
-            other = aliases.setdefault(f"{model.name}@{alias}", model.id)
-            if other != model.id:
-                raise ModelError(str(path), "aliases", f"no alias of {other}", alias)
-        models[model.id] = model
-    return Catalogue(models)
+            other = self._aliases.get(f"{model.name}@{alias}")
+            if other is not None:
+                return ModelError(model.file, "aliases", f"no alias of {other.id} in {other.file}", alias)
+        return None
+
+    def _take(self, model: Model) -> None:
+        self._models[model.id] = model
+        self._aliases |= {f"{model.name}@{alias}": model for alias in model.aliases}
 
 
-def _text(path: Path) -> str:
+_parsed = lru_cache(maxsize=1024)(parse_model)
+"""The same object for the same text, which is not parsed again: a changed file among many costs only its own time."""
+
+_CURRENT = "model.yaml"
+
+
+def _reference(path: Path) -> str:
+    """The name by which the model of a file is asked for, as far as the file's own name tells."""
+    return path.parent.name if path.name == _CURRENT else f"{path.parent.name}:{path.stem.removeprefix('model-')}"
+
+
+def _file_contradictions(model: Model) -> _Contradictions:
+    """What is wrong with the files beside model.yaml that a variant needs, cheaply: without opening weights."""
+    for name in sorted({artefact for variant in model.variants.values() for artefact in variant.artefacts.values()}):
+        for source in sorted({name, *_sources(model, name)}):
+            artefact = model.artefacts[source]
+            if isinstance(artefact, LocalFile):
+                yield from _local_contradictions(model, source, artefact)
+    for name, variant in model.variants.items():
+        graph = model.artefacts.get(variant.artefacts.get("graph", ""))
+        if isinstance(graph, LocalFile):
+            yield from graph_contradictions(model, name, Path(model.folder, graph.path))
+
+
+def _local_contradictions(model: Model, name: str, artefact: LocalFile) -> _Contradictions:
+    path = Path(model.folder, artefact.path)
+    if not path.is_file():
+        yield f"artefacts.{name}.path", f"a file in {Path(model.folder).name}/", artefact.path
+    elif (got := local_sha256(path)) not in (artefact.sha256, None):
+        yield f"artefacts.{name}.sha256", f"that of {artefact.path}, {got}", artefact.sha256
+
+
+def graph_contradictions(model: Model, variant: str, path: Path) -> _Contradictions:
+    """Where the ONNX file at `path` is not what model.yaml says of the variant that runs it; nothing for others.
+
+    Yields:
+        The path inside model.yaml, what was expected there, and what it says.
+    """
+    described = model.variants[variant]
+    declared = _graph_tensors(model)
+    if described.runtime != "onnx" or declared is None:
+        return
+    try:
+        signature = local_signature(path)
+    except (GraphError, OSError) as error:
+        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Told(f"{path.name}: {error}")
+        return
+    for where, expected, value in differences(signature, *declared, rows=described.max_batch or 0):
+        yield where, f"{expected} as in {path.name}", value
+
+
+def _graph_tensors(model: Model) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]] | None:
+    """The inputs and outputs that a graph of the model has to have; None where they are not checked."""
+    if model.pipeline == "tensors":
+        return model.inputs, model.outputs
+    if model.pipeline == "image":
+        pixels = [spec for spec in model.inputs if spec.name == "pixels"]
+        return pixels, (TensorSpec("logits", "FP32", (-1, -1)),)
+    if model.pipeline == "text":
+        tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask")]
+        return tokens, (TensorSpec("sentence_embedding", "FP32", (-1, -1)),)
+    return None
+
+
+def _text(path: Path, file: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error
+        raise ModelError(file, "", "a readable file of UTF-8 text", Told(_plainly(error))) from error
+
+
+def _plainly(error: OSError | UnicodeDecodeError) -> str:
+    """What is wrong with a file, without its place on this machine."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

@@ -1,5 +1,7 @@
 """The inputs and outputs that an ONNX file declares, read without its weights and without ONNX Runtime.
 
+What is declared in model.yaml is held against them.
+
 Only the few fields below are decoded and the rest is skipped, so a file of gigabytes costs milliseconds, in a router
 as in a worker. Source: onnx.proto of ONNX 1.18 (`ModelProto`, `GraphProto`, `ValueInfoProto`, `TypeProto`).
 """
@@ -7,9 +9,10 @@ as in a worker. Source: onnx.proto of ONNX 1.18 (`ModelProto`, `GraphProto`, `Va
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
@@ -60,6 +63,85 @@ class Signature:
 
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
+
+
+class Declared(Protocol):
+    """An input or output as model.yaml says it (`catalogue.TensorSpec`)."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def datatype(self) -> str:
+        """Its Open Inference Protocol datatype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """-1 at the batch axis, and where a length may vary."""
+
+    @property
+    def batch_axis(self) -> int | None:
+        """Where the batch is; None where there is none."""
+
+
+Difference = tuple[str, str, object]
+"""A path inside model.yaml, what was expected there, and what it says."""
+
+
+def differences(
+    signature: Signature, inputs: Sequence[Declared], outputs: Sequence[Declared], *, rows: int = 0
+) -> Iterator[Difference]:
+    """Where the declared tensors are not the graph's. `rows` is the largest batch, where there is a limit.
+
+    A graph may give more outputs than are declared; its inputs must all be there.
+    """
+    yield from _unlike("inputs", signature.inputs, inputs, rows)
+    yield from _unlike("outputs", signature.outputs, outputs, rows)
+    for missing in [one.name for one in signature.inputs if one.name not in {spec.name for spec in inputs}]:
+        yield "inputs", f"an input {missing!r}", [spec.name for spec in inputs]
+
+
+def _unlike(place: str, found: Sequence[GraphTensor], specs: Sequence[Declared], rows: int) -> Iterator[Difference]:
+    named = {one.name: one for one in found}
+    for index, spec in enumerate(specs):
+        tensor = named.get(spec.name)
+        where = f"{place}.{index}"
+        if tensor is None:
+            yield f"{where}.name", f"one of {sorted(named)}", spec.name
+        elif not _converts(place, tensor.datatype, spec.datatype):
+            yield f"{where}.datatype", tensor.datatype or "another type", spec.datatype
+        elif tensor.shape is not None and not _fits(place, tensor.shape, spec, rows):
+            yield f"{where}.shape", _shape_words(tensor.shape, spec, rows), list(spec.shape)
+
+
+def _converts(place: str, graph: str, declared: str) -> bool:
+    """Whether the graph takes the declared type, or gives one that becomes it: of floats only floats become one."""
+    if graph == declared or place == "inputs":
+        return graph == declared
+    return graph.startswith("FP") == declared.startswith("FP") and "BYTES" not in (graph, declared)
+
+
+def _fits(place: str, shape: Sequence[int], spec: Declared, rows: int) -> bool:
+    if len(shape) != len(spec.shape):
+        return False
+    pairs = enumerate(zip(shape, spec.shape, strict=True))
+    return all(
+        _axis_fits(place, length, said, batch=axis == spec.batch_axis, rows=rows) for axis, (length, said) in pairs
+    )
+
+
+def _axis_fits(place: str, length: int, said: int, *, batch: bool, rows: int) -> bool:
+    if batch:
+        return length == -1 or length == rows == 1
+    return length in (-1, said) or (said == -1 and place == "outputs")
+
+
+def _shape_words(shape: Sequence[int], spec: Declared, rows: int) -> str:
+    axis = spec.batch_axis
+    if axis is not None and len(shape) == len(spec.shape) and shape[axis] != -1 and rows != 1:
+        return f"a batch axis of any length, and not {shape[axis]} (or `max_batch: 1` where that is 1),"
+    return str(list(shape))
 
 
 _Value = int | memoryview

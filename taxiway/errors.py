@@ -15,6 +15,7 @@
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
     │   │   └── BrokerFullError            it has no memory left
     │   ├── NoDeviceError              the devices that could run it are not there now
+    │   ├── ModelUnavailableError      the model's description or files are wrong: an operator repairs them
     │   ├── DeviceFaultError           the device failed while it ran the job, and so did its retries
     │   ├── OverloadedError            the queues cannot drain in time, or its tenant spent its day's money
     │   ├── RateLimitedError           its tenant asks a router too often
@@ -146,6 +147,12 @@ class NoDeviceError(FleetUnavailable):
     """Devices that could run it are configured, and none is live."""
 
     code = "no_device"
+
+
+class ModelUnavailableError(FleetUnavailable):
+    """The model is in the fleet's catalogue and disabled; `details["reason"]` says what is wrong with it."""
+
+    code = "model_unavailable"
 
 
 class DeviceFaultError(FleetUnavailable):

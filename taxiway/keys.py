@@ -58,6 +58,14 @@ HEARTBEATS = "taxiway:heartbeats"
 LIVES = "taxiway:lives"
 """Sorted set of the lives under which routers may hold what they took, by their last sign on the broker's clock."""
 
+RELOADS = "taxiway:reloads"
+"""How often somebody asked that all processes look at their models folder."""
+
+CATALOGUES = "taxiway:catalogues"
+"""Hash of a router's or worker's name to what it serves; `CATALOGUES_SEEN` has when it last said so."""
+
+CATALOGUES_SEEN = "taxiway:catalogues-seen"
+
 LEAD = "taxiway:lead"
 """The token of the router that moves waiting work, while its lease lasts; `LEADS` counts how often it changed hands."""
 

@@ -10,8 +10,9 @@ from celery import Celery
 from celery.app.task import Task
 from kombu import compression, disable_insecure_serializers
 
-from tasks.catalogue import load_catalogue
 from tasks.celery_app import make_app
+from tasks.local.machine import packages
+from tasks.models_folder import ModelsFolder
 from tasks.settings import settings_from
 from tasks.topology import load_topology
 from tasks.tracing import start_tracing
@@ -30,12 +31,12 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
 
     Raises:
         SettingsError: a variable is missing or wrong.
-        DocumentError: queues.yaml or a model.yaml is wrong.
+        TopologyError: queues.yaml is wrong. A model that is wrong is disabled alone.
     """
     settings = settings_from(environment)
     topology = load_topology(settings.queues)
     options = options_from(environment, topology)
-    context = WorkerContext(options, settings, topology, load_catalogue(settings.models))
+    context = WorkerContext(options, settings, topology, ModelsFolder(settings.models, settings.queues, packages()))
     _read_plainly()
     made = make_app(settings, topology, backend=_path(WriteOnceBackend))
     made.conf.update(_worker_settings(context))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from celery import Celery
 
-from tasks.catalogue import Catalogue
+from tasks.catalogue import Model
+from tasks.models_folder import ModelsFolder
 from tasks.settings import Settings, SettingsError
 from tasks.topology import HardwareClass, Topology
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+
+logger = logging.getLogger(__name__)
 
 PREFETCH = 3
 """Messages fetched ahead, in largest batches: one runs, one forms, one is on its way (NOTES: 2 to 3)."""
@@ -42,12 +47,23 @@ class WorkerContext:
     options: WorkerOptions
     settings: Settings
     topology: Topology
-    catalogue: Catalogue
+    folder: ModelsFolder
 
     @property
     def hardware(self) -> HardwareClass:
         """The class that the worker serves."""
         return self.topology.hardware[self.options.hardware_class]
+
+    def warm(self) -> list[Model]:
+        """The models that the class keeps warm, as far as the catalogue serves them; others are logged."""
+        found = []
+        for name in self.hardware.warm:
+            try:
+                found.append(self.folder.catalogue.resolve(name))
+            except (UnknownModelError, ModelUnavailableError) as error:
+                extra = {"class": self.options.hardware_class, "reason": error.message}
+                logger.error("a model that the class keeps warm is not served", extra=extra)
+        return found
 
 
 _contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()

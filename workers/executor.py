@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from tasks.artefacts import ArtefactError, ArtefactStore
-from tasks.catalogue import Model, Variant
+from tasks.catalogue import Catalogue, Model, ModelError, Variant, graph_contradictions
 from tasks.facts import variant_key
 from tasks.lengths import ran_size
 from tasks.profiles import Known, ProfileBook
@@ -85,13 +85,44 @@ class Executor:
         self._uses: dict[str, Uses] = {}
         self._loaded: dict[str, Loaded] = {}
         self._retry_at: dict[str, float] = {}
+        self._catalogue: Catalogue | None = None
+        self._retired: list[Loaded] = []
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
         on_host = device.kind == "cpu"
         self._host_memory = self._budget if on_host else int(psutil.virtual_memory().total * CPU_SHARE)
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
-        """The variant if it is loaded. Any thread may ask."""
-        return self._loaded.get(variant_key(model.id, variant))
+        """The variant if it is loaded as this very model describes it. Any thread may ask."""
+        loaded = self._loaded.get(variant_key(model.id, variant))
+        return loaded if loaded is not None and loaded.model is model else None
+
+    def is_current(self, model: Model) -> bool:
+        """Whether the catalogue has this very model; always, until a catalogue was given (`renew`)."""
+        return self._catalogue is None or self._catalogue.models.get(model.id) is model
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
+        """Go by another catalogue and other profiles: what is not in it as it was loaded is unloaded.
+
+        A variant in use is unloaded once it is not (`sweep`), and takes no more jobs.
+        """
+        self._catalogue, self._book = catalogue, book
+        for key, loaded in list(self._loaded.items()):
+            model, name = catalogue.models.get(loaded.model.id), key.partition("/")[2]
+            if model is not None and _runs_alike(loaded.model, model, name):
+                loaded.model, loaded.variant, loaded.known = model, model.variants[name], self._known(model, name)
+            else:
+                self._retired.append(self._loaded.pop(key))
+                self._tracks.pop(key, None)
+                self._uses.pop(key, None)
+        self.unavailable.clear()  # a repaired variant is tried at once; any other says again why it fails
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Unload what the catalogue has no more and nothing uses any more."""
+        for loaded in [one for one in self._retired if not one.in_use]:
+            self._retired.remove(loaded)
+            loaded.runtime.unload()
+            logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
 
     def all_loaded(self) -> list[Loaded]:
         """Every loaded variant. Any thread may ask."""
@@ -103,7 +134,7 @@ class Executor:
 
     def memory_used(self) -> int:
         """Bytes that loaded variants hold. Any thread may ask."""
-        return sum(_memory(loaded) for loaded in self.all_loaded())
+        return sum(_memory(loaded) for loaded in (*self.all_loaded(), *self._retired))
 
     def max_batch(self, loaded: Loaded) -> int:
         """Most rows of the variant in one batch here."""
@@ -173,13 +204,19 @@ class Executor:
 
     def warm_up(self, model: Model) -> None:
         """Load one variant of `model` before any is asked for: the fastest, by its profile, that can be loaded."""
-        for name in self._fastest_first(model):
+        for name in self.fastest_first(model):
             try:
                 self.load(model, name)
             except ExecutionError:
                 continue  # `load` has said why, and the heartbeat will
             return
         logger.warning("no variant of a warm model runs here", extra={"model": model.id})
+
+    def fastest_first(self, model: Model) -> list[str]:
+        """The model's variants that can run here, the fastest first by their profiles."""
+        rows = self.hardware.max_batch
+        able = [(self._known(model, name).profile, name) for name, v in model.variants.items() if self._can_run(v)]
+        return [name for profile, name in sorted(able, key=lambda a: (a[0].latency(rows, model.expected_size), a[1]))]
 
     def runs_example(self, key: str) -> bool:
         """Whether a variant answers its model's first example; False where it is not loaded, or there is none."""
@@ -221,11 +258,13 @@ class Executor:
 
     def _open(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]
+        files = self._artefacts.files(model, name)
+        _check_graph(model, name, files)
         placed = Placed(
             variant=key,
             precision=variant.precision,
             entry=variant.entry,
-            files=self._artefacts.files(model, name),
+            files=files,
             device=self.device.address,
             threads=self._threads,
             compiled=self._compiled,
@@ -246,7 +285,8 @@ class Executor:
         return loaded
 
     def _residents(self, keeping: Collection[str]) -> list[Resident]:
-        return [
+        retired = [Resident(one.key, _memory(one), Uses(), one.seconds, in_use=True) for one in self._retired]
+        return retired + [
             Resident(one.key, _memory(one), self._uses[one.key], one.seconds, one.in_use or one.key in keeping)
             for one in self._loaded.values()
         ]
@@ -262,11 +302,6 @@ class Executor:
     def _unavailable(self, key: str) -> ExecutionError:
         return ExecutionError(f"{key} is unavailable on this device: {self.unavailable[key]}", variant=key)
 
-    def _fastest_first(self, model: Model) -> list[str]:
-        rows = self.hardware.max_batch
-        able = [(self._known(model, name).profile, name) for name, v in model.variants.items() if self._can_run(v)]
-        return [name for profile, name in sorted(able, key=lambda a: (a[0].latency(rows, model.expected_size), a[1]))]
-
     def _can_run(self, variant: Variant) -> bool:
         return (
             variant.runtime in self.hardware.runtimes
@@ -280,6 +315,21 @@ class Executor:
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
 
+def _runs_alike(one: Model, other: Model, variant: str) -> bool:
+    """Whether what was loaded of a variant by one description runs as it would by another."""
+    if one is other:
+        return True
+    return variant in other.variants and _what_runs(one, variant) == _what_runs(other, variant)
+
+
+def _what_runs(model: Model, variant: str) -> tuple[Any, ...]:
+    """All that decides how a loaded variant answers."""
+    described = model.variants[variant]
+    runs = (described.runtime, described.precision, described.entry, described.artefacts, described.memory)
+    pipeline = (model.pipeline, model.inputs, model.outputs, model.parameters, model.size_unit, model.buckets)
+    return (*runs, described.max_batch, model.artefacts, *pipeline)
+
+
 def most_rows(hardware: HardwareClass, variant: Variant) -> int:
     """Most rows of a variant in one batch of the class."""
     return min(hardware.max_batch, variant.max_batch or hardware.max_batch)
@@ -289,6 +339,12 @@ def _compiled_for(device: Device, cache: Path) -> Path:
     """The folder of programs compiled for devices such as this one: others may lack its instructions."""
     kind = "\n".join((device.kind, device.name, *device.instruction_sets))
     return cache / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:16]
+
+
+def _check_graph(model: Model, variant: str, files: Mapping[str, Path]) -> None:
+    """Refuse a graph that is not what model.yaml says: its first batch would fail less clearly. `ModelLoadError`."""
+    for where, expected, value in graph_contradictions(model, variant, files["graph"]) if "graph" in files else ():
+        raise ModelLoadError(str(ModelError(model.file, where, expected, value)))
 
 
 def _memory(loaded: Loaded) -> int:

@@ -68,6 +68,15 @@ class InFlight:
             self._running[loaded.key] = _Running(loaded, loaded.pipeline.begin(loaded.runtime))
         return True
 
+    def retire(self) -> None:
+        """Let the rows of variants that the catalogue has no more run to their end, and nobody join them."""
+        for key, running in list(self._running.items()):
+            loaded = running.loaded
+            if self._executor.ready(loaded.model, loaded.key.partition("/")[2]) is not loaded:
+                del self._running[key]
+                if running.owners:
+                    self._running[f"{loaded.key}#{id(running):x}"] = running
+
     def serves(self, key: str) -> bool:
         """Whether the variant of that key is served."""
         return key in self._running

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from tasks.catalogue import Catalogue
+from tasks.catalogue import Model
 from tasks.facts import variant_key
+from tasks.models_folder import ModelsFolder
 from tasks.signature import bind, check_stream
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail, trail_of
 from taxiway.blobs import Buffer, Reference, may_refer, referred, resolved
-from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
+from taxiway.errors import ExecutionError, ModelUnavailableError, TaxiwayError
 from taxiway.keys import INFER
 from taxiway.request import Request
 from taxiway.tracing import TRACEPARENT, TRACESTATE
@@ -114,11 +115,11 @@ def _followed(embed: _Embed) -> bool:
 
 
 class Intake:
-    """Reads deliveries; `fetch` is asked for the blobs that a request refers to."""
+    """Reads deliveries by the models of `folder`; `fetch` is asked for the blobs that a request refers to."""
 
-    def __init__(self, catalogue: Catalogue, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
+    def __init__(self, folder: ModelsFolder, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
         self._fetch = fetch
-        self._catalogue = catalogue
+        self._folder = folder
         self._hardware = hardware
 
     def portions(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
@@ -146,17 +147,14 @@ class Intake:
 
         Raises:
             RequestError: the request is wrong, or its model is not in this worker's catalogue.
+            ModelUnavailableError: the model is disabled here, or has the variant no more.
         """
         ticket = delivery.ticket
         request = _request(delivery)
         if may_refer(delivery.body):
             request = with_blobs(request, contents)
-        model = self._catalogue.resolve(ticket.model)
         variant = ticket.variants[delivery.hardware_class]
-        if variant not in model.variants:
-            raise InvalidRequestError(
-                f"model: expected a variant of {model.id} ({', '.join(model.variants)}), got {variant!r}", field="model"
-            )
+        model = self._model(ticket.model, variant)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
         if request.stream:
             check_stream(model, bound)
@@ -174,6 +172,22 @@ class Intake:
             deadline=ticket.deadline_at or math.inf,
             stream=bool(request.stream),
         )
+
+    def _model(self, reference: str, variant: str) -> Model:
+        """The model with this variant: a router may have seen it in the folder a moment before this worker does.
+
+        Raises:
+            UnknownModelError: there is no such model here.
+            ModelUnavailableError: it is disabled here, or has the variant no more.
+        """
+        served = self._folder.catalogue.models.get(reference)
+        if served is None or variant not in served.variants:
+            self._folder.look()
+        model = self._folder.catalogue.resolve(reference)
+        if variant not in model.variants:
+            reason = f"its variant {variant!r} is no longer in the catalogue ({', '.join(model.variants)})"
+            raise ModelUnavailableError(f"model {model.id!r} changed: {reason}", model=model.id, reason=reason)
+        return model
 
     def _contents(self, found: Sequence[Reference]) -> Contents:
         return self._fetch(found) if found else {}

@@ -34,7 +34,7 @@ class Lane:
         self.variant, self.bucket, self.alone, _ = key
         self.policy = policy
         self.lent = lent
-        self._profile = profile
+        self.profile = profile
         self._urgent: list[tuple[float, float, int, Job]] = []
         self._line: deque[Job] = deque()
         self.rows = 0
@@ -64,12 +64,16 @@ class Lane:
         self.rows -= len(job.waiting[self.bucket])
         job.waiting[self.bucket] = []
 
+    def jobs(self) -> set[Job]:
+        """The jobs that have rows here."""
+        return {job for *_, job in self._urgent if job.waiting[self.bucket]}
+
     def due(self, now: float, clock: float) -> float:
         """Seconds until the lane's batch should run; 0 means now. `clock` is the store's time less this host's."""
         while not self._line[0].waiting[self.bucket]:
             self._line.popleft()
         rows = min(self.rows, self.policy.max_batch)
-        run = self._profile.latency(rows, self.bucket)
+        run = self.profile.latency(rows, self.bucket)
         start_by = self.urgency()[0] - clock - run
         crowd = Crowd(self.rows, self._line[0].arrived, self._newest, start_by, run)
         wait = batcher.ready(crowd, now, self.policy, self._gap)
@@ -109,7 +113,7 @@ class Lane:
         rows = [head[3] for head in sorted(self._urgent) for _ in head[3].waiting[self.bucket]]
         for first in range(0, len(rows), self.policy.max_batch):
             batch = rows[first : first + self.policy.max_batch]
-            yield set(batch), self._profile.latency(len(batch), self.bucket)
+            yield set(batch), self.profile.latency(len(batch), self.bucket)
 
     def answered(self, now: float) -> None:
         """The batch that was taken has its answers."""

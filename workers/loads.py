@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from tasks.catalogue import Model
@@ -25,15 +24,19 @@ LEAVE = 5.0
 Urgency = tuple[float, float]
 """A job's deadline, and when it came: the least goes first."""
 
+_LAST: Urgency = (math.inf, math.inf)
+
 Lined = Callable[[Urgency], Collection[str]]
 """Gives the variants that jobs at least as urgent wait for in lanes: they keep their memory until these have run."""
 
 
 @dataclass(slots=True)
 class _Load:
-    """One load: its thread, and at last what came of it."""
+    """One load: its thread, and at last what came of it. Where nothing waits, `rest` is what is tried if it fails."""
 
     key: str
+    model: Model
+    rest: Sequence[str] = ()
     thread: threading.Thread | None = None
     outcome: Loaded | ExecutionError | None = None
 
@@ -55,7 +58,7 @@ class Loads:
         self._wake = wake
         self._fail = fail
         self._waiting: dict[str, list[Job]] = {}
-        self._lost: dict[str, tuple[Model, str]] = {}
+        self._wanted: list[tuple[Model, Sequence[str]]] = []
         self._load: _Load | None = None
         self._must_end_by = math.inf
         self._blocked: Urgency | None = None
@@ -75,9 +78,27 @@ class Loads:
         self._waiting.setdefault(job.key, []).append(job)
         self.rows += len(job.rows)
 
+    def want(self, model: Model) -> None:
+        """Load one variant of a model that no job waits for, once none waits for another: the fastest that loads."""
+        self._wanted.append((model, self._executor.fastest_first(model)))
+
     def replace(self, model: Model, variant: str) -> None:
         """Load a variant again that was lost, once no job waits for a load."""
-        self._lost[variant_key(model.id, variant)] = model, variant
+        if (model, [variant]) not in self._wanted:
+            self._wanted.append((model, [variant]))
+
+    def drop_outdated(self) -> list[Job]:
+        """The jobs whose model the catalogue has no more as they were read; they wait no more."""
+        self._wanted = [one for one in self._wanted if self._executor.is_current(one[0])]
+        dropped = []
+        for key, jobs in list(self._waiting.items()):
+            old = [job for job in jobs if not self._executor.is_current(job.model)]
+            dropped += old
+            self.rows -= sum(len(job.rows) for job in old)
+            self._waiting[key] = [job for job in jobs if job not in old]
+            if not self._waiting[key]:
+                del self._waiting[key]
+        return dropped
 
     def goes_ahead(self, urgency: Urgency) -> bool:
         """Whether what is so urgent may run before those that wait for the memory which it holds."""
@@ -87,13 +108,19 @@ class Loads:
         """The jobs whose variant is loaded since the last call; those of one that failed end."""
         if self._load is None or self._load.outcome is None:
             return []
-        key, outcome = self._load.key, self._load.outcome
+        load, outcome = self._load, self._load.outcome
         self._load, self._must_end_by = None, math.inf
+        if not self._executor.is_current(load.model):  # it was replaced meanwhile: who waits does so for the new one
+            if isinstance(outcome, Loaded):
+                outcome.runtime.unload()
+            return []
         if isinstance(outcome, ExecutionError):
-            self._fail(self._over(key), outcome)
+            self._fail(self._over(load.key), outcome)
+            if load.rest:
+                self._wanted.insert(0, (load.model, load.rest))
             return []
         self._executor.keep(outcome)
-        return self._over(key)
+        return self._over(load.key)
 
     def begin(self, lined: Lined) -> None:
         """Load for the most urgent job that memory can be had for, unless a load runs."""
@@ -110,24 +137,30 @@ class Loads:
             except ExecutionError as error:
                 self._fail(self._over(key), error)
             else:
-                self._start(key, job.model, job.variant)
+                self._start(_Load(key, job.model), job.variant)
                 return
-        self._begin_lost(lined((math.inf, math.inf)))
+        self._begin_wanted(lined(_LAST))
 
-    def _begin_lost(self, keeping: Collection[str]) -> None:
-        """Load one of the variants that were lost; one that finds no room is loaded when a job asks for it."""
-        while self._lost and self._load is None:
-            key, (model, variant) = self._lost.popitem()
-            if key in self._waiting or self._executor.ready(model, variant) is not None:
+    def _begin_wanted(self, keeping: Collection[str]) -> None:
+        """Load what is wanted and no job waits for; one that finds no room is loaded when a job asks for it."""
+        while self._wanted and self._load is None:
+            model, names = self._wanted.pop(0)
+            keys = [variant_key(model.id, name) for name in names]
+            if not names or self._waiting.keys() & set(keys) or any(self._executor.ready(model, one) for one in names):
                 continue
-            with suppress(InUseError, ExecutionError):  # the executor has said why
-                self._executor.make_room(model, variant, keeping=keeping)
-                self._start(key, model, variant)
+            try:
+                self._executor.make_room(model, names[0], keeping=keeping)
+            except InUseError:
+                continue
+            except ExecutionError:  # the executor has said why
+                self._wanted.insert(0, (model, names[1:]))
+            else:
+                self._start(_Load(keys[0], model, names[1:]), names[0])
 
     def give_up(self) -> list[Job]:
         """The jobs that wait for a load, and wait no more."""
         self._blocked = None
-        self._lost.clear()
+        self._wanted.clear()
         return [job for key in list(self._waiting) for job in self._over(key)]
 
     def leave(self) -> None:
@@ -135,12 +168,10 @@ class Loads:
         if self._load is not None and self._load.thread is not None:
             self._load.thread.join(LEAVE)
 
-    def _start(self, key: str, model: Model, variant: str) -> None:
-        load = _Load(key)
-
+    def _start(self, load: _Load, variant: str) -> None:
         def run() -> None:
             try:
-                load.outcome = self._executor.open(model, variant)
+                load.outcome = self._executor.open(load.model, variant)
             except ExecutionError as error:
                 load.outcome = error
             self._wake()

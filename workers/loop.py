@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from tasks.catalogue import Catalogue, Model
+from tasks.profiles import ProfileBook
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.batcher import BatchPolicy
 from workers.departure import Departure, Stint, unfinished
@@ -60,7 +62,7 @@ class DeviceLoop:
         end: takes what ended; called on the device thread.
         accepted: told of each delivery whose batch is about to run.
         revoked: whether Celery's remote control revoked a job.
-        again: takes a delivery whose claim was lost, to be claimed anew.
+        again: takes a delivery to be read again, and claimed again where its claim was lost.
         give_back: takes deliveries, in the order in which they came, that do not end here.
         departure: by when all must have ended that runs after `stop`.
         tell: takes the pieces of answers that are read as they come; called on the device thread.
@@ -95,6 +97,7 @@ class DeviceLoop:
         self._changed = threading.Condition()
         self._inbox: list[Job] = []
         self._inbox_rows = 0
+        self._renewal: tuple[Catalogue, ProfileBook, Sequence[Model]] | None = None
         self._rows_a_job = 1.0
         self._lanes: dict[Key, Lane] = {}
         self._clock = 0.0
@@ -113,6 +116,15 @@ class DeviceLoop:
             self._inbox_rows += rows
             if jobs:
                 self._rows_a_job += _SMOOTHING * (rows / len(jobs) - self._rows_a_job)
+            self._changed.notify_all()
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
+        """Go by another catalogue and other profiles, and keep these models warm. Any thread may tell.
+
+        A batch that runs ends as it began, and so does a generation; what waits is read again, for its model changed.
+        """
+        with self._changed:
+            self._renewal = catalogue, book, tuple(warm)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -215,6 +227,9 @@ class DeviceLoop:
             if wait > 0:
                 self._changed.wait_for(self._has_news, wait)
             jobs, self._inbox, self._inbox_rows = self._inbox, [], 0
+            renewal, self._renewal = self._renewal, None
+        if renewal is not None and not self._stopping.is_set():
+            self._renew(*renewal)
         for job in jobs:
             self._take_in(job)
         for job in self._loads.finish():
@@ -226,9 +241,32 @@ class DeviceLoop:
                 self._changed.notify_all()
 
     def _has_news(self) -> bool:
-        return bool(self._inbox) or self._loads.ended or self._stopping.is_set()
+        return bool(self._inbox) or self._loads.ended or self._stopping.is_set() or self._renewal is not None
+
+    def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
+        """Unload what is gone, load what is to be warm, and have jobs of changed models read again."""
+        self.executor.renew(catalogue, book)
+        self._inflight.retire()
+        waiting = set().union(*(lane.jobs() for lane in self._lanes.values()))
+        outdated = {job for job in waiting if not self.executor.is_current(job.model)}
+        for job in outdated:
+            self._land(job)
+        outdated |= set(self._loads.drop_outdated())
+        self.executor.sweep()
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane}
+        known = {loaded.key: loaded.known for loaded in self.executor.all_loaded()}
+        for lane in self._lanes.values():
+            lane.profile = known[lane.variant].profile if lane.variant in known else lane.profile
+        for model in warm:
+            self._loads.want(model)
+        for job in sorted(outdated, key=lambda job: job.arrived):
+            job.delivery.began = 0.0  # rows that ran already run again with the others
+            self._again(job.delivery)
 
     def _take_in(self, job: Job) -> None:
+        if not self.executor.is_current(job.model) and not self._stopping.is_set():
+            self._again(job.delivery)
+            return
         loaded = self.executor.ready(job.model, job.variant)
         if loaded is None:
             self._loads.wait(job)
@@ -412,6 +450,7 @@ class DeviceLoop:
         self._must_end_by = math.inf
         self.busy, self._busy_since = self.busy + time.monotonic() - started, None
         self._end([self._failed(job, error) if error else Answered(job) for job, error in finished])
+        self.executor.sweep()
         for job in self._inflight.jobs():
             if self._revoked(job.delivery.job) or job.delivery.ended:
                 self._land(job)

@@ -2,7 +2,8 @@
 
 `fetch` takes messages from Valkey and reads them, `intake` claims what Celery's consumer hands over, `device` forms
 batches and runs them, `finisher` writes results and acknowledges, `streams` tells answers as they come, `withdrawals`
-hears of jobs that were ended for it, `notice` that the machine is to be reclaimed, and `pulse` keeps what is held. What
+hears of jobs that were ended for it, `folder` follows the models folder, `notice` hears that the machine is to be
+reclaimed, and `pulse` keeps what is held. What
 touches the connection of Celery's consumer is done on the thread that owns it, the hub's.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import datetime
 import gc
 import logging
 import os
@@ -28,8 +28,6 @@ from celery.worker import state
 
 from tasks.artefacts import ArtefactStore
 from tasks.lending import unfit_for
-from tasks.local.machine import packages
-from tasks.profiles import ProfileBook, load_book
 from tasks.settings import STATES
 from tasks.tracing import trail_of
 from taxiway.blobs import Buffer, Reference
@@ -44,6 +42,7 @@ from workers.executor import Executor
 from workers.exhaustion import Exhaustion
 from workers.fetcher import Fetcher, in_order
 from workers.finisher import Finisher
+from workers.folder import FolderWatch
 from workers.hub import Hub
 from workers.intake import Intake
 from workers.ledger import Ledger
@@ -106,6 +105,7 @@ class DevicePool(BasePool):
         self._withdrawals = Withdrawals(self._store, self.ledger.held, self._say_occupied)
         self._loop = self._make_loop(executor)
         self._reception = self._make_reception(context)
+        self._folder = FolderWatch(context, self._loop, self._store)
         self._notice = NoticeWatch(context.hardware.notice, self._reclaimed)
         self.pulse = self._make_pulse(context)
         signal.signal(NOTICE, lambda *_: self._notice.signal())
@@ -223,7 +223,7 @@ class DevicePool(BasePool):
 
     def _make_reception(self, context: WorkerContext) -> Reception:
         return Reception(
-            Intake(context.catalogue, context.topology.hardware, self._blobs),
+            Intake(context.folder, context.topology.hardware, self._blobs),
             self._loop,
             self._store,
             end=self._finisher.put,
@@ -246,8 +246,8 @@ class DevicePool(BasePool):
         loaded = threading.Event()
 
         def serve_device() -> None:
-            for name in context.hardware.warm:
-                self._loop.executor.warm_up(context.catalogue.resolve(name))
+            for model in context.warm():
+                self._loop.executor.warm_up(model)
             loaded.set()
             self._loop.run()
 
@@ -257,6 +257,7 @@ class DevicePool(BasePool):
             "finisher": (self._finisher.run, self._finisher.stop),
             "streams": (self._streams.run, self._streams.stop),
             "withdrawals": (self._withdrawals.run, self._withdrawals.stop),
+            "folder": (self._folder.run, self._folder.stop),
             "notice": (self._notice.run, self._notice.stop),
             "pulse": (self.pulse.run, self.pulse.stop),
         }
@@ -368,16 +369,7 @@ def _executor(context: WorkerContext) -> Executor:
         sys.stderr.write(f"{error}\nhint: start this class with --emulate to serve it on the CPU, marked as emulated\n")
         raise SystemExit(NO_DEVICE) from error
     artefacts = ArtefactStore(context.settings.cache)
-    return Executor(context.hardware, device, artefacts, threads=context.options.threads, book=_book(context))
-
-
-def _book(context: WorkerContext) -> ProfileBook:
-    """The profiles as of today. A file that cannot be read costs its device the warning, not the worker its start."""
-    today = datetime.datetime.now(datetime.UTC).date()
-    book, broken = load_book(context.settings.models, today, packages())
-    for error in broken:
-        logger.warning("a profile cannot be read", extra={"error": str(error)})
-    return book
+    return Executor(context.hardware, device, artefacts, threads=context.options.threads, book=context.folder.book)
 
 
 def _spare_collections() -> None:

@@ -10,6 +10,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from tasks import scripts
+from tasks.reload import WATCH
 from tasks.scripts import Claim, Ending
 from tasks.topology import Limits
 from tasks.transport import DeadLetter, Holder, read_history
@@ -18,6 +19,8 @@ from taxiway.blobs import Buffer, Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.job import ResultMeta, read_meta
 from taxiway.keys import (
+    CATALOGUES,
+    CATALOGUES_SEEN,
     DEAD,
     DEVICES,
     HEARTBEATS,
@@ -60,6 +63,7 @@ class Store:
         self._start = self._client.register_script(scripts.START)
         self._renew = self._client.register_script(scripts.RENEW)
         self._release = self._client.register_script(scripts.RELEASE)
+        self._watch = self._client.register_script(WATCH)
         self._line, self._values = Line(url), Line(url)
         self._finish = self._client.register_script(scripts.FINISH)
         self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
@@ -135,6 +139,11 @@ class Store:
         """Publish the device's facts."""
         encoded = msgspec.json.encode(facts)
         self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, encoded]))
+
+    def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
+        """Tell what this worker serves, and hear how often a look at the models folder was asked for."""
+        keys = [CATALOGUES, CATALOGUES_SEEN]
+        return [int(one) for one in self._told(lambda: self._watch(keys=keys, args=list(arguments)))]
 
     def retire(self) -> None:
         """Take the device's facts back: it takes no more work."""

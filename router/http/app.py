@@ -23,7 +23,7 @@ from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.front import Front
 from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Inference
-from router.http.metadata import is_ready, model_list, model_metadata
+from router.http.metadata import model_list, model_metadata, unready
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Telling, read_generate
 from router.http.traces import Traced
@@ -32,7 +32,7 @@ from router.metrics import CONTENT_TYPE, exposition
 from router.service import Router
 from taxiway.binary import HEADER, OCTETS, Framed
 from taxiway.blobs import gone
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError
 from taxiway.job import JobStatus
 
 _Any = Request[Any, Any, Any]
@@ -127,10 +127,17 @@ async def metrics(request: _Any) -> Response[bytes]:
     return Response(content, media_type=CONTENT_TYPE)
 
 
+@post("/v2/reload", status_code=200, responses=described.FLEET_CHANGE)
+async def reload(request: _Any) -> _Json:
+    """Have every router and worker look at its models folder now: what each serves then, and what changed there."""
+    return Response(await _door(request).router.folder.reload())
+
+
 @get("/v2/models", opt=needs(), responses=described.TOLD)
 async def models(request: _Any) -> _Json:
-    """Every model with its versions, aliases and variants."""
-    return Response({"models": model_list(_door(request).router.rules.catalogue)})
+    """Every model with its versions, aliases and variants, and why one is disabled."""
+    router = _door(request).router
+    return Response({"models": model_list(router.rules.catalogue, router.fleet.outlook.fleet)})
 
 
 @get(
@@ -150,11 +157,15 @@ async def metadata(request: _Any, model: str, version: str | None = None) -> _Js
     responses=described.MODEL_READY,
 )
 async def model_ready(request: _Any, model: str, version: str | None = None) -> _Json:
-    """Whether a live device has the model or could load it; 503 when none does."""
+    """Whether a live device has the model or could load it; 503 with the reason when none does, or it is disabled."""
     router = _door(request).router
-    found = router.rules.catalogue.resolve(_reference(model, version))
-    there = is_ready(found, router.rules.topology, router.fleet.snapshot)
-    return Response({"name": found.name, "ready": there}, status_code=200 if there else 503)
+    try:
+        found = router.rules.catalogue.resolve(_reference(model, version))
+        reason = unready(found, router.rules.topology, router.fleet.snapshot)
+    except ModelUnavailableError as error:
+        reason = str(error.details["reason"])
+    told = {"name": model, "ready": not reason}
+    return Response(told | ({"reason": reason} if reason else {}), status_code=503 if reason else 200)
 
 
 @post(
@@ -271,6 +282,7 @@ _ENDPOINTS = [
     fleet,
     scaling,
     metrics,
+    reload,
     models,
     metadata,
     model_ready,

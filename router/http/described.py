@@ -158,9 +158,10 @@ TOLD = _answers(_FIELDS, *_KEYED)
 HEALTH = _answers(_FIELDS, 500)
 READINESS = {**HEALTH, **_answers(_FIELDS, status=503)}
 FLEET = _answers(FleetView, *_KEYED, 503)
+FLEET_CHANGE = _answers(_FIELDS, *_KEYED, 503)
 SCALING = _answers(_FIELDS, *_KEYED, 400, 404, 503)
 METRICS = _answers(str, *_KEYED, 503, media=MediaType.TEXT)
-MODEL = _answers(_FIELDS, *_KEYED, 404)
+MODEL = _answers(_FIELDS, *_KEYED, 404, 503)
 MODEL_READY = {**MODEL, **_answers(_FIELDS, status=503)}
 INFER = {**_answers(InferAnswer, *_KEYED, *_ASKED, *_RUN), **_PLACED}
 PLACEMENT = _answers(_FIELDS, *_KEYED, *_ASKED)

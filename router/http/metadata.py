@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from router.classify import Constraints, classify
 from router.fleet import FleetSnapshot
-from tasks.catalogue import Catalogue, Model, TensorSpec
+from tasks.catalogue import Catalogue, Model, TensorSpec, Variant
 from tasks.topology import Topology
 from taxiway.values import BATCH_AXIS
 
@@ -18,7 +17,7 @@ def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
     """The protocol's model metadata, and the parameters that the model takes."""
     return {
         "name": model.name,
-        "versions": [str(m.version) for m in _versions(catalogue, model.name)],
+        "versions": [str(m.version) for m in catalogue.versions(model.name)],
         "platform": f"taxiway_{model.pipeline}",
         "inputs": [_tensor(spec) for spec in model.inputs],
         "outputs": [_tensor(spec) for spec in model.outputs],
@@ -28,35 +27,70 @@ def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
     }
 
 
-def model_list(catalogue: Catalogue) -> list[dict[str, Any]]:
-    """Every model by name: versions, aliases, the variants and summary of the version that the bare name means."""
-    listed = []
-    for name in sorted({m.name for m in catalogue.models.values()}):
-        model = catalogue.resolve(name)
-        variants = {
-            key: {"runtime": v.runtime, "precision": v.precision, "accuracy": v.accuracy, "memory": int(v.memory)}
-            for key, v in model.variants.items()
-        }
-        listed.append(
-            {
-                "name": name,
-                "versions": [str(m.version) for m in _versions(catalogue, name)],
-                "aliases": {alias: str(m.version) for m in _versions(catalogue, name) for alias in m.aliases},
-                "variants": variants,
-                "summary": model.summary,
-            }
-        )
-    return listed
+def model_list(catalogue: Catalogue, fleet: FleetSnapshot) -> list[dict[str, Any]]:
+    """Every model by name: versions, aliases, the variants and summary of the version that the bare name means.
+
+    `disabled` is why the bare name is not served. `problems` says what is wrong beside that: with the files of other
+    versions, or of one that is still served as it was; and, by variant, why live devices could not load it.
+    """
+    disabled = {_bare(reference) for reference in catalogue.disabled}
+    return [_listed(catalogue, name, fleet) for name in sorted({m.name for m in catalogue.models.values()} | disabled)]
 
 
-def is_ready(model: Model, topology: Topology, fleet: FleetSnapshot) -> bool:
-    """Whether a live device has the model, or could load it."""
-    candidates, _ = classify(model, Constraints(), topology, fleet)
-    return not fleet.stale and any(c.devices for c in candidates)
+def _listed(catalogue: Catalogue, name: str, fleet: FleetSnapshot) -> dict[str, Any]:
+    versions = catalogue.versions(name)
+    current = catalogue.resolve(name) if catalogue.serves(name) else None
+    entry = {
+        "name": name,
+        "versions": [str(m.version) for m in versions],
+        "aliases": {alias: str(m.version) for m in versions for alias in m.aliases},
+        "variants": {} if current is None else {key: _variant(v) for key, v in current.variants.items()},
+        "summary": "" if current is None else current.summary,
+    }
+    problems = _problems(catalogue, name) | ({} if current is None else _unloadable(current, fleet))
+    if current is None and name in problems:
+        entry["disabled"] = problems.pop(name)
+    return entry | ({"problems": problems} if problems else {})
 
 
-def _versions(catalogue: Catalogue, name: str) -> Iterable[Model]:
-    return sorted((m for m in catalogue.models.values() if m.name == name), key=lambda m: m.version)
+def _variant(variant: Variant) -> dict[str, Any]:
+    return {
+        "runtime": variant.runtime,
+        "precision": variant.precision,
+        "accuracy": variant.accuracy,
+        "memory": int(variant.memory),
+    }
+
+
+def _problems(catalogue: Catalogue, name: str) -> dict[str, str]:
+    """What is wrong with the files of a model."""
+    found = {**catalogue.disabled, **catalogue.outdated}
+    return {reference: why for reference, why in sorted(found.items()) if _bare(reference) == name}
+
+
+def _unloadable(model: Model, fleet: FleetSnapshot) -> dict[str, str]:
+    """Why live devices could not load variants of the model, by variant."""
+    found: dict[str, str] = {}
+    for device in fleet.devices:
+        for key, why in device.unavailable.items():
+            if key.partition("/")[0] == model.id:
+                found.setdefault(key.partition("/")[2], f"{device.worker}: {why}")
+    return found
+
+
+def _bare(reference: str) -> str:
+    return reference.partition(":")[0]
+
+
+def unready(model: Model, topology: Topology, fleet: FleetSnapshot) -> str:
+    """Why no live device has the model, or could load it; empty where one does."""
+    if fleet.stale:
+        return "the fleet's state cannot be read"
+    candidates, refusals = classify(model, Constraints(), topology, fleet)
+    if any(candidate.devices for candidate in candidates):
+        return ""
+    reasons = [f"{one.hardware_class}/{one.variant}: {one.reason}" for one in refusals if not one.ever]
+    return "; ".join(reasons) or "no live device can run it"
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

@@ -37,13 +37,14 @@ from tasks.settings import TREE, SettingsError, cache_directory
 from tasks.topology import Topology, load_topology
 from taxiway.cli.failure import MISSING, USAGE, report
 from taxiway.cli.fleet import shown_as
-from taxiway.errors import UnknownModelError
+from taxiway.errors import ModelUnavailableError, UnknownModelError
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     AlreadyRunningError: (USAGE, "`taxiway down` stops it; --data names another directory"),
     ArtefactError: (MISSING, ""),
     DocumentError: (USAGE, ""),
     EmbeddedValkeyError: (MISSING, ""),
+    ModelUnavailableError: (USAGE, "`taxiway check` says what is wrong with each model"),
     PlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
     PortTakenError: (MISSING, "name another port; without the option a free one is used"),
     SettingsError: (USAGE, ""),

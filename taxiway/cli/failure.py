@@ -7,6 +7,7 @@ import click
 from taxiway.errors import (
     BrokerFullError,
     BrokerUnavailableError,
+    ModelUnavailableError,
     NoDeviceError,
     OverloadedError,
     ResultTimeoutError,
@@ -34,6 +35,7 @@ _HINTS: dict[type[TaxiwayError], str] = {
     UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
     BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
     BrokerUnavailableError: "`taxiway up --detach` starts a fleet here; --url or TAXIWAY_URL names another",
+    ModelUnavailableError: "`taxiway check` says what to repair; a running fleet notices the repair by itself",
     NoDeviceError: "`taxiway status` shows which devices are there; start a worker for the class",
     OverloadedError: "try again later, or allow a longer --deadline",
     ResultTimeoutError: "the job goes on; `taxiway result ID --wait SECONDS` asks again",

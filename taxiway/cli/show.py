@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -107,11 +107,49 @@ def show_placement(placement: Mapping[str, Any]) -> None:
 
 def show_models(models: Sequence[Mapping[str, Any]]) -> None:
     """A table of models."""
+    console = _console()
     table = Table("model", "versions", "aliases", "variants", "what it does", box=None, pad_edge=False)
     for model in models:
         names = (_joined(model.get(field)) for field in ("versions", "aliases", "variants"))
-        table.add_row(Text(str(model["name"]), "bold"), *map(Text, names), Text(str(model.get("summary", ""))))
-    _console().print(table)
+        summary = Text("disabled", "red") if "disabled" in model else Text(str(model.get("summary", "")))
+        table.add_row(Text(str(model["name"]), "bold"), *map(Text, names), summary)
+    console.print(table)
+    for model in models:
+        if "disabled" in model:
+            console.print(_disabled(model["name"], model["disabled"]), soft_wrap=True)
+        for name, why in model.get("problems", {}).items():
+            console.print(Text(f"warning: {model['name']}: {name}: {why}", "yellow"), soft_wrap=True)
+
+
+def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:
+    """A table of what each process serves and what changed there, then what is wrong, each thing once."""
+    console = _console()
+    console.print(_table("processes", [_reload_row(process) for process in processes]))
+    for kind, style in (("disabled", "red"), ("outdated", "yellow")):
+        for name, why in sorted({pair for process in processes for pair in process[kind].items()}):
+            console.print(Text.assemble((f"{name} is {kind}: ", style), why), soft_wrap=True)
+    old = [process["process"] for process in processes if process["queues_changed"]]
+    if old:
+        console.print(_restart(old), soft_wrap=True)
+
+
+def _restart(processes: Sequence[str]) -> Text:
+    return Text(f"queues.yaml changed: restart needed of {', '.join(processes)}", "yellow")
+
+
+def _reload_row(process: Mapping[str, Any]) -> dict[str, Any]:
+    changed = {word: ", ".join(process[word]) for word in ("added", "replaced", "removed")}
+    return {
+        "process": process["process"],
+        "kind": process["kind"],
+        "models": len(process["models"]),
+        **changed,
+        "": "" if process["answered"] else "did not answer in time",
+    }
+
+
+def _disabled(name: str, why: str) -> Text:
+    return Text.assemble((f"{name} is disabled: ", "red"), why)
 
 
 def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:
@@ -144,12 +182,8 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
     failed = [process for process in fleet.get("processes", ()) if process["restarts"] or not process["ready"]]
     if failed:
         console.print(_table("processes that failed", [_process_row(process) for process in failed]))
-    for worker, seconds in fleet.get("silent", {}).items():
-        console.print(Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow"))
-    if fleet.get("stale"):
-        console.print(Text("the router has not heard from the state store lately: this is old", "yellow"))
-    if fleet.get("note"):
-        console.print(Text(fleet["note"], "dim"))
+    for text in _remarks(fleet):
+        console.print(text, soft_wrap=True)
 
 
 def show_processes(processes: Sequence[Mapping[str, Any]]) -> None:
@@ -168,6 +202,22 @@ def _process_row(process: Mapping[str, Any]) -> dict[str, Any]:
         "last exit": "" if last is None else f"{at} {last['why']}",
         "last line of its log": "" if last is None else last["last_line"],
     }
+
+
+def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
+    """What is wrong with the fleet's models and its queues.yaml, and with this picture of it."""
+    for name, why in fleet.get("disabled", {}).items():
+        yield _disabled(name, why)
+    for name, why in fleet.get("outdated", {}).items():
+        yield Text(f"{name} is served as it was before its file became wrong: {why}", "yellow")
+    if fleet.get("restart"):
+        yield _restart(fleet["restart"])
+    for worker, seconds in fleet.get("silent", {}).items():
+        yield Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow")
+    if fleet.get("stale"):
+        yield Text("the router has not heard from the state store lately: this is old", "yellow")
+    if fleet.get("note"):
+        yield Text(fleet["note"], "dim")
 
 
 def _considered_row(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -273,6 +273,16 @@ class AsyncClient:
         """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
         return await self._door.fleet()
 
+    async def reload(self) -> list[dict[str, Any]]:
+        """Have every router and worker look at its models folder now; what each of them serves then.
+
+        Per process: `process`, `kind`, whether it `answered` in time, its `models`, which of them were `added`,
+        `replaced` or `removed`, which are `disabled` or `outdated` and why, and whether `queues_changed` since it
+        started. HTTP only, else `InvalidRequestError`.
+        """
+        processes: list[dict[str, Any]] = (await self._door.administer("POST", "/v2/reload"))["processes"]
+        return processes
+
     async def close(self) -> None:
         """Let go of all connections; jobs go on. Closing twice does nothing."""
         if not self._closed:

@@ -198,6 +198,10 @@ class Client:
         """The fleet's hardware classes and devices now. HTTP only, else `InvalidRequestError`."""
         return self._loop.run(self._client.fleet())
 
+    def reload(self) -> list[dict[str, Any]]:
+        """Have every router and worker look at its models folder now, as `AsyncClient.reload` tells it."""
+        return self._loop.run(self._client.reload())
+
     def close(self) -> None:
         """Let go of all connections; jobs go on. Closing twice does nothing."""
         if self._loop.alive:

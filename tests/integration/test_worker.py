@@ -424,7 +424,12 @@ outputs: [{{name: sum, datatype: FP32, shape: [-1]}}]
 reference: onnx
 artefacts: {{graph: {{kind: file, path: hungry.onnx, sha256: {sha256}, licence: Apache-2.0}}}}
 variants:
-  onnx: {{runtime: onnx, artefacts: {{graph: graph}}, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0.0001}}}}}}
+  onnx:
+    runtime: onnx
+    artefacts: {{graph: graph}}
+    memory: 0
+    max_batch: 1
+    profiles: {{cpu: {{base: 0.001, slope: 0.0001}}}}
 """
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tasks.catalogue import Catalogue, Model, ModelError, Profile, load_catalogue, parse_model
 from tasks.settings import TREE
-from taxiway.errors import UnknownModelError
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+from tests.graphs import SCALE_SPECS, graph_model, scale_graph, write_model
 from tests.unit.strategies import json_values
 from tests.unit.test_topology import paths
 
@@ -164,9 +165,12 @@ def test_a_reference_near_nothing_has_no_suggestion(reference: str) -> None:
     assert caught.value.details["near"] == []
 
 
+HTTPS = {"graph": {"kind": "https", "url": "https://models.example/graph.onnx", "sha256": SHA}}
+
+
 def written(path: Path, **fields: Any) -> None:
     path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(document(**fields)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(document(**{"artefacts": HTTPS, **fields})), encoding="utf-8")
 
 
 def test_a_catalogue_holds_every_version_below_its_folder(tmp_path: Path) -> None:
@@ -178,19 +182,125 @@ def test_a_catalogue_holds_every_version_below_its_folder(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "reason"),
     [
-        ({"version": 1}, "version: expected a version that no other file here has, got 1"),
-        ({"version": 2, "aliases": ["stable"]}, "aliases: expected no alias of sentiment:1, got 'stable'"),
         ({"version": 2, "name": "other"}, "name: expected the folder's name 'sentiment', got 'other'"),
+        ({"reference": "torch"}, "reference: expected one of the variants ['onnx'], got 'torch'"),
+        ({"sumary": "x"}, "sumary: expected no such field"),
+        ({"artefacts": file("none.onnx")}, "artefacts.graph.path: expected a file in sentiment/, got 'none.onnx'"),
     ],
 )
-def test_two_files_may_not_claim_the_same(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    written(tmp_path / "sentiment/model-1.yaml", aliases=["stable"])
+def test_a_wrong_model_is_disabled_with_its_reason_and_no_other(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
     written(tmp_path / "sentiment/model.yaml", **fields)
-    with pytest.raises(ModelError) as caught:
-        load_catalogue(tmp_path)
-    assert message in str(caught.value)
+    written(tmp_path / "embed/model.yaml", name="embed")
+    loaded = load_catalogue(tmp_path)
+    assert loaded.resolve("embed").id == "embed:1"
+    assert loaded.disabled["sentiment"].startswith(f"sentiment/model.yaml: {reason}")
+    for reference in ("sentiment", "sentiment:1", "sentiment@stable"):
+        with pytest.raises(ModelUnavailableError, match=r"is disabled: sentiment/model\.yaml: ") as caught:
+            loaded.resolve(reference)
+        assert caught.value.details["reason"] == loaded.disabled["sentiment"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"version": 2}, "version: expected a version that sentiment/model.yaml does not have, got 2"),
+        ({"aliases": ["stable"]}, "aliases: expected no alias of sentiment:2 in sentiment/model.yaml, got 'stable'"),
+    ],
+)
+def test_of_two_files_that_claim_the_same_the_current_one_has_it_and_the_other_names_both(
+    fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    written(tmp_path / "sentiment/model.yaml", version=2, aliases=["stable"])
+    written(tmp_path / "sentiment/model-1.yaml", **fields)
+    loaded = load_catalogue(tmp_path)
+    assert loaded.resolve("sentiment").version == 2
+    assert loaded.disabled == {"sentiment:1": f"sentiment/model-1.yaml: {reason}"}
+
+
+def test_an_older_version_does_not_stand_in_for_a_disabled_one_unless_it_is_the_stable_one(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml", version="two")
+    written(tmp_path / "sentiment/model-1.yaml", version=1)
+    with pytest.raises(ModelUnavailableError):
+        load_catalogue(tmp_path).resolve("sentiment")
+    assert load_catalogue(tmp_path).resolve("sentiment:1").version == 1
+    written(tmp_path / "sentiment/model-1.yaml", version=1, aliases=["stable"])
+    assert load_catalogue(tmp_path).resolve("sentiment").version == 1
+
+
+def test_a_wrong_edit_leaves_the_last_good_form_until_it_is_repaired(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml", summary="first")
+    first = load_catalogue(tmp_path)
+    written(tmp_path / "sentiment/model.yaml", summary="second", reference="torch")
+    second = load_catalogue(tmp_path, first)
+    assert second.resolve("sentiment") is first.resolve("sentiment")
+    assert second.outdated["sentiment:1"].startswith("sentiment/model.yaml: reference: expected")
+    assert not second.disabled
+    written(tmp_path / "sentiment/model.yaml", summary="third")
+    third = load_catalogue(tmp_path, second)
+    assert (third.resolve("sentiment").summary, third.outdated) == ("third", {})
+
+
+def test_what_did_not_change_is_the_same_object_again_and_what_is_removed_is_gone(tmp_path: Path) -> None:
+    written(tmp_path / "sentiment/model.yaml")
+    written(tmp_path / "embed/model.yaml", name="embed")
+    first = load_catalogue(tmp_path)
+    (tmp_path / "embed/model.yaml").unlink()
+    second = load_catalogue(tmp_path, first)
+    assert second.resolve("sentiment") is first.resolve("sentiment")
+    assert sorted(second.models) == ["sentiment:1"]
+
+
+GRAPH = scale_graph(2.0)
+
+
+@pytest.mark.parametrize(
+    ("graph", "fields", "reason"),
+    [
+        (GRAPH, {"inputs": [{"name": "z", "datatype": "FP32", "shape": [-1, 2]}]}, "inputs.0.name: expected one of"),
+        (
+            GRAPH,
+            {"inputs": [{"name": "x", "datatype": "INT64", "shape": [-1, 2]}]},
+            "inputs.0.datatype: expected FP32 as in graph.onnx, got 'INT64'",
+        ),
+        (
+            GRAPH,
+            {"outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}]},
+            "outputs.0.shape: expected [-1, 2] as in graph.onnx, got [-1, 3]",
+        ),
+        (
+            scale_graph(2.0, batch=1),
+            {},
+            "inputs.0.shape: expected a batch axis of any length, and not 1 (or `max_batch: 1` where that is 1), as in",
+        ),
+        (b"no graph", {}, "variants.onnx.artefacts.graph: expected an ONNX graph, got graph.onnx: expected an ONNX"),
+        (b"", {}, "variants.onnx.artefacts.graph: expected an ONNX graph, got graph.onnx: expected an ONNX graph"),
+    ],
+)
+def test_a_model_whose_graph_is_another_is_disabled_with_the_difference(
+    graph: bytes, fields: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path, "scale", graph, **{**SCALE_SPECS, **fields})
+    assert load_catalogue(tmp_path).disabled["scale"].startswith(f"scale/model.yaml: {reason}")
+
+
+def test_a_graph_of_one_row_is_fine_for_a_variant_that_never_gets_more(tmp_path: Path) -> None:
+    fields = graph_model("scale", b"", **SCALE_SPECS)
+    fields["variants"]["onnx"]["max_batch"] = 1
+    write_model(tmp_path, "scale", scale_graph(2.0, batch=1), **SCALE_SPECS, variants=fields["variants"])
+    assert load_catalogue(tmp_path).serves("scale")
+
+
+def test_a_file_beside_a_model_that_is_not_the_one_it_names_disables_it(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, "scale", GRAPH, **SCALE_SPECS)
+    (folder / "graph.onnx").write_bytes(GRAPH[:-1])
+    loaded = load_catalogue(tmp_path)
+    assert "artefacts.graph.sha256: expected that of graph.onnx, " in loaded.disabled["scale"]
+    (folder / "graph.onnx").write_bytes(GRAPH)
+    assert load_catalogue(tmp_path, loaded).serves("scale")
 
 
 def test_a_tensor_has_the_name_that_a_graph_gives_it() -> None:
@@ -199,15 +309,16 @@ def test_a_tensor_has_the_name_that_a_graph_gives_it() -> None:
     assert named.inputs[0].name == "Model.input_ids"
 
 
-def test_a_file_that_is_no_text_is_a_model_error(tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_disables_its_model(tmp_path: Path) -> None:
     written(tmp_path / "sentiment/model.yaml")
     (tmp_path / "sentiment" / "model.yaml").write_bytes(b"\xff")
-    with pytest.raises(ModelError, match="expected a readable file of UTF-8 text"):
-        load_catalogue(tmp_path)
+    assert "expected a readable file of UTF-8 text" in load_catalogue(tmp_path).disabled["sentiment"]
 
 
 def test_every_shipped_model_is_read() -> None:
-    assert load_catalogue(TREE / "models").models
+    loaded = load_catalogue(TREE / "models")
+    assert {path.name for path in (TREE / "models").iterdir()} == {model.name for model in loaded.models.values()}
+    assert not loaded.disabled
 
 
 def test_a_profile_gives_the_latency_of_a_batch_and_never_less_than_its_floor() -> None:

@@ -6,10 +6,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Model, load_catalogue
+from tasks.catalogue import Catalogue, Model, load_catalogue
+from tasks.profiles import ProfileBook
 from tasks.scripts import Claim, Verdict
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price
@@ -225,3 +227,20 @@ def test_what_may_have_more_tokens_than_there_is_time_for_is_late(deck: Deck) ->
     assert deck.inflight.late(3600.0) == set()
     step = long.run_time / 2
     assert deck.inflight.late(20 * step) == {long}
+
+
+def test_rows_in_flight_run_to_their_end_when_their_model_is_replaced_and_nobody_joins_them(deck: Deck) -> None:
+    deck.join(job := deck.job("one", max_tokens=9))
+    deck.finish()
+    deck.join(again := deck.job("one", max_tokens=9))
+    deck.inflight.step()
+    other = msgspec.structs.replace(deck.model, artefacts={})
+    executor = deck.executor
+    executor.renew(Catalogue({other.id: other}), ProfileBook())
+    deck.inflight.retire()
+    assert executor.all_loaded() == []
+    assert not deck.inflight.serves(deck.loaded.key)
+    assert deck.finish() == [(again, None)]
+    assert again.answers == job.answers
+    executor.sweep()
+    assert executor.memory_used() == 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasks.catalogue import load_catalogue
+from tasks.models_folder import ModelsFolder
 from tasks.settings import TREE
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price
@@ -29,7 +29,7 @@ class Desk:
         self.calls: list[list[str]] = []
         price = Price(usd_per_hour=1.0)
         hardware = HardwareClass(device="cpu", runtimes=("echo",), max_batch=4, max_wait=0.0, price=price)
-        self.intake = Intake(load_catalogue(TREE / "models"), {CLASS: hardware}, self._fetch)
+        self.intake = Intake(ModelsFolder(TREE / "models", TREE / "queues.yaml"), {CLASS: hardware}, self._fetch)
 
     def delivery(self, payload: bytes) -> Delivery:
         body = request_body(Request(model="echo", inputs={"payload": payload}), self.blobs)

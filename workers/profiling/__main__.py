@@ -17,7 +17,7 @@ from tasks.profiles import Processor
 from tasks.settings import TREE
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli.fleet import shown_as
-from taxiway.errors import UnknownModelError
+from taxiway.errors import ModelUnavailableError, UnknownModelError
 from workers.device import Device, DeviceMissingError, find_device
 from workers.profiling.measure import bench_class
 from workers.profiling.outcome import write
@@ -55,7 +55,7 @@ def main(
         found = find_device(bench_class(_kind(device)), device, emulate=False)
         models = _chosen(load_catalogue(root), names)
         tasks = _tasks(models, variants, found, root, quick=quick)
-    except (DocumentError, UnknownModelError, click.BadParameter) as error:
+    except (DocumentError, ModelUnavailableError, UnknownModelError, click.BadParameter) as error:
         raise SystemExit(_fail(console, str(error), USAGE)) from error
     except DeviceMissingError as error:
         raise SystemExit(_fail(console, str(error), MISSING)) from error

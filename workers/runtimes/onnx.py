@@ -15,11 +15,13 @@ class OnnxRuntime:
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
         self._session: ort.InferenceSession | None = None
+        self._bytes = 0
 
     def load(self) -> None:
         """Open the graph on the device. Raises `ModelLoadError`."""
         ort.disable_telemetry_events()
         try:
+            self._bytes = self._placed.files["graph"].stat().st_size  # now: the file may be replaced or removed later
             self._session = ort.InferenceSession(
                 self._placed.files["graph"], _options(self._placed.threads), providers=providers(self._placed.device)
             )
@@ -42,7 +44,7 @@ class OnnxRuntime:
 
     def memory(self) -> int:
         """The graph file's bytes, which its weights nearly are: ONNX Runtime does not tell its own."""
-        return self._placed.files["graph"].stat().st_size if self._session else 0
+        return self._bytes if self._session else 0
 
     def _opened(self) -> ort.InferenceSession:
         if self._session is None:

@@ -1,0 +1,29 @@
+"""`reload`: have all processes of the fleet look at their models folder now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.failure import JOB_FAILED
+
+
+@click.command()
+@fleet_options
+def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
+    """Have every router and worker read its models folder again, and show what each of them serves.
+
+    They notice most changes by themselves within a second. Exits with 1 where a process did not answer, or a model is
+    disabled or served in an older form.
+    """
+    processes = ask(url, data, lambda client: client.reload())
+    if as_json:
+        print_json(processes)
+    else:
+        from taxiway.cli.show import show_reload
+
+        show_reload(processes)
+    if any(not one["answered"] or one["disabled"] or one["outdated"] for one in processes):
+        raise SystemExit(JOB_FAILED)

@@ -1,0 +1,141 @@
+"""The models folder of a running fleet: what is wrong in it, and what changes in it, at every door."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.settings import TREE, Settings
+from taxiway import Client
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+from tests.graphs import SCALE_SPECS, scale_graph, write_model
+from tests.routing import EchoDevice, RouterProcess, router_process
+from tests.waiting import until
+from tests.working import QUEUES, Tower, worker_process, worker_settings
+
+REASON = "broken/model.yaml: variants.onnx.memory: expected bytes"
+
+
+@pytest.fixture
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
+    """A models folder of its own, with echo and a model whose model.yaml is wrong."""
+    models = tmp_path / "models"
+    shutil.copytree(TREE / "models" / "echo", models / "echo")
+    write_model(models, "broken", scale_graph(2.0), **SCALE_SPECS)
+    break_model(models / "broken")
+    return replace(settings, models=models)
+
+
+def break_model(folder: Path) -> None:
+    path = folder / "model.yaml"
+    path.write_text(path.read_text().replace("1MiB", "much"))
+
+
+@pytest.fixture
+def router(fleet: Settings) -> Iterator[RouterProcess]:
+    with router_process(fleet) as process:
+        yield process
+
+
+def get(router: RouterProcess, path: str) -> tuple[int, Any]:
+    answer = httpx.get(f"{router.http}{path}", timeout=10)
+    return answer.status_code, json.loads(answer.content)
+
+
+def test_a_broken_model_leaves_the_others_served_and_every_door_says_why_it_is_disabled(
+    fleet: Settings, router: RouterProcess
+) -> None:
+    with EchoDevice(fleet), Client(router.http) as http, Client(fleet.broker) as redis:
+        assert http.infer("echo", "hello", deadline=30).outputs == {"payload": "hello"}
+        (listed,) = [model for model in http.models() if model["name"] == "broken"]
+        assert listed["disabled"].startswith(REASON)
+        assert http.fleet()["disabled"]["broken"] == listed["disabled"]
+        status, told = get(router, "/v2/models/broken/ready")
+        assert (status, told) == (503, {"name": "broken", "ready": False, "reason": listed["disabled"]})
+        messages = set()
+        for client in (http, redis):
+            with pytest.raises(ModelUnavailableError) as caught:
+                client.submit("broken", [[1.0, 2.0]], deadline=30).result(timeout=10)
+            messages.add(caught.value.message)
+        assert messages == {f"model 'broken' is disabled: {listed['disabled']}"}
+
+
+@pytest.fixture
+def served(settings: Settings, tmp_path: Path) -> Settings:
+    """A fleet of one class that runs graphs, with the models echo, paced and slab."""
+    queues = QUEUES.replace("[python, echo]", "[python, echo, onnx]").replace("slab]", "slab, later]")
+    return worker_settings(settings, tmp_path, queues)
+
+
+def reload(router: RouterProcess, *arguments: str) -> tuple[int, Any]:
+    """`taxiway reload`: its exit code, and what it says of each process, by kind."""
+    command = [sys.executable, "-m", "taxiway", "reload", "--url", router.http, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if "--json" not in arguments:
+        return done.returncode, done.stdout
+    return done.returncode, {process["kind"]: process for process in json.loads(done.stdout)}
+
+
+def scaled(client: Client, model: str = "later") -> list[float]:
+    numbers: list[float] = client.infer(model, [1.0, 2.0], deadline=30).outputs["y"]
+    return numbers
+
+
+def write(models: Path, factor: float, **fields: Any) -> None:
+    """Put the model `later` into the folder, as if at once: a half-copied file is as good as a wrong one."""
+    beside = models.parent / "beside"
+    folder = write_model(beside, "later", scale_graph(factor), **{**SCALE_SPECS, **fields})
+    (models / "later").mkdir(exist_ok=True)
+    for file in ("graph.onnx", "model.yaml"):
+        (folder / file).replace(models / "later" / file)
+
+
+def test_a_model_comes_changes_breaks_and_goes_while_the_fleet_runs(served: Settings) -> None:
+    with worker_process(served), router_process(served) as router, Client(router.http) as client:
+        with pytest.raises(UnknownModelError):
+            scaled(client)
+        write(served.models, 2.0)
+        assert until(lambda: get(router, "/v2/models/later/ready")[0] == 200)
+        assert scaled(client) == [2.0, 4.0]
+        assert until(lambda: any("later:1/onnx" in device["warm"] for device in client.fleet()["devices"]))
+
+        write(served.models, 3.0)
+        code, processes = reload(router, "--json")
+        assert (code, set(processes)) == (0, {"router", "worker"})
+        assert all("later:1" in process["models"] and process["answered"] for process in processes.values())
+        assert scaled(client) == [3.0, 6.0]
+
+        (served.models / "later" / "model.yaml").write_text("name: later\nversion: one\n")
+        code, processes = reload(router, "--json")
+        assert code == 1
+        assert all("version" in process["outdated"]["later:1"] for process in processes.values())
+        assert scaled(client) == [3.0, 6.0]
+        assert "later:1" in client.fleet()["outdated"]
+        (listed,) = [model for model in client.models() if model["name"] == "later"]
+        assert listed["problems"]["later:1"].startswith("later/model.yaml: ")
+
+        served.queues.write_text(served.queues.read_text() + "# edited\n")
+        shutil.rmtree(served.models / "later")
+        _, said = reload(router)
+        assert "queues.yaml changed: restart needed of" in said
+        assert len(client.fleet()["restart"]) == 2
+        with pytest.raises(UnknownModelError):
+            scaled(client)
+        assert until(lambda: not any("later:1/onnx" in device["warm"] for device in client.fleet()["devices"]))
+
+
+def test_a_job_whose_variant_was_removed_ends_with_the_reason(served: Settings) -> None:
+    write(served.models, 2.0)
+    with worker_process(served), Tower(served) as tower:
+        job = tower.order("later", [1.0, 2.0], variant="gone")
+        with pytest.raises(ModelUnavailableError, match=r"its variant 'gone' is no longer in the catalogue \(onnx\)"):
+            tower.result(job)

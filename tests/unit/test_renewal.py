@@ -1,0 +1,190 @@
+"""A device whose catalogue changes while it works: behind the worker's own executor and loop, on threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tasks.artefacts import ArtefactStore
+from tasks.models_folder import ModelsFolder
+from tasks.profiles import ProfileBook
+from tasks.ticket import Ticket
+from tasks.topology import HardwareClass, Limits, Price
+from taxiway.keys import INFER
+from tests.graphs import SCALE_SPECS, scale_graph, write_model
+from tests.waiting import until
+from workers.departure import Departure
+from workers.device import find_device
+from workers.executor import Executor
+from workers.loop import DeviceLoop
+from workers.store import Store
+from workers.work import Answered, Delivery, Ending, Job
+
+
+class Device:
+    """A device loop over the models `one` and `other`; a batch waits at `gate` before it runs."""
+
+    def __init__(self, root: Path) -> None:
+        for name in ("one", "other"):
+            write_model(root / "models", name, scale_graph(2.0), **SCALE_SPECS)
+        (root / "queues.yaml").touch()
+        self.root = root / "models"
+        self.folder = ModelsFolder(self.root, root / "queues.yaml")
+        price = Price(usd_per_hour=1.0)
+        hardware = HardwareClass(device="cpu", runtimes=("onnx",), max_batch=4, max_wait=0.0, price=price)
+        device = find_device(hardware, "cpu:0", emulate=False)
+        self.executor = Executor(hardware, device, ArtefactStore(root / "cache"), threads=1)
+        self.gate = threading.Event()
+        self.begun = threading.Event()
+        self.ended: list[Ending] = []
+        self.again: list[Delivery] = []
+        self.loop = DeviceLoop(
+            self.executor,
+            Store("redis://127.0.0.1:1", "w", Limits()),
+            end=self.ended.extend,
+            accepted=self._wait,
+            revoked=lambda job: False,
+            again=self.again.append,
+            give_back=lambda deliveries: None,
+            departure=Departure(),
+            tell=lambda pieces: None,
+        )
+
+    def _wait(self, _: Any) -> None:
+        self.begun.set()
+        assert self.gate.wait(20)
+
+    def job(self, name: str) -> Job:
+        """A job of the model as the folder has it now."""
+        model = self.folder.catalogue.resolve(name)
+        ticket = Ticket(
+            job=name,
+            task=INFER,
+            model=model.id,
+            variants={"c": "onnx"},
+            prices={},
+            accepted=0.0,
+            deadline_at=0.0,
+            level=1,
+            reason="",
+        )
+        delivery = Delivery(name, ticket, b"", "application/json", hardware_class="c", received=0.0)
+        row = {"x": [1.0, 2.0]}
+        return Job(delivery, self.executor.hardware, model, "onnx", f"{model.id}/onnx", (row,), {}, ("y",), True, 0.0)
+
+    def edit(self, name: str, factor: float = 2.0, **fields: Any) -> None:
+        """Change a model in the folder, and have the loop told."""
+        write_model(self.root, name, scale_graph(factor), **{**SCALE_SPECS, **fields})
+        self.renew()
+
+    def renew(self) -> None:
+        """Read the folder, and have the loop told."""
+        assert self.folder.look(closely=True)
+        self.loop.renew(self.folder.catalogue, self.folder.book, warm=())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Serve meanwhile."""
+        thread = threading.Thread(target=self.loop.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.gate.set()
+            self.loop.stop()
+            thread.join()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return Device(tmp_path)
+
+
+def answer(ending: Ending) -> Any:
+    assert isinstance(ending, Answered)
+    row = ending.job.answers[0]
+    assert row is not None
+    return row["y"].tolist()
+
+
+def test_a_batch_that_runs_ends_by_its_model_and_what_waits_for_the_replaced_one_is_read_again(device: Device) -> None:
+    with device.running():
+        device.loop.put([device.job("one")])
+        assert device.begun.wait(20)
+        device.loop.put([device.job("one"), device.job("other")])
+        device.edit("one", 3.0)
+        device.gate.set()
+        assert until(lambda: len(device.ended) == 2 and len(device.again) == 1)
+        assert [answer(ending) for ending in device.ended] == [[2.0, 4.0]] * 2
+        assert device.again[0].job == "one"
+        device.loop.put([device.job("one")])
+        assert until(lambda: len(device.ended) == 3)
+        assert answer(device.ended[2]) == [3.0, 6.0]
+
+
+def test_what_is_replaced_or_removed_is_unloaded_and_what_only_has_another_summary_stays(device: Device) -> None:
+    models = {name: device.folder.catalogue.resolve(name) for name in ("one", "other")}
+    before = {name: device.executor.load(model, "onnx") for name, model in models.items()}
+    write_model(device.root, "one", scale_graph(2.0), **SCALE_SPECS, summary="Another.")
+    (device.root / "other" / "model.yaml").unlink()
+    device.renew()
+    device.executor.renew(device.folder.catalogue, device.folder.book)
+    assert device.executor.all_loaded() == [before["one"]]
+    assert device.executor.ready(device.folder.catalogue.resolve("one"), "onnx") is before["one"]
+    assert device.executor.ready(models["one"], "onnx") is None
+    assert before["other"].runtime.memory() == 0
+
+
+def test_a_variant_in_use_is_unloaded_once_it_is_not_and_its_memory_counts_until_then(device: Device) -> None:
+    loaded = device.executor.load(device.folder.catalogue.resolve("one"), "onnx")
+    loaded.in_use = True
+    held = device.executor.memory_used()
+    device.edit("one", 3.0)
+    device.executor.renew(device.folder.catalogue, device.folder.book)
+    assert (device.executor.all_loaded(), device.executor.memory_used()) == ([], held)
+    loaded.in_use = False
+    device.executor.sweep()
+    assert device.executor.memory_used() == 0
+
+
+def test_a_load_of_a_model_that_is_replaced_meanwhile_is_dropped_and_jobs_wait_for_the_new_one(device: Device) -> None:
+    old = device.job("one")
+    device.executor.renew(device.folder.catalogue, ProfileBook())
+    loads = device.loop._loads
+    loads.wait(old)
+    loads.begin(lambda urgency: ())
+    assert until(lambda: loads.ended)
+    device.edit("one", 3.0)
+    device.executor.renew(device.folder.catalogue, ProfileBook())
+    assert (loads.drop_outdated(), loads.rows) == ([old], 0)
+    loads.wait(new := device.job("one"))
+    assert loads.finish() == []
+    loads.begin(lambda urgency: ())
+    assert until(lambda: loads.ended)
+    assert loads.finish() == [new]
+    assert device.executor.ready(new.model, "onnx") is not None
+
+
+def test_a_model_that_becomes_warm_is_loaded_with_no_job(device: Device) -> None:
+    with device.running():
+        device.loop.renew(device.folder.catalogue, ProfileBook(), warm=[device.folder.catalogue.resolve("other")])
+        assert until(lambda: [loaded.key for loaded in device.executor.all_loaded()] == ["other:1/onnx"])
+
+
+def test_a_variant_that_could_not_be_loaded_is_tried_at_once_after_a_change(device: Device) -> None:
+    model = device.folder.catalogue.resolve("one")
+    (device.root / "one" / "graph.onnx").rename(device.root / "away")
+    with pytest.raises(Exception, match="is unavailable on this device"):
+        device.executor.load(model, "onnx")
+    (device.root / "away").rename(device.root / "one" / "graph.onnx")
+    path = device.root / "one" / "model.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "summary": "Repaired."}))
+    device.renew()
+    device.executor.renew(device.folder.catalogue, device.folder.book)
+    assert device.executor.load(device.folder.catalogue.resolve("one"), "onnx").key == "one:1/onnx"
