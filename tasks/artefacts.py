@@ -82,6 +82,22 @@ class ArtefactStore:
         wanted = model.variants[variant].artefacts
         return {role: self.path(model, name, progress) for role, name in wanted.items()}
 
+    def present(self, model: Model, name: str) -> Path | None:
+        """The artefact's file where it is on this machine already, as it lies; nothing is fetched, made or hashed.
+
+        Raises:
+            SourceError: it is to be made by a recipe that there is not.
+            PackageNotFoundError: a package is missing whose version decides what the recipe makes.
+        """
+        artefact = model.artefacts[name]
+        if isinstance(artefact, LocalFile):
+            path = Path(model.folder, artefact.path)
+        elif isinstance(artefact, Derived):
+            path = self._made(derived_key(model, name), artefact)
+        else:
+            path = self._place(artefact)
+        return path if path.is_file() else None
+
     def path(self, model: Model, name: str, progress: Progress | None = None) -> Path:
         """The artefact as a local file: fetched, or derived from others, unless the cache has it.
 
@@ -156,7 +172,7 @@ class ArtefactStore:
 
     def _derived(self, model: Model, name: str, artefact: Derived, progress: Progress) -> Path:
         key = derived_key(model, name)
-        path = self.cache / "derived" / key / artefact.recipe
+        path = self._made(key, artefact)
         digest = path.with_suffix(".sha256")
         with self._lock(key):
             if digest.exists() and self._is(path, digest.read_text()):
@@ -172,6 +188,9 @@ class ArtefactStore:
         size = path.stat().st_size
         progress(f"converting {model.id} {name}", size, size)
         return path
+
+    def _made(self, key: str, artefact: Derived) -> Path:
+        return self.cache / "derived" / key / artefact.recipe
 
     def _is(self, path: Path, sha256: str) -> bool:
         """Whether the file is there and has this hash; what this store hashed is read again only if it changed."""

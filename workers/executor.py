@@ -355,11 +355,12 @@ def _warm_up(loaded: Loaded, artefacts: ArtefactStore) -> None:
     """Run the model's first example once, as briefly as its parameters allow, so that no caller pays for first use."""
     for example in loaded.model.examples[:1]:
         inputs = artefacts.example(loaded.model, example)
-        bound = bind(loaded.model, inputs, _briefest(loaded.model))
+        bound = bind(loaded.model, inputs, briefest(loaded.model))
         loaded.pipeline.run(loaded.runtime, [loaded.pipeline.prepare(bound.rows[0], bound.parameters)])
 
 
-def _briefest(model: Model) -> dict[str, Any]:
+def briefest(model: Model) -> dict[str, Any]:
+    """The model's parameters for as little work as they allow."""
     return {
         name: int(spec.minimum)
         for name, spec in model.parameters.items()

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from tasks.artefacts import ArtefactError
 from tasks.catalogue import Catalogue, load_catalogue
+from tasks.check import QUEUES, check_configuration
 from tasks.document import DocumentError
 from tasks.embedded import EmbeddedValkeyError
 from tasks.local.autoscale import Bounds, most_workers
@@ -35,7 +36,7 @@ from tasks.local.workload import artefacts_of_examples, asks
 from tasks.logs import log_to_stderr
 from tasks.settings import TREE, SettingsError, cache_directory
 from tasks.topology import Topology, load_topology
-from taxiway.cli.failure import MISSING, USAGE, report
+from taxiway.cli.failure import MISSING, USAGE, CommandError, report
 from taxiway.cli.fleet import shown_as
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
@@ -110,6 +111,7 @@ def up(
         raise AlreadyRunningError(options.data, running)
     check_ports({"--port": port, "--flower-port": flower_port})
     topology, machine = _topology(), look()
+    _check()
     most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)
     plan = plan_fleet(topology, machine, emulate=emulate, counts=most)
     if fetching:
@@ -157,7 +159,11 @@ def fetch_command(models: Sequence[str]) -> None:
     """Fetch the weights of MODELS (all of them when none is named) into the cache."""
     catalogue = _catalogue()
     chosen = [catalogue.resolve(name) for name in models] or list(catalogue.models.values())
-    fetch(for_runtimes(chosen, look().runtimes), cache_directory(os.environ), Console(stderr=True))
+    failed = fetch(for_runtimes(chosen, look().runtimes), cache_directory(os.environ), Console(stderr=True))
+    for error in failed:
+        report(str(error), "")
+    if failed:
+        sys.exit(MISSING)
 
 
 @main.command("demo")
@@ -170,7 +176,8 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
     emulated = absent(topology, machine)
     cache = cache_directory(os.environ)
     _fetch_for(plan_fleet(topology, machine, emulate=emulated, counts=DEMO_COUNTS), topology)
-    fetch(artefacts_of_examples(catalogue), cache, console)
+    for error in fetch(artefacts_of_examples(catalogue), cache, console):
+        raise error
     with demo_fleet(emulated, console) as fleet:
         answers = asyncio.run(answer_all(fleet.broker, asks(catalogue, cache), console))
     if as_json:
@@ -184,18 +191,42 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
 
 
 def _topology() -> Topology:
-    return load_topology(Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"))
+    return load_topology(_queues_file())
 
 
 def _catalogue() -> Catalogue:
-    return load_catalogue(Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models"))
+    return load_catalogue(_models_folder())
+
+
+def _check() -> None:
+    """Say what is wrong with the configuration; a model that is wrong keeps only itself from starting.
+
+    Raises:
+        CommandError: queues.yaml names what is not there.
+    """
+    found = check_configuration(_queues_file(), _models_folder(), cache_directory(os.environ))
+    for verdict in found:
+        if verdict.level == "error" and verdict.subject == QUEUES:
+            raise CommandError(f"{QUEUES}: {verdict.text}", hint=verdict.hint, code=USAGE)
+        if verdict.level != "ok":
+            click.echo(f"warning: {verdict.subject}: {verdict.text}", err=True)
+
+
+def _queues_file() -> Path:
+    return Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml")
+
+
+def _models_folder() -> Path:
+    return Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models")
 
 
 def _fetch_for(plan: Plan, topology: Topology) -> None:
     """Fetch before anything is started: a worker that fetches while it serves makes its first callers wait."""
     catalogue = _catalogue()
     runtimes = runtimes_of(topology, {worker.hardware_class for worker in plan.workers}, look().runtimes)
-    fetch(for_runtimes(catalogue.models.values(), runtimes), cache_directory(os.environ), Console(stderr=True))
+    wanted = for_runtimes(catalogue.models.values(), runtimes)
+    for error in fetch(wanted, cache_directory(os.environ), Console(stderr=True)):
+        report(str(error), "the fleet starts without it: its variants are tried again when they are asked for")
 
 
 def _detached(arguments: Sequence[str], data: Path) -> Fleet:
@@ -245,6 +276,9 @@ def _text(value: Any) -> str:
 if __name__ == "__main__":
     try:
         main(prog_name=shown_as("python -m tasks.local"))
+    except CommandError as error:
+        report(str(error), error.hint)
+        sys.exit(error.code)
     except tuple(_EXPECTED) as error:
         code, hint = next(found for kind, found in _EXPECTED.items() if isinstance(error, kind))
         report(str(error), hint)

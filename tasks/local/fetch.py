@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tasks.artefacts import ArtefactStore
+from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Model
 from tasks.topology import Topology
 
@@ -32,18 +32,23 @@ def runtimes_of(topology: Topology, classes: Collection[str], installed: Collect
     return used & set(installed)
 
 
-def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> None:
+def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> list[ArtefactError]:
     """Fetch or convert what the cache lacks, showing each on `console`; what is there is verified in silence.
 
-    Raises:
-        ArtefactError: one of them cannot be had.
+    Returns:
+        Why some of them cannot be had: no reason that others are not.
     """
+    failed = []
     store = ArtefactStore(cache)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         show = _shown_on(bars)
         for model, name in wanted:
-            store.path(model, name, show)
+            try:
+                store.path(model, name, show)
+            except ArtefactError as error:
+                failed.append(error)
+    return failed
 
 
 def _shown_on(bars: Progress) -> Callable[[str, int, int | None], None]:

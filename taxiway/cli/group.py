@@ -23,6 +23,7 @@ COMMANDS = {
     "cancel": ("taxiway.cli.jobs", "Ask that a job does not run."),
     "dead": ("taxiway.cli.dead", "Look into messages that were given up, and replay or drop them."),
     "models": ("taxiway.cli.models", "List what the fleet can run."),
+    "check": ("taxiway.cli.check", "Check queues.yaml and the models before a fleet runs by them."),
     "reload": ("taxiway.cli.reload", "Have all processes read their models folder again."),
     "keys": ("taxiway.cli.keys", "Make, list and revoke keys of the HTTP door."),
     "profile": ("taxiway.cli.profile", "Measure how models run on this machine."),

@@ -1,0 +1,160 @@
+"""Whether queues.yaml, the models and their files are as they should be, from what is on this machine: nothing runs.
+
+`workers.check` runs the models besides.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tasks.artefacts import ArtefactStore
+from tasks.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
+from tasks.settings import TREE
+from tasks.sources import SourceError
+from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+
+Level = Literal["ok", "warning", "error"]
+
+QUEUES = "queues.yaml"
+"""The subject of what is said of queues.yaml."""
+
+_HEADER = 8  # bytes before a safetensors file's header, which tell its length
+_LONGEST_HEADER = 100 * 2**20  # bytes, as the format has it
+
+_CODE = {"torch": "architectures/{}_torch.py", "jax": "architectures/{}_jax.py"}
+"""Where in `workers` the network of an entry is, by runtime."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a check says of a subject: queues.yaml, a model (`name:version`) or a variant (`name:version/variant`)."""
+
+    subject: str
+    level: Level
+    text: str
+    hint: str = ""
+
+
+def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict]:
+    """What there is to say of a fleet with this queues.yaml and these models.
+
+    Artefacts are looked at where `cache` has them; the others are named as not checked.
+    """
+    topology, verdicts = _topology(queues)
+    catalogue = load_catalogue(models)
+    if topology is not None:
+        verdicts += _warm(topology, catalogue)
+    if not catalogue.models and not catalogue.disabled:
+        verdicts.append(Verdict(subject=str(models), level="error", text="expected models there, got none"))
+    for name, reason in sorted(catalogue.disabled.items()):
+        verdicts.append(Verdict(subject=name, level="error", text=reason, hint=_REPAIR))
+    store = ArtefactStore(cache)
+    for _, model in sorted(catalogue.models.items()):
+        verdicts += _model(model, topology, store)
+    return verdicts
+
+
+_REPAIR = "it is disabled until that is corrected; a running fleet notices the repair by itself"
+
+
+def _topology(queues: Path) -> tuple[Topology | None, list[Verdict]]:
+    try:
+        topology = load_topology(queues)
+    except TopologyError as error:
+        hint = "docs/operations.md explains every field; tasks/queues.schema.json is its JSON Schema"
+        return None, [
+            Verdict(subject=QUEUES, level="error", text=str(error).removeprefix(f"{error.file}: "), hint=hint)
+        ]
+    text = f"{len(topology.hardware)} hardware classes, {len(topology.service)} services"
+    return topology, [Verdict(subject=QUEUES, level="ok", text=text)]
+
+
+def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
+    """What classes keep warm and cannot have."""
+    for name, hardware in sorted(topology.hardware.items()):
+        for place, reference in enumerate(hardware.warm):
+            where = f"hardware.{name}.warm.{place}"
+            try:
+                model = catalogue.resolve(reference)
+            except UnknownModelError as error:
+                near = [one for one in error.details["near"] if ":" not in one and "@" not in one]
+                hint = f"did you mean {' or '.join(near or error.details['near'])}?" if error.details["near"] else ""
+                text = f"{where}: expected a model of the catalogue, got {reference!r}"
+                yield Verdict(subject=QUEUES, level="error", text=text, hint=hint)
+            except ModelUnavailableError as error:
+                yield Verdict(subject=QUEUES, level="warning", text=f"{where}: {error.message}")
+            else:
+                if not _runs(model, hardware):
+                    text = f"{where}: the class runs {', '.join(hardware.runtimes)}, and no variant of {model.id} does"
+                    yield Verdict(subject=QUEUES, level="warning", text=text)
+
+
+def _runs(model: Model, hardware: HardwareClass) -> bool:
+    return any(variant.runtime in hardware.runtimes for variant in model.variants.values())
+
+
+def _model(model: Model, topology: Topology | None, store: ArtefactStore) -> Iterator[Verdict]:
+    """One verdict for the model, and one for each of its variants that is wrong."""
+    unchecked: set[str] = set()
+    found = [verdict for name in sorted(model.variants) for verdict in _variant(model, name, store, unchecked)]
+    if topology is not None and not any(_runs(model, hardware) for hardware in topology.hardware.values()):
+        runtimes = ", ".join(sorted({variant.runtime for variant in model.variants.values()}))
+        found.append(Verdict(subject=model.id, level="warning", text=f"no class of queues.yaml runs {runtimes}"))
+    variants = f"{len(model.variants)} variants" if len(model.variants) > 1 else "1 variant"
+    missing = f"; not checked, for they are not on this machine: {', '.join(sorted(unchecked))}" if unchecked else ""
+    yield Verdict(subject=model.id, level="ok", text=f"{variants}{missing}")
+    yield from found
+
+
+def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str]) -> Iterator[Verdict]:
+    """What is wrong with a variant; the artefacts that could not be looked at are added to `unchecked`."""
+    variant, subject = model.variants[name], f"{model.id}/{name}"
+    code = _CODE.get(variant.runtime, "").format(variant.entry)
+    if code and not (TREE / "workers" / code).is_file():
+        text = f"entry: expected the name of a network with workers/{code}, got {variant.entry!r}"
+        yield Verdict(subject=subject, level="error", text=text)
+    for role, artefact in variant.artefacts.items():
+        try:
+            path = store.present(model, artefact)
+        except (SourceError, importlib.metadata.PackageNotFoundError) as error:
+            yield Verdict(subject=subject, level="error", text=f"artefacts.{artefact}: {error}", hint=_made_by(model))
+            continue
+        if path is None:
+            unchecked.add(artefact)
+        elif reason := _flaw(model, name, role, path):
+            yield Verdict(subject=subject, level="error", text=reason)
+
+
+def _made_by(model: Model) -> str:
+    derived = sorted({one.recipe for one in model.artefacts.values() if isinstance(one, Derived)})
+    return f"recipes are workers/recipes/*.py: {', '.join(derived)}; `make setup` installs what they need"
+
+
+def _flaw(model: Model, variant: str, role: str, path: Path) -> str:
+    """What is wrong with an artefact's file, seen without opening its weights; empty where nothing is."""
+    if role == "graph":
+        for where, expected, value in graph_contradictions(model, variant, path):
+            return str(ModelError(model.file, where, expected, value))
+    if role == "weights" or path.suffix == ".safetensors":
+        return _safetensors_flaw(path)
+    return ""
+
+
+def _safetensors_flaw(path: Path) -> str:
+    """Whether a file is as long as its header says. Source: the format's description, huggingface/safetensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_HEADER), "little")
+        header = file.read(length) if length <= _LONGEST_HEADER else b""
+    try:
+        tensors = [one for name, one in json.loads(header).items() if name != "__metadata__"]
+        end = _HEADER + length + max((one["data_offsets"][1] for one in tensors), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return f"expected safetensors, got {path.name}, whose header is none"
+    size = path.stat().st_size
+    return "" if size == end else f"expected {end} bytes by the header of {path.name}, got {size}"

@@ -1,0 +1,65 @@
+"""`taxiway check` and what `taxiway up` does of it, as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.settings import TREE
+from tests.graphs import SCALE_SPECS, VAD_SPECS, scale_graph, vad_graph, write_model
+from tests.working import QUEUES
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    """The variables of a fleet of a class that runs graphs, whose models folder is empty."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "queues.yaml").write_text(
+        QUEUES.replace("echo]", "echo, onnx]").replace("warm: [echo, slab]", "warm: []")
+    )
+    return {"TAXIWAY_MODELS": str(tmp_path / "models"), "TAXIWAY_QUEUES": str(tmp_path / "queues.yaml")}
+
+
+def taxiway(settings: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "taxiway", *arguments]
+    environment = {**os.environ, **settings}
+    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def verdicts(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
+    return {verdict["subject"]: verdict for verdict in json.loads(done.stdout)["verdicts"]}
+
+
+def test_a_run_answers_an_example_of_each_sound_model_and_says_why_others_do_not(settings: dict[str, str]) -> None:
+    models = Path(settings["TAXIWAY_MODELS"])
+    write_model(models, "scale", scale_graph(2.0), **SCALE_SPECS)
+    write_model(models, "vad", vad_graph(), **VAD_SPECS)
+    write_model(models, "failing", scale_graph(2.0), **SCALE_SPECS, examples=[[1.0, 2.0, 3.0]])
+    write_model(models, "wrong", scale_graph(2.0), **VAD_SPECS)
+    done = taxiway(settings, "check", "--run", "--json")
+    assert done.returncode == 1
+    found = verdicts(done)
+    for name in ("scale", "vad"):
+        assert found[f"{name}:1/onnx"]["level"] == "ok"
+        assert "an example made from its inputs was answered in" in found[f"{name}:1/onnx"]["text"]
+    assert found["failing:1/onnx"]["level"] == "error"
+    assert "expected shape [-1, 2]" in found["failing:1/onnx"]["text"]
+    assert found["wrong"]["level"] == "error"
+    assert "wrong:1/onnx" not in found
+
+
+def test_up_refuses_a_warm_model_that_does_not_exist_and_says_which_was_meant(settings: dict[str, str]) -> None:
+    write_model(Path(settings["TAXIWAY_MODELS"]), "scale", scale_graph(2.0), **SCALE_SPECS)
+    queues = Path(settings["TAXIWAY_QUEUES"])
+    queues.write_text(queues.read_text().replace("warm: []", "warm: [scal]"))
+    done = taxiway(settings, "up", "--no-flower", "--data", str(queues.parent / "data"))
+    assert done.returncode == 2
+    assert "error: queues.yaml: hardware.cpu.batch.warm.0: expected a model of the catalogue, got 'scal'" in done.stderr
+    assert "hint: did you mean scale?" in done.stderr
+    assert taxiway(settings, "check").returncode == 1

@@ -1,0 +1,148 @@
+"""`python -m workers.check`: says what is wrong with queues.yaml and the models, and with `--run`, whether they answer.
+
+Exit status 1 where anything is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tasks.artefacts import ArtefactError, ArtefactStore
+from tasks.catalogue import Catalogue, Model, load_catalogue
+from tasks.check import Verdict, check_configuration
+from tasks.examples import try_inputs
+from tasks.settings import TREE, cache_directory
+from tasks.signature import bind
+from tasks.topology import HardwareClass, Price
+from taxiway.cli.fleet import shown_as
+from taxiway.errors import TaxiwayError
+from taxiway.values import to_wire
+from workers.device import Device, find_device
+from workers.executor import Executor, Loaded, briefest
+from workers.pipelines import Item
+
+ROWS = 2
+"""Rows that run together, where the variant takes so many: a graph that takes only one fails on them."""
+
+_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+@click.command()
+@click.option("--models", type=click.Path(path_type=Path), metavar="DIR", help="Models' folders [TAXIWAY_MODELS].")
+@click.option("--queues", type=click.Path(path_type=Path), metavar="FILE", help="queues.yaml [TAXIWAY_QUEUES].")
+@click.option("--run", "running", is_flag=True, help="Run an example of each variant too; weights are fetched.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def main(models: Path | None, queues: Path | None, *, running: bool, as_json: bool) -> None:
+    """Check queues.yaml, the models, and their files that are on this machine.
+
+    What is not there is not checked, and named. With --run it is fetched, and each variant that this machine's CPU can
+    run answers an example, in the worker's own pipeline and runtime: model.yaml's first, else one made from its inputs.
+    """
+    logging.disable(logging.CRITICAL)  # the verdicts say it
+    models = (models or Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models")).absolute()
+    queues = queues or Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml")
+    cache = cache_directory(os.environ)
+    verdicts = check_configuration(queues, models, cache)
+    if running:
+        failed = {verdict.subject for verdict in verdicts if verdict.level == "error"}
+        with Console(stderr=True).status("models answer their examples"):
+            verdicts += run_examples(load_catalogue(models), cache, leaving_out=failed)
+    if as_json:
+        click.echo(msgspec.json.encode({"verdicts": verdicts}))
+    else:
+        _show(verdicts)
+    sys.exit(1 if any(verdict.level == "error" for verdict in verdicts) else 0)
+
+
+def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) -> Iterator[Verdict]:
+    """Whether each variant answers an example on this machine's CPU; those of `leaving_out` are not run."""
+    device = find_device(_hardware(1), "cpu:0", emulate=False)
+    for _, model in sorted(catalogue.models.items()):
+        for name in sorted(model.variants):
+            subject = f"{model.id}/{name}"
+            if subject not in leaving_out:
+                yield _run(model, name, device, ArtefactStore(cache))
+
+
+def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> Verdict:
+    subject, variant = f"{model.id}/{name}", model.variants[name]
+    lacking = sorted(set(variant.instruction_sets) - set(device.instruction_sets))
+    if variant.runtime not in device.runtimes:
+        return Verdict(subject=subject, level="ok", text=f"not run: {variant.runtime} is not installed here")
+    if device.kind not in variant.profiles or lacking:
+        reason = f"its CPU lacks {', '.join(lacking)}" if lacking else "model.yaml has no profile for a CPU"
+        return Verdict(subject=subject, level="ok", text=f"not run on this machine: {reason}")
+    executor = Executor(_hardware(ROWS), device, artefacts, threads=1)
+    own = bool(model.examples)
+    try:
+        loaded = executor.load(model, name)
+        text = _answer(executor, loaded, artefacts)
+    except (TaxiwayError, ArtefactError) as error:
+        return _failed(subject, str(error), own=own)
+    finally:
+        for one in executor.all_loaded():
+            one.runtime.unload()
+    return Verdict(subject=subject, level="ok", text=text)
+
+
+def _failed(subject: str, reason: str, *, own: bool) -> Verdict:
+    if own or "is unavailable on this device" in reason:
+        return Verdict(subject=subject, level="error", text=reason)
+    hint = "it was made from the inputs in model.yaml: give it `examples` that the model can answer"
+    return Verdict(subject=subject, level="warning", text=f"an example failed: {reason}", hint=hint)
+
+
+def _answer(executor: Executor, loaded: Loaded, artefacts: ArtefactStore) -> str:
+    """What running the example showed.
+
+    Raises:
+        TaxiwayError: it failed, or an answer has no form on the wire.
+    """
+    model = loaded.model
+    inputs, own = try_inputs(model, artefacts)
+    bound = bind(model, inputs, briefest(model))
+    rows = executor.max_batch(loaded)
+    items: list[Item] = [loaded.pipeline.prepare(bound.rows[0], bound.parameters) for _ in range(rows)]
+    began = time.perf_counter()
+    answers: list[Any] = executor.run(loaded, items)
+    seconds = time.perf_counter() - began
+    for answer in answers:
+        if isinstance(answer, TaxiwayError):
+            raise answer
+        for spec in model.outputs:
+            to_wire(answer[spec.name], spec.name)
+    whose = "its example" if own else "an example made from its inputs"
+    return f"{whose} was answered in {seconds:.3g} s, {rows} at once"
+
+
+def _hardware(rows: int) -> HardwareClass:
+    price = Price(usd_per_hour=1.0)
+    return HardwareClass(device="cpu", runtimes=("echo",), max_batch=rows, max_wait=0.0, price=price)
+
+
+def _show(verdicts: Sequence[Verdict]) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table("", "what", "", box=None, pad_edge=False)
+    for verdict in verdicts:
+        style = _STYLES[verdict.level]
+        hint = f"\n[cyan]hint:[/] {escape(verdict.hint)}" if verdict.hint else ""
+        table.add_row(f"[{style}]{verdict.level}[/]", escape(verdict.subject), f"{escape(verdict.text)}{hint}")
+    console.print(table)
+    counts = {level: sum(verdict.level == level for verdict in verdicts) for level in _STYLES}
+    console.print(f"{counts['error']} errors, {counts['warning']} warnings")
+
+
+if __name__ == "__main__":
+    main(prog_name=shown_as("python -m workers.check"))
