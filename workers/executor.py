@@ -21,7 +21,7 @@ from tasks.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from workers.device import Device
-from workers.faults import DeviceLostError, Fault, fault_of
+from workers.faults import DeviceLostError, Fault, fault_of, said
 from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
 from workers.residency import NoRoomError, Resident, Uses, evict
@@ -295,7 +295,7 @@ class Executor:
         """Note why the variant cannot be had; the error for who asked."""
         known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
         self._retry_at[key] = time.monotonic() + RETRY_LOAD
-        self.unavailable[key] = str(error) if known else f"{type(error).__name__}: {error}"
+        self.unavailable[key] = said(error) if known else f"{type(error).__name__}: {said(error)}"
         logger.error("cannot load", extra={"variant": key, "reason": self.unavailable[key]}, exc_info=not known)
         return self._unavailable(key)
 
@@ -377,9 +377,11 @@ def as_ours(variant: str, error: Exception) -> TaxiwayError:
     cause = error.__cause__ if isinstance(error, TaxiwayError) else error
     fault = fault_of(cause) if isinstance(cause, Exception) else None
     if fault is Fault.LOST:
-        raise DeviceLostError(f"{variant}: {error}") from error
+        raise DeviceLostError(f"{variant}: {said(error)}") from error
     if fault is Fault.MEMORY:
-        return DeviceFaultError(f"{variant}: the device is out of memory: {error}", variant=variant, retry_after=1.0)
+        return DeviceFaultError(
+            f"{variant}: the device is out of memory: {said(error)}", variant=variant, retry_after=1.0
+        )
     if isinstance(error, TaxiwayError):
         return error
-    return ExecutionError(f"{variant}: {type(error).__name__}: {error}", variant=variant)
+    return ExecutionError(f"{variant}: {type(error).__name__}: {said(error)}", variant=variant)

@@ -37,6 +37,14 @@ _SIGNS: tuple[tuple[re.Pattern[str], Fault], ...] = (
 )
 
 
+_ADDRESS = re.compile(r"(<[^<>]*?)(?: object)? at 0x[0-9A-Fa-f]+(>)")
+
+
+def said(error: Exception) -> str:
+    """What an exception says, for whoever reads of it elsewhere: without the addresses of objects in this process."""
+    return _ADDRESS.sub(r"\1\2", str(error))
+
+
 def fault_of(error: Exception) -> Fault | None:
     """What an exception of a runtime says of the device; None where it says nothing of it.
 

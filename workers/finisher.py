@@ -33,6 +33,7 @@ from workers.backend import OUTCOME, STORED, TOKEN
 from workers.backlog import Backlog
 from workers.device import Device
 from workers.events import AT_MOST, TaskEvent
+from workers.faults import said
 from workers.ledger import Ledger
 from workers.report import answer_of, generated_by
 from workers.store import Store, insist
@@ -159,7 +160,7 @@ class Finisher:
         try:
             result = answer_of(job, self._device, blobs)
         except TaxiwayError as error:
-            failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {error}")
+            failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {said(error)}")
             return Ended(job.delivery, Outcome(error=failed))
         return Ended(job.delivery, Outcome(result, generated=generated_by(job), blobs=blobs.kept))
 

@@ -26,6 +26,7 @@ from taxiway.values import from_wire
 from taxiway.wire import read_request
 from workers.batcher import bucket_of
 from workers.executor import Loaded
+from workers.faults import said
 from workers.pipelines import Item
 from workers.transport import Taken
 from workers.work import Delivery, Headers, Job
@@ -237,7 +238,7 @@ def prepare(job: Job, loaded: Loaded) -> None:
         except TaxiwayError as error:
             raise named_row(error, index, job) from error
         except Exception as error:  # a pipeline's own code may raise anything
-            failed = ExecutionError(f"{loaded.key}: cannot prepare it: {type(error).__name__}: {error}")
+            failed = ExecutionError(f"{loaded.key}: cannot prepare it: {type(error).__name__}: {said(error)}")
             raise named_row(failed, index, job) from error
     job.items = items
     job.answers = [None] * len(items)
@@ -253,7 +254,10 @@ def gather(job: Job) -> None:
 
 
 def named_row(error: TaxiwayError, index: int, job: Job) -> TaxiwayError:
-    """The error with the row's index, where the job has more than one."""
+    """The error with the row's index, where the job has more than one: `inputs.image[3]: expected …`."""
     if len(job.rows) == 1:
         return error
-    return type(error)(f"row {index}: {error.message}", **(error.details | {"row": index}))
+    field = str(error.details.get("field", ""))
+    named = error.message.startswith(f"{field}: ") and field.startswith("inputs.")
+    message = f"{field}[{index}]{error.message.removeprefix(field)}" if named else f"row {index}: {error.message}"
+    return type(error)(message, **(error.details | {"row": index}))

@@ -22,6 +22,7 @@ from taxiway.errors import (
     ExecutionError,
     TaxiwayError,
 )
+from workers.faults import said
 from workers.intake import Contents, Intake, prepare
 from workers.loop import DeviceLoop
 from workers.store import Store, insist
@@ -160,7 +161,7 @@ class Reception:
             self._end([Ended(delivery, Outcome(error=error))])
         except Exception as error:  # a pipeline's own code may raise anything, for this one request
             logger.exception("a request could not be read", extra={"job": delivery.job})
-            failed = ExecutionError(f"the request could not be read: {type(error).__name__}: {error}")
+            failed = ExecutionError(f"the request could not be read: {type(error).__name__}: {said(error)}")
             self._end([Ended(delivery, Outcome(error=failed))])
         else:
             return [job]

@@ -145,12 +145,12 @@ def test_a_text_longer_than_256_tokens_is_cut_there(model: str, name: str) -> No
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "input 'text': expected text, got an empty one"),
-        (" \n\t", "input 'text': expected text, got an empty one"),
-        (None, "input 'text': expected text, got NoneType"),
-        (["a", "b"], "input 'text': expected text, got list"),
-        (b"\xff\xfe", "input 'text': expected UTF-8"),
-        ("\ud800", "input 'text': expected UTF-8"),
+        ("", "inputs.text: expected text, got an empty one"),
+        (" \n\t", "inputs.text: expected text, got an empty one"),
+        (None, "inputs.text: expected text, got NoneType"),
+        (["a", "b"], "inputs.text: expected text, got list"),
+        (b"\xff\xfe", "inputs.text: expected UTF-8"),
+        ("\ud800", "inputs.text: expected UTF-8"),
     ],
 )
 def test_what_is_no_text_is_refused_by_the_name_of_the_input(value: object, message: str) -> None:

@@ -88,17 +88,21 @@ def test_monte_carlo_estimates_agree_within_their_standard_errors() -> None:
 def test_the_samples_of_monte_carlo_are_its_size_and_bounded() -> None:
     pipeline, _ = opened(MODELS.resolve("monte-carlo"))
     assert pipeline.prepare({"samples": 5000, "seed": 1}, {}).size == 5000
-    with pytest.raises(InvalidRequestError, match="'samples': expected at least 1, got 0"):
+    with pytest.raises(InvalidRequestError, match=r"inputs\.samples: expected at least 1, got 0"):
         pipeline.prepare({"samples": 0, "seed": 1}, {})
-    with pytest.raises(RequestTooLargeError, match="'samples': expected at most 10000000, got 10000001"):
+    with pytest.raises(RequestTooLargeError, match=r"inputs\.samples: expected at most 10000000, got 10000001"):
         pipeline.prepare({"samples": 10_000_001, "seed": 1}, {})
 
 
 @pytest.mark.parametrize(
     ("row", "field", "message"),
     [
-        ({"samples": 1}, "inputs.seed", "input 'seed' is missing"),
-        ({"samples": 1, "seed": 1, "sead": 1}, "inputs.sead", "unknown input 'sead'"),
+        ({"samples": 1}, "inputs.seed", "inputs.seed: expected a value, got nothing"),
+        (
+            {"samples": 1, "seed": 1, "sead": 1},
+            "inputs.sead",
+            r"inputs: expected inputs among \['samples', 'seed'\], got 'sead'",
+        ),
         ({"samples": 1.5, "seed": 1}, "inputs.samples", "expected INT64, got float64 values"),
         ({"samples": "ten", "seed": 1}, "inputs.samples", "expected INT64, got <U3 values"),
         ({"samples": True, "seed": 1}, "inputs.samples", "expected INT64, got bool values"),

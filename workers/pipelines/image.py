@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tasks.catalogue import Model, TensorSpec, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from workers.faults import said
 from workers.pipelines import Item, Row
 from workers.pipelines.tensors import read_tensor
 from workers.runtimes import Placed, Runtime
@@ -33,6 +34,7 @@ MARGIN = 32
 """Pixels: the crop is side / (side + MARGIN) of the shorter side, as EfficientNet was evaluated (Tan and Le 2019)."""
 
 _BEST = 5
+_SHOWN = 8  # bytes of what is no photograph
 _SCAN = b"\xff\xda"  # the marker that begins one; no other byte follows 0xff in a picture's data but 0x00 and restarts
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
@@ -77,7 +79,7 @@ class ImagePipeline:
     def _checked(self, value: Any) -> np.ndarray:
         pixels = read_tensor(self._pixels, value)
         if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
-            message = f"input 'pixels': expected values from 0 to 1, got {pixels.min()} to {pixels.max()}"
+            message = f"inputs.pixels: expected values from 0 to 1, got {pixels.min()} to {pixels.max()}"
             raise InvalidRequestError(message, field="inputs.pixels")
         return pixels
 
@@ -96,19 +98,24 @@ def decode(value: object, side: int) -> np.ndarray:
         RequestTooLargeError: over `MAX_PIXELS`; told from its header, before it is decoded.
     """
     if not isinstance(value, bytes | bytearray | memoryview):
-        message = f"input 'image': expected JPEG or PNG bytes, got {type(value).__name__}"
+        message = f"inputs.image: expected JPEG or PNG bytes, got {type(value).__name__}"
         raise InvalidRequestError(message, field="inputs.image")
     try:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(f"{image.width} by {image.height}")
             if image.format != "PNG" and bytes(value).count(_SCAN) > MAX_SCANS:
-                raise InvalidRequestError(f"input 'image': expected at most {MAX_SCANS} scans", field="inputs.image")
+                raise InvalidRequestError(f"inputs.image: expected at most {MAX_SCANS} scans", field="inputs.image")
             return _cropped(image, side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(str(error)) from error
+    except UnidentifiedImageError as error:
+        message = (
+            f"inputs.image: expected a JPEG or PNG, got {len(value)} bytes that begin with {bytes(value[:_SHOWN])!r}"
+        )
+        raise InvalidRequestError(message, field="inputs.image") from error
     except _BROKEN as error:
-        message = f"input 'image': expected a whole JPEG or PNG: {error}"
+        message = f"inputs.image: expected a whole JPEG or PNG, got one that is broken: {said(error)}"
         raise InvalidRequestError(message, field="inputs.image") from error
 
 
@@ -135,7 +142,7 @@ def batch_of(rows: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _too_large(got: str) -> RequestTooLargeError:
-    message = f"input 'image': expected at most {MAX_PIXELS} pixels, got {got}"
+    message = f"inputs.image: expected at most {MAX_PIXELS} pixels, got {got}"
     return RequestTooLargeError(message, field="inputs.image", limit=MAX_PIXELS)
 
 

@@ -50,13 +50,17 @@ class TensorPipeline:
         known = {spec.name for spec in self._model.inputs}
         for name in row:
             if name not in known:
-                raise InvalidRequestError(f"unknown input {name!r}: expected {sorted(known)}", field=f"inputs.{name}")
+                raise InvalidRequestError(
+                    f"inputs: expected inputs among {sorted(known)}, got {name!r}", field=f"inputs.{name}"
+                )
         arrays: dict[str, np.ndarray] = {}
         for spec in self._model.inputs:
             if spec.name in row:
                 arrays[spec.name] = read_tensor(spec, row[spec.name])
             elif not spec.optional:
-                raise InvalidRequestError(f"input {spec.name!r} is missing", field=f"inputs.{spec.name}")
+                raise InvalidRequestError(
+                    f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}"
+                )
         return Item(arrays, self._size(arrays), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
@@ -95,11 +99,9 @@ class TensorPipeline:
         size, limit = int(arrays[self._sized]), self._model.buckets[-1]
         field = f"inputs.{self._sized}"
         if size < 1:
-            raise InvalidRequestError(f"input {self._sized!r}: expected at least 1, got {size}", field=field)
+            raise InvalidRequestError(f"{field}: expected at least 1, got {size}", field=field)
         if size > limit:
-            raise RequestTooLargeError(
-                f"input {self._sized!r}: expected at most {limit}, got {size}", field=field, limit=limit
-            )
+            raise RequestTooLargeError(f"{field}: expected at most {limit}, got {size}", field=field, limit=limit)
         return size
 
 
@@ -169,7 +171,7 @@ def _element(value: object) -> np.ndarray:
 
 
 def _wrong(spec: TensorSpec, expected: str, got: str) -> InvalidRequestError:
-    return InvalidRequestError(f"input {spec.name!r}: expected {expected}, got {got}", field=f"inputs.{spec.name}")
+    return InvalidRequestError(f"inputs.{spec.name}: expected {expected}, got {got}", field=f"inputs.{spec.name}")
 
 
 def _plain(array: np.ndarray, place: int) -> Any:

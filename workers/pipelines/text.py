@@ -84,16 +84,16 @@ def read_text(name: str, row: Row) -> str:
     field = f"inputs.{name}"
     value = row.get(name)
     if not isinstance(value, str | bytes):
-        raise InvalidRequestError(f"input {name!r}: expected text, got {type(value).__name__}", field=field)
+        raise InvalidRequestError(f"{field}: expected text, got {type(value).__name__}", field=field)
     try:
         text, size = (value, len(value.encode())) if isinstance(value, str) else (value.decode(), len(value))
     except UnicodeError as error:
-        raise InvalidRequestError(f"input {name!r}: expected UTF-8, got {error}", field=field) from error
+        raise InvalidRequestError(f"{field}: expected UTF-8, got {error}", field=field) from error
     if size > MAX_BYTES:
-        message = f"input {name!r}: expected at most {MAX_BYTES} bytes of text, got {size}"
+        message = f"{field}: expected at most {MAX_BYTES} bytes of text, got {size}"
         raise RequestTooLargeError(message, field=field, limit=MAX_BYTES)
     if not text.strip():
-        raise InvalidRequestError(f"input {name!r}: expected text, got an empty one", field=field)
+        raise InvalidRequestError(f"{field}: expected text, got an empty one", field=field)
     return text
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from taxiway.errors import ExecutionError
+from workers.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
 
 Tensors = Mapping[str, jax.Array]
@@ -43,7 +44,7 @@ class JaxRuntime:
             self._weights = jax.device_put(load_file(self._placed.files["weights"]), _device(self._placed.device))
             self._apply = jax.jit(architecture.apply)
         except (ImportError, KeyError, OSError, RuntimeError, ValueError, IndexError, SafetensorError) as error:
-            raise ModelLoadError(f"{self._placed.variant}: JAX cannot load it: {error}") from error
+            raise ModelLoadError(f"{self._placed.variant}: JAX cannot load it: {said(error)}") from error
 
     def run(self, batch: Arrays) -> Arrays:
         """The network's outputs by name, for as many rows as came. Raises `ExecutionError`."""
@@ -55,7 +56,7 @@ class JaxRuntime:
                 outputs = self._apply(self._weights, {name: pad_rows(array) for name, array in batch.items()})
             return {name: np.asarray(array)[:rows] for name, array in outputs.items()}
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
-            raise ExecutionError(f"{self._placed.variant}: {error}") from error
+            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
 
     def unload(self) -> None:
         """Drop the weights and the compiled programs."""

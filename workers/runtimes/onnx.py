@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime as ort
 
 from taxiway.errors import ExecutionError
+from workers.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
 
 
@@ -26,7 +27,7 @@ class OnnxRuntime:
                 self._placed.files["graph"], _options(self._placed.threads), providers=providers(self._placed.device)
             )
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ModelLoadError(f"{self._placed.variant}: onnxruntime cannot open the graph: {error}") from error
+            raise ModelLoadError(f"{self._placed.variant}: onnxruntime cannot open the graph: {said(error)}") from error
 
     def run(self, batch: Arrays) -> Arrays:
         """Every output of the graph by name. Raises `ExecutionError`."""
@@ -34,7 +35,7 @@ class OnnxRuntime:
         try:
             outputs: list[np.ndarray] = session.run(None, dict(batch))
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ExecutionError(f"{self._placed.variant}: {error}") from error
+            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, outputs, strict=True))
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from taxiway.errors import ExecutionError
+from workers.faults import said
 from workers.runtimes import ModelLoadError, Placed
 from workers.runtimes.onnx import OnnxRuntime
 from workers.runtimes.stepping import SlotDecoder
@@ -133,7 +134,7 @@ class OnnxDecoder(SlotDecoder, OnnxRuntime):
         try:
             session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's errors share no narrower base
-            raise ExecutionError(f"{self._placed.variant}: {error}") from error
+            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
         logits: np.ndarray = binding.get_outputs()[-1].numpy()
         return logits
 

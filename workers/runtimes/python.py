@@ -10,6 +10,7 @@ import numpy as np
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
+from workers.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed, Watch
 
 
@@ -39,7 +40,9 @@ class PythonRuntime:
             child.await_ready()
         except (CallError, TaxiwayError) as error:
             child.end()
-            raise ModelLoadError(f"{self._placed.variant}: cannot import the callable {entry!r}: {error}") from error
+            raise ModelLoadError(
+                f"{self._placed.variant}: cannot import the callable {entry!r}: {said(error)}"
+            ) from error
         self._child = child
 
     def run(self, batch: Arrays) -> Arrays:
@@ -80,7 +83,7 @@ class PythonRuntime:
         try:
             return self._child.call(arguments, look)
         except CallError as error:
-            raise ExecutionError(f"{self._placed.variant}: {error}") from error
+            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
 
     def unload(self) -> None:
         """End the process, and all that it started."""

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from taxiway.errors import ExecutionError
+from workers.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -32,7 +33,7 @@ class TorchRuntime:
             module: torch.nn.Module = architecture.build(load_file(self._placed.files["weights"]))
             self._module = module.to(self._device, self._dtype).eval()
         except (ImportError, KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
-            raise ModelLoadError(f"{self._placed.variant}: torch cannot load it: {error}") from error
+            raise ModelLoadError(f"{self._placed.variant}: torch cannot load it: {said(error)}") from error
 
     def run(self, batch: Arrays) -> Arrays:
         """The network's outputs by name, floats as float32. Raises `ExecutionError`."""
@@ -43,7 +44,7 @@ class TorchRuntime:
                 outputs = self._module(**{name: self._tensor(array) for name, array in batch.items()})
                 return {name: _array(tensor) for name, tensor in outputs.items()}
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise ExecutionError(f"{self._placed.variant}: {error}") from error
+            raise ExecutionError(f"{self._placed.variant}: {said(error)}") from error
 
     def unload(self) -> None:
         """Drop the network and give its device memory back."""
