@@ -81,9 +81,7 @@ class HttpDoor:
     async def submit(self, request: Request) -> Receipt:
         """Accept the request; answered as soon as it is placed."""
         ask = await self._ask(_known_again(request))
-        with submitting(request.model) as trace:
-            headers = {**ask.body.headers, **trace, "prefer": "respond-async"}
-            response = await self._asked("POST", f"{ask.path}/infer", ask.body.pieces, headers)
+        response = await self._posted(ask, request.model, prefer="respond-async")
         return Receipt(_checked(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
@@ -91,9 +89,7 @@ class HttpDoor:
         ask = await self._ask(_known_again(request))
         try:
             async with asyncio.timeout(timeout):
-                with submitting(request.model) as trace:
-                    headers = {**ask.body.headers, **trace, "prefer": f"wait={LONGEST_WAIT:g}"}
-                    response = await self._asked("POST", f"{ask.path}/infer", ask.body.pieces, headers)
+                response = await self._posted(ask, request.model, prefer=f"wait={LONGEST_WAIT:g}")
                 if response.status != HTTPStatus.ACCEPTED:
                     return self._result(response, ask.single)
                 return await self.result(Receipt(_checked(response)["id"], single=ask.single), timeout)
@@ -207,12 +203,28 @@ class HttpDoor:
                 return response
             await asyncio.sleep(pause)
 
+    async def _posted(self, ask: _Ask, model: str, *, prefer: str) -> Response:
+        """The router's answer to an infer request.
+
+        After a refusal the model's inputs are asked for again with the next request: it may have been replaced.
+        """
+        with submitting(model) as trace:
+            headers = {**ask.body.headers, **trace, "prefer": prefer}
+            response = await self._asked("POST", f"{ask.path}/infer", ask.body.pieces, headers)
+        if response.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND):
+            self._known.pop(model, None)
+        return response
+
     async def _ask(self, request: Request) -> _Ask:
         path = f"/v2/models/{quote(request.model, safe=':@')}"
         if request.model not in self._known:
             self._known[request.model] = _checked(await self._asked("GET", path))
         known = self._known[request.model]
-        tensors, single = encode_inputs(known["inputs"], request.inputs)
+        try:
+            tensors, single = encode_inputs(known["inputs"], request.inputs)
+        except InvalidRequestError:
+            self._known.pop(request.model)  # as after a refusal, below
+            raise
         terms = {name: getattr(request, name) for name in TERMS if getattr(request, name) != getattr(_UNSAID, name)}
         fields: dict[str, Any] = {"parameters": {**request.parameters, **terms}}
         if request.outputs or self._accepts:

@@ -16,7 +16,7 @@ import pytest
 
 from tasks.settings import TREE, Settings
 from taxiway import Client
-from taxiway.errors import ModelUnavailableError, UnknownModelError
+from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import EchoDevice, RouterProcess, router_process
 from tests.waiting import until
@@ -90,10 +90,11 @@ def scaled(client: Client, model: str = "later") -> list[float]:
     return numbers
 
 
-def write(models: Path, factor: float, **fields: Any) -> None:
-    """Put the model `later` into the folder, as if at once: a half-copied file is as good as a wrong one."""
+def write(models: Path, factor: float, name: str = "x") -> None:
+    """Put the model `later`, with an input of that name, into the folder, its model.yaml last."""
     beside = models.parent / "beside"
-    folder = write_model(beside, "later", scale_graph(factor), **{**SCALE_SPECS, **fields})
+    specs = {**SCALE_SPECS, "inputs": [{**SCALE_SPECS["inputs"][0], "name": name}]}
+    folder = write_model(beside, "later", scale_graph(factor, name=name), **specs)
     (models / "later").mkdir(exist_ok=True)
     for file in ("graph.onnx", "model.yaml"):
         (folder / file).replace(models / "later" / file)
@@ -108,10 +109,12 @@ def test_a_model_comes_changes_breaks_and_goes_while_the_fleet_runs(served: Sett
         assert scaled(client) == [2.0, 4.0]
         assert until(lambda: any("later:1/onnx" in device["warm"] for device in client.fleet()["devices"]))
 
-        write(served.models, 3.0)
+        write(served.models, 3.0, name="z")
         code, processes = reload(router, "--json")
         assert (code, set(processes)) == (0, {"router", "worker"})
         assert all("later:1" in process["models"] and process["answered"] for process in processes.values())
+        with pytest.raises(InvalidRequestError, match=r"inputs of later:1 \(z\), got 'x'"):
+            scaled(client)  # the client goes by what it knew of the model, and asks again
         assert scaled(client) == [3.0, 6.0]
 
         (served.models / "later" / "model.yaml").write_text("name: later\nversion: one\n")
