@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from tasks.artefacts import ArtefactError, ArtefactStore
-from tasks.catalogue import Catalogue, Model, ModelError, Variant, graph_contradictions
+from tasks.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
 from tasks.facts import variant_key
 from tasks.lengths import ran_size
 from tasks.profiles import Known, ProfileBook
@@ -116,6 +118,11 @@ class Executor:
                 self._uses.pop(key, None)
         self.unavailable.clear()  # a repaired variant is tried at once; any other says again why it fails
         self.sweep()
+
+    def lacks(self, key: str, reason: str) -> None:
+        """Note that a variant that was asked for is not in this worker's catalogue. Any thread may tell."""
+        self._retry_at[key] = math.inf
+        self.unavailable[key] = reason
 
     def sweep(self) -> None:
         """Unload what the catalogue has no more and nothing uses any more."""
@@ -324,10 +331,9 @@ def _runs_alike(one: Model, other: Model, variant: str) -> bool:
 
 def _what_runs(model: Model, variant: str) -> tuple[Any, ...]:
     """All that decides how a loaded variant answers."""
-    described = model.variants[variant]
-    runs = (described.runtime, described.precision, described.entry, described.artefacts, described.memory)
+    runs = msgspec.structs.replace(model.variants[variant], profiles={}, accuracy=None, tolerance=Tolerance())
     pipeline = (model.pipeline, model.inputs, model.outputs, model.parameters, model.size_unit, model.buckets)
-    return (*runs, described.max_batch, model.artefacts, *pipeline)
+    return (runs, model.artefacts, *pipeline)
 
 
 def most_rows(hardware: HardwareClass, variant: Variant) -> int:

@@ -18,7 +18,7 @@ from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail, trail_of
 from taxiway.blobs import Buffer, Reference, may_refer, referred, resolved
-from taxiway.errors import ExecutionError, ModelUnavailableError, TaxiwayError
+from taxiway.errors import ExecutionError, ModelUnavailableError, TaxiwayError, UnknownModelError
 from taxiway.keys import INFER
 from taxiway.request import Request
 from taxiway.tracing import TRACEPARENT, TRACESTATE
@@ -147,8 +147,8 @@ class Intake:
         """The job, whose rows are bound and not prepared yet. `contents` has what its request refers to.
 
         Raises:
-            RequestError: the request is wrong, or its model is not in this worker's catalogue.
-            ModelUnavailableError: the model is disabled here, or has the variant no more.
+            RequestError: the request is wrong.
+            ModelUnavailableError: the model is disabled or missing in this worker's catalogue, or lacks the variant.
         """
         ticket = delivery.ticket
         request = _request(delivery)
@@ -178,20 +178,26 @@ class Intake:
         """The model with this variant: a router may have seen it in the folder a moment before this worker does.
 
         Raises:
-            UnknownModelError: there is no such model here.
-            ModelUnavailableError: it is disabled here, or has the variant no more.
+            ModelUnavailableError: it is disabled here, has the variant no more, or is not here (any more).
         """
         served = self._folder.catalogue.models.get(reference)
         if served is None or variant not in served.variants:
             self._folder.look()
-        model = self._folder.catalogue.resolve(reference)
+        try:
+            model = self._folder.catalogue.resolve(reference)
+        except UnknownModelError as error:  # the router that placed it knew it
+            raise _gone(reference, "it is not in the models folder of the worker that it was placed on") from error
         if variant not in model.variants:
-            reason = f"its variant {variant!r} is no longer in the catalogue ({', '.join(model.variants)})"
-            raise ModelUnavailableError(f"model {model.id!r} changed: {reason}", model=model.id, reason=reason)
+            listed = ", ".join(model.variants)
+            raise _gone(reference, f"its variant {variant!r} is no longer in the catalogue ({listed})")
         return model
 
     def _contents(self, found: Sequence[Reference]) -> Contents:
         return self._fetch(found) if found else {}
+
+
+def _gone(model: str, reason: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"model {model!r} changed: {reason}", model=model, reason=reason)
 
 
 def _request(delivery: Delivery) -> Request:

@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from tasks.facts import variant_key
 from tasks.scripts import Claim, Verdict
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
     ExecutionError,
+    ModelUnavailableError,
     TaxiwayError,
 )
 from workers.faults import said
@@ -158,6 +160,11 @@ class Reception:
             if loaded is not None:
                 prepare(job, loaded)
         except TaxiwayError as error:
+            if isinstance(
+                error, ModelUnavailableError
+            ):  # its folder may be behind the router's: others are asked first
+                variant = delivery.ticket.variants[delivery.hardware_class]
+                executor.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
             self._end([Ended(delivery, Outcome(error=error))])
         except Exception as error:  # a pipeline's own code may raise anything, for this one request
             logger.exception("a request could not be read", extra={"job": delivery.job})

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from tasks.facts import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway import Client
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
+from taxiway.keys import DEVICES
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import EchoDevice, RouterProcess, router_process
 from tests.waiting import until
@@ -85,6 +88,12 @@ def reload(router: RouterProcess, *arguments: str) -> tuple[int, Any]:
     return done.returncode, {process["kind"]: process for process in json.loads(done.stdout)}
 
 
+def unavailable(tower: Tower) -> set[str]:
+    """The variants that the worker's heartbeat says it cannot run."""
+    (facts,) = (msgspec.json.decode(raw, type=DeviceFacts) for raw in tower.state.hvals(DEVICES))
+    return set(facts.unavailable)
+
+
 def scaled(client: Client, model: str = "later") -> list[float]:
     numbers: list[float] = client.infer(model, [1.0, 2.0], deadline=30).outputs["y"]
     return numbers
@@ -142,3 +151,7 @@ def test_a_job_whose_variant_was_removed_ends_with_the_reason(served: Settings) 
         job = tower.order("later", [1.0, 2.0], variant="gone")
         with pytest.raises(ModelUnavailableError, match=r"its variant 'gone' is no longer in the catalogue \(onnx\)"):
             tower.result(job)
+        unknown = tower.order("nowhere", [1.0, 2.0], variant="onnx")
+        with pytest.raises(ModelUnavailableError, match=r"is not in the models folder of the worker"):
+            tower.result(unknown)
+        assert until(lambda: "nowhere:1/onnx" in unavailable(tower))  # so that routers ask others first

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from tasks.models_folder import ModelsFolder, changes
+from tasks.profiles import ProfileBook
+from tasks.reload import Report, Reporter
+from tests.graphs import SCALE_SPECS, scale_graph, write_model
+
+PROFILE = """
+model: scale:1
+device: {kind: cpu, name: "Some CPU"}
+source: measured
+variants:
+  onnx:
+    date: "2026-01-01"
+    load: 0.1
+    memory: 1
+    peak: 1
+    base: 0.5
+    slope: 0
+    residual: {p50: 1, p90: 1, p95: 1, p99: 1}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ModelsFolder:
+    write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
+    (tmp_path / "queues.yaml").write_text("first")
+    return ModelsFolder(tmp_path / "models", tmp_path / "queues.yaml")
+
+
+def base(folder: ModelsFolder) -> float:
+    return folder.book.lookup(folder.catalogue.resolve("scale"), "onnx", "cpu", "Some CPU").profile.base
+
+
+def test_nothing_is_read_again_while_nothing_changes(folder: ModelsFolder) -> None:
+    before = folder.catalogue
+    assert not folder.look()
+    assert folder.catalogue is before
+
+
+def test_a_model_that_comes_is_there_with_the_next_look_and_a_follower_hears_of_it(folder: ModelsFolder) -> None:
+    heard: list[set[str]] = []
+    folder.follow(lambda catalogue, book: heard.append(set(catalogue.models)))
+    write_model(folder.root, "other", scale_graph(2.0), **SCALE_SPECS)
+    assert folder.look()
+    assert heard == [{"scale:1", "other:1"}]
+    assert set(folder.digests) == {"scale:1", "other:1"}
+
+
+def test_a_profile_that_changes_is_read_again(folder: ModelsFolder) -> None:
+    assert base(folder) == 0.001
+    (folder.root / "scale" / "profiles").mkdir()
+    (folder.root / "scale" / "profiles" / "cpu.yaml").write_text(PROFILE)
+    assert folder.look()
+    assert base(folder) == 0.5
+
+
+def test_a_folder_whose_link_is_swapped_counts_as_changed_as_a_mounted_one_is(folder: ModelsFolder) -> None:
+    """As Kubernetes swaps a ConfigMap: the model's folder leads to `..data`, and that to the present state."""
+    root = folder.root
+    for name, factor in (("..first", 2.0), ("..second", 3.0)):
+        write_model(root / name, "scale", scale_graph(factor), **SCALE_SPECS)
+    shutil.rmtree(root / "scale")
+    (root / "..data").symlink_to("..first")
+    (root / "scale").symlink_to("..data/scale")
+    folder.look()
+    first = folder.digests
+    assert set(first) == {"scale:1"}
+    (root / "..new").symlink_to("..second")
+    (root / "..new").replace(root / "..data")
+    assert folder.look()
+    assert changes(first, folder.digests)["replaced"] == ["scale:1"]
+
+
+def test_a_file_that_keeps_its_size_and_time_is_read_when_somebody_asks_for_a_close_look(folder: ModelsFolder) -> None:
+    path = folder.root / "scale" / "graph.onnx"
+    stat = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert not folder.look()
+    assert folder.look(closely=True)
+    assert "artefacts.graph.sha256" in folder.catalogue.outdated["scale:1"]
+
+
+def test_a_folder_that_is_away_for_a_moment_takes_no_models_with_it(folder: ModelsFolder) -> None:
+    folder.root.rename(folder.root.parent / "away")
+    assert not folder.look()
+    assert folder.catalogue.serves("scale")
+    (folder.root.parent / "away").rename(folder.root)
+    assert not folder.look()
+
+
+def test_an_artefact_that_comes_after_its_model_repairs_it(folder: ModelsFolder) -> None:
+    made = write_model(folder.root, "late", scale_graph(2.0), **SCALE_SPECS)
+    content = (made / "graph.onnx").read_bytes()
+    (made / "graph.onnx").unlink()
+    folder.look()
+    assert "late" in folder.catalogue.disabled
+    (made / "graph.onnx").write_bytes(content)
+    assert folder.look()
+    assert folder.catalogue.serves("late")
+
+
+def test_a_queues_yaml_that_changed_since_the_start_is_told_and_not_read(folder: ModelsFolder) -> None:
+    assert not folder.queues_changed
+    (folder.root.parent / "queues.yaml").write_text("other")
+    assert folder.queues_changed
+    (folder.root.parent / "queues.yaml").write_text("first")
+    assert not folder.queues_changed
+
+
+def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look_is_done_once(
+    folder: ModelsFolder,
+) -> None:
+    reporter = Reporter(folder, "worker", "w")
+    name, raw = reporter.arguments()
+    assert (name, set(msgspec.json.decode(raw, type=Report).models)) == ("w", {"scale:1"})
+    reporter.heard([3, 1])
+    assert not reporter.asked  # that was before it began, and it has read the folder since
+    assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 3
+    reporter.heard([3, 1])
+    assert reporter.arguments()[1] == b""
+    reporter.heard([4, 0])
+    assert reporter.asked
+    assert reporter.arguments()[1]
+    reporter.looked()
+    assert not reporter.asked
+    assert msgspec.json.decode(reporter.arguments()[1], type=Report).reload == 4
+
+
+def test_profiles_and_catalogue_of_an_empty_folder_are_empty(tmp_path: Path) -> None:
+    empty = ModelsFolder(tmp_path / "none", tmp_path / "queues.yaml")
+    assert (empty.catalogue.models, empty.book == ProfileBook(today=empty.book.today)) == ({}, True)
+
+
+def test_a_folder_in_which_a_file_is_half_written_keeps_what_was_there(folder: ModelsFolder) -> None:
+    path = folder.root / "scale" / "model.yaml"
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    folder.look()
+    assert folder.catalogue.serves("scale")
+    path.write_text(yaml.safe_dump({**yaml.safe_load(whole), "summary": "Whole."}))
+    folder.look()
+    assert (folder.catalogue.resolve("scale").summary, folder.catalogue.outdated) == ("Whole.", {})
