@@ -18,6 +18,7 @@ from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
 from tasks.facts import variant_key
 from tasks.lengths import ran_size
+from tasks.local.machine import memory_of_container
 from tasks.profiles import Known, ProfileBook
 from tasks.signature import bind
 from tasks.topology import HardwareClass
@@ -90,8 +91,8 @@ class Executor:
         self._catalogue: Catalogue | None = None
         self._retired: list[Loaded] = []
         self._budget = int(min(hardware.memory or device.memory, device.memory) * CPU_SHARE)
-        on_host = device.kind == "cpu"
-        self._host_memory = self._budget if on_host else int(psutil.virtual_memory().total * CPU_SHARE)
+        here = int((memory_of_container() or psutil.virtual_memory().total) * CPU_SHARE)
+        self._host_memory = min(self._budget, here) if device.kind == "cpu" else here
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
         """The variant if it is loaded as this very model describes it. Any thread may ask."""

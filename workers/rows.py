@@ -31,13 +31,18 @@ def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: S
     """An answer for each row, in order. Once the runtime's process is gone the rest is still to run."""
     executor.used(loaded)
     answers: list[Answer] = [None] * len(rows)
+    failed: set[str] = set()
     seconds = 0.0
     for index, row in enumerate(rows):
         if not runtime.alive:
             break
+        if row.watch.job in failed:
+            continue  # its job has ended with another row
         began = time.monotonic()
-        answers[index] = _run(loaded, runtime, row)
-        if _is_answer(answers[index]):
+        answers[index] = answer = _run(loaded, runtime, row)
+        if isinstance(answer, TaxiwayError):
+            failed.add(row.watch.job)
+        elif answer is not None:
             seconds += time.monotonic() - began
     good = [(row.item, answer) for row, answer in zip(rows, answers, strict=True) if _is_answer(answer)]
     if good:

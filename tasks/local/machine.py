@@ -49,6 +49,18 @@ def look() -> Machine:
     )
 
 
+def memory_of_container(groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that this container may use, by its control group (version 2 or 1); None without a limit."""
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = (groups / file).read_text().strip()
+        except OSError:
+            continue
+        limit = int(text) if text.isdecimal() else None
+        return limit if limit is not None and limit < psutil.virtual_memory().total else None
+    return None
+
+
 def version_of(distribution: str) -> str | None:
     """The installed version of a distribution, None where it is not installed."""
     try:

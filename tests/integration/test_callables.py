@@ -218,6 +218,14 @@ def test_whatever_a_call_does_ends_its_own_job_alone(here: Site, deed: str, numb
     assert here.worker.process.poll() is None
 
 
+def test_the_rows_behind_one_that_failed_are_not_run(here: Site) -> None:
+    job = here.tower.order("deeds", {"deed": ["exit", "sleep"], "number": [1, 600]}, variant="python")
+    with pytest.raises(ExecutionError, match="row 0: deeds:1/python: SystemExit: 3"):
+        here.tower.result(job)
+    assert here.tower.result(order(here.tower, "echo", 2)).outputs == {"given": 2}
+    assert not here.notes.exists()
+
+
 def test_an_error_of_ours_that_a_callable_raises_is_the_job_s(here: Site) -> None:
     tower = here.tower
     with pytest.raises(InvalidRequestError, match="not this number") as raised:
