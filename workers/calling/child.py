@@ -55,19 +55,16 @@ class Child:
         self.calls = 0
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         shared = shared_memory()
-        with its:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers.calling.callee", str(its.fileno()), str(shared)],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # a worker's own stdout says when it is ready
-                env=_environment(),
-                pass_fds=(its.fileno(), shared),
-                start_new_session=True,
-            )
-        self.pid = self._process.pid
-        own_keeper().keep(self.pid)
         self._channel: Channel | None = Channel(ours, shared)
         self._channel.set_timeout(LOOK)
+        with its:
+            try:
+                self._process = _start(its.fileno(), shared)
+            except OSError:
+                self._channel.close()
+                raise
+        self.pid = self._process.pid
+        own_keeper().keep(self.pid)
         with suppress(ClosedError):  # `await_ready` says so
             self._channel.send([list(callables.__path__), entry])
 
@@ -114,7 +111,9 @@ class Child:
         return answer
 
     def memory(self) -> int:
-        """Bytes that the process has in memory, without what it started. Any thread may ask."""
+        """Bytes that the process has in memory, without what it started; 0 once it was ended. Any thread may ask."""
+        if not self.alive:
+            return 0
         with suppress(OSError, ValueError, IndexError):
             return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE
         return 0
@@ -185,6 +184,18 @@ class Child:
         if self._channel is None:
             raise ProcessLostError("its process is gone")
         return self._channel
+
+
+def _start(connection: int, shared: int) -> subprocess.Popen[bytes]:
+    """The process, which gets both descriptors."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "workers.calling.callee", str(connection), str(shared)],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # a worker's own stdout says when it is ready
+        env=_environment(),
+        pass_fds=(connection, shared),
+        start_new_session=True,
+    )
 
 
 def group_memory(group: int) -> int:
