@@ -76,7 +76,7 @@ limits: {lease: 1}
 SLAB = """
 name: slab
 version: 1
-summary: The share of neutrons that pass a slab. No neutrons are a division by zero, and many take long.
+summary: A number by samples and a seed. No samples are a division by zero, and many take long.
 licence: Apache-2.0
 pipeline: tensors
 inputs:
@@ -86,7 +86,7 @@ outputs:
   - {name: estimate, datatype: FP64, shape: [-1]}
 reference: python
 variants:
-  python: {runtime: python, entry: monte_carlo, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
+  python: {runtime: python, entry: slab, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
   missing: {runtime: python, entry: nowhere, memory: 0, profiles: {cpu: {base: 0.0002, slope: 0.0001}}}
 """
 
@@ -140,11 +140,9 @@ class WorkerProcess:
 
 
 @contextmanager
-def worker_process(
-    settings: Settings, *options: str, log: Any = None, module: str = "workers"
-) -> Iterator[WorkerProcess]:
-    """A worker that consumes; killed at the end if the test did not stop it."""
-    command = [sys.executable, "-W", "ignore", "-m", module, "--class", CLASS, *options]
+def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterator[WorkerProcess]:
+    """A worker that consumes, and finds the tests' callables; killed at the end if the test did not stop it."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.callables", "--class", CLASS, *options]
     environment = {**os.environ, **settings.environment()}
     process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
     try:

@@ -75,7 +75,7 @@ def site(valkey_url: str, folder: Path) -> Iterator[Site]:
     fleet, log, notes = small_fleet(valkey_url, folder), folder / "log", folder / "notes"
     with pytest.MonkeyPatch.context() as patch, log.open("wb") as file, Tower(fleet) as tower:
         patch.setenv("TAXIWAY_NOTED", str(notes))
-        with worker_process(fleet, log=file, module="tests.callables") as worker:
+        with worker_process(fleet, log=file) as worker:
             yield Site(fleet, tower, worker, notes, log)
 
 

@@ -15,7 +15,7 @@ from tasks.settings import Settings
 from taxiway.errors import DeadLetteredError
 from tests.working import CLASS, QUEUES, SLAB, Tower
 
-POISON = SLAB.replace("slab", "poison").replace("monte_carlo", "poison").replace("samples", "number")
+POISON = SLAB.replace("slab", "poison").replace("samples", "number")
 POISON = POISON.replace("  - {name: seed, datatype: INT64, shape: [-1]}\n", "").replace("estimate", "number")
 
 
