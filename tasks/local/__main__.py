@@ -22,7 +22,7 @@ from tasks.document import DocumentError
 from tasks.embedded import EmbeddedValkeyError
 from tasks.local.autoscale import Bounds, most_workers
 from tasks.local.demo import DEMO_COUNTS, answer_all, demo_fleet, plain
-from tasks.local.doctor import examine
+from tasks.local.doctor import ServerAwayError, check_servers, examine
 from tasks.local.fetch import fetch, for_runtimes, runtimes_of
 from tasks.local.machine import look
 from tasks.local.plan import Plan, PlanError, absent, plan_fleet
@@ -36,7 +36,7 @@ from tasks.local.workload import artefacts_of_examples, asks
 from tasks.logs import log_to_stderr
 from tasks.settings import TREE, SettingsError, cache_directory
 from tasks.topology import Topology, load_topology
-from taxiway.cli.failure import MISSING, USAGE, CommandError, report
+from taxiway.cli.failure import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.fleet import shown_as
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
@@ -48,6 +48,7 @@ _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     ModelUnavailableError: (USAGE, "`taxiway check` says what is wrong with each model"),
     PlanError: (USAGE, "`taxiway doctor` shows what this machine has; --emulate CLASS serves a class on the CPU"),
     PortTakenError: (MISSING, "name another port; without the option a free one is used"),
+    ServerAwayError: (UNAVAILABLE, "start the server, or unset the variable; `taxiway doctor` tells more"),
     SettingsError: (USAGE, ""),
     StartError: (MISSING, ""),
     UnknownModelError: (USAGE, "`taxiway models` lists what a fleet can run"),
@@ -110,6 +111,7 @@ def up(
     if running is not None:
         raise AlreadyRunningError(options.data, running)
     check_ports({"--port": port, "--flower-port": flower_port})
+    check_servers(os.environ)
     topology, machine = _topology(), look()
     _check()
     most = most_workers(topology, machine, emulate=emulate, counts=dict(counts)) if autoscale else dict(counts)

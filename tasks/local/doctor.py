@@ -15,11 +15,19 @@ import redis
 from tasks.embedded import EmbeddedValkeyError, find_binary
 from tasks.local.machine import RUNTIMES, Machine
 from tasks.local.state import Fleet, ProcessState
-from tasks.settings import cache_directory
+from tasks.settings import BROKERS, cache_directory
 
 _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch for the CPU
+
+
+SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_STATE")
+"""The variables that name the user's own servers."""
+
+
+class ServerAwayError(Exception):
+    """A server that the user named does not answer."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,13 +101,26 @@ def _runtimes(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def check_servers(environment: Mapping[str, str]) -> None:
+    """Check that the user's servers answer, where there are any; addresses of another form are the settings' to refuse.
+
+    Raises:
+        ServerAwayError: one does not; names its variable.
+    """
+    for variable in SERVERS:
+        url = environment.get(variable, "")
+        looked = _server(variable, url) if urlsplit(url).scheme in BROKERS else None
+        if looked is not None and not looked.found:
+            raise ServerAwayError(f"{variable}: {looked.value}")
+
+
 def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
     """The embedded broker, and what there is to say of the user's own servers."""
     try:
         yield Finding(subject="embedded Valkey", found=True, value=str(find_binary()))
     except EmbeddedValkeyError as error:
         yield Finding(subject="embedded Valkey", found=False, value=str(error), remedy="make setup")
-    for variable in ("TAXIWAY_BROKER", "TAXIWAY_STATE"):
+    for variable in SERVERS:
         if environment.get(variable):
             yield _server(variable, environment[variable])
             yield from _guard(variable, environment[variable])

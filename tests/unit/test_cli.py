@@ -380,3 +380,13 @@ def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path, cli):
     assert told.exit_code == 4
     assert f"no fleet runs from {tmp_path}: its supervisor, process {ended.pid}, has ended" in told.stderr
     assert find_fleet("http://elsewhere", tmp_path, {}) == "http://elsewhere"
+
+
+def test_a_fleet_is_not_started_on_a_server_that_does_not_answer(tmp_path):
+    broker = {"TAXIWAY_BROKER": "redis://:secret-word@127.0.0.1:9/0"}
+    done = command_line("up", "--detach", "--data", str(tmp_path), env={**os.environ, **broker})
+
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: TAXIWAY_BROKER: redis://127.0.0.1:9: ")
+    assert "secret-word" not in done.stderr
+    assert not list(tmp_path.iterdir())
