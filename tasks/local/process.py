@@ -87,7 +87,8 @@ class SupervisedProcess:
         announces: whether it writes a JSON line with the field `ready` to stdout once it is.
         patience: seconds that it has to end when it is asked to.
 
-    It is `wanted` until it is told to `retire`; who supervises it starts it. `resting` ones do not run and need not.
+    `said` is what its last line that it is ready said, also while it is started again. It is `wanted` until it is told
+    to `retire`; who supervises it starts it. `resting` ones do not run and need not.
     `restarts` counts how often it was restarted after it failed, `last_exit` says how it failed last, and `due` when it
     is to be restarted, by the monotonic clock; None while it runs.
     """
@@ -133,7 +134,7 @@ class SupervisedProcess:
     @property
     def ready(self) -> bool:
         """Whether it said that it is ready, where it does say so."""
-        return bool(self.said) or not self._announces
+        return self._ready_since is not None
 
     def start(self) -> None:
         """Start it, in the checkout; it dies with the calling thread."""
@@ -164,7 +165,6 @@ class SupervisedProcess:
     def rest(self) -> None:
         """Its end is expected: it does not run, and need not."""
         self.close()
-        self.said = {}
         self.due = self._ready_since = None
         self._unread = b""
         self.retired, self.resting = False, True

@@ -256,5 +256,5 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
 
 
 def _said(process: SupervisedProcess, field: str) -> Any:
-    """What the process said of itself; empty while it is started again."""
+    """What the process said of itself when it was last ready; empty before that."""
     return process.said.get(field, "")
