@@ -66,9 +66,8 @@ class FolderWatch:
         return {"processes": processes}
 
     async def _tell(self) -> None:
-        with contextlib.suppress(
-            BrokerUnavailableError
-        ):  # the consuming loop reports it; the folder is read all the same
+        """Tell the store what is served; while it is away, which the consuming loop reports, the folder is read on."""
+        with contextlib.suppress(BrokerUnavailableError):
             self._reporter.heard(await self._store.watch(self._reporter.arguments()))
 
 

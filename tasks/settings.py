@@ -68,11 +68,21 @@ def settings_from(environment: Mapping[str, str]) -> Settings:
         broker=broker,
         state=state,
         secret=_keys(environment, "TAXIWAY_SECRET", "the same on every router and worker"),
-        queues=Path(environment.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"),
-        models=Path(environment.get("TAXIWAY_MODELS") or TREE / "models"),
+        queues=queues_file(environment),
+        models=models_folder(environment),
         cache=cache_directory(environment),
         producers=_keys(environment, producers, "the same on every router") if environment.get(producers) else (),
     )
+
+
+def queues_file(environment: Mapping[str, str]) -> Path:
+    """The queues.yaml: `TAXIWAY_QUEUES`, else the checkout's."""
+    return Path(environment.get("TAXIWAY_QUEUES") or TREE / "queues.yaml")
+
+
+def models_folder(environment: Mapping[str, str]) -> Path:
+    """The folder of the models' folders: `TAXIWAY_MODELS`, else the checkout's."""
+    return Path(environment.get("TAXIWAY_MODELS") or TREE / "models")
 
 
 def cache_directory(environment: Mapping[str, str]) -> Path:

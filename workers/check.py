@@ -23,7 +23,7 @@ from tasks.artefacts import ArtefactError, ArtefactStore
 from tasks.catalogue import Catalogue, Model, load_catalogue
 from tasks.check import Verdict, check_configuration
 from tasks.examples import try_inputs
-from tasks.settings import TREE, cache_directory
+from tasks.settings import cache_directory, models_folder, queues_file
 from tasks.signature import bind
 from tasks.topology import HardwareClass, Price
 from taxiway.cli.fleet import shown_as
@@ -51,8 +51,7 @@ def main(models: Path | None, queues: Path | None, *, running: bool, as_json: bo
     run answers an example, in the worker's own pipeline and runtime: model.yaml's first, else one made from its inputs.
     """
     logging.disable(logging.CRITICAL)  # the verdicts say it
-    models = (models or Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models")).absolute()
-    queues = queues or Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml")
+    models, queues = (models or models_folder(os.environ)).absolute(), queues or queues_file(os.environ)
     cache = cache_directory(os.environ)
     verdicts = check_configuration(queues, models, cache)
     if running:

@@ -34,7 +34,7 @@ from tasks.local.supervisor import StartError
 from tasks.local.up import Options, run_fleet
 from tasks.local.workload import artefacts_of_examples, asks
 from tasks.logs import log_to_stderr
-from tasks.settings import TREE, SettingsError, cache_directory
+from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
 from tasks.topology import Topology, load_topology
 from taxiway.cli.failure import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.fleet import shown_as
@@ -193,11 +193,11 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
 
 
 def _topology() -> Topology:
-    return load_topology(_queues_file())
+    return load_topology(queues_file(os.environ))
 
 
 def _catalogue() -> Catalogue:
-    return load_catalogue(_models_folder())
+    return load_catalogue(models_folder(os.environ))
 
 
 def _check() -> None:
@@ -206,20 +206,12 @@ def _check() -> None:
     Raises:
         CommandError: queues.yaml names what is not there.
     """
-    found = check_configuration(_queues_file(), _models_folder(), cache_directory(os.environ))
+    found = check_configuration(queues_file(os.environ), models_folder(os.environ), cache_directory(os.environ))
     for verdict in found:
         if verdict.level == "error" and verdict.subject == QUEUES:
             raise CommandError(f"{QUEUES}: {verdict.text}", hint=verdict.hint, code=USAGE)
         if verdict.level != "ok":
             click.echo(f"warning: {verdict.subject}: {verdict.text}", err=True)
-
-
-def _queues_file() -> Path:
-    return Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml")
-
-
-def _models_folder() -> Path:
-    return Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models")
 
 
 def _fetch_for(plan: Plan, topology: Topology) -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import msgspec
 import redis
 
+from tasks.check import check_configuration
 from tasks.embedded import EmbeddedValkeyError, find_binary
 from tasks.local.machine import RUNTIMES, Machine
 from tasks.local.state import Fleet, ProcessState
-from tasks.settings import BROKERS, cache_directory
+from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
 
 _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}
@@ -42,8 +45,38 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
     """Everything worth knowing before a fleet is started here, and of the `fleet` that runs here."""
     cache = cache_directory(environment)
-    here = processes(fleet) if fleet is not None else ()
-    return [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache), *here]
+    here = [*processes(fleet), *outdated(fleet, environment)] if fleet is not None else []
+    this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
+    return [*this, *configuration(environment), *here]
+
+
+def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What is wrong with queues.yaml and the models; one finding where nothing is."""
+    verdicts = check_configuration(queues_file(environment), models_folder(environment), cache_directory(environment))
+    wrong = [verdict for verdict in verdicts if verdict.level != "ok"]
+    for verdict in wrong:
+        yield Finding(subject=verdict.subject, found=False, value=verdict.text, remedy=verdict.hint or "taxiway check")
+    if not wrong:
+        yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are sound")
+
+
+def outdated(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The running processes that go by an older queues.yaml, as far as the fleet's router tells."""
+    key = environment.get("TAXIWAY_KEY", "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with suppress(httpx.HTTPError, msgspec.DecodeError):
+        answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
+        if answer.status_code != httpx.codes.OK:
+            return
+        for process in msgspec.json.decode(answer.content, type=_Restart).restart:
+            value = "goes by the queues.yaml that it started with, which changed since"
+            yield Finding(subject=f"process {process}", found=False, value=value, remedy="restart it")
+
+
+class _Restart(msgspec.Struct):
+    """As much of a fleet's picture as names those that go by an older queues.yaml."""
+
+    restart: tuple[str, ...] = ()
 
 
 def processes(fleet: Fleet) -> Iterator[Finding]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
@@ -11,8 +13,13 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from tasks.embedded import find_binary
-from tasks.local.doctor import servers
+from tasks.local.doctor import configuration, outdated, servers
+from tasks.local.state import Fleet
+from tasks.settings import TREE, Settings
+from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.guarded import free_port
+from tests.routing import router_process
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -35,3 +42,38 @@ def test_a_server_that_lets_anybody_in_is_named_and_one_with_a_password_is_not(
     assert all(one["TAXIWAY_BROKER"].found for one in said)
     assert not said[0]["TAXIWAY_BROKER guard"].found
     assert "TAXIWAY_BROKER guard" not in said[1]
+
+
+def test_what_is_wrong_with_the_configuration_is_named_with_what_to_do(tmp_path: Path) -> None:
+    write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
+    (tmp_path / "models" / "scale" / "graph.onnx").unlink()
+    queues = (TREE / "queues.yaml").read_text().replace("warm: [generate]", "warm: []")
+    (tmp_path / "queues.yaml").write_text(
+        queues.replace("warm: [embed]", "warm: [scal]").replace("[sentiment, echo]", "[]")
+    )
+    paths = {"TAXIWAY_QUEUES": str(tmp_path / "queues.yaml"), "TAXIWAY_MODELS": str(tmp_path / "models")}
+    found = {one.subject: one for one in configuration(paths)}
+    assert set(found) == {"queues.yaml", "scale"}
+    assert not any(one.found for one in found.values())
+    assert "artefacts.graph.path: expected a file in scale/" in found["scale"].value
+    assert [one.subject for one in configuration({})] == ["queues.yaml and models"]
+
+
+def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings: Settings, tmp_path: Path) -> None:
+    queues = tmp_path / "queues.yaml"
+    queues.write_text((TREE / "queues.yaml").read_text())
+    with router_process(replace(settings, queues=queues)) as router:
+        fleet = Fleet(
+            broker="",
+            state="",
+            http=router.http,
+            flower=None,
+            pid=0,
+            router_pid=router.process.pid,
+            data="",
+            workers=(),
+            patience=0.0,
+        )
+        assert list(outdated(fleet, {})) == []
+        queues.write_text(queues.read_text() + "# edited\n")
+        assert until(lambda: [one.remedy for one in outdated(fleet, {})] == ["restart it"])

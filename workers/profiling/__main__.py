@@ -14,7 +14,7 @@ from rich.console import Console
 from tasks.catalogue import Catalogue, Model, load_catalogue
 from tasks.document import DocumentError
 from tasks.profiles import Processor
-from tasks.settings import TREE
+from tasks.settings import models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli.fleet import shown_as
 from taxiway.errors import ModelUnavailableError, UnknownModelError
@@ -49,7 +49,7 @@ def main(
 
     Each variant is measured in a process of its own. Nothing else should run meanwhile.
     """
-    root = Path(os.environ.get("TAXIWAY_MODELS") or TREE / "models").absolute()
+    root = models_folder(os.environ).absolute()
     console = Console(stderr=True)
     try:
         found = find_device(bench_class(_kind(device)), device, emulate=False)
@@ -106,7 +106,7 @@ def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, roo
 
 def _max_rows(kind: DeviceKind) -> int:
     """The largest batch that a class of this kind of device runs here."""
-    topology = load_topology(Path(os.environ.get("TAXIWAY_QUEUES") or TREE / "queues.yaml"))
+    topology = load_topology(queues_file(os.environ))
     return max((h.max_batch for h in topology.hardware.values() if h.device == kind), default=32)
 
 
