@@ -171,19 +171,44 @@ Answers the time, whether the router lives, 1 for each job that was forwarded, a
 LET_GO = DRAINS + FORWARD
 """`FORWARD` for jobs that were held: they are there already, and a full server lets them go."""
 
+_RETURN = """
+-- Moves all of a taken list to where it is served first; answers how many messages that were.
+local function give_back(list, into)
+  local taken = redis.call('LLEN', list)
+  for _ = 1, taken do redis.call('LMOVE', list, into, 'LEFT', 'RIGHT') end
+  return taken
+end
+"""
+
+PUT_BACK = (
+    DRAINS
+    + _RETURN
+    + """
+-- KEYS: the list to put back into, taken lists.
+local put_back = 0
+for k = 2, #KEYS do put_back = put_back + give_back(KEYS[k], KEYS[1]) end
+return put_back
+"""
+)
+"""Puts back what a router took and could not forward, under a life that goes on; answers how many."""
+
 RECOVER = (
     DRAINS
     + NOW
+    + _RETURN
     + """
 -- KEYS: the sorted set of lives, a life key, the list to put back into, the taken lists under that life.
--- ARGV: the life, seconds after its last sign for which a move that was under way may still reach its lists.
+-- ARGV: the life, seconds after its last sign for which a move that was under way may still reach its lists, most lives
+-- to remember: beyond that, those that ended are forgotten as soon as nothing lies under them.
 if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 local put_back = 0
-for k = 4, #KEYS do
-  while redis.call('LMOVE', KEYS[k], KEYS[3], 'LEFT', 'RIGHT') do put_back = put_back + 1 end
+if redis.call('EXISTS', unpack(KEYS, 4)) > 0 then
+  for k = 4, #KEYS do put_back = put_back + give_back(KEYS[k], KEYS[3]) end
 end
 local sign = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if sign and now - sign > tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], ARGV[1]) end
+if sign and (now - sign > tonumber(ARGV[2]) or redis.call('ZCARD', KEYS[1]) > tonumber(ARGV[3])) then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+end
 return put_back
 """
 )

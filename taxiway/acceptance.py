@@ -14,6 +14,7 @@ from taxiway.errors import BrokerFullError, BrokerUnavailableError, FleetUnavail
 Durability = Literal["written", "replicated"]
 
 _FULL = "command not allowed when used memory"  # how the server says so; redis-py takes the code before it away
+_UNWRITTEN = "MISCONF"  # how it says that it cannot write its log or its snapshot
 
 
 def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int, ...], ...]:
@@ -38,9 +39,17 @@ def check_confirmed(answers: Sequence[Any]) -> None:
             raise BrokerUnavailableError(message, retry_after=1.0)
 
 
+def takes_nothing(error: BaseException) -> bool:
+    """Whether the server answered that it takes no writes: then the call changed nothing."""
+    return any(text in str(error) for text in (_FULL, _UNWRITTEN))
+
+
 def refusal(server: str, error: BaseException) -> FleetUnavailable:
     """Our error for what a client library raised, or a server answered."""
     if _FULL in str(error):
         message = f"the {server}'s memory is full: it takes nothing until jobs or results end"
+        return BrokerFullError(message, retry_after=5.0)
+    if _UNWRITTEN in str(error):
+        message = f"the {server} cannot write to its disk and takes nothing: make room there ({error})"
         return BrokerFullError(message, retry_after=5.0)
     return BrokerUnavailableError(f"the {server} does not answer: {error}", retry_after=1.0)

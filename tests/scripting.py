@@ -67,10 +67,10 @@ class Store:
         args = forward_args(forwards, life_key(life) if life else "", most=most, most_bytes=most_bytes)
         return forward_answer(self.run(FORWARD, keys, args))
 
-    def recover(self, life: str, remembered: float = 60.0) -> int:
+    def recover(self, life: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
         keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
-        return int(self.run(RECOVER, keys, [life, remembered]))
+        return int(self.run(RECOVER, keys, [life, remembered, most]))
 
     def claim(self, worker: str, *jobs: str, lease: float = LEASE, deadline: float = 0.0) -> list[Claim]:
         """The claims of these jobs."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from tasks.forwarding import LIVE, RECOVER
+from tasks.forwarding import LIVE, PUT_BACK, RECOVER
 from taxiway.keys import ARRIVALS, LEVELS, LIVES, life_key, taken_key
 
 LASTS = 5.0
@@ -20,6 +20,15 @@ RENEW = 1.0
 
 REMEMBERED = 1200.0
 """Seconds for which an ended life is looked after: longer than Linux goes on sending what a lost connection holds."""
+
+REMEMBERED_AT_MOST = 256
+"""Ended lives that are looked after at once: a network that breaks every second leaves one each time."""
+
+RECENT = 60.0
+"""Seconds since its last sign for which an ended life is looked at each time; later, seldom."""
+
+SELDOM = 10
+"""Looks of which one is at all ended lives, and the others at the recent ones."""
 
 TAKES = "takes"
 """The list for what a router takes together; the others are for what it waits for, one a level."""
@@ -35,6 +44,8 @@ class Life:
         self._router = router
         self._live = client.register_script(LIVE)
         self._recover = client.register_script(RECOVER)
+        self._put_back = client.register_script(PUT_BACK)
+        self._looks = 0
         self._number = 0
         self._ahead = 0.0
         self.name, self._newborn, self._signed = "", True, -math.inf
@@ -72,23 +83,37 @@ class Life:
             self._signed, self._newborn = time.monotonic(), False
         return bool(lives)
 
-    async def end(self) -> None:
-        """End the present life, put back all that lies under it, and begin another."""
+    async def end(self, *, reached: bool) -> None:
+        """End the present life, put back all that lies under it, and begin another.
+
+        `reached` says that the server answered every move into its lists, so that nobody has to look after it.
+        """
         await self._client.delete(self.key)
-        await self._put_back([self.name])
+        await self._recover_all([self.name], remembered=-1.0 if reached else REMEMBERED)
         self._begin()
 
-    async def recover(self) -> int:
-        """Put back what lies under the lives of others that ended; how many messages."""
-        lives: list[Any] = await self._client.zrange(LIVES, 0, -1)
-        names = [life.decode() for life in lives]
-        return await self._put_back([name for name in names if name != self.name])
+    async def give_back(self, lists: Sequence[str]) -> None:
+        """Put back what lies in these lists; the life goes on."""
+        await self._put_back(keys=[ARRIVALS, *lists])
 
-    async def _put_back(self, lives: Sequence[str]) -> int:
+    async def recover(self) -> int:
+        """Put back what lies under the lives of others that ended; how many messages.
+
+        A life that ended long ago is looked at seldom.
+        """
+        self._looks += 1
+        oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
+        lives: list[Any] = await self._client.zrangebyscore(LIVES, oldest, "+inf")
+        names = [life.decode() for life in lives]
+        return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
+
+    async def _recover_all(self, lives: Sequence[str], *, remembered: float) -> int:
+        if not lives:
+            return 0
         async with self._client.pipeline(transaction=False) as pipeline:
             for life in lives:
                 keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
-                await self._recover(keys=keys, args=[life, REMEMBERED], client=pipeline)
+                await self._recover(keys=keys, args=[life, remembered, REMEMBERED_AT_MOST], client=pipeline)
             counts: list[Any] = await pipeline.execute()
         return sum(map(int, counts))
 

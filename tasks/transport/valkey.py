@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
-from collections.abc import Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
+from redis.exceptions import ResponseError
 
 from tasks.connection import Line, connect, told_plainly
 from tasks.forwarding import FORWARD, LET_GO, Forward, forward_answer, forward_args
 from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from tasks.transport.life import TAKES, Life
-from taxiway.acceptance import Durability, check_confirmed, confirming
+from taxiway.acceptance import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.job import JobState
 from taxiway.keys import ARRIVALS, LEVELS, priority_list, priority_lists, redis_priority
@@ -56,11 +57,13 @@ class ValkeyTransport:
         self._more = True
         self._bursts = False
         self._abandoned = False
+        self._lost = False  # what a call moved is not known: its answer never came
 
     async def wait(self, longest: float) -> None:
         """Return when a message was moved out of one of the arrivals' lists, at the latest after `longest` seconds.
 
-        What is waited for must come before this life may end: `longest` is far less than `life.LASTS`.
+        What is waited for must come before this life may end: `longest` is far less than `life.LASTS`. A server that
+        refuses to move is told of at once.
         """
         for level, name in enumerate(priority_lists(ARRIVALS)):
             if level not in self._waits:
@@ -72,12 +75,17 @@ class ValkeyTransport:
             with suppress(TimeoutError):
                 async with asyncio.timeout(longest):
                     await self._rung.wait()
+        failed = [level for level, wait in self._waits.items() if wait.done() and wait.exception()]
+        with told_plainly("broker"):
+            for wait in [self._waits.pop(level) for level in failed]:
+                with self._answered():
+                    wait.result()
 
     async def take(self) -> Taken:
         """What `wait` moved and the last call took; and where they come in bursts lately, the others of the burst."""
         with told_plainly("broker"):
             if self._abandoned:
-                await self._end_life()
+                await self._give_back()
             while self._life.due and not await self._life.sign():
                 await self._end_life()
             woken = self._woken()
@@ -164,23 +172,45 @@ class ValkeyTransport:
         """What `wait` moved and nobody had yet, first served first."""
         arrivals = []
         for level in sorted(level for level, wait in self._waits.items() if wait.done()):
-            raw = self._waits.pop(level).result()
+            with self._answered():
+                raw = self._waits.pop(level).result()
             if raw is not None:
                 tag = self._life.taken(str(level))
                 self._held.add(tag)
                 arrivals.append(_arrival(tag, raw))
         return arrivals
 
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Notes it where nobody can tell what a call moved; one that the server refused moved nothing."""
+        try:
+            yield
+        except BaseException as error:
+            self._lost = self._lost or not (isinstance(error, ResponseError) and takes_nothing(error))
+            raise
+
+    async def _give_back(self) -> None:
+        """Put back all that was taken and not answered. The life goes on, unless an answer was lost."""
+        if self._lost:
+            await self._end_life()
+            return
+        if self._held:
+            await self._life.give_back(sorted(self._held))
+        self._held.clear()
+        self._ahead.clear()
+        self._more, self._abandoned = True, False
+
     async def _end_life(self) -> None:
         """Put back all that was taken and not answered, also what a lost answer took."""
+        reached = not self._lost and all(wait.done() for wait in self._waits.values())
         for wait in self._waits.values():
             wait.cancel()
         await asyncio.gather(*self._waits.values(), return_exceptions=True)
         self._waits.clear()
         self._held.clear()
         self._ahead.clear()
-        await self._life.end()
-        self._more, self._abandoned = True, False
+        await self._life.end(reached=reached)
+        self._more, self._abandoned, self._lost = True, False, False
 
     async def _run_forward(
         self, forwards: Sequence[Forward], tags: Set[str] = frozenset(), script: str = FORWARD
@@ -197,7 +227,8 @@ class ValkeyTransport:
         takes = self._life.taken(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
         args = forward_args(forwards, self._life.key, most=most, most_bytes=TAKE_BYTES)
-        answer = forward_answer(await self._takes.run(FORWARD, [*priority_lists(ARRIVALS), takes, *tags], args))
+        with self._answered():
+            answer = forward_answer(await self._takes.run(FORWARD, [*priority_lists(ARRIVALS), takes, *tags], args))
         self._life.heard(answer.now)
         self._more = not answer.lives
         self._held -= tags

@@ -196,6 +196,25 @@ def test_a_dead_router_is_looked_after_for_its_time(store: Store) -> None:
     assert store.client.zscore(LIVES, "r") is None
 
 
+def test_of_ended_lives_so_many_are_remembered_and_one_that_took_something_is_never_forgotten(store: Store) -> None:
+    store.client.zadd(LIVES, {f"ended {n}": n + 1e9 for n in range(10)})
+    store.client.lpush(taken_key("ended 9", "0"), b"taken")
+    forgotten = [n for n in range(10) if (store.recover(f"ended {n}", remembered=1e12, most=6), not left(store, n))[1]]
+    assert forgotten == [0, 1, 2, 3, 4, 5, 6]  # with three that live, six are left
+    assert store.client.lrange(ARRIVALS, 0, -1) == [b"taken"]
+
+
+def left(store: Store, n: int) -> bool:
+    return store.client.zscore(LIVES, f"ended {n}") is not None
+
+
+def test_looking_after_an_ended_life_with_nothing_taken_moves_nothing(store: Store) -> None:
+    die(store, "r")
+    store.client.config_resetstat()
+    store.recover("r")
+    assert "cmdstat_lmove" not in store.client.info("commandstats")
+
+
 def test_what_a_living_router_took_stays_its_own(store: Store) -> None:
     store.client.lpush(ARRIVALS, b"m")
     store.take("r")

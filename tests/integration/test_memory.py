@@ -6,6 +6,7 @@ import dataclasses
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,7 +16,7 @@ from tasks.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client
 from taxiway.errors import BrokerFullError, UnknownModelError
-from taxiway.keys import DEADLINES, WORK, job_key, tenant_cell
+from taxiway.keys import ARRIVALS, DEADLINES, LIVES, WORK, job_key, priority_lists, tenant_cell
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 
@@ -57,6 +58,43 @@ def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settin
             assert [job.result(20).outputs["payload"] for job in jobs] == [f"{n}" for n in range(20)]
             state.config_set("maxmemory", 0)
             assert broker.infer("echo", "again", deadline=30).outputs == {"payload": "again"}
+
+
+def test_a_router_keeps_its_life_while_the_broker_is_full_and_has_nothing_to_do_afterwards(own: Settings) -> None:
+    with redis.Redis.from_url(own.state) as state, router_process(own):
+        before = eventually(lambda: state.zrange(LIVES, 0, -1))
+        state.config_set("maxmemory", state.info("memory")["used_memory"] // 2)
+        refused = state.info("errorstats")
+        eventually(lambda: _counted(state, "errorstat_OOM") >= _count(refused, "errorstat_OOM") + 6)
+        assert state.zrange(LIVES, 0, -1) == before
+        state.config_set("maxmemory", 0)
+        eventually(lambda: state.info("clients")["blocked_clients"] == len(priority_lists(ARRIVALS)))
+        state.config_resetstat()
+        signs = state.zscore(LIVES, before[0])
+        eventually(lambda: state.zscore(LIVES, before[0]) >= signs + 1)
+        calls = {name.removeprefix("cmdstat_"): told["calls"] for name, told in state.info("commandstats").items()}
+        assert "lmove" not in calls
+        assert calls["evalsha"] < 20
+        assert state.zrange(LIVES, 0, -1) == before
+
+
+def _counted(state: redis.Redis, kind: str) -> int:
+    return _count(state.info("errorstats"), kind)
+
+
+def _count(told: dict[str, Any], kind: str) -> int:
+    return int(told.get(kind, {"count": 0})["count"])
+
+
+def test_what_a_full_broker_does_not_let_through_is_put_back_and_taken_once_there_is_room(own: Settings) -> None:
+    with redis.Redis.from_url(own.state) as state, Client(own.broker) as broker:
+        jobs = [broker.submit("echo", f"{n}", deadline=600) for n in range(5)]
+        state.config_set("maxmemory", state.info("memory")["used_memory"] // 2)
+        with EchoDevice(own), router_process(own):
+            eventually(lambda: _counted(state, "errorstat_OOM") > 2)
+            state.config_set("maxmemory", 0)
+            assert [job.result(20).outputs["payload"] for job in jobs] == [f"{n}" for n in range(5)]
+            assert state.zcard(LIVES) <= 2
 
 
 def _refused(http: httpx.Client) -> httpx.Response | None:
