@@ -8,7 +8,9 @@ it has everything, so a rewrite mends it.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
+from math import inf
 
 from redis.exceptions import ResponseError
 
@@ -20,6 +22,10 @@ _BUSY = "Background append only file rewriting already in progress"
 """How a server says that it rewrites the file: from before the write that was cut short, it may be."""
 
 
+REFUSES_FOR = 2.0
+"""Seconds after a refused write for which more refusals are expected: twice the time between two heartbeats."""
+
+
 class AppendOnlyFile:
     """Watches what the server says of its file, as often as the fleet's facts are read. Every router does."""
 
@@ -27,6 +33,13 @@ class AppendOnlyFile:
         self._line = line
         self._cut = False
         self._refused: str | None = None
+        self._refused_at = -inf
+        self._fails = False
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the server takes no writes now: it cannot write to its disk, or refused a write just now."""
+        return self._fails or time.monotonic() - self._refused_at < REFUSES_FOR
 
     async def look(self, said: Mapping[str, str]) -> None:
         """Take in the sections `persistence` and `errorstats` of `INFO`; ask for a rewrite once writes succeed again.
@@ -34,8 +47,11 @@ class AppendOnlyFile:
         They may fail for milliseconds, which the count of writes that were refused meanwhile tells of.
         """
         refused = said.get("errorstat_MISCONF", "")
-        fails = said.get("aof_last_write_status", "ok") != "ok"
-        if fails or self._refused not in (None, refused):
+        fails = self._fails = said.get("aof_last_write_status", "ok") != "ok"
+        more = self._refused not in (None, refused)
+        if more and said.get("rdb_last_bgsave_status", "ok") != "ok":  # nothing else says that it refuses for that
+            self._refused_at = time.monotonic()
+        if fails or more:
             if not self._cut:
                 logger.error("the state store could not write its append-only file: is its disk full?")
             self._cut = True

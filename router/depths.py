@@ -20,12 +20,13 @@ class Depths:
     """Jobs that were accepted and have not ended, by hardware class, bound and held, and by tenant.
 
     Only tenants whose depth is bounded are counted. `used` is the share of its memory that the state store uses, 0
-    where nothing bounds that.
+    where nothing bounds that; a store that `refuses` takes no writes.
     """
 
     classes: dict[str, float] = field(default_factory=dict)
     tenants: dict[str, float] = field(default_factory=dict)
     used: float = 0.0
+    refuses: bool = False
 
     def count(self, hardware_class: str, tenant: str) -> None:
         """Count a placement that was made since the reading."""
@@ -33,9 +34,9 @@ class Depths:
         self.tenants[tenant] = self.tenants.get(tenant, 0) + 1
 
 
-def depths_from(cells: Mapping[str, float], used: float) -> Depths:
+def depths_from(cells: Mapping[str, float], used: float, *, refuses: bool = False) -> Depths:
     """What the cells of `WORK` count."""
-    depths = Depths(used=used)
+    depths = Depths(used=used, refuses=refuses)
     for cell, jobs in cells.items():
         place, _, kind = cell.rpartition("|")
         if kind == COUNT:
@@ -46,12 +47,15 @@ def depths_from(cells: Mapping[str, float], used: float) -> Depths:
     return depths
 
 
-def check_memory(depths: Depths, topology: Topology) -> None:
-    """Refuse all where the state store is nearly full.
+def check_store(depths: Depths, topology: Topology) -> None:
+    """Refuse all where the state store is nearly full, or takes no writes.
 
     Raises:
-        BrokerFullError: it uses more than `limits.memory` of what it may.
+        BrokerFullError: it cannot write to its disk, or uses more than `limits.memory` of the memory that it may.
     """
+    if depths.refuses:
+        message = "the state store cannot write to its disk and takes nothing: make room there"
+        raise BrokerFullError(message, retry_after=RETRY_AFTER)
     if depths.used > topology.limits.memory:
         message = f"the state store uses {depths.used:.0%} of its memory, and takes no more (limits.memory)"
         raise BrokerFullError(message, retry_after=RETRY_AFTER, used=depths.used)

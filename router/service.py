@@ -14,7 +14,7 @@ import msgspec
 from router.admission import Admitted, Order, Rules, admit
 from router.deadlines import Deadlines
 from router.decision import Decision, decide, undecidable
-from router.depths import check_memory
+from router.depths import check_store
 from router.events import SentEvents
 from router.folder import FolderWatch
 from router.lender import Lender
@@ -187,13 +187,16 @@ class Router:
         )
 
     async def _admit(self, order: Order) -> Admitted:
-        outlook = self.fleet.outlook
-        check_memory(outlook.depths, self.rules.topology)
         try:
-            return admit(order, self.rules, outlook)
+            return self._admit_now(order)
         except NoDeviceError:
             await self.fleet.read()
-            return admit(order, self.rules, self.fleet.outlook)
+            return self._admit_now(order)
+
+    def _admit_now(self, order: Order) -> Admitted:
+        outlook = self.fleet.outlook
+        check_store(outlook.depths, self.rules.topology)
+        return admit(order, self.rules, outlook)
 
     async def view(self) -> FleetView:
         """The fleet as its operators see it.

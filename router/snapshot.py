@@ -73,6 +73,7 @@ class FleetReader:
         self._seen_at = time.monotonic()
         self._arrived: Arrived | None = None
         self.heartbeats: Mapping[str, float] = {}
+        self._refusal = Refusal()
 
     @property
     def outlook(self) -> Outlook:
@@ -106,10 +107,13 @@ class FleetReader:
             self._go_stale()
             raise
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
-        fleet = replace(snapshot_from(facts), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
+        self._refusal = self._refusal.after(facts)
+        fleet = replace(
+            snapshot_from(facts, self._refusal), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow
+        )
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
-        self._look_at(fleet, tenants, depths_from(facts.work, facts.used))
+        self._look_at(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
         now = time.monotonic()
         self.shares.fade(now - self._read_at)
         self._read_at = self._seen_at = now
@@ -184,9 +188,34 @@ def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
     return Arrived(facts.now, rows, rates)
 
 
-def snapshot_from(facts: FleetFacts) -> FleetSnapshot:
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """When the store last took no writes, by its own clock: heartbeats that it refused are not missed."""
+
+    since: float = math.inf
+    until: float = -math.inf
+
+    def after(self, facts: FleetFacts) -> Refusal:
+        """The same, after one more reading."""
+        if not facts.refuses:
+            return self
+        return Refusal(self.since if self._excuses(facts.now) else facts.now, facts.now)
+
+    def lives(self, beat: float, now: float) -> bool:
+        """Whether a device that last beat then is live: it beat lately, or did until the store took no writes."""
+        return now - beat <= GONE_AFTER or (self._excuses(now) and self.since - beat <= GONE_AFTER)
+
+    def _excuses(self, now: float) -> bool:
+        """Whether the store takes no writes, or has done so again for less time than a device may be silent."""
+        return now - self.until <= GONE_AFTER
+
+
+NEVER = Refusal()
+
+
+def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER) -> FleetSnapshot:
     """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out."""
-    live = sorted(name for name, at in facts.heartbeats.items() if facts.now - at <= GONE_AFTER)
+    live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
     devices = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
     work, held = work_from(facts.work)
     startable = tuple(sorted(name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR))

@@ -63,7 +63,8 @@ _PIECES_WAIT = 500  # milliseconds: less than the server has to answer
 class FleetFacts:
     """The fleet's keys as they were read together.
 
-    `now` is the store's time, `spent` is of its day, and `used` the share of its memory that the store uses.
+    `now` is the store's time, `spent` is of its day, and `used` the share of its memory that the store uses. A store
+    that `refuses` cannot write to its disk and takes no writes.
     """
 
     now: float
@@ -74,6 +75,7 @@ class FleetFacts:
     starts: Mapping[str, float] = field(default_factory=dict)
     spent: Mapping[str, float] = field(default_factory=dict)
     used: float = 0.0
+    refuses: bool = False
 
 
 class Store:
@@ -147,6 +149,7 @@ class Store:
             starts=_figures(starts),
             spent=_figures(spent),
             used=_used(said),
+            refuses=self._file.refuses,
         )
 
     async def record(self, job: str) -> dict[str, str]:

@@ -13,7 +13,7 @@
     │   └── UnplaceableError           no device of this fleet can ever run it
     ├── FleetUnavailable           the fleet's fault: the same request may succeed later
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
-    │   │   └── BrokerFullError            it has no memory left
+    │   │   └── BrokerFullError            it has no memory, or no disk, left
     │   ├── NoDeviceError              the devices that could run it are not there now
     │   ├── ModelUnavailableError      the model's description or files are wrong: an operator repairs them
     │   ├── DeviceFaultError           the device failed while it ran the job, and so did its retries
@@ -138,7 +138,7 @@ class BrokerUnavailableError(FleetUnavailable):
 
 
 class BrokerFullError(BrokerUnavailableError):
-    """The broker or the state store has no memory left for more; nothing that was accepted is lost."""
+    """The broker or the state store has no memory or no disk left for more; nothing that was accepted is lost."""
 
     code = "broker_full"
 

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import redis
 
+import taxiway
+from tasks.facts import GONE_AFTER
 from tasks.settings import Settings
+from taxiway.errors import BrokerFullError
+from taxiway.keys import HEARTBEATS
 from tests.chaos.store import Store
-from tests.routing import eventually, router_process
+from tests.routing import EchoDevice, eventually, router_process
 
 
 @pytest.fixture
@@ -42,6 +46,41 @@ def test_a_log_that_a_full_disk_cut_short_is_written_anew_and_can_be_read(settin
         store.kill()
         store.restart()
         assert client.get("the last") == b"word"
+
+
+def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_device(
+    settings: Settings, store: Store
+) -> None:
+    url = store.primary.url
+    own = replace(settings, broker=url, state=url)
+    device = EchoDevice(own)
+    with (
+        redis.Redis.from_url(url) as client,
+        router_process(own) as router,
+        taxiway.Client(router.http) as http,
+        taxiway.Client(url) as broker,
+    ):
+        device.beat()
+        [worker] = client.zrange(HEARTBEATS, 0, -1)
+        beat = client.zincrby(HEARTBEATS, 2 - GONE_AFTER, worker)  # it will be gone in two seconds
+        store.fill()
+        eventually(lambda: not writes(client))
+        while client.time()[0] <= beat + GONE_AFTER + 1:
+            for door in (http, broker):
+                with pytest.raises(BrokerFullError, match="cannot write to its disk"):
+                    door.infer("echo", "no room", timeout=10)
+        store.empty()
+        eventually(lambda: writes(client))
+        asked = [eventually(lambda door=door: accepted(door)) for door in (http, broker)]
+        with device:
+            assert [job.result(timeout=10).outputs for job in asked] == [{"payload": "after"}] * 2
+
+
+def accepted(door: taxiway.Client) -> taxiway.Job | None:
+    """A job that this door takes, None where it still says that the disk is full."""
+    with suppress(BrokerFullError):
+        return door.submit("echo", "after", deadline=60)
+    return None
 
 
 def rewrite(client: redis.Redis) -> None:

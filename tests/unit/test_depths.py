@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.depths import Depths, check_class, check_memory, check_tenant, depths_from
+from router.depths import Depths, check_class, check_store, check_tenant, depths_from
 from router.snapshot import work_from
 from tasks.topology import Topology, parse_topology
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
@@ -69,7 +69,13 @@ def test_a_tenant_has_as_many_jobs_as_it_may_and_no_larger_ones(topology: Topolo
 
 
 def test_nothing_is_taken_while_the_store_is_nearly_full(topology: Topology) -> None:
-    check_memory(Depths(used=0.89), topology)
+    check_store(Depths(used=0.89), topology)
     with pytest.raises(BrokerFullError, match="91%") as raised:
-        check_memory(Depths(used=0.91), topology)
+        check_store(Depths(used=0.91), topology)
+    assert raised.value.retry_after
+
+
+def test_nothing_is_taken_while_the_store_takes_no_writes(topology: Topology) -> None:
+    with pytest.raises(BrokerFullError, match="cannot write to its disk") as raised:
+        check_store(depths_from(CELLS, 0.0, refuses=True), topology)
     assert raised.value.retry_after

@@ -8,7 +8,7 @@ from router.classify import Constraints
 from router.cost import wait_of
 from router.fleet import Backlog
 from router.outlook import Outlook
-from router.snapshot import STARTS_FOR, snapshot_from
+from router.snapshot import STARTS_FOR, Refusal, snapshot_from
 from router.store import FleetFacts
 from tasks.catalogue import load_catalogue
 from tasks.facts import GONE_AFTER, DeviceFacts
@@ -47,6 +47,31 @@ def test_a_device_counts_as_long_as_its_heartbeat_is_young():
     snapshot = snapshot_from(facts({"young": device("young"), "old": device("old")}, heartbeats))
 
     assert [d.worker for d in snapshot.devices] == ["young"]
+
+
+def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused():
+    began, ended = 1000.0, 1060.0
+    refusal = Refusal()
+    for now in np.arange(began, ended + 0.1, 0.25):
+        refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
+    beats = {"lived": began - 1, "was gone": began - GONE_AFTER - 1, "beats again": ended + 2}
+
+    def live(now):
+        told = FleetFacts(now, {name: device(name) for name in beats}, beats, {})
+        return [one.worker for one in snapshot_from(told, refusal.after(told)).devices]
+
+    assert live(ended) == ["beats again", "lived"]
+    assert live(ended + GONE_AFTER) == ["beats again", "lived"]
+    assert live(ended + GONE_AFTER + 1) == ["beats again"]
+
+
+def test_a_second_refusal_long_after_the_first_excuses_nobody_who_was_gone_before():
+    refusal = Refusal()
+    for now in (1000.0, 2000.0):
+        refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
+
+    assert not refusal.lives(1000.0, now=2001.0)
+    assert refusal.lives(1999.0, now=2000.0 + GONE_AFTER)
 
 
 def test_a_device_that_drains_is_seen_and_serves_no_class():
