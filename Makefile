@@ -2,7 +2,7 @@
 
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11, 3))' 2>/dev/null && { echo $$p; break; }; done)
 endif
 VENV := .venv
 BIN := $(VENV)/bin
@@ -69,9 +69,9 @@ clean: ## remove what the targets made in this tree (model weights stay in the u
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 
 $(READY): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "taxiway needs Python 3.11 or later: install it, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "taxiway needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "taxiway needs Python 3.11.3 or later: install it, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 3))' || \
+	  { echo "taxiway needs Python 3.11.3 or later; $(PYTHON) is $$($(PYTHON) -V)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "python3 -m venv failed: on Debian and Ubuntu, apt install python3-venv" >&2; exit 1; }
 	@echo "installing taxiway and what its fleet needs into $(VENV) (the first time: some minutes)"
