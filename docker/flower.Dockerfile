@@ -1,13 +1,17 @@
 # Flower, the operators' page, with the fleet's own Celery.
 # From the repository's root: docker build --file docker/flower.Dockerfile --tag taxiway/flower .
-FROM python:3.11-slim-bookworm AS packages
+ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+FROM ${PYTHON_IMAGE} AS packages
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 COPY docker/requirements/flower.txt /requirements.txt
+# Where an index of your own needs it, the build gets pip's settings and authorities as secrets: docker/README.md.
 RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    --mount=type=secret,id=authorities \
     pip install --require-hashes --no-deps --only-binary :all: --requirement /requirements.txt
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home taxiway
 COPY --from=packages /opt/venv /opt/venv
 COPY docker/check_http.py /app/docker/
@@ -15,8 +19,10 @@ WORKDIR /app
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
+# The build fails where a package is missing that the process imports.
+RUN python -c "import flower.command, kombu.transport.redis, celery.backends.redis"
 USER 10001:10001
 EXPOSE 5555
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "docker/check_http.py", "http://127.0.0.1:5555/healthcheck"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-I", "-S", "docker/check_http.py", "5555", "/healthcheck"]
 ENTRYPOINT ["celery", "flower"]
 CMD ["--address=0.0.0.0", "--port=5555", "--inspect_timeout=2000"]

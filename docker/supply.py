@@ -1,16 +1,18 @@
-"""What the images are made of: `supply.py lock`, `audit` and `sbom` (`make lock`, `make audit`, `make sbom`).
+"""What the images are made of: `supply.py lock`, `bases`, `audit` and `sbom` (`make lock`, and so on).
 
 `lock` writes docker/requirements/<image>.txt: every package that an image installs, at one version, each of its files
-by its SHA-256, so that an image installs nothing else. The image with CUDA is left out: which build of PyTorch is right
-depends on the machine's driver, and hashing all files of a release is tens of gigabytes. `audit` asks which of these
-versions have known vulnerabilities, and `sbom` writes what each image holds, as CycloneDX. Each tool has an environment
-of its own.
+by its SHA-256, so that an image installs nothing else. For the image with CUDA these are PyPI's own wheels for Linux on
+x86-64, PyTorch's with the CUDA version that it was built for; all files of such a release would be tens of gigabytes.
+`bases` writes the digests that the images of other projects have now. `audit` asks which of the locked versions have
+known vulnerabilities, and `sbom` writes what each image holds, as CycloneDX. Each tool has an environment of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,10 +27,17 @@ LOCKS = TREE / "docker" / "requirements"
 IMAGES = {
     "router": ("router",),
     "worker-cpu": ("worker", "onnx"),
+    "worker-cuda": ("worker", "torch"),
     "worker-tpu": ("worker", "tpu"),
     "flower": ("flower",),
 }
-"""The dependency groups of each image that is locked."""
+"""The dependency groups of each image."""
+
+ONE_PLATFORM = "worker-cuda"
+"""The image that is locked for this platform alone."""
+
+PINNED = re.compile(r"(?P<image>[\w./-]+:[\w.-]+)@(?P<digest>sha256:[0-9a-f]{64})")
+"""An image of another project, by its tag and its digest."""
 
 PYTHON = (3, 11)
 """The images' Python: other ones need other packages."""
@@ -37,7 +46,7 @@ _LOCKER, _AUDITOR, _LISTER = "pip-tools==7.6.2", "pip-audit==2.10.1", "cyclonedx
 
 
 def lock(folder: Path) -> int:
-    """Write the locks anew."""
+    """Write the locks."""
     if sys.version_info[:2] != PYTHON:
         sys.stderr.write(f"the images have Python {PYTHON[0]}.{PYTHON[1]}: run this with that one\n")
         return 1
@@ -46,10 +55,48 @@ def lock(folder: Path) -> int:
     options += ["--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links", "--upgrade"]
     for image, groups in IMAGES.items():
         wanted.write_text("\n".join(requirements(groups)))
+        if image == ONE_PLATFORM:
+            (LOCKS / f"{image}.txt").write_text(_chosen(python, wanted))
+            continue
         command = [python, "-m", "piptools", "compile", *options, "--output-file", str(LOCKS / f"{image}.txt")]
         subprocess.run([*command, str(wanted)], check=True)
         sys.stdout.write(f"wrote docker/requirements/{image}.txt\n")
     return 0
+
+
+def _chosen(python: str, wanted: Path) -> str:
+    """The lock of what pip would install on this machine, from the index alone; it downloads no wheel for that."""
+    report, nothing = wanted.with_name("report.json"), wanted.with_name("no wheels of this machine")
+    nothing.mkdir(exist_ok=True)
+    options = ["--dry-run", "--ignore-installed", "--quiet", "--only-binary", ":all:", "--report", str(report)]
+    command = [python, "-m", "pip", "install", *options, "--requirement", str(wanted)]
+    subprocess.run(command, check=True, env={**os.environ, "PIP_FIND_LINKS": str(nothing)})
+    lines = []
+    for one in json.loads(report.read_text())["install"]:
+        hashed = one["download_info"]["archive_info"]["hashes"]["sha256"]
+        name, version = re.sub(r"[-_.]+", "-", one["metadata"]["name"]).lower(), one["metadata"]["version"]
+        lines.append(f"{name}=={version} \\\n    --hash=sha256:{hashed}\n")
+    return "".join(sorted(lines))
+
+
+def bases(folder: Path) -> int:
+    """Write the digest that each image of another project has now behind its tag: in Dockerfiles and compose.yaml."""
+    places = [*(TREE / "docker").glob("*.Dockerfile"), TREE / "docker" / "compose.yaml"]
+    images = {found["image"] for place in places for found in PINNED.finditer(place.read_text())}
+    digests = {image: _digest(image) for image in sorted(images)}
+    for place in places:
+        place.write_text(PINNED.sub(lambda found: f"{found['image']}@{digests[found['image']]}", place.read_text()))
+    for image, digest in digests.items():
+        sys.stdout.write(f"{image}@{digest}\n")
+    return 0
+
+
+def _digest(image: str) -> str:
+    """The digest of all platforms' image together, as the registry says it."""
+    command = ["docker", "buildx", "imagetools", "inspect", image, "--format", "{{json .Manifest.Digest}}"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    digest: str = json.loads(said)
+    return digest
 
 
 def audit(folder: Path) -> int:
@@ -108,7 +155,7 @@ def _tool(folder: Path, package: str) -> str:
 
 def main() -> int:
     """The command that was named."""
-    commands = {"lock": lock, "audit": audit, "sbom": sbom}
+    commands = {"lock": lock, "bases": bases, "audit": audit, "sbom": sbom}
     parser = argparse.ArgumentParser(prog="supply.py", description=__doc__)
     parser.add_argument("command", choices=commands)
     command = parser.parse_args().command
@@ -116,7 +163,7 @@ def main() -> int:
         try:
             return commands[command](Path(folder))
         except subprocess.CalledProcessError as error:
-            sys.stdout.write(f"{command}: not done: {' '.join(error.cmd[:4])} failed: no package index in reach?\n")
+            sys.stdout.write(f"{command}: not done: {' '.join(error.cmd[:4])} failed: no index or registry in reach?\n")
             return int(command != "audit")  # a check that cannot be made must not stop who works offline
 
 

@@ -1,22 +1,25 @@
 # A worker on an NVIDIA GPU: PyTorch. Its wheels carry the CUDA runtime and the NVIDIA container toolkit brings the
 # driver's libraries, so the base is Python's: a CUDA base would hold all of it a second time.
 # From the repository's root: docker build --file docker/worker-cuda.Dockerfile --tag taxiway/worker-cuda .
-FROM python:3.11-slim-bookworm AS packages
+ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
+FROM ${PYTHON_IMAGE} AS packages
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-WORKDIR /build
-COPY LICENSE README.md pyproject.toml ./
-COPY taxiway taxiway
+COPY docker/requirements/worker-cuda.txt /requirements.txt
+# Where an index of your own needs it, the build gets pip's settings and authorities as secrets: docker/README.md.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --upgrade "pip>=25.1" && pip install . --group worker --group torch
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    --mount=type=secret,id=authorities \
+    pip install --require-hashes --no-deps --only-binary :all: --requirement /requirements.txt
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 RUN useradd --uid 10001 --user-group --create-home taxiway && install --directory --owner=taxiway --group=taxiway /cache
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY queues.yaml ./
 COPY models models
-COPY docker/check_worker.py docker/
+COPY docker/check_worker.sh docker/
+COPY taxiway taxiway
 COPY tasks tasks
 COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH \
@@ -24,12 +27,15 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     TAXIWAY_CACHE=/cache \
+    TAXIWAY_ALIVE=/tmp/alive \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# The build fails where a package is missing that the process imports.
+RUN python -c "import workers.__main__, workers.pool, workers.consumer, workers.runtimes.torch, kombu.transport.redis, celery.backends.redis"
 USER 10001:10001
 VOLUME /cache
 # A worker is healthy once it beats, which is after its models are fetched, converted and loaded.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=15m CMD ["python", "docker/check_worker.py"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m CMD ["sh", "docker/check_worker.sh"]
 # The process itself, not a shell, so that SIGTERM reaches the worker and drains it.
 ENTRYPOINT ["python", "-m", "workers"]
 CMD ["--class", "gpu.realtime", "--device", "cuda:0"]

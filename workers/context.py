@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from celery import Celery
@@ -23,12 +24,16 @@ PREFETCH = 3
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """Which class a worker serves, on which device. An empty `device` is the first of the class's kind."""
+    """Which class a worker serves, on which device. An empty `device` is the first of the class's kind.
+
+    The file `alive`, if any, is touched with each heartbeat that the store took.
+    """
 
     hardware_class: str
     device: str = ""
     emulate: bool = False
     threads: int = 1
+    alive: Path | None = None
 
     def environment(self) -> dict[str, str]:
         """The variables that `options_from` reads these from."""
@@ -37,6 +42,7 @@ class WorkerOptions:
             "TAXIWAY_DEVICE": self.device,
             "TAXIWAY_EMULATE": "1" if self.emulate else "",
             "TAXIWAY_THREADS": str(self.threads),
+            "TAXIWAY_ALIVE": "" if self.alive is None else str(self.alive),
         }
 
 
@@ -70,7 +76,7 @@ _contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()
 
 
 def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOptions:
-    """The options in TAXIWAY_CLASS, TAXIWAY_DEVICE, TAXIWAY_EMULATE and TAXIWAY_THREADS.
+    """The options in TAXIWAY_CLASS, TAXIWAY_DEVICE, TAXIWAY_EMULATE, TAXIWAY_THREADS and TAXIWAY_ALIVE.
 
     Raises:
         SettingsError: a variable is missing or wrong.
@@ -81,11 +87,15 @@ def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOp
     threads = environment.get("TAXIWAY_THREADS") or "1"
     if not threads.isdecimal() or int(threads) < 1:
         raise SettingsError("TAXIWAY_THREADS", "an integer >= 1", threads)
+    alive = Path(environment["TAXIWAY_ALIVE"]) if environment.get("TAXIWAY_ALIVE") else None
+    if alive is not None and not alive.parent.is_dir():
+        raise SettingsError("TAXIWAY_ALIVE", "a file in a directory that exists", str(alive))
     return WorkerOptions(
         hardware_class=hardware_class,
         device=environment.get("TAXIWAY_DEVICE", ""),
         emulate=environment.get("TAXIWAY_EMULATE", "") not in ("", "0"),
         threads=int(threads),
+        alive=alive,
     )
 
 

@@ -240,6 +240,7 @@ class DevicePool(BasePool):
             held=lambda: len(self.ledger),
             keep=self._keep,
             done=self._account.told,
+            alive=context.options.alive,
         )
 
     def _start_threads(self, context: WorkerContext) -> None:

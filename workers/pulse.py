@@ -1,19 +1,25 @@
-"""Says once a second what the device is doing, and keeps the claims of jobs that make progress."""
+"""Says once a second what the device is doing, and keeps the claims of jobs that make progress.
+
+A worker that can do neither ends itself, so that whatever started it starts another.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from tasks.done import Done
 from tasks.facts import HEARTBEAT, DeviceFacts, told_briefly
-from taxiway.errors import BrokerUnavailableError
+from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.departure import Departure
 from workers.device import memory_free, utilisation
 from workers.loop import DeviceLoop
@@ -27,6 +33,12 @@ RENEWALS = 3
 HUNG = 75
 """Exit status of a worker whose batch does not end (EX_TEMPFAIL of sysexits.h): its jobs run elsewhere."""
 
+STUCK = 120.0
+"""Seconds after which a process in which no thread got to run is ended, with every thread's traceback on stderr."""
+
+UNREACHED = 300.0
+"""Seconds without an answer of the store after which a worker that holds nothing ends: a new one looks it up again."""
+
 
 class Pulse:
     """One device's heartbeat.
@@ -36,6 +48,7 @@ class Pulse:
         held: messages fetched and not finished.
         keep: renews what the worker has held for so many seconds: what is younger needs none yet.
         done: what it did so far, by class.
+        alive: a file that is touched with each heartbeat that the store took.
     """
 
     def __init__(
@@ -48,6 +61,7 @@ class Pulse:
         held: Callable[[], int],
         keep: Callable[[float], None],
         done: Callable[[], Mapping[str, Done]],
+        alive: Path | None = None,
     ) -> None:
         self._loop = loop
         self._departure = departure
@@ -56,6 +70,8 @@ class Pulse:
         self._held = held
         self._keep = keep
         self._done = done
+        self._alive = alive
+        self._answered_at = time.monotonic()
         self._store = loop.store
         due = self._store.limits.lease / RENEWALS
         self._period = min(HEARTBEAT, due)
@@ -70,16 +86,21 @@ class Pulse:
         """Beat until stopped."""
         beat_at = time.monotonic() + HEARTBEAT
         while not self._stopped.wait(self._period):
+            expect_life(STUCK)
             self._watch()
-            self._say(lambda: self._keep(self._young))
-            if time.monotonic() >= beat_at and not self._retired:
+            kept = self._say(lambda: self._keep(self._young))
+            if self._retired and kept:
+                self._sign()
+            elif time.monotonic() >= beat_at and not self._retired:
                 beat_at = time.monotonic() + HEARTBEAT
                 self.beat()
+        faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
         """Publish the facts now."""
         self.facts = self._look()
-        self._say(lambda: self._store.beat(self.facts))
+        if self._say(lambda: self._store.beat(self.facts)):
+            self._sign()
 
     def retire(self) -> None:
         """Take the facts back, for good."""
@@ -95,24 +116,38 @@ class Pulse:
         plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self.facts, done={}))
         return plain
 
+    def _sign(self) -> None:
+        """Show whoever looks at the file that the worker is alive."""
+        if self._alive is not None:
+            self._alive.touch()
+
     def _watch(self) -> None:
-        """End the process when its batch hangs: the claims end with their lease, and other workers take the jobs."""
+        """End the process when its batch hangs: the claims end with their lease, and other workers take the jobs.
+
+        One that holds nothing ends, too, when the store has not answered it for long.
+        """
+        if time.monotonic() - self._answered_at > UNREACHED and not self._held():
+            logger.critical("the state store has not answered for long: the worker ends", extra={"seconds": UNREACHED})
+            os._exit(HUNG)
         if self._loop.hung(time.monotonic()):
             logger.critical(
                 "a batch or a load does not end: the worker gives its jobs up", extra={"jobs": self._held()}
             )
             os._exit(HUNG)
 
-    def _say(self, call: Callable[[], Any]) -> None:
-        """Tell the store; while it is away, say so once in the log."""
+    def _say(self, call: Callable[[], Any]) -> bool:
+        """Tell the store; False where it did not take it. While it is away, say so once in the log."""
         try:
             call()
         except BrokerUnavailableError as error:
             if not self._away:
                 logger.warning("no heartbeat", extra={"error": error.message})
             self._away = True
-        else:
-            self._away = False
+            if isinstance(error, BrokerFullError):
+                self._answered_at = time.monotonic()
+            return False
+        self._away, self._answered_at = False, time.monotonic()
+        return True
 
     def _look(self) -> DeviceFacts:
         executor = self._loop.executor
@@ -160,6 +195,11 @@ class Pulse:
         then, had_computed = self._seen
         self._seen = (now, computed)
         return min(max((computed - had_computed) / max(now - then, 1e-9), 0.0), 1.0)
+
+
+def expect_life(seconds: float) -> None:
+    """End the process unless this is called again within so many seconds. It needs no thread of Python's for that."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
 
 def _residuals(track: Track) -> tuple[float, ...]:

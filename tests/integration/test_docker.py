@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -22,11 +23,12 @@ from redis.retry import Retry
 
 from tasks.accounts import ACCOUNTS, valkey_accounts
 from tasks.embedded import EmbeddedValkey, find_binary
-from tasks.facts import GONE_AFTER
-from tasks.scripts import HEARTBEAT
-from tasks.settings import TREE, Settings
+from tasks.facts import GONE_AFTER, HEARTBEAT
+from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology
-from taxiway.keys import DEVICES, HEARTBEATS
+from tests.waiting import until
+from tests.working import worker_settings
+from workers.pulse import HUNG
 
 DOCKER = TREE / "docker"
 COMPOSE = DOCKER / "compose.yaml"
@@ -123,6 +125,38 @@ def test_what_an_image_copies_is_in_the_build_context(dockerfile: Path) -> None:
     for path in copied:
         assert (TREE / path).exists()
         assert any(Path(path).match(pattern) for pattern in allowed), f".dockerignore keeps {path} out"
+
+
+def test_images_of_others_are_pinned_by_digest_and_to_one_each() -> None:
+    texts = [path.read_text() for path in (*DOCKERFILES, COMPOSE)]
+    asked = [line.split()[1] for text in texts for line in text.splitlines() if line.startswith("FROM ")]
+    asked += re.findall(r"^ +image: (?!taxiway/)(\S+)", COMPOSE.read_text(), re.MULTILINE)
+    pinned = run_path(str(DOCKER / "supply.py"))["PINNED"]
+    defaults = re.findall(r"(?:ARG |\$\{)([A-Z]+_IMAGE)(?:=|:-)(\S+?)\}?$", "\n".join(texts), re.MULTILINE)
+
+    assert {re.sub(r":-.*", "}", image) for image in asked} == {f"${{{name}}}" for name, _ in defaults}
+    assert all(pinned.fullmatch(image) for _, image in defaults), defaults
+    assert len(set(defaults)) == len(dict(defaults)) == 5
+
+
+def test_the_last_step_of_a_build_imports_what_the_process_will() -> None:
+    for dockerfile in DOCKERFILES:
+        steps = [line for line in final_stage(dockerfile) if line.startswith(("RUN ", "COPY "))]
+        assert steps[-1].startswith('RUN python -c "import '), dockerfile.name
+
+
+def test_every_service_is_bounded_in_memory_and_processes(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert int(service["mem_limit"]) <= 2**34, name
+        assert service["pids_limit"] <= 1024, name
+
+
+def test_models_reach_running_containers_by_their_folder(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        if name == "router" or name.startswith("worker-"):
+            mounts = {one["target"]: one for one in service["volumes"]}
+            assert mounts["/app/models"]["type"] == "bind", name
+            assert mounts["/app/models"]["read_only"], name
 
 
 def test_compose_yaml_keeps_to_the_compose_specification() -> None:
@@ -238,34 +272,63 @@ def test_composes_valkey_refuses_who_has_no_password(compose_valkey: redis.Redis
         stranger.ping()
 
 
-def check_worker(settings: Settings) -> int:
-    return run(
-        sys.executable, str(DOCKER / "check_worker.py"), PYTHONPATH=str(TREE), **settings.environment()
-    ).returncode
+def check_worker(alive: Path) -> int:
+    return run("sh", str(DOCKER / "check_worker.sh"), TAXIWAY_ALIVE=str(alive)).returncode
 
 
-def test_a_worker_is_healthy_while_it_beats_and_not_before_or_after(settings: Settings) -> None:
-    worker = f"cpu.batch.cpu-0@{socket.gethostname()}"
-    with redis.Redis.from_url(settings.state) as store:
-        beat = store.register_script(HEARTBEAT)
-        before = check_worker(settings)
-        beat(keys=[DEVICES, HEARTBEATS], args=[f"{worker}.elsewhere", "{}"])
-        while_another_beats = check_worker(settings)
-        beat(keys=[DEVICES, HEARTBEATS], args=[worker, "{}"])
-        while_it_beats = check_worker(settings)
-        store.zincrby(HEARTBEATS, -2 * GONE_AFTER, worker)
-        after = check_worker(settings)
+def test_a_worker_is_healthy_while_it_touches_its_file_and_not_before_or_after(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    before = check_worker(alive)
+    alive.touch()
+    while_it_beats = check_worker(alive)
+    os.utime(alive, (0, time.time() - GONE_AFTER - 1))
+    after = check_worker(alive)
 
-    assert (before, while_another_beats, while_it_beats, after) == (1, 1, 0, 1)
+    assert (before, while_it_beats, after) == (1, 0, 1)
 
 
-def test_a_worker_is_not_healthy_when_the_state_store_is_away(tmp_path: Path) -> None:
-    with EmbeddedValkey(tmp_path) as server:
-        url = server.url
-    settings = Settings(
-        broker=url, state=url, secret=(bytes(32),), queues=TREE / "queues.yaml", models=TREE / "models", cache=tmp_path
+IMPATIENT = "from workers import pulse; pulse.UNREACHED = 2.0; from workers.__main__ import main; main()"
+"""A worker as it is, but that it waits less long for the store's answer."""
+
+
+def test_a_worker_touches_its_file_while_the_store_answers_and_ends_when_it_has_not_for_long(tmp_path: Path) -> None:
+    alive, log = tmp_path / "alive", tmp_path / "log"
+    with EmbeddedValkey(tmp_path / "store") as server:
+        told = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "00" * 32}
+        settings = worker_settings(settings_from(told), tmp_path)
+        environment = {**os.environ, **settings.environment(), "TAXIWAY_ALIVE": str(alive), "PYTHONPATH": str(TREE)}
+        command = [sys.executable, "-c", IMPATIENT, "--class", "cpu.batch"]
+        with log.open("wb") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as worker:
+            try:
+                assert until(alive.exists)
+                first = alive.stat().st_mtime_ns
+                assert until(lambda: alive.stat().st_mtime_ns > first)
+                server.stop()
+                stopped = time.time()
+                assert worker.wait(20) == HUNG, log.read_text()
+                assert alive.stat().st_mtime < stopped + HEARTBEAT
+            finally:
+                worker.kill()
+    assert "the state store has not answered for long" in log.read_text()
+
+
+def test_a_process_in_which_no_thread_gets_to_run_is_ended_with_its_traceback() -> None:
+    code = (
+        "import ctypes; from workers import pulse; pulse.expect_life(0.5); ctypes.PyDLL(None).sleep(60)"  # with the GIL
     )
-    assert check_worker(settings) == 1
+    done = run(sys.executable, "-c", code, PYTHONPATH=str(TREE))
+    assert done.returncode == 1
+    assert 'File "<string>", line 1' in done.stderr
+
+
+def test_a_look_at_a_worker_costs_next_to_nothing(tmp_path: Path) -> None:
+    (tmp_path / "alive").touch()
+    before, looks = os.times(), 20
+    for _ in range(looks):
+        check_worker(tmp_path / "alive")
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent / looks < 0.02  # seconds of processor time
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -281,10 +344,10 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 def test_a_server_is_healthy_while_it_answers_with_success() -> None:
     def check(path: str) -> int:
-        return run(sys.executable, str(DOCKER / "check_http.py"), f"{address}{path}").returncode
+        script = str(DOCKER / "check_http.py")
+        return run(sys.executable, "-I", "-S", script, str(server.server_port), path).returncode
 
     with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
-        address = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         answered = check("/healthy"), check("/elsewhere")

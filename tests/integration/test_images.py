@@ -31,10 +31,11 @@ IMAGES = {
 LOCKED = {
     "router": ("router",),
     "worker-cpu": ("worker", "onnx"),
+    "worker-cuda": ("worker", "torch"),
     "worker-tpu": ("worker", "tpu"),
     "flower": ("flower",),
 }
-"""The groups of the images that install by hash, as docker/supply.py has them."""
+"""The groups of each image, as docker/supply.py has them."""
 
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
 LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
@@ -44,15 +45,8 @@ SUFFIX = {"torch": "_torch", "jax": "_jax"}
 
 
 def installed_by(image: str) -> set[str]:
-    """Every distribution that the image's `pip install` brings: its lock's, else as this machine's metadata tell."""
-    if image in LOCKED:
-        return {canonicalize_name(need.name) for need in locked(image)}
-    text = (TREE / "docker" / f"{image}.Dockerfile").read_text()
-    project = tomllib.loads((TREE / "pyproject.toml").read_text())
-    wanted = [Requirement(line) for line in project["project"]["dependencies"]]
-    for group in re.findall(r"--group (\S+)", text):
-        wanted += requirements(project["dependency-groups"], group)
-    return closure(wanted)
+    """Every distribution that the image installs, as its lock says."""
+    return {canonicalize_name(need.name) for need in locked(image)}
 
 
 def locked(image: str) -> list[Requirement]:
@@ -67,24 +61,6 @@ def requirements(groups: dict[str, list[str | dict[str, str]]], group: str) -> I
             yield from requirements(groups, entry["include-group"])
         else:
             yield Requirement(entry)
-
-
-def closure(wanted: Iterable[Requirement]) -> set[str]:
-    """The names of `wanted` and of all that they require; what is not installed here ends its branch."""
-    seen: set[tuple[str, str]] = set()
-    waiting = [(canonicalize_name(need.name), extra) for need in wanted for extra in ("", *need.extras)]
-    while waiting:
-        name, extra = waiting.pop()
-        if (name, extra) in seen:
-            continue
-        seen.add((name, extra))
-        try:
-            below = [Requirement(line) for line in importlib.metadata.requires(name) or []]
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        needed = [need for need in below if need.marker is None or need.marker.evaluate({"extra": extra})]
-        waiting += [(canonicalize_name(need.name), more) for need in needed for more in ("", *need.extras)]
-    return {name for name, _ in seen}
 
 
 def imports(module: str) -> Iterator[str]:
@@ -185,9 +161,26 @@ def test_the_fleet_group_holds_every_group_that_an_image_installs_but_the_heavy_
     groups = tomllib.loads((TREE / "pyproject.toml").read_text())["dependency-groups"]
     fleet = {need.name for need in requirements(groups, "fleet")}
     for image in IMAGES:
-        text = (TREE / "docker" / f"{image}.Dockerfile").read_text()
-        light = {*re.findall(r"--group (\S+)", text), *LOCKED.get(image, ())} - {"torch", "tpu"}
+        light = {*LOCKED[image]} - {"torch", "tpu"}
         assert {need.name for group in light for need in requirements(groups, group)} <= fleet
+
+
+def test_the_image_with_cuda_has_pypis_own_torch_and_the_cuda_libraries_that_it_was_built_for() -> None:
+    versions = {need.name: str(need.specifier).removeprefix("==") for need in locked("worker-cuda")}
+    assert re.fullmatch(r"[\d.]+", versions["torch"])  # no build of this machine's own, such as 2.13.0+cpu
+    assert "nvidia-cuda-runtime" in versions
+
+
+def test_the_oldest_python_that_taxiway_takes_needs_nothing_that_the_locks_lack() -> None:
+    project = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    environment = {"python_version": "3.11", "python_full_version": oldest, "extra": ""}
+    for image in IMAGES:
+        installed = installed_by(image)
+        for name in installed & {canonicalize_name(one.name) for one in importlib.metadata.distributions()}:
+            below = [Requirement(line) for line in importlib.metadata.requires(name) or []]
+            needed = {canonicalize_name(n.name) for n in below if n.marker is None or n.marker.evaluate(environment)}
+            assert needed <= installed, f"{image}: {name} needs {needed - installed} on Python {oldest}"
 
 
 @pytest.mark.parametrize("image", sorted(LOCKED))
