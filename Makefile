@@ -15,10 +15,10 @@ CHAOS :=
 DEMO :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint bench fuzz chaos lock audit sbom clean
+.PHONY: help setup torch demo test lint bench fuzz chaos containers lock bases audit sbom clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv with all that the demo and the tests need
 
@@ -56,6 +56,9 @@ fuzz: $(READY) ## random requests to the HTTP door (SECONDS=300), then malformed
 lock: $(READY) ## what the images install, each file by its hash: docker/requirements/
 	@$(BIN)/python docker/supply.py lock
 
+bases: $(READY) ## the digests of the images that ours are built on and run beside
+	@$(BIN)/python docker/supply.py bases
+
 audit: $(READY) ## known vulnerabilities of what the images install
 	@$(BIN)/python docker/supply.py audit
 
@@ -64,6 +67,9 @@ sbom: $(READY) ## what each image holds, as CycloneDX: build/sbom/
 
 chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=--short), and check what is promised
 	@timeout --signal INT --kill-after 30 1200 $(BIN)/python -m tests.chaos $(CHAOS)
+
+containers: $(READY) ## build the images, run the fleet of docker/compose.yaml, and drain it (root, a Docker engine)
+	@bash tests/containers/run.sh
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
