@@ -66,7 +66,7 @@ def lock(folder: Path) -> int:
 
 def _chosen(python: str, wanted: Path) -> str:
     """The lock of what pip would install on this machine, from the index alone; it downloads no wheel for that."""
-    report, nothing = wanted.with_name("report.json"), wanted.with_name("no wheels of this machine")
+    report, nothing = wanted.with_name("report.json"), wanted.with_name("no-wheels-of-this-machine")
     nothing.mkdir(exist_ok=True)
     options = ["--dry-run", "--ignore-installed", "--quiet", "--only-binary", ":all:", "--report", str(report)]
     command = [python, "-m", "pip", "install", *options, "--requirement", str(wanted)]

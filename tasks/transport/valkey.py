@@ -75,7 +75,7 @@ class ValkeyTransport:
             with suppress(TimeoutError):
                 async with asyncio.timeout(longest):
                     await self._rung.wait()
-        failed = [level for level, wait in self._waits.items() if wait.done() and wait.exception()]
+        failed = [level for level, wait in self._waits.items() if _failure(wait)]
         with told_plainly("broker"):
             for wait in [self._waits.pop(level) for level in failed]:
                 with self._answered():
@@ -186,7 +186,7 @@ class ValkeyTransport:
         try:
             yield
         except BaseException as error:
-            self._lost = self._lost or not (isinstance(error, ResponseError) and takes_nothing(error))
+            self._lost = self._lost or not _refused(error)
             raise
 
     async def _give_back(self) -> None:
@@ -202,7 +202,7 @@ class ValkeyTransport:
 
     async def _end_life(self) -> None:
         """Put back all that was taken and not answered, also what a lost answer took."""
-        reached = not self._lost and all(wait.done() for wait in self._waits.values())
+        reached = not self._lost and all(map(_reached, self._waits.values()))
         for wait in self._waits.values():
             wait.cancel()
         await asyncio.gather(*self._waits.values(), return_exceptions=True)
@@ -263,6 +263,22 @@ class ValkeyTransport:
             keep=self._keep,
             reply=message.reply,
         )
+
+
+def _failure(call: asyncio.Task[Any]) -> BaseException | None:
+    """What a call raised; None where it goes on, was cancelled, or has an answer."""
+    return call.exception() if call.done() and not call.cancelled() else None
+
+
+def _reached(call: asyncio.Task[Any]) -> bool:
+    """Whether the server answered a call: nothing of it can still come."""
+    failure = _failure(call)
+    return call.done() and not call.cancelled() and (failure is None or _refused(failure))
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the server answered that it takes no writes: then nothing was moved."""
+    return isinstance(error, ResponseError) and takes_nothing(error)
 
 
 def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:

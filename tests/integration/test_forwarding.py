@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -11,11 +13,14 @@ import redis
 from tasks.forwarding import LONGEST, Forward
 from tasks.scripts import Ending
 from tasks.settings import Settings
-from tasks.transport import PACKED, Reading
+from tasks.transport import PACKED, Reading, Taken
 from tasks.transport.life import TAKES
+from tasks.transport.valkey import ValkeyTransport
+from taxiway.errors import BrokerUnavailableError
 from taxiway.job import JobState
 from taxiway.keys import (
     ARRIVALS,
+    LEVELS,
     LIVES,
     WORK,
     job_key,
@@ -240,3 +245,58 @@ def test_the_client_of_a_job_that_ended_before_it_arrived_is_told(store: Store) 
         assert store.forward(msgspec.structs.replace(placed("j"), reply="me")) == [False]
         message = eventually(lambda: heard.get_message(timeout=0.1))
     assert message["data"] == b"cancelled"
+
+
+async def opened(settings: Settings) -> ValkeyTransport:
+    url = settings.broker
+    transport = ValkeyTransport(broker=url, state=url, name="router", keep_record=60)
+    await transport.take()
+    return transport
+
+
+def test_a_life_whose_moves_were_all_answered_is_forgotten_as_it_ends(settings: Settings, store: Store) -> None:
+    async def lives() -> list[bytes]:
+        transport = await opened(settings)
+        await transport.retire()
+        await transport.close()
+        return list(store.client.zrange(LIVES, 0, -1))
+
+    assert not [life for life in asyncio.run(lives()) if life.startswith(b"router.")]
+
+
+def test_a_life_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
+    async def lives() -> list[bytes]:
+        transport = await opened(settings)
+        await transport.wait(0.05)
+        await transport.retire()
+        await transport.close()
+        return list(store.client.zrange(LIVES, 0, -1))
+
+    assert b"router.1" in asyncio.run(lives())
+
+
+async def patiently_taken(transport: ValkeyTransport) -> Taken:
+    """What a router takes that tries again after each failure, as `router.service` does."""
+    for _ in range(20):
+        transport.abandon()
+        with suppress(BrokerUnavailableError):
+            return await transport.take()
+    raise AssertionError("the broker is away")
+
+
+def test_a_router_whose_connections_break_while_it_waits_begins_another_life(settings: Settings, store: Store) -> None:
+    async def taken() -> tuple[int, list[bytes]]:
+        transport = await opened(settings)
+        waiting = asyncio.create_task(transport.wait(10))
+        await asyncio.to_thread(eventually, lambda: store.client.info("clients")["blocked_clients"] == LEVELS)
+        store.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        with pytest.raises(BrokerUnavailableError):
+            await waiting
+        store.client.lpush(ARRIVALS, b"{}")
+        found = await patiently_taken(transport)
+        await transport.close()
+        return len(found.arrivals), list(store.client.zrange(LIVES, 0, -1))
+
+    arrivals, lives = asyncio.run(taken())
+    assert arrivals == 1
+    assert b"router.1" in lives  # a move on a broken connection may still come
