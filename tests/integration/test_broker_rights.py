@@ -39,7 +39,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             *("job_key", "blob_key", "stream_key", "room_key", "life_key", "reading_key", "taken_key", "holding_key"),
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "RELEASER", "DEADLINES", "STARTS"),
-            *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES"),
+            *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
         ),
         ALL,
     ),
@@ -49,11 +49,12 @@ ALLOWED: dict[str, dict[str, str]] = {
                 *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
                 *("bindings of control", "binding deadlines", "control", "events"),
                 *("job_key", "blob_key", "stream_key", "room_key", "spent_key"),
-                *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS"),
+                *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
             ),
             ALL,
         ),
         "DEAD": "lpush ltrim",
+        "RELOADS": "get",
         "HELD": "zrem hdel",
         "RELEASED": "zrem hdel",
         "holding_key": "zrem hdel",
@@ -128,7 +129,7 @@ def kinds() -> dict[str, list[str]]:
     found |= {
         name: [value]
         for name, value in names.items()
-        if name not in ("ARRIVALS", "ARRIVED", "COUNT", "WAITING", "INFER", "CANCEL")
+        if name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "INFER", "CANCEL")
     }
     found |= {name: [make(*"12"[: len(inspect.signature(make).parameters)])] for name, make in makers.items()}
     return found
