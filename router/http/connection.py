@@ -260,12 +260,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_head(self, came: bytes) -> bytes:
         """Take a head, or a piece of it; what is behind it."""
-        if not self._head:
-            came = came.lstrip(b"\r\n")
-            self._until = self._loop.time() + self._limits.head if came else self._until
-        head = self._head + came
+        head = self._head + came if self._head else came.lstrip(b"\r\n")
         end = head.find(b"\r\n\r\n", max(0, len(self._head) - 3)) + 4
         if end < 4 or end > HEAD:
+            if head and not self._head:
+                self._until = self._loop.time() + self._limits.head
             self._head = head
             if len(head) > HEAD:
                 self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, RequestError("the request is too large"))

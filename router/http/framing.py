@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_HEADER = re.compile(rb"\r\n(content-length|transfer-encoding):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)", re.IGNORECASE)
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _NO_REQUEST = (b"connect ", b"pri ")  # asks for a tunnel; begins HTTP/2, of which the parser waits for more
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_CONTENT_LENGTH, _TRANSFER_ENCODING = b"\r\ncontent-length:", b"\r\ntransfer-encoding:"
+_DIGITS = 18  # of a length: fewer than the parser's own numbers have
 _SIZE = re.compile(rb"([0-9a-f]{1,15})(?![0-9a-f])", re.IGNORECASE)
 _ENOUGH = 24  # bytes of a line that came in pieces: more than any size has
 
@@ -41,23 +41,26 @@ def framing_of(head: bytes) -> Framing:
         raise FramingError
     if b"\r\nupgrade:" in lowered:
         head = _UPGRADE.sub(b"", head)
-    if b"\r\ncontent-length" not in lowered and b"\r\ntransfer-encoding" not in lowered:
-        return Framing(head, 0, chunked=False)
-    found = _HEADER.findall(head)
-    if len(found) > 1:
+    lengths, encodings = lowered.count(_CONTENT_LENGTH), lowered.count(_TRANSFER_ENCODING)
+    if lengths + encodings > 1:
         raise FramingError
-    for name, value in found:  # none: the words stand in the path, or in another header's value
-        return _behind(head, name.lower(), value)
-    return Framing(head, 0, chunked=False)
+    if lengths:
+        return Framing(head, _length_in(_value(lowered, _CONTENT_LENGTH)), chunked=False)
+    if encodings and _value(lowered, _TRANSFER_ENCODING) != b"chunked":
+        raise FramingError
+    return Framing(head, 0, chunked=bool(encodings))
 
 
-def _behind(head: bytes, name: bytes, value: bytes) -> Framing:
-    """What the one header says that tells of a body."""
-    if name == b"transfer-encoding" and value.lower() == b"chunked":
-        return Framing(head, 0, chunked=True)
-    if name == b"content-length" and _LENGTH.fullmatch(value):
-        return Framing(head, int(value), chunked=False)
-    raise FramingError
+def _value(head: bytes, header: bytes) -> bytes:
+    """What a header says that stands in a head once."""
+    begin = head.find(header) + len(header)
+    return head[begin : head.find(b"\r\n", begin)].strip(b" \t")
+
+
+def _length_in(value: bytes) -> int:
+    if not value.isdigit() or len(value) > _DIGITS:
+        raise FramingError
+    return int(value)
 
 
 class Chunks:
