@@ -17,10 +17,11 @@ from tasks.holding import Drawn
 from tasks.scripts import REFUSED, Ending
 from tasks.transport import Arrival
 from taxiway.blobs import may_refer, references
+from taxiway.bounds import check_json
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.job import failure_meta, state_of
 from taxiway.keys import CANCEL, INFER
-from taxiway.request import MAX_NAME, Request, check_terms, job_id
+from taxiway.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.wire import HEADER, Envelope, check_signed, decode_envelope, read_body, read_request
 
 _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
@@ -110,6 +111,7 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
     """
     body = envelope.payload()
     check_size(len(body), limit)
+    check_json(body)
     request = _request(body, envelope.content_type)
     if request.idempotency_key is not None:
         _check_key(request, job)
@@ -131,8 +133,10 @@ def _check_key(request: Request, job: str) -> None:
 def _request(body: bytes, content_type: str) -> Request:
     """The request in a body: at once where it is as our client writes it, else with all that is to be said of it."""
     if content_type == "application/json":
-        with suppress(msgspec.MsgspecError):
-            return _decode_body(body)[1]
+        with suppress(ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a number too long
+            request: Request = _decode_body(body)[1]
+            check_content(request)
+            return request
     return read_request(body, content_type)
 
 

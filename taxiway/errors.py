@@ -34,18 +34,32 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+MAX_ERROR = 4096
+"""Most bytes, in UTF-8, of an error's text and of each text in its details, wherever they are stored or sent."""
+
+
+def bounded(text: str) -> str:
+    """`text` as it can be stored and sent: at most `MAX_ERROR` bytes of UTF-8, with lone surrogates escaped."""
+    encoded = text[: MAX_ERROR + 1].encode(errors="backslashreplace")
+    if len(encoded) <= MAX_ERROR:
+        return encoded.decode()
+    return encoded[: MAX_ERROR - len("…".encode())].decode(errors="ignore") + "…"
+
 
 class TaxiwayError(Exception):
-    """Base of all errors; `details` holds plain values (field names, near names, seconds)."""
+    """Base of all errors; `details` holds plain values (field names, near names, seconds).
+
+    What a model, a library or a producer wrote may be part of the text, so it is `bounded`.
+    """
 
     code: ClassVar[str] = "error"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, /, **details: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = details
+        self.message = bounded(message)
+        super().__init__(self.message)
+        self.details = {name: _bounded_detail(value) for name, value in details.items()}
 
     @property
     def retry_after(self) -> float | None:
@@ -212,6 +226,17 @@ class DeadLetteredError(JobError):
     """The job was given up after repeated deliveries."""
 
     code = "dead_lettered"
+
+
+def _bounded_detail(value: Any) -> Any:
+    """A detail whose texts are bounded."""
+    if isinstance(value, str):
+        return bounded(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_bounded_detail, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, dict):
+        return {name: _bounded_detail(below) for name, below in value.items()}
+    return value
 
 
 def _tree(root: type[TaxiwayError]) -> dict[str, type[TaxiwayError]]:

@@ -173,7 +173,10 @@ def failure_meta(job: str, error: TaxiwayError) -> bytes:
         "exc_module": type(error).__module__,
         "details": error.details,
     }
-    return _meta(job, state_of(error), named)
+    try:
+        return _meta(job, state_of(error), named)
+    except (TypeError, ValueError, RecursionError):  # a detail that JSON cannot hold
+        return _meta(job, state_of(error), named | {"details": {}})
 
 
 def state_of(error: TaxiwayError) -> JobState:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard, get_args
 
 import msgspec
 
+from taxiway.bounds import check_values
 from taxiway.errors import InvalidRequestError
 
 Priority = Literal["high", "normal", "low"]
@@ -63,6 +64,7 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
 
     Raises:
         InvalidRequestError: a field is unknown, missing or out of range; names it.
+        RequestTooLargeError: inputs or parameters have too many values.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if not given.keys() <= _FIELDS:
@@ -72,9 +74,23 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
             raise InvalidRequestError(f"{name}: expected a value, got nothing", field=name)
     _check(given)
     try:
-        return msgspec.convert(given, Request)
+        request = msgspec.convert(given, Request)
     except msgspec.ValidationError as error:
         raise _named(error) from error
+    check_content(request)
+    return request
+
+
+def check_content(request: Request) -> None:
+    """Refuse inputs and parameters that some part of the fleet could not read or write.
+
+    Raises:
+        InvalidRequestError: a value is nested too deeply, or has text that UTF-8 cannot encode.
+        RequestTooLargeError: there are too many values.
+    """
+    check_values(request.inputs, "inputs")
+    if request.parameters:
+        check_values(request.parameters, "parameters")
 
 
 def check_terms(terms: Terms) -> None:

@@ -36,7 +36,7 @@ class Piece:
 
     def fields(self) -> dict[Any, Any]:
         """What the stream holds, for redis-py."""
-        return {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode()}
+        return {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,4 +168,4 @@ def read_position(text: str) -> Position:
 
 
 def _checksum(text: str, before: int = 0) -> int:
-    return zlib.crc32(text.encode(), before)
+    return zlib.crc32(text.encode(errors="replace"), before)

@@ -13,6 +13,7 @@ import sys
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
+from taxiway.bounds import DEEPEST
 from taxiway.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -41,9 +42,6 @@ In metadata, None is an input without one.
 
 _PLAIN = frozenset({type(None), bool, int, str})
 """Types whose values are JSON's own."""
-
-DEEPEST = 64
-"""Levels of lists and mappings that a value may have: who reads it calls itself for each."""
 
 _OIP = {(name[0], int(name.strip(ascii_lowercase) or 8) // 8): datatype for datatype, name in DATATYPES.items()}
 """Datatypes by numpy's letter and bytes of an element; its names take microseconds to read."""

@@ -6,6 +6,7 @@ Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ HEADER = "taxiway"
 """The message header in which taxiway's own facts travel."""
 
 _POSITIONAL = ("model", "inputs")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
 _UNTRACED: Carried = {}
 _NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -123,7 +125,7 @@ def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
         parameters = to_wire(request.parameters, "parameters", blobs) if request.parameters else {}
         plain = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
         return _encode([[], plain, _NO_CANVAS])
-    except (UnicodeEncodeError, RecursionError) as error:
+    except (UnicodeEncodeError, RecursionError) as error:  # of a request that `parse_request` has not seen
         raise InvalidRequestError(
             f"inputs: expected Unicode text, not nested too deeply: {error}", field="inputs"
         ) from error
@@ -188,7 +190,10 @@ def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, A
             raise TypeError(f"got {type(args).__name__} and {type(kwargs).__name__}")
         return [from_wire(a) for a in args], {name: from_wire(value, name) for name, value in kwargs.items()}
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected [args, kwargs, embed] as JSON: {error}", field="body") from error
+        hint = r" (a surrogate in an escape, \ud800 to \udfff, needs its pair)" if _SURROGATE(payload) else ""
+        raise InvalidRequestError(
+            f"body: expected [args, kwargs, embed] as JSON: {error}{hint}", field="body"
+        ) from error
 
 
 def read_request(payload: bytes, content_type: str) -> Request:

@@ -22,9 +22,9 @@ from tasks.local.machine import memory_of_container
 from tasks.profiles import Known, ProfileBook
 from tasks.signature import bind
 from tasks.topology import HardwareClass
-from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
+from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
 from workers.device import Device
-from workers.faults import DeviceLostError, Fault, fault_of, said
+from workers.faults import DeviceLostError, Fault, describe, fault_of, said
 from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
 from workers.residency import NoRoomError, Resident, Uses, evict
@@ -191,7 +191,7 @@ class Executor:
         key = variant_key(model.id, variant)
         try:
             return self._open(key, model, variant)
-        except Exception as error:  # runtimes and models raise what they like; the worker goes on without this one
+        except BaseException as error:  # runtimes and models raise what they like, SystemExit too
             raise self._give_up(key, error) from error
 
     def keep(self, loaded: Loaded) -> None:
@@ -233,8 +233,8 @@ class Executor:
             return False
         try:
             _warm_up(loaded, self._artefacts)
-        except Exception as error:  # runtimes and models raise what they like
-            logger.warning("a model's own example fails", extra={"variant": key, "error": str(error)})
+        except BaseException as error:  # runtimes and models raise what they like, SystemExit too
+            logger.warning("a model's own example fails", extra={"variant": key, "error": bounded(describe(error))})
             return False
         return True
 
@@ -244,11 +244,11 @@ class Executor:
         started = time.monotonic()
         try:
             answers = loaded.pipeline.run(loaded.runtime, items)
-        except Exception as error:  # a model's own code may raise anything
+        except BaseException as error:  # a model's own code may raise anything, SystemExit too
             failed = as_ours(loaded.key, error)
             if len(items) == 1:
                 return [failed]
-            extra = {"variant": loaded.key, "rows": len(items), "error": str(error)}
+            extra = {"variant": loaded.key, "rows": len(items), "error": failed.message}
             logger.warning("a batch failed: its halves run apart", extra=extra)
             half = len(items) // 2
             return [*self.run(loaded, items[:half]), *self.run(loaded, items[half:])]
@@ -299,11 +299,11 @@ class Executor:
             for one in self._loaded.values()
         ]
 
-    def _give_up(self, key: str, error: Exception) -> ExecutionError:
+    def _give_up(self, key: str, error: BaseException) -> ExecutionError:
         """Note why the variant cannot be had; the error for who asked."""
         known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
         self._retry_at[key] = time.monotonic() + RETRY_LOAD
-        self.unavailable[key] = said(error) if known else f"{type(error).__name__}: {said(error)}"
+        self.unavailable[key] = bounded(said(error) if known else describe(error))
         logger.error("cannot load", extra={"variant": key, "reason": self.unavailable[key]}, exc_info=not known)
         return self._unavailable(key)
 
@@ -375,8 +375,8 @@ def briefest(model: Model) -> dict[str, Any]:
     }
 
 
-def as_ours(variant: str, error: Exception) -> TaxiwayError:
-    """An error of ours for whatever a variant raised.
+def as_ours(variant: str, error: BaseException) -> TaxiwayError:
+    """An error of ours for whatever a variant raised: SystemExit and the like end the job, not the worker.
 
     Raises:
         DeviceLostError: it says that the device is lost.
@@ -386,9 +386,8 @@ def as_ours(variant: str, error: Exception) -> TaxiwayError:
     if fault is Fault.LOST:
         raise DeviceLostError(f"{variant}: {said(error)}") from error
     if fault is Fault.MEMORY:
-        return DeviceFaultError(
-            f"{variant}: the device is out of memory: {said(error)}", variant=variant, retry_after=1.0
-        )
+        message = f"{variant}: the device is out of memory: {said(error)}"
+        return DeviceFaultError(message, variant=variant, retry_after=1.0)
     if isinstance(error, TaxiwayError):
         return error
-    return ExecutionError(f"{variant}: {type(error).__name__}: {said(error)}", variant=variant)
+    return ExecutionError(f"{variant}: {describe(error)}", variant=variant)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from enum import Enum
 
+from taxiway.errors import MAX_ERROR
+
 
 class Fault(Enum):
     """What is wrong with the device."""
@@ -40,9 +42,20 @@ _SIGNS: tuple[tuple[re.Pattern[str], Fault], ...] = (
 _ADDRESS = re.compile(r"(<[^<>]*?)(?: object)? at 0x[0-9A-Fa-f]+(>)")
 
 
-def said(error: Exception) -> str:
-    """What an exception says, for whoever reads of it elsewhere: without the addresses of objects in this process."""
-    return _ADDRESS.sub(r"\1\2", str(error))
+def said(error: BaseException) -> str:
+    """What an exception says, for whoever reads of it elsewhere: without the addresses of objects in this process.
+
+    A model's own error may fail to say anything.
+    """
+    try:
+        return _ADDRESS.sub(r"\1\2", str(error)[: 2 * MAX_ERROR])
+    except Exception as failure:
+        return f"(its text cannot be read: {type(failure).__name__})"
+
+
+def describe(error: BaseException) -> str:
+    """The error's type and what it says."""
+    return f"{type(error).__name__}: {said(error)}"
 
 
 def fault_of(error: Exception) -> Fault | None:
@@ -55,4 +68,4 @@ def fault_of(error: Exception) -> Fault | None:
         return Fault.MEMORY
     if not isinstance(error, RuntimeError) and "onnxruntime" not in type(error).__module__:
         return None
-    return next((fault for sign, fault in _SIGNS if sign.search(str(error))), None)
+    return next((fault for sign, fault in _SIGNS if sign.search(describe(error))), None)

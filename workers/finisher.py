@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from celery import Celery, states
@@ -19,6 +20,7 @@ from celery.app.task import Context
 
 from tasks import scripts
 from taxiway.blobs import ResultBlobs
+from taxiway.bounds import check_depth
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadlineExceededError,
@@ -33,7 +35,7 @@ from workers.backend import OUTCOME, STORED, TOKEN
 from workers.backlog import Backlog
 from workers.device import Device
 from workers.events import AT_MOST, TaskEvent
-from workers.faults import said
+from workers.faults import describe
 from workers.ledger import Ledger
 from workers.report import answer_of, generated_by
 from workers.store import Store, insist
@@ -159,10 +161,13 @@ class Finisher:
         blobs = ResultBlobs(self._store.limits.inline)
         try:
             result = answer_of(job, self._device, blobs)
-        except TaxiwayError as error:
-            failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {said(error)}")
+            meta = success_meta(job.delivery.job, result)
+            check_depth({"outputs": result.outputs}, "outputs", meta)
+            outcome = Outcome(result, meta=meta, generated=generated_by(job))
+        except Exception as error:  # a model's outputs may be of any kind, and nested in any way
+            failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {describe(error)}")
             return Ended(job.delivery, Outcome(error=failed))
-        return Ended(job.delivery, Outcome(result, generated=generated_by(job), blobs=blobs.kept))
+        return Ended(job.delivery, replace(outcome, blobs=blobs.kept))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store what the results refer to, before them."""
@@ -267,8 +272,7 @@ class Finisher:
         if error is not None:
             state, meta = state_of(error), failure_meta(delivery.job, error)
         else:
-            assert ended.outcome.result is not None
-            state, meta = JobState.SUCCEEDED, success_meta(delivery.job, ended.outcome.result)
+            state, meta = JobState.SUCCEEDED, ended.outcome.meta
         return scripts.Ending(
             delivery.job,
             state,

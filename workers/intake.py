@@ -26,7 +26,7 @@ from taxiway.values import from_wire
 from taxiway.wire import read_request
 from workers.batcher import bucket_of
 from workers.executor import Loaded
-from workers.faults import said
+from workers.faults import describe
 from workers.pipelines import Item
 from workers.transport import Taken
 from workers.work import Delivery, Headers, Job
@@ -243,8 +243,8 @@ def prepare(job: Job, loaded: Loaded) -> None:
             items.append(item)
         except TaxiwayError as error:
             raise named_row(error, index, job) from error
-        except Exception as error:  # a pipeline's own code may raise anything
-            failed = ExecutionError(f"{loaded.key}: cannot prepare it: {type(error).__name__}: {said(error)}")
+        except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
+            failed = ExecutionError(f"{loaded.key}: cannot prepare it: {describe(error)}")
             raise named_row(failed, index, job) from error
     job.items = items
     job.answers = [None] * len(items)

@@ -24,7 +24,7 @@ from taxiway.errors import (
     ModelUnavailableError,
     TaxiwayError,
 )
-from workers.faults import said
+from workers.faults import describe
 from workers.intake import Contents, Intake, prepare
 from workers.loop import DeviceLoop
 from workers.store import Store, insist
@@ -166,9 +166,9 @@ class Reception:
                 variant = delivery.ticket.variants[delivery.hardware_class]
                 executor.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
             self._end([Ended(delivery, Outcome(error=error))])
-        except Exception as error:  # a pipeline's own code may raise anything, for this one request
+        except Exception as error:  # for this one request, whatever it was
             logger.exception("a request could not be read", extra={"job": delivery.job})
-            failed = ExecutionError(f"the request could not be read: {type(error).__name__}: {said(error)}")
+            failed = ExecutionError(f"the request could not be read: {describe(error)}")
             self._end([Ended(delivery, Outcome(error=failed))])
         else:
             return [job]

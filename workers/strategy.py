@@ -15,7 +15,7 @@ from celery.worker.strategy import default
 
 from tasks.ticket import Ticket, TicketError, read_ticket
 from tasks.transport import DeadLetter
-from taxiway.errors import BrokerUnavailableError
+from taxiway.errors import BrokerUnavailableError, bounded
 from taxiway.keys import INFER
 from taxiway.wire import HEADER, Envelope, encode_envelope
 from workers.context import WorkerContext, context_of
@@ -115,6 +115,7 @@ def bury(store: Store, message: Any, reason: str) -> None:
 
 def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
     """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
+    reason = bounded(reason)
     extra = {"job": job, "reason": reason}
     named = job if isinstance(job, str) else ""
     try:

@@ -179,7 +179,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: with a result in plain values, or with an error.
+    """How a job ended: with a result in plain values, and `meta`, its form in the store; or with an error.
 
     `generated` is the length of each answer that a model generated, in tokens; `blobs` are the values that the result
     refers to.
@@ -187,6 +187,7 @@ class Outcome:
 
     result: Result | None = None
     error: TaxiwayError | None = None
+    meta: bytes = b""
     generated: tuple[int, ...] = ()
     blobs: Mapping[str, Buffer] = field(default_factory=dict)
 

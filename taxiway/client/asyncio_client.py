@@ -17,7 +17,7 @@ from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, unhear
 from taxiway.client.tensors import array, plain
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 from taxiway.job import FINAL, JobStatus, Result
-from taxiway.request import Request, parse_request
+from taxiway.request import Request, check_content, parse_request
 from taxiway.streaming import Told
 
 CONNECT_TIMEOUT = 1.5
@@ -229,7 +229,9 @@ class AsyncClient:
         async def ask(inputs: Any) -> Result:
             if inputs is None:
                 raise InvalidRequestError("inputs: expected a value, got nothing", field="inputs")
-            return await door.infer(msgspec.structs.replace(alike, inputs=inputs), timeout)
+            request = msgspec.structs.replace(alike, inputs=inputs)
+            check_content(request)
+            return await door.infer(request, timeout)
 
         return ask
 

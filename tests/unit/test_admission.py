@@ -409,3 +409,33 @@ def test_only_what_generates_is_recorded_to_be_learned_from():
 
     assert decision(generating, model="generate", inputs="Hello.", deadline=600).admitted.outgoing.fields["lengths"]
     assert "lengths" not in decision().admitted.outgoing.fields
+
+
+def deep(levels, innermost):
+    return innermost if not levels else [deep(levels - 1, innermost)]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            msgspec.json.encode([[], {"model": "echo", "inputs": deep(520, "a")}, {}]),
+            "inputs: expected at most 64 levels",
+        ),
+        (b'[[], {"model": "echo", "inputs": ' + b"[" * 5000 + b"]" * 5000 + b"}, {}]", "body: expected "),
+        (b'[[], {"model": "echo", "inputs": "\\ud800"}, {}]', "needs its pair"),
+        (b'[[], {"model": "echo", "inputs": ' + b"9" * 5000 + b"}, {}]", "body: expected "),
+        (
+            b'[[], {"model": "echo", "inputs": [' + b"[]," * 200_001 + b"[]]}, {}]",
+            "at most 200000 lists and mappings, got",
+        ),
+        (b'[[], {"model": "echo", "inputs": [' + b"0," * 1_000_001 + b"0]}, {}]", "at most 1000000 values, got"),
+    ],
+)
+def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(body, expected):
+    envelope = task_envelope(INFER, "j1", body, header={}, origin="test")
+    decided = decide(Arrival("7.1", b"raw", envelope), RULES, seen(FLEET), NOW)
+    error = error_of(decided)
+    assert isinstance(error, InvalidRequestError | RequestTooLargeError)
+    assert expected in error.message
+    assert not decided.letter

@@ -41,7 +41,7 @@ class RunningRow:
     mates: int = 0
     run_time: float = 0.0
     device_time: float = 0.0
-    error: Exception | None = None
+    error: BaseException | None = None
 
     @property
     def prompt(self) -> np.ndarray:
@@ -135,7 +135,7 @@ class RunningBatch:
         began = time.perf_counter()
         try:
             ended = run(rows)
-        except Exception as error:  # a runtime may raise anything
+        except BaseException as error:  # a runtime may raise anything
             ended = self._suspect(rows, error)
         seconds = time.perf_counter() - began
         for row in rows:
@@ -144,7 +144,7 @@ class RunningBatch:
             self.leave(ended)
         return ended
 
-    def _suspect(self, rows: list[RunningRow], error: Exception) -> list[RunningRow]:
+    def _suspect(self, rows: list[RunningRow], error: BaseException) -> list[RunningRow]:
         """Let rows begin anew, each alone; a row that was alone has failed."""
         if len(rows) == 1 and len(self._rows) == 1:
             rows[0].error = error
