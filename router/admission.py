@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -17,6 +16,7 @@ import msgspec
 from router.classify import Needs, needs_of
 from router.depths import check_class, check_tenant
 from router.explain import Explanation, explain
+from router.headers import moment_of
 from router.outlook import Outlook
 from router.placement import Placement, seed_of
 from router.standing import Plan, Standing
@@ -111,7 +111,8 @@ def check_size(size: int, limit: int) -> None:
         RequestTooLargeError: names the limit.
     """
     if size > limit:
-        raise RequestTooLargeError(f"payload: expected at most {limit} bytes, got {size}", limit="payload")
+        message = f"payload: expected at most {limit} bytes, got {size}"
+        raise RequestTooLargeError(message, limit="payload", most=limit, got=size)
 
 
 def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
@@ -130,6 +131,7 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
     if not order.released:
         check_class(outlook.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
     ticket = plan.ticket(order.job, order.reply, order.accepted, order.moment)
+    _check_eta(order.envelope, ticket)
     if not placement.held:
         order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
         order.envelope.headers["kwargsrepr"] = plan.shown
@@ -143,6 +145,15 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
         reply=order.reply,
     )
     return Admitted(outgoing, placement, ticket, plan.work)
+
+
+def _check_eta(envelope: Envelope, ticket: Ticket) -> None:
+    """Refuse a job that is to begin when it must have ended: a worker would hold its message until then in vain."""
+    text = envelope.headers.get("eta")
+    late = 0.0 if text is None else moment_of("eta", text).timestamp() - ticket.deadline_at
+    if late > 0:
+        message = f"eta: expected a time before the deadline of its job, got one {late:.3g} s after it: {text}"
+        raise InvalidRequestError(message, field="eta")
 
 
 def _record(plan: Plan, order: Order) -> Mapping[str, str]:
@@ -284,10 +295,4 @@ def _until(order: Order) -> float | None:
 
 def _expires(envelope: Envelope) -> float | None:
     text = envelope.headers.get("expires")
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except (ValueError, TypeError) as error:
-        raise InvalidRequestError(f"expires: expected a date as ISO 8601, got {text!r}", field="expires") from error
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None if text is None else moment_of("expires", text).timestamp()

@@ -12,6 +12,7 @@ from typing import TypeGuard
 import msgspec
 
 from router.admission import Admitted, Order, Rules, admit, check_size
+from router.headers import Embed, check_embed, check_headers, read_embed
 from router.outlook import Outlook
 from tasks.holding import Drawn
 from tasks.scripts import REFUSED, Ending
@@ -24,7 +25,7 @@ from taxiway.keys import CANCEL, INFER
 from taxiway.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.wire import HEADER, Envelope, check_signed, decode_envelope, read_body, read_request
 
-_decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
+_decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).decode
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -109,6 +110,7 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
         RequestTooLargeError: its body is over `limit` bytes.
         InvalidRequestError: names the field that is wrong.
     """
+    check_headers(envelope)
     body = envelope.payload()
     check_size(len(body), limit)
     check_json(body)
@@ -134,10 +136,13 @@ def _request(body: bytes, content_type: str) -> Request:
     """The request in a body: at once where it is as our client writes it, else with all that is to be said of it."""
     if content_type == "application/json":
         with suppress(ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a number too long
-            request: Request = _decode_body(body)[1]
+            _, request, embed = _decode_body(body)
             check_content(request)
+            check_embed(embed)
             return request
-    return read_request(body, content_type)
+    request = read_request(body, content_type)
+    check_embed(read_embed(body))
+    return request
 
 
 def _blobs(body: bytes, request: Request) -> Mapping[str, int]:

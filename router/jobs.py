@@ -12,13 +12,19 @@ from router.explain import Explanation, explain_again, read_basis, unpack_readin
 from router.fleet import FleetSnapshot
 from router.placement import seed_of
 from router.service import Router
-from taxiway.errors import (
-    ModelUnavailableError,
-    ResultExpiredError,
-    UnknownJobError,
-    UnknownModelError,
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+from taxiway.job import (
+    FINAL,
+    JobRecord,
+    JobState,
+    JobStatus,
+    expired,
+    failure_of,
+    read_meta,
+    read_moves,
+    record_from,
+    unknown,
 )
-from taxiway.job import FINAL, JobRecord, JobState, JobStatus, failure_of, read_meta, read_moves, record_from
 
 OVERRUN = 0.1
 """What is left of a run that takes longer than expected, as a share of what it has taken: nobody knows better."""
@@ -76,7 +82,7 @@ class Jobs:
         if look.meta is not None:
             return look.meta
         if look.final:
-            raise ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
+            raise expired(job)
         return await self._status(look)
 
     async def cancel(self, job: str) -> JobStatus:
@@ -140,7 +146,7 @@ class Jobs:
         fields, meta = await self._store.record_and_result(job)
         hidden = self._tenant is not None and fields.get("tenant") != self._tenant
         if hidden or (not fields and meta is None):
-            raise UnknownJobError(f"no job {job!r} is known here", job=job)
+            raise unknown(job)
         record = record_from(job, fields)
         if meta is not None and record.state not in FINAL:
             ended = _STATE_OF.get(read_meta(meta).status, JobState.FAILED)

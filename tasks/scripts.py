@@ -84,6 +84,9 @@ local function others(worker, class)
 end
 """
 
+UNRECORDED = 86_400
+"""Seconds for which a claim stays on a job without a record: one that was lost, or that a forged message names."""
+
 CLAIMING = (
     NOW
     + ENDED
@@ -115,6 +118,9 @@ local function claimed(worker, lease, result, job, deadline, class)
   local number = (claims or 0) + 1
   local token = worker .. '#' .. number
   redis.call('HSET', job, 'claims', number, 'holder', token .. since, 'held_until', now + lease)
+  if not state then redis.call('EXPIRE', job, """
+    + str(UNRECORDED)
+    + """) end
   return 'run', token .. ' ' .. (attempts or 0) .. ' ' .. (number - (released or 0))
 end
 """

@@ -15,7 +15,9 @@ from taxiway.errors import (
     DeadlineExceededError,
     ExecutionError,
     JobCancelledError,
+    ResultExpiredError,
     TaxiwayError,
+    UnknownJobError,
     error_from,
 )
 from taxiway.values import from_wire
@@ -153,6 +155,17 @@ class _Success(msgspec.Struct, frozen=True):
 
 _decode_success = msgspec.json.Decoder(_Success).decode
 _TAG = b'"__type__"'
+
+
+def unknown(job: str) -> UnknownJobError:
+    """What is raised for a job of which there is neither a record nor a result."""
+    message = f"no job {job!r} is known: no router has recorded it, or its record was kept for its time and is gone"
+    return UnknownJobError(message, job=job)
+
+
+def expired(job: str) -> ResultExpiredError:
+    """What is raised for a job that ended, and whose result is gone."""
+    return ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
 
 
 def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:

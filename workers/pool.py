@@ -51,6 +51,7 @@ from workers.notice import SIGNAL as NOTICE
 from workers.notice import NoticeWatch
 from workers.pulse import Pulse
 from workers.reception import Reception
+from workers.refusal import refuse
 from workers.retries import Retries
 from workers.returns import Returns
 from workers.store import Store, insist
@@ -318,9 +319,9 @@ class DevicePool(BasePool):
             state.should_stop = os.EX_OK  # type: ignore[assignment]  # None in Celery's module, until somebody says so
 
     def reject(self, message: Any, reason: str) -> None:
-        """Count a message of Celery's consumer that no router of the fleet ordered, and keep it as a dead letter."""
+        """Count a message of Celery's consumer that is not run, keep it as a dead letter, and end its job."""
         self._account.reject(class_of(message))
-        bury(self._store, message, reason)
+        refuse(self._store, context_of(self.app), message, reason)
 
     def _bury(self, delivery: Delivery, reason: str) -> None:
         """Keep a job's message among the dead letters."""

@@ -40,7 +40,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
 
     def check(message: Any, body: Any, ack: Handler, reject: Handler, callbacks: Any, **rest: Any) -> Any:
         try:
-            ticket = _ticket(message, context)
+            ticket = ticket_of(message, context)
         except TicketError as error:
             consumer.pool.reject(message, str(error))
             return ack(logger, consumer.connection_errors)
@@ -80,7 +80,7 @@ def guarded(consumer: Any) -> None:
     consumer.on_decode_error = consumer.task_consumer.on_decode_error = reject
 
 
-def _ticket(message: Any, context: WorkerContext) -> Ticket:
+def ticket_of(message: Any, context: WorkerContext) -> Ticket:
     """The ticket of a message that may run here.
 
     Raises:
@@ -140,4 +140,8 @@ def envelope_of(message: Any) -> Envelope:
 
 def _plain(fields: dict[str, Any] | None) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(fields or {}, enc_hook=str, str_keys=True)
+    try:
+        msgspec.json.encode(plain)
+    except (ValueError, RecursionError):  # RabbitMQ's clients let lone surrogates through
+        return {"unreadable": bounded(ascii(plain))}
     return plain

@@ -87,11 +87,11 @@ class AsyncJob:
 
     async def status(self) -> JobStatus:
         """Where the job is now; position and estimated end are known at the HTTP door only."""
-        return await self._door.status(self.id)
+        return await self._door.status(self._receipt)
 
     async def placement(self) -> dict[str, Any]:
         """Why the job runs where it does: `reason`, and the figures it was decided from."""
-        return await self._door.placement(self.id)
+        return await self._door.placement(self._receipt)
 
     async def done(self) -> bool:
         """Whether the job has ended, in whatever way."""
@@ -101,7 +101,7 @@ class AsyncJob:
 
     async def cancel(self) -> None:
         """Ask that the job does not run. One that runs already may still succeed."""
-        await self._door.cancel(self.id)
+        await self._door.cancel(self._receipt)
 
 
 class AsyncClient:

@@ -29,12 +29,14 @@ class Receipt:
     """What a door remembers of a job.
 
     `reply` gets the stored result as soon as it is announced, where the door was told to listen for it; `single` says
-    that the request came without a batch axis, None where that is not known.
+    that the request came without a batch axis, None where that is not known. A job that was `submitted` by this client
+    exists though no router may have seen it yet; any other id may be nobody's.
     """
 
     job: str
     reply: asyncio.Future[bytes] | None = None
     single: bool | None = None
+    submitted: bool = False
 
 
 class Door(Protocol):
@@ -57,16 +59,16 @@ class Door(Protocol):
     def stream(self, receipt: Receipt, timeout: float | None) -> Told:
         """What is told of the job's answer as it comes, and the answer at last; raises what `result` raises."""
 
-    async def status(self, job: str) -> JobStatus:
-        """Where the job is."""
+    async def status(self, receipt: Receipt) -> JobStatus:
+        """Where the job is. This, `placement`, `cancel` and `result` raise `UnknownJobError` for an id of no job."""
 
-    async def placement(self, job: str) -> dict[str, Any]:
+    async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """Why the job is where it is: `reason` and the figures it was decided from."""
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why, without submitting it."""
 
-    async def cancel(self, job: str) -> None:
+    async def cancel(self, receipt: Receipt) -> None:
         """Ask that the job does not run."""
 
     async def models(self) -> list[dict[str, Any]]:

@@ -85,16 +85,31 @@ class HttpDoor:
         return Receipt(_checked(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
-        """Submit and wait for the answer in one exchange; a router that would rather not wait gives a job to poll."""
+        """Submit and wait for the answer in one exchange; a router that would rather not wait gives a job to poll.
+
+        With `timeout`, an exchange that breaks off is made again: its job may be accepted, and is the same by its key.
+        """
         ask = await self._ask(_known_again(request))
         try:
             async with asyncio.timeout(timeout):
-                response = await self._posted(ask, request.model, prefer=f"wait={LONGEST_WAIT:g}")
+                response = await self._exchange(ask, request.model, again=timeout is not None)
                 if response.status != HTTPStatus.ACCEPTED:
                     return self._result(response, ask.single)
                 return await self.result(Receipt(_checked(response)["id"], single=ask.single), timeout)
         except TimeoutError as error:
             raise _too_long(timeout) from error
+
+    async def _exchange(self, ask: _Ask, model: str, *, again: bool) -> Response:
+        """The router's answer to an infer request whose caller waits."""
+        sent = False
+        while True:
+            try:
+                return await self._posted(ask, model, prefer=f"wait={LONGEST_WAIT:g}")
+            except BrokerUnavailableError as error:
+                sent = sent or error.details.get("sent", False)
+                if not (sent and again):
+                    raise
+            await asyncio.sleep(random.uniform(_PAUSE, _SPREAD))
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
         """The job's answer, by long polls; with `timeout`, through outages too."""
@@ -131,23 +146,23 @@ class HttpDoor:
                     return
         raise FleetUnavailable("the router's stream ended without a result; the job goes on")
 
-    async def status(self, job: str) -> JobStatus:
+    async def status(self, receipt: Receipt) -> JobStatus:
         """Where the job is."""
-        fields = _checked(await self._asked("GET", _job_path(job)))
+        fields = _checked(await self._asked("GET", _job_path(receipt.job)))
         return msgspec.convert({**fields, "record": fields}, JobStatus)
 
-    async def placement(self, job: str) -> dict[str, Any]:
+    async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """Why the job is where it is."""
-        return _checked(await self._asked("GET", f"{_job_path(job)}/placement"))
+        return _checked(await self._asked("GET", f"{_job_path(receipt.job)}/placement"))
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why."""
         ask = await self._ask(request)
         return _checked(await self._asked("POST", f"{ask.path}/placement", ask.body.pieces, ask.body.headers))
 
-    async def cancel(self, job: str) -> None:
+    async def cancel(self, receipt: Receipt) -> None:
         """Ask that the job does not run."""
-        _checked(await self._asked("DELETE", _job_path(job)))
+        _checked(await self._asked("DELETE", _job_path(receipt.job)))
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""

@@ -113,7 +113,8 @@ class HttpLink:
 
         Raises:
             BrokenOffError: it broke off, and was not to be asked again, or did so for the patience.
-            BrokerUnavailableError: it cannot be reached, or was silent for the patience.
+            BrokerUnavailableError: it cannot be reached, or was silent for the patience; with the detail `sent` where
+                it had been sent what it was asked, and may have done it.
         """
         until = None
         while True:
@@ -124,6 +125,10 @@ class HttpLink:
                 until = now + self.patience if until is None else until
                 if once or sink is not None or now >= until:
                     raise
+            except BrokerUnavailableError as error:
+                if until is None:
+                    raise
+                raise self._away(sent=True) from error
             await asyncio.sleep(_PAUSE)
 
     async def _ask(
@@ -143,9 +148,9 @@ class HttpLink:
         try:
             response = await connection.ask(f"{head}content-length: {length}\r\n\r\n".encode(), body, sink)
         except _BROKEN_OFF as error:
-            raise BrokenOffError(f"the router at {self.url} broke off") from error
+            raise BrokenOffError(f"the router at {self.url} broke off", sent=True) from error
         except (OSError, HttpParserError) as error:
-            raise self._away() from error
+            raise self._away(sent=True) from error
         finally:
             self._busy.discard(connection)
             if connection.finish():
@@ -245,9 +250,9 @@ class HttpLink:
             connection.abort()
         return True
 
-    def _away(self) -> BrokerUnavailableError:
+    def _away(self, **details: bool) -> BrokerUnavailableError:
         self._doubted = asyncio.get_running_loop().time()
-        return BrokerUnavailableError(f"the router at {self.url} does not answer")
+        return BrokerUnavailableError(f"the router at {self.url} does not answer", **details)
 
 
 def _address(parts: SplitResult, usual: int) -> tuple[str, int]:

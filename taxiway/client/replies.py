@@ -15,7 +15,8 @@ from taxiway.client.resp_wire import settle
 from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.client.valkey_link import AWAY, ValkeyLink
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
-from taxiway.keys import result_key
+from taxiway.job import FINAL, expired, unknown
+from taxiway.keys import job_key, result_key
 
 _PINGS = 3
 """A silent server is asked for a sign of life this many times within the link's patience."""
@@ -30,6 +31,10 @@ _MOST_KEYS = 256
 """Results read by one MGET."""
 
 
+UNKNOWN_AFTER = PAUSE
+"""Seconds for which a job that no router has recorded may still be on its way from another client."""
+
+
 class _Addressed(msgspec.Struct):
     task_id: str
 
@@ -42,7 +47,8 @@ class Replies:
 
     A job that nobody holds a future of any more is forgotten. Whenever a channel is subscribed, the stored results of
     the jobs that might have been announced before are read: so nothing is missed, at the start or after a cut. Every
-    `pause` seconds the results of those that are still waited for are read.
+    `pause` seconds the results of those that are still waited for are read. So are the records of jobs that are
+    watched: one may have ended so long ago that its result is gone, or be nobody's.
     """
 
     def __init__(self, link: ValkeyLink, channel: str, *, pause: float = PAUSE) -> None:
@@ -51,7 +57,9 @@ class Replies:
         self._channel = channel
         self._pause = pause
         self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
+        self._own: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
         self._watched: Counter[str] = Counter()
+        self._strange: dict[str, float] = {}  # jobs that were not submitted here, with when they were first watched
         self._unsure: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._checking: asyncio.Task[None] | None = None
@@ -62,7 +70,11 @@ class Replies:
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
 
     def expect(self, job: str) -> asyncio.Future[bytes]:
-        """The future of a job's stored result, announced on the client's own channel."""
+        """The future of the stored result of a job that is submitted here, announced on the client's own channel."""
+        future = self._own[job] = self._future(job)
+        return future
+
+    def _future(self, job: str) -> asyncio.Future[bytes]:
         if not self._tasks:
             forever = (self._listen(), self._ping(), self._look())
             self._tasks = [asyncio.create_task(task) for task in forever]
@@ -71,24 +83,35 @@ class Replies:
             future = self._waiting[job] = asyncio.get_running_loop().create_future()
         return future
 
-    async def watch(self, job: str, timeout: float | None) -> bytes:
-        """The stored result of a job that another client submitted, heard on the job's own channel.
+    def expects(self, job: str) -> bool:
+        """Whether a job that was submitted here is waited for, or may be."""
+        return job in self._own
 
-        Raises as `wait` does.
+    async def watch(self, job: str, timeout: float | None, *, submitted: bool = False) -> bytes:
+        """The stored result of a job that may be another client's, heard on the job's own channel.
+
+        Raises as `wait` does, and:
+            ResultExpiredError: the job ended, and its result was kept for its time.
+            UnknownJobError: it was not `submitted` here, and for `UNKNOWN_AFTER` no router had recorded it.
         """
-        future = self.expect(job)
+        started = asyncio.get_running_loop().time()
+        if not submitted and not self.expects(job):
+            self._strange.setdefault(job, started)
+        future = self._future(job)
         self._watched[job] += 1
         try:
             self._line.send(("SUBSCRIBE", result_key(job)))
-            return await self.wait(future, timeout)
+            await self._look_once(future, job)
+            return await self.wait(future, timeout, started)
         finally:
             self._watched[job] -= 1
             if not self._watched[job]:
                 del self._watched[job]
+                self._strange.pop(job, None)
                 self._line.send(("UNSUBSCRIBE", result_key(job)))
 
-    async def wait(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
-        """The future's value; the future stays good when this gives up.
+    async def wait(self, future: asyncio.Future[bytes], timeout: float | None, started: float | None = None) -> bytes:
+        """The future's value; the future stays good when this gives up. The time counts from `started`, or from now.
 
         Raises:
             ResultTimeoutError: `timeout` seconds passed.
@@ -96,7 +119,7 @@ class Replies:
                 `timeout` ends.
         """
         clock = asyncio.get_running_loop().time
-        started = clock()
+        started = clock() if started is None else started
         while not future.done():
             until = started + timeout if timeout is not None else max(started, self._heard) + self._link.patience
             if clock() >= until:
@@ -183,6 +206,12 @@ class Replies:
             await asyncio.sleep(self._pause)
             self._check(rounds.take(self._waiting))
 
+    async def _look_once(self, future: asyncio.Future[bytes], job: str) -> None:
+        """Read what is stored of a job, however short its caller waits; as long as the link has patience."""
+        self._check([job])
+        while not future.done() and self._checking is not None and not self._checking.done():
+            await asyncio.wait((self._checking, future), return_when=asyncio.FIRST_COMPLETED)
+
     def _check(self, jobs: Sequence[str]) -> None:
         """Read the stored results of these jobs, beside what is read already."""
         self._unsure.update(jobs)
@@ -194,11 +223,30 @@ class Replies:
             jobs = [self._unsure.pop() for _ in range(min(_MOST_KEYS, len(self._unsure)))]
             try:
                 stored = await self._link.call("MGET", *map(result_key, jobs))
+                for meta in filter(None, stored):
+                    self._resolve(meta)
+                watched = [job for job, meta in zip(jobs, stored, strict=True) if meta is None and job in self._watched]
+                await asyncio.gather(*map(self._look_into, watched))
             except BrokerUnavailableError:
                 self._line.close()  # the next subscription checks again
                 return
-            for meta in filter(None, stored):
-                self._resolve(meta)
+
+    async def _look_into(self, job: str) -> None:
+        """End the wait for a job whose result is gone, or that nobody knows."""
+        # In one pipeline, in this order: a final state is written together with the result, so a result that is missing
+        # after it has been there.
+        state, meta = await asyncio.gather(
+            self._link.call("HGET", job_key(job), "state"), self._link.call("GET", result_key(job))
+        )
+        future, now = self._waiting.get(job), asyncio.get_running_loop().time()
+        if meta is not None:
+            self._resolve(meta)
+        elif future is None:
+            return
+        elif state is not None and state.decode() in FINAL:
+            settle(future, expired(job))
+        elif state is None and now - self._strange.get(job, now) >= UNKNOWN_AFTER:
+            settle(future, unknown(job))
 
     async def _ping(self) -> None:
         """Ask a silent server for a sign of life while anybody waits, and give the connection up when none comes."""

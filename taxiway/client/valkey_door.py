@@ -21,9 +21,10 @@ from taxiway.client.replies import Replies
 from taxiway.client.resp_wire import settle
 from taxiway.client.tensors import Show
 from taxiway.client.valkey_link import ValkeyLink
-from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
 from taxiway.job import (
     FINAL,
+    JobRecord,
     JobState,
     JobStatus,
     Result,
@@ -34,6 +35,7 @@ from taxiway.job import (
     read_result,
     record_from,
     state_of,
+    unknown,
 )
 from taxiway.keys import blob_key, job_key, reply_channel, result_key
 from taxiway.request import Request, job_id
@@ -41,6 +43,9 @@ from taxiway.signing import read_key
 from taxiway.streaming import Progress, Told, follow
 from taxiway.tracing import Carried, submitting
 from taxiway.wire import cancel_message, infer_message
+
+_PAUSE = 0.1
+"""Seconds between two attempts to read a large value while the server is away."""
 
 
 def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> ValkeyDoor:
@@ -74,26 +79,28 @@ class ValkeyDoor:
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace)
             await self._link.push(message, blobs)
-        return Receipt(job, reply)
+        return Receipt(job, reply, submitted=True)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
         if request.idempotency_key is not None:
             return await self.result(await self.submit(request), timeout)
+        until = _end(timeout)
         job = job_id(request)
         reply = self._replies.expect(job)
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace)
             self._link.post(message, blobs, partial(_fail, reply))
-        return await self._read(await self._replies.own(reply, timeout))
+        return await self._read(await self._replies.own(reply, timeout), until)
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
-        """The job's answer, decoded anew at each call; an id that nobody knows is waited for as one in the queue."""
+        """The job's answer, decoded anew at each call."""
+        until = _end(timeout)
         if receipt.reply is not None:
             raw = await self._replies.wait(receipt.reply, timeout)
         else:
-            raw = await self._stored(receipt.job) or await self._replies.watch(receipt.job, timeout)
-        return await self._read(raw)
+            raw = await self._replies.watch(receipt.job, timeout, submitted=receipt.submitted)
+        return await self._read(raw, until)
 
     def _message(self, job: str, request: Request, trace: Carried) -> tuple[bytes, Mapping[str, Buffer]]:
         """The arrival, and the blobs that it refers to."""
@@ -103,9 +110,9 @@ class ValkeyDoor:
         )
         return message, blobs.kept
 
-    async def _read(self, raw: bytes) -> Result:
+    async def _read(self, raw: bytes, until: float) -> Result:
         result = read_answer(raw)
-        outputs = await self._whole(result.outputs) if may_refer(raw) else result.outputs
+        outputs = await self._whole(result.outputs, until) if may_refer(raw) else result.outputs
         return msgspec.structs.replace(result, outputs={name: self._show(value) for name, value in outputs.items()})
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
@@ -117,33 +124,29 @@ class ValkeyDoor:
             async for event in told:
                 yield event
 
-    async def status(self, job: str) -> JobStatus:
-        """The job's record; one that no router has placed yet is accepted."""
-        fields = await self._fields(job)
-        record = record_from(job, fields)
-        if fields and (record.state not in FINAL or record.state == JobState.SUCCEEDED):
+    async def status(self, receipt: Receipt) -> JobStatus:
+        """The job's record, and its error; one that was submitted here and that no router has placed is accepted."""
+        record = await self._record(receipt)
+        if record.state not in FINAL or record.state == JobState.SUCCEEDED:
             return JobStatus(record=record)
-        raw = await self._link.call("GET", result_key(job))
-        if raw is None:
-            return JobStatus(record=record)
-        meta = read_meta(raw)
-        if not fields:
-            record = msgspec.structs.replace(record, state=_ended(meta))
-        return JobStatus(record=record, error=failure_of(meta))
+        raw = await self._link.call("GET", result_key(receipt.job))
+        return JobStatus(record=record, error=None if raw is None else failure_of(read_meta(raw)))
 
-    async def placement(self, job: str) -> dict[str, Any]:
+    async def placement(self, receipt: Receipt) -> dict[str, Any]:
         """What the job's record says of its placement; the HTTP door adds the table that it was chosen from."""
-        record = record_from(job, await self._fields(job))
+        record = await self._record(receipt)
         names = ("state", "hardware_class", "variant", "device", "level", "reason")
-        return {"id": job, **{name: getattr(record, name) for name in names}}
+        return {"id": record.id, **{name: getattr(record, name) for name in names}}
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """A broker places nothing. Raises `InvalidRequestError`."""
         raise _needs_http("what_if")
 
-    async def cancel(self, job: str) -> None:
+    async def cancel(self, receipt: Receipt) -> None:
         """Ask a router to end the job before it runs."""
-        await self._link.push(cancel_message(job, origin=self._origin, key=self._key))
+        if not receipt.submitted:
+            await self._record(receipt)
+        await self._link.push(cancel_message(receipt.job, origin=self._origin, key=self._key))
 
     async def models(self) -> list[dict[str, Any]]:
         """A broker knows no models. Raises `InvalidRequestError`."""
@@ -162,27 +165,44 @@ class ValkeyDoor:
         await self._replies.close()
         await self._link.close()
 
-    async def _whole(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """The outputs with the blobs that they refer to in their places."""
+    async def _whole(self, outputs: dict[str, Any], until: float) -> dict[str, Any]:
+        """The outputs with the blobs that they refer to in their places; an outage is waited for `until` its time."""
         refs = [reference.ref for reference in references(outputs)]
-        contents = await asyncio.gather(*(self._link.call("GET", blob_key(ref)) for ref in refs))
+        clock = asyncio.get_running_loop().time
+        while True:
+            try:
+                contents = await asyncio.gather(*(self._link.call("GET", blob_key(ref)) for ref in refs))
+            except BrokerUnavailableError:
+                if clock() >= until:
+                    raise
+                await asyncio.sleep(_PAUSE)
+            else:
+                break
         whole: dict[str, Any] = resolved(outputs, dict(zip(refs, contents, strict=True)))
         return whole
 
-    async def _fields(self, job: str) -> dict[str, str]:
-        flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+    async def _record(self, receipt: Receipt) -> JobRecord:
+        """The job's record, or what its result tells where that is gone.
 
-    async def _stored(self, job: str) -> bytes | None:
-        # One pipeline, in this order: a final state is written together with the result, so a result that is missing
-        # after it has been there.
-        state, raw = await asyncio.gather(
-            self._link.call("HGET", job_key(job), "state"), self._link.call("GET", result_key(job))
-        )
-        if raw is None and state is not None and state.decode() in FINAL:
-            raise ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
-        stored: bytes | None = raw
-        return stored
+        Raises:
+            UnknownJobError: there is neither, and the job was not submitted by this client.
+        """
+        job = receipt.job
+        flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        if fields:
+            return record_from(job, fields)
+        raw = await self._link.call("GET", result_key(job))
+        if raw is not None:
+            return JobRecord(id=job, state=_ended(read_meta(raw)))
+        if not receipt.submitted and not self._replies.expects(job):
+            raise unknown(job)
+        return record_from(job, {})
+
+
+def _end(timeout: float | None) -> float:
+    """When a wait ends by the loop's clock; at once, as far as outages go, where no time is given."""
+    return asyncio.get_running_loop().time() + (timeout or 0.0)
 
 
 def _fail(reply: asyncio.Future[bytes], pushed: Any) -> None:

@@ -20,7 +20,8 @@ import redis
 import taxiway
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
-from taxiway.keys import ARRIVALS, DEAD, priority_lists
+from taxiway.job import FINAL
+from taxiway.keys import ARRIVALS, DEAD, job_key, priority_lists
 from tests.fuzzing.malformed import Malformed
 from tests.routing import RouterProcess, router_process
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
@@ -69,10 +70,11 @@ def attack(settings: Settings, router: RouterProcess, worker: WorkerProcess, mes
                 _await_room(broker, queue, ROOM, processes)
         for queue in (ARRIVALS, CLASS):
             _await_room(broker, queue, 0, processes)
-        kept = broker.llen(DEAD)
+        kept, endless = broker.llen(DEAD), _unended(broker)
     ended = [f"the {name} ended" for name, process in processes.items() if process.poll() is not None]
     with taxiway.Client(settings.broker) as client:
         answered = client.submit("echo", "good", deadline=30).result(timeout=40).outputs == {"payload": "good"}
+    ended += [f"job {job!r} never ends" for job in endless[:5]]
     return [*ended, *([] if answered else ["a wrong answer"]), *([f"{kept} dead letters"] if kept > KEPT else [])]
 
 
@@ -80,6 +82,20 @@ def _old_ticket(settings: Settings) -> str:
     """The ticket of a message that was good once."""
     with Tower(settings) as tower:
         return str(tower.message("echo", "a").headers["taxiway"])
+
+
+def _unended(broker: redis.Redis, *, patience: float = 30.0) -> list[str]:
+    """The jobs that a router accepted and that do not end, though their deadlines have passed long ago."""
+    end = time.monotonic() + patience
+    left = list(broker.scan_iter(job_key("*"), count=1000))
+    while left and time.monotonic() < end:
+        with broker.pipeline(transaction=False) as pipeline:
+            for key in left:
+                pipeline.hmget(key, "state", "accepted")
+            told = pipeline.execute()
+        left = [key for key, (state, at) in zip(left, told, strict=True) if at and state.decode() not in FINAL]
+        time.sleep(0.1)
+    return [key.decode(errors="replace") for key in left]
 
 
 def _await_room(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import msgspec
+
 from taxiway.keys import CANCEL, INFER
 from taxiway.request import Request
 from taxiway.wire import encode_envelope, request_body, task_envelope
@@ -16,6 +18,12 @@ _ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1e308, 2**70, "", "\0", "\ud800", "taxiway", [], {}, [[]], {"a": {}}, "x" * 5000,
     ["echo"] * 100, "9999-99-99", "2999-01-01T00:00:00", "../../etc/passwd", "zlib", "application/x-python-serialize",
 )  # fmt: skip
+_HEADERS = (
+    "eta", "expires", "stamped_headers", "stamps", "compression", "timelimit", "retries", "shadow", "group",
+    "group_index", "root_id", "parent_id", "argsrepr", "kwargsrepr", "ignore_result", "origin",
+    "traceparent", "tracestate", "taxiway",
+)  # fmt: skip
+_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 _PICKLE = b"cos\nsystem\n(S'true'\ntR."
 
 
@@ -30,7 +38,7 @@ class Malformed:
         self._good = encode_envelope(good)
         self._kinds: tuple[Callable[[], bytes], ...] = (
             self._noise, self._cut, self._flipped, self._odd_field, self._odd_field, self._odd_body, self._deep,
-            self._pickled, self._many_digits,
+            self._pickled, self._many_digits, self._odd_header, self._odd_header,
         )  # fmt: skip
 
     def message(self) -> bytes:
@@ -67,6 +75,20 @@ class Malformed:
         body = json.dumps(odd(([[], request, {}], [[odd(_ODD)], {}, {}], odd(_ODD)))).encode()
         task = odd((INFER, CANCEL, "celery.chord", ""))
         return encode_envelope(task_envelope(task, f"odd-{self._chance.random()}", body, header={}, origin="fuzz"))
+
+    def _odd_header(self) -> bytes:
+        """A request that is good but for what Celery reads of it: its headers, and what follows from its task."""
+        odd = self._chance.choice
+        embed = dict.fromkeys(_EMBEDDED)
+        if self._chance.random() < 0.3:
+            embed[odd(_EMBEDDED)] = odd((*_ODD, [odd(_ODD)], [{"task": odd(_ODD)}], {"task": "t", "kwargs": odd(_ODD)}))
+        body = json.dumps([[], {"model": "echo", "inputs": "a", "deadline": 2}, embed]).encode()
+        message = task_envelope(INFER, f"header-{self._chance.random()}", body, header={}, origin="fuzz")
+        for _ in range(self._chance.randrange(3)):
+            message.headers[odd(_HEADERS)] = deepcopy(odd(_ODD))
+        if self._chance.random() < 0.1:
+            message.content_encoding = odd(("klingon", "utf-16", "binary", "", "\0"))
+        return json.dumps(msgspec.to_builtins(message)).encode()
 
     def _deep(self) -> bytes:
         opened = self._chance.choice((b"[", b'{"a":', b'{"body":"","headers":{},"properties":['))

@@ -15,16 +15,20 @@ from kombu import Connection, Queue
 
 import taxiway
 from tasks.embedded import EmbeddedValkey
+from taxiway.blobs import ResultBlobs
 from taxiway.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
     ResultExpiredError,
     ResultTimeoutError,
+    UnknownJobError,
     UnknownModelError,
 )
-from taxiway.job import JobState
-from taxiway.keys import ARRIVALS, INFER, job_key, result_key
+from taxiway.job import JobState, Result
+from taxiway.keys import ARRIVALS, INFER, blob_key, job_key, result_key
 from taxiway.request import Request
+from taxiway.values import to_wire
+from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder, echo, finish
 
 NOBODY = "redis://127.0.0.1:9/0"
@@ -531,3 +535,76 @@ def wait_until(condition, timeout=10):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
+
+
+def test_every_wait_goes_on_while_the_broker_restarts(tmp_path):
+    answers = {}
+    with taxiway.Client(restart(tmp_path), connect_timeout=0.3) as client, taxiway.Client(restart(tmp_path)) as other:
+        with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as store:
+            theirs = other.submit("echo", "theirs")
+            store.hset(job_key(theirs.id), mapping={"state": "queued"})
+            jobs = {
+                "unkeyed": client.submit("echo", "patience"),
+                "keyed": client.submit("echo", "patience", idempotency_key="flight-17"),
+                "by its id": client.job(theirs.id),
+            }
+            waiting = [
+                threading.Thread(target=lambda name=name, job=job: answers.update({name: job.result(timeout=30)}))
+                for name, job in jobs.items()
+            ]
+            for thread in waiting:
+                thread.start()
+        time.sleep(1.0)  # the outage: three times as long as a call is tried
+        with EmbeddedValkey(tmp_path) as server, Responder(server.url):
+            for thread in waiting:
+                thread.join()
+
+    assert answers.keys() == jobs.keys()
+
+
+def test_a_large_answer_is_waited_for_through_an_outage(tmp_path):
+    large = b"x" * 50_000
+
+    def refer(request):
+        return Result(model="echo:1", outputs={"payload": reference}, report=REPORT)
+
+    kept = ResultBlobs(0)
+    reference = to_wire(large, "payload", kept)
+    with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as store:
+        host, port = server.url.rpartition("@")[2].partition("/")[0].split(":")
+        cable = Cable(host, int(port))
+        try:
+            url = server.url.replace(f":{port}/", f":{cable.port}/")
+            with taxiway.Client(url, connect_timeout=0.3) as client:
+                for ref, content in kept.kept.items():
+                    store.set(blob_key(ref), content)
+                job = client.submit("echo", "x")
+                finish(store, job.id, lambda: refer(None))
+                wait_until(job.done)
+                cable.pull()
+                threading.Timer(1.0, cable.plug).start()
+                assert job.result(timeout=20).outputs == {"payload": large}
+        finally:
+            cable.close()
+
+
+def test_an_id_of_no_job_is_unknown_by_every_call(client, store):
+    job = client.job("00000000-0000-4000-8000-000000000000")
+    for call in (job.status, job.placement, job.done, job.cancel):
+        with pytest.raises(UnknownJobError, match="no router has recorded it"):
+            call()
+    started = time.monotonic()
+    with pytest.raises(ResultTimeoutError):
+        job.result(timeout=0.1)
+    with pytest.raises(UnknownJobError):
+        job.result(timeout=30)
+    assert time.monotonic() - started < 10
+    assert store.llen(ARRIVALS) == 0
+
+
+def test_a_job_that_was_submitted_here_is_known_before_any_router_has_seen_it(client):
+    for job in (client.submit("echo", "hello"), client.submit("echo", "hello", idempotency_key="flight-18")):
+        assert job.status().record.state is JobState.ACCEPTED
+        assert job.placement()["state"] == "accepted"
+        assert not job.done()
+        job.cancel()

@@ -7,9 +7,11 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
+import redis
 
 import taxiway
 from tasks.embedded import EmbeddedValkey
@@ -24,6 +26,7 @@ from taxiway.errors import (
     UnknownModelError,
 )
 from taxiway.job import JobState
+from taxiway.keys import priority_lists
 from tests.cable import Cable
 from tests.routing import EchoDevice, eventually, router_process
 
@@ -226,6 +229,30 @@ def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(rout
             assert impatient.job(job.id).result(timeout=20).outputs == {"payload": "patience"}
     finally:
         cable.close()
+
+
+def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_runs_once(
+    router, settings, idle_device
+):
+    parts, answers = urlsplit(router.http), []
+    cable = Cable(parts.hostname, parts.port)
+    with redis.Redis.from_url(settings.state) as state:
+        try:
+            url = f"http://127.0.0.1:{cable.port}"
+            with taxiway.Client(url, connect_timeout=0.3) as client:
+                ask = partial(client.infer, "echo", "patience", timeout=30, deadline=60)
+                waiting = threading.Thread(target=lambda: answers.append(ask()))
+                waiting.start()
+                eventually(lambda: any(map(state.llen, priority_lists("cpu.batch"))))
+                cable.pull()
+                time.sleep(1.0)  # the outage: three times as long as a call is tried
+                cable.plug()
+                with EchoDevice(settings) as device:
+                    waiting.join()
+        finally:
+            cable.close()
+    assert [answer.outputs for answer in answers] == [{"payload": "patience"}]
+    assert len(device.done) == 1
 
 
 def test_an_answer_that_is_not_taxiways_is_told_as_such():

@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+from celery import Celery
 
 from tasks.settings import Settings
 from tasks.transport import DeadLetter
-from taxiway.keys import DEAD, result_key
+from taxiway.errors import InvalidRequestError
+from taxiway.keys import DEAD, INFER, job_key, result_key
+from taxiway.wire import task_envelope
 from tests.fuzzing.broker import attack
 from tests.routing import empty_queues, eventually, router_process
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
@@ -42,8 +46,50 @@ def test_a_compressed_body_is_not_unpacked_before_anybody_looked_at_its_ticket(
     message.headers["compression"] = "zlib"
     tower.queue(message)
     assert "compressed" in parked(tower)
-    assert tower.state.get(result_key(message.headers["id"])) is None
+    with pytest.raises(InvalidRequestError, match=r"a worker refused the message: .*compressed"):
+        tower.result(message.headers["id"])
     assert worker.process.poll() is None
+
+
+ODD: tuple[dict[str, Any], ...] = (
+    {"eta": "x"},
+    {"stamped_headers": 5},
+    {"timelimit": "abc"},
+    {"timelimit": 5},
+    {"compression": "klingon"},
+)
+"""Headers that no router lets through, in messages that one ordered."""
+
+
+def test_a_job_whose_message_celery_refuses_ends_with_the_reason(worker: WorkerProcess, tower: Tower) -> None:
+    messages = [tower.message("echo", "hello") for _ in ODD]
+    for message, odd in zip(messages, ODD, strict=True):
+        message.headers |= odd
+        tower.queue(message)
+    for message in messages:
+        tower.await_meta(message.headers["id"])  # some Celery takes after all
+    with pytest.raises(InvalidRequestError, match=r"a worker refused the message: .*invalid ETA"):
+        tower.result(messages[0].headers["id"])
+    assert tower.result(tower.order("echo", "good")).outputs == {"payload": "good"}
+    assert worker.process.poll() is None
+
+
+def test_plain_celery_in_a_classs_queue_is_told_where_to_send(
+    worker: WorkerProcess, tower: Tower, producer: Celery
+) -> None:
+    answer = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=CLASS)
+    with pytest.raises(Exception, match=r"send the task 'taxiway.infer' with queue='taxiway.arrivals'") as caught:
+        answer.get(timeout=20)
+    assert type(caught.value).__name__ == "InvalidRequestError"
+
+
+def test_a_message_without_a_ticket_ends_no_job_that_was_accepted(worker: WorkerProcess, tower: Tower) -> None:
+    tower.state.hset(job_key("theirs"), mapping={"state": "queued"})
+    message = tower.message("echo", "hello", job="theirs")
+    message.headers["taxiway"] = "forged"
+    tower.queue(message)
+    assert "ticket" in parked(tower)
+    assert not tower.state.exists(result_key("theirs"))
 
 
 def parked(tower: Tower) -> str:
@@ -63,5 +109,9 @@ def test_a_worker_on_rabbitmq_goes_on_as_well(settings: Settings, amqp_url: str,
             message.headers |= odd
             tower.queue(message)
         eventually(lambda: tower.state.llen(DEAD) == 5)
+        unsigned = task_envelope(INFER, "unsigned", msgspec.json.encode([[], {}, {}]), header={}, origin="test")
+        tower.queue(unsigned)
+        with pytest.raises(InvalidRequestError, match=r"queue='taxiway.arrivals'"):
+            tower.result("unsigned")
         assert tower.result(tower.order("echo", "good")).outputs == {"payload": "good"}
         assert worker.process.poll() is None

@@ -17,6 +17,7 @@ from tasks.scripts import (
     RELEASE,
     RENEW,
     START,
+    UNRECORDED,
     Ending,
     Verdict,
     release_args,
@@ -350,3 +351,12 @@ def test_a_device_that_says_goodbye_is_gone(store: Store) -> None:
 def test_an_ending_has_a_final_state() -> None:
     with pytest.raises(AssertionError):
         Ending("j", JobState.RUNNING, b"")
+
+
+def test_a_claim_on_a_job_without_a_record_leaves_nothing_for_ever(store: Store) -> None:
+    [claim] = store.claim("a", "nobody's")
+    store.run(RELEASE, [], release_args([("nobody's", claim.token)]))
+    assert 0 < store.client.ttl(job_key("nobody's")) <= UNRECORDED
+    store.forward(placed("j"))
+    store.claim("a", "j")
+    assert 0 < store.client.ttl(job_key("j")) <= 120

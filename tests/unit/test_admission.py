@@ -439,3 +439,84 @@ def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refus
     assert isinstance(error, InvalidRequestError | RequestTooLargeError)
     assert expected in error.message
     assert not decided.letter
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"eta": "x"}, "eta: expected a date as ISO 8601"),
+        ({"eta": 5}, "eta: expected a date as ISO 8601"),
+        ({"eta": "9999-12-31T23:59:59"}, "eta: expected a date as ISO 8601, from 1970 to the year 9000"),
+        ({"expires": "0001-01-01T00:00:00+23:59"}, "expires: expected a date as ISO 8601"),
+        ({"stamped_headers": 5}, "stamped_headers: expected a list of texts, got 5"),
+        ({"stamps": []}, "stamps: expected a mapping"),
+        ({"compression": "application/x-gzip"}, "compression: expected a body that is not compressed"),
+        ({"timelimit": "x"}, "timelimit: expected two numbers"),
+        ({"timelimit": [1, "x"]}, "timelimit: expected two numbers"),
+        ({"timelimit": [1]}, "timelimit: expected two numbers"),
+        ({"retries": True}, "retries: expected a whole number"),
+        ({"group": {}}, "group: expected text"),
+        ({"shadow": 1}, "shadow: expected text"),
+        ({"root_id": ["r"]}, "root_id: expected text"),
+        ({"argsrepr": "x" * 70_000}, "headers: expected at most 65536 bytes, got 70"),
+        ({"other": {1, 2}.__iter__()}, "headers: expected values that JSON can hold"),
+    ],
+)
+def test_headers_that_celery_could_not_read_end_their_job_as_refused(headers, expected):
+    error = error_of(decision(headers=headers))
+    assert isinstance(error, InvalidRequestError | RequestTooLargeError)
+    assert expected in error.message
+
+
+def test_headers_as_celery_writes_them_are_taken():
+    celerys = {
+        "lang": "py", "eta": "2023-11-14T23:13:23.5+01:00", "expires": "2200-01-01T00:00:00", "group": None,
+        "group_index": 0, "retries": 0, "timelimit": [None, 3.5], "root_id": "r", "parent_id": None,
+        "argsrepr": "()", "kwargsrepr": "{}", "origin": "gen1@lab", "ignore_result": False,
+        "replaced_task_nesting": 0, "stamped_headers": ["a"], "stamps": {"a": ["b"]}, "compression": None,
+        "mine": {"any": [1]},
+    }  # fmt: skip
+    assert decision(headers=celerys).admitted is not None
+
+
+def test_an_encoding_that_is_not_utf_8_is_refused():
+    for encoding, fine in (("utf-8", True), ("US-ASCII", True), ("binary", True), ("klingon", False), ("\0", False)):
+        raw = msgspec.json.encode(msgspec.structs.replace(decode_envelope(an_arrival()), content_encoding=encoding))
+        decided = decide(arrival(raw), RULES, seen(FLEET), NOW)
+        assert (decided.admitted is not None) == fine
+        assert fine or "content-encoding: expected utf-8" in error_of(decided).message
+
+
+def an_arrival():
+    return infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
+
+
+@pytest.mark.parametrize(
+    ("embed", "expected"),
+    [
+        ({"callbacks": 5}, "callbacks: expected `array | null`, got `int`"),
+        ({"errbacks": ["x"]}, "errbacks[0]: expected `object`, got `str`"),
+        ({"callbacks": [{"task": 5}]}, "callbacks[0].task: expected `str`, got `int`"),
+        ({"chain": [{"args": []}]}, "chain[0]: object missing required field `task`"),
+        ({"chord": [1]}, "chord: expected `object | null`, got `array`"),
+        ({"callbacks": [{"task": "t", "options": 1}]}, "callbacks[0].options: expected `object`, got `int`"),
+        ({"callbacks": [{"task": "t", "kwargs": {"a": deep(100, 1)}}]}, "embed: expected at most 64 levels"),
+        ([], "embed: expected `object | null`, got `array`"),
+    ],
+)
+def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(embed, expected):
+    body = msgspec.json.encode([[], {"model": "echo", "inputs": "hello"}, embed])
+    error = error_of(
+        decide(Arrival("7.1", b"raw", task_envelope(INFER, "j1", body, header={}, origin="t")), RULES, seen(FLEET), NOW)
+    )
+    assert isinstance(error, InvalidRequestError)
+    assert expected in error.message
+
+
+def test_a_job_that_is_to_begin_after_its_deadline_is_refused():
+    soon, late = (datetime.fromtimestamp(NOW + seconds, UTC).isoformat() for seconds in (3, 60))
+    assert decision(headers={"eta": soon}, deadline=5).admitted is not None
+    for terms in ({"deadline": 5}, {}):
+        error = error_of(decision(headers={"eta": late}, **terms))
+        assert isinstance(error, InvalidRequestError)
+        assert "eta: expected a time before the deadline of its job, got one 55 s after it" in error.message
