@@ -23,6 +23,7 @@ from router.standing import Plan, Standing
 from router.tenants import Tenants
 from tasks.catalogue import Catalogue, Model, TensorSpec
 from tasks.deadlines import Course, exceeded
+from tasks.fingerprint import KeyUse, key_use
 from tasks.lengths import LONGEST, Lengths, generates, predicted
 from tasks.profiles import ProfileBook
 from tasks.ticket import Ticket, sign
@@ -30,7 +31,7 @@ from tasks.topology import Topology
 from tasks.transport import Outgoing
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from taxiway.keys import blob_key
-from taxiway.request import Request, check_terms
+from taxiway.request import RESENT, Request, check_terms
 from taxiway.values import is_tensor
 from taxiway.wire import HEADER, Envelope
 
@@ -63,6 +64,7 @@ class Order(msgspec.Struct, frozen=True):
 
     `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
     left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 where there is none.
+    `submission` is where its submitter waits to be told whether a job under its idempotency key is the one asked for.
     """
 
     job: str
@@ -76,6 +78,7 @@ class Order(msgspec.Struct, frozen=True):
     released: float = 0.0
     company: int = 0
     due: float = 0.0
+    submission: str = ""
 
     @property
     def moment(self) -> float:
@@ -111,8 +114,12 @@ def check_size(size: int, limit: int) -> None:
         RequestTooLargeError: names the limit.
     """
     if size > limit:
-        message = f"payload: expected at most {limit} bytes, got {size}"
-        raise RequestTooLargeError(message, limit="payload", most=limit, got=size)
+        raise RequestTooLargeError(too_large(limit, size), limit="payload", most=limit, got=size)
+
+
+def too_large(most: object, got: object) -> str:
+    """What is said of a payload over its limit, at every door."""
+    return f"payload: expected at most {most} bytes, got {got}"
 
 
 def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
@@ -143,8 +150,18 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
         job=order.job,
         fields=_record(plan, order),
         reply=order.reply,
+        use=_use(order, rules),
     )
     return Admitted(outgoing, placement, ticket, plan.work)
+
+
+def _use(order: Order, rules: Rules) -> KeyUse | None:
+    """The use of an idempotency key that the request makes, when it comes first and others might use the key, too."""
+    key = order.request.idempotency_key
+    if key is None or key.startswith(RESENT) or order.released:
+        return None
+    model = rules.catalogue.resolve(order.request.model)
+    return key_use(model, order.request, order.submission, rules.topology.limits.keep_result)
 
 
 def _check_eta(envelope: Envelope, ticket: Ticket) -> None:

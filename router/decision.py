@@ -21,23 +21,33 @@ from taxiway.blobs import may_refer, references
 from taxiway.bounds import check_json
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.job import failure_meta, state_of
-from taxiway.keys import CANCEL, INFER
+from taxiway.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
 from taxiway.request import MAX_NAME, Request, check_content, check_terms, job_id
-from taxiway.wire import HEADER, Envelope, check_signed, decode_envelope, read_body, read_request
+from taxiway.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
 
 _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).decode
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A stored result under the task id `submission`, of which the client `reply` is to hear."""
+
+    submission: str
+    meta: bytes
+    reply: str
 
 
 class Decision(msgspec.Struct, frozen=True):
     """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
 
-    `code` is the ending's error; `deviceless` says that it is for want of a live device, which a fresher picture of the
-    fleet may show.
+    `refusal` is what the submitter of a refused request is told under its submission, whatever job has its idempotency
+    key. `code` is the ending's error; `deviceless` says that it is for want of a live device, which a fresher picture
+    of the fleet may show.
     """
 
     tag: str
     admitted: Admitted | None = None
     ending: Ending | None = None
+    refusal: Refusal | None = None
     cancel: str = ""
     letter: str = ""
     code: str = ""
@@ -64,7 +74,8 @@ def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Deci
         return Decision(tag, admitted=admit(order, rules, outlook))
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
-        return _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
+        ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
+        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
 
 
 def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
@@ -85,7 +96,18 @@ def undecidable(arrival: Arrival, fault: Exception) -> Decision:
     job = envelope.headers.get("id") if envelope is not None else None
     if envelope is None or not _is_name(job):
         return Decision(tag, letter=error.message, code=error.code)
-    return _ended(tag, job, error, reply=_reply_of(envelope), token=REFUSED, letter=error.message)
+    reply = _reply_of(envelope)
+    ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=error.message)
+    return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
+
+
+def misdirected(arrival: Arrival) -> Ending | None:
+    """The end of a request that was sent to Celery's default queue; None where it has no id."""
+    job = arrival.envelope.headers.get("id") if arrival.envelope is not None else None
+    if arrival.envelope is None or not _is_name(job):
+        return None
+    error = misplaced(DEFAULT_QUEUE)
+    return Ending(job, state_of(error), failure_meta(job, error), REFUSED, _reply_of(arrival.envelope))
 
 
 def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, company: int) -> Decision:
@@ -117,7 +139,17 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
     request = _request(body, envelope.content_type)
     if request.idempotency_key is not None:
         _check_key(request, job)
-    order = Order(job, request, envelope, body, accepted=now, reply=reply, tag=tag, blobs=_blobs(body, request))
+    order = Order(
+        job,
+        request,
+        envelope,
+        body,
+        accepted=now,
+        reply=reply,
+        tag=tag,
+        blobs=_blobs(body, request),
+        submission=_submission_of(envelope),
+    )
     check_size(order.size, limit)
     return order
 
@@ -169,6 +201,18 @@ def _reply_of(envelope: Envelope) -> str:
     header = envelope.headers.get(HEADER)
     reply = header.get("reply") if isinstance(header, dict) else None
     return reply if isinstance(reply, str) and len(reply) <= MAX_NAME else ""
+
+
+def _submission_of(envelope: Envelope) -> str:
+    """The task id under which a submitter is told whether the job under its idempotency key is the one asked for."""
+    header = envelope.headers.get(HEADER)
+    submission = header.get("submission") if isinstance(header, dict) else None
+    return submission_id(submission) if _is_name(submission) else ""
+
+
+def _refusal(envelope: Envelope, error: TaxiwayError, reply: str) -> Refusal | None:
+    submission = _submission_of(envelope)
+    return Refusal(submission, failure_meta(submission, error), reply) if submission else None
 
 
 def _cancelled_job(envelope: Envelope) -> str:

@@ -13,10 +13,11 @@ import msgspec
 
 from router.admission import Admitted, Order, Rules, admit
 from router.deadlines import Deadlines
-from router.decision import Decision, decide, undecidable
+from router.decision import Decision, decide, misdirected, undecidable
 from router.depths import check_store
 from router.events import SentEvents
 from router.folder import FolderWatch
+from router.http.metadata import model_list
 from router.lender import Lender
 from router.metrics import Done
 from router.mover import Mover
@@ -50,6 +51,9 @@ IDLE = 1.0
 
 TIDY = 1.0
 """Seconds between two looks after dead routers."""
+
+TELL = 30.0
+"""Seconds after which a router tells again what the fleet can run; within `TIDY` when that has changed."""
 
 ACCEPT = 1.75
 """Seconds that a caller at this router's own door waits for the broker, and `LOOK` at most: it is told within two."""
@@ -86,6 +90,7 @@ class Router:
         self._outbox = Outbox(self.transport, self.fleet)
         self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
         self._deadlines = Deadlines(self.store)
+        self._told = b"", 0.0  # what it told that the fleet can run, and when
         self._stopping = False
         self._idle = False
         self._consumer: asyncio.Task[None] | None = None
@@ -283,6 +288,7 @@ class Router:
         ]
         if endings:
             await self.store.finish(endings)
+            await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
         for arrival, decision in zip(arrivals, decisions, strict=True):
             if decision.ending is not None and arrival.envelope is not None:
                 self._refuse(arrival.envelope, decision.ending.job, decision.code)
@@ -319,7 +325,25 @@ class Router:
                 if recovered:
                     logger.warning("arrivals recovered", extra={"messages": recovered})
                 await self._events.send(self.transport)
+                await self._tell_models()
+                await self._end_astray()
             await asyncio.sleep(TIDY)
+
+    async def _tell_models(self) -> None:
+        """Tell clients of the broker what `GET /v2/models` lists, where that has changed, or was told long ago."""
+        listed, now = msgspec.json.encode(model_list(self.rules.catalogue, self.fleet.snapshot)), time.monotonic()
+        told, at = self._told
+        if told != listed or now - at > TELL:
+            await self.store.tell_models(listed)
+            self._told = listed, now
+
+    async def _end_astray(self) -> None:
+        """End requests that plain Celery sent to its default queue, which nobody serves: their senders hear why."""
+        astray = await self.transport.astray()
+        if astray:
+            await self.store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])
+            await self.transport.forget(astray)
+            logger.warning("requests sent to Celery's default queue", extra={"messages": len(astray)})
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from router.aof import AppendOnlyFile
+from router.decision import Refusal
 from router.tenants import day_of
 from tasks.connection import Line, connect, told_plainly
 from tasks.deadlines import OVERDUE, Overdue, overdue_answer
@@ -33,6 +34,7 @@ from taxiway.keys import (
     HELD,
     HOLDING,
     LENGTHS,
+    MODELS,
     RELEASED,
     RELEASER,
     RELOADS,
@@ -43,6 +45,7 @@ from taxiway.keys import (
     job_key,
     jobs_cell,
     reading_key,
+    reply_channel,
     result_key,
     spent_key,
     stream_key,
@@ -53,6 +56,7 @@ from taxiway.streaming import Piece, read_piece
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
+_MODELS_KEPT = 600  # seconds: routers tell them every `service.TELL`
 _PIECES = 256  # that are read at once
 _READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
 _CARRIERS = 4  # connections for blobs, which take turns
@@ -219,6 +223,29 @@ class Store:
             written = await self._finish(keys=[WORK, LENGTHS], args=args)
         self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
+
+    async def tell_models(self, listed: bytes) -> None:
+        """Tell clients of the broker what the fleet can run, as JSON, for as long as routers go on to say so."""
+        with told_plainly(_SERVER):
+            await self._client.set(MODELS, listed, ex=_MODELS_KEPT)
+
+    async def refuse(self, refusals: Sequence[Refusal]) -> None:
+        """Tell the submitters of refused requests, whatever job has their idempotency keys."""
+        if not refusals:
+            return
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for one in refusals:
+                    pipeline.set(result_key(one.submission), one.meta, ex=self._limits.keep_result)
+                    if one.reply:
+                        pipeline.publish(reply_channel(one.reply), one.meta)
+                await pipeline.execute()
+
+    async def first_digest(self, job: str) -> str:
+        """The digest of the request that a job's idempotency key was first used for; empty where none is known."""
+        with told_plainly(_SERVER):
+            digest: Any = await self._client.hget(job_key(job), "digest")
+        return (digest or b"").decode()
 
     async def overdue(self, most: int, lease: float) -> tuple[int, list[Overdue], float]:
         """How many groups of jobs were due, up to `most`; those that have not ended; the next due.

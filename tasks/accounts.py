@@ -61,7 +61,7 @@ def _producer() -> str:
     add to those sets, and no account may read them: a forged binding redirects nobody's messages.
     """
     arrivals, bindings = _queues("~", [keys.ARRIVALS]), _bound([keys.ARRIVALS])
-    read = (_RESULTS[0], keys.job_key("*"), keys.stream_key("*"), keys.blob_key("*"))
+    read = (_RESULTS[0], keys.job_key("*"), keys.stream_key("*"), keys.blob_key("*"), keys.MODELS)
     grants = [
         _grant("+lpush +llen", arrivals),
         _grant("+sadd", bindings),
@@ -74,7 +74,7 @@ def _producer() -> str:
 
 def _router(classes: Iterable[str]) -> str:
     owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}"]
-    reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED)), *_celery(classes)]
+    reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED, keys.DEFAULT_QUEUE)), *_celery(classes)]
     return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *_CHANNELS])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from tasks.fingerprint import FIRST, SHOWN, KeyUse
 from tasks.scripts import DRAINS, HOLD, NOW
 from taxiway.keys import (
     COUNT,
@@ -25,6 +26,8 @@ from taxiway.keys import (
     reply_channel,
     result_key,
 )
+
+_pack = msgspec.msgpack.Encoder().encode
 
 SPENT_KEPT = 172_800
 """Seconds for which a day's spending is kept: two days."""
@@ -56,9 +59,10 @@ FORWARD = (
 -- are taken, then groups of jobs that are forwarded alike: list ('' = none), seconds to keep the record, the state that
 -- the record is in ('' = there is none), the holding queue ('' = none), keys of blobs with spaces between, deadline
 -- (0 = none), number of fields, fields, number of charges, charges (hash, field, amount, seconds to keep the hash or
--- ''), number of jobs, and each's key, client and message.
+-- ''), number of jobs, and each's key, client, message and use of an idempotency key ('' = none).
 -- A job that has a record arrived before: the copy is dropped; so is a reading that is there. The client of a copy is
--- told of the job's end, if it has ended: it may have been cancelled before it arrived.
+-- told of the job's end, if it has ended: it may have been cancelled before it arrived. Who uses an idempotency key is
+-- told whether it asks for what the key was first used for; its copy is refused where it does not.
 local ours = ARGV[1] == '' or redis.call('EXISTS', ARGV[1]) == 1
 local function due(job, was)
   return ours and (redis.call('EXISTS', job) == 0 and '' or redis.call('HGET', job, 'state')) == was
@@ -88,6 +92,17 @@ local function take_turns(jobs)
   local turn = redis.call('HINCRBY', '{WORK}', cell .. '|{TURNS}', #jobs) - #jobs
   for n, job in ipairs(jobs) do redis.call('HSET', job, 'turn', turn + n - 1) end
 end
+local function used(job, client, use, new)
+  local digest, submission, same, other, keep = unpack(cmsgpack.unpack(use))
+  if new then redis.call('HSET', job, 'digest', digest) end
+  local first = redis.call('HGET', job, 'digest') or digest
+  if submission ~= '' then
+    local told = first == digest and same or string.gsub(other, '{FIRST}', string.sub(first, 1, {SHOWN}))
+    redis.call('SET', '{result_key("")}' .. submission, told, 'EX', keep)
+    if client ~= '' then redis.call('PUBLISH', '{reply_channel("")}' .. client, told) end
+  end
+  return first == digest
+end
 local function take(most, bytes)
   local into, taken = KEYS[{LEVELS + 1}], {{}}
   if redis.call('EXISTS', unpack(KEYS, 1, {LEVELS})) == 0 then return taken end
@@ -116,10 +131,10 @@ while i <= #ARGV do
   local fields = i + 7
   local charges = fields + ARGV[i + 6] + 1
   local jobs = charges + ARGV[charges - 1] * 4 + 1
-  local after, forwarded, accepted = jobs + ARGV[jobs - 1] * 3, {{}}, {{}}
+  local after, forwarded, accepted = jobs + ARGV[jobs - 1] * 4, {{}}, {{}}
   local first, its_client  -- of the group's new records: the others are copies of it, or there already
-  for j = jobs, after - 1, 3 do
-    local job, client, message = unpack(ARGV, j, j + 2)
+  for j = jobs, after - 1, 4 do
+    local job, client, message, use = unpack(ARGV, j, j + 3)
     local new
     if first and job ~= first then
       new = redis.call('COPY', first, job) == 1
@@ -139,6 +154,7 @@ while i <= #ARGV do
       tell(job, client)
     end
     done[#done + 1] = new and 1 or 0
+    if ours and use ~= '' and not used(job, client, use, new) then done[#done] = -1 end
   end
   if #forwarded > 0 then
     take_turns(accepted)
@@ -165,7 +181,8 @@ return {{tostring(now), ours and 1 or 0, done, taken}}
 )
 """Publishes placed messages and writes their records, and takes the next arrivals, at once.
 
-Answers the time, whether the router lives, 1 for each job that was forwarded, and what was taken, first served first.
+Answers the time, whether the router lives, 1 for each job that was forwarded and -1 for one whose key was first used
+for something else, and what was taken, first served first.
 """
 
 LET_GO = DRAINS + FORWARD
@@ -223,7 +240,8 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     where it is to generate, `spent` and `cost` where its tenant has a budget, `blobs`, the keys of its large inputs,
     which stay with the record until the job ends. Jobs one after the other with the same `fields` object are forwarded
     as one group. `was` is the state that the record is in, empty where there is to be none; `reply` the name of its
-    client. With a `reading` instead of a job, `fields` are that reading's, kept with the jobs that refer to it.
+    client, `use` its use of an idempotency key. With a `reading` instead of a job, `fields` are that reading's, kept
+    with the jobs that refer to it.
     """
 
     queue_list: str = ""
@@ -233,6 +251,7 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     keep: int
     was: str = ""
     reply: str = ""
+    use: KeyUse | None = None
     reading: str = ""
 
     @property
@@ -242,18 +261,22 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """`FORWARD`'s answer: the server's time, whether the router lives, which jobs were forwarded, what was taken."""
+    """`FORWARD`'s answer: the server's time, whether the router lives, which jobs were forwarded, what was taken.
+
+    `refused` says which were not because their keys were first used for something else.
+    """
 
     now: float
     lives: bool
     done: list[bool]
     taken: list[bytes]
+    refused: list[bool]
 
 
 def forward_args(forwards: Iterable[Forward], life_key: str = "", *, most: int = 0, most_bytes: int = 0) -> list[Any]:
     """`FORWARD`'s arguments: what was taken under a life is forwarded, and up to `most` arrivals are taken."""
     args: list[Any] = [life_key, most, most_bytes]
-    for (queue_list, keep, was, _), group in groupby(forwards, key=_alike):
+    for (queue_list, keep, was, *_), group in groupby(forwards, key=_alike):
         jobs = list(group)
         fields = jobs[0].fields
         flat = [text for pair in fields.items() for text in pair]
@@ -262,14 +285,14 @@ def forward_args(forwards: Iterable[Forward], life_key: str = "", *, most: int =
         args += _charges(fields, was)
         args.append(len(jobs))
         for job in jobs:
-            args += (job.key, job.reply, job.message)
+            args += (job.key, job.reply, job.message, b"" if job.use is None else _pack(job.use))
     return args
 
 
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
     """What `FORWARD` says."""
     now, lives, done, taken = answer
-    return Forwarded(float(now), bool(lives), [bool(one) for one in done], taken)
+    return Forwarded(float(now), bool(lives), [one == 1 for one in done], taken, [one < 0 for one in done])
 
 
 def _ends_at(fields: Mapping[str, str | bytes], keep: int) -> float:
@@ -281,8 +304,9 @@ def _ends_at(fields: Mapping[str, str | bytes], keep: int) -> float:
     return float(fields.get("deadline_at", 0)) or (placed and placed + keep)
 
 
-def _alike(forward: Forward) -> tuple[str, int, str, int]:
-    return forward.queue_list, forward.keep, forward.was, id(forward.fields)
+def _alike(forward: Forward) -> tuple[str, int, str, int, bool]:
+    """What jobs of a group have in common; a digest of its own is no part of the record that is copied."""
+    return forward.queue_list, forward.keep, forward.was, id(forward.fields), forward.use is not None
 
 
 def _charges(fields: Mapping[str, str | bytes], was: str) -> list[Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from tasks.catalogue import Model, Parameter, TensorSpec
 from tasks.lengths import generates
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from taxiway.values import is_tensor, numbers, to_array
+from taxiway.values import axis_on_some, is_tensor, numbers, to_array
 
 Row = Mapping[str, Any]
 """One row: a plain value for each BYTES input, an array without the batch axis for each other."""
@@ -80,7 +80,7 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
         RequestTooLargeError: more rows than the model takes in one request.
     """
     columns = {}
-    for name, value in _by_name(model, inputs).items():
+    for name, value in by_name(model, inputs).items():
         spec = next(i for i in model.inputs if i.name == name)
         columns[name] = _column(spec, value, any_json=_takes_any_json(model))
     rows = _count_rows(model, columns)
@@ -152,7 +152,7 @@ def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:
     return outputs or known
 
 
-def _by_name(model: Model, inputs: Any) -> dict[str, Any]:
+def by_name(model: Model, inputs: Any) -> dict[str, Any]:
     """Values by input name; a plain value is the first input's."""
     if is_tensor(inputs) and "name" in inputs:
         inputs = [inputs]
@@ -193,7 +193,7 @@ def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:
     counts = {name: len(column.rows) for name, column in columns.items() if not column.shared}
     alone = [name for name in counts if columns[name].single]
     if 0 < len(alone) < len(counts):
-        raise _invalid("inputs", "the batch axis on all inputs or on none", f"none on {', '.join(alone)}")
+        raise axis_on_some(alone)
     if not counts:
         raise InvalidRequestError("inputs: expected an input with a batch axis, got none", field="inputs")
     if len(set(counts.values())) > 1:
@@ -250,8 +250,6 @@ def _bytes_column(field: str, value: Any) -> tuple[list[Any], bool]:
 
 
 def _array(spec: TensorSpec, value: Any, field: str) -> np.ndarray:
-    if value is None or isinstance(value, (str, bytes, dict)):
-        raise _invalid(field, f"{spec.datatype} numbers of shape {list(spec.shape)}", value)
     return numbers(value, spec.datatype, field)
 
 

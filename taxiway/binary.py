@@ -19,6 +19,12 @@ HEADER = "inference-header-content-length"
 OCTETS = "application/octet-stream"
 """The media type of what is not JSON alone."""
 
+SINGLE = "single"
+"""The parameter of an input tensor that came without its batch axis: the axis that was added for the protocol.
+
+Whoever reads the result at another door gets it without one. An answer's parameter of this name says whether it was so.
+"""
+
 SIZE = "binary_data_size"
 """The parameter of a tensor whose elements follow the JSON."""
 

@@ -10,6 +10,7 @@
     │   ├── UnknownLetterError         no such dead letter
     │   ├── ResultExpiredError         the job's result was kept for its time and is gone
     │   ├── RequestTooLargeError       over a named limit
+    │   ├── IdempotencyConflictError   its key was first used for another request
     │   └── UnplaceableError           no device of this fleet can ever run it
     ├── FleetUnavailable           the fleet's fault: the same request may succeed later
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
@@ -128,6 +129,13 @@ class RequestTooLargeError(RequestError):
 
     code = "too_large"
     status = 413
+
+
+class IdempotencyConflictError(RequestError):
+    """Its idempotency key was first used for another request: `details["first"]` and `["got"]` are their digests."""
+
+    code = "idempotency_conflict"
+    status = 409
 
 
 class UnplaceableError(RequestError):

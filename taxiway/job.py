@@ -68,12 +68,16 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's answer: outputs by name (one value for a request of one row, else a list), and how it ran."""
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job's answer: outputs by name (one value for a request of one row, else a list), and how it ran.
+
+    `single` says that the request came without a batch axis; None where that is not known.
+    """
 
     model: str
     outputs: dict[str, Any]
     report: RunReport
+    single: bool | None = None
 
 
 class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,6 +194,22 @@ def failure_meta(job: str, error: TaxiwayError) -> bytes:
         return _meta(job, state_of(error), named)
     except (TypeError, ValueError, RecursionError):  # a detail that JSON cannot hold
         return _meta(job, state_of(error), named | {"details": {}})
+
+
+def accepted_meta(submission: str) -> bytes:
+    """What a submitter is told under its `submission` whose job is the one that it asked for."""
+    return _meta(submission, JobState.SUCCEEDED, None)
+
+
+def check_accepted(raw: bytes) -> None:
+    """Raise what a submitter was told under its submission.
+
+    Raises:
+        TaxiwayError: the refusal, of its own class.
+    """
+    meta = read_meta(raw)
+    if meta.status != CELERY_STATUS[JobState.SUCCEEDED]:
+        read_result(meta)
 
 
 def state_of(error: TaxiwayError) -> JobState:

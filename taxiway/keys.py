@@ -74,6 +74,12 @@ LEADS = "taxiway:leads"
 MOVES = "taxiway:moves"
 """List of the last moves of waiting work, the latest first."""
 
+MODELS = "taxiway:models"
+"""What the routers' catalogue can run, as `GET /v2/models` lists it; JSON, for clients of the broker."""
+
+DEFAULT_QUEUE = "celery"
+"""Where Celery sends a task for which its producer names no queue."""
+
 DEAD = "taxiway.dead"
 """List of the messages that were given up, the latest first, each with its reason."""
 
@@ -108,6 +114,11 @@ def amqp_priority(level: int) -> int:
 def result_key(job: str) -> str:
     """Where Celery's result backend keeps a result, and the channel it announces it on."""
     return f"celery-task-meta-{job}"
+
+
+def submission_id(submission: str) -> str:
+    """What stands for a job's id where a submitter is told whether a job is the one that it asked for."""
+    return f"submission.{submission}"
 
 
 def job_key(job: str) -> str:

@@ -110,6 +110,10 @@ def _check(given: Mapping[str, Any]) -> None:
                 raise _invalid(field, expected, value)
 
 
+RESENT = "taxiway.resent:"
+"""How an idempotency key begins that the HTTP client gave a request to send it again: nobody else uses such a key."""
+
+
 def new_id() -> str:
     """A random UUID (version 4), at a third of what `uuid.uuid4` takes."""
     digits = os.urandom(16).hex()
@@ -165,7 +169,10 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    shown = repr(value)
+    try:
+        shown = repr(value).removesuffix(".0") if isinstance(value, float) else repr(value)
+    except ValueError:  # Python writes no number of over 4,300 digits
+        shown = "a number of too many digits"
     shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
     return InvalidRequestError(f"{field}: expected {expected}, got {shown}", field=field)
 

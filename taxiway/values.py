@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import sys
+from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +133,7 @@ def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
     try:
         given = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:
-        raise _expected(field, f"{datatype} numbers, in lists of equal lengths", str(error)[:100]) from error
+        raise uneven(field, datatype) from error
     if given.size and given.dtype.kind not in _TAKES[wanted.kind]:
         raise _expected(field, f"{datatype} numbers", _kind(given))
     if given.dtype == wanted:
@@ -143,6 +144,17 @@ def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
     if not np.all(kept):
         raise _expected(field, f"{datatype} numbers", f"values from {given.min()} to {given.max()}")
     return array
+
+
+def axis_on_some(alone: Sequence[str]) -> InvalidRequestError:
+    """What is said of inputs of which these came without the batch axis, and others with it."""
+    expected, got = "the batch axis on all inputs or on none", f"none on {', '.join(alone)}"
+    return _expected("inputs", expected, got)
+
+
+def uneven(field: str, datatype: str) -> InvalidRequestError:
+    """What is said of numbers that fill no shape."""
+    return _expected(field, f"{datatype} numbers, in lists of equal lengths", "lists of different lengths or depths")
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:

@@ -70,14 +70,17 @@ def infer_message(
     blobs: Blobs | None = None,
     trace: Carried = _UNTRACED,
     key: bytes | None = None,
+    submission: str = "",
 ) -> bytes:
     """The arrival that asks for `request` under the id `job`.
 
     `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
     names the sender; `blobs` takes large values, which then are to be stored before the message; `trace` are headers;
-    `key` signs.
+    `key` signs; `submission` is the `keys.submission_id` under which the client is told whether the job, under an
+    idempotency key, is the one that it asks for.
     """
-    envelope = task_envelope(INFER, job, request_body(request, blobs), header={"reply": reply}, origin=origin)
+    header = {"reply": reply, "submission": submission} if submission else {"reply": reply}
+    envelope = task_envelope(INFER, job, request_body(request, blobs), header=header, origin=origin)
     envelope.headers.update(trace)
     return encode_envelope(envelope if key is None else _signed(envelope, key))
 
@@ -155,6 +158,13 @@ def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any]
         "delivery_tag": new_id(),
     }
     return Envelope(body=base64.b64encode(body).decode("ascii"), headers=headers, properties=properties)
+
+
+def misplaced(queue: str) -> InvalidRequestError:
+    """What is told to who sent a request to a queue where no router takes it."""
+    return InvalidRequestError(
+        f"queue: expected {ARRIVALS!r}, got {queue!r}: send the task {INFER!r} with queue={ARRIVALS!r}", field="queue"
+    )
 
 
 def encode_envelope(envelope: Envelope) -> bytes:

@@ -125,7 +125,9 @@ class EchoDevice:
             return
         inputs = read_request(envelope.payload(), envelope.content_type).inputs
         named = isinstance(inputs, list) and inputs and isinstance(inputs[0], dict) and "datatype" in inputs[0]
-        outputs = {"payload": to_wire(inputs[0]["data"] if named else inputs)}
+        payload = inputs[0]["data"] if named else inputs
+        single = isinstance(inputs, dict) and inputs.keys() == {"payload"}
+        outputs = {"payload": to_wire(inputs["payload"] if single else payload)}
         report = RunReport(
             hardware_class=self.hardware_class,
             variant=ticket.variants[self.hardware_class],

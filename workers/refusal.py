@@ -13,9 +13,8 @@ from tasks.scripts import REFUSED, Ending, Verdict
 from tasks.ticket import Ticket, TicketError
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
 from taxiway.job import failure_meta, state_of
-from taxiway.keys import ARRIVALS, INFER
 from taxiway.request import MAX_NAME
-from taxiway.wire import HEADER
+from taxiway.wire import HEADER, misplaced
 from workers.context import WorkerContext
 from workers.store import Store
 from workers.strategy import bury, class_of, ticket_of
@@ -38,7 +37,7 @@ def _end(store: Store, context: WorkerContext, message: Any, reason: str) -> Non
     except TicketError:
         job = (message.headers or {}).get("id")
         if isinstance(job, str) and 0 < len(job) <= MAX_NAME and job.isprintable():
-            store.finish([_ending(job, _misplaced(class_of(message)), REFUSED)])
+            store.finish([_ending(job, misplaced(class_of(message)), REFUSED)])
         return
     _, (claim,) = store.claim([(ticket.job, ticket.deadline_at)])
     if claim.verdict is Verdict.RUN:
@@ -54,11 +53,3 @@ def _ordered(message: Any, context: WorkerContext) -> Ticket:
 
 def _ending(job: str, error: TaxiwayError, token: str, reply: str = "") -> Ending:
     return Ending(job, state_of(error), failure_meta(job, error), token, reply)
-
-
-def _misplaced(queue: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"message: expected one that a router has placed, got one that was sent to the queue {queue!r} as it is: send "
-        f"the task {INFER!r} with queue={ARRIVALS!r}",
-        field="queue",
-    )

@@ -55,6 +55,7 @@ def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
     return Result(
         model=job.model.id,
         outputs={spec.name: to_wire(_output(job, spec), spec.name, blobs) for spec in _wanted(job)},
+        single=job.single,
         report=RunReport(
             hardware_class=hardware_class,
             variant=job.variant,

@@ -22,7 +22,7 @@ from taxiway.errors import TaxiwayError
 from taxiway.job import JobFailure, JobRecord, JobState
 
 _KEYED = (401, 403, 429, 500)
-_ASKED = (400, 404, 413, 422, 503)
+_ASKED = (400, 404, 409, 413, 422, 503)
 _RUN = (409, 410, 504)
 
 

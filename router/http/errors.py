@@ -10,12 +10,14 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
+from router.admission import too_large
 from tasks.logs import redacted
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError
 
 logger = logging.getLogger(__name__)
 
 _TOO_LARGE = 413
+_LONGEST_FIGURE = 19  # digits of a length that is told
 
 UNFORESEEN = "the router failed to answer; its log says why"
 """What a caller is told of an error that nobody foresaw."""
@@ -33,8 +35,16 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
         field = next((str(e.get("key")) for e in error.extra or () if isinstance(e, dict)), "query")
         return _answer(InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
     if error.status_code == _TOO_LARGE:
-        return _answer(RequestTooLargeError("payload: the body is over the limit", limit="payload"), _TOO_LARGE)
+        return _answer(_over_limit(request), _TOO_LARGE)
     return _answer(RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code)
+
+
+def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
+    """The error of a body that was not read, told as one is that came by the broker."""
+    most = request.app.request_max_body_size
+    length = request.headers.get("content-length", "")
+    got = int(length) if length.isdecimal() and len(length) < _LONGEST_FIGURE else "more"
+    return RequestTooLargeError(too_large(most, got), limit="payload", most=most, got=got)
 
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -21,6 +21,7 @@ from router.http.traces import carried_on, carry
 from router.jobs import Jobs
 from router.service import Router
 from tasks.catalogue import Model
+from tasks.fingerprint import conflict
 from tasks.scripts import Ending
 from tasks.signature import bind, check_stream
 from taxiway.binary import Framed
@@ -165,7 +166,11 @@ class Inference:
         return admitted
 
     async def _forward(self, asked: _Asked, admitted: Admitted) -> bool:
-        """Whether it is a new job; what an earlier job's copy brought along is dropped."""
+        """Whether it is a new job; what an earlier job's copy brought along is dropped.
+
+        Raises:
+            IdempotencyConflictError: the earlier job is of another request.
+        """
         try:
             fresh = await self._router.forward(admitted)
         except Exception as error:  # an unforeseen one says as little of whether it was published
@@ -174,7 +179,15 @@ class Inference:
             raise
         if asked.kept and not fresh:
             await self._router.store.drop_blobs(asked.order.job, asked.kept)
+        if not fresh and admitted.outgoing.use is not None:
+            await self._check_first(asked.order, admitted.outgoing.use.digest)
         return fresh
+
+    async def _check_first(self, order: Order, digest: str) -> None:
+        """Refuse a request whose idempotency key was first used for another one."""
+        first = await self._router.store.first_digest(order.job)
+        if first and first != digest:
+            raise conflict(order.request, first, digest)
 
     async def _withdraw(self, asked: _Asked, error: Exception) -> None:
         """End what was not accepted where it was recorded, or published and not confirmed; else nothing of it stays."""

@@ -77,7 +77,11 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InferAnswer(msgspec.Struct, frozen=True):
-    """An infer answer. `parameters` tell how it ran (`job.RunReport`) and its job's id."""
+    """An infer answer.
+
+    `parameters` tell how it ran (`job.RunReport`), its job's id, and whether the request was of a `single` row without
+    the batch axis, where that is known.
+    """
 
     model_name: str
     model_version: str
@@ -137,13 +141,44 @@ def request_of(model: str, infer: InferRequest) -> Request:
         InvalidRequestError: names the field that is wrong.
     """
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
+    tensors = [_tensor(tensor) for tensor in infer.inputs]
     fields = {
         "model": model,
-        "inputs": [_tensor(tensor) for tensor in infer.inputs],
+        "inputs": _single(infer, tensors) if _is_single(infer) else tensors,
         "parameters": {name: value for name, value in infer.parameters.items() if name not in _OURS},
         "outputs": [output.name for output in infer.outputs],
     }
     return parse_request(terms | fields)
+
+
+def _is_single(infer: InferRequest) -> bool:
+    """Whether the caller had one row without the batch axis, which stands in the tensors where they say."""
+    said = [tensor for tensor in infer.inputs if binary.SINGLE in tensor.parameters]
+    names = {tensor.name for tensor in infer.inputs}
+    return bool(said) and len(names) == len(infer.inputs) and all(map(_has_added_axis, said))
+
+
+def _has_added_axis(tensor: InputTensor) -> bool:
+    axis = tensor.parameters[binary.SINGLE]
+    return type(axis) is int and 0 <= axis < len(tensor.shape) and tensor.shape[axis] == 1
+
+
+def _single(infer: InferRequest, tensors: list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
+    """The one row by the inputs' names; the tensors as they are where an element is missing."""
+    if any(isinstance(tensor["data"], list) and len(tensor["data"]) != 1 for tensor in tensors):
+        return tensors
+    axes = (given.parameters.get(binary.SINGLE) for given in infer.inputs)
+    return {tensor["name"]: _row(tensor, axis) for tensor, axis in zip(tensors, axes, strict=True)}
+
+
+def _row(tensor: dict[str, Any], axis: int | None) -> Any:
+    """A tensor of one row without its batch axis, where it has one; an element of BYTES as it is."""
+    if axis is None:
+        return tensor
+    if tensor["datatype"] == "BYTES":
+        return tensor["data"][0]
+    shape = [*tensor["shape"][:axis], *tensor["shape"][axis + 1 :]]
+    return {"shape": shape, "datatype": tensor["datatype"], "data": tensor["data"]}
 
 
 WantsBinary = Callable[[TensorSpec], bool]
@@ -170,12 +205,13 @@ def answer_of(
             parts.append(part)
         elif spec.name in result.outputs:
             outputs.append(output_tensor(spec, result.outputs[spec.name]))
+    single = {} if result.single is None else {binary.SINGLE: result.single}
     answer = InferAnswer(
         model_name=model.name,
         model_version=str(model.version),
         id=request_id or job,
         outputs=outputs,
-        parameters={"job": job, **msgspec.structs.asdict(result.report)},
+        parameters={"job": job, **single, **msgspec.structs.asdict(result.report)},
     )
     return binary.Framed(_encode_json(answer), parts)
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from tasks.fingerprint import KeyUse
 from tasks.forwarding import Forward
 from taxiway.acceptance import Durability
 from taxiway.job import JobState
@@ -60,7 +61,8 @@ class Taken(msgspec.Struct, frozen=True):
 class Outgoing(msgspec.Struct, frozen=True):
     """A placed message on its way to a class queue, with the job's record. An empty `tag` was never an arrival.
 
-    `fields` is the same object for jobs whose records are alike but for `reply`, the client's name.
+    `fields` is the same object for jobs whose records are alike but for `reply`, the client's name, and `use`, that of
+    an idempotency key.
 
     One that is to be held has no `queue`: its record's `fields` name the `holding` queue.
     """
@@ -72,6 +74,7 @@ class Outgoing(msgspec.Struct, frozen=True):
     job: str
     fields: Mapping[str, str] = {}
     reply: str = ""
+    use: KeyUse | None = None
 
     @property
     def held(self) -> bool:
@@ -152,6 +155,12 @@ class Transport(Protocol):
 
     async def tidy(self) -> int:
         """Put back what dead routers had taken, and say that this one lives; answers how many were put back."""
+
+    async def astray(self) -> list[Arrival]:
+        """Requests that plain Celery sent to its default queue, where the broker can show them without taking them."""
+
+    async def forget(self, astray: Sequence[Arrival]) -> None:
+        """Take these out of that queue; what else is there stays as it is."""
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event, for whoever listens."""

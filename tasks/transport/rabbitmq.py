@@ -21,7 +21,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from tasks.connection import ANSWER, Line, connect, told_plainly
-from tasks.forwarding import FORWARD, LET_GO, Forward, forward_answer, forward_args
+from tasks.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
 from tasks.transport import QUORUM, TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken, queue_arguments
 from taxiway.acceptance import Durability, check_confirmed, confirming
 from taxiway.errors import BrokerUnavailableError
@@ -116,17 +116,18 @@ class RabbitTransport:
         ours = [not m.tag or m.tag in session.taken for m in messages]
         mine = [m for m, own in zip(messages, ours, strict=True) if own]
         due = await self._record_due(mine, readings)
-        to_publish = [m for m in mine if m.job in due and not m.held]
+        to_publish = [m for m, is_due in zip(mine, due, strict=True) if is_due and not m.held]
         await self._publish(session, to_publish)
         await self._mark_published(to_publish)
         await self.settle([m.tag for m in mine if m.tag])
-        return [own and m.job in due for m, own in zip(messages, ours, strict=True)]
+        rest = iter(due)
+        return [own and next(rest) for own in ours]
 
     async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
-        return (await self._run_record(readings, forwards, LET_GO))[len(readings) :]
+        return (await self._run_record(readings, forwards, LET_GO)).done[len(readings) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
@@ -154,6 +155,13 @@ class RabbitTransport:
         """Nothing to do: RabbitMQ itself gives a dead router's deliveries to another."""
         return 0
 
+    async def astray(self) -> list[Arrival]:
+        """None: RabbitMQ shows no message without giving it away, and that queue may be another application's."""
+        return []
+
+    async def forget(self, astray: Sequence[Arrival]) -> None:
+        """Nothing to do."""
+
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event to the exchange that Celery's own events go to."""
         session = await self._live()
@@ -167,50 +175,54 @@ class RabbitTransport:
         await self._records.close()
         await self._state.aclose()
 
-    async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> set[str]:
-        """Record the jobs; answers those that have to be published: new, or recorded by a router that died then.
+    async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> list[bool]:
+        """Record the jobs; which have to be published: those that are new, or recorded by a router that died then.
 
         What runs was published, though its router did not live to say so.
         """
         if not messages and not readings:
-            return set()
-        done = await self._run_record(readings, [self._recorded(m) for m in messages])
-        recorded = list(zip(messages, done[len(readings) :], strict=True))
-        old = [message for message, new in recorded if not new]
-        unpublished = await self._unpublished(old) if old else []
-        anew = [msgspec.structs.replace(self._recorded(m), was=JobState.QUEUED) for m in unpublished]
-        recorded += zip(unpublished, await self._run_record([], anew), strict=True)
-        return {message.job for message, new in recorded if new}
+            return []
+        recorded = await self._run_record(readings, [self._recorded(m) for m in messages])
+        due, refused = recorded.done[len(readings) :], recorded.refused[len(readings) :]
+        new = {message.job for message, is_new in zip(messages, due, strict=True) if is_new}
+        old = [n for n, m in enumerate(messages) if not due[n] and not refused[n] and m.job not in new]
+        unpublished = await self._unpublished([messages[n] for n in old]) if old else []
+        again = [n for n, is_due in zip(old, unpublished, strict=True) if is_due]
+        if again:
+            anew = [msgspec.structs.replace(self._recorded(messages[n]), was=JobState.QUEUED, use=None) for n in again]
+            for n, done in zip(again, (await self._run_record([], anew)).done, strict=True):
+                due[n] = done
+        return due
 
-    async def _unpublished(self, messages: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those whose records say that they were neither published nor finished."""
+    async def _unpublished(self, messages: Sequence[Outgoing]) -> list[bool]:
+        """Which jobs' records say that they were neither published nor finished."""
         with told_plainly("state store"):
             async with self._state.pipeline(transaction=False) as pipeline:
                 for message in messages:
                     pipeline.hmget(job_key(message.job), _PUBLISHED, "finished")
                 known = await pipeline.execute()
-        return [m for m, marks in zip(messages, known, strict=True) if marks == [None, None]]
+        return [marks == [None, None] for marks in known]
 
     async def _run_record(
         self, readings: Sequence[Reading], forwards: Sequence[Forward], script: str = FORWARD
-    ) -> list[bool]:
-        """Keep readings, then records; what was new of both, in this order."""
-        if not readings and not forwards:
-            return []
+    ) -> Forwarded:
+        """Keep readings, then records; what became of both, in this order."""
         args = forward_args([*(reading.recorded() for reading in readings), *forwards])
         with told_plainly("state store"):
-            done = forward_answer(await self._records.run(script, [], args)).done
+            recorded = forward_answer(await self._records.run(script, [], args))
             if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
                 check_confirmed([await self._records.call(*command) for command in self._confirming])
-        return done
+        return recorded
 
     def _recorded(self, message: Outgoing) -> Forward:
         """The record; with the message itself where that is held, so that a copy of its arrival is not published."""
+        recorded = Forward(
+            job=message.job, fields=message.fields, keep=self._keep, reply=message.reply, use=message.use
+        )
         if not message.held:
-            return Forward(job=message.job, fields=message.fields, keep=self._keep, reply=message.reply)
+            return recorded
         fields = {**message.fields, _PUBLISHED: "1"}
-        raw = encode_envelope(message.envelope)
-        return Forward(message=raw, job=message.job, fields=fields, keep=self._keep, reply=message.reply)
+        return msgspec.structs.replace(recorded, message=encode_envelope(message.envelope), fields=fields)
 
     async def _publish(self, session: _Session, messages: Sequence[Outgoing]) -> None:
         async def publish(message: Outgoing) -> None:

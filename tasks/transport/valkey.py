@@ -17,17 +17,31 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from tasks.connection import Line, connect, told_plainly
-from tasks.forwarding import FORWARD, LET_GO, Forward, forward_answer, forward_args
+from tasks.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
 from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from tasks.transport.life import TAKES, Life
 from taxiway.acceptance import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.job import JobState
-from taxiway.keys import ARRIVALS, LEVELS, priority_list, priority_lists, redis_priority
+from taxiway.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS, priority_list, priority_lists, redis_priority
 from taxiway.wire import Envelope, decode_envelope, encode_envelope
 
 _CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
 _SEEN = {"state": JobState.QUEUED}
+
+ASTRAY = """
+-- KEYS: a queue's list. ARGV: how many of its oldest messages to look at, what stands in those that are wanted.
+local found = {}
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('TYPE', KEYS[1]).ok == 'list' then
+  for _, message in ipairs(redis.call('LRANGE', KEYS[1], -ARGV[1], -1)) do
+    if string.find(message, ARGV[2], 1, true) then found[#found + 1] = message end
+  end
+end
+return found
+"""
+"""Reads the messages of one application in a queue that others may use, too."""
+
+_ASTRAY_AT_MOST = 64
 
 EVENTS = "celeryev"
 """Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
@@ -109,12 +123,14 @@ class ValkeyTransport:
             return done
         held = [m.held for m in messages]
         records = [f if own else _unpublished(f) for f, own in zip(forwards, held, strict=True)]
-        recorded = (await self._run_record([*kept, *records]))[len(kept) :]
-        unheld = [_unrecorded(f) for f, own in zip(forwards, held, strict=True) if not own]
+        recorded = await self._run_record([*kept, *records])
+        done, refused = recorded.done[len(kept) :], recorded.refused[len(kept) :]
+        left = [own or no for own, no in zip(held, refused, strict=True)]  # what is published nowhere
+        published = [_unrecorded(f) for f, stays in zip(forwards, left, strict=True) if not stays]
         await self._confirm(self._records, tags)
-        published = iter(await self._run_forward(unheld, tags))
+        sent = iter(await self._run_forward(published, tags))
         await self._confirm(self._sends, tags)
-        return [done if own else next(published) for done, own in zip(recorded, held, strict=True)]
+        return [new if stays else next(sent) for new, stays in zip(done, left, strict=True)]
 
     async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
@@ -124,7 +140,7 @@ class ValkeyTransport:
             return (await self._run_forward([*kept, *forwards], script=LET_GO))[len(kept) :]
         unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
         await self._run_forward(unheld, script=LET_GO)
-        return (await self._run_record([*kept, *map(_unpublished, forwards)], LET_GO))[len(kept) :]
+        return (await self._run_record([*kept, *map(_unpublished, forwards)], LET_GO)).done[len(kept) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals, with all that were taken with them."""
@@ -147,6 +163,18 @@ class ValkeyTransport:
             if not await self._life.sign():
                 self._abandoned = True
             return await self._life.recover()
+
+    async def astray(self) -> list[Arrival]:
+        """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
+        with told_plainly("broker"):
+            found = await self._sends.run(ASTRAY, [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"'])
+        return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
+
+    async def forget(self, astray: Sequence[Arrival]) -> None:
+        """Take these out of that queue by their contents."""
+        with told_plainly("broker"):
+            for one in astray:
+                await self._client.lrem(DEFAULT_QUEUE, 1, one.raw)  # type: ignore[arg-type]  # redis-py takes bytes
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event on the channel of kombu's fanout exchange."""
@@ -248,10 +276,10 @@ class ValkeyTransport:
         with told_plainly("broker"):
             check_confirmed([await line.call(*command) for command in self._confirming])
 
-    async def _run_record(self, forwards: Sequence[Forward], script: str = FORWARD) -> list[bool]:
+    async def _run_record(self, forwards: Sequence[Forward], script: str = FORWARD) -> Forwarded:
         assert self._records is not None
         with told_plainly("state store"):
-            return forward_answer(await self._records.run(script, [], forward_args(forwards))).done
+            return forward_answer(await self._records.run(script, [], forward_args(forwards)))
 
     def _forward_of(self, message: Outgoing) -> Forward:
         envelope = message.envelope
@@ -262,6 +290,7 @@ class ValkeyTransport:
             fields=message.fields,
             keep=self._keep,
             reply=message.reply,
+            use=message.use,
         )
 
 
@@ -295,7 +324,11 @@ def _unpublished(forward: Forward) -> Forward:
 
 def _unrecorded(forward: Forward) -> Forward:
     """The publication alone of what is recorded elsewhere: the broker remembers of the job that it was there."""
-    return msgspec.structs.replace(forward, fields=_SEEN)
+    return msgspec.structs.replace(forward, fields=_SEEN, use=None)
+
+
+def _is_request(arrival: Arrival) -> bool:
+    return arrival.envelope is not None and arrival.envelope.headers.get("task") == INFER
 
 
 def _arrival(tag: str, raw: bytes) -> Arrival:

@@ -268,7 +268,7 @@ class AsyncClient:
         return await self._door.what_if(_request(model, inputs, options))
 
     async def models(self) -> list[dict[str, Any]]:
-        """What the fleet can run: names, versions, aliases, variants. HTTP only, else `InvalidRequestError`."""
+        """What the fleet can run: names, versions, aliases, variants."""
         return await self._door.models()
 
     async def fleet(self) -> dict[str, Any]:

@@ -30,13 +30,15 @@ class Receipt:
 
     `reply` gets the stored result as soon as it is announced, where the door was told to listen for it; `single` says
     that the request came without a batch axis, None where that is not known. A job that was `submitted` by this client
-    exists though no router may have seen it yet; any other id may be nobody's.
+    exists though no router may have seen it yet; any other id may be nobody's. `agreed` gets what a router says of a
+    request under an idempotency key: whether the job is the one that was asked for.
     """
 
     job: str
     reply: asyncio.Future[bytes] | None = None
     single: bool | None = None
     submitted: bool = False
+    agreed: asyncio.Future[bytes] | None = None
 
 
 class Door(Protocol):

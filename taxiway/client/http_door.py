@@ -15,12 +15,12 @@ from urllib.parse import quote
 import msgspec
 
 from taxiway.acceptance import Durability
-from taxiway.binary import HEADER, OCTETS, Framed, split
+from taxiway.binary import HEADER, OCTETS, SINGLE, Framed, split
 from taxiway.blobs import Buffer
 from taxiway.client.door import Receipt
 from taxiway.client.http_link import LONGEST_WAIT, HttpLink, Response
 from taxiway.client.server_events import EndedError, ServerEvent, read_events
-from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed
+from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed, single_row
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,
@@ -32,7 +32,7 @@ from taxiway.errors import (
     error_of_code,
 )
 from taxiway.job import JobStatus, Result, RunReport
-from taxiway.request import TERMS, Request, Terms, new_id
+from taxiway.request import RESENT, TERMS, Request, Terms, new_id
 from taxiway.streaming import Event, Lost, Restarted, Told
 from taxiway.tracing import submitting
 
@@ -246,7 +246,7 @@ class HttpDoor:
             wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
             unknown = [{"name": name} for name in request.outputs if name not in {spec["name"] for spec in wanted}]
             fields["outputs"] = [self._output(spec) for spec in wanted] + unknown  # the router tells of those
-        return _Ask(path, body(fields, tensors), single)
+        return _Ask(path, body(fields, single_row(known["inputs"], tensors) if single else tensors), single)
 
     def _output(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         """What is asked of an output: a tensor of numbers is wanted raw where it becomes an array."""
@@ -255,16 +255,18 @@ class HttpDoor:
 
     def _result(self, response: Response, single: bool | None) -> Result:
         answer = _checked(response)
+        known = answer["parameters"].get(SINGLE)
         return Result(
             model=f"{answer['model_name']}:{answer['model_version']}",
-            outputs=decode_outputs(answer["outputs"], single, self._show),
+            outputs=decode_outputs(answer["outputs"], single if single is not None else known, self._show),
             report=msgspec.convert(answer["parameters"], RunReport),
+            single=known,
         )
 
 
 def _known_again(request: Request) -> Request:
     """The request under a key, so that it may be sent again where no answer came: it is one job all the same."""
-    return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=new_id())
+    return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=RESENT + new_id())
 
 
 def _pause(response: Response) -> float | None:

@@ -191,7 +191,7 @@ class Client:
         return self._loop.run(self._client.what_if(model, inputs, **options))
 
     def models(self) -> list[dict[str, Any]]:
-        """What the fleet can run: names, versions, aliases, variants. HTTP only, else `InvalidRequestError`."""
+        """What the fleet can run: names, versions, aliases, variants."""
         return self._loop.run(self._client.models())
 
     def fleet(self) -> dict[str, Any]:

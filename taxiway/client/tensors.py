@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from taxiway.binary import SIZE, Framed, bytes_part, pieces
+from taxiway.binary import SINGLE, SIZE, Framed, bytes_part, pieces
 from taxiway.blobs import Buffer, ResultBlobs, resolved
 from taxiway.errors import InvalidRequestError
-from taxiway.values import BATCH_AXIS, from_wire, is_tensor, to_array, to_wire
+from taxiway.values import BATCH_AXIS, axis_on_some, from_wire, is_tensor, to_array, to_wire, uneven
 
 _FORMATS = {
     "BOOL": "?",
@@ -78,21 +78,34 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
         inputs: a plain value, a mapping by name or a list of named tensors.
 
     Raises:
-        InvalidRequestError: a value that has no form on the wire, an unknown name, or a batch axis on some inputs only.
+        InvalidRequestError: a value that has no form on the wire, or a batch axis on some inputs only. An unknown name
+            goes out without a value, for the router to refuse.
     """
     named = _by_name([spec["name"] for spec in specs], _raw(inputs))
     by_name = {spec["name"]: spec for spec in specs}
-    tensors, alone = [], set[bool]()
+    tensors: list[Named] = []
+    alone: list[str] = []
+    rows: list[str] = []
     for name, value in named.items():
-        if name not in by_name:
-            known = ", ".join(sorted(by_name))
-            raise InvalidRequestError(f"inputs: expected inputs among {known}, got {name!r}", field="inputs")
+        if name not in by_name:  # the router says which there are
+            tensors.append(_bytes_tensor(name, []))
+            continue
         tensor, single = _encode(by_name[name], value)
         tensors.append(tensor)
-        alone |= set() if single is None else {single}
-    if len(alone) > 1:
-        raise InvalidRequestError("inputs: expected a batch axis on all inputs or on none", field="inputs")
-    return tensors, alone == {True}
+        if single is not None:
+            (alone if single else rows).append(name)
+    if alone and rows:
+        raise axis_on_some(alone)
+    return tensors, bool(alone) and not rows
+
+
+def single_row(specs: Sequence[Named], tensors: Sequence[Named]) -> list[Named]:
+    """The tensors of inputs without a batch axis, each with the place at which one was added."""
+    axes = {spec["name"]: spec.get(BATCH_AXIS, 0) for spec in specs}
+    return [
+        tensor if axes.get(tensor["name"]) is None else {**tensor, "parameters": {SINGLE: axes[tensor["name"]]}}
+        for tensor in tensors
+    ]
 
 
 def body(fields: Named, tensors: Sequence[Named]) -> Framed:
@@ -156,7 +169,8 @@ def _headed(tensor: Named, parts: list[Buffer]) -> Named:
             return {**tensor, "data": to_wire(data)}
         data = bytes_part(data)
     parts.append(data)
-    return {name: tensor[name] for name in ("name", "shape", "datatype")} | {"parameters": {SIZE: len(data)}}
+    parameters = {**tensor.get("parameters", {}), SIZE: len(data)}
+    return {name: tensor[name] for name in ("name", "shape", "datatype")} | {"parameters": parameters}
 
 
 def _encode(spec: Mapping[str, Any], value: Any) -> tuple[Named, bool | None]:
@@ -167,6 +181,8 @@ def _encode(spec: Mapping[str, Any], value: Any) -> tuple[Named, bool | None]:
         rows = value if isinstance(value, list) else [value]
         return _bytes_tensor(spec["name"], rows), not isinstance(value, list)
     shape, flat = _measure(value)
+    if len(flat) != math.prod(shape) or any(isinstance(element, list) for element in flat):
+        raise uneven(f"inputs.{spec['name']}", spec["datatype"])
     batch, single = _batched(spec, shape)
     return {"name": spec["name"], "shape": batch, "datatype": spec["datatype"], "data": flat}, single
 

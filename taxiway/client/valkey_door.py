@@ -21,7 +21,7 @@ from taxiway.client.replies import Replies
 from taxiway.client.resp_wire import settle
 from taxiway.client.tensors import Show
 from taxiway.client.valkey_link import ValkeyLink
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
 from taxiway.job import (
     FINAL,
     JobRecord,
@@ -29,6 +29,7 @@ from taxiway.job import (
     JobStatus,
     Result,
     ResultMeta,
+    check_accepted,
     failure_of,
     read_answer,
     read_meta,
@@ -37,8 +38,8 @@ from taxiway.job import (
     state_of,
     unknown,
 )
-from taxiway.keys import blob_key, job_key, reply_channel, result_key
-from taxiway.request import Request, job_id
+from taxiway.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
+from taxiway.request import Request, job_id, new_id
 from taxiway.signing import read_key
 from taxiway.streaming import Progress, Told, follow
 from taxiway.tracing import Carried, submitting
@@ -74,12 +75,13 @@ class ValkeyDoor:
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably. With an idempotency key the job may be another client's, and is treated so."""
-        job = job_id(request)
-        reply = self._replies.expect(job) if request.idempotency_key is None else None
+        job, submission = job_id(request), new_id()
+        keyed = request.idempotency_key is not None
+        reply = self._replies.expect(submission_id(submission) if keyed else job)
         with submitting(request.model, job) as trace:
-            message, blobs = self._message(job, request, trace)
+            message, blobs = self._message(job, request, trace, submission if keyed else "")
             await self._link.push(message, blobs)
-        return Receipt(job, reply, submitted=True)
+        return Receipt(job, None if keyed else reply, submitted=True, agreed=reply if keyed else None)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
@@ -99,14 +101,36 @@ class ValkeyDoor:
         if receipt.reply is not None:
             raw = await self._replies.wait(receipt.reply, timeout)
         else:
-            raw = await self._replies.watch(receipt.job, timeout, submitted=receipt.submitted)
+            left = await self._agreed(receipt, timeout)
+            raw = await self._replies.watch(receipt.job, left, submitted=receipt.submitted)
         return await self._read(raw, until)
 
-    def _message(self, job: str, request: Request, trace: Carried) -> tuple[bytes, Mapping[str, Buffer]]:
+    async def _agreed(self, receipt: Receipt, timeout: float | None) -> float | None:
+        """Wait until a router has taken a request under an idempotency key; what is left of the time.
+
+        Raises:
+            RequestError: it refused the request: the key was first used for another one, for instance.
+        """
+        if receipt.agreed is None:
+            return timeout
+        began = asyncio.get_running_loop().time()
+        check_accepted(await self._replies.wait(receipt.agreed, timeout))
+        return timeout and max(0.0, timeout - (asyncio.get_running_loop().time() - began))
+
+    def _message(
+        self, job: str, request: Request, trace: Carried, submission: str = ""
+    ) -> tuple[bytes, Mapping[str, Buffer]]:
         """The arrival, and the blobs that it refers to."""
         blobs = Blobs()
         message = infer_message(
-            job, request, reply=self._name, origin=self._origin, blobs=blobs, trace=trace, key=self._key
+            job,
+            request,
+            reply=self._name,
+            origin=self._origin,
+            blobs=blobs,
+            trace=trace,
+            key=self._key,
+            submission=submission,
         )
         return message, blobs.kept
 
@@ -117,6 +141,7 @@ class ValkeyDoor:
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
         """What is told of the answer as it comes, and the answer at last."""
+        timeout = await self._agreed(receipt, timeout)
         async with (
             contextlib.aclosing(PieceReader(self._link, receipt.job)) as reader,
             contextlib.aclosing(follow(reader.read, self.result(receipt, timeout), Progress())) as told,
@@ -144,13 +169,21 @@ class ValkeyDoor:
 
     async def cancel(self, receipt: Receipt) -> None:
         """Ask a router to end the job before it runs."""
-        if not receipt.submitted:
+        if not receipt.submitted or receipt.agreed is not None:
             await self._record(receipt)
         await self._link.push(cancel_message(receipt.job, origin=self._origin, key=self._key))
 
     async def models(self) -> list[dict[str, Any]]:
-        """A broker knows no models. Raises `InvalidRequestError`."""
-        raise _needs_http("models")
+        """What the routers last said that the fleet can run.
+
+        Raises:
+            FleetUnavailable: none said so in the last ten minutes.
+        """
+        raw = await self._link.call("GET", MODELS)
+        if raw is None:
+            raise FleetUnavailable("no router has said lately what the fleet can run", retry_after=1.0)
+        told: list[dict[str, Any]] = msgspec.json.decode(raw)
+        return told
 
     async def fleet(self) -> dict[str, Any]:
         """A broker's keys are no fleet to show. Raises `InvalidRequestError`."""
@@ -186,8 +219,11 @@ class ValkeyDoor:
 
         Raises:
             UnknownJobError: there is neither, and the job was not submitted by this client.
+            RequestError: it is not the job that this client asked for under its idempotency key.
         """
         job = receipt.job
+        if receipt.agreed is not None and receipt.agreed.done():
+            check_accepted(receipt.agreed.result())
         flat = [text.decode() for text in await self._link.call("HGETALL", job_key(job))]
         fields = dict(zip(flat[::2], flat[1::2], strict=True))
         if fields:

@@ -187,10 +187,13 @@ def test_a_failing_row_does_not_fail_its_batch_mates(client):
 def test_one_idempotency_key_is_one_job_across_doors(fleet):
     terms = {"deadline": 30, "tenant": "tower", "idempotency_key": "flight-17"}
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
-        first, second = one.submit("echo", "first", **terms), other.submit("echo", "second", **terms)
+        first, second = one.submit("echo", "once", **terms), other.submit("echo", "once", **terms)
 
         assert first.id == second.id
         assert first.result(timeout=60).outputs == second.result(timeout=60).outputs
+        for client in (one, other):
+            with pytest.raises(taxiway.errors.IdempotencyConflictError):
+                client.submit("echo", "twice", **terms).result(timeout=60)
 
 
 def test_a_cancelled_job_says_so(client):

@@ -11,8 +11,17 @@ import redis
 
 from tasks.scripts import FINISH, Ending, finish_args
 from taxiway.errors import TaxiwayError
-from taxiway.job import JobState, Result, RunReport, failure_meta, state_of, success_meta
-from taxiway.keys import ARRIVALS, INFER, LENGTHS, WORK, priority_lists
+from taxiway.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
+from taxiway.keys import (
+    ARRIVALS,
+    INFER,
+    LENGTHS,
+    WORK,
+    priority_lists,
+    reply_channel,
+    result_key,
+    submission_id,
+)
 from taxiway.request import Request
 from taxiway.values import to_wire
 from taxiway.wire import HEADER, Envelope, decode_envelope, read_request
@@ -65,6 +74,10 @@ class Responder:
         self.taken.append(envelope)
         if envelope.headers["task"] == INFER:
             job, reply = envelope.headers["id"], envelope.headers[HEADER]["reply"]
+            if submission := envelope.headers[HEADER].get("submission"):
+                agreed = accepted_meta(submission_id(submission))
+                store.set(result_key(submission_id(submission)), agreed)
+                store.publish(reply_channel(reply), agreed)
             finish(store, job, lambda: self._answer(read_request(envelope.payload(), envelope.content_type)), reply)
 
 

@@ -15,7 +15,7 @@ import redis
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway import Client
-from taxiway.errors import ResultExpiredError
+from taxiway.errors import IdempotencyConflictError, ResultExpiredError, UnknownModelError
 from taxiway.keys import job_key, result_key
 from tests.routing import EchoDevice, eventually, router_process
 
@@ -68,3 +68,56 @@ def test_the_window_ends_with_the_record_and_not_with_the_result(fleet: Fleet) -
     fleet.state.delete(job_key(job.id))
     assert http.submit("echo", "once", **once).result(10).outputs == {"payload": "once"}
     eventually(lambda: fleet.device.done.count(job.id) == 2)
+
+
+def test_another_request_under_a_key_is_refused_with_one_text_at_every_door(fleet: Fleet) -> None:
+    for n, first in enumerate(fleet.clients):
+        once: Any = {"idempotency_key": f"taken-{n}", **KEY}
+        job = first.submit("echo", "first", **once)
+        texts = set()
+        for other in fleet.clients:
+            for model, inputs in (("echo", "second"), ("paced", "first"), ("echo", ["first", "first"])):
+                with pytest.raises(IdempotencyConflictError) as caught:
+                    other.submit(model, inputs, **once).result(10)
+                texts.add(caught.value.message)
+            assert other.submit("echo", "first", **once).result(10).outputs == {"payload": "first"}
+        assert len(texts) == 3  # one a request, whichever the door
+        assert fleet.device.done.count(job.id) == 1
+
+
+def test_of_concurrent_requests_under_one_key_one_becomes_the_job_and_the_others_are_refused(fleet: Fleet) -> None:
+    def ask(client: Client, key: str, inputs: str) -> str | None:
+        try:
+            answer = client.submit("echo", inputs, idempotency_key=key, **KEY).result(20)
+        except IdempotencyConflictError:
+            return None
+        assert answer.outputs == {"payload": inputs}
+        return inputs
+
+    with ThreadPoolExecutor(16) as pool:
+        for key in ("gate-1", "gate-2", "gate-3"):
+            inputs = [f"passenger {n % 4}" for n in range(16)]
+            answers = list(pool.map(ask, fleet.clients * 4, [key] * 16, inputs))
+            [boarded] = {answer for answer in answers if answer is not None}
+            assert [answer == boarded for answer in answers] == [one == boarded for one in inputs]
+
+
+def test_a_refused_request_under_a_key_that_is_taken_is_told_why_it_was_refused(fleet: Fleet) -> None:
+    once: Any = {"idempotency_key": "taken", **KEY}
+    fleet.clients[0].submit("echo", "first", **once).result(10)
+    for client in fleet.clients:
+        with pytest.raises(UnknownModelError, match="no-such-model"):
+            client.submit("no-such-model", "first", **once).result(10)
+
+
+def test_a_job_under_a_key_that_another_request_has_is_neither_shown_nor_cancelled_by_the_refused_one(
+    fleet: Fleet,
+) -> None:
+    once: Any = {"idempotency_key": "theirs", **KEY}
+    broker = fleet.clients[2]
+    theirs = broker.submit("echo", "first", **once)
+    refused = broker.submit("echo", "second", **once)
+    for call in (refused.result, refused.status, refused.cancel, refused.placement):
+        with pytest.raises(IdempotencyConflictError):
+            call()
+    assert theirs.result(10).outputs == {"payload": "first"}

@@ -78,7 +78,9 @@ def test_plain_celery_in_a_classs_queue_is_told_where_to_send(
     worker: WorkerProcess, tower: Tower, producer: Celery
 ) -> None:
     answer = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=CLASS)
-    with pytest.raises(Exception, match=r"send the task 'taxiway.infer' with queue='taxiway.arrivals'") as caught:
+    with pytest.raises(
+        Exception, match=r"got 'cpu.batch': send the task 'taxiway.infer' with queue='taxiway.arrivals'"
+    ) as caught:
         answer.get(timeout=20)
     assert type(caught.value).__name__ == "InvalidRequestError"
 

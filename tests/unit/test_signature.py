@@ -123,7 +123,7 @@ def test_several_inputs_are_bound_by_name_and_optional_ones_may_be_left_out() ->
         ([TEXT], tensor("BYTES", [1], b"a"), "inputs.text", "expected shape [n] and a list of n values in data"),
         ([POINTS], tensor("FP64", [1, 1], [1]), "inputs.points", "expected datatype FP32, got 'FP64'"),
         ([POINTS], tensor("FP32", [1, 1], ["x"]), "inputs.points", "expected FP32 numbers"),
-        ([POINTS], "a", "inputs.points", "expected FP32 numbers of shape [-1, -1], got 'a'"),
+        ([POINTS], "a", "inputs.points", "expected FP32 numbers, got values that are no numbers"),
         ([POINTS], ["a"], "inputs.points", "expected FP32 numbers, got values that are no numbers"),
         ([POINTS], [[1], [2, 3]], "inputs.points", "expected FP32 numbers, in lists of equal lengths"),
         ([POINTS], [[[1]]], "inputs.points", "expected shape [-1, -1] (the first axis is the batch), got [1, 1, 1]"),

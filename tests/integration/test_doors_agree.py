@@ -1,0 +1,186 @@
+"""One request gives one answer, and one cause one error text, at the broker, over HTTP and by plain Celery."""
+
+from __future__ import annotations
+
+import gc
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from celery import Celery
+
+import taxiway
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import settings_from
+from taxiway.errors import RequestError
+from taxiway.keys import ARRIVALS, INFER
+from tests.routing import eventually, router_process
+from tests.working import worker_process, worker_settings
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@dataclass
+class Fleet:
+    """A router and a worker, and who asks them: one for each door."""
+
+    state: redis.Redis
+    broker: taxiway.Client
+    http: taxiway.Client
+    celery: Celery
+
+    @property
+    def doors(self) -> dict[str, Ask]:
+        """The outputs of a request, by door; the error's class name and text are raised as `Refused`."""
+        return {
+            "broker": lambda model, inputs, **terms: _ask(self.broker, model, inputs, terms),
+            "http": lambda model, inputs, **terms: _ask(self.http, model, inputs, terms),
+            "celery": lambda model, inputs, **terms: _send(self.celery, model, inputs, terms),
+        }
+
+
+class Refused(Exception):
+    """A request's error as a door told of it."""
+
+
+def _ask(client: taxiway.Client, model: str, inputs: Any, terms: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return client.infer(model, inputs, timeout=30, **terms).outputs
+    except RequestError as error:
+        raise Refused(type(error).__name__, error.message) from error
+
+
+def _send(celery: Celery, model: str, inputs: Any, terms: dict[str, Any]) -> dict[str, Any]:
+    answer = celery.send_task(INFER, kwargs={"model": model, "inputs": inputs, **terms}, queue=ARRIVALS)
+    try:
+        outputs: dict[str, Any] = answer.get(timeout=30)["outputs"]
+    except Exception as error:
+        raise Refused(type(error).__name__, str(error)) from error
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder: Path = tmp_path_factory.mktemp("doors")
+    with ExitStack() as stack:
+        server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
+        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(told, folder)
+        router = stack.enter_context(router_process(settings))
+        stack.enter_context(worker_process(settings, "--device", "cpu:0"))
+        broker, http = (stack.enter_context(taxiway.Client(url)) for url in (settings.broker, router.http))
+        eventually(lambda: http.fleet()["devices"])
+        celery = Celery("lab", broker=settings.broker, backend=settings.state, set_as_current=False)
+        yield Fleet(stack.enter_context(redis.Redis.from_url(settings.state)), broker, http, celery)
+        gc.collect()
+        celery.backend.result_consumer.stop()
+        celery.backend.client.connection_pool.disconnect()
+        celery.close()
+        gc.collect()
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    ["one", ["one"], ["one", "two"], {"payload": "one"}, {"payload": ["one"]}, 5, {"any": ["json"]}],
+    ids=repr,
+)
+def test_an_input_gives_one_form_of_output_at_every_door(fleet: Fleet, inputs: Any) -> None:
+    answers = {name: ask("echo", inputs, deadline=30) for name, ask in fleet.doors.items()}
+    assert answers["http"] == answers["broker"] == answers["celery"]
+
+
+@pytest.mark.parametrize("samples", [1000, [1000], [1000, 2000]])
+def test_so_do_numbers(fleet: Fleet, samples: Any) -> None:
+    inputs = {"samples": samples, "seed": 7 if isinstance(samples, int) else [7] * len(samples)}
+    broker, http = (
+        client.infer("slab", inputs, timeout=30, deadline=30).outputs for client in (fleet.broker, fleet.http)
+    )
+    assert broker == http
+    assert np.ndim(broker["estimate"]) == np.ndim(samples)
+
+
+@pytest.mark.parametrize("inputs", ["one", ["one"]])
+def test_a_job_has_one_answer_by_its_id_at_whichever_door_it_is_asked_for(fleet: Fleet, inputs: Any) -> None:
+    for client in (fleet.broker, fleet.http):
+        job = client.submit("echo", inputs, deadline=30)
+        job.result(timeout=30)
+        by_id = [other.job(job.id).result(timeout=30) for other in (fleet.broker, fleet.http)]
+        assert by_id[0] == by_id[1]
+        assert by_id[0].outputs == {"payload": inputs}
+
+
+def _nested(levels: int) -> Any:
+    return [_nested(levels - 1)] if levels else "a"
+
+
+CAUSES: dict[str, tuple[str, Any, dict[str, Any]]] = {
+    "unknown model": ("ecko", "a", {}),
+    "unknown version": ("echo:9", "a", {}),
+    "unknown input": ("slab", {"samples": [1], "sead": [1]}, {}),
+    "missing input": ("slab", {"samples": [1]}, {}),
+    "text for numbers": ("slab", {"samples": "many", "seed": 1}, {}),
+    "uneven lists": ("slab", {"samples": [[1], [2, 3]], "seed": [1, 2]}, {}),
+    "another shape": ("slab", {"samples": [[1, 2]], "seed": [1]}, {}),
+    "unequal rows": ("slab", {"samples": [1, 2], "seed": [1]}, {}),
+    "the axis on some": ("slab", {"samples": 1000, "seed": [1]}, {}),
+    "no rows": ("echo", [], {}),
+    "unknown parameter": ("echo", "a", {"parameters": {"loud": True}}),
+    "unknown output": ("echo", "a", {"outputs": ["song"]}),
+    "unknown service": ("echo", "a", {"service": "platinum"}),
+    "no such place": ("echo", "a", {"locality": "moon"}),
+    "a term of another type": ("echo", "a", {"deadline": -1}),
+    "nested too deeply": ("echo", {"payload": [_nested(80)]}, {}),
+}
+
+
+@pytest.mark.parametrize(("model", "inputs", "terms"), CAUSES.values(), ids=CAUSES)
+def test_a_cause_has_one_text_at_every_door(fleet: Fleet, model: str, inputs: Any, terms: dict[str, Any]) -> None:
+    told = {}
+    for name, ask in fleet.doors.items():
+        with pytest.raises(Refused) as caught:
+            ask(model, inputs, **{"deadline": 30, **terms})
+        told[name] = caught.value.args
+    assert told["http"] == told["broker"] == told["celery"]
+
+
+def test_a_request_that_is_too_large_is_told_both_figures_at_every_door(fleet: Fleet) -> None:
+    large = "x" * (17 * 2**20)
+    for ask in fleet.doors.values():
+        with pytest.raises(Refused) as caught:
+            ask("echo", large, deadline=30)
+        kind, text = caught.value.args
+        assert kind == "RequestTooLargeError"
+        assert text.startswith(f"payload: expected at most {16 * 2**20} bytes, got 1782")
+
+
+def test_the_broker_tells_the_same_models_as_http(fleet: Fleet) -> None:
+    assert fleet.broker.models() == fleet.http.models()
+
+
+def test_an_id_of_no_job_is_told_with_one_text(fleet: Fleet) -> None:
+    texts = set()
+    for client in (fleet.broker, fleet.http):
+        job = client.job("00000000-0000-4000-8000-000000000000")
+        for call in (job.status, job.cancel, job.placement, job.result):
+            with pytest.raises(taxiway.errors.UnknownJobError) as caught:
+                call()
+            texts.add(caught.value.message)
+    assert len(texts) == 1
+
+
+def test_plain_celery_without_a_queue_is_told_where_to_send_and_what_others_sent_there_stays(fleet: Fleet) -> None:
+    others = fleet.celery.send_task("their.task", args=[INFER])
+    answer = fleet.celery.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"})
+    began = time.monotonic()
+    with pytest.raises(Exception, match=r"queue: expected 'taxiway.arrivals', got 'celery': send the task"):
+        answer.get(timeout=20)
+    assert time.monotonic() - began < 10
+    [left] = eventually(lambda: [raw for raw in fleet.state.lrange("celery", 0, -1) if fleet.state.llen("celery") == 1])
+    assert others.id.encode() in left
