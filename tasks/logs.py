@@ -39,7 +39,14 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return redacted(msgspec.json.encode(line, enc_hook=str).decode())
+        return redacted(_encoded(line))
+
+
+def _encoded(line: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=str).decode()
+    except (ValueError, TypeError, RecursionError):  # text with lone surrogates, for one: what others sent
+        return msgspec.json.encode({name: ascii(value) for name, value in line.items()}).decode()
 
 
 def log_to_stderr(level: str = "INFO") -> None:

@@ -142,7 +142,8 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether `value` is text that can name something: of 1 to `MAX_NAME` printable characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
@@ -162,7 +163,7 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
     **dict.fromkeys(
         ("tenant", "locality", "service", "idempotency_key", "model"),
-        (_is_name, f"text of 1 to {MAX_NAME} printable characters"),
+        (is_name, f"text of 1 to {MAX_NAME} printable characters"),
     ),
 }
 """By field, whether a value means something there, and what does."""

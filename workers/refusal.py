@@ -13,7 +13,7 @@ from tasks.scripts import REFUSED, Ending, Verdict
 from tasks.ticket import Ticket, TicketError
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
 from taxiway.job import failure_meta, state_of
-from taxiway.request import MAX_NAME
+from taxiway.request import is_name
 from taxiway.wire import HEADER, misplaced
 from workers.context import WorkerContext
 from workers.store import Store
@@ -36,7 +36,7 @@ def _end(store: Store, context: WorkerContext, message: Any, reason: str) -> Non
         ticket = _ordered(message, context)
     except TicketError:
         job = (message.headers or {}).get("id")
-        if isinstance(job, str) and 0 < len(job) <= MAX_NAME and job.isprintable():
+        if is_name(job):
             store.finish([_ending(job, misplaced(class_of(message)), REFUSED)])
         return
     _, (claim,) = store.claim([(ticket.job, ticket.deadline_at)])

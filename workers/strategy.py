@@ -17,6 +17,7 @@ from tasks.ticket import Ticket, TicketError, read_ticket
 from tasks.transport import DeadLetter
 from taxiway.errors import BrokerUnavailableError, bounded
 from taxiway.keys import INFER
+from taxiway.request import is_name
 from taxiway.wire import HEADER, Envelope, encode_envelope
 from workers.context import WorkerContext, context_of
 from workers.store import Store
@@ -117,7 +118,7 @@ def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
     """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
     reason = bounded(reason)
     extra = {"job": job, "reason": reason}
-    named = job if isinstance(job, str) else ""
+    named = job if is_name(job) else ""
     try:
         history = store.history(named)
         store.bury(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import aio_pika
 import msgspec
@@ -306,7 +307,7 @@ def envelope_of(message: AbstractIncomingMessage) -> Envelope:
     """The delivery in the form that kombu gives a message on Valkey."""
     return Envelope(
         body=base64.b64encode(message.body).decode("ascii"),
-        headers=dict(message.headers),
+        headers={name: _plain(value) for name, value in message.headers.items()},
         properties={
             "correlation_id": message.correlation_id,
             "reply_to": message.reply_to or "",
@@ -317,6 +318,15 @@ def envelope_of(message: AbstractIncomingMessage) -> Envelope:
         content_type=message.content_type or "",
         content_encoding=message.content_encoding or "utf-8",
     )
+
+
+def _plain(value: Any) -> Any:
+    """A header's value as it can be written again: bytes are what pamqp gives for text that is not UTF-8."""
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, dict):
+        return {name: _plain(below) for name, below in value.items()}
+    return [_plain(below) for below in value] if isinstance(value, list) else value
 
 
 def amqp_message(message: Outgoing) -> aio_pika.Message:
