@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling import CallError, NotWantedError, OutOfMemoryError
 from workers.executor import Executor, Loaded
+from workers.faults import describe
 from workers.pipelines import Item, Row
 from workers.runtimes import Interruptible, Watch
 
@@ -68,8 +69,8 @@ def _run(loaded: Loaded, runtime: Interruptible, row: WatchedItem) -> Answer:
             row.item.starved = True
             return None
         return _failed(loaded, row.watch.job, error)
-    except Exception as error:  # a pipeline's own code may raise anything
-        return _failed(loaded, row.watch.job, ExecutionError(f"{loaded.key}: {type(error).__name__}: {error}"))
+    except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
+        return _failed(loaded, row.watch.job, ExecutionError(f"{loaded.key}: {describe(error)}"))
     return answer
 
 
