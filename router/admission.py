@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any
 
 import msgspec
 
@@ -21,22 +20,19 @@ from router.outlook import Outlook
 from router.placement import Placement, seed_of
 from router.standing import Plan, Standing
 from router.tenants import Tenants
-from tasks.catalogue import Catalogue, Model, TensorSpec
+from tasks.catalogue import Catalogue, Model
 from tasks.deadlines import Course, exceeded
 from tasks.fingerprint import KeyUse, key_use
 from tasks.lengths import LONGEST, Lengths, generates, predicted
 from tasks.profiles import ProfileBook
+from tasks.sizes import measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from tasks.transport import Outgoing
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from taxiway.keys import blob_key
 from taxiway.request import RESENT, Request, check_terms
-from taxiway.values import is_tensor
 from taxiway.wire import HEADER, Envelope
-
-_CHARACTERS_PER_TOKEN = 4  # of English text in a WordPiece vocabulary, about
-_TOKENS_AROUND = {"text": 2, "generation": 31}  # special tokens; SmolLM2's chat template with its system prompt
 
 _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
 
@@ -209,43 +205,22 @@ def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explan
     return model, explain(board, needs, outlook.ahead(released=outlook.passes(request.tenant)), seed=seed_of(order.job))
 
 
-def rows_of(model: Model, inputs: Any) -> int:
-    """How many rows `inputs` seem to have, without looking at their values; 1 where they are not well formed."""
-    spec, value = _named(_counted(model), inputs)
-    axis, axes = spec.batch_axis or 0, len(spec.shape)
-    if is_tensor(value):
-        shape = value["shape"]
-        well_formed = isinstance(shape, list) and len(shape) == axes and isinstance(shape[axis], int)
-        return max(shape[axis], 1) if well_formed else 1
-    if not isinstance(value, list) or not value or _depth(value) != axes:
-        return 1
-    for _ in range(axis):
-        value = value[0]
-    return len(value)
-
-
-def _counted(model: Model) -> TensorSpec:
-    """The input by which rows are counted: the first with a batch axis."""
-    return next(spec for spec in model.inputs if spec.batch_axis is not None)
-
-
 def size_of(model: Model, request: Request, lengths: Lengths) -> int:
-    """A row's expected size: for texts counted in tokens by their length, else what the catalogue says.
+    """The mean size of the request's rows, measured without decoding them.
 
     A generated answer counts as long as `lengths`, those of earlier ones, let expect.
+
+    Raises:
+        InvalidRequestError, RequestTooLargeError: as `sizes.measured`.
     """
-    if model.size_unit != "tokens":
-        return model.expected_size
-    _spec, value = _first(model, request.inputs)
-    texts = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str)]
-    if not texts:
-        return model.expected_size
-    mean = sum(map(len, texts)) // len(texts) // _CHARACTERS_PER_TOKEN + _TOKENS_AROUND.get(model.pipeline, 0)
-    return min(mean + _answer(model, request, lengths), model.buckets[-1])  # a longer text is cut at the last bucket
+    size = measured(model, request.inputs) + _answer(model, request, lengths)
+    return min(size, model.buckets[-1])  # a longer text is cut there, what else is larger was refused
 
 
 def _size(model: Model, request: Request, tenants: Tenants) -> int:
-    return size_of(model, request, tenants.lengths(model.id, request.tenant) if generates(model) else {})
+    """As `size_of`, to a few digits: requests of about the same size have one standing."""
+    lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
+    return quantised(model, size_of(model, request, lengths))
 
 
 def _answer(model: Model, request: Request, lengths: Lengths) -> int:
@@ -254,28 +229,6 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> int:
         return 0
     asked = request.parameters.get(LONGEST)
     return predicted(lengths, asked if isinstance(asked, int) else int(model.parameters[LONGEST].default))
-
-
-def _first(model: Model, inputs: Any) -> tuple[TensorSpec, Any]:
-    """The first input with its value."""
-    return _named(model.inputs[0], inputs)
-
-
-def _named(spec: TensorSpec, inputs: Any) -> tuple[TensorSpec, Any]:
-    """An input with its value, from any of the forms that inputs have."""
-    if isinstance(inputs, list) and inputs and all(map(is_tensor, inputs)):
-        value = next((i for i in inputs if i.get("name") == spec.name), inputs[0])
-        return spec, value["data"] if spec.datatype == "BYTES" else value
-    if isinstance(inputs, dict) and spec.name in inputs and not is_tensor(inputs):
-        return spec, inputs[spec.name]
-    return spec, inputs
-
-
-def _depth(value: Any) -> int:
-    depth = 0
-    while isinstance(value, list) and value:
-        depth, value = depth + 1, value[0]
-    return depth
 
 
 def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, until: float | None) -> Needs:

@@ -18,6 +18,7 @@ from tasks.document import DocumentError, Size, json_schema, parse_document
 from tasks.expectation import Told
 from tasks.graphs import GraphError, differences
 from tasks.local_files import local_sha256, local_signature
+from tasks.units import EXPECTED, UnitError, read_unit
 from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
 from taxiway.request import TERMS
 
@@ -179,9 +180,11 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One version of one model.
 
-    `size_unit` says what a row's size counts in profiles and buckets (tokens, pixels, steps); `expected_size` is taken
-    for a row before anyone has looked into it. `reference` names the variant the others are held against. `folder` and
-    `file` are where it was read from, the file from the folder of all models on.
+    `size_unit` says what a row's size counts in profiles and buckets (`tasks.units`): `rows` (all are alike), `tokens`,
+    `pixels`, `bytes`, or an input: the value of an integer one, the elements of a tensor's row, or with `[n]` the
+    length of its axis n. `expected_size` is taken for a row whose request does not tell; a row of more than the last
+    bucket is refused, or cut where tokens are counted. `reference` names the variant the others are held against.
+    `folder` and `file` are where it was read from, the file from the folder of all models on.
     """
 
     name: Name
@@ -302,6 +305,7 @@ def _contradictions(model: Model) -> _Contradictions:
         yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
     if list(model.buckets) != sorted(set(model.buckets)):
         yield "buckets", "sizes that grow", list(model.buckets)
+    yield from _size_contradictions(model)
     yield from _tensor_contradictions("inputs", model.inputs)
     yield from _tensor_contradictions("outputs", model.outputs)
     yield from _batch_contradictions(model)
@@ -315,6 +319,18 @@ def _contradictions(model: Model) -> _Contradictions:
             yield f"variants.{name}.entry", f"what the {variant.runtime} runtime shall run", variant.entry
         if variant.runtime != "python" and variant.limits != CallLimits():
             yield f"variants.{name}.limits", "limits only where the runtime is python", variant.runtime
+
+
+def _size_contradictions(model: Model) -> _Contradictions:
+    try:
+        unit = read_unit(model.size_unit, model.inputs, model.pipeline)
+    except UnitError:
+        yield "size_unit", EXPECTED, model.size_unit
+        return
+    if unit.kind == "rows" and model.expected_size != 1:
+        yield "expected_size", "1 where size_unit is rows", model.expected_size
+    if model.expected_size > model.buckets[-1]:
+        yield "expected_size", f"at most the last bucket, {model.buckets[-1]}", model.expected_size
 
 
 def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Contradictions:

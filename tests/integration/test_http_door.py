@@ -291,6 +291,29 @@ def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_wa
     assert told["considered"][0]["why_not"].startswith("past the budget")
 
 
+def simulation(samples):
+    """The body of a request to monte-carlo."""
+    named = {"samples": samples, "seed": 1}
+    inputs = [{"name": name, "shape": [1], "datatype": "INT64", "data": [value]} for name, value in named.items()]
+    return {"inputs": inputs, "parameters": {"deadline": 30}}
+
+
+def test_what_if_tells_a_long_simulation_from_a_short_one(http):
+    asked = [http.post("/v2/models/monte-carlo/placement", json=simulation(samples)) for samples in (10**3, 10**7)]
+
+    short, long = (answer.json()["considered"][0] for answer in asked)
+    assert long["run"] > 100 * short["run"]
+    assert long["guaranteed"] > 100 * short["run"]
+
+
+@pytest.mark.parametrize("what", ["infer", "placement"])
+def test_a_row_over_its_models_limit_is_refused_at_the_door_with_both_figures(http, what):
+    answer = http.post(f"/v2/models/monte-carlo/{what}", json=simulation(20_000_000))
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert "expected at most 10000000, got 20000000" in answer.json()["error"]
+
+
 def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http):
     answer = http.post("/v2/models/echo/placement", json=body("a", parameters={"deadline": -1}))
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Order, Rules, admit, rows_of, size_of
+from router.admission import Order, Rules, admit, size_of
 from router.decision import Decision, decide, undecidable
 from router.explain import explain_again, read_basis
 from router.fleet import FleetSnapshot
@@ -19,6 +19,7 @@ from tasks.facts import DeviceFacts
 from tasks.forwarding import Forward, forward_args
 from tasks.lengths import bin_of
 from tasks.settings import TREE
+from tasks.sizes import rows_of
 from tasks.ticket import read_ticket
 from tasks.topology import Tenant, load_topology
 from tasks.transport import Arrival
@@ -340,6 +341,56 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut():
 
     assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
     assert size("x" * 10_000) == model.buckets[-1]
+
+
+SIMULATING = FleetSnapshot(devices=(device(runtimes=("python", "echo", "onnx")),))
+
+
+def simulated(samples, **terms):
+    """What becomes of a simulation of so many samples."""
+    return decision(SIMULATING, model="monte-carlo", inputs={"samples": samples, "seed": 1}, **terms)
+
+
+def test_work_counts_by_the_size_of_the_rows():
+    one = simulated(10_000_000, deadline=600).admitted.work
+    small = simulated(1_000, deadline=600).admitted.work
+    three = simulated([10_000_000] * 3, deadline=600).admitted
+    unlike = decision(
+        SIMULATING, model="monte-carlo", inputs={"samples": [10_000_000, 2_000_000], "seed": [1, 2]}, deadline=600
+    ).admitted
+
+    assert one > 100 * small
+    assert three.work == pytest.approx(3 * one, rel=0.01)
+    assert unlike.work == pytest.approx(1.2 * one, rel=0.15)
+
+
+def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small():
+    short, long = (simulated(samples, deadline=0.25).admitted.placement for samples in (100_000, 10_000_000))
+
+    assert "guaranteed in" in short.reason
+    assert "guaranteed in" not in long.reason
+
+
+def test_rows_of_about_the_same_size_are_placed_alike_and_unlike_ones_are_not():
+    outlook = seen(SIMULATING)
+    needs = [
+        alike(outlook, [f"j{samples}"], model="monte-carlo", inputs={"samples": samples, "seed": 1}, deadline=600)[0]
+        for samples in (1_000_000, 1_000_100, 9_000_000)
+    ]
+    assert needs[0].placement.needs == needs[1].placement.needs != needs[2].placement.needs
+
+
+@pytest.mark.parametrize("samples", [10_000_001, 10**300])
+def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(samples):
+    error = error_of(simulated(samples))
+
+    assert isinstance(error, (RequestTooLargeError, InvalidRequestError))
+    assert len(error.message) < 200
+
+
+def test_the_rows_of_an_input_are_counted_that_is_not_the_first():
+    pixels = {"pixels": {"shape": [3, 224, 224, 3], "datatype": "FP32", "data": []}}
+    assert rows_of(RULES.catalogue.resolve("classify-image"), pixels) == 3
 
 
 def generation(lengths, **parameters):

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tasks.catalogue import Model, TensorSpec, Variant
+from tasks.sizes import size_of_row
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.faults import said
 from workers.pipelines import Item, Row
@@ -50,6 +51,7 @@ class ImagePipeline:
     """
 
     def __init__(self, model: Model, labels: Sequence[str]) -> None:
+        self._model = model
         specs = {spec.name: spec for spec in model.inputs}
         self._pixels: TensorSpec = specs["pixels"]
         self._side = self._pixels.shape[1]
@@ -60,14 +62,14 @@ class ImagePipeline:
 
         Raises:
             InvalidRequestError: neither or both inputs, bytes that are no JPEG or PNG, pixels outside 0 to 1.
-            RequestTooLargeError: a photograph over `MAX_PIXELS`.
+            RequestTooLargeError: a photograph over `MAX_PIXELS`, or over the model's last bucket.
         """
         given = {name: value for name, value in row.items() if value is not None}
         if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
             message = f"expected one of the inputs 'image' and 'pixels', got {sorted(given)}"
             raise InvalidRequestError(message, field="inputs")
         pixels = decode(given["image"], self._side) if "image" in given else self._checked(given["pixels"])
-        return Item({"pixels": pixels}, 1, parameters)
+        return Item({"pixels": pixels}, size_of_row(self._model, given), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
         """`label` and `score`, and the best five as `labels` and `scores`, for each item."""

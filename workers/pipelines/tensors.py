@@ -1,7 +1,6 @@
 """Models whose inputs and outputs are tensors: values are checked against model.yaml and stacked, nothing more.
 
-A BYTES tensor holds Python values (text, bytes or any JSON value), each as one element of an object array. Where
-`size_unit` names a scalar integer input, that input's value is the row's size, and the last bucket is its limit.
+A BYTES tensor holds Python values (text, bytes or any JSON value), each as one element of an object array.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tasks.catalogue import Model, TensorSpec, Variant
-from taxiway.errors import ExecutionError, InvalidRequestError, RequestTooLargeError
+from tasks.sizes import size_of_row
+from taxiway.errors import ExecutionError, InvalidRequestError
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Placed, Runtime
 
@@ -43,10 +43,14 @@ class TensorPipeline:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._axes = {spec.name: spec.batch_axis for spec in model.inputs}
-        self._sized = next((i.name for i in model.inputs if i.name == model.size_unit and i.shape == (-1,)), None)
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        """The row as arrays of the declared types, without the batch axis. Raises `InvalidRequestError`."""
+        """The row as arrays of the declared types, without the batch axis.
+
+        Raises:
+            InvalidRequestError: a name or a value is wrong.
+            RequestTooLargeError: it is over the model's last bucket.
+        """
         known = {spec.name for spec in self._model.inputs}
         for name in row:
             if name not in known:
@@ -61,7 +65,7 @@ class TensorPipeline:
                 raise InvalidRequestError(
                     f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}"
                 )
-        return Item(arrays, self._size(arrays), parameters)
+        return Item(arrays, size_of_row(self._model, arrays), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
         """Outputs by name for each item, in order: arrays, or plain values where the element is a scalar.
@@ -92,17 +96,6 @@ class TensorPipeline:
             name: first if (axis := self._axes[name]) is None else np.stack([row[name] for row in rows], axis)
             for name, first in rows[0].items()
         }
-
-    def _size(self, arrays: Arrays) -> int:
-        if self._sized is None:
-            return 1
-        size, limit = int(arrays[self._sized]), self._model.buckets[-1]
-        field = f"inputs.{self._sized}"
-        if size < 1:
-            raise InvalidRequestError(f"{field}: expected at least 1, got {size}", field=field)
-        if size > limit:
-            raise RequestTooLargeError(f"{field}: expected at most {limit}, got {size}", field=field, limit=limit)
-        return size
 
 
 def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:

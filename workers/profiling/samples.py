@@ -8,6 +8,7 @@ from typing import Any
 from tasks.artefacts import ArtefactStore
 from tasks.catalogue import Model
 from tasks.signature import bind
+from tasks.sizes import unit_of
 from workers.pipelines import Item, Pipeline, Row
 
 _WORDS = ("a", "quiet", "harbour", "town", "wakes", "slowly", "while", "ferries", "leave", "for", "the", "islands", ".")
@@ -71,5 +72,5 @@ class Samples:
             raise SizeError(f"{self._model.id} has no example to measure with")
         inputs = self._artefacts.example(self._model, self._model.examples[0])
         row = dict(bind(self._model, inputs, {}).rows[0])
-        sized = next((i for i in self._model.inputs if i.name == self._model.size_unit and i.shape == (-1,)), None)
-        return self._prepared(row | {sized.name: size} if sized else row, {})
+        unit = unit_of(self._model)
+        return self._prepared(row | {unit.name: size} if unit.kind == "value" else row, {})

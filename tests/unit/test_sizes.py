@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.catalogue import Model, ModelError, TensorSpec, load_catalogue, parse_model
+from tasks.image_header import pixels_of, read_base64, read_bytes
+from tasks.settings import TREE
+from tasks.signature import bind
+from tasks.sizes import measured, quantised, rows_of, size_of_row
+from tasks.units import UnitError, read_unit
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from workers.pipelines.tensors import TensorPipeline
+
+MODELS = load_catalogue(TREE / "models")
+MONTE_CARLO = MODELS.resolve("monte-carlo")
+SENTIMENT = MODELS.resolve("sentiment")
+IDS = TensorSpec("ids", "INT64", (-1, -1))
+PICTURE = TensorSpec("picture", "BYTES", (-1,), optional=True)
+PIXELS = TensorSpec("raw", "FP32", (-1, -1, -1, 3), optional=True)
+
+
+def sized(unit: str, *inputs: TensorSpec, most: int = 1_000_000, pipeline: Any = "tensors") -> Model:
+    """A model whose rows are sized by `unit`."""
+    fields = {"inputs": inputs, "size_unit": unit, "buckets": (most,), "expected_size": 7, "pipeline": pipeline}
+    return msgspec.structs.replace(MONTE_CARLO, **fields)
+
+
+def png(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", width, height) + b"\x08\x02\0\0\0"
+
+
+def jpeg(width: int, height: int, before: int = 0) -> bytes:
+    """The start of a JPEG with an APP1 segment of `before` bytes ahead of its frame header."""
+    app1 = b"\xff\xe1" + struct.pack(">H", before + 2) + bytes(before)
+    return b"\xff\xd8" + app1 + b"\xff\xc2" + struct.pack(">HBHH", 11, 8, height, width) + bytes(40)
+
+
+def tagged(content: bytes) -> dict[str, str]:
+    return {"__type__": "base64", "__value__": base64.b64encode(content).decode()}
+
+
+def tensor(name: str, shape: list[Any], data: Any = None, datatype: str = "INT64") -> dict[str, Any]:
+    return {"name": name, "shape": shape, "datatype": datatype, "data": data}
+
+
+SAMPLES = struct.pack("<2q", 1_000, 3_000)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"samples": 2_000, "seed": 1},
+        {"samples": [1_000, 3_000], "seed": [1, 2]},
+        {"samples": {"shape": [2], "datatype": "INT64", "data": [1_000, 3_000]}, "seed": [1, 2]},
+        [tensor("seed", [2], [1, 2]), tensor("samples", [2], memoryview(SAMPLES))],
+        [tensor("samples", [2], tagged(SAMPLES)), tensor("seed", [2], tagged(SAMPLES))],
+        2_000,
+    ],
+)
+def test_the_mean_of_a_named_input_is_read_from_every_form_that_inputs_have(inputs: Any) -> None:
+    assert measured(MONTE_CARLO, inputs) == 2_000
+
+
+@pytest.mark.parametrize("samples", [None, "many", 1e6, float("nan"), True, {"a": 1}, [], [1, "x"], [[1]]])
+def test_a_named_input_that_is_no_integer_counts_as_expected(samples: Any) -> None:
+    assert measured(MONTE_CARLO, {"samples": samples, "seed": 1}) == MONTE_CARLO.expected_size
+
+
+@pytest.mark.parametrize("samples", [10_000_001, 2**80, 10**400, 10**5000], ids=lambda n: f"{n.bit_length()} bits")
+def test_a_row_over_the_last_bucket_is_refused_with_both_figures_however_large_it_is(samples: int) -> None:
+    with pytest.raises(RequestTooLargeError, match="at most 10000000, got") as caught:
+        measured(MONTE_CARLO, {"samples": samples, "seed": 1})
+    assert caught.value.details["limit"] == 10_000_000
+    assert len(caught.value.message) < 100
+
+
+@pytest.mark.parametrize("samples", [0, -1, -(10**400)])
+def test_a_named_input_below_one_is_refused(samples: int) -> None:
+    with pytest.raises(InvalidRequestError, match="at least 1, got"):
+        measured(MONTE_CARLO, {"samples": samples, "seed": 1})
+
+
+def test_of_several_rows_the_wrong_one_is_named() -> None:
+    with pytest.raises(RequestTooLargeError, match=r"^inputs.samples\[1\]: expected at most 10000000, got 20000000$"):
+        measured(MONTE_CARLO, {"samples": [5, 20_000_000], "seed": [1, 2]})
+
+
+def test_routers_and_workers_refuse_a_row_with_the_same_text() -> None:
+    row = bind(MONTE_CARLO, {"samples": 20_000_000, "seed": 1}, {}).rows[0]
+    with pytest.raises(RequestTooLargeError) as here:
+        measured(MONTE_CARLO, {"samples": 20_000_000, "seed": 1})
+    with pytest.raises(RequestTooLargeError) as there:
+        TensorPipeline(MONTE_CARLO).prepare(row, {})
+    assert (here.value.message, here.value.details) == (there.value.message, there.value.details)
+
+
+def test_a_tensor_counts_by_its_shape_whatever_is_in_it() -> None:
+    blob = {"name": "ids", "shape": [4, 96], "datatype": "INT64", "ref": "0" * 32, "bytes": 3072}
+
+    assert measured(sized("ids", IDS), [blob]) == 96
+    assert measured(sized("ids[1]", IDS), [tensor("ids", [4, 96])]) == 96
+    assert measured(sized("ids[1]", IDS), {"ids": [[1, 2, 3], [4, 5, 6]]}) == 3
+    assert measured(sized("ids", IDS), {"ids": [1, 2, 3, 4]}) == 4
+    assert measured(sized("raw", PIXELS), {"raw": tensor("raw", [2, 20, 30, 3])}) == 1800
+    assert measured(sized("bytes", IDS), [blob]) == 768
+
+
+@pytest.mark.parametrize("shape", [[4], [], [1] * 100_000, [1, -1], [1, "x"], "ab", None, [1, 1]])
+def test_a_shape_that_is_not_the_inputs_counts_as_expected(shape: Any) -> None:
+    model = sized("raw", PIXELS)
+    assert measured(model, {"raw": tensor("raw", shape)}) == 7
+
+
+def test_a_shape_of_huge_numbers_is_refused_at_once() -> None:
+    with pytest.raises(RequestTooLargeError, match="got a larger one"):
+        measured(sized("raw", PIXELS), {"raw": tensor("raw", [1, 10**4200, 10**4200, 3])})
+
+
+@pytest.mark.parametrize("content", [png(640, 480), jpeg(640, 480), jpeg(640, 480, 60_000)])
+def test_a_picture_counts_by_its_header_in_every_form(content: bytes) -> None:
+    model = sized("pixels", PICTURE, PIXELS, pipeline="image")
+
+    assert measured(model, {"picture": content}) == 640 * 480
+    assert measured(model, tagged(content)) == 640 * 480
+    assert measured(model, [tensor("picture", [2], [content, tagged(content)], "BYTES")]) == 640 * 480
+    assert measured(model, {"raw": tensor("raw", [1, 20, 30, 3])}) == 600
+    assert size_of_row(model, {"picture": content}) == 640 * 480
+
+
+def test_a_picture_in_a_blob_or_without_a_header_counts_as_expected() -> None:
+    model = sized("pixels", PICTURE, PIXELS, pipeline="image")
+    blob = {"ref": "0" * 32, "bytes": 90_000, "datatype": "BYTES", "digest": "d"}
+
+    assert measured(model, {"picture": blob}) == 7
+    assert measured(model, {"picture": b"GIF89a" + bytes(40)}) == 7
+
+
+def test_only_the_header_of_a_base64_picture_is_decoded() -> None:
+    class Watched(str):
+        read = 0
+
+        def __getitem__(self, key: Any) -> str:
+            found = str.__getitem__(self, key)
+            Watched.read += len(found)
+            return found
+
+    text = Watched(base64.b64encode(jpeg(640, 480, 60_000) + bytes(500_000)).decode())
+    assert pixels_of(read_base64(text)) == 640 * 480
+    assert Watched.read < 200
+
+
+@given(content=st.binary(max_size=200), start=st.sampled_from([b"", png(9, 9)[:20], jpeg(9, 9)[:12], b"\xff\xd8\xff"]))
+def test_no_bytes_make_reading_a_header_fail(content: bytes, start: bytes) -> None:
+    whole = start + content
+    found = pixels_of(read_bytes(whole))
+    assert found is None or found > 0
+    assert pixels_of(read_base64(base64.b64encode(whole).decode())) == found
+
+
+def test_a_text_counts_by_its_length_also_where_it_is_bytes_or_a_blob() -> None:
+    text = "x" * 400
+    blob = {"ref": "0" * 32, "bytes": 400, "datatype": "BYTES", "digest": "d"}
+    assert measured(SENTIMENT, text) == measured(SENTIMENT, tagged(text.encode())) == measured(SENTIMENT, blob) == 102
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.binary(max_size=9),
+    lambda below: (
+        st.lists(below, max_size=4)
+        | st.dictionaries(st.sampled_from(["shape", "datatype", "data", "name", "ref", "bytes", "__value__", "samples",
+                                           "ids", "raw", "picture"]), below, max_size=5)
+    ),
+    max_leaves=12,
+)  # fmt: skip
+units = st.sampled_from(
+    [
+        MONTE_CARLO,
+        SENTIMENT,
+        sized("ids", IDS),
+        sized("ids[1]", IDS),
+        sized("bytes", IDS, PICTURE),
+        sized("pixels", PICTURE, PIXELS, pipeline="image"),
+    ]
+)
+
+
+@given(model=units, inputs=json_values)
+def test_nothing_that_a_producer_writes_makes_measuring_fail(model: Model, inputs: Any) -> None:
+    assert rows_of(model, inputs) >= 1
+    try:
+        size = measured(model, inputs)
+    except TaxiwayError as error:
+        assert len(error.message) < 150
+    else:
+        assert size >= 1
+
+
+@given(rows=st.integers(1, 3), width=st.integers(0, 20))
+def test_a_router_and_a_worker_measure_the_same(rows: int, width: int) -> None:
+    ids = np.zeros((rows, width), np.int64)
+    for unit in ("ids", "ids[1]", "bytes"):
+        model = sized(unit, IDS)
+        asked = [tensor("ids", [rows, width], memoryview(ids.tobytes()))]
+        items = [TensorPipeline(model).prepare(row, {}).size for row in bind(model, asked, {}).rows]
+        assert max(items) == max(measured(model, asked), 1)
+
+
+@given(size=st.integers(1, 10_000_000))
+def test_a_quantised_size_is_at_most_an_eighth_larger_and_one_of_few(size: int) -> None:
+    found = quantised(MONTE_CARLO, size)
+    assert size <= found <= size * 1.125
+    assert len({quantised(MONTE_CARLO, n) for n in range(size, size + 100)}) <= 2 or size < 1_000
+
+
+@pytest.mark.parametrize(
+    ("unit", "path"),
+    [
+        ("sample", "size_unit"),
+        ("samples[1]", "size_unit"),
+        ("tokens", "size_unit"),
+        ("estimate", "size_unit"),
+        ("samples[", "size_unit"),
+        ("rows", "expected_size"),
+    ],
+)
+def test_a_size_unit_that_the_model_does_not_have_is_named(unit: str, path: str) -> None:
+    text = (TREE / "models/monte-carlo/model.yaml").read_text().replace("size_unit: samples", f"size_unit: '{unit}'")
+    with pytest.raises(ModelError) as caught:
+        parse_model(text, "model.yaml")
+    assert caught.value.path == path
+
+
+def test_rows_and_axes_are_counted_wherever_the_batch_axis_is() -> None:
+    state = TensorSpec("state", "FP32", (2, -1, -1), batch_axis=1)
+    rate = TensorSpec("rate", "INT64", (), batch_axis=None)
+    asked = [tensor("rate", [], 16_000), tensor("state", [2, 5, 128], None, "FP32")]
+
+    assert rows_of(sized("state", rate, state), asked) == 5
+    assert measured(sized("state", rate, state), asked) == 256
+    assert measured(sized("state[2]", rate, state), asked) == 128
+    assert measured(sized("state[0]", rate, state), asked) == 2
+    assert measured(sized("rate", rate, state), {"rate": 16_000}) == 16_000
+    assert size_of_row(sized("state[2]", rate, state), {"state": np.zeros((2, 128))}) == 128
+    with pytest.raises(UnitError):
+        read_unit("state[1]", (rate, state), "tensors")
