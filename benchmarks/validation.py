@@ -140,6 +140,7 @@ def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: fl
             "start": 0,
             "max_batch": hardware.max_batch,
             "max_wait": hardware.max_wait,
+            "max_run": hardware.max_run,
             "horizon": hardware.horizon,
             "curves": {"paced": {"base": pace * curve.base + turn, "slope": pace * curve.slope, "load": curve.load}},
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,9 +33,10 @@ class Board:
     the mean profile of those devices, `load` the seconds of loading to expect. `beside` is the device seconds of jobs
     that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between steps, else
     none. `residual`, of shape (LEVELS, candidates), multiplies a finish time into a guarantee; `limit` is the most rows
-    in a batch; `dollars` is the price of a device second, `shadow` the shadow price; `spot_loss` the reclaims a second
-    of spot capacity. `rates`, of shape (2, candidates), are the rows a second that come to each device of the class,
-    and that would if all of the model's did; `sharers` the rows that come while a loaded variant stays.
+    in a batch, and `max_run` the most seconds that one of several rows takes; `dollars` is what a device second costs,
+    `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2, candidates),
+    are the rows a second that come to each device of the class, and that would if all of the model's did; `sharers` the
+    rows that come while a loaded variant stays.
     """
 
     model: Model
@@ -55,6 +57,7 @@ class Board:
     beside: Column
     residual: np.ndarray
     limit: Column
+    max_run: Column
     horizon: Column
     dollars: Column
     shadow: Column
@@ -96,6 +99,7 @@ def lay_out(
         live=np.array(live, dtype=bool),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
         limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
+        max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         rates=np.stack([here, total / servers]),
@@ -205,6 +209,11 @@ def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) 
     """The largest that a device learned for the level; where none did, the largest of what profiles say."""
     learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
     return max(learned) if learned else max(k.residual for _, k in known)
+
+
+def _longest(candidate: Candidate, model: Model) -> float:
+    """Seconds that a batch may take; one that rows join and leave between steps is not bounded."""
+    return math.inf if generates(model) else candidate.hardware.runs_at_most
 
 
 def _limit(candidate: Candidate) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from router.board import Board, Column
 from router.fleet import FleetSnapshot
-from tasks.topology import Topology
+from tasks.topology import RUN_STRETCH, Topology
 
 GAIN = 0.5
 """How far one reading moves a shadow price towards what utilisation asks for."""
@@ -105,8 +105,22 @@ def wait_of(board: Board, ahead: Column) -> Column:
 def full_batch(board: Board, size: float) -> Column:
     """Seconds that each candidate's largest batch takes, of rows of this size."""
     alone, each = board.base + board.step * size, board.slope * size
-    seconds: Column = np.maximum(board.floor, alone + each * board.limit)
+    seconds: Column = np.maximum(board.floor, alone + each * batch_limit(board, alone, each))
     return seconds
+
+
+def batch_limit(board: Board, alone: Column, each: Column) -> Column:
+    """Most rows that run together, where a batch takes `alone + each · rows` seconds: as `workers.batcher.fill` forms.
+
+    `alone` and `each` have shape (candidates,), or (requests, candidates).
+    """
+    long = np.maximum(board.floor, alone + each * board.limit) > board.max_run
+    if not long.any():
+        return board.limit
+    bound = np.maximum(board.max_run, RUN_STRETCH * np.maximum(board.floor, alone + each))
+    rows = np.floor((bound - alone) / np.maximum(each, 1e-12))
+    limit: Column = np.where(long, np.minimum(np.maximum(rows, 1.0), board.limit), board.limit)
+    return limit
 
 
 def _run_and_work(board: Board, needs: Asked) -> tuple[np.ndarray, np.ndarray]:
@@ -117,16 +131,17 @@ def _run_and_work(board: Board, needs: Asked) -> tuple[np.ndarray, np.ndarray]:
     alone, each = board.base + board.step * needs.size, board.slope * needs.size
     rates = board.rates if each.ndim == 1 else board.rates[:, None]
     busy = rates * each
-    crowd = np.where(busy < 1.0, rates * alone / np.maximum(1.0 - busy, 1e-9), board.limit)
-    batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.company)), board.limit)
+    limit = batch_limit(board, alone, each)
+    crowd = np.where(busy < 1.0, rates * alone / np.maximum(1.0 - busy, 1e-9), limit)
+    batch = np.minimum(np.maximum(crowd, max(needs.rows, needs.company)), limit)
     seconds = np.maximum(board.floor, alone + each * batch)
     shared = seconds * needs.rows / batch
-    several = needs.rows > board.limit
+    several = needs.rows > limit
     if not several.any():
         return seconds, shared
-    full, rest = np.divmod(float(needs.rows), board.limit)
+    full, rest = np.divmod(float(needs.rows), limit)
     last = np.where(rest > 0, np.maximum(board.floor, alone + each * rest), 0.0)
-    many = full * np.maximum(board.floor, alone + each * board.limit) + last
+    many = full * np.maximum(board.floor, alone + each * limit) + last
     return np.where(several, many, seconds), np.where(several, many, shared)
 
 

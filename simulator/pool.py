@@ -58,7 +58,8 @@ class Pool:
         self._random = random.Random(f"{seed} {name}")
         self._hazard = (device.failures_per_hour + device.reclaims_per_hour * device.spot) / 3600
         self._world = world
-        self._batching = BatchPolicy(device.max_batch, device.max_wait)
+        longest = math.inf if device.max_run is None else device.max_run
+        self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
         self.queue: LevelQueue | DeadlineQueue = LevelQueue() if order == "level" else DeadlineQueue()
         self._density = self._peak = 0.0
         self._draining = 0
@@ -238,17 +239,17 @@ class Pool:
             return False
         if self._paused:
             self._gap, self._paused = missed(self._gap), False
-        batch = self._form(first.model, now)
+        batch = self._form(first.model, timing, now)
         device.start_whole(first.model, timing, batch, now)
         self._expect(device)
         return True
 
-    def _form(self, model: int, now: float) -> list[Job]:
+    def _form(self, model: int, timing: Whole, now: float) -> list[Job]:
         """The next batch, formed as a worker does from what it fetches: twice its largest batch, or one."""
         most = 2 * self.slots if self.slots > 1 else 1
         alike = [job for job in self.queue.front(most) if job.model == model and job.due > now]
-        shares = [Share(number, 1, job.due, job.queued) for number, job in enumerate(alike)]
-        chosen = [alike[portion.entry] for portion in form(shares, self._batching)]
+        shares = [Share(n, 1, job.due, job.queued, job.size + job.output) for n, job in enumerate(alike)]
+        chosen = [alike[portion.entry] for portion in form(shares, self._batching, timing.batch)]
         for job in chosen:
             self._unqueue(job)
             self._enter(job)

@@ -183,6 +183,7 @@ def topology_of(fleet: Fleet) -> Topology:
             runtimes=("echo",),
             max_batch=device.max_batch,
             max_wait=device.max_wait,
+            max_run=device.max_run,
             horizon=device.horizon,
             price=device.price,
             capacity="spot" if device.spot else "on-demand",

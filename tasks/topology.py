@@ -6,8 +6,9 @@ Only this module knows the file's shape. `schema()` is its JSON Schema, kept in 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,17 @@ TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Dollars = Annotated[float, msgspec.Meta(gt=0)]
+
+
+RUN_SHARE = 0.25
+"""Share of the tightest deadline that one batch may take: who comes as it begins still has most of its time."""
+
+
+RUN_STRETCH = 1.25
+"""What a batch may take, as a multiple of its first row alone, where that takes longer than `max_run` already.
+
+What all rows share (one reading of the weights) is then paid once; a second row that costs as much as the first waits.
+"""
 
 
 class TopologyError(DocumentError):
@@ -77,6 +89,8 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     `concurrency` is worker processes on one machine; `max_wait` is the longest that a batch forms, and `horizon` the
     most work that is bound to the queue, both in seconds; `warm` names models that a worker loads before it consumes.
+    A batch holds no more rows than take `max_run` seconds, unless one alone takes longer: who is due soon does not wait
+    behind it for more. Where it is not given, `longest_run` says it.
     A class of `spot` capacity takes only work that may be interrupted; `reclaims_per_hour` is how often a device goes.
     `notice` tells of that beforehand. `target` is the utilisation above which its time is made dearer, 0 to 1.
     At most `max_depth` jobs wait for it or run there, each of up to `payload` bytes: what is over it is refused.
@@ -87,6 +101,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     concurrency: Positive | Literal["per-core"] = 1
     max_batch: Positive
     max_wait: Seconds
+    max_run: Annotated[float, msgspec.Meta(gt=0)] | None = None
     horizon: Seconds = 10.0
     price: Price
     capacity: Literal["on-demand", "spot"] = "on-demand"
@@ -101,6 +116,11 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     labels: tuple[str, ...] = ()
     warm: tuple[str, ...] = ()
     scaling: Scaling = Scaling()
+
+    @property
+    def runs_at_most(self) -> float:
+        """Seconds that a batch of several rows may take; infinite where nothing bounds it."""
+        return math.inf if self.max_run is None else self.max_run
 
     @property
     def dollars_per_second(self) -> float:
@@ -212,7 +232,23 @@ def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
     topology = parse_document(text, Topology, file=file, error=TopologyError)
     for path, expected, value in _contradictions(topology):
         raise TopologyError(file, path, expected, value)
-    return topology
+    hardware = {
+        name: msgspec.structs.replace(one, max_run=longest_run(one, topology.service))
+        for name, one in topology.hardware.items()
+    }
+    return msgspec.structs.replace(topology, hardware=hardware)
+
+
+def longest_run(hardware: HardwareClass, services: Mapping[str, Service]) -> float | None:
+    """The class's `max_run`: its own, else `RUN_SHARE` of the tightest deadline among the services that it may serve.
+
+    None where none of these has a deadline. Spot capacity serves only what may be interrupted.
+    """
+    if hardware.max_run is not None:
+        return hardware.max_run
+    served = [one for one in services.values() if hardware.capacity != "spot" or one.preemptible]
+    tightest = min((one.deadline for one in served if one.deadline is not None), default=None)
+    return None if tightest is None else RUN_SHARE * tightest
 
 
 def load_topology(path: Path) -> Topology:

@@ -1,5 +1,7 @@
 """When a batch runs, and which rows are in it. Pure: the clock and what waits are arguments.
 
+A batch is bounded in rows and in seconds: a batch that runs is not interrupted, so it is what others wait for.
+
 The device never idles for company that is not expected. A batch forms by itself while the one before it runs; a free
 device waits for more rows only while rows keep coming and are worth the wait of those that are there, while the most
 urgent one can spare the time, and never longer than `max_wait`.
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+from tasks.topology import RUN_STRETCH
 
 QUIET = 3.0
 """Gaps without an arrival after which nobody else is expected: 5 % of Poisson gaps are longer than three means."""
@@ -18,16 +22,23 @@ QUIET = 3.0
 _SMOOTHING = 0.2
 """Weight of the newest gap in the mean."""
 
+Takes = Callable[[int, float], float]
+"""Seconds that a batch takes: of so many rows, whose sizes have this sum."""
+
 ALONE = math.inf
 """The gap of who has never had company."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """Most rows in a batch, and the longest that its first row waits for the others, in seconds."""
+    """Most rows in a batch, and the longest that its first row waits for the others, in seconds.
+
+    A batch of several rows takes at most `max_run` seconds, except as `RUN_STRETCH` says.
+    """
 
     max_batch: int
     max_wait: float
+    max_run: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +57,13 @@ class Crowd:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One job's rows in a crowd. `deadline` is by the store's clock, infinite where there is none."""
+    """One job's rows in a crowd, of a mean size. `deadline` is by the store's clock, infinite where there is none."""
 
     entry: int
     rows: int
     deadline: float
     arrived: float
+    size: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +80,34 @@ def ready(crowd: Crowd, now: float, policy: BatchPolicy, gap: float) -> float:
     `gap` is the mean of seconds between arrivals that had company (`met`), `ALONE` where nobody else is expected. To
     wait costs each row a gap; it saves the next one the whole run of a batch that it misses.
     """
-    if crowd.rows >= policy.max_batch or gap >= policy.max_wait or crowd.rows * gap >= crowd.run:
+    full = crowd.rows >= policy.max_batch or policy.max_run <= crowd.run < math.inf
+    if full or gap >= policy.max_wait or crowd.rows * gap >= crowd.run:
         return 0.0
     due = min(crowd.oldest + policy.max_wait, crowd.newest + QUIET * gap, crowd.start_by)
     return max(0.0, due - now)
 
 
-def form(shares: Sequence[Share], policy: BatchPolicy) -> list[Portion]:
-    """The next batch: rows by deadline, then by arrival; at most `max_batch` of them."""
+def form(shares: Sequence[Share], policy: BatchPolicy, takes: Takes) -> list[Portion]:
+    """The next batch: rows by deadline, then by arrival; as many as `fill` says."""
     ordered = sorted(shares, key=urgency)
-    taken = cut([share.rows for share in ordered], policy.max_batch)
+    front = cut([share.rows for share in ordered], policy.max_batch)
+    sizes = [share.size for share, rows in zip(ordered, front, strict=False) for _ in range(rows)]
+    taken = cut(front, fill(sizes, policy, takes))
     return [Portion(share.entry, rows) for share, rows in zip(ordered, taken, strict=False)]
+
+
+def fill(sizes: Sequence[float], policy: BatchPolicy, takes: Takes) -> int:
+    """How many of the first rows run together, by their sizes: at least one where there is one."""
+    most = min(len(sizes), policy.max_batch)
+    if most <= 1 or policy.max_run == math.inf or takes(most, sum(sizes[:most])) <= policy.max_run:
+        return most
+    bound = max(policy.max_run, RUN_STRETCH * takes(1, sizes[0]))
+    total = sizes[0]
+    for rows in range(1, most):
+        total += sizes[rows]
+        if takes(rows + 1, total) > bound:
+            return rows
+    return most
 
 
 def cut(waiting: Sequence[int], room: int) -> list[int]:

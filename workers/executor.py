@@ -140,6 +140,11 @@ class Executor:
         """How the variant's batches run against its profile, since this process began. Any thread may ask."""
         return self._tracks.get(loaded.key) or begin(loaded.known.residual)
 
+    def pace(self, key: str) -> float:
+        """What a variant's batches lately took, as a multiple of their profile. Any thread may ask."""
+        track = self._tracks.get(key)
+        return 1.0 if track is None else track.pace
+
     def memory_used(self) -> int:
         """Bytes that loaded variants hold. Any thread may ask."""
         return sum(_memory(loaded) for loaded in (*self.all_loaded(), *self._retired))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tasks.catalogue import Profile
 from workers import batcher
@@ -26,18 +26,23 @@ class Lane:
 
     Args:
         profile: predicts what a batch takes.
+        pace: gives what batches lately took, as a multiple of that.
         lent: whether the worker only helps the class out.
     """
 
-    def __init__(self, key: Key, policy: BatchPolicy, profile: Profile, *, lent: bool = False) -> None:
+    def __init__(
+        self, key: Key, policy: BatchPolicy, profile: Profile, pace: Callable[[], float], *, lent: bool = False
+    ) -> None:
         self.key = key
         self.variant, self.bucket, self.alone, _ = key
         self.policy = policy
         self.lent = lent
         self.profile = profile
+        self._pace = pace
         self._urgent: list[tuple[float, float, int, Job]] = []
         self._line: deque[Job] = deque()
         self.rows = 0
+        self._total = 0
         self._newest = 0.0
         self._together = 1
         self._answered = 0.0
@@ -58,10 +63,12 @@ class Lane:
         heapq.heappush(self._urgent, (job.deadline, job.arrived, next(_ORDER), job))
         self._line.append(job)
         self.rows += len(job.waiting[self.bucket])
+        self._total += sum(self._sizes(job))
 
     def remove(self, job: Job) -> None:
         """Take the job's rows out."""
         self.rows -= len(job.waiting[self.bucket])
+        self._total -= sum(self._sizes(job))
         job.waiting[self.bucket] = []
 
     def jobs(self) -> set[Job]:
@@ -73,7 +80,7 @@ class Lane:
         while not self._line[0].waiting[self.bucket]:
             self._line.popleft()
         rows = min(self.rows, self.policy.max_batch)
-        run = self.profile.latency(rows, self.bucket)
+        run = self._takes(rows, rows * self._total / self.rows)
         start_by = self.urgency()[0] - clock - run
         crowd = Crowd(self.rows, self._line[0].arrived, self._newest, start_by, run)
         wait = batcher.ready(crowd, now, self.policy, self._gap)
@@ -96,28 +103,48 @@ class Lane:
         if self._waiting:
             self._gap, self._waiting = batcher.missed(self._gap), False
         heads = self._heads(room)
+        sizes = [size for head in heads for size in self._sizes(head[3])]
+        room = batcher.fill(sizes[:room], self.policy, self._takes)
+        self.rows -= room
+        self._total -= sum(sizes[:room])
         portions: Portions = []
-        taken = batcher.cut([len(head[3].waiting[self.bucket]) for head in heads], room)
-        for head, rows in zip(heads, taken, strict=True):
+        for head in heads:
             job = head[3]
             waiting = job.waiting[self.bucket]
-            portions.append((job, waiting[:rows]))
-            job.waiting[self.bucket] = waiting[rows:]
-            self.rows -= rows
+            rows = min(room, len(waiting))
+            room -= rows
+            if rows:
+                portions.append((job, waiting[:rows]))
+                job.waiting[self.bucket] = waiting[rows:]
             if rows < len(waiting):
                 heapq.heappush(self._urgent, head)
         return portions
 
+    @property
+    def seconds(self) -> float:
+        """What all rows that wait here take, about, if they run in one batch. Any thread may read it."""
+        rows, total = self.rows, self._total
+        return self._takes(rows, total) if rows > 0 else 0.0
+
     def batches(self) -> Iterator[tuple[set[Job], float]]:
         """The jobs of each batch that is to come, and the seconds that its profile gives it."""
-        rows = [head[3] for head in sorted(self._urgent) for _ in head[3].waiting[self.bucket]]
-        for first in range(0, len(rows), self.policy.max_batch):
-            batch = rows[first : first + self.policy.max_batch]
-            yield set(batch), self.profile.latency(len(batch), self.bucket)
+        rows = [(head[3], size) for head in sorted(self._urgent) for size in self._sizes(head[3])]
+        while rows:
+            sizes = [size for _, size in rows[: self.policy.max_batch]]
+            count = batcher.fill(sizes, self.policy, self._takes)
+            batch, rows = rows[:count], rows[count:]
+            yield {job for job, _ in batch}, self.profile.latency(count, sum(sizes[:count]) / count)
 
     def answered(self, now: float) -> None:
         """The batch that was taken has its answers."""
         self._answered = now
+
+    def _sizes(self, job: Job) -> list[int]:
+        """The sizes of the job's rows that wait here."""
+        return [job.items[row].size for row in job.waiting[self.bucket]]
+
+    def _takes(self, rows: int, total: float) -> float:
+        return self._pace() * self.profile.latency(rows, total / rows)
 
     def _heads(self, room: int) -> list[tuple[float, float, int, Job]]:
         """The most urgent jobs, as many as fill `room` rows, out of the heap."""

@@ -287,10 +287,12 @@ class DeviceLoop:
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
         key = _key(job, bucket)
         if key not in self._lanes:
-            policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait)
+            whole = not self._inflight.serve(loaded)
+            longest = job.hardware.runs_at_most if whole else math.inf
+            policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait, longest)
+            pace = partial(self.executor.pace, loaded.key)
             lent = job.hardware is not self.executor.hardware
-            self._lanes[key] = Lane(key, policy, loaded.known.profile, lent=lent)
-            self._inflight.serve(loaded)
+            self._lanes[key] = Lane(key, policy, loaded.known.profile, pace, lent=lent)
         return self._lanes[key]
 
     def _next(self, now: float) -> tuple[Lane | None, float]:

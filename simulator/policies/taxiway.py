@@ -155,6 +155,7 @@ class Taxiway(ByLevel):
             slope=each,
             beside=board.limit * work,
             limit=np.minimum(company + 1.0, board.limit),
+            max_run=np.full_like(board.max_run, np.inf),  # the company is what runs with it already
             rates=np.full_like(board.rates, _ENDLESS),
         )
 

@@ -8,9 +8,16 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, form, met, missed, ready
+from tasks.topology import RUN_STRETCH
+from workers.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, fill, form, met, missed, ready
 
 POLICY = BatchPolicy(max_batch=16, max_wait=0.05)
+
+
+def takes(rows: int, total: float) -> float:
+    """Ten milliseconds, and one for each unit of size."""
+    return 0.01 + 0.001 * total
+
 
 seconds = st.floats(0, 1000, allow_nan=False)
 policies = st.builds(BatchPolicy, max_batch=st.integers(1, 256), max_wait=st.floats(0, 1))
@@ -21,6 +28,7 @@ shares = st.lists(
         rows=st.integers(1, 40),
         deadline=st.one_of(st.just(math.inf), seconds),
         arrived=seconds,
+        size=st.integers(1, 200),
     ),
     unique_by=lambda share: share.entry,
     max_size=30,
@@ -50,7 +58,7 @@ def test_the_wait_that_is_named_ends_within_max_wait_of_the_first_row(
 @given(shares=shares, policy=policies)
 def test_no_batch_outgrows_its_policy_and_none_is_empty(shares: list[Share], policy: BatchPolicy) -> None:
     rows = {share.entry: share.rows for share in shares}
-    batch = form(shares, policy)
+    batch = form(shares, policy, takes)
     assert sum(portion.rows for portion in batch) == min(policy.max_batch, sum(rows.values()))
     assert all(1 <= portion.rows <= rows[portion.entry] for portion in batch)
 
@@ -59,15 +67,43 @@ def test_no_batch_outgrows_its_policy_and_none_is_empty(shares: list[Share], pol
 def test_a_batch_does_not_depend_on_the_order_of_the_shares(
     shares: list[Share], policy: BatchPolicy, data: st.DataObject
 ) -> None:
-    assert form(shares, policy) == form(data.draw(st.permutations(shares)), policy)
+    assert form(shares, policy, takes) == form(data.draw(st.permutations(shares)), policy, takes)
 
 
 @given(shares=shares, policy=policies)
 def test_no_row_runs_before_one_whose_deadline_is_sooner(shares: list[Share], policy: BatchPolicy) -> None:
-    taken = {portion.entry: portion.rows for portion in form(shares, policy)}
+    taken = {portion.entry: portion.rows for portion in form(shares, policy, takes)}
     left = [share.deadline for share in shares if taken.get(share.entry, 0) < share.rows]
     ran = [share.deadline for share in shares if share.entry in taken]
     assert not left or not ran or max(ran) <= min(left)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=40),
+    policy=st.builds(BatchPolicy, st.integers(1, 32), st.just(0.0), st.floats(0.001, 1)),
+)
+def test_a_batch_of_several_rows_is_over_max_run_only_where_its_first_row_is(
+    sizes: list[int], policy: BatchPolicy
+) -> None:
+    rows = fill(sizes, policy, takes)
+    first, batch = takes(1, sizes[0]), takes(rows, sum(sizes[:rows]))
+    assert 1 <= rows <= min(len(sizes), policy.max_batch)
+    assert rows == 1 or batch <= max(policy.max_run, RUN_STRETCH * first)
+    if rows < min(len(sizes), policy.max_batch):  # it holds as many as it may
+        assert takes(rows + 1, sum(sizes[: rows + 1])) > max(policy.max_run, RUN_STRETCH * first)
+
+
+def test_rows_that_cost_little_beside_what_all_share_run_together_though_one_alone_takes_long() -> None:
+    policy = BatchPolicy(max_batch=16, max_wait=0.0, max_run=0.05)
+
+    assert fill([1] * 40, policy, lambda rows, total: 0.5 + 0.001 * total) == 16
+    assert fill([1] * 40, policy, lambda rows, total: 0.5 * total) == 1
+
+
+def test_a_batch_that_takes_max_run_waits_for_no_more_rows() -> None:
+    bounded = replace(POLICY, max_run=0.02)
+    assert ready(Crowd(3, 0.0, 0.0, run=0.019), 0.0, bounded, gap=0.001) > 0
+    assert ready(Crowd(3, 0.0, 0.0, run=0.021), 0.0, bounded, gap=0.001) == 0.0
 
 
 def test_a_full_batch_runs_at_once() -> None:

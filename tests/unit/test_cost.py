@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from router.board import RESIDENCE, Board, lay_out
 from router.classify import Constraints, Needs
-from router.cost import DEAREST, Estimate, reckon, shadow_prices
+from router.cost import DEAREST, Estimate, batch_limit, reckon, shadow_prices
 from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Parameter, Profile, TensorSpec, Variant
 from tasks.document import Size
 from tasks.facts import DeviceFacts
 from tasks.profiles import ProfileBook
-from tasks.topology import HardwareClass, Link, Price, Service, Topology
+from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Service, Topology
 from tests.unit.strategies import situations
+from workers.batcher import BatchPolicy, fill
 
 KEY = "sentiment:1/fast"
 FLOW = "cpu|sentiment:1"
@@ -144,6 +145,45 @@ def test_work_ahead_is_shared_by_the_devices() -> None:
 def test_rows_beyond_the_largest_batch_run_in_more_batches() -> None:
     figures = estimated(WARM, needs=replace(ONE_ROW, rows=20))
     assert figures.run == pytest.approx(2 * (0.1 + 0.01 * 80) + (0.1 + 0.01 * 40))
+
+
+def bounded(max_run: float, needs: Needs) -> Estimate:
+    """The figures where a batch takes at most `max_run` seconds."""
+    hardware = msgspec.structs.replace(CLASS, max_run=max_run)
+    return reckon(board_of(WARM, hardware=hardware), needs, np.zeros(1)).at(0)
+
+
+def test_rows_beyond_what_a_batch_may_take_run_in_more_batches() -> None:
+    six = replace(ONE_ROW, rows=6)
+
+    assert bounded(0.45, six).run == pytest.approx(2 * (0.1 + 0.01 * 30))
+    assert bounded(0.01, six).run == pytest.approx(6 * (0.1 + 0.01 * 10))  # each row alone takes longer than it may
+    assert bounded(9.0, six).run == pytest.approx(0.1 + 0.01 * 60)
+
+
+@given(
+    base=st.floats(0, 0.1),
+    slope=st.floats(0, 0.05),
+    floor=st.floats(0, 0.2),
+    size=st.integers(1, 20),
+    max_run=st.floats(0.001, 1),
+)
+def test_placement_expects_the_batches_that_workers_form(
+    base: float, slope: float, floor: float, size: int, max_run: float
+) -> None:
+    profile = Profile(base=base, slope=slope, floor=floor)
+    board = replace(
+        board_of(WARM),
+        base=np.array([base]),
+        slope=np.array([slope]),
+        floor=np.array([floor]),
+        max_run=np.array([max_run]),
+    )
+    formed = fill([size] * 8, BatchPolicy(8, 0.0, max_run), lambda rows, total: profile.latency(rows, total / rows))
+    expected = float(batch_limit(board, np.array([base]), np.array([slope * size]))[0])
+    assert abs(expected - formed) <= 1e-6 or profile.latency(min(formed, expected) + 1, size) == pytest.approx(
+        max(max_run, RUN_STRETCH * profile.latency(1, size))
+    )  # what is just at the bound may be on either side of it
 
 
 def test_company_makes_a_batch_longer_and_a_row_cheaper() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +108,23 @@ def test_the_shipped_file_is_a_topology_with_the_three_classes() -> None:
     topology = load_topology(TREE / "queues.yaml")
     assert sorted(topology.hardware) == ["cpu.batch", "gpu.realtime", "tpu.bulk"]
     assert topology.hardware["gpu.realtime"].memory == 24 * 2**30
+
+
+def test_a_batch_may_take_a_quarter_of_the_tightest_deadline_that_its_class_may_serve() -> None:
+    text = (TREE / "queues.yaml").read_text()
+    spot = "capacity: spot\n    max_batch: 16"
+    given = parse_topology(
+        text.replace("max_wait: 0.05", "max_wait: 0.05\n    max_run: 2").replace("max_batch: 16", spot)
+    )
+    endless = parse_topology(re.sub(r"deadline: [0-9.]+", "deadline: null", text))
+
+    assert {name: one.max_run for name, one in load_topology(TREE / "queues.yaml").hardware.items()} == {
+        "cpu.batch": 0.0625,
+        "gpu.realtime": 0.0625,
+        "tpu.bulk": 0.0625,
+    }
+    assert (given.hardware["tpu.bulk"].max_run, given.hardware["cpu.batch"].max_run) == (2, 900)  # bulk alone
+    assert endless.hardware["cpu.batch"].runs_at_most == math.inf
 
 
 def test_a_tenant_has_the_rules_that_are_written_and_no_others() -> None:

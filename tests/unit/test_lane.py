@@ -1,0 +1,89 @@
+"""Which rows a lane gives to the next batch, by their own sizes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.catalogue import Profile, load_catalogue
+from tasks.settings import TREE
+from tasks.ticket import Ticket
+from tasks.topology import HardwareClass, Price
+from taxiway.keys import INFER
+from workers.batcher import BatchPolicy
+from workers.intake import gather
+from workers.lane import Lane
+from workers.pipelines import Item
+from workers.work import Delivery, Job
+
+PROFILE = Profile(base=0.001, slope=1e-6)
+MODEL = load_catalogue(TREE / "models").resolve("monte-carlo")
+HARDWARE = HardwareClass(device="cpu", runtimes=("python",), max_batch=8, max_wait=0.0, price=Price(1.0))
+BUCKET = 1_000_000
+
+
+def job(*sizes: int, deadline: float = 100.0) -> Job:
+    """A job with rows of these sizes, all of one bucket."""
+    ticket = Ticket(
+        job="j", task=INFER, model=MODEL.id, variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""
+    )
+    delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
+    made = Job(delivery, HARDWARE, MODEL, "python", "k", ({},), {}, (), single=False, arrived=0.0, deadline=deadline)
+    made.items = [Item({}, size) for size in sizes]
+    gather(made)
+    return made
+
+
+def lane(max_run: float, *jobs: Job, pace: float = 1.0) -> Lane:
+    """A lane in which these jobs wait."""
+    made = Lane(("k", BUCKET, "", "c"), BatchPolicy(8, 0.0, max_run), PROFILE, lambda: pace)
+    for one in jobs:
+        made.add(one)
+    return made
+
+
+def taken(made: Lane) -> list[int]:
+    return [one.items[row].size for one, rows in made.take(8) for row in rows]
+
+
+def test_a_batch_takes_as_many_rows_as_fit_into_max_run_by_their_own_sizes() -> None:
+    small = lane(0.5, job(*[200_000] * 6))
+    large = lane(0.5, job(*[900_000] * 6))
+
+    assert (taken(small), taken(small), taken(small)) == ([200_000] * 2, [200_000] * 2, [200_000] * 2)
+    assert taken(large) == [900_000]
+    assert (small.rows, small.seconds) == (0, 0.0)
+    assert large.seconds == pytest.approx(0.001 + 5 * 0.9)
+
+
+def test_a_device_that_is_slower_than_its_profile_gets_fewer_rows_a_batch() -> None:
+    assert len(taken(lane(0.5, job(*[200_000] * 6), pace=2.0))) == 1
+    assert len(taken(lane(0.5, job(*[200_000] * 6), pace=0.5))) == 4
+
+
+def test_the_rows_that_no_batch_took_go_on_waiting_most_urgent_first() -> None:
+    urgent, patient = job(600_000, 500_000, deadline=1.0), job(400_000, deadline=2.0)
+    both = lane(0.7, patient, urgent)
+
+    assert [taken(both), taken(both), taken(both)] == [[600_000], [500_000], [400_000]]
+    assert not both
+
+
+def test_what_is_withdrawn_no_longer_counts() -> None:
+    leaving, staying = job(600_000), job(300_000)
+    both = lane(0.7, leaving, staying)
+
+    both.remove(leaving)
+
+    assert both.seconds == pytest.approx(0.301)
+    assert taken(both) == [300_000]
+
+
+def test_the_batches_that_are_to_come_are_those_that_run() -> None:
+    waiting = lane(0.5, job(200_000, 200_000, 900_000), job(150_000))
+    foreseen = [seconds for _, seconds in waiting.batches()]
+
+    ran = []
+    while waiting:
+        sizes = taken(waiting)
+        ran.append(PROFILE.latency(len(sizes), sum(sizes) / len(sizes)))
+    assert foreseen == pytest.approx(ran)
