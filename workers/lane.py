@@ -28,15 +28,24 @@ class Lane:
         profile: predicts what a batch takes.
         pace: gives what batches lately took, as a multiple of that.
         lent: whether the worker only helps the class out.
+        apart: whether the rows run in a process of their own.
     """
 
     def __init__(
-        self, key: Key, policy: BatchPolicy, profile: Profile, pace: Callable[[], float], *, lent: bool = False
+        self,
+        key: Key,
+        policy: BatchPolicy,
+        profile: Profile,
+        pace: Callable[[], float],
+        *,
+        lent: bool = False,
+        apart: bool = False,
     ) -> None:
         self.key = key
         self.variant, self.bucket, self.alone, _ = key
         self.policy = policy
         self.lent = lent
+        self.apart = apart
         self.profile = profile
         self._pace = pace
         self._urgent: list[tuple[float, float, int, Job]] = []

@@ -3,6 +3,9 @@
 What is generated step by step joins a running batch as soon as it has room (`inflight`); between two of its steps one
 whole batch of another variant may run, the more urgent of both going first. Jobs whose variant is not loaded wait
 until it is, beside the lanes (`loads`).
+
+A row that runs in a process of its own, as those of Python callables do, does not keep the device from what is more
+urgent: while it runs, due batches of other variants run beside it.
 """
 
 from __future__ import annotations
@@ -105,6 +108,9 @@ class DeviceLoop:
         self._stopping = threading.Event()
         self._must_end_by = math.inf
         self._whole: tuple[Occupation, Portions] | None = None
+        self._calling = False
+        self._beside = 0.0
+        self._fault: Exception | None = None
         self._inflight = InFlight(executor, tell)
         self._loads = Loads(executor, wake=lambda: self.put([]), fail=self._fail)
 
@@ -227,7 +233,7 @@ class DeviceLoop:
             if wait > 0:
                 self._changed.wait_for(self._has_news, wait)
             jobs, self._inbox, self._inbox_rows = self._inbox, [], 0
-            renewal, self._renewal = self._renewal, None
+            renewal, self._renewal = (None, self._renewal) if self._calling else (self._renewal, None)
         if renewal is not None and not self._stopping.is_set():
             self._renew(*renewal)
         for job in jobs:
@@ -292,7 +298,8 @@ class DeviceLoop:
             policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait, longest)
             pace = partial(self.executor.pace, loaded.key)
             lent = job.hardware is not self.executor.hardware
-            self._lanes[key] = Lane(key, policy, loaded.known.profile, pace, lent=lent)
+            apart = loaded.interruptible is not None
+            self._lanes[key] = Lane(key, policy, loaded.known.profile, pace, lent=lent, apart=apart)
         return self._lanes[key]
 
     def _next(self, now: float) -> tuple[Lane | None, float]:
@@ -383,12 +390,13 @@ class DeviceLoop:
             self._inflight.join(loaded.key, batch)
             return
         started = self._busy_since = time.monotonic()
+        beside = self._beside
         self.running = len(items)
         if loaded.interruptible is not None:
             answers = self._run_rows(loaded, loaded.interruptible, batch)
         else:
             answers = self._run_whole(loaded, batch, items)
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started - (self._beside - beside)
         self.running, self._must_end_by = self._inflight.rows, math.inf
         self.busy, self._busy_since = self.busy + seconds, None
         self._rate.count(len(items), started + seconds)
@@ -415,18 +423,59 @@ class DeviceLoop:
         rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
         longest = sum(row.watch.seconds for row in rows)
         self._must_end_by = time.monotonic() + longest + self.store.limits.stall
+        self._calling = loaded.in_use = True  # what loads meanwhile takes its room from others, and no model changes
         answers = run_rows(self.executor, loaded, runtime, rows)
+        self._calling = loaded.in_use = False
+        if self._fault is not None:  # of what ran beside it: not the row's, but this process's
+            raise self._fault
         if not runtime.alive:
             self.executor.unload(loaded)
             self._loads.replace(loaded.model, batch[0][0].variant)
         return answers
 
     def _watch(self, loaded: Loaded, job: Job, row: int) -> Watch:
-        limit = loaded.variant.limits.time
+        limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
         if limit is not None:
-            return Watch(job.delivery.job, partial(self._is_wanted, job), limit, "limits.time in its model.yaml")
+            return Watch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
         longest = self.store.limits.stall + _patience(loaded, [job.items[row]])
-        return Watch(job.delivery.job, partial(self._is_wanted, job), longest, "limits.stall in queues.yaml, and more")
+        return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
+
+    def _goes_on(self, job: Job) -> bool:
+        """Whether a row of the job that runs may go on; what is more urgent has run when it says so."""
+        try:
+            self._run_beside(job)
+        except Exception as error:  # raised here, it would count as the row's own
+            self._fault = error
+        return self._fault is None and self._is_wanted(job)
+
+    def _run_beside(self, job: Job) -> None:
+        """Run what is due and more urgent than the job, whose row goes on in its process meanwhile."""
+        if job.delivery.suspect:  # it has no company
+            return
+        started, outer = time.monotonic(), (self.running, self._must_end_by, self._busy_since)
+        self._collect(0.0)
+        while (lane := self._more_urgent(job)) is not None:
+            self._serve(lane)
+        if self._inflight.rows:
+            self._step()
+        seconds = time.monotonic() - started
+        self._beside += seconds
+        self.running, self._must_end_by, self._busy_since = outer[0], outer[1] + seconds, outer[2]
+
+    def _more_urgent(self, job: Job) -> Lane | None:
+        """The lane with the most urgent batch that is due, runs in this process, and goes before the job."""
+        now = time.monotonic()
+        due = [
+            lane
+            for lane in self._lanes.values()
+            if lane and not lane.alone and not lane.apart and self._goes_before(lane, job, now)
+        ]
+        return min(due, key=Lane.turn, default=None)
+
+    def _goes_before(self, lane: Lane, job: Job, now: float) -> bool:
+        if lane.urgency()[0] >= job.deadline:
+            return False
+        return self._room_in(lane) > 0 if self._joins(lane) else lane.due(now, self._clock) <= 0
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether a job's rows may go on: somebody waits for them, and the worker has time to run them."""

@@ -16,7 +16,7 @@ from celery import Celery
 from tasks.facts import DeviceFacts
 from tasks.settings import Settings
 from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError
-from taxiway.keys import DEVICES, job_key
+from taxiway.keys import DEVICES, job_key, result_key
 from tests.routing import eventually
 from tests.waiting import gone, until
 from tests.working import QUEUES, Tower, WorkerProcess, add_spinner, empty_fleet, worker_process, worker_settings
@@ -142,6 +142,28 @@ def test_a_call_ends_at_its_job_s_deadline_also_where_no_router_lives(here: Site
     assert time.time() - deadline < AT_ONCE
     assert until(lambda: gone(process), patience=AT_ONCE)
     assert tower.result(order(tower, "echo", 2)).outputs == {"given": 2}
+
+
+def test_what_is_more_urgent_is_answered_while_a_call_runs_and_what_is_not_waits_for_its_end(here: Site) -> None:
+    tower = here.tower
+    running = order(tower, "sleep", 600, deadline_at=time.time() + 600)
+    (process,) = here.noted()
+    patient = tower.order("paced", "later")
+    urgent = [tower.order("echo", n, deadline_at=time.time() + 30) for n in range(3)]
+    assert [tower.result(job, within=AT_ONCE).outputs["payload"] for job in urgent] == [0, 1, 2]
+    assert not gone(process)
+    assert tower.state.get(result_key(patient)) is None
+    tower.cancel(running)
+    assert tower.result(patient).outputs == {"payload": "later"}
+
+
+def test_another_call_waits_for_the_one_that_runs_however_urgent_it_is(here: Site) -> None:
+    tower = here.tower
+    running = order(tower, "sleep", 1)
+    here.noted()
+    urgent = order(tower, "echo", 7, deadline_at=time.time() + 30)
+    assert tower.result(running).outputs == {"given": None}
+    assert tower.result(urgent).outputs == {"given": 7}
 
 
 def test_what_a_callable_forked_and_ignores_sigterm_is_gone_with_its_job(here: Site) -> None:

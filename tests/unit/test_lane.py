@@ -29,6 +29,7 @@ def job(*sizes: int, deadline: float = 100.0) -> Job:
     delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
     made = Job(delivery, HARDWARE, MODEL, "python", "k", ({},), {}, (), single=False, arrived=0.0, deadline=deadline)
     made.items = [Item({}, size) for size in sizes]
+    made.answers = [None] * len(sizes)
     gather(made)
     return made
 
