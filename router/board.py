@@ -32,11 +32,12 @@ class Board:
     counts them, at least 1; `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are
     the mean profile of those devices, `load` the seconds of loading to expect. `beside` is the device seconds of jobs
     that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between steps, else
-    none. `residual`, of shape (LEVELS, candidates), multiplies a finish time into a guarantee; `limit` is the most rows
-    in a batch, and `max_run` the most seconds that one of several rows takes; `dollars` is what a device second costs,
-    `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2, candidates),
-    are the rows a second that come to each device of the class, and that would if all of the model's did; `sharers` the
-    rows that come while a loaded variant stays.
+    none. `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices has ended a long batch
+    of less urgent work; `residual`, of the same shape, multiplies a finish time into a guarantee; `limit` is the most
+    rows in a batch, and `max_run` the most seconds that one of several rows takes; `dollars` is what a device second
+    costs, `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2,
+    candidates), are the rows a second that come to each device of the class, and that would if all of the model's did;
+    `sharers` the rows that come while a loaded variant stays.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class Board:
     floor: Column
     load: Column
     beside: Column
+    blocked: np.ndarray
     residual: np.ndarray
     limit: Column
     max_run: Column
@@ -101,6 +103,7 @@ def lay_out(
         limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
         max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
+        blocked=np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T,
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
@@ -209,6 +212,14 @@ def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) 
     """The largest that a device learned for the level; where none did, the largest of what profiles say."""
     learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
     return max(learned) if learned else max(k.residual for _, k in known)
+
+
+def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
+    """For each level, the seconds until the first device is free of a batch that is less urgent.
+
+    More urgent ones and those of the level itself are in the work that is counted before it.
+    """
+    return [min((d.blocked if d.blocked_by > level else 0.0 for d in devices), default=0.0) for level in range(LEVELS)]
 
 
 def _longest(candidate: Candidate, model: Model) -> float:

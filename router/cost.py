@@ -87,7 +87,7 @@ def reckon(board: Board, needs: Asked, ahead: Column) -> Figures:
     the fleet is to find the class where the model is cheapest as a whole, also when nothing of it is there yet.
     """
     (run, _), (work, work_if_all_came) = _run_and_work(board, needs)
-    wait = wait_of(board, ahead)
+    wait = wait_of(board, ahead) + board.blocked[needs.level]
     transfer = board.link_delay + board.link_seconds * needs.payload
     finish = transfer + wait + board.load + run
     sharers = max(1.0, board.sharers / needs.rows)

@@ -216,12 +216,20 @@ NEVER = Refusal()
 def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER) -> FleetSnapshot:
     """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out."""
     live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
-    devices = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
+    told = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
+    devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in told)
     work, held = work_from(facts.work)
     startable = tuple(sorted(name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR))
     occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
     work = with_occupied(work, occupied)
     return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied)
+
+
+def _since(device: DeviceFacts, age: float) -> DeviceFacts:
+    """What a device said `age` seconds ago, as it is by now."""
+    if not device.blocked:
+        return device
+    return msgspec.structs.replace(device, blocked=max(device.blocked - age, 0.0))
 
 
 def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:

@@ -24,6 +24,9 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     that it still takes for rows which nobody waits for any more, `done` by class what the worker did since its start.
     One that is `draining` takes no more.
 
+    `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
+    `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too.
+
     For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
     within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels
     stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those whose profile no
@@ -48,6 +51,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     running: int = 0
     batch_age: float = 0.0
     occupied: float = 0.0
+    blocked: float = 0.0
+    blocked_by: int = 0
     pace: dict[str, float] = {}
     residual: dict[str, tuple[float, ...]] = {}
     drifted: tuple[str, ...] = ()

@@ -176,6 +176,17 @@ class DeviceLoop:
         unwanted = sum(len(rows) for job, rows in batch if not self._is_wanted(job))
         return occupation.left(now, unwanted / sum(len(rows) for _, rows in batch))
 
+    def blocked(self, now: float) -> tuple[float, int]:
+        """Seconds until a long batch that cannot be interrupted ends, and its most urgent level; 0 where none runs.
+
+        Any thread may ask.
+        """
+        whole = self._whole
+        if whole is None or not whole[0].longer_than(self.executor.hardware.runs_at_most, now):
+            return 0.0, 0
+        levels = [job.ticket.level for job, _ in whole[1] if self._is_wanted(job)]
+        return (whole[0].ends_in(now), min(levels)) if levels else (0.0, 0)  # `occupied` has what nobody waits for
+
     def run(self) -> None:
         """Serve until stopped, and then what ends in time."""
         wait = 0.0

@@ -19,6 +19,14 @@ class Occupation:
     began: float
     predicted: float
 
+    def ends_in(self, now: float) -> float:
+        """Seconds until it ends; one that takes longer than predicted goes on for as long again as it is late."""
+        return abs(self.predicted - (now - self.began))
+
+    def longer_than(self, seconds: float, now: float) -> bool:
+        """Whether it takes so long, by its profile or already."""
+        return max(self.predicted, now - self.began) > seconds
+
     def left(self, now: float, unwanted: float) -> float:
         """Seconds that it goes on for the share `unwanted` of its rows.
 

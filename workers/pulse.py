@@ -155,6 +155,7 @@ class Pulse:
         tracks = {one.key: executor.track(one) for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
+        blocked, blocked_by = self._loop.blocked(time.monotonic())
         return DeviceFacts(
             worker=self._store.worker,
             hardware_class=self._hardware_class,
@@ -174,6 +175,8 @@ class Pulse:
             running=self._loop.running,
             batch_age=told_briefly(self._loop.batch_age(time.monotonic())),
             occupied=told_briefly(self._loop.occupied(time.monotonic())),
+            blocked=told_briefly(blocked),
+            blocked_by=blocked_by,
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),

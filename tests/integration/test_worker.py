@@ -188,6 +188,7 @@ def test_a_device_stays_busy_in_the_snapshot_with_a_cancelled_batch_that_cannot_
         job = tower.order("spinner", {"turns": [10**15]})
         eventually(lambda: is_running(tower, job))
         assert (facts_of(tower, worker).occupied, snapshot(tower).work) == (0.0, {})
+        eventually(lambda: facts_of(tower, worker).blocked > 35.0)  # more urgent work waits for it
         tower.cancel(job)
         eventually(lambda: facts_of(tower, worker).occupied, within=0.9)  # before the next heartbeat is due
         assert 35.0 < snapshot(tower).ahead(CLASS, 0) < 50.0

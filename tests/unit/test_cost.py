@@ -147,6 +147,18 @@ def test_rows_beyond_the_largest_batch_run_in_more_batches() -> None:
     assert figures.run == pytest.approx(2 * (0.1 + 0.01 * 80) + (0.1 + 0.01 * 40))
 
 
+def test_more_urgent_work_waits_until_the_first_device_has_ended_a_long_batch() -> None:
+    long = {"blocked": 3.0, "blocked_by": 2}
+    one, other = (msgspec.structs.replace(device, **long) for device in (WARM, COLD))
+    shorter = msgspec.structs.replace(other, blocked=1.0)
+
+    def wait(level: int, *devices: DeviceFacts) -> float:
+        return estimated(*devices, needs=replace(ONE_ROW, level=level)).wait
+
+    assert [wait(level, one, shorter) for level in range(4)] == [1.0, 1.0, 0.0, 0.0]
+    assert wait(0, one, COLD) == 0.0
+
+
 def bounded(max_run: float, needs: Needs) -> Estimate:
     """The figures where a batch takes at most `max_run` seconds."""
     hardware = msgspec.structs.replace(CLASS, max_run=max_run)
