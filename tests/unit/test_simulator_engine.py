@@ -106,6 +106,18 @@ def test_the_mean_wait_of_one_server_is_that_of_theory() -> None:
     assert float(np.median(outcome.latency)) == pytest.approx(math.log(2) * service / (1 - rho), rel=0.05)
 
 
+def test_a_batch_takes_no_longer_than_max_run_allows_and_placement_knows_it() -> None:
+    bounded = QUEUE.replace("max_batch: 1,", "max_batch: 8, max_run: 0.3,")
+    rows = [{"arrival": 0.0, "model": "m", "size": 100_000} for _ in range(12)]  # a tenth of a second each
+    workload = prepare(make_trace(rows), parse_fleet(bounded), seed=1)
+
+    ended = np.round(engine("static", workload).run().latency, 3)
+
+    assert np.unique(ended, return_counts=True)[1].max() <= 3  # where eight would fit
+    assert np.diff(np.unique(ended)).max() <= 0.3 + 1e-6
+    assert topology_of(workload.fleet).hardware["one"].runs_at_most == 0.3
+
+
 def burst(*deadlines: float) -> Workload:
     rows: list[dict[str, Any]] = [
         {"arrival": 0.001 * number, "model": "m", "size": 1_000_000, "deadline": deadline, "priority": 1}
