@@ -14,6 +14,9 @@ CANCEL = "taxiway.cancel"
 LEVELS = 4
 """Priority levels of a queue; 0 is served first."""
 
+PATIENT = 2
+"""The first of the levels whose work nobody waits for: what is due in more than ten minutes, or never."""
+
 DEVICES = "taxiway:devices"
 """Hash of worker name to device facts; `HEARTBEATS` holds when each was written, by the store's clock."""
 

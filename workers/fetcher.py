@@ -18,6 +18,7 @@ from typing import Any
 from kombu.message import Message
 
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.keys import LEVELS
 from taxiway.wire import decode_envelope
 from workers.backlog import Backlog
 from workers.context import WorkerContext
@@ -41,6 +42,7 @@ _REST = 0.0002
 What comes next here would keep them from it: an echo takes 0.1 ms less from its message to its result.
 """
 
+_LOOKS = 4  # looks at the queue in the time that the patient work takes which waits here: its place is free by then
 _PAUSE = 0.2  # seconds before another try while the broker is away
 
 
@@ -143,10 +145,12 @@ class Fetcher:
         if not queues or room <= 0:
             self._stopping.wait(0.0 if queues and not self._passing else 0.01)
             return
+        levels = self._loop.levels()
         for queue in queues:
             if room > 0:
-                room -= self._receive(self._queue.take(queue, room))
-        if room > 0 and (hauls := self._queue.wait(queues, LOOK)):
+                room -= self._receive(self._queue.take(queue, room, levels))
+        longest = LOOK if levels == LEVELS else self._loop.ahead / _LOOKS
+        if room > 0 and (hauls := self._queue.wait(queues, longest, levels)):
             for haul in hauls:
                 if self._followed.is_set() and haul.queue in self._queues():
                     self._receive(haul)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from tasks.catalogue import Profile
+from taxiway.keys import PATIENT
 from workers import batcher
 from workers.batcher import ALONE, BatchPolicy, Crowd
 from workers.work import Job
@@ -23,6 +24,8 @@ _ORDER = itertools.count()
 
 class Lane:
     """Rows of a variant that can run together. The device thread alone changes it; any may read `rows`.
+
+    `patient` of these are of jobs that nobody waits for.
 
     Args:
         profile: predicts what a batch takes.
@@ -51,6 +54,7 @@ class Lane:
         self._urgent: list[tuple[float, float, int, Job]] = []
         self._line: deque[Job] = deque()
         self.rows = 0
+        self.patient = 0
         self._total = 0
         self._newest = 0.0
         self._together = 1
@@ -71,12 +75,12 @@ class Lane:
         self._together += 1
         heapq.heappush(self._urgent, (job.deadline, job.arrived, next(_ORDER), job))
         self._line.append(job)
-        self.rows += len(job.waiting[self.bucket])
+        self._count(job, len(job.waiting[self.bucket]))
         self._total += sum(self._sizes(job))
 
     def remove(self, job: Job) -> None:
         """Take the job's rows out."""
-        self.rows -= len(job.waiting[self.bucket])
+        self._count(job, -len(job.waiting[self.bucket]))
         self._total -= sum(self._sizes(job))
         job.waiting[self.bucket] = []
 
@@ -114,7 +118,6 @@ class Lane:
         heads = self._heads(room)
         sizes = [size for head in heads for size in self._sizes(head[3])]
         room = batcher.fill(sizes[:room], self.policy, self._takes)
-        self.rows -= room
         self._total -= sum(sizes[:room])
         portions: Portions = []
         for head in heads:
@@ -123,6 +126,7 @@ class Lane:
             rows = min(room, len(waiting))
             room -= rows
             if rows:
+                self._count(job, -rows)
                 portions.append((job, waiting[:rows]))
                 job.waiting[self.bucket] = waiting[rows:]
             if rows < len(waiting):
@@ -131,9 +135,15 @@ class Lane:
 
     @property
     def seconds(self) -> float:
-        """What all rows that wait here take, about, if they run in one batch. Any thread may read it."""
+        """What the rows that wait here take, about, if they run in one batch. Any thread may read it."""
         rows, total = self.rows, self._total
         return self._takes(rows, total) if rows > 0 else 0.0
+
+    @property
+    def patient_seconds(self) -> float:
+        """The share of `seconds` that is of rows which nobody waits for. Any thread may read it."""
+        rows = self.rows
+        return self.seconds * self.patient / rows if rows > 0 else 0.0
 
     def batches(self) -> Iterator[tuple[set[Job], float]]:
         """The jobs of each batch that is to come, and the seconds that its profile gives it."""
@@ -147,6 +157,11 @@ class Lane:
     def answered(self, now: float) -> None:
         """The batch that was taken has its answers."""
         self._answered = now
+
+    def _count(self, job: Job, rows: int) -> None:
+        self.rows += rows
+        if job.ticket.level >= PATIENT:
+            self.patient += rows
 
     def _sizes(self, job: Job) -> list[int]:
         """The sizes of the job's rows that wait here."""

@@ -21,6 +21,8 @@ from functools import partial
 from tasks.catalogue import Catalogue, Model
 from tasks.profiles import ProfileBook
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from taxiway.keys import LEVELS, PATIENT
+from workers.ahead import AHEAD, AHEAD_FOR, ahead_of, patient_seconds
 from workers.batcher import BatchPolicy
 from workers.departure import Departure, Stint, unfinished
 from workers.executor import Executor, Loaded, most_rows
@@ -38,12 +40,6 @@ from workers.store import Store, insist
 from workers.work import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
 
 logger = logging.getLogger(__name__)
-
-AHEAD = 2
-"""Batches that wait here, claimed and prepared, while one runs."""
-
-AHEAD_FOR = 0.025
-"""Seconds of work that may wait here where batches are short: one fetch then brings many."""
 
 OTHERS_FIRST = 0.005
 """Seconds for which a device that has its next batch leaves what waits in the queue to those that have none."""
@@ -70,6 +66,7 @@ class DeviceLoop:
         departure: by when all must have ended that runs after `stop`.
         tell: takes the pieces of answers that are read as they come; called on the device thread.
 
+    `ahead` is the most seconds of work that nobody waits for which may wait here, beside the last that came.
     `running` counts the rows on the device now, `busy` the seconds that batches which ended have computed.
     """
 
@@ -100,6 +97,8 @@ class DeviceLoop:
         self._changed = threading.Condition()
         self._inbox: list[Job] = []
         self._inbox_rows = 0
+        self._inbox_patient = 0.0
+        self.ahead = ahead_of(executor.hardware)
         self._renewal: tuple[Catalogue, ProfileBook, Sequence[Model]] | None = None
         self._rows_a_job = 1.0
         self._lanes: dict[Key, Lane] = {}
@@ -120,6 +119,7 @@ class DeviceLoop:
             rows = sum(len(job.rows) for job in jobs)
             self._inbox += jobs
             self._inbox_rows += rows
+            self._inbox_patient += patient_seconds(jobs, self.executor)
             if jobs:
                 self._rows_a_job += _SMOOTHING * (rows / len(jobs) - self._rows_a_job)
             self._changed.notify_all()
@@ -149,6 +149,15 @@ class DeviceLoop:
             self._changed.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
             room = self._room(1)
             return math.ceil((room if room > 0 else self._room()) / self._rows_a_job)
+
+    def levels(self) -> int:
+        """How many of a queue's levels, first ones first, more may come from. Any thread may ask.
+
+        What nobody waits for comes only while less of it than `ahead` waits here: others may be free for it sooner.
+        """
+        lanes = [lane for lane in list(self._lanes.values()) if lane.patient and not self._joins(lane)]
+        patient = self._inbox_patient + sum(lane.patient_seconds for lane in lanes)
+        return PATIENT if patient >= self.ahead else LEVELS
 
     def set_clock(self, offset: float) -> None:
         """Learn the store's time less this host's monotonic clock. Any thread may tell."""
@@ -243,7 +252,7 @@ class DeviceLoop:
         with self._changed:
             if wait > 0:
                 self._changed.wait_for(self._has_news, wait)
-            jobs, self._inbox, self._inbox_rows = self._inbox, [], 0
+            jobs, self._inbox, self._inbox_rows, self._inbox_patient = self._inbox, [], 0, 0.0
             renewal, self._renewal = (None, self._renewal) if self._calling else (self._renewal, None)
         if renewal is not None and not self._stopping.is_set():
             self._renew(*renewal)

@@ -34,6 +34,7 @@ from taxiway.blobs import Buffer, Reference
 from taxiway.errors import BrokerUnavailableError
 from taxiway.keys import INFER
 from workers.account import Account
+from workers.ahead import ahead_of
 from workers.context import WorkerContext, context_of
 from workers.departure import Departure
 from workers.device import DeviceMissingError, find_device
@@ -360,7 +361,13 @@ def _class_queue(context: WorkerContext, worker: str) -> ClassQueue | None:
     settings = context.settings
     if settings.broker.partition("://")[0] not in STATES:
         return None
-    return ClassQueue(settings.broker, worker, context.topology.limits, claiming=settings.broker_is_state)
+    return ClassQueue(
+        settings.broker,
+        worker,
+        context.topology.limits,
+        claiming=settings.broker_is_state,
+        ahead=ahead_of(context.hardware),
+    )
 
 
 def _executor(context: WorkerContext) -> Executor:

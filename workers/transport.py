@@ -11,6 +11,7 @@ some host's clock.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import uuid
@@ -24,13 +25,15 @@ from redis.exceptions import NoScriptError, RedisError
 from tasks.scripts import CLAIMING, DRAINS, NOW, Claim, claim_from
 from tasks.topology import Limits
 from taxiway.acceptance import refusal
-from taxiway.keys import job_key, priority_lists, result_key, room_key
+from taxiway.keys import LEVELS, PATIENT, job_key, priority_lists, result_key, room_key
 from workers.connection import ANSWER, Line, connect
 
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""
 
 _PAUSE = 0.5  # seconds until a job that is to run elsewhere is offered again
+
+_ENDLESS = 1e18  # seconds
 
 _USED = b"0 0"  # says a room that was given to `wait`, and was taken
 
@@ -40,14 +43,15 @@ UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
 _TAKE = (
     DRAINS
     + CLAIMING
-    + f"local parking, pause = {MOST}, {_PAUSE}\n"
+    + f"local parking, pause, first_patient = {MOST}, {_PAUSE}, {PATIENT}\n"
     + """
 -- KEYS: the unacked hash, its index, the worker's room, then a queue's lists, first served first.
 -- ARGV: tags' beginning, the end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of
--- result and job keys, most messages and the number of this take, which the tags carry; without these two, as the room
--- says that the last take left them. A job is claimed where the message says in the usual form which it is and that it
--- has no eta; whoever reads the ticket sees whether that was true. A job that is to run elsewhere is not answered: it
--- stays among the unacked, where any worker finds it soon as what a silent one held.
+-- result and job keys, most seconds of patient work, most messages and the number of this take, which the tags carry;
+-- without these two, as the room says that the last take left them. Of the lists of patient work no more is taken once
+-- the jobs' records tell of so many seconds. A job is claimed where the message says in the usual form which it is and
+-- that it has no eta; whoever reads the ticket sees whether that was true. A job that is to run elsewhere is not
+-- answered: it stays among the unacked, where any worker finds it soon as what a silent one held.
 local function after(message, name, pattern, from)
   local _, at = string.find(message, '\\\\"' .. name .. '\\\\":', from, true)
   return at and string.match(message, '^ ?' .. pattern, at + 1)
@@ -57,7 +61,7 @@ local function order_of(message)
   if not at or string.find(message, '"eta":"', 1, true) or string.find(message, '"eta": "', 1, true) then return nil end
   return after(message, 'job', '\\\\"([^\\\\"]+)', at), after(message, 'deadline_at', '([%d.e+]+)', at) or '0'
 end
-local most, take = ARGV[7], ARGV[8]
+local most, take, ahead = ARGV[8], ARGV[9], tonumber(ARGV[7])
 if not most then most, take = string.match(redis.call('GET', KEYS[3]) or '0 0', '(%d+) (%d+)') end
 local answer, entries, scores, left, n, parked = {tostring(now), take}, {}, {}, tonumber(most), 0, 0
 local function keep(message, number, at)
@@ -65,27 +69,34 @@ local function keep(message, number, at)
   entries[#entries + 1], entries[#entries + 2] = tag, '[' .. message .. ARGV[2]
   scores[#scores + 1], scores[#scores + 2] = at, tag
 end
+local function receive(message, patient)
+  local job, verdict, value = nil, '', ''
+  if ARGV[3] ~= '' then
+    local deadline
+    job, deadline = order_of(message)
+    if job then verdict, value = claimed(ARGV[3], ARGV[4], ARGV[5] .. job, ARGV[6] .. job, deadline, KEYS[4]) end
+  end
+  if verdict == 'elsewhere' then
+    keep(message, parking + parked, now - ARGV[4] + pause)
+    parked = parked + 1
+    return
+  end
+  if job and patient then ahead = ahead - (tonumber(redis.call('HGET', ARGV[6] .. job, 'work') or 0) or 0) end
+  keep(message, n, now)
+  answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
+  n, left = n + 1, left - 1
+end
 for k = 4, #KEYS do
-  local got = left > 0 and redis.call('RPOP', KEYS[k], left) or {}
-  for _, message in ipairs(got or {}) do
-    local job, verdict, value = nil, '', ''
-    if ARGV[3] ~= '' then
-      local deadline
-      job, deadline = order_of(message)
-      if job then verdict, value = claimed(ARGV[3], ARGV[4], ARGV[5] .. job, ARGV[6] .. job, deadline, KEYS[4]) end
-    end
-    if verdict == 'elsewhere' then
-      keep(message, parking + parked, now - ARGV[4] + pause)
-      parked = parked + 1
-    else
-      keep(message, n, now)
-      answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
-      n, left = n + 1, left - 1
-    end
+  local patient = k - 4 >= first_patient
+  local got = true
+  while got and left > 0 and (not patient or ahead > 0) do
+    got = redis.call('RPOP', KEYS[k], patient and 1 or left)
+    for _, message in ipairs(got or {}) do receive(message, patient) end
+    got = got and patient
   end
 end
 local lasting = math.floor(ARGV[4] * 1000)
-if ARGV[7] then
+if ARGV[8] then
   redis.call('SET', KEYS[3], left .. ' ' .. take + 1, 'PX', lasting)
 elseif n > 0 then
   redis.call('SET', KEYS[3], '0 0', 'PX', lasting)
@@ -181,9 +192,10 @@ class ClassQueue:
     Args:
         worker: the worker's name; claims carry it.
         claiming: whether broker and state are one server, so that what is taken is claimed by the same step.
+        ahead: seconds of patient work after which a take takes no more of it, where broker and state are one server.
     """
 
-    def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool) -> None:
+    def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool, ahead: float = math.inf) -> None:
         self.acknowledges_with_result = claiming
         self._client = connect(url)
         self._line = Line(url)
@@ -192,7 +204,7 @@ class ClassQueue:
         self._keep = self._client.register_script(_KEEP)
         self._recover = self._client.register_script(_RECOVER)
         self._lease = limits.lease
-        self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
+        self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key(""), min(ahead, _ENDLESS)]
         self._room = room_key(worker)
         self._events = f"/{self._client.connection_pool.connection_kwargs.get('db') or 0}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
@@ -200,20 +212,24 @@ class ClassQueue:
         self._blocked: dict[str, Any] = {}  # redis-py's connections, whose methods lack types
         self._rope, self._bell = socket.socketpair()
 
-    def take(self, queue: str, most: int) -> Haul:
-        """Up to `most` messages by priority, then by age, with the claims on their jobs; `wait` takes the rest."""
+    def take(self, queue: str, most: int, levels: int = LEVELS) -> Haul:
+        """Up to `most` messages by priority, then by age, with the claims on their jobs; `wait` takes the rest.
+
+        Only those of the queue's first `levels` are taken.
+        """
         self._takes += 2  # each take has its number: the second is of what `wait` takes
-        keys, args = self._taking(queue)
+        keys, args = self._taking(queue, levels)
         args += [min(most, MOST), self._takes]
         return self._haul(queue, self._told(lambda: self._line.run(self._take, keys, args)))
 
-    def wait(self, queues: Sequence[str], longest: float) -> list[Haul]:
-        """What came as the first message stood in one of the queues, at the latest after `longest` seconds.
+    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Haul]:
+        """What came as the first message stood in one of the queues' `levels`, at the latest after `longest` seconds.
 
         It is no more than the last `take` was short of, and of one queue; nothing where only a look is worthwhile.
         """
         try:
-            return self._wait([(name, queue) for queue in queues for name in priority_lists(queue)], longest)
+            lists = [(name, queue) for queue in queues for name in priority_lists(queue)[:levels]]
+            return self._wait(lists, longest, levels)
         except (RedisError, OSError) as error:
             for name in [*self._blocked]:
                 self._leave(name)
@@ -252,9 +268,9 @@ class ClassQueue:
         """Publish on a fanout exchange of kombu's: `topic` is its name, a slash and the routing key."""
         self._told(lambda: self._client.publish(self._events + topic, message))
 
-    def _taking(self, queue: str) -> tuple[list[str], list[Any]]:
+    def _taking(self, queue: str, levels: int) -> tuple[list[str], list[Any]]:
         """Keys and arguments that every take from the queue has."""
-        keys = [*UNACKED, self._room, *priority_lists(queue)]
+        keys = [*UNACKED, self._room, *priority_lists(queue)[:levels]]
         return keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args]
 
     def _haul(self, queue: str, answer: Sequence[bytes]) -> Haul:
@@ -266,21 +282,21 @@ class ClassQueue:
         ]
         return Haul(queue, float(now), taken)
 
-    def _wait(self, lists: Sequence[tuple[str, str]], longest: float) -> list[Haul]:
+    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int) -> list[Haul]:
         for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker has left
             self._leave(name)
         for name, queue in lists:
             if name not in self._blocked:
-                self._blocked[name] = self._block(name, queue)
+                self._blocked[name] = self._block(name, queue, levels)
         hauls = self._woken(dict(lists), longest)
         if not hauls and self._client.getdel(self._room) == _USED:
             hauls += self._woken(dict(lists), ANSWER)  # it was taken just now
         return hauls
 
-    def _block(self, name: str, queue: str) -> Any:
+    def _block(self, name: str, queue: str, levels: int) -> Any:
         """A connection that waits for a message in the list, and then takes from the queue."""
         connection: Any = self._client.connection_pool.get_connection()
-        keys, args = self._taking(queue)
+        keys, args = self._taking(queue, levels)
         commands = [
             ("BLMOVE", name, name, "RIGHT", "RIGHT", 0),
             ("EVALSHA", self._take.sha, len(keys), *keys, *args),

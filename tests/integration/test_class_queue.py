@@ -194,3 +194,47 @@ def test_a_job_is_not_kept_waiting_for_a_device_that_does_not_take_it(
         beat(broker, "b@host", facts)
     lose(broker, "a@host", ago=ago)
     assert [one.raw for one in queue.take(QUEUE, 9).taken] == [ORDER]
+
+
+@pytest.fixture
+def bounded(settings: Settings) -> Iterator[ClassQueue]:
+    queue = ClassQueue(settings.broker, "c@host", Limits(), claiming=True, ahead=1.0)
+    yield queue
+    queue.wake()
+    queue._bell.close()
+
+
+def queued(broker: redis.Redis, level: int, *jobs: str, work: float) -> None:
+    """Let jobs wait that take so many device seconds each."""
+    for job in jobs:
+        broker.hset(job_key(job), mapping={"state": "queued", "work": work})
+        broker.lpush(priority_list(QUEUE, level), ORDER.replace(b"lost", job.encode()))
+
+
+def taken_jobs(haul: Haul) -> list[str]:
+    return [one.job for one in haul.taken]
+
+
+def test_no_more_patient_work_is_taken_at_once_than_its_seconds_allow_and_all_that_is_urgent(
+    bounded: ClassQueue, broker: redis.Redis
+) -> None:
+    queued(broker, 3, *"abcde", work=0.4)
+    queued(broker, 1, *"uvw", work=5.0)
+
+    assert taken_jobs(bounded.take(QUEUE, 9)) == ["u", "v", "w", "a", "b", "c"]  # the third goes beyond a second
+    assert taken_jobs(bounded.take(QUEUE, 1)) == ["d"]
+    assert taken_jobs(bounded.take(QUEUE, 9)) == ["e"]
+
+
+def test_a_worker_with_enough_patient_work_takes_and_waits_for_what_is_urgent_alone(
+    bounded: ClassQueue, broker: redis.Redis
+) -> None:
+    queued(broker, 2, "patient", work=0.1)
+    assert taken_jobs(bounded.take(QUEUE, 9, levels=2)) == []
+    assert bounded.wait([QUEUE], 0.05, levels=2) == []
+
+    assert taken_jobs(bounded.take(QUEUE, 9, levels=2)) == []
+    queued(broker, 0, "urgent", work=0.1)
+    [haul] = bounded.wait([QUEUE], LONG, levels=2)
+    assert taken_jobs(haul) == ["urgent"]
+    assert taken_jobs(bounded.take(QUEUE, 9)) == ["patient"]
