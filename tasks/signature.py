@@ -185,8 +185,9 @@ def _takes_any_json(model: Model) -> bool:
 
 def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:
     """Whether a mapping is the value of the model's one input, and no mapping by name."""
-    names = {spec.name for spec in model.inputs}
-    return _takes_any_json(model) and len(names) == 1 and not inputs.keys() <= names
+    first, *others = model.inputs
+    any_json = _takes_any_json(model) and first.datatype == "BYTES" and not others
+    return any_json and not inputs.keys() <= {first.name}
 
 
 def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:

@@ -81,6 +81,12 @@ def test_rows_are_taken_along_the_batch_axis_and_share_what_has_none() -> None:
     assert not bound.single
 
 
+def test_a_mapping_is_a_value_of_a_model_that_takes_any_json_and_else_names_inputs() -> None:
+    assert bind(model(TEXT, pipeline="tensors"), {"gate": 7}, {}).rows == ({"text": {"gate": 7}},)
+    with pytest.raises(InvalidRequestError, match=r"inputs: expected inputs of m:1 \(points\), got 'point'"):
+        bind(model(POINTS, pipeline="tensors"), {"point": [1, 2]}, {})
+
+
 def test_a_request_without_batch_axes_is_one_row_whatever_it_shares() -> None:
     bound = bind(model(STATE, RATE), {"state": np.zeros((2, 3)), "rate": tensor("INT64", [], [8000])}, {})
     assert bound.single
