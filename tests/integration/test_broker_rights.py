@@ -31,8 +31,10 @@ ALLOWED: dict[str, dict[str, str]] = {
         "job_key": READS,
         "stream_key": READS,
         "result_key": READS,
+        "MODELS": READS,
     },
-    "router": dict.fromkeys(
+    "router": {"DEFAULT_QUEUE": "eval evalsha exists type lrange lrem"}
+    | dict.fromkeys(
         (
             *("arrivals", "class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
             *("bindings of control", "binding deadlines", "control", "events", "DEAD"),
@@ -40,6 +42,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "RELEASER", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
+            "MODELS",
         ),
         ALL,
     ),
