@@ -19,6 +19,7 @@ from router.jobs import Jobs
 from router.service import Router
 from tasks.catalogue import load_catalogue
 from tasks.embedded import EmbeddedValkey
+from tasks.models_folder import ModelsFolder
 from tasks.settings import settings_from
 from tasks.topology import load_topology
 from taxiway.errors import FleetUnavailable, TaxiwayError
@@ -155,7 +156,7 @@ def test_a_waiting_job_tells_its_position_and_when_it_may_be_done(idle):
     status = idle.get(f"/v2/jobs/{second}").json()
 
     assert status["state"] == "queued"
-    assert status["position"] == 2
+    assert status["position"] == 1  # the jobs before it
     assert status["eta"] > 0
     assert idle.get(f"/v2/jobs/{first}/result").status_code == 202
 
@@ -469,7 +470,7 @@ async def ended_astray(router):
 def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(settings):
     async def scenario():
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
-        router = Astray(settings, rules, "astray")
+        router = Astray(settings, rules, "astray", ModelsFolder(settings.models, settings.queues))
         try:
             return await asyncio.wait_for(ended_astray(router), 20)
         finally:
