@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 
+from tasks.sizes import size_of_row
 from tasks.topology import HardwareClass
+from taxiway.errors import TaxiwayError
 from taxiway.keys import PATIENT
 from workers.executor import Executor
+from workers.pipelines import Row
 from workers.work import Job
 
 AHEAD = 2
@@ -22,13 +26,18 @@ def ahead_of(hardware: HardwareClass) -> float:
 
 
 def patient_seconds(jobs: Iterable[Job], executor: Executor) -> float:
-    """What those of the jobs take that nobody waits for, about; jobs that are not prepared yet do not count."""
+    """What those of the jobs take that nobody waits for, about."""
     return sum(_seconds(job, executor) for job in jobs if job.ticket.level >= PATIENT)
 
 
 def _seconds(job: Job, executor: Executor) -> float:
-    loaded = executor.ready(job.model, job.variant)
-    if loaded is None or not job.items:
-        return 0.0
-    size = sum(item.size for item in job.items) / len(job.items)
-    return executor.pace(loaded.key) * loaded.known.profile.latency(len(job.items), size)
+    sizes = [item.size for item in job.items] or [_size(job, row) for row in job.rows]
+    profile = executor.known(job.model, job.variant).profile
+    return executor.pace(job.key) * profile.latency(len(sizes), sum(sizes) / len(sizes))
+
+
+def _size(job: Job, row: Row) -> int:
+    """The size of a row that is not prepared, as far as it tells it; what is wrong with it is said later."""
+    with suppress(TaxiwayError, KeyError, TypeError, ValueError):
+        return job.model.expected_size if job.model.size_unit == "tokens" else size_of_row(job.model, row)
+    return job.model.expected_size

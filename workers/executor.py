@@ -112,7 +112,7 @@ class Executor:
         for key, loaded in list(self._loaded.items()):
             model, name = catalogue.models.get(loaded.model.id), key.partition("/")[2]
             if model is not None and _runs_alike(loaded.model, model, name):
-                loaded.model, loaded.variant, loaded.known = model, model.variants[name], self._known(model, name)
+                loaded.model, loaded.variant, loaded.known = model, model.variants[name], self.known(model, name)
             else:
                 self._retired.append(self._loaded.pop(key))
                 self._tracks.pop(key, None)
@@ -228,7 +228,7 @@ class Executor:
     def fastest_first(self, model: Model) -> list[str]:
         """The model's variants that can run here, the fastest first by their profiles."""
         rows = self.hardware.max_batch
-        able = [(self._known(model, name).profile, name) for name, v in model.variants.items() if self._can_run(v)]
+        able = [(self.known(model, name).profile, name) for name, v in model.variants.items() if self._can_run(v)]
         return [name for profile, name in sorted(able, key=lambda a: (a[0].latency(rows, model.expected_size), a[1]))]
 
     def runs_example(self, key: str) -> bool:
@@ -289,7 +289,7 @@ class Executor:
         runtime.load()
         try:
             pipeline = open_pipeline(model, variant, placed)
-            loaded = Loaded(key, model, variant, pipeline, runtime, self._known(model, name), 0.0)
+            loaded = Loaded(key, model, variant, pipeline, runtime, self.known(model, name), 0.0)
             _warm_up(loaded, self._artefacts)
         except BaseException:
             runtime.unload()
@@ -324,7 +324,8 @@ class Executor:
             and variant.memory <= self._budget
         )
 
-    def _known(self, model: Model, name: str) -> Known:
+    def known(self, model: Model, name: str) -> Known:
+        """What is known of how a variant runs on this device, loaded or not. Any thread may ask."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
 

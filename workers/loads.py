@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tasks.catalogue import Model
 from tasks.facts import variant_key
 from taxiway.errors import ExecutionError, TaxiwayError
+from workers.ahead import patient_seconds
 from workers.executor import Executor, Loaded
 from workers.residency import InUseError
 from workers.work import Job
@@ -63,6 +64,7 @@ class Loads:
         self._must_end_by = math.inf
         self._blocked: Urgency | None = None
         self.rows = 0
+        self.patient = 0.0
 
     @property
     def ended(self) -> bool:
@@ -77,6 +79,7 @@ class Loads:
         """Let a job wait for its variant."""
         self._waiting.setdefault(job.key, []).append(job)
         self.rows += len(job.rows)
+        self.patient += patient_seconds([job], self._executor)
 
     def want(self, model: Model) -> None:
         """Load one variant of a model that no job waits for, once none waits for another: the fastest that loads."""
@@ -95,6 +98,7 @@ class Loads:
             old = [job for job in jobs if not self._executor.is_current(job.model)]
             dropped += old
             self.rows -= sum(len(job.rows) for job in old)
+            self.patient -= patient_seconds(old, self._executor)
             self._waiting[key] = [job for job in jobs if job not in old]
             if not self._waiting[key]:
                 del self._waiting[key]
@@ -184,6 +188,7 @@ class Loads:
         """The jobs that waited for the variant, and wait no more."""
         jobs = self._waiting.pop(key, [])
         self.rows -= sum(len(job.rows) for job in jobs)
+        self.patient = self.patient - patient_seconds(jobs, self._executor) if self._waiting else 0.0
         return jobs
 
 

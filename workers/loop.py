@@ -156,7 +156,7 @@ class DeviceLoop:
         What nobody waits for comes only while less of it than `ahead` waits here: others may be free for it sooner.
         """
         lanes = [lane for lane in list(self._lanes.values()) if lane.patient and not self._joins(lane)]
-        patient = self._inbox_patient + sum(lane.patient_seconds for lane in lanes)
+        patient = self._inbox_patient + self._loads.patient + sum(lane.patient_seconds for lane in lanes)
         return PATIENT if patient >= self.ahead else LEVELS
 
     def set_clock(self, offset: float) -> None:

@@ -115,3 +115,13 @@ def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(lo
     while any(loop._lanes.values()):
         next(filter(None, loop._lanes.values())).take(BATCH)
     assert loop.levels() == LEVELS
+
+
+def test_patient_work_counts_that_waits_for_its_variant_to_load(loop: DeviceLoop) -> None:
+    job = slept(loop, 3, int(loop.ahead / 0.0001))
+    loop.executor.unload(loop.executor.load(job.model, "paced"))
+
+    loop._loads.wait(job)
+    assert loop.levels() == PATIENT
+    assert loop._loads.give_up() == [job]
+    assert loop.levels() == LEVELS
