@@ -10,7 +10,7 @@ from router.fleet import FleetSnapshot
 from tasks.catalogue import Model, Variant
 from tasks.facts import DeviceFacts, variant_key
 from tasks.topology import HardwareClass, Tenant, Topology
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import wrong_field
 from taxiway.request import Priority, Terms
 
 BACKGROUND = 600.0
@@ -118,7 +118,7 @@ def needs_of(
     name = terms.service or topology.default_service
     service = topology.service.get(name)
     if service is None:
-        raise InvalidRequestError(f"service: expected one of {sorted(topology.service)}, got {name!r}", field="service")
+        raise wrong_field("service", f"one of {sorted(topology.service)}", name)
     tenant = topology.tenants.get(terms.tenant, _NO_RULES)
     deadline = terms.deadline if terms.deadline is not None else service.deadline
     return Needs(

@@ -15,6 +15,7 @@ from router.service import Router
 from tasks.transport import Arrival, DeadLetter, Holder
 from taxiway.errors import InvalidRequestError, UnknownLetterError
 from taxiway.job import read_meta, read_result
+from taxiway.quoting import quoted
 from taxiway.wire import Envelope, decode_envelope
 
 _PAGE = 200  # letters that are read at once
@@ -82,14 +83,14 @@ class DeadLetters:
         envelope, flaw = _open(letter)
         await self._router.fleet.read()
         arrival = Arrival("", letter.message, envelope, flaw)
-        decision = self._router.decide(arrival, self._store.now(), self._router.fleet.outlook)
+        decision = await self._router.decide(arrival, self._store.now(), self._router.fleet.outlook)
         if decision.ending is not None:
             read_result(read_meta(decision.ending.meta))  # raises what is wrong
         if decision.admitted is None:
             raise InvalidRequestError(f"the message is no request: {decision.letter or 'it cancels a job'}")
         job = decision.admitted.outgoing.job
         if not await self._store.revive(job):
-            raise InvalidRequestError(f"job {job!r} did not end dead: it is not run again", job=job)
+            raise InvalidRequestError(f"job {quoted(job)} did not end dead: it is not run again", job=job)
         await self._router.forward(decision.admitted)
         await self._store.drop_letter(raw)
         return job
@@ -102,7 +103,7 @@ class DeadLetters:
         async for raw in self._letters():
             if _name(raw) == name:
                 return raw
-        raise UnknownLetterError(f"no dead letter {name!r} is kept", letter=name)
+        raise UnknownLetterError(f"no dead letter {quoted(name)} is kept", letter=name)
 
     async def _letters(self) -> AsyncIterator[bytes]:
         """Letters as they are kept, the latest first. One may be missed while others are dropped; none comes twice."""

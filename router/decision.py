@@ -16,12 +16,14 @@ from router.headers import Embed, check_embed, check_headers, read_embed
 from router.outlook import Outlook
 from tasks.holding import Drawn
 from tasks.scripts import REFUSED, Ending
+from tasks.topology import Limits
 from tasks.transport import Arrival
+from taxiway.amounts import check_json
 from taxiway.blobs import may_refer, references
-from taxiway.bounds import check_json
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.job import failure_meta, state_of
 from taxiway.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
+from taxiway.quoting import cut, quoted
 from taxiway.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
 
@@ -56,12 +58,28 @@ class Decision(msgspec.Struct, frozen=True):
 
 def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Decision:
     """What to do with an arrival. Never raises for what a producer may have written."""
+    return decide_read(read(arrival, rules, now), rules, outlook)
+
+
+def decide_read(found: Order | Decision, rules: Rules, outlook: Outlook) -> Decision:
+    """What to do with an arrival that was read."""
+    if isinstance(found, Decision):
+        return found
+    try:
+        return Decision(found.tag, admitted=admit(found, rules, outlook))
+    except TaxiwayError as error:
+        ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
+        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply))
+
+
+def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
+    """The request in an arrival, or what becomes of one that has none; it depends on no state of the fleet."""
     tag, envelope = arrival.tag, arrival.envelope
     if envelope is None:
         return Decision(tag, letter=arrival.flaw)
     task, job = envelope.headers.get("task"), envelope.headers.get("id")
     if not _is_name(job):
-        return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {str(job)[:MAX_NAME]!r}")
+        return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
     if flaw := _unbelieved(tag, envelope, rules, now):
         return Decision(tag, letter=flaw)
     reply = _reply_of(envelope)
@@ -69,9 +87,8 @@ def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Deci
         if task == CANCEL:
             return Decision(tag, cancel=_cancelled_job(envelope))
         if task != INFER:
-            raise InvalidRequestError(f"task: expected {INFER} or {CANCEL}, got {str(task)[:MAX_NAME]!r}", field="task")
-        order = read_order(envelope, job=job, reply=reply, tag=tag, now=now, limit=rules.topology.limits.payload)
-        return Decision(tag, admitted=admit(order, rules, outlook))
+            raise InvalidRequestError(f"task: expected {INFER} or {CANCEL}, got {quoted(task)}", field="task")
+        return read_order(envelope, job=job, reply=reply, tag=tag, now=now, limits=rules.topology.limits)
     except TaxiwayError as error:
         letter = error.message if task not in (INFER, CANCEL) else ""
         ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
@@ -91,7 +108,7 @@ def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
 
 def undecidable(arrival: Arrival, fault: Exception) -> Decision:
     """What to do with an arrival at which `decide` failed: park it, and end its job, so that who waits hears of it."""
-    error = DeadLetteredError(f"the router failed to decide it: {fault!r}")
+    error = DeadLetteredError(f"the router failed to decide it: {cut(repr(fault))}")
     tag, envelope = arrival.tag, arrival.envelope
     job = envelope.headers.get("id") if envelope is not None else None
     if envelope is None or not _is_name(job):
@@ -116,26 +133,26 @@ def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, com
     `company` is the jobs of its kind that can be released with it, as far as that matters.
     """
     envelope = decode_envelope(drawn.message)
-    job, reply, limit = str(envelope.headers["id"]), drawn.reply, rules.topology.limits.payload
+    job, reply, limits = str(envelope.headers["id"]), drawn.reply, rules.topology.limits
     try:
-        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limit=limit)
+        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limits=limits)
         held = msgspec.structs.replace(order, released=now, company=company, due=drawn.deadline_at)
         return Decision("", admitted=admit(held, rules, outlook))
     except TaxiwayError as error:
         return _ended("", job, error, reply=reply, token="")
 
 
-def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limit: int) -> Order:
+def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
     """The request in a message from a broker door; its terms are checked when it is admitted.
 
     Raises:
-        RequestTooLargeError: its body is over `limit` bytes.
+        RequestTooLargeError: its body is over a limit.
         InvalidRequestError: names the field that is wrong.
     """
     check_headers(envelope)
     body = envelope.payload()
-    check_size(len(body), limit)
-    check_json(body)
+    check_size(len(body), limits.payload)
+    check_json(body, limits.elements)
     request = _request(body, envelope.content_type)
     if request.idempotency_key is not None:
         _check_key(request, job)
@@ -150,7 +167,7 @@ def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float
         blobs=_blobs(body, request),
         submission=_submission_of(envelope),
     )
-    check_size(order.size, limit)
+    check_size(order.size, limits.payload)
     return order
 
 
@@ -159,7 +176,7 @@ def _check_key(request: Request, job: str) -> None:
     if job != job_id(request):
         raise InvalidRequestError(
             f"idempotency_key: expected the message's id to be {job_id(request)}, which the key and the tenant give, "
-            f"got {job!r}; without the key, the id itself is one",
+            f"got {quoted(job)}; without the key, the id itself is one",
             field="idempotency_key",
         )
 

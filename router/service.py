@@ -13,7 +13,7 @@ import msgspec
 
 from router.admission import Admitted, Order, Rules, admit
 from router.deadlines import Deadlines
-from router.decision import Decision, decide, misdirected, undecidable
+from router.decision import Decision, decide_read, misdirected, read, undecidable
 from router.depths import check_store
 from router.events import SentEvents
 from router.folder import FolderWatch
@@ -32,6 +32,7 @@ from router.store import Store
 from router.tally import Tally
 from router.traces import trace_placement, trace_refusal
 from router.view import FleetView, view_fleet
+from tasks.beside import beside
 from tasks.models_folder import ModelsFolder
 from tasks.moving import Yard
 from tasks.moving.rabbitmq import RabbitYard
@@ -40,6 +41,7 @@ from tasks.settings import Settings
 from tasks.transport import Arrival, DeadLetter, Transport
 from tasks.transport.rabbitmq import RabbitTransport
 from tasks.transport.valkey import ValkeyTransport
+from taxiway.amounts import values_beyond
 from taxiway.blobs import referred
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.wire import Envelope
@@ -237,12 +239,13 @@ class Router:
 
     async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
         outlook = self.fleet.outlook
-        decisions = [self.decide(arrival, now, outlook) for arrival in arrivals]
+        found = [await self._read(arrival, now) for arrival in arrivals]
+        decisions = [self._decide(one, arrival, outlook) for one, arrival in zip(found, arrivals, strict=True)]
         if any(d.deviceless for d in decisions):
             await self.fleet.read()
             outlook = self.fleet.outlook
-            pairs = zip(arrivals, decisions, strict=True)
-            decisions = [self.decide(a, now, outlook) if d.deviceless else d for a, d in pairs]
+            trios = zip(found, arrivals, decisions, strict=True)
+            decisions = [self._decide(one, a, outlook) if d.deviceless else d for one, a, d in trios]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         if len(admitted) < len(decisions):
             await self._answer(arrivals, decisions)
@@ -252,13 +255,21 @@ class Router:
         if left:
             await self.transport.settle(sorted(left))
 
-    def decide(self, arrival: Arrival, now: float, outlook: Outlook) -> Decision:
+    async def decide(self, arrival: Arrival, now: float, outlook: Outlook) -> Decision:
         """What to do with an arrival, counted as placed where it is admitted."""
+        return self._decide(await self._read(arrival, now), arrival, outlook)
+
+    async def _read(self, arrival: Arrival, now: float) -> Order | Decision:
         try:
-            decision = decide(arrival, self.rules, outlook, now)
+            return await beside(len(arrival.raw), read, arrival, self.rules, now)
         except Exception as error:  # one message that we fail to understand must not stop the others
-            logger.exception("arrival undecidable", extra={"tag": arrival.tag})
-            return undecidable(arrival, error)
+            return _undecided(arrival, error)
+
+    def _decide(self, found: Order | Decision, arrival: Arrival, outlook: Outlook) -> Decision:
+        try:
+            decision = decide_read(found, self.rules, outlook)
+        except Exception as error:  # as above
+            return _undecided(arrival, error)
         if decision.admitted is not None:
             self._count(decision.admitted)
         return decision
@@ -272,10 +283,7 @@ class Router:
                 await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
 
     async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
-        try:
-            refs = [blob.ref for blob in referred(envelope.payload())]
-        except InvalidRequestError:
-            return  # its body cannot be read: it refers to nothing
+        refs = await beside(len(envelope.body), _referred, envelope, self.rules.topology.limits.elements)
         if refs:
             await self.store.drop_blobs(job, refs)
 
@@ -344,6 +352,20 @@ class Router:
             await self.store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])
             await self.transport.forget(astray)
             logger.warning("requests sent to Celery's default queue", extra={"messages": len(astray)})
+
+
+def _referred(envelope: Envelope, most: int) -> list[str]:
+    """The blobs that a message refers to; none where its body cannot be read, or has more than `most` values."""
+    try:
+        body = envelope.payload()
+    except InvalidRequestError:
+        return []
+    return [blob.ref for blob in referred(body)] if values_beyond(body, most) is None else []
+
+
+def _undecided(arrival: Arrival, error: Exception) -> Decision:
+    logger.error("arrival undecidable", extra={"tag": arrival.tag}, exc_info=error)
+    return undecidable(arrival, error)
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:

@@ -20,6 +20,7 @@ from tasks.graphs import GraphError, differences
 from tasks.local_files import local_sha256, local_signature
 from tasks.units import EXPECTED, UnitError, read_unit
 from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
+from taxiway.quoting import cut, quoted
 from taxiway.request import TERMS
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
@@ -261,11 +262,11 @@ class Catalogue:
         name = reference.partition("@")[0].partition(":")[0]
         reason = self.disabled.get(reference) or self.disabled.get(name)
         if reason is not None:
-            message = f"model {reference!r} is disabled: {reason}"
-            return ModelUnavailableError(message, model=reference, reason=reason)
+            message = f"model {quoted(reference)} is disabled: {reason}"
+            return ModelUnavailableError(message, model=cut(reference), reason=reason)
         near = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        return UnknownModelError(f"unknown model {reference!r}{hint}", model=reference, near=near)
+        return UnknownModelError(f"unknown model {quoted(reference)}{hint}", model=cut(reference), near=near)
 
 
 def _names(models: Mapping[str, Model], disabled: Collection[str]) -> dict[str, Model]:

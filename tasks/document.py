@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
 
@@ -12,6 +11,7 @@ import msgspec
 import yaml
 
 from tasks.expectation import Told, find_fault
+from taxiway.quoting import quoted
 
 Value = TypeVar("Value")
 
@@ -21,11 +21,6 @@ _FLOAT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _LARGEST = 2**63 - 1
 _MOST_VALUES = 100_000  # aliases of aliases can stand for more values than memory holds
 _DEEPEST = 32
-
-_short = reprlib.Repr()
-_short.maxlevel = 2
-_short.maxdict = _short.maxlist = 3
-_short.maxstring = _short.maxother = 100
 
 
 class Size(int):
@@ -38,7 +33,7 @@ class DocumentError(ValueError):
     """A document is wrong: `path` is the place inside `file`, in dots; `expected` and `value` say why."""
 
     def __init__(self, file: str, path: str, expected: str, value: object) -> None:
-        super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {_short.repr(value)}")
+        super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {quoted(value)}")
         self.file = file
         self.path = path
         self.expected = expected

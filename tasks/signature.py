@@ -7,7 +7,6 @@ that axis are one row, and are answered without it. An input that has none belon
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ import numpy as np
 
 from tasks.catalogue import Model, Parameter, TensorSpec
 from tasks.lengths import generates
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
+from taxiway.quoting import cut
 from taxiway.values import axis_on_some, is_tensor, numbers, to_array
 
 Row = Mapping[str, Any]
@@ -56,10 +56,6 @@ _WORDS: Mapping[str, str] = {
     "string": "text",
     "strings": "a list of texts",
 }
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,7 @@ def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, An
     for name in parameters:
         if name not in model.parameters:
             known = ", ".join(sorted(model.parameters)) or "it has none"
-            raise _invalid(f"parameters.{name}", f"a parameter of {model.id} ({known})", parameters[name])
+            raise _invalid(f"parameters.{cut(name)}", f"a parameter of {model.id} ({known})", parameters[name])
     bound = {name: spec.default for name, spec in model.parameters.items()}
     for name, value in parameters.items():
         if value is not None:
@@ -255,4 +251,4 @@ def _array(spec: TensorSpec, value: Any, field: str) -> np.ndarray:
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: expected {expected}, got {_short.repr(value)}", field=field)
+    return wrong_field(field, expected, value)

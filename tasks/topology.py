@@ -17,6 +17,7 @@ import msgspec
 from tasks.document import DocumentError, Size, json_schema, parse_document
 from tasks.expectation import Told
 from taxiway.acceptance import Durability
+from taxiway.amounts import ELEMENTS
 from taxiway.blobs import INLINE
 from taxiway.keys import ARRIVALS
 from taxiway.request import MAX_NAME, Priority
@@ -157,14 +158,14 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Every bound that an operator can set; sizes in bytes, times in seconds.
 
-    `payload` bounds one request, and a value of more than `inline` bytes travels beside its message; `keep_result` and
-    `keep_record` are how long a result and what is known of its job stay, and `keep_explanation` what placements are
-    worked out again from; `lease` is how long a worker may be silent before its jobs run elsewhere; one that is told to
-    stop is gone within `grace`, and one whose batch takes `stall` and twenty times what its profile says ends itself;
-    `wait` bounds one long poll. A job is given up after `attempts` runs that ended without an answer. A worker leaves
-    that had no memory for `memory_faults` jobs in a row of a model, nor for the model's example. What the HTTP door
-    takes is accepted once it is `written`, or `replicated` (`durability`); it takes nothing above the share `memory` of
-    what the state store may hold.
+    `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor, and a value of
+    more than `inline` bytes travels beside its message; `keep_result` and `keep_record` are how long a result and what
+    is known of its job stay, and `keep_explanation` what placements are worked out again from; `lease` is how long a
+    worker may be silent before its jobs run elsewhere; one that is told to stop is gone within `grace`, and one whose
+    batch takes `stall` and twenty times what its profile says ends itself; `wait` bounds one long poll. A job is given
+    up after `attempts` runs that ended without an answer. A worker leaves that had no memory for `memory_faults` jobs
+    in a row of a model, nor for the model's example. What the HTTP door takes is accepted once it is `written`, or
+    `replicated` (`durability`); it takes nothing above the share `memory` of what the state store may hold.
 
     Of a router's HTTP door: it holds so many `connections`; a tenant's keys may make `requests_per_second`; a client
     has `head` seconds to send what stands before a request's body, and sends or reads a MiB, or all, in `body`. Of the
@@ -172,6 +173,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
+    elements: Positive = ELEMENTS
     inline: Size = msgspec.field(default_factory=lambda: Size(INLINE))
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from taxiway.blobs import Buffer
 from taxiway.errors import InvalidRequestError
+from taxiway.quoting import quoted
 
 HEADER = "inference-header-content-length"
 """The header that says how many bytes of the body are JSON."""
@@ -70,7 +71,7 @@ def split(body: Buffer, header_length: str | None) -> tuple[Buffer, memoryview]:
     if header_length is None:
         return body, memoryview(b"")
     if not header_length.isascii() or not header_length.isdigit() or not 0 < int(header_length) <= len(body):
-        raise _wrong(HEADER, f"1 to {len(body)} bytes of the body", header_length)
+        raise _wrong(HEADER, f"1 to {len(body)} bytes of the body", quoted(header_length))
     length, view = int(header_length), memoryview(body)
     return view[:length], view[length:]
 
@@ -87,7 +88,7 @@ def pieces(sizes: Sequence[object], rest: memoryview) -> Iterator[memoryview | N
             yield None
             continue
         if type(size) is not int or not 0 <= size <= len(rest) - start:
-            raise _wrong(SIZE, f"0 to {len(rest) - start} bytes that follow the JSON", repr(size)[:40])
+            raise _wrong(SIZE, f"0 to {len(rest) - start} bytes that follow the JSON", quoted(size))
         yield rest[start : start + size]
         start += size
     if start < len(rest):
@@ -105,8 +106,9 @@ def bytes_elements(part: memoryview, count: int, field: str) -> list[bytes]:
     Raises:
         InvalidRequestError: they are not `count`, or end elsewhere than `part`; names `field`.
     """
-    found, start = [], 0
-    while start + _LENGTH.size <= len(part):
+    found: list[bytes] = []
+    start = 0
+    while start + _LENGTH.size <= len(part) and len(found) < count:
         begin = start + _LENGTH.size
         start = begin + _LENGTH.unpack_from(part, start)[0]
         found.append(bytes(part[begin:start]))

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
+from taxiway.quoting import cut
 
 INLINE = 16 * 2**10
 """Bytes of a value up to which it stays in its message, unless `limits.inline` in queues.yaml says otherwise."""
@@ -118,7 +119,7 @@ def _parsed(value: dict[str, Any]) -> Reference:
     try:
         return msgspec.convert(value, Reference)
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"ref: expected a reference to a blob: {error}", field="ref") from error
+        raise InvalidRequestError(f"ref: expected a reference to a blob: {cut(str(error))}", field="ref") from error
 
 
 def _checked(reference: Reference, contents: Mapping[str, Buffer | None]) -> Buffer:

@@ -72,16 +72,6 @@ def depth_of(value: Any) -> int:
     return depth
 
 
-def check_json(body: bytes) -> None:
-    """Refuse JSON that `check_values` would refuse for its number of values, before it is read.
-
-    Raises:
-        RequestTooLargeError: it has too many values.
-    """
-    if len(body) > MOST_CONTAINERS and _too_many(*_counts(body)):
-        _check_counts(*_counts(_without_text(body)), "body")
-
-
 def _parts(values: Iterable[Any]) -> list[Any]:
     """The lists and mappings among values."""
     return [value for value in values if isinstance(value, (list, tuple, dict))]
@@ -117,17 +107,6 @@ def _too_deep(depth: int, field: str) -> InvalidRequestError:
     got = str(depth) if depth < COUNTED_TO else f"at least {COUNTED_TO}"
     message = f"{field}: expected at most {DEEPEST} levels of lists and mappings, got {got}"
     return InvalidRequestError(message, field=field)
-
-
-def _counts(body: bytes) -> tuple[int, int]:
-    """Values and containers that JSON has at most: each value but the first follows one of these."""
-    containers = body.count(b"[") + body.count(b"{")
-    return body.count(b",") + containers + 1, containers
-
-
-def _without_text(body: bytes) -> bytes:
-    """JSON without what stands in its texts."""
-    return b'""'.join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
 
 
 def _too_many(values: int, containers: int) -> bool:

@@ -35,6 +35,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from taxiway.quoting import cut, quoted
+
 MAX_ERROR = 4096
 """Most bytes, in UTF-8, of an error's text and of each text in its details, wherever they are stored or sent."""
 
@@ -60,7 +62,7 @@ class TaxiwayError(Exception):
     def __init__(self, message: str, /, **details: Any) -> None:
         self.message = bounded(message)
         super().__init__(self.message)
-        self.details = {name: _bounded_detail(value) for name, value in details.items()}
+        self.details: dict[str, Any] = {name: _bounded_detail(value) for name, value in details.items()}
 
     @property
     def retry_after(self) -> float | None:
@@ -234,6 +236,11 @@ class DeadLetteredError(JobError):
     """The job was given up after repeated deliveries."""
 
     code = "dead_lettered"
+
+
+def wrong_field(field: str, expected: str, value: object) -> InvalidRequestError:
+    """The error for a field with a value that was not expected."""
+    return InvalidRequestError(f"{cut(field)}: expected {expected}, got {quoted(value)}", field=cut(field))
 
 
 def _bounded_detail(value: Any) -> Any:

@@ -20,6 +20,7 @@ from taxiway.errors import (
     UnknownJobError,
     error_from,
 )
+from taxiway.quoting import cut, quoted
 from taxiway.values import from_wire
 
 
@@ -163,13 +164,13 @@ _TAG = b'"__type__"'
 
 def unknown(job: str) -> UnknownJobError:
     """What is raised for a job of which there is neither a record nor a result."""
-    message = f"no job {job!r} is known: no router has recorded it, or its record was kept for its time and is gone"
-    return UnknownJobError(message, job=job)
+    why = "no router has recorded it, or its record was kept for its time and is gone"
+    return UnknownJobError(f"no job {quoted(job)} is known: {why}", job=cut(job))
 
 
 def expired(job: str) -> ResultExpiredError:
     """What is raised for a job that ended, and whose result is gone."""
-    return ResultExpiredError(f"the result of job {job!r} was kept for its time and is gone", job=job)
+    return ResultExpiredError(f"the result of job {quoted(job)} was kept for its time and is gone", job=cut(job))
 
 
 def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:

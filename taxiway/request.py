@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeGuard, get_args
 import msgspec
 
 from taxiway.bounds import check_values
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.quoting import QUOTED, cut
 
 Priority = Literal["high", "normal", "low"]
 
@@ -68,7 +69,7 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
     """
     given = {name: value for name, value in fields.items() if value is not None}
     if not given.keys() <= _FIELDS:
-        raise _unknown(next(str(name)[:MAX_NAME] for name in given if name not in _FIELDS))
+        raise _unknown(next(str(name)[:QUOTED] for name in given if name not in _FIELDS))
     for name in ("model", "inputs"):
         if name not in given:
             raise InvalidRequestError(f"{name}: expected a value, got nothing", field=name)
@@ -170,16 +171,11 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    try:
-        shown = repr(value).removesuffix(".0") if isinstance(value, float) else repr(value)
-    except ValueError:  # Python writes no number of over 4,300 digits
-        shown = "a number of too many digits"
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}…"
-    return InvalidRequestError(f"{field}: expected {expected}, got {shown}", field=field)
+    return wrong_field(field, expected, value)
 
 
 def _named(error: msgspec.ValidationError) -> InvalidRequestError:
     """The validation error with its field in front, in our words."""
     match = _WHERE.match(str(error))
     field, what = (match["field"], match["what"]) if match else ("request", str(error))
-    return InvalidRequestError(f"{field}: expected {what}", field=field)
+    return InvalidRequestError(f"{cut(field)}: expected {cut(what)}", field=cut(field))

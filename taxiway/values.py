@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
+from taxiway.amounts import elements_of
 from taxiway.bounds import DEEPEST
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.quoting import cut, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,17 +108,18 @@ def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
 
     datatype, shape, data = tensor["datatype"], tensor["shape"], tensor["data"]
     if not isinstance(datatype, str) or datatype not in DATATYPES:
-        raise InvalidRequestError(f"{field}: expected a datatype of {sorted(DATATYPES)}, got {datatype!r}", field=field)
-    if not isinstance(shape, (list, tuple)) or not all(type(n) is int and n >= 0 for n in shape):
-        raise InvalidRequestError(f"{field}: expected a shape of whole numbers, got {shape!r}", field=field)
+        raise wrong_field(field, f"a datatype of {sorted(DATATYPES)}", datatype)
+    elements = elements_of(shape, field)
     try:
         if isinstance(data, (bytes, memoryview)):
-            return np.frombuffer(data, np.dtype(DATATYPES[datatype]).newbyteorder("<")).reshape(shape)
-        return numbers(data, datatype, field).reshape(shape)
+            flat = np.frombuffer(data, np.dtype(DATATYPES[datatype]).newbyteorder("<"))
+        else:
+            flat = numbers(data, datatype, field)
+        if flat.size != elements:
+            raise _expected(field, f"{elements} elements of {datatype} for shape {quoted(shape)}", str(flat.size))
+        return flat.reshape(shape)
     except (ValueError, OverflowError) as error:
-        raise InvalidRequestError(
-            f"{field}: expected {datatype} data of shape {shape}: {error}", field=field
-        ) from error
+        raise _expected(field, f"{datatype} data of shape {quoted(shape)}", cut(str(error))) from error
 
 
 def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
@@ -170,7 +173,7 @@ def _scalar(value: Any, field: str) -> Any:
     """A float or a subclass's value as JSON's own; NaN and infinities have no form in JSON."""
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise _expected(field, "finite numbers (an array may hold others)", repr(value))
+            raise _expected(field, "finite numbers (an array may hold others)", quoted(value))
         return float(value)
     if isinstance(value, int):
         return value if isinstance(value, bool) else int.__int__(value)
@@ -181,7 +184,7 @@ def _scalar(value: Any, field: str) -> Any:
 
 def _key(key: Any, field: str) -> str:
     if not isinstance(key, str):
-        raise _expected(field, "text as the keys of a mapping", repr(key))
+        raise _expected(field, "text as the keys of a mapping", quoted(key))
     return str(key)
 
 
@@ -227,11 +230,11 @@ def _kind(array: np.ndarray) -> str:
 
 def _untag(tag: Any, value: Any, field: str) -> Any:
     if not isinstance(value, str) or tag not in ("base64", "bytes"):
-        raise _expected(field, "a value tagged base64 or bytes", f"tag {tag!r}")
+        raise _expected(field, "a value tagged base64 or bytes", f"tag {quoted(tag)}")
     try:
         return value.encode() if tag == "bytes" else base64.b64decode(value, validate=True)
     except ValueError as error:
-        raise _expected(field, f"{tag} text", str(error)) from error
+        raise _expected(field, f"{tag} text", cut(str(error))) from error
 
 
 def _expected(field: str, expected: str, got: str) -> InvalidRequestError:

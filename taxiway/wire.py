@@ -13,9 +13,11 @@ from typing import Any
 
 import msgspec
 
+from taxiway.amounts import ELEMENTS, values_beyond
 from taxiway.blobs import Blobs
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, wrong_field
 from taxiway.keys import ARRIVALS, CANCEL, INFER
+from taxiway.quoting import cut
 from taxiway.request import Request, new_id, parse_request
 from taxiway.signing import key_id, signature, signed_by
 from taxiway.tracing import Carried
@@ -48,11 +50,26 @@ class Envelope(msgspec.Struct, kw_only=True):
         if self.properties.get("body_encoding") != "base64":
             return self.body.encode()
         try:
-            return base64.b64decode(self.body, validate=True)
+            return _bytes_of(self.body)
         except ValueError as error:
             raise InvalidRequestError(f"body: expected base64: {error}", field="body") from error
 
 
+def _bytes_of(text: str) -> bytes:
+    """What base64 text stands for; of a long one in pieces, for a call holds up all threads as long as it takes.
+
+    Raises:
+        ValueError: it is no base64.
+    """
+    if len(text) <= _PIECE:
+        return base64.b64decode(text, validate=True)
+    if "=" in text[:-2]:
+        raise ValueError("padding in the midst of it")
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
+
+
+_PIECE = 2**22  # characters of base64, which make whole bytes: 8 ms
 _SIGNATURE, _SIGNED_AT = "signature", "signed_at"  # in that header
 
 _encode = msgspec.json.Encoder().encode
@@ -114,7 +131,7 @@ def check_signed(envelope: Envelope, keys: Sequence[bytes], *, now: float, longe
     if not isinstance(given, str) or not signed_by(keys, given, text, envelope.payload()):
         raise InvalidRequestError(f"{HEADER}: expected an arrival signed by a producer (key {known})", field=HEADER)
     if not isinstance(at, int | float) or abs(now - at) > longest:
-        raise InvalidRequestError(f"{HEADER}: expected to be signed within {longest:g} s, got {at!r}", field=HEADER)
+        raise wrong_field(HEADER, f"to be signed within {longest:g} s", at)
 
 
 def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
@@ -130,7 +147,7 @@ def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
         return _encode([[], plain, _NO_CANVAS])
     except (UnicodeEncodeError, RecursionError) as error:  # of a request that `parse_request` has not seen
         raise InvalidRequestError(
-            f"inputs: expected Unicode text, not nested too deeply: {error}", field="inputs"
+            f"inputs: expected Unicode text, not nested too deeply: {cut(str(error))}", field="inputs"
         ) from error
 
 
@@ -176,12 +193,14 @@ def decode_envelope(raw: bytes) -> Envelope:
     """The envelope in a Valkey list's element.
 
     Raises:
-        InvalidRequestError: it is not an envelope.
+        InvalidRequestError: it is not an envelope, or has too many values beside its body.
     """
+    if (found := values_beyond(raw, ELEMENTS)) is not None:
+        raise wrong_field("message", f"at most {ELEMENTS} values in its headers", found)
     try:
         return _decode_envelope(raw)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"message: expected a Celery message: {error}", field="message") from error
+        raise InvalidRequestError(f"message: expected a Celery message: {cut(str(error))}", field="message") from error
 
 
 def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, Any]]:
@@ -191,9 +210,7 @@ def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, A
         InvalidRequestError: not JSON, or not a task's body.
     """
     if content_type != "application/json":
-        raise InvalidRequestError(
-            f"content-type: expected application/json, got {content_type!r}", field="content-type"
-        )
+        raise wrong_field("content-type", "application/json", content_type)
     try:
         args, kwargs, _embed = _decode_json(payload)
         if not isinstance(args, list) or not isinstance(kwargs, dict):
@@ -201,9 +218,8 @@ def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, A
         return [from_wire(a) for a in args], {name: from_wire(value, name) for name, value in kwargs.items()}
     except (ValueError, TypeError, RecursionError) as error:
         hint = r" (a surrogate in an escape, \ud800 to \udfff, needs its pair)" if _SURROGATE(payload) else ""
-        raise InvalidRequestError(
-            f"body: expected [args, kwargs, embed] as JSON: {error}{hint}", field="body"
-        ) from error
+        message = f"body: expected [args, kwargs, embed] as JSON: {cut(str(error))}{hint}"
+        raise InvalidRequestError(message, field="body") from error
 
 
 def read_request(payload: bytes, content_type: str) -> Request:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +40,18 @@ class RouterProcess:
 
 
 @contextmanager
-def router_process(settings: Settings, log: Any = None, options: Sequence[str] = ()) -> Iterator[RouterProcess]:
-    """A router that is ready; killed at the end if the test did not stop it."""
-    command = [sys.executable, "-m", "router", "--port", "0", *options]
-    environment = {**os.environ, **settings.environment()}
-    process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
+def router_process(
+    settings: Settings,
+    log: Any = None,
+    options: Sequence[str] = (),
+    *,
+    module: str = "router",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[RouterProcess]:
+    """A router that is ready; killed at the end if the test did not stop it. `module` is its command."""
+    command = [sys.executable, "-m", module, "--port", "0", *options]
+    variables = {**os.environ, **settings.environment(), **(environment or {})}
+    process = subprocess.Popen(command, cwd=TREE, env=variables, stdout=subprocess.PIPE, stderr=log)
     try:
         assert process.stdout is not None
         yield RouterProcess(process, json.loads(process.stdout.readline())["http"])

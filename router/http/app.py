@@ -30,10 +30,12 @@ from router.http.traces import Traced
 from router.jobs import Jobs
 from router.metrics import CONTENT_TYPE, exposition
 from router.service import Router
+from tasks.beside import beside
 from taxiway.binary import HEADER, OCTETS, Framed
 from taxiway.blobs import gone
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError
 from taxiway.job import JobStatus
+from taxiway.quoting import quoted
 
 _Any = Request[Any, Any, Any]
 _Json = Response[dict[str, Any]]
@@ -107,7 +109,8 @@ async def scaling(request: _Any, hardware_class: str, starts: bool = False) -> _
     """
     router = _door(request).router
     if hardware_class not in router.rules.topology.hardware:
-        raise NotFoundException(f"expected one of {sorted(router.rules.topology.hardware)}, got {hardware_class!r}")
+        known = sorted(router.rules.topology.hardware)
+        raise NotFoundException(f"expected one of {known}, got {quoted(hardware_class)}")
     fresh = not router.fleet.outlook.fleet.stale
     if starts and fresh:
         await router.store.note_start(hardware_class)
@@ -196,8 +199,9 @@ async def infer(request: _Any, model: str, version: str | None = None) -> Respon
 )
 async def model_placement(request: _Any, model: str, version: str | None = None) -> _Json:
     """Where the fleet as it is now would run an infer request, and why; nothing is accepted."""
-    body = await _read(request)
-    return Response(_door(request).inference.preview(_reference(model, version), body))
+    infer = await _read(request)
+    preview = _door(request).inference.preview
+    return Response(await preview(_reference(model, version), infer, len(await request.body())))
 
 
 @post(
@@ -316,15 +320,21 @@ def _telling(request: _Any) -> Telling:
 
 
 async def _read(request: _Any) -> InferRequest:
-    infer = read_infer(await request.body(), request.headers.get(HEADER))
+    body = await request.body()
+    infer = await beside(len(body), read_infer, body, request.headers.get(HEADER), _most(request))
     claim(caller_of(request.scope), infer.parameters)
     return infer
 
 
 async def _read_generate(request: _Any) -> GenerateRequest:
-    body = read_generate(await request.body())
+    content = await request.body()
+    body = await beside(len(content), read_generate, content, _most(request))
     claim(caller_of(request.scope), body.parameters)
     return body
+
+
+def _most(request: _Any) -> int:
+    return _door(request).router.rules.topology.limits.elements
 
 
 def _stream(events: AsyncIterator[bytes], job: str) -> Stream:

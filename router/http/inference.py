@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infe
 from router.http.traces import carried_on, carry
 from router.jobs import Jobs
 from router.service import Router
+from tasks.beside import beside
 from tasks.catalogue import Model
 from tasks.fingerprint import conflict
 from tasks.scripts import Ending
@@ -82,35 +84,38 @@ class Inference:
         Raises:
             TaxiwayError: as `infer` raises it, or because the caller may not ask for that.
         """
-        infer = read_infer(body, header_length)
+        size = len(body)
+        infer = await beside(size, read_infer, body, header_length, self._limits.elements)
         claim(caller, infer.parameters)
         if "respond-async" in prefer:
-            got: Framed | Accepted = await self.submit(reference, infer)
+            got: Framed | Accepted = await self.submit(reference, infer, size)
         else:
-            got = await self.infer(reference, infer, _seconds_in(prefer))
+            got = await self.infer(reference, infer, size, _seconds_in(prefer))
         if isinstance(got, Framed):
             return Answer(200, got.headers, got.pieces)
         location = f"/v2/jobs/{got.job}"
         content = _encode({"id": got.job, "state": "queued", "location": location})
         return Answer(202, {"content-type": "application/json", "location": location}, (content,))
 
-    async def submit(self, reference: str, infer: InferRequest) -> Accepted:
-        """Accept a request and return at once.
+    async def submit(self, reference: str, infer: InferRequest, size: int = 0) -> Accepted:
+        """Accept a request, whose body had `size` bytes, and return at once.
 
         Raises:
             TaxiwayError: the request is wrong, cannot be placed, or the broker does not accept it.
         """
-        asked = self._asked(reference, infer, reply="")
+        asked = await self._asked(reference, infer, size, reply="")
         await self._forward(asked, await self._placed(asked))
         return Accepted(asked.order.job)
 
-    async def infer(self, reference: str, infer: InferRequest, longest: float = math.inf) -> Framed | Accepted:
+    async def infer(
+        self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
+    ) -> Framed | Accepted:
         """Accept a request and wait for its answer; the job where that takes longer than `limits.wait`, or `longest`.
 
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
         """
-        asked = self._asked(reference, infer, reply=self._router.name)
+        asked = await self._asked(reference, infer, size, reply=self._router.name)
         job, admitted = asked.order.job, await self._placed(asked)
         with self._router.results.expect(job) as future:
             fresh = await self._forward(asked, admitted)
@@ -118,15 +123,16 @@ class Inference:
             meta = await (self._own(future, job, wait) if fresh else self._earlier(job, wait))
         if meta is None:
             return Accepted(job)
-        return answer_of(asked.model, job, await self.result(meta), wants_binary(infer), infer.id)
+        result, told = await self._read(meta)
+        return await beside(told, answer_of, asked.model, job, result, wants_binary(infer), infer.id)
 
-    def preview(self, reference: str, infer: InferRequest) -> dict[str, Any]:
+    async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
         """Where a request would go now and why; nothing is accepted.
 
         Raises:
             TaxiwayError: the request is wrong. That it cannot be placed is part of the answer.
         """
-        order = self._asked(reference, infer, reply="").order
+        order = (await self._asked(reference, infer, size, reply="")).order
         model, table = preview(order, self._router.rules, self._router.fleet.outlook)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
@@ -137,25 +143,29 @@ class Inference:
         Raises:
             TaxiwayError: the error that the job ended with.
         """
-        result = await self.result(meta)
-        return answer_of(self._router.rules.catalogue.resolve(result.model), job, result, wants)
+        result, told = await self._read(meta)
+        return await beside(told, answer_of, self._router.rules.catalogue.resolve(result.model), job, result, wants)
 
-    def _asked(self, reference: str, infer: InferRequest, *, reply: str) -> _Asked:
+    async def _asked(self, reference: str, infer: InferRequest, size: int, *, reply: str) -> _Asked:
+        asked = await beside(size, self._checked, reference, infer)
+        carry(asked.order.envelope.headers)
+        order = msgspec.structs.replace(asked.order, accepted=self._router.store.told_now(), reply=reply)
+        return replace(asked, order=order)
+
+    def _checked(self, reference: str, infer: InferRequest) -> _Asked:
+        """A request as an order that nobody took yet."""
         model = self._router.rules.catalogue.resolve(reference)
-        request = request_of(reference, infer)
+        request = request_of(reference, infer, self._limits.elements)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
         if request.stream:
             check_stream(model, bound)
         blobs = Blobs(self._limits.inline)
         body = request_body(request, blobs)
         job = job_id(request)
-        envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
-        carry(envelope.headers)
         sizes = {ref: len(content) for ref, content in blobs.kept.items()}
-        now = self._router.store.told_now()
-        order = Order(job, request, envelope, body, accepted=now, reply=reply, blobs=sizes)
-        check_size(order.size, self._limits.payload)
-        return _Asked(order, model, blobs.kept)
+        check_size(len(body) + sum(sizes.values()), self._limits.payload)
+        envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
+        return _Asked(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept)
 
     async def _placed(self, asked: _Asked) -> Admitted:
         """The placed request, with what it refers to in the store."""
@@ -205,12 +215,18 @@ class Inference:
         Raises:
             TaxiwayError: the error that the job ended with.
         """
-        result = read_answer(meta)
+        return (await self._read(meta))[0]
+
+    async def _read(self, meta: bytes) -> tuple[Result, int]:
+        """The result, and about how many bytes its outputs have."""
+        result = await beside(len(meta), read_answer, meta)
         found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
         if not found:
-            return result
+            return result, len(meta)
         contents = await self._router.store.blobs(found)
-        return msgspec.structs.replace(result, outputs=resolved(result.outputs, contents))
+        size = sum(len(content) for content in contents.values() if content is not None)
+        resolve = partial(resolved, result.outputs, contents)
+        return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
 
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job forwarded just now."""

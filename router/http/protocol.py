@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +18,11 @@ import numpy as np
 
 from tasks.catalogue import Model, TensorSpec
 from taxiway import binary
+from taxiway.amounts import ELEMENTS, check_elements, check_json, elements_of
 from taxiway.blobs import Buffer
 from taxiway.errors import InvalidRequestError
 from taxiway.job import Result
+from taxiway.quoting import cut
 from taxiway.request import TERMS, Request, parse_request
 from taxiway.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
 
@@ -29,11 +30,6 @@ BINARY_OUTPUTS = "binary_data_output"
 """The request's parameter that asks for all outputs in binary form; an output's own `binary_data` overrules it."""
 
 BASE64 = {"content_type": "base64"}
-
-MOST = 200_000
-"""Lists and mappings in a request's JSON, by its brackets: 16 MiB of empty ones would take 2.9 s and 580 MB."""
-
-_LARGE = 2**20  # bytes of JSON from which on they are counted
 
 
 class InputTensor(msgspec.Struct, frozen=True):
@@ -90,19 +86,22 @@ class InferAnswer(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+_PIECE = 2**16  # elements whose JSON is made at once: 6 ms
 _OURS = TERMS | {BINARY_OUTPUTS}
 
 _decode = msgspec.json.Decoder(InferRequest).decode
 _encode_json = msgspec.json.Encoder().encode
 
 
-def read_infer(body: Buffer, header_length: str | None = None) -> InferRequest:
+def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEMENTS) -> InferRequest:
     """The infer request in `body`; `header_length` is the header that says where its binary part begins.
 
     Raises:
         InvalidRequestError: names the field that is wrong.
+        RequestTooLargeError: there are more than `most` values in its JSON.
     """
     text, rest = binary.split(body, header_length)
+    check_json(text, most)
     infer = _read_json(text)
     sizes = [_binary_size(tensor) for tensor in infer.inputs]
     if not rest and all(size is None for size in sizes):
@@ -116,32 +115,31 @@ def _binary_size(tensor: InputTensor) -> object:
     """The bytes after the JSON that are the tensor's; None where its data is in the JSON."""
     size = tensor.parameters.get(binary.SIZE)
     if (size is None) == (tensor.data is None):
-        field = f"inputs.{tensor.name}"
+        field = _field(tensor)
         raise InvalidRequestError(f"{field}: expected either data or the parameter {binary.SIZE}", field=field)
     return size
 
 
 def _read_json(text: Buffer) -> InferRequest:
-    if len(text) > _LARGE and bytes(text).count(b"[") + bytes(text).count(b"{") > MOST:
-        raise InvalidRequestError(f"body: expected at most {MOST} lists and mappings in JSON, got more", field="body")
     try:
         return _decode(text)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         field = where.rstrip("`").lstrip(".") or "body"
-        raise InvalidRequestError(f"{field}: {what[0].lower()}{what[1:]}", field=field) from error
+        raise InvalidRequestError(f"{cut(field)}: {cut(what[0].lower() + what[1:])}", field=field) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected JSON: {error}", field="body") from error
+        raise InvalidRequestError(f"body: expected JSON: {cut(str(error))}", field="body") from error
 
 
-def request_of(model: str, infer: InferRequest) -> Request:
+def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request:
     """The infer request in our form; numeric tensors become bytes, which travel and are read without a loop.
 
     Raises:
         InvalidRequestError: names the field that is wrong.
+        RequestTooLargeError: a BYTES tensor has more than `most` elements.
     """
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
-    tensors = [_tensor(tensor) for tensor in infer.inputs]
+    tensors = [_tensor(tensor, most) for tensor in infer.inputs]
     fields = {
         "model": model,
         "inputs": _single(infer, tensors) if _is_single(infer) else tensors,
@@ -221,7 +219,15 @@ def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
     if spec.datatype == "BYTES":
         return _bytes_output(spec, value)
     rows = _array_output(spec, value)
-    return OutputTensor(spec.name, list(rows.shape), spec.datatype, rows.reshape(-1).tolist(), _axis(spec))
+    return OutputTensor(spec.name, list(rows.shape), spec.datatype, _listed(rows.reshape(-1)), _axis(spec))
+
+
+def _listed(flat: np.ndarray) -> Any:
+    """The elements as a list, or as its JSON, made in pieces, where one call would hold the interpreter's lock long."""
+    if len(flat) <= _PIECE:
+        return flat.tolist()
+    parts = [_encode_json(flat[start : start + _PIECE].tolist())[1:-1] for start in range(0, len(flat), _PIECE)]
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
 def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | memoryview]:
@@ -253,26 +259,31 @@ def _array_output(spec: TensorSpec, value: Any) -> np.ndarray:
     return np.expand_dims(array, axis) if array.ndim == len(spec.shape) - 1 else array
 
 
-def _tensor(tensor: InputTensor) -> dict[str, Any]:
-    field = f"inputs.{tensor.name}"
-    if min(tensor.shape, default=0) < 0:
-        raise InvalidRequestError(f"{field}: expected lengths >= 0 in shape, got {tensor.shape}", field=field)
+def _tensor(tensor: InputTensor, most: int) -> dict[str, Any]:
+    field = _field(tensor)
+    elements = elements_of(tensor.shape, field)
+    if tensor.datatype == "BYTES":
+        check_elements(elements, most, field)
     named = {"name": tensor.name, "shape": tensor.shape, "datatype": tensor.datatype, "data": tensor.data}
-    data = _elements(tensor, field) if tensor.datatype == "BYTES" else raw_bytes(to_array(named, field))
+    data = _elements(tensor, elements, field) if tensor.datatype == "BYTES" else raw_bytes(to_array(named, field))
     return {**named, "data": data}
 
 
-def _elements(tensor: InputTensor, field: str) -> Any:
-    """What is in a BYTES tensor."""
+def _field(tensor: InputTensor) -> str:
+    return f"inputs.{cut(tensor.name)}"
+
+
+def _elements(tensor: InputTensor, count: int, field: str) -> Any:
+    """What is in a BYTES tensor of `count` elements."""
     data: Any = tensor.data
     if isinstance(data, memoryview):
-        return binary.bytes_elements(data, math.prod(tensor.shape), field)
+        return binary.bytes_elements(data, count, field)
     if tensor.parameters.get("content_type") != "base64":
         return from_wire(data, field)
     try:
         return [base64.b64decode(text, validate=True) for text in data]
     except (binascii.Error, ValueError, TypeError) as error:
-        raise InvalidRequestError(f"{field}: expected base64 text: {error}", field=field) from error
+        raise InvalidRequestError(f"{field}: expected base64 text: {cut(str(error))}", field=field) from error
 
 
 def _bytes_output(spec: TensorSpec, value: Any) -> OutputTensor:

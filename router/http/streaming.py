@@ -19,8 +19,10 @@ from router.http.protocol import InferAnswer, InferRequest, InputTensor
 from router.jobs import Jobs
 from router.service import Router
 from tasks.lengths import generates
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError
+from taxiway.amounts import ELEMENTS, check_json
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, wrong_field
 from taxiway.job import JobStatus, Result
+from taxiway.quoting import cut
 from taxiway.streaming import TEXT, Event, Lost, Piece, Position, Progress, Restarted, follow, read_position
 
 MEDIA_TYPE = "text/event-stream"
@@ -42,16 +44,19 @@ class GenerateRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _decode = msgspec.json.Decoder(GenerateRequest).decode
 
 
-def read_generate(body: bytes) -> GenerateRequest:
+def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
     """The request in `body`.
 
     Raises:
         InvalidRequestError: it is none.
+        RequestTooLargeError: there are more than `most` values in it.
     """
+    check_json(body, most)
     try:
         return _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected text_input and parameters: {error}", field="body") from error
+        message = f"body: expected text_input and parameters: {cut(str(error))}"
+        raise InvalidRequestError(message, field="body") from error
 
 
 class Telling:
@@ -70,7 +75,7 @@ class Telling:
         """
         infer = self._infer(reference, generate)
         infer.parameters["stream"] = True
-        return (await self._inference.submit(reference, infer)).job
+        return (await self._inference.submit(reference, infer, len(generate.text_input))).job
 
     async def generate(self, reference: str, generate: GenerateRequest) -> dict[str, Any] | Accepted:
         """Accept a request and wait for its answer; the job where that takes longer than `limits.wait`.
@@ -78,7 +83,8 @@ class Telling:
         Raises:
             TaxiwayError: as `Inference.infer` raises it.
         """
-        answered = await self._inference.infer(reference, self._infer(reference, generate))
+        infer = self._infer(reference, generate)
+        answered = await self._inference.infer(reference, infer, len(generate.text_input))
         if isinstance(answered, Accepted):
             return answered
         answer = msgspec.json.decode(answered.body, type=InferAnswer)
@@ -172,8 +178,7 @@ def _position(last: str | None) -> Position:
     try:
         return read_position(last)
     except ValueError as error:
-        message = f"last-event-id: expected the id of an event of this stream, got {last[:80]!r}"
-        raise InvalidRequestError(message, field="last-event-id") from error
+        raise wrong_field("last-event-id", "the id of an event of this stream", last) from error
 
 
 def _told(event: Event, named: Mapping[str, str], position: Position) -> bytes:

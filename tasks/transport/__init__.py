@@ -22,8 +22,9 @@ from taxiway.wire import Envelope
 TAKE_AT_MOST = 128
 """Messages that one call takes: enough to share a round trip, few enough to decide in some milliseconds."""
 
-TAKE_BYTES = 64 * 2**20
-"""Bytes of messages after which a call takes no more: the last one may go past it."""
+TAKE_BYTES = 8 * 2**20
+"""Bytes of messages after which a call takes no more: the last one may go past it. What reads and forwards them holds a
+router's event loop for 4 ms a MiB."""
 
 PACKED = "packed"
 """The field of a kept reading that holds it."""

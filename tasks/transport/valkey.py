@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import ResponseError
 
+from tasks.beside import beside
 from tasks.connection import Line, connect, told_plainly
 from tasks.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
 from tasks.transport import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
@@ -67,7 +68,7 @@ class ValkeyTransport:
         self._waits: dict[int, asyncio.Task[Any]] = {}
         self._rung = asyncio.Event()
         self._held: set[str] = set()
-        self._ahead: list[Arrival] = []
+        self._ahead: list[tuple[str, bytes]] = []  # tags and messages
         self._more = True
         self._bursts = False
         self._abandoned = False
@@ -110,7 +111,8 @@ class ValkeyTransport:
                 await self._end_life()
                 return Taken(self._life.now())
         ahead, self._ahead = self._ahead, []
-        return Taken(self._life.now(), [*woken, *ahead])
+        arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
+        return Taken(self._life.now(), arrivals)
 
     async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
@@ -196,17 +198,17 @@ class ValkeyTransport:
     def _ring(self, _: asyncio.Future[Any]) -> None:
         self._rung.set()
 
-    def _woken(self) -> list[Arrival]:
+    def _woken(self) -> list[tuple[str, bytes]]:
         """What `wait` moved and nobody had yet, first served first."""
-        arrivals = []
+        woken = []
         for level in sorted(level for level, wait in self._waits.items() if wait.done()):
             with self._answered():
                 raw = self._waits.pop(level).result()
             if raw is not None:
                 tag = self._life.taken(str(level))
                 self._held.add(tag)
-                arrivals.append(_arrival(tag, raw))
-        return arrivals
+                woken.append((tag, raw))
+        return woken
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
@@ -262,7 +264,7 @@ class ValkeyTransport:
         self._held -= tags
         if answer.taken:
             self._held.add(takes)
-            self._ahead = [_arrival(takes, raw) for raw in answer.taken]
+            self._ahead = [(takes, raw) for raw in answer.taken]
             self._bursts = True
         return answer.done
 

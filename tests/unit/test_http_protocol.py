@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.protocol import MOST, InferRequest, InputTensor, output_tensor, read_infer, request_of
+from router.http.protocol import InferRequest, InputTensor, output_tensor, read_infer, request_of
 from tasks.catalogue import TensorSpec
-from taxiway.errors import InvalidRequestError, TaxiwayError
+from taxiway.amounts import ELEMENTS
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 from taxiway.values import DEEPEST, to_array, to_wire
 
 VECTORS = TensorSpec("vector", "FP32", (-1, 2))
@@ -85,10 +86,10 @@ def test_json_of_any_depth_is_read_or_refused(opened, levels):
 
 
 def test_json_that_would_grow_beyond_measure_is_refused_before_it_is_read():
-    rows = b"[]," * MOST + b"[]"
+    rows = b"[]," * ELEMENTS + b"[]"
     body = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [%s]}, "%s"]}'
 
-    with pytest.raises(InvalidRequestError, match="at most 200000 lists and mappings"):
+    with pytest.raises(RequestTooLargeError, match=f"at most {ELEMENTS} values"):
         read_infer(body % (rows, b"x" * 2**20))
 
 

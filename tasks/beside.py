@@ -1,0 +1,26 @@
+"""What takes long with a large body or message, beside the event loop: on one thread, so that the loop waits for one.
+
+Python's interpreter lock lets the loop's thread in at each 5 ms, but not in the midst of a call into C: what runs here
+is bounded so that no such call takes over 100 ms (`amounts.ELEMENTS`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from taxiway.amounts import LARGE
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_thread = ThreadPoolExecutor(1, "large bodies")
+
+
+async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `call` gives; on the thread where `size`, in bytes, is large. Raises what it raises."""
+    if size <= LARGE:
+        return call(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_thread, lambda: call(*args, **kwargs))

@@ -1,0 +1,119 @@
+"""No request holds a router's event loop for over 100 ms, whatever is in its body: measured in the router itself."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+import httpx
+import pytest
+import redis
+
+from tasks.embedded import EmbeddedValkey
+from tasks.settings import settings_from
+from taxiway.job import FINAL
+from taxiway.keys import ARRIVALS, INFER
+from taxiway.request import new_id
+from taxiway.wire import encode_envelope, task_envelope
+from tests.routing import EchoDevice, eventually
+from tests.ticking import LONGEST, ticking_router
+
+FULL = 16 * 2**20 - 2**12
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    """Settings, the HTTP door and the stalls of a router before one device."""
+    folder = tmp_path_factory.mktemp("stalls")
+    with EmbeddedValkey(folder / "valkey") as server:
+        settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        with (
+            EchoDevice(settings),
+            ticking_router(settings, folder) as (router, stalls),
+            httpx.Client(base_url=router.http, timeout=60, trust_env=False) as http,
+        ):
+            eventually(lambda: http.get("/v2/health/ready").status_code == 200)
+            yield settings, http, stalls
+
+
+def tensor(data, shape=None, datatype="BYTES", name="payload"):
+    count = data.count(b",") + 1
+    return b'{"inputs":[{"name":"%s","shape":%s,"datatype":"%s","data":[%s]}]}' % (
+        name.encode(),
+        json.dumps(shape or [count]).encode(),
+        datatype.encode(),
+        data,
+    )
+
+
+def many(element, size=FULL):
+    return b",".join([element] * (size // (len(element) + 1)))
+
+
+def raw(shape, content):
+    head = {"name": "payload", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": len(content)}}
+    text = json.dumps({"inputs": [head]}).encode()
+    return text + content, {"inference-header-content-length": str(len(text))}
+
+
+INFERS = {
+    "a shape of 100,000 numbers": (*raw([10**17] * 100_000, bytes(4)), 400),
+    "a shape whose product no machine word holds": (*raw([2**62, 2**62], bytes(4)), 400),
+    "lengths of thousands of digits": (*raw([10**4200, 10**4200], bytes(4)), 400),
+    "4 million empty elements": (*raw([FULL // 4], bytes(FULL // 4 * 4)), 413),
+    "as many elements as may be": (*raw([500_000], bytes(4 * 500_000)), 413),
+    "numbers over the limit": (tensor(many(b"0.12345678901234567"), datatype="FP32"), {}, 413),
+    "as many numbers as may be": (tensor(many(b"0.12345678901234567", 499_000 * 20), datatype="FP32"), {}, 400),
+    "as many texts as may be": (tensor(many(b'"a"', 499_000 * 4)), {}, 413),
+    "as many lists as may be": (tensor(many(b"[]", 166_000 * 3)), {}, 413),
+    "as many mappings as may be": (tensor(many(b'{"":0}', 166_000 * 7)), {}, 413),
+    "one text of all bytes": (tensor(b'"%s"' % (b"a" * FULL)), {}, 200),
+    "one text of escapes": (tensor(b'"%s"' % (b"\\u00e9" * (FULL // 6))), {}, 200),
+    "an unknown field of all bytes": (b'{"%s":1}' % (b"a" * FULL), {}, 400),
+    "parameters over the limit": (b'{"inputs":[],"parameters":{%s}}' % many(b'"a":1'), {}, 413),
+}
+
+
+@pytest.mark.parametrize("what", INFERS)
+def test_no_infer_request_holds_the_event_loop(fleet, what):
+    _, http, stalls = fleet
+    content, headers, status = INFERS[what]
+    answers = []
+
+    stall = stalls.least(lambda: answers.append(http.post("/v2/models/echo/infer", content=content, headers=headers)))
+
+    assert stall < LONGEST
+    assert {answer.status_code for answer in answers} == {status}
+    assert status == 200 or len(answers[0].text) < 1000
+
+
+@pytest.mark.parametrize("verb", ["generate", "generate_stream"])
+def test_no_request_to_generate_holds_the_event_loop(fleet, verb):
+    _, http, stalls = fleet
+    large = b'{"text_input":"a","parameters":{"stop":[%s]}}' % many(b"[]")
+    answers = []
+
+    stall = stalls.least(lambda: answers.append(http.post(f"/v2/models/generate/{verb}", content=large)))
+
+    assert stall < LONGEST
+    assert {(answer.status_code, answer.json()["details"]["limit"]) for answer in answers} == {(413, "elements")}
+
+
+ARRIVING = {
+    "numbers over the limit": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"1"),
+    "as many lists as may be": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"[]", 166_000 * 3),
+    "one text of all bytes": b'[[],{"model":"echo","inputs":"%s"},{}]' % (b"a" * FULL),
+}
+
+
+@pytest.mark.parametrize("what", ARRIVING)
+def test_no_arrival_holds_the_event_loop(fleet, what):
+    settings, http, stalls = fleet
+
+    def arrive():
+        job = new_id()
+        broker.lpush(ARRIVALS, encode_envelope(task_envelope(INFER, job, ARRIVING[what], header={}, origin="test")))
+        assert eventually(lambda: http.get(f"/v2/jobs/{job}").json().get("state") in FINAL)
+
+    with redis.Redis.from_url(settings.broker) as broker:
+        assert stalls.least(arrive) < LONGEST
