@@ -29,13 +29,14 @@ from router.access.file import KeyFile
 from router.access.keyring import KeysError
 from router.admission import Rules
 from router.http.app import make_app
-from router.http.server import HttpServer, is_loopback, open_tls
+from router.http.gate import is_loopback
+from router.http.server import HttpServer, open_tls
 from router.service import Router
 from tasks.document import DocumentError
 from tasks.logs import log_to_stderr
 from tasks.models_folder import ModelsFolder
 from tasks.settings import Settings, SettingsError, settings_from
-from tasks.topology import load_topology
+from tasks.topology import Topology, load_topology
 from tasks.tracing import start_tracing
 
 logger = logging.getLogger("router")
@@ -124,6 +125,18 @@ def read_door(arguments: argparse.Namespace) -> Door:
     return Door(arguments.host, arguments.port, keys, tls, arguments.parting)
 
 
+def read_starts(text: str, topology: Topology) -> frozenset[str]:
+    """The classes named in `text`.
+
+    Raises:
+        SettingsError: one is not in queues.yaml.
+    """
+    names = frozenset(name.strip() for name in text.split(",") if name.strip())
+    for name in names - topology.hardware.keys():
+        raise SettingsError("--starts", f"classes of queues.yaml ({', '.join(sorted(topology.hardware))})", name)
+    return names
+
+
 def router_name() -> str:
     """A name that no other router has or had."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -143,6 +156,8 @@ def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--tls-key", type=Path, default=said("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
     parting = "seconds that it serves on after SIGTERM, not ready, until balancers look elsewhere [TAXIWAY_PARTING]"
     parser.add_argument("--parting", type=float, default=said("PARTING", "0"), help=parting)
+    starts = "classes, with commas, whose devices an autoscaler starts when they are wanted [TAXIWAY_STARTS]"
+    parser.add_argument("--starts", default=said("STARTS", ""), metavar="CLASS,…", help=starts)
     parser.add_argument("--log", default=said("LOG", "INFO"), help="least level of what is logged [TAXIWAY_LOG]")
     return parser
 
@@ -156,7 +171,8 @@ def main(environment: Mapping[str, str]) -> int:
         settings = settings_from(environment)
         topology, folder = load_topology(settings.queues), ModelsFolder(settings.models, settings.queues)
         folder.log_problems()
-        rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers)
+        starts = read_starts(arguments.starts, topology)
+        rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts)
         door = read_door(arguments)
     except (SettingsError, DocumentError, KeysError) as error:
         logger.critical("cannot start", extra={"error": str(error)})

@@ -41,7 +41,8 @@ _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "te
 class Rules:
     """What every admission goes by. Arrivals are to be signed with one of `producers`, where there are any.
 
-    Each of them is immutable; only the catalogue and the book are ever replaced, by `renew`.
+    Each of them is immutable; only the catalogue and the book are ever replaced, by `renew`. `starts` are the classes
+    whose devices an autoscaler starts when they are wanted: they take work without any.
     """
 
     topology: Topology
@@ -49,6 +50,7 @@ class Rules:
     secret: tuple[bytes, ...] = field(repr=False)
     book: ProfileBook = field(default_factory=ProfileBook)
     producers: tuple[bytes, ...] = field(default=(), repr=False)
+    starts: frozenset[str] = frozenset()
 
     def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
         """Go by another catalogue and other profiles from now on."""

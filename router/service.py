@@ -76,7 +76,7 @@ class Router:
         self.name = name
         self.rules = rules
         self.store = Store(settings.state, rules.topology.limits)
-        self.fleet = FleetReader(self.store, rules.topology, rules.book)
+        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts)
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)

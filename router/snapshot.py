@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -59,10 +59,11 @@ class FleetReader:
     `heartbeats` has when each device was last heard, by the store's clock, as of the last reading.
     """
 
-    def __init__(self, store: Store, topology: Topology, book: ProfileBook) -> None:
+    def __init__(self, store: Store, topology: Topology, book: ProfileBook, starts: Set[str] = frozenset()) -> None:
         self._store = store
         self._topology = topology
         self._book = book
+        self._starts = starts
         self._name = uuid.uuid4().hex[:12]
         self._outlooks = 0
         self._unkept: deque[Outlook] = deque(maxlen=_UNKEPT_AT_MOST)
@@ -108,9 +109,8 @@ class FleetReader:
             raise
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
         self._refusal = self._refusal.after(facts)
-        fleet = replace(
-            snapshot_from(facts, self._refusal), rates=self._arrived.rates, shadow=self._outlook.fleet.shadow
-        )
+        fleet = snapshot_from(facts, self._refusal, self._starts)
+        fleet = replace(fleet, rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
         self._look_at(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
@@ -213,13 +213,17 @@ class Refusal:
 NEVER = Refusal()
 
 
-def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER) -> FleetSnapshot:
-    """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out."""
+def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] = frozenset()) -> FleetSnapshot:
+    """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out.
+
+    `starts` are classes whose devices are started when they are wanted, beside those that the store's keys name.
+    """
     live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
     told = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
     devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in told)
     work, held = work_from(facts.work)
-    startable = tuple(sorted(name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR))
+    said = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
+    startable = tuple(sorted(said | starts))
     occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
     work = with_occupied(work, occupied)
     return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied)

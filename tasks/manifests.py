@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def manifests(hardware: dict[str, HardwareClass], queues: str, cluster: Cluster)
     yield {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
     yield _named("v1", "ConfigMap", "queues", cluster, data={"queues.yaml": queues})
     yield from _priorities()
-    yield from _router(cluster)
+    yield from _router(cluster, list(hardware))
     yield _named("keda.sh/v1alpha1", "TriggerAuthentication", "router", cluster, spec={"secretTargetRef": [_TOKEN]})
     for name, one in hardware.items():
         yield from _workers(name, one, cluster)
@@ -94,7 +94,8 @@ def _priorities() -> Iterator[Manifest]:
         }
 
 
-def _router(cluster: Cluster) -> Iterator[Manifest]:
+def _router(cluster: Cluster, scaled: Sequence[str]) -> Iterator[Manifest]:
+    """Routers, who are told that KEDA starts devices of the `scaled` classes."""
     labels = {"app": "taxiway-router"}
     container = _container("router", "router", cluster)
     container = {
@@ -103,6 +104,7 @@ def _router(cluster: Cluster) -> Iterator[Manifest]:
             *container["env"],
             {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"},
             {"name": "TAXIWAY_PARTING", "value": "5"},  # until the Service sends nobody any more
+            {"name": "TAXIWAY_STARTS", "value": ",".join(scaled)},
             {"name": "TAXIWAY_PRODUCER_SECRET", "valueFrom": {"secretKeyRef": _PRODUCERS}},
         ],
         "volumeMounts": [*container["volumeMounts"], {"name": "keys", "mountPath": "/keys", "readOnly": True}],
@@ -151,7 +153,7 @@ def _scaled(called: str, name: str, hardware: HardwareClass, cluster: Cluster) -
         "type": "metrics-api",
         "metricType": "AverageValue",
         "metadata": {
-            "url": f"http://router.{cluster.namespace}.svc:{PORT}/v1/scaling/{name}?starts=true",
+            "url": f"http://router.{cluster.namespace}.svc:{PORT}/v1/scaling/{name}",
             "valueLocation": "replicas",
             "targetValue": "1",
             "activationTargetValue": "0",

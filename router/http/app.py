@@ -101,21 +101,38 @@ async def fleet(request: _Any) -> Response[bytes]:
 
 
 @get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)
-async def scaling(request: _Any, hardware_class: str, starts: bool = False) -> _Json:
+async def scaling(request: _Any, hardware_class: str) -> _Json:
     """How many devices a class should have, and why: for KEDA's metrics-api trigger, AverageValue with a target of 1.
 
-    Who asks with `starts=true` starts that many: then the class takes work while it has no device. 503 while the
-    fleet's state cannot be read: nobody is to scale by what is not known.
+    503 while the fleet's state cannot be read: nobody is to scale by what is not known.
     """
+    return _wanted(_scalable(request, hardware_class), hardware_class)
+
+
+@post("/v1/scaling/{hardware_class:str}/starts", status_code=200, responses=described.SCALING)
+async def scaling_starts(request: _Any, hardware_class: str) -> _Json:
+    """Say that you start devices of a class when they are wanted; answers how many, as `GET` without `/starts` does.
+
+    For 90 seconds from then on the class takes work while it has no device. 503 while the fleet's state cannot be read.
+    """
+    router = _scalable(request, hardware_class)
+    if not router.fleet.outlook.fleet.stale:
+        await router.store.note_start(hardware_class)
+    return _wanted(router, hardware_class)
+
+
+def _scalable(request: _Any, hardware_class: str) -> Router:
+    """The router, which knows the class."""
     router = _door(request).router
     if hardware_class not in router.rules.topology.hardware:
         known = sorted(router.rules.topology.hardware)
         raise NotFoundException(f"expected one of {known}, got {quoted(hardware_class)}")
-    fresh = not router.fleet.outlook.fleet.stale
-    if starts and fresh:
-        await router.store.note_start(hardware_class)
+    return router
+
+
+def _wanted(router: Router, hardware_class: str) -> _Json:
     want = router.scaler.wanted().get(hardware_class)
-    if want is None or not fresh:
+    if want is None or router.fleet.outlook.fleet.stale:
         raise BrokerUnavailableError("the fleet's state cannot be read: no number is known", retry_after=1.0)
     return Response(
         {"class": hardware_class, "replicas": want.replicas, "devices": want.devices, "reason": want.reason}
@@ -285,6 +302,7 @@ _ENDPOINTS = [
     ready,
     fleet,
     scaling,
+    scaling_starts,
     metrics,
     reload,
     models,

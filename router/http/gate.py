@@ -6,6 +6,9 @@ otherwise needs the scope `admin`.
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -19,6 +22,7 @@ from router.access.rates import Rates
 from router.http.errors import body_of, headers_of
 from taxiway.blobs import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError
+from taxiway.quoting import quoted
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -28,6 +32,10 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: what starts, watches and balances routers asks them."""
 
+_OWN_SITE = (b"same-origin", b"none")
+"""What `Sec-Fetch-Site` says of the router's own pages, and of what a person typed."""
+
+_HOST = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9.-]{1,253}))(?::[0-9]{0,5})?")
 _CALLER = "taxiway.caller"
 _NEEDS = "needs"
 _BEARER = b"bearer "
@@ -110,6 +118,13 @@ def claim(caller: Caller, parameters: dict[str, Any]) -> None:
     parameters["tenant"] = caller.tenant
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or address means this machine alone."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:
     """Answer a request with a whole body in pieces; its length is added to `headers`."""
     told = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
@@ -123,13 +138,26 @@ async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: B
 def _here(scope: Mapping[str, Any]) -> Caller:
     """Who asks at a door without keys: anybody on this machine, but no page in a browser there.
 
+    A page of another site can make a browser send requests here, and one whose name was made to mean 127.0.0.1 can read
+    the answers (DNS rebinding): its name stands in `Host`.
+
     Raises:
-        ForbiddenError: a page asks.
+        ForbiddenError: a page asks, or somebody by another name than this machine's own.
     """
-    for name, _ in scope["headers"]:
-        if name == b"origin":
-            raise ForbiddenError("a web page (origin) may not ask a router that has no keys")
+    for name, value in scope["headers"]:
+        if name == b"origin" or (name == b"sec-fetch-site" and value not in _OWN_SITE):
+            message = f"{name.decode()}: a page of another site may not ask a router that has no keys"
+            raise ForbiddenError(message, header=name.decode())
+        if name == b"host" and not _is_own(value):
+            message = f"host: expected localhost, 127.0.0.1 or [::1] at a router that has no keys, got {quoted(value)}"
+            raise ForbiddenError(f"{message}; ask it by such a name, or start it with --keys", header="host")
     return ANYBODY
+
+
+def _is_own(host: bytes) -> bool:
+    """Whether a `Host` header names this machine's loopback, at any port."""
+    found = _HOST.fullmatch(host)
+    return found is not None and is_loopback((found["v6"] or found["name"]).decode().lower())
 
 
 def _secret(headers: list[tuple[bytes, bytes]]) -> bytes:

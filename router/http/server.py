@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -135,13 +134,6 @@ class HttpServer:
             now = asyncio.get_running_loop().time()
             for connection in list(self._shared.connections):
                 connection.look(now)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a door at `host` is reached from this machine alone."""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def open_tls(certificate: Path, key: Path) -> ssl.SSLContext:

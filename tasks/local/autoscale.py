@@ -125,8 +125,7 @@ def ask_router(url: str, key: str, name: str) -> int | None:
     """
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with suppress(httpx.HTTPError, msgspec.DecodeError):
-        path = f"{url}/v1/scaling/{name}"
-        answer = httpx.get(path, params={"starts": "true"}, headers=headers, timeout=_QUICK, trust_env=False)
+        answer = httpx.post(f"{url}/v1/scaling/{name}/starts", headers=headers, timeout=_QUICK, trust_env=False)
         if answer.status_code == httpx.codes.OK:
             return msgspec.json.decode(answer.content, type=_Answer).replicas
     return None

@@ -2,8 +2,11 @@ import asyncio
 import base64
 import concurrent.futures
 import dataclasses
+import os
 import secrets
 import socket
+import subprocess
+import sys
 import time
 
 import httpx
@@ -20,7 +23,7 @@ from router.service import Router
 from tasks.catalogue import load_catalogue
 from tasks.embedded import EmbeddedValkey
 from tasks.models_folder import ModelsFolder
-from tasks.settings import settings_from
+from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology
 from taxiway.errors import FleetUnavailable, TaxiwayError
 from taxiway.job import read_meta, read_result
@@ -369,7 +372,7 @@ def test_a_body_that_is_no_infer_request_is_refused(http, content):
 )
 def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http, sent):
     with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
-        connection.sendall(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: test\r\n" + sent)
+        connection.sendall(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n" + sent)
         answer = connection.makefile("rb").readline()
 
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -408,10 +411,52 @@ def test_without_a_device_the_answer_is_to_come_back_later(lone):
     assert lone.get("/v2/models/echo/ready").status_code == 503
 
 
-def test_a_page_in_a_browser_may_not_ask_a_door_without_keys(http):
-    answer = infer(http, "a", headers={"origin": "https://example.org"})
+FOREIGN = [
+    {"origin": "https://example.org"},
+    {"sec-fetch-site": "cross-site"},
+    {"sec-fetch-site": "same-site"},
+    *(
+        {"host": name}
+        for name in ("example.org", "127.0.0.1.example.org:80", "10.0.0.1", "[::2]:80", "localhost@a", "")
+    ),
+]
+OWN = [
+    {"sec-fetch-site": "same-origin"},
+    {"sec-fetch-site": "none"},
+    *({"host": name} for name in ("localhost", "LOCALHOST:8080", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:8080")),
+]
 
-    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+
+def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_without_any(settings):
+    with (
+        router_process(settings, None, ["--starts", "cpu.batch"]) as router,
+        httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http,
+    ):
+        job = accept(http, "a")
+        assert http.get(f"/v2/jobs/{job}").json()["hardware_class"] == "cpu.batch"
+
+
+def test_a_router_does_not_start_for_a_class_that_is_not_there(settings):
+    command = [sys.executable, "-m", "router", "--port", "0", "--starts", "cpu.bath"]
+    done = subprocess.run(
+        command, cwd=TREE, env={**os.environ, **settings.environment()}, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cpu.batch" in done.stderr
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=lambda headers: "=".join(*headers.items()))
+def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http, headers):
+    answers = [infer(http, "a", headers=headers), http.get("/v2/health/live", headers=headers)]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "forbidden")] * 2
+    assert {answer.json()["details"]["header"] for answer in answers} == {*headers}
+
+
+@pytest.mark.parametrize("headers", OWN, ids=lambda headers: "=".join(*headers.items()))
+def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(http, headers):
+    assert infer(http, "a", headers=headers).status_code == 200
 
 
 def test_models_and_fleet_are_described(http):

@@ -114,6 +114,7 @@ def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
         ("GET", "/metrics", {"ops"}),
         ("GET", "/v2/fleet", {"ops"}),
         ("GET", "/v1/scaling/cpu.batch", {"ops"}),
+        ("POST", "/v1/scaling/cpu.batch/starts", {"ops"}),
         ("GET", "/v2/dead", {"ops"}),
     ],
 )
@@ -220,6 +221,12 @@ def test_no_key_stands_in_the_log_or_in_an_answer(door, folder, lab):
     log = (folder / "router.log").read_text()
     assert not [name for name, secret in SECRETS.items() if secret in log + told[0] + told[1] + told[3]]
     assert digest_of(SECRETS["lab"]) not in log
+
+
+def test_a_door_with_keys_answers_by_any_name(door, folder):
+    with asking(door, folder, "lab") as http:
+        headers = {"host": "taxiway.example.org", "origin": "https://example.org"}
+        assert http.get("/v2", headers=headers).status_code == 200
 
 
 def test_a_router_that_would_be_open_to_everybody_does_not_start(settings):

@@ -8,9 +8,11 @@ import sys
 
 import httpx
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.settings import TREE
+from taxiway.keys import STARTS
 from tests.routing import EchoDevice, eventually, router_process
 
 
@@ -81,6 +83,19 @@ def test_a_class_has_a_number_of_replicas_with_its_reason(http):
     assert set(http.get("/v1/scaling/cpu.batch").json()) == {"class", "replicas", "devices", "reason"}
     assert http.get("/v1/scaling/gpu.realtime").json()["replicas"] == 0
     assert http.get("/v1/scaling/nowhere").status_code == 404
+
+
+def test_what_is_asked_by_get_changes_nothing_and_who_starts_devices_says_so_by_post(http, settings):
+    eventually(lambda: http.get("/v1/scaling/gpu.realtime").status_code == 200)
+    assert http.get("/v1/scaling/gpu.realtime", params={"starts": "true"}).status_code == 200
+    with redis.Redis.from_url(settings.state) as store:
+        assert store.hkeys(STARTS) == []
+
+        said = http.post("/v1/scaling/gpu.realtime/starts")
+
+        assert (said.status_code, said.json()) == (200, http.get("/v1/scaling/gpu.realtime").json())
+        assert store.hkeys(STARTS) == [b"gpu.realtime"]
+    assert http.post("/v1/scaling/nowhere/starts").status_code == 404
 
 
 def test_prometheus_reads_the_metrics(http):

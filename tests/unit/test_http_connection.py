@@ -12,8 +12,8 @@ import pytest
 import uvloop
 
 from router.http.connection import HEAD, SLOWEST, WHOLE
-from router.http.gate import answer
-from router.http.server import HttpServer, is_loopback, open_tls
+from router.http.gate import answer, is_loopback
+from router.http.server import HttpServer, open_tls
 from tasks.document import Size
 from tasks.topology import Limits
 from tests.certificates import self_signed

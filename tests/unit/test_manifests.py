@@ -48,9 +48,11 @@ def test_each_class_is_a_deployment_that_keda_scales_by_what_a_router_says() -> 
         assert scaled["scaleTargetRef"] == {"name": called}
         (trigger,) = scaled["triggers"]
         assert trigger["metricType"] == "AverageValue"
-        assert trigger["metadata"]["url"].endswith(f":8080/v1/scaling/{name}?starts=true")
+        assert trigger["metadata"]["url"].endswith(f":8080/v1/scaling/{name}")
         assert ("PodDisruptionBudget", called) in found
         assert (trigger["metadata"]["authMode"], trigger["authenticationRef"]) == ("bearer", {"name": "router"})
+    pod = found["Deployment", "router"]["spec"]["template"]["spec"]
+    assert {"name": "TAXIWAY_STARTS", "value": ",".join(hardware)} in pod["containers"][0]["env"]
     (token,) = found["TriggerAuthentication", "router"]["spec"]["secretTargetRef"]
     assert (token["name"], token["parameter"]) == ("taxiway", "token")
 

@@ -134,6 +134,10 @@ def test_a_class_is_startable_for_a_while_after_somebody_said_that_they_start_it
     assert snapshot_from(FleetFacts(NOW, {}, {}, {}, starts=said)).startable == ("now",)
 
 
+def test_a_class_that_the_router_was_started_for_is_startable_always():
+    assert snapshot_from(FleetFacts(NOW, {}, {}, {}), starts={"gpu"}).startable == ("gpu",)
+
+
 @given(
     work=st.lists(st.floats(0, 50), min_size=4, max_size=4),
     devices=st.integers(0, 8),
