@@ -42,8 +42,8 @@ class Decision(msgspec.Struct, frozen=True):
     """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
 
     `refusal` is what the submitter of a refused request is told under its submission, whatever job has its idempotency
-    key. `code` is the ending's error; `deviceless` says that it is for want of a live device, which a fresher picture
-    of the fleet may show.
+    key. `code` is the ending's error, and `fields` say on its record what was refused; `deviceless` says that it is for
+    want of a live device, which a fresher picture of the fleet may show.
     """
 
     tag: str
@@ -54,6 +54,7 @@ class Decision(msgspec.Struct, frozen=True):
     letter: str = ""
     code: str = ""
     deviceless: bool = False
+    fields: Mapping[str, str] = {}
 
 
 def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Decision:
@@ -68,8 +69,10 @@ def decide_read(found: Order | Decision, rules: Rules, outlook: Outlook) -> Deci
     try:
         return Decision(found.tag, admitted=admit(found, rules, outlook))
     except TaxiwayError as error:
+        asked = found.request
+        fields = {"model": cut(asked.model), "tenant": cut(asked.tenant), "accepted": repr(found.accepted)}
         ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
-        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply))
+        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply), fields=fields)
 
 
 def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:

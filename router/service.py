@@ -295,8 +295,12 @@ class Router:
             DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
         ]
         if endings:
-            await self.store.finish(endings)
+            ended = await self.store.finish(endings)
             await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
+            named = {d.ending.job: d.fields for d in decisions if d.ending is not None and d.fields}
+            refused = {e.job: named[e.job] for e, done in zip(endings, ended, strict=True) if done and e.job in named}
+            if refused:
+                await self.store.note_refused(refused)
         for arrival, decision in zip(arrivals, decisions, strict=True):
             if decision.ending is not None and arrival.envelope is not None:
                 self._refuse(arrival.envelope, decision.ending.job, decision.code)
@@ -335,6 +339,7 @@ class Router:
                 await self._events.send(self.transport)
                 await self._tell_models()
                 await self._end_astray()
+                await self.store.forget_listed()
             await asyncio.sleep(TIDY)
 
     async def _tell_models(self) -> None:

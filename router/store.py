@@ -17,6 +17,7 @@ from router.decision import Refusal
 from router.tenants import day_of
 from tasks.connection import Line, connect, told_plainly
 from tasks.deadlines import OVERDUE, Overdue, overdue_answer
+from tasks.forwarding import FORGET
 from tasks.holding import DRAW, RESIGN, SURVEY, Drawn, Survey, draw_answer, survey_answer
 from tasks.reload import LIVE, WATCH, Report
 from tasks.scripts import FINISH, REVIVE, Ending, finish_args
@@ -26,6 +27,7 @@ from taxiway.blobs import KEPT, Buffer
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.job import JobState, failure_meta
 from taxiway.keys import (
+    ACCEPTED,
     CATALOGUES,
     CATALOGUES_SEEN,
     DEAD,
@@ -52,6 +54,7 @@ from taxiway.keys import (
     turns_cell,
     work_cell,
 )
+from taxiway.listing import JobFilter, JobPage, list_jobs
 from taxiway.streaming import Piece, read_piece
 
 _SERVER = "state store"
@@ -60,6 +63,7 @@ _MODELS_KEPT = 600  # seconds: routers tell them every `service.TELL`
 _PIECES = 256  # that are read at once
 _READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
 _CARRIERS = 4  # connections for blobs, which take turns
+_FORGOTTEN = 500  # groups of jobs of the index that are looked at once: about a millisecond of the server
 _PIECES_WAIT = 500  # milliseconds: less than the server has to answer
 
 
@@ -102,6 +106,7 @@ class Store:
         self._draw = self._client.register_script(DRAW)
         self._watch = self._client.register_script(WATCH)
         self._ahead = 0.0
+        self._forgotten = "-inf"
         self._turn: float | None = None  # the time that was told in this turn of the event loop
 
     def now(self) -> float:
@@ -340,6 +345,33 @@ class Store:
         with told_plainly(_SERVER):
             await self._client.hset(STARTS, hardware_class, repr(self.now()))
 
+    async def list_jobs(self, wanted: JobFilter, *, limit: int, cursor: str) -> JobPage:
+        """A page of the jobs that pass `wanted`, the latest first. Raises `InvalidRequestError` as `list_jobs` does."""
+        with told_plainly(_SERVER):
+            return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
+
+    async def note_refused(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
+        """Say on the records of jobs that ended before they were placed what they were, and list them.
+
+        The fields of each have the time at which it was `accepted`.
+        """
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for job, fields in jobs.items():
+                    pipeline.hset(job_key(job), items=[text for pair in fields.items() for text in pair])
+                    pipeline.expire(job_key(job), self._limits.keep_record)
+                    pipeline.zadd(ACCEPTED, {msgspec.msgpack.encode([job_key(job)]): float(fields["accepted"])})
+                await pipeline.execute()
+
+    async def forget_listed(self) -> None:
+        """Look at some of the oldest jobs of the index, and forget those whose records are gone.
+
+        What is old and still there is looked at again after all the others.
+        """
+        with told_plainly(_SERVER):
+            looked, last = await self._looks.run(FORGET, [], [self._forgotten, self._limits.keep_record, _FORGOTTEN])
+        self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
+
     async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
         """Tell what this router serves, and hear how often a look at the models folder was asked for."""
         with told_plainly(_SERVER):
@@ -368,6 +400,9 @@ class Store:
         await self._readers.aclose()
         for line in (self._looks, *self._lines):
             await line.close()
+
+    async def _ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        return await next(self._carriers).calls(*commands)
 
     def _end_turn(self) -> None:
         self._turn = None

@@ -15,6 +15,7 @@ import msgspec
 from tasks.fingerprint import FIRST, SHOWN, KeyUse
 from tasks.scripts import DRAINS, HOLD, NOW
 from taxiway.keys import (
+    ACCEPTED,
     COUNT,
     DEADLINES,
     LEVELS,
@@ -58,8 +59,9 @@ FORWARD = (
 -- ARGV: the life key that they were taken under ('' = they were not), most arrivals to take, bytes after which no more
 -- are taken, then groups of jobs that are forwarded alike: list ('' = none), seconds to keep the record, the state that
 -- the record is in ('' = there is none), the holding queue ('' = none), keys of blobs with spaces between, deadline
--- (0 = none), number of fields, fields, number of charges, charges (hash, field, amount, seconds to keep the hash or
--- ''), number of jobs, and each's key, client, message and use of an idempotency key ('' = none).
+-- (0 = none), time at which they were accepted (0 = they are not to be listed), number of fields, fields, number of
+-- charges, charges (hash, field, amount, seconds to keep the hash or ''), number of jobs, and each's key, client,
+-- message and use of an idempotency key ('' = none).
 -- A job that has a record arrived before: the copy is dropped; so is a reading that is there. The client of a copy is
 -- told of the job's end, if it has ended: it may have been cancelled before it arrived. Who uses an idempotency key is
 -- told whether it asks for what the key was first used for; its copy is refused where it does not.
@@ -126,10 +128,10 @@ local function take(most, bytes)
 end
 local done, i = {{}}, 4
 while i <= #ARGV do
-  local list, keep, was, holding, blobs, deadline = unpack(ARGV, i, i + 5)
+  local list, keep, was, holding, blobs, deadline, listed = unpack(ARGV, i, i + 6)
   if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
-  local fields = i + 7
-  local charges = fields + ARGV[i + 6] + 1
+  local fields = i + 8
+  local charges = fields + ARGV[i + 7] + 1
   local jobs = charges + ARGV[charges - 1] * 4 + 1
   local after, forwarded, accepted = jobs + ARGV[jobs - 1] * 4, {{}}, {{}}
   local first, its_client  -- of the group's new records: the others are copies of it, or there already
@@ -158,7 +160,9 @@ while i <= #ARGV do
   end
   if #forwarded > 0 then
     take_turns(accepted)
-    if tonumber(deadline) > 0 then redis.call('ZADD', '{DEADLINES}', deadline, cmsgpack.pack(accepted)) end
+    local group = cmsgpack.pack(accepted)
+    if tonumber(deadline) > 0 then redis.call('ZADD', '{DEADLINES}', deadline, group) end
+    if tonumber(listed) > 0 then redis.call('ZADD', '{ACCEPTED}', listed, group) end
     if list ~= '' then redis.call('LPUSH', list, unpack(forwarded)) end
     for blob in string.gmatch(blobs, '%S+') do
       if holding ~= '' then redis.call('PERSIST', blob) else redis.call('EXPIRE', blob, keep) end
@@ -232,6 +236,22 @@ return put_back
 """Puts back, to be served first, what a dead router had taken; answers how many."""
 
 
+FORGET = (
+    DRAINS
+    + NOW
+    + f"""
+-- ARGV: score from which on groups are looked at, seconds after which a record may be gone, most groups.
+-- Answers how many were looked at, and the score of the last of them.
+local groups = redis.call('ZRANGEBYSCORE', '{ACCEPTED}', ARGV[1], now - ARGV[2], 'WITHSCORES', 'LIMIT', 0, ARGV[3])
+for g = 1, #groups, 2 do
+  if redis.call('EXISTS', unpack(cmsgpack.unpack(groups[g]))) == 0 then redis.call('ZREM', '{ACCEPTED}', groups[g]) end
+end
+return {{#groups / 2, groups[#groups] or '-inf'}}
+"""
+)
+"""Takes groups of jobs whose records are gone out of the index of jobs."""
+
+
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
     """One job and where it goes.
 
@@ -281,7 +301,7 @@ def forward_args(forwards: Iterable[Forward], life_key: str = "", *, most: int =
         fields = jobs[0].fields
         flat = [text for pair in fields.items() for text in pair]
         args += [queue_list, keep, was, fields.get("holding", ""), fields.get("blobs", "")]
-        args += [_ends_at(fields, keep), len(flat), *flat]
+        args += [_ends_at(fields, keep), 0 if was else fields.get("accepted", 0), len(flat), *flat]
         args += _charges(fields, was)
         args.append(len(jobs))
         for job in jobs:

@@ -45,6 +45,10 @@ RELEASER = "taxiway:releaser"
 DEADLINES = "taxiway:deadlines"
 """Sorted set of groups of `job_key`s, as MessagePack, by the deadline that their jobs have, on the store's clock."""
 
+ACCEPTED = "taxiway:accepted"
+"""Sorted set of groups of `job_key`s, as MessagePack, by when their jobs were accepted, on the store's clock: the index
+of all jobs. A group is forgotten with the last of its records."""
+
 COUNT = "jobs"
 """What stands behind a cell of `WORK` in the field that counts its jobs: no release takes it for a level."""
 

@@ -79,6 +79,7 @@ class EchoDevice:
         self._finish = self._client.register_script(FINISH)
         self._stopping = threading.Event()
         self._answering = answering
+        self._resting = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> EchoDevice:
@@ -110,6 +111,17 @@ class EchoDevice:
         )
         self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self._name, msgspec.json.encode(facts)])
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Answer nothing meanwhile: what is placed stays in the queue."""
+        self._resting.clear()
+        self._answering = False
+        self._resting.wait(10)
+        try:
+            yield
+        finally:
+            self._answering = True
+
     def _run(self) -> None:
         beaten = time.monotonic()
         while not self._stopping.is_set():
@@ -117,6 +129,7 @@ class EchoDevice:
                 self.beat()
                 beaten = time.monotonic()
             if not self._answering:
+                self._resting.set()
                 time.sleep(0.05)
                 continue
             popped = self._broker.blpop(priority_lists(self.hardware_class), timeout=0.1)

@@ -16,7 +16,7 @@ from litestar.response import Stream
 from router.access.file import KeyFile
 from router.access.rates import Rates
 from router.dead import DeadLetters
-from router.http import dead, described
+from router.http import dead, described, listing
 from router.http.bodies import BodyLimits
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
@@ -70,6 +70,7 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     inference = Inference(router, Jobs(router))
     app.state[_DOOR] = Door(router, inference)
     app.state[dead.STATE] = DeadLetters(router)
+    app.state[listing.STATE] = router
     bounded = BodyLimits(Front(Traced(app), inference, limit), router.rules.topology)
     return Gate(bounded, keys, Rates(router.rules.topology))
 
@@ -318,6 +319,7 @@ _ENDPOINTS = [
     blob,
     job_placement,
     job_cancel,
+    listing.jobs,
     *dead.ENDPOINTS,
 ]
 

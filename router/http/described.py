@@ -20,6 +20,7 @@ from taxiway import errors
 from taxiway.binary import HEADER, OCTETS
 from taxiway.errors import TaxiwayError
 from taxiway.job import JobFailure, JobRecord, JobState
+from taxiway.listing import JobPage
 
 _KEYED = (401, 403, 429, 500)
 _ASKED = (400, 404, 409, 413, 422, 503)
@@ -168,6 +169,7 @@ PLACEMENT = _answers(_FIELDS, *_KEYED, *_ASKED)
 GENERATE = {**_answers(Generated, *_KEYED, *_ASKED, *_RUN), **_PLACED}
 GENERATE_STREAM = _answers(Event, *_KEYED, *_ASKED, *_RUN, media=MEDIA_TYPE)
 JOB = _answers(JobAnswer, *_KEYED, 400, 404, 503)
+JOBS = _answers(JobPage, *_KEYED, 400, 503)
 JOB_STREAM = _answers(Event, *_KEYED, 400, 404, 410, 503, media=MEDIA_TYPE)
 JOB_PLACEMENT = _answers(_FIELDS, *_KEYED, 404, 503)
 JOB_RESULT = {**_answers(InferAnswer, *_KEYED, *_ASKED, *_RUN), **_answers(JobAnswer, status=202)}

@@ -18,6 +18,7 @@ COMMANDS = {
     "submit": ("taxiway.cli.submit", "Send a request to a model and print its answer."),
     "result": ("taxiway.cli.jobs", "Print a job's answer."),
     "status": ("taxiway.cli.jobs", "Show a job, or the fleet."),
+    "jobs": ("taxiway.cli.listing", "List jobs by state, model and tenant."),
     "top": ("taxiway.cli.top", "Show the whole fleet, live."),
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
     "cancel": ("taxiway.cli.jobs", "Ask that a job does not run."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.job import JobStatus, Result, RunReport
+from taxiway.job import JobRecord, JobStatus, Result, RunReport
 
 _LONGEST = 8
 """Most numbers of a list that are shown."""
@@ -150,6 +151,23 @@ def _reload_row(process: Mapping[str, Any]) -> dict[str, Any]:
 
 def _disabled(name: str, why: str) -> Text:
     return Text.assemble((f"{name} is disabled: ", "red"), why)
+
+
+def show_jobs(jobs: Sequence[JobRecord]) -> None:
+    """A table of jobs, with how long ago each was accepted."""
+    now = time.time()
+    rows = [
+        {
+            "job": job.id,
+            "state": str(job.state),
+            "model": job.model,
+            "class": job.hardware_class,
+            "age": f"{max(now - job.accepted, 0):.0f} s",
+            "tenant": job.tenant,
+        }
+        for job in jobs
+    ]
+    _console().print(_table("the latest first", rows) if rows else Text("no such jobs", "dim"))
 
 
 def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Collection, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
 
@@ -17,6 +17,7 @@ from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, unhear
 from taxiway.client.tensors import array, plain
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 from taxiway.job import FINAL, JobStatus, Result
+from taxiway.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.request import Request, check_content, parse_request
 from taxiway.streaming import Told
 
@@ -266,6 +267,20 @@ class AsyncClient:
             InvalidRequestError: a term or an input is wrong, or the door is not HTTP.
         """
         return await self._door.what_if(_request(model, inputs, options))
+
+    async def jobs(
+        self, *, states: Collection[str] = (), model: str = "", tenant: str = "", limit: int = USUAL, cursor: str = ""
+    ) -> JobPage:
+        """A page of the fleet's jobs, the latest accepted first; `next` of it is the `cursor` of the one after it.
+
+        `states` are names of job states, `model` is `name` or `name:version`; what is left out filters nothing. Jobs
+        that wait in the arrivals are not listed. A page may have fewer jobs than `limit`, or none, and still a `next`.
+
+        Raises:
+            InvalidRequestError: a state, the limit or the cursor is none.
+        """
+        wanted = JobFilter(states=states_of(states), model=model, tenant=tenant)
+        return await self._door.jobs(wanted, limit, cursor)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run: names, versions, aliases, variants."""

@@ -12,6 +12,7 @@ from taxiway.acceptance import Durability
 from taxiway.client.tensors import Show
 from taxiway.errors import InvalidRequestError
 from taxiway.job import JobStatus, Result
+from taxiway.listing import JobFilter, JobPage
 from taxiway.request import Request
 from taxiway.streaming import Told
 
@@ -72,6 +73,9 @@ class Door(Protocol):
 
     async def cancel(self, receipt: Receipt) -> None:
         """Ask that the job does not run."""
+
+    async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
+        """A page of the jobs that pass `wanted`, the latest first."""
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -32,6 +32,7 @@ from taxiway.errors import (
     error_of_code,
 )
 from taxiway.job import JobStatus, Result, RunReport
+from taxiway.listing import JobFilter, JobPage
 from taxiway.request import RESENT, TERMS, Request, Terms, new_id
 from taxiway.streaming import Event, Lost, Restarted, Told
 from taxiway.tracing import submitting
@@ -163,6 +164,13 @@ class HttpDoor:
     async def cancel(self, receipt: Receipt) -> None:
         """Ask that the job does not run."""
         _checked(await self._asked("DELETE", _job_path(receipt.job)))
+
+    async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
+        """A page of the jobs that pass `wanted`, the latest first."""
+        states = ",".join(sorted(wanted.states))
+        asked = {"state": states, "model": wanted.model, "tenant": wanted.tenant, "cursor": cursor}
+        query = urlencode({"limit": limit, **{name: text for name, text in asked.items() if text}})
+        return msgspec.convert(_checked(await self._asked("GET", f"/v2/jobs?{query}")), JobPage)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from types import TracebackType
@@ -21,6 +21,7 @@ from taxiway.client.asyncio_client import (
 from taxiway.client.loop_thread import LoopThread
 from taxiway.client.mapping import Progress, unheard
 from taxiway.job import JobStatus, Result
+from taxiway.listing import USUAL, JobPage
 from taxiway.streaming import Event, Told
 
 
@@ -189,6 +190,13 @@ class Client:
     def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
         """Where a request would run now, and why; nothing is submitted. See `AsyncClient.what_if`."""
         return self._loop.run(self._client.what_if(model, inputs, **options))
+
+    def jobs(
+        self, *, states: Collection[str] = (), model: str = "", tenant: str = "", limit: int = USUAL, cursor: str = ""
+    ) -> JobPage:
+        """A page of the fleet's jobs, the latest accepted first: see `AsyncClient.jobs`."""
+        page = self._client.jobs(states=states, model=model, tenant=tenant, limit=limit, cursor=cursor)
+        return self._loop.run(page)
 
     def models(self) -> list[dict[str, Any]]:
         """What the fleet can run: names, versions, aliases, variants."""

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,7 @@ from taxiway.job import (
     unknown,
 )
 from taxiway.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
+from taxiway.listing import JobFilter, JobPage, list_jobs
 from taxiway.request import Request, job_id, new_id
 from taxiway.signing import read_key
 from taxiway.streaming import Progress, Told, follow
@@ -173,6 +174,10 @@ class ValkeyDoor:
             await self._record(receipt)
         await self._link.push(cancel_message(receipt.job, origin=self._origin, key=self._key))
 
+    async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
+        """A page of the jobs that pass `wanted`, the latest first; an account of producers may not ask that."""
+        return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
+
     async def models(self) -> list[dict[str, Any]]:
         """What the routers last said that the fleet can run.
 
@@ -213,6 +218,9 @@ class ValkeyDoor:
                 break
         whole: dict[str, Any] = resolved(outputs, dict(zip(refs, contents, strict=True)))
         return whole
+
+    async def _ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        return await asyncio.gather(*(self._link.call(*command) for command in commands))
 
     async def _record(self, receipt: Receipt) -> JobRecord:
         """The job's record, or what its result tells where that is gone.
