@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UnknownLetterError,
         UnknownModelError,
         UnplaceableError,
+        UnsupportedEncodingError,
     )
     from taxiway.job import JobRecord, JobState, JobStatus, Result, RunReport
     from taxiway.streaming import Lost, Restarted
@@ -78,6 +79,7 @@ __all__ = [
     "UnknownLetterError",
     "UnknownModelError",
     "UnplaceableError",
+    "UnsupportedEncodingError",
 ]
 
 _HOMES = {

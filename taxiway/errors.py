@@ -11,6 +11,7 @@
     │   ├── ResultExpiredError         the job's result was kept for its time and is gone
     │   ├── RequestTooLargeError       over a named limit
     │   ├── IdempotencyConflictError   its key was first used for another request
+    │   ├── UnsupportedEncodingError   its body is compressed in a way that the door does not read
     │   └── UnplaceableError           no device of this fleet can ever run it
     ├── FleetUnavailable           the fleet's fault: the same request may succeed later
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
@@ -138,6 +139,13 @@ class IdempotencyConflictError(RequestError):
 
     code = "idempotency_conflict"
     status = 409
+
+
+class UnsupportedEncodingError(RequestError):
+    """Its body has a content encoding that the door does not read; `details["accepted"]` names what it reads."""
+
+    code = "unsupported_encoding"
+    status = 415
 
 
 class UnplaceableError(RequestError):

@@ -13,12 +13,14 @@ from litestar import Litestar, MediaType, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.response import Stream
 
+from router.access.bodies import Bodies
 from router.access.file import KeyFile
 from router.access.rates import Rates
 from router.dead import DeadLetters
 from router.http import dead, described, listing
 from router.http.bodies import BodyLimits
 from router.http.described import GenerateOperation, InferOperation, document
+from router.http.encoding import Inflated
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.front import Front
 from router.http.gate import Gate, caller_of, claim, guard, needs
@@ -71,7 +73,8 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     app.state[_DOOR] = Door(router, inference)
     app.state[dead.STATE] = DeadLetters(router)
     app.state[listing.STATE] = router
-    bounded = BodyLimits(Front(Traced(app), inference, limit), router.rules.topology)
+    bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
+    bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
     return Gate(bounded, keys, Rates(router.rules.topology))
 
 

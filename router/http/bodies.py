@@ -12,17 +12,16 @@ from typing import Any
 from router.access.bodies import Bodies
 from router.http.errors import body_of, headers_of
 from router.http.gate import Application, Message, Receive, Send, answer, caller_of
-from tasks.topology import Topology
 from taxiway.errors import FleetUnavailable
 
 
 class BodyLimits:
-    """An ASGI application before another one, behind the gate, which knows the caller."""
+    """An ASGI application before another one, behind the gate, which knows the caller; `payload` is the limit."""
 
-    def __init__(self, behind: Application, topology: Topology) -> None:
+    def __init__(self, behind: Application, bodies: Bodies, payload: int) -> None:
         self._behind = behind
-        self._payload = int(topology.limits.payload)
-        self._bodies = Bodies(topology)
+        self._payload = payload
+        self._bodies = bodies
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""

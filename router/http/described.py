@@ -23,7 +23,7 @@ from taxiway.job import JobFailure, JobRecord, JobState
 from taxiway.listing import JobPage
 
 _KEYED = (401, 403, 429, 500)
-_ASKED = (400, 404, 409, 413, 422, 503)
+_ASKED = (400, 404, 409, 413, 415, 422, 503)
 _RUN = (409, 410, 504)
 
 
