@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from tasks.done import Done, empty
+from tasks.done import Done, Ran, empty
 from tasks.facts import DeviceFacts
 
 
@@ -13,13 +13,14 @@ class Tally:
     """Sums since this router's first look: they never fall, whoever comes and goes.
 
     `outcomes` counts jobs by class and final state; `latency` has the figures of `tasks.done` by class and stage;
-    `rejected` counts messages by class.
+    `rejected` counts messages by class; `models` has each model's sums, over all classes.
     """
 
     def __init__(self) -> None:
         self.outcomes: Counter[tuple[str, ...]] = Counter()
         self.latency: dict[tuple[str, ...], list[float]] = {}
         self.rejected: Counter[tuple[str, ...]] = Counter()
+        self.models: dict[str, Ran] = {}
         self._seen: dict[tuple[str, str], Done] = {}
         self._looked = False
 
@@ -40,6 +41,8 @@ class Tally:
             self.rejected[hardware_class,] += done.rejected - before.rejected
         for outcome, jobs in done.outcomes.items():
             self.outcomes[hardware_class, outcome] += jobs - before.outcomes.get(outcome, 0)
+        for model, ran in done.models.items():
+            self.models[model] = self.models.get(model, Ran()).plus(ran, before.models.get(model, Ran()))
         for stage, figures in done.latency.items():
             sums = self.latency.setdefault((hardware_class, stage), empty())
             counted = before.latency.get(stage, empty())

@@ -16,16 +16,46 @@ Stage = Literal["queue", "run", "total"]
 STAGES: tuple[Stage, ...] = ("queue", "run", "total")
 
 
+class Ran(msgspec.Struct, frozen=True):
+    """What was done for one model.
+
+    Jobs that were `answered`, with their `rows`, the seconds that they waited (`queue`), were in batches (`run`) and
+    took from acceptance to result (`total`), in all, and the `batches` that they were, each job a share of its own.
+    Jobs that had begun and `failed`, with the seconds that they took (`lost`). When, in Unix time, the `last` ended.
+    """
+
+    answered: int = 0
+    failed: int = 0
+    rows: int = 0
+    batches: float = 0.0
+    queue: float = 0.0
+    run: float = 0.0
+    total: float = 0.0
+    lost: float = 0.0
+    last: float = 0.0
+
+    def plus(self, more: Ran, less: Ran) -> Ran:
+        """This and what `more` has beyond `less`."""
+        sums = {
+            name: getattr(self, name) + getattr(more, name) - getattr(less, name)
+            for name in self.__struct_fields__
+            if name != "last"
+        }
+        return Ran(**sums, last=max(self.last, more.last))
+
+
 class Done(msgspec.Struct, frozen=True):
     """What was done for one hardware class.
 
     `outcomes` counts jobs by their final state; `latency` maps each stage to jobs by bucket, with one more for those
-    beyond all bounds, and then their seconds in all. `rejected` counts messages that no router had ordered.
+    beyond all bounds, and then their seconds in all. `rejected` counts messages that no router had ordered. `models`
+    has each model's part, by its id.
     """
 
     outcomes: dict[str, int] = {}
     latency: dict[Stage, tuple[float, ...]] = {}
     rejected: int = 0
+    models: dict[str, Ran] = {}
 
 
 def empty() -> list[float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from opentelemetry.trace import SpanKind
 
 from tasks import tracing
-from tasks.done import STAGES, Done, Stage, count, empty
+from tasks.done import STAGES, Done, Ran, Stage, count, empty
 from taxiway.job import JobState, state_of
 from workers.work import Ended
 
@@ -24,6 +24,7 @@ class _Class:
     outcomes: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     latency: dict[Stage, list[float]] = field(default_factory=lambda: {stage: empty() for stage in STAGES})
+    models: dict[str, Ran] = field(default_factory=dict)
 
 
 class Account:
@@ -51,7 +52,10 @@ class Account:
         """All that was done, by class."""
         return {
             name: Done(
-                dict(one.outcomes), {stage: tuple(figures) for stage, figures in one.latency.items()}, one.rejected
+                dict(one.outcomes),
+                {stage: tuple(figures) for stage, figures in one.latency.items()},
+                one.rejected,
+                dict(one.models),
             )
             for name, one in list(self._classes.items())
         }
@@ -66,6 +70,8 @@ class Account:
             count(latency["queue"], waited)
             count(latency["run"], _ran(ended, now))
             count(latency["total"], waited + now - delivery.began)
+            model = delivery.ticket.model
+            known.models[model] = known.models.get(model, Ran()).plus(_share(ended, waited, now), Ran())
 
     def _of(self, hardware_class: str) -> _Class:
         known = self._classes.get(hardware_class)
@@ -89,6 +95,16 @@ class Account:
         variant = ticket.variants[ended.delivery.hardware_class]
         what = {"taxiway.model": ticket.model, "taxiway.variant": variant, "taxiway.device": self._device}
         return {**place, **what, **ran}
+
+
+def _share(ended: Ended, waited: float, now: float) -> Ran:
+    """What one job adds to its model's part."""
+    total, result = waited + now - ended.delivery.began, ended.outcome.result
+    if result is None:
+        return Ran(failed=1, lost=total, last=now)
+    rows = ended.outcome.rows
+    batches = rows / max(result.report.batch, 1)
+    return Ran(answered=1, rows=rows, batches=batches, queue=waited, run=_ran(ended, now), total=total, last=now)
 
 
 def _ran(ended: Ended, now: float) -> float:

@@ -163,7 +163,7 @@ class Finisher:
             result = answer_of(job, self._device, blobs)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
-            outcome = Outcome(result, meta=meta, generated=generated_by(job))
+            outcome = Outcome(result, meta=meta, rows=len(job.rows), generated=generated_by(job))
         except Exception as error:  # a model's outputs may be of any kind, and nested in any way
             failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {describe(error)}")
             return Ended(job.delivery, Outcome(error=failed))

@@ -182,12 +182,13 @@ class Outcome:
     """How a job ended: with a result in plain values, and `meta`, its form in the store; or with an error.
 
     `generated` is the length of each answer that a model generated, in tokens; `blobs` are the values that the result
-    refers to.
+    refers to, and `rows` counts the request's.
     """
 
     result: Result | None = None
     error: TaxiwayError | None = None
     meta: bytes = b""
+    rows: int = 1
     generated: tuple[int, ...] = ()
     blobs: Mapping[str, Buffer] = field(default_factory=dict)
 

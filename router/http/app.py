@@ -17,7 +17,7 @@ from router.access.bodies import Bodies
 from router.access.file import KeyFile
 from router.access.rates import Rates
 from router.dead import DeadLetters
-from router.http import dead, described, listing
+from router.http import dead, described, listing, pages, triton
 from router.http.bodies import BodyLimits
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.encoding import Inflated
@@ -41,6 +41,9 @@ from taxiway.quoting import quoted
 
 _Any = Request[Any, Any, Any]
 _Json = Response[dict[str, Any]]
+
+EXTENSIONS = ["binary_tensor_data", "classification", "generate", "model_configuration", "statistics"]
+"""Triton's names of what this door has beside the protocol itself."""
 
 _encode = msgspec.json.Encoder().encode
 _DOOR = "door"
@@ -70,9 +73,10 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
         logging_config=None,
     )
     inference = Inference(router, Jobs(router))
+    app.state[pages.VERSION] = _version()
     app.state[_DOOR] = Door(router, inference)
     app.state[dead.STATE] = DeadLetters(router)
-    app.state[listing.STATE] = router
+    app.state[listing.STATE] = app.state[triton.STATE] = router
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
     return Gate(bounded, keys, Rates(router.rules.topology))
@@ -81,7 +85,7 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
 @get("/v2", opt=needs(), responses=described.TOLD)
 async def server_metadata() -> _Json:
     """Name and version of the server."""
-    return Response({"name": "taxiway", "version": _version(), "extensions": ["binary_tensor_data", "generate"]})
+    return Response({"name": "taxiway", "version": _version(), "extensions": EXTENSIONS})
 
 
 @get("/v2/health/live", opt=needs(), responses=described.HEALTH, security=described.NONE)
@@ -323,6 +327,8 @@ _ENDPOINTS = [
     job_placement,
     job_cancel,
     listing.jobs,
+    *pages.ENDPOINTS,
+    *triton.ENDPOINTS,
     *dead.ENDPOINTS,
 ]
 

@@ -156,12 +156,15 @@ _FIELDS = dict[str, Any]
 _PLACED = _answers(Place, status=202)
 
 TOLD = _answers(_FIELDS, *_KEYED)
+PAGE = _answers(str, 403, 500, media=MediaType.HTML)
+PAGE_OR_JSON = _answers(_FIELDS, 403, 500)
 HEALTH = _answers(_FIELDS, 500)
 READINESS = {**HEALTH, **_answers(_FIELDS, status=503)}
 FLEET = _answers(FleetView, *_KEYED, 503)
 FLEET_CHANGE = _answers(_FIELDS, *_KEYED, 503)
 SCALING = _answers(_FIELDS, *_KEYED, 400, 404, 503)
 METRICS = _answers(str, *_KEYED, 503, media=MediaType.TEXT)
+INDEX = _answers(list[_FIELDS], *_KEYED, 400, 413)
 MODEL = _answers(_FIELDS, *_KEYED, 404, 503)
 MODEL_READY = {**MODEL, **_answers(_FIELDS, status=503)}
 INFER = {**_answers(InferAnswer, *_KEYED, *_ASKED, *_RUN), **_PLACED}

@@ -1,6 +1,7 @@
 """Request bodies that come compressed: inflated before anything else reads them, within the limit of a body.
 
-Sources: RFC 9110, 8.4 (Content-Encoding) and 15.5.16 (415); RFC 7694 (Accept-Encoding in an answer); RFC 1952 (gzip).
+Sources: RFC 9110, 8.4 (Content-Encoding; deflate is zlib's form) and 15.5.16 (415); RFC 7694 (Accept-Encoding in an
+answer); RFC 1952 (gzip).
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from taxiway.amounts import LARGE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, UnsupportedEncodingError
 from taxiway.quoting import quoted
 
-ENCODINGS = "gzip"
+ENCODINGS = "gzip, deflate"
 """What a body may be encoded with, as `Accept-Encoding` says it."""
 
-_GZIP = (b"gzip", b"x-gzip")
+_READ = (b"gzip", b"x-gzip", b"deflate")
 _PLAIN = (b"", b"identity")
-_WINDOW = 31  # zlib's number for gzip's head and checksum, and a window of any size
+_WINDOW = 47  # zlib's number for a head and checksum of gzip or of zlib, which HTTP calls deflate, and any window
 _PIECE = 2**20  # bytes that are inflated at once
 
 
@@ -44,8 +45,10 @@ class Inflated:
             await self._behind(scope, receive, send)
             return
         try:
-            if coding not in _GZIP:
-                message = f"content-encoding: expected {ENCODINGS} or none, got {quoted(coding.decode('latin-1'))}"
+            if coding not in _READ:
+                message = (
+                    f"content-encoding: expected one of {ENCODINGS}, or none, got {quoted(coding.decode('latin-1'))}"
+                )
                 raise UnsupportedEncodingError(message, accepted=ENCODINGS)
             content = await _whole(receive, self._limit)
             body = await beside(LARGE + 1, inflate, content, self._limit)
@@ -56,10 +59,10 @@ class Inflated:
 
 
 def inflate(content: bytes, limit: int) -> bytes:
-    """What a gzip member holds, piece by piece, so that no more memory is taken than `limit` bytes and a piece.
+    """What a gzip member or a stream of zlib holds; piece by piece, so that it takes `limit` bytes and a piece at most.
 
     Raises:
-        InvalidRequestError: it is no gzip member, or not all of one, or something follows it.
+        InvalidRequestError: it is neither, or not all of one, or something follows it.
         RequestTooLargeError: it holds more than `limit` bytes.
     """
     machine = zlib.decompressobj(_WINDOW)
@@ -68,15 +71,15 @@ def inflate(content: bytes, limit: int) -> bytes:
         try:
             piece = machine.decompress(rest, _PIECE)
         except zlib.error as error:
-            raise InvalidRequestError(f"body: expected gzip: {error}", field="body") from error
+            raise InvalidRequestError(f"body: expected gzip or deflate: {error}", field="body") from error
         size, rest = size + len(piece), machine.unconsumed_tail
         if size > limit:
             raise _too_large(limit)
         if not piece and not rest and not machine.eof:
-            raise InvalidRequestError("body: expected gzip, got a part of it", field="body")
+            raise InvalidRequestError("body: expected gzip or deflate, got a part of it", field="body")
         pieces.append(piece)
     if machine.unused_data:
-        raise InvalidRequestError("body: expected one gzip member, got more behind it", field="body")
+        raise InvalidRequestError("body: expected one member of gzip or deflate, got more behind it", field="body")
     return b"".join(pieces)
 
 

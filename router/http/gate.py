@@ -29,8 +29,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Paths that need no key: what starts, watches and balances routers asks them."""
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/docs"})
+"""Paths that need no key: what starts, watches and balances routers asks them, and who looks with a browser."""
 
 _OWN_SITE = (b"same-origin", b"none")
 """What `Sec-Fetch-Site` says of the router's own pages, and of what a person typed."""

@@ -15,6 +15,8 @@ import msgspec
 
 from router.access.keyring import Caller
 from router.admission import Admitted, Order, check_size, preview
+from router.http.classification import PARAMETER as CLASSIFICATION
+from router.http.classification import classes_wanted
 from router.http.errors import UNFORESEEN
 from router.http.gate import claim
 from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
@@ -28,7 +30,7 @@ from tasks.scripts import Ending
 from tasks.signature import bind, check_stream
 from taxiway.binary import Framed
 from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
-from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 from taxiway.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.keys import INFER
 from taxiway.request import job_id
@@ -59,11 +61,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request with its model, and what was taken out of its message."""
+    """A request with its model, what was taken out of its message, and how many classes of its outputs it wants."""
 
     order: Order
     model: Model
     kept: Mapping[str, Buffer]
+    classes: Mapping[str, int]
 
 
 class Inference:
@@ -104,6 +107,9 @@ class Inference:
             TaxiwayError: the request is wrong, cannot be placed, or the broker does not accept it.
         """
         asked = await self._asked(reference, infer, size, reply="")
+        for name in asked.classes:
+            field = f"outputs.{name}.{CLASSIFICATION}"
+            raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
         await self._forward(asked, await self._placed(asked))
         return Accepted(asked.order.job)
 
@@ -124,7 +130,7 @@ class Inference:
         if meta is None:
             return Accepted(job)
         result, told = await self._read(meta)
-        return await beside(told, answer_of, asked.model, job, result, wants_binary(infer), infer.id)
+        return await beside(told, answer_of, asked.model, job, result, wants_binary(infer), infer.id, asked.classes)
 
     async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
         """Where a request would go now and why; nothing is accepted.
@@ -165,7 +171,8 @@ class Inference:
         sizes = {ref: len(content) for ref, content in blobs.kept.items()}
         check_size(len(body) + sum(sizes.values()), self._limits.payload)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
-        return _Asked(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept)
+        classes = classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
+        return _Asked(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept, classes)
 
     async def _placed(self, asked: _Asked) -> Admitted:
         """The placed request, with what it refers to in the store."""

@@ -16,14 +16,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from router.http.classification import classified
 from tasks.catalogue import Model, TensorSpec
 from taxiway import binary
 from taxiway.amounts import ELEMENTS, check_elements, check_json, elements_of
 from taxiway.blobs import Buffer
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, wrong_field
 from taxiway.job import Result
 from taxiway.quoting import cut
-from taxiway.request import TERMS, Request, parse_request
+from taxiway.request import TERMS, Priority, Request, parse_request
 from taxiway.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
 
 BINARY_OUTPUTS = "binary_data_output"
@@ -86,6 +87,7 @@ class InferAnswer(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
+_NO_CLASSES: Mapping[str, int] = {}
 _PIECE = 2**16  # elements whose JSON is made at once: 6 ms
 _OURS = TERMS | {BINARY_OUTPUTS}
 
@@ -139,6 +141,8 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
         RequestTooLargeError: a BYTES tensor has more than `most` elements.
     """
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
+    if type(terms.get("priority")) is int:
+        terms["priority"] = _priority_of(terms["priority"])
     tensors = [_tensor(tensor, most) for tensor in infer.inputs]
     fields = {
         "model": model,
@@ -147,6 +151,20 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
         "outputs": [output.name for output in infer.outputs],
     }
     return parse_request(terms | fields)
+
+
+def _priority_of(number: int) -> Priority | None:
+    """Our priority for Triton's number: 0 is the default, 1 the highest, and larger ones are lower.
+
+    Raises:
+        InvalidRequestError: it is negative; names `priority`.
+    """
+    if number < 0:
+        raise wrong_field("priority", "a name, or a whole number >= 0", number)
+    if number == 0:
+        return None
+    ranks: tuple[Priority, ...] = ("high", "normal", "low")
+    return ranks[min(number, len(ranks)) - 1]
 
 
 def _is_single(infer: InferRequest) -> bool:
@@ -191,18 +209,31 @@ def wants_binary(infer: InferRequest) -> WantsBinary:
 
 
 def answer_of(
-    model: Model, job: str, result: Result, wants: WantsBinary, request_id: str | None = None
+    model: Model,
+    job: str,
+    result: Result,
+    wants: WantsBinary,
+    request_id: str | None = None,
+    classes: Mapping[str, int] = _NO_CLASSES,
 ) -> binary.Framed:
-    """The infer answer for a result. Its id is the request's own where it had one, else the job's."""
+    """The infer answer for a result. Its id is the request's own where it had one, else the job's.
+
+    Of an output in `classes` it has that many of each row's largest values.
+    """
     parts: list[bytes | memoryview] = []
     outputs = []
     for spec in model.outputs:
-        if spec.name in result.outputs and wants(spec):
-            tensor, part = _binary_output(spec, result.outputs[spec.name])
+        if spec.name not in result.outputs:
+            continue
+        value = result.outputs[spec.name]
+        if spec.name in classes:
+            spec, value = classified(spec, _array_output(spec, value), classes[spec.name])
+        if wants(spec):
+            tensor, part = _binary_output(spec, value)
             outputs.append(tensor)
             parts.append(part)
-        elif spec.name in result.outputs:
-            outputs.append(output_tensor(spec, result.outputs[spec.name]))
+        else:
+            outputs.append(output_tensor(spec, value))
     single = {} if result.single is None else {binary.SINGLE: result.single}
     answer = InferAnswer(
         model_name=model.name,

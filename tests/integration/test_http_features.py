@@ -3,6 +3,9 @@
 import gzip
 import json
 import secrets
+import shutil
+import subprocess
+import zlib
 
 import httpx
 import pytest
@@ -33,9 +36,10 @@ def post(http, path, content, coding, **headers):
     return http.post(path, content=content, headers={"content-encoding": coding, **headers})
 
 
-@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP"])
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", "deflate"])
 def test_a_compressed_body_is_read_as_one_that_is_not(http, coding):
-    content = gzip.compress(json.dumps(BODY).encode())
+    plain = json.dumps(BODY).encode()
+    content = zlib.compress(plain) if coding == "deflate" else gzip.compress(plain)
 
     answers = [post(http, "/v2/models/echo/infer", content, coding)]
     answers.append(post(http, "/v2/models/echo/infer", iter([content[:9], content[9:]]), coding))
@@ -55,13 +59,13 @@ def test_raw_tensors_may_be_compressed_with_their_json(http):
     assert answer.json()["outputs"][0]["data"] == ["YWJj"]
 
 
-@pytest.mark.parametrize("coding", ["br", "deflate", "zstd", "gzip, gzip"])
+@pytest.mark.parametrize("coding", ["br", "compress", "zstd", "gzip, gzip"])
 def test_another_encoding_is_refused_with_those_that_are_read(http, coding):
     answers = [post(http, f"/v2/models/echo/{verb}", b"x" * 100_000, coding) for verb in ("infer", "placement")]
 
     for answer in answers:
         assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
-        assert answer.headers["accept-encoding"] == "gzip"
+        assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
 def test_a_body_that_inflates_beyond_the_limit_is_refused(http):
@@ -74,3 +78,87 @@ def test_a_body_that_is_no_gzip_is_refused_by_name(http):
     answer = post(http, "/v2/models/echo/infer", b"not gzip", "gzip")
 
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "body")
+
+
+def test_the_index_has_every_model_and_asked_for_ready_ones_those_that_could_run(http):
+    listed = http.post("/v2/repository/index").json()
+    ready = http.post("/v2/repository/index", json={"ready": True}).json()
+
+    assert {(m["name"], m["version"]) for m in listed} >= {("echo", "1"), ("sentiment", "1")}
+    assert {m["name"] for m in http.get("/v2/models").json()["models"]} == {m["name"] for m in listed}
+    assert ready == [m for m in listed if m["state"] == "READY"]
+    assert {"name": "echo", "version": "1", "state": "READY"} in ready
+    assert http.post("/v2/repository/index", content=b'{"ready": 3}').status_code == 400
+
+
+def test_a_models_configuration_is_tritons_as_far_as_it_is_true(http):
+    config = http.get("/v2/models/echo/config").json()
+
+    assert (config["name"], config["platform"], config["max_batch_size"]) == ("echo", "taxiway_tensors", 1024)
+    assert config["input"] == config["output"] == [{"name": "payload", "data_type": "TYPE_STRING", "dims": [1]}]
+    assert http.get("/v2/models/echo/versions/1/config").json() == config
+    assert http.get("/v2/models/nobody/config").status_code == 404
+
+
+def test_statistics_have_a_part_for_each_model_and_version(http):
+    (echo,) = http.get("/v2/models/echo/stats").json()["model_stats"]
+
+    assert (echo["name"], echo["version"], echo["inference_stats"]["success"]["count"]) == ("echo", "1", 0)
+    assert http.get("/v2/models/echo/versions/1/stats").json() == {"model_stats": [echo]}
+    assert echo in http.get("/v2/models/stats").json()["model_stats"]
+    assert http.get("/v2/models/nobody/stats").status_code == 404
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**64 - 1, "low")])
+def test_a_priority_in_numbers_is_tritons(http, number, name):
+    levels = []
+    for priority in (number, name):
+        body = {"inputs": [ROW], "parameters": {"deadline": 30, "priority": priority}}
+        job = http.post("/v2/models/echo/infer", json=body).json()["id"]
+        levels.append(http.get(f"/v2/jobs/{job}").json()["level"])
+
+    assert levels[0] == levels[1]
+
+
+def test_a_negative_priority_is_refused_by_name(http):
+    answer = http.post("/v2/models/echo/infer", json={"inputs": [ROW], "parameters": {"priority": -1}})
+
+    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "priority")
+
+
+@pytest.mark.parametrize("count", [1, 0, "2", True])
+def test_classes_of_an_output_without_numbers_are_refused_by_name(http, count):
+    outputs = [{"name": "payload", "parameters": {"classification": count}}]
+    answer = http.post("/v2/models/echo/infer", json=BODY | {"outputs": outputs})
+
+    assert (answer.status_code, answer.json()["details"]["field"]) == (400, "outputs.payload.classification")
+
+
+def test_the_root_says_what_this_is_in_json_and_in_html(http):
+    told = http.get("/").json()
+    page = http.get("/", headers={"accept": "text/html,*/*"})
+
+    assert told["name"] == "taxiway" and told["version"] == http.get("/v2").json()["version"]
+    assert all(http.get(path).status_code == 200 for path in told["links"].values())
+    assert page.headers["content-type"].startswith("text/html")
+    assert all(f'href="{path}"' in page.text for path in told["links"].values())
+
+
+def test_the_page_of_the_api_asks_no_other_host(http):
+    page = http.get("/docs")
+
+    assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
+    assert "//" not in page.text.replace("<!doctype html>", "").replace("http-equiv", "")
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on the PATH")
+def test_a_browser_shows_every_endpoint_of_the_api(http):
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
+    shown = subprocess.run(
+        [*command, f"{http.base_url}/docs"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+
+    paths = http.get("/schema/openapi.json").json()["paths"]
+    assert all(f"<code>{path}</code>" in shown for path in paths)
+    assert shown.count("<details") == sum(map(len, paths.values()))

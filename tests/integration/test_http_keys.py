@@ -88,11 +88,12 @@ WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
 def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
     with asking(door, folder, secret=secret) as http:
         refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
-        health = [http.get("/v2/health/live"), http.get("/v2/health/ready")]
+        health = [http.get("/v2/health/live"), http.get("/v2/health/ready"), http.get("/docs")]
+        assert "version" not in http.get("/").json()
 
     assert [(answer.status_code, answer.json()["code"]) for answer in refused] == [(401, "unauthenticated")] * 3
     assert {answer.headers["www-authenticate"] for answer in refused} == {"Bearer"}
-    assert [answer.status_code for answer in health] == [200, 200]
+    assert [answer.status_code for answer in health] == [200, 200, 200]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,10 @@ def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
         ("POST", "/v2/models/generate/generate_stream", {"lab", "shop", "writer"}),
         ("DELETE", "/v2/jobs/none", {"lab", "shop", "writer"}),
         ("GET", "/v2/jobs/none", {"lab", "shop", "reader"}),
+        ("GET", "/v2/jobs", {"lab", "shop", "reader"}),
+        ("GET", "/v2/models/echo/config", {"lab", "shop", "writer", "reader", "ops"}),
+        ("GET", "/v2/models/echo/stats", {"lab", "shop", "writer", "reader", "ops"}),
+        ("POST", "/v2/repository/index", {"lab", "shop", "writer", "reader", "ops"}),
         ("GET", "/v2/jobs/none/result", {"lab", "shop", "reader"}),
         ("GET", "/v2/jobs/none/placement", {"lab", "shop", "reader"}),
         ("GET", "/v2/jobs/none/stream", {"lab", "shop", "reader"}),

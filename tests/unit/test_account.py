@@ -61,6 +61,18 @@ def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> N
     assert done.latency["queue"][BOUNDS.index(2.5)] == 1
 
 
+def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
+    account = Account("cpu:0")
+    began = time.time() - 0.5
+    account.note([answered(a_delivery(began=began, started=102.0), run_time=0.25) for _ in range(2)])
+    account.note([failed(a_delivery(began=began, started=103.0), ExecutionError("it broke"))])
+    account.note([failed(a_delivery(), DeadlineExceededError("late"))])
+    ran = account.told()["cpu.batch"].models["echo:1"]
+    assert (ran.answered, ran.failed, ran.batches, ran.queue, ran.run) == (2, 1, 2.0, 4.0, 0.5)
+    assert (ran.total, ran.lost) == (pytest.approx(5.0, abs=0.4), pytest.approx(3.5, abs=0.2))
+    assert ran.last == pytest.approx(time.time(), abs=2)
+
+
 def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
     account = Account("cpu:0")
     account.note([failed(a_delivery(), DeadlineExceededError("late"))])

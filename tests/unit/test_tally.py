@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from router.tally import Tally
-from tasks.done import BOUNDS, Done, count, empty
+from tasks.done import BOUNDS, Done, Ran, count, empty
 from tasks.facts import DeviceFacts
 
 
@@ -52,6 +52,19 @@ def test_rejected_messages_are_counted_also_by_a_worker_that_ends_no_job() -> No
     for rejected in (3, 5, 1):  # the last is another process under that name
         tally.look([msgspec.structs.replace(a_worker("a", 0), done={"cpu": Done(rejected=rejected)})])
     assert tally.rejected["cpu",] == 6
+
+
+def test_what_was_done_for_a_model_adds_up_over_workers_and_classes() -> None:
+    def done(**classes: int) -> dict[str, Done]:
+        ran = {name: Ran(answered=n, run=n / 4) for name, n in classes.items()}
+        return {name: Done({"succeeded": n}, models={"echo:1": ran[name]}) for name, n in classes.items()}
+
+    tally = Tally()
+    tally.look([msgspec.structs.replace(a_worker("a", 0), done=done(cpu=4))])
+    both = [msgspec.structs.replace(a_worker(name, 0), done=done(cpu=8, gpu=2)) for name in "ab"]
+    tally.look(both)
+    tally.look(both)
+    assert tally.models == {"echo:1": Ran(answered=16, run=4.0)}
 
 
 def test_latencies_add_up_over_workers_by_bucket() -> None:

@@ -1,0 +1,178 @@
+"""The endpoints of Triton Inference Server beside the Open Inference Protocol: index, configuration, statistics.
+
+Sources: triton-inference-server/server, docs/protocol: extension_model_repository.md, extension_model_configuration.md,
+extension_statistics.md. What these describe and this fleet does not have is left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request, Response, get, post
+
+from router.http import described
+from router.http.gate import needs
+from router.http.metadata import unready
+from router.service import Router
+from tasks.catalogue import Model, TensorSpec
+from tasks.done import Ran
+from taxiway.errors import InvalidRequestError
+from taxiway.quoting import cut
+
+STATE = "triton"
+"""Where the application keeps the `Router`."""
+
+_Any = Request[Any, Any, Any]
+_TYPES = {"BYTES": "TYPE_STRING"}
+_SECOND = 1e9  # nanoseconds
+
+
+class IndexRequest(msgspec.Struct, frozen=True):
+    """What of the index is asked: with `ready` only the models that could run now."""
+
+    ready: bool = False
+
+
+class IndexedModel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One version of a model; `reason` says why it could not run now."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_index = msgspec.json.Decoder(IndexRequest).decode
+
+
+@post("/v2/repository/index", status_code=200, opt=needs(), responses=described.INDEX)
+async def repository_index(request: _Any) -> Response[bytes]:
+    """Every version of every model, and whether a live device has it or could load it."""
+    body = await request.body()
+    try:
+        asked = _decode_index(body) if body.strip() else IndexRequest()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"body: expected ready: {cut(str(error))}", field="body") from error
+    router = _router(request)
+    found = [_indexed(router, model) for model in _models(router)]
+    found += [_disabled(reference, why) for reference, why in sorted(router.rules.catalogue.disabled.items())]
+    return _json([one for one in found if one.state == "READY" or not asked.ready])
+
+
+@get(
+    ["/v2/models/{model:str}/config", "/v2/models/{model:str}/versions/{version:str}/config"],
+    opt=needs(),
+    responses=described.MODEL,
+)
+async def model_config(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
+    """A model's configuration as Triton writes it: name, platform, the most rows of a request, inputs and outputs."""
+    return _json(config_of(_resolved(request, model, version)))
+
+
+@get("/v2/models/stats", opt=needs(), responses=described.TOLD)
+async def all_stats(request: _Any) -> Response[bytes]:
+    """The statistics of every model, as `/v2/models/{model}/stats` gives them of one."""
+    return _stats(_router(request), _models(_router(request)))
+
+
+@get("/v2/models/{model:str}/stats", opt=needs(), responses=described.MODEL)
+async def model_stats(request: _Any, model: str) -> Response[bytes]:
+    """What the fleet's workers did for each version of a model since this router started: jobs and nanoseconds.
+
+    `queue` is from acceptance to the start of the job, `compute_infer` the batches that it ran in.
+    """
+    router = _router(request)
+    named = router.rules.catalogue.resolve(model)
+    return _stats(router, [named] if ":" in model or "@" in model else router.rules.catalogue.versions(named.name))
+
+
+@get("/v2/models/{model:str}/versions/{version:str}/stats", opt=needs(), responses=described.MODEL)
+async def version_stats(request: _Any, model: str, version: str) -> Response[bytes]:
+    """The same of one version."""
+    return _stats(_router(request), [_resolved(request, model, version)])
+
+
+ENDPOINTS = (repository_index, model_config, all_stats, model_stats, version_stats)
+
+
+def config_of(model: Model) -> dict[str, Any]:
+    """The part of Triton's model configuration that is true of a model here; `dims` are without the batch axis."""
+    return {
+        "name": model.name,
+        "platform": f"taxiway_{model.pipeline}",
+        "backend": "taxiway",
+        "max_batch_size": model.max_rows,
+        "version_policy": {"specific": {"versions": [model.version]}},
+        "input": [_tensor(spec) | ({"optional": True} if spec.optional else {}) for spec in model.inputs],
+        "output": [_tensor(spec) for spec in model.outputs],
+    }
+
+
+def stats_of(model: Model, ran: Ran) -> dict[str, Any]:
+    """Triton's statistics of a model."""
+    answered = ran.answered
+    computed = _duration(answered, ran.run)
+    none = _duration(0, 0.0)
+    return {
+        "name": model.name,
+        "version": str(model.version),
+        "last_inference": round(ran.last * 1000),
+        "inference_count": ran.rows,
+        "execution_count": round(ran.batches),
+        "inference_stats": {
+            "success": _duration(answered, ran.total),
+            "fail": _duration(ran.failed, ran.lost),
+            "queue": _duration(answered, ran.queue),
+            "compute_input": none,
+            "compute_infer": computed,
+            "compute_output": none,
+            "cache_hit": none,
+            "cache_miss": none,
+        },
+        "batch_stats": [],
+    }
+
+
+def _duration(count: int, seconds: float) -> dict[str, int]:
+    return {"count": count, "ns": round(seconds * _SECOND)}
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    dims = [length for axis, length in enumerate(spec.shape) if axis != spec.batch_axis]
+    return {"name": spec.name, "data_type": _TYPES.get(spec.datatype, f"TYPE_{spec.datatype}"), "dims": dims or [1]}
+
+
+def _indexed(router: Router, model: Model) -> IndexedModel:
+    reason = unready(model, router.rules.topology, router.fleet.snapshot)
+    return IndexedModel(model.name, str(model.version), "UNAVAILABLE" if reason else "READY", reason)
+
+
+def _disabled(reference: str, why: str) -> IndexedModel:
+    """A model whose files are wrong."""
+    name, _, version = reference.partition(":")
+    return IndexedModel(name, version, "UNAVAILABLE", why)
+
+
+def _models(router: Router) -> list[Model]:
+    catalogue = router.rules.catalogue
+    return [m for name in sorted({m.name for m in catalogue.models.values()}) for m in catalogue.versions(name)]
+
+
+def _stats(router: Router, models: list[Model]) -> Response[bytes]:
+    ran = router.tally.models
+    return _json({"model_stats": [stats_of(model, ran.get(model.id, Ran())) for model in models]})
+
+
+def _resolved(request: _Any, model: str, version: str | None) -> Model:
+    return _router(request).rules.catalogue.resolve(model if version is None else f"{model}:{version}")
+
+
+def _router(request: _Any) -> Router:
+    router: Router = request.app.state[STATE]
+    return router
+
+
+def _json(content: Any) -> Response[bytes]:
+    return Response(_encode(content), media_type=MediaType.JSON)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from router.http.classification import classes_wanted, classified
+from router.http.protocol import InferRequest, WantedOutput, answer_of, request_of, wants_binary
+from router.http.triton import stats_of
+from tasks.catalogue import TensorSpec, load_catalogue
+from tasks.done import Ran
+from tasks.settings import TREE
+from taxiway.errors import InvalidRequestError
+from taxiway.job import Result, RunReport
+
+EMBED = load_catalogue(TREE / "models").resolve("embed")
+(VECTOR,) = EMBED.outputs
+REPORT = RunReport(
+    hardware_class="cpu.batch", variant="fp32", device="cpu:0", emulated=False, batch=2, queue_wait=0.0, run_time=0.0,
+    cost=0.0, reason="",
+)  # fmt: skip
+
+
+def test_an_output_of_classes_has_the_largest_values_with_their_places_the_largest_first():
+    spec, rows = classified(VECTOR, np.asarray([[0.25, 0.5, 0.125], [1.0, 1.0, 2.0]], np.float32), 2)
+
+    assert (spec.datatype, spec.shape) == ("BYTES", (-1, 2))
+    assert rows == [["0.500000:1", "0.250000:0"], ["2.000000:2", "1.000000:0"]]
+
+
+def test_integers_are_written_as_such_and_more_classes_than_there_are_are_all_of_them():
+    spec, rows = classified(TensorSpec("n", "INT64", (-1, 2)), np.asarray([[3, 7]]), 9)
+
+    assert (spec.shape, rows) == ((-1, 2), [["7:1", "3:0"]])
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_an_answer_has_the_classes_that_the_request_wants(raw):
+    outputs = [{"name": VECTOR.name, "parameters": {"classification": 1, "binary_data": raw}}]
+    infer = InferRequest([], outputs=[WantedOutput(**output) for output in outputs])
+    row = {"shape": [3], "datatype": "FP32", "data": [0.0, 3.5, 1.0]}
+    wanted = classes_wanted(EMBED, {VECTOR.name: outputs[0]["parameters"]})
+
+    framed = answer_of(EMBED, "j", Result(model="embed:1", outputs={VECTOR.name: row}, report=REPORT),
+                       wants_binary(infer), None, wanted)  # fmt: skip
+
+    assert b'"shape":[1,1],"datatype":"BYTES"' in framed.body
+    assert (b"3.500000:1" in framed.text) is not raw
+    assert b"3.500000:1" in framed.body
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, "1", True, None])
+def test_a_number_of_classes_is_one_or_refused_by_name(count):
+    with pytest.raises(InvalidRequestError) as told:
+        classes_wanted(EMBED, {VECTOR.name: {"classification": count}})
+    assert told.value.details["field"] == f"outputs.{VECTOR.name}.classification"
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**70, "low")])
+def test_a_number_is_a_priority(number, name):
+    assert request_of("m", InferRequest([], parameters={"priority": number})).priority == name
+
+
+def test_statistics_are_counts_and_nanoseconds():
+    told = stats_of(
+        EMBED, Ran(answered=4, failed=1, rows=8, batches=2.0, queue=0.5, run=0.25, total=1.0, lost=3.0, last=7.0)
+    )
+    stats = told["inference_stats"]
+
+    assert (told["inference_count"], told["execution_count"], told["last_inference"]) == (8, 2, 7000)
+    assert stats["success"] == {"count": 4, "ns": 1_000_000_000}
+    assert stats["fail"] == {"count": 1, "ns": 3_000_000_000}
+    assert (stats["queue"]["ns"], stats["compute_infer"]["ns"]) == (500_000_000, 250_000_000)
