@@ -49,8 +49,9 @@ bench: $(READY) ## taxiway beside its limit and its peers (quick: make bench SUI
 	@$(BIN)/python -m benchmarks.placement_speed
 	@$(BIN)/python -m benchmarks.rebalance_speed
 
-fuzz: $(READY) ## random requests to the HTTP door (SECONDS=300), then malformed messages (MESSAGES=1000000)
+fuzz: $(READY) ## random requests and large bodies to the HTTP door (SECONDS=300 each), then malformed messages (MESSAGES=1000000)
 	@$(BIN)/python -m tests.fuzzing.http_door --seconds $(SECONDS)
+	@$(BIN)/python -m tests.fuzzing.bodies --seconds $(SECONDS)
 	@$(BIN)/python -m tests.fuzzing.broker --messages $(MESSAGES)
 
 lock: $(READY) ## what the images install, each file by its hash: docker/requirements/

@@ -171,6 +171,8 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
+    if isinstance(value, float) and value.is_integer():  # JSON and Python write it unlike
+        value = int(value)
     return wrong_field(field, expected, value)
 
 

@@ -26,7 +26,8 @@ from router.http.front import Front
 from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Inference
 from router.http.metadata import model_list, model_metadata, unready
-from router.http.protocol import InferRequest, read_infer
+from router.http.protocol import InferRequest
+from router.http.reading import read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Telling, read_generate
 from router.http.traces import Traced
 from router.jobs import Jobs

@@ -19,7 +19,8 @@ from router.http.classification import PARAMETER as CLASSIFICATION
 from router.http.classification import classes_wanted
 from router.http.errors import UNFORESEEN
 from router.http.gate import claim
-from router.http.protocol import InferRequest, WantsBinary, answer_of, read_infer, request_of, wants_binary
+from router.http.protocol import InferRequest, WantsBinary, answer_of, request_of, wants_binary
+from router.http.reading import read_infer
 from router.http.traces import carried_on, carry
 from router.jobs import Jobs
 from router.service import Router

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import MediaType, Request, Response, get
-from litestar.params import Parameter
+from litestar.params import Parameter, QueryParameter
 
 from router.http import described
 from router.http.gate import caller_of, claim, needs
@@ -18,7 +18,7 @@ STATE = "listing"
 
 _encode = msgspec.json.Encoder().encode
 
-_States = Annotated[str, Parameter(query="state", description="Only jobs in one of these states, with commas between.")]
+_States = Annotated[str, QueryParameter(name="state", description="Only jobs in one of these states, with commas.")]
 _Model = Annotated[str, Parameter(description="Only jobs of this model: `name`, `name:version` or `name@alias`.")]
 _Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key these alone may be asked for.")]
 _Limit = Annotated[int, Parameter(description="Jobs of a page, 1,000 at most.")]

@@ -19,8 +19,7 @@ import numpy as np
 from router.http.classification import classified
 from tasks.catalogue import Model, TensorSpec
 from taxiway import binary
-from taxiway.amounts import ELEMENTS, check_elements, check_json, elements_of
-from taxiway.blobs import Buffer
+from taxiway.amounts import ELEMENTS, check_elements, elements_of
 from taxiway.errors import InvalidRequestError, wrong_field
 from taxiway.job import Result
 from taxiway.quoting import cut
@@ -91,46 +90,7 @@ _NO_CLASSES: Mapping[str, int] = {}
 _PIECE = 2**16  # elements whose JSON is made at once: 6 ms
 _OURS = TERMS | {BINARY_OUTPUTS}
 
-_decode = msgspec.json.Decoder(InferRequest).decode
 _encode_json = msgspec.json.Encoder().encode
-
-
-def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEMENTS) -> InferRequest:
-    """The infer request in `body`; `header_length` is the header that says where its binary part begins.
-
-    Raises:
-        InvalidRequestError: names the field that is wrong.
-        RequestTooLargeError: there are more than `most` values in its JSON.
-    """
-    text, rest = binary.split(body, header_length)
-    check_json(text, most)
-    infer = _read_json(text)
-    sizes = [_binary_size(tensor) for tensor in infer.inputs]
-    if not rest and all(size is None for size in sizes):
-        return infer
-    pairs = zip(infer.inputs, binary.pieces(sizes, rest), strict=True)
-    inputs = [tensor if piece is None else msgspec.structs.replace(tensor, data=piece) for tensor, piece in pairs]
-    return msgspec.structs.replace(infer, inputs=inputs)
-
-
-def _binary_size(tensor: InputTensor) -> object:
-    """The bytes after the JSON that are the tensor's; None where its data is in the JSON."""
-    size = tensor.parameters.get(binary.SIZE)
-    if (size is None) == (tensor.data is None):
-        field = _field(tensor)
-        raise InvalidRequestError(f"{field}: expected either data or the parameter {binary.SIZE}", field=field)
-    return size
-
-
-def _read_json(text: Buffer) -> InferRequest:
-    try:
-        return _decode(text)
-    except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        field = where.rstrip("`").lstrip(".") or "body"
-        raise InvalidRequestError(f"{cut(field)}: {cut(what[0].lower() + what[1:])}", field=field) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"body: expected JSON: {cut(str(error))}", field="body") from error
 
 
 def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request:
@@ -291,7 +251,7 @@ def _array_output(spec: TensorSpec, value: Any) -> np.ndarray:
 
 
 def _tensor(tensor: InputTensor, most: int) -> dict[str, Any]:
-    field = _field(tensor)
+    field = field_of(tensor)
     elements = elements_of(tensor.shape, field)
     if tensor.datatype == "BYTES":
         check_elements(elements, most, field)
@@ -300,7 +260,8 @@ def _tensor(tensor: InputTensor, most: int) -> dict[str, Any]:
     return {**named, "data": data}
 
 
-def _field(tensor: InputTensor) -> str:
+def field_of(tensor: InputTensor) -> str:
+    """What errors call an input."""
     return f"inputs.{cut(tensor.name)}"
 
 

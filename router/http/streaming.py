@@ -19,7 +19,7 @@ from router.http.protocol import InferAnswer, InferRequest, InputTensor
 from router.jobs import Jobs
 from router.service import Router
 from tasks.lengths import generates
-from taxiway.amounts import ELEMENTS, check_json
+from taxiway.amounts import AT_ONCE, ELEMENTS, check_json
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, wrong_field
 from taxiway.job import JobStatus, Result
 from taxiway.quoting import cut
@@ -49,9 +49,9 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
 
     Raises:
         InvalidRequestError: it is none.
-        RequestTooLargeError: there are more than `most` values in it.
+        RequestTooLargeError: there are more than a fifth of `most` values in it, which one call decodes.
     """
-    check_json(body, most)
+    check_json(body, most // AT_ONCE)
     try:
         return _decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -57,16 +57,20 @@ def raw(shape, content):
 
 
 INFERS = {
-    "a shape of 100,000 numbers": (*raw([10**17] * 100_000, bytes(4)), 400),
+    "a shape of 90,000 numbers": (*raw([10**17] * 90_000, bytes(4)), 400),
     "a shape whose product no machine word holds": (*raw([2**62, 2**62], bytes(4)), 400),
     "lengths of thousands of digits": (*raw([10**4200, 10**4200], bytes(4)), 400),
     "4 million empty elements": (*raw([FULL // 4], bytes(FULL // 4 * 4)), 413),
     "as many elements as may be": (*raw([500_000], bytes(4 * 500_000)), 413),
     "numbers over the limit": (tensor(many(b"0.12345678901234567"), datatype="FP32"), {}, 413),
     "as many numbers as may be": (tensor(many(b"0.12345678901234567", 499_000 * 20), datatype="FP32"), {}, 400),
-    "as many texts as may be": (tensor(many(b'"a"', 499_000 * 4)), {}, 413),
-    "as many lists as may be": (tensor(many(b"[]", 166_000 * 3)), {}, 413),
-    "as many mappings as may be": (tensor(many(b'{"":0}', 166_000 * 7)), {}, 413),
+    "as many hard numbers as may be": (tensor(many(b"9007199254740993.0", 499_000 * 19), datatype="FP64"), {}, 400),
+    "extreme numbers": (tensor(many(b"1e308"), datatype="FP64"), {}, 413),
+    "numbers of many digits": (tensor(many(b"9" * 4000), datatype="FP64"), {}, 413),
+    "as many texts as may be": (tensor(many(b'"a"', 99_000 * 4)), {}, 413),
+    "as many lists as may be": (tensor(many(b"[]", 33_000 * 3)), {}, 413),
+    "as many mappings as may be": (tensor(many(b'{"":0}', 33_000 * 7)), {}, 413),
+    "as many hard parameters as may be": (b'{"inputs":[],"parameters":{"a":[%s]}}' % many(b"1e23", 495_000), {}, 400),
     "one text of all bytes": (tensor(b'"%s"' % (b"a" * FULL)), {}, 200),
     "one text of escapes": (tensor(b'"%s"' % (b"\\u00e9" * (FULL // 6))), {}, 200),
     "an unknown field of all bytes": (b'{"%s":1}' % (b"a" * FULL), {}, 400),
@@ -101,6 +105,7 @@ def test_no_request_to_generate_holds_the_event_loop(fleet, verb):
 
 ARRIVING = {
     "numbers over the limit": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"1"),
+    "extreme numbers": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"1e308"),
     "as many lists as may be": b'[[],{"model":"echo","inputs":[%s]},{}]' % many(b"[]", 166_000 * 3),
     "one text of all bytes": b'[[],{"model":"echo","inputs":"%s"},{}]' % (b"a" * FULL),
 }

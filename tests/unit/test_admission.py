@@ -478,9 +478,9 @@ def deep(levels, innermost):
         (b'[[], {"model": "echo", "inputs": ' + b"9" * 5000 + b"}, {}]", "body: expected "),
         (
             b'[[], {"model": "echo", "inputs": [' + b"[]," * 200_001 + b"[]]}, {}]",
-            "at most 200000 lists and mappings, got",
+            "at most 500000 values in JSON",
         ),
-        (b'[[], {"model": "echo", "inputs": [' + b"0," * 1_000_001 + b"0]}, {}]", "at most 1000000 values, got"),
+        (b'[[], {"model": "echo", "inputs": [' + b"0," * 1_000_001 + b"0]}, {}]", "at most 500000 values in JSON"),
     ],
 )
 def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(body, expected):

@@ -87,3 +87,7 @@ def test_a_large_value_is_quoted_without_a_look_at_all_of_it(value):
 def test_a_message_of_too_many_headers_is_no_message():
     with pytest.raises(InvalidRequestError, match=f"at most {ELEMENTS} values"):
         decode_envelope(b'{"body":"","headers":{"a":[%s]},"properties":{}}' % b",".join([b"1"] * (ELEMENTS + 1)))
+
+
+def test_what_stands_in_a_text_is_not_counted_as_values():
+    check_json(msgspec.json.encode({"inputs": ',[{\\" 1e308 ' * ELEMENTS}))

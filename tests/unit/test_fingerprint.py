@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.http.protocol import read_infer, request_of
+from router.http.protocol import request_of
+from router.http.reading import read_infer
 from tasks.catalogue import load_catalogue
 from tasks.fingerprint import FIRST, SHOWN, conflict, digest_of
 from tasks.settings import TREE

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.protocol import InferRequest, InputTensor, output_tensor, read_infer, request_of
+from router.http.protocol import InferRequest, InputTensor, output_tensor, request_of
+from router.http.reading import read_infer
 from tasks.catalogue import TensorSpec
 from taxiway.amounts import ELEMENTS
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError

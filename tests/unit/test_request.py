@@ -49,7 +49,7 @@ def test_none_stands_for_a_field_that_is_not_given() -> None:
         ({"deadline": -1}, "deadline", "deadline: expected a finite number > 0, got -1"),
         ({"deadline": 0}, "deadline", "deadline: expected a finite number > 0, got 0"),
         ({"deadline": -1.0}, "deadline", "deadline: expected a finite number > 0, got -1"),
-        ({"budget": 10**5000}, "budget", "budget: expected a finite number > 0, got a number of too many digits"),
+        ({"budget": 10**5000}, "budget", "budget: expected a finite number > 0, got an integer of 16610 bits"),
         ({"deadline": True}, "deadline", "deadline: expected a finite number > 0, got True"),
         ({"deadline": "5"}, "deadline", "deadline: expected a finite number > 0, got '5'"),
         ({"budget": -0.5}, "budget", "budget: expected a finite number > 0, got -0.5"),
