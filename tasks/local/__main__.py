@@ -28,7 +28,7 @@ from tasks.local.machine import look
 from tasks.local.plan import Plan, PlanError, absent, plan_fleet
 from tasks.local.ports import PortTakenError, check_ports
 from tasks.local.process import in_tree, own_command
-from tasks.local.show import show_answers, show_findings, show_fleet, show_rows
+from tasks.local.show import SCREEN, console_of, show_answers, show_findings, show_fleet, show_rows
 from tasks.local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from tasks.local.supervisor import StartError
 from tasks.local.up import Options, run_fleet
@@ -187,7 +187,7 @@ def demo_command(*, as_json: bool, rows: bool) -> None:
     else:
         if rows:
             show_rows(answers)
-        show_answers(answers, machine, Console())
+        show_answers(answers, machine, console_of(SCREEN))
     if any(answer.result is None for answer in answers):
         sys.exit(1)
 

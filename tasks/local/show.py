@@ -17,6 +17,9 @@ from tasks.local.doctor import Finding
 from tasks.local.machine import Machine
 from tasks.local.state import Fleet
 
+SCREEN = 100
+"""Columns that the demo's answers fit, also where they go to a file."""
+
 _WIDE = 220
 _INPUT = 60  # characters of an example's input
 _ANSWER = 40  # and of its answer
@@ -63,10 +66,15 @@ def show_answers(answers: Sequence[Answer], machine: Machine, console: Console) 
         console.print("torch is not installed, so none of its variants took part: `make torch` adds it.")
 
 
+def console_of(width: int) -> Console:
+    """The terminal, as wide as it is; where stdout is none, a file of so many columns."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=width)
+
+
 def show_rows(answers: Sequence[Answer]) -> None:
     """Every input of the demo: what came, where it ran and why, and what it took; wide where it is no terminal."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=_WIDE)
+    console = console_of(_WIDE)
     table = Table("input", "answer", "class", "variant", "device", *_FIGURES, "reason", padding=(0, 1))
     for column, width in zip(table.columns, (30, 34), strict=False):
         column.max_width = width
