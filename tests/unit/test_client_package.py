@@ -70,6 +70,5 @@ def test_one_idempotency_key_for_a_map_is_refused(door):
 
 
 def test_what_only_a_router_knows_is_not_asked_of_a_broker():
-    with taxiway.Client("redis://127.0.0.1:9") as client:
-        with pytest.raises(InvalidRequestError, match="http"):
-            client.fleet()
+    with taxiway.Client("redis://127.0.0.1:9") as client, pytest.raises(InvalidRequestError, match="http"):
+        client.fleet()
