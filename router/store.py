@@ -238,12 +238,13 @@ class Store:
         """Tell the submitters of refused requests, whatever job has their idempotency keys."""
         if not refusals:
             return
+        pipeline = self._client.pipeline(transaction=False)
+        for one in refusals:
+            pipeline.set(result_key(one.submission), one.meta, ex=self._limits.keep_result)
+            if one.reply:
+                pipeline.publish(reply_channel(one.reply), one.meta)
         with told_plainly(_SERVER):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for one in refusals:
-                    pipeline.set(result_key(one.submission), one.meta, ex=self._limits.keep_result)
-                    if one.reply:
-                        pipeline.publish(reply_channel(one.reply), one.meta)
+            async with pipeline:
                 await pipeline.execute()
 
     async def first_digest(self, job: str) -> str:

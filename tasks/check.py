@@ -79,20 +79,27 @@ def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
     """What classes keep warm and cannot have."""
     for name, hardware in sorted(topology.hardware.items()):
         for place, reference in enumerate(hardware.warm):
-            where = f"hardware.{name}.warm.{place}"
-            try:
-                model = catalogue.resolve(reference)
-            except UnknownModelError as error:
-                near = [one for one in error.details["near"] if ":" not in one and "@" not in one]
-                hint = f"did you mean {' or '.join(near or error.details['near'])}?" if error.details["near"] else ""
-                text = f"{where}: expected a model of the catalogue, got {reference!r}"
-                yield Verdict(subject=QUEUES, level="error", text=text, hint=hint)
-            except ModelUnavailableError as error:
-                yield Verdict(subject=QUEUES, level="warning", text=f"{where}: {error.message}")
-            else:
-                if not _runs(model, hardware):
-                    text = f"{where}: the class runs {', '.join(hardware.runtimes)}, and no variant of {model.id} does"
-                    yield Verdict(subject=QUEUES, level="warning", text=text)
+            verdict = _warm_model(catalogue, hardware, reference, where=f"hardware.{name}.warm.{place}")
+            if verdict is not None:
+                yield verdict
+
+
+def _warm_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> Verdict | None:
+    """Why a class cannot keep a model warm; None where it can."""
+    try:
+        model = catalogue.resolve(reference)
+    except UnknownModelError as error:
+        names = error.details["near"]
+        near = [one for one in names if ":" not in one and "@" not in one] or names
+        hint = f"did you mean {' or '.join(near)}?" if near else ""
+        text = f"{where}: expected a model of the catalogue, got {reference!r}"
+        return Verdict(subject=QUEUES, level="error", text=text, hint=hint)
+    except ModelUnavailableError as error:
+        return Verdict(subject=QUEUES, level="warning", text=f"{where}: {error.message}")
+    if _runs(model, hardware):
+        return None
+    text = f"{where}: the class runs {', '.join(hardware.runtimes)}, and no variant of {model.id} does"
+    return Verdict(subject=QUEUES, level="warning", text=text)
 
 
 def _runs(model: Model, hardware: HardwareClass) -> bool:
