@@ -42,7 +42,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "RELEASER", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
-            "MODELS",
+            *("MODELS", "ACCEPTED"),
         ),
         ALL,
     ),

@@ -74,6 +74,7 @@ def test_another_request_under_a_key_is_refused_with_one_text_at_every_door(flee
     for n, first in enumerate(fleet.clients):
         once: Any = {"idempotency_key": f"taken-{n}", **KEY}
         job = first.submit("echo", "first", **once)
+        job.result(10)  # what waits in the arrivals has no key yet
         texts = set()
         for other in fleet.clients:
             for model, inputs in (("echo", "second"), ("paced", "first"), ("echo", ["first", "first"])):
@@ -116,6 +117,7 @@ def test_a_job_under_a_key_that_another_request_has_is_neither_shown_nor_cancell
     once: Any = {"idempotency_key": "theirs", **KEY}
     broker = fleet.clients[2]
     theirs = broker.submit("echo", "first", **once)
+    theirs.result(10)  # what waits in the arrivals has no key yet
     refused = broker.submit("echo", "second", **once)
     for call in (refused.result, refused.status, refused.cancel, refused.placement):
         with pytest.raises(IdempotencyConflictError):
