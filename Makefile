@@ -30,7 +30,7 @@ demo: $(READY) ## real models answer real inputs on three hardware classes (ever
 
 test: lint ## the checks, then unit, integration and acceptance tests
 	$(BIN)/python -m tasks.local fetch
-	$(BIN)/pytest tests/unit tests/integration -m 'not rabbitmq' -n 2 --dist loadfile
+	$(BIN)/pytest tests/unit tests/integration -m 'not rabbitmq' -n 3 --dist loadfile
 	$(BIN)/pytest tests/integration -m rabbitmq
 	$(BIN)/pytest tests/acceptance
 
