@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 import taxiway
-from taxiway.errors import ResultTimeoutError, TaxiwayError
+from taxiway.errors import ResultTimeoutError, TaxiwayError, UnknownJobError
 from taxiway.job import FINAL, JobState, Result, state_of
 from tests.chaos.history import Observed, Ran, Recorder, Stored
 
@@ -42,7 +42,10 @@ def read_notes(path: Path, recorder: Recorder) -> None:
 
 
 async def _stored(job: taxiway.AsyncJob) -> Stored:
-    record = (await job.status()).record
+    try:
+        record = (await job.status()).record
+    except UnknownJobError:  # a failover lost it
+        return Stored(job=job.id, state=JobState.ACCEPTED, digest="")
     times = {name: getattr(record, name) for name in ("accepted", "started", "finished", "deadline_at")}
     if record.state not in FINAL:
         return Stored(job=job.id, state=record.state, digest="", **times)
