@@ -157,7 +157,14 @@ def _said(target: Target, content: bytes, chance: random.Random) -> bytes:
 
 def _flood(target: Target, *, reads: bool, seconds: float) -> list[str]:
     """One connection that asks without end."""
-    with socket.create_connection(("127.0.0.1", target.port)) as connection, contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError):
+        ask_without_end(target.port, reads=reads, seconds=seconds)
+    return []
+
+
+def ask_without_end(port: int, *, reads: bool, seconds: float) -> int:
+    """Bytes of requests that one connection could send within some seconds."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setblocking(False)
         sent, ends, requests = 0, time.monotonic() + seconds, LIVE * 1000
         while time.monotonic() < ends:
@@ -166,8 +173,8 @@ def _flood(target: Target, *, reads: bool, seconds: float) -> list[str]:
             with contextlib.suppress(BlockingIOError):
                 while reads and connection.recv(2**16):
                     pass
-            time.sleep(0.001)
-    return []
+            time.sleep(0.001)  # so that the router has a core
+    return sent
 
 
 def _half_bodies(target: Target, process: psutil.Process, before: int) -> list[str]:

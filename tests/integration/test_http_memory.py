@@ -6,7 +6,6 @@ import re
 import secrets
 import select
 import socket
-import time
 
 import psutil
 import pytest
@@ -15,11 +14,11 @@ from router.access.file import write_keys
 from router.access.keyring import Key, digest_of
 from tasks.embedded import EmbeddedValkey
 from tasks.settings import settings_from
+from tests.fuzzing.connections import LIVE, ask_without_end
 from tests.routing import EchoDevice, router_process
 from tests.waiting import until
 
 MIB = 2**20
-LIVE = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
 SECRETS = {tenant: secrets.token_urlsafe(32) for tenant in ("lab", "shop", "wide")}
 QUEUES = """
 hardware:
@@ -93,28 +92,13 @@ def is_answered(port, tenant):
     return status_of(port, tenant, json.dumps(data).encode()) == 200
 
 
-def asked_without_end(port, *, reads, seconds):
-    """Bytes of requests that a connection could send within some seconds."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setblocking(False)
-        sent, ends, requests = 0, time.monotonic() + seconds, LIVE * 1000
-        while time.monotonic() < ends:
-            with contextlib.suppress(BlockingIOError):
-                sent += connection.send(requests[sent % len(requests) :])
-            with contextlib.suppress(BlockingIOError):
-                while reads and connection.recv(2**16):
-                    pass
-            time.sleep(0.001)  # so that the router has a core
-    return sent
-
-
 @pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
 def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(port, router, reads):
     process = psutil.Process(router.process.pid)
-    asked_without_end(port, reads=reads, seconds=0.3)  # what is made once is there
+    ask_without_end(port, reads=reads, seconds=0.3)  # what is made once is there
     before = process.memory_info().rss
 
-    sent = asked_without_end(port, reads=reads, seconds=1.5)
+    sent = ask_without_end(port, reads=reads, seconds=1.5)
 
     assert sent > 200 * len(LIVE)
     assert process.memory_info().rss - before < 4 * MIB
