@@ -54,10 +54,14 @@ def test_a_model_of_ones_own_is_served_by_a_fleet_that_runs(settings: Settings, 
         assert said.startswith(digest)
         described = block("yaml", "name: iris").replace("HASH", digest)
         (fleet.models / "iris" / "model.yaml").write_text(described, encoding="utf-8")
-        commands = re.findall(r"^\$ taxiway (.*)$", "".join(blocks("console")), re.MULTILINE)
-        check, submit = (shlex.split(next(c for c in commands if c.startswith(verb))) for verb in ("check", "submit"))
-        assert "iris:1/onnx-fp32" in run([sys.executable, "-m", "taxiway", *check], tmp_path, fleet, router.http)
-        answer = json.loads(run([sys.executable, "-m", "taxiway", *submit, "--json"], tmp_path, fleet, router.http))
+        page = re.findall(r"^\$ taxiway (.*)$", block("console", "taxiway submit iris"), re.MULTILINE)
+        commands = [[sys.executable, "-m", "taxiway", *shlex.split(line)] for line in page]
+        checked, *_, answered = [
+            run([*command, "--json"] if "submit" in command else command, tmp_path, fleet, router.http)
+            for command in commands
+        ]
+    assert "iris:1/onnx-fp32" in checked
+    answer = json.loads(answered)
     first, second = answer["outputs"]["probabilities"]
     assert max(first) == first[0] > 0.9  # a setosa
     assert max(second) == second[2] > 0.9  # a virginica
