@@ -37,7 +37,11 @@ _TICK = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of all with each broker; `calm` is the most seconds after the last fault until all has ended."""
+    """How much of all with each broker.
+
+    After the last fault a run goes on until every waiter was answered, or none was for `calm` seconds: a busy machine
+    works a backlog off more slowly, and loses none of it.
+    """
 
     seconds: float
     jobs: int
@@ -116,13 +120,13 @@ def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> 
 
 
 def _tend(fleet: Fleet, load: Load, breaker: Breaker, size: Size) -> None:
-    """Break and mend until all was asked for and answered, or until what is left has had its time."""
-    patience = math.inf
-    while not (load.settled and breaker.done) and time.monotonic() < patience:
+    """Break and repair until all was asked for and answered, or nothing was answered for a while."""
+    until, fewest = math.inf, math.inf
+    while not (load.settled and breaker.done) and time.monotonic() < until:
         breaker.tend()
         fleet.crew.tend()
-        if patience == math.inf and load.asked and breaker.done:
-            patience = time.monotonic() + size.calm
+        if load.asked and breaker.done and load.waiting < fewest:
+            until, fewest = time.monotonic() + size.calm, load.waiting
         time.sleep(_TICK)
 
 

@@ -37,6 +37,11 @@ class Load:
         """Whether all was asked for, and every waiter was told."""
         return self.asked and not self._tasks
 
+    @property
+    def waiting(self) -> int:
+        """How many requests are not answered yet."""
+        return len(self._tasks)
+
     def start(self, wishes: Sequence[Wish], seconds: float) -> None:
         """Begin to ask for the wishes, evenly over so many seconds."""
         self._thread.start()

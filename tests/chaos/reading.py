@@ -45,7 +45,7 @@ async def _stored(job: taxiway.AsyncJob) -> Stored:
     try:
         record = (await job.status()).record
     except UnknownJobError:  # a failover lost it
-        return Stored(job=job.id, state=JobState.ACCEPTED, digest="")
+        return Stored(job=job.id, state="unknown", digest="")
     times = {name: getattr(record, name) for name in ("accepted", "started", "finished", "deadline_at")}
     if record.state not in FINAL:
         return Stored(job=job.id, state=record.state, digest="", **times)
