@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -42,17 +42,25 @@ class _Addressed(msgspec.Struct):
 _read_address = msgspec.json.Decoder(_Addressed).decode
 
 
+def _nothing() -> None:
+    """What a reconnection means where nothing has to follow from it."""
+
+
 class Replies:
     """Resolves a future for each job when its result is announced.
 
     A job that nobody holds a future of any more is forgotten. Whenever a channel is subscribed, the stored results of
     the jobs that might have been announced before are read: so nothing is missed, at the start or after a cut. Every
     `pause` seconds the results of those that are still waited for are read. So are the records of jobs that are
-    watched: one may have ended so long ago that its result is gone, or be nobody's.
+    watched: one may have ended so long ago that its result is gone, or never existed. `reconnected` is called each time
+    that the client's channel is subscribed again.
     """
 
-    def __init__(self, link: ValkeyLink, channel: str, *, pause: float = PAUSE) -> None:
+    def __init__(
+        self, link: ValkeyLink, channel: str, *, pause: float = PAUSE, reconnected: Callable[[], None] = _nothing
+    ) -> None:
         self._link = link
+        self._reconnected = reconnected
         self._line = link.line()
         self._channel = channel
         self._pause = pause
@@ -66,6 +74,7 @@ class Replies:
         self._owned: dict[asyncio.Future[bytes], float] = {}
         self._closed = False
         self._heard = 0.0
+        self._subscribed = False
         self._away = False
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
 
@@ -197,6 +206,9 @@ class Replies:
 
     def _check_again(self, channel: str) -> None:
         mine = channel == self._channel
+        if mine and self._subscribed:
+            self._reconnected()
+        self._subscribed |= mine
         self._check([job for job in list(self._waiting) if mine or result_key(job) == channel])
 
     async def _look(self) -> None:

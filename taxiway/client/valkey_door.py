@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -46,6 +47,9 @@ from taxiway.streaming import Progress, Told, follow
 from taxiway.tracing import Carried, submitting
 from taxiway.wire import cancel_message, infer_message
 
+_Arrival = tuple[bytes, Mapping[str, Buffer]]
+"""A message for the arrivals, and the blobs that it refers to."""
+
 _PAUSE = 0.1
 """Seconds between two attempts to read a large value while the server is away."""
 
@@ -72,7 +76,8 @@ class ValkeyDoor:
         self._key = key
         self._name = uuid.uuid4().hex
         self._origin = f"taxiway{os.getpid()}@{socket.gethostname()}"
-        self._replies = Replies(link, reply_channel(self._name))
+        self._replies = Replies(link, reply_channel(self._name), reconnected=self._submit_again)
+        self._unagreed: WeakKeyDictionary[asyncio.Future[bytes], _Arrival] = WeakKeyDictionary()
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably. With an idempotency key the job may be another client's, and is treated so."""
@@ -81,8 +86,22 @@ class ValkeyDoor:
         reply = self._replies.expect(submission_id(submission) if keyed else job)
         with submitting(request.model, job) as trace:
             message, blobs = self._message(job, request, trace, submission if keyed else "")
+            if keyed:
+                self._unagreed[reply] = message, blobs
+                reply.add_done_callback(self._forget)
             await self._link.push(message, blobs)
         return Receipt(job, None if keyed else reply, submitted=True, agreed=reply if keyed else None)
+
+    def _submit_again(self) -> None:
+        """Push again what no router has agreed to: a failover may have lost it, and a key makes one job of both copies.
+
+        The job may exist by then, from a submission that the failover spared: who waits for this one would never know.
+        """
+        for message, blobs in list(self._unagreed.values()):
+            self._link.post(message, blobs, _leave)
+
+    def _forget(self, reply: asyncio.Future[bytes]) -> None:
+        self._unagreed.pop(reply, None)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
         """Submit and wait for the answer, both at once."""
@@ -247,6 +266,10 @@ class ValkeyDoor:
 def _end(timeout: float | None) -> float:
     """When a wait ends by the loop's clock; at once, as far as outages go, where no time is given."""
     return asyncio.get_running_loop().time() + (timeout or 0.0)
+
+
+def _leave(_pushed: Any) -> None:
+    """A push that fails is repeated after the next reconnection."""
 
 
 def _fail(reply: asyncio.Future[bytes], pushed: Any) -> None:

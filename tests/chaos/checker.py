@@ -24,6 +24,9 @@ from tests.chaos.history import (
 CLOCKS = 0.25
 """Seconds by which the times of one host's processes, taken one after the other on a busy machine, may differ."""
 
+NOTED = 1.0
+"""Seconds until a producer on a busy machine has written down what it was told."""
+
 HEARD = 30.0
 """Seconds after its end within which a job's waiter has heard of it, whatever broke meanwhile."""
 
@@ -51,7 +54,6 @@ class _Job:
     """One accepted job, and all that was seen of it."""
 
     job: str
-    asked: float
     accepted: list[Accepted] = field(default_factory=list)
     cancelling: list[float] = field(default_factory=list)
     ends: list[Observed | Stored] = field(default_factory=list)
@@ -80,10 +82,9 @@ def check(history: Iterable[AnyEvent]) -> Report:
 def _jobs(events: Sequence[AnyEvent]) -> list[_Job]:
     """What is known of each job that was accepted."""
     jobs: dict[str, _Job] = {}
-    asked = {event.number: event.at for event in events if isinstance(event, Submitted)}
     for event in events:
         if isinstance(event, Accepted):
-            jobs.setdefault(event.job, _Job(event.job, asked.get(event.number, event.at))).accepted.append(event)
+            jobs.setdefault(event.job, _Job(event.job)).accepted.append(event)
     for event in events:
         if isinstance(event, Cancelling | Observed | Stored | Unheard) and event.job in jobs:
             _add(jobs[event.job], event)
@@ -172,24 +173,29 @@ def _lost_by_failover(job: _Job, partings: Iterable[Parted]) -> float | None:
     """How old the acceptance of a lost job was when a failover took it back; None where none may have."""
     if job.ended or any(accepted.replicated for accepted in job.accepted):
         return None
-    times = [accepted.at for accepted in job.accepted]
-    ages = [parting.at - at for parting in partings for at in times if _in_window(parting, at)]
+    ages = [
+        parting.at - accepted.at
+        for parting in partings
+        for accepted in job.accepted
+        if accepted.began - CLOCKS <= parting.at <= accepted.at + parting.window + CLOCKS
+    ]
     return max(0.0, min(ages)) if ages else None
 
 
 def _heard_in_window(job: _Job, end: Observed | Stored, parting: Parted) -> bool:
     """Whether what was read at an end may have come in a failover's window.
 
-    A client may have heard of the end before its submit returned, which tries on through a failover: what is there when
-    it returns came at any time since.
+    A client may be notified of the end before its submit returns, which is retried through a failover: what it has when
+    the submit returns came at any time since the call.
     """
-    if any(0 <= end.at - accepted.at <= CLOCKS for accepted in job.accepted):
-        return job.asked - CLOCKS <= parting.at <= end.at + parting.window
+    for accepted in job.accepted:
+        if 0 <= end.at - accepted.at <= CLOCKS:
+            return accepted.began - CLOCKS <= parting.at <= end.at + parting.window
     return _in_window(parting, end.at)
 
 
 def _in_window(parting: Parted, at: float) -> bool:
-    return -CLOCKS <= parting.at - at <= parting.window
+    return -NOTED <= parting.at - at <= parting.window + CLOCKS
 
 
 def _counts(

@@ -23,9 +23,6 @@ STEP = 300
 SLOW = 0.15
 """Seconds that a slow cable takes."""
 
-WINDOW = 1.0
-"""Seconds before a failover of which what was `written`, and not `replicated`, may be lost: some times `store.LAG`."""
-
 Act = Callable[[], Any]
 
 
@@ -106,8 +103,10 @@ class Breaker:
         store = self._fleet.store
         if not store.in_step(0.0):
             raise SkippedError("the replica is not in step yet")
-        self._recorder.note(Parted(window=WINDOW))
-        store.fail_over()
+        window = store.fail_over()
+        if window is None:
+            raise SkippedError("the replica is too far behind")
+        self._recorder.note(Parted(window=window))
         for name, cable in self._fleet.cables.items():
             if name.endswith("to store"):
                 cable.redirect("127.0.0.1", store.port)

@@ -26,11 +26,12 @@ class Submitted(Event, kw_only=True):
 
 
 class Accepted(Event, kw_only=True):
-    """A submit returned at a door, `replicated` where that is what the door says."""
+    """A submit that was called at `began` returned at a door, `replicated` where that is what the door says."""
 
     number: int
     job: str
     door: str
+    began: float
     replicated: bool = False
 
 
@@ -75,7 +76,7 @@ class Struck(Event, kw_only=True):
 
 
 class Parted(Event, kw_only=True):
-    """The store failed over: what was accepted in the `window` seconds before may be lost."""
+    """The store has failed over: what was written in the `window` seconds before may be lost."""
 
     window: float
 

@@ -103,7 +103,7 @@ class Load:
         until = time.monotonic() + (INSISTING if wish.key else 0.0)
         turn = 0
         while True:
-            name = doors[turn % len(doors)]
+            name, began = doors[turn % len(doors)], time.time()
             try:
                 job = await self._doors[name].submit(wish)
             except FleetUnavailable as error:
@@ -118,7 +118,8 @@ class Load:
                 return None
             else:
                 replicated = self._doors[name].replicated
-                self._recorder.note(Accepted(number=wish.number, job=job.id, door=name, replicated=replicated))
+                accepted = Accepted(number=wish.number, job=job.id, door=name, began=began, replicated=replicated)
+                self._recorder.note(accepted)
                 return job, name
 
     async def _hear(self, job: Asked, door: str) -> None:

@@ -21,7 +21,12 @@ DISK = "768m"
 LAG = 0.1
 """Seconds that the replica is behind, in each direction: what was accepted in that time is lost with its primary."""
 
+IN_STEP = 5.0
+"""Seconds within which a replica must confirm what its primary has, or it is not failed over to."""
+
 _PATIENCE = 60.0  # seconds until a replica has all
+
+_MARK = "chaos:mark"
 
 
 class Store:
@@ -75,15 +80,26 @@ class Store:
         """Start the primary again, from its log."""
         self.primary.start()
 
-    def fail_over(self) -> None:
-        """Kill the primary, and make its replica the primary: what was still on its way there is lost."""
+    def fail_over(self) -> float | None:
+        """Kill the primary, and make its replica the primary: what was still on its way there is lost.
+
+        Returns the seconds of writes before the kill that the replica may lack, from its confirmation of what came
+        earlier; None where it is too far behind, and all is left as it was.
+        """
         old, new = self._servers
         assert self._link is not None
+        marked = time.monotonic()
+        with _client(old) as client:
+            client.set(_MARK, marked)
+            if not client.wait(1, int(IN_STEP * 1000)):
+                return None
         self._link.pull()
         _kill(old)
+        behind = time.monotonic() - marked
         with _client(new) as client:
             client.execute_command("REPLICAOF", "NO", "ONE")
         self._servers = [new, old]
+        return behind
 
     def rejoin(self) -> None:
         """Start the one that was killed as a replica of the other."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tasks.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway import Client
 from taxiway.errors import IdempotencyConflictError, ResultExpiredError, UnknownModelError
-from taxiway.keys import job_key, result_key
+from taxiway.keys import ARRIVALS, job_key, priority_lists, result_key
 from tests.routing import EchoDevice, eventually, router_process
 
 KEY: dict[str, Any] = {"tenant": "tower", "deadline": 30.0}
@@ -123,3 +124,20 @@ def test_a_job_under_a_key_that_another_request_has_is_neither_shown_nor_cancell
         with pytest.raises(IdempotencyConflictError):
             call()
     assert theirs.result(10).outputs == {"payload": "first"}
+
+
+def test_a_submission_that_a_failover_lost_is_made_again_by_the_client_that_waits_for_it(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(EmbeddedValkey(tmp_path))
+        settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        stack.enter_context(EchoDevice(settings))
+        client, state = (
+            stack.enter_context(Client(settings.broker)),
+            stack.enter_context(redis.Redis.from_url(server.url)),
+        )
+        job = client.submit("echo", "lost once", idempotency_key="flight-99", **KEY)
+        eventually(lambda: state.pubsub_channels("taxiway:reply:*"))
+        state.delete(*priority_lists(ARRIVALS))
+        state.client_kill_filter(_type="pubsub")
+        stack.enter_context(router_process(settings))
+        assert job.result(10).outputs == {"payload": "lost once"}

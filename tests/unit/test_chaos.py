@@ -43,8 +43,10 @@ def submitted(number: int = 1, *, key: str = "") -> Submitted:
     return Submitted(at=0.0, number=number, model="tally", key=key)
 
 
-def accepted(job: str = "a", *, at: float = 1.0, number: int = 1, replicated: bool = False) -> Accepted:
-    return Accepted(at=at, number=number, job=job, door="client", replicated=replicated)
+def accepted(
+    job: str = "a", *, at: float = 1.0, took: float = 0.0, number: int = 1, replicated: bool = False
+) -> Accepted:
+    return Accepted(at=at, number=number, job=job, door="client", began=at - took, replicated=replicated)
 
 
 def observed(job: str = "a", *, at: float = 2.0, state: str = "succeeded", digest: str = "x") -> Observed:
@@ -126,8 +128,9 @@ def test_a_failover_may_lose_what_was_written_in_its_window_and_nothing_else() -
     report = check([submitted(), accepted(at=9.6), parted])
     assert (report.violations, report.counts["lost in a failover's window"]) == ([], 1)
     assert report.lost_age == pytest.approx(0.4)
-    assert broken(submitted(), accepted(at=8.9), parted) == ["lost"]
+    assert broken(submitted(), accepted(at=8.7), parted) == ["lost"]
     assert broken(submitted(), accepted(at=10.5), parted) == ["lost"]
+    assert broken(submitted(), accepted(at=10.5, took=0.6), parted) == []
     assert broken(submitted(), accepted(at=9.6, replicated=True), parted) == ["lost"]
 
 
@@ -135,16 +138,16 @@ def test_a_failover_may_take_back_what_was_read_in_its_window_and_nothing_else()
     parted, end = Parted(at=10.0, window=1.0), stored(digest="y")
     assert broken(submitted(), accepted(), observed(at=9.5), parted, end) == []
     assert broken(submitted(), accepted(), observed(at=8.5), parted, end) == ["changed"]
-    assert broken(submitted(), accepted(), observed(at=11.0), parted, end) == ["changed"]
+    assert broken(submitted(), accepted(), observed(at=11.1), parted, end) == ["changed"]
 
 
 def test_what_was_heard_while_a_submit_went_on_through_a_failover_may_be_taken_back_by_it() -> None:
     parted, end = Parted(at=10.0, window=1.0), stored(digest="y")
-    asked = Submitted(at=9.8, number=1, model="tally")
-    assert broken(asked, parted, accepted(at=11.5, replicated=True), observed(at=11.51), end) == []
-    assert broken(asked, parted, accepted(at=11.5, replicated=True), observed(at=12.0), end) == ["changed"]
-    later = Submitted(at=11.0, number=1, model="tally")
-    assert broken(later, parted, accepted(at=11.5, replicated=True), observed(at=11.51), end) == ["changed"]
+    late = accepted(at=11.5, took=1.7, replicated=True)
+    assert broken(submitted(), parted, late, observed(at=11.51), end) == []
+    assert broken(submitted(), parted, late, observed(at=12.0), end) == ["changed"]
+    later = accepted(at=11.5, took=0.5, replicated=True)
+    assert broken(submitted(), parted, later, observed(at=11.51), end) == ["changed"]
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
