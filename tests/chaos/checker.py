@@ -24,9 +24,6 @@ from tests.chaos.history import (
 CLOCKS = 0.25
 """Seconds by which the times of one host's processes, taken one after the other on a busy machine, may differ."""
 
-NOTED = 1.0
-"""Seconds until a producer on a busy machine has written down what it was told."""
-
 HEARD = 30.0
 """Seconds after its end within which a job's waiter has heard of it, whatever broke meanwhile."""
 
@@ -177,7 +174,7 @@ def _lost_by_failover(job: _Job, partings: Iterable[Parted]) -> float | None:
         parting.at - accepted.at
         for parting in partings
         for accepted in job.accepted
-        if accepted.began - CLOCKS <= parting.at <= accepted.at + parting.window + CLOCKS
+        if accepted.began - CLOCKS <= parting.at <= accepted.at + parting.window
     ]
     return max(0.0, min(ages)) if ages else None
 
@@ -195,7 +192,7 @@ def _heard_in_window(job: _Job, end: Observed | Stored, parting: Parted) -> bool
 
 
 def _in_window(parting: Parted, at: float) -> bool:
-    return -NOTED <= parting.at - at <= parting.window + CLOCKS
+    return -CLOCKS <= parting.at - at <= parting.window
 
 
 def _counts(

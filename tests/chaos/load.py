@@ -35,7 +35,7 @@ class Load:
     @property
     def settled(self) -> bool:
         """Whether all was asked for, and every waiter was told."""
-        return self.asked and not self._tasks
+        return self.asked and not self.waiting
 
     @property
     def waiting(self) -> int:

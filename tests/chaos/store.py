@@ -83,8 +83,8 @@ class Store:
     def fail_over(self) -> float | None:
         """Kill the primary, and make its replica the primary: what was still on its way there is lost.
 
-        Returns the seconds of writes before the kill that the replica may lack, from its confirmation of what came
-        earlier; None where it is too far behind, and all is left as it was.
+        Returns how long ago the last write was made that the replica is known to have, in seconds: what came after it
+        may be lost. None where the replica is too far behind, and all is left as it was.
         """
         old, new = self._servers
         assert self._link is not None
@@ -95,11 +95,10 @@ class Store:
                 return None
         self._link.pull()
         _kill(old)
-        behind = time.monotonic() - marked
         with _client(new) as client:
             client.execute_command("REPLICAOF", "NO", "ONE")
         self._servers = [new, old]
-        return behind
+        return time.monotonic() - marked
 
     def rejoin(self) -> None:
         """Start the one that was killed as a replica of the other."""
