@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -86,7 +86,8 @@ def run_fleet(
         supervisor = None
         try:
             settings = _settings(broker, options.data, environment)
-            processes = _processes(plan, options, {**environment, **settings.environment()})
+            scaled = frozenset() if bounds is None else frozenset(worker.hardware_class for worker in plan.workers)
+            processes = _processes(plan, options, {**environment, **settings.environment()}, scaled)
             supervisor = Supervisor(broker, processes.stop_order())
             describe = partial(_fleet, settings, plan, options, processes, partial(_broker_state, broker, supervisor))
             watch = partial(
@@ -148,13 +149,14 @@ def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[st
     return replace(settings, **files)
 
 
-def _processes(plan: Plan, options: Options, environment: Mapping[str, str]) -> _Processes:
+def _processes(plan: Plan, options: Options, environment: Mapping[str, str], scaled: Set[str]) -> _Processes:
+    """The fleet's processes. The router counts on devices of the `scaled` classes being started when wanted."""
     logs = options.data / "logs"
     logs.mkdir(exist_ok=True)
     make = partial(SupervisedProcess, environment=environment, logs=logs, patience=STOP_PATIENCE)
     grace = plan.grace + STOP_PATIENCE
     port = options.port or kept_port(options.data / "http.port", HTTP_PORT)
-    router = make("router", _router_arguments(port), announces=True)
+    router = make("router", _router_arguments(port, scaled), announces=True)
     workers = tuple(
         (worker, make(worker.name, worker.command(), announces=True, patience=grace)) for worker in plan.workers
     )
@@ -165,8 +167,9 @@ def _processes(plan: Plan, options: Options, environment: Mapping[str, str]) -> 
     return _Processes(router, workers, flower, f"http://127.0.0.1:{port}")
 
 
-def _router_arguments(port: int) -> Sequence[str]:
-    return ["-m", "router", "--host", "127.0.0.1", "--port", str(port)]
+def _router_arguments(port: int, scaled: Set[str]) -> Sequence[str]:
+    starts = ["--starts", ",".join(sorted(scaled))] if scaled else []
+    return ["-m", "router", "--host", "127.0.0.1", "--port", str(port), *starts]
 
 
 def _flower_arguments(port: int) -> Sequence[str]:
