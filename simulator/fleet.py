@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from simulator.timing import Roofline, Shape, Stepping, Timing, Whole
-from tasks.document import DocumentError, Size, parse_document
-from tasks.expectation import Told
+from tasks.document import DocumentError, Size, Verbatim, parse_document
 from tasks.topology import ClassName, Price, Rebalance
 from taxiway.request import Priority
 
@@ -182,7 +181,7 @@ def load_fleet(path: Path) -> Fleet:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FleetError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error
+        raise FleetError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
     return parse_fleet(text, str(path))
 
 
@@ -229,9 +228,9 @@ def _class_contradictions(path: str, document: Document, device: DeviceClass) ->
     if not device.minimum <= device.initial <= device.count and device.initial:
         yield f"{path}.initial", f"from the minimum, {device.minimum}, to the count, {device.count}", device.initial
     if device.spot and device.price.spot_usd_per_hour is None:
-        yield f"{path}.price.spot_usd_per_hour", "a price, for the class is spot", Told("nothing")
+        yield f"{path}.price.spot_usd_per_hour", "a price, for the class is spot", Verbatim("nothing")
     if device.roofline is None and not device.curves:
-        yield path, "a roofline, or curves of models", Told("neither")
+        yield path, "a roofline, or curves of models", Verbatim("neither")
     for model in device.curves:
         if model in document.models:
             yield f"{path}.curves.{model}", "a model that is no transformer under models", model

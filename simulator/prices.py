@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simulator.fleet import DeviceClass, Fleet, FleetError
-from tasks.expectation import Told
+from tasks.document import Verbatim
 
 COLUMNS = ("instance", "accelerator", "accelerator_count", "usd_per_hour", "usd_per_hour_spot")
 """What a price file must have; further columns are let be."""
@@ -144,7 +144,9 @@ def _offers(file: str, name: str, device: DeviceClass, prices: Prices) -> Iterat
         held = cheapest.get(offer.devices, offer)
         cheapest[offer.devices] = min(held, offer, key=lambda one: (one.usd_per_hour, one.instance))
     if not cheapest:
-        raise FleetError(file, f"classes.{name}.spot", f"an instance with a spot price in {prices.file}", Told("none"))
+        raise FleetError(
+            file, f"classes.{name}.spot", f"an instance with a spot price in {prices.file}", Verbatim("none")
+        )
     for devices in sorted(cheapest):
         if not any(_replaces(smaller, cheapest[devices]) for smaller in cheapest.values()):
             yield cheapest[devices]
@@ -159,7 +161,7 @@ def _named(file: str, name: str, device: DeviceClass, prices: Prices) -> Sequenc
     """The instances that the class's `accelerator` and `instances` name."""
     if device.accelerator is None and not device.instances:
         expected = f"an accelerator, or instances, of {prices.file}"
-        raise FleetError(file, f"classes.{name}.accelerator", expected, Told("neither"))
+        raise FleetError(file, f"classes.{name}.accelerator", expected, Verbatim("neither"))
     alike = [one for one in prices.instances if device.accelerator in (None, one.accelerator)]
     if not alike:
         expected = (

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, json_schema, parse_document
-from tasks.expectation import Told
+from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
 from tasks.graphs import GraphError, differences
 from tasks.local_files import local_sha256, local_signature
 from tasks.units import EXPECTED, UnitError, read_unit
@@ -526,7 +525,7 @@ def graph_contradictions(model: Model, variant: str, path: Path) -> _Contradicti
     try:
         signature = local_signature(path)
     except (GraphError, OSError) as error:
-        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Told(f"{path.name}: {error}")
+        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Verbatim(f"{path.name}: {error}")
         return
     for where, expected, value in differences(signature, *declared, rows=described.max_batch or 0):
         yield where, f"{expected} as in {path.name}", value
@@ -549,7 +548,7 @@ def _text(path: Path, file: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(file, "", "a readable file of UTF-8 text", Told(_plainly(error))) from error
+        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(_plainly(error))) from error
 
 
 def _plainly(error: OSError | UnicodeDecodeError) -> str:

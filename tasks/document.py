@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar, cast
 
 import msgspec
 import yaml
+from msgspec import inspect
 
-from tasks.expectation import Told, find_fault
 from taxiway.quoting import quoted
 
 Value = TypeVar("Value")
@@ -21,6 +22,18 @@ _FLOAT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _LARGEST = 2**63 - 1
 _MOST_VALUES = 100_000  # aliases of aliases can stand for more values than memory holds
 _DEEPEST = 32
+_WHERE = re.compile(r"(?s)(.*?)(?: - at `(key` in `)?\$(.*)`)?")
+"""msgspec's message: what was expected, whether a key was wrong, and the steps to the place."""
+_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_ANY_KEY = "..."
+
+
+class Verbatim(str):
+    """Text that errors show as it is, where a value would be shown."""
+
+    __slots__ = ()
+
+    __repr__ = str.__str__
 
 
 class Size(int):
@@ -83,8 +96,8 @@ def parse_document(text: str, kind: type[Value], *, file: str, error: type[Docum
     try:
         return convert(raw, kind)
     except msgspec.ValidationError as wrong:
-        fault = find_fault(raw, kind, _fits)
-        raise error(file, ".".join(fault.path), fault.expected, fault.value) from wrong
+        steps, expected, value = _fault(raw, kind, str(wrong))
+        raise error(file, ".".join(steps), expected, value) from wrong
 
 
 def convert(raw: object, kind: type[Value]) -> Value:
@@ -97,12 +110,98 @@ def json_schema(kind: type[Any]) -> dict[str, Any]:
     return msgspec.json.schema(kind, schema_hook=_size_schema)
 
 
-def _fits(raw: object, kind: Any) -> bool:
-    try:
-        convert(raw, kind)
-    except msgspec.ValidationError:
-        return False
-    return True
+def _fault(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:
+    """Path, expectation and value of what msgspec's `message` is about."""
+    text, of_key, where = cast(re.Match[str], _WHERE.fullmatch(message)).groups()
+    steps = [name or index for name, index in _STEP.findall(where or "")]
+    path = _resolved(raw, kind, [*steps, _ANY_KEY] if of_key else steps, message)
+    types = _types(inspect.type_info(kind), raw, path[:-1] if of_key else path)
+    if of_key:
+        keys = [one.key_type for one in types if isinstance(one, inspect.DictType)]
+        return path, f"a key that is {_plainly(text, keys)}", path[-1]
+    value = _value(raw, path)
+    if missing := re.search("required field `(.*)`", text):
+        tags = [one.tag for one in types if isinstance(one, inspect.StructType) and one.tag_field == missing[1]]
+        return [*path, missing[1]], f"one of {tags}" if tags else "a value", Verbatim("nothing")
+    if unknown := re.search("unknown field `(.*)`", text):
+        return [*path, unknown[1]], _known_fields(unknown[1], value, types), value[unknown[1]]
+    return path, _plainly(text, types), value
+
+
+def _resolved(raw: object, kind: type[Any], steps: list[str], message: str) -> list[str]:
+    """`steps` with keys for `...`: the item that gives the same message without the others of its mapping."""
+    for place in [index for index, step in enumerate(steps) if step == _ANY_KEY]:
+        before = steps[:place]
+        mapping = cast(dict[str, object], _value(raw, before))
+        for key, value in mapping.items():
+            alone = _replaced(raw, before, {key: value})
+            try:
+                convert(alone, kind)
+            except msgspec.ValidationError as wrong:
+                if str(wrong) == message:
+                    raw, steps = alone, [*before, key, *steps[place + 1 :]]
+                    break
+    return steps
+
+
+def _replaced(raw: Any, path: Sequence[str], value: object) -> object:
+    if not path:
+        return value
+    step, *rest = path
+    if isinstance(raw, dict):
+        return raw | {step: _replaced(raw[step], rest, value)}
+    return [*raw[: int(step)], _replaced(raw[int(step)], rest, value), *raw[int(step) + 1 :]]
+
+
+def _value(raw: Any, path: Sequence[str]) -> Any:
+    for step in path:
+        raw = raw[step] if isinstance(raw, dict) else raw[int(step)]
+    return raw
+
+
+def _types(kind: inspect.Type, raw: Any, path: Sequence[str]) -> list[inspect.Type]:
+    """Each type that the value at `path` may have."""
+    types = _members(kind)
+    for step in path:
+        types = [member for one in types for inner in _inner(one, raw, step) for member in _members(inner)]
+        raw = _value(raw, [step])
+    return types
+
+
+def _members(kind: inspect.Type) -> list[inspect.Type]:
+    return list(kind.types) if isinstance(kind, inspect.UnionType) else [kind]
+
+
+def _inner(kind: inspect.Type, raw: Any, step: str) -> list[inspect.Type]:
+    """What stands at `step` of a `kind`; nothing if `raw` is tagged as another one."""
+    if isinstance(kind, inspect.StructType) and isinstance(raw, dict):
+        if step == kind.tag_field:
+            return [inspect.LiteralType((kind.tag,))]
+        return [field.type for field in kind.fields if field.encode_name == step and _is_tagged(raw, kind)]
+    if isinstance(kind, inspect.DictType):
+        return [kind.value_type]
+    return [kind.item_type] if isinstance(kind, (inspect.VarTupleType, inspect.ListType)) else []
+
+
+def _is_tagged(raw: Mapping[str, object], kind: inspect.StructType) -> bool:
+    return kind.tag in (None, raw.get(kind.tag_field or ""))
+
+
+def _known_fields(name: str, raw: Mapping[str, object], types: Sequence[inspect.Type]) -> str:
+    """What was expected where a struct lacks the field `name`."""
+    structs = [one for one in types if isinstance(one, inspect.StructType) and _is_tagged(raw, one)]
+    known = sorted({field.encode_name for struct in structs for field in struct.fields})
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"no such field, but one of {known}" + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def _plainly(text: str, types: Sequence[inspect.Type]) -> str:
+    """What msgspec's `text` expects, without what came; the choices, where only some values are allowed."""
+    if not text.startswith("Invalid"):
+        return re.sub("^[Ee]xpected ", "", text).partition(", got ")[0]
+    choices = [value for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
+    others = ["`int` or " for one in types if isinstance(one, inspect.IntType)]
+    return f"{''.join(others)}one of {choices}"
 
 
 def _decode_size(kind: type[Any], value: object) -> Size:
@@ -123,14 +222,14 @@ def _read(text: str, file: str, error: type[DocumentError]) -> object:
     except yaml.MarkedYAMLError as broken:
         mark = broken.problem_mark
         path = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise error(file, path, "YAML", Told(broken.problem or broken.context or "text that is none")) from broken
+        raise error(file, path, "YAML", Verbatim(broken.problem or broken.context or "text that is none")) from broken
     except yaml.YAMLError as broken:
-        raise error(file, "", "YAML", Told(str(broken).replace("\n", " "))) from broken
+        raise error(file, "", "YAML", Verbatim(str(broken).replace("\n", " "))) from broken
     except RecursionError as broken:
-        raise error(file, "", f"at most {_DEEPEST} levels", Told("more")) from broken
+        raise error(file, "", f"at most {_DEEPEST} levels", Verbatim("more")) from broken
     except (ValueError, LookupError, AttributeError) as broken:
         # PyYAML's constructors let these out, for `2024-13-01`, `!!int ''` and `!!timestamp x`
-        raise error(file, "", "YAML", Told(f"a value that cannot be read: {broken}")) from broken
+        raise error(file, "", "YAML", Verbatim(f"a value that cannot be read: {broken}")) from broken
 
 
 def _strange(raw: object) -> Iterator[tuple[str, str, object]]:
@@ -140,7 +239,7 @@ def _strange(raw: object) -> Iterator[tuple[str, str, object]]:
         path, depth, value = left.pop()
         seen += 1
         if seen > _MOST_VALUES or depth > _DEEPEST:
-            yield path[:100], f"at most {_MOST_VALUES} values, {_DEEPEST} levels deep", Told("more")
+            yield path[:100], f"at most {_MOST_VALUES} values, {_DEEPEST} levels deep", Verbatim("more")
             return
         expected = _plain_expectation(value)
         if expected is not None:

@@ -12,13 +12,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from tasks.catalogue import Model, Profile
-from tasks.document import DocumentError, Size, parse_document
-from tasks.expectation import Told
+from tasks.document import DocumentError, Size, Verbatim, parse_document
 from tasks.topology import DeviceKind
 
 STALE_AFTER = 90
@@ -57,8 +56,6 @@ class Residuals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
     """One batch as it was measured: rows, their mean size, and the median of its seconds."""
-
-    EXPECTED: ClassVar[str] = "[rows, size, seconds], with rows >= 1, size > 0 and seconds >= 0"
 
     rows: Rows
     size: Annotated[float, msgspec.Meta(gt=0)]
@@ -204,7 +201,7 @@ def load_profile(path: Path) -> DeviceProfile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ProfileError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error
+        raise ProfileError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
     parsed = parse_profile(text, str(path))
     folder = path.parent.parent.name
     if parsed.model.partition(":")[0] != folder:

@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, json_schema, parse_document
-from tasks.expectation import Told
+from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
 from taxiway.acceptance import Durability
 from taxiway.amounts import ELEMENTS
 from taxiway.blobs import INLINE
@@ -262,7 +261,7 @@ def load_topology(path: Path) -> Topology:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TopologyError(str(path), "", "a readable file of UTF-8 text", Told(error)) from error
+        raise TopologyError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
     return parse_topology(text, str(path))
 
 

@@ -65,9 +65,9 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "Sentiment"}, "name: expected text matching"),
+        ({"name": "Sentiment"}, "name: expected `str` matching"),
         ({"reference": "torch"}, "reference: expected one of the variants ['onnx'], got 'torch'"),
-        ({"inputs": []}, "inputs: expected a list with at least 1 in it, got []"),
+        ({"inputs": []}, "inputs: expected `array` of length >= 1, got []"),
         (
             {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [3]}]},
             "inputs.0.shape: expected -1 first: the batch axis, got [3]",
@@ -95,7 +95,7 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ({"artefacts": file("")}, "artefacts.graph.path: expected a relative path"),
         (
             {"artefacts": {"graph": {"kind": "ftp"}}},
-            "artefacts.graph.kind: expected one of ['derived', 'file'",
+            "artefacts.graph.kind: expected one of ['pypi', 'huggingface'",
         ),
         (
             {"artefacts": {"graph": {"kind": "file", "path": "x", "sha256": "0"}}},
@@ -117,7 +117,7 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ({"variants": variants(runtime="torch")}, "variants.onnx.entry: expected what the torch runtime shall run"),
         (
             {"variants": variants(profiles={})},
-            "variants.onnx.profiles: expected a mapping with at least 1 in it, got {}",
+            "variants.onnx.profiles: expected `object` of length >= 1, got {}",
         ),
         ({"variants": variants(profiles={"npu": {}})}, "variants.onnx.profiles.npu: expected a key that is one of"),
     ],

