@@ -1,0 +1,217 @@
+"""What docs/celery.md states and no other test shows: plain Celery before a real router and worker, on each broker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, chain, chord, group
+from celery.canvas import Signature
+from celery.result import AsyncResult
+
+from tasks.settings import TREE, Settings
+from taxiway.keys import ARRIVALS, INFER
+from tests.routing import empty_queues, eventually, router_process
+from tests.working import CLASS, LONG, LONGER, WorkerProcess, worker_process, worker_settings
+
+BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
+
+
+@pytest.fixture(params=BROKERS)
+def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
+    """A small fleet's settings, on each broker in turn."""
+    small = worker_settings(settings, tmp_path)
+    if request.param == "valkey":
+        return small
+    url: str = request.getfixturevalue("amqp_url")
+    empty_queues(url, [CLASS, "gpu.realtime"])
+    return replace(small, broker=url)
+
+
+@pytest.fixture
+def served(fleet: Settings) -> Iterator[WorkerProcess]:
+    """The worker of a fleet whose router places what arrives."""
+    with worker_process(fleet) as worker, router_process(fleet):
+        yield worker
+
+
+def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
+    return producer.signature(INFER, kwargs={"model": model, "inputs": inputs, "deadline": 60}, queue=ARRIVALS)
+
+
+def running(producer: Celery, worker: WorkerProcess, inputs: Any = LONG) -> AsyncResult[Any]:
+    """A long job that `inspect active` shows."""
+    sent = infer(producer, inputs, "slab").apply_async()
+    inspect = producer.control.inspect([worker.name])
+    eventually(lambda: sent.id in [task["id"] for task in (inspect.active() or {}).get(worker.name, ())], within=30)
+    return sent
+
+
+def payload(answer: AsyncResult[Any]) -> Any:
+    return answer.get(timeout=30)["outputs"]["payload"]
+
+
+def test_a_result_stays_pending_until_it_is_there_and_is_stored_whether_or_not_it_is_ignored(
+    served: WorkerProcess, producer: Celery
+) -> None:
+    busy = running(producer, served)
+    assert busy.state == "PENDING"
+    ignored = infer(producer, "kept").apply_async(ignore_result=True)
+    assert busy.get(timeout=30)["model"] == "slab:1"
+    assert busy.state == "SUCCESS"
+    assert payload(producer.AsyncResult(ignored.id)) == "kept"
+
+
+@pytest.mark.usefixtures("served")
+def test_chains_groups_and_chords_of_infer_signatures_run(producer: Celery) -> None:
+    assert payload(chain(infer(producer, "first"), infer(producer, "second")).apply_async()) == "second"
+    answers = group(infer(producer, n) for n in range(3)).apply_async().get(timeout=30)
+    assert [answer["outputs"]["payload"] for answer in answers] == [0, 1, 2]
+    header = [infer(producer, n) for n in range(3)]
+    assert payload(chord(header, body=infer(producer, "all ended")).apply_async()) == "all ended"
+
+
+@pytest.mark.usefixtures("served")
+def test_links_receive_the_answer_and_error_links_are_called(producer: Celery) -> None:
+    linked, failed = (producer.signature(f"lab.{name}", queue=f"lab.{name}") for name in ("linked", "failed"))
+    bad = infer(producer, {"samples": [0], "seed": [1]}, "slab")
+    with producer.connection_for_write() as connection:
+        for queue in ("lab.linked", "lab.failed"):
+            connection.SimpleQueue(queue).clear()
+        infer(producer, "hello").apply_async(link=linked)
+        bad.apply_async(link_error=failed)
+        answer = connection.SimpleQueue("lab.linked").get(timeout=30)
+        error = connection.SimpleQueue("lab.failed").get(timeout=30)
+    assert answer.payload[0][0]["outputs"] == {"payload": "hello"}
+    assert error.headers["task"] == "lab.failed"
+
+
+@pytest.mark.usefixtures("served")
+def test_a_countdown_delays_a_job_by_its_seconds(producer: Celery) -> None:
+    later = infer(producer, "later").apply_async(countdown=2)
+    assert payload(infer(producer, "now").apply_async()) == "now"
+    assert not later.ready()
+    assert payload(later) == "later"
+
+
+def test_a_job_past_its_expires_fails_and_does_not_run(served: WorkerProcess, producer: Celery) -> None:
+    running(producer, served, LONGER)
+    expired = infer(producer, LONG, "slab").apply_async(expires=0.3)
+    with pytest.raises(Exception, match="deadline of"):
+        expired.get(timeout=30)
+    assert (expired.state, type(expired.result).__name__) == ("FAILURE", "DeadlineExceededError")
+
+
+@pytest.mark.parametrize("terminate", [False, True])
+def test_revoke_ends_a_job_that_waits_and_with_terminate_one_that_runs(
+    served: WorkerProcess, producer: Celery, terminate: bool
+) -> None:
+    busy = running(producer, served, LONGER)
+    revoked = busy if terminate else infer(producer, LONG, "slab").apply_async()
+    inspect = producer.control.inspect([served.name])
+    eventually(lambda: terminate or inspect.reserved()[served.name])
+    revoked.revoke(terminate=terminate)
+    eventually(lambda: revoked.state == "REVOKED", within=30)
+    assert payload(infer(producer, "next").apply_async()) == "next"
+
+
+def test_task_time_limits_rate_limits_and_pool_commands_change_nothing(served: WorkerProcess, producer: Celery) -> None:
+    control = producer.control
+    assert control.rate_limit(INFER, "1/h", reply=True, destination=[served.name])
+    for command in (control.pool_grow, control.pool_shrink):
+        assert served.name in command(1, reply=True, destination=[served.name])[0]
+    (scaled,) = control.autoscale(2, 1, reply=True, destination=[served.name])
+    assert "error" in scaled[served.name]
+    limited = infer(producer, LONG, "slab").apply_async(time_limit=0.2, soft_time_limit=0.1)
+    assert limited.get(timeout=30)["model"] == "slab:1"
+    assert [payload(infer(producer, n).apply_async()) for n in range(3)] == [0, 1, 2]
+
+
+def test_a_failure_of_the_model_is_final_whatever_the_retry_policy(served: WorkerProcess, producer: Celery) -> None:
+    failing = infer(producer, {"samples": [0], "seed": [1]}, "slab").apply_async(retry=True)
+    with pytest.raises(Exception, match="division by zero"):
+        failing.get(timeout=30)
+    assert producer.control.inspect([served.name]).stats()[served.name]["total"] == {INFER: 1}
+
+
+def test_inspect_and_queue_commands_work(served: WorkerProcess, producer: Celery) -> None:
+    inspect, control = producer.control.inspect([served.name]), producer.control
+    assert served.name in (inspect.ping() or {})
+    assert INFER in inspect.registered()[served.name]
+    assert [queue["name"] for queue in inspect.active_queues()[served.name]] == [CLASS]
+    control.cancel_consumer(CLASS, reply=True)
+    eventually(lambda: not inspect.active_queues()[served.name])
+    control.add_consumer(CLASS, reply=True)
+    assert payload(infer(producer, "again").apply_async()) == "again"
+    (refused,) = control.add_consumer("gpu.realtime", reply=True, destination=[served.name])
+    assert "error" in refused[served.name]
+
+
+def test_a_remote_shutdown_finishes_what_runs(served: WorkerProcess, producer: Celery) -> None:
+    busy = running(producer, served)
+    producer.control.shutdown([served.name])
+    assert busy.get(timeout=30)["model"] == "slab:1"
+    assert served.process.wait(30) == 0
+
+
+def test_a_job_whose_worker_is_killed_runs_on_another(fleet: Settings, producer: Celery) -> None:
+    with router_process(fleet), worker_process(fleet) as first:
+        busy = running(producer, first)
+        first.process.kill()
+        first.process.wait()
+        with worker_process(fleet):
+            assert busy.get(timeout=60)["model"] == "slab:1"
+
+
+@pytest.mark.usefixtures("served")
+def test_task_events_are_sent_for_every_job(producer: Celery) -> None:
+    heard: list[dict[str, Any]] = []
+    with producer.connection_for_read() as connection:
+        receiver = producer.events.Receiver(connection, handlers={"*": heard.append})
+        listening = threading.Thread(target=lambda: receiver.capture(limit=None, timeout=None, wakeup=False))
+        listening.daemon = True
+        listening.start()
+        eventually(lambda: heard)  # a heartbeat
+        job = infer(producer, "hello").apply_async().id
+
+        def kinds() -> list[str]:
+            return [event["type"] for event in list(heard) if event.get("uuid") == job]
+
+        eventually(lambda: {"task-received", "task-started", "task-succeeded"} <= set(kinds()))
+        receiver.should_stop = True
+        infer(producer, "a last event").apply_async()
+        listening.join(10)
+
+
+@pytest.mark.usefixtures("served")
+def test_beat_submits_jobs_on_its_schedule(fleet: Settings, producer: Celery, tmp_path: Path) -> None:
+    (tmp_path / "nightly.py").write_text(
+        textwrap.dedent(f"""
+        from celery import Celery
+
+        app = Celery(broker={fleet.broker!r}, backend={fleet.state!r})
+        request = {{"model": "echo", "inputs": "scheduled"}}
+        options = {{"queue": "taxiway.arrivals", "task_id": "nightly"}}
+        app.conf.beat_schedule = {{
+            "nightly": {{"task": "taxiway.infer", "schedule": 1.0, "kwargs": request, "options": options}}
+        }}
+        """)
+    )
+    command = [sys.executable, "-m", "celery", "-A", "nightly", "beat", "--schedule", str(tmp_path / "schedule")]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{TREE}"}
+    beat = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert payload(producer.AsyncResult("nightly")) == "scheduled"
+    finally:
+        beat.terminate()
+        beat.wait(20)

@@ -1,0 +1,80 @@
+"""The pages as data: links lead somewhere, and the tests that pages name exist."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tasks.settings import TREE
+
+PAGES = [
+    TREE / "README.md",
+    TREE / "CHANGELOG.md",
+    TREE / "CONTRIBUTING.md",
+    TREE / "docker" / "README.md",
+    *sorted((TREE / "docs").glob("*.md")),
+]
+CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+NAMED_TEST = re.compile(r"`((?:unit|integration|acceptance)/test_\w+\.py)::(test_\w+)`")
+TEST = re.compile(r"^(?:async )?def (test_\w+)", re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(TREE).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in HEADING.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()).replace(" ", "-")
+        repeats = sum(1 for known in found if re.fullmatch(rf"{re.escape(slug)}(-\d+)?", known))
+        found.add(f"{slug}-{repeats}" if repeats else slug)
+    return found
+
+
+def broken(page: Path, link: str) -> bool:
+    """Whether a relative link leads to no file, or to no heading of its page."""
+    path, _, anchor = link.partition("#")
+    target = (page.parent / path).resolve() if path else page
+    return not target.exists() or bool(anchor and target.suffix == ".md" and anchor not in anchors(target))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_relative_link_leads_to_a_file_and_its_heading(page: Path) -> None:
+    links = LINK.findall(CODE.sub("", page.read_text(encoding="utf-8")))
+
+    assert [link for link in links if "://" not in link and broken(page, link)] == []
+
+
+@cache
+def known_tests() -> set[tuple[str, str]]:
+    """Every test: its file, relative to `tests/`, and its name."""
+    files = sorted((TREE / "tests").rglob("test_*.py"))
+    found = {
+        path.relative_to(TREE / "tests").as_posix(): TEST.findall(path.read_text(encoding="utf-8")) for path in files
+    }
+    return {(file, name) for file, names in found.items() for name in names}
+
+
+def test_the_table_of_celery_features_names_a_test_that_exists_in_every_row() -> None:
+    page = (TREE / "docs" / "celery.md").read_text(encoding="utf-8")
+    rows = [line for line in page.partition("| Celery feature |")[2].splitlines()[2:] if line.startswith("|")]
+    unproven = [row for row in rows if not NAMED_TEST.search(row) and "not tested" not in row]
+    missing = {named for row in rows for named in NAMED_TEST.findall(row)} - known_tests()
+
+    assert rows
+    assert (unproven, missing) == ([], set())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_test_that_a_page_names_by_its_beginning_exists(page: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
+
+    assert [name for name in named if not any(known.startswith(name) for _, known in known_tests())] == []
