@@ -26,10 +26,10 @@ torch: $(READY) ## add torch (with CUDA, about 3 GB, unless pip finds a build fo
 	$(BIN)/python -m pip install --group torch
 
 demo: $(READY) ## real models answer real inputs on three hardware classes (every row: make demo DEMO=--rows)
-	@$(BIN)/python -m tasks.local demo $(DEMO)
+	@$(BIN)/python -m local demo $(DEMO)
 
 test: lint ## the checks, then unit, integration and acceptance tests
-	$(BIN)/python -m tasks.local fetch
+	$(BIN)/python -m local fetch
 	$(BIN)/pytest tests/unit tests/integration -m 'not rabbitmq' -n 3 --dist loadfile
 	$(BIN)/pytest tests/integration -m rabbitmq
 	$(BIN)/pytest tests/acceptance
@@ -84,5 +84,5 @@ $(READY): pyproject.toml
 	@echo "installing taxiway and what its fleet needs into $(VENV) (the first time: some minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable . --group fleet --group dev
-	@if $(BIN)/python -m tasks.local.torch_choice; then $(BIN)/python -m pip install --quiet --group torch; fi
+	@if $(BIN)/python -m local.torch_choice; then $(BIN)/python -m pip install --quiet --group torch; fi
 	@touch $@

@@ -26,18 +26,18 @@ from rich.table import Table
 
 from benchmarks.measure import machine, say
 from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
-from router import placement, rebalance
-from router.board import Board
-from router.groups import Rows, View
-from router.outlook import Outlook
-from router.rebalance import Kind
-from simulator.bound import Bound, lower_bound
+from router.decide import placement, rebalance
+from router.decide.candidates import Board
+from router.decide.groups import Rows, View
+from router.decide.rebalance import Kind
+from router.decide.working_snapshot import Outlook
+from simulator.bounds.bound import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.catalogue import POLICIES, Maker
 from simulator.policies.taxiway import Taxiway
-from simulator.synthetic import synthetic_trace
-from simulator.traces import Trace, joined
-from simulator.workload import Job, Workload, prepare
+from simulator.traces.synthetic import synthetic_trace
+from simulator.traces.trace import Trace, joined
+from simulator.traces.workload import Job, Workload, prepare
 from tasks.topology import Rebalance
 
 FLEET = Path(__file__).with_name("ablations.yaml")
@@ -58,7 +58,7 @@ WORTHLESS = 0.001
 class Term:
     """A term of the cost model, and how it is switched off.
 
-    Columns of the board and constants of `router.placement` are others, and `kinds` of moves help nobody.
+    Columns of the board and constants of `router.decide.placement` are others, and `kinds` of moves help nobody.
     """
 
     name: str

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from benchmarks.workloads import KEEP, Plan, Workload
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import load_catalogue
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE, cache_directory
 
 OWN = TREE / "benchmarks" / "models"

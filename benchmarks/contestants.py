@@ -20,7 +20,7 @@ from benchmarks.catalogue import CLASS, queues_of
 from benchmarks.installing import AbsentError, interpreter
 from benchmarks.processes import fleet, running
 from benchmarks.workloads import Plan, payloads
-from tasks.embedded import EmbeddedValkey, kept_port
+from local.embedded import EmbeddedValkey, kept_port
 
 PATIENCE = 120.0
 """Seconds within which a server must answer its first request."""

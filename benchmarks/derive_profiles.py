@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.catalogue import Model, Variant, load_catalogue
 from tasks.document import Size
-from tasks.profiles import UNSURE, DeviceProfile, Measurement, Processor, Residuals, profile_path, render_profile
+from tasks.models.catalogue import Model, Variant, load_catalogue
+from tasks.models.profiles import UNSURE, DeviceProfile, Measurement, Processor, Residuals, profile_path, render_profile
 from tasks.settings import TREE
 from workers.profiling.fit import rounded
 

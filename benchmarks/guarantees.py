@@ -22,11 +22,11 @@ import redis
 
 from benchmarks.measure import Line, answer, percentile, say
 from benchmarks.processes import broker_settings, serving
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import TREE
 from taxiway import AsyncClient, DeadlineExceededError
 from taxiway.client.asyncio_client import AsyncJob
-from taxiway.keys import job_key
+from taxiway.contract.keys import job_key
 
 WORKER = ["--class", "cpu.batch", "--device", "cpu:0"]
 

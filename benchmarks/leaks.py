@@ -24,8 +24,8 @@ import uvloop
 from benchmarks.measure import answer, say
 from benchmarks.processes import fleet
 from taxiway import AsyncClient
+from taxiway.contract.keys import DEADLINES, LEAD, RELEASER, life_key, room_key, stream_key
 from taxiway.errors import TaxiwayError
-from taxiway.keys import DEADLINES, LEAD, RELEASER, life_key, room_key, stream_key
 
 QUEUES = """
 hardware:

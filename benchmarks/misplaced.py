@@ -35,12 +35,12 @@ import redis
 import taxiway
 from benchmarks.measure import answer, say
 from benchmarks.processes import broker_settings, running, started
+from broker.mover import Moved
+from local.embedded import EmbeddedValkey
 from tasks.celery_app import class_queue
-from tasks.embedded import EmbeddedValkey
-from tasks.moving import Moved
 from tasks.settings import Settings
-from taxiway.job import read_meta, read_moves, read_result
-from taxiway.keys import ARRIVALS, DEVICES, LEAD, MOVES, WORK, job_key, result_key, work_cell
+from taxiway.contract.job import read_meta, read_moves, read_result
+from taxiway.contract.keys import ARRIVALS, DEVICES, LEAD, MOVES, WORK, job_key, result_key, work_cell
 
 HERE, THERE = "cpu.here", "cpu.there"
 

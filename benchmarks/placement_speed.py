@@ -16,20 +16,20 @@ from dataclasses import replace
 import msgspec
 
 from benchmarks.measure import machine
-from router.board import Board, lay_out
-from router.classify import Constraints, Needs
-from router.cost import shadow_prices
-from router.fleet import Backlog, FleetSnapshot
-from router.outlook import Outlook
-from router.placement import choose
-from router.snapshot import snapshot_from
-from router.store import FleetFacts
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from router.decide.candidates import Board, lay_out
+from router.decide.classify import Constraints, Needs
+from router.decide.cost import shadow_prices
+from router.decide.placement import choose
+from router.decide.snapshot import Backlog, FleetSnapshot
+from router.decide.working_snapshot import Outlook
+from router.service.snapshot_reader import snapshot_from
+from router.service.store import FleetFacts
 from tasks.document import Size
-from tasks.facts import DeviceFacts, variant_key
-from tasks.profiles import ProfileBook
+from tasks.heartbeat import DeviceFacts, variant_key
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
-from taxiway.keys import LEVELS, arrived_cell, work_cell
+from taxiway.contract.keys import LEVELS, arrived_cell, work_cell
 
 REPEATS = 9
 TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))

@@ -19,8 +19,8 @@ import psutil
 
 from benchmarks.measure import tree
 from benchmarks.plain_celery import app
-from tasks.children import start_child, stop_child
-from tasks.embedded import EmbeddedValkey
+from local.children import start_child, stop_child
+from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, cache_directory
 
 PATIENCE = 60.0

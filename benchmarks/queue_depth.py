@@ -29,9 +29,9 @@ from benchmarks.catalogue import CLASS, queues_of
 from benchmarks.measure import CHARTS, Line, answer, machine, say
 from benchmarks.processes import broker_settings, serving
 from benchmarks.workloads import TEXT
-from tasks.embedded import EmbeddedValkey
-from taxiway.job import read_meta
-from taxiway.keys import ARRIVALS, priority_lists, result_key
+from local.embedded import EmbeddedValkey
+from taxiway.contract.job import read_meta
+from taxiway.contract.keys import ARRIVALS, priority_lists, result_key
 
 SMALL = 10_000
 

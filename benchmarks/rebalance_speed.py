@@ -16,18 +16,18 @@ import numpy as np
 
 from benchmarks.measure import answer, say
 from benchmarks.placement_speed import CLASSES, JOB_SECONDS, REPEATS, WAITING, WORKERS, device_of, model_of, topology_of
-from router.classify import Needs
-from router.fleet import FleetSnapshot
-from router.outlook import Outlook
-from router.rebalance import Move, rebalance
-from router.waiting import Waiting, groups_of, most_of_each
-from tasks.catalogue import Model
-from tasks.facts import variant_key
-from tasks.moving import Peeked
-from tasks.profiles import ProfileBook
+from broker.mover import Peeked
+from router.decide.classify import Needs
+from router.decide.rebalance import Move, rebalance
+from router.decide.snapshot import FleetSnapshot
+from router.decide.working_snapshot import Outlook
+from router.upkeep.waiting import Waiting, groups_of, most_of_each
+from tasks.heartbeat import variant_key
+from tasks.models.catalogue import Model
+from tasks.models.profiles import ProfileBook
 from tasks.topology import Rebalance
-from taxiway.keys import LEVELS
-from taxiway.wire import Envelope
+from taxiway.contract.keys import LEVELS
+from taxiway.contract.wire import Envelope
 
 AT_MOST = 0.050
 """Seconds that a tick may take."""

@@ -22,13 +22,13 @@ import redis
 
 from benchmarks.measure import answer, cpu_seconds, say
 from benchmarks.processes import Doors, fleet
-from tasks.facts import HEARTBEAT as BEAT
-from tasks.facts import DeviceFacts, variant_key
-from tasks.scripts import HEARTBEAT
+from broker.valkey.scripts import HEARTBEAT
+from tasks.heartbeat import HEARTBEAT as BEAT
+from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.settings import TREE
-from taxiway.keys import ARRIVALS, DEVICES, HEARTBEATS, priority_lists
-from taxiway.request import Request
-from taxiway.wire import infer_message
+from taxiway.contract.keys import ARRIVALS, DEVICES, HEARTBEATS, priority_lists
+from taxiway.contract.request import Request
+from taxiway.contract.wire import infer_message
 
 HARDWARE_CLASS = "cpu.batch"
 

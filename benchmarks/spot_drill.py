@@ -28,11 +28,11 @@ import taxiway
 from benchmarks.callables.noted import NOTED
 from benchmarks.measure import Line, machine, say
 from benchmarks.processes import broker_settings, started
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import TREE
+from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.errors import OverloadedError, ResultTimeoutError, TaxiwayError
-from taxiway.keys import ARRIVALS, priority_lists
-from workers.notice import SIGNAL
+from workers.reclaim_notice import SIGNAL
 
 WORKERS, RECLAIMED = 4, 3
 

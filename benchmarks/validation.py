@@ -33,14 +33,14 @@ from simulator.fleet import SERVICES, Fleet, parse_fleet
 from simulator.outcome import ANSWERED
 from simulator.policies.taxiway import Taxiway
 from simulator.reader import Surroundings
-from simulator.synthetic import synthetic_trace
-from simulator.traces import Column, Trace
-from simulator.workload import Workload, prepare
-from tasks.catalogue import Profile, load_catalogue
+from simulator.traces.synthetic import synthetic_trace
+from simulator.traces.trace import Column, Trace
+from simulator.traces.workload import Workload, prepare
+from tasks.models.catalogue import Profile, load_catalogue
 from tasks.settings import TREE
 from tasks.topology import Topology, load_topology
+from taxiway.contract.job import RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError
-from taxiway.job import RunReport
 
 QUEUES = TREE / "benchmarks" / "validation.yaml"
 

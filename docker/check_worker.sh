@@ -1,4 +1,4 @@
 #!/bin/sh
-# Whether the worker in this container is alive: 0 while it touched its file in the last 5 seconds (tasks.facts.GONE_AFTER).
+# Whether the worker in this container is alive: 0 while it touched its file in the last 5 seconds (tasks.heartbeat.GONE_AFTER).
 # It touches it with each heartbeat that the state store took. A look costs 3 ms of processor time.
 [ -n "$(find "$TAXIWAY_ALIVE" -newermt '5 seconds ago' 2>/dev/null)" ]

@@ -20,13 +20,14 @@ COPY models models
 COPY docker/check_http.py docker/
 COPY taxiway taxiway
 COPY tasks tasks
+COPY broker broker
 COPY router router
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 # The build fails where a package is missing that the process imports.
-RUN python -c "import router.__main__, router.service, router.http.app"
+RUN python -c "import router.__main__, router.service.arrivals, router.http.app"
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-I", "-S", "docker/check_http.py", "8080", "/v2/health/live"]

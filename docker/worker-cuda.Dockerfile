@@ -21,6 +21,7 @@ COPY models models
 COPY docker/check_worker.sh docker/
 COPY taxiway taxiway
 COPY tasks tasks
+COPY broker broker
 COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
@@ -31,7 +32,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # The build fails where a package is missing that the process imports.
-RUN python -c "import workers.__main__, workers.pool, workers.consumer, workers.runtimes.torch, kombu.transport.redis, celery.backends.redis"
+RUN python -c "import workers.__main__, workers.celery_adapter.pool, workers.celery_adapter.consumer, workers.runtimes.torch, kombu.transport.redis, celery.backends.redis"
 USER 10001:10001
 VOLUME /cache
 # A worker is healthy once it beats, which is after its models are fetched, converted and loaded.

@@ -20,6 +20,7 @@ COPY models models
 COPY docker/check_worker.sh docker/
 COPY taxiway taxiway
 COPY tasks tasks
+COPY broker broker
 COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
@@ -29,7 +30,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TAXIWAY_ALIVE=/tmp/alive \
     JAX_PLATFORMS=tpu,cpu
 # The build fails where a package is missing that the process imports.
-RUN python -c "import workers.__main__, workers.pool, workers.consumer, workers.runtimes.jax, kombu.transport.redis, celery.backends.redis"
+RUN python -c "import workers.__main__, workers.celery_adapter.pool, workers.celery_adapter.consumer, workers.runtimes.jax, kombu.transport.redis, celery.backends.redis"
 USER 10001:10001
 VOLUME /cache
 # A worker is healthy once it beats, which is after its models are fetched, converted and loaded.

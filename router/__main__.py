@@ -27,14 +27,14 @@ import uvloop
 
 from router.access.file import KeyFile
 from router.access.keyring import KeysError
-from router.admission import Rules
 from router.http.app import make_app
 from router.http.gate import is_loopback
-from router.http.server import HttpServer, open_tls
-from router.service import Router
+from router.http.serving.server import HttpServer, open_tls
+from router.service.admission import Rules
+from router.service.arrivals import Router
 from tasks.document import DocumentError
 from tasks.logs import log_to_stderr
-from tasks.models_folder import ModelsFolder
+from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings, SettingsError, settings_from
 from tasks.topology import Topology, load_topology
 from tasks.tracing import start_tracing

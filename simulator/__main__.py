@@ -16,22 +16,22 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simulator.bound import lower_bound
-from simulator.chart import page
-from simulator.demand import InfeasibleError
+from simulator.bounds.bound import lower_bound
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.outcome import Summary
-from simulator.plan import LOADS, Answer, Plan, sensitivity
-from simulator.plan import plan as find_plan
-from simulator.plan_report import tables
+from simulator.planner.demand import InfeasibleError
+from simulator.planner.plan import LOADS, Answer, Plan, sensitivity
+from simulator.planner.plan import plan as find_plan
+from simulator.planner.prices import COLUMNS as PRICE_COLUMNS
+from simulator.planner.prices import PriceError, load_prices, offers
+from simulator.planner.report import tables
 from simulator.policies.catalogue import POLICIES
-from simulator.prices import COLUMNS as PRICE_COLUMNS
-from simulator.prices import PriceError, load_prices, offers
-from simulator.report import figures, json_lines, usage
-from simulator.synthetic import is_spec, synthetic_trace
-from simulator.traces import AZURE, GENERIC, Trace, TraceError, joined, read_trace
-from simulator.workload import Workload, prepare
+from simulator.reports.chart import page
+from simulator.reports.report import figures, json_lines, usage
+from simulator.traces.synthetic import is_spec, synthetic_trace
+from simulator.traces.trace import AZURE, GENERIC, Trace, TraceError, joined, read_trace
+from simulator.traces.workload import Workload, prepare
 from taxiway.cli.fleet import shown_as
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from simulator.timing import Stepping, Timing, Whole
-from simulator.workload import Job
-from workers.residency import Resident, Uses, evict
+from simulator.traces.workload import Job
+from workers.decide.residency import Resident, Uses, evict
 
 _SAME_STEP = 1e-6
 

@@ -11,7 +11,7 @@ from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome, Summary, summ
 from simulator.policies import policy as seam
 from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
-from simulator.workload import Job, Workload, jobs
+from simulator.traces.workload import Job, Workload, jobs
 
 TICK = 1.0
 """Seconds between two looks of the scaling rule."""

@@ -15,7 +15,7 @@ import msgspec
 from simulator.timing import Roofline, Shape, Stepping, Timing, Whole
 from tasks.document import DocumentError, Size, Verbatim, parse_document
 from tasks.topology import ClassName, Price, Rebalance
-from taxiway.request import Priority
+from taxiway.contract.request import Priority
 
 SERVICES = ("live", "standard", "bulk")
 """The services that reports tell apart, most urgent first."""

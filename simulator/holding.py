@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from router.holding import Kind
-from simulator.workload import Job
+from router.decide.fairness import Kind
+from simulator.traces.workload import Job
 
 
 class Holding:

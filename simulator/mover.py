@@ -1,26 +1,26 @@
-"""The router's rebalancer on simulated queues: `router.rebalance` decides each tick, from what a router would see."""
+"""The router's rebalancer on simulated queues: `router.decide.rebalance` decides each tick from a router's view."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from router.board import Board
-from router.classify import Needs
-from router.groups import Group
-from router.outlook import Outlook
-from router.rebalance import Flows, rebalance
-from router.waiting import alike, backlogged, magnitude, most_of_each
+from router.decide.candidates import Board
+from router.decide.classify import Needs
+from router.decide.groups import Group
+from router.decide.rebalance import Flows, rebalance
+from router.decide.working_snapshot import Outlook
+from router.upkeep.waiting import alike, backlogged, magnitude, most_of_each
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
 from simulator.reader import Reader
-from simulator.workload import Job
+from simulator.traces.workload import Job
 from tasks.topology import Rebalance
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiting job, as `router.waiting.Queued`."""
+    """A waiting job, as `router.upkeep.waiting.Queued`."""
 
     queue: str
     level: int
@@ -30,7 +30,7 @@ class Waiting:
 
 
 class Mover:
-    """What `router.mover.Mover` is to a fleet; `board_of` gives a job's board, `needs_of` its needs at a time."""
+    """`router.upkeep.mover.Mover` for simulated queues; `board_of` gives a job's board, `needs_of` its needs."""
 
     def __init__(
         self,

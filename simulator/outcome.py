@@ -9,8 +9,8 @@ import numpy as np
 
 from simulator.fleet import SERVICES
 from simulator.pool import Pool
-from simulator.traces import Column
-from simulator.workload import Workload
+from simulator.traces.trace import Column
+from simulator.traces.workload import Workload
 
 WAITING, ANSWERED, DROPPED, REFUSED = range(4)
 """States of a request: not yet over, answered (in time or late), dropped past its deadline, turned away."""

@@ -12,9 +12,9 @@ from simulator.fleet import USABLE, Fleet
 from simulator.queue import DeadlineQueue, LevelQueue, Order
 from simulator.scaling import Need, density, wanted
 from simulator.timing import Stepping, Timing, Whole
-from simulator.workload import Job
-from taxiway.keys import LEVELS
-from workers.batcher import ALONE, BatchPolicy, Crowd, Share, form, met, missed, ready
+from simulator.traces.workload import Job
+from taxiway.contract.keys import LEVELS
+from workers.decide.batcher import ALONE, BatchPolicy, Crowd, Share, form, met, missed, ready
 
 Action = Callable[[Device | None, int, float], None]
 """What happens at an event: the device it is about, with the version it was expected of, and the time."""

@@ -8,8 +8,8 @@ from heapq import heappop, heappush
 from itertools import chain, islice
 from typing import Literal, Protocol
 
-from simulator.workload import Job
-from taxiway.keys import LEVELS
+from simulator.traces.workload import Job
+from taxiway.contract.keys import LEVELS
 
 Order = Literal["level", "deadline"]
 """How a class queue is served: the product's levels, first come first served within each; or by deadline alone."""

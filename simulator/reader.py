@@ -8,21 +8,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from router.fleet import FleetSnapshot
-from router.outlook import GLANCE, Outlook
-from router.snapshot import BEAT, Arrived, arrived_since, work_from
-from router.store import FleetFacts
+from router.decide.snapshot import FleetSnapshot
+from router.decide.working_snapshot import GLANCE, Outlook
+from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
+from router.service.store import FleetFacts
 from simulator.fleet import SERVICES, Fleet
 from simulator.pool import Pool
-from simulator.traces import Column
-from simulator.workload import Job, Workload
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from simulator.traces.trace import Column
+from simulator.traces.workload import Job, Workload
 from tasks.document import Size
-from tasks.facts import HEARTBEAT, DeviceFacts, variant_key
-from tasks.profiles import UNSURE, Known, ProfileBook
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, variant_key
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Scaling, Service, Topology
-from taxiway.keys import arrived_cell, held_cell, work_cell
-from workers.pace import Track, begin, observe
+from taxiway.contract.keys import arrived_cell, held_cell, work_cell
+from workers.decide.pace import Track, begin, observe
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,28 @@ from kombu import Exchange, Queue
 
 from tasks.settings import Settings
 from tasks.topology import Topology
-from tasks.transport import queue_arguments
-from taxiway.acceptance import Durability
-from taxiway.keys import ARRIVALS, INFER
+from taxiway.contract.durability import Durability
+from taxiway.contract.keys import ARRIVALS, INFER, LEVELS
 
 NEVER = 86_400
-"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`workers.transport`)."""
+"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.class_queue`)."""
 
 SILENCE = 3
 """RabbitMQ gives a silent connection up after this many heartbeats at the latest, and its messages to other workers."""
+
+
+QUORUM: dict[str, int | str] = {"x-queue-type": "quorum", "x-delivery-limit": -1}
+"""A queue on a quorum of replicas, which never gives a message up by itself."""
+
+
+def queue_arguments(durability: Durability) -> dict[str, int | str]:
+    """How RabbitMQ keeps a class's queue: a classic one, whose priorities are exact, or one with a quorum of replicas.
+
+    That one serves the first level before all others, and never gives a message up: poison is the fleet's to park.
+    """
+    if durability == "written":
+        return {"x-max-priority": LEVELS - 1}
+    return QUORUM
 
 
 def class_queue(hardware_class: str, durability: Durability = "written") -> Queue:

@@ -13,10 +13,10 @@ from typing import Literal
 
 import msgspec
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
+from tasks.models.sources import SourceError
 from tasks.settings import TREE
-from tasks.sources import SourceError
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 

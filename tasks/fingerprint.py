@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tasks.catalogue import Model, TensorSpec
-from tasks.signature import bind_parameters, by_name
-from taxiway.blobs import is_reference
+from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.signature import bind_parameters, by_name
+from taxiway.contract.blobs import is_reference
+from taxiway.contract.job import accepted_meta, failure_meta
+from taxiway.contract.request import Request
+from taxiway.contract.values import from_wire, is_tensor, numbers, raw_bytes, to_array
 from taxiway.errors import IdempotencyConflictError, TaxiwayError
-from taxiway.job import accepted_meta, failure_meta
-from taxiway.request import Request
-from taxiway.values import from_wire, is_tensor, numbers, raw_bytes, to_array
 
 SHOWN = 12
 """Hexadecimal digits of a digest in an error's text."""

@@ -11,8 +11,8 @@ from typing import Literal
 
 import msgspec
 
-from tasks.models_folder import ModelsFolder
-from taxiway.keys import RELOADS
+from tasks.models.folder import ModelsFolder
+from taxiway.contract.keys import RELOADS
 
 LIVE = 5
 """Seconds since its last call within which a process counts as running."""

@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
-from taxiway.acceptance import Durability
-from taxiway.amounts import ELEMENTS
-from taxiway.blobs import INLINE
-from taxiway.keys import ARRIVALS
-from taxiway.request import MAX_NAME, Priority
+from taxiway.contract.amounts import ELEMENTS
+from taxiway.contract.blobs import INLINE
+from taxiway.contract.durability import Durability
+from taxiway.contract.keys import ARRIVALS
+from taxiway.contract.request import MAX_NAME, Priority
 
 DeviceKind = Literal["cpu", "cuda", "tpu"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]

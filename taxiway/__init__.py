@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taxiway.client.asyncio_client import AsyncClient, AsyncJob
     from taxiway.client.sync_client import Client, Job
+    from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
+    from taxiway.contract.streaming import Lost, Restarted
     from taxiway.errors import (
         BrokerFullError,
         BrokerUnavailableError,
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
         UnplaceableError,
         UnsupportedEncodingError,
     )
-    from taxiway.job import JobRecord, JobState, JobStatus, Result, RunReport
-    from taxiway.streaming import Lost, Restarted
 
 __all__ = [
     "AsyncClient",
@@ -89,8 +89,8 @@ _HOMES = {
     "AsyncJob": "taxiway.client.asyncio_client",
     "Client": "taxiway.client.sync_client",
     "Job": "taxiway.client.sync_client",
-    "Lost": "taxiway.streaming",
-    "Restarted": "taxiway.streaming",
+    "Lost": "taxiway.contract.streaming",
+    "Restarted": "taxiway.contract.streaming",
 }
 _JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
 
@@ -98,7 +98,7 @@ _JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'taxiway' has no attribute {name!r}")
-    home = _HOMES.get(name) or ("taxiway.job" if name in _JOBS else "taxiway.errors")
+    home = _HOMES.get(name) or ("taxiway.contract.job" if name in _JOBS else "taxiway.errors")
     return getattr(importlib.import_module(home), name)
 
 

@@ -36,7 +36,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from taxiway.quoting import cut, quoted
+from taxiway.contract.quoting import cut, quoted
 
 MAX_ERROR = 4096
 """Most bytes, in UTF-8, of an error's text and of each text in its details, wherever they are stored or sent."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
 from tests.working import empty_fleet
 

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import pytest
 import redis
 
-from tasks.accounts import passwords_from, rabbit_accounts, valkey_accounts
+from broker.accounts import passwords_from, rabbit_accounts, valkey_accounts
 from tests.certificates import authority
 from tests.waiting import until
 

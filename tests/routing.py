@@ -18,15 +18,15 @@ import kombu
 import msgspec
 import redis
 
+from broker.valkey.scripts import CLAIM, FINISH, HEARTBEAT, Ending, Verdict, claim_answer, claim_args, finish_args
 from tasks.celery_app import class_queue
-from tasks.facts import DeviceFacts
-from tasks.scripts import CLAIM, FINISH, HEARTBEAT, Ending, Verdict, claim_answer, claim_args, finish_args
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
-from taxiway.job import JobState, Result, RunReport, success_meta
-from taxiway.keys import ARRIVALS, DEVICES, HEARTBEATS, LENGTHS, WORK, priority_lists
-from taxiway.values import to_wire
-from taxiway.wire import HEADER, decode_envelope, read_request
+from taxiway.contract.job import JobState, Result, RunReport, success_meta
+from taxiway.contract.keys import ARRIVALS, DEVICES, HEARTBEATS, LENGTHS, WORK, priority_lists
+from taxiway.contract.values import to_wire
+from taxiway.contract.wire import HEADER, decode_envelope, read_request
 
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 

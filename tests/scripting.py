@@ -6,19 +6,21 @@ from typing import Any
 
 import redis
 
-from tasks.forwarding import (
-    FORWARD,
-    LIVE,
-    RECOVER,
-    Forward,
-    Forwarded,
-    forward_answer,
-    forward_args,
+from broker.valkey.forwarding import FORWARD, LIVE, RECOVER, Forward, Forwarded, forward_answer, forward_args
+from broker.valkey.scripts import CLAIM, FINISH, Claim, Ending, claim_answer, claim_args, finish_args
+from broker.valkey.sessions import SOURCES, TAKES
+from taxiway.contract.job import FINAL
+from taxiway.contract.keys import (
+    ARRIVALS,
+    LENGTHS,
+    LIVES,
+    WORK,
+    job_key,
+    life_key,
+    priority_lists,
+    taken_key,
+    work_cell,
 )
-from tasks.scripts import CLAIM, FINISH, Claim, Ending, claim_answer, claim_args, finish_args
-from tasks.transport.life import SOURCES, TAKES
-from taxiway.job import FINAL
-from taxiway.keys import ARRIVALS, LENGTHS, LIVES, WORK, job_key, life_key, priority_lists, taken_key, work_cell
 
 UNACKED = ("unacked", "unacked_index")
 """kombu's own names."""

@@ -20,13 +20,12 @@ import msgspec
 import redis
 from kombu import Connection, Producer
 
+from broker.valkey.scripts import FINISH, Ending, finish_args
 from tasks.celery_app import class_queue
-from tasks.scripts import FINISH, Ending, finish_args
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, sign
-from taxiway.errors import JobCancelledError
-from taxiway.job import JobState, Result, failure_meta, read_meta, read_result
-from taxiway.keys import (
+from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read_result
+from taxiway.contract.keys import (
     ARRIVALS,
     INFER,
     LENGTHS,
@@ -38,7 +37,8 @@ from taxiway.keys import (
     redis_priority,
     result_key,
 )
-from taxiway.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
+from taxiway.contract.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
+from taxiway.errors import JobCancelledError
 from tests.graphs import onnx_variant, spinner_graph, write_model
 
 CLASS = "cpu.batch"

@@ -14,7 +14,7 @@ _THREADS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """Threads that wait must not spin: other workers share the machine (NOTES). OMP_NUM_THREADS comes with --threads."""
 
 WRONG_SETTING = 2
-"""Exit status for a wrong option, variable or file; `workers.pool` has those of a worker that ran."""
+"""Exit status for a wrong option, variable or file; `workers.celery_adapter.pool` has those of a worker that ran."""
 
 
 @click.command()
@@ -51,7 +51,7 @@ def _serve(app: Any, loglevel: str) -> int:
     from celery import signals
 
     from tasks.logs import log_to_stderr
-    from workers.context import context_of
+    from workers.celery_adapter.context import context_of
 
     options = context_of(app).options
     label = options.device or f"{context_of(app).hardware.device}:0"

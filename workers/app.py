@@ -11,23 +11,23 @@ from celery.app.task import Task
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
-from tasks.local.machine import packages
-from tasks.models_folder import ModelsFolder
+from tasks.machine import packages
+from tasks.models.folder import ModelsFolder
 from tasks.settings import settings_from
 from tasks.topology import load_topology
 from tasks.tracing import start_tracing
+from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
-from taxiway.keys import INFER
-from workers.backend import OUTCOME, WriteOnceBackend
-from workers.consumer import Fetching, GroupedEvents
-from workers.context import PREFETCH, WorkerContext, bind_context, options_from
-from workers.finisher import SHOWN
-from workers.pool import DevicePool
-from workers.strategy import ordered
+from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend
+from workers.celery_adapter.consumer import Fetching, GroupedEvents
+from workers.celery_adapter.context import PREFETCH, WorkerContext, bind_context, options_from
+from workers.celery_adapter.pool import DevicePool
+from workers.celery_adapter.strategy import ordered
+from workers.stages.finish import SHOWN
 
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
-    """The app of a worker that `environment` describes (`tasks.settings`, `workers.context.options_from`).
+    """The app of a worker that `environment` describes (`tasks.settings`, `celery_adapter.context.options_from`).
 
     Raises:
         SettingsError: a variable is missing or wrong.

@@ -19,16 +19,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.artefacts import ArtefactError, ArtefactStore
-from tasks.catalogue import Catalogue, Model, load_catalogue
 from tasks.check import Verdict, check_configuration
-from tasks.examples import try_inputs
+from tasks.models.artefacts import ArtefactError, ArtefactStore
+from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.examples import try_inputs
+from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
-from tasks.signature import bind
 from tasks.topology import HardwareClass, Price
 from taxiway.cli.fleet import shown_as
+from taxiway.contract.values import to_wire
 from taxiway.errors import TaxiwayError
-from taxiway.values import to_wire
 from workers.device import Device, find_device
 from workers.executor import Executor, Loaded, briefest
 from workers.pipelines import Item

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from tasks.local.machine import look
+from tasks.machine import look
 from tasks.topology import DeviceKind, HardwareClass
 
 BUILT_IN = ("echo", "python")

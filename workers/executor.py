@@ -14,20 +14,20 @@ from typing import Any
 import msgspec
 import psutil
 
-from tasks.artefacts import ArtefactError, ArtefactStore
-from tasks.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
-from tasks.facts import variant_key
-from tasks.lengths import ran_size
-from tasks.local.machine import memory_of_container
-from tasks.profiles import Known, ProfileBook
-from tasks.signature import bind
+from tasks.heartbeat import variant_key
+from tasks.machine import memory_of_container
+from tasks.models.artefacts import ArtefactError, ArtefactStore
+from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
+from tasks.models.lengths import ran_size
+from tasks.models.profiles import Known, ProfileBook
+from tasks.models.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
+from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, said
+from workers.decide.pace import Track, begin, observe
+from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
-from workers.faults import DeviceLostError, Fault, describe, fault_of, said
-from workers.pace import Track, begin, observe
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
-from workers.residency import NoRoomError, Resident, Uses, evict
 from workers.runtimes import Interruptible, ModelLoadError, Placed, Runtime, import_runtime, open_runtime
 
 logger = logging.getLogger(__name__)

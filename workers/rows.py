@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling import CallError, NotWantedError, OutOfMemoryError
+from workers.decide.faults import describe
 from workers.executor import Executor, Loaded
-from workers.faults import describe
 from workers.pipelines import Item, Row
 from workers.runtimes import Interruptible, Watch
 

@@ -14,7 +14,7 @@ import msgspec
 from router.access.file import read_keys, write_keys
 from router.access.keyring import PREFIX, SCOPES, Key, Keyring, KeysError, Scope, digest_of
 from taxiway.cli.fleet import shown_as
-from taxiway.request import MAX_NAME
+from taxiway.contract.request import MAX_NAME
 
 _BYTES = 32  # of randomness in a key
 

@@ -16,29 +16,29 @@ from litestar.response import Stream
 from router.access.bodies import Bodies
 from router.access.file import KeyFile
 from router.access.rates import Rates
-from router.dead import DeadLetters
 from router.http import dead, described, listing, pages, triton
-from router.http.bodies import BodyLimits
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.encoding import Inflated
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
-from router.http.front import Front
 from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Inference
 from router.http.metadata import model_list, model_metadata, unready
 from router.http.protocol import InferRequest
 from router.http.reading import read_infer
+from router.http.serving.bodies import BodyLimits
+from router.http.serving.front import Front
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Telling, read_generate
 from router.http.traces import Traced
-from router.jobs import Jobs
-from router.metrics import CONTENT_TYPE, exposition
-from router.service import Router
+from router.operations.dead_letters import DeadLetters
+from router.operations.jobs import Jobs
+from router.operations.metrics import CONTENT_TYPE, exposition
+from router.service.arrivals import Router
 from tasks.beside import beside
-from taxiway.binary import HEADER, OCTETS, Framed
-from taxiway.blobs import gone
+from taxiway.contract.binary import HEADER, OCTETS, Framed
+from taxiway.contract.blobs import gone
+from taxiway.contract.job import JobStatus
+from taxiway.contract.quoting import quoted
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError
-from taxiway.job import JobStatus
-from taxiway.quoting import quoted
 
 _Any = Request[Any, Any, Any]
 _Json = Response[dict[str, Any]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.catalogue import Model, TensorSpec
+from tasks.models.catalogue import Model, TensorSpec
 from taxiway.errors import wrong_field
 
 PARAMETER = "classification"

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 from litestar import MediaType, Request, Response, delete, get, post
 
-from router.dead import DeadLetters
 from router.http import described
+from router.operations.dead_letters import DeadLetters
 from taxiway.errors import InvalidRequestError
 
 _Any = Request[Any, Any, Any]

@@ -15,12 +15,12 @@ from litestar.openapi.spec import Components, Operation, SecurityScheme
 from router.http.gate import needs
 from router.http.protocol import InferAnswer, InferRequest
 from router.http.streaming import MEDIA_TYPE, GenerateRequest
-from router.view import FleetView
+from router.operations.view import FleetView
 from taxiway import errors
-from taxiway.binary import HEADER, OCTETS
+from taxiway.contract.binary import HEADER, OCTETS
+from taxiway.contract.job import JobFailure, JobRecord, JobState
+from taxiway.contract.listing import JobPage
 from taxiway.errors import TaxiwayError
-from taxiway.job import JobFailure, JobRecord, JobState
-from taxiway.listing import JobPage
 
 _KEYED = (401, 403, 429, 500)
 _ASKED = (400, 404, 409, 413, 415, 422, 503)

@@ -13,9 +13,9 @@ from typing import Any
 from router.http.errors import body_of, headers_of
 from router.http.gate import Application, Message, Receive, Send, answer
 from tasks.beside import beside
-from taxiway.amounts import LARGE
+from taxiway.contract.amounts import LARGE
+from taxiway.contract.quoting import quoted
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, UnsupportedEncodingError
-from taxiway.quoting import quoted
 
 ENCODINGS = "gzip, deflate"
 """What a body may be encoded with, as `Accept-Encoding` says it."""

@@ -10,7 +10,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
-from router.admission import too_large
+from router.service.admission import too_large
 from tasks.logs import redacted
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError
 

@@ -20,9 +20,9 @@ from router.access.file import KeyFile
 from router.access.keyring import ANYBODY, NOBODY, Caller, Scope
 from router.access.rates import Rates
 from router.http.errors import body_of, headers_of
-from taxiway.blobs import Buffer
+from taxiway.contract.blobs import Buffer
+from taxiway.contract.quoting import quoted
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError
-from taxiway.quoting import quoted
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from broker.valkey.scripts import Ending
 from router.access.keyring import Caller
-from router.admission import Admitted, Order, check_size, preview
 from router.http.classification import PARAMETER as CLASSIFICATION
 from router.http.classification import classes_wanted
 from router.http.errors import UNFORESEEN
@@ -22,20 +22,20 @@ from router.http.gate import claim
 from router.http.protocol import InferRequest, WantsBinary, answer_of, request_of, wants_binary
 from router.http.reading import read_infer
 from router.http.traces import carried_on, carry
-from router.jobs import Jobs
-from router.service import Router
+from router.operations.jobs import Jobs
+from router.service.admission import Admitted, Order, check_size, preview
+from router.service.arrivals import Router
 from tasks.beside import beside
-from tasks.catalogue import Model
 from tasks.fingerprint import conflict
-from tasks.scripts import Ending
-from tasks.signature import bind, check_stream
-from taxiway.binary import Framed
-from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
+from tasks.models.catalogue import Model
+from tasks.models.signature import bind, check_stream
+from taxiway.contract.binary import Framed
+from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolved
+from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
+from taxiway.contract.keys import INFER
+from taxiway.contract.request import job_id
+from taxiway.contract.wire import request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
-from taxiway.job import JobState, JobStatus, Result, failure_meta, read_answer
-from taxiway.keys import INFER
-from taxiway.request import job_id
-from taxiway.wire import request_body, task_envelope
 
 _encode = msgspec.json.Encoder().encode
 _wait_in = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])").search

@@ -10,8 +10,8 @@ from litestar.params import Parameter, QueryParameter
 
 from router.http import described
 from router.http.gate import caller_of, claim, needs
-from router.service import Router
-from taxiway.listing import USUAL, JobFilter, states_of
+from router.service.arrivals import Router
+from taxiway.contract.listing import USUAL, JobFilter, states_of
 
 STATE = "listing"
 """Where the application keeps the `Router`."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import msgspec
 
-from router.classify import Constraints, classify
-from router.fleet import FleetSnapshot
-from tasks.catalogue import Catalogue, Model, TensorSpec, Variant
+from router.decide.classify import Constraints, classify
+from router.decide.snapshot import FleetSnapshot
+from tasks.models.catalogue import Catalogue, Model, TensorSpec, Variant
 from tasks.topology import Topology
-from taxiway.values import BATCH_AXIS
+from taxiway.contract.values import BATCH_AXIS
 
 
 def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:

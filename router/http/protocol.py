@@ -3,7 +3,7 @@
 Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md. Service terms and the model's
 parameters share `parameters`; a BYTES tensor whose own parameters say `"content_type": "base64"` holds base64 text, in
 both directions. A BYTES tensor may hold any JSON value where the model takes or gives one, with bytes in it tagged as
-`values` tags them. `taxiway.binary` reads and writes the tensors that follow the JSON.
+`values` tags them. `taxiway.contract.binary` reads and writes the tensors that follow the JSON.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import msgspec
 import numpy as np
 
 from router.http.classification import classified
-from tasks.catalogue import Model, TensorSpec
-from taxiway import binary
-from taxiway.amounts import ELEMENTS, check_elements, elements_of
+from tasks.models.catalogue import Model, TensorSpec
+from taxiway.contract import binary
+from taxiway.contract.amounts import ELEMENTS, check_elements, elements_of
+from taxiway.contract.job import Result
+from taxiway.contract.quoting import cut
+from taxiway.contract.request import TERMS, Priority, Request, parse_request
+from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
 from taxiway.errors import InvalidRequestError, wrong_field
-from taxiway.job import Result
-from taxiway.quoting import cut
-from taxiway.request import TERMS, Priority, Request, parse_request
-from taxiway.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
 
 BINARY_OUTPUTS = "binary_data_output"
 """The request's parameter that asks for all outputs in binary form; an output's own `binary_data` overrules it."""

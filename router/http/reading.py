@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 
 from router.http.protocol import InferRequest, InputTensor, field_of
-from taxiway import binary
-from taxiway.amounts import AT_ONCE, ELEMENTS, LARGE, check_json, elements_of
-from taxiway.blobs import Buffer
+from taxiway.contract import binary
+from taxiway.contract.amounts import AT_ONCE, ELEMENTS, LARGE, check_json, elements_of
+from taxiway.contract.blobs import Buffer
+from taxiway.contract.quoting import cut, quoted
+from taxiway.contract.values import DATATYPES, numbers, raw_bytes
 from taxiway.errors import InvalidRequestError, wrong_field
-from taxiway.quoting import cut, quoted
-from taxiway.values import DATATYPES, numbers, raw_bytes
 
 T = TypeVar("T")
 

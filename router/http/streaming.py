@@ -16,14 +16,14 @@ import msgspec
 
 from router.http.inference import Accepted, Inference
 from router.http.protocol import InferAnswer, InferRequest, InputTensor
-from router.jobs import Jobs
-from router.service import Router
-from tasks.lengths import generates
-from taxiway.amounts import AT_ONCE, ELEMENTS, check_json
+from router.operations.jobs import Jobs
+from router.service.arrivals import Router
+from tasks.models.lengths import generates
+from taxiway.contract.amounts import AT_ONCE, ELEMENTS, check_json
+from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.quoting import cut
+from taxiway.contract.streaming import TEXT, Event, Lost, Piece, Position, Progress, Restarted, follow, read_position
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, wrong_field
-from taxiway.job import JobStatus, Result
-from taxiway.quoting import cut
-from taxiway.streaming import TEXT, Event, Lost, Piece, Position, Progress, Restarted, follow, read_position
 
 MEDIA_TYPE = "text/event-stream"
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from router.http.gate import Application, Receive, Send
-from taxiway.tracing import TRACEPARENT, TRACESTATE
+from taxiway.contract.tracing import TRACEPARENT, TRACESTATE
 
 _TRACEPARENT = TRACEPARENT.encode()
 

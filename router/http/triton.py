@@ -14,11 +14,11 @@ from litestar import MediaType, Request, Response, get, post
 from router.http import described
 from router.http.gate import needs
 from router.http.metadata import unready
-from router.service import Router
-from tasks.catalogue import Model, TensorSpec
-from tasks.done import Ran
+from router.service.arrivals import Router
+from tasks.models.catalogue import Model, TensorSpec
+from tasks.outcomes import Ran
+from taxiway.contract.quoting import cut
 from taxiway.errors import InvalidRequestError
-from taxiway.quoting import cut
 
 STATE = "triton"
 """Where the application keeps the `Router`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from simulator.policies.policy import ByLevel, able
 from simulator.pool import Pool
-from simulator.workload import Job
+from simulator.traces.workload import Job
 
 LIVE, STANDARD = 0, 1
 

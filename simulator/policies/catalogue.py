@@ -10,7 +10,7 @@ from simulator.policies.central import Central
 from simulator.policies.policy import Policy
 from simulator.policies.spilling import ClairvoyantDeadline, DeadlineSpill, InfaasLike, ThresholdSpill
 from simulator.policies.taxiway import Taxiway
-from simulator.workload import Workload
+from simulator.traces.workload import Workload
 
 Maker = Callable[[Workload, int], Policy]
 """Makes a policy for one run, from the workload (its fleet and models) and a seed."""

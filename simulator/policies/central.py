@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 
-from router.releaser import TICK
+from router.upkeep.releaser import TICK
 from simulator.fleet import SERVICES
 from simulator.policies.policy import ByLevel, Held, Shift, able
 from simulator.pool import Pool
-from simulator.workload import Job
+from simulator.traces.workload import Job
 
 DEPTH = 64
 """Jobs of the queue that are looked at for a device with room: those before them may be late on it, or cost more."""

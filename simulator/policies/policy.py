@@ -9,7 +9,7 @@ from typing import Protocol
 
 from simulator.pool import Pool
 from simulator.queue import Order
-from simulator.workload import Job
+from simulator.traces.workload import Job
 
 REFUSED = -1
 """What `Policy.choose` gives for a job that it turns away."""

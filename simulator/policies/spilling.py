@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from simulator.policies.policy import ByDeadline, ByLevel, able
 from simulator.pool import Pool
-from simulator.workload import Job
+from simulator.traces.workload import Job
 
 THRESHOLD = 2.0
 """Device seconds that may wait for each device before work spills, in seconds."""

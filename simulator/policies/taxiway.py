@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from router.board import Board
-from router.classify import Constraints, Needs
-from router.holding import Kind
-from router.outlook import Outlook
-from router.placement import Placement, choose
-from router.releaser import TICK
-from router.room import has_room
-from simulator.company import Company
+from router.decide.candidates import Board
+from router.decide.capacity import has_room
+from router.decide.classify import Constraints, Needs
+from router.decide.fairness import Kind
+from router.decide.placement import Placement, choose
+from router.decide.working_snapshot import Outlook
+from router.upkeep.releaser import TICK
+from simulator.expected_batch import Company
 from simulator.fleet import SERVICES, Fleet
 from simulator.holding import Holding
 from simulator.mover import Mover
@@ -23,14 +23,14 @@ from simulator.policies.policy import REFUSED, ByLevel, Held, Shift
 from simulator.pool import Pool
 from simulator.reader import Count, Reader, Surroundings
 from simulator.timing import Stepping
-from simulator.workload import Job, Workload
+from simulator.traces.workload import Job, Workload
 from taxiway.errors import OverloadedError, UnplaceableError
 
 _ENDLESS = 1e9
 
 
 class Taxiway(ByLevel):
-    """`router.placement.choose` on the router's outlook: four readings a second, and between them what it placed.
+    """`router.decide.placement.choose` on a working snapshot: read four times a second, updated by what it placed.
 
     What it holds is released, and what waits is moved, as the router does. A class without devices can be started:
     where live work would be late and the class that is fastest for it is off, it goes there and so wakes it. What the

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from taxiway.request import Priority
+from taxiway.contract.request import Priority
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -51,7 +51,7 @@ def up(
     arguments = [flag for flag, wanted in flags.items() if wanted]
     arguments += [*pairs("--emulate", emulate), *pairs("--workers", workers)]
     arguments += [*_option("--flower-port", flower_port), *_option("--port", port)]
-    become("tasks.local", ["up", *arguments, *_common(data, as_json=as_json)], verb="up")
+    become("local", ["up", *arguments, *_common(data, as_json=as_json)], verb="up")
 
 
 @click.command()
@@ -59,7 +59,7 @@ def up(
 @_json
 def down(data: str | None, *, as_json: bool) -> None:
     """Stop the fleet that runs here."""
-    become("tasks.local", ["down", *_common(data, as_json=as_json)], verb="down")
+    become("local", ["down", *_common(data, as_json=as_json)], verb="down")
 
 
 @click.command()
@@ -67,7 +67,7 @@ def down(data: str | None, *, as_json: bool) -> None:
 @_json
 def doctor(data: str | None, *, as_json: bool) -> None:
     """Say what this machine has, what is missing and how to get it, and how the fleet that runs here fares."""
-    become("tasks.local", ["doctor", *_common(data, as_json=as_json)], verb="doctor")
+    become("local", ["doctor", *_common(data, as_json=as_json)], verb="doctor")
 
 
 def find_tree(places: Iterable[Path]) -> Path:
@@ -77,7 +77,7 @@ def find_tree(places: Iterable[Path]) -> Path:
         CommandError: none is.
     """
     for place in places:
-        if (place / "tasks" / "local" / "__main__.py").is_file() and (place / "queues.yaml").is_file():
+        if (place / "local" / "__main__.py").is_file() and (place / "queues.yaml").is_file():
             return place.resolve()
     raise CommandError(
         "only taxiway's client is installed here: the fleet (router, workers, models) runs from a checkout",

@@ -17,8 +17,8 @@ from taxiway.cli.asking import inputs_of, request_options
 from taxiway.cli.failure import UNAVAILABLE, USAGE, CommandError
 from taxiway.cli.submit import print_result
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
+from taxiway.contract.job import FINAL, JobState, JobStatus
 from taxiway.errors import FleetUnavailable, RequestError
-from taxiway.job import FINAL, JobState, JobStatus
 
 _CANCEL = 3.0  # seconds for which a cancelled job's end is waited for
 _LOOK = 0.1  # seconds between two looks at it

@@ -9,8 +9,8 @@ import msgspec
 
 from taxiway.cli.address import ask, fleet_options, print_json
 from taxiway.client.asyncio_client import AsyncClient
-from taxiway.job import JobState
-from taxiway.listing import MOST, JobPage
+from taxiway.contract.job import JobState
+from taxiway.contract.listing import MOST, JobPage
 
 _USUAL = 20
 

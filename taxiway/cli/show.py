@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from taxiway.job import JobRecord, JobStatus, Result, RunReport
+from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport
 
 _LONGEST = 8
 """Most numbers of a list that are shown."""

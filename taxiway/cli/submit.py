@@ -13,9 +13,9 @@ from taxiway.cli.asking import inputs_of, json_or_text, request_options
 from taxiway.cli.failure import UNAVAILABLE, CommandError
 from taxiway.cli.telling import tell
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
+from taxiway.contract.job import Result
+from taxiway.contract.values import to_wire
 from taxiway.errors import ResultTimeoutError
-from taxiway.job import Result
-from taxiway.values import to_wire
 
 EXAMPLES = """\b
 Examples:

@@ -8,8 +8,8 @@ import click
 
 from taxiway.cli.address import print_json
 from taxiway.client.asyncio_client import AsyncJob
-from taxiway.job import Result
-from taxiway.streaming import Event, Lost, Restarted
+from taxiway.contract.job import Result
+from taxiway.contract.streaming import Event, Lost, Restarted
 
 
 async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result:

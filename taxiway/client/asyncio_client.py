@@ -10,16 +10,16 @@ from typing import Any, Self, TypedDict, Unpack
 
 import msgspec
 
-from taxiway.acceptance import Durability
 from taxiway.client.dead import DeadLetters
 from taxiway.client.door import Door, Receipt, open_door
 from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, unheard
 from taxiway.client.tensors import array, plain
+from taxiway.contract.durability import Durability
+from taxiway.contract.job import FINAL, JobStatus, Result
+from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
+from taxiway.contract.request import Request, check_content, parse_request
+from taxiway.contract.streaming import Told
 from taxiway.errors import InvalidRequestError, JobError, RequestError
-from taxiway.job import FINAL, JobStatus, Result
-from taxiway.listing import USUAL, JobFilter, JobPage, states_of
-from taxiway.request import Request, check_content, parse_request
-from taxiway.streaming import Told
 
 CONNECT_TIMEOUT = 1.5
 """Seconds that a call tries while nobody answers: it has failed within 2 s, whatever else is slow."""
@@ -31,7 +31,7 @@ WINDOW = 256
 class Options(TypedDict, total=False):
     """What a request may say beyond its model and inputs. None means not said.
 
-    `parameters` are the model's own, `outputs` the names wanted; the others are service terms: `taxiway.request.Terms`.
+    `parameters` are the model's own, `outputs` the names wanted; the others are service terms (`request.Terms`).
     """
 
     parameters: Mapping[str, Any] | None

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from taxiway.acceptance import Durability
 from taxiway.client.tensors import Show
+from taxiway.contract.durability import Durability
+from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.listing import JobFilter, JobPage
+from taxiway.contract.request import Request
+from taxiway.contract.streaming import Told
 from taxiway.errors import InvalidRequestError
-from taxiway.job import JobStatus, Result
-from taxiway.listing import JobFilter, JobPage
-from taxiway.request import Request
-from taxiway.streaming import Told
 
 _DOORS = {
     "redis": "taxiway.client.valkey_door",

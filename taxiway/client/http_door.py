@@ -14,13 +14,18 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from taxiway.acceptance import Durability
-from taxiway.binary import HEADER, OCTETS, SINGLE, Framed, split
-from taxiway.blobs import Buffer
 from taxiway.client.door import Receipt
 from taxiway.client.http_link import LONGEST_WAIT, HttpLink, Response
 from taxiway.client.server_events import EndedError, ServerEvent, read_events
 from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed, single_row
+from taxiway.contract.binary import HEADER, OCTETS, SINGLE, Framed, split
+from taxiway.contract.blobs import Buffer
+from taxiway.contract.durability import Durability
+from taxiway.contract.job import JobStatus, Result, RunReport
+from taxiway.contract.listing import JobFilter, JobPage
+from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id
+from taxiway.contract.streaming import Event, Lost, Restarted, Told
+from taxiway.contract.tracing import submitting
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,
@@ -31,11 +36,6 @@ from taxiway.errors import (
     TaxiwayError,
     error_of_code,
 )
-from taxiway.job import JobStatus, Result, RunReport
-from taxiway.listing import JobFilter, JobPage
-from taxiway.request import RESENT, TERMS, Request, Terms, new_id
-from taxiway.streaming import Event, Lost, Restarted, Told
-from taxiway.tracing import submitting
 
 _PAUSE = 0.05
 """Seconds that a long poll takes at least."""

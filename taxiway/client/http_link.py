@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from httptools import HttpParserError, HttpResponseParser
 
-from taxiway.blobs import Buffer
+from taxiway.contract.blobs import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _PAUSE = 0.05

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any
 
-from taxiway.job import Result
+from taxiway.contract.job import Result
 
 Ask = Callable[[Any], Coroutine[Any, Any, Result]]
 """Asks for one input's answer."""

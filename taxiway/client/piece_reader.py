@@ -7,8 +7,8 @@ import asyncio
 from redis.exceptions import RedisError
 
 from taxiway.client.valkey_link import AWAY, ValkeyLink
-from taxiway.keys import stream_key
-from taxiway.streaming import Piece, read_piece
+from taxiway.contract.keys import stream_key
+from taxiway.contract.streaming import Piece, read_piece
 
 _MOST = 256
 """Pieces that are read at once."""

@@ -11,12 +11,12 @@ from weakref import WeakValueDictionary
 import msgspec
 from redis.exceptions import RedisError
 
-from taxiway.client.resp_wire import settle
 from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.client.valkey_link import AWAY, ValkeyLink
+from taxiway.contract.job import FINAL, expired, unknown
+from taxiway.contract.keys import job_key, result_key
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
-from taxiway.job import FINAL, expired, unknown
-from taxiway.keys import job_key, result_key
+from taxiway.valkey.wire import settle
 
 _PINGS = 3
 """A silent server is asked for a sign of life this many times within the link's patience."""

@@ -9,7 +9,6 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from taxiway.acceptance import Durability
 from taxiway.client.asyncio_client import (
     CONNECT_TIMEOUT,
     WINDOW,
@@ -20,9 +19,10 @@ from taxiway.client.asyncio_client import (
 )
 from taxiway.client.loop_thread import LoopThread
 from taxiway.client.mapping import Progress, unheard
-from taxiway.job import JobStatus, Result
-from taxiway.listing import USUAL, JobPage
-from taxiway.streaming import Event, Told
+from taxiway.contract.durability import Durability
+from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.listing import USUAL, JobPage
+from taxiway.contract.streaming import Event, Told
 
 
 class Job:

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-from taxiway.binary import SINGLE, SIZE, Framed, bytes_part, pieces
-from taxiway.blobs import Buffer, ResultBlobs, resolved
+from taxiway.contract.binary import SINGLE, SIZE, Framed, bytes_part, pieces
+from taxiway.contract.blobs import Buffer, ResultBlobs, resolved
+from taxiway.contract.values import BATCH_AXIS, axis_on_some, from_wire, is_tensor, to_array, to_wire, uneven
 from taxiway.errors import InvalidRequestError
-from taxiway.values import BATCH_AXIS, axis_on_some, from_wire, is_tensor, to_array, to_wire, uneven
 
 _FORMATS = {
     "BOOL": "?",

@@ -14,16 +14,14 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from taxiway.acceptance import Durability
-from taxiway.blobs import Blobs, Buffer, may_refer, references, resolved
 from taxiway.client.door import Receipt
 from taxiway.client.piece_reader import PieceReader
 from taxiway.client.replies import Replies
-from taxiway.client.resp_wire import settle
 from taxiway.client.tensors import Show
 from taxiway.client.valkey_link import ValkeyLink
-from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
-from taxiway.job import (
+from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolved
+from taxiway.contract.durability import Durability
+from taxiway.contract.job import (
     FINAL,
     JobRecord,
     JobState,
@@ -39,13 +37,15 @@ from taxiway.job import (
     state_of,
     unknown,
 )
-from taxiway.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
-from taxiway.listing import JobFilter, JobPage, list_jobs
-from taxiway.request import Request, job_id, new_id
-from taxiway.signing import read_key
-from taxiway.streaming import Progress, Told, follow
-from taxiway.tracing import Carried, submitting
-from taxiway.wire import cancel_message, infer_message
+from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
+from taxiway.contract.listing import JobFilter, JobPage, list_jobs
+from taxiway.contract.request import Request, job_id, new_id
+from taxiway.contract.signing import read_key
+from taxiway.contract.streaming import Progress, Told, follow
+from taxiway.contract.tracing import Carried, submitting
+from taxiway.contract.wire import cancel_message, infer_message
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
+from taxiway.valkey.wire import settle
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals, and the blobs that it refers to."""

@@ -17,12 +17,12 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from taxiway.acceptance import Durability, check_confirmed, confirming, refusal
-from taxiway.blobs import KEPT, Buffer
-from taxiway.client.resp_line import RespLine
-from taxiway.client.resp_wire import settle
+from taxiway.contract.blobs import KEPT, Buffer
+from taxiway.contract.durability import Durability, check_confirmed, confirming, refusal
+from taxiway.contract.keys import ARRIVALS, blob_key
 from taxiway.errors import FleetUnavailable, InvalidRequestError
-from taxiway.keys import ARRIVALS, blob_key
+from taxiway.valkey.line import RespLine
+from taxiway.valkey.wire import settle
 
 AWAY = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
 """What a call raises while nobody answers."""

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.local.machine import look
-from tasks.local.plan import absent
-from tasks.local.state import Fleet
+from local.plan import absent
+from local.state import Fleet
+from tasks.machine import look
 from tasks.settings import TREE
 from tasks.topology import load_topology
 from tests.acceptance.running import start_fleet, taxiway

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from celery import Celery
 
-from tasks.local.state import Fleet, read_fleet
+from local.state import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from tests.acceptance.running import start_fleet, taxiway
@@ -148,7 +148,7 @@ def test_the_doctor_says_that_a_broker_of_the_users_does_not_answer_and_keeps_it
 
 
 def test_the_demo_answers_every_input_on_all_three_classes_and_leaves_nothing_running() -> None:
-    command = [sys.executable, "-m", "tasks.local", "demo", "--json"]
+    command = [sys.executable, "-m", "local", "demo", "--json"]
     demo = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=TREE, check=False)
     assert demo.returncode == 0, demo.stderr[-3000:]
     told = json.loads(demo.stdout)

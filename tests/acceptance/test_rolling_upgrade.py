@@ -15,7 +15,7 @@ import redis
 
 from tasks.settings import Settings
 from taxiway import AsyncClient
-from taxiway.keys import LEAD, RELEASER
+from taxiway.contract.keys import LEAD, RELEASER
 from tests.cable import Balancer
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import WorkerProcess, worker_process, worker_settings

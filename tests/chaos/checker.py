@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from taxiway.job import FINAL, JobState
+from taxiway.contract.job import FINAL, JobState
 from tests.chaos.history import (
     Accepted,
     AnyEvent,

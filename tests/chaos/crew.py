@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tasks.children import kill_group
-from tasks.local.process import SupervisedProcess
+from local.children import kill_group
+from local.process import SupervisedProcess
 
 _PAUSE = 0.5  # seconds between an end and the next start
 _GRACE = 15.0  # seconds to end when asked

@@ -15,11 +15,11 @@ import redis.exceptions
 from celery.backends.redis import RedisBackend
 
 import taxiway
-from taxiway.acceptance import Durability
+from taxiway.contract.durability import Durability
+from taxiway.contract.job import Result, ResultMeta, read_result
+from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.request import job_id, parse_request
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, error_from
-from taxiway.job import Result, ResultMeta, read_result
-from taxiway.keys import ARRIVALS, INFER
-from taxiway.request import job_id, parse_request
 from tests.chaos.wishes import Wish
 
 _AWAY = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError)

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from taxiway.keys import LEAD
+from taxiway.contract.keys import LEAD
 from tests.chaos.fleet import Fleet
 from tests.chaos.history import Parted, Recorder, Struck
 from tests.chaos.plan import LEADER, Fault, Kind

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 import psutil
 
-from tasks.embedded import kept_port
-from tasks.local.process import SupervisedProcess
+from local.embedded import kept_port
+from local.process import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
 from tests.cable import Cable
 from tests.chaos.callables.tally import NOTED

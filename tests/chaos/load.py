@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from taxiway.contract.job import Result
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, ResultTimeoutError, TaxiwayError, UnknownJobError
-from taxiway.job import Result
 from tests.chaos.doors import Asked, Door
 from tests.chaos.history import Accepted, Cancelling, Recorder, Refused, Submitted, Unheard
 from tests.chaos.reading import observed

@@ -10,8 +10,8 @@ from pathlib import Path
 import kombu
 import kombu.exceptions
 
-from tasks.children import kill_group, start_child
-from tasks.embedded import kept_port
+from local.children import kill_group, start_child
+from local.embedded import kept_port
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """Debian's; the wrapper on the PATH would become another user."""

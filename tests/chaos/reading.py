@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 import taxiway
+from taxiway.contract.job import FINAL, JobState, Result, state_of
 from taxiway.errors import ResultTimeoutError, TaxiwayError, UnknownJobError
-from taxiway.job import FINAL, JobState, Result, state_of
 from tests.chaos.history import Observed, Ran, Recorder, Stored
 
 _AT_ONCE = 256  # jobs that are read at a time

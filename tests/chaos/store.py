@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from tasks.embedded import EmbeddedValkey, kept_secret
+from local.embedded import EmbeddedValkey, kept_secret
 from tests.cable import Cable
 
 DISK = "768m"

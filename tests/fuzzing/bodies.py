@@ -22,7 +22,7 @@ from typing import Any
 
 import httpx
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from tests.routing import EchoDevice, eventually
 from tests.ticking import LONGEST, Stalls, ticking_router

@@ -18,10 +18,10 @@ from typing import Any
 import redis
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
-from taxiway.job import FINAL
-from taxiway.keys import ARRIVALS, DEAD, job_key, priority_lists
+from taxiway.contract.job import FINAL
+from taxiway.contract.keys import ARRIVALS, DEAD, job_key, priority_lists
 from tests.fuzzing.malformed import Malformed
 from tests.routing import RouterProcess, router_process
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import taxiway
 from benchmarks.installing import environment
+from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
 from router.access.keyring import SCOPES, Key, digest_of
-from tasks.embedded import EmbeddedValkey
 from tasks.settings import cache_directory, settings_from
 from tests.fuzzing.connections import Target, harm
 from tests.routing import RouterProcess, router_process

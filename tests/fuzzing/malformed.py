@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from taxiway.keys import CANCEL, INFER
-from taxiway.request import Request
-from taxiway.wire import encode_envelope, request_body, task_envelope
+from taxiway.contract.keys import CANCEL, INFER
+from taxiway.contract.request import Request
+from taxiway.contract.wire import encode_envelope, request_body, task_envelope
 
 _ODD: tuple[Any, ...] = (
     None, True, -1, 0, 1e308, 2**70, "", "\0", "\ud800", "taxiway", [], {}, [[]], {"a": {}}, "x" * 5000,

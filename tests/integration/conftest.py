@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from tasks.settings import Settings
-from taxiway.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, INFER
 from tests.working import Tower, WorkerProcess, worker_process, worker_settings
 
 

@@ -9,10 +9,9 @@ from typing import Self
 
 import redis
 
-from tasks.scripts import FINISH, Ending, finish_args
-from taxiway.errors import TaxiwayError
-from taxiway.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
-from taxiway.keys import (
+from broker.valkey.scripts import FINISH, Ending, finish_args
+from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
+from taxiway.contract.keys import (
     ARRIVALS,
     INFER,
     LENGTHS,
@@ -22,9 +21,10 @@ from taxiway.keys import (
     result_key,
     submission_id,
 )
-from taxiway.request import Request
-from taxiway.values import to_wire
-from taxiway.wire import HEADER, Envelope, decode_envelope, read_request
+from taxiway.contract.request import Request
+from taxiway.contract.values import to_wire
+from taxiway.contract.wire import HEADER, Envelope, decode_envelope, read_request
+from taxiway.errors import TaxiwayError
 
 REPORT = RunReport(
     hardware_class="cpu.batch",

@@ -10,8 +10,8 @@ import pytest
 
 from tasks.settings import Settings
 from taxiway import Client
+from taxiway.contract.values import to_array, to_wire
 from taxiway.errors import InvalidRequestError
-from taxiway.values import to_array, to_wire
 from tests.graphs import VAD_SPECS, vad_graph, write_model
 from tests.routing import router_process
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings

@@ -13,12 +13,12 @@ import redis
 from celery import Celery
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
-from taxiway.binary import HEADER
-from taxiway.blobs import INLINE
+from taxiway.contract.binary import HEADER
+from taxiway.contract.blobs import INLINE
+from taxiway.contract.keys import blob_key
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
-from taxiway.keys import blob_key
 from tests.routing import eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 

@@ -13,8 +13,19 @@ from celery import Celery
 
 import taxiway
 from tasks.settings import TREE, Settings
+from taxiway.contract.keys import (
+    ARRIVALS,
+    DEAD,
+    HELD,
+    INFER,
+    LEAD,
+    RELEASED,
+    holding_key,
+    job_key,
+    life_key,
+    result_key,
+)
 from taxiway.errors import BrokerUnavailableError
-from taxiway.keys import ARRIVALS, DEAD, HELD, INFER, LEAD, RELEASED, holding_key, job_key, life_key, result_key
 from tests.guarded import Guarded, guarded_valkey
 from tests.routing import router_process
 from tests.working import CLASS, worker_process, worker_settings

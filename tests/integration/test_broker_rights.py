@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import redis
 
-from tasks.accounts import ACCOUNTS
-from taxiway import keys
+from broker.accounts import ACCOUNTS
+from taxiway.contract import keys
 from tests.guarded import Guarded, guarded_valkey
 
 OWN, OTHER = "cpu.batch", "a queue of somebody else"
@@ -109,7 +109,7 @@ HEARD = {
 
 
 def kinds() -> dict[str, list[str]]:
-    """Keys of every kind: what kombu and Celery keep, and all that `taxiway.keys` names."""
+    """Keys of every kind: what kombu and Celery keep, and all that `taxiway.contract.keys` names."""
     control = ["celery.pidbox", "reply.celery.pidbox", "celeryev"]
     found = {
         "arrivals": keys.priority_lists(keys.ARRIVALS),

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from celery import Celery
 
-from tasks.facts import DeviceFacts
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
+from taxiway.contract.keys import DEVICES, job_key, result_key
 from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError
-from taxiway.keys import DEVICES, job_key, result_key
 from tests.routing import eventually
 from tests.waiting import gone, until
 from tests.working import QUEUES, Tower, WorkerProcess, add_spinner, empty_fleet, worker_process, worker_settings

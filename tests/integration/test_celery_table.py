@@ -18,7 +18,7 @@ from celery.canvas import Signature
 from celery.result import AsyncResult
 
 from tasks.settings import TREE, Settings
-from taxiway.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, INFER
 from tests.routing import empty_queues, eventually, router_process
 from tests.working import CLASS, LONG, LONGER, WorkerProcess, worker_process, worker_settings
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tasks.scripts import ELSEWHERE, HEARTBEAT, Verdict
+from broker.valkey.class_queue import UNACKED, ClassQueue, Haul
+from broker.valkey.scripts import ELSEWHERE, HEARTBEAT, Verdict
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.keys import DEVICES, HEARTBEATS, job_key, priority_list
+from taxiway.contract.keys import DEVICES, HEARTBEATS, job_key, priority_list
 from tests.waiting import until
-from workers.transport import UNACKED, ClassQueue, Haul
 
 QUEUE = "cpu.batch"
 OTHER = "gpu.realtime"

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway.cli import main
 from tests.routing import EchoDevice, eventually, router_process

@@ -14,8 +14,12 @@ from celery.contrib.testing.worker import start_worker
 from kombu import Connection, Queue
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
-from taxiway.blobs import ResultBlobs
+from local.embedded import EmbeddedValkey
+from taxiway.contract.blobs import ResultBlobs
+from taxiway.contract.job import JobState, Result
+from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
+from taxiway.contract.request import Request
+from taxiway.contract.values import to_wire
 from taxiway.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
@@ -24,10 +28,6 @@ from taxiway.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from taxiway.job import JobState, Result
-from taxiway.keys import ARRIVALS, INFER, blob_key, job_key, result_key
-from taxiway.request import Request
-from taxiway.values import to_wire
 from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder, echo, finish
 

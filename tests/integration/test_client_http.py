@@ -14,8 +14,10 @@ import pytest
 import redis
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import priority_lists
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,
@@ -25,8 +27,6 @@ from taxiway.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from taxiway.job import JobState
-from taxiway.keys import priority_lists
 from tests.cable import Cable
 from tests.routing import EchoDevice, eventually, router_process
 

@@ -11,16 +11,16 @@ import pytest
 import redis
 
 import taxiway
+from broker.valkey.worker_store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
+from taxiway.contract.job import Result
+from taxiway.contract.request import Request
+from taxiway.contract.streaming import Lost, Piece, Restarted
 from taxiway.errors import ExecutionError, InvalidRequestError
-from taxiway.job import Result
-from taxiway.request import Request
-from taxiway.streaming import Lost, Piece, Restarted
 from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder
 from tests.waiting import until
-from workers.store import Store
 
 TEXT = "one two three"
 WHOLE = Result(model="tell:1", outputs={"text": TEXT}, report=REPORT)

@@ -9,13 +9,12 @@ import pytest
 import redis
 import uvloop
 
-import workers.connection
-from router.store import Store
-from tasks.connection import Line, connect, told_plainly
+from broker.valkey.connection import Line, connect, told_plainly
+from router.service.store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.client.resp_wire import RespWire
 from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey.wire import RespWire
 
 ECHO = "return ARGV"
 
@@ -119,14 +118,14 @@ def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> 
         return found
 
     assert uvloop.run(scenario()) == [*values.values(), None]
-    assert workers.connection.Line(settings.state).values([*values, "large:none"]) == [*values.values(), None]
+    assert Line(settings.state).values([*values, "large:none"]) == [*values.values(), None]
 
 
 def test_who_asks_a_worker_for_a_value_of_another_kind_is_told_and_asks_on(settings: Settings) -> None:
     with redis.Redis.from_url(settings.state) as store:
         store.lpush("large:list", "x")
         store.set("large:small", "y")
-    line = workers.connection.Line(settings.state)
+    line = Line(settings.state)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         line.values(["large:list", "large:small"])
     assert line.values(["large:small"]) == [b"y"]

@@ -13,21 +13,21 @@ import pytest
 import redis
 from click.testing import CliRunner
 
-from tasks.embedded import EmbeddedValkey
-from tasks.scripts import RELEASE, START, Ending, Verdict, release_args, start_args
+from broker.port import DeadLetter, Holder
+from broker.valkey.scripts import RELEASE, START, Ending, Verdict, release_args, start_args
+from broker.valkey.worker_store import Store as WorkerStore
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from tasks.topology import Limits
-from tasks.transport import DeadLetter, Holder
 from taxiway.cli import main
+from taxiway.contract.job import JobState, failure_meta, read_meta, read_result
+from taxiway.contract.keys import DEAD, result_key
+from taxiway.contract.request import Request
+from taxiway.contract.wire import infer_message
 from taxiway.errors import DeadLetteredError
-from taxiway.job import JobState, failure_meta, read_meta, read_result
-from taxiway.keys import DEAD, result_key
-from taxiway.request import Request
-from taxiway.wire import infer_message
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.scripting import Store, is_held, placed
-from workers.store import Store as WorkerStore
-from workers.strategy import keep_letter
+from workers.celery_adapter.strategy import keep_letter
 
 
 @pytest.fixture

@@ -13,23 +13,23 @@ import msgspec
 import pytest
 import redis
 
-from router.deadlines import TICK, Deadlines
-from router.store import Store as RouterStore
-from tasks.deadlines import OVERDUE, overdue_answer
-from tasks.forwarding import Forward
-from tasks.scripts import START, Ending, start_args
+from broker.valkey.deadlines import OVERDUE, overdue_answer
+from broker.valkey.forwarding import Forward
+from broker.valkey.scripts import START, Ending, start_args
+from broker.valkey.worker_store import Store as WorkerStore
+from router.service.store import Store as RouterStore
+from router.upkeep.deadlines import TICK, Deadlines
 from tasks.settings import Settings
 from tasks.ticket import Ticket
 from tasks.topology import Limits
 from taxiway import Client
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import DEADLINES, INFER, job_key
 from taxiway.errors import DeadlineExceededError
-from taxiway.job import JobState
-from taxiway.keys import DEADLINES, INFER, job_key
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import Store, placed
-from workers.store import Store as WorkerStore
-from workers.withdrawals import Withdrawals
-from workers.work import Delivery
+from workers.stages.cancellation import Withdrawals
+from workers.stages.job import Delivery
 
 
 @pytest.fixture

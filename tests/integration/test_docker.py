@@ -21,14 +21,14 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from tasks.accounts import ACCOUNTS, valkey_accounts
-from tasks.embedded import EmbeddedValkey, find_binary
-from tasks.facts import GONE_AFTER, HEARTBEAT
+from broker.accounts import ACCOUNTS, valkey_accounts
+from local.embedded import EmbeddedValkey, find_binary
+from tasks.heartbeat import GONE_AFTER, HEARTBEAT
 from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology
 from tests.waiting import until
 from tests.working import worker_settings
-from workers.pulse import HUNG
+from workers.heartbeat import HUNG
 
 DOCKER = TREE / "docker"
 COMPOSE = DOCKER / "compose.yaml"
@@ -287,7 +287,7 @@ def test_a_worker_is_healthy_while_it_touches_its_file_and_not_before_or_after(t
     assert (before, while_it_beats, after) == (1, 0, 1)
 
 
-IMPATIENT = "from workers import pulse; pulse.UNREACHED = 2.0; from workers.__main__ import main; main()"
+IMPATIENT = "from workers import heartbeat; heartbeat.UNREACHED = 2.0; from workers.__main__ import main; main()"
 """A worker as it is, but that it waits less long for the store's answer."""
 
 
@@ -313,9 +313,7 @@ def test_a_worker_touches_its_file_while_the_store_answers_and_ends_when_it_has_
 
 
 def test_a_process_in_which_no_thread_gets_to_run_is_ended_with_its_traceback() -> None:
-    code = (
-        "import ctypes; from workers import pulse; pulse.expect_life(0.5); ctypes.PyDLL(None).sleep(60)"  # with the GIL
-    )
+    code = "import ctypes; from workers import heartbeat; heartbeat.expect_life(0.5); ctypes.PyDLL(None).sleep(60)"  # with the GIL
     done = run(sys.executable, "-c", code, PYTHONPATH=str(TREE))
     assert done.returncode == 1
     assert 'File "<string>", line 1' in done.stderr

@@ -12,9 +12,9 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from tasks.embedded import find_binary
-from tasks.local.doctor import configuration, outdated, servers
-from tasks.local.state import Fleet
+from local.doctor import configuration, outdated, servers
+from local.embedded import find_binary
+from local.state import Fleet
 from tasks.settings import TREE, Settings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.guarded import free_port

@@ -17,10 +17,10 @@ import redis
 from celery import Celery
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
+from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.errors import RequestError
-from taxiway.keys import ARRIVALS, INFER
 from tests.routing import eventually, router_process
 from tests.working import worker_process, worker_settings
 

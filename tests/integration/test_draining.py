@@ -12,12 +12,13 @@ import msgspec
 import pytest
 import redis
 
-from tasks.facts import DeviceFacts
+from broker.port import read_history
+from broker.valkey.class_queue import UNACKED, ClassQueue
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tasks.topology import Limits
-from tasks.transport import read_history
-from taxiway.keys import DEVICES, job_key, priority_list, result_key
-from taxiway.wire import Envelope
+from taxiway.contract.keys import DEVICES, job_key, priority_list, result_key
+from taxiway.contract.wire import Envelope
 from tests.routing import empty_queues, eventually
 from tests.scripting import is_held
 from tests.working import (
@@ -32,9 +33,8 @@ from tests.working import (
     worker_process,
     worker_settings,
 )
-from workers.notice import SIGNAL
-from workers.pulse import HUNG
-from workers.transport import UNACKED, ClassQueue
+from workers.heartbeat import HUNG
+from workers.reclaim_notice import SIGNAL
 
 LEASE = 1.0  # as QUEUES has it
 ENDLESS = {"samples": [10**12], "seed": [1]}

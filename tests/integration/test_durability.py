@@ -16,11 +16,11 @@ import kombu
 import pytest
 import redis
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client
+from taxiway.contract.keys import ARRIVALS, INFER, job_key
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from taxiway.keys import ARRIVALS, INFER, job_key
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from tasks.embedded import EmbeddedValkey, EmbeddedValkeyError
+from local.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
 from tests.waiting import until
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 server = EmbeddedValkey(Path(sys.argv[1]))
 server.start()
 print(server.pid, server.url, flush=True)

@@ -10,15 +10,14 @@ import msgspec
 import pytest
 import redis
 
-from tasks.forwarding import LONGEST, Forward
-from tasks.scripts import Ending
+from broker.port import PACKED, Reading, Taken
+from broker.valkey.forwarding import LONGEST, Forward
+from broker.valkey.queues import ValkeyTransport
+from broker.valkey.scripts import Ending
+from broker.valkey.sessions import TAKES
 from tasks.settings import Settings
-from tasks.transport import PACKED, Reading, Taken
-from tasks.transport.life import TAKES
-from tasks.transport.valkey import ValkeyTransport
-from taxiway.errors import BrokerUnavailableError
-from taxiway.job import JobState
-from taxiway.keys import (
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import (
     ARRIVALS,
     LEVELS,
     LIVES,
@@ -30,6 +29,7 @@ from taxiway.keys import (
     reply_channel,
     taken_key,
 )
+from taxiway.errors import BrokerUnavailableError
 from tests.routing import eventually
 from tests.scripting import RECORD, Store, placed
 
@@ -276,7 +276,7 @@ def test_a_life_under_which_a_router_still_waited_is_looked_after(settings: Sett
 
 
 async def patiently_taken(transport: ValkeyTransport) -> Taken:
-    """What a router takes that tries again after each failure, as `router.service` does."""
+    """What a router takes that tries again after each failure, as `router.service.arrivals` does."""
     for _ in range(20):
         transport.abandon()
         with suppress(BrokerUnavailableError):

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 import taxiway
-from tasks.facts import GONE_AFTER
+from tasks.heartbeat import GONE_AFTER
 from tasks.settings import Settings
+from taxiway.contract.keys import HEARTBEATS
 from taxiway.errors import BrokerFullError
-from taxiway.keys import HEARTBEATS
 from tests.chaos.store import Store
 from tests.routing import EchoDevice, eventually, router_process
 

@@ -9,24 +9,24 @@ import msgspec
 import pytest
 from celery import Celery
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import load_catalogue
-from tasks.facts import DeviceFacts
-from tasks.scripts import FINISH, Ending, finish_args
+from broker.valkey.scripts import FINISH, Ending, finish_args
+from broker.valkey.worker_store import Store
+from tasks.heartbeat import DeviceFacts
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import Settings
 from tasks.topology import Limits
+from taxiway.contract.job import JobState, failure_meta
+from taxiway.contract.keys import DEVICES, LENGTHS, WORK, job_key, stream_key
+from taxiway.contract.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
 from taxiway.errors import InvalidRequestError, JobCancelledError
-from taxiway.job import JobState, failure_meta
-from taxiway.keys import DEVICES, LENGTHS, WORK, job_key, stream_key
-from taxiway.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
 from tests.decoding import tiny_model
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
-from workers.notice import SIGNAL
 from workers.pipelines import open_pipeline
+from workers.reclaim_notice import SIGNAL
 from workers.runtimes import Placed, open_runtime
-from workers.store import Store
 
 PROMPT = {"variant": "onnx", "parameters": {"max_tokens": 40}}
 ENDLESS = {"variant": "onnx", "parameters": {"max_tokens": 1600}}

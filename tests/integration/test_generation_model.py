@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import load_catalogue
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Pipeline, Row, open_pipeline

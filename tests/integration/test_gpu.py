@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import taxiway
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Model, load_catalogue
-from tasks.local.state import Fleet
+from local.state import Fleet
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Model, load_catalogue
 from tasks.settings import TREE, cache_directory
 from tests.acceptance.running import start_fleet
 from tests.acceptance.running import taxiway as command_line

@@ -8,14 +8,14 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis
 
-from router.results import Results
-from router.store import Store
-from tasks.connection import connect
+from broker.valkey.connection import connect
+from router.service.results import Results
+from router.service.store import Store
 from tasks.topology import Limits
 from taxiway.client.replies import Replies
-from taxiway.client.resp_wire import RespWire
 from taxiway.client.valkey_link import ValkeyLink
-from taxiway.keys import reply_channel, result_key
+from taxiway.contract.keys import reply_channel, result_key
+from taxiway.valkey.wire import RespWire
 from tests.cable import Cable
 
 META = b'{"task_id": "j", "status": "SUCCESS"}'

@@ -11,10 +11,9 @@ import kombu
 import pytest
 import redis
 
-from router.releaser import LEAD
-from taxiway.errors import DeadlineExceededError
-from taxiway.job import JobState, read_meta, read_result, record_from
-from taxiway.keys import (
+from router.upkeep.releaser import LEAD
+from taxiway.contract.job import JobState, read_meta, read_result, record_from
+from taxiway.contract.keys import (
     ARRIVALS,
     HELD,
     HOLDING,
@@ -26,8 +25,9 @@ from taxiway.keys import (
     result_key,
     work_cell,
 )
-from taxiway.request import Request
-from taxiway.wire import cancel_message, decode_envelope, infer_message
+from taxiway.contract.request import Request
+from taxiway.contract.wire import cancel_message, decode_envelope, infer_message
+from taxiway.errors import DeadlineExceededError
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.working import worker_process, worker_settings
 

@@ -14,20 +14,20 @@ import msgspec
 import pytest
 import redis
 
-from router.admission import Rules
-from router.explain import read_basis
+from local.embedded import EmbeddedValkey
+from router.decide.explain import read_basis
 from router.http.inference import Inference
 from router.http.reading import read_infer
-from router.jobs import Jobs
-from router.service import Router
-from tasks.catalogue import load_catalogue
-from tasks.embedded import EmbeddedValkey
-from tasks.models_folder import ModelsFolder
+from router.operations.jobs import Jobs
+from router.service.admission import Rules
+from router.service.arrivals import Router
+from tasks.models.catalogue import load_catalogue
+from tasks.models.folder import ModelsFolder
 from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology
+from taxiway.contract.job import read_meta, read_result
+from taxiway.contract.keys import job_key, priority_lists, reading_key, result_key
 from taxiway.errors import FleetUnavailable, TaxiwayError
-from taxiway.job import read_meta, read_result
-from taxiway.keys import job_key, priority_lists, reading_key, result_key
 from tests.routing import EchoDevice, eventually, router_process
 
 

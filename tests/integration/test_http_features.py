@@ -10,7 +10,7 @@ import zlib
 import httpx
 import pytest
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from tests.routing import EchoDevice, eventually, router_process
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 import taxiway
+from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
 from router.access.keyring import Key, digest_of
-from tasks.embedded import EmbeddedValkey
 from tasks.settings import TREE, settings_from
 from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
 from tests.certificates import self_signed

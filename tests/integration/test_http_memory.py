@@ -10,9 +10,9 @@ import socket
 import psutil
 import pytest
 
+from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
 from router.access.keyring import Key, digest_of
-from tasks.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from tests.fuzzing.connections import LIVE, ask_without_end
 from tests.routing import EchoDevice, router_process

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import redis
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway import Client
+from taxiway.contract.keys import ARRIVALS, job_key, priority_lists, result_key
 from taxiway.errors import IdempotencyConflictError, ResultExpiredError, UnknownModelError
-from taxiway.keys import ARRIVALS, job_key, priority_lists, result_key
 from tests.routing import EchoDevice, eventually, router_process
 
 KEY: dict[str, Any] = {"tenant": "tower", "deadline": 30.0}

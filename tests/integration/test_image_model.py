@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Model, load_catalogue
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Model, load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Pipeline, open_pipeline

@@ -16,10 +16,10 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tasks.catalogue import Derived, Model, Variant, load_catalogue
+from tasks.models.catalogue import Derived, Model, Variant, load_catalogue
 from tasks.settings import TREE
 
-OURS = {"taxiway", "tasks", "router", "workers"}
+OURS = {"taxiway", "tasks", "broker", "router", "workers"}
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu", "torch", "jax"}
 IMAGES = {
     "router": set(),

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 import redis
 
-from router.explain import read_basis
-from tasks.lengths import read_lengths
+from router.decide.explain import read_basis
+from tasks.models.lengths import read_lengths
 from tasks.settings import TREE, Settings
-from taxiway.job import read_meta, read_result
-from taxiway.keys import ARRIVALS, LENGTHS, job_key, lengths_cell, result_key
-from taxiway.request import Request
-from taxiway.wire import infer_message
+from taxiway.contract.job import read_meta, read_result
+from taxiway.contract.keys import ARRIVALS, LENGTHS, job_key, lengths_cell, result_key
+from taxiway.contract.request import Request
+from taxiway.contract.wire import infer_message
 from tests.routing import eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 

@@ -12,12 +12,12 @@ import pytest
 import redis
 
 import taxiway
+from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
 from router.access.keyring import SCOPES, Key, digest_of
-from tasks.embedded import EmbeddedValkey
 from tasks.settings import TREE, settings_from
+from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import InvalidRequestError
-from taxiway.keys import ACCEPTED, job_key
 from tests.routing import EchoDevice, eventually, router_process
 
 

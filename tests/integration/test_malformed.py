@@ -16,11 +16,11 @@ import pytest
 from celery import Celery
 from kombu import Connection, Producer
 
+from broker.port import DeadLetter
 from tasks.settings import Settings
-from tasks.transport import DeadLetter
+from taxiway.contract.keys import ARRIVALS, DEAD, INFER, job_key, result_key
+from taxiway.contract.wire import task_envelope
 from taxiway.errors import InvalidRequestError
-from taxiway.keys import ARRIVALS, DEAD, INFER, job_key, result_key
-from taxiway.wire import task_envelope
 from tests.fuzzing.broker import attack
 from tests.routing import empty_queues, eventually, router_process
 from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings

@@ -12,11 +12,11 @@ import httpx
 import pytest
 import redis
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client
+from taxiway.contract.keys import ARRIVALS, DEADLINES, LIVES, WORK, job_key, priority_lists, tenant_cell
 from taxiway.errors import BrokerFullError, UnknownModelError
-from taxiway.keys import ARRIVALS, DEADLINES, LIVES, WORK, job_key, priority_lists, tenant_cell
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 

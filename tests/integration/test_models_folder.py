@@ -15,11 +15,11 @@ import httpx
 import msgspec
 import pytest
 
-from tasks.facts import DeviceFacts
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from taxiway import Client
+from taxiway.contract.keys import DEVICES
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
-from taxiway.keys import DEVICES
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.routing import EchoDevice, RouterProcess, router_process
 from tests.waiting import until

@@ -16,10 +16,10 @@ import redis
 from celery import Celery
 from celery.events.state import Task
 
-from tasks.facts import GONE_AFTER
+from tasks.heartbeat import GONE_AFTER
 from tasks.settings import Settings
-from taxiway.job import Result, read_meta, read_result
-from taxiway.keys import (
+from taxiway.contract.job import Result, read_meta, read_result
+from taxiway.contract.keys import (
     ARRIVALS,
     HEARTBEATS,
     LEAD,
@@ -30,8 +30,8 @@ from taxiway.keys import (
     result_key,
     turns_cell,
 )
-from taxiway.request import Request
-from taxiway.wire import infer_message
+from taxiway.contract.request import Request
+from taxiway.contract.wire import infer_message
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import worker_process
 

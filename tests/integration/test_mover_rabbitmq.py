@@ -14,12 +14,12 @@ import kombu
 import pytest
 import redis
 
+from broker.mover import Peeked, Step
+from broker.rabbitmq.mover import RabbitYard
 from tasks.celery_app import class_queue
-from tasks.moving import Peeked, Step
-from tasks.moving.rabbitmq import RabbitYard
 from tasks.settings import Settings
+from taxiway.contract.keys import ARRIVALS, INFER, job_key, result_key
 from taxiway.errors import BrokerUnavailableError
-from taxiway.keys import ARRIVALS, INFER, job_key, result_key
 from tests.cable import Cable
 from tests.integration.test_mover import QUEUES
 from tests.routing import EchoDevice, empty_queues, eventually, router_process

@@ -12,7 +12,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.settings import TREE
-from taxiway.keys import STARTS
+from taxiway.contract.keys import STARTS
 from tests.routing import EchoDevice, eventually, router_process
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.local.process import SupervisedProcess
-from tasks.local.supervisor import Supervisor
+from local.process import SupervisedProcess
+from local.supervisor import Supervisor
 from tasks.settings import Settings
 from taxiway.errors import DeadLetteredError
 from tests.working import CLASS, QUEUES, SLAB, Tower

@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import load_catalogue
-from tasks.facts import variant_key
-from tasks.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
+from tasks.heartbeat import variant_key
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
+from tasks.models.profiles import Processor, ProfileBook, load_book, load_profile, make_book, profile_path
 from tasks.settings import TREE
 from workers.device import find_device
 from workers.executor import Executor

@@ -17,7 +17,7 @@ from celery import Celery
 from tasks.celery_app import make_app
 from tasks.settings import Settings
 from tasks.topology import load_topology
-from taxiway.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, INFER
 from tests.guarded import Guarded, guarded_rabbit
 from tests.routing import eventually, router_process
 from tests.working import CLASS, worker_process, worker_settings

@@ -12,10 +12,10 @@ import pytest
 import redis
 from celery import Celery
 
-from tasks.facts import DeviceFacts
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from taxiway import Client
-from taxiway.keys import DEVICES
+from taxiway.contract.keys import DEVICES
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.working import worker_process
 

@@ -18,16 +18,15 @@ import pytest
 import redis
 
 import taxiway
-from router.explain import read_basis, unpack_reading
-from tasks.connection import connect
-from tasks.embedded import EmbeddedValkey
+from broker.port import PACKED, DeadLetter, Outgoing
+from broker.valkey.connection import connect
+from broker.valkey.queues import ValkeyTransport
+from broker.valkey.sessions import LASTS, TAKES
+from local.embedded import EmbeddedValkey
+from router.decide.explain import read_basis, unpack_reading
 from tasks.settings import TREE
-from tasks.transport import PACKED, DeadLetter, Outgoing
-from tasks.transport.life import LASTS, TAKES
-from tasks.transport.valkey import ValkeyTransport
-from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
-from taxiway.job import JobState, read_meta, read_result, record_from
-from taxiway.keys import (
+from taxiway.contract.job import JobState, read_meta, read_result, record_from
+from taxiway.contract.keys import (
     ARRIVALS,
     DEAD,
     INFER,
@@ -44,8 +43,9 @@ from taxiway.keys import (
     spent_key,
     taken_key,
 )
-from taxiway.request import Request
-from taxiway.wire import cancel_message, infer_message
+from taxiway.contract.request import Request
+from taxiway.contract.wire import cancel_message, infer_message
+from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
 from tests.routing import EchoDevice, eventually, router_process
 
 
@@ -239,7 +239,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, id
 TAKE_AND_HANG = textwrap.dedent(
     """
     import asyncio, os, time
-    from tasks.transport.valkey import ValkeyTransport
+    from broker.valkey.queues import ValkeyTransport
 
     async def main():
         url = os.environ["TAXIWAY_BROKER"]

@@ -13,17 +13,17 @@ import pytest
 import redis
 
 import taxiway
+from broker.port import Outgoing
+from broker.rabbitmq.queues import RabbitTransport
 from tasks.celery_app import class_queue
 from tasks.settings import TREE
 from tasks.ticket import read_ticket
 from tasks.topology import load_topology
-from tasks.transport import Outgoing
-from tasks.transport.rabbitmq import RabbitTransport
+from taxiway.contract.job import JobState, read_meta, record_from
+from taxiway.contract.keys import ARRIVALS, INFER, WORK, job_key, result_key
+from taxiway.contract.request import job_id, parse_request
+from taxiway.contract.wire import HEADER
 from taxiway.errors import BrokerUnavailableError
-from taxiway.job import JobState, read_meta, record_from
-from taxiway.keys import ARRIVALS, INFER, WORK, job_key, result_key
-from taxiway.request import job_id, parse_request
-from taxiway.wire import HEADER
 from tests.cable import Cable
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 
@@ -163,7 +163,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(rabbit, store, prod
 TAKE_AND_HANG = textwrap.dedent(
     """
     import asyncio, os, time
-    from tasks.transport.rabbitmq import RabbitTransport
+    from broker.rabbitmq.queues import RabbitTransport
 
     async def main():
         transport = RabbitTransport(

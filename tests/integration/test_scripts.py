@@ -10,9 +10,8 @@ import msgspec
 import pytest
 import redis
 
-from tasks.forwarding import Forward
-from tasks.lengths import TENANTS_AT_MOST, bin_of, predicted, read_lengths
-from tasks.scripts import (
+from broker.valkey.forwarding import Forward
+from broker.valkey.scripts import (
     HEARTBEAT,
     RELEASE,
     RENEW,
@@ -24,9 +23,10 @@ from tasks.scripts import (
     renew_args,
     start_args,
 )
+from tasks.models.lengths import TENANTS_AT_MOST, bin_of, predicted, read_lengths
 from tasks.settings import Settings
-from taxiway.job import JobState
-from taxiway.keys import (
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import (
     DEVICES,
     HEARTBEATS,
     LENGTHS,

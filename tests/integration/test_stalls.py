@@ -9,12 +9,12 @@ import httpx
 import pytest
 import redis
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
-from taxiway.job import FINAL
-from taxiway.keys import ARRIVALS, INFER
-from taxiway.request import new_id
-from taxiway.wire import encode_envelope, task_envelope
+from taxiway.contract.job import FINAL
+from taxiway.contract.keys import ARRIVALS, INFER
+from taxiway.contract.request import new_id
+from taxiway.contract.wire import encode_envelope, task_envelope
 from tests.routing import EchoDevice, eventually
 from tests.ticking import LONGEST, ticking_router
 

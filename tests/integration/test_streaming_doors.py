@@ -17,12 +17,12 @@ import pytest
 import redis
 
 import taxiway
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
+from taxiway.contract.job import Result
+from taxiway.contract.keys import stream_key
+from taxiway.contract.streaming import Lost, Piece, Restarted
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
-from taxiway.job import Result
-from taxiway.keys import stream_key
-from taxiway.streaming import Lost, Piece, Restarted
 from tests.cable import Balancer, Cable
 from tests.decoding import tiny_model
 from tests.routing import RouterProcess, eventually, router_process

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.children import start_child, stop_child
-from tasks.local.process import SupervisedProcess
-from tasks.local.state import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
-from tasks.local.supervisor import StartError, Supervisor
+from local.children import start_child, stop_child
+from local.process import SupervisedProcess
+from local.state import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
+from local.supervisor import StartError, Supervisor
 from tests.waiting import gone, until
 
 READY = (
@@ -116,7 +116,7 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
     make: Callable[[str, str], SupervisedProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.local.process.LONGEST_DELAY", 0.01)
+    monkeypatch.setattr("local.process.LONGEST_DELAY", 0.01)
     broken = tmp_path / "broken"
     program = (
         "import pathlib, time; print('{\"ready\": 1}', flush=True)\n"
@@ -174,7 +174,7 @@ def test_a_process_that_finishes_its_work_is_waited_for_until_asked_again(
 
 def test_a_child_dies_when_its_parent_is_killed() -> None:
     program = (
-        "import sys, time; from tasks.children import start_child;"
+        "import sys, time; from local.children import start_child;"
         "child = start_child([sys.executable, '-c', 'import time; time.sleep(600)']);"
         "print(child.pid, flush=True); time.sleep(600)"
     )

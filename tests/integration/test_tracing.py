@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tasks.settings import TREE, Settings
-from taxiway.keys import ARRIVALS, INFER
+from taxiway.contract.keys import ARRIVALS, INFER
 from tests.integration.test_mover import fleet_of, twins
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.spans import export_to, exported

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from taxiway.contract.keys import result_key
 from taxiway.errors import ExecutionError
-from taxiway.keys import result_key
 from tests.working import Tower, WorkerProcess
 
 

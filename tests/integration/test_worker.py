@@ -16,13 +16,16 @@ import pytest
 from celery import Celery, chord, signature
 from onnx import TensorProto, helper
 
-from router.fleet import FleetSnapshot
-from router.snapshot import snapshot_from
-from router.store import FleetFacts
-from tasks.embedded import EmbeddedValkey
-from tasks.facts import DeviceFacts
+from broker.port import DeadLetter
+from local.embedded import EmbeddedValkey
+from router.decide.snapshot import FleetSnapshot
+from router.service.snapshot_reader import snapshot_from
+from router.service.store import FleetFacts
+from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
-from tasks.transport import DeadLetter
+from taxiway.contract.job import JobState, failure_meta, read_meta, record_from
+from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, HEARTBEATS, INFER, job_key, reply_channel, result_key
+from taxiway.contract.wire import decode_envelope
 from taxiway.errors import (
     DeadlineExceededError,
     DeviceFaultError,
@@ -31,9 +34,6 @@ from taxiway.errors import (
     JobCancelledError,
     TaxiwayError,
 )
-from taxiway.job import JobState, failure_meta, read_meta, record_from
-from taxiway.keys import ARRIVALS, DEAD, DEVICES, HEARTBEATS, INFER, job_key, reply_channel, result_key
-from taxiway.wire import decode_envelope
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.working import (
@@ -49,8 +49,8 @@ from tests.working import (
     worker_process,
     worker_settings,
 )
-from workers.exhaustion import EXHAUSTED
-from workers.retries import FIRST_PAUSE
+from workers.celery_adapter.out_of_memory import EXHAUSTED
+from workers.stages.retry import FIRST_PAUSE
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from tasks.embedded import EmbeddedValkey
+from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
+from taxiway.contract.job import JobState, record_from
+from taxiway.contract.keys import INFER, job_key
 from taxiway.errors import ExecutionError, JobCancelledError
-from taxiway.job import JobState, record_from
-from taxiway.keys import INFER, job_key
 from tests.routing import eventually
 from tests.waiting import until
 from tests.working import CLASS, LONG, LONGER, Tower, WorkerProcess, is_running, worker_process, worker_settings

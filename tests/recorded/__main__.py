@@ -10,15 +10,15 @@ from typing import Any
 import msgspec
 import redis
 
-from tasks.embedded import EmbeddedValkey
+from broker.valkey.worker_store import Store
+from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import Limits
 from taxiway import Client
-from taxiway.keys import ARRIVALS, DEAD, DEVICES, job_key, priority_lists, result_key, stream_key
-from taxiway.streaming import Piece
+from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, job_key, priority_lists, result_key, stream_key
+from taxiway.contract.streaming import Piece
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import CLASS, worker_process, worker_settings
-from workers.store import Store
 
 SECRET = bytes(range(32)).hex()
 """Signs what is recorded; it keeps nothing else."""

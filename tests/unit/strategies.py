@@ -7,13 +7,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from router.classify import Allowance, Constraints, Needs
-from router.fleet import FleetSnapshot
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from router.decide.classify import Allowance, Constraints, Needs
+from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.facts import DeviceFacts, variant_key
+from tasks.heartbeat import DeviceFacts, variant_key
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.topology import HardwareClass, Link, Price, Service, Topology
-from taxiway.keys import flow
+from taxiway.contract.keys import flow
 
 KINDS = ("cpu", "cuda", "tpu")
 RUNTIMES = ("onnx", "torch", "jax")

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from tasks.done import BOUNDS
+from tasks.outcomes import BOUNDS
 from tasks.ticket import Ticket
+from taxiway.contract.job import Result, RunReport
+from taxiway.contract.keys import INFER
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
-from taxiway.job import Result, RunReport
-from taxiway.keys import INFER
-from workers.account import Account
-from workers.work import Delivery, Ended, Outcome
+from workers.stages.job import Delivery, Ended, Outcome
+from workers.stages.outcomes import Account
 
 
 def a_delivery(**changes: Any) -> Delivery:

@@ -5,7 +5,7 @@ import re
 
 from click.testing import CliRunner
 
-from tasks.accounts import ACCOUNTS, main, rabbit_accounts, valkey_accounts
+from broker.accounts import ACCOUNTS, main, rabbit_accounts, valkey_accounts
 from tasks.celery_app import make_app
 from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology

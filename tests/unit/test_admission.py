@@ -7,22 +7,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Order, Rules, admit, size_of
-from router.decision import Decision, decide, undecidable
-from router.explain import explain_again, read_basis
-from router.fleet import FleetSnapshot
-from router.outlook import Outlook
-from router.placement import seed_of
-from router.tenants import Tenants, day_of
-from tasks.catalogue import TensorSpec, load_catalogue
-from tasks.facts import DeviceFacts
-from tasks.forwarding import Forward, forward_args
-from tasks.lengths import bin_of
+from broker.port import Arrival
+from broker.valkey.forwarding import Forward, forward_args
+from router.decide.explain import explain_again, read_basis
+from router.decide.placement import seed_of
+from router.decide.snapshot import FleetSnapshot
+from router.decide.tenants import Tenants, day_of
+from router.decide.working_snapshot import Outlook
+from router.service.admission import Order, Rules, admit, size_of
+from router.service.decision import Decision, decide, undecidable
+from tasks.heartbeat import DeviceFacts
+from tasks.models.catalogue import TensorSpec, load_catalogue
+from tasks.models.lengths import bin_of
+from tasks.models.sizes import rows_of
 from tasks.settings import TREE
-from tasks.sizes import rows_of
 from tasks.ticket import read_ticket
 from tasks.topology import Tenant, load_topology
-from tasks.transport import Arrival
+from taxiway.contract.job import JobState, read_meta, read_result, record_from
+from taxiway.contract.keys import CANCEL, INFER, flow, spent_key
+from taxiway.contract.request import Request, job_id
+from taxiway.contract.wire import (
+    HEADER,
+    Envelope,
+    cancel_message,
+    decode_envelope,
+    infer_message,
+    request_body,
+    task_envelope,
+)
 from taxiway.errors import (
     DeadlineExceededError,
     InvalidRequestError,
@@ -30,10 +42,6 @@ from taxiway.errors import (
     OverloadedError,
     RequestTooLargeError,
 )
-from taxiway.job import JobState, read_meta, read_result, record_from
-from taxiway.keys import CANCEL, INFER, flow, spent_key
-from taxiway.request import Request, job_id
-from taxiway.wire import HEADER, Envelope, cancel_message, decode_envelope, infer_message, request_body, task_envelope
 
 RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=(b"0123456789abcdef",))
 NOW = 1_700_000_000.0

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.amounts import ELEMENTS, LARGE, RANK, check_json, count_values, elements_of
+from taxiway.contract.amounts import ELEMENTS, LARGE, RANK, check_json, count_values, elements_of
+from taxiway.contract.quoting import QUOTED, quoted
+from taxiway.contract.values import to_array
+from taxiway.contract.wire import decode_envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from taxiway.quoting import QUOTED, quoted
-from taxiway.values import to_array
-from taxiway.wire import decode_envelope
 
 JSON = st.recursive(
     st.none() | st.integers() | st.text(),

@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tasks.artefacts import ArtefactError, ArtefactStore, derived_key
-from tasks.catalogue import HubFile, Model, parse_model
-from tasks.sources import Network, SourceError, fetch_hub, take_member
+from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
+from tasks.models.catalogue import HubFile, Model, parse_model
+from tasks.models.sources import Network, SourceError, fetch_hub, take_member
 from workers.recipes.graph_writer import GraphWriter
 
 CONTENT = b"weights " * 1000

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.local.autoscale import Autoscaler, Bounds, most_workers, resize
-from tasks.local.machine import Machine
-from tasks.local.plan import WorkerPlan
-from tasks.local.process import SupervisedProcess
+from local.autoscale import Autoscaler, Bounds, most_workers, resize
+from local.plan import WorkerPlan
+from local.process import SupervisedProcess
+from tasks.machine import Machine
 from tasks.topology import parse_topology
 
 TOPOLOGY = parse_topology("""

@@ -3,9 +3,9 @@ from __future__ import annotations
 import threading
 
 from tasks.ticket import Ticket
-from taxiway.keys import INFER
-from workers.backlog import MOST, Backlog
-from workers.work import Delivery, Dropped
+from taxiway.contract.keys import INFER
+from workers.stages.backlog import MOST, Backlog
+from workers.stages.job import Delivery, Dropped
 
 
 def endings(number: int) -> list[Dropped]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.topology import RUN_STRETCH
-from workers.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, fill, form, met, missed, ready
+from workers.decide.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, fill, form, met, missed, ready
 
 POLICY = BatchPolicy(max_batch=16, max_wait=0.05)
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.binary import HEADER, Framed, bytes_elements, bytes_part, pieces, split
+from taxiway.contract.binary import HEADER, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.errors import InvalidRequestError
 
 

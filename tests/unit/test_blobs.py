@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from taxiway.blobs import Blobs, ResultBlobs, may_refer, references, resolved
+from taxiway.contract.blobs import Blobs, ResultBlobs, may_refer, references, resolved
+from taxiway.contract.request import parse_request
+from taxiway.contract.values import DATATYPES, from_wire, to_array, to_wire
+from taxiway.contract.wire import read_request, request_body
 from taxiway.errors import InvalidRequestError, ResultExpiredError
-from taxiway.request import parse_request
-from taxiway.values import DATATYPES, from_wire, to_array, to_wire
-from taxiway.wire import read_request, request_body
 
 JSON = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=8) | st.binary(max_size=64)
 VALUES = st.recursive(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.bounds import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values
+from taxiway.contract.bounds import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values
+from taxiway.contract.request import parse_request
+from taxiway.contract.values import from_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
-from taxiway.request import parse_request
-from taxiway.values import from_wire
 
 values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.integers() | st.text(st.characters(exclude_categories=())) | st.binary(),

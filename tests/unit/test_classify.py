@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from router.classify import Needs, classify, level_of, needs_of
-from router.fleet import FleetSnapshot
-from tasks.catalogue import Model
+from router.decide.classify import Needs, classify, level_of, needs_of
+from router.decide.snapshot import FleetSnapshot
+from tasks.models.catalogue import Model
 from tasks.settings import TREE
 from tasks.topology import Service, Tenant, Topology, load_topology
+from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError
-from taxiway.request import Priority, Terms
 from tests.unit.strategies import situations
 
 SERVICES = {

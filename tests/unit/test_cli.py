@@ -30,8 +30,8 @@ from taxiway.cli.show import (
     show_status,
 )
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT
+from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
-from taxiway.job import JobRecord, JobState, JobStatus, Result, RunReport
 
 NOBODY = "http://127.0.0.1:9"
 REPORT = RunReport(

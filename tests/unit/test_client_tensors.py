@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from taxiway.binary import SIZE, split
 from taxiway.client.tensors import array, body, decode_outputs, encode_inputs, nest, placed, plain
+from taxiway.contract.binary import SIZE, split
+from taxiway.contract.values import DATATYPES, from_wire, to_wire
 from taxiway.errors import InvalidRequestError
-from taxiway.values import DATATYPES, from_wire, to_wire
 
 TEXT = {"name": "text", "datatype": "BYTES", "shape": [-1]}
 POINT = {"name": "point", "datatype": "FP32", "shape": [-1, 2]}

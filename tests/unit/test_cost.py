@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.board import RESIDENCE, Board, lay_out
-from router.classify import Constraints, Needs
-from router.cost import DEAREST, Estimate, batch_limit, reckon, shadow_prices
-from router.fleet import FleetSnapshot
-from tasks.catalogue import Model, Parameter, Profile, TensorSpec, Variant
+from router.decide.candidates import RESIDENCE, Board, lay_out
+from router.decide.classify import Constraints, Needs
+from router.decide.cost import DEAREST, Estimate, batch_limit, reckon, shadow_prices
+from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.facts import DeviceFacts
-from tasks.profiles import ProfileBook
+from tasks.heartbeat import DeviceFacts
+from tasks.models.catalogue import Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Service, Topology
 from tests.unit.strategies import situations
-from workers.batcher import BatchPolicy, fill
+from workers.decide.batcher import BatchPolicy, fill
 
 KEY = "sentiment:1/fast"
 FLOW = "cpu|sentiment:1"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.deadlines import Course, exceeded
+from broker.valkey.deadlines import Course, exceeded
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from tasks.local.demo import Answer, contrasts, summaries
-from tasks.local.machine import Machine
-from tasks.local.show import show_answers
-from tasks.local.workload import Ask
+from local.demo import Answer, contrasts, summaries
+from local.show import show_answers
+from local.workload import Ask
+from tasks.machine import Machine
 from taxiway import Result, RunReport
 
 LAPTOP = Machine(cores=2, memory=0, memory_free=0, instruction_sets=(), cuda=(), tpu_chips=0, runtimes={})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from tasks.local.machine import look
+from tasks.machine import look
 from tasks.settings import TREE
 from tasks.topology import HardwareClass, load_topology
 from workers.device import DeviceMissingError, find_device, memory_free, utilisation

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fleet import FleetSnapshot
-from router.jobs import time_left, time_to_end
-from router.view import SILENT, silent_for
-from tasks.facts import DeviceFacts
-from taxiway.job import JobRecord, JobState
+from router.decide.snapshot import FleetSnapshot
+from router.operations.jobs import time_left, time_to_end
+from router.operations.view import SILENT, silent_for
+from tasks.heartbeat import DeviceFacts
+from taxiway.contract.job import JobRecord, JobState
 
 QUEUED = JobRecord(id="j", state=JobState.QUEUED, hardware_class="cpu.batch", level=1)
 

@@ -7,9 +7,9 @@ import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from router.board import lay_out
-from router.classify import Constraints, Needs
-from router.explain import (
+from router.decide.candidates import lay_out
+from router.decide.classify import Constraints, Needs
+from router.decide.explain import (
     Considered,
     Explanation,
     basis_text,
@@ -19,12 +19,12 @@ from router.explain import (
     read_basis,
     unpack_reading,
 )
-from router.fleet import Backlog, FleetSnapshot
-from router.placement import choose, place, seed_of
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from router.decide.placement import choose, place, seed_of
+from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
-from tasks.facts import DeviceFacts
-from tasks.profiles import ProfileBook
+from tasks.heartbeat import DeviceFacts
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.errors import TaxiwayError
 from tests.unit.strategies import situations

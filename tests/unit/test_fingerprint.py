@@ -10,14 +10,14 @@ import pytest
 
 from router.http.protocol import request_of
 from router.http.reading import read_infer
-from tasks.catalogue import load_catalogue
 from tasks.fingerprint import FIRST, SHOWN, conflict, digest_of
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
-from taxiway.blobs import Blobs
 from taxiway.client.tensors import body, encode_inputs
-from taxiway.request import Request
-from taxiway.values import to_wire
-from taxiway.wire import read_request, request_body
+from taxiway.contract.blobs import Blobs
+from taxiway.contract.request import Request
+from taxiway.contract.values import to_wire
+from taxiway.contract.wire import read_request, request_body
 
 CATALOGUE = load_catalogue(TREE / "models")
 

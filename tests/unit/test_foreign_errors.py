@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import load_catalogue
-from tasks.profiles import ProfileBook
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
+from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import HardwareClass, Price
+from taxiway.contract.job import failure_meta, read_meta, read_result
 from taxiway.errors import MAX_ERROR, ExecutionError, InvalidRequestError, TaxiwayError
-from taxiway.job import failure_meta, read_meta, read_result
 from workers.device import find_device
 from workers.executor import Executor, Loaded, as_ours
 from workers.pipelines import Item, Row

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.classify import Constraints
-from router.holding import Kind, Turn, Turns, kind_of
-from tasks.holding import Line
+from broker.valkey.holding import Line
+from router.decide.classify import Constraints
+from router.decide.fairness import Kind, Turn, Turns, kind_of
 from tasks.topology import Tenant
 
 names = st.text(min_size=1, max_size=12)

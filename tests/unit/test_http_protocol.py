@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from router.http.protocol import InferRequest, InputTensor, output_tensor, request_of
 from router.http.reading import read_infer
-from tasks.catalogue import TensorSpec
-from taxiway.amounts import ELEMENTS
+from tasks.models.catalogue import TensorSpec
+from taxiway.contract.amounts import ELEMENTS
+from taxiway.contract.values import DEEPEST, to_array, to_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
-from taxiway.values import DEEPEST, to_array, to_wire
 
 VECTORS = TensorSpec("vector", "FP32", (-1, 2))
 LABELS = TensorSpec("label", "BYTES", (-1,))

@@ -9,23 +9,23 @@ from typing import Any
 import msgspec
 import pytest
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Catalogue, Model, load_catalogue
-from tasks.profiles import ProfileBook
-from tasks.scripts import Claim, Verdict
+from broker.valkey.scripts import Claim, Verdict
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.profiles import ProfileBook
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price
+from taxiway.contract.keys import INFER
+from taxiway.contract.streaming import Piece
 from taxiway.errors import ExecutionError, TaxiwayError
-from taxiway.keys import INFER
-from taxiway.streaming import Piece
 from tests.decoding import tiny_model
+from workers.decide.residency import InUseError
 from workers.device import find_device
 from workers.executor import Executor, Loaded
-from workers.inflight import InFlight
-from workers.intake import gather, prepare
 from workers.pipelines.running import MAX_HELD
-from workers.residency import InUseError
-from workers.work import Delivery, Job
+from workers.stages.decode import gather, prepare
+from workers.stages.inflight import InFlight
+from workers.stages.job import Delivery, Job
 
 PRICE = Price(usd_per_hour=1.0)
 

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from tasks.models_folder import ModelsFolder
+from tasks.models.folder import ModelsFolder
 from tasks.settings import TREE
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price
-from taxiway.blobs import Blobs, Reference
+from taxiway.contract.blobs import Blobs, Reference
+from taxiway.contract.keys import INFER
+from taxiway.contract.request import Request
+from taxiway.contract.wire import request_body
 from taxiway.errors import ResultExpiredError
-from taxiway.keys import INFER
-from taxiway.request import Request
-from taxiway.wire import request_body
-from workers.intake import AT_ONCE, Intake
-from workers.work import Delivery
+from workers.stages.decode import AT_ONCE, Intake
+from workers.stages.job import Delivery
 
 CLASS = "cpu.batch"
 

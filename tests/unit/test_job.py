@@ -11,8 +11,7 @@ from celery.backends.base import Backend
 from hypothesis import given
 
 from taxiway import errors
-from taxiway.errors import ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
-from taxiway.job import (
+from taxiway.contract.job import (
     CELERY_STATUS,
     FINAL,
     JobRecord,
@@ -26,7 +25,8 @@ from taxiway.job import (
     state_of,
     success_meta,
 )
-from taxiway.values import to_wire
+from taxiway.contract.values import to_wire
+from taxiway.errors import ExecutionError, InvalidRequestError, JobCancelledError, TaxiwayError
 from tests.unit.strategies import json_values
 
 REPORT = RunReport(

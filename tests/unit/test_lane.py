@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.catalogue import Profile, load_catalogue
+from tasks.models.catalogue import Profile, load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price
-from taxiway.keys import INFER
-from workers.batcher import BatchPolicy
-from workers.intake import gather
-from workers.lane import Lane
+from taxiway.contract.keys import INFER
+from workers.decide.batcher import BatchPolicy
 from workers.pipelines import Item
-from workers.work import Delivery, Job
+from workers.stages.decode import gather
+from workers.stages.job import Delivery, Job
+from workers.stages.lane import Lane
 
 PROFILE = Profile(base=0.001, slope=1e-6)
 MODEL = load_catalogue(TREE / "models").resolve("monte-carlo")

@@ -5,10 +5,10 @@ import time
 from celery import Celery
 
 from tasks.ticket import Ticket
-from taxiway.keys import INFER
-from workers.events import TaskEvents
-from workers.ledger import SHOW_EVERY, SHOW_WAITING, Ledger
-from workers.work import Delivery, Headers
+from taxiway.contract.keys import INFER
+from workers.celery_adapter.events import TaskEvents
+from workers.celery_adapter.held_jobs import SHOW_EVERY, SHOW_WAITING, Ledger
+from workers.stages.job import Delivery, Headers
 
 TICKET = Ticket(
     job="j", task=INFER, model="m:1", variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Catalogue, load_catalogue
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Catalogue, load_catalogue
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Price
+from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
-from taxiway.keys import INFER
 from workers.device import find_device
 from workers.executor import Executor
-from workers.loads import LOAD_AT_MOST, Loads, Urgency
-from workers.work import Delivery, Job
+from workers.stages.job import Delivery, Job
+from workers.stages.loads import LOAD_AT_MOST, Loads, Urgency
 
 MODEL = """
 name: {name}

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.local.fetch import for_runtimes, runtimes_of
-from tasks.local.machine import Machine
-from tasks.local.plan import PlanError, WorkerPlan, absent, plan_fleet
-from tasks.local.process import LONGEST_DELAY, exit_of, exit_reason, restart_delay
-from tasks.local.torch_choice import brings_cuda
+from local.fetch import for_runtimes, runtimes_of
+from local.plan import PlanError, WorkerPlan, absent, plan_fleet
+from local.process import LONGEST_DELAY, exit_of, exit_reason, restart_delay
+from local.torch_choice import brings_cuda
+from tasks.machine import Machine
 from tasks.settings import TREE
 from tasks.topology import load_topology
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import load_catalogue
+from broker.valkey.worker_store import Store
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Limits, Price
-from taxiway.keys import INFER, LEVELS, PATIENT
-from workers.departure import Departure
+from taxiway.contract.keys import INFER, LEVELS, PATIENT
 from workers.device import find_device
+from workers.drain import Departure
 from workers.executor import Executor
-from workers.intake import gather
-from workers.loop import OTHERS_FIRST, DeviceLoop
 from workers.pipelines import Item
-from workers.store import Store
-from workers.work import Delivery, Job
+from workers.stages.decode import gather
+from workers.stages.device import OTHERS_FIRST, DeviceLoop
+from workers.stages.job import Delivery, Job
 
 BATCH = 4
 

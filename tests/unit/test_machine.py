@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.local.machine import memory_of_container
+from tasks.machine import memory_of_container
 
 
 @pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])

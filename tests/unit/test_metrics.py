@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.metrics import Done, exposition
-from router.view import ClassView, FleetView
-from tasks.done import STAGES, count, empty
+from router.operations.metrics import Done, exposition
+from router.operations.view import ClassView, FleetView
+from tasks.outcomes import STAGES, count, empty
 from tests.unit.test_rebalance import two_classes
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 import yaml
 
-from tasks.models_folder import ModelsFolder, changes
-from tasks.profiles import ProfileBook
+from tasks.models.folder import ModelsFolder, changes
+from tasks.models.profiles import ProfileBook
 from tasks.reload import Report, Reporter
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 

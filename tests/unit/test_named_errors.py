@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from taxiway.errors import InvalidRequestError, TaxiwayError
-from workers.faults import said
-from workers.intake import named_row
+from workers.decide.faults import said
 from workers.pipelines.image import decode
-from workers.work import Job
+from workers.stages.decode import named_row
+from workers.stages.job import Job
 
 
 @dataclass

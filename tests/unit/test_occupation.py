@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.occupation import FEWEST, Occupation
+from workers.decide.occupation import FEWEST, Occupation
 
 BATCH = Occupation(began=100.0, predicted=30.0)
 

@@ -5,15 +5,15 @@ import logging
 
 import pytest
 
-from router.outbox import Outbox
-from router.snapshot import FleetReader
-from router.store import Store
-from tasks.profiles import ProfileBook
+from broker.port import Outgoing
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.service.submissions import Outbox
+from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Limits, load_topology
-from tasks.transport import Outgoing
+from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
-from taxiway.wire import Envelope
 
 SOON = 20.0
 UNFORESEEN = KeyError("gpu.none")

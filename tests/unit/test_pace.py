@@ -5,8 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.keys import LEVELS
-from workers.pace import DRIFT, Track, begin, observe
+from taxiway.contract.keys import LEVELS
+from workers.decide.pace import DRIFT, Track, begin, observe
 
 LEVEL = 1
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from router.patience import Patience
+from router.service.wait_timeouts import Patience
 
 SOON = 20.0
 

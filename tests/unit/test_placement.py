@@ -10,12 +10,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from router.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs
-from router.fleet import FleetSnapshot
-from router.placement import NEAR, WARM_PREFERENCE, Option, Placement, place
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Needs
+from router.decide.placement import NEAR, WARM_PREFERENCE, Option, Placement, place
+from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.facts import DeviceFacts
+from tasks.heartbeat import DeviceFacts
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
 from tests.unit.strategies import allowances, situations

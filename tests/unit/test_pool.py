@@ -4,11 +4,11 @@ import subprocess
 import sys
 
 from tasks.settings import TREE
-from workers.pool import BROKEN
+from workers.celery_adapter.pool import BROKEN
 
 FAILING = """
 import time
-from workers.pool import _thread
+from workers.celery_adapter.pool import _thread
 
 def body():
     raise ValueError("the loop broke")

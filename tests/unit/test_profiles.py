@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.derive_profiles import derive
-from tasks.catalogue import Model, Profile, TensorSpec, Variant, load_catalogue
 from tasks.document import Size
-from tasks.profiles import (
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant, load_catalogue
+from tasks.models.profiles import (
     STALE_AFTER,
     UNSURE,
     DeviceProfile,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tasks.transport.rabbitmq import told_plainly_amqp
+from broker.rabbitmq.queues import told_plainly_amqp
 from taxiway.errors import BrokerUnavailableError
 
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from router.http.protocol import request_of
 from router.http.reading import PIECE, read_infer
-from taxiway.amounts import AT_ONCE, ELEMENTS, LARGE
+from taxiway.contract.amounts import AT_ONCE, ELEMENTS, LARGE
+from taxiway.contract.values import to_array
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from taxiway.values import to_array
 
 PADDING = '"%s"' % ("x" * LARGE)
 

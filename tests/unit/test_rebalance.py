@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 
 from benchmarks.placement_speed import WAITING, WORKERS
 from benchmarks.rebalance_speed import scene_of, seconds_of
-from router.board import Board, lay_out
-from router.classify import Constraints, Needs
-from router.cost import reckon
-from router.fleet import Backlog, FleetSnapshot
-from router.groups import Group
-from router.outlook import Outlook
-from router.placement import kept_back
-from router.rebalance import CHEAPER, Flows, Kind, Move, rebalance
-from router.waiting import alike, most_of_each
-from tasks.catalogue import Model, Profile, TensorSpec, Variant
+from router.decide.candidates import Board, lay_out
+from router.decide.classify import Constraints, Needs
+from router.decide.cost import reckon
+from router.decide.groups import Group
+from router.decide.placement import kept_back
+from router.decide.rebalance import CHEAPER, Flows, Kind, Move, rebalance
+from router.decide.snapshot import Backlog, FleetSnapshot
+from router.decide.working_snapshot import Outlook
+from router.upkeep.waiting import alike, most_of_each
 from tasks.document import Size
-from tasks.facts import DeviceFacts
-from tasks.profiles import ProfileBook
+from tasks.heartbeat import DeviceFacts
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Rebalance, Service, Topology
-from taxiway.keys import LEVELS
+from taxiway.contract.keys import LEVELS
 from tests.unit.strategies import constraints, fleets, models, needs, topologies
 
 RULES = Rebalance()

@@ -7,21 +7,21 @@ import msgspec
 import pytest
 
 import tests.recorded
-from router.admission import Rules
-from router.decision import decide
-from router.explain import read_basis
-from router.snapshot import snapshot_from
-from router.store import FleetFacts
-from tasks.catalogue import load_catalogue
+from broker.port import Arrival, DeadLetter
+from router.decide.explain import read_basis
+from router.service.admission import Rules
+from router.service.decision import decide
+from router.service.snapshot_reader import snapshot_from
+from router.service.store import FleetFacts
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket, TicketError, read_ticket, sign
 from tasks.topology import load_topology
-from tasks.transport import Arrival, DeadLetter
+from taxiway.contract.job import JobState, read_answer, read_meta, read_result, record_from
+from taxiway.contract.request import job_id
+from taxiway.contract.streaming import Piece, read_piece
+from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from taxiway.errors import UnknownModelError
-from taxiway.job import JobState, read_answer, read_meta, read_result, record_from
-from taxiway.request import job_id
-from taxiway.streaming import Piece, read_piece
-from taxiway.wire import HEADER, decode_envelope, read_request
 from tests.recorded.__main__ import INPUTS, SECRET
 
 KEYS = (bytes.fromhex(SECRET),)

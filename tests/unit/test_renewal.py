@@ -11,20 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.artefacts import ArtefactStore
-from tasks.models_folder import ModelsFolder
-from tasks.profiles import ProfileBook
+from broker.valkey.worker_store import Store
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.folder import ModelsFolder
+from tasks.models.profiles import ProfileBook
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Limits, Price
-from taxiway.keys import INFER
+from taxiway.contract.keys import INFER
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.waiting import until
-from workers.departure import Departure
 from workers.device import find_device
+from workers.drain import Departure
 from workers.executor import Executor
-from workers.loop import DeviceLoop
-from workers.store import Store
-from workers.work import Answered, Delivery, Ending, Job
+from workers.stages.device import DeviceLoop
+from workers.stages.job import Answered, Delivery, Ending, Job
 
 
 class Device:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taxiway.contract.request import MAX_NAME, Request, Terms, check_terms, job_id, parse_request
 from taxiway.errors import InvalidRequestError
-from taxiway.request import MAX_NAME, Request, Terms, check_terms, job_id, parse_request
 from tests.unit.strategies import json_values
 
 ASKED = {"model": "sentiment", "inputs": "I like it"}

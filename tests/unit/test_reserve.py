@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from router.classify import Constraints
-from router.placement import RESERVED_SHARE, place
+from router.decide.classify import Constraints
+from router.decide.placement import RESERVED_SHARE, place
 from taxiway.errors import OverloadedError
 from tests.unit.test_placement import device, fleet, hardware, model, needs_by, topology, variant
 

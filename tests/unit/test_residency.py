@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.residency import FADE, InUseError, NoRoomError, Resident, Uses, evict
+from workers.decide.residency import FADE, InUseError, NoRoomError, Resident, Uses, evict
 
 NOW = 1000.0
 

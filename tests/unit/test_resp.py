@@ -2,7 +2,7 @@ import hiredis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.resp import LARGE, Value, packed
+from taxiway.valkey.resp import LARGE, Value, packed
 
 LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 

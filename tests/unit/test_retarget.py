@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fleet import FleetSnapshot
-from router.retarget import SETTLED, Action, Retarget, Spells, retarget
-from tasks.facts import DeviceFacts
-from tasks.lending import is_emulated, unfit_for
+from router.decide.retarget import SETTLED, Action, Retarget, Spells, retarget
+from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import DeviceFacts
+from tasks.retarget import is_emulated, unfit_for
 from tasks.topology import Topology, parse_topology
 from tests.unit.strategies import topologies
 

@@ -9,18 +9,18 @@ from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.catalogue import load_catalogue
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
 from tasks.ticket import Ticket
 from tasks.topology import load_topology
+from taxiway.contract.keys import INFER
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
-from taxiway.keys import INFER
-from workers.departure import Departure
+from workers.celery_adapter.out_of_memory import EXHAUSTED, Exhaustion
+from workers.decide.faults import DeviceLostError, Fault, fault_of
+from workers.drain import Departure
 from workers.executor import as_ours
-from workers.exhaustion import EXHAUSTED, Exhaustion
-from workers.faults import DeviceLostError, Fault, fault_of
-from workers.retries import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, Retries, pause
-from workers.work import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome
+from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome
+from workers.stages.retry import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, Retries, pause
 
 
 def delivery(job: str = "j") -> Delivery:

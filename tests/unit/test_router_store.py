@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.store import Store
+from router.service.store import Store
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
 

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.fleet import FleetSnapshot
-from router.scaling import MEMORY, Look, Scaler, deadlines, lasting, replicas
-from tasks.facts import DeviceFacts
+from router.decide.scaling import MEMORY, Look, Scaler, deadlines, lasting, replicas
+from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import DeviceFacts
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology, TopologyError, parse_topology
-from taxiway.keys import LEVELS
+from taxiway.contract.keys import LEVELS
 
 HARDWARE = HardwareClass(
     device="cpu",

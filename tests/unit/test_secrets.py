@@ -7,17 +7,17 @@ import sys
 
 import pytest
 
-from router.admission import Rules
+from broker.rabbitmq.queues import RabbitTransport
+from broker.valkey.queues import ValkeyTransport
 from router.http.errors import body_of
-from tasks.catalogue import Catalogue
+from router.service.admission import Rules
 from tasks.logs import JsonLines, redacted
+from tasks.models.catalogue import Catalogue
 from tasks.settings import SettingsError, settings_from
 from tasks.topology import load_topology
-from tasks.transport.rabbitmq import RabbitTransport
-from tasks.transport.valkey import ValkeyTransport
 from taxiway import Client, TaxiwayError
+from taxiway.contract.keys import ARRIVALS
 from taxiway.errors import BrokerUnavailableError
-from taxiway.keys import ARRIVALS
 
 PASSWORD = "hush-hush"
 KEY = f"taxiway_{secrets.token_urlsafe(32)}"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tasks.catalogue import Model, Parameter, Profile, TensorSpec, Variant
 from tasks.document import Size
-from tasks.signature import bind, bind_parameters
+from tasks.models.catalogue import Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.signature import bind, bind_parameters
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError
 from tests.unit.strategies import json_values
 

@@ -12,17 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Rules
-from router.decision import Decision, decide
-from router.fleet import FleetSnapshot
-from router.outlook import Outlook
-from tasks.catalogue import load_catalogue
+from broker.port import Arrival
+from router.decide.snapshot import FleetSnapshot
+from router.decide.working_snapshot import Outlook
+from router.service.admission import Rules
+from router.service.decision import Decision, decide
+from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
 from tasks.topology import load_topology
-from tasks.transport import Arrival
+from taxiway.contract.request import Request
+from taxiway.contract.wire import HEADER, cancel_message, check_signed, decode_envelope, infer_message
 from taxiway.errors import InvalidRequestError
-from taxiway.request import Request
-from taxiway.wire import HEADER, cancel_message, check_signed, decode_envelope, infer_message
 from tests.unit.strategies import json_values
 
 OLD, NEW, OTHER = b"o" * 16, b"n" * 16, b"x" * 16

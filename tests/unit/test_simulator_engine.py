@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.snapshot import BEAT
-from simulator.bound import lower_bound
+from router.service.snapshot_reader import BEAT
+from simulator.bounds.bound import lower_bound
 from simulator.engine import Engine, simulate
 from simulator.fleet import Fleet, parse_fleet
 from simulator.outcome import ANSWERED, DROPPED, REFUSED
 from simulator.policies.catalogue import POLICIES
 from simulator.reader import Count, Reader, Surroundings, topology_of
 from simulator.scaling import Need, wanted
-from simulator.synthetic import synthetic_trace
-from simulator.traces import make_trace
-from simulator.workload import Workload, jobs, prepare
+from simulator.traces.synthetic import synthetic_trace
+from simulator.traces.trace import make_trace
+from simulator.traces.workload import Workload, jobs, prepare
 
 FLEET = """
 default_model: chat

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.releaser import TICK
-from simulator.company import Company
+from router.upkeep.releaser import TICK
 from simulator.engine import Engine
+from simulator.expected_batch import Company
 from simulator.fleet import parse_fleet
 from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome
 from simulator.policies.central import Central
@@ -18,8 +18,8 @@ from simulator.policies.policy import Policy, Shift
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
 from simulator.queue import DeadlineQueue, LevelQueue
-from simulator.traces import make_trace
-from simulator.workload import Job, Workload, jobs, prepare
+from simulator.traces.trace import make_trace
+from simulator.traces.workload import Job, Workload, jobs, prepare
 from tests.unit.test_simulator_engine import chat
 
 TWINS = """

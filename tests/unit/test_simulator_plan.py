@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from simulator.demand import InfeasibleError, check_deadlines, demand
 from simulator.engine import simulate
 from simulator.fleet import Fleet, FleetError, parse_fleet
-from simulator.mix import FleetTooSmallError, Mix, cheapest
 from simulator.outcome import Summary
-from simulator.plan import equipped, plan, sensitivity
+from simulator.planner.demand import InfeasibleError, check_deadlines, demand
+from simulator.planner.mix import FleetTooSmallError, Mix, cheapest
+from simulator.planner.plan import equipped, plan, sensitivity
+from simulator.planner.prices import Instance, Offer, PriceError, load_prices, offers, parse_prices
 from simulator.policies.taxiway import Taxiway
-from simulator.prices import Instance, Offer, PriceError, load_prices, offers, parse_prices
-from simulator.synthetic import synthetic_trace
-from simulator.traces import joined, make_trace
-from simulator.workload import Figures, Workload, prepare
+from simulator.traces.synthetic import synthetic_trace
+from simulator.traces.trace import joined, make_trace
+from simulator.traces.workload import Figures, Workload, prepare
 
 HEADER = "instance,cloud,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot\n"
 PRICES = (

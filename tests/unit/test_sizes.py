@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.catalogue import Model, ModelError, TensorSpec, load_catalogue, parse_model
-from tasks.image_header import pixels_of, read_base64, read_bytes
+from tasks.models.catalogue import Model, ModelError, TensorSpec, load_catalogue, parse_model
+from tasks.models.image_header import pixels_of, read_base64, read_bytes
+from tasks.models.signature import bind
+from tasks.models.sizes import measured, quantised, rows_of, size_of_row
+from tasks.models.units import UnitError, read_unit
 from tasks.settings import TREE
-from tasks.signature import bind
-from tasks.sizes import measured, quantised, rows_of, size_of_row
-from tasks.units import UnitError, read_unit
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 from workers.pipelines.tensors import TensorPipeline
 

@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.classify import Constraints
-from router.cost import wait_of
-from router.fleet import Backlog
-from router.outlook import Outlook
-from router.snapshot import STARTS_FOR, Refusal, snapshot_from
-from router.store import FleetFacts
-from tasks.catalogue import load_catalogue
-from tasks.facts import GONE_AFTER, DeviceFacts
-from tasks.profiles import ProfileBook
+from router.decide.classify import Constraints
+from router.decide.cost import wait_of
+from router.decide.snapshot import Backlog
+from router.decide.working_snapshot import Outlook
+from router.service.snapshot_reader import STARTS_FOR, Refusal, snapshot_from
+from router.service.store import FleetFacts
+from tasks.heartbeat import GONE_AFTER, DeviceFacts
+from tasks.models.catalogue import load_catalogue
+from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import load_topology
 

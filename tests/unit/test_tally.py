@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import msgspec
 
-from router.tally import Tally
-from tasks.done import BOUNDS, Done, Ran, count, empty
-from tasks.facts import DeviceFacts
+from router.service.outcomes import Tally
+from tasks.heartbeat import DeviceFacts
+from tasks.outcomes import BOUNDS, Done, Ran, count, empty
 
 
 def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:

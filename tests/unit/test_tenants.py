@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.tenants import MEMORY, Shares, Tenants, day_of
+from router.decide.tenants import MEMORY, Shares, Tenants, day_of
 from tasks.settings import TREE
 from tasks.topology import Tenant, load_topology
-from taxiway.keys import lengths_cell
+from taxiway.contract.keys import lengths_cell
 
 NOON = 1_700_006_400.0 + 43_200
 DAY = day_of(NOON)

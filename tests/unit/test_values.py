@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from kombu.utils.json import dumps, loads
 
+from taxiway.contract.values import DATATYPES, from_wire, is_tensor, numbers, to_array, to_wire
 from taxiway.errors import InvalidRequestError
-from taxiway.values import DATATYPES, from_wire, is_tensor, numbers, to_array, to_wire
 from tests.unit.strategies import json_scalars
 
 values = st.recursive(

@@ -5,11 +5,11 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from router.waiting import rest_of_move
-from tasks.moving import Peeked
+from broker.mover import Peeked
+from router.upkeep.waiting import rest_of_move
 from tasks.ticket import read_ticket
-from taxiway.job import JobState, MoveRecord
-from taxiway.wire import HEADER
+from taxiway.contract.job import JobState, MoveRecord
+from taxiway.contract.wire import HEADER
 from tests.unit.test_admission import RULES, decision
 
 PLACED = decision(deadline=600).admitted

@@ -14,10 +14,9 @@ from kombu.transport.virtual import Channel
 from kombu.transport.virtual.base import Message
 from kombu.utils.json import dumps, loads
 
-from taxiway.errors import InvalidRequestError
-from taxiway.keys import ARRIVALS, CANCEL, INFER
-from taxiway.request import Request
-from taxiway.wire import (
+from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
+from taxiway.contract.request import Request
+from taxiway.contract.wire import (
     HEADER,
     Envelope,
     cancel_message,
@@ -28,6 +27,7 @@ from taxiway.wire import (
     read_request,
     request_body,
 )
+from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import json_values
 
 JSON = "application/json"

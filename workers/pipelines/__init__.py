@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tasks.catalogue import Model, Variant
+from tasks.models.catalogue import Model, Variant
 from workers.runtimes import Arrays, Placed, Runtime
 
 Row = Mapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers import Tokenizer
 
-from tasks.catalogue import Model, Variant
+from tasks.models.catalogue import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Row
 from workers.pipelines.running import RunningBatch

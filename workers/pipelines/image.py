@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from tasks.catalogue import Model, TensorSpec, Variant
-from tasks.sizes import size_of_row
+from tasks.models.catalogue import Model, TensorSpec, Variant
+from tasks.models.sizes import size_of_row
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
-from workers.faults import said
+from workers.decide.faults import said
 from workers.pipelines import Item, Row
 from workers.pipelines.tensors import read_tensor
 from workers.runtimes import Placed, Runtime

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tasks.catalogue import Model, TensorSpec, Variant
-from tasks.sizes import size_of_row
+from tasks.models.catalogue import Model, TensorSpec, Variant
+from tasks.models.sizes import size_of_row
 from taxiway.errors import ExecutionError, InvalidRequestError
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Placed, Runtime

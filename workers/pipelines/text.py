@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from tasks.catalogue import Model, Variant
+from tasks.models.catalogue import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Placed, Runtime

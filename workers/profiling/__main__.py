@@ -11,9 +11,9 @@ import click
 import msgspec
 from rich.console import Console
 
-from tasks.catalogue import Catalogue, Model, load_catalogue
 from tasks.document import DocumentError
-from tasks.profiles import Processor
+from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.profiles import Processor
 from tasks.settings import models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
 from taxiway.cli.fleet import shown_as

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 
-from tasks.profiles import Residuals
+from tasks.models.profiles import Residuals
 
 _BASE, _SLOPE, _STEP = 0, 1, 2  # columns of the design
 _WORTH = 0.7

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks.catalogue import Model
+from tasks.models.catalogue import Model
 
 SIZES = 4
 """Sizes that are measured of a model: more buckets than these are thinned out evenly."""

@@ -16,12 +16,12 @@ import click
 import msgspec
 import psutil
 
-from tasks.artefacts import ArtefactError, ArtefactStore
-from tasks.catalogue import Model, load_catalogue
 from tasks.document import Size
-from tasks.lengths import ran_size
-from tasks.local.machine import RUNTIMES, version_of
-from tasks.profiles import Measurement, Point
+from tasks.machine import RUNTIMES, version_of
+from tasks.models.artefacts import ArtefactError, ArtefactStore
+from tasks.models.catalogue import Model, load_catalogue
+from tasks.models.lengths import ran_size
+from tasks.models.profiles import Measurement, Point
 from tasks.settings import cache_directory
 from tasks.topology import HardwareClass, Price
 from taxiway.errors import TaxiwayError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from tasks.profiles import (
+from tasks.models.profiles import (
     DeviceProfile,
     Measurement,
     Processor,

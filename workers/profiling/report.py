@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tasks.profiles import Measurement, Processor
+from tasks.models.profiles import Measurement, Processor
 from workers.profiling.outcome import Outcome
 
 DISTURBED = 0.1

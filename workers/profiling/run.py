@@ -15,9 +15,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from tasks.catalogue import Model
 from tasks.document import convert
-from tasks.facts import variant_key
+from tasks.heartbeat import variant_key
+from tasks.models.catalogue import Model
 from tasks.settings import TREE
 from workers.device import Device
 from workers.profiling.measure import Said

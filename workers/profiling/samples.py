@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Model
-from tasks.signature import bind
-from tasks.sizes import unit_of
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Model
+from tasks.models.signature import bind
+from tasks.models.sizes import unit_of
 from workers.pipelines import Item, Pipeline, Row
 
 _WORDS = ("a", "quiet", "harbour", "town", "wakes", "slowly", "while", "ferries", "leave", "for", "the", "islands", ".")

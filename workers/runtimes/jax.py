@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from taxiway.errors import ExecutionError
-from workers.faults import said
+from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
 
 Tensors = Mapping[str, jax.Array]

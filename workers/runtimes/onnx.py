@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 
 from taxiway.errors import ExecutionError
-from workers.faults import said
+from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
 
 

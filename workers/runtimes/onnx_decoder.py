@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from taxiway.errors import ExecutionError
-from workers.faults import said
+from workers.decide.faults import said
 from workers.runtimes import ModelLoadError, Placed
 from workers.runtimes.onnx import OnnxRuntime
 from workers.runtimes.stepping import SlotDecoder

@@ -10,7 +10,7 @@ import numpy as np
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
-from workers.faults import said
+from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed, Watch
 
 

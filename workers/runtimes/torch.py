@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from taxiway.errors import ExecutionError
-from workers.faults import said
+from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

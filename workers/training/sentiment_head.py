@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tasks.artefacts import ArtefactStore
-from tasks.catalogue import Model, load_catalogue
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import Model, load_catalogue
 from tasks.settings import TREE, cache_directory
 from workers.pipelines.text import open_pipeline
 from workers.runtimes import Placed, open_runtime

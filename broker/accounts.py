@@ -1,0 +1,210 @@
+"""Least rights at the broker, from the names that the fleet uses: `python -m broker.accounts`.
+
+Each account can do its own work and no more: a producer writes arrivals and reads answers, a router does all that moves
+a request, a worker takes from the classes' queues and ends jobs, Flower looks on and sends Celery's remote control.
+What is written for Valkey and Redis (an ACL file) and for RabbitMQ (definitions) holds digests, and no password.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tasks.topology import TopologyError, load_topology
+from taxiway.contract import keys
+
+ACCOUNTS = ("producer", "router", "worker", "flower")
+"""The accounts' names."""
+
+_NOTHING = "resetchannels -@all"  # before each account's own rights
+_GREETING = "+auth +hello +ping +select +quit +client|setinfo +client|setname"
+_SCRIPTS = "+eval +evalsha +script|load +script|exists"
+_READING = "+get +mget +hget +hgetall +xread"  # results, records, streams and the large values of results
+_TELLING = "-@dangerous -scan -randomkey -dbsize -pubsub -function -lolwut"  # what names no key reaches all of them
+_HEARING = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish"
+_SERVING = f"+@read +@write {_HEARING} +multi +exec +discard {_SCRIPTS} +time +wait {_TELLING} +info"
+_CHANNELS = tuple(f"&{make('*')}" for make in (keys.result_key, keys.reply_channel, keys.withdrawn_channel))
+_RESULTS = ("celery-task-meta-*", "celery-taskset-meta-*")
+_UNACKED = ("unacked", "unacked_index", "unacked_mutex")
+_CONTROL, _REPLIES, _EVENTS = "celery.pidbox", "reply.celery.pidbox", "celeryev"  # Celery's exchanges
+_BINDING_DEADLINES = "~_kombu.binding_deadlines"
+_LETTING_GO = (keys.holding_key("*"), keys.RELEASED, keys.HELD)
+
+
+def valkey_accounts(classes: Iterable[str], passwords: Mapping[str, str], database: int = 0) -> str:
+    """The ACL file of Valkey 8 and Redis 7 for a fleet of these hardware classes in that database."""
+    names, fanouts = sorted(classes), _fanouts(database)
+    rules = {
+        "producer": _producer(),
+        "router": f"{_router(names)} {fanouts}",
+        "worker": f"{_worker(names)} {fanouts}",
+        "flower": f"{_flower()} {fanouts}",
+    }
+    accounts = [f"user {one} on #{_sha256(passwords[one])} {_NOTHING} {rules[one]}" for one in ACCOUNTS]
+    return "\n".join(["user default off", *accounts, ""])
+
+
+def _producer() -> str:
+    """A selector for each kind of key: what may be written may not be erased, replaced or read.
+
+    Celery binds the arrivals' queue before it publishes, and publishes without reading the bindings. So producers may
+    add to those sets, and no account may read them: a forged binding redirects nobody's messages.
+    """
+    arrivals, bindings = _queues("~", [keys.ARRIVALS]), _bound([keys.ARRIVALS])
+    read = (_RESULTS[0], keys.job_key("*"), keys.stream_key("*"), keys.blob_key("*"), keys.MODELS)
+    grants = [
+        _grant("+lpush +llen", arrivals),
+        _grant("+sadd", bindings),
+        _grant("+set", [f"%W~{keys.blob_key('*')}"]),
+        _grant(_READING, [f"%R~{name}" for name in read]),
+    ]
+    hears = [f"&{keys.result_key('*')}", f"&{keys.reply_channel('*')}"]
+    return " ".join([_GREETING, "+subscribe +unsubscribe +multi +exec +wait", *hears, *grants])
+
+
+def _router(classes: Iterable[str]) -> str:
+    """It takes requests out of Celery's default queue, and puts nothing there."""
+    owns = [*_queues("~", [keys.ARRIVALS, *classes]), "~taxiway:*", f"~{keys.DEAD}"]
+    reaches = [*(f"~{name}" for name in (*_RESULTS, *_UNACKED)), *_celery(classes)]
+    astray = _grant("+eval +evalsha +exists +type +lrange +lrem", [f"~{keys.DEFAULT_QUEUE}"])
+    return " ".join([_GREETING, _SERVING, "+bgrewriteaof", *owns, *reaches, *_CHANNELS, astray])
+
+
+def _worker(classes: Iterable[str]) -> str:
+    """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest."""
+    jobs = [make("*") for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key)]
+    facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS, keys.CATALOGUES, keys.CATALOGUES_SEEN]
+    owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
+    grants = [
+        _grant("+lpush +ltrim", [f"%W~{keys.DEAD}"]),
+        _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
+        _grant("+get", [f"%R~{keys.RELOADS}"]),
+    ]
+    return " ".join([_GREETING, _SERVING, *owns, *_CHANNELS, *grants])
+
+
+def _flower() -> str:
+    """Lengths of all queues, events, and what remote control needs."""
+    looks = f"{_HEARING} +multi +exec +info +script|load +script|exists"
+    binding = "+sadd +srem +smembers +eval +evalsha +time +zadd +zrem +zrangebyscore +del +exists"
+    grants = [
+        _grant(binding, [*_bound([_CONTROL, _REPLIES, _EVENTS]), _BINDING_DEADLINES]),
+        _grant("+lpush +brpop +rpop +del +exists", _control_lists()),
+        _grant("+llen", ["~*"]),
+    ]
+    return " ".join([_GREETING, looks, *grants])
+
+
+def _grant(commands: str, patterns: Iterable[str]) -> str:
+    """A selector: these commands on these keys, beside what else the account may do."""
+    return f"({commands} {' '.join(patterns)})"
+
+
+def _queues(right: str, names: Iterable[str]) -> list[str]:
+    """Patterns of queues' lists; the bytes that no file of text should hold are any bytes."""
+    return [right + re.sub(r"[\x00-\x1f]", "?", one) for name in names for one in keys.priority_lists(name)]
+
+
+def _celery(classes: Iterable[str]) -> list[str]:
+    """What kombu keeps for the queues of classes, of events and of remote control."""
+    return [*_bound([*classes, _CONTROL, _REPLIES, _EVENTS]), _BINDING_DEADLINES, *_control_lists()]
+
+
+def _control_lists() -> list[str]:
+    """The lists of remote control's messages and answers, and of events."""
+    return [*_queues("~", [f"*@*.{_CONTROL}", f"*-*-*-*-*.{_REPLIES}"]), f"~{_EVENTS}.*"]
+
+
+def _bound(exchanges: Iterable[str]) -> list[str]:
+    """Kombu's sets of the queues that are bound to exchanges."""
+    return [f"~_kombu.{kind}.{name}" for name in exchanges for kind in ("binding", "binding_permanent")]
+
+
+def _fanouts(database: int) -> str:
+    """Kombu's channels for events and remote control: who subscribes to a pattern needs that very pattern."""
+    return f"&/{database}.{_EVENTS}/* &/{database}.{_CONTROL}"
+
+
+def rabbit_accounts(classes: Iterable[str], passwords: Mapping[str, str], vhost: str = "/") -> dict[str, Any]:
+    """The definitions that RabbitMQ imports for a fleet of these hardware classes."""
+    served = [re.escape(name) for name in sorted(classes)]
+    arrivals, celery = re.escape(keys.ARRIVALS), [rf"(.*\.)?{re.escape(_CONTROL)}", rf"{_EVENTS}(\..*)?"]
+    everything = _any([arrivals, *served, *celery])
+    rights = {
+        "producer": ("", _any([arrivals]), ""),
+        "router": (everything, everything, everything),
+        "worker": (_any([*served, *celery]),) * 3,
+        "flower": (_any(celery),) * 3,
+    }
+    users = [
+        {"name": one, "password_hash": _salted(passwords[one]), "hashing_algorithm": _HASHING, "tags": []}
+        for one in ACCOUNTS
+    ]
+    permissions = [
+        {"user": one, "vhost": vhost, "configure": configure, "write": write, "read": read}
+        for one, (configure, write, read) in rights.items()
+    ]
+    return {"vhosts": [{"name": vhost}], "users": users, "permissions": permissions}
+
+
+_HASHING = "rabbit_password_hashing_sha256"
+
+
+def _any(patterns: Iterable[str]) -> str:
+    return f"^({'|'.join(patterns)})$"
+
+
+def _sha256(password: str) -> str:
+    return hashlib.sha256(password.encode()).hexdigest()
+
+
+def _salted(password: str) -> str:
+    """A password's digest as RabbitMQ keeps it: a salt of four bytes, then SHA-256 of salt and password."""
+    salt = secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
+    """Each account's password: what `TAXIWAY_<ACCOUNT>_PASSWORD` says, else a new one."""
+    return {one: environment.get(f"TAXIWAY_{one.upper()}_PASSWORD") or secrets.token_hex(24) for one in ACCOUNTS}
+
+
+@click.command()
+@click.option("--queues", type=click.Path(path_type=Path), default="queues.yaml", show_default=True, help="The fleet.")
+@click.option("--acl", type=click.Path(path_type=Path), help="Write an ACL file of Valkey or Redis here.")
+@click.option(
+    "--database", type=click.IntRange(0), default=0, show_default=True, help="The fleet's, of Valkey or Redis."
+)
+@click.option("--definitions", type=click.Path(path_type=Path), help="Write definitions of RabbitMQ here.")
+@click.option("--vhost", default="/", show_default=True, help="RabbitMQ's virtual host of the fleet.")
+def main(queues: Path, acl: Path | None, database: int, definitions: Path | None, vhost: str) -> None:
+    """Write the broker's accounts, and print their passwords as JSON.
+
+    A password comes from TAXIWAY_PRODUCER_PASSWORD, TAXIWAY_ROUTER_PASSWORD, TAXIWAY_WORKER_PASSWORD and
+    TAXIWAY_FLOWER_PASSWORD; who has none gets a new one. Nothing that is written holds a password.
+    """
+    try:
+        classes = load_topology(queues).hardware
+    except TopologyError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(2) from error
+    passwords = passwords_from(os.environ)
+    if acl is not None:
+        acl.write_text(valkey_accounts(classes, passwords, database))
+    if definitions is not None:
+        definitions.write_text(json.dumps(rabbit_accounts(classes, passwords, vhost), indent=1) + "\n")
+    click.echo(json.dumps(passwords))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Carries messages between arrivals, routers and class queues: one small protocol, one file a broker.
+
+Whatever the broker, a message taken and not answered returns to the arrivals when its router dies, and is answered by
+`forward` or `settle` exactly once. Messages have one form here, `wire.Envelope`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from broker.valkey.forwarding import Forward
+from tasks.fingerprint import KeyUse
+from taxiway.contract.job import JobState
+from taxiway.contract.wire import Envelope
+
+TAKE_AT_MOST = 128
+"""Messages that one call takes: enough to share a round trip, few enough to decide in some milliseconds."""
+
+TAKE_BYTES = 8 * 2**20
+"""Bytes of messages after which a call takes no more: the last one may go past it. What reads and forwards them holds a
+router's event loop for 4 ms a MiB."""
+
+PACKED = "packed"
+"""The field of a kept reading that holds it."""
+
+
+class Arrival(msgspec.Struct, frozen=True):
+    """A message as it was taken. `raw` is what the broker held; `envelope` is None where that cannot be read."""
+
+    tag: str
+    raw: bytes
+    envelope: Envelope | None
+    flaw: str = ""
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """Arrivals, first served first, and the state store's time at which they were taken."""
+
+    now: float
+    arrivals: Sequence[Arrival] = ()
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """A placed message on its way to a class queue, with the job's record. An empty `tag` was never an arrival.
+
+    `fields` is the same object for jobs whose records are alike but for `reply`, the client's name, and `use`, that of
+    an idempotency key.
+
+    One that is to be held has no `queue`: its record's `fields` name the `holding` queue.
+    """
+
+    tag: str
+    queue: str
+    level: int
+    envelope: Envelope
+    job: str
+    fields: Mapping[str, str] = {}
+    reply: str = ""
+    use: KeyUse | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it goes to holding."""
+        return not self.queue
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What placements were decided from, as it is kept under its `name` for `keep` seconds."""
+
+    name: str
+    packed: bytes
+    keep: int
+
+    def recorded(self) -> Forward:
+        """The step that keeps it, to be done with the records that refer to it."""
+        return Forward(reading=self.name, fields={PACKED: self.packed}, keep=self.keep)
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """A worker that neither ended a job nor gave it back: since when by the store's clock, and whether it `ran`.
+
+    A run that ended its worker within a tenth of a second may not have been told of.
+    """
+
+    worker: str
+    since: float
+    ran: bool
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message given up: why, when by the giver's clock, and its bytes as the broker held them.
+
+    `by` is who gave it up, `job` its job where that is known, and `history` who held that job and ended.
+    """
+
+    reason: str
+    at: float
+    message: bytes
+    by: str = ""
+    job: str = ""
+    history: tuple[Holder, ...] = ()
+
+
+def read_history(text: str) -> tuple[Holder, ...]:
+    """The holders in a job's record, the first first, as `scripts.CLAIMING` writes them."""
+    lines = (line.rsplit(" ", 2) for line in text.splitlines())
+    return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
+
+
+class Transport(Protocol):
+    """A broker's arrivals and class queues. Every method raises `BrokerUnavailableError` while it does not answer."""
+
+    async def wait(self, longest: float) -> None:
+        """Return when arrivals may be there, at the latest after `longest` seconds. May be cancelled."""
+
+    async def take(self) -> Taken:
+        """Take arrivals, up to `TAKE_AT_MOST`; some may have been taken as others were forwarded."""
+
+    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record, and keep the readings with the records; what is to be held is kept in the state store.
+
+        False for a message that is not ours any more or whose job has a record already.
+        """
+
+    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record jobs that were held. False for one that is not held any more."""
+
+    async def settle(self, tags: Sequence[str]) -> None:
+        """Forget arrivals that were answered in another way."""
+
+    def abandon(self) -> None:
+        """Before the next take, return to the arrivals all that was taken and not answered; after any failure."""
+
+    async def retire(self) -> None:
+        """Return to the arrivals what was taken and not answered, and take nothing more; forwarding goes on."""
+
+    async def tidy(self) -> int:
+        """Put back what dead routers had taken, and say that this one lives; answers how many were put back."""
+
+    async def astray(self) -> list[Arrival]:
+        """Requests that plain Celery sent to its default queue, where the broker can show them without taking them."""
+
+    async def forget(self, astray: Sequence[Arrival]) -> None:
+        """Take these out of that queue; what else is there stays as it is."""
+
+    async def announce(self, routing_key: str, event: bytes) -> None:
+        """Publish a Celery event, for whoever listens."""
+
+    async def close(self) -> None:
+        """Stop, leaving nothing taken behind."""

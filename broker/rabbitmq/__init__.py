@@ -1,0 +1,1 @@
+"""Arrivals and class queues on RabbitMQ; records and results stay in Valkey."""

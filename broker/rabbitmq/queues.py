@@ -1,0 +1,366 @@
+"""Arrivals and class queues on RabbitMQ, records in Valkey.
+
+A job is recorded first, then published with a confirm, then marked as published, then its arrival is acknowledged: a
+router that dies in between leaves an arrival that comes again, and a record that says whether it was published. A copy
+that is published twice is harmless: the claim before compute drops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import aio_pika
+import msgspec
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
+from broker.valkey.connection import ANSWER, Line, connect, told_plainly
+from broker.valkey.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
+from tasks.celery_app import QUORUM, queue_arguments
+from taxiway.contract.durability import Durability, check_confirmed, confirming
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import ARRIVALS, amqp_priority, job_key
+from taxiway.contract.wire import Envelope, encode_envelope
+from taxiway.errors import BrokerUnavailableError
+
+_EVENTS = "celeryev"  # Celery's exchange for events
+AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
+# aiormq ends calls under way with whatever ended its reader: StopAsyncIteration too, and CancelledError unasked
+
+SET_UP = 10.0
+"""Seconds within which a new connection is of use: it asks for much, and one that is given up begins anew."""
+
+_PUBLISHED = "published"  # a field of the job's record
+
+
+@dataclass(slots=True)
+class _Session:
+    """One connection, what it declared, and the deliveries that end with it. `lost` once it or a channel is closed."""
+
+    connection: AbstractConnection
+    outward: AbstractChannel
+    inward: AbstractChannel
+    exchanges: dict[str, AbstractExchange]
+    arrived: asyncio.Event
+    waiting: deque[AbstractIncomingMessage] = field(default_factory=deque)
+    taken: dict[str, AbstractIncomingMessage] = field(default_factory=dict)
+    lost: bool = False
+
+    def lose(self, *_: object) -> None:
+        """Note that it ended, and wake whoever waits for deliveries."""
+        self.lost = True
+        self.arrived.set()
+
+
+class RabbitTransport:
+    """A router's hold on a RabbitMQ broker; connects when it is first used, and again after a failure."""
+
+    def __init__(
+        self,
+        *,
+        broker: str,
+        state: str,
+        name: str,
+        keep_record: int,
+        queues: Sequence[str],
+        durability: Durability = "written",
+    ) -> None:
+        self._url = broker
+        self._state = connect(state)
+        self._records = Line(state)
+        self._durability = durability
+        self._confirming = confirming(durability, ANSWER / 2)
+        self._name = name
+        self._keep = keep_record
+        self._queues = tuple(queues)
+        self._session: _Session | None = None
+        self._opening = asyncio.Lock()
+        self._abandoned = False
+        self._retired = False
+
+    async def wait(self, longest: float) -> None:
+        """Return when a delivery is there or the connection ended, at the latest after `longest` seconds."""
+        session = await self._live()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(session.arrived.wait(), longest)
+
+    async def take(self) -> Taken:
+        """Take up to `TAKE_AT_MOST` deliveries; they stay unacknowledged."""
+        if self._abandoned:
+            await self._drop()
+            self._abandoned = False
+        session = await self._live()
+        with told_plainly("state store"):
+            seconds, microseconds = await self._state.time()
+        arrivals: list[Arrival] = []
+        left = TAKE_BYTES
+        while session.waiting and len(arrivals) < TAKE_AT_MOST and left > 0:
+            message = session.waiting.popleft()
+            left -= len(message.body)
+            tag = str(message.delivery_tag)
+            session.taken[tag] = message
+            arrivals.append(Arrival(tag, message.body, envelope_of(message)))
+        if not session.waiting:
+            session.arrived.clear()
+        return Taken(seconds + microseconds / 1e6, arrivals)
+
+    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Record, publish with confirms, mark, acknowledge: in this order."""
+        session = await self._live()
+        ours = [not m.tag or m.tag in session.taken for m in messages]
+        mine = [m for m, own in zip(messages, ours, strict=True) if own]
+        due = await self._record_due(mine, readings)
+        to_publish = [m for m, is_due in zip(mine, due, strict=True) if is_due and not m.held]
+        await self._publish(session, to_publish)
+        await self._mark_published(to_publish)
+        await self.settle([m.tag for m in mine if m.tag])
+        rest = iter(due)
+        return [own and next(rest) for own in ours]
+
+    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish with confirms, then record: in this order, for a copy is harmless."""
+        await self._publish(await self._live(), messages)
+        forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
+        return (await self._run_record(readings, forwards, LET_GO)).done[len(readings) :]
+
+    async def settle(self, tags: Sequence[str]) -> None:
+        """Acknowledge deliveries; those of an earlier connection come again."""
+        session = await self._live()
+        with told_plainly_amqp():
+            for tag in tags:
+                message = session.taken.pop(tag, None)
+                if message is not None:
+                    await message.ack()
+
+    def abandon(self) -> None:
+        """Give back all deliveries, by closing the connection before the next take."""
+        self._abandoned = True
+
+    async def retire(self) -> None:
+        """Close the channel that consumes: RabbitMQ gives what is unacknowledged to another router."""
+        self._retired = True
+        session = self._session
+        if session is not None and not session.lost:
+            session.inward.close_callbacks.discard(session.lose)
+            with told_plainly_amqp():
+                await asyncio.wait_for(session.inward.close(), ANSWER)
+
+    async def tidy(self) -> int:
+        """Nothing to do: RabbitMQ itself gives a dead router's deliveries to another."""
+        return 0
+
+    async def astray(self) -> list[Arrival]:
+        """None: RabbitMQ shows no message without giving it away, and that queue may be another application's."""
+        return []
+
+    async def forget(self, astray: Sequence[Arrival]) -> None:
+        """Nothing to do."""
+
+    async def announce(self, routing_key: str, event: bytes) -> None:
+        """Publish a Celery event to the exchange that Celery's own events go to."""
+        session = await self._live()
+        message = aio_pika.Message(event, content_type="application/json", content_encoding="utf-8")
+        with told_plainly_amqp():
+            await session.exchanges[_EVENTS].publish(message, routing_key, mandatory=False, timeout=ANSWER)
+
+    async def close(self) -> None:
+        """Disconnect; RabbitMQ gives what is unacknowledged to another router."""
+        await self._drop()
+        await self._records.close()
+        await self._state.aclose()
+
+    async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> list[bool]:
+        """Record the jobs; which have to be published: those that are new, or recorded by a router that died then.
+
+        What runs was published, though its router did not live to say so.
+        """
+        if not messages and not readings:
+            return []
+        recorded = await self._run_record(readings, [self._recorded(m) for m in messages])
+        due, refused = recorded.done[len(readings) :], recorded.refused[len(readings) :]
+        new = {message.job for message, is_new in zip(messages, due, strict=True) if is_new}
+        old = [n for n, m in enumerate(messages) if not due[n] and not refused[n] and m.job not in new]
+        unpublished = await self._unpublished([messages[n] for n in old]) if old else []
+        again = [n for n, is_due in zip(old, unpublished, strict=True) if is_due]
+        if again:
+            anew = [msgspec.structs.replace(self._recorded(messages[n]), was=JobState.QUEUED, use=None) for n in again]
+            for n, done in zip(again, (await self._run_record([], anew)).done, strict=True):
+                due[n] = done
+        return due
+
+    async def _unpublished(self, messages: Sequence[Outgoing]) -> list[bool]:
+        """Which jobs' records say that they were neither published nor finished."""
+        with told_plainly("state store"):
+            async with self._state.pipeline(transaction=False) as pipeline:
+                for message in messages:
+                    pipeline.hmget(job_key(message.job), _PUBLISHED, "finished")
+                known = await pipeline.execute()
+        return [marks == [None, None] for marks in known]
+
+    async def _run_record(
+        self, readings: Sequence[Reading], forwards: Sequence[Forward], script: str = FORWARD
+    ) -> Forwarded:
+        """Keep readings, then records; what became of both, in this order."""
+        args = forward_args([*(reading.recorded() for reading in readings), *forwards])
+        with told_plainly("state store"):
+            recorded = forward_answer(await self._records.run(script, [], args))
+            if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
+                check_confirmed([await self._records.call(*command) for command in self._confirming])
+        return recorded
+
+    def _recorded(self, message: Outgoing) -> Forward:
+        """The record; with the message itself where that is held, so that a copy of its arrival is not published."""
+        recorded = Forward(
+            job=message.job, fields=message.fields, keep=self._keep, reply=message.reply, use=message.use
+        )
+        if not message.held:
+            return recorded
+        fields = {**message.fields, _PUBLISHED: "1"}
+        return msgspec.structs.replace(recorded, message=encode_envelope(message.envelope), fields=fields)
+
+    async def _publish(self, session: _Session, messages: Sequence[Outgoing]) -> None:
+        async def publish(message: Outgoing) -> None:
+            exchange = session.exchanges[message.queue]
+            await exchange.publish(amqp_message(message), message.queue, mandatory=True, timeout=ANSWER)
+
+        with told_plainly_amqp():
+            await asyncio.wait_for(asyncio.gather(*map(publish, messages)), ANSWER)
+
+    async def _mark_published(self, messages: Sequence[Outgoing]) -> None:
+        if not messages:
+            return
+        with told_plainly("state store"):
+            async with self._state.pipeline(transaction=False) as pipeline:
+                for message in messages:
+                    pipeline.hset(job_key(message.job), _PUBLISHED, "1")
+                await pipeline.execute()
+
+    async def _live(self) -> _Session:
+        """The session, opened when there is none."""
+        async with self._opening:
+            if self._session is None or self._session.lost:
+                await self._drop()
+                with told_plainly_amqp():
+                    self._session = await self._open()
+            return self._session
+
+    async def _open(self) -> _Session:
+        connection = await aio_pika.connect(self._url, timeout=ANSWER)
+        try:
+            async with asyncio.timeout(SET_UP):
+                session = await _set_up(connection, self._queues, self._durability)
+                if not self._retired:
+                    await _consume(session)
+        except BaseException:  # else it would live on, and keep the deliveries that it was given
+            with suppress(*AWAY):
+                await asyncio.wait_for(connection.close(), ANSWER)
+            raise
+        return session
+
+    async def _drop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            with suppress(*AWAY):
+                await asyncio.wait_for(session.connection.close(), ANSWER)
+
+
+async def _set_up(connection: AbstractConnection, queues: Sequence[str], durability: Durability) -> _Session:
+    """Declare everything as plain Celery does."""
+    outward = await connection.channel(publisher_confirms=True, on_return_raises=True)
+    inward = await connection.channel(publisher_confirms=False)
+    await inward.set_qos(prefetch_count=2 * TAKE_AT_MOST)
+    exchanges = {name: await _declare(outward, name, queue_arguments(durability)) for name in queues}
+    exchanges[_EVENTS] = await outward.declare_exchange(_EVENTS, aio_pika.ExchangeType.TOPIC, durable=True)
+    await _declare(outward, ARRIVALS, QUORUM if durability == "replicated" else {})
+    session = _Session(connection, outward, inward, exchanges, asyncio.Event())
+    for ending in (connection, inward, outward):  # a connection that is cut does not say that it is closed
+        ending.close_callbacks.add(session.lose)
+    return session
+
+
+async def _consume(session: _Session) -> None:
+    """Let the arrivals come."""
+
+    async def receive(message: AbstractIncomingMessage) -> None:
+        session.waiting.append(message)
+        session.arrived.set()
+
+    arrivals = await session.inward.get_queue(ARRIVALS)
+    await arrivals.consume(receive)
+
+
+async def _declare(channel: AbstractChannel, name: str, arguments: Mapping[str, int | str]) -> AbstractExchange:
+    exchange = await channel.declare_exchange(name, aio_pika.ExchangeType.DIRECT, durable=True)
+    queue = await channel.declare_queue(name, durable=True, arguments=dict(arguments) or None)
+    await queue.bind(exchange, routing_key=name)
+    return exchange
+
+
+def envelope_of(message: AbstractIncomingMessage) -> Envelope:
+    """The delivery in the form that kombu gives a message on Valkey."""
+    return Envelope(
+        body=base64.b64encode(message.body).decode("ascii"),
+        headers={name: _plain(value) for name, value in message.headers.items()},
+        properties={
+            "correlation_id": message.correlation_id,
+            "reply_to": message.reply_to or "",
+            "delivery_mode": 2,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        },
+        content_type=message.content_type or "",
+        content_encoding=message.content_encoding or "utf-8",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A header's value as it can be written again: bytes are what pamqp gives for text that is not UTF-8."""
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, dict):
+        return {name: _plain(below) for name, below in value.items()}
+    return [_plain(below) for below in value] if isinstance(value, list) else value
+
+
+def amqp_message(message: Outgoing) -> aio_pika.Message:
+    """A placed message as AMQP carries it."""
+    envelope = message.envelope
+    return aio_pika.Message(
+        envelope.payload(),
+        headers=envelope.headers,
+        content_type=envelope.content_type,
+        content_encoding=envelope.content_encoding,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        priority=amqp_priority(message.level),
+        correlation_id=envelope.properties.get("correlation_id"),
+        reply_to=envelope.properties.get("reply_to"),
+    )
+
+
+@contextmanager
+def told_plainly_amqp() -> Iterator[None]:
+    """Raises `BrokerUnavailableError` for everything that says that RabbitMQ did not answer."""
+    try:
+        yield
+    except AWAY as error:
+        raise BrokerUnavailableError(f"the broker did not answer: {error!r}", retry_after=1.0) from error
+    except (Exception, asyncio.CancelledError) as error:
+        if not _says_closed(error):
+            raise
+        raise BrokerUnavailableError("the broker closed the connection", retry_after=1.0) from error
+
+
+def _says_closed(error: BaseException) -> bool:
+    """Whether this is how aiormq says that a connection ended: who waits is cancelled, who writes gets a bare error."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling()
+    return type(error) is Exception

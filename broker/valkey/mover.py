@@ -1,0 +1,68 @@
+"""Moves on Valkey or Redis: one script, so that a message is in exactly one queue whenever anybody looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from broker.mover import PEEK_BYTES, Head, Peeked, Shown, Step
+from broker.valkey.connection import connect, told_plainly
+from broker.valkey.mover_scripts import MOVE, PEEK, move_args
+from broker.valkey.mover_state import StateYard
+from broker.valkey.queues import addressed
+from taxiway.contract.keys import LEAD, WORK, priority_lists
+from taxiway.contract.wire import decode_envelope, encode_envelope
+from taxiway.errors import InvalidRequestError
+
+
+class ValkeyYard(StateYard):
+    """Class queues on Valkey. Where `state` is another server, it has the lead, and records change there first."""
+
+    def __init__(self, *, broker: str, state: str, name: str) -> None:
+        self._client = connect(broker)
+        super().__init__(state, name)
+        self._apart = state != broker
+        self._peek = self._client.register_script(PEEK)
+        self._move = self._client.register_script(MOVE)
+
+    async def head(self, queue: str) -> Head:
+        """See `Yard`."""
+        with told_plainly("broker"):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for name in priority_lists(queue):
+                    pipeline.llen(name)
+                    pipeline.lindex(name, -1)
+                answer = await pipeline.execute()
+        first = [_peeked(queue, level, raw) for level, raw in enumerate(answer[1::2]) if raw is not None]
+        return Head(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
+
+    async def peek(self, queue: str, most: int) -> Shown:
+        """See `Yard`; a message that cannot be read is left out."""
+        with told_plainly("broker"):
+            depth, *shown = await self._peek(keys=priority_lists(queue), args=[most, PEEK_BYTES])
+        seen = (_peeked(queue, level, raw) for level, raws in enumerate(shown) for raw in raws)
+        return Shown(depth, [peeked for peeked in seen if peeked is not None])
+
+    async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
+        """See `Yard`."""
+        if self._apart and not await self.record(token, steps):
+            return [False] * len(steps)
+        messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
+        args = move_args("" if self._apart else token, steps, messages, record=not self._apart)
+        with told_plainly("broker"):
+            moved = await self._move(keys=[LEAD, WORK], args=args)
+        return [bool(one) for one in moved] or [False] * len(steps)
+
+    async def put_back(self) -> None:
+        """Nothing: what was shown never left its queue."""
+
+    async def close(self) -> None:
+        """See `Yard`."""
+        await super().close()
+        await self._client.aclose()
+
+
+def _peeked(queue: str, level: int, raw: bytes) -> Peeked | None:
+    try:
+        return Peeked(queue, level, raw, decode_envelope(raw))
+    except InvalidRequestError:
+        return None

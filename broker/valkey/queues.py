@@ -1,0 +1,352 @@
+"""Arrivals and class queues on Valkey or Redis, where kombu keeps them.
+
+What a router takes is moved, on the server, into lists of its own, and stays there until it is forwarded (`life`). An
+idle router waits with `BLMOVE` into such lists, one a level: it wakes with the message, and one more call forwards it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import uuid
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
+from redis.exceptions import ResponseError
+
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
+from broker.valkey.connection import Line, connect, told_plainly
+from broker.valkey.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
+from broker.valkey.sessions import TAKES, Life
+from tasks.beside import beside
+from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS, priority_list, priority_lists, redis_priority
+from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+
+_CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
+_SEEN = {"state": JobState.QUEUED}
+
+ASTRAY = """
+-- KEYS: a queue's list. ARGV: how many of its oldest messages to look at, what stands in those that are wanted.
+local found = {}
+if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('TYPE', KEYS[1]).ok == 'list' then
+  for _, message in ipairs(redis.call('LRANGE', KEYS[1], -ARGV[1], -1)) do
+    if string.find(message, ARGV[2], 1, true) then found[#found + 1] = message end
+  end
+end
+return found
+"""
+"""Reads the messages of one application in a queue that others may use, too."""
+
+_ASTRAY_AT_MOST = 64
+
+EVENTS = "celeryev"
+"""Celery's exchange for events; kombu's channel for it is /<database>.<exchange>/<routing key>."""
+
+
+class ValkeyTransport:
+    """A router's hold on a Valkey broker. Where `state` is another server, records are written there first.
+
+    A message's tag is the list that it was taken into: all of a list are answered together.
+    """
+
+    def __init__(
+        self, *, broker: str, state: str, name: str, keep_record: int, durability: Durability = "written"
+    ) -> None:
+        self._client = connect(broker)
+        self._takes, self._sends = Line(broker), Line(broker)
+        self._records = Line(state) if state != broker else None
+        self._waiters = [Line(broker, answer=None) for _ in range(LEVELS)]
+        self._database = int(self._client.connection_pool.connection_kwargs.get("db") or 0)
+        self._keep = keep_record
+        self._confirming = confirming(durability, _CONFIRMED_WITHIN)
+        self._life = Life(self._client, name)
+        self._waits: dict[int, asyncio.Task[Any]] = {}
+        self._rung = asyncio.Event()
+        self._held: set[str] = set()
+        self._ahead: list[tuple[str, bytes]] = []  # tags and messages
+        self._more = True
+        self._bursts = False
+        self._abandoned = False
+        self._lost = False  # what a call moved is not known: its answer never came
+
+    async def wait(self, longest: float) -> None:
+        """Return when a message was moved out of one of the arrivals' lists, at the latest after `longest` seconds.
+
+        What is waited for must come before this life may end: `longest` is far less than `life.LASTS`. A server that
+        refuses to move is told of at once.
+        """
+        for level, name in enumerate(priority_lists(ARRIVALS)):
+            if level not in self._waits:
+                move = ("BLMOVE", name, self._life.taken(str(level)), "RIGHT", "LEFT", longest)
+                self._waits[level] = asyncio.ensure_future(self._waiters[level].call(*move))
+                self._waits[level].add_done_callback(self._ring)
+        if not any(wait.done() for wait in self._waits.values()):
+            self._rung.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest):
+                    await self._rung.wait()
+        failed = [level for level, wait in self._waits.items() if _failure(wait)]
+        with told_plainly("broker"):
+            for wait in [self._waits.pop(level) for level in failed]:
+                with self._answered():
+                    wait.result()
+
+    async def take(self) -> Taken:
+        """What `wait` moved and the last call took; and where they come in bursts lately, the others of the burst."""
+        with told_plainly("broker"):
+            if self._abandoned:
+                await self._give_back()
+            while self._life.due and not await self._life.sign():
+                await self._end_life()
+            woken = self._woken()
+            if self._more or (woken and self._bursts):
+                await self._exchange([], set())
+                self._bursts = bool(self._ahead)
+            if self._more:  # its life ended, and what was woken returns to the arrivals
+                await self._end_life()
+                return Taken(self._life.now())
+        ahead, self._ahead = self._ahead, []
+        arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
+        return Taken(self._life.now(), arrivals)
+
+    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record, at once where broker and state are one server."""
+        forwards = [self._forward_of(m) for m in messages]
+        kept = [reading.recorded() for reading in readings]
+        tags = {m.tag for m in messages if m.tag}
+        if self._records is None:
+            done = (await self._run_forward([*kept, *forwards], tags))[len(kept) :]
+            await self._confirm(self._sends, tags)
+            return done
+        held = [m.held for m in messages]
+        records = [f if own else _unpublished(f) for f, own in zip(forwards, held, strict=True)]
+        recorded = await self._run_record([*kept, *records])
+        done, refused = recorded.done[len(kept) :], recorded.refused[len(kept) :]
+        left = [own or no for own, no in zip(held, refused, strict=True)]  # what is published nowhere
+        published = [_unrecorded(f) for f, stays in zip(forwards, left, strict=True) if not stays]
+        await self._confirm(self._records, tags)
+        sent = iter(await self._run_forward(published, tags))
+        await self._confirm(self._sends, tags)
+        return [new if stays else next(sent) for new, stays in zip(done, left, strict=True)]
+
+    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+        """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
+        forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
+        kept = [reading.recorded() for reading in readings]
+        if self._records is None:
+            return (await self._run_forward([*kept, *forwards], script=LET_GO))[len(kept) :]
+        unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
+        await self._run_forward(unheld, script=LET_GO)
+        return (await self._run_record([*kept, *map(_unpublished, forwards)], LET_GO)).done[len(kept) :]
+
+    async def settle(self, tags: Sequence[str]) -> None:
+        """Forget arrivals, with all that were taken with them."""
+        held = self._held.intersection(tags)
+        if held:
+            await self._run_forward([], held)
+
+    def abandon(self) -> None:
+        """Put back, before the next take, all that this router holds: also what a lost answer took."""
+        self._abandoned = True
+
+    async def retire(self) -> None:
+        """Put back what `wait` moved and nobody took; the life that begins takes nothing."""
+        with told_plainly("broker"):
+            await self._end_life()
+
+    async def tidy(self) -> int:
+        """Show that this router lives, and put back what dead ones had taken."""
+        with told_plainly("broker"):
+            if not await self._life.sign():
+                self._abandoned = True
+            return await self._life.recover()
+
+    async def astray(self) -> list[Arrival]:
+        """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
+        with told_plainly("broker"):
+            found = await self._sends.run(ASTRAY, [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"'])
+        return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
+
+    async def forget(self, astray: Sequence[Arrival]) -> None:
+        """Take these out of that queue by their contents."""
+        with told_plainly("broker"):
+            for one in astray:
+                await self._client.lrem(DEFAULT_QUEUE, 1, one.raw)  # type: ignore[arg-type]  # redis-py takes bytes
+
+    async def announce(self, routing_key: str, event: bytes) -> None:
+        """Publish a Celery event on the channel of kombu's fanout exchange."""
+        with told_plainly("broker"):
+            await self._client.publish(f"/{self._database}.{EVENTS}/{routing_key}", kombu_event(routing_key, event))
+
+    async def close(self) -> None:
+        """Put back what is still taken, and disconnect."""
+        try:
+            with told_plainly("broker"):
+                await self._end_life()
+        except BrokerUnavailableError:
+            pass  # the life ends by itself, and another router puts back what lies under it
+        for line in (self._takes, self._sends, self._records, *self._waiters):
+            if line is not None:
+                await line.close()
+        await self._client.aclose()
+
+    def _ring(self, _: asyncio.Future[Any]) -> None:
+        self._rung.set()
+
+    def _woken(self) -> list[tuple[str, bytes]]:
+        """What `wait` moved and nobody had yet, first served first."""
+        woken = []
+        for level in sorted(level for level, wait in self._waits.items() if wait.done()):
+            with self._answered():
+                raw = self._waits.pop(level).result()
+            if raw is not None:
+                tag = self._life.taken(str(level))
+                self._held.add(tag)
+                woken.append((tag, raw))
+        return woken
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        """Notes it where nobody can tell what a call moved; one that the server refused moved nothing."""
+        try:
+            yield
+        except BaseException as error:
+            self._lost = self._lost or not _refused(error)
+            raise
+
+    async def _give_back(self) -> None:
+        """Put back all that was taken and not answered. The life goes on, unless an answer was lost."""
+        if self._lost:
+            await self._end_life()
+            return
+        if self._held:
+            await self._life.give_back(sorted(self._held))
+        self._held.clear()
+        self._ahead.clear()
+        self._more, self._abandoned = True, False
+
+    async def _end_life(self) -> None:
+        """Put back all that was taken and not answered, also what a lost answer took."""
+        reached = not self._lost and all(map(_reached, self._waits.values()))
+        for wait in self._waits.values():
+            wait.cancel()
+        await asyncio.gather(*self._waits.values(), return_exceptions=True)
+        self._waits.clear()
+        self._held.clear()
+        self._ahead.clear()
+        await self._life.end(reached=reached)
+        self._more, self._abandoned, self._lost = True, False, False
+
+    async def _run_forward(
+        self, forwards: Sequence[Forward], tags: Set[str] = frozenset(), script: str = FORWARD
+    ) -> list[bool]:
+        if not tags <= self._held:
+            return [False] * len(forwards)
+        with told_plainly("broker"):
+            if tags:
+                return await self._exchange(forwards, tags)
+            return forward_answer(await self._sends.run(script, [], forward_args(forwards))).done
+
+    async def _exchange(self, forwards: Sequence[Forward], tags: Set[str]) -> list[bool]:
+        """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
+        takes = self._life.taken(TAKES)
+        most = 0 if takes in self._held - tags else TAKE_AT_MOST
+        args = forward_args(forwards, self._life.key, most=most, most_bytes=TAKE_BYTES)
+        with self._answered():
+            answer = forward_answer(await self._takes.run(FORWARD, [*priority_lists(ARRIVALS), takes, *tags], args))
+        self._life.heard(answer.now)
+        self._more = not answer.lives
+        self._held -= tags
+        if answer.taken:
+            self._held.add(takes)
+            self._ahead = [(takes, raw) for raw in answer.taken]
+            self._bursts = True
+        return answer.done
+
+    async def _confirm(self, line: Line, tags: Set[str]) -> None:
+        """Wait until what was written on the line is as durable as it is to be, of what comes from the own door.
+
+        What came by the arrivals was accepted there, and a replica that has less has it there still.
+        """
+        if tags or not self._confirming:
+            return
+        with told_plainly("broker"):
+            check_confirmed([await line.call(*command) for command in self._confirming])
+
+    async def _run_record(self, forwards: Sequence[Forward], script: str = FORWARD) -> Forwarded:
+        assert self._records is not None
+        with told_plainly("state store"):
+            return forward_answer(await self._records.run(script, [], forward_args(forwards)))
+
+    def _forward_of(self, message: Outgoing) -> Forward:
+        envelope = message.envelope
+        return Forward(
+            queue_list="" if message.held else priority_list(message.queue, message.level),
+            message=encode_envelope(envelope if message.held else addressed(envelope, message.queue, message.level)),
+            job=message.job,
+            fields=message.fields,
+            keep=self._keep,
+            reply=message.reply,
+            use=message.use,
+        )
+
+
+def _failure(call: asyncio.Task[Any]) -> BaseException | None:
+    """What a call raised; None where it goes on, was cancelled, or has an answer."""
+    return call.exception() if call.done() and not call.cancelled() else None
+
+
+def _reached(call: asyncio.Task[Any]) -> bool:
+    """Whether the server answered a call: nothing of it can still come."""
+    failure = _failure(call)
+    return call.done() and not call.cancelled() and (failure is None or _refused(failure))
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the server answered that it takes no writes: then nothing was moved."""
+    return isinstance(error, ResponseError) and takes_nothing(error)
+
+
+def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
+    """The envelope, given kombu's address of a class queue; the delivery tag and the body stay."""
+    envelope.properties["priority"] = redis_priority(level)
+    envelope.properties["delivery_info"] = {"exchange": queue, "routing_key": queue}
+    return envelope
+
+
+def _unpublished(forward: Forward) -> Forward:
+    """The record alone of what is published elsewhere."""
+    return msgspec.structs.replace(forward, queue_list="", message=b"")
+
+
+def _unrecorded(forward: Forward) -> Forward:
+    """The publication alone of what is recorded elsewhere: the broker remembers of the job that it was there."""
+    return msgspec.structs.replace(forward, fields=_SEEN, use=None)
+
+
+def _is_request(arrival: Arrival) -> bool:
+    return arrival.envelope is not None and arrival.envelope.headers.get("task") == INFER
+
+
+def _arrival(tag: str, raw: bytes) -> Arrival:
+    try:
+        return Arrival(tag, raw, decode_envelope(raw))
+    except InvalidRequestError as error:
+        return Arrival(tag, raw, None, error.message)
+
+
+def kombu_event(routing_key: str, event: bytes) -> bytes:
+    """The message that carries an event, or a list of them, encoded as JSON."""
+    properties = {
+        "delivery_mode": 1,
+        "delivery_info": {"exchange": EVENTS, "routing_key": routing_key},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": str(uuid.uuid4()),
+    }
+    return encode_envelope(Envelope(body=base64.b64encode(event).decode("ascii"), headers={}, properties=properties))

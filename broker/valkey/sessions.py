@@ -1,0 +1,123 @@
+"""A router's life on a Valkey broker, and the lists under it: what it took lies there until it is forwarded."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+
+from broker.valkey.forwarding import LIVE, PUT_BACK, RECOVER
+from taxiway.contract.keys import ARRIVALS, LEVELS, LIVES, life_key, taken_key
+
+LASTS = 5.0
+"""Seconds without a sign after which what a router took is put back."""
+
+RENEW = 1.0
+"""Seconds between two signs of life."""
+
+REMEMBERED = 1200.0
+"""Seconds for which an ended life is looked after: longer than Linux goes on sending what a lost connection holds."""
+
+REMEMBERED_AT_MOST = 256
+"""Ended lives that are looked after at once: a network that breaks every second leaves one each time."""
+
+RECENT = 60.0
+"""Seconds since its last sign for which an ended life is looked at each time; later, seldom."""
+
+SELDOM = 10
+"""Looks of which one is at all ended lives, and the others at the recent ones."""
+
+TAKES = "takes"
+"""The list for what a router takes together; the others are for what it waits for, one a level."""
+
+SOURCES = (TAKES, *map(str, range(LEVELS)))
+
+
+class Life:
+    """One router's lives, one after the other."""
+
+    def __init__(self, client: Redis, router: str) -> None:
+        self._client = client
+        self._router = router
+        self._live = client.register_script(LIVE)
+        self._recover = client.register_script(RECOVER)
+        self._put_back = client.register_script(PUT_BACK)
+        self._looks = 0
+        self._number = 0
+        self._ahead = 0.0
+        self.name, self._newborn, self._signed = "", True, -math.inf
+        self._begin()
+
+    @property
+    def key(self) -> str:
+        """The key of the present life."""
+        return life_key(self.name)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a sign."""
+        return time.monotonic() - self._signed > RENEW
+
+    def taken(self, source: str) -> str:
+        """The list of what was taken from `source` in the present life."""
+        return taken_key(self.name, source)
+
+    def now(self) -> float:
+        """The server's time, as of its last answer and this host's clock since."""
+        return time.monotonic() + self._ahead
+
+    def heard(self, now: float) -> None:
+        """The server just said what time it is."""
+        self._ahead = now - time.monotonic()
+
+    async def sign(self) -> bool:
+        """Show that the router lives; False where its life had ended: then it has to `end`."""
+        name, newborn = self.name, self._newborn
+        keys, lasts = [LIVES, life_key(name)], int(LASTS * 1000)
+        now, lives = await self._live(keys=keys, args=[name, lasts, "1" if newborn else ""])
+        self.heard(float(now))
+        if name == self.name:
+            self._signed, self._newborn = time.monotonic(), False
+        return bool(lives)
+
+    async def end(self, *, reached: bool) -> None:
+        """End the present life, put back all that lies under it, and begin another.
+
+        `reached` says that the server answered every move into its lists, so that nobody has to look after it.
+        """
+        await self._client.delete(self.key)
+        await self._recover_all([self.name], remembered=-1.0 if reached else REMEMBERED)
+        self._begin()
+
+    async def give_back(self, lists: Sequence[str]) -> None:
+        """Put back what lies in these lists; the life goes on."""
+        await self._put_back(keys=[ARRIVALS, *lists])
+
+    async def recover(self) -> int:
+        """Put back what lies under the lives of others that ended; how many messages.
+
+        A life that ended long ago is looked at seldom.
+        """
+        self._looks += 1
+        oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
+        lives: list[Any] = await self._client.zrangebyscore(LIVES, oldest, "+inf")
+        names = [life.decode() for life in lives]
+        return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
+
+    async def _recover_all(self, lives: Sequence[str], *, remembered: float) -> int:
+        if not lives:
+            return 0
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for life in lives:
+                keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
+                await self._recover(keys=keys, args=[life, remembered, REMEMBERED_AT_MOST], client=pipeline)
+            counts: list[Any] = await pipeline.execute()
+        return sum(map(int, counts))
+
+    def _begin(self) -> None:
+        self._number += 1
+        self.name = f"{self._router}.{self._number}"
+        self._newborn, self._signed = True, -math.inf

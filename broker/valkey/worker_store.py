@@ -1,0 +1,204 @@
+"""What a worker says to the state store: claims, results, heartbeats and dead letters, each one script or command."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from redis.exceptions import RedisError
+
+from broker.port import DeadLetter, Holder, read_history
+from broker.valkey import scripts
+from broker.valkey.blocking import Line, connect
+from broker.valkey.class_queue import UNACKED
+from broker.valkey.scripts import Claim, Ending
+from tasks.reload import WATCH
+from tasks.topology import Limits
+from taxiway.contract.blobs import Buffer, Reference
+from taxiway.contract.durability import refusal
+from taxiway.contract.job import ResultMeta, read_meta
+from taxiway.contract.keys import (
+    CATALOGUES,
+    CATALOGUES_SEEN,
+    DEAD,
+    DEVICES,
+    HEARTBEATS,
+    LENGTHS,
+    WORK,
+    blob_key,
+    job_key,
+    result_key,
+    stream_key,
+    withdrawn_channel,
+)
+from taxiway.contract.streaming import KEEP, MOST_PIECES, Piece
+from taxiway.errors import BrokerUnavailableError
+
+KEPT_DEAD = 10_000
+"""Dead letters that are kept; the oldest fall off."""
+
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the store is away; the last repeats
+
+Answer = TypeVar("Answer")
+
+
+class Store:
+    """One worker's door to the state store. Threads may share it.
+
+    Args:
+        worker: the worker's name; claims carry it.
+        limits: the lease of a claim, and how long results and records stay.
+        device: the label of the device that jobs run on.
+    """
+
+    def __init__(self, url: str, worker: str, limits: Limits, device: str = "") -> None:
+        self.worker = worker
+        self.limits = limits
+        self.device = device
+        self._client = connect(url)
+        self._withdrawn = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # redis-py leaves it open
+        self._claim = self._client.register_script(scripts.CLAIM)
+        self._start = self._client.register_script(scripts.START)
+        self._renew = self._client.register_script(scripts.RENEW)
+        self._release = self._client.register_script(scripts.RELEASE)
+        self._watch = self._client.register_script(WATCH)
+        self._line, self._values = Line(url), Line(url)
+        self._finish = self._client.register_script(scripts.FINISH)
+        self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
+
+    def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
+        """The store's time, and the claim of each (job, deadline) in order."""
+        args = scripts.claim_args(self.worker, self.limits.lease, jobs)
+        return scripts.claim_answer(self._told(lambda: self._claim(args=args)))
+
+    def start(self, jobs: Sequence[tuple[str, str, float]]) -> None:
+        """Say that the jobs (id, token, store's time) run."""
+        if jobs:
+            self._told(lambda: self._start(args=scripts.start_args(self.device, jobs)))
+
+    def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
+        """Prolong the claims (job, token); which of them are still ours, in order."""
+        if not claims:
+            return []
+        ours = self._told(lambda: self._renew(args=scripts.renew_args(self.limits.lease, claims)))
+        return [bool(one) for one in ours]
+
+    def release(self, claims: Sequence[tuple[str, str]]) -> None:
+        """Give the claims (job, token) back."""
+        if claims:
+            self._told(lambda: self._release(args=scripts.release_args(claims)))
+
+    def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
+        """Let the claims (job, token) end as if this worker had: their runs count."""
+        if claims:
+            self._told(lambda: self._renew(args=scripts.renew_args(0.0, claims)))
+
+    def finish(self, endings: Iterable[Ending]) -> list[bool]:
+        """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
+        args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
+        written = self._told(lambda: self._line.run(self._finish, [WORK, LENGTHS, *UNACKED], args))
+        return [bool(one) for one in written]
+
+    def append(self, pieces: Mapping[str, Piece]) -> None:
+        """Add a piece to the stream of each of these jobs."""
+
+        def add() -> None:
+            with self._client.pipeline(transaction=False) as pipe:
+                for job, piece in pieces.items():
+                    pipe.xadd(stream_key(job), piece.fields(), maxlen=MOST_PIECES, approximate=True)
+                    pipe.expire(stream_key(job), KEEP)
+                pipe.execute()
+
+        self._told(add)
+
+    def result(self, job: str) -> ResultMeta | None:
+        """The job's stored result, if it has one."""
+        raw = self._told(lambda: self._client.get(result_key(job)))
+        return read_meta(raw) if raw else None
+
+    def blobs(self, references: Sequence[Reference]) -> dict[str, Buffer | None]:
+        """The bytes that each `ref` stands for, None where they are not there any more."""
+        keys = [blob_key(reference.ref) for reference in references]
+        contents = self._told(lambda: self._values.values(keys))
+        return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
+
+    def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
+        """Store the blobs of results, as long as results stay."""
+
+        def put() -> None:
+            with self._client.pipeline(transaction=False) as pipe:
+                for ref, content in kept.items():
+                    pipe.set(blob_key(ref), content, ex=self.limits.keep_result)
+                pipe.execute()
+
+        self._told(put)
+
+    def beat(self, facts: Any) -> None:
+        """Publish the device's facts."""
+        encoded = msgspec.json.encode(facts)
+        self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, encoded]))
+
+    def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
+        """Tell what this worker serves, and hear how often a look at the models folder was asked for."""
+        keys = [CATALOGUES, CATALOGUES_SEEN]
+        return [int(one) for one in self._told(lambda: self._watch(keys=keys, args=list(arguments)))]
+
+    def retire(self) -> None:
+        """Take the device's facts back: it takes no more work."""
+        self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, ""]))
+
+    def withdrawn(self, longest: float) -> list[str]:
+        """Jobs held here that were ended since the last call, or in the next `longest` seconds. For one thread."""
+        message = self._told(lambda: self._listen(longest))
+        return [] if message is None else [message["data"].decode().removeprefix(job_key(""))]
+
+    def wake_listener(self) -> None:
+        """Let a `withdrawn` that waits return. Any thread may."""
+        self._told(lambda: self._client.publish(withdrawn_channel(self.worker), ""))
+
+    def history(self, job: str) -> tuple[Holder, ...]:
+        """Workers that held the job, and ended."""
+        raw: bytes | None = self._told(lambda: self._client.hget(job_key(job), "history"))
+        return read_history(raw.decode()) if raw else ()
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Put a message among the dead letters."""
+
+        def push() -> None:
+            with self._client.pipeline() as pipe:
+                pipe.lpush(DEAD, msgspec.json.encode(letter))
+                pipe.ltrim(DEAD, 0, KEPT_DEAD - 1)
+                pipe.execute()
+
+        self._told(push)
+
+    def _listen(self, longest: float) -> Any:
+        if not self._withdrawn.subscribed:
+            self._withdrawn.subscribe(withdrawn_channel(self.worker))
+        return self._withdrawn.get_message(timeout=longest)
+
+    def _told(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (RedisError, OSError) as error:
+            raise refusal("state store", error) from error
+
+
+def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:
+    """`call`'s answer, tried until the store is back; `tell` is told once that it is away.
+
+    Raises:
+        BrokerUnavailableError: the store is away and `given_up` is set.
+    """
+    tries = 0
+    while True:
+        try:
+            return call()
+        except BrokerUnavailableError as error:
+            if tries == 0:
+                tell(error.message)
+            if given_up.wait(_PAUSES[min(tries, len(_PAUSES) - 1)]):
+                raise
+            tries += 1

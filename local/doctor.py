@@ -1,0 +1,218 @@
+"""What this machine has, what it lacks, and how to get it."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import msgspec
+import redis
+
+from local.embedded import EmbeddedValkeyError, find_binary
+from local.state import Fleet, ProcessState
+from tasks.check import check_configuration
+from tasks.machine import RUNTIMES, Machine
+from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+
+_QUICK = 2.0  # seconds for one look at a server
+_PORTS = {"amqp": 5672, "amqps": 5671}
+_DISK = 3 * 2**30  # bytes: the shipped models, their conversions and a torch for the CPU
+
+
+SERVERS = ("TAXIWAY_BROKER", "TAXIWAY_STATE")
+"""The variables that name the user's own servers."""
+
+
+class ServerAwayError(Exception):
+    """A server that the user named does not answer."""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that a fleet can use: what was found, and where it is missing, how to get it."""
+
+    subject: str
+    found: bool
+    value: str
+    remedy: str = ""
+
+
+def examine(machine: Machine, environment: Mapping[str, str], fleet: Fleet | None) -> list[Finding]:
+    """Everything worth knowing before a fleet is started here, and of the `fleet` that runs here."""
+    cache = cache_directory(environment)
+    here = [*processes(fleet), *outdated(fleet, environment)] if fleet is not None else []
+    this = [*_hardware(machine), *_runtimes(machine), *servers(environment), *_storage(cache)]
+    return [*this, *configuration(environment), *here]
+
+
+def configuration(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """What is wrong with queues.yaml and the models; one finding where nothing is."""
+    verdicts = check_configuration(queues_file(environment), models_folder(environment), cache_directory(environment))
+    wrong = [verdict for verdict in verdicts if verdict.level != "ok"]
+    for verdict in wrong:
+        yield Finding(subject=verdict.subject, found=False, value=verdict.text, remedy=verdict.hint or "taxiway check")
+    if not wrong:
+        yield Finding(subject="queues.yaml and models", found=True, value=f"{len(verdicts) - 1} models are sound")
+
+
+def outdated(fleet: Fleet, environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The running processes that go by an older queues.yaml, as far as the fleet's router tells."""
+    key = environment.get("TAXIWAY_KEY", "")
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with suppress(httpx.HTTPError, msgspec.DecodeError):
+        answer = httpx.get(f"{fleet.http}/v2/fleet", headers=headers, timeout=_QUICK, trust_env=False)
+        if answer.status_code != httpx.codes.OK:
+            return
+        for process in msgspec.json.decode(answer.content, type=_Restart).restart:
+            value = "goes by the queues.yaml that it started with, which changed since"
+            yield Finding(subject=f"process {process}", found=False, value=value, remedy="restart it")
+
+
+class _Restart(msgspec.Struct):
+    """As much of a fleet's picture as names those that go by an older queues.yaml."""
+
+    restart: tuple[str, ...] = ()
+
+
+def processes(fleet: Fleet) -> Iterator[Finding]:
+    """The processes of a running fleet: those that failed lately or do not run, each with its reason."""
+    running = sum(process.ready for process in fleet.processes)
+    yield Finding(subject="fleet here", found=True, value=f"{running} of {len(fleet.processes)} processes are ready")
+    for process in fleet.processes:
+        if process.restarts or not process.ready:
+            yield _failing(process)
+
+
+def _failing(process: ProcessState) -> Finding:
+    state = "ready" if process.ready else "starting" if process.pid else "waits to be restarted"
+    said = [f"{state}, {process.restarts} {'restart' if process.restarts == 1 else 'restarts'}"]
+    if process.last_exit is not None:
+        at = datetime.fromtimestamp(process.last_exit.at).strftime("%H:%M:%S")
+        said += [f"at {at} {process.last_exit.why}", process.last_exit.last_line]
+    value = ": ".join(filter(None, said))
+    return Finding(subject=f"process {process.name}", found=process.ready, value=value, remedy=f"see {process.log}")
+
+
+def _hardware(machine: Machine) -> Iterator[Finding]:
+    yield Finding(subject="cores", found=True, value=f"{machine.cores} physical")
+    yield Finding(
+        subject="memory", found=True, value=f"{_gib(machine.memory)}, {_gib(machine.memory_free)} of it available"
+    )
+    yield Finding(
+        subject="instruction sets",
+        found=bool(machine.instruction_sets),
+        value=", ".join(machine.instruction_sets) or "none of those that make models faster",
+    )
+    yield Finding(
+        subject="CUDA",
+        found=bool(machine.cuda),
+        value=", ".join(machine.cuda) or "no NVIDIA device with a driver",
+        remedy="" if machine.cuda else "serve gpu.realtime on the CPU: --emulate gpu.realtime",
+    )
+    yield Finding(
+        subject="TPU",
+        found=machine.tpu_chips > 0,
+        value=f"{machine.tpu_chips} chips" if machine.tpu_chips else "no chip on the PCI bus",
+        remedy="" if machine.tpu_chips else "serve tpu.bulk on the CPU: --emulate tpu.bulk",
+    )
+
+
+def _runtimes(machine: Machine) -> Iterator[Finding]:
+    for name, distribution in RUNTIMES.items():
+        version = machine.runtimes.get(name)
+        remedy = "make torch" if name == "torch" else "make setup"
+        yield Finding(
+            subject=f"runtime {name}",
+            found=version is not None,
+            value=f"{distribution} {version}" if version else f"{distribution} is not installed",
+            remedy="" if version else remedy,
+        )
+
+
+def check_servers(environment: Mapping[str, str]) -> None:
+    """Check that the user's servers answer, where there are any; addresses of another form are the settings' to refuse.
+
+    Raises:
+        ServerAwayError: one does not; names its variable.
+    """
+    for variable in SERVERS:
+        url = environment.get(variable, "")
+        looked = _server(variable, url) if urlsplit(url).scheme in BROKERS else None
+        if looked is not None and not looked.found:
+            raise ServerAwayError(f"{variable}: {looked.value}")
+
+
+def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
+    """The embedded broker, and what there is to say of the user's own servers."""
+    try:
+        yield Finding(subject="embedded Valkey", found=True, value=str(find_binary()))
+    except EmbeddedValkeyError as error:
+        yield Finding(subject="embedded Valkey", found=False, value=str(error), remedy="make setup")
+    for variable in SERVERS:
+        if environment.get(variable):
+            yield _server(variable, environment[variable])
+            yield from _guard(variable, environment[variable])
+
+
+def _server(variable: str, url: str) -> Finding:
+    """Whether the user's server answers; its address is shown without its password."""
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (f":{parts.port}" if parts.port else "")
+    try:
+        _knock(url)
+    except (OSError, redis.RedisError, ValueError) as error:
+        return Finding(
+            subject=variable, found=False, value=f"{shown}: {error}", remedy=f"start the server, or unset {variable}"
+        )
+    return Finding(subject=variable, found=True, value=f"{shown} answers")
+
+
+def _guard(variable: str, url: str) -> Iterator[Finding]:
+    """Whether a Valkey or Redis answers who says no password."""
+    parts = urlsplit(url)
+    if parts.scheme in _PORTS:
+        return
+    stranger = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    try:
+        _knock(stranger)
+    except (OSError, redis.RedisError, ValueError):
+        return
+    remedy = "give it a password (requirepass), or accounts: python -m broker.accounts --acl FILE"
+    yield Finding(subject=f"{variable} guard", found=False, value="answers anybody, without a password", remedy=remedy)
+
+
+def _knock(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme in _PORTS:
+        socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _QUICK).close()
+        return
+    with redis.Redis.from_url(url, socket_timeout=_QUICK, socket_connect_timeout=_QUICK, retry=None) as client:
+        client.ping()
+
+
+def _storage(cache: Path) -> Iterator[Finding]:
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    held = sum(path.stat().st_size for path in files)
+    yield Finding(
+        subject="model cache",
+        found=held > 0,
+        value=f"{cache}: {_gib(held)}",
+        remedy="" if held else "python -m local fetch",
+    )
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    yield Finding(
+        subject="free disk",
+        found=free >= _DISK,
+        value=f"{_gib(free)} at {there}",
+        remedy="" if free >= _DISK else f"make room: about {_gib(_DISK)} is needed, or set TAXIWAY_CACHE",
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

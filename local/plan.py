@@ -1,0 +1,113 @@
+"""Which workers to start on a machine: a decision from queues.yaml, the machine and what the user asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from tasks.machine import Machine
+from tasks.topology import DeviceKind, HardwareClass, Topology
+
+_DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax"}
+"""The runtime without which a worker cannot drive an accelerator."""
+
+
+class PlanError(ValueError):
+    """What the user asked for cannot be started; the text says what could."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """One worker process; an emulated one has the label of the device that it stands in for."""
+
+    hardware_class: str
+    device: str
+    emulated: bool
+
+    @property
+    def name(self) -> str:
+        """`cpu.batch.cpu-0`: unique on one machine, and the worker's node name up to the @."""
+        return f"{self.hardware_class}.{self.device.replace(':', '-')}"
+
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether it takes a core of the machine."""
+        return self.emulated or self.device.startswith("cpu")
+
+    def command(self) -> list[str]:
+        """Arguments of `python` that start it."""
+        command = ["-m", "workers", "--class", self.hardware_class, "--device", self.device]
+        return [*command, "--emulate"] if self.emulated else command
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The workers to start, why each other class gets none, and the seconds that a worker has to finish and leave."""
+
+    workers: tuple[WorkerPlan, ...]
+    left_out: Mapping[str, str]
+    grace: float
+
+
+def plan_fleet(
+    topology: Topology, machine: Machine, *, emulate: Collection[str] = (), counts: Mapping[str, int] | None = None
+) -> Plan:
+    """The workers that the machine can run, classes in `emulate` on its CPU; `counts` overrides processes a class.
+
+    Raises:
+        PlanError: a class is not in queues.yaml, is emulated without need, or nothing is left to start.
+    """
+    counts = counts or {}
+    _check_names(topology, {*emulate, *counts})
+    workers: list[WorkerPlan] = []
+    left_out: dict[str, str] = {}
+    for name, hardware in sorted(topology.hardware.items()):
+        missing = _missing(hardware, machine)
+        if hardware.device == "cpu" and name in emulate:
+            raise PlanError(f"{name} runs on this machine's own CPU: there is nothing to emulate")
+        if missing is not None and name not in emulate:
+            left_out[name] = missing
+            continue
+        workers += _workers(name, hardware, machine, emulated=name in emulate, count=counts.get(name))
+    if not workers:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items()) or "every class has 0 workers"
+        raise PlanError(f"no worker can be started: {reasons}")
+    return Plan(tuple(workers), left_out, topology.limits.grace)
+
+
+def absent(topology: Topology, machine: Machine) -> tuple[str, ...]:
+    """The classes that this machine can serve by emulation only."""
+    return tuple(name for name, hardware in sorted(topology.hardware.items()) if _missing(hardware, machine))
+
+
+def _missing(hardware: HardwareClass, machine: Machine) -> str | None:
+    """Why the machine cannot serve the class on a device of its kind; None where it can."""
+    if not machine.devices(hardware.device):
+        return f"this machine has no {hardware.device} device"
+    driver = _DRIVER.get(hardware.device)
+    if driver is not None and driver not in machine.runtimes:
+        return f"this machine has a {hardware.device} device, and {driver}, which drives it, is not installed"
+    return None
+
+
+def _workers(
+    name: str, hardware: HardwareClass, machine: Machine, *, emulated: bool, count: int | None
+) -> list[WorkerPlan]:
+    kind = "cpu" if emulated else hardware.device
+    if count is None:
+        count = _usual_count(hardware, machine, kind)
+    if kind != "cpu" and count > machine.devices(kind):
+        raise PlanError(f"{name}: expected at most one worker a device ({machine.devices(kind)}), got {count}")
+    return [WorkerPlan(name, f"{hardware.device}:{index}", emulated) for index in range(count)]
+
+
+def _usual_count(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:
+    if kind != "cpu":
+        return machine.devices(kind)
+    return machine.cores if hardware.concurrency == "per-core" else hardware.concurrency
+
+
+def _check_names(topology: Topology, names: Collection[str]) -> None:
+    unknown = sorted(set(names) - set(topology.hardware))
+    if unknown:
+        raise PlanError(f"expected classes of queues.yaml ({', '.join(sorted(topology.hardware))}), got {unknown[0]!r}")

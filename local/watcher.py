@@ -1,0 +1,15 @@
+"""The Celery app for what only watches a fleet: `celery -A local.watcher flower`, `… inspect`, `… events`.
+
+Celery imports it by name, so that it reads the environment when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tasks.celery_app import make_app
+from tasks.settings import settings_from
+from tasks.topology import load_topology
+
+_settings = settings_from(os.environ)
+app = make_app(_settings, load_topology(_settings.queues))

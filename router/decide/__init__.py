@@ -1,0 +1,5 @@
+"""The router's decisions: functions from frozen values to values.
+
+`classify`, `candidates`, `cost` and `placement` choose where a request runs; `fairness` and `capacity` what leaves
+holding; `rebalance`, `retarget` and `scaling` what changes while work waits. Forbidden here: I/O, clocks and logging.
+"""

@@ -1,0 +1,231 @@
+"""A model's candidates under one fleet snapshot, as columns: laid out once a snapshot, read for every request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from router.decide.classify import Candidate, Constraints, Refusal, classify
+from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import DeviceFacts, variant_key
+from tasks.models.catalogue import Model
+from tasks.models.lengths import generates
+from tasks.models.profiles import Known, ProfileBook
+from tasks.topology import HardwareClass, Topology
+from taxiway.contract.keys import LEVELS, flow
+
+RESIDENCE = 60.0
+"""Seconds that a loaded variant stays, about: its load is shared by the jobs that come meanwhile."""
+
+Column = np.ndarray
+"""float64 of shape (candidates,)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Board:
+    """Every candidate's figures that do not depend on the request, and why the others are no candidates.
+
+    `queue` indexes `classes`; `live` says that there are devices for it, or will be once they are wanted; `servers`
+    counts them, at least 1; `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are
+    the mean profile of those devices, `load` the seconds of loading to expect. `beside` is the device seconds of jobs
+    that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between steps, else
+    none. `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices has ended a long batch
+    of less urgent work; `residual`, of the same shape, multiplies a finish time into a guarantee; `limit` is the most
+    rows in a batch, and `max_run` the most seconds that one of several rows takes; `dollars` is what a device second
+    costs, `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2,
+    candidates), are the rows a second that come to each device of the class, and that would if all of the model's did;
+    `sharers` the rows that come while a loaded variant stays.
+    """
+
+    model: Model
+    classes: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    refusals: tuple[Refusal, ...]
+    warnings: tuple[str | None, ...]
+    queue: np.ndarray
+    servers: Column
+    live: np.ndarray
+    reserved: np.ndarray
+    warm: Column
+    base: Column
+    step: Column
+    slope: Column
+    floor: Column
+    load: Column
+    beside: Column
+    blocked: np.ndarray
+    residual: np.ndarray
+    limit: Column
+    max_run: Column
+    horizon: Column
+    dollars: Column
+    shadow: Column
+    spot_loss: Column
+    link_delay: Column
+    link_seconds: Column
+    egress: Column
+    rates: np.ndarray
+    sharers: float
+    stale: bool
+
+
+def lay_out(
+    model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot, book: ProfileBook
+) -> Board:
+    """The board of `model` for requests under these constraints.
+
+    Of a stale fleet only the classes count that had devices when it was last read; all, where it never was.
+    """
+    known = FleetSnapshot(stale=True) if fleet.stale else fleet
+    last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
+    classes = tuple(sorted(topology.hardware))
+    candidates, refusals = classify(model, constraints, topology, known)
+    seen = [_Seen.of(candidate, model, book, startable=known.startable) for candidate in candidates]
+    flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
+    here_or_coming = last_seen if fleet.stale else set(known.startable)
+    live = [bool(c.devices) or c.hardware_class in here_or_coming for c in candidates]
+    servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
+    here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
+    total = sum(flows.values())
+    return Board(
+        model=model,
+        classes=classes,
+        candidates=tuple(candidates),
+        refusals=tuple(refusals),
+        warnings=tuple(s.warning for s in seen),
+        queue=np.array([classes.index(c.hardware_class) for c in candidates], dtype=np.intp),
+        servers=servers,
+        live=np.array(live, dtype=bool),
+        reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
+        limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
+        max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
+        shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
+        blocked=np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T,
+        residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
+        rates=np.stack([here, total / servers]),
+        sharers=total * RESIDENCE,
+        stale=fleet.stale,
+        **_device_columns(seen),
+        **_class_columns([c.hardware for c in candidates]),
+    )
+
+
+def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
+    def column(figure: Callable[[_Seen], float]) -> Column:
+        return np.array([figure(s) for s in seen], dtype=np.float64)
+
+    return {
+        "warm": column(lambda s: s.warm),
+        "base": column(lambda s: s.base),
+        "step": column(lambda s: s.step),
+        "slope": column(lambda s: s.slope),
+        "floor": column(lambda s: s.floor),
+        "load": column(lambda s: (1.0 - s.warm) * s.load),
+        "beside": column(lambda s: s.beside),
+    }
+
+
+def _class_columns(hardware: Sequence[HardwareClass]) -> dict[str, Column]:
+    def column(figure: Callable[[HardwareClass], float]) -> Column:
+        return np.array([figure(h) for h in hardware], dtype=np.float64)
+
+    return {
+        "horizon": column(lambda h: h.horizon),
+        "dollars": column(lambda h: h.dollars_per_second),
+        "spot_loss": column(lambda h: h.reclaims_per_hour / 3600),
+        "link_delay": column(lambda h: h.link.delay),
+        "link_seconds": column(lambda h: 1 / h.link.bytes_per_second),
+        "egress": column(lambda h: h.link.egress_usd_per_gib / 2**30),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A candidate's devices taken together."""
+
+    warm: float
+    base: float
+    step: float
+    slope: float
+    floor: float
+    load: float
+    beside: float
+    residual: tuple[float, ...]
+    warning: str | None
+
+    @classmethod
+    def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, startable: Sequence[str]) -> _Seen:
+        """What is known of the candidate's devices; where it has none, loading begins with the start of one."""
+        coming = not candidate.devices and candidate.hardware_class in startable
+        start = candidate.hardware.scaling.start if coming else 0.0
+        key = variant_key(model.id, candidate.variant_name)
+        known = _known(candidate, model, book)
+        paces = [device.pace.get(key, 1.0) for device, _ in known]
+        profiles = [k.profile for _, k in known]
+        full = [
+            pace * p.latency(_limit(candidate), model.expected_size) for pace, p in zip(paces, profiles, strict=True)
+        ]
+
+        def mean(figures: Sequence[float]) -> float:
+            return float(np.mean(np.sort(figures)))  # sorted, so that no order of devices shows in the last digit
+
+        return cls(
+            warm=sum(key in device.warm for device, _ in known) / len(known),
+            base=mean([pace * p.base for pace, p in zip(paces, profiles, strict=True)]),
+            step=mean([pace * p.step for pace, p in zip(paces, profiles, strict=True)]),
+            slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
+            floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
+            load=start + mean([p.load for p in profiles]),
+            beside=mean(full) if generates(model) else 0.0,
+            residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
+            warning=f"no device is live: one is there in {start:g} s" if coming else _warning(known),
+        )
+
+
+def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, Known]]:
+    """Each live device with what is known of the variant on it; the class's own kind where none is live."""
+    live = [(d, book.lookup(model, candidate.variant_name, d.kind, d.name)) for d in candidate.devices]
+    if live:
+        return live
+    kind = candidate.hardware.device
+    absent = DeviceFacts(
+        worker="",
+        hardware_class=candidate.hardware_class,
+        device="",
+        kind=kind,
+        emulated=False,
+        name="",
+        memory_total=0,
+        memory_free=0,
+    )
+    return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
+
+
+def _warning(known: Sequence[tuple[DeviceFacts, Known]]) -> str | None:
+    return next((k.warning for _, k in known if k.warning), None)
+
+
+def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) -> float:
+    """The largest that a device learned for the level; where none did, the largest of what profiles say."""
+    learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
+    return max(learned) if learned else max(k.residual for _, k in known)
+
+
+def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
+    """For each level, the seconds until the first device is free of a batch that is less urgent.
+
+    More urgent ones and those of the level itself are in the work that is counted before it.
+    """
+    return [min((d.blocked if d.blocked_by > level else 0.0 for d in devices), default=0.0) for level in range(LEVELS)]
+
+
+def _longest(candidate: Candidate, model: Model) -> float:
+    """Seconds that a batch may take; one that rows join and leave between steps is not bounded."""
+    return math.inf if generates(model) else candidate.hardware.runs_at_most
+
+
+def _limit(candidate: Candidate) -> int:
+    return min(candidate.hardware.max_batch, candidate.variant.max_batch or candidate.hardware.max_batch)

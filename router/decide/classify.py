@@ -1,0 +1,216 @@
+"""What a request needs, and which candidates could ever run it. Headers only: the payload is never read here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import DeviceFacts, variant_key
+from tasks.models.catalogue import Model, Variant
+from tasks.topology import HardwareClass, Tenant, Topology
+from taxiway.contract.request import Priority, Terms
+from taxiway.errors import wrong_field
+
+BACKGROUND = 600.0
+"""Deadlines beyond these seconds are batch work."""
+
+LATENCY_CRITICAL = 1.0
+"""Deadlines up to these seconds have a person waiting."""
+
+_NO_RULES = Tenant()
+_PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What rules candidates out whatever the load. Requests with equal constraints share a board.
+
+    `classes` are the only hardware classes that the tenant may use; None where all are.
+    """
+
+    service: str = ""
+    locality: str | None = None
+    min_accuracy: float | None = None
+    preemptible: bool = False
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """US dollars that a tenant has `left` of its `usd_per_day` on `day`; there is more in `renewed_in` seconds."""
+
+    tenant: str
+    day: str
+    usd_per_day: float
+    left: float
+    renewed_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """A request's service terms, filled from queues.yaml. Seconds and US dollars.
+
+    `size` is of one row in the model's unit, `payload` the bytes that travel to the device. Without an `allowance`
+    nothing bounds what its tenant spends. `company` is the jobs of its kind that are released from holding with it.
+    Of a tenant that crowds (`tenants.Shares`), `brief` is the seconds of work that may be bound before the request.
+    """
+
+    deadline: float | None
+    level: int
+    rows: int
+    size: float
+    payload: int = 0
+    budget: float | None = None
+    constraints: Constraints = Constraints()
+    allowance: Allowance | None = None
+    company: int = 0
+    brief: float | None = None
+
+    @property
+    def affordable(self) -> float:
+        """The most that it may cost: its budget, and what its tenant may still spend."""
+        budget = math.inf if self.budget is None else self.budget
+        return budget if self.allowance is None else min(budget, self.allowance.left)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A hardware class and a variant that could run a request, with the live devices that would.
+
+    `devices` is empty where the class is configured and no device of it lives.
+    """
+
+    hardware_class: str
+    hardware: HardwareClass
+    variant_name: str
+    variant: Variant
+    devices: tuple[DeviceFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A hardware class and a variant that cannot run a request, and why. `ever` is False where waiting may help."""
+
+    hardware_class: str
+    variant: str
+    reason: str
+    ever: bool = True
+
+
+def needs_of(
+    terms: Terms,
+    topology: Topology,
+    *,
+    rows: int,
+    size: float,
+    payload: int = 0,
+    allowance: Allowance | None = None,
+    company: int = 0,
+    brief: float | None = None,
+) -> Needs:
+    """The request's needs, with what it left open taken from its service, and its tenant's rules.
+
+    Raises:
+        InvalidRequestError: no such service; it names those there are.
+    """
+    name = terms.service or topology.default_service
+    service = topology.service.get(name)
+    if service is None:
+        raise wrong_field("service", f"one of {sorted(topology.service)}", name)
+    tenant = topology.tenants.get(terms.tenant, _NO_RULES)
+    deadline = terms.deadline if terms.deadline is not None else service.deadline
+    return Needs(
+        deadline=deadline,
+        level=level_of(deadline, terms.priority or service.priority),
+        rows=rows,
+        size=size,
+        payload=payload,
+        budget=terms.budget,
+        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes),
+        allowance=allowance,
+        company=company,
+        brief=brief,
+    )
+
+
+def level_of(deadline: float | None, priority: Priority) -> int:
+    """The queue level, 0 (first) to 3: one by how soon the answer is due, shifted by the priority."""
+    if deadline is not None and deadline <= LATENCY_CRITICAL:
+        base = 0
+    else:
+        base = 1 if deadline is not None and deadline <= BACKGROUND else 2
+    return min(max(base + _PRIORITY_SHIFT[priority], 0), 3)
+
+
+def classify(
+    model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot
+) -> tuple[list[Candidate], list[Refusal]]:
+    """Every (hardware class, variant) of `model`: those that could run it, and why the others could not."""
+    candidates, refusals = [], []
+    live = {name: fleet.of_class(name) for name in topology.hardware}
+    for name, hardware, variant_name, variant in _pairs(model, topology):
+        reason = _class_refusal(variant, name, hardware, constraints)
+        if reason is not None:
+            refusals.append(Refusal(name, variant_name, reason))
+            continue
+        why = [(_device_refusal(model, variant_name, variant, device), device) for device in live[name]]
+        able = tuple(device for refusal, device in why if refusal is None)
+        if why and not able:
+            refusals.append(Refusal(name, variant_name, str(why[0][0]), ever=False))
+        else:
+            candidates.append(Candidate(name, hardware, variant_name, variant, able))
+    return candidates, refusals
+
+
+def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClass, str, Variant]]:
+    for name, hardware in sorted(topology.hardware.items()):
+        for variant_name, variant in sorted(model.variants.items()):
+            yield name, hardware, variant_name, variant
+
+
+def _class_refusal(variant: Variant, name: str, hardware: HardwareClass, constraints: Constraints) -> str | None:
+    """Why no device of the class can ever run the variant under the constraints; None where one can."""
+    allowed = constraints.classes
+    if allowed is not None and name not in allowed:
+        return f"the tenant may use {', '.join(allowed)}, not this class"
+    return _unfit(variant, hardware) or _forbidden(variant, hardware, constraints)
+
+
+def _unfit(variant: Variant, hardware: HardwareClass) -> str | None:
+    if variant.runtime not in hardware.runtimes:
+        return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
+    if hardware.device not in variant.profiles and "cpu" not in variant.profiles:
+        return f"the variant has no profile for {hardware.device}"
+    if hardware.memory is not None and variant.memory > hardware.memory:
+        return f"needs {variant.memory} bytes of memory, the class has {hardware.memory}"
+    return None
+
+
+def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:
+    if constraints.locality is not None and constraints.locality not in hardware.labels:
+        return f"the data must stay on {constraints.locality!r}, which the class is not"
+    if hardware.capacity == "spot" and not constraints.preemptible:
+        return "the class is spot capacity, for work that may be interrupted"
+    if constraints.min_accuracy is None or (variant.accuracy or 0.0) >= constraints.min_accuracy:
+        return None
+    stated = "not stated" if variant.accuracy is None else f"{variant.accuracy:g}"
+    return f"its accuracy is {stated}, at least {constraints.min_accuracy:g} is asked for"
+
+
+def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFacts) -> str | None:
+    """Why this live device cannot run the variant now; None where it can."""
+    if variant.runtime not in device.runtimes:
+        return f"{variant.runtime} is not installed on {device.worker}"
+    key = variant_key(model.id, name)
+    if key in device.unavailable:
+        return f"could not be loaded on {device.worker}: {device.unavailable[key]}"
+    missing = set(variant.instruction_sets) - set(device.instruction_sets)
+    if missing:
+        return f"{device.worker} lacks {', '.join(sorted(missing))}"
+    if device.kind not in variant.profiles:
+        return f"the variant has no profile for {device.kind}"
+    if variant.memory > device.memory_total:
+        return f"needs {variant.memory} bytes of memory, {device.worker} has {device.memory_total}"
+    return None

@@ -1,0 +1,240 @@
+"""Why a request goes where it goes: what is kept to work a placement out again, and the table that it then gives.
+
+Nothing here reads or writes: readings are kept with the records that refer to them, and `jobs` asks for them.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from router.decide.candidates import Board, lay_out
+from router.decide.capacity import horizon
+from router.decide.classify import Needs
+from router.decide.cost import Figures, reckon
+from router.decide.placement import choose, kept_back
+from router.decide.snapshot import Backlog, FleetSnapshot
+from tasks.models.catalogue import Model
+from tasks.models.profiles import ProfileBook
+from tasks.topology import Topology
+from taxiway.errors import TaxiwayError
+
+
+class Considered(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate as it stood in the choice: seconds and US dollars for the whole request.
+
+    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `why_not` is None for the chosen one;
+    `warning` says how little the profile rests on.
+    """
+
+    hardware_class: str
+    variant: str
+    chosen: bool
+    why_not: str | None
+    finish: float
+    transfer: float
+    wait: float
+    load: float
+    run: float
+    guaranteed: float
+    cost: float
+    warm: bool
+    warning: str | None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """One hardware class and variant that could not run the request."""
+
+    hardware_class: str
+    variant: str
+    reason: str
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """A choice, or why there was none; what was considered, cheapest first; and what was refused.
+
+    There is no class and no variant while the request is `held`, nor where it ends at once: `error` is then the error's
+    code (`taxiway.errors`), and `reason` its message.
+    """
+
+    hardware_class: str | None = None
+    variant: str | None = None
+    level: int
+    reason: str
+    held: bool = False
+    error: str | None = None
+    considered: tuple[Considered, ...]
+    refused: tuple[Refused, ...]
+
+
+class Basis(msgspec.Struct, frozen=True, array_like=True):
+    """What one placement was decided from, beside its model and its job's id.
+
+    `reading` names the kept `FleetSnapshot`. `work` has the device seconds before it in each class at the decision, one
+    figure a level, without the classes where there was none: what was placed since the reading counts.
+    """
+
+    reading: str
+    needs: Needs
+    work: dict[str, tuple[float, ...]]
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_basis = msgspec.json.Decoder(Basis).decode
+_decode_fleet = msgspec.json.Decoder(FleetSnapshot).decode
+
+
+def basis_text(needs: Needs, reading: str, classes: Sequence[str], ahead: np.ndarray) -> str:
+    """A placement's basis for its job's record. `ahead` is as it was decided from: without the job's own work."""
+    work = {classes[row]: tuple(ahead[row].tolist()) for row in np.flatnonzero(ahead.any(axis=1)).tolist()}
+    return _encode(Basis(reading, needs, work)).decode()
+
+
+def read_basis(text: str) -> Basis | None:
+    """The basis in a job's record; None where there is none, or one of another release."""
+    try:
+        return _decode_basis(text) if text else None
+    except msgspec.MsgspecError:
+        return None
+
+
+def pack_reading(fleet: FleetSnapshot) -> bytes:
+    """A snapshot as it is kept: JSON, deflated, for devices are much alike."""
+    return zlib.compress(_encode(fleet), 1)
+
+
+def unpack_reading(raw: bytes) -> FleetSnapshot | None:
+    """The snapshot in `raw`; None where another release wrote it."""
+    try:
+        return _decode_fleet(zlib.decompress(raw))
+    except (zlib.error, msgspec.MsgspecError):
+        return None
+
+
+def explain_again(
+    model: Model, basis: Basis, topology: Topology, fleet: FleetSnapshot, book: ProfileBook, *, seed: int
+) -> Explanation:
+    """The table of a placement made before, worked out from its basis and the reading that it names."""
+    board = lay_out(model, basis.needs.constraints, topology, fleet, book)
+    return explain(board, basis.needs, Backlog(board.classes, basis.work).seconds, seed=seed)
+
+
+def explain(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Explanation:
+    """What `choose` decides from these arguments, with all that it decides from."""
+    try:
+        placement = choose(board, needs, work, seed=seed)
+    except TaxiwayError as error:
+        table = _Table(board, needs, work, None)
+        return Explanation(
+            level=needs.level,
+            reason=error.message,
+            error=error.code,
+            considered=table.considered(),
+            refused=table.refused(),
+        )
+    held = placement.held
+    table = _Table(board, needs, work, None if held else placement.index)
+    return Explanation(
+        hardware_class=None if held else placement.candidate.hardware_class,
+        variant=None if held else placement.candidate.variant_name,
+        level=placement.level,
+        reason=placement.reason,
+        held=held,
+        considered=table.considered(),
+        refused=table.refused(),
+    )
+
+
+class _Table:
+    """The board's candidates against the chosen one; `chosen` is None where none could be chosen."""
+
+    def __init__(self, board: Board, needs: Needs, work: np.ndarray, chosen: int | None) -> None:
+        self._board = board
+        self._needs = needs
+        self._chosen = chosen
+        self._figures: Figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
+        self._kept_back = kept_back(board, work)
+        self._most = horizon(board, needs)
+        self._room = self._figures.wait <= self._most
+
+    def considered(self) -> tuple[Considered, ...]:
+        """Every candidate with a live device, cheapest first."""
+        figures = self._figures
+        live = np.flatnonzero(self._board.live).tolist()
+        return tuple(self._row(i) for i in sorted(live, key=lambda i: (figures.cost[i], figures.finish[i], i)))
+
+    def refused(self) -> tuple[Refused, ...]:
+        """Every other class and variant, with its reason."""
+        board = self._board
+        absent = [board.candidates[i] for i in np.flatnonzero(~board.live).tolist()]
+        return (
+            *(Refused(r.hardware_class, r.variant, r.reason) for r in board.refusals),
+            *(Refused(c.hardware_class, c.variant_name, "no device of the class is live") for c in absent),
+        )
+
+    def _row(self, index: int) -> Considered:
+        board, at = self._board, self._figures.at(index)
+        return Considered(
+            hardware_class=board.candidates[index].hardware_class,
+            variant=board.candidates[index].variant_name,
+            chosen=index == self._chosen,
+            why_not=None if index == self._chosen else self._why_not(index),
+            finish=round(at.finish, 6),
+            transfer=round(at.transfer, 6),
+            wait=round(at.wait, 6),
+            load=round(at.load, 6),
+            run=round(at.run, 6),
+            guaranteed=round(at.guaranteed, 6),
+            cost=float(f"{at.cost:.4g}"),
+            warm=bool(board.warm[index] > 0),
+            warning=board.warnings[index],
+        )
+
+    def _why_not(self, index: int) -> str:
+        cost, most = self._figures.cost[index], self._needs.affordable
+        if cost > most:
+            return f"past the budget: {cost:.3g} USD, at most {max(most, 0.0):.3g}"
+        if self._kept_back[index]:
+            return f"reserved for {self._board.candidates[index].hardware.reserve_for}, whose class has work to do"
+        if self._chosen is None or self._sure(self._chosen):
+            return self._lateness(index) or self._crowding(index) or self._against(index, self._chosen)
+        finish = self._figures.finish
+        if finish[index] > finish[self._chosen]:
+            return f"later: expected in {finish[index]:.3g} s"
+        return self._crowding(index) or self._against(index, self._chosen)
+
+    def _sure(self, index: int) -> bool:
+        deadline = self._needs.deadline
+        return deadline is None or bool(self._figures.guaranteed[index] <= deadline)
+
+    def _lateness(self, index: int) -> str:
+        """How late it would be; empty where it is sure to be in time."""
+        deadline, finish = self._needs.deadline, self._figures.finish[index]
+        if deadline is None or self._sure(index):
+            return ""
+        if finish > deadline:
+            return f"would be late: expected in {finish:.3g} s, the deadline is {deadline:g} s"
+        return f"might be late: guaranteed in {self._figures.guaranteed[index]:.3g} s, the deadline is {deadline:g} s"
+
+    def _crowding(self, index: int) -> str:
+        """By how much its queue is past its horizon; empty where it is not, or where that does not matter."""
+        if self._room[index]:
+            return ""
+        wait, most = self._figures.wait[index], self._most[index]
+        return f"past its horizon: {wait:.3g} s of work before it, the most is {most:.3g}"
+
+    def _against(self, index: int, chosen: int | None) -> str:
+        """Why one that is as surely in time as the chosen one lost to it."""
+        if chosen is None:
+            return ""
+        figures, warm = self._figures, self._board.warm
+        if figures.cost[index] > figures.cost[chosen]:
+            return f"dearer: {figures.cost[index]:.3g} USD against {figures.cost[chosen]:.3g}"
+        if warm[chosen] > 0 and warm[index] == 0:
+            return "about as cheap, and not warm"
+        if figures.finish[index] >= figures.finish[chosen]:
+            return "about as cheap, and no earlier"
+        return "about as cheap; chance drew others"

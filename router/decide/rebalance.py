@@ -1,0 +1,276 @@
+"""Which waiting jobs move to another hardware class, and why: rescue, save, balance (DESIGN §7).
+
+A placement is a guess made at submit; each tick the same figures are reckoned anew for what still waits. Only the jobs
+that a queue serves last are looked at: those ahead of them are soon taken, and a queue of any depth costs the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from router.decide.groups import Block, Group, Rows, View, Way
+from router.decide.placement import kept_back
+from tasks.topology import Rebalance
+from taxiway.contract.keys import LEVELS
+
+CHEAPER = 0.85
+"""Work goes back to hardware that costs less than this share, and is levelled only where it costs no more than its
+inverse (DESIGN §7: more than 15 % cheaper)."""
+
+
+class Kind(StrEnum):
+    """Why a job moves, in the order that a tick considers it."""
+
+    RESCUE = "rescue"
+    SAVE = "save"
+    BALANCE = "balance"
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Jobs that leave one class's queue for another's, with the variant that runs them there.
+
+    `work` is the device seconds of each there, `cost` its US dollars.
+    """
+
+    kind: Kind
+    source: str
+    target: str
+    variant: str
+    level: int
+    jobs: tuple[str, ...]
+    work: float
+    cost: float
+    reason: str
+
+
+@dataclass(slots=True)
+class Flows:
+    """Which way jobs went lately, so that none goes back at once: what a tick remembers of those before it."""
+
+    tick: int = 0
+    last: dict[Way, int] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """A tick begins."""
+        self.tick += 1
+
+    def note(self, moves: Iterable[Move]) -> None:
+        """Remember the moves of this tick."""
+        self.last.update({(move.source, move.target): self.tick for move in moves})
+
+    def closed(self, ticks: int) -> frozenset[Way]:
+        """The ways that would undo a move of the last `ticks` ticks."""
+        return frozenset((target, source) for (source, target), at in self.last.items() if self.tick - at <= ticks)
+
+
+def rebalance(
+    groups: Sequence[Group],
+    work: Mapping[str, Sequence[float]],
+    depths: Mapping[str, int],
+    rules: Rebalance,
+    closed: frozenset[Way] = frozenset(),
+) -> list[Move]:
+    """The moves of one tick, in the order to make them. No job is in two of them.
+
+    Args:
+        groups: the jobs that each queue serves last, in any order, on boards with the same classes.
+        work: device seconds queued and running in each class, one figure a level.
+        depths: waiting jobs in each class.
+        rules: the bounds.
+        closed: ways (source, target) that no job may go.
+    """
+    return list(_Tick(groups, work, depths, rules, closed).moves()) if groups else []
+
+
+class _Tick:
+    """The ledger of one tick: what every class has before it, while moves are decided one after another."""
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        work: Mapping[str, Sequence[float]],
+        depths: Mapping[str, int],
+        rules: Rebalance,
+        closed: frozenset[Way],
+    ) -> None:
+        classes = groups[0].board.classes
+        self._row = {name: row for row, name in enumerate(classes)}
+        each = np.array([[*work.get(name, ()), *[0.0] * LEVELS][:LEVELS] for name in classes])
+        self._before = each.cumsum(axis=1).T.copy()  # device seconds before a new job, by level and class
+        self._groups = sorted(groups, key=_urgency)
+        self._jobs = [group.jobs for group in self._groups]
+        self._rules = rules
+        self._share = {name: int(depth * rules.max_share_per_tick) for name, depth in depths.items()}
+        self._left = dict(depths)
+        self._slack = np.full((len(classes), LEVELS), math.inf)
+        blocks: dict[tuple[int, int], list[int]] = {}
+        for place, group in enumerate(self._groups):
+            blocks.setdefault((id(group.board), group.needs.rows), []).append(place)
+        self._blocks = [(Block([self._groups[p] for p in places], closed), places) for places in blocks.values()]
+        self._seats = {p: (block, row) for block, places in self._blocks for row, p in enumerate(places)}
+        for block, _ in self._blocks:
+            self._keep_in_time(block)
+
+    def moves(self) -> Iterator[Move]:
+        """The moves of each kind, by urgency."""
+        for kind in Kind:
+            for place in self._hopeful(kind):
+                move = self._consider(kind, place)
+                if move is not None:
+                    yield move
+
+    def _hopeful(self, kind: Kind) -> list[int]:
+        """The groups that a move of this kind would help before the first of them is made."""
+        found: list[int] = []
+        for block, places in self._blocks:
+            wanted = self._wanted(kind, block, block.look(self._before), slice(None))
+            found += (places[row] for row in np.flatnonzero(wanted.any(axis=1)).tolist())
+        return sorted(found)
+
+    def _wanted(self, kind: Kind, block: Block, view: View, rows: slice) -> Rows:
+        wanted: Rows = WANTED[kind](view, self._rules) & block.away[rows]
+        return wanted & ~kept_back(block.board, self._before[-1:].T) if block.reserved else wanted
+
+    def _consider(self, kind: Kind, place: int) -> Move | None:
+        """The move of this kind that helps one group; None where none does any more."""
+        group, free = self._groups[place], len(self._jobs[place])
+        free = min(free, self._left.get(group.source, 0))
+        if free <= 0:
+            return None
+        block, row = self._seats[place]
+        view = block.look(self._before, slice(row, row + 1))
+        wanted = np.flatnonzero(self._wanted(kind, block, view, slice(row, row + 1))).tolist()
+        if not wanted:
+            return None
+        finish = view.finish[0].tolist()
+        best = finish if kind is Kind.BALANCE else view.cost[0].tolist()
+        to = min(wanted, key=lambda i: (best[i], finish[i], i))
+        most = max(self._share[group.source], self._served(view, to))
+        count = min(free, most, _COUNT[kind](view, group.here, to), self._room(group, view, to))
+        return self._move(kind, place, view, to, count) if count > 0 else None
+
+    def _keep_in_time(self, block: Block) -> None:
+        """Bound what may be served before groups in time: moves go behind their levels, so those above count."""
+        view = block.look(self._before)
+        live = view.board.live[view.here[1]]
+        left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.guaranteed[view.here], 0.0)[:, 0]
+        bound = left / view.residual[view.here][:, 0] * block.board.servers[view.here[1][:, 0]]
+        for level in range(LEVELS):
+            kept = (left >= 0) & (block.level > level)
+            np.minimum.at(self._slack[:, level], block.home[kept], bound[kept])
+
+    def _served(self, view: View, to: int) -> int:
+        """Jobs that keep the target busy until the tick after the next one: fewer would let it idle."""
+        free = 2 * self._rules.tick - float(view.wait[0, to])
+        return 1 + _whole(free * view.board.servers[to] / view.work[0, to])
+
+    def _room(self, group: Group, view: View, to: int) -> int:
+        """Jobs that the target's queue can take before one that was in time there is not."""
+        slack = self._slack[group.board.queue[to], group.needs.level]
+        return _whole(slack / view.work[0, to])
+
+    def _move(self, kind: Kind, place: int, view: View, to: int, count: int) -> Move:
+        group, jobs = self._groups[place], self._jobs[place]
+        board, level, work = group.board, group.needs.level, float(view.work[0, to])
+        self._jobs[place] = jobs[:-count]
+        self._left[group.source] -= count
+        self._share[group.source] = max(0, self._share[group.source] - count)
+        row, added = board.queue[to], count * work
+        self._before[level:, row] += added
+        self._before[level:, self._row[group.source]] -= count * float(view.work[0, group.here])
+        self._slack[row] -= added
+        left = group.left - float(view.guaranteed[0, to]) - added
+        if left >= 0:
+            above = self._slack[row, :level]
+            np.minimum(above, left / board.residual[level, to] * board.servers[to], out=above)
+        target = board.candidates[to]
+        return Move(
+            kind=kind,
+            source=group.source,
+            target=target.hardware_class,
+            variant=target.variant_name,
+            level=level,
+            jobs=jobs[-count:],
+            work=work,
+            cost=float(view.cost[0, to]),
+            reason=_reason(kind, group, view, to),
+        )
+
+
+def _late_here(view: View, rules: Rebalance) -> Rows:
+    """Rescue: where the group would surely be in time, while here it might not."""
+    late: Rows = view.in_time & ~view.in_time_here
+    return late
+
+
+def _earlier_there(view: View, rules: Rebalance) -> Rows:
+    """Balance: where it would be answered much earlier; for about the same price, unless it might be late here.
+
+    What is to be late there, too, stays: it is dropped at its deadline, and would only take others' time.
+    """
+    finish, cost = view.finish[view.here], view.cost[view.here]
+    as_good = view.in_time & (view.cost * CHEAPER <= cost)
+    last_hope = (view.cost <= view.affordable) & (view.finish <= view.left) & ~view.in_time_here
+    latest = np.minimum(finish - 2 * rules.move_cost, finish * (1 - rules.min_gain))
+    earlier: Rows = (as_good | last_hope) & (view.finish + view.work / view.board.servers < latest)
+    return earlier
+
+
+def _cheaper_there(view: View, rules: Rebalance) -> Rows:
+    """Save: where it would surely be in time, too, on clearly cheaper hardware."""
+    cheaper: Rows = view.in_time & (view.cost < CHEAPER * view.cost[view.here]) & view.in_time_here
+    return cheaper
+
+
+WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _cheaper_there}
+"""Where each kind of move would take groups: of shape (groups, candidates)."""
+
+
+def _as_many_as_meet(view: View, here: int, to: int) -> int:
+    """Jobs that can go before the last of them is not surely in time."""
+    left = (view.left[0, 0] - view.guaranteed[0, to]) / view.residual[0, to]
+    return 1 + _whole(left * view.board.servers[to] / view.work[0, to])
+
+
+def _as_many_as_are_late(view: View, here: int, to: int) -> int:
+    """Jobs that must go before the last of those that stay is in time; no more than are in time there."""
+    meet = _as_many_as_meet(view, here, to)
+    if not view.board.live[here]:
+        return meet
+    late = (view.guaranteed[0, here] - view.left[0, 0]) / view.residual[0, here]
+    return min(1 + _whole(late * view.board.servers[here] / view.work[0, here]), meet)
+
+
+def _as_many_as_level(view: View, here: int, to: int) -> int:
+    """Jobs after which the last would be answered at the same time here and there."""
+    one = view.work[0] / view.board.servers
+    return _whole((view.finish[0, here] - view.finish[0, to]) / (one[here] + one[to]))
+
+
+_COUNT = {Kind.RESCUE: _as_many_as_are_late, Kind.BALANCE: _as_many_as_level, Kind.SAVE: _as_many_as_meet}
+
+
+def _whole(jobs: float) -> int:
+    return int(min(max(jobs, 0.0), 1e9))
+
+
+def _urgency(group: Group) -> tuple[float, int, str]:
+    return group.left, group.needs.level, group.jobs[0] if group.jobs else ""
+
+
+def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
+    here, finish, cost, sure = group.here, view.finish[0].tolist(), view.cost[0].tolist(), view.guaranteed[0].tolist()
+    if not group.board.live[here]:
+        return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
+    if kind is Kind.RESCUE:
+        left = f"{group.needs.deadline:.3g} s are left"
+        return f"rescue: in {sure[to]:.3g} s at most, {sure[here]:.3g} s on {group.source}; {left}"
+    if kind is Kind.BALANCE:
+        return f"balance: expected in {finish[to]:.3g} s, {finish[here]:.3g} s on {group.source}"
+    return f"save: {cost[to]:.3g} USD, {cost[here]:.3g} on {group.source}"

@@ -1,0 +1,197 @@
+"""Which devices serve another class for a while, and when they go back: idle ones help where a queue starves.
+
+A device that is lent still takes from its own class first, so that lending costs that class the batch that runs. What
+can move to where a device idles is moved (`rebalance`); lending is for what may run in its class only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from router.decide.scaling import NOTHING
+from router.decide.snapshot import FleetSnapshot
+from tasks.heartbeat import HEARTBEAT, DeviceFacts
+from tasks.retarget import unfit_for
+from tasks.topology import Topology
+
+IDLE = 0.05
+"""Utilisation below which a device that runs and holds nothing is idle."""
+
+SETTLED = 3 * HEARTBEAT
+"""Seconds after which a worker that was told something is judged again: by then its heartbeat tells what it did."""
+
+
+class Action(StrEnum):
+    """What a worker is told, by the name of Celery's command."""
+
+    LEND = "add_consumer"
+    RETURN = "cancel_consumer"
+
+
+@dataclass(frozen=True, slots=True)
+class Retarget:
+    """A worker is to serve one more class, or to leave it."""
+
+    worker: str
+    hardware_class: str
+    action: Action
+    reason: str
+
+
+@dataclass(slots=True)
+class Spells:
+    """Since when things are as they are, in seconds of the caller's clock: what a tick remembers of those before it.
+
+    Classes that are `starving`, `drained`, or `calm` (could spare a device), `idle` devices by worker, and when a
+    worker was `told` of a class.
+    """
+
+    starving: dict[str, float] = field(default_factory=dict)
+    drained: dict[str, float] = field(default_factory=dict)
+    calm: dict[str, float] = field(default_factory=dict)
+    idle: dict[str, float] = field(default_factory=dict)
+    told: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def look(self, fleet: FleetSnapshot, topology: Topology, now: float) -> None:
+        """Take in the fleet as it is at `now`."""
+        classes = topology.hardware
+        _keep(self.starving, [name for name in classes if _starves(name, fleet, topology)], now)
+        _keep(self.drained, [name for name in classes if _backlog(name, fleet) <= NOTHING], now)
+        home = _at_home(fleet.devices)
+        _keep(self.calm, [name for name in classes if _bearable(name, fleet, topology, home[name] - 1)], now)
+        _keep(self.idle, [device.worker for device in fleet.devices if _is_idle(device)], now)
+        self.told = {key: at for key, at in self.told.items() if now - at < SETTLED}
+
+    def note(self, decided: Iterable[Retarget], now: float) -> None:
+        """These were told."""
+        self.told.update({(one.worker, one.hardware_class): now for one in decided})
+
+
+def retarget(fleet: FleetSnapshot, topology: Topology, spells: Spells, now: float) -> list[Retarget]:
+    """What to tell workers now: nothing to those that were told lately, or whose class is not in queues.yaml.
+
+    `spells` has taken in the same fleet at `now`.
+    """
+    if topology.rebalance.retarget is None:
+        return []
+    settling = {worker for worker, _ in spells.told}
+    settled = [d for d in fleet.devices if d.worker not in settling and d.hardware_class in topology.hardware]
+    tick = _Tick(fleet, topology, spells, settled, now - topology.rebalance.retarget)
+    return [*tick.returns(), *tick.loans()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """One look. What lasts since `since` is old enough to act on; `settled` devices may be told something."""
+
+    fleet: FleetSnapshot
+    topology: Topology
+    spells: Spells
+    settled: Collection[DeviceFacts]
+    since: float
+
+    def returns(self) -> Iterator[Retarget]:
+        """Who leaves which class. Whom an operator took from its own class stays where it was put."""
+        home = _at_home(self.fleet.devices)
+        for device in self.settled:
+            own, *others = device.classes or ("",)
+            for name in others if own == device.hardware_class else ():
+                reason = unfit_for(name, device, self.topology)
+                if not _bearable(own, self.fleet, self.topology, home[own]):
+                    reason = f"{own} has work of its own"
+                elif self._lasts(self.spells.drained, name):
+                    reason = f"nothing waits for {name}"
+                if reason is not None:
+                    yield Retarget(device.worker, name, Action.RETURN, reason)
+
+    def loans(self) -> Iterator[Retarget]:
+        """Who helps which class: the worst off first, by the cheapest idle devices that are fit."""
+        home = _at_home(self.settled)
+        free = [d for d in self.settled if d.classes == (d.hardware_class,) and self._lasts(self.spells.idle, d.worker)]
+        free.sort(key=lambda d: (self.topology.hardware[d.hardware_class].dollars_per_second, d.worker))
+        hungry = [name for name in self.spells.starving if self._lasts(self.spells.starving, name)]
+        for name in sorted(hungry, key=lambda name: (-self._wait(name), name)):
+            missing = self._missing(name)
+            for device in tuple(free):
+                own = device.hardware_class
+                if missing <= 0:
+                    break
+                if self._spares(own, home[own]) and self._fits(name, device):
+                    free.remove(device)
+                    home[own] -= 1
+                    missing -= 1
+                    yield Retarget(device.worker, name, Action.LEND, self._why(name))
+
+    def _lasts(self, spell: Mapping[str, float], name: str) -> bool:
+        return spell.get(name, math.inf) <= self.since
+
+    def _spares(self, own: str, home: int) -> bool:
+        """Whether the class has long had so little to do that one of its `home` devices may go."""
+        return self._lasts(self.spells.calm, own) and _bearable(own, self.fleet, self.topology, home - 1)
+
+    def _fits(self, name: str, device: DeviceFacts) -> bool:
+        """Whether the device runs all that the class's own devices run; without any, all that queues.yaml names."""
+        if name == device.hardware_class or unfit_for(name, device, self.topology) is not None:
+            return False
+        runtimes, own = set(self.topology.hardware[name].runtimes), self.fleet.own(name)
+        if own:
+            runtimes &= {runtime for one in own for runtime in one.runtimes}
+        instructions = {known for one in own for known in one.instruction_sets}
+        return runtimes <= set(device.runtimes) and instructions <= set(device.instruction_sets)
+
+    def _serving(self, name: str) -> int:
+        """The devices that serve the class, with those that were just told to."""
+        serving = {device.worker for device in self.fleet.of_class(name)}
+        return len(serving | {worker for worker, told in self.spells.told if told == name})
+
+    def _missing(self, name: str) -> int:
+        """How many devices more would serve what waits within the class's horizon."""
+        span = max(self.topology.hardware[name].horizon, self.topology.rebalance.tick)
+        return math.ceil(_backlog(name, self.fleet) / span) - self._serving(name)
+
+    def _wait(self, name: str) -> float:
+        """Seconds until the class's devices have served what waits; infinite where there are none."""
+        serving = self._serving(name)
+        return _backlog(name, self.fleet) / serving if serving else math.inf
+
+    def _why(self, name: str) -> str:
+        backlog, serving = _backlog(name, self.fleet), self._serving(name)
+        return f"{backlog:.3g} device seconds wait for {name}, which {serving} serve"
+
+
+def _backlog(name: str, fleet: FleetSnapshot) -> float:
+    """Device seconds that the class has to serve, bound to it or held for it."""
+    return sum(fleet.work.get(name, ())) + sum(fleet.held.get(name, ()))
+
+
+def _starves(name: str, fleet: FleetSnapshot, topology: Topology) -> bool:
+    """Whether more waits than the class's devices serve within its horizon."""
+    span = topology.hardware[name].horizon * len(fleet.of_class(name))
+    return _backlog(name, fleet) > max(span, NOTHING)
+
+
+def _bearable(name: str, fleet: FleetSnapshot, topology: Topology, devices: int) -> bool:
+    """Whether so many devices finish what the class has within a tick; none can, but where there is nothing."""
+    span = min(topology.rebalance.tick, topology.hardware[name].horizon) * devices
+    return _backlog(name, fleet) <= max(span, NOTHING)
+
+
+def _at_home(devices: Iterable[DeviceFacts]) -> Counter[str]:
+    """How many devices of each class serve it alone."""
+    return Counter(device.hardware_class for device in devices if device.classes == (device.hardware_class,))
+
+
+def _is_idle(device: DeviceFacts) -> bool:
+    return device.utilisation < IDLE and not device.running and not device.held
+
+
+def _keep(spell: dict[str, float], names: Collection[str], now: float) -> None:
+    """Let the spell go on for these names, begin it where it is new, and end all others."""
+    for name in spell.keys() - set(names):
+        del spell[name]
+    for name in names:
+        spell.setdefault(name, now)

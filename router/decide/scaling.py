@@ -1,0 +1,157 @@
+"""How many devices a class should have (DESIGN §7): enough for what comes, and for what waits to be in time.
+
+The same answer goes to KEDA, to Prometheus and to the local autoscaler.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from router.decide.classify import level_of
+from router.decide.snapshot import FleetSnapshot
+from tasks.topology import HardwareClass, Topology
+from taxiway.contract.keys import LEVELS
+
+MEMORY = 60.0
+"""Most seconds of looks that the load is judged by: two starts of a device, which may be soon undone, or `BRIEF`."""
+
+BRIEF = 2.0
+"""Fewest seconds of looks that the load is judged by: three looks."""
+
+QUANTILE = 0.95
+"""Share of looks whose load the devices shall carry (DESIGN §7: the 95th percentile)."""
+
+NOTHING = 1e-9
+"""Device seconds a second, or of work, below which there is none: what rounding leaves of a sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A class at one instant: live devices, how many of them are busy, and device seconds waiting, by level."""
+
+    at: float
+    devices: int
+    busy: float
+    work: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """How many devices a class should have, and why; `devices` is how many live now."""
+
+    replicas: int
+    devices: int
+    reason: str
+
+
+@dataclass(slots=True)
+class Scaler:
+    """What a router remembers of each class: looks of the last `MEMORY` seconds, and what it wanted lately."""
+
+    topology: Topology
+    _looks: dict[str, deque[Look]] = field(default_factory=dict)
+    _wants: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+
+    def look(self, fleet: FleetSnapshot, now: float) -> None:
+        """Remember the fleet as it is at `now`, in seconds of any clock that only goes forward."""
+        for name, hardware in self.topology.hardware.items():
+            busy = sum(device.utilisation for device in fleet.devices if device.busy_for == name)
+            looks = self._looks.setdefault(name, deque())
+            looks.append(Look(now, len(fleet.own(name)), busy, _waiting(fleet, name)))
+            while looks[0].at < now - _memory(hardware):
+                looks.popleft()
+            wants = self._wants.setdefault(name, deque())
+            wants.append((now, replicas(hardware, deadlines(self.topology), looks).replicas))
+            while wants[0][0] < now - hardware.scaling.start:
+                wants.popleft()
+
+    def wanted(self) -> Mapping[str, Want]:
+        """What each class should have; empty before the first look."""
+        due = deadlines(self.topology)
+        return {
+            name: lasting(
+                replicas(hardware, due, self._looks[name]), [count for _, count in self._wants[name]], hardware
+            )
+            for name, hardware in self.topology.hardware.items()
+            if name in self._looks
+        }
+
+
+def deadlines(topology: Topology) -> tuple[float, ...]:
+    """The shortest deadline of the services at each level, in seconds; infinite where none has one."""
+    shortest = [math.inf] * LEVELS
+    for service in topology.service.values():
+        level = level_of(service.deadline, service.priority)
+        shortest[level] = min(shortest[level], math.inf if service.deadline is None else service.deadline)
+    return tuple(shortest)
+
+
+def replicas(hardware: HardwareClass, due: Sequence[float], looks: Sequence[Look]) -> Want:
+    """Devices for the load of one or more looks, the oldest first; `due` is each level's deadline in seconds."""
+    now = looks[-1]
+    load = float(np.quantile(_arriving(looks), QUANTILE))
+    steady = 0 if load < NOTHING else math.ceil(load / hardware.target) + hardware.scaling.spare
+    queued, level = max((_to_be_in_time(now.work, due, level, hardware), level) for level in range(LEVELS))
+    least, most = hardware.scaling.minimum, hardware.scaling.maximum
+    count = max(steady, queued, least)
+    if most is not None and count > most:
+        return Want(most, now.devices, f"{most}, the most allowed; {count} would be in time")
+    if count == least:
+        return Want(count, now.devices, f"{least} at least; the load asks for no more")
+    if count == steady:
+        spare = f" and {hardware.scaling.spare} spare" if hardware.scaling.spare else ""
+        return Want(count, now.devices, f"{load:.3g} device seconds a second, {hardware.target:.0%} of each{spare}")
+    work = sum(now.work[: level + 1])
+    return Want(
+        count, now.devices, f"{work:.3g} device seconds wait and are due in {_patience(due, level, hardware):g} s"
+    )
+
+
+def lasting(want: Want, lately: Sequence[int], hardware: HardwareClass) -> Want:
+    """The want, or more where more was wanted within the time that a start takes.
+
+    Ski rental: idling as long as a start takes costs at most twice of what knowing the future would.
+    """
+    most = max(lately, default=0)
+    if most <= want.replicas:
+        return want
+    start = hardware.scaling.start
+    return Want(most, want.devices, f"{most} were wanted within {start:g} s, as long as a start takes")
+
+
+def _memory(hardware: HardwareClass) -> float:
+    return min(max(2 * hardware.scaling.start, BRIEF), MEMORY)
+
+
+def _waiting(fleet: FleetSnapshot, hardware_class: str) -> tuple[float, ...]:
+    """Device seconds that the class has to serve: bound to it, and held for it."""
+    none = (0.0,) * LEVELS
+    pairs = zip(fleet.work.get(hardware_class, none), fleet.held.get(hardware_class, none), strict=True)
+    return tuple(bound + held for bound, held in pairs)
+
+
+def _arriving(looks: Sequence[Look]) -> list[float]:
+    """Device seconds that came a second, between each two looks: what was served, and what the queue grew by."""
+    came = []
+    for before, after in pairwise(looks):
+        span = max(after.at - before.at, 1e-3)
+        growth = (sum(after.work) - sum(before.work)) / span
+        came.append(max((before.busy + after.busy) / 2 + growth, 0.0))
+    return came or [looks[-1].busy]
+
+
+def _to_be_in_time(work: Sequence[float], due: Sequence[float], level: int, hardware: HardwareClass) -> int:
+    """The fewest devices that serve all of a level and those before it by its deadline; earliest deadline first."""
+    ahead = sum(work[: level + 1])
+    return 0 if ahead < NOTHING else math.ceil(ahead / _patience(due, level, hardware))
+
+
+def _patience(due: Sequence[float], level: int, hardware: HardwareClass) -> float:
+    """Seconds that a level's work may wait: its deadline less a start, and a horizon at least."""
+    return max(min(due[level], 1e6) - hardware.scaling.start, hardware.horizon, 1e-3)

@@ -1,0 +1,122 @@
+"""What placement sees between two readings of the fleet: a snapshot, boards laid out from it, and work added since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+
+from router.decide.candidates import Board, lay_out
+from router.decide.classify import Constraints, Needs
+from router.decide.depths import Depths
+from router.decide.placement import Placement, weigh
+from router.decide.placement_cache import Standing
+from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
+from router.decide.tenants import Tenants
+from tasks.models.catalogue import Model
+from tasks.models.profiles import ProfileBook
+from tasks.topology import Topology
+
+GLANCE = 0.001
+"""Device seconds, or seconds of time, that are not worth deciding anew for."""
+
+
+class Outlook:
+    """One snapshot and all that is worked out from it once; placements add to `backlog`, what is held to `held`.
+
+    `reading` is the name under which the snapshot is kept for explanations.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        book: ProfileBook,
+        fleet: FleetSnapshot,
+        reading: str = "",
+        tenants: Tenants | None = None,
+        depths: Depths | None = None,
+    ) -> None:
+        self.fleet = fleet
+        self.depths = depths or Depths()
+        self.tenants = tenants or Tenants()
+        self.reading = reading
+        classes = tuple(sorted(topology.hardware))
+        self.backlog = Backlog(classes, {} if fleet.stale else fleet.work)
+        self.held = Backlog(classes, {} if fleet.stale else fleet.held)
+        self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
+        self._topology = topology
+        self._book = book
+        self._boards: dict[tuple[str, Constraints], Board] = {}
+        self._standings: dict[Hashable, tuple[float, Standing]] = {}
+        self._changed = self._passed = 0.0
+
+    def stand(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> Standing:
+        """How requests with these needs are placed now. Raises what `weigh` raises. Work is counted only by `count`."""
+        ahead = self.ahead(released=released or self.passes(tenant))
+        contest = weigh(self.board(model, needs.constraints), needs, ahead)
+        return Standing.of(contest, self._topology, tenant, self.reading, ahead)
+
+    def standing(self, asked: Hashable) -> Standing | None:
+        """The one kept for who asks this, while the backlog is about the same: to `GLANCE`, or to the contest's own."""
+        until, standing = self._standings.get(asked, (-math.inf, None))
+        return standing if self._changed <= until else None
+
+    def keep(self, asked: Hashable, standing: Standing) -> None:
+        """Let others who ask the same have the same standing."""
+        self._standings[asked] = self._changed + max(GLANCE, standing.contest.glance), standing
+
+    def ahead(self, *, released: bool = False) -> np.ndarray:
+        """Device seconds that are served before a new request, shape (classes, LEVELS): bound ones and held ones.
+
+        What is `released` from holding has only bound ones before it, and so has who passes what is held.
+        """
+        return self.backlog.seconds if released else self.backlog.seconds + self.held.seconds
+
+    def passes(self, tenant: str) -> bool:
+        """Whether the tenant's requests pass what is held, which is then others'."""
+        return self.tenants.shares.passes(tenant)
+
+    def board(self, model: Model, constraints: Constraints) -> Board:
+        """The model's candidates for all requests with these constraints."""
+        key = (model.id, constraints)
+        board = self._boards.get(key)
+        if board is None:
+            board = lay_out(model, constraints, self._topology, self.fleet, self._book)
+            self._boards[key] = board
+        return board
+
+    def renew(self, book: ProfileBook) -> None:
+        """Work everything out anew: models or profiles changed."""
+        self._book = book
+        self._boards.clear()
+        self._standings.clear()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
+        self._passed += seconds
+        self._note(self.backlog.serve(self._devices * seconds))
+
+    def take_stock(self, work: Mapping[str, tuple[float, ...]], held: Mapping[str, tuple[float, ...]]) -> None:
+        """Go on from the work that there is now, instead of what was counted since the snapshot."""
+        classes = self.backlog.classes
+        occupied = {name: max(seconds - self._passed, 0.0) for name, seconds in self.fleet.occupied.items()}
+        self.backlog, self.held = Backlog(classes, with_occupied(work, occupied)), Backlog(classes, held)
+        self._standings.clear()
+
+    def count(self, placement: Placement, tenant: str) -> None:
+        """Count the work and the cost of a tenant's placement that is on its way to its queue."""
+        if not placement.needs.company:  # what is released from holding is counted already
+            self.depths.count(placement.candidate.hardware_class, tenant)
+        backlog, work = self.held if placement.held else self.backlog, placement.work
+        backlog.add(placement.candidate.hardware_class, placement.level, work)
+        if placement.held:
+            return  # what comes behind it is held, too, until a queue drains
+        if placement.needs.allowance is not None:
+            self.tenants.spend(placement.needs.allowance, placement.cost)
+        self.tenants.shares.charge(tenant, placement.device_dollars)
+        self._note(work)
+
+    def _note(self, seconds: float) -> None:
+        """The backlog changed by so many device seconds."""
+        self._changed += seconds

@@ -1,0 +1,140 @@
+"""The messages that were given up: an operator lists them, looks into one, lets its job begin anew, or drops it.
+
+A message is known by a digest of its letter, so that letters of every release have a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import msgspec
+
+from broker.port import Arrival, DeadLetter, Holder
+from router.service.arrivals import Router
+from taxiway.contract.job import read_meta, read_result
+from taxiway.contract.quoting import quoted
+from taxiway.contract.wire import Envelope, decode_envelope
+from taxiway.errors import InvalidRequestError, UnknownLetterError
+
+_PAGE = 200  # letters that are read at once
+_NAME = 12  # hexadecimal digits
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter without its message: why, when (by the giver's clock) and by whom the message was given up.
+
+    `history` has the workers that held its job and ended, `bytes` is the message's size.
+    """
+
+    id: str
+    at: float
+    reason: str
+    by: str
+    job: str
+    history: tuple[Holder, ...]
+    bytes: int
+
+
+class Opened(Summary, frozen=True, kw_only=True):
+    """A letter with its message: its headers, and its body as text; `flaw` says why a message cannot be read."""
+
+    headers: Mapping[str, Any]
+    body: str
+    flaw: str
+
+
+class DeadLetters:
+    """The dead letters in a router's store."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._store = router.store
+
+    async def list(self, most: int) -> list[Summary]:
+        """The last letters, the latest first, `most` of them."""
+        found: list[Summary] = []
+        async for raw in self._letters():
+            if len(found) == most:
+                break
+            found.append(Summary(**_told(raw, _read(raw))))
+        return found
+
+    async def show(self, name: str) -> Opened:
+        """One letter with its message. Raises `UnknownLetterError`."""
+        raw = await self._find(name)
+        letter = _read(raw)
+        envelope, flaw = _open(letter)
+        headers, body = ({}, letter.message) if envelope is None else (envelope.headers, envelope.payload())
+        text = body.decode(errors="replace")
+        return Opened(**_told(raw, letter), headers=headers, body=text, flaw=flaw)
+
+    async def replay(self, name: str) -> str:
+        """Let the message's job begin anew, as if it arrived now; the job. Its dead end is forgotten.
+
+        Raises:
+            UnknownLetterError: no such letter.
+            InvalidRequestError: it is no request, or its job is not dead: an answer that was readable stays.
+            TaxiwayError: why the fleet does not take it now; the letter stays.
+        """
+        raw = await self._find(name)
+        letter = _read(raw)
+        envelope, flaw = _open(letter)
+        await self._router.fleet.read()
+        arrival = Arrival("", letter.message, envelope, flaw)
+        decision = await self._router.decide(arrival, self._store.now(), self._router.fleet.outlook)
+        if decision.ending is not None:
+            read_result(read_meta(decision.ending.meta))  # raises what is wrong
+        if decision.admitted is None:
+            raise InvalidRequestError(f"the message is no request: {decision.letter or 'it cancels a job'}")
+        job = decision.admitted.outgoing.job
+        if not await self._store.revive(job):
+            raise InvalidRequestError(f"job {quoted(job)} did not end dead: it is not run again", job=job)
+        await self._router.forward(decision.admitted)
+        await self._store.drop_letter(raw)
+        return job
+
+    async def drop(self, name: str) -> None:
+        """Forget a letter. Raises `UnknownLetterError`."""
+        await self._store.drop_letter(await self._find(name))
+
+    async def _find(self, name: str) -> bytes:
+        async for raw in self._letters():
+            if _name(raw) == name:
+                return raw
+        raise UnknownLetterError(f"no dead letter {quoted(name)} is kept", letter=name)
+
+    async def _letters(self) -> AsyncIterator[bytes]:
+        """Letters as they are kept, the latest first. One may be missed while others are dropped; none comes twice."""
+        seen: set[str] = set()
+        start = 0
+        while page := await self._store.letters(start, _PAGE):
+            for raw in page:
+                if (name := _name(raw)) not in seen:
+                    seen.add(name)
+                    yield raw
+            start += _PAGE
+
+
+def _name(raw: bytes) -> str:
+    return hashlib.blake2b(raw, digest_size=_NAME // 2).hexdigest()
+
+
+def _read(raw: bytes) -> DeadLetter:
+    return msgspec.json.decode(raw, type=DeadLetter)
+
+
+def _told(raw: bytes, letter: DeadLetter) -> dict[str, Any]:
+    """What `Summary` has of a letter; older ones do not say whose job it was."""
+    told = {name: getattr(letter, name) for name in ("at", "reason", "by", "history")}
+    envelope, _ = _open(letter) if not letter.job else (None, "")
+    named = envelope.headers.get("id") if envelope is not None else letter.job
+    return {**told, "id": _name(raw), "job": str(named or ""), "bytes": len(letter.message)}
+
+
+def _open(letter: DeadLetter) -> tuple[Envelope | None, str]:
+    try:
+        return decode_envelope(letter.message), ""
+    except InvalidRequestError as error:
+        return None, error.message

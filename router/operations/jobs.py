@@ -1,0 +1,207 @@
+"""What a caller may ask of a job after it was accepted: where it is, its result, why it is there, and its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from router.decide.explain import Explanation, explain_again, read_basis, unpack_reading
+from router.decide.placement import seed_of
+from router.decide.snapshot import FleetSnapshot
+from router.service.arrivals import Router
+from taxiway.contract.job import (
+    FINAL,
+    JobRecord,
+    JobState,
+    JobStatus,
+    expired,
+    failure_of,
+    read_meta,
+    read_moves,
+    record_from,
+    unknown,
+)
+from taxiway.errors import ModelUnavailableError, UnknownModelError
+
+OVERRUN = 0.1
+"""What is left of a run that takes longer than expected, as a share of what it has taken: nobody knows better."""
+
+_LEAST = 0.001  # seconds; what is not done yet takes some time
+
+_NEVER_PLACED = "it was not placed: its result says why"
+_OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
+_GONE = "the fleet's state at the decision was kept for {kept} s (limits.keep_explanation): the reason alone is left"
+
+_STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED, "STARTED": JobState.RUNNING}
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A job's record and stored result at one instant."""
+
+    fields: dict[str, str]
+    record: JobRecord
+    meta: bytes | None
+
+    @property
+    def final(self) -> bool:
+        return self.meta is not None or self.record.state in FINAL
+
+
+class Jobs:
+    """The jobs that a router's store knows, or those of one tenant: another's job is unknown there."""
+
+    def __init__(self, router: Router, tenant: str | None = None) -> None:
+        self._router = router
+        self._tenant = tenant
+        self._store = router.store
+
+    async def status(self, job: str, *, wait: float) -> JobStatus:
+        """The job's state; with `wait`, as soon as it is final or those seconds have passed.
+
+        Position counts the jobs of its class that come before it and have not ended, those that run included; of a held
+        job, those of its holding queue that are due before it. The time left is an estimate from the work ahead
+        of its level and the live devices of its class.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+        """
+        return await self._status(await self._look(job, wait))
+
+    async def result(self, job: str, *, wait: float) -> bytes | JobStatus:
+        """The stored result, or the job's state while there is none.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+            ResultExpiredError: the job ended, and its result was kept for its time.
+        """
+        look = await self._look(job, wait)
+        if look.meta is not None:
+            return look.meta
+        if look.final:
+            raise expired(job)
+        return await self._status(look)
+
+    async def cancel(self, job: str) -> JobStatus:
+        """End the job before it runs; a job that ended before keeps its end.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+        """
+        look = await self._look(job, 0.0)
+        if not look.final:
+            await self._store.cancel([job])
+        return await self._status(await self._look(job, 0.0))
+
+    async def placement(self, job: str) -> dict[str, Any]:
+        """Why the job is where it is: the reason, and the table it was chosen from, worked out again.
+
+        `note` says why there is no table, or how it differs from the decision.
+
+        Raises:
+            UnknownJobError: no router has placed a job of that id.
+        """
+        look = await self._look(job, 0.0)
+        names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
+        table, note = await self._table(look)
+        moves = read_moves(look.fields.get("moves", ""))
+        return {
+            **{name: getattr(look.record, name) for name in names},
+            "note": note,
+            "moves": msgspec.to_builtins(moves),
+            "considered": [] if table is None else msgspec.to_builtins(table.considered),
+            "refused": [] if table is None else msgspec.to_builtins(table.refused),
+        }
+
+    async def _table(self, look: _Look) -> tuple[Explanation | None, str | None]:
+        """The table of a job's placement where it can be worked out again, and what is to be said of it."""
+        rules, record = self._router.rules, look.record
+        basis = read_basis(look.fields.get("basis", ""))
+        if basis is None:
+            return None, _NEVER_PLACED if not record.hardware_class else _OTHER_RELEASE
+        packed = await self._store.reading(basis.reading)
+        if packed is None:
+            return None, _GONE.format(kept=rules.topology.limits.keep_explanation)
+        fleet = unpack_reading(packed)
+        if fleet is None:
+            return None, _OTHER_RELEASE
+        try:
+            model = rules.catalogue.resolve(record.model)
+        except (UnknownModelError, ModelUnavailableError):
+            return None, f"{record.model} is no longer in the catalogue: the reason alone is left"
+        table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
+        return table, None if look.fields.get("moves") else _difference(record, table)
+
+    async def _look(self, job: str, wait: float) -> _Look:
+        look = await self._read(job)
+        if not look.final and wait > 0:
+            await self._router.results.wait(job, min(wait, self._router.rules.topology.limits.wait))
+            look = await self._read(job)
+        return look
+
+    async def _read(self, job: str) -> _Look:
+        fields, meta = await self._store.record_and_result(job)
+        hidden = self._tenant is not None and fields.get("tenant") != self._tenant
+        if hidden or (not fields and meta is None):
+            raise unknown(job)
+        record = record_from(job, fields)
+        if meta is not None and record.state not in FINAL:
+            ended = _STATE_OF.get(read_meta(meta).status, JobState.FAILED)
+            record = msgspec.structs.replace(record, state=ended)
+        return _Look(fields, record, meta)
+
+    async def _status(self, look: _Look) -> JobStatus:
+        record = look.record
+        if look.meta is not None:
+            return JobStatus(record=record, error=failure_of(read_meta(look.meta)))
+        if record.state == JobState.HELD:
+            return JobStatus(record=record, position=await self._store.held_before(record.id, look.fields["holding"]))
+        if look.final or not record.hardware_class:
+            return JobStatus(record=record)
+        work = float(look.fields.get("work", "0"))
+        if record.state == JobState.RUNNING:
+            return JobStatus(record=record, position=0, eta=time_left(work, self._store.now() - record.started))
+        eta = time_to_end(self._router.fleet.snapshot, record, work)
+        jobs, turns = await self._store.placed_at(record.hardware_class, record.level)
+        turn = int(look.fields.get("turn", turns - 1))
+        return JobStatus(record=record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
+
+
+def jobs_before(jobs: Sequence[float], later: int) -> int:
+    """How many jobs come before one: all of the levels before its own, and of its own those not placed `later`.
+
+    `jobs` are those of its class that have not ended, by level, its own last and itself among them.
+    """
+    *before, own = jobs
+    return round(sum(before) + max(own - 1 - later, 0))
+
+
+def time_left(work: float, ran: float) -> float:
+    """Seconds until a job may be done that was to take `work` seconds and has run for `ran`; always above 0."""
+    return max(work - ran, OVERRUN * ran, _LEAST)
+
+
+def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float | None:
+    """Seconds until a job of `work` seconds may be done that waits for its class; None where no device serves that.
+
+    The class's work at its level and before has the job's own. Where all devices run something, one has to end first.
+    """
+    devices = fleet.of_class(record.hardware_class)
+    if not devices:
+        return None
+    first_free = min(OVERRUN * device.batch_age for device in devices)
+    return max(fleet.ahead(record.hardware_class, record.level) / len(devices), first_free + work, _LEAST)
+
+
+def _difference(record: JobRecord, table: Explanation) -> str | None:
+    """How the choice made again differs from the one on record; None where it does not."""
+    if (table.hardware_class or "", table.variant or "") == (record.hardware_class, record.variant):
+        return None
+    now = f"{table.hardware_class}/{table.variant}: {table.reason}" if table.hardware_class else table.reason
+    was = f"placed on {record.hardware_class}/{record.variant}" if record.hardware_class else "held"
+    return (
+        f"it was {was}; by the catalogue, profiles and queues.yaml of now the same moment gives another answer: {now}"
+    )

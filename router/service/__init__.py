@@ -1,0 +1,1 @@
+"""The path of a request through a router: arrivals, admission, the fleet snapshot, submissions and results."""

@@ -1,0 +1,270 @@
+"""Turns a request into a placed, signed message, or raises why it is refused.
+
+No I/O: the fleet's state, the time and the rules are arguments. The payload is read for the request's terms and the
+number of its rows; its values are checked by the worker that runs it (and by the HTTP door before).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+
+import msgspec
+
+from broker.port import Outgoing
+from broker.valkey.deadlines import Course, exceeded
+from router.decide.classify import Needs, needs_of
+from router.decide.depths import check_class, check_tenant
+from router.decide.explain import Explanation, explain
+from router.decide.placement import Placement, seed_of
+from router.decide.placement_cache import Plan, Standing
+from router.decide.tenants import Tenants
+from router.decide.working_snapshot import Outlook
+from router.service.headers import moment_of
+from tasks.fingerprint import KeyUse, key_use
+from tasks.models.catalogue import Catalogue, Model
+from tasks.models.lengths import LONGEST, Lengths, generates, predicted
+from tasks.models.profiles import ProfileBook
+from tasks.models.sizes import measured, quantised, rows_of
+from tasks.ticket import Ticket, sign
+from tasks.topology import Topology
+from taxiway.contract.keys import blob_key
+from taxiway.contract.request import RESENT, Request, check_terms
+from taxiway.contract.wire import HEADER, Envelope
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
+
+_terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "tenant", "locality", "min_accuracy")
+
+
+@dataclass(slots=True)
+class Rules:
+    """What every admission goes by. Arrivals are to be signed with one of `producers`, where there are any.
+
+    Each of them is immutable; only the catalogue and the book are ever replaced, by `renew`. `starts` are the classes
+    whose devices an autoscaler starts when they are wanted: they take work without any.
+    """
+
+    topology: Topology
+    catalogue: Catalogue
+    secret: tuple[bytes, ...] = field(repr=False)
+    book: ProfileBook = field(default_factory=ProfileBook)
+    producers: tuple[bytes, ...] = field(default=(), repr=False)
+    starts: frozenset[str] = frozenset()
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
+        """Go by another catalogue and other profiles from now on."""
+        self.catalogue, self.book = catalogue, book
+
+
+class Order(msgspec.Struct, frozen=True):
+    """A request under its job's id, with the message that carries it. `accepted` is the store's time.
+
+    `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
+    left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 where there is none.
+    `submission` is where its submitter waits to be told whether a job under its idempotency key is the one asked for.
+    """
+
+    job: str
+    request: Request
+    envelope: Envelope
+    body: bytes
+    accepted: float
+    reply: str = ""
+    tag: str = ""
+    blobs: Mapping[str, int] = {}
+    released: float = 0.0
+    company: int = 0
+    due: float = 0.0
+    submission: str = ""
+
+    @property
+    def moment(self) -> float:
+        """The store's time of the decision."""
+        return self.released or self.accepted
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request, blobs included."""
+        return len(self.body) + sum(self.blobs.values())
+
+    @property
+    def payload(self) -> int:
+        """`size` to five binary digits, rounded up: who differs by less is placed alike."""
+        size = self.size
+        step = max(size.bit_length() - 5, 0)
+        return -(-size >> step) << step
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """A placed request: its message, where it goes, and the seconds of device time it adds there."""
+
+    outgoing: Outgoing
+    placement: Placement
+    ticket: Ticket
+    work: float
+
+
+def check_size(size: int, limit: int) -> None:
+    """Refuse a payload of more than `limit` bytes.
+
+    Raises:
+        RequestTooLargeError: names the limit.
+    """
+    if size > limit:
+        raise RequestTooLargeError(too_large(limit, size), limit="payload", most=limit, got=size)
+
+
+def too_large(most: object, got: object) -> str:
+    """What is said of a payload over its limit, at every door."""
+    return f"payload: expected at most {most} bytes, got {got}"
+
+
+def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
+    """Place a request and sign the order to run it.
+
+    Raises:
+        DeadlineExceededError: Celery's `expires` has passed already, or the deadline of what was held.
+        InvalidRequestError: a term means nothing.
+        TaxiwayError: as `place` and `needs_of` raise it, or because no model has that name.
+    """
+    topology, tenant, size = rules.topology, order.request.tenant, order.size
+    if not order.released:
+        check_tenant(outlook.depths, topology, tenant=tenant, size=size)
+    plan = _standing(order, rules, outlook).draw(seed_of(order.job))
+    placement = plan.placement
+    if not order.released:
+        check_class(outlook.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
+    ticket = plan.ticket(order.job, order.reply, order.accepted, order.moment)
+    _check_eta(order.envelope, ticket)
+    if not placement.held:
+        order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
+        order.envelope.headers["kwargsrepr"] = plan.shown
+    outgoing = Outgoing(
+        tag=order.tag,
+        queue=plan.queue,
+        level=placement.level,
+        envelope=order.envelope,
+        job=order.job,
+        fields=_record(plan, order),
+        reply=order.reply,
+        use=_use(order, rules),
+    )
+    return Admitted(outgoing, placement, ticket, plan.work)
+
+
+def _use(order: Order, rules: Rules) -> KeyUse | None:
+    """The use of an idempotency key that the request makes, when it comes first and others might use the key, too."""
+    key = order.request.idempotency_key
+    if key is None or key.startswith(RESENT) or order.released:
+        return None
+    model = rules.catalogue.resolve(order.request.model)
+    return key_use(model, order.request, order.submission, rules.topology.limits.keep_result)
+
+
+def _check_eta(envelope: Envelope, ticket: Ticket) -> None:
+    """Refuse a job that is to begin when it must have ended: a worker would hold its message until then in vain."""
+    text = envelope.headers.get("eta")
+    late = 0.0 if text is None else moment_of("eta", text).timestamp() - ticket.deadline_at
+    if late > 0:
+        message = f"eta: expected a time before the deadline of its job, got one {late:.3g} s after it: {text}"
+        raise InvalidRequestError(message, field="eta")
+
+
+def _record(plan: Plan, order: Order) -> Mapping[str, str]:
+    record = plan.record(order.accepted, order.moment)
+    return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
+
+
+def _standing(order: Order, rules: Rules, outlook: Outlook) -> Standing:
+    """How the request is placed now: worked out once for all that ask for the same, unless it depends on more."""
+    request, until = order.request, _until(order)
+    model = rules.catalogue.resolve(request.model)
+    rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
+    asked = (*_terms_of(request), rows, size, order.payload, order.company)
+    known = outlook.standing(asked) if until is None else None
+    if known is not None:
+        return known
+    check_terms(request)
+    needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=until)
+    standing = outlook.stand(model, needs, request.tenant, released=order.released > 0)
+    if until is None and needs.allowance is None:
+        outlook.keep(asked, standing)
+    return standing
+
+
+def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explanation]:
+    """The model, and what `admit` would decide now, with all that it decides from; nothing is placed.
+
+    Raises:
+        TaxiwayError: as `needs_of` raises it, or because no model has that name.
+    """
+    request = order.request
+    model = rules.catalogue.resolve(request.model)
+    rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
+    needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=_until(order))
+    board = outlook.board(model, needs.constraints)
+    return model, explain(board, needs, outlook.ahead(released=outlook.passes(request.tenant)), seed=seed_of(order.job))
+
+
+def size_of(model: Model, request: Request, lengths: Lengths) -> int:
+    """The mean size of the request's rows, measured without decoding them.
+
+    A generated answer counts as long as `lengths`, those of earlier ones, let expect.
+
+    Raises:
+        InvalidRequestError, RequestTooLargeError: as `sizes.measured`.
+    """
+    size = measured(model, request.inputs) + _answer(model, request, lengths)
+    return min(size, model.buckets[-1])  # a longer text is cut there, what else is larger was refused
+
+
+def _size(model: Model, request: Request, tenants: Tenants) -> int:
+    """As `size_of`, to a few digits: requests of about the same size have one standing."""
+    lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
+    return quantised(model, size_of(model, request, lengths))
+
+
+def _answer(model: Model, request: Request, lengths: Lengths) -> int:
+    """Tokens that a generated answer will have, never more than the request allows; 0 for other models."""
+    if not generates(model):
+        return 0
+    asked = request.parameters.get(LONGEST)
+    return predicted(lengths, asked if isinstance(asked, int) else int(model.parameters[LONGEST].default))
+
+
+def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, until: float | None) -> Needs:
+    request = order.request
+    needs = needs_of(
+        request,
+        topology,
+        rows=rows,
+        size=size,
+        payload=order.payload,
+        allowance=tenants.allowance(request.tenant, topology, order.moment),
+        company=order.company,
+        brief=tenants.shares.brief(request.tenant),
+    )
+    if until is None:
+        return needs
+    left = until - order.moment
+    if left <= 0:
+        raise exceeded(Course(order.moment, until, order.accepted, held=order.released > 0))
+    if needs.deadline is not None and needs.deadline <= left:
+        return needs
+    sooner = msgspec.structs.replace(request, deadline=left)
+    again = needs_of(sooner, topology, rows=rows, size=size)
+    return replace(needs, deadline=left, level=again.level)
+
+
+def _until(order: Order) -> float | None:
+    """When it must be answered by the store's clock, where more bounds that than its own deadline counted from now."""
+    expires = _expires(order.envelope)
+    if not order.due:
+        return expires
+    return order.due if expires is None else min(expires, order.due)
+
+
+def _expires(envelope: Envelope) -> float | None:
+    text = envelope.headers.get("expires")
+    return None if text is None else moment_of("expires", text).timestamp()

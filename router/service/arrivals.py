@@ -1,0 +1,428 @@
+"""The router's loop: takes arrivals, decides each, forwards them together; and places what the HTTP door accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+import msgspec
+
+from broker.mover import Yard
+from broker.port import Arrival, DeadLetter, Transport
+from broker.rabbitmq.mover import RabbitYard
+from broker.rabbitmq.queues import RabbitTransport
+from broker.valkey.mover import ValkeyYard
+from broker.valkey.queues import ValkeyTransport
+from router.decide.depths import check_store
+from router.decide.scaling import Scaler
+from router.decide.working_snapshot import Outlook
+from router.http.metadata import model_list
+from router.operations.metrics import Done
+from router.operations.view import FleetView, view_fleet
+from router.service.admission import Admitted, Order, Rules, admit
+from router.service.decision import Decision, decide_read, misdirected, read, undecidable
+from router.service.events import SentEvents
+from router.service.outcomes import Tally
+from router.service.reload import FolderWatch
+from router.service.results import Results
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.service.submissions import Outbox
+from router.service.traces import trace_placement, trace_refusal
+from router.service.wait_timeouts import Patience
+from router.upkeep.deadlines import Deadlines
+from router.upkeep.mover import Mover
+from router.upkeep.releaser import Releaser
+from router.upkeep.retargeter import Lender
+from tasks.beside import beside
+from tasks.models.folder import ModelsFolder
+from tasks.settings import Settings
+from taxiway.contract.amounts import values_beyond
+from taxiway.contract.blobs import referred
+from taxiway.contract.wire import Envelope
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
+
+logger = logging.getLogger(__name__)
+
+IDLE = 1.0
+"""Longest that an idle router waits for an arrival before it looks again."""
+
+TIDY = 1.0
+"""Seconds between two looks after dead routers."""
+
+TELL = 30.0
+"""Seconds after which a router tells again what the fleet can run; within `TIDY` when that has changed."""
+
+ACCEPT = 1.75
+"""Seconds that a caller at this router's own door waits for the broker, and `LOOK` at most: it is told within two."""
+
+TURN = 2.0
+"""Longest that a router that stops waits for what its loops have begun."""
+
+AGAIN = 0.2
+"""Seconds after which a loop that goes on is cancelled again."""
+
+_BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
+
+
+class Router:
+    """One router. Any number of them work on the same arrivals."""
+
+    def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder) -> None:
+        self.name = name
+        self.rules = rules
+        self.store = Store(settings.state, rules.topology.limits)
+        self.fleet = FleetReader(self.store, rules.topology, rules.book, rules.starts)
+        self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
+        self.results = Results(settings.state, self.store, name)
+        self.transport = open_transport(settings, rules, name)
+        self.yard = open_yard(settings, name)
+        self._events = SentEvents(name)
+        self.mover = Mover(self.yard, self.fleet, self.store, rules, self._events, Lender(settings, rules.topology))
+        self.scaler = Scaler(rules.topology)
+        self.placed: Counter[tuple[str, ...]] = Counter()
+        self.refused: Counter[tuple[str, ...]] = Counter()
+        self.parked = 0
+        self.tally = Tally()
+        self.patience = Patience()
+        self._outbox = Outbox(self.transport, self.fleet)
+        self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
+        self._deadlines = Deadlines(self.store)
+        self._told = b"", 0.0  # what it told that the fleet can run, and when
+        self._stopping = False
+        self._idle = False
+        self._consumer: asyncio.Task[None] | None = None
+        self._keepers: list[asyncio.Task[None]] = []
+        self._leaders: list[asyncio.Task[None]] = []
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it takes nothing more from the arrivals, and is about to stop."""
+        return self._stopping
+
+    async def start(self) -> None:
+        """Read the fleet if it can be read, then take arrivals and keep everything fresh until `stop`."""
+        with contextlib.suppress(BrokerUnavailableError):
+            await self.fleet.read()
+        self._keepers = [
+            asyncio.create_task(keep, name=name)
+            for name, keep in {
+                "fleet": self.fleet.run(),
+                "folder": self.folder.run(),
+                "results": self.results.run(),
+                "tidy": self._tidy(),
+                "deadlines": self._deadlines.run(),
+            }.items()
+        ]
+        self._leaders = [
+            asyncio.create_task(self._releaser.run(), name="releaser"),
+            asyncio.create_task(self.mover.run(), name="mover"),
+        ]
+        self._consumer = asyncio.create_task(self._consume(), name="consume")
+
+    async def retire(self) -> None:
+        """Take nothing more, finish or hand back what was taken, and let others lead; its own door is served on."""
+        self._stopping = True
+        self._releaser.leave()
+        self.mover.leave()
+        if self._consumer is not None:
+            if self._idle:
+                self._consumer.cancel()
+            await asyncio.wait([self._consumer, *self._leaders], timeout=TURN)
+        with contextlib.suppress(BrokerUnavailableError):  # it hands them on by itself, once this router is silent
+            await self.transport.retire()
+
+    async def stop(self) -> None:
+        """Retire, and disconnect."""
+        await self.retire()
+        running = [*self._leaders, *self._keepers] + ([] if self._consumer is None else [self._consumer])
+        await _end(running)
+        await self.results.close()
+        await self.yard.close()
+        await self.transport.close()
+        await self.store.close()
+
+    async def failed(self) -> BaseException | None:
+        """Wait until a loop of this router ends by an error nobody foresaw; the error."""
+        assert self._consumer is not None
+        running = [self._consumer, *self._leaders, *self._keepers]
+        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        task = done.pop()
+        return None if task.cancelled() else task.exception()
+
+    async def place(self, order: Order) -> Admitted:
+        """Place a request of this router's own door; the fleet is read again before it has no device for it.
+
+        Raises:
+            TaxiwayError: as `admit` raises it.
+        """
+        try:
+            admitted = await self._admit(order)
+        except TaxiwayError as error:
+            self._refuse(order.envelope, order.job, error.code)
+            raise
+        self._count(admitted)
+        return admitted
+
+    async def forward(self, admitted: Admitted) -> bool:
+        """Forward a placed request; False where its id has a job already.
+
+        Raises:
+            BrokerUnavailableError: the broker did not accept it. What nobody foresaw is raised as it is.
+        """
+        try:
+            return await self.patience.wait(self._outbox.forward(admitted.outgoing), ACCEPT)
+        except TimeoutError as error:
+            message = f"the broker did not accept the request within {ACCEPT:g} s"
+            raise BrokerUnavailableError(message, retry_after=1.0) from error
+
+    def done(self) -> Done:
+        """What was done since this router started, for its metrics."""
+        return Done(
+            placed=self.placed,
+            moved=self.mover.moves,
+            refused=self.refused,
+            ended=self.store.ended,
+            outcomes=self.tally.outcomes,
+            latency=self.tally.latency,
+            parked=self.parked,
+            rejected=self.tally.rejected,
+        )
+
+    async def _admit(self, order: Order) -> Admitted:
+        try:
+            return self._admit_now(order)
+        except NoDeviceError:
+            await self.fleet.read()
+            return self._admit_now(order)
+
+    def _admit_now(self, order: Order) -> Admitted:
+        outlook = self.fleet.outlook
+        check_store(outlook.depths, self.rules.topology)
+        return admit(order, self.rules, outlook)
+
+    async def view(self) -> FleetView:
+        """The fleet as its operators see it.
+
+        Raises:
+            BrokerUnavailableError: the broker or the state store does not answer.
+        """
+        topology, catalogue = self.rules.topology, self.rules.catalogue
+        view = await view_fleet(topology, self.fleet, self.yard, self.scaler.wanted(), self.store)
+        old = tuple(name for name, report in sorted((await self.store.catalogues()).items()) if report.queues_changed)
+        return msgspec.structs.replace(view, disabled=catalogue.disabled, outdated=catalogue.outdated, restart=old)
+
+    async def _consume(self) -> None:
+        outage = Outage("broker")
+        while not self._stopping:
+            try:
+                taken = await self.transport.take()
+                if taken.arrivals:
+                    await self._handle(taken.arrivals, taken.now)
+                else:
+                    await self._pause()
+                outage.over()
+            except FleetUnavailable as error:
+                self.transport.abandon()
+                await asyncio.sleep(outage.pause(error))
+
+    async def _pause(self) -> None:
+        self._idle = True
+        try:
+            await self.transport.wait(IDLE)
+        finally:
+            self._idle = False
+
+    async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
+        outlook = self.fleet.outlook
+        found = [await self._read(arrival, now) for arrival in arrivals]
+        decisions = [self._decide(one, arrival, outlook) for one, arrival in zip(found, arrivals, strict=True)]
+        if any(d.deviceless for d in decisions):
+            await self.fleet.read()
+            outlook = self.fleet.outlook
+            trios = zip(found, arrivals, decisions, strict=True)
+            decisions = [self._decide(one, a, outlook) if d.deviceless else d for one, a, d in trios]
+        admitted = [d.admitted for d in decisions if d.admitted is not None]
+        if len(admitted) < len(decisions):
+            await self._answer(arrivals, decisions)
+        if admitted:
+            await self._forward(admitted)
+        left = {d.tag for d in decisions} - {a.outgoing.tag for a in admitted}
+        if left:
+            await self.transport.settle(sorted(left))
+
+    async def decide(self, arrival: Arrival, now: float, outlook: Outlook) -> Decision:
+        """What to do with an arrival, counted as placed where it is admitted."""
+        return self._decide(await self._read(arrival, now), arrival, outlook)
+
+    async def _read(self, arrival: Arrival, now: float) -> Order | Decision:
+        try:
+            return await beside(len(arrival.raw), read, arrival, self.rules, now)
+        except Exception as error:  # one message that we fail to understand must not stop the others
+            return _undecided(arrival, error)
+
+    def _decide(self, found: Order | Decision, arrival: Arrival, outlook: Outlook) -> Decision:
+        try:
+            decision = decide_read(found, self.rules, outlook)
+        except Exception as error:  # as above
+            return _undecided(arrival, error)
+        if decision.admitted is not None:
+            self._count(decision.admitted)
+        return decision
+
+    async def _forward(self, admitted: Sequence[Admitted]) -> None:
+        readings = self.fleet.readings()
+        forwarded = await self.transport.forward([a.outgoing for a in admitted], readings)
+        self.fleet.kept(readings)
+        for one, fresh in zip(admitted, forwarded, strict=True):
+            if not fresh:
+                await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
+
+    async def _drop_blobs(self, job: str, envelope: Envelope) -> None:
+        refs = await beside(len(envelope.body), _referred, envelope, self.rules.topology.limits.elements)
+        if refs:
+            await self.store.drop_blobs(job, refs)
+
+    async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
+        """End, cancel or park what is not forwarded."""
+        endings = [d.ending for d in decisions if d.ending is not None]
+        cancelled = [d.cancel for d in decisions if d.cancel]
+        letters = [
+            DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
+        ]
+        if endings:
+            ended = await self.store.finish(endings)
+            await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
+            named = {d.ending.job: d.fields for d in decisions if d.ending is not None and d.fields}
+            refused = {e.job: named[e.job] for e, done in zip(endings, ended, strict=True) if done and e.job in named}
+            if refused:
+                await self.store.note_refused(refused)
+        for arrival, decision in zip(arrivals, decisions, strict=True):
+            if decision.ending is not None and arrival.envelope is not None:
+                self._refuse(arrival.envelope, decision.ending.job, decision.code)
+                await self._drop_blobs(decision.ending.job, arrival.envelope)
+        if cancelled:
+            await self.store.cancel(cancelled)
+        if letters:
+            await self.store.park(letters)
+            self.parked += len(letters)
+            for letter in letters:
+                logger.warning("message parked", extra={"reason": letter.reason})
+
+    def _count(self, admitted: Admitted) -> None:
+        self.fleet.count(admitted.placement, admitted.outgoing.fields["tenant"])
+        self._deadlines.expect(admitted.ticket.deadline_at)
+        trace_placement(admitted, self.store)
+        if admitted.placement.held:
+            self._releaser.wake()
+            return
+        self.placed[admitted.placement.candidate.hardware_class, admitted.placement.board.model.id] += 1
+        self._events.add(admitted.outgoing.job, admitted.outgoing.queue, admitted.outgoing.envelope)
+
+    def _refuse(self, envelope: Envelope, job: str, code: str) -> None:
+        self.refused[code,] += 1
+        trace_refusal(envelope.headers, job, code)
+
+    async def _tidy(self) -> None:
+        while True:
+            if not self.fleet.outlook.fleet.stale:
+                self.scaler.look(self.fleet.outlook.fleet, time.monotonic())
+                self.tally.look(self.fleet.outlook.fleet.devices)
+            with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
+                recovered = await self.transport.tidy()
+                if recovered:
+                    logger.warning("arrivals recovered", extra={"messages": recovered})
+                await self._events.send(self.transport)
+                await self._tell_models()
+                await self._end_astray()
+                await self.store.forget_listed()
+            await asyncio.sleep(TIDY)
+
+    async def _tell_models(self) -> None:
+        """Tell clients of the broker what `GET /v2/models` lists, where that has changed, or was told long ago."""
+        listed, now = msgspec.json.encode(model_list(self.rules.catalogue, self.fleet.snapshot)), time.monotonic()
+        told, at = self._told
+        if told != listed or now - at > TELL:
+            await self.store.tell_models(listed)
+            self._told = listed, now
+
+    async def _end_astray(self) -> None:
+        """End requests that plain Celery sent to its default queue, which nobody serves: their senders hear why."""
+        astray = await self.transport.astray()
+        if astray:
+            await self.store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])
+            await self.transport.forget(astray)
+            logger.warning("requests sent to Celery's default queue", extra={"messages": len(astray)})
+
+
+def _referred(envelope: Envelope, most: int) -> list[str]:
+    """The blobs that a message refers to; none where its body cannot be read, or has more than `most` values."""
+    try:
+        body = envelope.payload()
+    except InvalidRequestError:
+        return []
+    return [blob.ref for blob in referred(body)] if values_beyond(body, most) is None else []
+
+
+def _undecided(arrival: Arrival, error: Exception) -> Decision:
+    logger.error("arrival undecidable", extra={"tag": arrival.tag}, exc_info=error)
+    return undecidable(arrival, error)
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they end: Python 3.11's `wait_for` loses a cancellation that comes as its time is over."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=AGAIN)
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Outage:
+    """Says once that a server is away and once that it is back, and how long to pause between attempts."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._failures = 0
+
+    def pause(self, error: FleetUnavailable) -> float:
+        """Seconds to wait after one more failure."""
+        first, longest = _BACKOFF
+        if self._failures == 0:
+            logger.warning("server away", extra={"server": self._server, "error": error.message})
+        self._failures += 1
+        return min(first * float(2 ** min(self._failures - 1, 10)), longest)
+
+    def over(self) -> None:
+        """It answered."""
+        if self._failures:
+            logger.info("server back", extra={"server": self._server, "failures": self._failures})
+        self._failures = 0
+
+
+def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
+    """The transport for the broker that `settings` name."""
+    keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
+    if settings.broker.startswith("amqp"):
+        return RabbitTransport(
+            broker=settings.broker,
+            state=settings.state,
+            name=name,
+            keep_record=keep_record,
+            queues=sorted(rules.topology.hardware),
+            durability=durability,
+        )
+    return ValkeyTransport(
+        broker=settings.broker, state=settings.state, name=name, keep_record=keep_record, durability=durability
+    )
+
+
+def open_yard(settings: Settings, name: str) -> Yard:
+    """The class queues of the broker that `settings` name, for moving what waits in them."""
+    yard = RabbitYard if settings.broker.startswith("amqp") else ValkeyYard
+    return yard(broker=settings.broker, state=settings.state, name=name)

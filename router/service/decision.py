@@ -1,0 +1,242 @@
+"""What becomes of a message in arrivals: it is placed, it ends its job with an error, it cancels one, or it is parked.
+
+No I/O, as in `admission`, which places what is read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TypeGuard
+
+import msgspec
+
+from broker.port import Arrival
+from broker.valkey.holding import Drawn
+from broker.valkey.scripts import REFUSED, Ending
+from router.decide.working_snapshot import Outlook
+from router.service.admission import Admitted, Order, Rules, admit, check_size
+from router.service.headers import Embed, check_embed, check_headers, read_embed
+from tasks.topology import Limits
+from taxiway.contract.amounts import check_json
+from taxiway.contract.blobs import may_refer, references
+from taxiway.contract.job import failure_meta, state_of
+from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
+from taxiway.contract.quoting import cut, quoted
+from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
+from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
+from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError
+
+_decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).decode
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A stored result under the task id `submission`, of which the client `reply` is to hear."""
+
+    submission: str
+    meta: bytes
+    reply: str
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
+
+    `refusal` is what the submitter of a refused request is told under its submission, whatever job has its idempotency
+    key. `code` is the ending's error, and `fields` say on its record what was refused; `deviceless` says that it is for
+    want of a live device, which a fresher picture of the fleet may show.
+    """
+
+    tag: str
+    admitted: Admitted | None = None
+    ending: Ending | None = None
+    refusal: Refusal | None = None
+    cancel: str = ""
+    letter: str = ""
+    code: str = ""
+    deviceless: bool = False
+    fields: Mapping[str, str] = {}
+
+
+def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Decision:
+    """What to do with an arrival. Never raises for what a producer may have written."""
+    return decide_read(read(arrival, rules, now), rules, outlook)
+
+
+def decide_read(found: Order | Decision, rules: Rules, outlook: Outlook) -> Decision:
+    """What to do with an arrival that was read."""
+    if isinstance(found, Decision):
+        return found
+    try:
+        return Decision(found.tag, admitted=admit(found, rules, outlook))
+    except TaxiwayError as error:
+        asked = found.request
+        fields = {"model": cut(asked.model), "tenant": cut(asked.tenant), "accepted": repr(found.accepted)}
+        ended = _ended(found.tag, found.job, error, reply=found.reply, token=REFUSED)
+        return msgspec.structs.replace(ended, refusal=_refusal(found.envelope, error, found.reply), fields=fields)
+
+
+def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
+    """The request in an arrival, or what becomes of one that has none; it depends on no state of the fleet."""
+    tag, envelope = arrival.tag, arrival.envelope
+    if envelope is None:
+        return Decision(tag, letter=arrival.flaw)
+    task, job = envelope.headers.get("task"), envelope.headers.get("id")
+    if not _is_name(job):
+        return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
+    if flaw := _unbelieved(tag, envelope, rules, now):
+        return Decision(tag, letter=flaw)
+    reply = _reply_of(envelope)
+    try:
+        if task == CANCEL:
+            return Decision(tag, cancel=_cancelled_job(envelope))
+        if task != INFER:
+            raise InvalidRequestError(f"task: expected {INFER} or {CANCEL}, got {quoted(task)}", field="task")
+        return read_order(envelope, job=job, reply=reply, tag=tag, now=now, limits=rules.topology.limits)
+    except TaxiwayError as error:
+        letter = error.message if task not in (INFER, CANCEL) else ""
+        ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=letter)
+        return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
+
+
+def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
+    """Why an arrival may be anybody's, where producers sign; nothing is said to who it names. Letters have no `tag`."""
+    if not tag or not rules.producers:
+        return ""
+    try:
+        check_signed(envelope, rules.producers, now=now, longest=rules.topology.limits.keep_record)
+    except InvalidRequestError as error:
+        return error.message
+    return ""
+
+
+def undecidable(arrival: Arrival, fault: Exception) -> Decision:
+    """What to do with an arrival at which `decide` failed: park it, and end its job, so that who waits hears of it."""
+    error = DeadLetteredError(f"the router failed to decide it: {cut(repr(fault))}")
+    tag, envelope = arrival.tag, arrival.envelope
+    job = envelope.headers.get("id") if envelope is not None else None
+    if envelope is None or not _is_name(job):
+        return Decision(tag, letter=error.message, code=error.code)
+    reply = _reply_of(envelope)
+    ended = _ended(tag, job, error, reply=reply, token=REFUSED, letter=error.message)
+    return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
+
+
+def misdirected(arrival: Arrival) -> Ending | None:
+    """The end of a request that was sent to Celery's default queue; None where it has no id."""
+    job = arrival.envelope.headers.get("id") if arrival.envelope is not None else None
+    if arrival.envelope is None or not _is_name(job):
+        return None
+    error = misplaced(DEFAULT_QUEUE)
+    return Ending(job, state_of(error), failure_meta(job, error), REFUSED, _reply_of(arrival.envelope))
+
+
+def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, company: int) -> Decision:
+    """What to do with a job that was held: place it, hold it still, or end it. Never raises for what is in it.
+
+    `company` is the jobs of its kind that can be released with it, as far as that matters.
+    """
+    envelope = decode_envelope(drawn.message)
+    job, reply, limits = str(envelope.headers["id"]), drawn.reply, rules.topology.limits
+    try:
+        order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limits=limits)
+        held = msgspec.structs.replace(order, released=now, company=company, due=drawn.deadline_at)
+        return Decision("", admitted=admit(held, rules, outlook))
+    except TaxiwayError as error:
+        return _ended("", job, error, reply=reply, token="")
+
+
+def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
+    """The request in a message from a broker door; its terms are checked when it is admitted.
+
+    Raises:
+        RequestTooLargeError: its body is over a limit.
+        InvalidRequestError: names the field that is wrong.
+    """
+    check_headers(envelope)
+    body = envelope.payload()
+    check_size(len(body), limits.payload)
+    check_json(body, limits.elements)
+    request = _request(body, envelope.content_type)
+    if request.idempotency_key is not None:
+        _check_key(request, job)
+    order = Order(
+        job,
+        request,
+        envelope,
+        body,
+        accepted=now,
+        reply=reply,
+        tag=tag,
+        blobs=_blobs(body, request),
+        submission=_submission_of(envelope),
+    )
+    check_size(order.size, limits.payload)
+    return order
+
+
+def _check_key(request: Request, job: str) -> None:
+    check_terms(request)
+    if job != job_id(request):
+        raise InvalidRequestError(
+            f"idempotency_key: expected the message's id to be {job_id(request)}, which the key and the tenant give, "
+            f"got {quoted(job)}; without the key, the id itself is one",
+            field="idempotency_key",
+        )
+
+
+def _request(body: bytes, content_type: str) -> Request:
+    """The request in a body: at once where it is as our client writes it, else with all that is to be said of it."""
+    if content_type == "application/json":
+        with suppress(ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a number too long
+            _, request, embed = _decode_body(body)
+            check_content(request)
+            check_embed(embed)
+            return request
+    request = read_request(body, content_type)
+    check_embed(read_embed(body))
+    return request
+
+
+def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
+    """The blobs that the request refers to. Each has its digest, so that the body's signature covers it."""
+    found = references([request.inputs, request.parameters]) if may_refer(body) else ()
+    sizes = {}
+    for reference in found:
+        if not reference.digest:
+            raise InvalidRequestError("digest: expected a blob's SHA-256 with its reference, got none", field="digest")
+        sizes[reference.ref] = reference.bytes
+    return sizes
+
+
+def _ended(tag: str, job: str, error: TaxiwayError, *, reply: str, token: str, letter: str = "") -> Decision:
+    ending = Ending(job, state_of(error), failure_meta(job, error), token=token, reply=reply)
+    return Decision(tag, ending=ending, letter=letter, code=error.code, deviceless=isinstance(error, NoDeviceError))
+
+
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME
+
+
+def _reply_of(envelope: Envelope) -> str:
+    header = envelope.headers.get(HEADER)
+    reply = header.get("reply") if isinstance(header, dict) else None
+    return reply if isinstance(reply, str) and len(reply) <= MAX_NAME else ""
+
+
+def _submission_of(envelope: Envelope) -> str:
+    """The task id under which a submitter is told whether the job under its idempotency key is the one asked for."""
+    header = envelope.headers.get(HEADER)
+    submission = header.get("submission") if isinstance(header, dict) else None
+    return submission_id(submission) if _is_name(submission) else ""
+
+
+def _refusal(envelope: Envelope, error: TaxiwayError, reply: str) -> Refusal | None:
+    submission = _submission_of(envelope)
+    return Refusal(submission, failure_meta(submission, error), reply) if submission else None
+
+
+def _cancelled_job(envelope: Envelope) -> str:
+    args, _ = read_body(envelope.payload(), envelope.content_type)
+    if len(args) != 1 or not _is_name(args[0]):
+        raise InvalidRequestError("args: expected one job id", field="args")
+    return str(args[0])

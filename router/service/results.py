@@ -1,0 +1,181 @@
+"""Hears of results: one subscription a router, on which every waiting request is woken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import msgspec
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+
+from broker.valkey.connection import ANSWER, connect
+from router.service.store import Store
+from taxiway.client.rounds import PAUSE, Rounds
+from taxiway.contract.keys import reply_channel, result_key
+from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey.line import RespLine
+
+logger = logging.getLogger(__name__)
+
+_BACKOFF = 0.25  # seconds between two attempts to subscribe anew
+_MOST_KEYS = 256  # results read by one MGET
+
+
+class _Named(msgspec.Struct):
+    """The part of a stored result that says whose it is."""
+
+    task_id: str
+
+
+_job_of = msgspec.json.Decoder(_Named).decode
+
+
+class Results:
+    """The results that somebody here waits for, as they are announced.
+
+    Results of jobs that this router forwarded for its own callers come on the router's reply channel; for others the
+    job's own channel is subscribed to as long as somebody waits. Whenever a channel is subscribed, what might have been
+    announced on it before is read from the store; and every `pause` seconds what is still waited for.
+    """
+
+    def __init__(self, url: str, store: Store, name: str, *, pause: float = PAUSE) -> None:
+        self._line = RespLine(connect(url).connection_pool, ANSWER)
+        self._store = store
+        self._own = reply_channel(name)
+        self._pause = pause
+        self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
+        self._others: dict[str, int] = {}
+        self._heard = False  # since the last look, on the connection that there is
+        self._looking: set[asyncio.Task[None]] = set()
+        self.hurried = asyncio.Event()
+
+    def hurry(self) -> None:
+        """End all waits, those to come as well, as if their time were over."""
+        self.hurried.set()
+        for future in [future for waiting in self._waiting.values() for future in waiting]:
+            give_up(future)
+
+    @contextmanager
+    def expect(self, job: str) -> Iterator[asyncio.Future[bytes]]:
+        """A future of the result's stored bytes. Enter before the job is forwarded, and nothing is missed."""
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(job, set())
+        waiting.add(future)
+        if self.hurried.is_set():
+            give_up(future)
+        try:
+            yield future
+        finally:
+            waiting.discard(future)
+            if not waiting and self._waiting.get(job) is waiting:
+                del self._waiting[job]
+
+    async def wait(self, job: str, longest: float) -> bytes | None:
+        """The result of any job, within `longest` seconds; None when it did not come.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        with self.expect(job) as future:
+            meta = await self._store.result(job)
+            if meta is not None or longest <= 0:
+                return meta
+            self._follow(job)
+            try:
+                return await asyncio.wait_for(future, longest)
+            except TimeoutError:
+                return await self._store.result(job)
+            finally:
+                self._leave(job)
+
+    async def run(self) -> None:
+        """Listen, for ever; what was announced in vain is found all the same."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._stay_subscribed())
+            both.create_task(self._keep_looking())
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._line.close()
+
+    async def _stay_subscribed(self) -> None:
+        away = False
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError) as error:
+                if not away:
+                    logger.warning("results unheard", extra={"error": str(error)})
+                away = True
+                await asyncio.sleep(_BACKOFF)
+            else:
+                away = False
+
+    async def _keep_looking(self) -> None:
+        """Read what has been waited for since the look before, and give up a subscription that has become silent."""
+        rounds = Rounds()
+        while True:
+            await asyncio.sleep(self._pause)
+            await self._look_up(rounds.take(self._waiting))
+            if self._heard:
+                self._heard = False
+                self._line.send(("PING",))
+            else:
+                self._line.close(RedisConnectionError(f"silent for {self._pause:g} s"))
+
+    async def _listen(self) -> None:
+        await self._line.connect()
+        self._heard = True
+        await self._line.listen([("SUBSCRIBE", self._own, *map(result_key, self._others))], self._hear)
+
+    def _hear(self, answer: Any) -> None:
+        self._heard = True
+        if isinstance(answer, Exception):  # the server refuses
+            self._line.close(answer)
+        elif answer[0] == b"subscribe":
+            channel = answer[1].decode()
+            jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
+            task = asyncio.create_task(self._look_up(jobs))
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+        elif answer[0] == b"message":
+            with suppress(msgspec.MsgspecError):  # anybody may publish there
+                self._resolve(_job_of(answer[2]).task_id, answer[2])
+
+    def _resolve(self, job: str, meta: bytes) -> None:
+        for future in self._waiting.get(job, ()):
+            if not future.done():
+                future.set_result(meta)
+
+    async def _look_up(self, jobs: Sequence[str]) -> None:
+        """Find the results of these jobs that are stored already."""
+        with suppress(BrokerUnavailableError):  # the next look finds them
+            for start in range(0, len(jobs), _MOST_KEYS):
+                await self._find(jobs[start : start + _MOST_KEYS])
+
+    async def _find(self, jobs: Sequence[str]) -> None:
+        for job, meta in zip(jobs, await self._store.results(jobs), strict=True):
+            if meta is not None:
+                self._resolve(job, meta)
+
+    def _follow(self, job: str) -> None:
+        self._others[job] = self._others.get(job, 0) + 1
+        if self._others[job] == 1:
+            self._line.send(("SUBSCRIBE", result_key(job)))
+
+    def _leave(self, job: str) -> None:
+        self._others[job] -= 1
+        if self._others[job] == 0:
+            del self._others[job]
+            self._line.send(("UNSUBSCRIBE", result_key(job)))
+
+
+def give_up(future: asyncio.Future[bytes]) -> None:
+    """End the wait for a result as if its time were over."""
+    if not future.done():
+        future.set_exception(TimeoutError())
+        future.exception()  # so that nobody wonders where no one waits for it

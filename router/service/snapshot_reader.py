@@ -1,0 +1,260 @@
+"""Keeps the fleet snapshot fresh: reads the store on a beat, and counts what this router placed since."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from broker.port import Reading
+from router.decide.cost import shadow_prices
+from router.decide.depths import Depths, depths_from
+from router.decide.explain import pack_reading
+from router.decide.placement import Placement
+from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
+from router.decide.tenants import Shares, Tenants, day_of
+from router.decide.working_snapshot import GLANCE, Outlook
+from router.service.store import FleetFacts, Store
+from tasks.heartbeat import GONE_AFTER, DeviceFacts
+from tasks.models.profiles import ProfileBook
+from tasks.topology import Topology
+from taxiway.contract.keys import ARRIVED, LEVELS, WAITING
+from taxiway.errors import BrokerUnavailableError
+
+logger = logging.getLogger(__name__)
+
+BEAT = 0.25
+"""Seconds between two readings."""
+
+STALE_AFTER = 3.0
+"""Seconds after which a reading is too old to decide from."""
+
+FORGET_AFTER = 3600.0
+"""Seconds after which a gone device is dropped from the store."""
+
+RATE_MEMORY = 5.0
+"""Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
+
+STARTS_FOR = 90.0
+"""Seconds for which it counts that somebody starts devices of a class: three times that KEDA asks, unless told."""
+
+_UNKEPT_AT_MOST = 8  # readings that wait to be kept, while nothing can be forwarded; two seconds of them
+
+Work = Mapping[str, tuple[float, ...]]
+"""Device seconds by hardware class, one figure a level."""
+
+_decode_facts = msgspec.json.Decoder(DeviceFacts).decode
+
+
+class FleetReader:
+    """The latest outlook, and the `shares` that tenants had. Until the first reading it is stale.
+
+    `heartbeats` has when each device was last heard, by the store's clock, as of the last reading.
+    """
+
+    def __init__(self, store: Store, topology: Topology, book: ProfileBook, starts: Set[str] = frozenset()) -> None:
+        self._store = store
+        self._topology = topology
+        self._book = book
+        self._starts = starts
+        self._name = uuid.uuid4().hex[:12]
+        self._outlooks = 0
+        self._unkept: deque[Outlook] = deque(maxlen=_UNKEPT_AT_MOST)
+        self._used = False
+        self.shares = Shares(topology.tenants)
+        self._look_at(FleetSnapshot(stale=True), Tenants(shares=self.shares))
+        self._read_at = -STALE_AFTER
+        self._seen_at = time.monotonic()
+        self._arrived: Arrived | None = None
+        self.heartbeats: Mapping[str, float] = {}
+        self._refusal = Refusal()
+
+    @property
+    def outlook(self) -> Outlook:
+        """The fleet as of the last reading, with what was placed here since; stale when that is too old."""
+        now = time.monotonic()
+        if not self._outlook.fleet.stale and now - self._read_at > STALE_AFTER:
+            self._go_stale()
+        if now - self._seen_at > GLANCE:
+            self._outlook.pass_time(now - self._seen_at)
+            self._seen_at = now
+        return self._outlook
+
+    @property
+    def snapshot(self) -> FleetSnapshot:
+        """The fleet as of the last reading, with what was placed here since; `stale` when that is too old."""
+        outlook = self.outlook
+        return replace(outlook.fleet, work={name: outlook.backlog.levels(name) for name in outlook.backlog.classes})
+
+    def count(self, placement: Placement, tenant: str) -> None:
+        """Count a placement that this router just made; with the first from a reading, the reading is to be kept."""
+        self._outlook.count(placement, tenant)
+        if not self._used:
+            self._used = True
+            self._unkept.append(self._outlook)
+
+    async def read(self) -> None:
+        """Read once. A failure leaves the last picture, marked stale, and is raised."""
+        try:
+            facts = await self._store.facts()
+        except BrokerUnavailableError:
+            self._go_stale()
+            raise
+        self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
+        self._refusal = self._refusal.after(facts)
+        fleet = snapshot_from(facts, self._refusal, self._starts)
+        fleet = replace(fleet, rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
+        fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
+        tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
+        self._look_at(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
+        now = time.monotonic()
+        self.shares.fade(now - self._read_at)
+        self._read_at = self._seen_at = now
+        gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
+        if gone:
+            await self._store.forget_devices(gone)
+
+    def take_stock(self, cells: Mapping[str, float]) -> None:
+        """Go on from the work that the cells of `WORK` count now, read between two readings."""
+        self._outlook.take_stock(*work_from(cells))
+        self._seen_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Read on every beat, for ever; an outage is logged once."""
+        away = False
+        while True:
+            try:
+                await self.read()
+                away = False
+            except BrokerUnavailableError as error:
+                if not away:
+                    logger.warning("fleet state unreadable", extra={"error": error.message})
+                away = True
+            await asyncio.sleep(BEAT)
+
+    def renew(self, book: ProfileBook) -> None:
+        """Place by other profiles, and by models as the catalogue has them now."""
+        self._book = book
+        self._outlook.renew(book)
+
+    def readings(self) -> list[Reading]:
+        """What placements were decided from and is not kept yet: to be kept with the next records, then `kept`."""
+        keep = self._topology.limits.keep_explanation
+        return [Reading(outlook.reading, pack_reading(outlook.fleet), keep) for outlook in self._unkept]
+
+    def kept(self, readings: Iterable[Reading]) -> None:
+        """These readings were kept."""
+        names = {reading.name for reading in readings}
+        if names:
+            left = [outlook for outlook in self._unkept if outlook.reading not in names]
+            self._unkept = deque(left, maxlen=_UNKEPT_AT_MOST)
+
+    def _go_stale(self) -> None:
+        self._look_at(replace(self._outlook.fleet, stale=True), self._outlook.tenants)
+
+    def _look_at(self, fleet: FleetSnapshot, tenants: Tenants, depths: Depths | None = None) -> None:
+        self._outlooks += 1
+        reading = f"{self._name}.{self._outlooks}"
+        self._outlook = Outlook(self._topology, self._book, fleet, reading, tenants, depths)
+        self._used = False
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Rows that ever arrived in each flow (`keys.flow`), as of `now` by the store's clock, and their rates, rows/s."""
+
+    now: float
+    rows: Mapping[str, float]
+    rates: Mapping[str, float]
+
+
+def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
+    """The rates after one more reading, each an exponential mean over `RATE_MEMORY` seconds."""
+    cells = (cell.partition("|") for cell in facts.work if cell.startswith(f"{ARRIVED}|"))
+    rows = {flow: facts.work[f"{kind}|{flow}"] for kind, _, flow in cells}
+    if before is None:
+        return Arrived(facts.now, rows, {})
+    span = max(facts.now - before.now, 1e-3)
+    kept = math.exp(-span / RATE_MEMORY)
+    came = {flow: max(count - before.rows.get(flow, 0.0), 0.0) / span for flow, count in rows.items()}
+    rates = {flow: kept * before.rates.get(flow, 0.0) + (1 - kept) * rate for flow, rate in came.items()}
+    return Arrived(facts.now, rows, rates)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """When the store last took no writes, by its own clock: heartbeats that it refused are not missed."""
+
+    since: float = math.inf
+    until: float = -math.inf
+
+    def after(self, facts: FleetFacts) -> Refusal:
+        """The same, after one more reading."""
+        if not facts.refuses:
+            return self
+        return Refusal(self.since if self._excuses(facts.now) else facts.now, facts.now)
+
+    def lives(self, beat: float, now: float) -> bool:
+        """Whether a device that last beat then is live: it beat lately, or did until the store took no writes."""
+        return now - beat <= GONE_AFTER or (self._excuses(now) and self.since - beat <= GONE_AFTER)
+
+    def _excuses(self, now: float) -> bool:
+        """Whether the store takes no writes, or has done so again for less time than a device may be silent."""
+        return now - self.until <= GONE_AFTER
+
+
+NEVER = Refusal()
+
+
+def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] = frozenset()) -> FleetSnapshot:
+    """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out.
+
+    `starts` are classes whose devices are started when they are wanted, beside those that the store's keys name.
+    """
+    live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
+    told = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
+    devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in told)
+    work, held = work_from(facts.work)
+    said = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
+    startable = tuple(sorted(said | starts))
+    occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
+    work = with_occupied(work, occupied)
+    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied)
+
+
+def _since(device: DeviceFacts, age: float) -> DeviceFacts:
+    """What a device said `age` seconds ago, as it is by now."""
+    if not device.blocked:
+        return device
+    return msgspec.structs.replace(device, blocked=max(device.blocked - age, 0.0))
+
+
+def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:
+    """The device seconds bound to each class, and those held for it, that the cells of `WORK` count."""
+    bound, held = dict[str, list[float]](), dict[str, list[float]]()
+    for cell, seconds in cells.items():
+        place, _, level = cell.rpartition("|")
+        waiting, _, hardware_class = place.rpartition("|")
+        if level.isdigit() and int(level) < LEVELS:
+            work = held if waiting == WAITING else bound
+            work.setdefault(hardware_class, [0.0] * LEVELS)[int(level)] = max(seconds, 0.0)
+    return _frozen(bound), _frozen(held)
+
+
+def _frozen(work: Mapping[str, list[float]]) -> Work:
+    return {name: tuple(levels) for name, levels in work.items()}
+
+
+def _readable(raw: Iterable[bytes]) -> Iterable[DeviceFacts]:
+    for facts in raw:
+        try:
+            yield _decode_facts(facts)
+        except msgspec.MsgspecError:
+            logger.debug("device facts unreadable", extra={"facts": facts[:200]})

@@ -1,0 +1,433 @@
+"""What a router reads and writes in the state store: the fleet's facts, jobs' records, results and their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+from typing import Any
+
+import msgspec
+
+from broker.port import PACKED, DeadLetter
+from broker.valkey.connection import Line, connect, told_plainly
+from broker.valkey.deadlines import OVERDUE, Overdue, overdue_answer
+from broker.valkey.forwarding import FORGET
+from broker.valkey.holding import DRAW, RESIGN, SURVEY, Drawn, Survey, draw_answer, survey_answer
+from broker.valkey.scripts import FINISH, REVIVE, Ending, finish_args
+from router.decide.tenants import day_of
+from router.service.aof import AppendOnlyFile
+from router.service.decision import Refusal
+from tasks.reload import LIVE, WATCH, Report
+from tasks.topology import Limits
+from taxiway.contract.blobs import KEPT, Buffer
+from taxiway.contract.job import JobState, failure_meta
+from taxiway.contract.keys import (
+    ACCEPTED,
+    CATALOGUES,
+    CATALOGUES_SEEN,
+    DEAD,
+    DEVICES,
+    HEARTBEATS,
+    HELD,
+    HOLDING,
+    LENGTHS,
+    MODELS,
+    RELEASED,
+    RELEASER,
+    RELOADS,
+    STARTS,
+    WORK,
+    blob_key,
+    holding_key,
+    job_key,
+    jobs_cell,
+    reading_key,
+    reply_channel,
+    result_key,
+    spent_key,
+    stream_key,
+    turns_cell,
+    work_cell,
+)
+from taxiway.contract.listing import JobFilter, JobPage, list_jobs
+from taxiway.contract.streaming import Piece, read_piece
+from taxiway.errors import BrokerUnavailableError, JobCancelledError
+
+_SERVER = "state store"
+_DEAD_AT_MOST = 10_000
+_MODELS_KEPT = 600  # seconds: routers tell them every `service.TELL`
+_PIECES = 256  # that are read at once
+_READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
+_CARRIERS = 4  # connections for blobs, which take turns
+_FORGOTTEN = 500  # groups of jobs of the index that are looked at once: about a millisecond of the server
+_PIECES_WAIT = 500  # milliseconds: less than the server has to answer
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """The fleet's keys as they were read together.
+
+    `now` is the store's time, `spent` is of its day, and `used` the share of its memory that the store uses. A store
+    that `refuses` cannot write to its disk and takes no writes.
+    """
+
+    now: float
+    devices: Mapping[str, bytes]
+    heartbeats: Mapping[str, float]
+    work: Mapping[str, float]
+    lengths: Mapping[str, bytes] = field(default_factory=dict)
+    starts: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict)
+    used: float = 0.0
+    refuses: bool = False
+
+
+class Store:
+    """The state store. Every method raises `BrokerUnavailableError` while it does not answer.
+
+    `ended` counts the jobs that were ended here, by their final state.
+    """
+
+    def __init__(self, url: str, limits: Limits) -> None:
+        self.ended: Counter[tuple[str, ...]] = Counter()
+        self._client = connect(url)
+        self._readers = connect(url, connections=_READERS)
+        self._looks = Line(url)
+        self._file = AppendOnlyFile(self._looks)
+        self._lines = [Line(url) for _ in range(_CARRIERS)]
+        self._carriers = cycle(self._lines)
+        self._limits = limits
+        self._finish = self._client.register_script(FINISH)
+        self._revive = self._client.register_script(REVIVE)
+        self._draw = self._client.register_script(DRAW)
+        self._watch = self._client.register_script(WATCH)
+        self._ahead = 0.0
+        self._forgotten = "-inf"
+        self._turn: float | None = None  # the time that was told in this turn of the event loop
+
+    def now(self) -> float:
+        """The store's time, as of the last `facts` and this host's clock since."""
+        return time.monotonic() + self._ahead
+
+    def told_now(self) -> float:
+        """The same, for what is kept of it: before the first `facts` nobody knows.
+
+        All of a turn of the event loop came at one time: what they ask alike is recorded as one.
+
+        Raises:
+            BrokerUnavailableError: the store has not told its time yet.
+        """
+        if not self._ahead:
+            raise BrokerUnavailableError(f"the {_SERVER} has not told its time yet", retry_after=1.0)
+        if self._turn is None:
+            self._turn = self.now()
+            asyncio.get_running_loop().call_soon(self._end_turn)
+        return self._turn
+
+    async def facts(self) -> FleetFacts:
+        """All that the fleet says of itself, in one round trip."""
+        day = day_of(self.now())
+        with told_plainly(_SERVER):
+            answers = await self._looks.calls(
+                ("TIME",),
+                ("HGETALL", DEVICES),
+                ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+                ("HGETALL", WORK),
+                ("HGETALL", LENGTHS),
+                ("HGETALL", STARTS),
+                ("HGETALL", spent_key(day)),
+                ("INFO", "memory", "persistence", "errorstats"),
+            )
+            time_of, devices, heartbeats, work, lengths, starts, spent, told = answers
+            said = _told(told)
+            await self._file.look(said)
+            now = int(time_of[0]) + int(time_of[1]) / 1e6
+            self._ahead = now - time.monotonic()
+            if day_of(now) != day:  # the first reading, or one at midnight
+                spent = await self._looks.call("HGETALL", spent_key(day_of(now)))
+        return FleetFacts(
+            now=now,
+            devices=_named(devices),
+            heartbeats=_figures(heartbeats),
+            work=_figures(work),
+            lengths=_named(lengths),
+            starts=_figures(starts),
+            spent=_figures(spent),
+            used=_used(said),
+            refuses=self._file.refuses,
+        )
+
+    async def record(self, job: str) -> dict[str, str]:
+        """The fields of a job's record; empty where there is none."""
+        with told_plainly(_SERVER):
+            fields: Any = await self._client.hgetall(job_key(job))
+        return {name.decode(): value.decode() for name, value in fields.items()}
+
+    async def result(self, job: str) -> bytes | None:
+        """The stored result, None while there is none (any more)."""
+        with told_plainly(_SERVER):
+            meta: Any = await self._client.get(result_key(job))
+        return meta if meta is None else bytes(meta)
+
+    async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
+        """The stored result of each job, None while there is none (any more)."""
+        with told_plainly(_SERVER):
+            metas: Any = await self._client.mget([result_key(job) for job in jobs])
+        return list(metas)
+
+    async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
+        """Both at one instant."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.hgetall(job_key(job))
+                pipeline.get(result_key(job))
+                fields, meta = await pipeline.execute()
+        return {name.decode(): value.decode() for name, value in fields.items()}, meta
+
+    async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
+        """The bytes that each `ref` stands for, None where they are not there any more."""
+        with told_plainly(_SERVER):
+            contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
+        return dict(zip(refs, contents, strict=True))
+
+    async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
+        """The pieces after an entry of a job's stream, with theirs; it waits a while for one."""
+        with told_plainly(_SERVER):
+            streams: Any = await self._readers.xread({stream_key(job): after}, count=_PIECES, block=_PIECES_WAIT)
+        entries = streams[0][1] if streams else []
+        return [(entry.decode(), read_piece(fields)) for entry, fields in entries]
+
+    async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
+        """Store the blobs of a request that is to be forwarded."""
+        with told_plainly(_SERVER):
+            sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
+            await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
+
+    async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
+        """Forget the blobs of a request that did not become this job; what the job's own record refers to stays."""
+        with told_plainly(_SERVER):
+            own: Any = await self._client.hget(job_key(job), "blobs")
+            dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
+            if dropped:
+                await self._client.unlink(*dropped)
+
+    async def reading(self, reading: str) -> bytes | None:
+        """A kept fleet snapshot, None where its time is over."""
+        with told_plainly(_SERVER):
+            packed: Any = await self._client.hget(reading_key(reading), PACKED)
+        return packed if packed is None else bytes(packed)
+
+    async def finish(self, endings: Sequence[Ending]) -> list[bool]:
+        """End jobs; True for each that had not ended before."""
+        args = finish_args(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
+        with told_plainly(_SERVER):
+            written = await self._finish(keys=[WORK, LENGTHS], args=args)
+        self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
+        return [bool(one) for one in written]
+
+    async def tell_models(self, listed: bytes) -> None:
+        """Tell clients of the broker what the fleet can run, as JSON, for as long as routers go on to say so."""
+        with told_plainly(_SERVER):
+            await self._client.set(MODELS, listed, ex=_MODELS_KEPT)
+
+    async def refuse(self, refusals: Sequence[Refusal]) -> None:
+        """Tell the submitters of refused requests, whatever job has their idempotency keys."""
+        if not refusals:
+            return
+        pipeline = self._client.pipeline(transaction=False)
+        for one in refusals:
+            pipeline.set(result_key(one.submission), one.meta, ex=self._limits.keep_result)
+            if one.reply:
+                pipeline.publish(reply_channel(one.reply), one.meta)
+        with told_plainly(_SERVER):
+            async with pipeline:
+                await pipeline.execute()
+
+    async def first_digest(self, job: str) -> str:
+        """The digest of the request that a job's idempotency key was first used for; empty where none is known."""
+        with told_plainly(_SERVER):
+            digest: Any = await self._client.hget(job_key(job), "digest")
+        return (digest or b"").decode()
+
+    async def overdue(self, most: int, lease: float) -> tuple[int, list[Overdue], float]:
+        """How many groups of jobs were due, up to `most`; those that have not ended; the next due.
+
+        What is not ended in `lease` seconds comes again.
+        """
+        with told_plainly(_SERVER):
+            return overdue_answer(await self._looks.run(OVERDUE, [], [most, lease]))
+
+    async def survey(self, router: str, lead: float) -> Survey:
+        """The holding queues that have jobs; none while another router releases."""
+        with told_plainly(_SERVER):
+            answer = await self._looks.run(SURVEY, [HOLDING, RELEASER, WORK], [router, int(lead * 1000)])
+        return survey_answer(answer)
+
+    async def resign(self, router: str) -> None:
+        """Let another router release at once, if this one did."""
+        with told_plainly(_SERVER):
+            await self._looks.run(RESIGN, [RELEASER], [router])
+
+    async def draw(self, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
+        """The store's time and the first jobs of a holding queue; those not placed in `lease` seconds go back."""
+        with told_plainly(_SERVER):
+            return draw_answer(await self._draw(args=[queue, most, lease]))
+
+    async def give_back(self, jobs: Sequence[str]) -> None:
+        """Let drawn jobs be held on, from the next survey."""
+        with told_plainly(_SERVER):
+            await self._client.zadd(RELEASED, {job_key(job): 0.0 for job in jobs}, xx=True)
+
+    async def held_before(self, job: str, queue: str) -> int | None:
+        """How many jobs of its holding queue are released before a job; None where it is not there."""
+        with told_plainly(_SERVER):
+            rank: Any = await self._client.zrank(holding_key(queue), job_key(job))
+        return rank if rank is None else int(rank)
+
+    async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
+        """A class's jobs that have not ended, by level up to this one, and how many were ever placed at this level."""
+        cells = [work_cell(hardware_class, one) for one in range(level + 1)]
+        with told_plainly(_SERVER):
+            figures: Any = await self._client.hmget(WORK, [*map(jobs_cell, cells), turns_cell(cells[-1])])
+        *jobs, turns = (float(figure or 0) for figure in figures)
+        return jobs, int(turns)
+
+    async def cancel(self, jobs: Sequence[str]) -> list[bool]:
+        """End jobs as cancelled; True for each that had not ended before."""
+        return await self.finish([_cancelled(job) for job in jobs])
+
+    async def park(self, letters: Sequence[DeadLetter]) -> None:
+        """Keep messages that nobody can answer, where an operator finds them; the oldest beyond a bound are dropped."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.lpush(DEAD, *(msgspec.json.encode(letter) for letter in letters))
+                pipeline.ltrim(DEAD, 0, _DEAD_AT_MOST - 1)
+                await pipeline.execute()
+
+    async def set_aside(self) -> tuple[int, int]:
+        """How many jobs are in holding, and how many messages are parked."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.hlen(HELD)
+                pipeline.llen(DEAD)
+                held, dead = await pipeline.execute()
+        return int(held), int(dead)
+
+    async def letters(self, start: int, most: int) -> list[bytes]:
+        """Dead letters as they are kept, the latest first, from the one at `start` on."""
+        with told_plainly(_SERVER):
+            raw: Any = await self._client.lrange(DEAD, start, start + most - 1)
+        return list(raw)
+
+    async def drop_letter(self, raw: bytes) -> None:
+        """Forget a dead letter."""
+        with told_plainly(_SERVER):
+            await self._client.lrem(DEAD, 1, raw.decode())
+
+    async def revive(self, job: str) -> bool:
+        """Forget that a job ended dead; False where it did not."""
+        with told_plainly(_SERVER):
+            return bool(await self._revive(keys=[job_key(job), result_key(job)]))
+
+    async def forget_devices(self, workers: Sequence[str]) -> None:
+        """Drop devices that have been gone for long."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.hdel(DEVICES, *workers)
+                pipeline.zrem(HEARTBEATS, *workers)
+                await pipeline.execute()
+
+    async def note_start(self, hardware_class: str) -> None:
+        """Somebody says that they start devices of the class when there should be some."""
+        with told_plainly(_SERVER):
+            await self._client.hset(STARTS, hardware_class, repr(self.now()))
+
+    async def list_jobs(self, wanted: JobFilter, *, limit: int, cursor: str) -> JobPage:
+        """A page of the jobs that pass `wanted`, the latest first. Raises `InvalidRequestError` as `list_jobs` does."""
+        with told_plainly(_SERVER):
+            return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
+
+    async def note_refused(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
+        """Say on the records of jobs that ended before they were placed what they were, and list them.
+
+        The fields of each have the time at which it was `accepted`.
+        """
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=False) as pipeline:
+                for job, fields in jobs.items():
+                    pipeline.hset(job_key(job), items=[text for pair in fields.items() for text in pair])
+                    pipeline.expire(job_key(job), self._limits.keep_record)
+                    pipeline.zadd(ACCEPTED, {msgspec.msgpack.encode([job_key(job)]): float(fields["accepted"])})
+                await pipeline.execute()
+
+    async def forget_listed(self) -> None:
+        """Look at some of the oldest jobs of the index, and forget those whose records are gone.
+
+        What is old and still there is looked at again after all the others.
+        """
+        with told_plainly(_SERVER):
+            looked, last = await self._looks.run(FORGET, [], [self._forgotten, self._limits.keep_record, _FORGOTTEN])
+        self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
+
+    async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
+        """Tell what this router serves, and hear how often a look at the models folder was asked for."""
+        with told_plainly(_SERVER):
+            answer: Any = await self._watch(keys=[CATALOGUES, CATALOGUES_SEEN], args=list(arguments))
+        return [int(one) for one in answer]
+
+    async def ask_reload(self) -> int:
+        """Ask all processes to look at their models folder; how often that was asked, with this."""
+        with told_plainly(_SERVER):
+            return int(await self._client.incr(RELOADS))
+
+    async def catalogues(self) -> dict[str, Report]:
+        """What each process that runs serves, by its name."""
+        with told_plainly(_SERVER):
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.time()
+                pipeline.zrange(CATALOGUES_SEEN, 0, -1, withscores=True)
+                pipeline.hgetall(CATALOGUES)
+                now, seen, reports = await pipeline.execute()
+        live = [name for name, at in seen if now[0] - at <= LIVE and name in reports]
+        return {name.decode(): msgspec.json.decode(reports[name], type=Report) for name in live}
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._client.aclose()
+        await self._readers.aclose()
+        for line in (self._looks, *self._lines):
+            await line.close()
+
+    async def _ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        return await next(self._carriers).calls(*commands)
+
+    def _end_turn(self) -> None:
+        self._turn = None
+
+
+def _cancelled(job: str) -> Ending:
+    return Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled on request")))
+
+
+def _named(pairs: Sequence[bytes]) -> dict[str, bytes]:
+    """A server's names, each followed by its value."""
+    return {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
+
+
+def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
+    return {name: float(value) for name, value in _named(pairs).items()}
+
+
+def _told(info: bytes) -> dict[str, str]:
+    """What `INFO` tells, by name."""
+    return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+
+
+def _used(said: Mapping[str, str]) -> float:
+    """The share of its memory that a server uses, by what it says of that; 0 where it may take all there is."""
+    most = float(said["maxmemory"])
+    return float(said["used_memory"]) / most if most else 0.0

@@ -1,0 +1,56 @@
+"""What this router's own door forwards: one message a request, sent together with those that come meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from broker.port import Outgoing, Transport
+from router.service.snapshot_reader import FleetReader
+from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey.wire import settle
+
+logger = logging.getLogger(__name__)
+
+
+class Outbox:
+    """Forwards single messages; those that come while a call is under way share the next one."""
+
+    def __init__(self, transport: Transport, fleet: FleetReader) -> None:
+        self._transport = transport
+        self._fleet = fleet
+        self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    def forward(self, outgoing: Outgoing) -> asyncio.Future[bool]:
+        """Whether the message was forwarded, once that is known; False where its job has a record already.
+
+        It raises whatever the call raised that it shared: a `BrokerUnavailableError`, or what nobody foresaw.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outgoing, done))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return done
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
+        try:
+            readings = self._fleet.readings()
+            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], readings)
+            self._fleet.kept(readings)
+            for (_, done), fresh in zip(batch, forwarded, strict=True):
+                settle(done, fresh)
+        except Exception as error:  # whatever ended this call, the next one is made
+            if not isinstance(error, BrokerUnavailableError):
+                logger.exception("forwarding failed", extra={"messages": len(batch)})
+            for _, done in batch:
+                settle(done, error)

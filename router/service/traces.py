@@ -1,0 +1,83 @@
+"""A router's part of traces: spans of what it placed, refused and moved, for messages that somebody traces."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opentelemetry.trace import Span, SpanKind
+
+from broker.mover import Step
+from router.decide.rebalance import Move
+from router.service.admission import Admitted
+from router.service.store import Store
+from tasks import tracing
+
+
+def trace_placement(admitted: Admitted, store: Store) -> None:
+    """Tell how a job was placed or held; its message goes on from there. `store` tells the time."""
+    headers = admitted.outgoing.envelope.headers
+    trail = tracing.trail_of(headers)
+    if trail is None:
+        return
+    placement, at = admitted.placement, time.time()
+    decided = float(admitted.outgoing.fields["placed"]) or admitted.ticket.accepted
+    began = at - max(store.now() - decided, 0.0)
+    if trail.since:
+        tracing.wait(trail, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
+    attributes: tracing.Attributes = {
+        "taxiway.job": admitted.outgoing.job,
+        "taxiway.model": placement.board.model.id,
+        "taxiway.class": "" if placement.held else placement.candidate.hardware_class,
+        "taxiway.variant": placement.candidate.variant_name,
+        "taxiway.level": placement.level,
+        "taxiway.held": placement.held,
+        "taxiway.reason": placement.reason,
+    }
+    span = tracing.begin("place", trail, began, attributes, SpanKind.CONSUMER)
+    tracing.end(span, at)
+    tracing.mark(headers, span, at)
+
+
+def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
+    """Tell that a job was not placed."""
+    trail = tracing.trail_of(headers)
+    if trail is not None:
+        at = time.time()
+        span = tracing.begin("place", trail, at, {"taxiway.job": job}, SpanKind.CONSUMER)
+        tracing.end(span, at, code)
+
+
+class MoveTraces:
+    """The spans of messages that are about to move together: each goes on from its own, told of once it moved."""
+
+    def __init__(self, move: Move, steps: Sequence[Step]) -> None:
+        self._move = move
+        self._at = time.time()
+        self._begun: dict[str, tuple[tracing.Trail, Span]] = {}
+        for step in steps:
+            trail = tracing.trail_of(step.envelope.headers)
+            if trail is not None:
+                self._begun[step.peeked.job] = trail, self._begin(trail, step)
+
+    def end(self, steps: Sequence[Step]) -> None:
+        """Tell of those that moved, and of their wait before."""
+        at = time.time()
+        for step in steps if self._begun else ():
+            if step.peeked.job in self._begun:
+                trail, span = self._begun[step.peeked.job]
+                tracing.wait(trail, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
+                tracing.end(span, at)
+
+    def _begin(self, trail: tracing.Trail, step: Step) -> Span:
+        attributes = {
+            "taxiway.job": step.peeked.job,
+            "taxiway.source": self._move.source,
+            "taxiway.target": self._move.target,
+            "taxiway.kind": self._move.kind,
+            "taxiway.reason": self._move.reason,
+        }
+        span = tracing.begin("move", trail, self._at, attributes)
+        tracing.mark(step.envelope.headers, span, self._at)
+        return span

@@ -1,0 +1,1 @@
+"""Periodic duties of the fleet: moving, releasing, retargeting, and ending jobs at their deadline."""

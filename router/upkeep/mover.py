@@ -1,0 +1,167 @@
+"""The loop that moves waiting work: one router at a time looks at the queues each tick, and acts on `rebalance`.
+
+What no move helps, because it may run in its class only, gets devices lent (`lender`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from broker.mover import Moved, Peeked, Step, Yard
+from router.decide.rebalance import Flows, Move, rebalance
+from router.service.admission import Rules
+from router.service.events import SentEvents
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.service.traces import MoveTraces
+from router.upkeep.retargeter import Lender
+from router.upkeep.waiting import (
+    FIELDS,
+    Waiting,
+    backlogged,
+    groups_of,
+    most_of_each,
+    read_waiting,
+    rest_of_move,
+    steps_of,
+)
+from taxiway.errors import BrokerUnavailableError
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 250
+"""Messages that are read before the router's other work gets its turn."""
+
+MOVED_AT_ONCE = 100
+"""Messages that move together: what a router that dies may leave half moved, and what a server is asked for at once."""
+
+LEASE = 1.5
+"""Ticks that the lead lasts; who waits for it tries twice a tick, so another router leads within two."""
+
+
+class Mover:
+    """Moves waiting jobs while this router leads. `moves` counts them by source, target and kind since the start."""
+
+    def __init__(
+        self, yard: Yard, fleet: FleetReader, store: Store, rules: Rules, events: SentEvents, lender: Lender
+    ) -> None:
+        self.moves: Counter[tuple[str, ...]] = Counter()
+        self._yard = yard
+        self._fleet = fleet
+        self._store = store
+        self._rules = rules
+        self._events = events
+        self._lender = lender
+        self._flows = Flows()
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """End `run` after the tick under way."""
+        self._leaving.set()
+
+    async def run(self) -> None:
+        """Tick until `leave`; while the broker is away nothing moves, and the consuming loop says so."""
+        tick = self._rules.topology.rebalance.tick
+        while not self._leaving.is_set():
+            pause = tick / 2
+            try:
+                if await self._lead():
+                    pause = tick
+                    await self.tick()
+                    await self._lender.tick(self._fleet.outlook.fleet, self._store.now())
+                else:
+                    self._lender.forget()
+            except BrokerUnavailableError as error:
+                logger.debug("no moves", extra={"error": error.message})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), pause)
+        with suppress(BrokerUnavailableError):
+            await self._yard.lead(0.0)
+
+    async def tick(self) -> int:
+        """Look once and move; how many jobs moved."""
+        self._flows.begin()
+        outlook, rules = self._fleet.outlook, self._rules.topology.rebalance
+        if outlook.fleet.stale:
+            return 0
+        try:
+            depths, waiting = await self._look()
+            groups = groups_of([*waiting.values()], outlook, rules.max_moves_per_job)
+            work = {name: outlook.backlog.levels(name) for name in outlook.backlog.classes}
+            decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
+            return await self._make(decided, waiting)
+        finally:
+            await self._yard.put_back()
+
+    async def _lead(self) -> str:
+        return await self._yard.lead(LEASE * self._rules.topology.rebalance.tick)
+
+    async def _look(self) -> tuple[dict[str, int], dict[str, Waiting]]:
+        """How much waits in each class, and by id the jobs that its queue serves last, as far as they may move.
+
+        On RabbitMQ a job may be there twice: one of both moves.
+        """
+        depths, waiting = {}, dict[str, Waiting]()
+        outlook, rules = self._fleet.outlook, self._rules.topology.rebalance
+        names = backlogged(outlook, rules.tick)
+        most = most_of_each(rules.window, names, outlook.backlog)
+        for name in names:
+            shown = await self._yard.peek(name, most)
+            depths[name] = shown.depth
+            for start in range(0, len(shown.messages), AT_ONCE):
+                read = await self._read(shown.messages[start : start + AT_ONCE])
+                for job in read:
+                    waiting.setdefault(job.peeked.job, job)
+        return depths, waiting
+
+    async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
+        fields = await self._yard.records([one.job for one in messages], FIELDS)
+        now = self._store.now()
+        pairs = list(zip(messages, fields, strict=True))
+        cut = (rest_of_move(one, its, self._rules) for one, its in pairs)
+        await self._move([step for step in cut if step is not None])
+        seen = (read_waiting(one, its, self._rules.catalogue, now) for one, its in pairs)
+        return [job for job in seen if job is not None]
+
+    async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> int:
+        now, made = self._store.now(), []
+        for move in decided:
+            steps = steps_of(move, waiting, now, self._rules)
+            traces = MoveTraces(move, steps)
+            done = await self._move(steps)
+            gone = [step for step, moved in zip(steps, done, strict=True) if moved]
+            traces.end(gone)
+            for step in gone:
+                self._events.add(step.peeked.job, step.queue, step.envelope)
+            if gone:
+                made.append(_moved(move, len(gone), now))
+        self._flows.note(decided)
+        await self._tell(made)
+        return sum(moved.jobs for moved in made)
+
+    async def _move(self, steps: Sequence[Step]) -> list[bool]:
+        """Move as long as this router leads; which messages moved."""
+        done: list[bool] = []
+        for start in range(0, len(steps), MOVED_AT_ONCE):
+            token = await self._lead()
+            if not token:
+                break
+            done += await self._yard.move(token, steps[start : start + MOVED_AT_ONCE])
+        return done + [False] * (len(steps) - len(done))
+
+    async def _tell(self, made: Sequence[Moved]) -> None:
+        for moved in made:
+            self.moves[moved.source, moved.target, moved.kind] += moved.jobs
+            logger.info("moved", extra=msgspec.structs.asdict(moved))
+        if made:
+            await self._yard.tell(made)
+
+
+def _moved(move: Move, jobs: int, now: float) -> Moved:
+    return Moved(at=now, source=move.source, target=move.target, kind=move.kind, jobs=jobs, reason=move.reason)

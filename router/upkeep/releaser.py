@@ -1,0 +1,147 @@
+"""The loop that releases from holding: one router at a time places what is held, as far as the queues have room."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from broker.port import Transport
+from broker.valkey.holding import Drawn, Line
+from router.decide.capacity import has_room
+from router.decide.fairness import Turn, Turns, kind_of
+from router.service.admission import Admitted, Rules
+from router.service.decision import Decision, decide_held
+from router.service.snapshot_reader import BEAT, FleetReader
+from router.service.store import Store
+from taxiway.errors import BrokerUnavailableError, ModelUnavailableError, UnknownModelError
+
+logger = logging.getLogger(__name__)
+
+LEAD = 3 * BEAT
+"""Seconds after its last look in which no other router releases: so that two do not fill the same room."""
+
+TICK = 0.02
+"""Seconds between two looks while jobs are held: queues are kept full to a horizon, and that may be a short one."""
+
+LEASE = 5.0
+"""Seconds after which jobs that a router drew and did not place go back, for it may have died."""
+
+_CHUNKS = (16, 64, 256)  # jobs drawn from one queue in a row; what is too many of the last goes back
+
+
+class Releaser:
+    """Releases while this router is the one that does. `placed` is told of each job that leaves holding for a queue."""
+
+    def __init__(
+        self,
+        name: str,
+        rules: Rules,
+        store: Store,
+        transport: Transport,
+        fleet: FleetReader,
+        *,
+        placed: Callable[[Admitted], None],
+    ) -> None:
+        self._name = name
+        self._rules = rules
+        self._store = store
+        self._transport = transport
+        self._fleet = fleet
+        self._placed = placed
+        self._turns = Turns(rules.topology.tenants)
+        self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
+        self._held = asyncio.Event()
+        self._leaving = False
+
+    def leave(self) -> None:
+        """End `run` after the tick under way."""
+        self._leaving = True
+        self._held.set()
+
+    def wake(self) -> None:
+        """Say that a job is going to be held."""
+        self._held.set()
+
+    async def run(self) -> None:
+        """Tick until `leave`, while something is held by the fleet's facts; an outage is the others' to report."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._held.wait(), BEAT)
+            if self._leaving:
+                break
+            if not self._held.is_set() and not self._fleet.outlook.held.seconds.any():
+                continue
+            began = time.monotonic()
+            with suppress(BrokerUnavailableError):
+                if not await self.tick() and not self._leaving:
+                    self._held.clear()
+            await asyncio.sleep(TICK)
+            self._fleet.shares.looked(time.monotonic() - began)
+        with suppress(BrokerUnavailableError):
+            await self._store.resign(self._name)
+
+    async def tick(self) -> bool:
+        """Release as many jobs as bring the queues back to their horizons; whether any were held."""
+        survey = await self._store.survey(self._name, LEAD)
+        if not survey.lines or self._fleet.outlook.fleet.stale:
+            return False
+        self._fleet.take_stock(survey.work)
+        turns = [turn for line in survey.lines if (turn := self._turn(line)) is not None]
+        self._turns.meet(turn.kind.tenant for turn in turns)
+        ready = {turn: 0 for turn in turns if turn.line.due <= survey.now or self._has_room(turn)}
+        until = time.monotonic() + BEAT
+        while ready and time.monotonic() < until:
+            turn = self._turns.next(ready)
+            chunk = _CHUNKS[min(ready[turn], len(_CHUNKS) - 1)]
+            if await self._release(turn, chunk):
+                ready[turn] += 1
+            else:
+                del ready[turn]
+        return True
+
+    def _turn(self, line: Line) -> Turn | None:
+        kind = kind_of(line.queue)
+        return None if kind is None else Turn(line, kind)
+
+    def _has_room(self, turn: Turn) -> bool:
+        """Whether a job of the queue may be placed now. One whose model is gone may leave, to be told so."""
+        outlook = self._fleet.outlook
+        try:
+            board = outlook.board(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
+        except (UnknownModelError, ModelUnavailableError):
+            return True
+        brief = outlook.tenants.shares.brief(turn.kind.tenant)
+        return has_room(board, turn.line.level, outlook.ahead(released=True), brief=brief)
+
+    async def _release(self, turn: Turn, most: int) -> bool:
+        """Place the queue's first jobs, up to `most`; whether more of them may find room."""
+        now, drawn = await self._store.draw(turn.line.queue, most, LEASE)
+        company = min(turn.line.jobs, self._batch)
+        decisions = [self._decide(one, now, company) for one in drawn]
+        admitted = [d.admitted for d in decisions if d.admitted is not None]
+        bound = [one for one in admitted if not one.placement.held]
+        endings = [d.ending for d in decisions if d.ending is not None and not d.deviceless]
+        back = [one.outgoing.job for one in admitted if one.placement.held]
+        back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
+        await self._forward(bound)
+        if endings:
+            await self._store.finish(endings)
+        if back:
+            await self._store.give_back(back)
+        self._turns.charge(turn.kind.tenant, sum(one.placement.device_dollars for one in bound))
+        return len(drawn) == most and not back
+
+    def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
+        decision = decide_held(drawn, self._rules, self._fleet.outlook, now=now, company=company)
+        if decision.admitted is not None and not decision.admitted.placement.held:
+            self._placed(decision.admitted)
+        return decision
+
+    async def _forward(self, bound: Sequence[Admitted]) -> None:
+        if bound:
+            readings = self._fleet.readings()
+            await self._transport.release([one.outgoing for one in bound], readings)
+            self._fleet.kept(readings)

@@ -1,0 +1,1 @@
+"""Lower bounds: what no policy can undercut in this simulation."""

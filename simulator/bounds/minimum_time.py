@@ -1,0 +1,91 @@
+"""What answering a request in time costs a hardware class at least, however it is scheduled: device seconds.
+
+A batch's time is `base` a step, whatever its rows, and what each row adds: its prompt, and its own tokens read once a
+step (`Stepping`), or its size (`Whole`). The second part is a request's own. Of the first, rows have shares that sum
+up to one in each step, by one of two rules:
+
+- *by row*: all alike, so that each bears at least 1 / `max_batch` of it;
+- *by load*: in proportion to the tokens or sizes that they hold. A batch holds no more than the memory and its most
+  rows allow. While a request with a deadline runs, it holds still less: to read what all hold takes time in each step,
+  and the request must end in time. What it bears is least where the batch holds equally much for each token of its own
+  (Cauchy and Schwarz).
+
+Both are true of every batch, so the rule is chosen for each class and model: the one that charges more in all.
+
+Left out, so that nothing is charged that a schedule could avoid: waiting, loading, what the prompts of others hold up,
+steps that compute bounds, and a `Whole` batch's floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.fleet import USABLE, DeviceClass
+from simulator.timing import Stepping, Timing, Whole
+from simulator.traces.workload import Figures, Workload
+
+SLACK = 1 + 2e-6
+"""What counts as in time is this much longer than the deadline: latencies are float32 (`Outcome.in_time`)."""
+
+_NONE = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Requests' runs: seconds of the prompt, steps, seconds of a step's base and of each unit that a step holds.
+
+    `own` is the units that the request itself holds, summed up over its steps, `root` the square of the sum of their
+    roots; `room` is the most units that a batch holds. Shapes: (n,), or one figure for all.
+    """
+
+    prompt: Figures
+    steps: Figures
+    base: float
+    per_unit: float
+    own: Figures
+    root: Figures
+    room: float
+
+    @classmethod
+    def of(cls, timing: Timing, device: DeviceClass, size: Figures, output: Figures) -> _Run:
+        """Requests of one model on a class."""
+        total = size + output
+        most = float(total.max()) * device.max_batch
+        if isinstance(timing, Whole):
+            return cls(np.zeros_like(total), np.ones_like(total), timing.base, timing.slope, total, total, most)
+        assert isinstance(timing, Stepping)
+        return cls(
+            prompt=np.maximum(size * (timing.per_token + timing.per_pair * size), timing.reading) + timing.overhead,
+            steps=output,
+            base=timing.reading + timing.overhead,
+            per_unit=timing.per_cached,
+            own=output * (size + output / 2),
+            root=((2 / 3) * (total**1.5 - size**1.5)) ** 2,
+            room=min(most, (device.memory * USABLE - timing.memory) / timing.cache),
+        )
+
+    def work(self, most: int, deadline: Figures) -> Figures:
+        """Device seconds at least, in batches of `most` rows at most; infinite where it cannot be in time."""
+        alone = self.prompt + self.steps * self.base
+        able = alone + self.per_unit * self.own <= deadline
+        in_time = np.where(able, deadline - alone, 0.0) / max(self.per_unit, _NONE)
+        held = np.maximum(np.minimum(in_time, self.steps * self.room), np.maximum(self.own, _NONE))
+        by_row, by_load = self.steps / most, self.root / held
+        share = by_row if by_row[able].sum() > by_load[able].sum() else by_load
+        return np.where(able, self.prompt + self.per_unit * self.own + self.base * share, np.inf)
+
+
+def least_work(workload: Workload) -> Figures:
+    """Device seconds that each request costs each class at least; shape (n, classes), infinite where it is late."""
+    trace, fleet = workload.trace, workload.fleet
+    work = np.full((len(trace), len(fleet.classes)), np.inf)
+    for number, name in enumerate(trace.models):
+        rows = np.flatnonzero(trace.model == number)
+        size, output = trace.size[rows].astype(np.float64), trace.output[rows].astype(np.float64)
+        for column, (device, timing) in enumerate(zip(fleet.classes.values(), fleet.timings[name], strict=True)):
+            if timing is not None and len(rows):
+                run = _Run.of(timing, device, size, output)
+                work[rows, column] = run.work(device.max_batch, trace.deadline[rows] * SLACK)
+    return work

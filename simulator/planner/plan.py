@@ -1,0 +1,267 @@
+"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys again where that falls short."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+
+from simulator.fleet import SERVICES, DeviceClass, Fleet
+from simulator.outcome import Summary
+from simulator.planner.demand import InfeasibleError, check_deadlines, demand
+from simulator.planner.mix import Mix, cheapest
+from simulator.planner.prices import Offer
+from simulator.traces.trace import TraceError
+from simulator.traces.workload import Figures, Workload
+from tasks.topology import Price
+
+LOADS = (0.5, 1.0, 1.5)
+"""Times the trace's requests that are planned for."""
+
+STEP = 1.2
+"""What a service's headroom grows by after a replay in which it fell short."""
+
+MOST_HEADROOM = 1e4
+"""Only a load of next to nothing gets that far before the fleet or the replays end."""
+
+MOST_REPLAYS = 40
+"""Replays of one plan, at most; half of them look for a mix that does, and what is left for a cheaper one."""
+
+PATIENCE = 10
+"""Replays of cheaper mixes that may fall short in a row."""
+
+Replay = Callable[[str, Workload], Summary]
+"""Plays a workload on the fleet in it, with all devices on; the text says which replay it is."""
+
+
+class Bought(msgspec.Struct, frozen=True, kw_only=True):
+    """One kind of instance in the mix; `utilisation` is its class's in the replay."""
+
+    hardware_class: str
+    instance: str
+    spot: bool
+    instances: int
+    devices: int
+    usd_per_hour: float
+    utilisation: float
+
+
+class Round(msgspec.Struct, frozen=True, kw_only=True):
+    """One replay: the headroom that the mix was bought for, what the mix costs, what was attained."""
+
+    headroom: dict[str, float]
+    usd_per_hour: float
+    attainment: dict[str, float | None]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The mix for a load. `rounds` led to a mix that does; `replays`, those among them, to one that costs `saved` less.
+
+    `saved` is US dollars an hour.
+    """
+
+    requests: int
+    mix: list[Bought]
+    usd_per_hour: float
+    attainment: dict[str, float | None]
+    rounds: list[Round]
+    replays: int
+    saved: float
+
+
+class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
+    """What another load asks; `infeasible` says why no mix does, and then the rest is null."""
+
+    load: float
+    usd_per_hour: float | None
+    mix: dict[str, int] | None
+    attainment: dict[str, float | None] | None
+    infeasible: str | None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `plan` prints: what was asked, the mix for the trace as it is, and those for other loads."""
+
+    slo: dict[str, float]
+    plan: Plan
+    loads: list[Sensitivity]
+
+
+class _Search:
+    """The mixes replayed so far, in order, each with its replay's figures."""
+
+    def __init__(self, workload: Workload, slo: Mapping[str, float], replay: Replay) -> None:
+        self.workload = workload
+        self.slo = slo
+        self.tried: dict[Mix, Summary] = {}
+        self._replay = replay
+
+    def attempt(self, mix: Mix) -> bool:
+        """Replay the mix, unless it was; whether every service attains its share."""
+        if mix not in self.tried:
+            self.tried[mix] = self._replay(f"mix {len(self.tried) + 1}", equipped(self.workload, mix))
+        return not self.short(mix)
+
+    def short(self, mix: Mix) -> dict[str, float]:
+        """By how much which services attain less than was asked."""
+        found = self.tried[mix].attainment
+        gaps = {name: share - reached for name, share in self.slo.items() if (reached := found[name]) is not None}
+        return {name: gap for name, gap in gaps.items() if gap > 0}
+
+    def shortfall(self, mix: Mix) -> str:
+        """The same in words."""
+        found = self.tried[mix].attainment
+        return ", ".join(
+            f"{name} asks {self.slo[name]:g} in time and attains {found[name]:.4f}" for name in self.short(mix)
+        )
+
+
+def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], replay: Replay) -> Plan:
+    """The cheapest mix found whose replay attains every service's share.
+
+    Each service's demand gets headroom until the replay attains its share. Then cheaper mixes are replayed, until
+    `PATIENCE` of them in a row fall short.
+
+    Raises:
+        InfeasibleError: no mix does; says what is lacking, and by how much.
+    """
+    check_deadlines(workload, slo)
+    search = _Search(workload, slo, replay)
+    rounds: list[Round] = []
+    enough = _enough(search, offers, rounds)
+    best = _cheaper(search, enough)
+    return Plan(
+        requests=len(workload),
+        mix=_bought(best, search.tried[best], workload.fleet),
+        usd_per_hour=best.usd_per_hour,
+        attainment=search.tried[best].attainment,
+        rounds=rounds,
+        replays=len(search.tried),
+        saved=enough.usd_per_hour - best.usd_per_hour,
+    )
+
+
+def sensitivity(load: float, outcome: Plan | InfeasibleError | TraceError) -> Sensitivity:
+    """A plan, or why there is none, as a row of the table of loads."""
+    if not isinstance(outcome, Plan):
+        return Sensitivity(load=load, usd_per_hour=None, mix=None, attainment=None, infeasible=str(outcome))
+    return Sensitivity(
+        load=load,
+        usd_per_hour=outcome.usd_per_hour,
+        mix={f"{row.hardware_class} {row.instance}": row.instances for row in outcome.mix},
+        attainment=outcome.attainment,
+        infeasible=None,
+    )
+
+
+def equipped(workload: Workload, mix: Mix) -> Workload:
+    """The workload on the mix: its classes with their devices, always on, each at the price that is paid for it."""
+    fleet, devices = workload.fleet, mix.devices()
+    kept = [number for number, name in enumerate(fleet.classes) if name in devices]
+    classes = {
+        name: _powered(device, devices[name], _paid(mix, name) / devices[name])
+        for name, device in fleet.classes.items()
+        if name in devices
+    }
+    timings = {model: tuple(row[number] for number in kept) for model, row in fleet.timings.items()}
+    return replace(workload, fleet=replace(fleet, classes=classes, timings=timings))
+
+
+def _powered(device: DeviceClass, count: int, usd_per_hour: float) -> DeviceClass:
+    price = Price(usd_per_hour=usd_per_hour, spot_usd_per_hour=usd_per_hour)
+    return msgspec.structs.replace(device, count=count, minimum=count, initial=count, price=price)
+
+
+def _paid(mix: Mix, name: str) -> float:
+    bought = zip(mix.instances, mix.offers, strict=True)
+    return sum(number * offer.usd_per_hour for number, offer in bought if offer.hardware_class == name)
+
+
+def _enough(search: _Search, offers: Sequence[Offer], rounds: list[Round]) -> Mix:
+    """The first mix whose replay attains what was asked; `rounds` tells of each replay."""
+    headroom = np.ones(len(SERVICES))
+    mix: Mix | None = None
+    while len(rounds) < MOST_REPLAYS // 2 and headroom.max() < MOST_HEADROOM:
+        mix = _bought_for(search, offers, headroom, mix)
+        new = mix not in search.tried
+        attained = search.attempt(mix)
+        if new:
+            rounds.append(_round(headroom, mix, search.tried[mix]))
+        if attained:
+            return mix
+        headroom[[SERVICES.index(name) for name in search.short(mix)]] *= STEP
+    assert mix is not None
+    what = f"{search.shortfall(mix)} in {len(rounds)} replays, at ${mix.usd_per_hour:.2f} an hour"
+    raise InfeasibleError(what)
+
+
+def _bought_for(search: _Search, offers: Sequence[Offer], headroom: Figures, last: Mix | None) -> Mix:
+    """The programme's mix; where the fleet ends, the error also tells what the mix before attained."""
+    counts = {name: device.count for name, device in search.workload.fleet.classes.items()}
+    try:
+        return cheapest(offers, demand(search.workload, headroom), counts)
+    except InfeasibleError as error:
+        if last is None:
+            raise
+        raise InfeasibleError(f"{search.shortfall(last)}, and {error}") from error
+
+
+def _cheaper(search: _Search, enough: Mix) -> Mix:
+    """The cheapest mix found that attains what was asked, from one that does.
+
+    The next to be replayed has one instance less or more than a mix that did or that fell short by the least; among
+    those, it is the cheapest. More instances may attain less, where placement expects too much of them. None costs less
+    than the first mix: by the programme, it cannot carry the load.
+    """
+    best, patience = enough, PATIENCE
+    least = next(iter(search.tried)).usd_per_hour
+    while patience and len(search.tried) < MOST_REPLAYS:
+        found = [
+            (sum(search.short(parent).values()), mix.usd_per_hour, mix.instances, mix)
+            for parent in search.tried
+            for mix in _beside(parent, search.workload.fleet)
+            if least <= mix.usd_per_hour < best.usd_per_hour and mix not in search.tried
+        ]
+        if not found:
+            break
+        mix = min(found, key=lambda one: one[:3])[3]
+        attained = search.attempt(mix)
+        patience = PATIENCE if attained else patience - 1
+        best = mix if attained else best
+    return best
+
+
+def _beside(mix: Mix, fleet: Fleet) -> Iterator[Mix]:
+    """The mixes with one instance less, and those with one more."""
+    for position, offer in enumerate(mix.offers):
+        if mix.instances[position] and sum(mix.instances) > 1:
+            yield mix.changed(position, -1)
+        more = mix.changed(position, 1)
+        if more.devices()[offer.hardware_class] <= fleet.classes[offer.hardware_class].count:
+            yield more
+
+
+def _round(headroom: Figures, mix: Mix, summary: Summary) -> Round:
+    return Round(
+        headroom={name: round(float(times), 4) for name, times in zip(SERVICES, headroom, strict=True)},
+        usd_per_hour=mix.usd_per_hour,
+        attainment=summary.attainment,
+    )
+
+
+def _bought(mix: Mix, summary: Summary, fleet: Fleet) -> list[Bought]:
+    return [
+        Bought(
+            hardware_class=offer.hardware_class,
+            instance=offer.instance,
+            spot=fleet.classes[offer.hardware_class].spot,
+            instances=number,
+            devices=number * offer.devices,
+            usd_per_hour=number * offer.usd_per_hour,
+            utilisation=summary.utilisation[offer.hardware_class],
+        )
+        for number, offer in zip(mix.instances, mix.offers, strict=True)
+        if number
+    ]

@@ -1,0 +1,1 @@
+"""Comparisons of policies for people and programs: tables, JSON and one HTML page."""

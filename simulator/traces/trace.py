@@ -1,0 +1,304 @@
+"""Traces: when requests come and what they ask, as columns, and the files they are read from."""
+
+from __future__ import annotations
+
+import csv
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simulator.fleet import SERVICES
+from taxiway.contract.request import Priority
+
+AZURE = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+"""The header of an Azure LLM trace."""
+
+GENERIC = ("arrival", "model", "size", "deadline", "priority", "tenant")
+"""The header of a generic trace; the columns of `OPTIONAL` may follow in any order."""
+
+OPTIONAL = ("output", "service")
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+
+UNSET = -1
+"""In the columns `priority` and `service`: the trace does not say."""
+
+QUANTILE = 0.75
+"""The quantile of earlier outputs that a new output is predicted at: sure enough for deadlines, no worst case."""
+
+PRIOR = 256
+"""Tokens predicted before any output of a model and tenant was seen."""
+
+SHIFT = 30.0
+"""Seconds by which a copied request comes earlier or later: less than the lulls of the Azure traces."""
+
+_RELEARN, _MEMORY = 128, 2048
+
+T = TypeVar("T")
+Column = NDArray[Any]
+
+
+class TraceError(ValueError):
+    """A trace is wrong: where, what was expected and what came. `line` counts from 1; 0 means the whole of it."""
+
+    def __init__(self, source: str, line: int, expected: str, got: object) -> None:
+        place = f"{source}: line {line}" if line else source
+        super().__init__(f"{place}: expected {expected}, got {got}")
+        self.source = source
+        self.line = line
+        self.expected = expected
+        self.got = got
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Requests in order of arrival; each column has shape (n,).
+
+    `arrival` is seconds from the first request, `size` what is known of a request (prompt tokens, rows), `output` what
+    it turns out to generate and `predicted` what was expected of it; `deadline` is seconds, NaN where unset; `model`
+    and `tenant` index `models` and `tenants`.
+    """
+
+    models: tuple[str, ...]
+    tenants: tuple[str, ...]
+    arrival: Column
+    model: Column
+    size: Column
+    output: Column
+    predicted: Column
+    deadline: Column
+    priority: Column
+    service: Column
+    tenant: Column
+
+    def __len__(self) -> int:
+        return len(self.arrival)
+
+    def at_load(self, load: float, *, seed: int) -> Trace:
+        """About `load` times as many requests at the same hours; bursts and lulls stay where they are.
+
+        Each request comes `load` times on average; copies come up to `SHIFT` seconds earlier or later than it did.
+        """
+        if load == 1:
+            return self
+        random = np.random.default_rng(seed)
+        times = int(load) + (random.random(len(self)) < load - int(load))
+        kept = np.repeat(np.arange(len(self)), times)
+        if len(kept) == 0:
+            raise TraceError("trace", 0, "a load that leaves at least one request", f"{load:g}")
+        copy = np.flatnonzero(kept == np.roll(kept, 1))
+        arrival = self.arrival[kept]
+        arrival[copy] += random.uniform(-SHIFT, SHIFT, len(copy))
+        order = np.argsort(arrival, kind="stable")
+        arrival = arrival[order] - arrival.min()
+        columns = {name: getattr(self, name)[kept][order] for name in COLUMNS if name != "arrival"}
+        return replace(self, arrival=arrival, **columns)
+
+    def part(self, rows: slice) -> Trace:
+        """Some of the requests."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
+
+
+COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "priority", "service", "tenant")
+"""The fields of `Trace` that hold a value a request."""
+
+
+@dataclass(slots=True)
+class _Rows:
+    """Columns as they grow, eight bytes a value, with the names that `model` and `tenant` index."""
+
+    arrival: array[float] = field(default_factory=lambda: array("d"))
+    size: array[int] = field(default_factory=lambda: array("q"))
+    output: array[int] = field(default_factory=lambda: array("q"))
+    deadline: array[float] = field(default_factory=lambda: array("d"))
+    priority: array[int] = field(default_factory=lambda: array("b"))
+    service: array[int] = field(default_factory=lambda: array("b"))
+    model: array[int] = field(default_factory=lambda: array("i"))
+    tenant: array[int] = field(default_factory=lambda: array("i"))
+    models: dict[str, int] = field(default_factory=dict)
+    tenants: dict[str, int] = field(default_factory=dict)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.arrival.append(row["arrival"])
+        self.size.append(row["size"])
+        self.output.append(row.get("output", 0))
+        self.deadline.append(row.get("deadline", math.nan))
+        self.priority.append(row.get("priority", UNSET))
+        self.service.append(row.get("service", UNSET))
+        self.model.append(self.models.setdefault(row["model"], len(self.models)))
+        self.tenant.append(self.tenants.setdefault(row.get("tenant", ""), len(self.tenants)))
+
+
+def joined(traces: Sequence[Trace]) -> Trace:
+    """All requests of some traces that begin together; their tenants stay apart only by name."""
+    models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))
+    tenants = tuple(dict.fromkeys(name for trace in traces for name in trace.tenants))
+    columns = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in COLUMNS}
+    columns["model"] = _renumbered([(trace.model, trace.models) for trace in traces], models)
+    columns["tenant"] = _renumbered([(trace.tenant, trace.tenants) for trace in traces], tenants)
+    order = np.argsort(columns["arrival"], kind="stable")
+    return Trace(models=models, tenants=tenants, **{name: column[order] for name, column in columns.items()})
+
+
+def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[str, ...]) -> Column:
+    numbers = [np.array([names.index(name) for name in own], column.dtype)[column] for column, own in parts]
+    return np.concatenate(numbers)
+
+
+def read_trace(path: Path, *, model: str) -> Trace:
+    """The trace in a CSV file, in Azure's form or the generic one, by its header.
+
+    Args:
+        path: the file.
+        model: what an Azure trace's requests ask for.
+
+    Raises:
+        TraceError: the file cannot be read, or a row of it is wrong.
+    """
+    source = str(path)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return _read(csv.reader(lines, strict=True), source, model)
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceError(source, 0, "a readable CSV file in UTF-8", error) from error
+
+
+def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
+    """A trace of a few requests: mappings of `Trace`'s columns; `arrival`, `model` and `size` must be there."""
+    kept = _Rows()
+    for row in rows:
+        kept.add(row)
+    return _trace(kept)
+
+
+def _read(reader: Any, source: str, model: str) -> Trace:
+    records = _records(reader, source)
+    _, header = next(records, (1, []))
+    parse = _parser(tuple(header), source, model)
+    rows = _Rows()
+    for line, record in records:
+        if len(record) != len(header):
+            raise TraceError(source, line, f"{len(header)} fields", len(record))
+        try:
+            rows.add(parse(record))
+        except _FieldError as error:
+            raise TraceError(source, line, *error.args) from error
+    if not rows.arrival:
+        raise TraceError(source, 0, "at least one request", "none")
+    return _trace(rows)
+
+
+def _records(reader: Any, source: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and fields of the lines that are not blank."""
+    try:
+        for record in reader:
+            if record:
+                yield reader.line_num, record
+    except csv.Error as error:
+        raise TraceError(source, reader.line_num, "CSV", error) from error
+
+
+class _FieldError(ValueError):
+    """What was expected of a field, and what came."""
+
+
+def _parser(header: tuple[str, ...], source: str, model: str) -> Callable[[list[str]], dict[str, Any]]:
+    if header == AZURE:
+        return lambda record: _azure(record, model)
+    missing = [name for name in GENERIC if name not in header]
+    strange = [name for name in header if name not in (*GENERIC, *OPTIONAL)]
+    if missing or strange or len(set(header)) != len(header):
+        expected = f"the header {','.join(AZURE)} or {','.join(GENERIC)} (and {', '.join(OPTIONAL)})"
+        raise TraceError(source, 1, expected, ",".join(header) or "nothing")
+    return lambda record: _generic(dict(zip(header, record, strict=True)))
+
+
+def _azure(record: list[str], model: str) -> dict[str, Any]:
+    try:
+        arrival = datetime.fromisoformat(record[0])
+    except ValueError:
+        raise _FieldError("a TIMESTAMP such as 2023-11-16 18:15:46.6805900", repr(record[0])) from None
+    seconds = (arrival.replace(tzinfo=None) - datetime(2000, 1, 1)).total_seconds()
+    size, output = _count("ContextTokens", record[1]), _count("GeneratedTokens", record[2])
+    return {"arrival": seconds, "model": model, "size": size, "output": output}
+
+
+def _generic(row: Mapping[str, str]) -> dict[str, Any]:
+    if not row["model"]:
+        raise _FieldError("a model", "nothing")
+    parsed = {"model": row["model"], "tenant": row["tenant"]}
+    return parsed | {
+        "arrival": _seconds("arrival", row["arrival"], least=0.0),
+        "size": _count("size", row["size"]),
+        "output": _count("output", row["output"]) if row.get("output") else 0,
+        "deadline": _seconds("deadline", row["deadline"], least=1e-9) if row["deadline"] else math.nan,
+        "priority": _one_of("priority", row["priority"], PRIORITIES),
+        "service": _one_of("service", row.get("service", ""), SERVICES),
+    }
+
+
+def _count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9:
+        raise _FieldError(f"{name} as an integer from 0 to 999999999", repr(text))
+    return int(text)
+
+
+def _seconds(name: str, text: str, *, least: float) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds < 1e12:
+        raise _FieldError(f"{name} in seconds, {'above 0' if least else 'at least 0'}", repr(text))
+    return seconds
+
+
+def _one_of(name: str, text: str, known: Sequence[str]) -> int:
+    if text and text not in known:
+        raise _FieldError(f"{name} as one of {', '.join(known)}, or nothing", repr(text))
+    return known.index(text) if text else UNSET
+
+
+def _trace(rows: _Rows) -> Trace:
+    """The columns in order of arrival, narrow, with predictions."""
+    arrival = np.array(rows.arrival)
+    order = np.argsort(arrival, kind="stable")
+    arrival = arrival[order] - arrival.min()
+    model, tenant = np.array(rows.model, np.int16)[order], np.array(rows.tenant, np.int32)[order]
+    output = np.array(rows.output, np.int32)[order]
+    return Trace(
+        models=tuple(rows.models),
+        tenants=tuple(rows.tenants),
+        arrival=arrival,
+        model=model,
+        size=np.array(rows.size, np.int32)[order],
+        output=output,
+        predicted=predict(output, model.astype(np.int64) * len(rows.tenants) + tenant),
+        deadline=np.array(rows.deadline)[order],
+        priority=np.array(rows.priority, np.int8)[order],
+        service=np.array(rows.service, np.int8)[order],
+        tenant=tenant,
+    )
+
+
+def predict(output: Column, group: Column) -> Column:
+    """What each request's output was expected to be: a quantile of earlier ones of its group (model and tenant).
+
+    Shapes: (n,), (n,) to (n,), int32. Learned anew every 128 requests from the 2,048 before; no request sees its own.
+    """
+    predicted = np.zeros(len(output), np.int32)
+    for name in np.unique(group):
+        members = np.flatnonzero(group == name)
+        outputs = output[members]
+        for start in range(0, len(members), _RELEARN):
+            seen = outputs[max(0, start - _MEMORY) : start]
+            guess = np.quantile(seen, QUANTILE) if len(seen) else PRIOR * (outputs.max() > 0)
+            predicted[members[start : start + _RELEARN]] = round(float(guess))
+    return predicted

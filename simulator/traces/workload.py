@@ -1,0 +1,159 @@
+"""A trace made ready for a fleet: every request has a service, a deadline and a level, and figures for each class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
+from simulator.fleet import SERVICES, Fleet
+from simulator.traces.trace import PRIORITIES, UNSET, Column, Trace, TraceError
+
+TOGETHER = 8
+"""Requests that share a device at the load that work is counted for (`b*` of the cost model), where so many fit."""
+
+_CHUNK = 16_384
+
+Figures = NDArray[np.float64]
+
+Row = tuple[float, ...]
+"""One figure a class."""
+
+Terms = tuple[int, float, int, int, int, float, int, int]
+"""A request's index, arrival, model, size, output, deadline, service and level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A trace of which every request has its terms. `level` is the queue's, 0 first; `deadline` may be infinite."""
+
+    trace: Trace
+    fleet: Fleet
+    level: Column
+
+    def __len__(self) -> int:
+        return len(self.trace)
+
+
+class Job:
+    """A request in the simulation, with the figures that a policy may go by.
+
+    `alone`, `work` and `crowding` have one figure a class: seconds until the answer on an idle device, device seconds
+    that it costs in company, and seconds that each further request in its batch adds; infinite where it cannot run.
+    They are from the predicted output, or from the true one for a clairvoyant policy. `due` is when the answer is due,
+    `queued` when the job joined its queue.
+    """
+
+    __slots__ = (
+        "alone",
+        "arrival",
+        "crowding",
+        "deadline",
+        "due",
+        "index",
+        "level",
+        "model",
+        "output",
+        "queued",
+        "service",
+        "size",
+        "work",
+    )
+
+    def __init__(self, terms: Terms, figures: tuple[Row, Row, Row]) -> None:
+        (self.index, self.arrival, self.model, self.size, self.output, self.deadline, self.service, self.level) = terms
+        self.alone, self.work, self.crowding = figures
+        self.due: float = self.arrival + self.deadline
+        self.queued: float = self.arrival
+
+
+def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
+    """Give every request its terms; those that the trace leaves open are drawn with `seed`.
+
+    A request without service or deadline draws a service by the fleet file's shares. One with a deadline alone is live,
+    standard or bulk by how long it is; one with a service alone gets that service's deadline.
+
+    Raises:
+        TraceError: the trace asks for a model that no class runs.
+    """
+    unknown = [name for name in trace.models if name not in fleet.timings]
+    if unknown:
+        raise TraceError("trace", 0, f"models that the fleet runs, {fleet.models()}", unknown)
+    service = _services(trace, fleet, np.random.default_rng(seed))
+    deadline = _deadlines(trace, fleet, service)
+    named = np.array([PRIORITIES.index(terms.priority) for terms in fleet.services], np.int8)
+    priority = np.where(trace.priority == UNSET, named[service], trace.priority)
+    level = _levels(deadline, priority)
+    filled = replace(trace, service=service, deadline=deadline, priority=priority)
+    return Workload(filled, fleet, level)
+
+
+def _services(trace: Trace, fleet: Fleet, random: np.random.Generator) -> Column:
+    shares = [terms.share for terms in fleet.services]
+    drawn = random.choice(len(SERVICES), size=len(trace), p=np.array(shares) / sum(shares))
+    by_deadline = np.select([trace.deadline <= LATENCY_CRITICAL, trace.deadline <= BACKGROUND], [0, 1], 2)
+    chosen = np.where(np.isnan(trace.deadline), drawn, by_deadline)
+    return np.where(trace.service == UNSET, chosen, trace.service).astype(np.int8)
+
+
+def _deadlines(trace: Trace, fleet: Fleet, service: Column) -> Figures:
+    fixed = np.array([math.inf if terms.deadline is None else terms.deadline for terms in fleet.services])[service]
+    factor = np.array([terms.times_fastest or math.nan for terms in fleet.services])[service]
+    parts = (trace.part(slice(start, start + _CHUNK)) for start in range(0, len(trace), _CHUNK))
+    fastest = np.concatenate([alone_and_work(part, fleet, part.output)[0].min(axis=1) for part in parts])
+    own = np.where(np.isnan(factor), fixed, factor * fastest)
+    return np.where(np.isnan(trace.deadline), own, trace.deadline)
+
+
+def _levels(deadline: Figures, priority: Column) -> Column:
+    """The product's levels; a deadline matters only by which of its bounds it is under."""
+    bounds = np.array([LATENCY_CRITICAL, BACKGROUND])
+    band = np.searchsorted(bounds, deadline)
+    examples = (LATENCY_CRITICAL, BACKGROUND, None)
+    table = np.array([[level_of(example, name) for name in PRIORITIES] for example in examples], np.int8)
+    levels: Column = table[band, priority]
+    return levels
+
+
+def alone_and_work(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures, Figures, Figures]:
+    """`Job.alone`, `Job.work` and `Job.crowding` for outputs of these lengths; shapes (n, classes)."""
+    shape = (len(trace), len(fleet.classes))
+    alone, work, crowding = (np.full(shape, math.inf) for _ in range(3))
+    for number, name in enumerate(trace.models):
+        rows = np.flatnonzero(trace.model == number)
+        size, tokens = trace.size[rows].astype(np.float64), output[rows].astype(np.float64)
+        for column, (device, timing) in enumerate(zip(fleet.classes.values(), fleet.timings[name], strict=True)):
+            if timing is None:
+                continue
+            together = min(TOGETHER, device.max_batch)
+            alone[rows, column] = timing.answer(size, tokens, 1)
+            crowded = timing.answer(size, tokens, together)
+            work[rows, column] = crowded / together
+            crowding[rows, column] = (crowded - alone[rows, column]) / max(together - 1, 1)
+    return alone, work, crowding
+
+
+def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:
+    """The requests in order of arrival, made a chunk at a time."""
+    trace = workload.trace
+    for start in range(0, len(trace), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        piece = trace.part(part)
+        figures = alone_and_work(piece, workload.fleet, piece.output if clairvoyant else piece.predicted)
+        known = zip(*([tuple(row) for row in figure.tolist()] for figure in figures), strict=True)
+        terms = zip(
+            range(start, start + len(piece)),
+            piece.arrival.tolist(),
+            piece.model.tolist(),
+            piece.size.tolist(),
+            piece.output.tolist(),
+            piece.deadline.tolist(),
+            piece.service.tolist(),
+            workload.level[part].tolist(),
+            strict=True,
+        )
+        yield from map(Job, terms, known)

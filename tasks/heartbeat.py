@@ -1,0 +1,88 @@
+"""What one device says of itself, once a heartbeat: the only thing that routers know of workers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tasks.outcomes import Done
+from tasks.topology import DeviceKind
+
+HEARTBEAT = 1.0
+"""Seconds between two heartbeats of a device."""
+
+GONE_AFTER = 5 * HEARTBEAT
+"""Seconds of silence after which a device counts as gone (DESIGN: five missed heartbeats)."""
+
+
+class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One device at one instant.
+
+    `kind` is what it really is; a class that asks for another kind is `emulated` on it. `serves` names the classes
+    whose queues it takes from, its own first; None is its own alone. Sizes are bytes, `utilisation` is 0 to 1, `warm`
+    and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not finished, `running`
+    the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
+    that it still takes for rows which nobody waits for any more, `done` by class what the worker did since its start.
+    One that is `draining` takes no more.
+
+    `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
+    `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too.
+
+    For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
+    within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels
+    stray alike. The last of them holds for all levels after it (`residual_of`). `drifted` names those whose profile no
+    longer fits. Predicted is by the profile that `tasks.models.profiles` has for this `kind` and `name`.
+    """
+
+    worker: str
+    hardware_class: str
+    device: str
+    kind: DeviceKind
+    emulated: bool
+    name: str
+    memory_total: int
+    memory_free: int
+    memory_used: int = 0
+    utilisation: float = 0.0
+    instruction_sets: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    warm: tuple[str, ...] = ()
+    unavailable: dict[str, str] = {}
+    held: int = 0
+    running: int = 0
+    batch_age: float = 0.0
+    occupied: float = 0.0
+    blocked: float = 0.0
+    blocked_by: int = 0
+    pace: dict[str, float] = {}
+    residual: dict[str, tuple[float, ...]] = {}
+    drifted: tuple[str, ...] = ()
+    serves: tuple[str, ...] | None = None
+    draining: bool = False
+    done: dict[str, Done] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes that it serves now, its own first; none while it drains."""
+        if self.draining:
+            return ()
+        return (self.hardware_class,) if self.serves is None else self.serves
+
+    @property
+    def busy_for(self) -> str:
+        """The class that its time counts for: the one that it is lent to, else its own."""
+        return self.classes[-1] if self.classes else self.hardware_class
+
+    def residual_of(self, variant: str, level: int) -> float | None:
+        """What was learned of a variant's batches with jobs of one level; None where nothing was."""
+        learned = self.residual.get(variant)
+        return learned[min(level, len(learned) - 1)] if learned else None
+
+
+def told_briefly(figure: float) -> float:
+    """A learned figure as a heartbeat tells it: to three digits, which is finer than it is known."""
+    return float(f"{figure:.3g}")
+
+
+def variant_key(model: str, variant: str) -> str:
+    """`model:version/variant`, the name of a variant across the fleet."""
+    return f"{model}/{variant}"

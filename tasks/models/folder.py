@@ -1,0 +1,140 @@
+"""The models folder as a process sees it: its catalogue and profiles, read again where files changed.
+
+A change is seen by sizes, times and inodes of the files behind links, so that a mounted folder whose links are swapped
+(a Kubernetes ConfigMap) counts as changed. Readers take whole immutable values, which `look` replaces.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.files import Stamp, forget, local_sha256, stamp_of
+from tasks.models.profiles import ProfileBook, ProfileError, load_book
+
+logger = logging.getLogger(__name__)
+
+LOOK = 1.0
+"""Seconds between two looks at the folder."""
+
+_SHOWN = 12  # hexadecimal digits of a digest
+
+
+class ModelsFolder:
+    """One process's catalogue and profiles. Any thread may use it.
+
+    Args:
+        root: the folder of the models' folders.
+        queues: the queues.yaml that the process started with; only whether it changed since is told.
+        packages: versions in use of the packages that profiles were measured with, where profiles are to doubt others.
+
+    `digests` tells, by `name:version` of each model served, its description from any other.
+    """
+
+    def __init__(self, root: Path, queues: Path, packages: Mapping[str, str] | None = None) -> None:
+        self.root = root
+        self.catalogue = Catalogue({})
+        self.book = ProfileBook()
+        self.digests: Mapping[str, str] = {}
+        self._queues = queues
+        self._queues_digest = local_sha256(queues)
+        self._packages = packages
+        self._broken_profiles: tuple[ProfileError, ...] = ()
+        self._turn = threading.Lock()
+        self._follower: Callable[[Catalogue, ProfileBook], None] = lambda catalogue, book: None
+        self._stamps = self._stamp(self.catalogue)
+        self._read()
+
+    def follow(self, follower: Callable[[Catalogue, ProfileBook], None]) -> None:
+        """Have `follower` called with each new catalogue and its profiles, on the thread that looked."""
+        self._follower = follower
+
+    def log_problems(self) -> None:
+        """Log what is wrong in the folder, once the process logs; later problems are logged as they come."""
+        _log(Catalogue({}), self.catalogue)
+        self._log_profiles()
+
+    def look(self, *, closely: bool = False) -> bool:
+        """Read what changed since the last look; whether anything is another now.
+
+        Args:
+            closely: trust no file's time: read everything again.
+        """
+        with self._turn:
+            if not self.root.is_dir() and self._stamps:
+                return False  # a mount that is away for a moment takes no models with it
+            if closely:
+                forget()
+            stamps = self._stamp(self.catalogue)
+            if stamps == self._stamps and not closely:
+                return False
+            before, known = self.catalogue, self.book
+            self._stamps = stamps
+            self._read()
+            _log(before, self.catalogue)
+            changed = not _alike(before, self.catalogue) or known != self.book
+            if changed:
+                self._log_profiles()
+                self._follower(self.catalogue, self.book)
+            return changed
+
+    @property
+    def queues_changed(self) -> bool:
+        """Whether queues.yaml is another than the one that the process started with, and so goes by."""
+        return local_sha256(self._queues) != self._queues_digest
+
+    def _stamp(self, catalogue: Catalogue) -> dict[Path, Stamp | None]:
+        """The stamps of all files that the catalogue and the profiles are read from; None for one that is not there."""
+        found = {*self.root.glob("*/model*.yaml"), *self.root.glob("*/profiles/*.yaml"), *catalogue.files}
+        return {path: stamp_of(path) for path in found}
+
+    def _read(self) -> None:
+        """Read everything, in the state that the stamps tell of: what changes meanwhile is read again."""
+        self.catalogue = load_catalogue(self.root, self.catalogue)
+        today = datetime.datetime.now(datetime.UTC).date()
+        self.book, self._broken_profiles = load_book(self.root, today, self._packages)
+        self.digests = {name: _model_digest(model) for name, model in self.catalogue.models.items()}
+        self._stamps = {**self._stamp(self.catalogue), **self._stamps}
+
+    def _log_profiles(self) -> None:
+        """Log the profiles that cannot be read: that costs their devices a warning, and not the process its start."""
+        for error in self._broken_profiles:
+            logger.warning("a profile cannot be read", extra={"error": str(error)})
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, list[str]]:
+    """What was `added`, `replaced` and `removed` between two `digests`."""
+    return {
+        "added": sorted(after.keys() - before.keys()),
+        "replaced": sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
+        "removed": sorted(before.keys() - after.keys()),
+    }
+
+
+def _alike(one: Catalogue, other: Catalogue) -> bool:
+    """Whether two catalogues serve the same models, and tell the same of those they do not."""
+    return (one.models, one.disabled, one.outdated) == (other.models, other.disabled, other.outdated)
+
+
+def _log(before: Catalogue, after: Catalogue) -> None:
+    for name, reason in after.disabled.items():
+        if before.disabled.get(name) != reason:
+            logger.error("model disabled", extra={"model": name, "reason": reason})
+    for name, reason in after.outdated.items():
+        if before.outdated.get(name) != reason:
+            logger.error("model served as it was: its file is wrong", extra={"model": name, "reason": reason})
+    if before.models:
+        differ = changes(*({n: str(id(m)) for n, m in one.models.items()} for one in (before, after)))
+        if any(differ.values()):
+            logger.info("models changed", extra=differ)
+
+
+def _model_digest(model: Model) -> str:
+    return hashlib.sha256(msgspec.json.encode(model, enc_hook=int)).hexdigest()[:_SHOWN]

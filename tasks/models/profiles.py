@@ -1,0 +1,306 @@
+"""Profile files: how a model's variants run on one device, measured or derived; and the book that answers from them.
+
+`models/<name>/profiles/<device>.yaml` is one file a model and device. Only this module knows its shape. `load_book`
+reads files; all else here is a function of its arguments.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from tasks.models.catalogue import Model, Profile
+from tasks.document import DocumentError, Size, Verbatim, parse_document
+from tasks.topology import DeviceKind
+
+STALE_AFTER = 90
+"""Days after which a measurement is trusted no more than an estimate: drivers and kernels change meanwhile."""
+
+_READ_AS_OTHERS = ("yes", "no", "on", "off", "true", "false", "null")  # what plain YAML 1.1 keys would become
+
+UNSURE = 2.0
+"""Observed over predicted run time that is allowed for where nothing was learned (DESIGN §7: R starts at 2.0)."""
+
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Ratio = Annotated[float, msgspec.Meta(gt=0)]
+Rows = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class ProfileError(DocumentError):
+    """A profile file is wrong: file, path inside it, what was expected and what came."""
+
+
+class Processor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The device that a file is about; `name` is what the device calls itself, `threads` those of one operation."""
+
+    kind: DeviceKind
+    name: str
+    threads: Rows = 1
+
+
+class Residuals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Quantiles of observed over predicted seconds, over all timed runs, each point weighing the same."""
+
+    p50: Ratio
+    p90: Ratio
+    p95: Ratio
+    p99: Ratio
+
+
+class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """One batch as it was measured: rows, their mean size, and the median of its seconds."""
+
+    rows: Rows
+    size: Annotated[float, msgspec.Meta(gt=0)]
+    seconds: Seconds
+
+
+class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One variant on the device: `max(floor, base + step·size + slope·rows·size)` seconds a batch.
+
+    `load` is the seconds until a cold variant is ready; `memory` the bytes that it then holds, `peak` the most that it
+    held after a batch; `disturbed` the share of the timed seconds in which other processes had the processor.
+    """
+
+    date: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    packages: dict[str, str] = {}
+    load: Seconds
+    memory: Size
+    peak: Size
+    base: Seconds
+    step: Seconds = 0.0
+    slope: Seconds
+    floor: Seconds = 0.0
+    residual: Residuals
+    disturbed: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    points: tuple[Point, ...] = ()
+
+    @property
+    def profile(self) -> Profile:
+        """The curve, as placement reads it."""
+        return Profile(base=self.base, step=self.step, slope=self.slope, floor=self.floor, load=self.load)
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One file. A derived one names the `rows` of public tables it is made from, and what was `assumed` beside them."""
+
+    model: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*:[1-9][0-9]*$")]
+    device: Processor
+    source: Literal["measured", "derived"]
+    rows: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+    variants: Annotated[dict[str, Measurement], msgspec.Meta(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a variant on a device. `residual` is R: a guarantee is its multiple of the predicted seconds.
+
+    `memory` is bytes at the largest batch. `warning` says on what less than a measurement of this device it rests.
+    """
+
+    profile: Profile
+    residual: float
+    memory: int
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileBook:
+    """All profiles, as of one day. Made by `make_book`; an empty one answers with model.yaml's defaults.
+
+    `packages` maps distributions to the versions in use; those it lacks are not compared.
+    """
+
+    files: Mapping[tuple[str, str, DeviceKind], tuple[DeviceProfile, ...]] = field(default_factory=dict)
+    today: datetime.date = datetime.date.min
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+    def lookup(self, model: Model, variant: str, kind: DeviceKind, name: str) -> Known:
+        """The variant on the device of that kind and name: the best that is known, with a warning where that is little.
+
+        A measurement of this very device first; then one of another device of its kind; then model.yaml's default for
+        the kind, or its first.
+        """
+        found = self.files.get((model.id, variant, kind), ())
+        own = next((file for file in found if file.device.name == name), None)
+        if own is not None:
+            return self._of(own, variant, self._doubt(own, own.variants[variant]))
+        if found:
+            source = "" if found[0].source == "measured" else f", {found[0].source} from public figures"
+            where = f"{name!r}" if name else f"this {kind} device"
+            return self._of(found[0], variant, f"no profile of {where}: that of {found[0].device.name!r}{source}")
+        return _default(model, variant, kind, name)
+
+    def _of(self, file: DeviceProfile, variant: str, doubt: str | None) -> Known:
+        measured = file.variants[variant]
+        learned = max(1.0, measured.residual.p95)
+        return Known(
+            profile=measured.profile,
+            residual=learned if doubt is None else max(UNSURE, learned),
+            memory=max(measured.memory, measured.peak),
+            warning=doubt and f"{doubt}; allowing for {max(UNSURE, learned):g} times its seconds",
+        )
+
+    def _doubt(self, file: DeviceProfile, measured: Measurement) -> str | None:
+        """Why a profile of this very device is not fully trusted; None where it is."""
+        if file.source == "derived":
+            return f"the profile of {file.device.name!r} is derived from public figures, not measured"
+        age = (self.today - datetime.date.fromisoformat(measured.date)).days
+        if age > STALE_AFTER:
+            return f"the profile of {measured.date} is {age} days old"
+        for package, then in measured.packages.items():
+            now = self.packages.get(package, then)
+            if now != then:
+                return f"the profile was measured with {package} {then}, now it is {now}"
+        return None
+
+
+def make_book(
+    files: Iterable[DeviceProfile], today: datetime.date, packages: Mapping[str, str] | None = None
+) -> ProfileBook:
+    """The book of these files; where several fit, measured ones come first, then the newest."""
+    index: dict[tuple[str, str, DeviceKind], list[DeviceProfile]] = {}
+    for file in files:
+        for variant in file.variants:
+            index.setdefault((file.model, variant, file.device.kind), []).append(file)
+    ordered = {key: tuple(sorted(found, key=lambda f: _rank(f, key[1]))) for key, found in index.items()}
+    return ProfileBook(ordered, today, packages or {})
+
+
+def parse_profile(text: str, file: str = "profile.yaml") -> DeviceProfile:
+    """The profile that the YAML `text` describes.
+
+    Raises:
+        ProfileError: naming `file`, the path inside it, what was expected and what came.
+    """
+    parsed = parse_document(text, DeviceProfile, file=file, error=ProfileError)
+    if parsed.source == "derived" and not parsed.rows:
+        raise ProfileError(file, "rows", "the rows of public tables that a derived profile is made from", [])
+    for name, variant in parsed.variants.items():
+        try:
+            datetime.date.fromisoformat(variant.date)
+        except ValueError as error:
+            raise ProfileError(file, f"variants.{name}.date", "a day of the calendar", variant.date) from error
+    return parsed
+
+
+def load_profile(path: Path) -> DeviceProfile:
+    """Read `path`.
+
+    Raises:
+        ProfileError: the file is missing or wrong, or stands in another model's folder.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(str(path), "", "a readable file of UTF-8 text", Verbatim(error)) from error
+    parsed = parse_profile(text, str(path))
+    folder = path.parent.parent.name
+    if parsed.model.partition(":")[0] != folder:
+        raise ProfileError(str(path), "model", f"a version of the folder's model {folder!r}", parsed.model)
+    return parsed
+
+
+def load_book(
+    root: Path, today: datetime.date, packages: Mapping[str, str] | None = None
+) -> tuple[ProfileBook, tuple[ProfileError, ...]]:
+    """The book of every file in `root`/*/profiles, and the errors of those that could not be read.
+
+    A broken profile is no reason not to start: its device then has the defaults, with a warning.
+    """
+    files, errors = [], []
+    for path in sorted(root.glob("*/profiles/*.yaml")):
+        try:
+            files.append(load_profile(path))
+        except ProfileError as error:
+            errors.append(error)
+    return make_book(files, today, packages), tuple(errors)
+
+
+def render_profile(profile: DeviceProfile) -> str:
+    """The file's text, for people and `parse_profile`."""
+    device = {"kind": profile.device.kind, "name": profile.device.name, "threads": profile.device.threads}
+    lines = [
+        "# Seconds a batch: max(floor, base + step * size + slope * rows * size). docs/profiles.md explains it.",
+        f"model: {profile.model}",
+        f"device: {_flow(device)}",
+        f"source: {profile.source}",
+    ]
+    for title, texts in (("rows", profile.rows), ("assumed", profile.assumed)):
+        lines += [f"{title}:", *(f"  - {_quoted(text)}" for text in texts)] if texts else []
+    lines.append("variants:")
+    for name, variant in sorted(profile.variants.items()):
+        lines += [f"  {_quoted(name)}:", *(f"    {line}" for line in _variant_lines(variant))]
+    return "\n".join(lines) + "\n"
+
+
+def _variant_lines(variant: Measurement) -> list[str]:
+    fitted = ("base", "step", "slope", "floor")
+    lines = [f"date: {_quoted(variant.date)}"]
+    lines += [f"packages: {_flow(variant.packages)}"] if variant.packages else []
+    lines += [f"{name}: {_number(getattr(variant, name))}" for name in ("load", "memory", "peak", "disturbed")]
+    lines += [f"{name}: {_number(getattr(variant, name))}" for name in fitted]
+    lines.append(f"residual: {_flow(msgspec.structs.asdict(variant.residual))}")
+    if variant.points:
+        lines += ["points: # rows, mean size, median seconds"]
+        lines += [f"  - [{p.rows}, {_number(p.size)}, {_number(p.seconds)}]" for p in variant.points]
+    return lines
+
+
+def _flow(values: Mapping[str, object]) -> str:
+    return "{" + ", ".join(f"{_plain(key)}: {_scalar(value)}" for key, value in values.items()) + "}"
+
+
+def _scalar(value: object) -> str:
+    return _number(value) if isinstance(value, (int, float)) else _quoted(str(value))
+
+
+def _plain(key: str) -> str:
+    """A key as it is where YAML reads it as text, else in quotes."""
+    return key if re.fullmatch(r"[a-z][a-z0-9]+", key) and key not in _READ_AS_OTHERS else _quoted(key)
+
+
+def _quoted(text: str) -> str:
+    """YAML's double-quoted form: JSON's, except that characters beyond 16 bits are not in two halves."""
+    escaped = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as the same number."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def profile_path(root: Path, model: str, device: Processor) -> Path:
+    """Where the profile of `model` (`name:version` or `name`) on a device is kept below `root`."""
+    return root / model.partition(":")[0] / "profiles" / f"{device_slug(device)}.yaml"
+
+
+def device_slug(device: Processor) -> str:
+    """A device's name for files: lower case, its kind first (`cuda-nvidia-l4`, `tpu-v5-lite`)."""
+    name = re.sub(r"\((?:r|tm)\)", "", device.name.lower())
+    words = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    threads = f"-{device.threads}-threads" if device.threads > 1 else ""
+    named = words if words.startswith(device.kind) else f"{device.kind}-{words or 'unnamed'}"
+    return f"{named}{threads}"
+
+
+def _rank(file: DeviceProfile, variant: str) -> tuple[bool, int, int, str]:
+    day = datetime.date.fromisoformat(file.variants[variant].date)
+    return file.source == "derived", file.device.threads, -day.toordinal(), file.device.name
+
+
+def _default(model: Model, variant: str, kind: DeviceKind, name: str) -> Known:
+    described = model.variants[variant]
+    used = kind if kind in described.profiles else next(iter(described.profiles))
+    missing = f"{name!r}" if name else f"any {kind} device"
+    warning = f"no profile of {missing}: model.yaml's default for {used}; allowing for {UNSURE:g} times its seconds"
+    return Known(described.profiles[used], UNSURE, described.memory, warning)

@@ -1,0 +1,254 @@
+"""Binds a request's inputs and parameters to its model: rows of checked values, or an error that names the field.
+
+Each input has its batch axis where its `TensorSpec` says, usually first: a request of n rows is n items. Values without
+that axis are one row, and are answered without it. An input that has none belongs to every row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks.models.catalogue import Model, Parameter, TensorSpec
+from tasks.models.lengths import generates
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
+from taxiway.contract.quoting import cut
+from taxiway.contract.values import axis_on_some, is_tensor, numbers, to_array
+
+Row = Mapping[str, Any]
+"""One row: a plain value for each BYTES input, an array without the batch axis for each other."""
+
+_Rows = Sequence[Any] | np.ndarray
+"""One input's values, a row each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """What a request says of one input: its rows, or the one value `shared` by all of them.
+
+    `single` says that it came without a batch axis; None where the input has none.
+    """
+
+    rows: _Rows
+    single: bool | None
+
+    @property
+    def shared(self) -> bool:
+        return self.single is None
+
+    def row(self, index: int) -> Any:
+        return self.rows[0 if self.shared else index]
+
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "string": (str,),
+    "strings": (list,),
+}
+_WORDS: Mapping[str, str] = {
+    "integer": "an integer",
+    "number": "a finite number",
+    "string": "text",
+    "strings": "a list of texts",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A request as its model reads it; `single` says that it came without a batch axis."""
+
+    rows: tuple[Row, ...]
+    single: bool
+    parameters: Mapping[str, Any]
+    outputs: tuple[str, ...]
+
+
+def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tuple[str, ...] = ()) -> Bound:
+    """`inputs` (a plain value, a mapping by name, or a list of OIP tensors) as rows of `model`.
+
+    Raises:
+        InvalidRequestError: a name, datatype, shape or parameter is wrong; names the field, expected and got.
+        RequestTooLargeError: more rows than the model takes in one request.
+    """
+    columns = {}
+    for name, value in by_name(model, inputs).items():
+        spec = next(i for i in model.inputs if i.name == name)
+        columns[name] = _column(spec, value, any_json=_takes_any_json(model))
+    rows = _count_rows(model, columns)
+    return Bound(
+        rows=tuple({name: column.row(i) for name, column in columns.items()} for i in range(rows)),
+        single=all(column.single is not False for column in columns.values()),
+        parameters=bind_parameters(model, parameters),
+        outputs=_bind_outputs(model, outputs),
+    )
+
+
+def check_stream(model: Model, bound: Bound) -> None:
+    """Refuse to tell an answer as it comes where that means nothing.
+
+    Raises:
+        InvalidRequestError: the model does not generate, or there are several rows.
+    """
+    if not generates(model):
+        raise InvalidRequestError(f"stream: expected a model that generates text, got {model.id}", field="stream")
+    if len(bound.rows) > 1:
+        raise InvalidRequestError(f"stream: expected a request of one row, got {len(bound.rows)}", field="stream")
+
+
+def bind_parameters(model: Model, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's parameters with defaults for those not given.
+
+    Raises:
+        InvalidRequestError: unknown, of another type or out of bounds; names the parameter.
+    """
+    for name in parameters:
+        if name not in model.parameters:
+            known = ", ".join(sorted(model.parameters)) or "it has none"
+            raise _invalid(f"parameters.{cut(name)}", f"a parameter of {model.id} ({known})", parameters[name])
+    bound = {name: spec.default for name, spec in model.parameters.items()}
+    for name, value in parameters.items():
+        if value is not None:
+            bound[name] = _checked_parameter(name, model.parameters[name], value)
+    return bound
+
+
+def _checked_parameter(name: str, spec: Parameter, value: Any) -> Any:
+    fits = isinstance(value, _TYPES[spec.type]) and not isinstance(value, bool)
+    if fits and spec.type == "strings":
+        fits = all(isinstance(text, str) for text in value)
+    measure = len(value) if fits and isinstance(value, (str, list)) else value
+    if not fits or not _inside(spec, measure):
+        raise _invalid(f"parameters.{name}", _WORDS[spec.type] + _bounds(spec), value)
+    return value
+
+
+def _inside(spec: Parameter, measure: float) -> bool:
+    low = -math.inf if spec.minimum is None else spec.minimum
+    high = math.inf if spec.maximum is None else spec.maximum
+    return low <= measure <= high and abs(measure) != math.inf
+
+
+def _bounds(spec: Parameter) -> str:
+    unit = {"string": " characters", "strings": " entries"}.get(spec.type, "")
+    low = [] if spec.minimum is None else [f">= {spec.minimum:g}{unit}"]
+    high = [] if spec.maximum is None else [f"<= {spec.maximum:g}{unit}"]
+    return "".join(f" {text}" for text in [" and ".join(low + high)] if text)
+
+
+def _bind_outputs(model: Model, outputs: tuple[str, ...]) -> tuple[str, ...]:
+    known = tuple(o.name for o in model.outputs)
+    for name in outputs:
+        if name not in known:
+            raise _invalid("outputs", f"one of {list(known)}", name)
+    return outputs or known
+
+
+def by_name(model: Model, inputs: Any) -> dict[str, Any]:
+    """Values by input name; a plain value is the first input's."""
+    if is_tensor(inputs) and "name" in inputs:
+        inputs = [inputs]
+    if isinstance(inputs, list) and inputs and all(is_tensor(i) and "name" in i for i in inputs):
+        pairs = [(tensor["name"], tensor) for tensor in inputs]
+    elif isinstance(inputs, dict) and not is_tensor(inputs) and not _is_plain(model, inputs):
+        pairs = list(inputs.items())
+    else:
+        pairs = [(model.inputs[0].name, inputs)]
+    _check_names(model, [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_names(model: Model, given: Sequence[Any]) -> None:
+    names = [spec.name for spec in model.inputs]
+    for index, name in enumerate(given):
+        if name not in names:
+            raise _invalid("inputs", f"inputs of {model.id} ({', '.join(names)})", name)
+        if name in given[:index]:
+            raise _invalid(f"inputs.{name}", "one tensor of that name", "two")
+    for spec in model.inputs:
+        if spec.name not in given and not (spec.optional and given):
+            raise InvalidRequestError(f"inputs.{spec.name}: expected a value, got nothing", field=f"inputs.{spec.name}")
+
+
+def _takes_any_json(model: Model) -> bool:
+    """Whether a BYTES element may be any JSON value: a model of tensors alone never looks inside."""
+    return model.pipeline == "tensors"
+
+
+def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:
+    """Whether a mapping is the value of the model's one input, and no mapping by name."""
+    first, *others = model.inputs
+    any_json = _takes_any_json(model) and first.datatype == "BYTES" and not others
+    return any_json and not inputs.keys() <= {first.name}
+
+
+def _count_rows(model: Model, columns: Mapping[str, _Column]) -> int:
+    counts = {name: len(column.rows) for name, column in columns.items() if not column.shared}
+    alone = [name for name in counts if columns[name].single]
+    if 0 < len(alone) < len(counts):
+        raise axis_on_some(alone)
+    if not counts:
+        raise InvalidRequestError("inputs: expected an input with a batch axis, got none", field="inputs")
+    if len(set(counts.values())) > 1:
+        raise InvalidRequestError(f"inputs: expected the same number of rows in each, got {counts}", field="inputs")
+    rows = next(iter(counts.values()))
+    if rows > model.max_rows:
+        raise RequestTooLargeError(
+            f"inputs: expected at most {model.max_rows} rows for {model.id}, got {rows}",
+            field="inputs",
+            limit="max_rows",
+        )
+    if rows == 0:
+        raise InvalidRequestError("inputs: expected at least one row, got none", field="inputs")
+    return rows
+
+
+def _column(spec: TensorSpec, value: Any, *, any_json: bool) -> _Column:
+    """The input's rows, each without the batch axis."""
+    field = f"inputs.{spec.name}"
+    if is_tensor(value) and value["datatype"] != spec.datatype:
+        raise _invalid(field, f"datatype {spec.datatype}", value["datatype"])
+    if spec.datatype == "BYTES":
+        texts, single = _bytes_column(field, value)
+        for index, text in enumerate(() if any_json else texts):
+            if not isinstance(text, (str, bytes)):
+                raise _invalid(field if single else f"{field}.{index}", "text or bytes", text)
+        return _Column(texts, single)
+    array = to_array(value, field) if is_tensor(value) else _array(spec, value, field)
+    if spec.batch_axis is None or array.ndim == len(spec.shape) - 1:
+        _check_shape(spec, array, spec.row_shape, field)
+        return _Column(array[np.newaxis], None if spec.batch_axis is None else True)
+    _check_shape(spec, array, spec.shape, field)
+    return _Column(np.moveaxis(array, spec.batch_axis, 0) if spec.batch_axis else array, single=False)
+
+
+def _check_shape(spec: TensorSpec, array: np.ndarray, shape: Sequence[int], field: str) -> None:
+    if array.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, array.shape, strict=True)):
+        raise _invalid(field, f"shape {list(spec.shape)} ({_batch_words(spec)})", list(array.shape))
+
+
+def _batch_words(spec: TensorSpec) -> str:
+    if spec.batch_axis is None:
+        return "without a batch axis"
+    return "the first axis is the batch" if spec.batch_axis == 0 else f"axis {spec.batch_axis} is the batch"
+
+
+def _bytes_column(field: str, value: Any) -> tuple[list[Any], bool]:
+    if not is_tensor(value):
+        return (value, False) if isinstance(value, list) else ([value], True)
+    flat, shape = value["data"], value["shape"]
+    if not isinstance(flat, list) or not isinstance(shape, (list, tuple)) or [*shape] != [len(flat)]:
+        raise _invalid(field, "shape [n] and a list of n values in data", shape)
+    return flat, False
+
+
+def _array(spec: TensorSpec, value: Any, field: str) -> np.ndarray:
+    return numbers(value, spec.datatype, field)
+
+
+def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
+    return wrong_field(field, expected, value)

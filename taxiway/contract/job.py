@@ -1,0 +1,278 @@
+"""A job: its states, its record, and its result in the form that Celery's backend keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from taxiway.contract.quoting import cut, quoted
+from taxiway.contract.values import from_wire
+from taxiway.errors import (
+    DeadLetteredError,
+    DeadlineExceededError,
+    ExecutionError,
+    JobCancelledError,
+    ResultExpiredError,
+    TaxiwayError,
+    UnknownJobError,
+    error_from,
+)
+
+
+class JobState(StrEnum):
+    """Where a job is. `ACCEPTED` is durable and not placed yet."""
+
+    ACCEPTED = "accepted"
+    QUEUED = "queued"
+    HELD = "held"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+FINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.EXPIRED, JobState.CANCELLED, JobState.DEAD})
+"""States that a job never leaves."""
+
+CELERY_STATUS = {
+    JobState.ACCEPTED: "PENDING",
+    JobState.QUEUED: "PENDING",
+    JobState.HELD: "PENDING",
+    JobState.RUNNING: "STARTED",
+    JobState.SUCCEEDED: "SUCCESS",
+    JobState.FAILED: "FAILURE",
+    JobState.EXPIRED: "FAILURE",
+    JobState.CANCELLED: "REVOKED",
+    JobState.DEAD: "FAILURE",
+}
+"""What Celery's `AsyncResult.status` says of each state."""
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job ran and what it took. Seconds and US dollars; `batch` counts the rows that ran together."""
+
+    hardware_class: str
+    variant: str
+    device: str
+    emulated: bool
+    batch: int
+    queue_wait: float
+    run_time: float
+    cost: float
+    reason: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A job's answer: outputs by name (one value for a request of one row, else a list), and how it ran.
+
+    `single` says that the request came without a batch axis; None where that is not known.
+    """
+
+    model: str
+    outputs: dict[str, Any]
+    report: RunReport
+    single: bool | None = None
+
+
+class MoveRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One move of a waiting job between hardware classes, at a time by the store's clock."""
+
+    at: float
+    source: str
+    target: str
+    kind: str
+    reason: str
+
+
+_decode_moves = msgspec.json.Decoder(tuple[MoveRecord, ...]).decode
+
+
+def read_moves(text: str) -> tuple[MoveRecord, ...]:
+    """The moves in a job's record, the first first.
+
+    Raises:
+        msgspec.MsgspecError: another release wrote them.
+    """
+    return _decode_moves(text) if text else ()
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What the state store knows of a job; times are the store's clock in seconds since the epoch, 0 when not yet."""
+
+    id: str
+    state: JobState
+    model: str = ""
+    tenant: str = ""
+    hardware_class: str = ""
+    variant: str = ""
+    device: str = ""
+    reason: str = ""
+    level: int = 0
+    attempts: int = 0
+    accepted: float = 0.0
+    placed: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+    deadline_at: float = 0.0
+
+
+class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job ended without an answer: its error's code, message and details (`taxiway.errors`)."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = {}
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as a poller sees it: its record, how far it is where that can be told, and its error where it has one."""
+
+    record: JobRecord
+    position: int | None = None
+    eta: float | None = None
+    error: JobFailure | None = None
+
+
+class ResultMeta(msgspec.Struct, frozen=True, kw_only=True):
+    """A result as Celery's backend stores it."""
+
+    task_id: str
+    status: str
+    result: Any = None
+    traceback: str | None = None
+    children: list[Any] = []
+    date_done: str | None = None
+
+
+class _Success(msgspec.Struct, frozen=True):
+    """A stored result whose values need no untagging."""
+
+    status: Literal["SUCCESS"]
+    result: Result
+
+
+_decode_success = msgspec.json.Decoder(_Success).decode
+_TAG = b'"__type__"'
+
+
+def unknown(job: str) -> UnknownJobError:
+    """What is raised for a job of which there is neither a record nor a result."""
+    why = "no router has recorded it, or its record was kept for its time and is gone"
+    return UnknownJobError(f"no job {quoted(job)} is known: {why}", job=cut(job))
+
+
+def expired(job: str) -> ResultExpiredError:
+    """What is raised for a job that ended, and whose result is gone."""
+    return ResultExpiredError(f"the result of job {quoted(job)} was kept for its time and is gone", job=cut(job))
+
+
+def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
+    """The record in a store's hash; an empty hash is a job that no router has placed yet."""
+    return msgspec.convert({"state": JobState.ACCEPTED, **fields, "id": job}, JobRecord, strict=False)
+
+
+def success_meta(job: str, result: Result) -> bytes:
+    """A result that Celery reads as SUCCESS."""
+    return _meta(job, JobState.SUCCEEDED, result)
+
+
+def failure_meta(job: str, error: TaxiwayError) -> bytes:
+    """An error that Celery raises by its name, also where taxiway is not installed."""
+    named = {
+        "exc_type": type(error).__name__,
+        "exc_message": [error.message],
+        "exc_module": type(error).__module__,
+        "details": error.details,
+    }
+    try:
+        return _meta(job, state_of(error), named)
+    except (TypeError, ValueError, RecursionError):  # a detail that JSON cannot hold
+        return _meta(job, state_of(error), named | {"details": {}})
+
+
+def accepted_meta(submission: str) -> bytes:
+    """What a submitter is told under its `submission` whose job is the one that it asked for."""
+    return _meta(submission, JobState.SUCCEEDED, None)
+
+
+def check_accepted(raw: bytes) -> None:
+    """Raise what a submitter was told under its submission.
+
+    Raises:
+        TaxiwayError: the refusal, of its own class.
+    """
+    meta = read_meta(raw)
+    if meta.status != CELERY_STATUS[JobState.SUCCEEDED]:
+        read_result(meta)
+
+
+def state_of(error: TaxiwayError) -> JobState:
+    """The final state of a job that ended with `error`."""
+    if isinstance(error, JobCancelledError):
+        return JobState.CANCELLED
+    if isinstance(error, DeadlineExceededError):
+        return JobState.EXPIRED
+    if isinstance(error, DeadLetteredError):
+        return JobState.DEAD
+    return JobState.FAILED
+
+
+def read_meta(raw: bytes | str) -> ResultMeta:
+    """The stored result in `raw`."""
+    return msgspec.json.decode(raw, type=ResultMeta)
+
+
+def read_answer(raw: bytes) -> Result:
+    """The answer in a stored result's bytes; raises as `read_result` does."""
+    if _TAG not in raw:
+        with suppress(msgspec.ValidationError):  # a failure, or another's result
+            return _decode_success(raw).result
+    return read_result(read_meta(raw))
+
+
+def read_result(meta: ResultMeta) -> Result:
+    """The answer in a stored result.
+
+    Raises:
+        TaxiwayError: the error that the job ended with, of its own class.
+    """
+    if meta.status == "SUCCESS":
+        return _read_success(meta)
+    named = meta.result if isinstance(meta.result, dict) else {}
+    said = named.get("exc_message") or "the job ended without saying why"
+    message = " ".join(map(str, said)) if isinstance(said, list) else str(said)
+    details = named.get("details")
+    details = details if isinstance(details, dict) else {}
+    if meta.status == "REVOKED":
+        raise JobCancelledError(message, **details)
+    raise error_from(str(named.get("exc_type", ExecutionError.__name__)), message, details)
+
+
+def failure_of(meta: ResultMeta) -> JobFailure | None:
+    """The error in a stored result; None where that is an answer."""
+    if meta.status == CELERY_STATUS[JobState.SUCCEEDED]:
+        return None
+    try:
+        read_result(meta)
+    except TaxiwayError as error:
+        return JobFailure(code=error.code, message=error.message, details=error.details)
+    return None
+
+
+def _read_success(meta: ResultMeta) -> Result:
+    try:
+        return msgspec.convert(from_wire(meta.result), Result)
+    except (msgspec.ValidationError, TaxiwayError) as error:
+        raise ExecutionError(f"{meta.task_id}: expected a result of taxiway: {error}") from error
+
+
+def _meta(job: str, state: JobState, result: Any) -> bytes:
+    now = datetime.now(UTC).isoformat()
+    return msgspec.json.encode(ResultMeta(task_id=job, status=CELERY_STATUS[state], result=result, date_done=now))

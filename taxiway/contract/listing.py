@@ -1,0 +1,159 @@
+"""Lists a fleet's jobs, the latest first, a page at a time: from the state store's index of jobs and their records."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from taxiway.contract.job import JobRecord, JobState, record_from
+from taxiway.contract.keys import ACCEPTED, job_key
+from taxiway.errors import wrong_field
+
+MOST = 1000
+"""Most jobs of a page."""
+
+USUAL = 100
+"""Jobs of a page, unless said."""
+
+LOOKED = 10_000
+"""Records that are looked at for a page: with a filter that few jobs pass it ends before it is full, and goes on."""
+
+_GROUPS = 64  # groups of jobs that are read at once
+_FIELDS = tuple(name for name in JobRecord.__struct_fields__ if name != "id")
+_STATES = frozenset(JobState)
+_CURSOR = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,20})?)-([0-9]{1,9})")
+
+Ask = Callable[[Sequence[Sequence[str | int]]], Awaitable[list[Any]]]
+"""Sends commands to the state store together and gives their answers as RESP 2 has them; raises an error among them."""
+
+
+class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which jobs are listed: in one of `states`, of a model (`name` or `name:version`), of a tenant; empty is any."""
+
+    states: frozenset[JobState] = frozenset()
+    model: str = ""
+    tenant: str = ""
+
+    def passes(self, record: JobRecord) -> bool:
+        """Whether a job is one of them."""
+        return (
+            (not self.states or record.state in self.states)
+            and (not self.tenant or record.tenant == self.tenant)
+            and (not self.model or self.model in (record.model, record.model.partition(":")[0]))
+        )
+
+
+class JobPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs, the latest accepted first; `next` is the cursor of the next page, None where there is none."""
+
+    jobs: tuple[JobRecord, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Behind so many jobs of those accepted at `at`, a score of the index."""
+
+    at: float = math.inf
+    behind: int = 0
+
+    @property
+    def cursor(self) -> str:
+        return f"{self.at!r}-{self.behind}"
+
+
+def states_of(names: Iterable[str]) -> frozenset[JobState]:
+    """The states of these names.
+
+    Raises:
+        InvalidRequestError: one is none; names `state`.
+    """
+    found = set()
+    for name in names:
+        if name not in _STATES:
+            raise wrong_field("state", f"one of {', '.join(map(str, JobState))}", name)
+        found.add(JobState(name))
+    return frozenset(found)
+
+
+def check_limit(limit: int) -> None:
+    """Refuse a page that is empty or too large.
+
+    Raises:
+        InvalidRequestError: names `limit`.
+    """
+    if not 0 < limit <= MOST:
+        raise wrong_field("limit", f"1 to {MOST}", limit)
+
+
+async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: str = "") -> JobPage:
+    """A page of the jobs that pass `wanted`, from `cursor` on. Jobs that no router has seen yet are in none.
+
+    Raises:
+        InvalidRequestError: `limit` or `cursor` is none.
+    """
+    check_limit(limit)
+    place, looked = _place_at(cursor), 0
+    found: list[JobRecord] = []
+    while looked < LOOKED:
+        ahead = await _ahead(ask, place)
+        if not ahead:
+            return JobPage(jobs=tuple(found))
+        records = await ask([("HMGET", key, *_FIELDS) for key, _ in ahead])
+        for (key, here), values in zip(ahead, records, strict=True):
+            place, record = here, _record(key, values)
+            if record is not None and record.accepted == place.at and wanted.passes(record):
+                found.append(record)
+            if len(found) == limit:
+                return JobPage(jobs=tuple(found), next=place.cursor)
+        looked += len(ahead)
+    return JobPage(jobs=tuple(found), next=place.cursor)
+
+
+async def _ahead(ask: Ask, place: _Place) -> list[tuple[str, _Place]]:
+    """The keys of the next jobs, each with the place behind it; none at the end."""
+    most = _GROUPS
+    while True:
+        command = ("ZREVRANGEBYSCORE", ACCEPTED, repr(place.at), "-inf", "WITHSCORES", "LIMIT", 0, most)
+        ((*flat,),) = await ask([command])
+        ahead = _places(flat, place)
+        if ahead or len(flat) < 2 * most:
+            return ahead
+        most *= 2
+
+
+def _places(flat: Sequence[bytes], start: _Place) -> list[tuple[str, _Place]]:
+    """The jobs of groups, each followed by its score, but for those before `start`."""
+    ahead, at, behind = [], math.inf, 0
+    for group, score in zip(flat[::2], flat[1::2], strict=True):
+        at, behind = (at, behind) if float(score) == at else (float(score), 0)
+        for key in reversed(msgspec.msgpack.decode(group, type=list[str])):
+            behind += 1
+            if at != start.at or behind > start.behind:
+                ahead.append((key, _Place(at, behind)))
+    return ahead
+
+
+def _record(key: str, values: Sequence[bytes | None]) -> JobRecord | None:
+    """A job's record; None where its time is over, or another release wrote it."""
+    fields = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+    if "state" not in fields:
+        return None
+    try:
+        return record_from(key.removeprefix(job_key("")), fields)
+    except msgspec.ValidationError:
+        return None
+
+
+def _place_at(cursor: str) -> _Place:
+    if not cursor:
+        return _Place()
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
+        raise wrong_field("cursor", "the `next` of another page", cursor)
+    return _Place(float(found[1]), int(found[2]))

@@ -1,0 +1,183 @@
+"""What a producer asks for: a model, inputs, and service terms. The same at every door."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeGuard, get_args
+
+import msgspec
+
+from taxiway.contract.bounds import check_values
+from taxiway.contract.quoting import QUOTED, cut
+from taxiway.errors import InvalidRequestError, wrong_field
+
+Priority = Literal["high", "normal", "low"]
+
+_NAMESPACE = uuid.UUID("6b0f6a4e-6f0e-5f7e-9a52-1f3f3f5f2d11")
+MAX_NAME = 256
+"""Most characters of a tenant, model reference or idempotency key."""
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How much the answer matters, and where the data may go.
+
+    `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` names a label that every device on
+    the way must carry (`edge`); `min_accuracy` (0 to 1) is the least stated accuracy of the variant that may answer;
+    `service` names a set of defaults in queues.yaml; with `stream` a generated answer is told as it comes.
+    """
+
+    deadline: float | None = None
+    service: str | None = None
+    priority: Priority | None = None
+    budget: float | None = None
+    tenant: str = "default"
+    locality: str | None = None
+    min_accuracy: float | None = None
+    idempotency_key: str | None = None
+    stream: bool | None = None
+
+
+class Request(Terms, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The keyword arguments of the task `taxiway.infer`: a model, its inputs and the terms.
+
+    `inputs` is a plain value where the model has one input, a mapping by name, or a list of OIP tensors;
+    `outputs` names the outputs wanted (all, when empty); `parameters` are the model's own (`max_tokens`, …).
+    """
+
+    model: str
+    inputs: Any
+    parameters: dict[str, Any] = {}
+    outputs: tuple[str, ...] = ()
+
+
+TERMS = frozenset(Terms.__struct_fields__)
+_FIELDS = frozenset(Request.__struct_fields__)
+_WHERE = re.compile(r"^(?:Expected )?(?P<what>.*?) - at (?:`key` in )?`\$\.(?P<field>[^`]*)`$", re.DOTALL)
+
+
+def parse_request(fields: Mapping[str, Any]) -> Request:
+    """The request that plain keyword arguments describe; None stands for a field that is not given.
+
+    Raises:
+        InvalidRequestError: a field is unknown, missing or out of range; names it.
+        RequestTooLargeError: inputs or parameters have too many values.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given.keys() <= _FIELDS:
+        raise _unknown(next(str(name)[:QUOTED] for name in given if name not in _FIELDS))
+    for name in ("model", "inputs"):
+        if name not in given:
+            raise InvalidRequestError(f"{name}: expected a value, got nothing", field=name)
+    _check(given)
+    try:
+        request = msgspec.convert(given, Request)
+    except msgspec.ValidationError as error:
+        raise _named(error) from error
+    check_content(request)
+    return request
+
+
+def check_content(request: Request) -> None:
+    """Refuse inputs and parameters that some part of the fleet could not read or write.
+
+    Raises:
+        InvalidRequestError: a value is nested too deeply, or has text that UTF-8 cannot encode.
+        RequestTooLargeError: there are too many values.
+    """
+    check_values(request.inputs, "inputs")
+    if request.parameters:
+        check_values(request.parameters, "parameters")
+
+
+def check_terms(terms: Terms) -> None:
+    """Refuse terms that mean nothing.
+
+    Raises:
+        InvalidRequestError: names the field, what was expected and what came.
+    """
+    _check({name: getattr(terms, name) for name in terms.__struct_fields__})
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    for field, value in given.items():
+        if value is not None and field in _MEANS:
+            means, expected = _MEANS[field]
+            if not means(value):
+                raise _invalid(field, expected, value)
+
+
+RESENT = "taxiway.resent:"
+"""How an idempotency key begins that the HTTP client gave a request to send it again: nobody else uses such a key."""
+
+
+def new_id() -> str:
+    """A random UUID (version 4), at a third of what `uuid.uuid4` takes."""
+    digits = os.urandom(16).hex()
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+
+
+def job_id(terms: Terms) -> str:
+    """A new job's id; the same tenant and idempotency key always give the same one.
+
+    `check_terms` keeps line breaks out of both, so that no other pair gives the same text.
+    """
+    if terms.idempotency_key is None:
+        return new_id()
+    return str(uuid.uuid5(_NAMESPACE, f"{terms.tenant}\n{terms.idempotency_key}"))
+
+
+def _unknown(name: str) -> InvalidRequestError:
+    near = difflib.get_close_matches(name, _FIELDS, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    message = f"{name or repr(name)}: expected no such field, but one of {sorted(_FIELDS)}{hint}"
+    return InvalidRequestError(message, field=name)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_name(value: object) -> TypeGuard[str]:
+    """Whether `value` is text that can name something: of 1 to `MAX_NAME` printable characters."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
+
+
+def _is_positive(value: object) -> bool:
+    return _is_number(value) and 0 < value <= sys.float_info.max
+
+
+def _is_share(value: object) -> bool:
+    return _is_number(value) and 0 <= value <= 1
+
+
+_PRIORITIES = [*get_args(Priority)]
+
+_MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(("deadline", "budget"), (_is_positive, "a finite number > 0")),
+    "min_accuracy": (_is_share, "a number from 0 to 1"),
+    "priority": (_PRIORITIES.__contains__, f"one of {_PRIORITIES}"),
+    **dict.fromkeys(
+        ("tenant", "locality", "service", "idempotency_key", "model"),
+        (is_name, f"text of 1 to {MAX_NAME} printable characters"),
+    ),
+}
+"""By field, whether a value means something there, and what does."""
+
+
+def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
+    if isinstance(value, float) and value.is_integer():  # JSON and Python write it unlike
+        value = int(value)
+    return wrong_field(field, expected, value)
+
+
+def _named(error: msgspec.ValidationError) -> InvalidRequestError:
+    """The validation error with its field in front, in our words."""
+    match = _WHERE.match(str(error))
+    field, what = (match["field"], match["what"]) if match else ("request", str(error))
+    return InvalidRequestError(f"{cut(field)}: expected {cut(what)}", field=cut(field))

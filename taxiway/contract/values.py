@@ -1,0 +1,241 @@
+"""How values that JSON lacks cross the wire: bytes as Celery's own JSON writes them, arrays as OIP tensors.
+
+Sources: kombu's JSON serializer (`{"__type__": "base64", "__value__": …}`), so that a producer with nothing but
+Celery sends and reads the same form; and the Open Inference Protocol v2 (`name, shape, datatype, data`). A tensor's
+`data` may also be bytes: the elements in row-major order, little-endian, as in OIP's binary extension.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+from collections.abc import Sequence
+from string import ascii_lowercase
+from typing import TYPE_CHECKING, Any
+
+from taxiway.contract.amounts import elements_of
+from taxiway.contract.bounds import DEEPEST
+from taxiway.contract.quoting import cut, quoted
+from taxiway.errors import InvalidRequestError, wrong_field
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from taxiway.contract.blobs import Blobs, Buffer
+
+DATATYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
+"""OIP datatype to numpy's name, without BYTES."""
+
+BATCH_AXIS = "batch_axis"
+"""A tensor's batch axis, where it is not the first: in a model's metadata, and among an output tensor's parameters.
+
+In metadata, None is an input without one.
+"""
+
+_PLAIN = frozenset({type(None), bool, int, str})
+"""Types whose values are JSON's own."""
+
+_OIP = {(name[0], int(name.strip(ascii_lowercase) or 8) // 8): datatype for datatype, name in DATATYPES.items()}
+"""Datatypes by numpy's letter and bytes of an element; its names take microseconds to read."""
+
+_TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
+"""By the kind of the wanted dtype (numpy's letters), the kinds of number that it takes."""
+
+
+def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> Any:
+    """`value` in plain JSON values: bytes and arrays become their tagged forms, or references where `blobs` takes them.
+
+    Raises:
+        InvalidRequestError: a value that has no form on the wire; names `field`.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _bytes(value, blobs)
+    if isinstance(value, dict):
+        return _mapping(value, field, blobs)
+    if isinstance(value, (list, tuple)):
+        return [below if type(below) in _PLAIN else to_wire(below, field, blobs) for below in value]
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray):
+        return _tensor(value, field, blobs)
+    if numpy is not None and isinstance(value, numpy.generic):
+        value = value.item()
+    return to_wire(value, field) if isinstance(value, bytes) else _scalar(value, field)
+
+
+def from_wire(value: Any, field: str = "inputs", levels: int = DEEPEST) -> Any:
+    """The inverse of `to_wire`, except that tensors stay mappings (`to_array` reads one).
+
+    Raises:
+        InvalidRequestError: a tagged value that does not decode, or more than `levels` of lists and mappings; names
+            `field`.
+    """
+    if not isinstance(value, (list, dict)):
+        return value
+    if levels == 0:
+        raise _expected(field, f"at most {DEEPEST} levels of lists and mappings", "more")
+    if isinstance(value, list):
+        return [from_wire(below, field, levels - 1) for below in value]
+    if value.keys() == {"__type__", "__value__"}:
+        return _untag(value["__type__"], value["__value__"], field)
+    return {key: from_wire(below, field, levels - 1) for key, below in value.items()}
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether `value` is an OIP tensor: a mapping with `shape`, `datatype`, and `data` or a `ref` in its place."""
+    return isinstance(value, dict) and "shape" in value and "datatype" in value and ("data" in value or "ref" in value)
+
+
+def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
+    """The numpy array of an OIP tensor of any datatype but BYTES; bytes in `data` are not copied.
+
+    Raises:
+        InvalidRequestError: unknown datatype, or data that does not fill the shape; names `field`.
+    """
+    import numpy as np
+
+    datatype, shape, data = tensor["datatype"], tensor["shape"], tensor["data"]
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise wrong_field(field, f"a datatype of {sorted(DATATYPES)}", datatype)
+    elements = elements_of(shape, field)
+    try:
+        if isinstance(data, (bytes, memoryview)):
+            flat = np.frombuffer(data, np.dtype(DATATYPES[datatype]).newbyteorder("<"))
+        else:
+            flat = numbers(data, datatype, field)
+        if flat.size != elements:
+            raise _expected(field, f"{elements} elements of {datatype} for shape {quoted(shape)}", str(flat.size))
+        return flat.reshape(shape)
+    except (ValueError, OverflowError) as error:
+        raise _expected(field, f"{datatype} data of shape {quoted(shape)}", cut(str(error))) from error
+
+
+def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
+    """`value` (numbers, or lists of them, or an array) as an array of the OIP `datatype`.
+
+    Floats may lose precision, and integers may become floats; no other value may turn into another one.
+
+    Raises:
+        InvalidRequestError: not numbers, not of one shape, or out of the datatype's range; names `field`.
+    """
+    import numpy as np
+
+    wanted = np.dtype(DATATYPES[datatype])
+    try:
+        given = np.asarray(value)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise uneven(field, datatype) from error
+    if given.size and given.dtype.kind not in _TAKES[wanted.kind]:
+        raise _expected(field, f"{datatype} numbers", _kind(given))
+    if given.dtype == wanted:
+        return given
+    with np.errstate(over="ignore"):
+        array = given.astype(wanted)
+    kept = np.isfinite(array) == np.isfinite(given) if wanted.kind == "f" else array == given
+    if not np.all(kept):
+        raise _expected(field, f"{datatype} numbers", f"values from {given.min()} to {given.max()}")
+    return array
+
+
+def axis_on_some(alone: Sequence[str]) -> InvalidRequestError:
+    """What is said of inputs of which these came without the batch axis, and others with it."""
+    expected, got = "the batch axis on all inputs or on none", f"none on {', '.join(alone)}"
+    return _expected("inputs", expected, got)
+
+
+def uneven(field: str, datatype: str) -> InvalidRequestError:
+    """What is said of numbers that fill no shape."""
+    return _expected(field, f"{datatype} numbers, in lists of equal lengths", "lists of different lengths or depths")
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """The elements in row-major order, little-endian; not copied where the array has them so."""
+    import numpy as np
+
+    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    flat: memoryview = little.reshape(-1).view(np.uint8).data
+    return flat
+
+
+def _scalar(value: Any, field: str) -> Any:
+    """A float or a subclass's value as JSON's own; NaN and infinities have no form in JSON."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _expected(field, "finite numbers (an array may hold others)", quoted(value))
+        return float(value)
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else int.__int__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise _expected(field, "JSON values, bytes or numpy arrays", type(value).__name__)
+
+
+def _key(key: Any, field: str) -> str:
+    if not isinstance(key, str):
+        raise _expected(field, "text as the keys of a mapping", quoted(key))
+    return str(key)
+
+
+def _bytes(value: Buffer, blobs: Blobs | None) -> dict[str, Any]:
+    view = memoryview(value)
+    content = view.cast("B") if view.c_contiguous and view.nbytes else bytes(value)
+    if blobs is not None and len(content) > blobs.limit:
+        return {"datatype": "BYTES", **blobs.keep(content)}
+    return _tagged(content)
+
+
+def _tagged(content: Buffer) -> dict[str, Any]:
+    return {"__type__": "base64", "__value__": base64.b64encode(content).decode("ascii")}
+
+
+def _mapping(value: dict[Any, Any], field: str, blobs: Blobs | None) -> dict[str, Any]:
+    """The values below; a tensor's own bytes keep its shape and datatype beside them."""
+    if blobs is not None and is_tensor(value):
+        content = value.get("data")
+        if isinstance(content, (bytes, memoryview)) and len(content) > blobs.limit:
+            rest = {_key(key, field): to_wire(below, field) for key, below in value.items() if key != "data"}
+            return rest | blobs.keep(content)
+    return {
+        _key(key, field): below if type(below) in _PLAIN else to_wire(below, field, blobs)
+        for key, below in value.items()
+    }
+
+
+def _tensor(array: np.ndarray, field: str, blobs: Blobs | None) -> dict[str, Any]:
+    datatype = _OIP.get((array.dtype.kind, array.dtype.itemsize))
+    if datatype is None:
+        raise _expected(field, f"an array of {sorted(DATATYPES.values())}", f"dtype {array.dtype.name}")
+    content = raw_bytes(array)
+    fields = {"shape": list(array.shape), "datatype": datatype}
+    if blobs is not None and len(content) > blobs.limit:
+        return fields | blobs.keep(content)
+    return fields | {"data": _tagged(content)}
+
+
+def _kind(array: np.ndarray) -> str:
+    return "values that are no numbers" if array.dtype.kind in "OUSV" else f"{array.dtype.name} values"
+
+
+def _untag(tag: Any, value: Any, field: str) -> Any:
+    if not isinstance(value, str) or tag not in ("base64", "bytes"):
+        raise _expected(field, "a value tagged base64 or bytes", f"tag {quoted(tag)}")
+    try:
+        return value.encode() if tag == "bytes" else base64.b64decode(value, validate=True)
+    except ValueError as error:
+        raise _expected(field, f"{tag} text", cut(str(error))) from error
+
+
+def _expected(field: str, expected: str, got: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field}: expected {expected}, got {got}", field=field)

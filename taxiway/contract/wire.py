@@ -1,0 +1,234 @@
+"""The message a producer writes: Celery's task protocol 2, in kombu's envelope for Valkey and Redis.
+
+Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A worker of plain Celery reads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from taxiway.contract.amounts import ELEMENTS, values_beyond
+from taxiway.contract.blobs import Blobs
+from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
+from taxiway.contract.quoting import cut
+from taxiway.contract.request import Request, new_id, parse_request
+from taxiway.contract.signing import key_id, signature, signed_by
+from taxiway.contract.tracing import Carried
+from taxiway.contract.values import from_wire, to_wire
+from taxiway.errors import InvalidRequestError, wrong_field
+
+HEADER = "taxiway"
+"""The message header in which taxiway's own facts travel."""
+
+_POSITIONAL = ("model", "inputs")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
+_UNTRACED: Carried = {}
+_NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+class Envelope(msgspec.Struct, kw_only=True):
+    """A message as kombu keeps it in a Valkey list; `body` is base64."""
+
+    body: str
+    headers: dict[str, Any]
+    properties: dict[str, Any]
+    content_type: str = msgspec.field(name="content-type", default="application/json")
+    content_encoding: str = msgspec.field(name="content-encoding", default="utf-8")
+
+    def payload(self) -> bytes:
+        """The body's bytes.
+
+        Raises:
+            InvalidRequestError: the body is not what its encoding says.
+        """
+        if self.properties.get("body_encoding") != "base64":
+            return self.body.encode()
+        try:
+            return _bytes_of(self.body)
+        except ValueError as error:
+            raise InvalidRequestError(f"body: expected base64: {error}", field="body") from error
+
+
+def _bytes_of(text: str) -> bytes:
+    """What base64 text stands for; of a long one in pieces, for a call holds up all threads as long as it takes.
+
+    Raises:
+        ValueError: it is no base64.
+    """
+    if len(text) <= _PIECE:
+        return base64.b64decode(text, validate=True)
+    if "=" in text[:-2]:
+        raise ValueError("padding in the midst of it")
+    pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+    return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
+
+
+_PIECE = 2**22  # characters of base64, which make whole bytes: 8 ms
+_SIGNATURE, _SIGNED_AT = "signature", "signed_at"  # in that header
+
+_encode = msgspec.json.Encoder().encode
+_encode_alike = msgspec.json.Encoder(order="deterministic").encode
+_decode_envelope = msgspec.json.Decoder(Envelope).decode
+_decode_json = msgspec.json.Decoder().decode
+
+
+def infer_message(
+    job: str,
+    request: Request,
+    *,
+    reply: str,
+    origin: str,
+    blobs: Blobs | None = None,
+    trace: Carried = _UNTRACED,
+    key: bytes | None = None,
+    submission: str = "",
+) -> bytes:
+    """The arrival that asks for `request` under the id `job`.
+
+    `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
+    names the sender; `blobs` takes large values, which then are to be stored before the message; `trace` are headers;
+    `key` signs; `submission` is the `keys.submission_id` under which the client is told whether the job, under an
+    idempotency key, is the one that it asks for.
+    """
+    header = {"reply": reply, "submission": submission} if submission else {"reply": reply}
+    envelope = task_envelope(INFER, job, request_body(request, blobs), header=header, origin=origin)
+    envelope.headers.update(trace)
+    return encode_envelope(envelope if key is None else _signed(envelope, key))
+
+
+def cancel_message(job: str, *, origin: str, key: bytes | None = None) -> bytes:
+    """The arrival that asks a router to cancel `job`; `key` signs."""
+    body = _encode([[job], {}, _NO_CANVAS])
+    envelope = task_envelope(CANCEL, new_id(), body, header={}, origin=origin)
+    return encode_envelope(envelope if key is None else _signed(envelope, key))
+
+
+def _signed(envelope: Envelope, key: bytes) -> Envelope:
+    """The envelope with its producer's signature over all headers, the time and the body."""
+    header = {**envelope.headers[HEADER], _SIGNED_AT: time.time()}
+    text = _encode_alike({**envelope.headers, HEADER: header})
+    envelope.headers[HEADER] = {**header, _SIGNATURE: signature(text, envelope.payload(), key)}
+    return envelope
+
+
+def check_signed(envelope: Envelope, keys: Sequence[bytes], *, now: float, longest: float) -> None:
+    """Believe an arrival that a producer with one of the `keys` signed within `longest` seconds of `now`.
+
+    Raises:
+        InvalidRequestError: anybody may have written or repeated it.
+    """
+    header = envelope.headers.get(HEADER)
+    header = dict(header) if isinstance(header, dict) else {}
+    given, at = header.pop(_SIGNATURE, None), header.get(_SIGNED_AT)
+    text = _encode_alike({**envelope.headers, HEADER: header})
+    known = ", ".join(map(key_id, keys))
+    if not isinstance(given, str) or not signed_by(keys, given, text, envelope.payload()):
+        raise InvalidRequestError(f"{HEADER}: expected an arrival signed by a producer (key {known})", field=HEADER)
+    if not isinstance(at, int | float) or abs(now - at) > longest:
+        raise wrong_field(HEADER, f"to be signed within {longest:g} s", at)
+
+
+def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
+    """Celery's `[args, kwargs, embed]` for a request, as JSON; `blobs` takes the large values.
+
+    Raises:
+        InvalidRequestError: a value that has no form on the wire.
+    """
+    try:
+        inputs = to_wire(request.inputs, "inputs", blobs)
+        parameters = to_wire(request.parameters, "parameters", blobs) if request.parameters else {}
+        plain = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+        return _encode([[], plain, _NO_CANVAS])
+    except (UnicodeEncodeError, RecursionError) as error:  # of a request that `parse_request` has not seen
+        raise InvalidRequestError(
+            f"inputs: expected Unicode text, not nested too deeply: {cut(str(error))}", field="inputs"
+        ) from error
+
+
+def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any], origin: str) -> Envelope:
+    """The message that carries `body` to the arrivals queue."""
+    headers = {
+        "lang": "py",
+        "task": task,
+        "id": job,
+        "root_id": job,
+        "parent_id": None,
+        "group": None,
+        "argsrepr": "",
+        "kwargsrepr": "",
+        "origin": origin,
+        HEADER: dict(header),
+    }
+    properties = {
+        "correlation_id": job,
+        "reply_to": "",
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": ARRIVALS},
+        "priority": 0,
+        "body_encoding": "base64",
+        "delivery_tag": new_id(),
+    }
+    return Envelope(body=base64.b64encode(body).decode("ascii"), headers=headers, properties=properties)
+
+
+def misplaced(queue: str) -> InvalidRequestError:
+    """What is told to who sent a request to a queue where no router takes it."""
+    return InvalidRequestError(
+        f"queue: expected {ARRIVALS!r}, got {queue!r}: send the task {INFER!r} with queue={ARRIVALS!r}", field="queue"
+    )
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    """The envelope as Valkey keeps it."""
+    return _encode(envelope)
+
+
+def decode_envelope(raw: bytes) -> Envelope:
+    """The envelope in a Valkey list's element.
+
+    Raises:
+        InvalidRequestError: it is not an envelope, or has too many values beside its body.
+    """
+    if (found := values_beyond(raw, ELEMENTS)) is not None:
+        raise wrong_field("message", f"at most {ELEMENTS} values in its headers", found)
+    try:
+        return _decode_envelope(raw)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"message: expected a Celery message: {cut(str(error))}", field="message") from error
+
+
+def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and keyword arguments of a task message; bytes untagged, tensors left as mappings.
+
+    Raises:
+        InvalidRequestError: not JSON, or not a task's body.
+    """
+    if content_type != "application/json":
+        raise wrong_field("content-type", "application/json", content_type)
+    try:
+        args, kwargs, _embed = _decode_json(payload)
+        if not isinstance(args, list) or not isinstance(kwargs, dict):
+            raise TypeError(f"got {type(args).__name__} and {type(kwargs).__name__}")
+        return [from_wire(a) for a in args], {name: from_wire(value, name) for name, value in kwargs.items()}
+    except (ValueError, TypeError, RecursionError) as error:
+        hint = r" (a surrogate in an escape, \ud800 to \udfff, needs its pair)" if _SURROGATE(payload) else ""
+        message = f"body: expected [args, kwargs, embed] as JSON: {cut(str(error))}{hint}"
+        raise InvalidRequestError(message, field="body") from error
+
+
+def read_request(payload: bytes, content_type: str) -> Request:
+    """The request in a task message's body; `model` and `inputs` may be positional.
+
+    Raises:
+        InvalidRequestError: names the field that is wrong.
+    """
+    args, kwargs = read_body(payload, content_type)
+    if len(args) > len(_POSITIONAL):
+        raise InvalidRequestError(f"args: expected at most {list(_POSITIONAL)}, got {len(args)} values", field="args")
+    return parse_request({**dict(zip(_POSITIONAL, args, strict=False)), **kwargs})

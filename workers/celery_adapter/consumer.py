@@ -1,0 +1,77 @@
+"""What a worker adds to Celery's consumer: it fetches in bulk, serves what its device may, and groups its events."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import bootsteps
+from celery.worker.control import control_command
+
+from workers.celery_adapter.held_jobs import SHOW_EVERY
+from workers.celery_adapter.strategy import guarded
+
+logger = logging.getLogger(__name__)
+
+EVENTS_AT_MOST = 500
+"""Events in one group; a full group is sent at once."""
+
+
+@control_command(args=[("queue", str)], signature="<class>")
+def add_consumer(state: Any, queue: str, **_: Any) -> dict[str, str]:
+    """Have the worker serve one more hardware class, if its device may. Replaces Celery's own command."""
+    reason = state.consumer.pool.unfit_for(queue)
+    if reason is not None:
+        return {"error": reason}
+    state.consumer.call_soon(state.consumer.add_task_queue, queue)
+    return {"ok": f"add consumer {queue}"}
+
+
+class Fetching(bootsteps.StartStopStep):
+    """Has the pool's fetch thread take messages from Valkey and Redis, instead of kombu's consumer.
+
+    The consumer stays, and says which queues are consumed: `add_consumer` and `cancel_consumer` work on it.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        """Start fetching, anew with each connection. What `-Q` named and the device is not fit for is left alone."""
+        for queue in consumer.task_consumer.queues:
+            reason = consumer.pool.unfit_for(queue.name)
+            if reason is not None:
+                logger.error("a class is not served", extra={"class": queue.name, "reason": reason})
+                consumer.cancel_task_queue(queue.name)
+        guarded(consumer)
+        consumer.pool.hub.link = consumer.connection
+        if consumer.pool.fetcher is not None:
+            consumer.task_consumer.channel.qos.can_consume = lambda: False
+            consumer.pool.fetcher.follow(consumer.task_consumer)
+
+    def stop(self, consumer: Any) -> None:
+        """Stop fetching: the connection is lost, or the worker ends."""
+        if consumer.pool.fetcher is not None:
+            consumer.pool.fetcher.leave()
+
+
+class GroupedEvents(bootsteps.StartStopStep):
+    """Sends task events every `SHOW_EVERY` seconds; Celery would send them on each turn of its loop."""
+
+    requires = ("celery.worker.consumer.events:Events",)
+
+    def start(self, consumer: Any) -> None:
+        """Have the dispatcher wait, anew with each connection."""
+        dispatcher = consumer.event_dispatcher
+        dispatcher.buffer_limit = EVENTS_AT_MOST
+        dispatcher.on_send_buffered = None
+        consumer.pool.ledger.events.wanted = lambda: dispatcher.enabled and "task" in (dispatcher.groups or {"task"})
+
+    def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
+        """Start sending. Celery cancels the timer with the connection."""
+        hub.call_repeatedly(SHOW_EVERY, consumer.event_dispatcher.flush)
+        hub.call_repeatedly(SHOW_EVERY, consumer.pool.show)
+
+    def shutdown(self, consumer: Any) -> None:
+        """Send what the last batch brought."""
+        if consumer.event_dispatcher is not None:
+            consumer.event_dispatcher.flush()

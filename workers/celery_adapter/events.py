@@ -1,0 +1,92 @@
+"""Celery's task events of plain jobs, in groups, as any event receiver and Flower read them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+from celery.utils.time import utcoffset
+from kombu.clocks import LamportClock
+from msgspec import UNSET, UnsetType
+
+from broker.valkey.queues import EVENTS, kombu_event
+from taxiway.errors import BrokerUnavailableError
+
+AT_MOST = 500
+"""Events in one group; a full group is sent at once."""
+
+KEPT = 50_000
+"""Events that wait for a broker that is away; the oldest fall off."""
+
+_GROUP = "task.multi"  # Celery's routing key for a group of task events
+
+_encode = msgspec.json.Encoder().encode
+
+
+class TaskEvent(msgspec.Struct, omit_defaults=True):
+    """One of Celery's task events, at `timestamp` by this host's clock."""
+
+    type: str
+    uuid: str
+    timestamp: float
+    name: str | UnsetType | None = UNSET
+    args: str | UnsetType | None = UNSET
+    kwargs: str | UnsetType | None = UNSET
+    root_id: str | UnsetType | None = UNSET
+    parent_id: str | UnsetType | None = UNSET
+    retries: int | UnsetType = UNSET
+    eta: UnsetType | None = UNSET
+    expires: UnsetType | None = UNSET
+    result: str | UnsetType = UNSET
+    runtime: float | UnsetType = UNSET
+    exception: str | UnsetType = UNSET
+    traceback: str | UnsetType = UNSET
+    terminated: bool | UnsetType = UNSET
+    signum: UnsetType | None = UNSET
+    expired: bool | UnsetType = UNSET
+    hostname: str = ""
+    utcoffset: float = 0.0
+    pid: int = 0
+    clock: int = 0
+
+
+class TaskEvents:
+    """Collects events, and sends them in groups, each group at one moment of the worker's logical clock.
+
+    Args:
+        publish: sends a message on a topic.
+
+    `wanted` says whether the worker sends task events now.
+    """
+
+    def __init__(self, hostname: str, clock: LamportClock, publish: Callable[[str, bytes], None]) -> None:
+        self.wanted: Callable[[], bool] = lambda: False
+        self._publish = publish
+        self._clock = clock
+        self._hostname = hostname
+        self._waiting: deque[TaskEvent] = deque(maxlen=KEPT)
+
+    def add(self, event: TaskEvent) -> None:
+        """Let an event wait to be sent. Any thread may."""
+        if self.wanted():
+            self._waiting.append(event)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return len(self._waiting)
+
+    def flush(self) -> None:
+        """Send what waits. One thread calls it."""
+        while self._waiting:
+            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_MOST))]
+            clock, offset, pid = self._clock.forward(), utcoffset(), os.getpid()
+            for event in group:
+                event.hostname, event.utcoffset, event.pid, event.clock = self._hostname, offset, pid, clock
+            try:
+                self._publish(f"{EVENTS}/{_GROUP}", kombu_event(_GROUP, _encode(group)))
+            except BrokerUnavailableError:
+                self._waiting.extendleft(reversed(group))
+                return

@@ -1,0 +1,148 @@
+"""The consumer's door: only what a router of this fleet ordered becomes a Celery request; the rest is a dead letter."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from celery import Celery, signals
+from celery.app.task import Task
+from celery.worker.strategy import default
+
+from broker.port import DeadLetter
+from broker.valkey.worker_store import Store
+from tasks.ticket import Ticket, TicketError, read_ticket
+from taxiway.contract.keys import INFER
+from taxiway.contract.request import is_name
+from taxiway.contract.wire import HEADER, Envelope, encode_envelope
+from taxiway.errors import BrokerUnavailableError, bounded
+from workers.celery_adapter.context import WorkerContext, context_of
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[..., Any]
+
+_MALFORMED = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What headers of unforeseen types raise in Celery."""
+
+
+def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
+    """Celery's own strategy behind the check of the ticket. Set as the `Strategy` of every task of the app.
+
+    `expires` is taken off: the ticket's deadline covers it, by the store's clock and with an error of its own.
+    So is `ignore_result`: Celery would not say that a job was revoked, and every job ends.
+    """
+    handle = default(task, app, consumer)
+    context = context_of(app)
+
+    def check(message: Any, body: Any, ack: Handler, reject: Handler, callbacks: Any, **rest: Any) -> Any:
+        try:
+            ticket = ticket_of(message, context)
+        except TicketError as error:
+            consumer.pool.reject(message, str(error))
+            return ack(logger, consumer.connection_errors)
+        message.headers = {**message.headers, HEADER: ticket, "expires": None, "ignore_result": False}
+        return handle(message, body, ack, reject, callbacks, **rest)
+
+    return check
+
+
+@signals.task_unknown.connect
+@signals.task_rejected.connect
+def keep_refused(sender: Any, message: Any, exc: BaseException | None, **_: Any) -> None:
+    """Keep a message that Celery's consumer itself refuses: an unknown task, or nothing that is a task at all."""
+    sender.pool.reject(message, f"no task of ours: {exc!r}")
+
+
+def guarded(consumer: Any) -> None:
+    """Have a consumer reject what Celery itself cannot take: no message may end the worker, nor stay in it."""
+    make = consumer.create_task_handler
+
+    def reject(message: Any, error: BaseException) -> None:
+        consumer.pool.reject(message, f"no task of ours: {error!r}")
+        message.ack_log_error(logger, consumer.connection_errors)
+
+    def make_handler(*args: Any) -> Handler:
+        receive = make(*args)
+
+        def check(message: Any) -> None:
+            try:
+                receive(message)
+            except _MALFORMED as error:
+                reject(message, error)
+
+        return check
+
+    consumer.create_task_handler = make_handler
+    consumer.on_decode_error = consumer.task_consumer.on_decode_error = reject
+
+
+def ticket_of(message: Any, context: WorkerContext) -> Ticket:
+    """The ticket of a message that may run here.
+
+    Raises:
+        TicketError: it has none of ours, or one for another task, job or class.
+    """
+    headers = message.headers
+    ticket = read_ticket(headers.get(HEADER), bytes_of(message.body), context.settings.secret)
+    if ticket.task != headers.get("task") or ticket.task != INFER:
+        raise TicketError(f"expected a ticket for {headers.get('task')!r}, got one for {ticket.task!r}")
+    if ticket.job != headers.get("id"):
+        raise TicketError(f"expected a ticket for job {headers.get('id')!r}, got one for {ticket.job!r}")
+    hardware_class = class_of(message)
+    if hardware_class not in ticket.variants:
+        raise TicketError(f"expected a ticket for {hardware_class}, got {sorted(ticket.variants)}")
+    return ticket
+
+
+def class_of(message: Any) -> str:
+    """The hardware class whose queue a kombu message came from."""
+    return str(message.delivery_info["routing_key"])
+
+
+def bytes_of(body: Any) -> bytes:
+    """A message's body, which transports give as bytes, a buffer or text."""
+    return body.encode() if isinstance(body, str) else bytes(body)
+
+
+def bury(store: Store, message: Any, reason: str) -> None:
+    """Keep a message of Celery's consumer among the dead letters, with the reason."""
+    keep_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
+
+
+def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
+    """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
+    reason = bounded(reason)
+    extra = {"job": job, "reason": reason}
+    named = job if is_name(job) else ""
+    try:
+        history = store.history(named)
+        store.bury(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
+    except BrokerUnavailableError as error:
+        logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
+        return
+    logger.error("refused a message", extra=extra)
+
+
+def envelope_of(message: Any) -> Envelope:
+    """A kombu message in our form; header values that JSON lacks become text."""
+    return Envelope(
+        body=base64.b64encode(bytes_of(message.body)).decode("ascii"),
+        headers=_plain(message.headers),
+        properties=_plain(message.properties) | {"body_encoding": "base64"},
+        content_type=str(message.content_type),
+        content_encoding=str(message.content_encoding),
+    )
+
+
+def _plain(fields: dict[str, Any] | None) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(fields or {}, enc_hook=str, str_keys=True)
+    try:
+        msgspec.json.encode(plain)
+    except (ValueError, RecursionError):  # RabbitMQ's clients let lone surrogates through
+        return {"unreadable": bounded(ascii(plain))}
+    return plain

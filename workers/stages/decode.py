@@ -1,0 +1,269 @@
+"""A message becomes a job: its ticket is checked, its request read, bound to its model and cut into rows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from broker.valkey.class_queue import Taken
+from tasks.heartbeat import variant_key
+from tasks.models.catalogue import Model
+from tasks.models.folder import ModelsFolder
+from tasks.models.signature import bind, check_stream
+from tasks.ticket import TicketError, read_ticket
+from tasks.topology import HardwareClass
+from tasks.tracing import Trail, trail_of
+from taxiway.contract.blobs import Buffer, Reference, may_refer, referred, resolved
+from taxiway.contract.keys import INFER
+from taxiway.contract.request import Request
+from taxiway.contract.tracing import TRACEPARENT, TRACESTATE
+from taxiway.contract.values import from_wire
+from taxiway.contract.wire import read_request
+from taxiway.errors import ExecutionError, ModelUnavailableError, TaxiwayError, UnknownModelError
+from workers.decide.batcher import bucket_of
+from workers.decide.faults import describe
+from workers.executor import Loaded
+from workers.pipelines import Item
+from workers.stages.job import Delivery, Headers, Job
+
+
+class _Properties(msgspec.Struct, frozen=True):
+    body_encoding: str
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """The usual form of a message; any other goes to Celery's consumer."""
+
+    body: str
+    headers: Headers
+    properties: _Properties
+    content_type: str = msgspec.field(name="content-type")
+    content_encoding: str = msgspec.field(name="content-encoding")
+
+
+class _Embed(msgspec.Struct, frozen=True):
+    callbacks: list[msgspec.Raw] | None = None
+    errbacks: list[msgspec.Raw] | None = None
+    chain: list[msgspec.Raw] | None = None
+    chord: msgspec.Raw | None = None
+
+
+Contents = Mapping[str, Buffer | None]
+"""The bytes that each `ref` stands for, None where they are gone."""
+
+Fetch = Callable[[Sequence[Reference]], Contents]
+"""Gives the bytes that references stand for."""
+
+AT_ONCE = 4 * 2**20
+"""Bytes of blobs that are fetched together: so much waits in memory beside the largest request of all."""
+
+_decode_message = msgspec.json.Decoder(_Message).decode
+_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Embed | None]).decode
+_decode_request = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
+_TAGGED = b'"__type__"'  # bytes in a body; other values are what they look like
+_NULL = msgspec.Raw(b"null")
+
+
+def read_plain(taken: Taken, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
+    """The delivery of a plain job from a class's queue; None where Celery must refuse it, or follow a canvas or eta."""
+    try:
+        message = _decode_message(taken.raw)
+        headers = message.headers
+        usual = (
+            headers.task == INFER
+            and message.properties.body_encoding == "base64"
+            and message.content_type == "application/json"
+            and not (headers.eta or headers.compression or headers.stamped_headers)
+        )
+        if not usual:
+            return None
+        body = base64.b64decode(message.body, validate=True)
+        ticket = read_ticket(headers.taxiway, body, keys)
+        embed = _decode_embed(body)[2]
+    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, RecursionError, TicketError):
+        return None
+    ours = ticket.job == headers.id and ticket.task == INFER and hardware_class in ticket.variants
+    if not ours or (embed is not None and _followed(embed)):
+        return None
+    claim = taken.claim if taken.job == ticket.job else None
+    now = time.time()
+    return Delivery(
+        ticket.job,
+        ticket,
+        body,
+        message.content_type,
+        now,
+        taken.tag,
+        headers,
+        hardware_class=hardware_class,
+        trail=None if headers.traceparent is None else _trail(headers),
+        claim=claim,
+    )
+
+
+def _trail(headers: Headers) -> Trail | None:
+    return trail_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
+
+
+def _followed(embed: _Embed) -> bool:
+    chord = embed.chord is not None and embed.chord != _NULL
+    return bool(embed.callbacks or embed.errbacks or embed.chain or chord)
+
+
+class Intake:
+    """Reads deliveries by the models of `folder`; `fetch` is asked for the blobs that a request refers to."""
+
+    def __init__(self, folder: ModelsFolder, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._folder = folder
+        self._hardware = hardware
+
+    def portions(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
+        """The deliveries in their order, as many as one fetch is for, with all that their requests refer to.
+
+        Raises:
+            BrokerUnavailableError: the store does not answer.
+        """
+        portion: list[Delivery] = []
+        found: list[Reference] = []
+        size = 0
+        for delivery in deliveries:
+            refers = referred(delivery.body)
+            more = sum(reference.bytes for reference in refers)
+            if found and more and size + more > AT_ONCE:
+                yield portion, self._contents(found)
+                portion, found, size = [], [], 0
+            portion.append(delivery)
+            found += refers
+            size += more
+        yield portion, self._contents(found)
+
+    def admit(self, delivery: Delivery, now: float, contents: Contents) -> Job:
+        """The job, whose rows are bound and not prepared yet. `contents` has what its request refers to.
+
+        Raises:
+            RequestError: the request is wrong.
+            ModelUnavailableError: the model is disabled or missing in this worker's catalogue, or lacks the variant.
+        """
+        ticket = delivery.ticket
+        request = _request(delivery)
+        if may_refer(delivery.body):
+            request = with_blobs(request, contents)
+        variant = ticket.variants[delivery.hardware_class]
+        model = self._model(ticket.model, variant)
+        bound = bind(model, request.inputs, request.parameters, request.outputs)
+        if request.stream:
+            check_stream(model, bound)
+        return Job(
+            delivery=delivery,
+            hardware=self._hardware[delivery.hardware_class],
+            model=model,
+            variant=variant,
+            key=variant_key(model.id, variant),
+            rows=bound.rows,
+            parameters=bound.parameters,
+            outputs=bound.outputs,
+            single=bound.single,
+            arrived=now,
+            deadline=ticket.deadline_at or math.inf,
+            stream=bool(request.stream),
+        )
+
+    def _model(self, reference: str, variant: str) -> Model:
+        """The model with this variant: a router may have seen it in the folder a moment before this worker does.
+
+        Raises:
+            ModelUnavailableError: it is disabled here, has the variant no more, or is not here (any more).
+        """
+        served = self._folder.catalogue.models.get(reference)
+        if served is None or variant not in served.variants:
+            self._folder.look()
+        try:
+            model = self._folder.catalogue.resolve(reference)
+        except UnknownModelError as error:  # the router that placed it knew it
+            raise _gone(reference, "it is not in the models folder of the worker that it was placed on") from error
+        if variant not in model.variants:
+            listed = ", ".join(model.variants)
+            raise _gone(reference, f"its variant {variant!r} is no longer in the catalogue ({listed})")
+        return model
+
+    def _contents(self, found: Sequence[Reference]) -> Contents:
+        return self._fetch(found) if found else {}
+
+
+def _gone(model: str, reason: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"model {model!r} changed: {reason}", model=model, reason=reason)
+
+
+def _request(delivery: Delivery) -> Request:
+    """The request. A router has checked it once: what its type says is enough, unless it is written in another way."""
+    if delivery.content_type == "application/json":
+        try:
+            request = _decode_request(delivery.body)[1]
+        except msgspec.MsgspecError:
+            pass
+        else:
+            return _untagged(request) if _TAGGED in delivery.body else request
+    return read_request(delivery.body, delivery.content_type)
+
+
+def _untagged(request: Request) -> Request:
+    """The request with bytes for what stands for them. Raises `InvalidRequestError`."""
+    inputs, parameters = from_wire(request.inputs), from_wire(request.parameters, "parameters")
+    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+
+
+def with_blobs(request: Request, contents: Contents) -> Request:
+    """The request with the blobs in their places.
+
+    Raises:
+        RequestError: a blob is gone, or is not the one that was signed for.
+    """
+    inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
+    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+
+
+def prepare(job: Job, loaded: Loaded) -> None:
+    """Turn the job's rows into items, and let all of them wait, each in the bucket of its size.
+
+    Raises:
+        RequestError: a row is wrong; names the input, and the row where there are several.
+        ExecutionError: the pipeline itself failed.
+    """
+    items: list[Item] = []
+    for index, row in enumerate(job.rows):
+        try:
+            item = loaded.pipeline.prepare(row, job.parameters)
+            item.level = job.ticket.level
+            items.append(item)
+        except TaxiwayError as error:
+            raise named_row(error, index, job) from error
+        except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
+            failed = ExecutionError(f"{loaded.key}: cannot prepare it: {describe(error)}")
+            raise named_row(failed, index, job) from error
+    job.items = items
+    job.answers = [None] * len(items)
+    gather(job)
+
+
+def gather(job: Job) -> None:
+    """Let the prepared rows wait that have no answer, each in the bucket of its size."""
+    job.waiting = {}
+    for index, item in enumerate(job.items):
+        if job.answers[index] is None:
+            job.waiting.setdefault(bucket_of(item.size, job.model.buckets), []).append(index)
+
+
+def named_row(error: TaxiwayError, index: int, job: Job) -> TaxiwayError:
+    """The error with the row's index, where the job has more than one: `inputs.image[3]: expected …`."""
+    if len(job.rows) == 1:
+        return error
+    field = str(error.details.get("field", ""))
+    named = error.message.startswith(f"{field}: ") and field.startswith("inputs.")
+    message = f"{field}[{index}]{error.message.removeprefix(field)}" if named else f"row {index}: {error.message}"
+    return type(error)(message, **(error.details | {"row": index}))

@@ -1,0 +1,590 @@
+"""The device thread: lets rows form batches, runs them, and says how each job ended. It waits for no server.
+
+What is generated step by step joins a running batch as soon as it has room (`inflight`); between two of its steps one
+whole batch of another variant may run, the more urgent of both going first. Jobs whose variant is not loaded wait
+until it is, beside the lanes (`loads`).
+
+A row that runs in a process of its own, as those of Python callables do, does not keep the device from what is more
+urgent: while it runs, due batches of other variants run beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from broker.valkey.worker_store import Store, insist
+from tasks.models.catalogue import Catalogue, Model
+from tasks.models.profiles import ProfileBook
+from taxiway.contract.keys import LEVELS, PATIENT
+from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from workers.decide.batcher import BatchPolicy
+from workers.decide.occupation import Occupation
+from workers.drain import Departure, Stint, unfinished
+from workers.executor import Executor, Loaded, most_rows
+from workers.pipelines import Item
+from workers.rate import Rate
+from workers.rows import Answer, WatchedItem, run_rows
+from workers.runtimes import Interruptible, Watch
+from workers.stages.decode import gather, prepare
+from workers.stages.inflight import InFlight, Told
+from workers.stages.job import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
+from workers.stages.lane import Key, Lane, Portions
+from workers.stages.loads import Loads, Urgency
+from workers.stages.prefetch import AHEAD, AHEAD_FOR, ahead_of, patient_seconds
+from workers.stages.report import Batch, note
+
+logger = logging.getLogger(__name__)
+
+OTHERS_FIRST = 0.005
+"""Seconds for which a device that has its next batch leaves what waits in the queue to those that have none."""
+
+STALL = 20.0
+"""A batch that takes this many times what its profile says, and `limits.stall` besides, counts as hung.
+
+First uses compile, so the limit is in minutes. One step of a generation may take no longer than the limit.
+"""
+
+_IDLE = 60.0  # seconds; any arrival ends the wait
+_SMOOTHING = 0.2  # of the rows of a job
+
+
+class DeviceLoop:
+    """One device's jobs, claimed and read, until their outcome.
+
+    Args:
+        end: takes what ended; called on the device thread.
+        accepted: told of each delivery whose batch is about to run.
+        revoked: whether Celery's remote control revoked a job.
+        again: takes a delivery to be read again, and claimed again where its claim was lost.
+        give_back: takes deliveries, in the order in which they came, that do not end here.
+        departure: by when all must have ended that runs after `stop`.
+        tell: takes the pieces of answers that are read as they come; called on the device thread.
+
+    `ahead` is the most seconds of work that nobody waits for which may wait here, beside the last that came.
+    `running` counts the rows on the device now, `busy` the seconds that batches which ended have computed.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        store: Store,
+        *,
+        end: Callable[[Sequence[Ending]], None],
+        accepted: Callable[[Sequence[Delivery]], None],
+        revoked: Callable[[str], bool],
+        again: Callable[[Delivery], None],
+        give_back: Callable[[Sequence[Delivery]], None],
+        departure: Departure,
+        tell: Told,
+    ) -> None:
+        self.executor = executor
+        self.store = store
+        self._end = end
+        self._accepted = accepted
+        self._revoked = revoked
+        self._again = again
+        self._give_back = give_back
+        self._departure = departure
+        self.running = 0
+        self.busy = 0.0
+        self._busy_since: float | None = None
+        self._changed = threading.Condition()
+        self._inbox: list[Job] = []
+        self._inbox_rows = 0
+        self._inbox_patient = 0.0
+        self.ahead = ahead_of(executor.hardware)
+        self._renewal: tuple[Catalogue, ProfileBook, Sequence[Model]] | None = None
+        self._rows_a_job = 1.0
+        self._lanes: dict[Key, Lane] = {}
+        self._clock = 0.0
+        self._rate = Rate()
+        self._stopping = threading.Event()
+        self._must_end_by = math.inf
+        self._whole: tuple[Occupation, Portions] | None = None
+        self._calling = False
+        self._beside = 0.0
+        self._fault: Exception | None = None
+        self._inflight = InFlight(executor, tell)
+        self._loads = Loads(executor, wake=lambda: self.put([]), fail=self._fail)
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Hand jobs over. Any thread may."""
+        with self._changed:
+            rows = sum(len(job.rows) for job in jobs)
+            self._inbox += jobs
+            self._inbox_rows += rows
+            self._inbox_patient += patient_seconds(jobs, self.executor)
+            if jobs:
+                self._rows_a_job += _SMOOTHING * (rows / len(jobs) - self._rows_a_job)
+            self._changed.notify_all()
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
+        """Go by another catalogue and other profiles, and keep these models warm. Any thread may tell.
+
+        A batch that runs ends as it began, and so does a generation; what waits is read again, for its model changed.
+        """
+        with self._changed:
+            self._renewal = catalogue, book, tuple(warm)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Run what is here and ends in time, give the rest back, and end. Any thread may call it."""
+        self._stopping.set()
+        self.put([])
+
+    def wait_for_room(self, longest: float) -> int:
+        """How many more jobs the next batches need, once they need some, or after `longest` seconds. Any thread may.
+
+        As many as have the rows that there is room for, if they are like those that came lately: what is held here
+        cannot move, and is passed by nobody who waits in the queue.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
+            self._changed.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
+            room = self._room(1)
+            return math.ceil((room if room > 0 else self._room()) / self._rows_a_job)
+
+    def levels(self) -> int:
+        """How many of a queue's levels, first ones first, more may come from. Any thread may ask.
+
+        What nobody waits for comes only while less of it than `ahead` waits here: others may be free for it sooner.
+        """
+        lanes = [lane for lane in list(self._lanes.values()) if lane.patient and not self._joins(lane)]
+        patient = self._inbox_patient + self._loads.patient + sum(lane.patient_seconds for lane in lanes)
+        return PATIENT if patient >= self.ahead else LEVELS
+
+    def set_clock(self, offset: float) -> None:
+        """Learn the store's time less this host's monotonic clock. Any thread may tell."""
+        self._clock = offset
+
+    def computed(self, now: float) -> float:
+        """Seconds that the device has computed, with the batch that runs now. Any thread may ask."""
+        return self.busy + self.batch_age(now)
+
+    def batch_age(self, now: float) -> float:
+        """Seconds for which the batch that runs now has run, 0 where none does. Any thread may ask."""
+        since = self._busy_since
+        return max(now - since, 0.0) if since is not None else 0.0
+
+    def hung(self, now: float) -> bool:
+        """Whether what runs or loads now takes so long that it will not end. Any thread may ask."""
+        return now > self._must_end_by or self._loads.hung(now)
+
+    def occupied(self, now: float) -> float:
+        """Device seconds that the batch which runs will take for rows that nobody waits for. Any thread may ask."""
+        whole = self._whole
+        if whole is None:
+            return 0.0
+        occupation, batch = whole
+        unwanted = sum(len(rows) for job, rows in batch if not self._is_wanted(job))
+        return occupation.left(now, unwanted / sum(len(rows) for _, rows in batch))
+
+    def blocked(self, now: float) -> tuple[float, int]:
+        """Seconds until a long batch that cannot be interrupted ends, and its most urgent level; 0 where none runs.
+
+        Any thread may ask.
+        """
+        whole = self._whole
+        if whole is None or not whole[0].longer_than(self.executor.hardware.runs_at_most, now):
+            return 0.0, 0
+        levels = [job.ticket.level for job, _ in whole[1] if self._is_wanted(job)]
+        return (whole[0].ends_in(now), min(levels)) if levels else (0.0, 0)  # `occupied` has what nobody waits for
+
+    def run(self) -> None:
+        """Serve until stopped, and then what ends in time."""
+        wait = 0.0
+        while not self._stopping.is_set():
+            self._collect(wait)
+            wait = self._turn(time.monotonic())
+        while self._ends_in_time():
+            self._turn(math.inf)  # nobody else comes that a batch could wait for
+        self._loads.leave()
+        for loaded in self.executor.all_loaded():
+            if loaded.interruptible is not None:
+                self.executor.unload(loaded)  # and its process
+
+    def _turn(self, now: float) -> float:
+        """Run a batch that is due, and a step of what is in flight; how long nothing is due."""
+        lane, wait = self._next(now)
+        if lane is not None:
+            self._serve(lane)
+        if self._inflight.rows:
+            self._step()
+            return 0.0
+        return wait
+
+    def _ends_in_time(self) -> bool:
+        """Whether anything is left to run before the worker is gone; what does not end by then is given back."""
+        self._collect(0.0)
+        left = self._departure.left
+        late = {*unfinished(self._stints(), left), *self._inflight.late(left)}
+        for job in late:
+            self._land(job)
+        late.update(self._loads.give_up())
+        if late:
+            self._give_back([job.delivery for job in sorted(late, key=lambda job: job.arrived)])
+        return bool(self._inflight.rows) or any(self._lanes.values())
+
+    def _stints(self) -> Iterator[Stint[Job]]:
+        """The batches that wait, in the order in which they run, and what each surely takes."""
+        surely = {loaded.key: self.executor.track(loaded).surely for loaded in self.executor.all_loaded()}
+        for lane in sorted(filter(None, self._lanes.values()), key=Lane.turn):
+            for jobs, seconds in lane.batches():
+                yield jobs, seconds * surely.get(lane.variant, math.inf)
+
+    def _room(self, batches: int = AHEAD) -> int:
+        """Rows that may come until so many batches, or `AHEAD_FOR`, wait here; what is in flight counts as a batch."""
+        lanes = [lane for lane in list(self._lanes.values()) if lane]
+        batch = max([self.executor.hardware.max_batch, *(lane.policy.max_batch for lane in lanes)])
+        rows = max(batches * batch, int(self._rate.rows * AHEAD_FOR))
+        waiting = sum(lane.rows for lane in lanes)
+        beside = max(0, self._loads.rows - rows)  # as many again may wait for loads, and keep nobody out
+        return rows - waiting - self._inflight.rows - self._inbox_rows - beside
+
+    def _collect(self, wait: float) -> None:
+        """Take in all jobs that came, waiting up to `wait` seconds for the first."""
+        with self._changed:
+            if wait > 0:
+                self._changed.wait_for(self._has_news, wait)
+            jobs, self._inbox, self._inbox_rows, self._inbox_patient = self._inbox, [], 0, 0.0
+            renewal, self._renewal = (None, self._renewal) if self._calling else (self._renewal, None)
+        if renewal is not None and not self._stopping.is_set():
+            self._renew(*renewal)
+        for job in jobs:
+            self._take_in(job)
+        for job in self._loads.finish():
+            self._take_in(job)
+        if not self._stopping.is_set():
+            self._loads.begin(self._lined)
+        if jobs and self._loads.rows:  # they make room for others
+            with self._changed:
+                self._changed.notify_all()
+
+    def _has_news(self) -> bool:
+        return bool(self._inbox) or self._loads.ended or self._stopping.is_set() or self._renewal is not None
+
+    def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
+        """Unload what is gone, load what is to be warm, and have jobs of changed models read again."""
+        self.executor.renew(catalogue, book)
+        self._inflight.retire()
+        waiting = set().union(*(lane.jobs() for lane in self._lanes.values()))
+        outdated = {job for job in waiting if not self.executor.is_current(job.model)}
+        for job in outdated:
+            self._land(job)
+        outdated |= set(self._loads.drop_outdated())
+        self.executor.sweep()
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane}
+        known = {loaded.key: loaded.known for loaded in self.executor.all_loaded()}
+        for lane in self._lanes.values():
+            lane.profile = known[lane.variant].profile if lane.variant in known else lane.profile
+        for model in warm:
+            self._loads.want(model)
+        for job in sorted(outdated, key=lambda job: job.arrived):
+            job.delivery.began = 0.0  # rows that ran already run again with the others
+            self._again(job.delivery)
+
+    def _take_in(self, job: Job) -> None:
+        if not self.executor.is_current(job.model) and not self._stopping.is_set():
+            self._again(job.delivery)
+            return
+        loaded = self.executor.ready(job.model, job.variant)
+        if loaded is None:
+            self._loads.wait(job)
+            return
+        try:
+            if not job.items:
+                prepare(job, loaded)
+        except TaxiwayError as error:
+            self._fail([job], error)
+            return
+        for bucket in job.waiting:
+            self._lane(loaded, bucket, job).add(job)
+
+    def _lined(self, urgency: Urgency) -> set[str]:
+        """The variants that jobs at least as urgent wait for in lanes."""
+        return {lane.variant for lane in self._lanes.values() if lane and lane.urgency()[:2] <= urgency}
+
+    def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
+        key = _key(job, bucket)
+        if key not in self._lanes:
+            whole = not self._inflight.serve(loaded)
+            longest = job.hardware.runs_at_most if whole else math.inf
+            policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait, longest)
+            pace = partial(self.executor.pace, loaded.key)
+            lent = job.hardware is not self.executor.hardware
+            apart = loaded.interruptible is not None
+            self._lanes[key] = Lane(key, policy, loaded.known.profile, pace, lent=lent, apart=apart)
+        return self._lanes[key]
+
+    def _next(self, now: float) -> tuple[Lane | None, float]:
+        """The lane whose batch runs now, or how long to wait for one."""
+        waits = [(lane.due(now, self._clock), lane) for lane in self._lanes.values() if lane and not self._joins(lane)]
+        waits += [(0.0, lane) for lane in self._joining()]
+        due = [lane for wait, lane in waits if wait <= 0]
+        if due:
+            return min(due, key=Lane.turn), 0.0
+        return None, max(min((wait for wait, _ in waits), default=_IDLE), 0.0001)
+
+    def _joins(self, lane: Lane) -> bool:
+        return self._inflight.serves(lane.variant)
+
+    def _joining(self) -> Iterator[Lane]:
+        """For each running batch the lane whose rows join next: the most urgent, if there is room for one of them."""
+        first: dict[str, Lane] = {}
+        for lane in self._lanes.values():
+            if lane and self._joins(lane) and self._loads.goes_ahead(lane.urgency()[:2]):
+                first[lane.variant] = min(first.get(lane.variant, lane), lane, key=Lane.turn)
+        return (lane for lane in first.values() if self._room_in(lane) > 0)
+
+    def _room_in(self, lane: Lane) -> int:
+        return self._inflight.room(lane.variant, lane.bucket, alone=bool(lane.alone))
+
+    def _serve(self, lane: Lane) -> None:
+        room = self._room_in(lane) if self._joins(lane) else lane.policy.max_batch
+        batch = self._begin(lane.take(room))
+        with self._changed:
+            self._changed.notify_all()
+        if batch:
+            self._run(batch)
+        lane.answered(time.monotonic())
+        if lane.alone and not lane:
+            del self._lanes[lane.key]
+
+    def _begin(self, batch: Portions) -> Portions:
+        """The part of the batch that may still run."""
+        now = time.monotonic() + self._clock
+        out = {job for job, _ in batch if not self._may_run(job, now)}
+        fresh = [job for job, _ in batch if not job.delivery.began and job not in out]
+        for job in fresh:
+            job.delivery.began, job.delivery.started = time.time(), now
+        suspects = [job.delivery for job in fresh if job.delivery.suspect]
+        if suspects and not self._count(suspects):
+            return []
+        if fresh:
+            self._accepted([job.delivery for job in fresh])
+        return [(job, rows) for job, rows in batch if job not in out] if out else batch
+
+    def _may_run(self, job: Job, now: float) -> bool:
+        """Whether the job is still wanted; where it is not, it leaves."""
+        delivery = job.delivery
+        if self._revoked(delivery.job):
+            self._end([Revoked(delivery)])
+        elif job.deadline < now:
+            self._end([late(delivery, now)])
+        elif delivery.lost:
+            self._again(delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+        elif not delivery.ended:
+            return True
+        self._leave(job)
+        return False
+
+    def _count(self, suspects: Sequence[Delivery]) -> bool:
+        """Have the store count a run before it begins, for it may end this worker; False while it does not answer."""
+        begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
+        try:
+            insist(
+                lambda: self.store.start(begun),
+                self._stopping,
+                lambda why: logger.warning("cannot count attempts", extra={"error": why}),
+            )
+        except BrokerUnavailableError:  # stopping: the messages are delivered again
+            return False
+        for delivery in suspects:
+            delivery.told = True
+        return True
+
+    def _run(self, batch: Portions) -> None:
+        items = [job.items[row] for job, rows in batch for row in rows]
+        loaded = self.executor.ready(batch[0][0].model, batch[0][0].variant)
+        if loaded is None:  # it was unloaded since
+            self._await_load([job for job, _ in batch])
+            return
+        if self._inflight.serves(loaded.key):
+            self._inflight.serve(loaded)
+            self._inflight.join(loaded.key, batch)
+            return
+        started = self._busy_since = time.monotonic()
+        beside = self._beside
+        self.running = len(items)
+        if loaded.interruptible is not None:
+            answers = self._run_rows(loaded, loaded.interruptible, batch)
+        else:
+            answers = self._run_whole(loaded, batch, items)
+        seconds = time.monotonic() - started - (self._beside - beside)
+        self.running, self._must_end_by = self._inflight.rows, math.inf
+        self.busy, self._busy_since = self.busy + seconds, None
+        self._rate.count(len(items), started + seconds)
+        endings = self._answer(batch, answers, seconds)
+        self._end(endings)
+        if None in answers:
+            ended = {ending.delivery for ending in endings}
+            self._take_up([job for job, rows in batch if job.delivery not in ended and _lacks(job, rows)])
+
+    def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
+        """Run the batch, which cannot be ended; while it runs, `occupied` tells what of it nobody waits for."""
+        now = time.monotonic()
+        self._must_end_by = now + self.store.limits.stall + _patience(loaded, items)
+        size = sum(item.size for item in items) / len(items)
+        predicted = loaded.known.profile.latency(len(items), size) * self.executor.track(loaded).pace
+        self._whole = Occupation(now, predicted), batch
+        try:
+            return self.executor.run(loaded, items)
+        finally:
+            self._whole = None
+
+    def _run_rows(self, loaded: Loaded, runtime: Interruptible, batch: Portions) -> Sequence[Answer]:
+        """Run the batch row by row, each as long as it is wanted; a runtime that is lost with one is loaded again."""
+        rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
+        longest = sum(row.watch.seconds for row in rows)
+        self._must_end_by = time.monotonic() + longest + self.store.limits.stall
+        self._calling = loaded.in_use = True  # what loads meanwhile takes its room from others, and no model changes
+        answers = run_rows(self.executor, loaded, runtime, rows)
+        self._calling = loaded.in_use = False
+        if self._fault is not None:  # of what ran beside it: not the row's, but this process's
+            raise self._fault
+        if not runtime.alive:
+            self.executor.unload(loaded)
+            self._loads.replace(loaded.model, batch[0][0].variant)
+        return answers
+
+    def _watch(self, loaded: Loaded, job: Job, row: int) -> Watch:
+        limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
+        if limit is not None:
+            return Watch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
+        longest = self.store.limits.stall + _patience(loaded, [job.items[row]])
+        return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
+
+    def _goes_on(self, job: Job) -> bool:
+        """Whether a row of the job that runs may go on; what is more urgent has run when it says so."""
+        try:
+            self._run_beside(job)
+        except Exception as error:  # raised here, it would count as the row's own
+            self._fault = error
+        return self._fault is None and self._is_wanted(job)
+
+    def _run_beside(self, job: Job) -> None:
+        """Run what is due and more urgent than the job, whose row goes on in its process meanwhile."""
+        if job.delivery.suspect:  # it has no company
+            return
+        started, outer = time.monotonic(), (self.running, self._must_end_by, self._busy_since)
+        self._collect(0.0)
+        while (lane := self._more_urgent(job)) is not None:
+            self._serve(lane)
+        if self._inflight.rows:
+            self._step()
+        seconds = time.monotonic() - started
+        self._beside += seconds
+        self.running, self._must_end_by, self._busy_since = outer[0], outer[1] + seconds, outer[2]
+
+    def _more_urgent(self, job: Job) -> Lane | None:
+        """The lane with the most urgent batch that is due, runs in this process, and goes before the job."""
+        now = time.monotonic()
+        due = [
+            lane
+            for lane in self._lanes.values()
+            if lane and not lane.alone and not lane.apart and self._goes_before(lane, job, now)
+        ]
+        return min(due, key=Lane.turn, default=None)
+
+    def _goes_before(self, lane: Lane, job: Job, now: float) -> bool:
+        if lane.urgency()[0] >= job.deadline:
+            return False
+        return self._room_in(lane) > 0 if self._joins(lane) else lane.due(now, self._clock) <= 0
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Whether a job's rows may go on: somebody waits for them, and the worker has time to run them."""
+        delivery = job.delivery
+        ended = delivery.ended or delivery.lost or self._revoked(delivery.job)
+        return not ended and self._departure.left > 0 and job.deadline >= time.monotonic() + self._clock
+
+    def _take_up(self, jobs: Sequence[Job]) -> None:
+        """Let jobs run on whose rows were cut short, where they are wanted; a worker that leaves gives them back."""
+        now = time.monotonic() + self._clock
+        wanted = [job for job in jobs if self._may_run(job, now)]
+        if self._departure.left > 0:
+            for job in wanted:
+                self._leave(job)
+                gather(job)
+                self._take_in(job)
+
+    def _step(self) -> None:
+        """One step of what is in flight; what ended with it is answered, and what nobody wants leaves."""
+        started = self._busy_since = time.monotonic()
+        self.running, self._must_end_by = self._inflight.rows, started + self.store.limits.stall
+        finished = self._inflight.step()
+        self._must_end_by = math.inf
+        self.busy, self._busy_since = self.busy + time.monotonic() - started, None
+        self._end([self._failed(job, error) if error else Answered(job) for job, error in finished])
+        self.executor.sweep()
+        for job in self._inflight.jobs():
+            if self._revoked(job.delivery.job) or job.delivery.ended:
+                self._land(job)
+                self._end([Revoked(job.delivery)])
+            elif job.delivery.lost:
+                self._land(job)
+                self._again(job.delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+        self.running = self._inflight.rows
+
+    def _land(self, job: Job) -> None:
+        """Take a job out of flight."""
+        self._inflight.drop(job)
+        self._leave(job)
+
+    def _await_load(self, jobs: Sequence[Job]) -> None:
+        """Let jobs wait, with all their rows that have no answer, until their variant is loaded again."""
+        for job in jobs:
+            self._leave(job)
+            gather(job)
+            self._loads.wait(job)
+
+    def _answer(self, batch: Portions, answers: Sequence[Answer], seconds: float) -> list[Ending]:
+        """Give each job its answers; the jobs that ended with them."""
+        endings: list[Ending] = []
+        rest, ran = iter(answers), Batch(seconds, len(answers))
+        for job, rows in batch:
+            error = note(job, rows, list(itertools.islice(rest, len(rows))), ran)
+            if error is not None:
+                endings.append(self._failed(job, error))
+            elif job.done:
+                endings.append(Answered(job))
+        return endings
+
+    def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
+        """End jobs that wait in no lane."""
+        self._end([Ended(job.delivery, Outcome(error=error)) for job in jobs])
+
+    def _failed(self, job: Job, error: TaxiwayError) -> Ended:
+        self._leave(job)
+        return Ended(job.delivery, Outcome(error=error))
+
+    def _leave(self, job: Job) -> None:
+        """Take the job's rows out of the lanes they wait in."""
+        for bucket in job.waiting:
+            if (lane := self._lanes.get(_key(job, bucket))) is not None:
+                lane.remove(job)
+
+
+def _key(job: Job, bucket: int) -> Key:
+    """The lane of a job's rows of a bucket. What may have ended a worker is alone there, and ends no company.
+
+    Each class forms batches by its own rules.
+    """
+    return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
+
+
+def _lacks(job: Job, rows: Sequence[int]) -> bool:
+    """Whether one of the rows has no answer."""
+    return any(job.answers[row] is None for row in rows)
+
+
+def _patience(loaded: Loaded, items: Sequence[Item]) -> float:
+    """Seconds that the batch may take by its profile."""
+    profile = next(iter(loaded.variant.profiles.values()))
+    size = sum(item.size for item in items) / len(items)
+    return STALL * profile.latency(len(items), size)

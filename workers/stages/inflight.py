@@ -1,0 +1,156 @@
+"""The jobs that a device generates step by step: they join and leave running batches, one a variant.
+
+Between two steps whole batches of other variants may run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from taxiway.contract.streaming import Piece
+from taxiway.errors import TaxiwayError
+from workers.executor import Executor, Loaded, as_ours
+from workers.pipelines.running import RunningBatch, RunningRow
+from workers.runtimes import Runtime
+from workers.stages.decode import named_row
+from workers.stages.job import Job
+from workers.stages.lane import Portions
+
+Told = Callable[[Sequence[tuple[str, Piece]]], None]
+"""Takes pieces of answers, each with its job's id."""
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A pipeline whose rows join and leave a running batch."""
+
+    def begin(self, runtime: Runtime) -> RunningBatch:
+        """An empty batch."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A variant's running batch, and whose its rows are: a job, and the row's index there."""
+
+    loaded: Loaded
+    batch: RunningBatch
+    owners: dict[RunningRow, tuple[Job, int]] = field(default_factory=dict)
+
+
+class InFlight:
+    """All running batches of a device. For the device thread, unless said.
+
+    Args:
+        tell: takes the pieces of answers that somebody reads as they come.
+
+    `rows` counts those that run; any thread may read it.
+    """
+
+    def __init__(self, executor: Executor, tell: Told) -> None:
+        self._executor = executor
+        self._tell = tell
+        self._running: dict[str, _Running] = {}
+        self.rows = 0
+
+    def jobs(self) -> set[Job]:
+        """The jobs that have rows here."""
+        return {job for running in self._running.values() for job, _ in running.owners.values()}
+
+    def serve(self, loaded: Loaded) -> bool:
+        """Whether the variant's rows run here, and not in whole batches; it is served from now on."""
+        if not isinstance(loaded.pipeline, Stepwise):
+            return False
+        running = self._running.get(loaded.key)
+        if running is None or running.loaded is not loaded:  # it was unloaded since, and loaded anew
+            self._running[loaded.key] = _Running(loaded, loaded.pipeline.begin(loaded.runtime))
+        return True
+
+    def retire(self) -> None:
+        """Let the rows of variants that the catalogue has no more run to their end, and nobody join them."""
+        for key, running in list(self._running.items()):
+            loaded = running.loaded
+            if self._executor.ready(loaded.model, loaded.key.partition("/")[2]) is not loaded:
+                del self._running[key]
+                if running.owners:
+                    self._running[f"{loaded.key}#{id(running):x}"] = running
+
+    def serves(self, key: str) -> bool:
+        """Whether the variant of that key is served."""
+        return key in self._running
+
+    def room(self, key: str, size: int, *, alone: bool = False) -> int:
+        """How many more rows of a variant that is served, of up to `size` tokens, may join now.
+
+        Nobody joins a job that may be why a worker ended; nor do the rows of one, which are `alone`, join others.
+        """
+        running = self._running[key]
+        if running.owners and (alone or any(job.delivery.suspect for job, _ in running.owners.values())):
+            return 0
+        return min(running.batch.room(size), self._executor.max_batch(running.loaded) - len(running.owners))
+
+    def join(self, key: str, portions: Portions) -> None:
+        """Let rows of a variant that is served take part from the next step on."""
+        running = self._running[key]
+        self._executor.used(running.loaded)
+        for job, rows in portions:
+            for index in rows:
+                running.owners[running.batch.join(job.items[index])] = job, index
+        self._counted(running)
+
+    def step(self) -> list[tuple[Job, TaxiwayError | None]]:
+        """One step of one batch, each in its turn; the jobs that ended with it, and why where they failed."""
+        key = next(key for key, running in self._running.items() if running.owners)
+        running = self._running[key] = self._running.pop(key)
+        began = time.monotonic()
+        ended = running.batch.step()
+        seconds = time.monotonic() - began
+        for job in {job for job, _ in running.owners.values()}:
+            job.run_time += seconds
+        self._tell_pieces(running, ended)
+        finished = [end for row in ended if row in running.owners and (end := self._end(running, row))]
+        self._counted(running)
+        return finished
+
+    def late(self, left: float) -> set[Job]:
+        """The jobs that may take longer than `left` seconds: how long an answer gets is known only at its end."""
+        return {
+            job for running in self._running.values() for row, (job, _) in running.owners.items() if row.left > left
+        }
+
+    def drop(self, job: Job) -> None:
+        """Take a job's rows out, whatever they had."""
+        for running in self._running.values():
+            rows = [row for row, (owner, _) in running.owners.items() if owner is job]
+            running.batch.leave(rows)
+            for row in rows:
+                del running.owners[row]
+            self._counted(running)
+
+    def _end(self, running: _Running, row: RunningRow) -> tuple[Job, TaxiwayError | None] | None:
+        """Give the job its row's answer; the job, where it ends with that."""
+        job, index = running.owners.pop(row)
+        job.device_time += row.device_time
+        job.batch = max(job.batch, row.batch)
+        if row.error is not None:
+            self.drop(job)
+            return job, named_row(as_ours(running.loaded.key, row.error), index, job)
+        job.answers[index] = row.answer
+        self._executor.observe(running.loaded, [row.item], [row.answer], rows=row.batch, seconds=row.run_time)
+        return (job, None) if job.done else None
+
+    def _tell_pieces(self, running: _Running, ended: Sequence[RunningRow]) -> None:
+        pieces = []
+        for row in (*running.batch.rows, *ended):
+            job, _ = running.owners[row]
+            at = row.sequel.told
+            if job.stream and (text := row.sequel.fresh()):
+                pieces.append((job.delivery.job, Piece(job.attempt, at, text)))
+        if pieces:
+            self._tell(pieces)
+
+    def _counted(self, running: _Running) -> None:
+        running.loaded.in_use = bool(running.owners)
+        self.rows = sum(len(running.owners) for running in self._running.values())

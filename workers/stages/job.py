@@ -1,0 +1,244 @@
+"""A job inside a worker: how its message came, which of its rows still wait, and how it ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+
+from broker.valkey.deadlines import Course, exceeded
+from broker.valkey.scripts import Claim
+from tasks.models.catalogue import Model
+from tasks.ticket import Ticket
+from tasks.topology import HardwareClass
+from tasks.tracing import Trail
+from taxiway.contract.blobs import Buffer
+from taxiway.contract.job import Result
+from taxiway.contract.wire import HEADER
+from taxiway.errors import TaxiwayError
+from workers.celery_adapter.events import TaskEvent
+from workers.celery_adapter.inspection import PlainRequest
+from workers.pipelines import Item, Row
+
+Traced = tuple[int, Any, float]
+"""What Celery's tracer answers: whether it failed, the value as text or the exception, and the run time."""
+
+
+class Headers(msgspec.Struct, frozen=True):
+    """What Celery's headers say of a plain job: enough for its events."""
+
+    id: str
+    task: str
+    taxiway: str
+    root_id: str | None = None
+    parent_id: str | None = None
+    argsrepr: str | None = ""
+    kwargsrepr: str | None = ""
+    shadow: str | None = None
+    eta: str | None = None
+    compression: str | None = None
+    stamped_headers: list[str] | None = None
+    traceparent: Any = None
+    tracestate: Any = None
+
+
+@dataclass(slots=True, eq=False)
+class Handed:
+    """A task as Celery handed it to the pool. `fields` is the request's context, which the tracer reads."""
+
+    request: Request
+    tracer: Callable[..., Traced]
+    task: str
+    fields: dict[str, Any]
+    accept: Callable[[int, float], None]
+    succeed: Callable[[Traced], None]
+
+    @property
+    def payload(self) -> tuple[Any, Any, dict[str, Any]]:
+        """Celery's decoded body: positional arguments, keyword arguments, and what follows from the task."""
+        args, kwargs, embed = self.request.message.payload
+        return args, kwargs, embed or {}
+
+    @property
+    def canvas(self) -> bool:
+        """Whether other tasks follow from this one: a link, an errback, a chain or a chord."""
+        embed = self.payload[2]
+        return any(embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord"))
+
+    @property
+    def ticket(self) -> Ticket:
+        """The router's order, checked by the consumer's strategy."""
+        ticket = self.fields[HEADER]
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    def drop(self, revoked: TaskEvent | None) -> None:
+        """Let Celery acknowledge a task that had ended, and say if it was revoked; on the hub's thread."""
+        if revoked is not None:
+            facts = {name: getattr(revoked, name) for name in ("terminated", "signum", "expired", "exception")}
+            self.request.send_event(revoked.type, **facts)
+        task_ready(self.request)
+        self.request.acknowledge()
+
+    def revoke(self) -> None:
+        """Let Celery end a task that its remote control revoked; on the hub's thread."""
+        self.request.revoked()
+
+
+@dataclass(slots=True, eq=False)
+class Delivery:
+    """One message that this worker holds: taken from the queue by `tag`, or `handed` over by Celery's consumer.
+
+    `hardware_class` is the one whose queue it came from: it runs by that class's part of the ticket. `claim` is what
+    the store last said of it, and `lost` that its claim ended since. `since` is when it came into the ledger, by the
+    monotonic clock. `received` and `began` are seconds since the epoch by this host's clock, for events; `started` is
+    when it began by the store's. `began` is 0 until then. `trail` is the trace that it is part of. `retries` counts its
+    runs after faults of ours. `told` says that the store knows of the start. `shown` is what Celery's remote control
+    sees of a plain job.
+    """
+
+    job: str
+    ticket: Ticket
+    body: bytes
+    content_type: str
+    received: float
+    tag: str = ""
+    hardware_class: str = field(kw_only=True)
+    headers: Headers | None = None
+    handed: Handed | None = None
+    trail: Trail | None = None
+    claim: Claim | None = None
+    since: float = 0.0
+    lost: bool = False
+    began: float = 0.0
+    started: float = 0.0
+    retries: int = 0
+    told: bool = False
+    shown: PlainRequest | None = None
+    ended: bool = False
+
+    @property
+    def token(self) -> str:
+        """The fencing token of its claim; empty where it has none."""
+        return self.claim.token if self.claim is not None else ""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether a worker ended while it held the job: the job may be why."""
+        return self.claim is not None and self.claim.claims > 1
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A job whose rows wait, run or are answered; the device thread alone changes it.
+
+    `hardware` is the class that it runs for, `key` names the variant. `deadline` is by the store's clock, infinite
+    where there is none. `waiting` maps a size bucket to the indices of rows that no batch took. With `stream` somebody
+    reads the answer as it is generated.
+    """
+
+    delivery: Delivery
+    hardware: HardwareClass
+    model: Model
+    variant: str
+    key: str
+    rows: tuple[Row, ...]
+    parameters: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    single: bool
+    arrived: float
+    deadline: float = math.inf
+    items: list[Item] = field(default_factory=list)
+    waiting: dict[int, list[int]] = field(default_factory=dict)
+    answers: list[Row | None] = field(default_factory=list)
+    run_time: float = 0.0
+    device_time: float = 0.0
+    batch: int = 0
+    stream: bool = False
+
+    @property
+    def ticket(self) -> Ticket:
+        """The router's order."""
+        return self.delivery.ticket
+
+    @property
+    def attempt(self) -> int:
+        """How many claims the job has had, with the present one."""
+        return int(self.delivery.token.rpartition("#")[2])
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has its answer."""
+        return None not in self.answers
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended: with a result in plain values, and `meta`, its form in the store; or with an error.
+
+    `generated` is the length of each answer that a model generated, in tokens; `blobs` are the values that the result
+    refers to, and `rows` counts the request's.
+    """
+
+    result: Result | None = None
+    error: TaxiwayError | None = None
+    meta: bytes = b""
+    rows: int = 1
+    generated: tuple[int, ...] = ()
+    blobs: Mapping[str, Buffer] = field(default_factory=dict)
+
+    def unwrap(self) -> Any:
+        """The result as Celery passes it on; raises the error where that is how it ended."""
+        if self.error is not None:
+            raise self.error
+        return msgspec.to_builtins(self.result)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A job whose rows all have their answers."""
+
+    job: Job
+
+    @property
+    def delivery(self) -> Delivery:
+        """Its message."""
+        return self.job.delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A delivery and its outcome, under the claim that it has; without one, it ends the job whoever holds it."""
+
+    delivery: Delivery
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A delivery of a job that has ended before: it is only acknowledged."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """A delivery of a job that Celery's remote control revoked."""
+
+    delivery: Delivery
+
+
+Ending = Answered | Ended | Dropped | Revoked
+
+
+def late(delivery: Delivery, now: float) -> Ended:
+    """How a job ends whose deadline passed before it was answered; `now` is by the store's clock."""
+    ticket = delivery.ticket
+    started = delivery.started if delivery.began else 0.0
+    course = Course(now, ticket.deadline_at, ticket.accepted, delivery.hardware_class, started=started)
+    return Ended(delivery, Outcome(error=exceeded(course)))

@@ -1,0 +1,113 @@
+"""What this worker did, as jobs end: counted for its heartbeat, and traced for those that somebody traces."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from opentelemetry.trace import SpanKind
+
+from tasks import tracing
+from tasks.outcomes import STAGES, Done, Ran, Stage, count, empty
+from taxiway.contract.job import JobState, state_of
+from workers.stages.job import Ended
+
+_SUCCEEDED = str(JobState.SUCCEEDED)
+
+
+@dataclass(slots=True)
+class _Class:
+    """What was done for one class so far."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    rejected: int = 0
+    latency: dict[Stage, list[float]] = field(default_factory=lambda: {stage: empty() for stage in STAGES})
+    models: dict[str, Ran] = field(default_factory=dict)
+
+
+class Account:
+    """Counts by hardware class. Any thread may ask. `device` is the device's label."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._classes: dict[str, _Class] = {}
+        self._rejecting = threading.Lock()
+
+    def note(self, ended: Iterable[Ended]) -> None:
+        """Note jobs whose results were written just now. For the finisher's thread."""
+        now = time.time()
+        for one in ended:
+            self._count(one, now)
+            if one.delivery.trail is not None:
+                self._trace(one, one.delivery.trail, now)
+
+    def reject(self, hardware_class: str) -> None:
+        """Note a message of that class's queue that is not run: no router ordered it. For the threads that take."""
+        with self._rejecting:
+            self._of(hardware_class).rejected += 1
+
+    def told(self) -> dict[str, Done]:
+        """All that was done, by class."""
+        return {
+            name: Done(
+                dict(one.outcomes),
+                {stage: tuple(figures) for stage, figures in one.latency.items()},
+                one.rejected,
+                dict(one.models),
+            )
+            for name, one in list(self._classes.items())
+        }
+
+    def _count(self, ended: Ended, now: float) -> None:
+        delivery, error = ended.delivery, ended.outcome.error
+        state = _SUCCEEDED if error is None else str(state_of(error))
+        known = self._of(delivery.hardware_class)
+        known.outcomes[state] = known.outcomes.get(state, 0) + 1
+        if delivery.began:
+            waited, latency = delivery.started - delivery.ticket.accepted, known.latency
+            count(latency["queue"], waited)
+            count(latency["run"], _ran(ended, now))
+            count(latency["total"], waited + now - delivery.began)
+            model = delivery.ticket.model
+            known.models[model] = known.models.get(model, Ran()).plus(_share(ended, waited, now), Ran())
+
+    def _of(self, hardware_class: str) -> _Class:
+        known = self._classes.get(hardware_class)
+        return self._classes.setdefault(hardware_class, _Class()) if known is None else known
+
+    def _trace(self, ended: Ended, trail: tracing.Trail, now: float) -> None:
+        delivery, error = ended.delivery, ended.outcome.error
+        code = "" if error is None else error.code
+        place = {"taxiway.job": delivery.job, "taxiway.class": delivery.hardware_class}
+        tracing.wait(trail, delivery.began or now, place)
+        over = now
+        if delivery.began:
+            over = delivery.began + _ran(ended, now)
+            span = tracing.begin("run", trail, delivery.began, self._attributes(ended, place), SpanKind.CONSUMER)
+            tracing.end(span, over, code)
+        tracing.end(tracing.begin("result", trail, over, place), now, code)
+
+    def _attributes(self, ended: Ended, place: dict[str, str]) -> tracing.Attributes:
+        ticket, result = ended.delivery.ticket, ended.outcome.result
+        ran = {"taxiway.batch": result.report.batch, "taxiway.cost_usd": result.report.cost} if result else {}
+        variant = ticket.variants[ended.delivery.hardware_class]
+        what = {"taxiway.model": ticket.model, "taxiway.variant": variant, "taxiway.device": self._device}
+        return {**place, **what, **ran}
+
+
+def _share(ended: Ended, waited: float, now: float) -> Ran:
+    """What one job adds to its model's part."""
+    total, result = waited + now - ended.delivery.began, ended.outcome.result
+    if result is None:
+        return Ran(failed=1, lost=total, last=now)
+    rows = ended.outcome.rows
+    batches = rows / max(result.report.batch, 1)
+    return Ran(answered=1, rows=rows, batches=batches, queue=waited, run=_ran(ended, now), total=total, last=now)
+
+
+def _ran(ended: Ended, now: float) -> float:
+    """Seconds in batches; for a job that failed, all since it began."""
+    result = ended.outcome.result
+    return min(result.report.run_time, now - ended.delivery.began) if result else now - ended.delivery.began
