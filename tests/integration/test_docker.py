@@ -313,7 +313,8 @@ def test_a_worker_touches_its_file_while_the_store_answers_and_ends_when_it_has_
 
 
 def test_a_process_in_which_no_thread_gets_to_run_is_ended_with_its_traceback() -> None:
-    code = "import ctypes; from workers import heartbeat; heartbeat.expect_life(0.5); ctypes.PyDLL(None).sleep(60)"  # with the GIL
+    # PyDLL keeps the GIL while it sleeps.
+    code = "import ctypes; from workers import heartbeat; heartbeat.expect_life(0.5); ctypes.PyDLL(None).sleep(60)"
     done = run(sys.executable, "-c", code, PYTHONPATH=str(TREE))
     assert done.returncode == 1
     assert 'File "<string>", line 1' in done.stderr
