@@ -35,7 +35,7 @@ _NEVER_PLACED = "it was not placed: its result says why"
 _OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
 _GONE = "the fleet's state at the decision was kept for {kept} s (limits.keep_explanation): the reason alone is left"
 
-_STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED, "STARTED": JobState.RUNNING}
+_STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ CELERY_STATUS = {
     JobState.ACCEPTED: "PENDING",
     JobState.QUEUED: "PENDING",
     JobState.HELD: "PENDING",
-    JobState.RUNNING: "STARTED",
+    JobState.RUNNING: "PENDING",
     JobState.SUCCEEDED: "SUCCESS",
     JobState.FAILED: "FAILURE",
     JobState.EXPIRED: "FAILURE",
