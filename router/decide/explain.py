@@ -196,9 +196,9 @@ class _Table:
     def _why_not(self, index: int) -> str:
         cost, most = self._figures.cost[index], self._needs.affordable
         if cost > most:
-            return f"past the budget: {cost:.3g} USD, at most {max(most, 0.0):.3g}"
+            return f"over budget: {cost:.3g} USD, limit {max(most, 0.0):.3g}"
         if self._kept_back[index]:
-            return f"reserved for {self._board.candidates[index].hardware.reserve_for}, whose class has work to do"
+            return f"reserved for {self._board.candidates[index].hardware.reserve_for}, and the class is busy"
         if self._chosen is None or self._sure(self._chosen):
             return self._lateness(index) or self._crowding(index) or self._against(index, self._chosen)
         finish = self._figures.finish
@@ -232,9 +232,9 @@ class _Table:
             return ""
         figures, warm = self._figures, self._board.warm
         if figures.cost[index] > figures.cost[chosen]:
-            return f"dearer: {figures.cost[index]:.3g} USD against {figures.cost[chosen]:.3g}"
+            return f"more expensive: {figures.cost[index]:.3g} USD against {figures.cost[chosen]:.3g}"
         if warm[chosen] > 0 and warm[index] == 0:
-            return "about as cheap, and not warm"
+            return "about as cheap, not warm"
         if figures.finish[index] >= figures.finish[chosen]:
-            return "about as cheap, and no earlier"
-        return "about as cheap; chance drew others"
+            return "about as cheap, not earlier"
+        return "about as cheap, not drawn"

@@ -292,7 +292,7 @@ def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_wa
     told = http.post("/v2/models/echo/placement", json=body("a", parameters={"budget": 1e-15})).json()
 
     assert (told["error"], told["hardware_class"]) == ("invalid_request", None)
-    assert told["considered"][0]["why_not"].startswith("past the budget")
+    assert told["considered"][0]["why_not"].startswith("over budget")
 
 
 def simulation(samples):

@@ -298,7 +298,7 @@ def test_a_placement_shows_its_reason_and_its_table(capsys, monkeypatch):
     seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
     figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
     chosen = {"hardware_class": "cpu.batch", "variant": "a", "chosen": True, "why_not": None, "warning": "no profile"}
-    other = {**chosen, "variant": "b", "chosen": False, "why_not": "dearer: 2 USD against 1", "warning": None}
+    other = {**chosen, "variant": "b", "chosen": False, "why_not": "more expensive: 2 USD against 1", "warning": None}
     refused = {"hardware_class": "tpu.bulk", "variant": "a", "reason": "no device of the class is live"}
     considered = [{**chosen, **figures}, {**other, **figures}]
     show_placement({"id": "j", "reason": "cheapest", "note": None, "considered": considered, "refused": [refused]})
@@ -308,7 +308,7 @@ def test_a_placement_shows_its_reason_and_its_table(capsys, monkeypatch):
         "cheapest",
         "wait 500 ms + run 250 ms",
         "$1e-06",
-        "dearer: 2 USD",
+        "more expensive: 2 USD",
         "no device of the class",
         "no profile",
     ):

@@ -160,11 +160,11 @@ def rows_of(fleet: FleetSnapshot = FLEET, **terms: Any) -> dict[str, Considered]
     return {row.hardware_class: row for row in explained((MODEL, Needs(**fields), TOPOLOGY, fleet)).considered}
 
 
-def test_one_that_costs_more_is_told_to_be_dearer() -> None:
+def test_one_that_costs_more_is_said_to_be_more_expensive() -> None:
     rows = rows_of()
 
     assert rows["cpu.batch"].chosen
-    assert str(rows["gpu.realtime"].why_not).startswith("dearer: ")
+    assert str(rows["gpu.realtime"].why_not).startswith("more expensive: ")
 
 
 def test_a_cheaper_one_that_would_be_late_is_told_to_be_late() -> None:
@@ -191,7 +191,7 @@ def test_a_reserved_class_that_is_busy_is_told_to_be_reserved() -> None:
 def test_one_past_the_budget_is_told_to_be_past_it() -> None:
     cost = rows_of()["cpu.batch"].cost
 
-    assert str(rows_of(budget=cost * 1.01)["gpu.realtime"].why_not).startswith("past the budget")
+    assert str(rows_of(budget=cost * 1.01)["gpu.realtime"].why_not).startswith("over budget")
 
 
 def test_where_none_is_in_time_the_others_are_told_to_be_later() -> None:
