@@ -82,7 +82,10 @@ def _router(classes: Iterable[str]) -> str:
 
 def _worker(classes: Iterable[str]) -> str:
     """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest."""
-    jobs = [make("*") for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key)]
+    jobs = [
+        make("*")
+        for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key, keys.kept_key)
+    ]
     facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS, keys.CATALOGUES, keys.CATALOGUES_SEEN]
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]
     grants = [
@@ -90,7 +93,7 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+get", [f"%R~{keys.RELOADS}"]),
     ]
-    return " ".join([_GREETING, _SERVING, *owns, *_CHANNELS, *grants])
+    return " ".join([_GREETING, _SERVING, "+waitaof", *owns, *_CHANNELS, *grants])
 
 
 def _flower() -> str:

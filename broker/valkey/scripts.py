@@ -84,28 +84,38 @@ local function others(worker, class)
 end
 """
 
+_OVER = (
+    ENDED
+    + """
+-- Whether a copy of a job needs no run, by the job's record: it ended, or the copy was published in vain, as its router
+-- thought, before the job was placed anew with a later deadline: the other copy is the job's. A record says that its
+-- job ended for longer than the result is kept.
+local function over(result, state, due, deadline)
+  return final[state] or not state and redis.call('EXISTS', result) == 1 or deadline > 0 and due > deadline + 0.001
+end
+"""
+)
+
 UNRECORDED = 86_400
 """Seconds for which a claim stays on a job without a record: one that was lost, or that a forged message names."""
 
 CLAIMING = (
     NOW
-    + ENDED
+    + _OVER
     + _OTHERS
     + f"local elsewhere = {ELSEWHERE}\n"
     + """
 local since = ' ' .. now
--- One job's claim: its verdict, and the value that goes with it. A record says that its job ended for longer than the
--- result is kept. Who holds a job may finish it after its deadline, so a job that is held is not late. A holder that
--- neither ended the job nor gave it back goes into the job's history. A copy with an earlier deadline than the record
--- was published in vain, as its router thought, before the job was placed anew: the other copy is the job's. One with a
--- later deadline than the record has the record's. Where the class is given whose queue it was taken from, a job that
--- this very device held when its worker ended is left to another device for a while: it may be what ended the worker.
+-- One job's claim: its verdict, and the value that goes with it. Who holds a job may finish it after its deadline, so
+-- a job that is held is not late. A holder that neither ended the job nor gave it back goes into the job's history. A
+-- copy with a later deadline than the record has the record's. Where the class is given whose queue it was taken from,
+-- a job that this very device held when its worker ended is left to another device for a while: it may be what ended
+-- the worker.
 local function claimed(worker, lease, result, job, deadline, class)
   local state, attempts, released, claims, holder, held_until, history, due = unpack(redis.call('HMGET', job,
     'state', 'attempts', 'released', 'claims', 'holder', 'held_until', 'history', 'deadline_at'))
-  if final[state] or not state and redis.call('EXISTS', result) == 1 then return 'final', '' end
   deadline, due = tonumber(deadline), tonumber(due or 0)
-  if deadline > 0 and due > deadline + 0.001 then return 'final', '' end
+  if over(result, state, due, deadline) then return 'final', '' end
   local was_held, left = holder and holder ~= '', (held_until or 0) - now
   if was_held and left > 0 then return 'held', tostring(left) end
   if deadline > 0 and now > deadline or due > 0 and now > due then return 'late', '' end
@@ -154,6 +164,24 @@ return answer
 """
 )
 """First claim wins. Answers the time, then a verdict and its value for each job."""
+
+OVER = (
+    DRAINS
+    + _OVER
+    + """
+-- KEYS: a key to write to, so that a wait for the log or for a replica covers all that was written before.
+-- ARGV: for each job: result key, job key, deadline (0 = none). Answers 1 for each copy that needs no run.
+redis.call('SET', KEYS[1], '', 'PX', 1000)
+local answer = {}
+for i = 1, #ARGV, 3 do
+  local result, job, deadline = unpack(ARGV, i, i + 2)
+  local state, due = unpack(redis.call('HMGET', job, 'state', 'deadline_at'))
+  answer[#answer + 1] = over(result, state, tonumber(due or 0), tonumber(deadline)) and 1 or 0
+end
+return answer
+"""
+)
+"""Says which messages may be forgotten, once what it saw is kept."""
 
 START = (
     DRAINS
@@ -380,10 +408,12 @@ class Ending:
 
 def claim_args(worker: str, lease: float, jobs: Iterable[tuple[str, float]]) -> list[Any]:
     """`CLAIM`'s arguments: `jobs` are ids with their deadlines by the server's clock, 0 where there is none."""
-    args: list[Any] = [worker, lease]
-    for job, deadline in jobs:
-        args += [result_key(job), job_key(job), deadline]
-    return args
+    return [worker, lease, *over_args(jobs)]
+
+
+def over_args(jobs: Iterable[tuple[str, float]]) -> list[Any]:
+    """`OVER`'s arguments, `jobs` as in `claim_args`."""
+    return [part for job, deadline in jobs for part in (result_key(job), job_key(job), deadline)]
 
 
 def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:

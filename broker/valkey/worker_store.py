@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -11,13 +12,13 @@ from redis.exceptions import RedisError
 
 from broker.port import DeadLetter, Holder, read_history
 from broker.valkey import scripts
-from broker.valkey.blocking import Line, connect
+from broker.valkey.blocking import ANSWER, Line, connect
 from broker.valkey.class_queue import UNACKED
 from broker.valkey.scripts import Claim, Ending
 from tasks.reload import WATCH
 from tasks.topology import Limits
 from taxiway.contract.blobs import Buffer, Reference
-from taxiway.contract.durability import refusal
+from taxiway.contract.durability import outlasted, outlasting, refusal
 from taxiway.contract.job import ResultMeta, read_meta
 from taxiway.contract.keys import (
     CATALOGUES,
@@ -29,6 +30,7 @@ from taxiway.contract.keys import (
     WORK,
     blob_key,
     job_key,
+    kept_key,
     result_key,
     stream_key,
     withdrawn_channel,
@@ -36,8 +38,17 @@ from taxiway.contract.keys import (
 from taxiway.contract.streaming import KEEP, MOST_PIECES, Piece
 from taxiway.errors import BrokerUnavailableError
 
+logger = logging.getLogger(__name__)
+
 KEPT_DEAD = 10_000
 """Dead letters that are kept; the oldest fall off."""
+
+_AT_ONCE = 500
+"""Jobs that one script looks at, so that the server is not blocked for long by one worker."""
+
+_KEPT_WITHIN = 0.8 * ANSWER
+"""Seconds for which a store is asked whether its log is on its disk. A disk that is so slow has it written at least: it
+is lost with the machine only."""
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the store is away; the last repeats
 
@@ -64,6 +75,8 @@ class Store:
         self._renew = self._client.register_script(scripts.RENEW)
         self._release = self._client.register_script(scripts.RELEASE)
         self._watch = self._client.register_script(WATCH)
+        self._keeps = True
+        self._over = self._client.register_script(scripts.OVER)
         self._line, self._values = Line(url), Line(url)
         self._finish = self._client.register_script(scripts.FINISH)
         self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
@@ -100,6 +113,30 @@ class Store:
         args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
         written = self._told(lambda: self._line.run(self._finish, [WORK, LENGTHS, *UNACKED], args))
         return [bool(one) for one in written]
+
+    def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
+        """Which messages of these (job, deadline) may be forgotten, once the store keeps what it says of them.
+
+        A store that has no log, or cannot tell of it, keeps nothing that could be waited for: it says so once.
+        """
+
+        def ask() -> list[Any]:
+            with self._client.pipeline(transaction=False) as pipe:  # one connection, whose last write is waited for
+                for start in range(0, len(jobs), _AT_ONCE):
+                    args = scripts.over_args(jobs[start : start + _AT_ONCE])
+                    self._over(keys=[kept_key(self.worker)], args=args, client=pipe)
+                pipe.execute_command(*outlasting(self.limits.durability, _KEPT_WITHIN))  # type: ignore[no-untyped-call]
+                return pipe.execute(raise_on_error=False)
+
+        *answers, kept = self._told(ask)
+        for answer in answers:
+            if isinstance(answer, RedisError):
+                raise refusal("state store", answer)
+        keeps = outlasted(kept)
+        if self._keeps and not keeps:
+            logger.warning("the store may lose results when it is killed", extra={"answer": str(kept)})
+        self._keeps = keeps
+        return [bool(one) for answer in answers for one in answer]
 
     def append(self, pieces: Mapping[str, Piece]) -> None:
         """Add a piece to the stream of each of these jobs."""

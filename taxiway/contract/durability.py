@@ -25,6 +25,24 @@ def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int
     return (("WAIT", 1, int(patience * 1000)),) if durability == "replicated" else ()
 
 
+def outlasting(durability: Durability, patience: float) -> tuple[str | int, ...]:
+    """The command that waits, for `patience` seconds at most, until what was written before is kept.
+
+    That is on the server's disk, or at a replica. An answer is not enough: while its disk is busy, a server that
+    flushes its log every second answers before it has written there.
+    """
+    milliseconds = int(patience * 1000)
+    return ("WAIT", 1, milliseconds) if durability == "replicated" else ("WAITAOF", 1, 0, milliseconds)
+
+
+def outlasted(answer: Any) -> bool:
+    """Whether `outlasting` was answered in time, and by a server that keeps anything."""
+    if isinstance(answer, Exception):
+        return False
+    kept: int = answer[0] if isinstance(answer, list) else answer
+    return kept > 0
+
+
 def check_confirmed(answers: Sequence[Any]) -> None:
     """Raise what the answers to `confirming` say is missing.
 

@@ -148,6 +148,11 @@ def room_key(worker: str) -> str:
     return f"taxiway:room:{worker}"
 
 
+def kept_key(worker: str) -> str:
+    """What a worker writes to learn whether all that was written before is kept."""
+    return f"taxiway:kept:{worker}"
+
+
 def withdrawn_channel(worker: str) -> str:
     """The channel on which a worker hears of jobs that it holds, and that were ended for it."""
     return f"taxiway:withdrawn:{worker}"

@@ -43,7 +43,7 @@ class Fetching(bootsteps.StartStopStep):
                 logger.error("a class is not served", extra={"class": queue.name, "reason": reason})
                 consumer.cancel_task_queue(queue.name)
         guarded(consumer)
-        consumer.pool.hub.link = consumer.connection
+        consumer.pool.hub.link, consumer.pool.hub.qos = consumer.connection, consumer.qos
         if consumer.pool.fetcher is not None:
             consumer.task_consumer.channel.qos.can_consume = lambda: False
             consumer.pool.fetcher.follow(consumer.task_consumer)

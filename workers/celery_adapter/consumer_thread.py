@@ -17,11 +17,12 @@ _SIGN_OF_LIFE = 1.0  # seconds between two heartbeats to RabbitMQ while Celery's
 class Hub:
     """Callbacks for the hub's thread. Any thread may `call`; the rest is for that thread.
 
-    `link` is the connection of Celery's consumer.
+    `link` is the connection of Celery's consumer, and `qos` says how many messages that may take ahead.
     """
 
     def __init__(self) -> None:
         self.link: Any = None
+        self.qos: Any = None
         self._loop: Any = None
         self._callbacks: deque[Callable[[], None]] = deque()
         self._alive_at = 0.0

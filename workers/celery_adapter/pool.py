@@ -1,10 +1,10 @@
 """Celery's pool over one device, and the threads beside Celery's own that serve it.
 
 `fetch` takes messages from Valkey and reads them, `intake` claims what Celery's consumer hands over, `device` forms
-batches and runs them, `finisher` writes results and acknowledges, `streams` tells answers as they come, `withdrawals`
-hears of jobs that were ended for it, `folder` follows the models folder, `notice` hears that the machine is to be
-reclaimed, and `pulse` keeps what is held. What
-touches the connection of Celery's consumer is done on the thread that owns it, the hub's.
+batches and runs them, `finisher` writes results and acknowledges, `acknowledgements` has what came from RabbitMQ
+acknowledged once results are kept, `streams` tells answers as they come, `withdrawals` hears of jobs that were ended
+for it, `folder` follows the models folder, `notice` hears that the machine is to be reclaimed, and `pulse` keeps what
+is held. What touches the connection of Celery's consumer is done on the thread that owns it, the hub's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ from broker.valkey.worker_store import Store, insist
 from tasks.models.artefacts import ArtefactStore
 from tasks.retarget import unfit_for
 from tasks.settings import STATES
+from tasks.ticket import Ticket
 from tasks.tracing import trail_of
 from taxiway.contract.blobs import Buffer, Reference
 from taxiway.contract.keys import INFER
 from taxiway.errors import BrokerUnavailableError
+from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.consumer_thread import Hub
 from workers.celery_adapter.context import WorkerContext, context_of
 from workers.celery_adapter.events import TaskEvents
@@ -100,6 +102,7 @@ class DevicePool(BasePool):
         self._queue = _class_queue(context, worker)
         self.ledger = self._make_ledger(context, worker)
         self.departure = Departure()
+        self._acknowledgements = None if self._queue is not None else Acknowledgements(self._store, self.hub)
         self._returns = Returns(self._store, self.ledger, self._queue, self.hub.call)
         self._account = Account(executor.device.label)
         self._finisher = self._make_finisher(executor)
@@ -134,6 +137,10 @@ class DevicePool(BasePool):
         )
         self.ledger.hold([delivery])
         self._reception.put(delivery)
+
+    def acknowledging(self, ticket: Ticket, ack: Callable[..., Any], reject: Callable[..., Any]) -> Callable[..., Any]:
+        """How Celery acknowledges a message: on another kind of broker not before the store keeps the job's end."""
+        return ack if self._acknowledgements is None else self._acknowledgements.after_end(ticket, ack, reject)
 
     def unfit_for(self, hardware_class: str) -> str | None:
         """Why the device may not serve a class; None where it may."""
@@ -258,6 +265,7 @@ class DevicePool(BasePool):
             "intake": (self._reception.run, self._reception.stop),
             "device": (serve_device, self._loop.stop),
             "finisher": (self._finisher.run, self._finisher.stop),
+            **self._acknowledging_role(),
             "streams": (self._streams.run, self._streams.stop),
             "withdrawals": (self._withdrawals.run, self._withdrawals.stop),
             "folder": (self._folder.run, self._folder.stop),
@@ -283,6 +291,18 @@ class DevicePool(BasePool):
         _spare_collections()
         self.pulse.beat()
         self._threads["pulse"] = _thread("pulse", self.pulse.run)
+
+    def _acknowledging_role(self) -> dict[str, _Role]:
+        """The thread that has messages acknowledged, where there is one: the hub brings the last."""
+        acknowledgements = self._acknowledgements
+        if acknowledgements is None:
+            return {}
+
+        def stop() -> None:
+            self.hub.run()
+            acknowledgements.stop()
+
+        return {"acknowledgements": (acknowledgements.run, stop)}
 
     def _keep(self, held_for: float) -> None:
         """Renew the claims and the messages held for so many seconds, and learn which claims are not any more."""

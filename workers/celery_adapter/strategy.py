@@ -46,7 +46,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
             consumer.pool.reject(message, str(error))
             return ack(logger, consumer.connection_errors)
         message.headers = {**message.headers, HEADER: ticket, "expires": None, "ignore_result": False}
-        return handle(message, body, ack, reject, callbacks, **rest)
+        return handle(message, body, consumer.pool.acknowledging(ticket, ack, reject), reject, callbacks, **rest)
 
     return check
 

@@ -1,0 +1,106 @@
+"""Acknowledges what came from a broker that is not the state store, once the store keeps the jobs' ends.
+
+A store that is killed may come back without the last second of its writes: its broker still has the messages then, and
+each goes back to its queue whose job's end is gone. What waits here is no more in the worker's way: its consumer may
+take as many more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from broker.valkey.worker_store import Store, insist
+from tasks.ticket import Ticket
+from taxiway.errors import BrokerUnavailableError
+from workers.celery_adapter.consumer_thread import Hub
+
+logger = logging.getLogger(__name__)
+
+MOST = 10_000
+"""Messages that may wait here before a worker takes fewer: AMQP counts them in 16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message whose job has ended, with its copy's deadline; `settle` is told whether to acknowledge it."""
+
+    job: str
+    deadline_at: float
+    settle: Callable[[bool], None]
+
+
+class Acknowledgements:
+    """Messages whose jobs' ends are on their way to the store's disk. All but `run` is for the hub's thread."""
+
+    def __init__(self, store: Store, hub: Hub) -> None:
+        self._store = store
+        self._hub = hub
+        self._waiting: list[_Message] = []
+        self._unsettled = 0
+        self._changed = threading.Condition()
+        self._given_up = threading.Event()
+
+    def after_end(self, ticket: Ticket, ack: Callable[..., Any], reject: Callable[..., Any]) -> Callable[..., None]:
+        """What Celery calls instead of `ack`; `reject` puts the message back into its queue."""
+
+        def later(*told: Any) -> None:
+            grown = self._unsettled < MOST
+            qos = self._hub.qos
+            if grown:
+                qos.increment_eventually()
+            self._unsettled += 1
+
+            def settle(over: bool) -> None:
+                self._unsettled -= 1
+                if grown:
+                    qos.decrement_eventually()
+                if over:
+                    ack(*told)
+                else:
+                    reject(*told, True)
+
+            self._put(_Message(ticket.job, ticket.deadline_at, settle))
+
+        return later
+
+    def stop(self) -> None:
+        """End after what was put, or when the store does not answer."""
+        self._given_up.set()
+        with self._changed:
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        while messages := self._take():
+            try:
+                over = insist(partial(self._over, messages), self._given_up, _say_away)
+            except BrokerUnavailableError:
+                return  # the messages are delivered again
+            for message, is_over in zip(messages, over, strict=True):
+                self._hub.call(partial(message.settle, is_over))
+            if not all(over):
+                logger.warning("the store lost ends of jobs: they run again", extra={"jobs": over.count(False)})
+
+    def _over(self, messages: list[_Message]) -> list[bool]:
+        return self._store.over([(message.job, message.deadline_at) for message in messages])
+
+    def _put(self, message: _Message) -> None:
+        with self._changed:
+            self._waiting.append(message)
+            self._changed.notify()
+
+    def _take(self) -> list[_Message]:
+        """All that waits, at least one message; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._given_up.is_set())
+            messages, self._waiting = self._waiting, []
+        return messages
+
+
+def _say_away(why: str) -> None:
+    logger.warning("cannot acknowledge", extra={"error": why})
