@@ -42,7 +42,7 @@ _LETTING_GO = (keys.holding_key("*"), keys.RELEASED, keys.HELD)
 
 
 def valkey_accounts(classes: Iterable[str], passwords: Mapping[str, str], database: int = 0) -> str:
-    """The ACL file of Valkey 8 and Redis 7 for a fleet of these hardware classes in that database."""
+    """The ACL file of Valkey 8 and Redis 7.2 for a fleet of these hardware classes in that database."""
     names, fanouts = sorted(classes), _fanouts(database)
     rules = {
         "producer": _producer(),

@@ -38,7 +38,17 @@ ALLOWED: dict[str, dict[str, str]] = {
         (
             *("arrivals", "class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
             *("bindings of control", "binding deadlines", "control", "events", "DEAD"),
-            *("job_key", "blob_key", "stream_key", "room_key", "life_key", "reading_key", "taken_key", "holding_key"),
+            *(
+                "job_key",
+                "blob_key",
+                "stream_key",
+                "room_key",
+                "kept_key",
+                "life_key",
+                "reading_key",
+                "taken_key",
+                "holding_key",
+            ),
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "RELEASER", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
@@ -51,7 +61,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             (
                 *("class queue", "result_key", "result of a group", "unacked", "bindings of classes"),
                 *("bindings of control", "binding deadlines", "control", "events"),
-                *("job_key", "blob_key", "stream_key", "room_key", "spent_key"),
+                *("job_key", "blob_key", "stream_key", "room_key", "kept_key", "spent_key"),
                 *("DEVICES", "HEARTBEATS", "WORK", "LENGTHS", "CATALOGUES", "CATALOGUES_SEEN"),
             ),
             ALL,
@@ -77,7 +87,7 @@ SERVING = f"{GREETING} {HEARING} multi exec discard script|load script|exists ti
 KEYLESS = {
     "producer": f"{GREETING} subscribe unsubscribe multi exec wait",
     "router": f"{SERVING} bgrewriteaof",
-    "worker": SERVING,
+    "worker": f"{SERVING} waitaof",
     "flower": f"{GREETING} {HEARING} multi exec script|load script|exists time info",
 }
 """The commands without keys that an account holds."""
