@@ -1,13 +1,15 @@
-"""The state store's append-only file: written anew where a full disk cut it short.
+"""The state store's append-only file: rewritten where a full disk cut it short and the server's version needs that.
 
-Valkey 9.1.2 opens the file without O_APPEND once it has rewritten it, or was a replica. What it takes back of a write
-that was cut short it then leaves as a hole of zeros, and after a restart it could not read the file. As long as it runs
-it has everything, so a rewrite mends it.
+Redis 7.0 to 7.4 and Valkey up to 9.1.2 open the file without O_APPEND once they have rewritten it, or were a replica
+(`openNewIncrAofForAppend` in their `aof.c`). What they take back of a write that was cut short then stays as a hole of
+zeros, and after a restart they cannot read the file. As long as the server runs it has everything, so a rewrite repairs
+it. When the embedded Valkey is upgraded, tests/integration/test_full_disk.py tells whether `_LAST_VALKEY` must move.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from math import inf
@@ -18,12 +20,25 @@ from broker.valkey.connection import Line
 
 logger = logging.getLogger(__name__)
 
+_FIRST_REDIS, _LAST_REDIS, _LAST_VALKEY = (7, 0, 0), (7, 4, 999), (9, 1, 2)
+
 _BUSY = "Background append only file rewriting already in progress"
 """How a server says that it rewrites the file: from before the write that was cut short, it may be."""
 
 
 REFUSES_FOR = 2.0
 """Seconds after a refused write for which more refusals are expected: twice the time between two heartbeats."""
+
+
+def leaves_holes(said: Mapping[str, str]) -> bool:
+    """Whether the server's version, by its `INFO server`, is known to leave holes in the file."""
+    if "valkey_version" in said:
+        return _version(said["valkey_version"]) <= _LAST_VALKEY
+    return _FIRST_REDIS <= _version(said.get("redis_version", "0")) <= _LAST_REDIS
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall("[0-9]+", text)[:3])
 
 
 class AppendOnlyFile:
@@ -42,7 +57,7 @@ class AppendOnlyFile:
         return self._fails or time.monotonic() - self._refused_at < REFUSES_FOR
 
     async def look(self, said: Mapping[str, str]) -> None:
-        """Take in the sections `persistence` and `errorstats` of `INFO`; ask for a rewrite once writes succeed again.
+        """Take in `INFO server persistence errorstats`; once writes succeed again, ask for a rewrite where needed.
 
         They may fail for milliseconds, which the count of writes that were refused meanwhile tells of.
         """
@@ -57,7 +72,10 @@ class AppendOnlyFile:
             self._cut = True
         self._refused = refused
         if self._cut and not fails:
-            await self._rewrite()
+            if leaves_holes(said):
+                await self._rewrite()
+            else:
+                self._cut = False
 
     async def _rewrite(self) -> None:
         try:

@@ -140,7 +140,7 @@ class Store:
                 ("HGETALL", LENGTHS),
                 ("HGETALL", STARTS),
                 ("HGETALL", spent_key(day)),
-                ("INFO", "memory", "persistence", "errorstats"),
+                ("INFO", "server", "memory", "persistence", "errorstats"),
             )
             time_of, devices, heartbeats, work, lengths, starts, spent, told = answers
             said = _told(told)
