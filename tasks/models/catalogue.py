@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
-from tasks.models.graphs import GraphError, differences
 from tasks.models.files import local_sha256, local_signature
+from tasks.models.graphs import GraphError, differences
 from tasks.models.units import EXPECTED, UnitError, read_unit
-from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
 from taxiway.contract.quoting import cut, quoted
 from taxiway.contract.request import TERMS
+from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
@@ -180,10 +180,11 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One version of one model.
 
-    `size_unit` says what a row's size counts in profiles and buckets (`tasks.models.units`): `rows` (all are alike), `tokens`,
-    `pixels`, `bytes`, or an input: the value of an integer one, the elements of a tensor's row, or with `[n]` the
-    length of its axis n. `expected_size` is taken for a row whose request does not tell; a row of more than the last
-    bucket is refused, or cut where tokens are counted. `reference` names the variant the others are held against.
+    `size_unit` says what a row's size counts in profiles and buckets (`tasks.models.units`): `rows` (all are alike),
+    `tokens`, `pixels`, `bytes`, or an input: the value of an integer one, the elements of a tensor's row, or with
+    `[n]` the length of its axis n. `expected_size` is taken for a row whose request does not tell; a row of more than
+    the last bucket is refused, or cut where tokens are counted. `reference` names the variant the others are held
+    against.
     `folder` and `file` are where it was read from, the file from the folder of all models on.
     """
 

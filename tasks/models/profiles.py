@@ -16,8 +16,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from tasks.models.catalogue import Model, Profile
 from tasks.document import DocumentError, Size, Verbatim, parse_document
+from tasks.models.catalogue import Model, Profile
 from tasks.topology import DeviceKind
 
 STALE_AFTER = 90

@@ -17,8 +17,8 @@ from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.image_header import pixels_of, read_base64, read_bytes
 from tasks.models.units import Unit, read_unit
 from taxiway.contract.blobs import is_reference
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 from taxiway.contract.values import DATATYPES, is_tensor
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 CHARACTERS_PER_TOKEN = 4
 """Of English text in a WordPiece vocabulary, about."""
