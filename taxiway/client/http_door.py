@@ -15,8 +15,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from taxiway.client.door import Receipt
-from taxiway.client.http_link import LONGEST_WAIT, HttpLink, Response
-from taxiway.client.server_events import EndedError, ServerEvent, read_events
+from taxiway.client.http_link import LONGEST_WAIT, EndedError, HttpLink, Response, ServerEvent
 from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed, single_row
 from taxiway.contract.binary import HEADER, OCTETS, SINGLE, Framed, split
 from taxiway.contract.blobs import Buffer
@@ -206,7 +205,7 @@ class HttpDoor:
         """The events of a job's stream; what ends them too early is raised in our words."""
         until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
-            async with contextlib.aclosing(read_events(self._link, f"{_job_path(job)}/stream", until)) as events:
+            async with contextlib.aclosing(self._link.events(f"{_job_path(job)}/stream", until)) as events:
                 yield events
         except TimeoutError as error:
             raise _too_long(timeout) from error

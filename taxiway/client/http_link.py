@@ -1,11 +1,10 @@
-"""HTTP/1.1 to one server that may be away for a while: kept-alive connections, answers parsed in C.
+"""Requests and event streams to one router that may be away for a while, over aiohttp.
 
+aiohttp has the protocol, TLS, proxies and the pool of connections; this module decides what is sent again and when a
+silent router is given up.
 A server's certificate is always verified, against the system's authorities or those in the file that `SSL_CERT_FILE`
 names. One that does not hold is an error at once: waiting makes it no better.
-
-Source of the choice, on one core with small bodies: a request costs 25 µs here, 62 to 89 with aiohttp, 360 with
-niquests, and 390 (one at a time) to 730 (32 at a time) with httpx, which looks through its whole pool for each.
-Proxies named in the environment are not used: the door is a router, or what stands before it.
+`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are followed, but for this machine's own addresses.
 """
 
 from __future__ import annotations
@@ -13,13 +12,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from httptools import HttpParserError, HttpResponseParser
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from yarl import URL
 
 from taxiway.contract.blobs import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
@@ -33,6 +36,9 @@ _KEPT = 4.0
 _TOGETHER = 65536
 """Bytes of a body up to which it goes out in one write with its head."""
 
+_SLICE = 262144
+"""Bytes of a larger body that are handed to the connection at once."""
+
 LONGEST_WAIT = 20.0
 """Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
 
@@ -42,7 +48,13 @@ have forgotten it. Whatever a client asks is answered, or a stream kept alive, w
 
 _LIVE = "/v2/health/live"
 
-_BROKEN_OFF = (ConnectionResetError, BrokenPipeError)
+_LAST = "last-event-id"
+
+_UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
+"""Headers that aiohttp would add by itself. Compression costs tensors more than it saves."""
+
+_UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+"""No connection came about: nothing was sent."""
 
 Sink = Callable[[bytes], None]
 """Takes each piece of a successful answer's body as it comes."""
@@ -52,9 +64,17 @@ class BrokenOffError(BrokerUnavailableError):
     """The server closed the connection before its answer was there: whether it did what it was asked is not known."""
 
 
+class EndedError(Exception):
+    """The server answered with something else than a stream of events."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(f"{response.status} came instead of events")
+        self.response = response
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer: header names in lower case; `body` is empty where a sink took it."""
+    """An answer: header names in any case; `body` is empty where a sink took it."""
 
     status: int
     headers: Mapping[str, str]
@@ -66,6 +86,15 @@ class Response:
         return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
+@dataclass(frozen=True, slots=True)
+class ServerEvent:
+    """One event; the `kind` of most is empty."""
+
+    kind: str
+    id: str
+    data: bytes
+
+
 class HttpLink:
     """Requests to one server, each on a connection that no other uses meanwhile; as many as there are calls.
 
@@ -75,25 +104,21 @@ class HttpLink:
 
     def __init__(self, url: str, patience: float, key: str | None = None, *, silence: float = SILENCE) -> None:
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        self.url = f"{parts.scheme}://{host}{parts.path}"  # never with a password
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # never with a password
         self.heard = 0.0
-        self._doubted = 0.0  # when it was last found away
-        self._probing: asyncio.Task[bool] | None = None
         self.patience = patience
+        self._doubted = 0.0  # when it was last found away
         self._silence = silence
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._address = _address(parts, 443 if self._tls else 80)
-        self._prefix = parts.path.rstrip("/")
-        self._head = f" HTTP/1.1\r\nhost: {host}\r\n"
-        if key is not None:
-            self._head += f"authorization: Bearer {_checked(key)}\r\n"
-        elif parts.username is not None:
-            secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            self._head += f"authorization: Basic {base64.b64encode(secret).decode()}\r\n"
-        self._idle: list[_Connection] = []
-        self._busy: set[_Connection] = set()
+        address = _address(parts)
+        self._base = str(address).rstrip("/")
+        self._proxy = _proxy_of(address)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else True
+        self._headers = _credentials(parts, key)
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+        self._calls: set[_Call] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[bool] | None = None
 
     async def ask(
         self,
@@ -116,10 +141,10 @@ class HttpLink:
             BrokerUnavailableError: it cannot be reached, or was silent for the patience; with the detail `sent` where
                 it had been sent what it was asked, and may have done it.
         """
-        until = None
+        until, kept = None, (_not_repeated,) if once else ()
         while True:
             try:
-                return await self._ask(method, path, body, headers or {}, sink)
+                return await self._ask(method, path, body, sink, headers=headers, middlewares=kept)
             except BrokenOffError:
                 now = asyncio.get_running_loop().time()
                 until = now + self.patience if until is None else until
@@ -131,84 +156,140 @@ class HttpLink:
                 raise self._away(sent=True) from error
             await asyncio.sleep(_PAUSE)
 
-    async def _ask(
-        self, method: str, path: str, body: Sequence[Buffer], headers: Mapping[str, str], sink: Sink | None
-    ) -> Response:
-        """The server's answer to a request that is sent once; raises as `ask` does."""
-        head = f"{method} {self._prefix}{path}{self._head}"
-        for name, value in headers.items():
-            head += f"{name}: {value}\r\n"
-        length = sum(map(len, body))
-        if self.heard < self._doubted:
-            await self._heard_again()
-        connection = self._unused() or await self._connected()
-        if self._watching is None or self._watching.done():
-            self._watching = asyncio.create_task(self._watch())
-        self._busy.add(connection)
-        try:
-            response = await connection.ask(f"{head}content-length: {length}\r\n\r\n".encode(), body, sink)
-        except _BROKEN_OFF as error:
-            raise BrokenOffError(f"the router at {self.url} broke off", sent=True) from error
-        except (OSError, HttpParserError) as error:
-            raise self._away(sent=True) from error
-        finally:
-            self._busy.discard(connection)
-            if connection.finish():
-                self._idle.append(connection)
-        return response
+    async def events(self, path: str, until: float | None) -> AsyncGenerator[ServerEvent, None]:
+        """The events at `path`; a connection or a stream that ends is followed by another one, which is told the rest.
+
+        A router that stops ends its streams wherever they are: it is for the reader to know the last event.
+        `until` is a moment by the loop's clock.
+
+        Raises:
+            TimeoutError: `until` passed.
+            BrokerUnavailableError: nobody answers, or they broke off for the patience.
+            EndedError: the answer is no stream.
+        """
+        clock = asyncio.get_running_loop().time
+        last, well = "", clock()
+        while True:
+            began = clock()
+            events: asyncio.Queue[ServerEvent | None] = asyncio.Queue()
+            headers = {_LAST: last} if last else {}
+            asking = asyncio.create_task(self.ask("GET", path, headers=headers, sink=_EventParser(events).feed))
+            asking.add_done_callback(lambda _, events=events: events.put_nowait(None))  # type: ignore[misc]  # binds
+            try:
+                while (event := await _next(events, until)) is not None:
+                    last = event.id or last
+                    yield event
+                    well = clock()
+            finally:
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+            well = clock() if clock() - began > self.patience else well
+            if not _goes_on(asking, again=clock() - well < self.patience):
+                return
+            await asyncio.sleep(_PAUSE)
 
     async def close(self) -> None:
         """Close all connections."""
-        for task in (self._watching, self._probing):
-            if task is not None:
-                task.cancel()
-        for connection in (*self._idle, *self._busy):
-            connection.abort()
-        self._idle.clear()
+        self._closed = True
+        tasks = [task for task in (self._watching, self._probing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
 
-    def _unused(self) -> _Connection | None:
-        """The connection that was used last, if its server surely still holds it."""
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.open and asyncio.get_running_loop().time() - connection.used < _KEPT:
-                return connection
-            connection.abort()
-        return None
-
-    async def _connected(self) -> _Connection:
-        """A new connection, tried for the patience; nothing was sent yet."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self.patience
+    async def _ask(self, method: str, path: str, body: Sequence[Buffer], sink: Sink | None, **options: Any) -> Response:
+        """The server's answer to a request that is sent once, on a connection that is tried for the patience."""
+        if self.heard < self._doubted:
+            await self._heard_again()
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.patience
         while True:
+            began = clock()
+            call = _Call(asyncio.timeout(None), began, began)
+            options["timeout"] = aiohttp.ClientTimeout(
+                total=None, connect=max(_PAUSE, until - began), ceil_threshold=60
+            )
+            options["data"] = (b"".join(body) or None) if sum(map(len, body)) <= _TOGETHER else _Pieces(body, call)
             try:
-                async with asyncio.timeout_at(until):
-                    _, connection = await loop.create_connection(
-                        lambda: _Connection(self), *self._address, ssl=self._tls
-                    )
-            except ssl.SSLCertVerificationError as error:
-                message = f"the certificate of {self.url} does not hold: {error.verify_message}"
-                raise BrokerUnavailableError(message) from error
-            except (OSError, TimeoutError) as error:
-                if loop.time() + _PAUSE >= until:
+                return await self._exchange(call, method, path, options, sink)
+            except aiohttp.ClientConnectorCertificateError as error:
+                reason = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
+                raise BrokerUnavailableError(f"the certificate of {self.url} does not hold: {reason}") from error
+            except _UNREACHED as error:
+                if clock() + _PAUSE >= until:
                     raise self._away() from error
-                await asyncio.sleep(_PAUSE)
-            else:
-                return connection
+            await asyncio.sleep(_PAUSE)
+
+    async def _exchange(
+        self, call: _Call, method: str, path: str, options: dict[str, Any], sink: Sink | None
+    ) -> Response:
+        """One try; raises what `_UNREACHED` names where nothing was sent, and what `ask` raises."""
+        self._calls.add(call)
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
+        try:
+            async with (
+                call.scope,
+                self._opened().request(method, URL(self._base + path, encoded=True), **options) as response,
+            ):
+                return Response(response.status, response.headers, await self._read(response, call, sink))
+        except _UNREACHED:
+            raise
+        except TimeoutError as error:
+            if asyncio.get_running_loop().time() - call.heard < self._silence:
+                raise self._away(sent=True) from error
+            raise self._broken_off() from error
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+            raise self._broken_off() from error
+        except aiohttp.ClientError as error:
+            raise self._away(sent=True) from error
+        finally:
+            self._calls.discard(call)
+
+    async def _read(self, response: aiohttp.ClientResponse, call: _Call, sink: Sink | None) -> bytes:
+        """The body, as far as the sink does not take it."""
+        clock = asyncio.get_running_loop().time
+        call.heard = self.heard = clock()
+        pieces: list[bytes] = []
+        take = pieces.append if sink is None or response.status != HTTPStatus.OK else sink
+        async for piece in response.content.iter_any():
+            call.heard = self.heard = clock()
+            take(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        """The session that keeps connections, made when it is first used: it belongs to the loop."""
+        if self._closed:
+            raise self._away()
+        if self._session is None:
+            self._session = self._new_session(keepalive_timeout=_KEPT)
+        return self._session
+
+    def _new_session(self, **kept: Any) -> aiohttp.ClientSession:
+        """A session with the server's TLS, proxy and credentials; names are looked up anew for each connection."""
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, use_dns_cache=False, **kept),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers,
+            skip_auto_headers=_UNASKED,
+            proxy=self._proxy,
+            read_bufsize=_SLICE,
+        )
 
     async def _watch(self) -> None:
         """Ask a silent server for a sign of life while anybody waits for it; without one, nobody waits any more."""
         clock = asyncio.get_running_loop().time
-        step = self.patience / 3
-        while self._busy:
+        step = min(self.patience, self._silence) / 3
+        while self._calls:
             await asyncio.sleep(step)
             asked = clock()
-            for connection in [one for one in self._busy if one.silent_since(asked) < asked - self._silence]:
-                connection.abort(ConnectionResetError("silent"))
-            if not self._busy or asked - self.heard < step:
-                continue
-            if not await self._lives(step) and self.heard < asked:  # else it answered others meanwhile: it is busy
-                for connection in list(self._busy):
-                    connection.abort()
+            gone = False
+            if self._calls and asked - self.heard >= step:
+                gone = not await self._lives(step) and self.heard < asked  # else it answered others: it is busy
+            for call in self._calls:
+                end = asked if gone else call.heard + self._silence
+                call.end_at(max(end, call.began + self.patience + _PAUSE))  # until then it may be connecting
 
     async def _heard_again(self) -> None:
         """Wait for a server that was away, for the patience: one call asks for all that wait.
@@ -230,145 +311,154 @@ class HttpLink:
         return self._probing
 
     async def _lives(self, longest: float) -> bool:
-        request = f"GET {self._prefix}{_LIVE}{self._head}\r\n".encode()
+        """Whether the server answers within so many seconds, on a connection of its own."""
         try:
-            async with asyncio.timeout(longest):
-                while not await self._answers(request):
-                    await asyncio.sleep(_PAUSE)
-        except (OSError, TimeoutError, HttpParserError, BrokerUnavailableError):
+            async with asyncio.timeout(longest), self._new_session(force_close=True) as session:
+                while True:
+                    try:
+                        async with session.get(URL(self._base + _LIVE, encoded=True)):
+                            self.heard = asyncio.get_running_loop().time()
+                            return True
+                    except aiohttp.ClientConnectionError:
+                        await asyncio.sleep(_PAUSE)
+        except (aiohttp.ClientError, TimeoutError):
             return False
-        return True
-
-    async def _answers(self, request: bytes) -> bool:
-        """Whether a request is answered on a connection of its own; False where that broke off."""
-        connection = await self._connected()
-        try:
-            await connection.ask(request, (), None)
-        except _BROKEN_OFF:
-            return False
-        finally:
-            connection.abort()
-        return True
 
     def _away(self, **details: bool) -> BrokerUnavailableError:
         self._doubted = asyncio.get_running_loop().time()
         return BrokerUnavailableError(f"the router at {self.url} does not answer", **details)
 
+    def _broken_off(self) -> BrokenOffError:
+        return BrokenOffError(f"the router at {self.url} broke off", sent=True)
 
-def _address(parts: SplitResult, usual: int) -> tuple[str, int]:
-    """Host and port. The error does not show what may be a piece of a password."""
+
+async def _not_repeated(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending a DELETE again by itself when its connection breaks."""
     try:
-        host, port = parts.hostname, parts.port or usual
+        return await handler(request)
+    except _UNREACHED:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientConnectionError(str(error)) from error
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A request under way: when it began, and when its server last sent something or took some of the body."""
+
+    scope: asyncio.Timeout
+    began: float
+    heard: float
+
+    def end_at(self, when: float) -> None:
+        """Give it up at this moment, if it has not ended by then."""
+        if not self.scope.expired():
+            self.scope.reschedule(when)
+
+
+class _Pieces(aiohttp.Payload):
+    """A body in pieces, sent without joining or copying them."""
+
+    def __init__(self, pieces: Sequence[Buffer], call: _Call) -> None:
+        super().__init__(pieces)
+        self._pieces = pieces
+        self._call = call
+        self._size = sum(map(len, pieces))
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Part of `Payload`."""
+        return b"".join(self._pieces).decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Part of `Payload`."""
+        clock = asyncio.get_running_loop().time
+        for piece in self._pieces:
+            view = memoryview(piece)
+            for start in range(0, len(view), _SLICE):
+                await writer.write(view[start : start + _SLICE])
+                self._call.heard = clock()
+
+
+class _EventParser:
+    """Finds events in a body that comes in pieces of any length.
+
+    Source: HTML's "Server-sent events", of which routers send the fields `event`, `id` and `data`, each in one line.
+    """
+
+    def __init__(self, found: asyncio.Queue[ServerEvent | None]) -> None:
+        self._found = found
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next piece of the body."""
+        *events, self._rest = (self._rest + piece).split(b"\n\n")
+        for lines in events:
+            fields = dict(line.split(b": ", 1) for line in lines.split(b"\n") if b": " in line)
+            if b"data" in fields:
+                kind, number = fields.get(b"event", b"").decode(), fields.get(b"id", b"").decode()
+                self._found.put_nowait(ServerEvent(kind, number, fields[b"data"]))
+
+
+async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) -> ServerEvent | None:
+    async with asyncio.timeout_at(until):
+        return await events.get()
+
+
+def _goes_on(asking: asyncio.Task[Response], *, again: bool) -> bool:
+    """Whether the stream that ended is asked for anew, as long as it may be."""
+    try:
+        response = asking.result()
+    except BrokenOffError:
+        if not again:
+            raise
+    else:
+        if not response.ok:
+            raise EndedError(response)
+    return again
+
+
+def _address(parts: SplitResult) -> URL:
+    """Where the server is, without a password. The error does not show what may be a piece of one."""
+    try:
+        address = URL(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+        known = bool(address.host)
     except ValueError:  # it quotes the port
-        host = None
-    if not host:
+        known = False
+    if not known:
         wanted = "a host, and a port that is a number; / and # in a password are %2F and %23"
         raise InvalidRequestError(f"url: expected {wanted}", field="url")
-    return host, port
+    return address
 
 
-def _checked(key: str) -> str:
-    """A key that can stand in a head. The error does not show it."""
+def _credentials(parts: SplitResult, key: str | None) -> dict[str, str]:
+    """The header that says who asks. The error does not show the key."""
+    if key is None:
+        if parts.username is None:
+            return {}
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        return {"authorization": f"Basic {base64.b64encode(secret).decode()}"}
     if not key.isascii() or not key.isprintable() or " " in key:
         raise InvalidRequestError("key: expected ASCII text without spaces", field="key")
-    return key
+    return {"authorization": f"Bearer {key}"}
 
 
-class _Connection(asyncio.Protocol):
-    """One connection: a request, its answer, and the next one. The callbacks `on_…` are httptools'."""
+def _proxy_of(address: URL) -> str | None:
+    """The proxy that the environment names for an address; None for this machine's own.
 
-    def __init__(self, link: HttpLink) -> None:
-        self._link = link
-        self._loop = asyncio.get_running_loop()
-        self._parser = HttpResponseParser(self)
-        self._transport: Any = None
-        self._answer: asyncio.Future[Response] | None = None
-        self._sink: Sink | None = None
-        self._headers: dict[str, str] = {}
-        self._pieces: list[bytes] = []
-        self._ended = True
-        self._heard = 0.0  # when anything came, or went
-        self._unsent = 0  # bytes, when it was last looked
-        self.used = 0.0
+    aiohttp's `trust_env` would look for it again, on another thread, with every request.
+    """
+    found, host = getproxies().get(address.scheme), address.host or ""
+    if found is None or _is_here(host) or proxy_bypass(host):
+        return None
+    proxy = found if "://" in found else f"http://{found}"
+    if urlsplit(proxy).scheme not in ("http", "https"):
+        name = f"{address.scheme.upper()}_PROXY"
+        raise InvalidRequestError(f"{name}: expected an address that starts with http:// or https://", field="url")
+    return proxy
 
-    @property
-    def open(self) -> bool:
-        """Whether it may carry a request."""
-        return not self._transport.is_closing()
 
-    def ask(self, head: bytes, body: Sequence[Buffer], sink: Sink | None) -> asyncio.Future[Response]:
-        """Send a request; the future of its answer."""
-        self._headers, self._pieces, self._sink, self._ended = {}, [], sink, False
-        self._heard = self._loop.time()
-        self._answer = self._loop.create_future()
-        if sum(map(len, body)) <= _TOGETHER:
-            self._transport.write(b"".join([head, *body]))
-        else:
-            for piece in (head, *body):
-                self._transport.write(memoryview(piece))  # of which asyncio cuts without a copy
-        return self._answer
-
-    def silent_since(self, now: float) -> float:
-        """The last moment at which its server gave a sign of life: it sent something, or took some of the body."""
-        unsent = self._transport.get_write_buffer_size()
-        if unsent != self._unsent:
-            self._unsent, self._heard = unsent, now
-        return self._heard
-
-    def finish(self) -> bool:
-        """Whether it can be used again, once its caller has the answer; one that gave up closes it."""
-        if self._ended and self.open:
-            self.used = self._loop.time()
-            return True
-        self.abort()
-        return False
-
-    def abort(self, why: OSError | None = None) -> None:
-        """Close it; who waits for its answer is told."""
-        self._transport.abort()
-        self._fail(why or ConnectionAbortedError("closed"))
-
-    def connection_made(self, transport: Any) -> None:
-        """Part of `asyncio.Protocol`."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Part of `asyncio.Protocol`."""
-        self._link.heard = self._heard = self._loop.time()
-        try:
-            self._parser.feed_data(data)
-        except HttpParserError as error:
-            self._fail(error)
-            self._transport.abort()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """Part of `asyncio.Protocol`. An answer that names no length ends with its connection."""
-        if error is None and self._headers and not self._headers.keys() & {"content-length", "transfer-encoding"}:
-            self.on_message_complete()
-        self._fail(error or ConnectionResetError("closed by the server"))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, piece: bytes) -> None:
-        """Part of the body."""
-        if self._sink is not None and self._parser.get_status_code() == HTTPStatus.OK:
-            self._sink(piece)
-        else:
-            self._pieces.append(piece)
-
-    def on_message_complete(self) -> None:
-        """The answer is there."""
-        status = self._parser.get_status_code()
-        if status < HTTPStatus.OK:  # an interim answer, which the true one follows
-            self._headers = {}
-            return
-        self._ended = self._parser.should_keep_alive()
-        if self._answer is not None and not self._answer.done():
-            body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self._answer.set_result(Response(status, self._headers, body))
-
-    def _fail(self, error: Exception) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
+def _is_here(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

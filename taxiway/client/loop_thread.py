@@ -6,22 +6,27 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+Last = Callable[[], Coroutine[Any, Any, None]]
+
 
 class LoopThread:
-    """Runs coroutines for any number of threads. Ends with `close`, when it is collected, or with the interpreter."""
+    """Runs coroutines for any number of threads. Ends with `close`, when it is collected, or with the interpreter.
 
-    def __init__(self) -> None:
+    `last` is called on the loop before that.
+    """
+
+    def __init__(self, last: Last) -> None:
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="taxiway-client", daemon=True)
         thread.start()
-        self._stop = weakref.finalize(self, _stop, self._loop, thread, self._process)
+        self._stop = weakref.finalize(self, _stop, self._loop, thread, self._process, last)
 
     @property
     def alive(self) -> bool:
@@ -57,19 +62,21 @@ class LoopThread:
         self._stop()
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int) -> None:
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int, last: Last) -> None:
     if os.getpid() != process:
         return
-    if threading.current_thread() is thread:  # collected there: nobody is left to wait for the rest
-        loop.stop()
+    ending = asyncio.run_coroutine_threadsafe(_end(last), loop)
+    if threading.current_thread() is thread:  # collected there: nobody waits for the end
+        ending.add_done_callback(lambda _: loop.stop())
         return
-    asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+    ending.result()
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
 
 
-async def _cancel_all() -> None:
+async def _end(last: Last) -> None:
+    await last()
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()

@@ -82,7 +82,7 @@ class Client:
         durability: Durability = "written",
     ) -> None:
         self._client = AsyncClient(url, key=key, connect_timeout=connect_timeout, arrays=arrays, durability=durability)
-        self._loop = LoopThread()
+        self._loop = LoopThread(self._client.close)
 
     def __enter__(self) -> Self:
         return self
@@ -212,9 +212,7 @@ class Client:
 
     def close(self) -> None:
         """Let go of all connections; jobs go on. Closing twice does nothing."""
-        if self._loop.alive:
-            self._loop.run(self._client.close())
-            self._loop.close()
+        self._loop.close()
 
 
 def _each(loop: LoopThread, told: Told) -> Iterator[Event | Result]:

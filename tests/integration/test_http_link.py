@@ -1,12 +1,14 @@
-"""The client's own HTTP connections, against a server of the test that answers whatever it is told to."""
+"""The client's HTTP connections, against a server of the test that answers whatever it is told to."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
 import pytest
 
-from taxiway.client.http_link import SILENCE, HttpLink, Response
+from taxiway.client.http_link import SILENCE, BrokenOffError, HttpLink, Response
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -105,12 +107,12 @@ def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one():
         heard = []
         good = await link.ask("GET", "/a", sink=heard.append)
         bad = await link.ask("GET", "/a", sink=heard.append)
-        return heard, good.body, bad.body
+        return b"".join(heard), good.body, bad.body
 
     chunked = [b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nbo\r\n", b"2\r\ndy\r\n0\r\n\r\n"]
     wrong = b"HTTP/1.1 404 Not Found\r\ncontent-length: 5\r\n\r\nwrong"
 
-    assert run(Server(chunked, wrong), use) == ([b"bo", b"dy"], b"", b"wrong")
+    assert run(Server(chunked, wrong), use) == (b"body", b"", b"wrong")
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again():
@@ -192,6 +194,79 @@ def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_cal
     assert run(Forgetful(), use, silence=0.3) == b"ok"
 
 
+def test_a_body_that_a_server_stops_taking_is_sent_again_to_another():
+    class Forgetful(Server):
+        async def serve(self, reader, writer):
+            self.open.add(writer)
+            self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+            if b"POST" not in self.requests[-1]:
+                writer.write(OK)
+            elif sum(b"POST" in request for request in self.requests) > 1:
+                await reader.readexactly(20_000_000)
+                writer.write(OK)
+
+    async def use(link):
+        return (await asyncio.wait_for(link.ask("POST", "/a", [b"x" * 20_000_000]), 20)).body
+
+    assert run(Forgetful(), use, silence=0.3) == b"ok"
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_what_must_happen_once_is_sent_once(method):
+    class Leaving(Server):
+        async def serve(self, reader, writer):
+            for answer in (OK, b""):
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(answer)
+            writer.close()
+
+    async def use(link):
+        assert (await link.ask("GET", "/a")).ok
+        with pytest.raises(BrokenOffError):
+            await link.ask(method, "/a", once=True)
+
+    server = Leaving()
+    run(server, use)
+
+    assert len(server.requests) == 2
+
+
+def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch):
+    async def use(link):
+        url = f"http://user:pass@{link.url.removeprefix('http://')}"
+        monkeypatch.setenv("http_proxy", url)
+        monkeypatch.setenv("https_proxy", url)
+        monkeypatch.setenv("no_proxy", "near.example")
+        for router in ("http://far.example/under", link.url, "https://far.example", "http://near.example"):
+            other = HttpLink(router, 0.2)
+            try:
+                answers.append((await other.ask("GET", "/a")).body)
+            except BrokerUnavailableError as error:
+                answers.append(error.details.get("sent", False))
+            finally:
+                await other.close()
+
+    server, answers = Server(OK, OK, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"), []
+    run(server, use)
+
+    assert answers == [b"ok", b"ok", False, False]
+    far, here, tunnel, *_ = (request.partition(b"\r\n")[0] for request in server.requests)
+    assert far == b"GET http://far.example/under/a HTTP/1.1"
+    assert here == b"GET /a HTTP/1.1"
+    assert tunnel == b"CONNECT far.example:443 HTTP/1.1"
+    assert b"proxy-authorization: basic" in server.requests[0].lower()
+    assert not any(b"near.example" in request for request in server.requests)
+
+
+def test_a_proxy_of_another_kind_is_refused(monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://me:secret@127.0.0.1:9")
+
+    with pytest.raises(InvalidRequestError, match="HTTP_PROXY") as refused:
+        HttpLink("http://far.example", 1.0)
+
+    assert "secret" not in str(refused.value)
+
+
 class Mute(asyncio.Protocol):
     """A connection of a server that answers once it is told to; all of them are in `made`."""
 
@@ -257,7 +332,7 @@ def test_the_addresss_own_path_and_password_go_along():
 
 
 @contextmanager
-def socket_that_reads(heard):
+def socket_that_reads(heard, reply=OK):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -266,7 +341,7 @@ def socket_that_reads(heard):
             connection, _ = listener.accept()
             with connection:
                 heard.append(connection.recv(65536))
-                connection.sendall(OK)
+                connection.sendall(reply)
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -286,9 +361,20 @@ def test_a_name_and_password_in_the_address_are_told_as_http_tells_them():
         asyncio.run(use(port))
 
     assert b"authorization: Basic bWU6cEBzcw==\r\n" in heard[0]
-    assert f"host: 127.0.0.1:{port}\r\n".encode() in heard[0]
+    assert f"host: 127.0.0.1:{port}\r\n".encode() in heard[0].lower()
 
 
 def test_an_address_without_a_host_is_refused():
     with pytest.raises(InvalidRequestError, match="host"):
         HttpLink("http://", 1.0)
+
+
+def test_a_client_that_is_not_closed_ends_in_silence_with_its_process():
+    code = "import sys, taxiway; print(taxiway.Client(sys.argv[1]).models())"
+    answer = b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"models":[]}'
+
+    with socket_that_reads([], answer) as port:
+        command = [sys.executable, "-W", "error", "-c", code, f"http://127.0.0.1:{port}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert (done.stdout, done.stderr) == ("[]\n", "")
