@@ -78,3 +78,29 @@ def test_every_test_that_a_page_names_by_its_beginning_exists(page: Path) -> Non
     named = set(re.findall(r"`(test_\w+)`", page.read_text(encoding="utf-8")))
 
     assert [name for name in named if not any(known.startswith(name) for _, known in known_tests())] == []
+
+
+def is_there(name: str) -> bool:
+    """Whether a path, or a dotted name of a module or of what stands in one, is in the tree."""
+    if "/" in name:
+        return (TREE / name).exists()
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        folder = TREE.joinpath(*parts[:length])
+        module = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        if module.is_file():
+            text = module.read_text(encoding="utf-8")
+            return all(re.search(rf"\b{part}\b", text) for part in parts[length:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_module_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:\w+/)+\w+\.py)`", text)
+    tops = "router|workers|tasks|broker|local|simulator|benchmarks"
+    names = re.findall(rf"(?:`|python -m )((?:{tops})(?:\.\w+)+)(?![\w./])", text)
+    tests = [path for path in paths if path.startswith(("unit/", "integration/", "acceptance/"))]
+
+    missing = [path for path in tests if not is_there(f"tests/{path}")]
+    assert missing + [name for name in {*paths, *names} - {*tests} if not is_there(name)] == []
