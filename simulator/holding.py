@@ -1,4 +1,4 @@
-"""What waits bound to no class, as the router holds it: one queue a model and service, by deadline."""
+"""Held jobs in the simulation: released by the router's own rule, whose turn it is between tenants and deadlines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from router.decide.fairness import Kind
+from broker.valkey.holding import Line
+from router.decide.fairness import Kind, Turn, Turns
 from simulator.traces.workload import Job
 
 
 class Holding:
-    """Held jobs by what they have in common, those that are due first in front.
-
-    A trace's tenants share no budget, so that all jobs count as one tenant's, and the earliest deadline is next.
-    """
+    """One queue a tenant, model and service, those that are due first in front."""
 
     def __init__(self) -> None:
         self._queues: defaultdict[Kind, list[tuple[float, int, Job]]] = defaultdict(list)
+        self._turns = Turns({})
 
     def add(self, kind: Kind, job: Job) -> None:
         """A job is held."""
@@ -27,9 +26,13 @@ class Holding:
         """What has jobs here."""
         return {kind for kind, jobs in self._queues.items() if jobs}
 
+    def meet(self, kinds: Iterable[Kind]) -> None:
+        """The tenants of these kinds have jobs here, no others."""
+        self._turns.meet(kind.tenant for kind in kinds)
+
     def next(self, kinds: Iterable[Kind]) -> Kind:
-        """Which of these kinds has the job that is due first."""
-        return min(kinds, key=lambda kind: self._queues[kind][0][:2])
+        """Of these kinds, the one whose turn it is."""
+        return self._turns.next(self._turn(kind) for kind in kinds).kind
 
     def first(self, kind: Kind) -> Job:
         """The job of a kind that is due first."""
@@ -39,6 +42,11 @@ class Holding:
         """How many jobs of a kind there are."""
         return len(self._queues[kind])
 
-    def release(self, kind: Kind) -> None:
-        """The first job of a kind leaves."""
+    def release(self, kind: Kind, dollars: float) -> None:
+        """The first job of a kind leaves, and its tenant has had so many US dollars of device time."""
         heappop(self._queues[kind])
+        self._turns.charge(kind.tenant, dollars)
+
+    def _turn(self, kind: Kind) -> Turn:
+        due, _, job = self._queues[kind][0]
+        return Turn(Line(kind.queue, due, job.level, self.count(kind)), kind)

@@ -96,6 +96,7 @@ class Taxiway(ByLevel):
         kinds = self._holding.kinds()
         if not kinds:
             return
+        self._holding.meet(kinds)
         outlook = self._reader.take_stock(pools, now)
         ready = {kind for kind in kinds if self._may_leave(self._holding.first(kind), outlook, now)}
         while ready:
@@ -105,7 +106,7 @@ class Taxiway(ByLevel):
             if placement is not None and placement.held:
                 ready.discard(kind)
                 continue
-            self._holding.release(kind)
+            self._holding.release(kind, placement.device_dollars if placement is not None else 0.0)
             self._reader.release(job)
             if placement is None:
                 yield Shift(job, None, None)
@@ -132,7 +133,7 @@ class Taxiway(ByLevel):
         return Needs(job.due - now, job.level, 1, 1.0, constraints=self._constraints[job.model][job.service])
 
     def _kind(self, job: Job) -> Kind:
-        return Kind("", self._reader.models[job.model].id, self._constraints[job.model][job.service])
+        return Kind(job.tenant, self._reader.models[job.model].id, self._constraints[job.model][job.service])
 
     def _board(self, job: Job, outlook: Outlook) -> Board:
         """The model's board with the job's own seconds: sizes differ in two ways, prompt and output.

@@ -23,8 +23,8 @@ Figures = NDArray[np.float64]
 Row = tuple[float, ...]
 """One figure a class."""
 
-Terms = tuple[int, float, int, int, int, float, int, int]
-"""A request's index, arrival, model, size, output, deadline, service and level."""
+Terms = tuple[int, float, int, int, int, float, int, int, str]
+"""A request's index, arrival, model, size, output, deadline, service, level and tenant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,13 @@ class Job:
         "queued",
         "service",
         "size",
+        "tenant",
         "work",
     )
 
     def __init__(self, terms: Terms, figures: tuple[Row, Row, Row]) -> None:
-        (self.index, self.arrival, self.model, self.size, self.output, self.deadline, self.service, self.level) = terms
+        self.index, self.arrival, self.model, self.size, self.output, self.deadline = terms[:6]
+        self.service, self.level, self.tenant = terms[6:]
         self.alone, self.work, self.crowding = figures
         self.due: float = self.arrival + self.deadline
         self.queued: float = self.arrival
@@ -154,6 +156,7 @@ def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:
             piece.deadline.tolist(),
             piece.service.tolist(),
             workload.level[part].tolist(),
+            [trace.tenants[number] for number in piece.tenant.tolist()],
             strict=True,
         )
         yield from map(Job, terms, known)
