@@ -3,9 +3,9 @@
 `python -m benchmarks.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
 requests in time, and at that load, and a synthetic trace on `ablations.yaml`, where models do not fit together, devices
 start cold and some are spot. It prints what each term changes in attainment (points) and in cost; `--json` prints one
-JSON line a figure. A term is switched off in the board that the decision reads, or in the constant or the table that it
-goes by: the decision itself has no switches. Other horizons stand beside them, and one central queue where every job is
-bound at the last moment.
+JSON line a figure. A term is switched off in the candidate table that the decision reads, or in the constant or the
+table that it goes by: the decision itself has no switches. Other horizons stand beside them, and one central queue
+where every job is bound at the last moment.
 
 The simulator has no links and no shadow prices, so that transfer, egress and shadow price change nothing here.
 """
@@ -27,10 +27,10 @@ from rich.table import Table
 from benchmarks.measure import machine, say
 from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
 from router.decide import placement, rebalance
-from router.decide.candidates import Board
+from router.decide.candidates import CandidateTable
 from router.decide.groups import Rows, View
 from router.decide.rebalance import Kind
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from simulator.bounds.bound import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
 from simulator.policies.catalogue import POLICIES, Maker
@@ -58,17 +58,18 @@ WORTHLESS = 0.001
 class Term:
     """A term of the cost model, and how it is switched off.
 
-    Columns of the board and constants of `router.decide.placement` are others, and `kinds` of moves help nobody.
+    Columns of the candidate table and constants of `router.decide.placement` are others, and `kinds` of moves help
+    nobody.
     """
 
     name: str
-    columns: Callable[[Board], dict[str, Any]] = lambda board: {}
+    columns: Callable[[CandidateTable], dict[str, Any]] = lambda table: {}
     constants: Mapping[str, float] = field(default_factory=dict)
     kinds: tuple[Kind, ...] = ()
 
-    def without(self, board: Board) -> Board:
-        """The board as if the term were not in the model."""
-        return replace(board, **self.columns(board))
+    def without(self, table: CandidateTable) -> CandidateTable:
+        """The candidate table as if the term were not in the model."""
+        return replace(table, **self.columns(table))
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
@@ -83,14 +84,14 @@ class Term:
             yield
 
 
-def _all(column: str, value: float) -> Callable[[Board], dict[str, Any]]:
-    """A column of the board with one figure for every candidate."""
-    return lambda board: {column: np.full_like(getattr(board, column), value)}
+def _all(column: str, value: float) -> Callable[[CandidateTable], dict[str, Any]]:
+    """A column of the candidate table with one figure for every candidate."""
+    return lambda table: {column: np.full_like(getattr(table, column), value)}
 
 
-def _horizon(seconds: float) -> Callable[[Board], dict[str, Any]]:
+def _horizon(seconds: float) -> Callable[[CandidateTable], dict[str, Any]]:
     """The same horizon for every class that is reserved for nobody else: the reserve goes by its own."""
-    return lambda board: {"horizon": np.where(board.reserved, board.horizon, seconds)}
+    return lambda table: {"horizon": np.where(table.reserved, table.horizon, seconds)}
 
 
 def _nowhere(view: View, rules: Rebalance) -> Rows:
@@ -101,13 +102,13 @@ TERMS = (
     Term("all terms"),
     Term("wait", _all("beside", np.inf)),
     Term("cold start", _all("load", 0.0)),
-    Term("load share", lambda board: {"sharers": np.inf}),
+    Term("load share", lambda table: {"sharers": np.inf}),
     Term("residual", _all("residual", 1.0)),
     Term("company", _all("slope", 0.0)),
     Term("price", _all("dollars", 1.0)),
     Term("shadow price", _all("shadow", 0.0)),
     Term("spot loss", _all("spot_loss", 0.0)),
-    Term("transfer", lambda board: _all("link_delay", 0.0)(board) | _all("link_seconds", 0.0)(board)),
+    Term("transfer", lambda table: _all("link_delay", 0.0)(table) | _all("link_seconds", 0.0)(table)),
     Term("egress", _all("egress", 0.0)),
     Term("holding", _horizon(np.inf)),
     Term("reserve", _all("reserved", False)),
@@ -126,14 +127,14 @@ CENTRAL = "central-queue"
 
 
 class Without(Taxiway):
-    """The router's decision on boards that lack a term."""
+    """The router's decision on candidate tables that lack a term."""
 
     def __init__(self, workload: Workload, term: Term, *, seed: int) -> None:
         super().__init__(workload, seed=seed)
         self._term = term
 
-    def _board(self, job: Job, outlook: Outlook) -> Board:
-        return self._term.without(super()._board(job, outlook))
+    def _table(self, job: Job, working: WorkingSnapshot) -> CandidateTable:
+        return self._term.without(super()._table(job, working))
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,7 +269,7 @@ async def submit(fleet: Fleet, door: str, more: Callable[[], bool]) -> None:
 def kill_leaders(fleet: Fleet, kills: int, jobs: int) -> int:
     """Kill whoever leads while it moves jobs, and start another, so many times; how many were killed.
 
-    Each has moved some when it dies: how many is drawn anew.
+    Each has moved some when it dies: how many is drawn again.
     """
     numbers, dead, moved, before = random.Random(SEED), set[str](), 0.0, fleet.work(THERE)
     longest = SHARE * jobs / kills * SECONDS

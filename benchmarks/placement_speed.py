@@ -1,7 +1,7 @@
 """How long does a placement take? Printed as JSON lines: 1,000 in a row over 100 candidates, and single ones over 6.
 
-And how long does it take to see the fleet anew: from the store's keys, with 1,000 workers and a million waiting jobs,
-to a snapshot, shadow prices and the first board? Run `python -m benchmarks.placement_speed`.
+And how long does it take to see the fleet again: from the store's keys, with 1,000 workers and a million waiting jobs,
+to a snapshot, shadow prices and the first candidate table? Run `python -m benchmarks.placement_speed`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import replace
 import msgspec
 
 from benchmarks.measure import machine
-from router.decide.candidates import Board, lay_out
+from router.decide.candidates import CandidateTable, lay_out
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices
 from router.decide.placement import choose
 from router.decide.snapshot import Backlog, FleetSnapshot
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
 from tasks.document import Size
@@ -90,8 +90,8 @@ def device_of(hardware_class: str, number: int, warm: tuple[str, ...]) -> Device
     )
 
 
-def board_of(classes: int, variants: int) -> Board:
-    """A board of `classes` × `variants` candidates, each class with four live devices."""
+def table_of(classes: int, variants: int) -> CandidateTable:
+    """A candidate table of `classes` × `variants` candidates, each class with four live devices."""
     model, topology = model_of(variants), topology_of(classes)
     devices = tuple(device_of(name, n, ("m:1/v0",)) for name in topology.hardware for n in range(4))
     return lay_out(model, Constraints("standard"), topology, FleetSnapshot(devices, rates={"m:1": 20.0}), ProfileBook())
@@ -113,22 +113,22 @@ def facts_of_a_large_fleet(topology: Topology) -> FleetFacts:
 
 
 def seconds_to_see(facts: FleetFacts, model: Model, topology: Topology) -> float:
-    """Seconds from the store's keys to the board of the first request."""
+    """Seconds from the store's keys to the candidate table of the first request."""
     started = time.perf_counter()
     fleet = snapshot_from(facts)
     fleet = replace(fleet, shadow=shadow_prices(topology, fleet))
-    Outlook(topology, ProfileBook(), fleet).board(model, Constraints("standard"))
+    WorkingSnapshot(topology, ProfileBook(), fleet).table(model, Constraints("standard"))
     return time.perf_counter() - started
 
 
-def seconds_of_each(board: Board, requests: int) -> list[float]:
+def seconds_of_each(table: CandidateTable, requests: int) -> list[float]:
     """Seconds of each of `requests` placements in a row, each counting the work of those before."""
-    backlog = Backlog(board.classes, {})
+    backlog = Backlog(table.classes, {})
     taken = []
     for seed in range(requests):
         needs = Needs(deadline=5.0, level=1, rows=1, size=20 + seed % 40)
         started = time.perf_counter()
-        placement = choose(board, needs, backlog.seconds, seed=seed)
+        placement = choose(table, needs, backlog.seconds, seed=seed)
         backlog.add(placement.candidate.hardware_class, 1, placement.work)
         taken.append(time.perf_counter() - started)
     return taken
@@ -150,7 +150,7 @@ def report(question: str, measure: Callable[[], float], *, at_most: float) -> No
 
 def main() -> None:
     """Measure and print."""
-    wide, narrow = board_of(50, 2), board_of(3, 2)
+    wide, narrow = table_of(50, 2), table_of(3, 2)
     report(
         "microseconds a placement, 1,000 in bulk over 100 candidates",
         lambda: statistics.fmean(seconds_of_each(wide, 1000)),

@@ -20,7 +20,7 @@ from broker.mover import Peeked
 from router.decide.classify import Needs
 from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import Waiting, groups_of, most_of_each
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
@@ -42,14 +42,14 @@ RULES = Rebalance()
 class Scene:
     """A large fleet as the rebalancer sees it: what a tick looks at, and what the queues hold."""
 
-    outlook: Outlook
+    working: WorkingSnapshot
     jobs: Sequence[Waiting]
     depths: Mapping[str, int]
 
     def tick(self) -> list[Move]:
         """The moves of a tick."""
-        groups = groups_of(self.jobs, self.outlook, RULES.max_moves_per_job)
-        work = {name: self.outlook.backlog.levels(name) for name in self.outlook.backlog.classes}
+        groups = groups_of(self.jobs, self.working, RULES.max_moves_per_job)
+        work = {name: self.working.backlog.levels(name) for name in self.working.backlog.classes}
         return rebalance(groups, work, self.depths, RULES)
 
 
@@ -64,15 +64,15 @@ def scene_of(filled: int) -> Scene:
         name: tuple(each * JOB_SECONDS * place / CLASSES * (level in levels) for level in range(LEVELS))
         for place, name in enumerate(names, start=1)
     }
-    outlook = Outlook(topology, ProfileBook(), FleetSnapshot(devices, work=work))
-    random, most = np.random.default_rng(1), most_of_each(RULES.window, names, outlook.backlog)
+    working = WorkingSnapshot(topology, ProfileBook(), FleetSnapshot(devices, work=work))
+    random, most = np.random.default_rng(1), most_of_each(RULES.window, names, working.backlog)
     jobs = [
         _waiting(Peeked(name, level, None, _envelope(f"{name}.{level}.{n}")), models[n % MODELS], random)
         for name in names
         for level in levels
         for n in range(most)
     ]
-    return Scene(outlook, jobs, dict.fromkeys(names, WAITING // CLASSES))
+    return Scene(working, jobs, dict.fromkeys(names, WAITING // CLASSES))
 
 
 def _waiting(peeked: Peeked, model: Model, random: np.random.Generator) -> Waiting:
@@ -96,7 +96,7 @@ def main() -> None:
     """Measure and print."""
     for filled in (1, LEVELS):
         scene = scene_of(filled)
-        scene.tick()  # lays the boards out, as a reading does
+        scene.tick()  # lays the candidate tables out, as a reading does
         taken = [1e3 * seconds_of(scene) for _ in range(REPEATS)]
         levels = "one level" if filled == 1 else f"{filled} levels"
         question = f"milliseconds a tick, {WORKERS:,} workers, {WAITING:,} jobs in {levels} of {CLASSES} queues"

@@ -64,7 +64,7 @@ def main() -> None:
 
 @contextmanager
 def living_device(url: str) -> Iterator[None]:
-    """Facts of one device, written anew as often as a worker does, while the block runs."""
+    """Facts of one device, written again as often as a worker does, while the block runs."""
     facts = DeviceFacts(
         worker="benchmark",
         hardware_class=HARDWARE_CLASS,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from broker.valkey.holding import Line
-from router.decide.fairness import Kind, Turn, Turns
+from router.decide.fairness import HeldKind, Turn, FairOrder
 from simulator.traces.workload import Job
 
 
@@ -15,38 +15,38 @@ class Holding:
     """One queue a tenant, model and service, those that are due first in front."""
 
     def __init__(self) -> None:
-        self._queues: defaultdict[Kind, list[tuple[float, int, Job]]] = defaultdict(list)
-        self._turns = Turns({})
+        self._queues: defaultdict[HeldKind, list[tuple[float, int, Job]]] = defaultdict(list)
+        self._order = FairOrder({})
 
-    def add(self, kind: Kind, job: Job) -> None:
+    def add(self, kind: HeldKind, job: Job) -> None:
         """A job is held."""
         heappush(self._queues[kind], (job.due, job.index, job))
 
-    def kinds(self) -> set[Kind]:
+    def kinds(self) -> set[HeldKind]:
         """What has jobs here."""
         return {kind for kind, jobs in self._queues.items() if jobs}
 
-    def meet(self, kinds: Iterable[Kind]) -> None:
+    def meet(self, kinds: Iterable[HeldKind]) -> None:
         """The tenants of these kinds have jobs here, no others."""
-        self._turns.meet(kind.tenant for kind in kinds)
+        self._order.meet(kind.tenant for kind in kinds)
 
-    def next(self, kinds: Iterable[Kind]) -> Kind:
+    def next(self, kinds: Iterable[HeldKind]) -> HeldKind:
         """Of these kinds, the one whose turn it is."""
-        return self._turns.next(self._turn(kind) for kind in kinds).kind
+        return self._order.next(self._turn(kind) for kind in kinds).kind
 
-    def first(self, kind: Kind) -> Job:
+    def first(self, kind: HeldKind) -> Job:
         """The job of a kind that is due first."""
         return self._queues[kind][0][2]
 
-    def count(self, kind: Kind) -> int:
+    def count(self, kind: HeldKind) -> int:
         """How many jobs of a kind there are."""
         return len(self._queues[kind])
 
-    def release(self, kind: Kind, dollars: float) -> None:
+    def release(self, kind: HeldKind, dollars: float) -> None:
         """The first job of a kind leaves, and its tenant has had so many US dollars of device time."""
         heappop(self._queues[kind])
-        self._turns.charge(kind.tenant, dollars)
+        self._order.charge(kind.tenant, dollars)
 
-    def _turn(self, kind: Kind) -> Turn:
+    def _turn(self, kind: HeldKind) -> Turn:
         due, _, job = self._queues[kind][0]
         return Turn(Line(kind.queue, due, job.level, self.count(kind)), kind)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
-from router.decide.candidates import Board
+from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
 from router.decide.groups import Group
 from router.decide.rebalance import Flows, rebalance
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import alike, backlogged, magnitude, most_of_each
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
@@ -30,18 +30,18 @@ class Waiting:
 
 
 class Mover:
-    """`router.upkeep.mover.Mover` for simulated queues; `board_of` gives a job's board, `needs_of` its needs."""
+    """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's."""
 
     def __init__(
         self,
         rules: Rebalance,
         reader: Reader,
-        board_of: Callable[[Job, Outlook], Board],
+        table_of: Callable[[Job, WorkingSnapshot], CandidateTable],
         needs_of: Callable[[Job, float], Needs],
     ) -> None:
         self._rules = rules
         self._reader = reader
-        self._board_of = board_of
+        self._table_of = table_of
         self._needs_of = needs_of
         self._flows = Flows()
         self._moved: dict[int, int] = {}
@@ -53,12 +53,12 @@ class Mover:
             return
         self._next = now + self._rules.tick
         self._flows.begin()
-        outlook, rules = self._reader.outlook(pools, now), self._rules
+        working, rules = self._reader.working(pools, now), self._rules
         place = {pool.name: pool for pool in pools}
-        looked = [place[name] for name in backlogged(outlook, rules.tick)]
-        seen = _seen(looked, outlook, rules.window)
-        groups = self._groups(seen, outlook, now)
-        work = {name: outlook.backlog.levels(name) for name in outlook.backlog.classes}
+        looked = [place[name] for name in backlogged(working, rules.tick)]
+        seen = _seen(looked, working, rules.window)
+        groups = self._groups(seen, working, now)
+        work = {name: working.backlog.levels(name) for name in working.backlog.classes}
         depths = {pool.name: pool.waiting for pool in looked}
         decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
         self._flows.note(decided)
@@ -74,9 +74,9 @@ class Mover:
         """A job is over."""
         self._moved.pop(job.index, None)
 
-    def _groups(self, seen: Sequence[tuple[Job, Pool]], outlook: Outlook, now: float) -> list[Group]:
+    def _groups(self, seen: Sequence[tuple[Job, Pool]], working: WorkingSnapshot, now: float) -> list[Group]:
         waiting = (self._waiting(job, pool, now) for job, pool in seen)
-        groups = (self._group(members, outlook, now) for members in alike(waiting, outlook.backlog))
+        groups = (self._group(members, working, now) for members in alike(waiting, working.backlog))
         return [group for group in groups if group.jobs]
 
     def _waiting(self, job: Job, pool: Pool, now: float) -> Waiting:
@@ -84,17 +84,17 @@ class Mover:
         kind = (pool.index, job.level, job.model, job.service, magnitude(work), magnitude(job.due - now))
         return Waiting(pool.name, job.level, work, kind, job)
 
-    def _group(self, members: Sequence[tuple[Waiting, float]], outlook: Outlook, now: float) -> Group:
+    def _group(self, members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, now: float) -> Group:
         """The group of jobs alike, by the figures of the one that is served last."""
         last, ahead = members[0]
         most = self._rules.max_moves_per_job
         free = [one.job.index for one, _ in reversed(members) if self._moved.get(one.job.index, 0) < most]
-        board = self._board_of(last.job, outlook)
-        here = [candidate.hardware_class for candidate in board.candidates].index(last.queue)
-        return Group(board, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
+        table = self._table_of(last.job, working)
+        here = [candidate.hardware_class for candidate in table.candidates].index(last.queue)
+        return Group(table, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
 
 
-def _seen(pools: Sequence[Pool], outlook: Outlook, window: int) -> list[tuple[Job, Pool]]:
+def _seen(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[Job, Pool]]:
     """The jobs that the pools' queues serve last, as a router looks at them."""
-    most = most_of_each(window, [pool.name for pool in pools], outlook.backlog)
+    most = most_of_each(window, [pool.name for pool in pools], working.backlog)
     return [(job, pool) for pool in pools for job in pool.back(most)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import GLANCE, Outlook
+from router.decide.working_snapshot import GLANCE, WorkingSnapshot
 from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
 from router.service.store import FleetFacts
 from simulator.pool import Pool
@@ -47,7 +47,8 @@ class Count:
 class Reader:
     """What the router's own `FleetReader` is to a fleet.
 
-    Devices say with a heartbeat what their workers learned; only then are boards laid out anew, and see new rates.
+    Devices say with a heartbeat what their workers learned; only then are candidate tables laid out again, and see new
+    rates.
     """
 
     def __init__(self, workload: Workload, surroundings: Surroundings, *, seed: int) -> None:
@@ -64,28 +65,28 @@ class Reader:
         self._ending: deque[tuple[float, str, float]] = deque()
         self._serving: tuple[int, ...] = ()
         self._arrived: Arrived | None = None
-        self._outlook = Outlook(self._topology, self._book, FleetSnapshot(stale=True))
+        self._working = WorkingSnapshot(self._topology, self._book, FleetSnapshot(stale=True))
         self._next = self._heartbeat = self._seen_at = 0.0
 
-    def outlook(self, pools: Sequence[Pool], now: float) -> Outlook:
+    def working(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
         """The fleet as of the last beat, with what was placed since."""
         if now >= self._next:
             self._read(pools, now)
         elif now - self._seen_at > GLANCE:
-            self._outlook.pass_time(now - self._seen_at)
+            self._working.pass_time(now - self._seen_at)
             self._seen_at = now
-        return self._outlook
+        return self._working
 
     def count(self, job: Job, count: Count) -> None:
         """A job was placed."""
-        self._outlook.backlog.add(count.name, job.level, count.work)
+        self._working.backlog.add(count.name, job.level, count.work)
         self._cells[work_cell(count.name, job.level)] += count.work
         self._cells[arrived_cell(count.name, count.model)] += 1
         self._counts[job.index] = count
 
     def hold(self, job: Job, count: Count) -> None:
         """A job is held for a class."""
-        self._outlook.held.add(count.name, job.level, count.work)
+        self._working.held.add(count.name, job.level, count.work)
         self._cells[held_cell(count.name, job.level)] += count.work
         self._counts[job.index] = count
 
@@ -105,13 +106,13 @@ class Reader:
         """Device seconds that a job counts for where it is."""
         return self._counts[job.index].work
 
-    def take_stock(self, pools: Sequence[Pool], now: float) -> Outlook:
+    def take_stock(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
         """The fleet as it is now, of work that ended meanwhile, too."""
-        outlook = self.outlook(pools, now)
+        working = self.working(pools, now)
         self._settle(now)
-        outlook.take_stock(*work_from(self._cells))
+        working.take_stock(*work_from(self._cells))
         self._seen_at = now
-        return outlook
+        return working
 
     def ended(self, job: Job, pool: Pool, now: float) -> None:
         """A job is over, and its worker has learned how its run strayed from what its batch was to take."""
@@ -133,13 +134,13 @@ class Reader:
         work, held = work_from(self._cells)
         serving = tuple(pool.serving for pool in pools)
         if now < self._heartbeat and serving == self._serving:
-            self._outlook.take_stock(work, held)
+            self._working.take_stock(work, held)
             return
         self._serving, self._heartbeat = serving, now + HEARTBEAT
         devices = tuple(device for pool in pools for device in self._devices_of(pool))
         startable = tuple(pool.name for pool in pools if not pool.serving)
         fleet = FleetSnapshot(devices=devices, work=work, held=held, rates=self._arrived.rates, startable=startable)
-        self._outlook = Outlook(self._topology, self._book, fleet)
+        self._working = WorkingSnapshot(self._topology, self._book, fleet)
 
     def _devices_of(self, pool: Pool) -> list[DeviceFacts]:
         """The class's devices that serve."""

@@ -25,7 +25,7 @@ Column = np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Board:
+class CandidateTable:
     """Every candidate's figures that do not depend on the request, and why the others are no candidates.
 
     `queue` indexes `classes`; `live` says that there are devices for it, or will be once they are wanted; `servers`
@@ -74,8 +74,8 @@ class Board:
 
 def lay_out(
     model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot, book: ProfileBook
-) -> Board:
-    """The board of `model` for requests under these constraints.
+) -> CandidateTable:
+    """The candidate table of `model` for requests under these constraints.
 
     Of a stale fleet only the classes count that had devices when it was last read; all, where it never was.
     """
@@ -90,7 +90,7 @@ def lay_out(
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
     total = sum(flows.values())
-    return Board(
+    return CandidateTable(
         model=model,
         classes=classes,
         candidates=tuple(candidates),

@@ -25,7 +25,7 @@ _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What rules candidates out whatever the load. Requests with equal constraints share a board.
+    """What rules candidates out whatever the load. Requests with equal constraints share a candidate table.
 
     `classes` are the only hardware classes that the tenant may use; None where all are.
     """
@@ -54,7 +54,8 @@ class Needs:
 
     `size` is of one row in the model's unit, `payload` the bytes that travel to the device. Without an `allowance`
     nothing bounds what its tenant spends. `company` is the jobs of its kind that are released from holding with it.
-    Of a tenant that crowds (`tenants.Shares`), `brief` is the seconds of work that may be bound before the request.
+    Of a tenant over its fair share (`tenants.Shares`), `brief` is the seconds of work that may be bound before the
+    request.
     """
 
     deadline: float | None

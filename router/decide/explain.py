@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from router.decide.candidates import Board, lay_out
+from router.decide.candidates import CandidateTable, lay_out
 from router.decide.capacity import horizon
 from router.decide.classify import Needs
 from router.decide.cost import Figures, reckon
@@ -118,68 +118,68 @@ def explain_again(
     model: Model, basis: Basis, topology: Topology, fleet: FleetSnapshot, book: ProfileBook, *, seed: int
 ) -> Explanation:
     """The table of a placement made before, worked out from its basis and the reading that it names."""
-    board = lay_out(model, basis.needs.constraints, topology, fleet, book)
-    return explain(board, basis.needs, Backlog(board.classes, basis.work).seconds, seed=seed)
+    table = lay_out(model, basis.needs.constraints, topology, fleet, book)
+    return explain(table, basis.needs, Backlog(table.classes, basis.work).seconds, seed=seed)
 
 
-def explain(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Explanation:
+def explain(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Explanation:
     """What `choose` decides from these arguments, with all that it decides from."""
     try:
-        placement = choose(board, needs, work, seed=seed)
+        placement = choose(table, needs, work, seed=seed)
     except TaxiwayError as error:
-        table = _Table(board, needs, work, None)
+        rows = _Rows(table, needs, work, None)
         return Explanation(
             level=needs.level,
             reason=error.message,
             error=error.code,
-            considered=table.considered(),
-            refused=table.refused(),
+            considered=rows.considered(),
+            refused=rows.refused(),
         )
     held = placement.held
-    table = _Table(board, needs, work, None if held else placement.index)
+    rows = _Rows(table, needs, work, None if held else placement.index)
     return Explanation(
         hardware_class=None if held else placement.candidate.hardware_class,
         variant=None if held else placement.candidate.variant_name,
         level=placement.level,
         reason=placement.reason,
         held=held,
-        considered=table.considered(),
-        refused=table.refused(),
+        considered=rows.considered(),
+        refused=rows.refused(),
     )
 
 
-class _Table:
-    """The board's candidates against the chosen one; `chosen` is None where none could be chosen."""
+class _Rows:
+    """The table's candidates against the chosen one; `chosen` is None where none could be chosen."""
 
-    def __init__(self, board: Board, needs: Needs, work: np.ndarray, chosen: int | None) -> None:
-        self._board = board
+    def __init__(self, table: CandidateTable, needs: Needs, work: np.ndarray, chosen: int | None) -> None:
+        self._table = table
         self._needs = needs
         self._chosen = chosen
-        self._figures: Figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
-        self._kept_back = kept_back(board, work)
-        self._most = horizon(board, needs)
+        self._figures: Figures = reckon(table, needs, work[:, : needs.level + 1].sum(axis=1))
+        self._kept_back = kept_back(table, work)
+        self._most = horizon(table, needs)
         self._room = self._figures.wait <= self._most
 
     def considered(self) -> tuple[Considered, ...]:
         """Every candidate with a live device, cheapest first."""
         figures = self._figures
-        live = np.flatnonzero(self._board.live).tolist()
+        live = np.flatnonzero(self._table.live).tolist()
         return tuple(self._row(i) for i in sorted(live, key=lambda i: (figures.cost[i], figures.finish[i], i)))
 
     def refused(self) -> tuple[Refused, ...]:
         """Every other class and variant, with its reason."""
-        board = self._board
-        absent = [board.candidates[i] for i in np.flatnonzero(~board.live).tolist()]
+        table = self._table
+        absent = [table.candidates[i] for i in np.flatnonzero(~table.live).tolist()]
         return (
-            *(Refused(r.hardware_class, r.variant, r.reason) for r in board.refusals),
+            *(Refused(r.hardware_class, r.variant, r.reason) for r in table.refusals),
             *(Refused(c.hardware_class, c.variant_name, "no device of the class is live") for c in absent),
         )
 
     def _row(self, index: int) -> Considered:
-        board, at = self._board, self._figures.at(index)
+        table, at = self._table, self._figures.at(index)
         return Considered(
-            hardware_class=board.candidates[index].hardware_class,
-            variant=board.candidates[index].variant_name,
+            hardware_class=table.candidates[index].hardware_class,
+            variant=table.candidates[index].variant_name,
             chosen=index == self._chosen,
             why_not=None if index == self._chosen else self._why_not(index),
             finish=round(at.finish, 6),
@@ -189,8 +189,8 @@ class _Table:
             run=round(at.run, 6),
             guaranteed=round(at.guaranteed, 6),
             cost=float(f"{at.cost:.4g}"),
-            warm=bool(board.warm[index] > 0),
-            warning=board.warnings[index],
+            warm=bool(table.warm[index] > 0),
+            warning=table.warnings[index],
         )
 
     def _why_not(self, index: int) -> str:
@@ -198,7 +198,7 @@ class _Table:
         if cost > most:
             return f"over budget: {cost:.3g} USD, limit {max(most, 0.0):.3g}"
         if self._kept_back[index]:
-            return f"reserved for {self._board.candidates[index].hardware.reserve_for}, and the class is busy"
+            return f"reserved for {self._table.candidates[index].hardware.reserve_for}, and the class is busy"
         if self._chosen is None or self._sure(self._chosen):
             return self._lateness(index) or self._crowding(index) or self._against(index, self._chosen)
         finish = self._figures.finish
@@ -230,7 +230,7 @@ class _Table:
         """Why one that is as surely in time as the chosen one lost to it."""
         if chosen is None:
             return ""
-        figures, warm = self._figures, self._board.warm
+        figures, warm = self._figures, self._table.warm
         if figures.cost[index] > figures.cost[chosen]:
             return f"more expensive: {figures.cost[index]:.3g} USD against {figures.cost[chosen]:.3g}"
         if warm[chosen] > 0 and warm[index] == 0:

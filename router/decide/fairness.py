@@ -12,7 +12,7 @@ from router.decide.classify import Constraints
 from tasks.topology import Tenant
 
 
-class Kind(msgspec.Struct, frozen=True, array_like=True):
+class HeldKind(msgspec.Struct, frozen=True, array_like=True):
     """What the jobs of one holding queue have in common: tenant, model (`name:version`), and so the same candidates."""
 
     tenant: str
@@ -26,10 +26,10 @@ class Kind(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder(Kind).decode
+_decode = msgspec.json.Decoder(HeldKind).decode
 
 
-def kind_of(queue: str) -> Kind | None:
+def kind_of(queue: str) -> HeldKind | None:
     """What a holding queue's name says; None where another release wrote it."""
     try:
         return _decode(queue)
@@ -42,10 +42,10 @@ class Turn:
     """A holding queue that may be released from, and whose."""
 
     line: Line
-    kind: Kind
+    kind: HeldKind
 
 
-class Turns:
+class FairOrder:
     """Virtual time by tenant, in US dollars of device time over the tenant's weight.
 
     Who has had the least is next. A tenant that comes (again) begins where the one that has had least is: nobody saves

@@ -10,7 +10,7 @@ from zlib import crc32
 
 import numpy as np
 
-from router.decide.candidates import Board, lay_out
+from router.decide.candidates import CandidateTable, lay_out
 from router.decide.capacity import horizon
 from router.decide.classify import Candidate, Needs, Refusal
 from router.decide.cost import Estimate, Figures, full_batch, reckon
@@ -51,12 +51,12 @@ class Option:
 class Placement:
     """Where a request runs, and why. What was not chosen is worked out when somebody asks.
 
-    `index` is the chosen candidate's place on the board, `level` the queue's priority level, 0 first. One that is
-    `held` is not bound to it: every queue that could take the request is past its horizon, and it waits until one is
-    not.
+    `index` is the chosen candidate's place on the candidate table, `level` the queue's priority level, 0 first. One
+    that is `held` is not bound to it: every queue that could take the request is past its horizon, and it waits until
+    one is not.
     """
 
-    board: Board
+    table: CandidateTable
     needs: Needs
     figures: Figures
     index: int
@@ -71,7 +71,7 @@ class Placement:
     @property
     def candidate(self) -> Candidate:
         """The chosen hardware class and variant."""
-        return self.board.candidates[self.index]
+        return self.table.candidates[self.index]
 
     @property
     def work(self) -> float:
@@ -96,26 +96,26 @@ class Placement:
     @property
     def options(self) -> tuple[Option, ...]:
         """All that could have been chosen, cheapest first. Every other pair of class and variant is in `refusals`."""
-        return tuple(self._option(i) for i in _by_cost(self.board, self.figures, _open(self)))
+        return tuple(self._option(i) for i in _by_cost(self.table, self.figures, _open(self)))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """Every class and variant that could not be chosen, with its reason."""
-        board, cost, most = self.board, self.figures.cost, self.needs.affordable
-        absent = [i for i in range(len(board.candidates)) if not board.live[i]]
-        dear = [i for i in range(len(board.candidates)) if i not in absent and not self._within_budget(i)]
+        table, cost, most = self.table, self.figures.cost, self.needs.affordable
+        absent = [i for i in range(len(table.candidates)) if not table.live[i]]
+        dear = [i for i in range(len(table.candidates)) if i not in absent and not self._within_budget(i)]
         return (
-            *board.refusals,
-            *(_refused(board, i, "no device of the class is live") for i in absent),
-            *(_refused(board, i, f"costs {cost[i]:.3g} USD, over the budget of {most:g}") for i in dear),
+            *table.refusals,
+            *(_refused(table, i, "no device of the class is live") for i in absent),
+            *(_refused(table, i, f"costs {cost[i]:.3g} USD, over the budget of {most:g}") for i in dear),
         )
 
     def variants(self) -> dict[str, str]:
         """The variant for each hardware class that the job may run on: the cheapest one that the class has."""
-        board = self.board
+        table = self.table
         best: dict[str, str] = {}
-        for i in _by_cost(board, self.figures, _open(self)):
-            best.setdefault(board.candidates[i].hardware_class, board.candidates[i].variant_name)
+        for i in _by_cost(table, self.figures, _open(self)):
+            best.setdefault(table.candidates[i].hardware_class, table.candidates[i].variant_name)
         best[self.candidate.hardware_class] = self.candidate.variant_name
         return dict(sorted(best.items()))
 
@@ -123,24 +123,25 @@ class Placement:
         return bool(self.figures.cost[index] <= self.needs.affordable)
 
     def _option(self, index: int) -> Option:
-        board = self.board
+        table = self.table
         return Option(
-            board.candidates[index],
+            table.candidates[index],
             self.figures.at(index),
-            warm=bool(board.warm[index] > 0),
-            live=bool(board.live[index]),
-            warning=board.warnings[index],
+            warm=bool(table.warm[index] > 0),
+            live=bool(table.live[index]),
+            warning=table.warnings[index],
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Contest:
+class Choice:
     """Candidates that equally ought to run every request with these needs, as long as the work ahead is the same.
 
-    `equals` are their places on the board, `why` gives the reason for one of them, `room` says whose queues take it.
+    `equals` are their places on the candidate table, `why` gives the reason for one of them, `room` says whose queues
+    take it.
     """
 
-    board: Board
+    table: CandidateTable
     needs: Needs
     figures: Figures
     equals: Sequence[int]
@@ -154,7 +155,7 @@ class Contest:
 
         What fills a batch ends together: it is a batch on each device; less where less waits.
         """
-        alike = np.minimum(full_batch(self.board, self.needs.size), self.figures.wait) * self.board.servers
+        alike = np.minimum(full_batch(self.table, self.needs.size), self.figures.wait) * self.table.servers
         return float(alike[list(self.equals)].min())
 
     def draw(self, seed: int) -> Placement:
@@ -167,24 +168,24 @@ class Contest:
         if drawn is None:
             held = not self.room[first]
             figures = self._in_company() if held else self.figures
-            drawn = Placement(self.board, self.needs, figures, first, self._reason(first), held)
+            drawn = Placement(self.table, self.needs, figures, first, self._reason(first), held)
             self._drawn[first] = drawn
         return drawn
 
     def _reason(self, index: int) -> str:
         reason = self.why(index) if self.room[index] else self._waits(index)
-        if not self.board.stale:
+        if not self.table.stale:
             return reason
         return f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
 
     def _in_company(self) -> Figures:
         """The figures with the work of what is to be held: what waits there comes in full batches."""
-        crowd = replace(self.needs, company=int(self.board.limit.max()))
-        return replace(self.figures, work=reckon(self.board, crowd, np.zeros(len(self.board.classes))).work)
+        crowd = replace(self.needs, company=int(self.table.limit.max()))
+        return replace(self.figures, work=reckon(self.table, crowd, np.zeros(len(self.table.classes))).work)
 
     def _waits(self, index: int) -> str:
-        wait, most = self.figures.wait[index], horizon(self.board, self.needs)[index]
-        of = f"{_name(self.board, index)} has {wait:.3g} s of work before it, the most is {most:.3g}"
+        wait, most = self.figures.wait[index], horizon(self.table, self.needs)[index]
+        of = f"{_name(self.table, index)} has {wait:.3g} s of work before it, the most is {most:.3g}"
         if self.needs.brief is not None:
             return f"held: its tenant had more than others lately, so they come first; {of}"
         return f"held: every queue that could take it is past its horizon; {of}"
@@ -200,20 +201,20 @@ def place(
     seed: int = 0,
 ) -> Placement:
     """Choose for one request: `lay_out` and `choose` in one call. Raises what `choose` raises."""
-    board = lay_out(model, needs.constraints, topology, fleet, book or ProfileBook())
-    return choose(board, needs, Backlog(board.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
+    table = lay_out(model, needs.constraints, topology, fleet, book or ProfileBook())
+    return choose(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
 
 
-def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
+def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
     """Choose a hardware class and a variant, or hold the request until a queue is back within its horizon.
 
     A queue's horizon (`room.horizon`) counts what is served before the request. Latency-critical requests are bound at
-    once where they are in time, and refused where they are not; only those of a tenant that crowds are held.
+    once where they are in time, and refused where they are not; only those of a tenant over its fair share are held.
 
     Args:
-        board: the model's candidates under the request's constraints.
+        table: the model's candidates under the request's constraints.
         needs: the request's.
-        work: device seconds in each class of the board, shape (classes, LEVELS).
+        work: device seconds in each class of the candidate table, shape (classes, LEVELS).
         seed: decides between equals; the same seed always gives the same choice.
 
     Raises:
@@ -223,25 +224,25 @@ def choose(board: Board, needs: Needs, work: np.ndarray, *, seed: int) -> Placem
         OverloadedError: it cannot be done by its deadline, and could be when queues are shorter; or everything that
             could run it costs more than its tenant may still spend today.
     """
-    return weigh(board, needs, work).draw(seed)
+    return weigh(table, needs, work).draw(seed)
 
 
-def weigh(board: Board, needs: Needs, work: np.ndarray) -> Contest:
+def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
     """All of `choose` but the draw: it holds for every request with these needs. Raises what `choose` raises."""
-    if not board.candidates:
-        raise _unplaceable(board)
-    figures = reckon(board, needs, work[:, : needs.level + 1].sum(axis=1))
-    able = _able(board, needs, figures)
-    free = _preferring(~kept_back(board, work), able)
-    room = figures.wait <= horizon(board, needs)
-    equals, why = _contenders(board, needs, figures, able=able, free=free, room=room)
-    return Contest(board, needs, figures, equals, why, room)
+    if not table.candidates:
+        raise _unplaceable(table)
+    figures = reckon(table, needs, work[:, : needs.level + 1].sum(axis=1))
+    able = _able(table, needs, figures)
+    free = _preferring(~kept_back(table, work), able)
+    room = figures.wait <= horizon(table, needs)
+    equals, why = _contenders(table, needs, figures, able=able, free=free, room=room)
+    return Choice(table, needs, figures, equals, why, room)
 
 
-def kept_back(board: Board, work: np.ndarray) -> np.ndarray:
+def kept_back(table: CandidateTable, work: np.ndarray) -> np.ndarray:
     """Which candidates are reserved for another service and busy; `work` as in `choose`."""
-    total = work.sum(axis=1)[board.queue] / board.servers
-    kept: np.ndarray = board.reserved & (total > RESERVED_SHARE * board.horizon)
+    total = work.sum(axis=1)[table.queue] / table.servers
+    kept: np.ndarray = table.reserved & (total > RESERVED_SHARE * table.horizon)
     return kept
 
 
@@ -250,35 +251,35 @@ def seed_of(job: str) -> int:
     return crc32(job.encode())
 
 
-def _able(board: Board, needs: Needs, figures: Figures) -> np.ndarray:
+def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
     """Which candidates have a live device and are within the budget."""
-    present = board.live
+    present = table.live
     if not present.any():
-        classes = ", ".join(sorted({c.hardware_class for c in board.candidates}))
+        classes = ", ".join(sorted({c.hardware_class for c in table.candidates}))
         raise NoDeviceError(
-            f"{board.model.id} runs on {classes}, and no device of these is live", retry_after=RETRY_AFTER
+            f"{table.model.id} runs on {classes}, and no device of these is live", retry_after=RETRY_AFTER
         )
     if needs.budget is None and needs.allowance is None:
         return present
     able: np.ndarray = present & (figures.cost <= needs.affordable)
     if not able.any():
-        raise _unaffordable(board, needs, float(figures.cost[present].min()))
+        raise _unaffordable(table, needs, float(figures.cost[present].min()))
     return able
 
 
-def _unaffordable(board: Board, needs: Needs, least: float) -> InvalidRequestError | OverloadedError:
+def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidRequestError | OverloadedError:
     """The request's fault where its own budget is too small; else its tenant has to wait for another day."""
     allowance = needs.allowance
     if needs.budget is not None and (allowance is None or needs.budget < least):
         return InvalidRequestError(
-            f"budget: expected at least {least:.6g} USD for {board.model.id}, got {needs.budget:g}",
+            f"budget: expected at least {least:.6g} USD for {table.model.id}, got {needs.budget:g}",
             field="budget",
             least=least,
         )
     assert allowance is not None
     return OverloadedError(
         f"the tenant {allowance.tenant!r} has {max(allowance.left, 0.0):.6g} of {allowance.usd_per_day:g} USD left for "
-        f"today (UTC), {board.model.id} costs at least {least:.6g}",
+        f"today (UTC), {table.model.id} costs at least {least:.6g}",
         retry_after=allowance.renewed_in,
         tenant=allowance.tenant,
         left=allowance.left,
@@ -287,7 +288,7 @@ def _unaffordable(board: Board, needs: Needs, least: float) -> InvalidRequestErr
 
 
 def _contenders(
-    board: Board, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, room: np.ndarray
+    table: CandidateTable, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, room: np.ndarray
 ) -> tuple[Sequence[int], Callable[[int], str]]:
     """Who may be drawn, and why it would be chosen; only where none with room is fit, one without.
 
@@ -295,14 +296,14 @@ def _contenders(
     """
     deadline = needs.deadline
     if deadline is None:
-        chosen = _by_cost(board, figures, _preferring(room, free))[:1]
-        return chosen, lambda i: "cheapest; no deadline" + _dismissed(board, figures, free & ~room, math.inf, i)
+        chosen = _by_cost(table, figures, _preferring(room, free))[:1]
+        return chosen, lambda i: "cheapest; no deadline" + _dismissed(table, figures, free & ~room, math.inf, i)
     meets = figures.guaranteed <= deadline
     sure = free & meets
     if sure.any():
         passed_over = (able & ~meets) | (sure & ~room)
-        return _cheapest(board, figures, _preferring(room, sure)), partial(
-            _surely, board, figures, passed_over, deadline
+        return _cheapest(table, figures, _preferring(room, sure)), partial(
+            _surely, table, figures, passed_over, deadline
         )
     pool = _preferring(room & (figures.finish <= deadline), free)
     earliest = _earliest(figures, pool)
@@ -312,10 +313,10 @@ def _contenders(
     in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
     if in_time_if_idle.any():
         raise OverloadedError(
-            f"expected in {finish:.3g} s at the earliest ({_name(board, earliest)}), the deadline is {deadline:g} s",
+            f"expected in {finish:.3g} s at the earliest ({_name(table, earliest)}), the deadline is {deadline:g} s",
             retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
         )
-    own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in board.candidates])
+    own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
     earliest = _earliest(figures, _preferring(own, free))
     finish = float(figures.finish[earliest])
     return [earliest], lambda _: f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
@@ -327,11 +328,11 @@ def _earliest(figures: Figures, among: np.ndarray) -> int:
     return min(found, key=lambda i: (figures.finish[i], figures.cost[i], i))
 
 
-def _cheapest(board: Board, figures: Figures, sure: np.ndarray) -> list[int]:
+def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list[int]:
     """Those of `sure` about as cheap as the cheapest; warm ones alone where one of them is."""
     cost = np.where(sure, figures.cost, np.inf)
     least = cost.min()
-    warm = (board.warm > 0) & (cost <= WARM_PREFERENCE * least)
+    warm = (table.warm > 0) & (cost <= WARM_PREFERENCE * least)
     if warm.any():
         cost = np.where(warm, cost, np.inf)
         least = cost.min()
@@ -345,12 +346,12 @@ def _preferring(room: np.ndarray, pool: np.ndarray) -> np.ndarray:
     return open_now if open_now.any() else pool
 
 
-def _surely(board: Board, figures: Figures, passed_over: np.ndarray, deadline: float, index: int) -> str:
+def _surely(table: CandidateTable, figures: Figures, passed_over: np.ndarray, deadline: float, index: int) -> str:
     reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
-    return reason + _dismissed(board, figures, passed_over, deadline, index)
+    return reason + _dismissed(table, figures, passed_over, deadline, index)
 
 
-def _dismissed(board: Board, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
+def _dismissed(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
     """What of `among` would have been cheaper, and why it was not taken: too late, or past its horizon."""
     if not among.any():
         return ""
@@ -359,34 +360,34 @@ def _dismissed(board: Board, figures: Figures, among: np.ndarray, deadline: floa
         return ""
     guaranteed, wait = figures.guaranteed[cheapest], figures.wait[cheapest]
     why = f"would take {guaranteed:.3g} s" if guaranteed > deadline else f"past its horizon ({wait:.3g} s of work)"
-    return f"; {_name(board, cheapest)} is cheaper and {why}"
+    return f"; {_name(table, cheapest)} is cheaper and {why}"
 
 
 def _open(placement: Placement) -> np.ndarray:
-    affordable: np.ndarray = placement.board.live & (placement.figures.cost <= placement.needs.affordable)
+    affordable: np.ndarray = placement.table.live & (placement.figures.cost <= placement.needs.affordable)
     return affordable
 
 
-def _by_cost(board: Board, figures: Figures, among: np.ndarray) -> list[int]:
-    """Candidates of `among`, cheapest first; equal ones by finish, then as they stand on the board."""
+def _by_cost(table: CandidateTable, figures: Figures, among: np.ndarray) -> list[int]:
+    """Candidates of `among`, cheapest first; equal ones by finish, then as they stand on the candidate table."""
     return sorted(np.flatnonzero(among).tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
 
 
-def _refused(board: Board, index: int, reason: str) -> Refusal:
-    candidate = board.candidates[index]
+def _refused(table: CandidateTable, index: int, reason: str) -> Refusal:
+    candidate = table.candidates[index]
     return Refusal(candidate.hardware_class, candidate.variant_name, reason, ever=False)
 
 
-def _unplaceable(board: Board) -> UnplaceableError | NoDeviceError:
-    refusals: Sequence[Refusal] = board.refusals
-    table = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
+def _unplaceable(table: CandidateTable) -> UnplaceableError | NoDeviceError:
+    refusals: Sequence[Refusal] = table.refusals
+    refused = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
     lines = "; ".join(f"{r.hardware_class}/{r.variant}: {r.reason}" for r in refusals)
-    message = f"no device can run {board.model.id}: {lines}"
+    message = f"no device can run {table.model.id}: {lines}"
     if all(r.ever for r in refusals):
-        return UnplaceableError(message, refusals=table)
-    return NoDeviceError(message, refusals=table, retry_after=RETRY_AFTER)
+        return UnplaceableError(message, refusals=refused)
+    return NoDeviceError(message, refusals=refused, retry_after=RETRY_AFTER)
 
 
-def _name(board: Board, index: int) -> str:
-    candidate = board.candidates[index]
+def _name(table: CandidateTable, index: int) -> str:
+    candidate = table.candidates[index]
     return f"{candidate.hardware_class}/{candidate.variant_name}"

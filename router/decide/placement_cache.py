@@ -9,8 +9,8 @@ import numpy as np
 
 from router.decide.classify import Needs
 from router.decide.explain import basis_text
-from router.decide.fairness import Kind
-from router.decide.placement import Contest, Placement
+from router.decide.fairness import HeldKind
+from router.decide.placement import Choice, Placement
 from tasks.models.lengths import generates
 from tasks.ticket import Ticket
 from tasks.topology import Topology
@@ -21,7 +21,7 @@ _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 
 
 @dataclass(slots=True, eq=False)
-class Plan:
+class JobTemplate:
     """A placement with all that its jobs share: the order's contents, the record's fields, and a text that shows it.
 
     `record` is the same object for jobs that were accepted and placed at the same times, so that it is stored as one.
@@ -39,9 +39,9 @@ class Plan:
     _times: tuple[float, float] = (-1.0, -1.0)
 
     @classmethod
-    def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> Plan:
+    def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
         """The plan of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
-        model, variants, candidate = placement.board.model.id, placement.variants(), placement.candidate
+        model, variants, candidate = placement.table.model.id, placement.variants(), placement.candidate
         return cls(
             placement=placement,
             model=model,
@@ -91,27 +91,27 @@ class Plan:
 
 
 @dataclass(slots=True, eq=False)
-class Standing:
+class CachedChoice:
     """How requests that ask for the same are placed now."""
 
-    contest: Contest
+    choice: Choice
     tenant: str
     topology: Topology
     basis: str
-    _plans: dict[Placement, Plan] = field(default_factory=dict)
+    _templates: dict[Placement, JobTemplate] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, contest: Contest, topology: Topology, tenant: str, reading: str, ahead: np.ndarray) -> Standing:
-        """The standing of requests of `tenant` in a contest that was weighed with the work `ahead`."""
-        return cls(contest, tenant, topology, basis_text(contest.needs, reading, contest.board.classes, ahead))
+    def of(cls, choice: Choice, topology: Topology, tenant: str, reading: str, ahead: np.ndarray) -> CachedChoice:
+        """The standing of requests of `tenant` in a choice that was weighed with the work `ahead`."""
+        return cls(choice, tenant, topology, basis_text(choice.needs, reading, choice.table.classes, ahead))
 
-    def draw(self, seed: int) -> Plan:
+    def draw(self, seed: int) -> JobTemplate:
         """The plan that a seed draws."""
-        placement = self.contest.draw(seed)
-        plan = self._plans.get(placement)
-        if plan is None:
-            plan = self._plans[placement] = Plan.of(placement, self.topology, self.tenant, self.basis)
-        return plan
+        placement = self.choice.draw(seed)
+        template = self._templates.get(placement)
+        if template is None:
+            template = self._templates[placement] = JobTemplate.of(placement, self.topology, self.tenant, self.basis)
+        return template
 
 
 def deadline_at(needs: Needs, placed: float) -> float:
@@ -121,7 +121,7 @@ def deadline_at(needs: Needs, placed: float) -> float:
 
 def _fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[str, str]:
     candidate = placement.candidate
-    learning = {"lengths": lengths_cell(model, tenant)} if generates(placement.board.model) else {}
+    learning = {"lengths": lengths_cell(model, tenant)} if generates(placement.table.model) else {}
     return {
         "state": JobState.QUEUED,
         "model": model,
@@ -150,7 +150,7 @@ def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> d
         "level": str(placement.level),
         "cell": held_cell(placement.candidate.hardware_class, placement.level),
         "work": repr(placement.work),
-        "holding": Kind(tenant, model, placement.needs.constraints).queue,
+        "holding": HeldKind(tenant, model, placement.needs.constraints).queue,
         "basis": basis,
     }
 

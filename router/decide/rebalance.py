@@ -1,6 +1,6 @@
 """Which waiting jobs move to another hardware class, and why: rescue, save, balance (DESIGN §7).
 
-A placement is a guess made at submit; each tick the same figures are reckoned anew for what still waits. Only the jobs
+A placement is a guess made at submit; each tick the same figures are reckoned again for what still waits. Only the jobs
 that a queue serves last are looked at: those ahead of them are soon taken, and a queue of any depth costs the same.
 """
 
@@ -79,7 +79,7 @@ def rebalance(
     """The moves of one tick, in the order to make them. No job is in two of them.
 
     Args:
-        groups: the jobs that each queue serves last, in any order, on boards with the same classes.
+        groups: the jobs that each queue serves last, in any order, on candidate tables with the same classes.
         work: device seconds queued and running in each class, one figure a level.
         depths: waiting jobs in each class.
         rules: the bounds.
@@ -99,7 +99,7 @@ class _Tick:
         rules: Rebalance,
         closed: frozenset[Way],
     ) -> None:
-        classes = groups[0].board.classes
+        classes = groups[0].table.classes
         self._row = {name: row for row, name in enumerate(classes)}
         each = np.array([[*work.get(name, ()), *[0.0] * LEVELS][:LEVELS] for name in classes])
         self._before = each.cumsum(axis=1).T.copy()  # device seconds before a new job, by level and class
@@ -111,7 +111,7 @@ class _Tick:
         self._slack = np.full((len(classes), LEVELS), math.inf)
         blocks: dict[tuple[int, int], list[int]] = {}
         for place, group in enumerate(self._groups):
-            blocks.setdefault((id(group.board), group.needs.rows), []).append(place)
+            blocks.setdefault((id(group.table), group.needs.rows), []).append(place)
         self._blocks = [(Block([self._groups[p] for p in places], closed), places) for places in blocks.values()]
         self._seats = {p: (block, row) for block, places in self._blocks for row, p in enumerate(places)}
         for block, _ in self._blocks:
@@ -135,7 +135,7 @@ class _Tick:
 
     def _wanted(self, kind: Kind, block: Block, view: View, rows: slice) -> Rows:
         wanted: Rows = WANTED[kind](view, self._rules) & block.away[rows]
-        return wanted & ~kept_back(block.board, self._before[-1:].T) if block.reserved else wanted
+        return wanted & ~kept_back(block.table, self._before[-1:].T) if block.reserved else wanted
 
     def _consider(self, kind: Kind, place: int) -> Move | None:
         """The move of this kind that helps one group; None where none does any more."""
@@ -158,9 +158,9 @@ class _Tick:
     def _keep_in_time(self, block: Block) -> None:
         """Bound what may be served before groups in time: moves go behind their levels, so those above count."""
         view = block.look(self._before)
-        live = view.board.live[view.here[1]]
+        live = view.table.live[view.here[1]]
         left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.guaranteed[view.here], 0.0)[:, 0]
-        bound = left / view.residual[view.here][:, 0] * block.board.servers[view.here[1][:, 0]]
+        bound = left / view.residual[view.here][:, 0] * block.table.servers[view.here[1][:, 0]]
         for level in range(LEVELS):
             kept = (left >= 0) & (block.level > level)
             np.minimum.at(self._slack[:, level], block.home[kept], bound[kept])
@@ -168,28 +168,28 @@ class _Tick:
     def _served(self, view: View, to: int) -> int:
         """Jobs that keep the target busy until the tick after the next one: fewer would let it idle."""
         free = 2 * self._rules.tick - float(view.wait[0, to])
-        return 1 + _whole(free * view.board.servers[to] / view.work[0, to])
+        return 1 + _whole(free * view.table.servers[to] / view.work[0, to])
 
     def _room(self, group: Group, view: View, to: int) -> int:
         """Jobs that the target's queue can take before one that was in time there is not."""
-        slack = self._slack[group.board.queue[to], group.needs.level]
+        slack = self._slack[group.table.queue[to], group.needs.level]
         return _whole(slack / view.work[0, to])
 
     def _move(self, kind: Kind, place: int, view: View, to: int, count: int) -> Move:
         group, jobs = self._groups[place], self._jobs[place]
-        board, level, work = group.board, group.needs.level, float(view.work[0, to])
+        table, level, work = group.table, group.needs.level, float(view.work[0, to])
         self._jobs[place] = jobs[:-count]
         self._left[group.source] -= count
         self._share[group.source] = max(0, self._share[group.source] - count)
-        row, added = board.queue[to], count * work
+        row, added = table.queue[to], count * work
         self._before[level:, row] += added
         self._before[level:, self._row[group.source]] -= count * float(view.work[0, group.here])
         self._slack[row] -= added
         left = group.left - float(view.guaranteed[0, to]) - added
         if left >= 0:
             above = self._slack[row, :level]
-            np.minimum(above, left / board.residual[level, to] * board.servers[to], out=above)
-        target = board.candidates[to]
+            np.minimum(above, left / table.residual[level, to] * table.servers[to], out=above)
+        target = table.candidates[to]
         return Move(
             kind=kind,
             source=group.source,
@@ -218,7 +218,7 @@ def _earlier_there(view: View, rules: Rebalance) -> Rows:
     as_good = view.in_time & (view.cost * CHEAPER <= cost)
     last_hope = (view.cost <= view.affordable) & (view.finish <= view.left) & ~view.in_time_here
     latest = np.minimum(finish - 2 * rules.move_cost, finish * (1 - rules.min_gain))
-    earlier: Rows = (as_good | last_hope) & (view.finish + view.work / view.board.servers < latest)
+    earlier: Rows = (as_good | last_hope) & (view.finish + view.work / view.table.servers < latest)
     return earlier
 
 
@@ -235,21 +235,21 @@ WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _che
 def _as_many_as_meet(view: View, here: int, to: int) -> int:
     """Jobs that can go before the last of them is not surely in time."""
     left = (view.left[0, 0] - view.guaranteed[0, to]) / view.residual[0, to]
-    return 1 + _whole(left * view.board.servers[to] / view.work[0, to])
+    return 1 + _whole(left * view.table.servers[to] / view.work[0, to])
 
 
 def _as_many_as_are_late(view: View, here: int, to: int) -> int:
     """Jobs that must go before the last of those that stay is in time; no more than are in time there."""
     meet = _as_many_as_meet(view, here, to)
-    if not view.board.live[here]:
+    if not view.table.live[here]:
         return meet
     late = (view.guaranteed[0, here] - view.left[0, 0]) / view.residual[0, here]
-    return min(1 + _whole(late * view.board.servers[here] / view.work[0, here]), meet)
+    return min(1 + _whole(late * view.table.servers[here] / view.work[0, here]), meet)
 
 
 def _as_many_as_level(view: View, here: int, to: int) -> int:
     """Jobs after which the last would be answered at the same time here and there."""
-    one = view.work[0] / view.board.servers
+    one = view.work[0] / view.table.servers
     return _whole((view.finish[0, here] - view.finish[0, to]) / (one[here] + one[to]))
 
 
@@ -266,7 +266,7 @@ def _urgency(group: Group) -> tuple[float, int, str]:
 
 def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
     here, finish, cost, sure = group.here, view.finish[0].tolist(), view.cost[0].tolist(), view.guaranteed[0].tolist()
-    if not group.board.live[here]:
+    if not group.table.live[here]:
         return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
     if kind is Kind.RESCUE:
         left = f"{group.needs.deadline:.3g} s are left"

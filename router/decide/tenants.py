@@ -27,9 +27,10 @@ def day_of(now: float) -> str:
 class Shares:
     """Virtual time of each tenant that was here lately: US dollars of device time bound for it, over its weight.
 
-    Who had more than the mean *crowds*: when queues are long, its requests are held (`room`), and all others pass them.
-    A tenant that is alone never does. Nobody saves up more than `CREDIT`: else who had little would fill the queues
-    before it crowds. Each router counts what it binds itself, a fair sample of what all do.
+    Who had more than the mean is *over its fair share*: when queues are long, its requests are held (`room`), and all
+    others pass them. A tenant that is alone never does. Nobody saves up more than `CREDIT`: else who had little would
+    fill the queues before it is over its fair share. Each router counts what it binds itself, a fair sample of what all
+    do.
     """
 
     CREDIT = 0.02
@@ -49,8 +50,8 @@ class Shares:
         self._brief += _SMOOTHING * (max(2 * seconds, self.LEAST) - self._brief)
 
     def brief(self, tenant: str) -> float | None:
-        """Seconds of work that may be bound before the tenant's requests, where it crowds; None where it does not."""
-        return self._brief if self.crowds(tenant) else None
+        """Seconds of work that may be bound before the requests of a tenant over its fair share; None for any other."""
+        return self._brief if self.over_fair_share(tenant) else None
 
     def charge(self, tenant: str, dollars: float) -> None:
         """Count what is bound for a tenant."""
@@ -65,13 +66,13 @@ class Shares:
         self._had = {name: kept * had for name, had in self._had.items() if had > _FORGOTTEN * most}
         self._total = sum(self._had.values())
 
-    def crowds(self, tenant: str) -> bool:
+    def over_fair_share(self, tenant: str) -> bool:
         """Whether the tenant had more than the mean of those who were here."""
         return self._had.get(tenant, 0.0) * len(self._had) > self._total * (1 + 1e-9)
 
     def passes(self, tenant: str) -> bool:
         """Whether the tenant's requests pass what is held: others were here, and it does not crowd."""
-        return len(self._had) > (tenant in self._had) and not self.crowds(tenant)
+        return len(self._had) > (tenant in self._had) and not self.over_fair_share(tenant)
 
 
 class Tenants:

@@ -1,4 +1,4 @@
-"""What placement sees between two readings of the fleet: a snapshot, boards laid out from it, and work added since."""
+"""What placement sees between two readings of the fleet: a snapshot, its candidate tables, and work added since."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
-from router.decide.candidates import Board, lay_out
+from router.decide.candidates import CandidateTable, lay_out
 from router.decide.classify import Constraints, Needs
 from router.decide.depths import Depths
 from router.decide.placement import Placement, weigh
-from router.decide.placement_cache import Standing
+from router.decide.placement_cache import CachedChoice
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from router.decide.tenants import Tenants
 from tasks.models.catalogue import Model
@@ -19,10 +19,10 @@ from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 
 GLANCE = 0.001
-"""Device seconds, or seconds of time, that are not worth deciding anew for."""
+"""Device seconds, or seconds of time, that are not worth deciding again for."""
 
 
-class Outlook:
+class WorkingSnapshot:
     """One snapshot and all that is worked out from it once; placements add to `backlog`, what is held to `held`.
 
     `reading` is the name under which the snapshot is kept for explanations.
@@ -47,24 +47,24 @@ class Outlook:
         self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
         self._topology = topology
         self._book = book
-        self._boards: dict[tuple[str, Constraints], Board] = {}
-        self._standings: dict[Hashable, tuple[float, Standing]] = {}
+        self._tables: dict[tuple[str, Constraints], CandidateTable] = {}
+        self._cached: dict[Hashable, tuple[float, CachedChoice]] = {}
         self._changed = self._passed = 0.0
 
-    def stand(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> Standing:
+    def make_choice(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> CachedChoice:
         """How requests with these needs are placed now. Raises what `weigh` raises. Work is counted only by `count`."""
         ahead = self.ahead(released=released or self.passes(tenant))
-        contest = weigh(self.board(model, needs.constraints), needs, ahead)
-        return Standing.of(contest, self._topology, tenant, self.reading, ahead)
+        choice = weigh(self.table(model, needs.constraints), needs, ahead)
+        return CachedChoice.of(choice, self._topology, tenant, self.reading, ahead)
 
-    def standing(self, asked: Hashable) -> Standing | None:
-        """The one kept for who asks this, while the backlog is about the same: to `GLANCE`, or to the contest's own."""
-        until, standing = self._standings.get(asked, (-math.inf, None))
-        return standing if self._changed <= until else None
+    def cached(self, asked: Hashable) -> CachedChoice | None:
+        """The one kept for who asks this, while the backlog is about the same: to `GLANCE`, or to the choice's own."""
+        until, cached = self._cached.get(asked, (-math.inf, None))
+        return cached if self._changed <= until else None
 
-    def keep(self, asked: Hashable, standing: Standing) -> None:
-        """Let others who ask the same have the same standing."""
-        self._standings[asked] = self._changed + max(GLANCE, standing.contest.glance), standing
+    def keep(self, asked: Hashable, cached: CachedChoice) -> None:
+        """Let others who ask the same have the same cached choice."""
+        self._cached[asked] = self._changed + max(GLANCE, cached.choice.glance), cached
 
     def ahead(self, *, released: bool = False) -> np.ndarray:
         """Device seconds that are served before a new request, shape (classes, LEVELS): bound ones and held ones.
@@ -77,20 +77,20 @@ class Outlook:
         """Whether the tenant's requests pass what is held, which is then others'."""
         return self.tenants.shares.passes(tenant)
 
-    def board(self, model: Model, constraints: Constraints) -> Board:
+    def table(self, model: Model, constraints: Constraints) -> CandidateTable:
         """The model's candidates for all requests with these constraints."""
         key = (model.id, constraints)
-        board = self._boards.get(key)
-        if board is None:
-            board = lay_out(model, constraints, self._topology, self.fleet, self._book)
-            self._boards[key] = board
-        return board
+        table = self._tables.get(key)
+        if table is None:
+            table = lay_out(model, constraints, self._topology, self.fleet, self._book)
+            self._tables[key] = table
+        return table
 
     def renew(self, book: ProfileBook) -> None:
-        """Work everything out anew: models or profiles changed."""
+        """Work everything out again: models or profiles changed."""
         self._book = book
-        self._boards.clear()
-        self._standings.clear()
+        self._tables.clear()
+        self._cached.clear()
 
     def pass_time(self, seconds: float) -> None:
         """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
@@ -102,7 +102,7 @@ class Outlook:
         classes = self.backlog.classes
         occupied = {name: max(seconds - self._passed, 0.0) for name, seconds in self.fleet.occupied.items()}
         self.backlog, self.held = Backlog(classes, with_occupied(work, occupied)), Backlog(classes, held)
-        self._standings.clear()
+        self._cached.clear()
 
     def count(self, placement: Placement, tenant: str) -> None:
         """Count the work and the cost of a tenant's placement that is on its way to its queue."""

@@ -125,7 +125,7 @@ async def scaling_starts(request: _Any, hardware_class: str) -> _Json:
     For 90 seconds from then on the class takes work while it has no device. 503 while the fleet's state cannot be read.
     """
     router = _scalable(request, hardware_class)
-    if not router.fleet.outlook.fleet.stale:
+    if not router.fleet.working.fleet.stale:
         await router.store.note_start(hardware_class)
     return _wanted(router, hardware_class)
 
@@ -141,7 +141,7 @@ def _scalable(request: _Any, hardware_class: str) -> Router:
 
 def _wanted(router: Router, hardware_class: str) -> _Json:
     want = router.scaler.wanted().get(hardware_class)
-    if want is None or router.fleet.outlook.fleet.stale:
+    if want is None or router.fleet.working.fleet.stale:
         raise BrokerUnavailableError("the fleet's state cannot be read: no number is known", retry_after=1.0)
     return Response(
         {"class": hardware_class, "replicas": want.replicas, "devices": want.devices, "reason": want.reason}
@@ -166,7 +166,7 @@ async def reload(request: _Any) -> _Json:
 async def models(request: _Any) -> _Json:
     """Every model with its versions, aliases and variants, and why one is disabled."""
     router = _door(request).router
-    return Response({"models": model_list(router.rules.catalogue, router.fleet.outlook.fleet)})
+    return Response({"models": model_list(router.rules.catalogue, router.fleet.working.fleet)})
 
 
 @get(

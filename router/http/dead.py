@@ -38,7 +38,7 @@ async def dead_show(request: _Any, letter: str) -> Response[bytes]:
 
 @post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
 async def dead_replay(request: _Any, letter: str) -> Response[bytes]:
-    """Let its job begin anew."""
+    """Let its job begin again."""
     return _json({"id": letter, "job": await _letters(request).replay(letter)})
 
 

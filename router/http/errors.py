@@ -20,7 +20,7 @@ _TOO_LARGE = 413
 _LONGEST_FIGURE = 19  # digits of a length that is told
 
 UNFORESEEN = "the router failed to answer; its log says why"
-"""What a caller is told of an error that nobody foresaw."""
+"""What a caller is told of an unexpected error."""
 
 
 def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
@@ -48,13 +48,13 @@ def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
 
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The answer to an error of ours that nobody foresaw; what it is stands in the log."""
+    """The answer to an unexpected error of ours; what it is stands in the log."""
     told = unforeseen(request.method, request.url.path, error)
     return _answer(told, told.status)
 
 
 def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
-    """What is told of an error that nobody foresaw; what it is goes to the log."""
+    """What is told of an unexpected error; what it is goes to the log."""
     logger.error("request failed", extra={"method": method, "path": path}, exc_info=error)
     return TaxiwayError(UNFORESEEN)
 

@@ -140,7 +140,7 @@ class Inference:
             TaxiwayError: the request is wrong. That it cannot be placed is part of the answer.
         """
         order = (await self._asked(reference, infer, size, reply="")).order
-        model, table = preview(order, self._router.rules, self._router.fleet.outlook)
+        model, table = preview(order, self._router.rules, self._router.fleet.working)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
 
@@ -239,7 +239,7 @@ class Inference:
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
         """The result of a job forwarded just now."""
         try:
-            return await self._router.patience.wait(future, wait)
+            return await self._router.wait_timeouts.wait(future, wait)
         except TimeoutError:
             return await self._router.store.result(job)
 

@@ -161,7 +161,7 @@ def _models(router: Router) -> list[Model]:
 
 
 def _stats(router: Router, models: list[Model]) -> Response[bytes]:
-    ran = router.tally.models
+    ran = router.outcomes.models
     return _json({"model_stats": [stats_of(model, ran.get(model.id, Ran())) for model in models]})
 
 

@@ -1,4 +1,4 @@
-"""The messages that were given up: an operator lists them, looks into one, lets its job begin anew, or drops it.
+"""The messages that were given up: an operator lists them, looks into one, lets its job begin again, or drops it.
 
 A message is known by a digest of its letter, so that letters of every release have a name.
 """
@@ -71,7 +71,7 @@ class DeadLetters:
         return Opened(**_told(raw, letter), headers=headers, body=text, flaw=flaw)
 
     async def replay(self, name: str) -> str:
-        """Let the message's job begin anew, as if it arrived now; the job. Its dead end is forgotten.
+        """Let the message's job begin again, as if it arrived now; the job. Its dead end is forgotten.
 
         Raises:
             UnknownLetterError: no such letter.
@@ -83,7 +83,7 @@ class DeadLetters:
         envelope, flaw = _open(letter)
         await self._router.fleet.read()
         arrival = Arrival("", letter.message, envelope, flaw)
-        decision = await self._router.decide(arrival, self._store.now(), self._router.fleet.outlook)
+        decision = await self._router.decide(arrival, self._store.now(), self._router.fleet.working)
         if decision.ending is not None:
             read_result(read_meta(decision.ending.meta))  # raises what is wrong
         if decision.admitted is None:

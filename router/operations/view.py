@@ -82,7 +82,7 @@ async def view_fleet(
     Raises:
         BrokerUnavailableError: the broker or the state store does not answer.
     """
-    now, fleet = store.now(), reader.outlook.fleet
+    now, fleet = store.now(), reader.working.fleet
     silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)
     fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
     held, dead = await store.set_aside()

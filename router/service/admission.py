@@ -18,9 +18,9 @@ from router.decide.classify import Needs, needs_of
 from router.decide.depths import check_class, check_tenant
 from router.decide.explain import Explanation, explain
 from router.decide.placement import Placement, seed_of
-from router.decide.placement_cache import Plan, Standing
+from router.decide.placement_cache import JobTemplate, CachedChoice
 from router.decide.tenants import Tenants
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.headers import moment_of
 from tasks.fingerprint import KeyUse, key_use
 from tasks.models.catalogue import Catalogue, Model
@@ -120,7 +120,7 @@ def too_large(most: object, got: object) -> str:
     return f"payload: expected at most {most} bytes, got {got}"
 
 
-def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
+def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
     """Place a request and sign the order to run it.
 
     Raises:
@@ -130,27 +130,27 @@ def admit(order: Order, rules: Rules, outlook: Outlook) -> Admitted:
     """
     topology, tenant, size = rules.topology, order.request.tenant, order.size
     if not order.released:
-        check_tenant(outlook.depths, topology, tenant=tenant, size=size)
-    plan = _standing(order, rules, outlook).draw(seed_of(order.job))
-    placement = plan.placement
+        check_tenant(working.depths, topology, tenant=tenant, size=size)
+    template = _cached_choice(order, rules, working).draw(seed_of(order.job))
+    placement = template.placement
     if not order.released:
-        check_class(outlook.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
-    ticket = plan.ticket(order.job, order.reply, order.accepted, order.moment)
+        check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
+    ticket = template.ticket(order.job, order.reply, order.accepted, order.moment)
     _check_eta(order.envelope, ticket)
     if not placement.held:
         order.envelope.headers[HEADER] = sign(ticket, order.body, rules.secret)
-        order.envelope.headers["kwargsrepr"] = plan.shown
+        order.envelope.headers["kwargsrepr"] = template.shown
     outgoing = Outgoing(
         tag=order.tag,
-        queue=plan.queue,
+        queue=template.queue,
         level=placement.level,
         envelope=order.envelope,
         job=order.job,
-        fields=_record(plan, order),
+        fields=_record(template, order),
         reply=order.reply,
         use=_use(order, rules),
     )
-    return Admitted(outgoing, placement, ticket, plan.work)
+    return Admitted(outgoing, placement, ticket, template.work)
 
 
 def _use(order: Order, rules: Rules) -> KeyUse | None:
@@ -171,29 +171,29 @@ def _check_eta(envelope: Envelope, ticket: Ticket) -> None:
         raise InvalidRequestError(message, field="eta")
 
 
-def _record(plan: Plan, order: Order) -> Mapping[str, str]:
-    record = plan.record(order.accepted, order.moment)
+def _record(template: JobTemplate, order: Order) -> Mapping[str, str]:
+    record = template.record(order.accepted, order.moment)
     return {**record, "blobs": " ".join(map(blob_key, order.blobs))} if order.blobs else record
 
 
-def _standing(order: Order, rules: Rules, outlook: Outlook) -> Standing:
+def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> CachedChoice:
     """How the request is placed now: worked out once for all that ask for the same, unless it depends on more."""
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
-    rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
+    rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
     asked = (*_terms_of(request), rows, size, order.payload, order.company)
-    known = outlook.standing(asked) if until is None else None
+    known = working.cached(asked) if until is None else None
     if known is not None:
         return known
     check_terms(request)
-    needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=until)
-    standing = outlook.stand(model, needs, request.tenant, released=order.released > 0)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, until=until)
+    cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
-        outlook.keep(asked, standing)
-    return standing
+        working.keep(asked, cached)
+    return cached
 
 
-def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explanation]:
+def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Explanation]:
     """The model, and what `admit` would decide now, with all that it decides from; nothing is placed.
 
     Raises:
@@ -201,10 +201,10 @@ def preview(order: Order, rules: Rules, outlook: Outlook) -> tuple[Model, Explan
     """
     request = order.request
     model = rules.catalogue.resolve(request.model)
-    rows, size = rows_of(model, request.inputs), _size(model, request, outlook.tenants)
-    needs = _needs(order, rules.topology, outlook.tenants, rows=rows, size=size, until=_until(order))
-    board = outlook.board(model, needs.constraints)
-    return model, explain(board, needs, outlook.ahead(released=outlook.passes(request.tenant)), seed=seed_of(order.job))
+    rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, until=_until(order))
+    table = working.table(model, needs.constraints)
+    return model, explain(table, needs, working.ahead(released=working.passes(request.tenant)), seed=seed_of(order.job))
 
 
 def size_of(model: Model, request: Request, lengths: Lengths) -> int:
@@ -220,7 +220,7 @@ def size_of(model: Model, request: Request, lengths: Lengths) -> int:
 
 
 def _size(model: Model, request: Request, tenants: Tenants) -> int:
-    """As `size_of`, to a few digits: requests of about the same size have one standing."""
+    """As `size_of`, to a few digits: requests of about the same size have one cached choice."""
     lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
     return quantised(model, size_of(model, request, lengths))
 

@@ -19,25 +19,25 @@ from broker.valkey.mover import ValkeyYard
 from broker.valkey.queues import ValkeyTransport
 from router.decide.depths import check_store
 from router.decide.scaling import Scaler
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.http.metadata import model_list
 from router.operations.metrics import Done
 from router.operations.view import FleetView, view_fleet
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, misdirected, read, undecidable
 from router.service.events import SentEvents
-from router.service.outcomes import Tally
+from router.service.outcomes import OutcomeCounters
 from router.service.reload import FolderWatch
 from router.service.results import Results
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from router.service.submissions import Outbox
+from router.service.submissions import Submissions
 from router.service.traces import trace_placement, trace_refusal
-from router.service.wait_timeouts import Patience
+from router.service.wait_timeouts import WaitTimeouts
 from router.upkeep.deadlines import Deadlines
 from router.upkeep.mover import Mover
 from router.upkeep.releaser import Releaser
-from router.upkeep.retargeter import Lender
+from router.upkeep.retargeter import Retargeter
 from tasks.beside import beside
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
@@ -82,14 +82,14 @@ class Router:
         self.transport = open_transport(settings, rules, name)
         self.yard = open_yard(settings, name)
         self._events = SentEvents(name)
-        self.mover = Mover(self.yard, self.fleet, self.store, rules, self._events, Lender(settings, rules.topology))
+        self.mover = Mover(self.yard, self.fleet, self.store, rules, self._events, Retargeter(settings, rules.topology))
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
         self.refused: Counter[tuple[str, ...]] = Counter()
         self.parked = 0
-        self.tally = Tally()
-        self.patience = Patience()
-        self._outbox = Outbox(self.transport, self.fleet)
+        self.outcomes = OutcomeCounters()
+        self.wait_timeouts = WaitTimeouts()
+        self._submissions = Submissions(self.transport, self.fleet)
         self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
         self._deadlines = Deadlines(self.store)
         self._told = b"", 0.0  # what it told that the fleet can run, and when
@@ -147,7 +147,7 @@ class Router:
         await self.store.close()
 
     async def failed(self) -> BaseException | None:
-        """Wait until a loop of this router ends by an error nobody foresaw; the error."""
+        """Wait until a loop of this router ends by an unexpected error; the error."""
         assert self._consumer is not None
         running = [self._consumer, *self._leaders, *self._keepers]
         done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -172,10 +172,10 @@ class Router:
         """Forward a placed request; False where its id has a job already.
 
         Raises:
-            BrokerUnavailableError: the broker did not accept it. What nobody foresaw is raised as it is.
+            BrokerUnavailableError: the broker did not accept it. An unexpected error is raised as it is.
         """
         try:
-            return await self.patience.wait(self._outbox.forward(admitted.outgoing), ACCEPT)
+            return await self.wait_timeouts.wait(self._submissions.forward(admitted.outgoing), ACCEPT)
         except TimeoutError as error:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
@@ -187,10 +187,10 @@ class Router:
             moved=self.mover.moves,
             refused=self.refused,
             ended=self.store.ended,
-            outcomes=self.tally.outcomes,
-            latency=self.tally.latency,
+            outcomes=self.outcomes.outcomes,
+            latency=self.outcomes.latency,
             parked=self.parked,
-            rejected=self.tally.rejected,
+            rejected=self.outcomes.rejected,
         )
 
     async def _admit(self, order: Order) -> Admitted:
@@ -201,9 +201,9 @@ class Router:
             return self._admit_now(order)
 
     def _admit_now(self, order: Order) -> Admitted:
-        outlook = self.fleet.outlook
-        check_store(outlook.depths, self.rules.topology)
-        return admit(order, self.rules, outlook)
+        working = self.fleet.working
+        check_store(working.depths, self.rules.topology)
+        return admit(order, self.rules, working)
 
     async def view(self) -> FleetView:
         """The fleet as its operators see it.
@@ -238,14 +238,14 @@ class Router:
             self._idle = False
 
     async def _handle(self, arrivals: Sequence[Arrival], now: float) -> None:
-        outlook = self.fleet.outlook
+        working = self.fleet.working
         found = [await self._read(arrival, now) for arrival in arrivals]
-        decisions = [self._decide(one, arrival, outlook) for one, arrival in zip(found, arrivals, strict=True)]
+        decisions = [self._decide(one, arrival, working) for one, arrival in zip(found, arrivals, strict=True)]
         if any(d.deviceless for d in decisions):
             await self.fleet.read()
-            outlook = self.fleet.outlook
+            working = self.fleet.working
             trios = zip(found, arrivals, decisions, strict=True)
-            decisions = [self._decide(one, a, outlook) if d.deviceless else d for one, a, d in trios]
+            decisions = [self._decide(one, a, working) if d.deviceless else d for one, a, d in trios]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         if len(admitted) < len(decisions):
             await self._answer(arrivals, decisions)
@@ -255,9 +255,9 @@ class Router:
         if left:
             await self.transport.settle(sorted(left))
 
-    async def decide(self, arrival: Arrival, now: float, outlook: Outlook) -> Decision:
+    async def decide(self, arrival: Arrival, now: float, working: WorkingSnapshot) -> Decision:
         """What to do with an arrival, counted as placed where it is admitted."""
-        return self._decide(await self._read(arrival, now), arrival, outlook)
+        return self._decide(await self._read(arrival, now), arrival, working)
 
     async def _read(self, arrival: Arrival, now: float) -> Order | Decision:
         try:
@@ -265,9 +265,9 @@ class Router:
         except Exception as error:  # one message that we fail to understand must not stop the others
             return _undecided(arrival, error)
 
-    def _decide(self, found: Order | Decision, arrival: Arrival, outlook: Outlook) -> Decision:
+    def _decide(self, found: Order | Decision, arrival: Arrival, working: WorkingSnapshot) -> Decision:
         try:
-            decision = decide_read(found, self.rules, outlook)
+            decision = decide_read(found, self.rules, working)
         except Exception as error:  # as above
             return _undecided(arrival, error)
         if decision.admitted is not None:
@@ -320,7 +320,7 @@ class Router:
         if admitted.placement.held:
             self._releaser.wake()
             return
-        self.placed[admitted.placement.candidate.hardware_class, admitted.placement.board.model.id] += 1
+        self.placed[admitted.placement.candidate.hardware_class, admitted.placement.table.model.id] += 1
         self._events.add(admitted.outgoing.job, admitted.outgoing.queue, admitted.outgoing.envelope)
 
     def _refuse(self, envelope: Envelope, job: str, code: str) -> None:
@@ -329,9 +329,9 @@ class Router:
 
     async def _tidy(self) -> None:
         while True:
-            if not self.fleet.outlook.fleet.stale:
-                self.scaler.look(self.fleet.outlook.fleet, time.monotonic())
-                self.tally.look(self.fleet.outlook.fleet.devices)
+            if not self.fleet.working.fleet.stale:
+                self.scaler.look(self.fleet.working.fleet, time.monotonic())
+                self.outcomes.look(self.fleet.working.fleet.devices)
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
                 if recovered:

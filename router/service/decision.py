@@ -14,7 +14,7 @@ import msgspec
 from broker.port import Arrival
 from broker.valkey.holding import Drawn
 from broker.valkey.scripts import REFUSED, Ending
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, check_size
 from router.service.headers import Embed, check_embed, check_headers, read_embed
 from tasks.topology import Limits
@@ -57,17 +57,17 @@ class Decision(msgspec.Struct, frozen=True):
     fields: Mapping[str, str] = {}
 
 
-def decide(arrival: Arrival, rules: Rules, outlook: Outlook, now: float) -> Decision:
+def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
     """What to do with an arrival. Never raises for what a producer may have written."""
-    return decide_read(read(arrival, rules, now), rules, outlook)
+    return decide_read(read(arrival, rules, now), rules, working)
 
 
-def decide_read(found: Order | Decision, rules: Rules, outlook: Outlook) -> Decision:
+def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot) -> Decision:
     """What to do with an arrival that was read."""
     if isinstance(found, Decision):
         return found
     try:
-        return Decision(found.tag, admitted=admit(found, rules, outlook))
+        return Decision(found.tag, admitted=admit(found, rules, working))
     except TaxiwayError as error:
         asked = found.request
         fields = {"model": cut(asked.model), "tenant": cut(asked.tenant), "accepted": repr(found.accepted)}
@@ -130,7 +130,7 @@ def misdirected(arrival: Arrival) -> Ending | None:
     return Ending(job, state_of(error), failure_meta(job, error), REFUSED, _reply_of(arrival.envelope))
 
 
-def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, company: int) -> Decision:
+def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: float, company: int) -> Decision:
     """What to do with a job that was held: place it, hold it still, or end it. Never raises for what is in it.
 
     `company` is the jobs of its kind that can be released with it, as far as that matters.
@@ -140,7 +140,7 @@ def decide_held(drawn: Drawn, rules: Rules, outlook: Outlook, *, now: float, com
     try:
         order = read_order(envelope, job=job, reply=reply, tag="", now=drawn.accepted, limits=limits)
         held = msgspec.structs.replace(order, released=now, company=company, due=drawn.deadline_at)
-        return Decision("", admitted=admit(held, rules, outlook))
+        return Decision("", admitted=admit(held, rules, working))
     except TaxiwayError as error:
         return _ended("", job, error, reply=reply, token="")
 

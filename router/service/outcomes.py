@@ -9,7 +9,7 @@ from tasks.heartbeat import DeviceFacts
 from tasks.outcomes import Done, Ran, empty
 
 
-class Tally:
+class OutcomeCounters:
     """Sums since this router's first look: they never fall, whoever comes and goes.
 
     `outcomes` counts jobs by class and final state; `latency` has the figures of `tasks.outcomes` by class and stage;

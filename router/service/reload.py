@@ -33,7 +33,7 @@ class FolderWatch:
         self._now = asyncio.Event()
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Look indefinitely."""
         while True:
             await self._tell()
             asked = self._reporter.asked

@@ -21,7 +21,7 @@ from taxiway.valkey.line import RespLine
 
 logger = logging.getLogger(__name__)
 
-_BACKOFF = 0.25  # seconds between two attempts to subscribe anew
+_BACKOFF = 0.25  # seconds between two attempts to subscribe again
 _MOST_KEYS = 256  # results read by one MGET
 
 
@@ -93,7 +93,7 @@ class Results:
                 self._leave(job)
 
     async def run(self) -> None:
-        """Listen, for ever; what was announced in vain is found all the same."""
+        """Listen, indefinitely; what was announced in vain is found all the same."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._stay_subscribed())
             both.create_task(self._keep_looking())

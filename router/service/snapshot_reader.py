@@ -20,7 +20,7 @@ from router.decide.explain import pack_reading
 from router.decide.placement import Placement
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
 from router.decide.tenants import Shares, Tenants, day_of
-from router.decide.working_snapshot import GLANCE, Outlook
+from router.decide.working_snapshot import GLANCE, WorkingSnapshot
 from router.service.store import FleetFacts, Store
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
 from tasks.models.profiles import ProfileBook
@@ -54,7 +54,7 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
 
 class FleetReader:
-    """The latest outlook, and the `shares` that tenants had. Until the first reading it is stale.
+    """The latest working snapshot, and the `shares` that tenants had. Until the first reading it is stale.
 
     `heartbeats` has when each device was last heard, by the store's clock, as of the last reading.
     """
@@ -66,7 +66,7 @@ class FleetReader:
         self._starts = starts
         self._name = uuid.uuid4().hex[:12]
         self._outlooks = 0
-        self._unkept: deque[Outlook] = deque(maxlen=_UNKEPT_AT_MOST)
+        self._unkept: deque[WorkingSnapshot] = deque(maxlen=_UNKEPT_AT_MOST)
         self._used = False
         self.shares = Shares(topology.tenants)
         self._look_at(FleetSnapshot(stale=True), Tenants(shares=self.shares))
@@ -77,28 +77,28 @@ class FleetReader:
         self._refusal = Refusal()
 
     @property
-    def outlook(self) -> Outlook:
+    def working(self) -> WorkingSnapshot:
         """The fleet as of the last reading, with what was placed here since; stale when that is too old."""
         now = time.monotonic()
-        if not self._outlook.fleet.stale and now - self._read_at > STALE_AFTER:
+        if not self._working.fleet.stale and now - self._read_at > STALE_AFTER:
             self._go_stale()
         if now - self._seen_at > GLANCE:
-            self._outlook.pass_time(now - self._seen_at)
+            self._working.pass_time(now - self._seen_at)
             self._seen_at = now
-        return self._outlook
+        return self._working
 
     @property
     def snapshot(self) -> FleetSnapshot:
         """The fleet as of the last reading, with what was placed here since; `stale` when that is too old."""
-        outlook = self.outlook
-        return replace(outlook.fleet, work={name: outlook.backlog.levels(name) for name in outlook.backlog.classes})
+        working = self.working
+        return replace(working.fleet, work={name: working.backlog.levels(name) for name in working.backlog.classes})
 
     def count(self, placement: Placement, tenant: str) -> None:
         """Count a placement that this router just made; with the first from a reading, the reading is to be kept."""
-        self._outlook.count(placement, tenant)
+        self._working.count(placement, tenant)
         if not self._used:
             self._used = True
-            self._unkept.append(self._outlook)
+            self._unkept.append(self._working)
 
     async def read(self) -> None:
         """Read once. A failure leaves the last picture, marked stale, and is raised."""
@@ -110,7 +110,7 @@ class FleetReader:
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
         self._refusal = self._refusal.after(facts)
         fleet = snapshot_from(facts, self._refusal, self._starts)
-        fleet = replace(fleet, rates=self._arrived.rates, shadow=self._outlook.fleet.shadow)
+        fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
         self._look_at(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
@@ -123,11 +123,11 @@ class FleetReader:
 
     def take_stock(self, cells: Mapping[str, float]) -> None:
         """Go on from the work that the cells of `WORK` count now, read between two readings."""
-        self._outlook.take_stock(*work_from(cells))
+        self._working.take_stock(*work_from(cells))
         self._seen_at = time.monotonic()
 
     async def run(self) -> None:
-        """Read on every beat, for ever; an outage is logged once."""
+        """Read on every beat, indefinitely; an outage is logged once."""
         away = False
         while True:
             try:
@@ -142,27 +142,27 @@ class FleetReader:
     def renew(self, book: ProfileBook) -> None:
         """Place by other profiles, and by models as the catalogue has them now."""
         self._book = book
-        self._outlook.renew(book)
+        self._working.renew(book)
 
     def readings(self) -> list[Reading]:
         """What placements were decided from and is not kept yet: to be kept with the next records, then `kept`."""
         keep = self._topology.limits.keep_explanation
-        return [Reading(outlook.reading, pack_reading(outlook.fleet), keep) for outlook in self._unkept]
+        return [Reading(working.reading, pack_reading(working.fleet), keep) for working in self._unkept]
 
     def kept(self, readings: Iterable[Reading]) -> None:
         """These readings were kept."""
         names = {reading.name for reading in readings}
         if names:
-            left = [outlook for outlook in self._unkept if outlook.reading not in names]
+            left = [working for working in self._unkept if working.reading not in names]
             self._unkept = deque(left, maxlen=_UNKEPT_AT_MOST)
 
     def _go_stale(self) -> None:
-        self._look_at(replace(self._outlook.fleet, stale=True), self._outlook.tenants)
+        self._look_at(replace(self._working.fleet, stale=True), self._working.tenants)
 
     def _look_at(self, fleet: FleetSnapshot, tenants: Tenants, depths: Depths | None = None) -> None:
         self._outlooks += 1
         reading = f"{self._name}.{self._outlooks}"
-        self._outlook = Outlook(self._topology, self._book, fleet, reading, tenants, depths)
+        self._working = WorkingSnapshot(self._topology, self._book, fleet, reading, tenants, depths)
         self._used = False
 
 

@@ -14,7 +14,7 @@ from taxiway.valkey.wire import settle
 logger = logging.getLogger(__name__)
 
 
-class Outbox:
+class Submissions:
     """Forwards single messages; those that come while a call is under way share the next one."""
 
     def __init__(self, transport: Transport, fleet: FleetReader) -> None:
@@ -26,7 +26,7 @@ class Outbox:
     def forward(self, outgoing: Outgoing) -> asyncio.Future[bool]:
         """Whether the message was forwarded, once that is known; False where its job has a record already.
 
-        It raises whatever the call raised that it shared: a `BrokerUnavailableError`, or what nobody foresaw.
+        It raises whatever the call raised that it shared: a `BrokerUnavailableError`, or an unexpected error.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((outgoing, done))

@@ -28,7 +28,7 @@ def trace_placement(admitted: Admitted, store: Store) -> None:
         tracing.wait(trail, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
     attributes: tracing.Attributes = {
         "taxiway.job": admitted.outgoing.job,
-        "taxiway.model": placement.board.model.id,
+        "taxiway.model": placement.table.model.id,
         "taxiway.class": "" if placement.held else placement.candidate.hardware_class,
         "taxiway.variant": placement.candidate.variant_name,
         "taxiway.level": placement.level,

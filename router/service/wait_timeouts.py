@@ -13,7 +13,7 @@ LOOK = 0.05
 _Value = TypeVar("_Value")
 
 
-class Patience:
+class WaitTimeouts:
     """Bounds waits by one look at all of them: a timer for each, set and taken back, costs a request a tenth."""
 
     def __init__(self) -> None:

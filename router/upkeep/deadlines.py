@@ -39,7 +39,7 @@ class Deadlines:
             self._sooner.set()
 
     async def run(self) -> None:
-        """Look for ever; an outage is the others' to report."""
+        """Look indefinitely; an outage is the others' to report."""
         while True:
             with suppress(BrokerUnavailableError):
                 while await self.fire() == AT_ONCE:

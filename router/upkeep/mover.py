@@ -1,6 +1,6 @@
 """The loop that moves waiting work: one router at a time looks at the queues each tick, and acts on `rebalance`.
 
-What no move helps, because it may run in its class only, gets devices lent (`lender`).
+What no move helps, because it may run in its class only, gets devices lent (`retargeter`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from router.service.events import SentEvents
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
 from router.service.traces import MoveTraces
-from router.upkeep.retargeter import Lender
+from router.upkeep.retargeter import Retargeter
 from router.upkeep.waiting import (
     FIELDS,
     Waiting,
@@ -49,7 +49,7 @@ class Mover:
     """Moves waiting jobs while this router leads. `moves` counts them by source, target and kind since the start."""
 
     def __init__(
-        self, yard: Yard, fleet: FleetReader, store: Store, rules: Rules, events: SentEvents, lender: Lender
+        self, yard: Yard, fleet: FleetReader, store: Store, rules: Rules, events: SentEvents, retargeter: Retargeter
     ) -> None:
         self.moves: Counter[tuple[str, ...]] = Counter()
         self._yard = yard
@@ -57,7 +57,7 @@ class Mover:
         self._store = store
         self._rules = rules
         self._events = events
-        self._lender = lender
+        self._retargeter = retargeter
         self._flows = Flows()
         self._leaving = asyncio.Event()
 
@@ -74,9 +74,9 @@ class Mover:
                 if await self._lead():
                     pause = tick
                     await self.tick()
-                    await self._lender.tick(self._fleet.outlook.fleet, self._store.now())
+                    await self._retargeter.tick(self._fleet.working.fleet, self._store.now())
                 else:
-                    self._lender.forget()
+                    self._retargeter.forget()
             except BrokerUnavailableError as error:
                 logger.debug("no moves", extra={"error": error.message})
             with suppress(TimeoutError):
@@ -87,13 +87,13 @@ class Mover:
     async def tick(self) -> int:
         """Look once and move; how many jobs moved."""
         self._flows.begin()
-        outlook, rules = self._fleet.outlook, self._rules.topology.rebalance
-        if outlook.fleet.stale:
+        working, rules = self._fleet.working, self._rules.topology.rebalance
+        if working.fleet.stale:
             return 0
         try:
             depths, waiting = await self._look()
-            groups = groups_of([*waiting.values()], outlook, rules.max_moves_per_job)
-            work = {name: outlook.backlog.levels(name) for name in outlook.backlog.classes}
+            groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
+            work = {name: working.backlog.levels(name) for name in working.backlog.classes}
             decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
             return await self._make(decided, waiting)
         finally:
@@ -108,9 +108,9 @@ class Mover:
         On RabbitMQ a job may be there twice: one of both moves.
         """
         depths, waiting = {}, dict[str, Waiting]()
-        outlook, rules = self._fleet.outlook, self._rules.topology.rebalance
-        names = backlogged(outlook, rules.tick)
-        most = most_of_each(rules.window, names, outlook.backlog)
+        working, rules = self._fleet.working, self._rules.topology.rebalance
+        names = backlogged(working, rules.tick)
+        most = most_of_each(rules.window, names, working.backlog)
         for name in names:
             shown = await self._yard.peek(name, most)
             depths[name] = shown.depth

@@ -11,7 +11,7 @@ from contextlib import suppress
 from broker.port import Transport
 from broker.valkey.holding import Drawn, Line
 from router.decide.capacity import has_room
-from router.decide.fairness import Turn, Turns, kind_of
+from router.decide.fairness import Turn, FairOrder, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
 from router.service.snapshot_reader import BEAT, FleetReader
@@ -51,7 +51,7 @@ class Releaser:
         self._transport = transport
         self._fleet = fleet
         self._placed = placed
-        self._turns = Turns(rules.topology.tenants)
+        self._order = FairOrder(rules.topology.tenants)
         self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
         self._held = asyncio.Event()
         self._leaving = False
@@ -72,7 +72,7 @@ class Releaser:
                 await asyncio.wait_for(self._held.wait(), BEAT)
             if self._leaving:
                 break
-            if not self._held.is_set() and not self._fleet.outlook.held.seconds.any():
+            if not self._held.is_set() and not self._fleet.working.held.seconds.any():
                 continue
             began = time.monotonic()
             with suppress(BrokerUnavailableError):
@@ -86,15 +86,15 @@ class Releaser:
     async def tick(self) -> bool:
         """Release as many jobs as bring the queues back to their horizons; whether any were held."""
         survey = await self._store.survey(self._name, LEAD)
-        if not survey.lines or self._fleet.outlook.fleet.stale:
+        if not survey.lines or self._fleet.working.fleet.stale:
             return False
         self._fleet.take_stock(survey.work)
         turns = [turn for line in survey.lines if (turn := self._turn(line)) is not None]
-        self._turns.meet(turn.kind.tenant for turn in turns)
+        self._order.meet(turn.kind.tenant for turn in turns)
         ready = {turn: 0 for turn in turns if turn.line.due <= survey.now or self._has_room(turn)}
         until = time.monotonic() + BEAT
         while ready and time.monotonic() < until:
-            turn = self._turns.next(ready)
+            turn = self._order.next(ready)
             chunk = _CHUNKS[min(ready[turn], len(_CHUNKS) - 1)]
             if await self._release(turn, chunk):
                 ready[turn] += 1
@@ -108,13 +108,13 @@ class Releaser:
 
     def _has_room(self, turn: Turn) -> bool:
         """Whether a job of the queue may be placed now. One whose model is gone may leave, to be told so."""
-        outlook = self._fleet.outlook
+        working = self._fleet.working
         try:
-            board = outlook.board(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
+            table = working.table(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
         except (UnknownModelError, ModelUnavailableError):
             return True
-        brief = outlook.tenants.shares.brief(turn.kind.tenant)
-        return has_room(board, turn.line.level, outlook.ahead(released=True), brief=brief)
+        brief = working.tenants.shares.brief(turn.kind.tenant)
+        return has_room(table, turn.line.level, working.ahead(released=True), brief=brief)
 
     async def _release(self, turn: Turn, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; whether more of them may find room."""
@@ -131,11 +131,11 @@ class Releaser:
             await self._store.finish(endings)
         if back:
             await self._store.give_back(back)
-        self._turns.charge(turn.kind.tenant, sum(one.placement.device_dollars for one in bound))
+        self._order.charge(turn.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 
     def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
-        decision = decide_held(drawn, self._rules, self._fleet.outlook, now=now, company=company)
+        decision = decide_held(drawn, self._rules, self._fleet.working, now=now, company=company)
         if decision.admitted is not None and not decision.admitted.placement.held:
             self._placed(decision.admitted)
         return decision

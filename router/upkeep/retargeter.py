@@ -19,7 +19,7 @@ from taxiway.errors import BrokerUnavailableError
 logger = logging.getLogger(__name__)
 
 
-class Lender:
+class Retargeter:
     """Tells workers which classes to serve, while this router leads. What they do shows in their heartbeats."""
 
     def __init__(self, settings: Settings, topology: Topology) -> None:

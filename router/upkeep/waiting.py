@@ -17,7 +17,7 @@ from router.decide.groups import Group
 from router.decide.placement_cache import shown
 from router.decide.rebalance import Move
 from router.decide.snapshot import Backlog
-from router.decide.working_snapshot import GLANCE, Outlook
+from router.decide.working_snapshot import GLANCE, WorkingSnapshot
 from router.service.admission import Rules
 from tasks.models.catalogue import Catalogue, Model
 from tasks.ticket import TicketError, read_ticket, sign
@@ -99,10 +99,10 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
     return Waiting(peeked, model, needs, fields["variant"], float(fields["work"]), moves)
 
 
-def backlogged(outlook: Outlook, tick: float) -> list[str]:
+def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
     """The classes with more work than they can do within a tick; none where all work is on the only live class."""
-    devices = {name: len(outlook.fleet.of_class(name)) for name in outlook.backlog.classes}
-    behind = [name for name, live in devices.items() if sum(outlook.backlog.levels(name)) > tick * live]
+    devices = {name: len(working.fleet.of_class(name)) for name in working.backlog.classes}
+    behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 
 
@@ -126,9 +126,9 @@ def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
     return list(kinds.values())
 
 
-def groups_of(jobs: Sequence[Waiting], outlook: Outlook, max_moves_per_job: int) -> list[Group]:
+def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
     """Groups of the jobs, which come as `Yard.peek` gives them: of each queue and level the last served first."""
-    groups = (_group(members, outlook, max_moves_per_job) for members in alike(jobs, outlook.backlog))
+    groups = (_group(members, working, max_moves_per_job) for members in alike(jobs, working.backlog))
     return [group for group in groups if group is not None]
 
 
@@ -164,16 +164,16 @@ def magnitude(value: float | None) -> int | None:
     return None if value is None else round(math.log(max(value, 1e-3), _ALIKE))
 
 
-def _group(members: Sequence[tuple[Waiting, float]], outlook: Outlook, most: int) -> Group | None:
+def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:
     """The group of jobs alike, by the needs of the one that is served last; None where none of them may move."""
     last, ahead = members[0]
-    board = outlook.board(last.model, last.needs.constraints)
-    names = [(c.hardware_class, c.variant_name) for c in board.candidates]
+    table = working.table(last.model, last.needs.constraints)
+    names = [(c.hardware_class, c.variant_name) for c in table.candidates]
     here = (last.peeked.queue, last.variant)
     free = tuple(job.peeked.job for job, _ in reversed(members) if len(job.moves) < most)
     if here not in names or not free:
         return None
-    return Group(board, last.needs, names.index(here), ahead, free)
+    return Group(table, last.needs, names.index(here), ahead, free)
 
 
 def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:

@@ -26,7 +26,7 @@ class ThresholdSpill(ByLevel):
 class InfaasLike(ByLevel):
     """The cheapest running and unsaturated class that meets the deadline by its profile.
 
-    Else the cheapest that would, started anew; else the fastest. Queues are not looked into. Source: after Romero et
+    Else the cheapest that would, started again; else the fastest. Queues are not looked into. Source: after Romero et
     al., INFaaS, ATC 2021, section 4.
     """
 

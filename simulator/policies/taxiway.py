@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from router.decide.candidates import Board
+from router.decide.candidates import CandidateTable
 from router.decide.capacity import has_room
 from router.decide.classify import Constraints, Needs
-from router.decide.fairness import Kind
+from router.decide.fairness import HeldKind
 from router.decide.placement import Placement, choose
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.releaser import TICK
 from simulator.expected_batch import Company
 from simulator.fleet import SERVICES, Fleet
@@ -50,21 +50,21 @@ class Taxiway(ByLevel):
         self._batch = max(device.max_batch for device in fleet.classes.values())
         self._company = Company(len(workload.trace.models))
         self._holding = Holding()
-        self._mover = Mover(fleet.rebalance, self._reader, self._board, self._needs)
+        self._mover = Mover(fleet.rebalance, self._reader, self._table, self._needs)
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
-        outlook = self._reader.outlook(pools, now)
+        working = self._reader.working(pools, now)
         self._company.meet(job)
-        board = self._board(job, outlook)
+        table = self._table(job, working)
         try:
-            placement = choose(board, self._needs(job, now), outlook.ahead(), seed=job.index)
+            placement = choose(table, self._needs(job, now), working.ahead(), seed=job.index)
         except UnplaceableError:
             return REFUSED
         except OverloadedError:
             placement = None
         if job.service == LIVE and (placement is None or _late(placement)):
-            fit = [self._place[candidate.hardware_class] for candidate in board.candidates]
+            fit = [self._place[candidate.hardware_class] for candidate in table.candidates]
             fastest = min((pools[place] for place in fit), key=lambda pool: (job.alone[pool.index], pool.index))
             if not fastest.serving:
                 self._reader.count(job, self._count(job, fastest, None))
@@ -97,12 +97,12 @@ class Taxiway(ByLevel):
         if not kinds:
             return
         self._holding.meet(kinds)
-        outlook = self._reader.take_stock(pools, now)
-        ready = {kind for kind in kinds if self._may_leave(self._holding.first(kind), outlook, now)}
+        working = self._reader.take_stock(pools, now)
+        ready = {kind for kind in kinds if self._may_leave(self._holding.first(kind), working, now)}
         while ready:
             kind = self._holding.next(ready)
             job, company = self._holding.first(kind), min(self._holding.count(kind), self._batch)
-            placement = self._again(job, outlook, now, company)
+            placement = self._again(job, working, now, company)
             if placement is not None and placement.held:
                 ready.discard(kind)
                 continue
@@ -116,48 +116,48 @@ class Taxiway(ByLevel):
                 yield Shift(job, None, bound.index)
             ready &= self._holding.kinds()
 
-    def _may_leave(self, job: Job, outlook: Outlook, now: float) -> bool:
-        return job.due <= now or has_room(self._board(job, outlook), job.level, outlook.ahead(released=True))
+    def _may_leave(self, job: Job, working: WorkingSnapshot, now: float) -> bool:
+        return job.due <= now or has_room(self._table(job, working), job.level, working.ahead(released=True))
 
-    def _again(self, job: Job, outlook: Outlook, now: float, company: int) -> Placement | None:
+    def _again(self, job: Job, working: WorkingSnapshot, now: float, company: int) -> Placement | None:
         """A held job's placement now; None where it is refused."""
         if job.due <= now:
             return None
         needs = replace(self._needs(job, now), company=company)
         try:
-            return choose(self._board(job, outlook), needs, outlook.ahead(released=True), seed=job.index)
+            return choose(self._table(job, working), needs, working.ahead(released=True), seed=job.index)
         except OverloadedError:
             return None
 
     def _needs(self, job: Job, now: float) -> Needs:
         return Needs(job.due - now, job.level, 1, 1.0, constraints=self._constraints[job.model][job.service])
 
-    def _kind(self, job: Job) -> Kind:
-        return Kind(job.tenant, self._reader.models[job.model].id, self._constraints[job.model][job.service])
+    def _kind(self, job: Job) -> HeldKind:
+        return HeldKind(job.tenant, self._reader.models[job.model].id, self._constraints[job.model][job.service])
 
-    def _board(self, job: Job, outlook: Outlook) -> Board:
-        """The model's board with the job's own seconds: sizes differ in two ways, prompt and output.
+    def _table(self, job: Job, working: WorkingSnapshot) -> CandidateTable:
+        """The model's candidate table with the job's own seconds: sizes differ in two ways, prompt and output.
 
         A generating model's rows join a running batch: a job's company is as many usual ones as are unfinished, and its
         own size counts for itself alone. Device seconds are those of a full batch, for only then does anybody wait.
         """
-        board = outlook.board(self._reader.models[job.model], self._constraints[job.model][job.service])
-        places = [self._place[candidate.hardware_class] for candidate in board.candidates]
-        pace, alone = board.base, board.base * [job.alone[place] for place in places]
+        table = working.table(self._reader.models[job.model], self._constraints[job.model][job.service])
+        places = [self._place[candidate.hardware_class] for candidate in table.candidates]
+        pace, alone = table.base, table.base * [job.alone[place] for place in places]
         if not self._stepping[job.model]:
             each = pace * [job.crowding[place] for place in places]
-            return replace(board, base=alone - each, slope=each)
+            return replace(table, base=alone - each, slope=each)
         usual, each = pace * self._company.alone(job.model)[places], pace * self._company.crowding(job.model)[places]
-        work = (usual - each) / board.limit + each
-        company = outlook.backlog.seconds.sum(axis=1)[board.queue] / board.servers / work
+        work = (usual - each) / table.limit + each
+        company = working.backlog.seconds.sum(axis=1)[table.queue] / table.servers / work
         return replace(
-            board,
+            table,
             base=alone - each,
             slope=each,
-            beside=board.limit * work,
-            limit=np.minimum(company + 1.0, board.limit),
-            max_run=np.full_like(board.max_run, np.inf),  # the company is what runs with it already
-            rates=np.full_like(board.rates, _ENDLESS),
+            beside=table.limit * work,
+            limit=np.minimum(company + 1.0, table.limit),
+            max_run=np.full_like(table.max_run, np.inf),  # the company is what runs with it already
+            rates=np.full_like(table.rates, _ENDLESS),
         )
 
     def _count(self, job: Job, pool: Pool, placement: Placement | None) -> Count:

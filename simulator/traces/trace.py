@@ -291,7 +291,7 @@ def _trace(rows: _Rows) -> Trace:
 def predict(output: Column, group: Column) -> Column:
     """What each request's output was expected to be: a quantile of earlier ones of its group (model and tenant).
 
-    Shapes: (n,), (n,) to (n,), int32. Learned anew every 128 requests from the 2,048 before; no request sees its own.
+    Shapes: (n,), (n,) to (n,), int32. Learned again every 128 requests from the 2,048 before; no request sees its own.
     """
     predicted = np.zeros(len(output), np.int32)
     for name in np.unique(group):

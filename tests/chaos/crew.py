@@ -1,4 +1,4 @@
-"""The fleet's own processes, under names, each started anew whenever it ends."""
+"""The fleet's own processes, under names, each started again whenever it ends."""
 
 from __future__ import annotations
 

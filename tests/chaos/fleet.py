@@ -19,7 +19,7 @@ from local.embedded import kept_port
 from local.process import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
 from tests.cable import Cable
-from tests.chaos.callables.tally import NOTED
+from tests.chaos.callables.outcomes import NOTED
 from tests.chaos.crew import Crew
 from tests.chaos.plan import Kit
 from tests.chaos.rabbit import RabbitServer

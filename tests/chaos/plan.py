@@ -11,7 +11,7 @@ from random import Random
 class Kind(StrEnum):
     """What can be done to a fleet."""
 
-    KILL = "kill -9"  # of a process, which is started anew
+    KILL = "kill -9"  # of a process, which is started again
     FREEZE = "SIGSTOP"  # of a process or a server, and SIGCONT
     RESTART = "kill -9 and restart"  # of a server, from its log
     FAIL_OVER = "failover"  # from the store to its replica

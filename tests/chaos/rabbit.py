@@ -20,7 +20,7 @@ _PATIENCE = 90.0  # seconds within which it answers
 
 
 class RabbitServer:
-    """A node of its own in `folder`, on a loopback port, with a name server of its own. Starts anew where it was."""
+    """A node of its own in `folder`, on a loopback port, with a name server of its own. Starts again where it was."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class Forgetful:
         self._kept = self._log.stat().st_size
 
     def lose(self) -> None:
-        """Kill the server, and start it anew without what was not kept."""
+        """Kill the server, and start it again without what was not kept."""
         pid = self._server.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)

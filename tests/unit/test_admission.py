@@ -13,7 +13,7 @@ from router.decide.explain import explain_again, read_basis
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.tenants import Tenants, day_of
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Rules, admit, size_of
 from router.service.decision import Decision, decide, undecidable
 from tasks.heartbeat import DeviceFacts
@@ -66,7 +66,7 @@ FLEET = FleetSnapshot(devices=(device(), device("gpu.realtime")))
 
 
 def seen(fleet):
-    return Outlook(RULES.topology, RULES.book, fleet)
+    return WorkingSnapshot(RULES.topology, RULES.book, fleet)
 
 
 def arrival(raw):
@@ -87,14 +87,14 @@ def error_of(decided: Decision):
     return caught.value
 
 
-def alike(outlook, jobs, **fields):
+def alike(working, jobs, **fields):
     """What becomes of arrivals that ask for the same, each counted before the next."""
     admitted = []
     for job in jobs:
         request = Request(**{"model": "echo", "inputs": "hello", **fields})
         raw = infer_message(job, request, reply=f"c-{job}", origin="test")
-        admitted.append(decide(arrival(raw), RULES, outlook, NOW).admitted)
-        outlook.count(admitted[-1].placement, "default")
+        admitted.append(decide(arrival(raw), RULES, working, NOW).admitted)
+        working.count(admitted[-1].placement, "default")
     return admitted
 
 
@@ -129,8 +129,8 @@ def test_requests_of_about_the_same_size_are_placed_alike():
 
 
 def alike_texts(*texts):
-    outlook = seen(FLEET)
-    return [alike(outlook, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts)]
+    working = seen(FLEET)
+    return [alike(working, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts)]
 
 
 def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it():
@@ -380,9 +380,9 @@ def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small():
 
 
 def test_rows_of_about_the_same_size_are_placed_alike_and_unlike_ones_are_not():
-    outlook = seen(SIMULATING)
+    working = seen(SIMULATING)
     needs = [
-        alike(outlook, [f"j{samples}"], model="monte-carlo", inputs={"samples": samples, "seed": 1}, deadline=600)[0]
+        alike(working, [f"j{samples}"], model="monte-carlo", inputs={"samples": samples, "seed": 1}, deadline=600)[0]
         for samples in (1_000_000, 1_000_100, 9_000_000)
     ]
     assert needs[0].placement.needs == needs[1].placement.needs != needs[2].placement.needs
@@ -429,8 +429,8 @@ def ruled(tenants=None, **rules):
     """What becomes of a request of the tenant `lab` under these rules."""
     topology = msgspec.structs.replace(RULES.topology, tenants={"lab": Tenant(**rules)})
     raw = infer_message("j1", Request(model="echo", inputs="hello", tenant="lab"), reply="c1", origin="test")
-    outlook = Outlook(topology, RULES.book, FLEET, tenants=tenants)
-    return decide(arrival(raw), Rules(topology, RULES.catalogue, RULES.secret), outlook, NOW), outlook
+    working = WorkingSnapshot(topology, RULES.book, FLEET, tenants=tenants)
+    return decide(arrival(raw), Rules(topology, RULES.catalogue, RULES.secret), working, NOW), working
 
 
 def test_a_tenants_request_goes_only_to_its_classes():
@@ -442,14 +442,14 @@ def test_a_tenants_request_goes_only_to_its_classes():
 
 
 def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_budget():
-    decided, outlook = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
+    decided, working = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
     placement, fields = decided.admitted.placement, decided.admitted.outgoing.fields
 
-    outlook.count(placement, "lab")
+    working.count(placement, "lab")
 
     assert fields["spent"] == spent_key("2023-11-14")
     assert float(fields["cost"]) == placement.cost > 0
-    again, _ = ruled(outlook.tenants, usd_per_day=1.0)
+    again, _ = ruled(working.tenants, usd_per_day=1.0)
     assert again.admitted.placement.needs.allowance.left == 0.5 - placement.cost
     assert not {"spent", "cost"} & set(decision().admitted.outgoing.fields)
 

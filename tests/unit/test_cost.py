@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import RESIDENCE, Board, lay_out
+from router.decide.candidates import RESIDENCE, CandidateTable, lay_out
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, reckon, shadow_prices
 from router.decide.snapshot import FleetSnapshot
@@ -54,13 +54,13 @@ ONE_ROW = Needs(deadline=None, level=1, rows=1, size=10)
 TOPOLOGY = Topology(hardware={"cpu": CLASS}, service={"standard": Service()}, default_service="standard")
 
 
-def board_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> Board:
+def table_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> CandidateTable:
     topology = Topology(hardware={"cpu": hardware}, service={"standard": Service()}, default_service="standard")
     return lay_out(MODEL, Constraints(), topology, FleetSnapshot(devices, **fleet), ProfileBook())
 
 
 def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate:
-    return reckon(board_of(*devices, **fleet), needs, np.array([ahead])).at(0)
+    return reckon(table_of(*devices, **fleet), needs, np.array([ahead])).at(0)
 
 
 def test_a_warm_device_pays_no_load() -> None:
@@ -71,12 +71,12 @@ def test_a_warm_device_pays_no_load() -> None:
 
 
 def test_a_class_without_devices_that_somebody_starts_takes_work_a_start_later() -> None:
-    board = board_of(startable=("cpu",))
-    assert board.live.all()
+    table = table_of(startable=("cpu",))
+    assert table.live.all()
     assert estimated(startable=("cpu",)).load == pytest.approx(CLASS.scaling.start + 2.0)
-    assert board.warnings == ("no device is live: one is there in 30 s",)
+    assert table.warnings == ("no device is live: one is there in 30 s",)
     assert estimated(WARM, startable=("cpu",)).load == 0.0
-    assert not board_of(startable=("other",)).live.any()
+    assert not table_of(startable=("other",)).live.any()
 
 
 def test_a_device_that_is_lent_counts_in_both_classes_and_one_that_serves_nothing_in_none() -> None:
@@ -90,9 +90,9 @@ def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it(
     generating = msgspec.structs.replace(
         MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10
     )
-    board = lay_out(generating, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
+    table = lay_out(generating, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
     full = PROFILE.latency(8, 10)
-    waits = [reckon(board, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
+    waits = [reckon(table, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
     assert waits == pytest.approx([0.0, 0.0, 3.0])
     assert estimated(WARM, ahead=full).wait == pytest.approx(full)
 
@@ -162,7 +162,7 @@ def test_more_urgent_work_waits_until_the_first_device_has_ended_a_long_batch() 
 def bounded(max_run: float, needs: Needs) -> Estimate:
     """The figures where a batch takes at most `max_run` seconds."""
     hardware = msgspec.structs.replace(CLASS, max_run=max_run)
-    return reckon(board_of(WARM, hardware=hardware), needs, np.zeros(1)).at(0)
+    return reckon(table_of(WARM, hardware=hardware), needs, np.zeros(1)).at(0)
 
 
 def test_rows_beyond_what_a_batch_may_take_run_in_more_batches() -> None:
@@ -184,15 +184,15 @@ def test_placement_expects_the_batches_that_workers_form(
     base: float, slope: float, floor: float, size: int, max_run: float
 ) -> None:
     profile = Profile(base=base, slope=slope, floor=floor)
-    board = replace(
-        board_of(WARM),
+    table = replace(
+        table_of(WARM),
         base=np.array([base]),
         slope=np.array([slope]),
         floor=np.array([floor]),
         max_run=np.array([max_run]),
     )
     formed = fill([size] * 8, BatchPolicy(8, 0.0, max_run), lambda rows, total: profile.latency(rows, total / rows))
-    expected = float(batch_limit(board, np.array([base]), np.array([slope * size]))[0])
+    expected = float(batch_limit(table, np.array([base]), np.array([slope * size]))[0])
     assert abs(expected - formed) <= 1e-6 or profile.latency(min(formed, expected) + 1, size) == pytest.approx(
         max(max_run, RUN_STRETCH * profile.latency(1, size))
     )  # what is just at the bound may be on either side of it
@@ -217,7 +217,7 @@ def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() 
 
 def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
     link = Link(delay=0.01, bytes_per_second=1e6, egress_usd_per_gib=0.1)
-    far = board_of(WARM, hardware=msgspec.structs.replace(CLASS, link=link))
+    far = table_of(WARM, hardware=msgspec.structs.replace(CLASS, link=link))
     figures = reckon(far, replace(ONE_ROW, payload=2**20), np.zeros(1)).at(0)
     assert figures.transfer == pytest.approx(0.01 + 2**20 / 1e6)
     assert figures.cost == pytest.approx(0.2 * 3.6 / 3600 + 0.1 / 1024)
@@ -234,8 +234,8 @@ def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() ->
         reclaims_per_hour=360.0,
     )
     topology = Topology(hardware={"cpu": spot}, service={"bulk": Service()}, default_service="bulk")
-    board = lay_out(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
-    figures = reckon(board, ONE_ROW, np.zeros(1)).at(0)
+    table = lay_out(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
+    figures = reckon(table, ONE_ROW, np.zeros(1)).at(0)
     assert figures.cost == pytest.approx(0.2 * (1 + 0.1 * 0.2 / 2) * 1.8 / 3600)
 
 
@@ -259,9 +259,9 @@ def test_more_rows_never_take_less_time_or_money(
     situation: tuple[Model, Needs, Topology, FleetSnapshot], more: int
 ) -> None:
     model, needs, topology, fleet = situation
-    board = lay_out(model, needs.constraints, topology, fleet, ProfileBook())
-    ahead = np.zeros(len(board.classes))
-    few, many = (reckon(board, replace(needs, rows=rows), ahead) for rows in (needs.rows, needs.rows + more))
+    table = lay_out(model, needs.constraints, topology, fleet, ProfileBook())
+    ahead = np.zeros(len(table.classes))
+    few, many = (reckon(table, replace(needs, rows=rows), ahead) for rows in (needs.rows, needs.rows + more))
     assert np.all(many.finish >= few.finish * (1 - 1e-9))
     assert np.all(many.cost >= few.cost * (1 - 1e-9))
     for name in Estimate.__slots__:

@@ -35,23 +35,23 @@ BOOK = ProfileBook()
 
 def explained(situation: Situation, seed: int = 0) -> Explanation:
     model, needs, topology, fleet = situation
-    board = lay_out(model, needs.constraints, topology, fleet, BOOK)
-    return explain(board, needs, Backlog(board.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
+    table = lay_out(model, needs.constraints, topology, fleet, BOOK)
+    return explain(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
 
 
 @given(situation=situations(), more=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.floats(0.001, 9))))
 def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: list[tuple[int, int, float]]) -> None:
     model, needs, topology, fleet = situation
-    board = lay_out(model, needs.constraints, topology, fleet, BOOK)
-    backlog = Backlog(board.classes, fleet.work)
+    table = lay_out(model, needs.constraints, topology, fleet, BOOK)
+    backlog = Backlog(table.classes, fleet.work)
     for row, level, work in more:
-        backlog.add(board.classes[row % len(board.classes)], level, work)
+        backlog.add(table.classes[row % len(table.classes)], level, work)
     try:
-        placement = choose(board, needs, backlog.seconds, seed=seed_of("j1"))
+        placement = choose(table, needs, backlog.seconds, seed=seed_of("j1"))
     except TaxiwayError:
         assume(False)
         raise
-    basis = read_basis(basis_text(placement.needs, "r1", board.classes, backlog.seconds))
+    basis = read_basis(basis_text(placement.needs, "r1", table.classes, backlog.seconds))
     kept = unpack_reading(pack_reading(fleet))
     assert basis is not None
     assert kept is not None

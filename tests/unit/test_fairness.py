@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from broker.valkey.holding import Line
 from router.decide.classify import Constraints
-from router.decide.fairness import Kind, Turn, Turns, kind_of
+from router.decide.fairness import Kind, Turn, FairOrder, kind_of
 from tasks.topology import Tenant
 
 names = st.text(min_size=1, max_size=12)
@@ -45,14 +45,14 @@ def test_a_queue_that_another_release_named_is_left_alone() -> None:
 
 
 def test_a_tenants_own_jobs_leave_by_deadline() -> None:
-    turns = Turns({})
+    turns = FairOrder({})
     turns.meet(["lab"])
     assert turns.next([turn("lab", due=20.0), turn("lab", due=10.0, model="n:1")]).line.due == 10.0
 
 
 @given(weight=st.integers(1, 8), steps=st.integers(100, 300))
 def test_tenants_have_device_time_in_proportion_to_their_weights(weight: int, steps: int) -> None:
-    turns = Turns({"shop": Tenant(weight=weight)})
+    turns = FairOrder({"shop": Tenant(weight=weight)})
     turns.meet(["lab", "shop"])
     had = {"lab": 0, "shop": 0}
     for _ in range(steps):
@@ -63,7 +63,7 @@ def test_tenants_have_device_time_in_proportion_to_their_weights(weight: int, st
 
 
 def test_a_tenant_that_comes_back_has_saved_up_no_turns() -> None:
-    turns = Turns({})
+    turns = FairOrder({})
     turns.meet(["lab"])
     turns.charge("lab", 100.0)
     turns.meet(["lab", "shop"])

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from benchmarks.placement_speed import WAITING, WORKERS
 from benchmarks.rebalance_speed import scene_of, seconds_of
-from router.decide.candidates import Board, lay_out
+from router.decide.candidates import CandidateTable, lay_out
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import reckon
 from router.decide.groups import Group
 from router.decide.placement import kept_back
 from router.decide.rebalance import CHEAPER, Flows, Kind, Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import alike, most_of_each
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
@@ -42,12 +42,12 @@ def scenes(draw: st.DrawFn) -> tuple[list[Group], dict[str, list[float]], dict[s
     fleet = draw(fleets(model, topology))
     groups: list[Group] = []
     for number in range(draw(st.integers(1, 5))):
-        board = lay_out(model, draw(constraints()), topology, fleet, ProfileBook())
-        live = np.flatnonzero(board.live).tolist()
+        table = lay_out(model, draw(constraints()), topology, fleet, ProfileBook())
+        live = np.flatnonzero(table.live).tolist()
         if live:
             jobs = tuple(f"{number}-{job}" for job in range(draw(st.integers(1, 30))))
             wants = draw(needs(constraints=Constraints(), rows=1))
-            groups.append(Group(board, wants, draw(st.sampled_from(live)), draw(st.floats(0, 50)), jobs))
+            groups.append(Group(table, wants, draw(st.sampled_from(live)), draw(st.floats(0, 50)), jobs))
     assume(groups)
     work = {name: draw(st.lists(st.floats(0, 50), min_size=LEVELS, max_size=LEVELS)) for name in topology.hardware}
     return groups, work, dict.fromkeys(topology.hardware, 100)
@@ -73,8 +73,8 @@ def test_a_tick_moves_no_more_than_its_share_of_a_queue_or_what_keeps_the_target
     groups, _, depths = scene
     for move in rebalance(*scene, RULES):
         group = next(one for one in groups if move.jobs[0] in one.jobs)
-        names = [(c.hardware_class, c.variant_name) for c in group.board.candidates]
-        servers = group.board.servers[names.index((move.target, move.variant))]
+        names = [(c.hardware_class, c.variant_name) for c in group.table.candidates]
+        servers = group.table.servers[names.index((move.target, move.variant))]
         busy = 1 + 2 * RULES.tick * servers / move.work
         assert len(move.jobs) <= max(depths[move.source] * RULES.max_share_per_tick, busy)
 
@@ -85,13 +85,13 @@ def test_jobs_move_only_to_live_candidates_of_their_board_that_are_not_kept_for_
     groups, work, _ = scene
     of = {job: group for group in groups for job in group.jobs}
     for move in rebalance(*scene, RULES):
-        board = of[move.jobs[0]].board
-        index = [(c.hardware_class, c.variant_name) for c in board.candidates].index((move.target, move.variant))
-        assert board.live[index]
+        table = of[move.jobs[0]].table
+        index = [(c.hardware_class, c.variant_name) for c in table.candidates].index((move.target, move.variant))
+        assert table.live[index]
         assert move.cost <= of[move.jobs[0]].needs.affordable
-        ahead = np.array([work[name] for name in board.classes])
+        ahead = np.array([work[name] for name in table.classes])
         if move is rebalance(*scene, RULES)[0]:
-            assert not kept_back(board, ahead)[index]
+            assert not kept_back(table, ahead)[index]
 
 
 @few
@@ -131,17 +131,17 @@ def test_a_job_goes_only_where_it_is_surely_in_time_or_would_be_answered_earlier
     ledger = {name: list(levels) for name, levels in work.items()}
     for move in rebalance(groups, work, depths, RULES):
         group = of[move.jobs[0]]
-        ahead = np.array([sum(ledger[name][: move.level + 1]) for name in group.board.classes])
-        ahead[group.board.classes.index(group.source)] = min(group.ahead, sum(ledger[group.source][: move.level + 1]))
-        figures = reckon(group.board, group.needs, ahead)
-        names = [(c.hardware_class, c.variant_name) for c in group.board.candidates]
+        ahead = np.array([sum(ledger[name][: move.level + 1]) for name in group.table.classes])
+        ahead[group.table.classes.index(group.source)] = min(group.ahead, sum(ledger[group.source][: move.level + 1]))
+        figures = reckon(group.table, group.needs, ahead)
+        names = [(c.hardware_class, c.variant_name) for c in group.table.candidates]
         there = names.index((move.target, move.variant))
-        behind = (len(move.jobs) - 1) * move.work / group.board.servers[there]
+        behind = (len(move.jobs) - 1) * move.work / group.table.servers[there]
         last = figures.finish[there] + behind
         if move.kind is Kind.BALANCE:
             assert last <= figures.finish[group.here] * (1 + 1e-6)
         else:
-            assert last * group.board.residual[move.level, there] <= group.left * (1 + 1e-6)
+            assert last * group.table.residual[move.level, there] <= group.left * (1 + 1e-6)
         ledger[move.target][move.level] += len(move.jobs) * move.work
         ledger[move.source][move.level] -= len(move.jobs) * float(figures.work[group.here])
 
@@ -163,31 +163,33 @@ class Job:
 
 
 @st.composite
-def played(draw: st.DrawFn) -> tuple[Outlook, Board, list[Job]]:
+def played(draw: st.DrawFn) -> tuple[WorkingSnapshot, CandidateTable, list[Job]]:
     """A live fleet of one model, and jobs in its queues."""
     model, topology = draw(models()), draw(topologies())
     fleet = replace(draw(fleets(model, topology)), rates={}, work={})
-    outlook = Outlook(topology, ProfileBook(), fleet)
-    board = outlook.board(model, Constraints(preemptible=True))
-    live = np.flatnonzero(board.live).tolist()
+    working = WorkingSnapshot(topology, ProfileBook(), fleet)
+    table = working.table(model, Constraints(preemptible=True))
+    live = np.flatnonzero(table.live).tolist()
     assume(live)
-    names = sorted({board.candidates[place].hardware_class for place in live})
+    names = sorted({table.candidates[place].hardware_class for place in live})
     job = st.tuples(st.sampled_from(names), st.integers(0, LEVELS - 1), st.sampled_from([0.5, 3.0, 20.0, math.inf]))
-    return outlook, board, [Job(str(n), *it, 1.0, []) for n, it in enumerate(draw(st.lists(job, max_size=40)))]
+    return working, table, [Job(str(n), *it, 1.0, []) for n, it in enumerate(draw(st.lists(job, max_size=40)))]
 
 
 @settings(max_examples=30)
 @given(scene=played())
-def test_tick_after_tick_every_job_is_served_and_none_goes_to_and_fro(scene: tuple[Outlook, Board, list[Job]]) -> None:
-    outlook, board, jobs = scene
+def test_tick_after_tick_every_job_is_served_and_none_goes_to_and_fro(
+    scene: tuple[WorkingSnapshot, CandidateTable, list[Job]],
+) -> None:
+    working, table, jobs = scene
     flows, waits, tick = Flows(), jobs, 0
-    patience = sum(float(board.base.max() + board.floor.max() + board.slope.max()) + 1.0 for _ in jobs) / RULES.tick
+    patience = sum(float(table.base.max() + table.floor.max() + table.slope.max()) + 1.0 for _ in jobs) / RULES.tick
     while waits:
         tick += 1
         assert tick <= 10 + 2 * patience, "some class with work serves for a tick in each, so that all are served"
-        waits = serve(waits, outlook)
+        waits = serve(waits, working)
         flows.begin()
-        moves = rebalance(*looked_at(waits, outlook, board), RULES, flows.closed(RULES.still))
+        moves = rebalance(*looked_at(waits, working, table), RULES, flows.closed(RULES.still))
         flows.note(moves)
         named = {job.name: job for job in waits}
         for move in moves:
@@ -204,9 +206,9 @@ def test_tick_after_tick_every_job_is_served_and_none_goes_to_and_fro(scene: tup
         assert all(ticks > RULES.still for ticks in back)
 
 
-def serve(waits: list[Job], outlook: Outlook) -> list[Job]:
+def serve(waits: list[Job], working: WorkingSnapshot) -> list[Job]:
     """Those that still wait after a tick in which every device worked, in the order of their levels."""
-    time = {name: RULES.tick * len(outlook.fleet.of_class(name)) for name in outlook.backlog.classes}
+    time = {name: RULES.tick * len(working.fleet.of_class(name)) for name in working.backlog.classes}
     left = []
     for job in sorted(waits, key=lambda job: job.level):
         done = min(time[job.queue], job.work)
@@ -218,22 +220,22 @@ def serve(waits: list[Job], outlook: Outlook) -> list[Job]:
 
 
 def looked_at(
-    waits: list[Job], outlook: Outlook, board: Board
+    waits: list[Job], working: WorkingSnapshot, table: CandidateTable
 ) -> tuple[list[Group], dict[str, list[float]], dict[str, int]]:
     """What the rebalancer is given: groups, work and depths."""
-    work = {name: [0.0] * LEVELS for name in outlook.backlog.classes}
+    work = {name: [0.0] * LEVELS for name in working.backlog.classes}
     for job in waits:
         work[job.queue][job.level] += job.work
-    names = [candidate.hardware_class for candidate in board.candidates]
+    names = [candidate.hardware_class for candidate in table.candidates]
     groups = [
         Group(
-            board,
+            table,
             Needs(None if math.isinf(last.due) else last.due, last.level, 1, 1.0),
             names.index(last.queue),
             ahead,
             tuple(job.name for job, _ in reversed(members) if len(job.path) < RULES.max_moves_per_job),
         )
-        for members in alike(reversed(waits), Backlog(outlook.backlog.classes, {n: tuple(w) for n, w in work.items()}))
+        for members in alike(reversed(waits), Backlog(working.backlog.classes, {n: tuple(w) for n, w in work.items()}))
         for last, ahead in members[:1]
     ]
     depths = {name: sum(job.queue == name for job in waits) for name in work}
@@ -242,10 +244,10 @@ def looked_at(
 
 def guaranteed(group: Group, work: dict[str, list[float]], came: float) -> float:
     """Seconds until the group is surely answered, with so many device seconds more before it."""
-    columns = np.array([sum(work[name][: group.needs.level + 1]) for name in group.board.classes])
-    home = group.board.classes.index(group.source)
+    columns = np.array([sum(work[name][: group.needs.level + 1]) for name in group.table.classes])
+    home = group.table.classes.index(group.source)
     columns[home] = min(group.ahead, columns[home]) + came
-    return float(reckon(group.board, group.needs, columns).guaranteed[group.here])
+    return float(reckon(group.table, group.needs, columns).guaranteed[group.here])
 
 
 @few
@@ -289,10 +291,10 @@ def waiting(
     scene: tuple[Model, Topology, FleetSnapshot], hardware_class: str, jobs: int, deadline: float | None
 ) -> tuple[list[Group], dict[str, list[float]], dict[str, int]]:
     model, topology, fleet = scene
-    board = lay_out(model, Constraints(), topology, fleet, ProfileBook())
-    here = [c.hardware_class for c in board.candidates].index(hardware_class)
+    table = lay_out(model, Constraints(), topology, fleet, ProfileBook())
+    here = [c.hardware_class for c in table.candidates].index(hardware_class)
     seconds = 0.01 * jobs
-    group = Group(board, Needs(deadline, 1, 1, 1.0), here, seconds, tuple(str(job) for job in range(jobs)))
+    group = Group(table, Needs(deadline, 1, 1, 1.0), here, seconds, tuple(str(job) for job in range(jobs)))
     return [group], {hardware_class: [0.0, seconds, 0.0, 0.0]}, {hardware_class: jobs}
 
 
@@ -380,7 +382,7 @@ def test_what_waits_where_no_device_lives_any_more_goes_elsewhere_at_any_price(d
 @pytest.mark.parametrize("levels", [1, LEVELS])
 def test_a_tick_with_a_thousand_workers_and_a_million_jobs_is_decided_in_a_fraction_of_a_second(levels: int) -> None:
     scene = scene_of(levels)
-    assert len(scene.outlook.fleet.devices) == WORKERS
+    assert len(scene.working.fleet.devices) == WORKERS
     assert sum(scene.depths.values()) == WAITING
     assert len(scene.jobs) == RULES.window
     assert len(scene.tick()) > 100

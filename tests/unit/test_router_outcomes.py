@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 
-from router.service.outcomes import Tally
+from router.service.outcomes import OutcomeCounters
 from tasks.heartbeat import DeviceFacts
 from tasks.outcomes import BOUNDS, Done, Ran, count, empty
 
@@ -25,33 +25,33 @@ def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:
 
 
 def test_what_workers_did_before_the_first_look_is_not_counted() -> None:
-    tally = Tally()
-    tally.look([a_worker("a", 10)])
-    tally.look([a_worker("a", 13)])
-    assert tally.outcomes["cpu", "succeeded"] == 3
+    outcomes = OutcomeCounters()
+    outcomes.look([a_worker("a", 10)])
+    outcomes.look([a_worker("a", 13)])
+    assert outcomes.outcomes["cpu", "succeeded"] == 3
 
 
 def test_all_that_a_worker_did_which_came_later_is_counted() -> None:
-    tally = Tally()
-    tally.look([a_worker("a", 10)])
-    tally.look([a_worker("a", 10), a_worker("b", 4)])
-    assert tally.outcomes["cpu", "succeeded"] == 4
+    outcomes = OutcomeCounters()
+    outcomes.look([a_worker("a", 10)])
+    outcomes.look([a_worker("a", 10), a_worker("b", 4)])
+    assert outcomes.outcomes["cpu", "succeeded"] == 4
 
 
 def test_sums_never_fall_when_workers_go_or_are_started_anew() -> None:
-    tally = Tally()
-    tally.look([a_worker("a", 0), a_worker("b", 0)])
-    tally.look([a_worker("a", 5), a_worker("b", 5)])
-    tally.look([a_worker("a", 2)])
-    assert tally.outcomes["cpu", "succeeded"] == 12
+    outcomes = OutcomeCounters()
+    outcomes.look([a_worker("a", 0), a_worker("b", 0)])
+    outcomes.look([a_worker("a", 5), a_worker("b", 5)])
+    outcomes.look([a_worker("a", 2)])
+    assert outcomes.outcomes["cpu", "succeeded"] == 12
 
 
 def test_rejected_messages_are_counted_also_by_a_worker_that_ends_no_job() -> None:
-    tally = Tally()
-    tally.look([])
+    outcomes = OutcomeCounters()
+    outcomes.look([])
     for rejected in (3, 5, 1):  # the last is another process under that name
-        tally.look([msgspec.structs.replace(a_worker("a", 0), done={"cpu": Done(rejected=rejected)})])
-    assert tally.rejected["cpu",] == 6
+        outcomes.look([msgspec.structs.replace(a_worker("a", 0), done={"cpu": Done(rejected=rejected)})])
+    assert outcomes.rejected["cpu",] == 6
 
 
 def test_what_was_done_for_a_model_adds_up_over_workers_and_classes() -> None:
@@ -59,18 +59,18 @@ def test_what_was_done_for_a_model_adds_up_over_workers_and_classes() -> None:
         ran = {name: Ran(answered=n, run=n / 4) for name, n in classes.items()}
         return {name: Done({"succeeded": n}, models={"echo:1": ran[name]}) for name, n in classes.items()}
 
-    tally = Tally()
-    tally.look([msgspec.structs.replace(a_worker("a", 0), done=done(cpu=4))])
+    outcomes = OutcomeCounters()
+    outcomes.look([msgspec.structs.replace(a_worker("a", 0), done=done(cpu=4))])
     both = [msgspec.structs.replace(a_worker(name, 0), done=done(cpu=8, gpu=2)) for name in "ab"]
-    tally.look(both)
-    tally.look(both)
-    assert tally.models == {"echo:1": Ran(answered=16, run=4.0)}
+    outcomes.look(both)
+    outcomes.look(both)
+    assert outcomes.models == {"echo:1": Ran(answered=16, run=4.0)}
 
 
 def test_latencies_add_up_over_workers_by_bucket() -> None:
-    tally = Tally()
-    tally.look([])
-    tally.look([a_worker("a", 1, 0.001, 7200.0), a_worker("b", 1, 0.0005)])
-    figures = tally.latency["cpu", "run"]
+    outcomes = OutcomeCounters()
+    outcomes.look([])
+    outcomes.look([a_worker("a", 1, 0.001, 7200.0), a_worker("b", 1, 0.0005)])
+    figures = outcomes.latency["cpu", "run"]
     assert (figures[0], figures[len(BOUNDS)], figures[-1]) == (2, 1, 7200.0015)
     assert sum(figures[:-1]) == 3

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from broker.port import Arrival
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.decision import Decision, decide
 from tasks.models.catalogue import load_catalogue
@@ -36,8 +36,8 @@ def asked(key: bytes | None = NEW) -> bytes:
 
 
 def decided(raw: bytes, *, tag: str = "7.1", later: float = 0.0, rules: Rules = RULES) -> Decision:
-    outlook = Outlook(rules.topology, rules.book, FleetSnapshot())
-    return decide(Arrival(tag, raw, decode_envelope(raw)), rules, outlook, time.time() + later)
+    working = WorkingSnapshot(rules.topology, rules.book, FleetSnapshot())
+    return decide(Arrival(tag, raw, decode_envelope(raw)), rules, working, time.time() + later)
 
 
 @pytest.mark.parametrize("key", [OLD, NEW])

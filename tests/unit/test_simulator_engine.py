@@ -171,7 +171,7 @@ def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_i
     big.serving = 1
 
     def seconds(now: float) -> float:
-        return float(reader.outlook(run.pools, now).backlog.seconds.sum())
+        return float(reader.working(run.pools, now).backlog.seconds.sum())
 
     before = seconds(0.0)
     reader.count(job, Count(big.name, "chat:1", 100.0))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from router.decide.classify import Constraints
 from router.decide.cost import wait_of
 from router.decide.snapshot import Backlog
-from router.decide.working_snapshot import Outlook
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.snapshot_reader import STARTS_FOR, Refusal, snapshot_from
 from router.service.store import FleetFacts
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
@@ -115,16 +115,16 @@ def test_what_occupies_a_device_that_leaves_or_is_over_since_its_heartbeat_is_no
 def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between_two_readings():
     fleet = snapshot_from(facts({"a": device("a", occupied=20.0), "b": device("b")}, {"a": NOW, "b": NOW}))
     model = CATALOGUE.resolve("echo")
-    outlook = Outlook(TOPOLOGY, ProfileBook(), fleet)
+    working = WorkingSnapshot(TOPOLOGY, ProfileBook(), fleet)
 
     def wait():
-        board = outlook.board(model, Constraints())
-        (index,) = [i for i, c in enumerate(board.candidates) if c.hardware_class == "cpu.batch"]
-        return wait_of(board, outlook.ahead().sum(axis=1))[index]
+        table = working.table(model, Constraints())
+        (index,) = [i for i, c in enumerate(table.candidates) if c.hardware_class == "cpu.batch"]
+        return wait_of(table, working.ahead().sum(axis=1))[index]
 
     assert wait() == pytest.approx(20.0 / 2)
-    outlook.pass_time(4.0)
-    outlook.take_stock({"cpu.batch": (0.0, 2.0, 0.0, 0.0)}, {})
+    working.pass_time(4.0)
+    working.take_stock({"cpu.batch": (0.0, 2.0, 0.0, 0.0)}, {})
     assert wait() == pytest.approx((16.0 + 2.0) / 2)
 
 

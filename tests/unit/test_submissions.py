@@ -8,7 +8,7 @@ import pytest
 from broker.port import Outgoing
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from router.service.submissions import Outbox
+from router.service.submissions import Submissions
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Limits, load_topology
@@ -41,13 +41,13 @@ class Door:
     def __init__(self):
         self.lane = Lane()
         fleet = FleetReader(Store("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({}))
-        self._outbox = Outbox(self.lane, fleet)
+        self._submissions = Submissions(self.lane, fleet)
 
     def ask(self, *jobs):
         """A task for each job, that forwards it."""
         envelope = Envelope(body="", headers={}, properties={})
         messages = [Outgoing(tag="", queue="q", level=0, envelope=envelope, job=job) for job in jobs]
-        return [asyncio.ensure_future(self._outbox.forward(message)) for message in messages]
+        return [asyncio.ensure_future(self._submissions.forward(message)) for message in messages]
 
 
 async def ended(asked):

@@ -69,7 +69,7 @@ def test_who_floods_crowds_and_the_others_pass() -> None:
     for tenant, dollars in {"desk": 0.1, "shop": 1.0, "lab": 10.0}.items():
         shares.charge(tenant, dollars)
 
-    assert {name for name in ("lab", "shop", "desk", "new") if shares.crowds(name)} == {"lab"}
+    assert {name for name in ("lab", "shop", "desk", "new") if shares.over_fair_share(name)} == {"lab"}
     assert {name for name in ("lab", "shop", "desk", "new") if shares.passes(name)} == {"shop", "desk", "new"}
 
 
@@ -78,7 +78,7 @@ def test_a_tenant_that_had_nothing_for_long_has_saved_up_little() -> None:
     shares.charge("shop", 0.001)
     shares.charge("lab", 10.0)
     given = 0
-    while not shares.crowds("shop"):
+    while not shares.over_fair_share("shop"):
         shares.charge("shop", 0.1)
         given += 1
 
@@ -89,7 +89,7 @@ def test_a_tenant_that_is_alone_neither_crowds_nor_passes_what_is_held_which_is_
     shares = Shares({})
     shares.charge("lab", 10.0)
 
-    assert not shares.crowds("lab")
+    assert not shares.over_fair_share("lab")
     assert not shares.passes("lab")
 
 
@@ -99,7 +99,7 @@ def test_tenants_that_flood_are_given_device_time_by_their_weights(weight: int) 
     had = {"lab": 0, "shop": 0}
     shares.charge("lab", 1.0)
     for _ in range(500):
-        tenant = "lab" if shares.crowds("shop") else "shop"
+        tenant = "lab" if shares.over_fair_share("shop") else "shop"
         shares.charge(tenant, 1.0)
         had[tenant] += 1
 
@@ -111,12 +111,12 @@ def test_somebody_always_passes_and_time_alone_makes_nobody_crowd(had: dict[str,
     shares = Shares({})
     for tenant, dollars in had.items():
         shares.charge(tenant, dollars)
-    before = {name for name in had if shares.crowds(name)}
+    before = {name for name in had if shares.over_fair_share(name)}
 
     shares.fade(later)
 
     assert not had or before < had.keys()
-    assert not had or any(not shares.crowds(name) for name in had)
+    assert not had or any(not shares.over_fair_share(name) for name in had)
 
 
 def test_what_a_tenant_had_is_forgotten_in_the_end() -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from router.service.wait_timeouts import Patience
+from router.service.wait_timeouts import WaitTimeouts
 
 SOON = 20.0
 
@@ -16,7 +16,7 @@ async def ended(waits):
 
 def test_a_wait_gives_what_came_and_ends_when_its_time_is_over():
     async def scenario():
-        patience, loop = Patience(), asyncio.get_running_loop()
+        patience, loop = WaitTimeouts(), asyncio.get_running_loop()
         came, late, never = (loop.create_future() for _ in range(3))
         waits = [patience.wait(came, SOON), patience.wait(late, 2 * SOON), patience.wait(never, 0.1)]
         first = asyncio.ensure_future(ended(waits))
@@ -33,7 +33,7 @@ def test_a_wait_gives_what_came_and_ends_when_its_time_is_over():
 
 def test_a_wait_after_others_had_ended_ends_too():
     async def scenario():
-        patience, loop = Patience(), asyncio.get_running_loop()
+        patience, loop = WaitTimeouts(), asyncio.get_running_loop()
         told = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
         return [type(error) for (error,) in told]
 
@@ -42,7 +42,7 @@ def test_a_wait_after_others_had_ended_ends_too():
 
 def test_a_wait_that_is_cancelled_is_forgotten():
     async def scenario():
-        patience, loop = Patience(), asyncio.get_running_loop()
+        patience, loop = WaitTimeouts(), asyncio.get_running_loop()
         given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
         await asyncio.sleep(0)
         given_up.cancel()

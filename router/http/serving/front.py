@@ -62,7 +62,7 @@ class Front:
             )
         except TaxiwayError as error:
             return Answer(error.status, headers_of(error), (body_of(error),))
-        except Exception as error:  # nobody foresaw it: the log says what it is
+        except Exception as error:  # unexpected: the log says what it is
             plain = unforeseen(scope["method"], scope["path"], error)
             return Answer(plain.status, headers_of(plain), (body_of(plain),))
 
