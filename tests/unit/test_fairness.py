@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from broker.valkey.holding import Line
 from router.decide.classify import Constraints
-from router.decide.fairness import Kind, Turn, FairOrder, kind_of
+from router.decide.fairness import FairOrder, HeldKind, Turn, kind_of
 from tasks.topology import Tenant
 
 names = st.text(min_size=1, max_size=12)
 kinds = st.builds(
-    Kind,
+    HeldKind,
     tenant=names,
     model=names,
     constraints=st.builds(
@@ -26,17 +26,17 @@ kinds = st.builds(
 
 
 def turn(tenant: str, due: float = 1e10, model: str = "m:1") -> Turn:
-    kind = Kind(tenant, model, Constraints())
+    kind = HeldKind(tenant, model, Constraints())
     return Turn(Line(kind.queue, due, level=3, jobs=10), kind)
 
 
 @given(kind=kinds)
-def test_a_holding_queues_name_says_what_its_jobs_have_in_common(kind: Kind) -> None:
+def test_a_holding_queues_name_says_what_its_jobs_have_in_common(kind: HeldKind) -> None:
     assert kind_of(kind.queue) == kind
 
 
 @given(kind=kinds, other=kinds)
-def test_jobs_of_unlike_kinds_are_held_apart(kind: Kind, other: Kind) -> None:
+def test_jobs_of_unlike_kinds_are_held_apart(kind: HeldKind, other: HeldKind) -> None:
     assert (kind.queue == other.queue) == (kind == other)
 
 
