@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 
 from broker.valkey.holding import Line
-from router.decide.fairness import HeldKind, Turn, FairOrder
+from router.decide.fairness import FairOrder, HeldKind, Turn
 from simulator.traces.workload import Job
 
 

@@ -18,7 +18,7 @@ from router.decide.classify import Needs, needs_of
 from router.decide.depths import check_class, check_tenant
 from router.decide.explain import Explanation, explain
 from router.decide.placement import Placement, seed_of
-from router.decide.placement_cache import JobTemplate, CachedChoice
+from router.decide.placement_cache import CachedChoice, JobTemplate
 from router.decide.tenants import Tenants
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.headers import moment_of

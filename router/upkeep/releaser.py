@@ -11,7 +11,7 @@ from contextlib import suppress
 from broker.port import Transport
 from broker.valkey.holding import Drawn, Line
 from router.decide.capacity import has_room
-from router.decide.fairness import Turn, FairOrder, kind_of
+from router.decide.fairness import FairOrder, Turn, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
 from router.service.snapshot_reader import BEAT, FleetReader
