@@ -1,4 +1,4 @@
-"""`up`, `down`, `doctor`: the fleet's own packages do the work, in the process that this one becomes."""
+"""The verbs whose work the fleet's own packages do, in the process that this one becomes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,37 @@ _NEEDED = ("celery", "kombu", "yaml", "litestar", "psutil")
 """Packages whose absence shows that a checkout was not set up."""
 
 _SHOWN_AS = "_TAXIWAY_SHOWN_AS"  # how a usage line names the command that this process became
+
+_KEYS = """\b
+new --tenant NAME --scope submit|read|admin … [--expires DAYS]
+                 make a key, and print it this once
+list [--json]    every key that is known, but for itself
+revoke ID        forget a key: routers refuse it within a second
+--file FILE      the keys file [TAXIWAY_KEYS]
+
+docs/security.md tells what each scope may do."""
+
+_SIMULATE = """\b
+--trace TRACE    a CSV file, or poisson:rate=50,duration=600,seed=1
+--fleet FILE     a fleet file, such as simulator/fleets/azure-mixed.yaml
+--policy NAME    one policy [taxiway]; --compare runs them all
+--load X         times the requests
+--seed N         decides all chance
+--json           one JSON object a policy
+--plot FILE      a chart, one HTML file
+
+docs/simulator.md tells what is modelled."""
+
+_PLAN = """\b
+--trace TRACE         a CSV file, or poisson:rate=50,duration=600,seed=1
+--rate MODEL=R        instead: R requests a second of a model; may be repeated
+--slo SERVICE=SHARE   share to answer in time, such as live=0.95; may be repeated
+--prices FILE         a price file: instance, accelerator, accelerator_count, usd_per_hour, usd_per_hour_spot
+--fleet FILE          a fleet file [simulator/fleets/azure-plan.yaml]
+--seed N              decides all chance
+--json                one JSON object
+
+docs/planner.md tells how the mix is found."""
 
 _data = click.option("--data", metavar="DIR", help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -68,6 +99,72 @@ def down(data: str | None, *, as_json: bool) -> None:
 def doctor(data: str | None, *, as_json: bool) -> None:
     """Say what this machine has, what is missing and how to get it, and how the fleet that runs here fares."""
     become("local", ["doctor", *_common(data, as_json=as_json)], verb="doctor")
+
+
+@click.command()
+@click.option(
+    "--models", metavar="DIR", help="Folder of models' folders [TAXIWAY_MODELS, else the checkout's models/]."
+)
+@click.option("--queues", metavar="FILE", help="[TAXIWAY_QUEUES, else the checkout's queues.yaml].")
+@click.option("--run", "running", is_flag=True, help="Run an example of each variant too; weights are fetched.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def check(models: str | None, queues: str | None, *, running: bool, as_json: bool) -> None:
+    """Check queues.yaml, the models, and their files that are on this machine, before a fleet runs by them.
+
+    Exits with 1 where anything is wrong. `taxiway up` does the same first, without --run.
+    """
+    flags = [flag for flag, wanted in {"--run": running, "--json": as_json}.items() if wanted]
+    files = [*pairs("--models", [models] if models else []), *pairs("--queues", [queues] if queues else [])]
+    become("workers.check", [*flags, *files], verb="check")
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_KEYS)
+@click.argument("arguments", metavar="new|list|revoke [...]", nargs=-1, type=click.UNPROCESSED)
+def keys(arguments: tuple[str, ...]) -> None:
+    """Make, list and revoke keys of the HTTP door."""
+    become("router.access", list(arguments), verb="keys")
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated [all].")
+@click.option("--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; may be repeated [all].")
+@click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
+@click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("--output", metavar="DIR", help="Folder of models' folders to write to [the checkout's models/].")
+def profile(
+    models: Sequence[str],
+    variants: Sequence[str],
+    device: str,
+    *,
+    quick: bool,
+    as_json: bool,
+    output: str | None,
+) -> None:
+    """Measure how models run on this machine: load time, memory, and latency over batch and size.
+
+    Writes DIR/<model>/profiles/<device>.yaml, which placement reads. Let nothing else run meanwhile.
+    """
+    flags = {"--quick": quick, "--json": as_json}
+    arguments = [flag for flag, wanted in flags.items() if wanted]
+    arguments += [*pairs("--model", models), *pairs("--variant", variants), "--device", device]
+    become("workers.profiling", [*arguments, *pairs("--output", [output] if output else [])], verb="profile")
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_SIMULATE)
+@click.argument("arguments", metavar="--trace TRACE --fleet FILE [...]", nargs=-1, type=click.UNPROCESSED)
+def simulate(arguments: tuple[str, ...]) -> None:
+    """Replay a trace on a modelled fleet, under taxiway's placement and under others."""
+    become("simulator", ["simulate", *arguments], verb="simulate")
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_PLAN)
+@click.argument(
+    "arguments", metavar="--trace TRACE --slo SERVICE=SHARE --prices FILE [...]", nargs=-1, type=click.UNPROCESSED
+)
+def plan(arguments: tuple[str, ...]) -> None:
+    """Find the cheapest instances that serve a load in time, and check them by a simulation."""
+    become("simulator", ["plan", *arguments], verb="plan")
 
 
 def find_tree(places: Iterable[Path]) -> Path:

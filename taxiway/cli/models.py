@@ -1,4 +1,4 @@
-"""`models`: what the fleet can run."""
+"""`models`, `reload`: what the fleet can run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from taxiway.cli.address import ask, fleet_options, print_json
+from taxiway.cli.failure import JOB_FAILED
 from taxiway.errors import UnknownModelError
 
 
@@ -26,3 +27,22 @@ def models(name: str | None, *, url: str | None, data: Path | None, as_json: boo
     from taxiway.cli.show import show_models
 
     show_models(found)
+
+
+@click.command()
+@fleet_options
+def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
+    """Have every router and worker read its models folder again, and show what each of them serves.
+
+    They notice most changes by themselves within a second. Exits with 1 where a process did not answer, or a model is
+    disabled or served in an older form.
+    """
+    processes = ask(url, data, lambda client: client.reload())
+    if as_json:
+        print_json(processes)
+    else:
+        from taxiway.cli.show import show_reload
+
+        show_reload(processes)
+    if any(not one["answered"] or one["disabled"] or one["outdated"] for one in processes):
+        raise SystemExit(JOB_FAILED)

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from taxiway.cli.address import ask, fleet_options, print_json
-from taxiway.cli.asking import inputs_of, json_or_text, request_options
 from taxiway.cli.failure import UNAVAILABLE, CommandError
-from taxiway.cli.telling import tell
+from taxiway.cli.request_options import inputs_of, json_or_text, request_options
+from taxiway.cli.streaming_output import tell
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import Result
 from taxiway.contract.values import to_wire

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from taxiway.cli import main
 from taxiway.cli.address import find_fleet, key_for
-from taxiway.cli.asking import json_or_text
 from taxiway.cli.failure import EXIT_CODES, exit_code, hint_for
 from taxiway.cli.fleet import find_tree
 from taxiway.cli.group import COMMANDS
+from taxiway.cli.request_options import json_or_text
 from taxiway.cli.show import (
     brief,
     duration,
