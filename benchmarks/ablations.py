@@ -28,8 +28,7 @@ from benchmarks.measure import machine, say
 from benchmarks.policies import TRACES, Bench, Figure, mean, parser, run
 from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable
-from router.decide.groups import Rows, View
-from router.decide.rebalance import Kind
+from router.decide.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
 from simulator.bounds.bound import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet

@@ -20,12 +20,10 @@ from local.demo import DEMO_COUNTS, answer_all, demo_fleet, plain
 from local.doctor import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
 from local.fetch import fetch, for_runtimes, runtimes_of
-from local.plan import Plan, PlanError, absent, plan_fleet
-from local.ports import PortTakenError, check_ports
-from local.process import in_tree, own_command
+from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
 from local.show import SCREEN, console_of, show_answers, show_findings, show_fleet, show_rows
 from local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
-from local.supervisor import StartError
+from local.supervisor import StartError, in_tree, own_command
 from local.up import Options, run_fleet
 from local.workload import artefacts_of_examples, asks
 from tasks.check import QUEUES, check_configuration

@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from local.plan import WorkerPlan
-from local.process import SupervisedProcess
+from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.topology import Topology
 

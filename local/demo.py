@@ -18,9 +18,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from local.process import in_tree, own_command
 from local.state import Fleet, stop_fleet
-from local.supervisor import StartError
+from local.supervisor import StartError, in_tree, own_command
 from local.workload import Ask
 from taxiway import AsyncClient, Result, RunReport
 from taxiway.errors import OverloadedError, TaxiwayError

@@ -14,7 +14,7 @@ from typing import IO
 
 import msgspec
 
-from local.process import Exit
+from local.supervisor import Exit
 
 _GLANCE = 0.5  # seconds; whoever asks for the supervisor's pid holds the lock for less
 AT_ONCE = 20.0

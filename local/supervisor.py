@@ -6,19 +6,236 @@ A process that does not come up when the fleet starts ends the start; one that f
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from local.children import kill_group
+import msgspec
+
+from local.children import kill_group, start_child
 from local.embedded import EmbeddedValkey, EmbeddedValkeyError
-from local.process import Exit, SupervisedProcess, exit_of, exit_reason, restart_delay
+from tasks.settings import TREE
 
 TICK = 0.1
 """Seconds between two looks at the processes."""
 
 AT_ONCE = 5.0
 """Seconds that a process has to end once it was asked for the second time."""
+
+FIRST_DELAY = 0.5
+"""Seconds before the first restart of a process that ended; doubled with each failure that follows."""
+
+LONGEST_DELAY = 30.0
+"""Longest time in seconds before a restart: a process is never given up."""
+
+HEALTHY_AFTER = 60.0
+"""Seconds for which a process must have been ready before its earlier failures no longer count."""
+
+_TAIL = 2000  # characters of a log in an error
+_LINE = 300  # characters of a log's last line
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: when (seconds since the epoch), why, and what the last line of its log says."""
+
+    at: float
+    why: str
+    last_line: str
+
+
+def restart_delay(failures: int) -> float:
+    """Seconds before a process is restarted that failed so many times in a row, 1 or more."""
+    return min(FIRST_DELAY * 2.0 ** min(failures - 1, 16), LONGEST_DELAY)
+
+
+def exit_reason(status: int) -> str:
+    """What an exit status says; negative for a signal, as `subprocess` has it."""
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+    return f"killed by {name}{hint}"
+
+
+def exit_of(status: int, log: Path) -> Exit:
+    """The exit of a process that ended just now with this status, and wrote this log."""
+    said = [plain for line in _tail(log).splitlines() if (plain := _plain(line))]
+    return Exit(time.time(), exit_reason(status), said[-1][:_LINE] if said else "")
+
+
+def _plain(line: str) -> str:
+    """What a line of a log says to people; nothing for the line that a process is ready."""
+    fields = _object(line.encode())
+    if "ready" in fields:
+        return ""
+    error = str(fields.get("error", "")).strip().rpartition("\n")[2]
+    return ": ".join(filter(None, (str(fields.get("event", "")), error))) or line.strip()
+
+
+def own_command(*arguments: str) -> list[str]:
+    """`python -m local` with `arguments`, to be run `in_tree`: a folder named tasks at hand does no harm."""
+    return [sys.executable, "-P", "-m", "local", *arguments]
+
+
+def in_tree(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with this checkout's packages importable, whatever the current folder."""
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, (str(TREE), environment.get("PYTHONPATH"))))}
+
+
+class SupervisedProcess:
+    """A `python` command whose stdout and stderr go to a log file.
+
+    Args:
+        name: unique in the fleet; also the log's name.
+        arguments: of the interpreter.
+        announces: whether it writes a JSON line with the field `ready` to stdout once it is.
+        patience: seconds that it has to end when it is asked to.
+
+    `said` is what its last line that it is ready said, also while it is started again. It is `wanted` until it is told
+    to `retire`; who supervises it starts it. `resting` ones do not run and need not.
+    `restarts` counts how often it was restarted after it failed, `last_exit` says how it failed last, and `due` when it
+    is to be restarted, by the monotonic clock; None while it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        *,
+        announces: bool,
+        patience: float = 10.0,
+    ) -> None:
+        self.name = name
+        self.patience = patience
+        self.log = logs / f"{name}.log"
+        self.restarts = 0
+        self.last_exit: Exit | None = None
+        self.due: float | None = None
+        self._failures = 0
+        self._ready_since: float | None = None
+        self.said: Mapping[str, Any] = {}
+        self.wanted = self.resting = True
+        self.retired = False
+        self._arguments = [sys.executable, "-u", *arguments]
+        self._environment = dict(environment)
+        self._announces = announces
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unread = b""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The child process, also when it has ended."""
+        assert self._process is not None, "not started"
+        return self._process
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self.process.poll() is None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it said that it is ready, where it does say so."""
+        return self._ready_since is not None
+
+    def start(self) -> None:
+        """Start it, in the checkout; it dies with the calling thread."""
+        self.rest()
+        self.resting = False
+        if not self._announces:
+            self._ready_since = time.monotonic()
+        with self.log.open("ab") as log:
+            self._process = start_child(
+                self._arguments,
+                environment=self._environment,
+                folder=TREE,
+                output=subprocess.PIPE if self._announces else log.fileno(),
+                errors=log.fileno(),
+            )
+        if self._process.stdout is not None:
+            os.set_blocking(self._process.stdout.fileno(), False)
+
+    def retire(self) -> None:
+        """Ask it to finish and end; it is not wanted any more."""
+        self.wanted = False
+        if self.resting or not self.alive:
+            self.resting = True
+        else:
+            self.retired = True
+            self.process.terminate()
+
+    def rest(self) -> None:
+        """Its end is expected: it does not run, and need not."""
+        self.close()
+        self.due = self._ready_since = None
+        self._unread = b""
+        self.retired, self.resting = False, True
+
+    def listen(self) -> None:
+        """Move what it wrote to stdout since the last time into its log, and look for the line that it is ready."""
+        stream = self.process.stdout
+        if stream is None or stream.closed:
+            return
+        written = stream.read()
+        if written:
+            with self.log.open("ab") as log:
+                log.write(written)
+            self._look_for_ready(written)
+        elif written == b"":
+            stream.close()
+
+    def close(self) -> None:
+        """Take what an ended process left to read, and let go of it."""
+        if self._process is not None and self._process.stdout is not None:
+            self.listen()
+            self._process.stdout.close()
+
+    def note_exit(self) -> None:
+        """Note that it failed just now, how, and when it is due to be restarted."""
+        self.close()
+        now = time.monotonic()
+        healthy = self._ready_since is not None and now - self._ready_since >= HEALTHY_AFTER
+        self._failures = 1 if healthy else self._failures + 1
+        self.due = now + restart_delay(self._failures)
+        self.last_exit = exit_of(self.process.returncode, self.log)
+
+    def restart(self) -> None:
+        """Start it again after it failed."""
+        self.restarts += 1
+        self.start()
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return _tail(self.log)
+
+    def _look_for_ready(self, written: bytes) -> None:
+        *lines, self._unread = (self._unread + written).split(b"\n")
+        for line in lines:
+            said = _object(line)
+            if "ready" in said:
+                self.said, self._ready_since = said, time.monotonic()
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
+        return {}
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-_TAIL:].strip()
+
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,9 @@ import redis
 from broker.valkey.scripts import HEARTBEAT
 from local.autoscale import Autoscaler, Bounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
-from local.plan import Plan, WorkerPlan
-from local.ports import FLOWER_PORT, HTTP_PORT
-from local.process import SupervisedProcess
+from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
-from local.supervisor import Supervisor
+from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
 from taxiway.contract.keys import DEVICES, HEARTBEATS
 

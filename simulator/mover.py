@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
-from router.decide.groups import Group
-from router.decide.rebalance import Flows, rebalance
+from router.decide.rebalance import Flows, Group, rebalance
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import alike, backlogged, magnitude, most_of_each
 from simulator.policies.policy import Shift

@@ -17,8 +17,7 @@ from typing import Any
 
 import msgspec
 
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
-from tasks.outcomes import Done
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, Done, told_briefly
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.decide.pace import Track
 from workers.device import memory_free, utilisation

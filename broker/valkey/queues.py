@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 from redis.exceptions import ResponseError
 
+from broker.beside import beside
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from broker.valkey.connection import Line, connect, told_plainly
 from broker.valkey.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
 from broker.valkey.sessions import TAKES, Life
-from tasks.beside import beside
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS, priority_list, priority_lists, redis_priority

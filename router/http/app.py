@@ -13,10 +13,11 @@ from litestar import Litestar, MediaType, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException, NotFoundException
 from litestar.response import Stream
 
+from broker.beside import beside
 from router.access.bodies import Bodies
 from router.access.file import KeyFile
 from router.access.rates import Rates
-from router.http import dead, described, listing, pages, triton
+from router.http import described, operations, pages, triton
 from router.http.described import GenerateOperation, InferOperation, document
 from router.http.encoding import Inflated
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
@@ -33,7 +34,6 @@ from router.operations.dead_letters import DeadLetters
 from router.operations.jobs import Jobs
 from router.operations.metrics import CONTENT_TYPE, exposition
 from router.service.arrivals import Router
-from tasks.beside import beside
 from taxiway.contract.binary import HEADER, OCTETS, Framed
 from taxiway.contract.blobs import gone
 from taxiway.contract.job import JobStatus
@@ -76,8 +76,8 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     inference = Inference(router, Jobs(router))
     app.state[pages.VERSION] = _version()
     app.state[_DOOR] = Door(router, inference)
-    app.state[dead.STATE] = DeadLetters(router)
-    app.state[listing.STATE] = app.state[triton.STATE] = router
+    app.state[operations.DEAD_LETTERS] = DeadLetters(router)
+    app.state[operations.ROUTER] = app.state[triton.STATE] = router
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
     return Gate(bounded, keys, Rates(router.rules.topology))
@@ -327,10 +327,9 @@ _ENDPOINTS = [
     blob,
     job_placement,
     job_cancel,
-    listing.jobs,
     *pages.ENDPOINTS,
     *triton.ENDPOINTS,
-    *dead.ENDPOINTS,
+    *operations.ENDPOINTS,
 ]
 
 

@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from broker.beside import beside
 from router.http.errors import body_of, headers_of
 from router.http.gate import Application, Message, Receive, Send, answer
-from tasks.beside import beside
 from taxiway.contract.amounts import LARGE
 from taxiway.contract.quoting import quoted
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, UnsupportedEncodingError

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from broker.beside import beside
 from broker.valkey.scripts import Ending
 from router.access.keyring import Caller
 from router.http.classification import PARAMETER as CLASSIFICATION
@@ -25,7 +26,6 @@ from router.http.traces import carried_on, carry
 from router.operations.jobs import Jobs
 from router.service.admission import Admitted, Order, check_size, preview
 from router.service.arrivals import Router
-from tasks.beside import beside
 from tasks.fingerprint import conflict
 from tasks.models.catalogue import Model
 from tasks.models.signature import bind, check_stream

@@ -15,8 +15,8 @@ from router.http import described
 from router.http.gate import needs
 from router.http.metadata import unready
 from router.service.arrivals import Router
+from tasks.heartbeat import Ran
 from tasks.models.catalogue import Model, TensorSpec
-from tasks.outcomes import Ran
 from taxiway.contract.quoting import cut
 from taxiway.errors import InvalidRequestError
 

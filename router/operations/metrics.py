@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.operations.view import ClassView, FleetView
-from tasks.outcomes import BOUNDS
+from tasks.heartbeat import BOUNDS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The exposition format that `exposition` writes."""
@@ -50,7 +50,7 @@ class Done:
 
     By itself: `placed` by class and model, `moved` by source, target and kind, `refused` by error code, `ended` by
     final state, `parked` arrivals. By the fleet's workers: `outcomes` by class and final state, `latency` by class and
-    stage, with the figures of `tasks.outcomes`, `rejected` messages by class.
+    stage, with the figures of `tasks.heartbeat`, `rejected` messages by class.
     """
 
     placed: Counts

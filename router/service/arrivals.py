@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
+from broker.beside import beside
 from broker.mover import Yard
 from broker.port import Arrival, DeadLetter, Transport
 from broker.rabbitmq.mover import RabbitYard
@@ -38,7 +39,6 @@ from router.upkeep.deadlines import Deadlines
 from router.upkeep.mover import Mover
 from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
-from tasks.beside import beside
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from taxiway.contract.amounts import values_beyond

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from tasks.heartbeat import DeviceFacts
-from tasks.outcomes import Done, Ran, empty
+from tasks.heartbeat import DeviceFacts, Done, Ran, empty
 
 
 class OutcomeCounters:
     """Sums since this router's first look: they never fall, whoever comes and goes.
 
-    `outcomes` counts jobs by class and final state; `latency` has the figures of `tasks.outcomes` by class and stage;
+    `outcomes` counts jobs by class and final state; `latency` has the figures of `tasks.heartbeat` by class and stage;
     `rejected` counts messages by class; `models` has each model's sums, over all classes.
     """
 

@@ -13,9 +13,8 @@ import msgspec
 from broker.mover import Peeked, Step
 from router.decide.classify import Needs
 from router.decide.explain import read_basis
-from router.decide.groups import Group
 from router.decide.placement_cache import shown
-from router.decide.rebalance import Move
+from router.decide.rebalance import Group, Move
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import GLANCE, WorkingSnapshot
 from router.service.admission import Rules

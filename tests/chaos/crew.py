@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from local.children import kill_group
-from local.process import SupervisedProcess
+from local.supervisor import SupervisedProcess
 
 _PAUSE = 0.5  # seconds between an end and the next start
 _GRACE = 15.0  # seconds to end when asked

@@ -16,7 +16,7 @@ import httpx
 import psutil
 
 from local.embedded import kept_port
-from local.process import SupervisedProcess
+from local.supervisor import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
 from tests.cable import Cable
 from tests.chaos.callables.outcomes import NOTED

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from local.process import SupervisedProcess
-from local.supervisor import Supervisor
+from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings
 from taxiway.errors import DeadLetteredError
 from tests.working import CLASS, QUEUES, SLAB, Tower

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from local.children import start_child, stop_child
-from local.process import SupervisedProcess
 from local.state import AlreadyRunningError, Fleet, read_fleet, stop_fleet, supervising, write_fleet
-from local.supervisor import StartError, Supervisor
+from local.supervisor import StartError, SupervisedProcess, Supervisor
 from tests.waiting import gone, until
 
 READY = (
@@ -116,7 +115,7 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
 def test_a_process_that_was_ready_is_restarted_however_often_it_fails(
     make: Callable[[str, str], SupervisedProcess], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("local.process.LONGEST_DELAY", 0.01)
+    monkeypatch.setattr("local.supervisor.LONGEST_DELAY", 0.01)
     broken = tmp_path / "broken"
     program = (
         "import pathlib, time; print('{\"ready\": 1}', flush=True)\n"

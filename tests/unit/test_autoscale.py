@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from local.autoscale import Autoscaler, Bounds, most_workers, resize
 from local.plan import WorkerPlan
-from local.process import SupervisedProcess
+from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.topology import parse_topology
 

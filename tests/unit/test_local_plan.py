@@ -7,7 +7,7 @@ import pytest
 
 from local.fetch import for_runtimes, runtimes_of
 from local.plan import PlanError, WorkerPlan, absent, plan_fleet
-from local.process import LONGEST_DELAY, exit_of, exit_reason, restart_delay
+from local.supervisor import LONGEST_DELAY, exit_of, exit_reason, restart_delay
 from local.torch_choice import brings_cuda
 from tasks.machine import Machine
 from tasks.settings import TREE

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from router.operations.metrics import Done, exposition
 from router.operations.view import ClassView, FleetView
-from tasks.outcomes import STAGES, count, empty
+from tasks.heartbeat import STAGES, count, empty
 from tests.unit.test_rebalance import two_classes
 
 ROOT = Path(__file__).parents[2]

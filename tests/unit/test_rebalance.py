@@ -15,9 +15,8 @@ from benchmarks.rebalance_speed import scene_of, seconds_of
 from router.decide.candidates import CandidateTable, lay_out
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import reckon
-from router.decide.groups import Group
 from router.decide.placement import kept_back
-from router.decide.rebalance import CHEAPER, Flows, Kind, Move, rebalance
+from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import alike, most_of_each

@@ -3,8 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from router.service.outcomes import OutcomeCounters
-from tasks.heartbeat import DeviceFacts
-from tasks.outcomes import BOUNDS, Done, Ran, count, empty
+from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, count, empty
 
 
 def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:

@@ -4,8 +4,8 @@ import pytest
 from router.http.classification import classes_wanted, classified
 from router.http.protocol import InferRequest, WantedOutput, answer_of, request_of, wants_binary
 from router.http.triton import stats_of
+from tasks.heartbeat import Ran
 from tasks.models.catalogue import TensorSpec, load_catalogue
-from tasks.outcomes import Ran
 from tasks.settings import TREE
 from taxiway.contract.job import Result, RunReport
 from taxiway.errors import InvalidRequestError

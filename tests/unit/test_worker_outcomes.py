@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tasks.outcomes import BOUNDS
+from tasks.heartbeat import BOUNDS
 from tasks.ticket import Ticket
 from taxiway.contract.job import Result, RunReport
 from taxiway.contract.keys import INFER

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from opentelemetry.trace import SpanKind
 
 from tasks import tracing
-from tasks.outcomes import STAGES, Done, Ran, Stage, count, empty
+from tasks.heartbeat import STAGES, Done, Ran, Stage, count, empty
 from taxiway.contract.job import JobState, state_of
 from workers.stages.job import Ended
 
