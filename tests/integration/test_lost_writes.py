@@ -33,10 +33,6 @@ class Forgetful:
             client.config_set("appendfsync", "no")
         self._kept = self._log.stat().st_size
 
-    def keep(self) -> None:
-        """Have what was written so far on the disk."""
-        self._kept = self._log.stat().st_size
-
     def lose(self) -> None:
         """Kill the server, and start it again without what was not kept."""
         pid = self._server.pid
@@ -70,14 +66,26 @@ def waiting(fleet: Settings) -> int:
         return int(class_queue(CLASS)(connection.default_channel).queue_declare(passive=True).message_count)
 
 
-def test_a_job_whose_answer_is_lost_runs_again(server: EmbeddedValkey, fleet: Settings) -> None:
+def test_an_answer_that_is_lost_is_written_again(server: EmbeddedValkey, fleet: Settings) -> None:
     with Tower(fleet) as tower, worker_process(fleet):
         store = Forgetful(server)
         job = tower.order("echo", "hello")
-        tower.result(job)
+        told = tower.await_meta(job)
         time.sleep(SOON)
         store.lose()
-        assert tower.result(job).outputs == {"payload": "hello"}
+        assert tower.await_meta(job) == told
+
+
+def test_a_job_runs_again_whose_answer_is_lost_with_its_worker(server: EmbeddedValkey, fleet: Settings) -> None:
+    with Tower(fleet) as tower:
+        with worker_process(fleet):
+            store = Forgetful(server)
+            job = tower.order("echo", "hello")
+            tower.result(job)
+            time.sleep(SOON)
+        store.lose()
+        with worker_process(fleet):
+            assert tower.result(job).outputs == {"payload": "hello"}
 
 
 def test_a_job_whose_cancelling_is_lost_runs(server: EmbeddedValkey, fleet: Settings) -> None:

@@ -1,8 +1,8 @@
 """Acknowledges what came from a broker that is not the state store, once the store keeps the jobs' ends.
 
-A store that is killed may come back without the last second of its writes: its broker still has the messages then, and
-each goes back to its queue whose job's end is gone. What waits here is no more in the worker's way: its consumer may
-take as many more.
+A store that is killed may come back without the last second of its writes. An end that it lost is written again where
+it is known here, so that nobody is told another; any other message goes back to its queue, and its job runs again. What
+waits here is no more in the worker's way: its consumer may take as many more.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from broker.valkey.scripts import Ending, Verdict
 from broker.valkey.worker_store import Store, insist
 from tasks.ticket import Ticket
 from taxiway.errors import BrokerUnavailableError
@@ -27,23 +28,35 @@ MOST = 10_000
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message whose job has ended, with its copy's deadline; `settle` is told whether to acknowledge it."""
+    """A message whose job has ended, with its copy's deadline; `settle` is told whether to acknowledge it.
+
+    `ending` is what this worker wrote, None where that cannot be written again.
+    """
 
     job: str
     deadline_at: float
+    ending: Ending | None
     settle: Callable[[bool], None]
 
 
 class Acknowledgements:
-    """Messages whose jobs' ends are on their way to the store's disk. All but `run` is for the hub's thread."""
+    """Messages whose jobs' ends are on their way to the store's disk.
+
+    Any thread may `remember`; all but that and `run` is for the hub's thread.
+    """
 
     def __init__(self, store: Store, hub: Hub) -> None:
         self._store = store
         self._hub = hub
+        self._endings: dict[str, Ending] = {}
         self._waiting: list[_Message] = []
         self._unsettled = 0
         self._changed = threading.Condition()
         self._given_up = threading.Event()
+
+    def remember(self, ending: Ending) -> None:
+        """Keep an end that was written, until its message is acknowledged."""
+        self._endings[ending.job] = ending
 
     def after_end(self, ticket: Ticket, ack: Callable[..., Any], reject: Callable[..., Any]) -> Callable[..., None]:
         """What Celery calls instead of `ack`; `reject` puts the message back into its queue."""
@@ -64,7 +77,7 @@ class Acknowledgements:
                 else:
                     reject(*told, True)
 
-            self._put(_Message(ticket.job, ticket.deadline_at, settle))
+            self._put(_Message(ticket.job, ticket.deadline_at, self._endings.pop(ticket.job, None), settle))
 
         return later
 
@@ -79,15 +92,32 @@ class Acknowledgements:
         while messages := self._take():
             try:
                 over = insist(partial(self._over, messages), self._given_up, _say_away)
+                lost = [message for message, is_over in zip(messages, over, strict=True) if not is_over]
+                written = insist(partial(self._write_again, lost), self._given_up, _say_away) if lost else set()
             except BrokerUnavailableError:
                 return  # the messages are delivered again
             for message, is_over in zip(messages, over, strict=True):
-                self._hub.call(partial(message.settle, is_over))
-            if not all(over):
-                logger.warning("the store lost ends of jobs: they run again", extra={"jobs": over.count(False)})
+                if message.job in written:
+                    self._put(message)
+                else:
+                    self._hub.call(partial(message.settle, is_over))
 
     def _over(self, messages: list[_Message]) -> list[bool]:
         return self._store.over([(message.job, message.deadline_at) for message in messages])
+
+    def _write_again(self, lost: list[_Message]) -> set[str]:
+        """Write the ends that are known here under new claims; the jobs that ended so."""
+        endings = [message.ending for message in lost if message.ending is not None]
+        _, claims = self._store.claim([(ending.job, 0.0) for ending in endings])
+        ours = [
+            replace(ending, token=claim.token)
+            for ending, claim in zip(endings, claims, strict=True)
+            if claim.verdict is Verdict.RUN
+        ]
+        written = {one.job for one, done in zip(ours, self._store.finish(ours), strict=True) if done}
+        extra = {"written again": len(written), "to run again": len(lost) - len(written)}
+        logger.warning("the store lost ends of jobs", extra=extra)
+        return written
 
     def _put(self, message: _Message) -> None:
         with self._changed:

@@ -214,6 +214,7 @@ class DevicePool(BasePool):
             device=executor.device,
             on_hub=self.hub.call,
             again=lambda delivery: self._reception.put(delivery),
+            wrote=self._acknowledgements.remember if self._acknowledgements is not None else lambda ending: None,
         )
 
     def _make_loop(self, executor: Executor) -> DeviceLoop:

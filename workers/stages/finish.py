@@ -62,6 +62,7 @@ class Finisher:
         class_queue: where plain jobs' messages are acknowledged; None where Celery's consumer takes all.
         on_hub: has a callback run on the thread that owns the broker's connection.
         again: takes a delivery whose result was not written, to be claimed anew: the claim then tells why.
+        wrote: takes a written end of a task that Celery handed over, if it can be written again as it is.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Finisher:
         device: Device,
         on_hub: Callable[[Callable[[], None]], None],
         again: Callable[[Delivery], None],
+        wrote: Callable[[scripts.Ending], None],
     ) -> None:
         self._app = app
         self._store = store
@@ -84,6 +86,7 @@ class Finisher:
         self._device = device
         self._on_hub = on_hub
         self._again = again
+        self._wrote = wrote
         self.backlog = Backlog()
         self._given_up = threading.Event()
         self._untold: list[Delivery] = []
@@ -197,6 +200,8 @@ class Finisher:
         """Tell of a result that is there."""
         if ended.delivery.handed is not None:
             ended.delivery.handed.fields[STORED] = True
+            if not ended.outcome.blobs and ending.state is not JobState.DEAD:  # a dead job may be replayed meanwhile
+                self._wrote(ending)
             self._trace(ended, ended.delivery.handed)
             return
         self._ledger.end(ended.delivery, _event(ended.delivery, ended.outcome, ending.meta))
