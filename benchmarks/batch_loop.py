@@ -40,7 +40,9 @@ class BatchLoop:
         model = load_catalogue(models).resolve(self.workload.model)
         variant = model.variants[self.workload.variant]
         files = {role: Path(path) for role, path in plan.files.items()}
-        placed = Placed(self.workload.variant, variant.precision, variant.entry, files, "cpu", plan.threads)
+        placed = Placed(
+            self.workload.variant, variant.precision, variant.entry, files, "cpu", plan.threads, folder=model.folder
+        )
         self._runtime = open_runtime(variant.runtime, placed)
         self._runtime.load()
         self._pipeline = open_pipeline(model, variant, placed)

@@ -1,6 +1,6 @@
 """What does it cost to call a Python callable in a process of its own? `python -m benchmarks.calling`.
 
-Calls of `workers.callables.monte_carlo` with one sample against the same in this process, and arrays there and back.
+Calls of the model `monte-carlo` with one sample against the same in this process, and arrays there and back.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks import callables as own
 from benchmarks.measure import answer, say
-from workers import callables
-from workers.callables import monte_carlo
+from tasks.models.code import Code, entry_code
+from tasks.settings import TREE
 from workers.calling.child import Child
 
 REPEATS = 9
@@ -24,14 +23,15 @@ SIZES = (2**20, 2**24)
 
 def main() -> None:
     """Print a line for the small call, and one for each size."""
-    callables.__path__.extend(own.__path__)
+    monte_carlo = entry_code("python", "monte_carlo", str(TREE / "models" / "monte-carlo"))
+    simulate = monte_carlo.load()
     small = {"samples": np.asarray(1), "seed": np.asarray(1)}
-    with_process, alone = _in_turns("monte_carlo", small, lambda: monte_carlo.call(1, 1), CALLS)
+    with_process, alone = _in_turns(monte_carlo, small, lambda: simulate(1, 1), CALLS)
     added = [one - other for one, other in zip(with_process, alone, strict=True)]
     say(answer("milliseconds that its own process adds to a small call", added, least=round(min(added), 3)))
     for size in SIZES:
         array = {"value": np.zeros(size, np.uint8)}
-        with_process, _ = _in_turns("giving_back", array, lambda: None, CALLS // 50)
+        with_process, _ = _in_turns(Code("benchmarks.calling:give_back"), array, lambda: None, CALLS // 50)
         say(
             answer(
                 "milliseconds of a call with an array there and back",
@@ -42,11 +42,16 @@ def main() -> None:
         )
 
 
+def give_back(value: object) -> dict[str, object]:
+    """The value."""
+    return {"value": value}
+
+
 def _in_turns(
-    entry: str, inputs: dict[str, np.ndarray], direct: Callable[[], object], calls: int
+    code: Code, inputs: dict[str, np.ndarray], direct: Callable[[], object], calls: int
 ) -> tuple[list[float], list[float]]:
     """Milliseconds a call, by process and direct, of each repeat."""
-    child = Child(entry)
+    child = Child(code)
     child.await_ready()
     try:
         times = [

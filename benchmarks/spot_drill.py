@@ -25,7 +25,6 @@ import redis.asyncio
 import uvloop
 
 import taxiway
-from benchmarks.callables.noted import NOTED
 from benchmarks.measure import Line, machine, say
 from benchmarks.processes import broker_settings, started
 from local.embedded import EmbeddedValkey
@@ -146,10 +145,10 @@ def _fleet(folder: Path) -> Iterator[tuple[str, list[int]]]:
     (folder / "queues.yaml").write_text(QUEUES)
     with EmbeddedValkey(folder) as valkey, contextlib.ExitStack() as stack:
         settings = broker_settings(valkey.url, folder / "queues.yaml", TREE / "benchmarks" / "models")
-        variables = settings.environment() | {NOTED: str(folder / "notes")}
+        variables = settings.environment() | {"TAXIWAY_NOTED": str(folder / "notes")}
         router = ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
         stack.enter_context(started(router, variables, folder / "router.log"))
-        worker = ["-m", "benchmarks.spot_worker", "--class", "cpu.spot", "--device"]
+        worker = ["-m", "workers", "--class", "cpu.spot", "--device"]
         crew = [
             stack.enter_context(started([*worker, f"cpu:{n}"], variables, folder / f"worker-{n}.log"))
             for n in range(WORKERS)

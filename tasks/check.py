@@ -15,8 +15,7 @@ import msgspec
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
-from tasks.models.sources import SourceError
-from tasks.settings import TREE
+from tasks.models.code import ENTRIES, CodeError, entry_code
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
@@ -27,9 +26,6 @@ QUEUES = "queues.yaml"
 
 _HEADER = 8  # bytes before a safetensors file's header, which tell its length
 _LONGEST_HEADER = 100 * 2**20  # bytes, as the format has it
-
-_CODE = {"torch": "architectures/{}_torch.py", "jax": "architectures/{}_jax.py"}
-"""Where in `workers` the network of an entry is, by runtime."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -122,14 +118,15 @@ def _model(model: Model, topology: Topology | None, store: ArtefactStore) -> Ite
 def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str]) -> Iterator[Verdict]:
     """What is wrong with a variant; the artefacts that could not be looked at are added to `unchecked`."""
     variant, subject = model.variants[name], f"{model.id}/{name}"
-    code = _CODE.get(variant.runtime, "").format(variant.entry)
-    if code and not (TREE / "workers" / code).is_file():
-        text = f"entry: expected the name of a network with workers/{code}, got {variant.entry!r}"
-        yield Verdict(subject=subject, level="error", text=text)
+    try:
+        if variant.runtime in ENTRIES:
+            entry_code(variant.runtime, variant.entry, model.folder)
+    except CodeError as error:
+        yield Verdict(subject=subject, level="error", text=f"entry: {error}")
     for role, artefact in variant.artefacts.items():
         try:
             path = store.present(model, artefact)
-        except (SourceError, importlib.metadata.PackageNotFoundError) as error:
+        except (CodeError, importlib.metadata.PackageNotFoundError) as error:
             yield Verdict(subject=subject, level="error", text=f"artefacts.{artefact}: {error}", hint=_made_by(model))
             continue
         if path is None:
@@ -140,7 +137,7 @@ def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str])
 
 def _made_by(model: Model) -> str:
     derived = sorted({one.recipe for one in model.artefacts.values() if isinstance(one, Derived)})
-    return f"recipes are workers/recipes/*.py: {', '.join(derived)}; `make setup` installs what they need"
+    return f"made by the recipes {', '.join(derived)}; `make setup` installs what ours need"
 
 
 def _flaw(model: Model, variant: str, role: str, path: Path) -> str:

@@ -124,11 +124,17 @@ def worker_settings(settings: Settings, folder: Path, queues: str = QUEUES) -> S
     """Settings of a small fleet whose leases are short: the models echo, paced and slab."""
     (folder / "queues.yaml").write_text(queues)
     models = folder / "models"
-    (models / "slab").mkdir(parents=True)
-    (models / "slab" / "model.yaml").write_text(SLAB)
+    add_callable(models, "slab", SLAB)
     for name in ("echo", "paced"):
         (models / name).symlink_to(TREE / "models" / name)
     return replace(settings, queues=folder / "queues.yaml", models=models)
+
+
+def add_callable(models: Path, name: str, text: str, code: str = "") -> None:
+    """Add a model with the module of `tests.callables` that it calls beside it: that of its own name, or `code`."""
+    (models / name).mkdir(parents=True)
+    (models / name / "model.yaml").write_text(text)
+    (models / name / f"{code or name}.py").symlink_to(TREE / "tests" / "callables" / f"{code or name}.py")
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,8 @@ class WorkerProcess:
 
 @contextmanager
 def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterator[WorkerProcess]:
-    """A worker that consumes, and finds the tests' callables; killed at the end if the test did not stop it."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.callables", "--class", CLASS, *options]
+    """A worker that consumes; killed at the end if the test did not stop it."""
+    command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS, *options]
     environment = {**os.environ, **settings.environment()}
     process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
     try:

@@ -282,6 +282,7 @@ class Executor:
             threads=self._threads,
             compiled=self._compiled,
             memory=variant.limits.memory or self._host_memory,
+            folder=model.folder,
         )
         import_runtime(variant.runtime, variant.entry)
         began = time.monotonic()

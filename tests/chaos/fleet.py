@@ -19,7 +19,6 @@ from local.embedded import kept_port
 from local.supervisor import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
 from tests.cable import Cable
-from tests.chaos.callables.outcomes import NOTED
 from tests.chaos.crew import Crew
 from tests.chaos.plan import Kit
 from tests.chaos.rabbit import RabbitServer
@@ -43,6 +42,9 @@ limits: {lease: 2, stall: 4, grace: 5, keep_result: 7200, requests_per_second: 1
 """
 
 _START = 120.0  # seconds within which all is ready
+NOTED = "TAXIWAY_NOTED"
+"""Names the file in which the model `tally` notes its calls."""
+
 _ENDS = ("workers", "routers", "producers")
 
 

@@ -19,7 +19,16 @@ from taxiway.contract.keys import DEVICES, job_key, result_key
 from taxiway.errors import DeadlineExceededError, ExecutionError, InvalidRequestError, JobCancelledError
 from tests.routing import eventually
 from tests.waiting import gone, until
-from tests.working import QUEUES, Tower, WorkerProcess, add_spinner, empty_fleet, worker_process, worker_settings
+from tests.working import (
+    QUEUES,
+    Tower,
+    WorkerProcess,
+    add_callable,
+    add_spinner,
+    empty_fleet,
+    worker_process,
+    worker_settings,
+)
 
 DEEDS = """
 name: deeds
@@ -64,8 +73,7 @@ class Site:
 def small_fleet(valkey_url: str, folder: Path) -> Settings:
     queues = QUEUES.replace("warm: [echo, slab]", "warm: [echo, deeds]").replace("lease: 1", "lease: 1, stall: 60")
     fleet = worker_settings(empty_fleet(valkey_url), folder, queues)
-    (fleet.models / "deeds").mkdir()
-    (fleet.models / "deeds" / "model.yaml").write_text(DEEDS)
+    add_callable(fleet.models, "deeds", DEEDS)
     add_spinner(fleet)
     return fleet
 

@@ -28,6 +28,7 @@ from tests.working import (
     QUEUES,
     SLAB,
     Tower,
+    add_callable,
     add_spinner,
     is_running,
     worker_process,
@@ -46,9 +47,8 @@ BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
 def fleet(settings: Settings, tmp_path: Path, request: pytest.FixtureRequest) -> Settings:
     """The small fleet on the broker that the test asks for, with the model ages, which by its profile takes that."""
     fleet = worker_settings(settings, tmp_path, QUEUES.replace("warm: [echo, slab]", "warm: [echo, slab, ages]"))
-    (fleet.models / "ages").mkdir()
     ages = SLAB.replace("name: slab", "name: ages").replace("base: 0.0002", "base: 1000")
-    (fleet.models / "ages" / "model.yaml").write_text(ages)
+    add_callable(fleet.models, "ages", ages, code="slab")
     if getattr(request, "param", "valkey") == "rabbitmq":
         amqp_url = request.getfixturevalue("amqp_url")
         empty_queues(amqp_url, [CLASS])

@@ -41,7 +41,7 @@ def opened(store: ArtefactStore, name: str) -> Opened:
     variant = MODEL.variants[name]
     if variant.runtime == "torch" and find_spec("torch") is None:
         pytest.skip("torch is not installed")
-    placed = Placed(name, variant.precision, variant.entry, store.files(MODEL, name), "cpu")
+    placed = Placed(name, variant.precision, variant.entry, store.files(MODEL, name), "cpu", folder=MODEL.folder)
     runtime = open_runtime(variant.runtime, placed)
     runtime.load()
     return runtime, open_pipeline(MODEL, variant, placed)

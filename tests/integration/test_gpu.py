@@ -37,7 +37,7 @@ def answers(model: Model, name: str, device: str) -> list[Row]:
     """What a variant says of `TEXTS` on a device."""
     variant = model.variants[name]
     files = ArtefactStore(cache_directory(os.environ)).files(model, name)
-    placed = Placed(name, variant.precision, variant.entry, files, device)
+    placed = Placed(name, variant.precision, variant.entry, files, device, folder=model.folder)
     runtime, pipeline = open_runtime(variant.runtime, placed), open_pipeline(model, variant, placed)
     runtime.load()
     rows = pipeline.run(runtime, [pipeline.prepare({model.inputs[0].name: text}, {}) for text in TEXTS])

@@ -52,7 +52,7 @@ def opened(store: ArtefactStore, model: Model, name: str) -> tuple[Runtime, Pipe
     variant = model.variants[name]
     if find_spec(variant.runtime if variant.runtime == "torch" else "onnxruntime") is None:
         pytest.skip("torch is not installed")
-    placed = Placed(name, variant.precision, variant.entry, store.files(model, name), "cpu")
+    placed = Placed(name, variant.precision, variant.entry, store.files(model, name), "cpu", folder=model.folder)
     runtime = open_runtime(variant.runtime, placed)
     runtime.load()
     return runtime, open_pipeline(model, variant, placed)

@@ -12,7 +12,7 @@ import pytest
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings
 from taxiway.errors import DeadLetteredError
-from tests.working import CLASS, QUEUES, SLAB, Tower
+from tests.working import CLASS, QUEUES, SLAB, Tower, add_callable
 
 POISON = SLAB.replace("slab", "poison").replace("samples", "number")
 POISON = POISON.replace("  - {name: seed, datatype: INT64, shape: [-1]}\n", "").replace("estimate", "number")
@@ -22,12 +22,11 @@ POISON = POISON.replace("  - {name: seed, datatype: INT64, shape: [-1]}\n", "").
 def workers(fleet: Settings, tmp_path: Path) -> Iterator[list[SupervisedProcess]]:
     """Two workers of one class, kept up; leases of a second, and one run a job that has ended a worker."""
     fleet.queues.write_text(QUEUES.replace("{lease: 1}", "{lease: 1, attempts: 1}").replace("warm: [echo, slab]", ""))
-    (fleet.models / "poison").mkdir()
-    (fleet.models / "poison" / "model.yaml").write_text(POISON)
+    add_callable(fleet.models, "poison", POISON)
     processes = [
         SupervisedProcess(
             f"worker-{number}",
-            ["-W", "ignore", "-m", "tests.chaos.worker", "--class", CLASS, "--device", f"cpu:{number}"],
+            ["-W", "ignore", "-m", "workers", "--class", CLASS, "--device", f"cpu:{number}"],
             {**os.environ, **fleet.environment()},
             tmp_path,
             announces=True,

@@ -55,7 +55,7 @@ TEXTS = (
 def place(model: Model, name: str) -> Placed:
     variant = model.variants[name]
     files = ArtefactStore(cache_directory(os.environ)).files(model, name)
-    return Placed(name, variant.precision, variant.entry, files, "cpu")
+    return Placed(name, variant.precision, variant.entry, files, "cpu", folder=model.folder)
 
 
 def load(model: Model, name: str) -> tuple[Pipeline, Runtime]:

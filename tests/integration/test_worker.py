@@ -44,6 +44,7 @@ from tests.working import (
     SLAB,
     Tower,
     WorkerProcess,
+    add_callable,
     add_spinner,
     is_running,
     worker_process,
@@ -351,8 +352,7 @@ def test_a_variant_that_cannot_load_fails_its_jobs_and_not_the_worker(worker: Wo
 def slow(fleet: Settings) -> Settings:
     """The fleet with the model heavy, whose first use takes some seconds when it is loaded."""
     text = SLAB.replace("name: slab", "name: heavy") + "examples: [{samples: [80_000_000], seed: [1]}]\n"
-    (fleet.models / "heavy").mkdir()
-    (fleet.models / "heavy" / "model.yaml").write_text(text)
+    add_callable(fleet.models, "heavy", text, code="slab")
     return fleet
 
 

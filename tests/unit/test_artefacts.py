@@ -421,7 +421,7 @@ def test_a_recipe_that_fails_is_named_with_what_it_said(graph: str, tmp_path: Pa
 
 def test_an_unknown_recipe_is_named(graph: str, tmp_path: Path) -> None:
     described = model(f"{graph}, {derived(recipe='alchemy')}", tmp_path)
-    with pytest.raises(ArtefactError, match=r"no recipe 'alchemy': expected the file workers/recipes/alchemy\.py"):
+    with pytest.raises(ArtefactError, match=r"no recipe 'alchemy': expected one of .*onnx-int8.* put alchemy\.py"):
         ArtefactStore(tmp_path / "cache").path(described, "weights")
 
 

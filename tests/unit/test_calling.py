@@ -19,10 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tasks.models.code import Code
 from taxiway.errors import InvalidRequestError
-from tests import callables as bad
 from tests.waiting import gone, until
-from workers import callables
 from workers.calling import CallError, NotWantedError, OutOfMemoryError, ProcessLostError
 from workers.calling.callee import TEXT
 from workers.calling.channel import INLINE, KEPT, Channel, FormError, shared_memory
@@ -30,6 +29,7 @@ from workers.calling.child import GRACE, LOOK, Child
 
 SHM = Path("/dev/shm")
 
+DEEDS = Code("tests.callables.deeds:call")
 LIMIT = 256 * 2**20
 VALUES = st.recursive(
     st.none()
@@ -43,14 +43,6 @@ VALUES = st.recursive(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def found() -> Iterator[None]:
-    """The test's callables, where a worker looks for its own."""
-    callables.__path__.extend(bad.__path__)
-    yield
-    callables.__path__.remove(bad.__path__[0])
-
-
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file in which callables note which processes they are."""
@@ -59,13 +51,13 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def started() -> Child:
-    child = Child("deeds", memory=LIMIT)
+    child = Child(DEEDS, memory=LIMIT)
     child.await_ready()
     return child
 
 
 @pytest.fixture(scope="module")
-def lasting(found: None) -> Iterator[Child]:
+def lasting() -> Iterator[Child]:
     """A process that no test ends."""
     child = started()
     yield child
@@ -274,7 +266,7 @@ def test_a_call_that_crashes_or_holds_too_much_loses_its_process(
 
 
 def test_a_callable_that_cannot_be_imported_leaves_no_process() -> None:
-    child = Child("nowhere")
+    child = Child(Code("nowhere:call"))
     with pytest.raises(CallError, match="No module named"):
         child.await_ready()
     assert gone(child.pid)
@@ -285,11 +277,9 @@ def test_an_idle_process_whose_worker_is_gone_ends_and_so_does_what_it_started(t
 import os, signal, threading, time
 import numpy as np
 os.environ["TAXIWAY_NOTED"] = {str(tmp_path / "notes")!r}
-from tests import callables as bad
-from workers import callables
+from tasks.models.code import Code
 from workers.calling.child import Child
-callables.__path__.extend(bad.__path__)
-idle, busy = Child("deeds"), Child("deeds")
+idle, busy = (Child(Code("tests.callables.deeds:call")) for _ in range(2))
 for one in (idle, busy):
     one.await_ready()
 print(idle.pid, busy.pid, flush=True)

@@ -105,7 +105,7 @@ def safetensors(length: int) -> bytes:
         (
             safetensors(8),
             "minilmm",
-            "entry: expected the name of a network with workers/architectures/minilmm_torch.py",
+            "entry: no architecture 'minilmm_torch': expected one of efficientnet_lite_torch, ",
         ),
     ],
 )

@@ -28,7 +28,7 @@ JSON = st.recursive(
 def opened(model: Model) -> tuple[TensorPipeline, Runtime]:
     """The pipeline and the runtime of a model's reference variant, not loaded."""
     variant = model.variants[model.reference]
-    placed = Placed(model.reference, variant.precision, variant.entry, {}, "cpu")
+    placed = Placed(model.reference, variant.precision, variant.entry, {}, "cpu", folder=model.folder)
     pipeline = open_pipeline(model, variant, placed)
     assert isinstance(pipeline, TensorPipeline)
     return pipeline, open_runtime(variant.runtime, placed)
@@ -214,7 +214,7 @@ def test_an_entry_reaches_only_what_is_registered(runtime: str, message: str) ->
 
 
 def test_an_entry_with_a_path_in_it_is_refused() -> None:
-    with pytest.raises(ModelLoadError, match="expected the name of a module"):
+    with pytest.raises(ModelLoadError, match="expected a name of letters"):
         open_runtime("python", Placed("v", "none", "monte_carlo.os", {}, "cpu")).load()
 
 

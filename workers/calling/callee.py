@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import importlib
 import io
 import os
 import resource
@@ -21,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from tasks.models.code import Code
 from taxiway.errors import TaxiwayError
-from workers import callables
 from workers.calling.channel import Channel, ClosedError, FormError
 
 TEXT = 4096
@@ -53,10 +52,9 @@ def main(connection: int, memory: int) -> None:
 
 def _imported(channel: Channel) -> Call | None:
     """The callable that the worker names, once it is told that it is there; None where it cannot be had."""
-    path, entry = channel.receive()
-    callables.__path__[:] = path
+    code = Code(channel.receive())
     try:
-        call: Call = importlib.import_module(f"workers.callables.{entry}").call
+        call: Call = code.load()
     except BaseException as error:  # a module may raise anything, SystemExit too
         channel.send(_failure(error))
         return None

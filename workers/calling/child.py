@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from tasks.models.code import Code
 from taxiway.errors import TaxiwayError, error_from
-from workers import callables
 from workers.calling import CallError, NotWantedError, OutOfMemoryError, ProcessLostError
 from workers.calling.callee import ANSWERED, REFUSED, STARVED
 from workers.calling.channel import Channel, ClosedError, FormError, shared_memory
@@ -43,13 +43,13 @@ class Child:
     """A process that has imported one callable. Calls come from one thread at a time; any may `end` it between them.
 
     Args:
-        entry: the module of `workers.callables` whose function `call` is called.
+        code: the function that is called.
         memory: most bytes in memory of the process and all that it starts; 0 for no limit.
 
     `calls` counts those that were answered.
     """
 
-    def __init__(self, entry: str, *, memory: int = 0) -> None:
+    def __init__(self, code: Code, *, memory: int = 0) -> None:
         self._memory = memory
         self._ending = threading.Lock()
         self.calls = 0
@@ -66,7 +66,7 @@ class Child:
         self.pid = self._process.pid
         own_keeper().keep(self.pid)
         with suppress(ClosedError):  # `await_ready` says so
-            self._channel.send([list(callables.__path__), entry])
+            self._channel.send(code.reference)
 
     @property
     def alive(self) -> bool:

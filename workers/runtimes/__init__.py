@@ -5,13 +5,14 @@ Nothing here loads pickled code: graphs are ONNX, weights are safetensors for a 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from tasks.models.code import runtime_code
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -23,7 +24,7 @@ class Placed:
     `files` maps each role in the variant's `artefacts` to a verified local file. `device` is the address that
     the runtime understands: `cpu`, `cuda:0`, `tpu:0`. `compiled` is a folder that keeps what the runtime compiles for
     devices such as this one between processes, if anything does. `memory` is the most bytes that a process of the
-    variant's own may hold on the host, 0 for no limit.
+    variant's own may hold on the host, 0 for no limit. `folder` is the model's, whose code comes first.
     """
 
     variant: str
@@ -34,6 +35,7 @@ class Placed:
     threads: int = 1
     compiled: Path | None = None
     memory: int = 0
+    folder: str = ""
 
 
 class Runtime(Protocol):
@@ -90,25 +92,25 @@ class ModelLoadError(Exception):
 
 
 def open_runtime(runtime: str, placed: Placed) -> Runtime:
-    """The runtime of that name (`onnx`, `torch`, `jax`, `python`, `echo`), not yet loaded.
+    """The runtime of that name, one of ours or of an installed package, not yet loaded.
 
     An entry that ends in `decoder` is for generation: `workers.runtimes.stepping` says what its runtime adds.
 
     Raises:
         ModelLoadError: its package is not installed.
     """
-    opened: Runtime = import_runtime(runtime, placed.entry).open_variant(placed)
-    return opened
+    return import_runtime(runtime, placed.entry)(placed)
 
 
-def import_runtime(runtime: str, entry: str) -> Any:
-    """The module that runs `entry` on the runtime of that name; its packages are imported with it.
+def import_runtime(runtime: str, entry: str) -> Callable[[Placed], Runtime]:
+    """What opens variants that run `entry` on the runtime of that name; its packages are imported with it.
 
     Raises:
         ModelLoadError: its package is not installed.
     """
     name = f"{runtime}_decoder" if entry.endswith("decoder") else runtime
     try:
-        return importlib.import_module(f"workers.runtimes.{name}")
+        opener: Callable[[Placed], Runtime] = runtime_code(name).load()
     except ImportError as error:
         raise ModelLoadError(f"runtime {runtime!r} is not installed here: {error}") from error
+    return opener

@@ -7,7 +7,6 @@ the folder `JAX_COMPILATION_CACHE_DIR`, which JAX reads itself, else in the work
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from tasks.models.code import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
@@ -27,7 +27,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class JaxRuntime:
-    """The function `workers.architectures.<entry>_jax.apply`, compiled, with the file in the role `weights`."""
+    """The function `apply` of `<entry>_jax.py`, compiled, with the file in the role `weights`."""
 
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
@@ -40,9 +40,9 @@ class JaxRuntime:
             jax.config.update("jax_compilation_cache_dir", str(self._placed.compiled / "jax"))
         os.environ["NPROC"] = str(self._placed.threads)  # the only thread limit that JAX's CPU device knows
         try:
-            architecture = importlib.import_module(f"workers.architectures.{self._placed.entry}_jax")
+            apply = entry_code("jax", self._placed.entry, self._placed.folder).load()
             self._weights = jax.device_put(load_file(self._placed.files["weights"]), _device(self._placed.device))
-            self._apply = jax.jit(architecture.apply)
+            self._apply = jax.jit(apply)
         except (ImportError, KeyError, OSError, RuntimeError, ValueError, IndexError, SafetensorError) as error:
             raise ModelLoadError(f"{self._placed.variant}: JAX cannot load it: {said(error)}") from error
 

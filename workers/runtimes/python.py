@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 
 import numpy as np
 
+from tasks.models.code import CodeError, entry_code
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child
@@ -15,7 +15,7 @@ from workers.runtimes import Arrays, ModelLoadError, Placed, Watch
 
 
 class PythonRuntime:
-    """The function `workers.callables.<entry>.call`, imported by a process that is there before it is asked for."""
+    """The function `call` of `<entry>.py`, imported by a process that is there before it is asked for."""
 
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
@@ -29,13 +29,11 @@ class PythonRuntime:
     def load(self) -> None:
         """Start the process, and wait until the function is imported. Raises `ModelLoadError`."""
         entry = self._placed.entry
-        if not entry.isidentifier():
-            raise ModelLoadError(
-                f"{self._placed.variant}: expected the name of a module of workers/callables, got {entry!r}"
-            )
-        if importlib.util.find_spec(f"workers.callables.{entry}") is None:
-            raise ModelLoadError(f"{self._placed.variant}: no callable {entry!r} in workers/callables")
-        child = Child(entry, memory=self._placed.memory)
+        try:
+            code = entry_code("python", entry, self._placed.folder)
+        except CodeError as error:
+            raise ModelLoadError(f"{self._placed.variant}: {error}") from error
+        child = Child(code, memory=self._placed.memory)
         try:
             child.await_ready()
         except (CallError, TaxiwayError) as error:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tasks.models.code import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
@@ -17,7 +16,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TorchRuntime:
-    """The module `workers.architectures.<entry>_torch` with the file in the role `weights`, in one precision."""
+    """The network that `build` in `<entry>_torch.py` makes of the file in the role `weights`, in one precision."""
 
     def __init__(self, placed: Placed) -> None:
         self._placed = placed
@@ -29,8 +28,8 @@ class TorchRuntime:
         """Build the network and bring it to the device. Raises `ModelLoadError`."""
         torch.set_num_threads(self._placed.threads)
         try:
-            architecture = importlib.import_module(f"workers.architectures.{self._placed.entry}_torch")
-            module: torch.nn.Module = architecture.build(load_file(self._placed.files["weights"]))
+            build = entry_code("torch", self._placed.entry, self._placed.folder).load()
+            module: torch.nn.Module = build(load_file(self._placed.files["weights"]))
             self._module = module.to(self._device, self._dtype).eval()
         except (ImportError, KeyError, OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise ModelLoadError(f"{self._placed.variant}: torch cannot load it: {said(error)}") from error

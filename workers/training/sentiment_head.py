@@ -80,7 +80,7 @@ def embed(model: Model, store: ArtefactStore, texts: Sequence[str]) -> np.ndarra
     variant = model.variants[model.reference]
     roles = {role: name for role, name in variant.artefacts.items() if role != "head"}
     files = {role: store.path(model, name) for role, name in roles.items()}
-    placed = Placed(model.reference, variant.precision, variant.entry, files, "cpu", threads=1)
+    placed = Placed(model.reference, variant.precision, variant.entry, files, "cpu", threads=1, folder=model.folder)
     pipeline = open_pipeline(model, variant, placed)
     runtime = open_runtime(variant.runtime, placed)
     runtime.load()

@@ -1,15 +1,13 @@
-"""Notes that it ran to its end: a line in the file that `NOTED` names."""
+"""Notes that it ran to its end: a line in the file that `TAXIWAY_NOTED` names."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-NOTED = "TAXIWAY_NOTED"
-
 
 def call(number: int) -> dict[str, int]:
     """The number that was given; one that runs to its end twice is noted twice."""
-    with Path(os.environ[NOTED]).open("ab", buffering=0) as notes:
+    with Path(os.environ["TAXIWAY_NOTED"]).open("ab", buffering=0) as notes:
         notes.write(b"%d\n" % int(number))
     return {"number": int(number)}

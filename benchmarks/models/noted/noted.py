@@ -1,4 +1,4 @@
-"""Sleeps, then notes that it ran to its end: a line in the file that `NOTED` names."""
+"""Sleeps, then notes that it ran to its end: a line in the file that `TAXIWAY_NOTED` names."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import os
 import time
 from pathlib import Path
 
-NOTED = "TAXIWAY_NOTED"
-
 
 def call(number: int, seconds: float) -> dict[str, int]:
     """The number that was given; one that runs to its end twice is noted twice."""
     time.sleep(float(seconds))
-    with Path(os.environ[NOTED]).open("ab", buffering=0) as notes:
+    with Path(os.environ["TAXIWAY_NOTED"]).open("ab", buffering=0) as notes:
         notes.write(b"%d\n" % int(number))
     return {"number": int(number)}

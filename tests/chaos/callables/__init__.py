@@ -1,1 +1,0 @@
-"""Python functions that only the fault suite's models call, good ones and bad ones. See `tests.chaos.worker`."""

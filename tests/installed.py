@@ -1,0 +1,72 @@
+"""A small distribution of somebody else's, which registers code of models by entry points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+VERSION = "1.2"
+
+_METADATA = f"Metadata-Version: 2.1\nName: lab-models\nVersion: {VERSION}\n"
+
+_ENTRY_POINTS = """
+[taxiway.recipes]
+shorten = lab_models.cutting:shorten
+lost = lab_models.nowhere
+
+[taxiway.callables]
+doubling = lab_models.doubling
+
+[taxiway.architectures]
+scaling_jax = lab_models.scaling
+
+[taxiway.runtimes]
+abacus = lab_models.abacus
+"""
+
+_MODULES = {
+    "__init__": "",
+    "cutting": """
+def shorten(inputs, output, options):
+    output.write_bytes(inputs["raw"].read_bytes()[: options["keep"]])
+""",
+    "doubling": """
+def call(number):
+    return {"number-after": 2 * number}
+""",
+    "scaling": """
+def apply(weights, inputs):
+    return {"value-after": inputs["value"] * weights["factor"]}
+""",
+    "abacus": '''
+class Abacus:
+    """Adds one to whatever it gets."""
+
+    def load(self):
+        pass
+
+    def run(self, batch):
+        return {f"{name}-after": array + 1 for name, array in batch.items()}
+
+    def unload(self):
+        pass
+
+    def memory(self):
+        return 0
+
+
+def open_variant(placed):
+    return Abacus()
+''',
+}
+
+
+def install(folder: Path) -> Path:
+    """Write the distribution into a folder, which is given back: on `sys.path` it is installed."""
+    about = folder / f"lab_models-{VERSION}.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text(_METADATA)
+    (about / "entry_points.txt").write_text(_ENTRY_POINTS)
+    (folder / "lab_models").mkdir()
+    for name, text in _MODULES.items():
+        (folder / "lab_models" / f"{name}.py").write_text(text)
+    return folder

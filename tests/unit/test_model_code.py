@@ -1,0 +1,156 @@
+"""Where the code that a model.yaml names is found: its own folder, ours, then installed packages."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
+from tasks.models.catalogue import Model, parse_model
+from tasks.models.code import CodeError, entry_code, recipe_code
+from tests import installed
+from workers.runtimes import Placed, open_runtime
+
+MODEL = """
+name: lab
+version: 1
+summary: Of a lab.
+licence: MIT
+pipeline: tensors
+inputs: [{{name: number, datatype: INT64, shape: [-1]}}]
+outputs: [{{name: number-after, datatype: INT64, shape: [-1]}}]
+artefacts:
+  raw: {{kind: file, path: raw, sha256: {sha256}}}
+  made: {{kind: derived, recipe: {recipe}, inputs: {{raw: raw}}, options: {{keep: 3}}}}
+reference: python
+variants:
+  python: {{runtime: python, entry: doubling, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder in which another distribution is installed, for this process and those that it starts."""
+    folder = installed.install(tmp_path / "site")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    importlib.invalidate_caches()
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lab_models"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model's folder."""
+    folder = tmp_path / "models" / "lab"
+    folder.mkdir(parents=True)
+    (folder / "raw").write_bytes(b"abcdef")
+    return folder
+
+
+def model(folder: Path, recipe: str = "shorten") -> Model:
+    sha256 = hashlib.sha256((folder / "raw").read_bytes()).hexdigest()
+    return parse_model(MODEL.format(sha256=sha256, recipe=recipe), "lab/model.yaml", str(folder))
+
+
+def test_a_recipe_beside_model_yaml_makes_its_artefact(folder: Path, tmp_path: Path) -> None:
+    (folder / "mirror_it.py").write_text(
+        "def make(inputs, output, options):\n    output.write_bytes(inputs['raw'].read_bytes()[::-1])\n"
+    )
+    path = ArtefactStore(tmp_path / "cache").path(model(folder, "mirror-it"), "made")
+    assert path.read_bytes() == b"fedcba"
+
+
+def test_a_recipe_of_an_installed_package_makes_its_artefact(package: Path, folder: Path, tmp_path: Path) -> None:
+    assert ArtefactStore(tmp_path / "cache").path(model(folder), "made").read_bytes() == b"abc"
+
+
+def test_the_key_of_what_a_recipe_made_covers_its_text_and_its_packages_version(package: Path, folder: Path) -> None:
+    keys = [derived_key(model(folder), "made")]
+    module = package / "lab_models" / "cutting.py"
+    module.write_text(module.read_text() + "# changed\n")
+    keys.append(derived_key(model(folder), "made"))
+    metadata = package / f"lab_models-{installed.VERSION}.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace(installed.VERSION, "1.3"))
+    keys.append(derived_key(model(folder), "made"))
+    (folder / "shorten.py").write_text("def make(inputs, output, options): ...\n")
+    keys.append(derived_key(model(folder), "made"))
+    (folder / "shorten.py").write_text("from workers.recipes.graph_writer import GraphWriter\n")
+    keys.append(derived_key(model(folder), "made"))
+    assert len(set(keys)) == len(keys)
+
+
+def test_a_registered_recipe_whose_module_is_missing_is_named(package: Path, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"lab:1: artefact 'made': .* no module 'lab_models\.nowhere'"):
+        ArtefactStore(tmp_path / "cache").path(model(folder, "lost"), "made")
+
+
+def test_a_models_own_folder_comes_before_installed_packages(package: Path, folder: Path) -> None:
+    assert entry_code("python", "doubling", str(folder)).load()(3) == {"number-after": 6}
+    (folder / "doubling.py").write_text("def call(number):\n    return {'number-after': 20 * number}\n")
+    assert entry_code("python", "doubling", str(folder)).load()(3) == {"number-after": 60}
+
+
+def test_an_installed_package_takes_the_place_of_nothing_of_ours(package: Path) -> None:
+    points = package / f"lab_models-{installed.VERSION}.dist-info" / "entry_points.txt"
+    points.write_text(points.read_text().replace("shorten =", "onnx-int8 ="))
+    assert recipe_code("onnx-int8", "").reference == "workers.recipes.onnx_int8:make"
+
+
+def test_a_module_beside_model_yaml_may_hold_dataclasses(folder: Path) -> None:
+    (folder / "point.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n\n"
+        "@dataclass(frozen=True)\nclass Point:\n    x: int\n\n\ndef call(x):\n    return {'x': Point(x).x}\n"
+    )
+    assert entry_code("python", "point", str(folder)).load()(3) == {"x": 3}
+
+
+def test_a_module_without_its_function_is_named(folder: Path) -> None:
+    (folder / "idle.py").write_text("")
+    with pytest.raises(CodeError, match=r"idle\.py: expected the function 'call' in it"):
+        entry_code("python", "idle", str(folder)).load()
+
+
+def test_what_is_missing_is_told_with_what_there_is_and_how_to_add_it(package: Path, folder: Path) -> None:
+    (folder / "tripling.py").write_text("\ndef call(number): ...\n")
+    told = (
+        r"no callable 'halving': expected one of doubling, (.*)tripling; to add it, put halving\.py with the function "
+        r"call beside model\.yaml, or install a package with the entry point halving in the group .taxiway\.callables"
+    )
+    with pytest.raises(CodeError, match=told):
+        entry_code("python", "halving", str(folder))
+
+
+@pytest.mark.parametrize("name", ["../lab/doubling", "a.b", "", "/etc/passwd"])
+def test_a_name_with_a_path_in_it_is_refused(name: str, folder: Path) -> None:
+    with pytest.raises(CodeError, match="expected a name of letters, digits, - and _"):
+        entry_code("python", name, str(folder))
+
+
+def test_a_registered_callable_runs_in_a_process_of_its_own(package: Path) -> None:
+    assert ran("python", Placed("lab", "none", "doubling", {}, "cpu"), number=[1, 2]) == {"number-after": [2, 4]}
+
+
+def test_a_registered_network_runs_on_its_runtime(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    save_file({"factor": np.array(3, np.float32)}, tmp_path / "w.safetensors")
+    placed = Placed("lab", "fp32", "scaling", {"weights": tmp_path / "w.safetensors"}, "cpu")
+    assert ran("jax", placed, value=[1.0, 2.0]) == {"value-after": [3.0, 6.0]}
+
+
+def ran(runtime: str, placed: Placed, **inputs: list[float]) -> dict[str, list[float]]:
+    opened = open_runtime(runtime, placed)
+    opened.load()
+    try:
+        answers = opened.run({name: np.array(values) for name, values in inputs.items()})
+        return {name: array.tolist() for name, array in answers.items()}
+    finally:
+        opened.unload()
