@@ -70,7 +70,7 @@ def listed(file: Path, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode([_shown(key) for key in keys]).decode())
         return
     for key in keys:
-        until = "for ever" if key.expires is None else f"until {key.expires.isoformat()}"
+        until = "never expires" if key.expires is None else f"until {key.expires.isoformat()}"
         click.echo(f"{key.id}  {key.tenant}  {','.join(key.scopes)}  {until}")
 
 

@@ -34,8 +34,12 @@ class Rates:
 
     def wait(self, tenant: str, now: float) -> float:
         """Count a request of `tenant`: 0, or the seconds after which it may ask again."""
-        rules = self._topology.tenants.get(tenant)
-        rate = rules.requests_per_second if rules is not None else None
-        full_at, wait = spend(self._full_at.get(tenant, 0.0), now, rate or self._topology.limits.requests_per_second)
+        full_at, wait = spend(self._full_at.get(tenant, 0.0), now, self.limit(tenant))
         self._full_at[tenant] = full_at
         return wait
+
+    def limit(self, tenant: str) -> float:
+        """Requests per second that `tenant` may make at this router."""
+        rules = self._topology.tenants.get(tenant)
+        own = rules.requests_per_second if rules is not None else None
+        return own or self._topology.limits.requests_per_second

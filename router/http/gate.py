@@ -77,7 +77,10 @@ class Gate:
             raise UnauthenticatedError("authorization: expected `Bearer` and a key that this door knows and is in time")
         wait = self._rates.wait(caller.tenant or "", time.monotonic())
         if wait > 0:
-            message = f"the tenant {caller.tenant!r} makes more requests a second than it may (requests_per_second)"
+            limit = self._rates.limit(caller.tenant or "")
+            message = (
+                f"rate limit exceeded: tenant {caller.tenant!r} may make {limit:g} requests/s (requests_per_second)"
+            )
             raise RateLimitedError(message, tenant=caller.tenant, retry_after=wait)
         return caller
 

@@ -109,7 +109,9 @@ class Results:
                 await self._listen()
             except (RedisError, OSError) as error:
                 if not away:
-                    logger.warning("results unheard", extra={"error": str(error)})
+                    logger.warning(
+                        "result subscription lost; reading results from the store", extra={"error": str(error)}
+                    )
                 away = True
                 await asyncio.sleep(_BACKOFF)
             else:

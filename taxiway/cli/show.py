@@ -233,7 +233,7 @@ def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
     for worker, seconds in fleet.get("silent", {}).items():
         yield Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow")
     if fleet.get("stale"):
-        yield Text("the router has not heard from the state store lately: this is old", "yellow")
+        yield Text("the router has had no answer from the state store lately; these figures are old", "yellow")
     if fleet.get("note"):
         yield Text(fleet["note"], "dim")
 

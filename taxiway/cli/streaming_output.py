@@ -27,7 +27,7 @@ async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result
 def _print(event: Event) -> None:
     match event:
         case Restarted(attempt):
-            click.secho(f"\nits worker was lost: attempt {attempt} begins anew", err=True, dim=True)
+            click.secho(f"\nthe worker was lost; the answer restarts (attempt {attempt})", err=True, dim=True)
         case Lost(characters):
             click.secho(f"\n{characters} characters were missed; the result has them", err=True, dim=True)
         case text:

@@ -3,7 +3,7 @@
 aiohttp has the protocol, TLS, proxies and the pool of connections; this module decides what is sent again and when a
 silent router is given up.
 A server's certificate is always verified, against the system's authorities or those in the file that `SSL_CERT_FILE`
-names. One that does not hold is an error at once: waiting makes it no better.
+names. A certificate that fails verification is an error at once: retrying cannot help.
 `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are followed, but for this machine's own addresses.
 """
 
@@ -215,7 +215,7 @@ class HttpLink:
                 return await self._exchange(call, method, path, options, sink)
             except aiohttp.ClientConnectorCertificateError as error:
                 reason = getattr(error.certificate_error, "verify_message", str(error.certificate_error))
-                raise BrokerUnavailableError(f"the certificate of {self.url} does not hold: {reason}") from error
+                raise BrokerUnavailableError(f"TLS certificate verification failed for {self.url}: {reason}") from error
             except _UNREACHED as error:
                 if clock() + _PAUSE >= until:
                     raise self._away() from error

@@ -172,6 +172,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(door, folder):
 
     assert [answer.status_code for answer in answers] == [200, 429]
     assert (answers[1].json()["code"], answers[1].headers["retry-after"]) == ("rate_limited", "2")
+    assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.5 requests/s")
 
 
 def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door, folder):
