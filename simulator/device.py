@@ -163,12 +163,6 @@ class Device:
         self.session += 1
         return lost
 
-    def load(self, slots: int) -> float:
-        """The share of the device that its run takes, 0 to 1: of a generating batch, its rows out of `slots`."""
-        if self.run is None:
-            return 0.0
-        return len(self.run) / slots if isinstance(self.run, SteppingRun) else 1.0
-
     def rest(self, now: float) -> None:
         """Nothing runs any more."""
         if self.run is not None:

@@ -11,10 +11,7 @@ from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome, Summary, summ
 from simulator.policies import policy as seam
 from simulator.policies.policy import Held, Policy, Shift
 from simulator.pool import Action, Pool
-from simulator.product import topology_of
-from simulator.traces.trace import Column
 from simulator.traces.workload import Job, Workload, jobs
-from taxiway.contract.keys import LEVELS
 
 TICK = 1.0
 """Seconds between two looks of the scaling rule."""
@@ -30,14 +27,12 @@ class Engine:
 
     def __init__(self, workload: Workload, policy: Policy, *, seed: int) -> None:
         fleet, models = workload.fleet, workload.trace.models
-        topology = topology_of(fleet)
-        due = [_shortest(workload.trace.deadline[workload.level == level]) for level in range(LEVELS)]
         self.workload = workload
         self.policy = policy
         self.outcome = Outcome(len(workload))
         self.pools = [
-            Pool(index, name, fleet, hardware, due, models, self, order=policy.order, seed=seed)
-            for index, (name, hardware) in enumerate(topology.hardware.items())
+            Pool(index, name, fleet, models, self, order=policy.order, seed=seed)
+            for index, name in enumerate(fleet.classes)
         ]
         self.now = 0.0
         self._events: list[tuple[float, int, Action, Device | None, int]] = []
@@ -77,7 +72,9 @@ class Engine:
 
     def _begin(self) -> None:
         for pool in self.pools:
-            pool.begin()
+            device = pool.device_class
+            for _ in range(max(device.initial, device.minimum)):
+                pool.switch_on(0.0, after=0.0)
         self.at(TICK, self._tick, None, 0)
         if self.policy.beat < math.inf:
             self.at(self.policy.beat, self._look, None, 0)
@@ -90,7 +87,7 @@ class Engine:
         self._inside += 1
         if isinstance(chosen, Held):
             self._held[job.index] = self.pools[chosen.pool]
-            self._held[job.index].expect(job)
+            self._held[job.index].expect(job, now)
         else:
             self.pools[chosen].enqueue(job, now)
 
@@ -129,8 +126,3 @@ def simulate(
     engine = Engine(workload, policy, seed=seed)
     outcome = engine.run(progress)
     return summarise(name, workload, outcome, engine.pools)
-
-
-def _shortest(deadlines: Column) -> float:
-    """The shortest of some requests' deadlines, in seconds; infinite where there are none."""
-    return float(deadlines.min(initial=math.inf))

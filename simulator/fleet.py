@@ -83,8 +83,7 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     `minimum` of them are never switched off and `initial` are on when the trace begins. A device that is switched on
     serves after `start` seconds. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour.
-    `reserve_for` names the service that the class is kept for; `horizon` is the most seconds of work bound to it.
-    Devices are started for a utilisation of `target` (DESIGN §7: 0.6 to 0.7 where live work runs). A
+    `reserve_for` names the service that the class is kept for; `horizon` is the most seconds of work bound to it. A
     batch that runs as one takes at most `max_run` seconds, as in queues.yaml; where it is not given, nothing bounds it.
     `accelerator` and `instances` are names in a price file, for the planner.
     """
@@ -102,7 +101,6 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_wait: AtLeast0 = 0.0
     max_run: Above | None = None
     horizon: Above = 1.0
-    target: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.65
     reserve_for: Literal["live", "standard", "bulk"] | None = None
     roofline: Limits | None = None
     curves: dict[str, Curve] = {}

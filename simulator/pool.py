@@ -7,13 +7,12 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from router.decide.scaling import ClassScaler, Look
 from simulator.device import Device, SteppingRun
 from simulator.fleet import USABLE, Fleet
 from simulator.queue import DeadlineQueue, LevelQueue, Order
+from simulator.scaling import Need, density, wanted
 from simulator.timing import Stepping, Timing, Whole
 from simulator.traces.workload import Job
-from tasks.topology import HardwareClass
 from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Crowd, Share, form, met, missed, ready
 
@@ -34,23 +33,12 @@ class World(Protocol):
 class Pool:
     """One class. Policies read; the engine changes.
 
-    `serving` devices take work and `powered` cost; `running` counts jobs. `queued` and `expected` are device seconds by
-    level: of jobs that wait here, and of those that are held elsewhere and likely to come. `inside` is those of running
-    jobs. Devices are started and stopped by the product's rule (`router.decide.scaling`); `due` is its deadlines.
+    `serving` devices take work and `powered` cost; `running` counts jobs, and `expected` those that wait elsewhere and
+    are to come; `queued` is device seconds that wait, one figure a level, and `inside` those of running jobs.
     """
 
     def __init__(
-        self,
-        index: int,
-        name: str,
-        fleet: Fleet,
-        hardware: HardwareClass,
-        due: Sequence[float],
-        models: Sequence[str],
-        world: World,
-        *,
-        order: Order,
-        seed: int,
+        self, index: int, name: str, fleet: Fleet, models: Sequence[str], world: World, *, order: Order, seed: int
     ) -> None:
         device = fleet.classes[name]
         self.index = index
@@ -61,12 +49,11 @@ class Pool:
         self.start = device.start
         self.spot = device.spot
         self.usd_per_second = device.usd_per_second
-        self.serving = self.powered = self.running = 0
+        self.serving = self.powered = self.expected = self.running = 0
         self.queued = [0.0] * LEVELS
-        self.expected = [0.0] * LEVELS
         self.inside = 0.0
         self.devices = [Device(number, device.memory * USABLE) for number in range(device.count)]
-        self._scaler = ClassScaler(hardware, due)
+        self.need = Need(device.count, device.start)
         self._timings: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
         self._random = random.Random(f"{seed} {name}")
         self._hazard = (device.failures_per_hour + device.reclaims_per_hour * device.spot) / 3600
@@ -74,6 +61,7 @@ class Pool:
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
         self.queue: LevelQueue | DeadlineQueue = LevelQueue() if order == "level" else DeadlineQueue()
+        self._density = self._peak = 0.0
         self._draining = 0
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
 
@@ -130,19 +118,23 @@ class Pool:
             self._paused = False
         self._newest = job.queued = now
         self._push(job)
+        self._load(job, now)
         self.feed(now)
 
     def withdraw(self, job: Job) -> None:
         """A waiting job leaves for another class."""
         self._unqueue(job)
+        self._density -= self._density_of(job)
 
-    def expect(self, job: Job) -> None:
+    def expect(self, job: Job, now: float) -> None:
         """A job that is bound to no class is likely to come: devices are kept for it."""
-        self.expected[job.level] += job.work[self.index]
+        self.expected += 1
+        self._load(job, now)
 
     def forget(self, job: Job) -> None:
         """An expected job came here, or will not."""
-        self.expected[job.level] -= job.work[self.index]
+        self.expected -= 1
+        self._density -= self._density_of(job)
 
     def feed(self, now: float) -> None:
         """Give waiting jobs to devices with room, in the queue's order."""
@@ -160,27 +152,28 @@ class Pool:
                 return
 
     def tick(self, now: float) -> None:
-        """Start the devices that the scaling rule wants, or let surplus ones go as soon as they are empty."""
-        work = tuple(queued + expected for queued, expected in zip(self.queued, self.expected, strict=True))
-        on = self.powered - self._draining
-        self._scaler.look(Look(now, on, sum(device.load(self.slots) for device in self.devices), work))
-        self._scale(min(self._scaler.wanted().replicas, self.count) - on, now)
+        """Switch devices on that are needed, and off that nobody needed for their keep-alive."""
+        self._grow(now)
+        minimum, count = self.device_class.minimum, self.count
+        self.need.note(wanted(self._peak, self._jobs(), minimum=minimum, count=count), now)
+        self._peak = self._density
+        keep = max(self.need.kept(self.powered, now), minimum)
+        surplus = self.powered - self._draining - keep
+        for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
+            device.draining = True
+            self._draining += 1
+            self.serving -= device.serving
+            self._let_go(device, now)
 
     def switch_on(self, now: float, *, after: float) -> None:
         """Switch the next device on; it serves `after` so many seconds."""
         device = next(device for device in self.devices if device.on_since is None)
         device.switch_on(now)
         self.powered += 1
+        self.need.note(self.powered, now)
         self._world.at(now + after, self._started, device, device.session)
         if self._hazard:
             self._world.at(now + self._random.expovariate(self._hazard), self._fail, device, device.session)
-
-    def begin(self) -> None:
-        """Switch on those that are on when the trace begins; they stay for as long as a start takes."""
-        first = max(self.device_class.initial, self.device_class.minimum)
-        for _ in range(first):
-            self.switch_on(0.0, after=0.0)
-        self._scaler.keep(first, 0.0)
 
     def switch_all_off(self, now: float) -> None:
         """The simulation is over."""
@@ -198,6 +191,7 @@ class Pool:
         for job in device.switch_off(now):
             self._leave(job)
             self._push(job)
+        self._grow(now)
         self.feed(now)
 
     def _started(self, device: Device | None, session: int, now: float) -> None:
@@ -275,6 +269,7 @@ class Pool:
             return
         for job in device.run.ended(now):
             self._leave(job)
+            self._density -= self._density_of(job)
             self._world.end(job, self, now, answered=True)
         if len(device.run):
             self._expect(device)
@@ -290,21 +285,27 @@ class Pool:
             self.powered -= 1
             self._draining -= 1
 
-    def _scale(self, lacking: int, now: float) -> None:
-        """So many more devices, or fewer: those that are leaving stay first, and the idlest leave first."""
+    def _grow(self, now: float) -> None:
+        on = self.powered - self._draining
+        lacking = wanted(self._density, self._jobs(), minimum=self.device_class.minimum, count=self.count) - on
+        if lacking <= 0:
+            return
         for device in self.devices:
-            if lacking > 0 and device.draining:
+            if lacking and device.draining:
                 device.draining = False
                 self._draining -= 1
                 self.serving += device.serving
                 lacking -= 1
         for _ in range(min(lacking, self.count - self.powered)):
             self.switch_on(now, after=self.start)
-        for device in sorted(self.devices, key=_idleness)[: max(-lacking, 0)]:
-            device.draining = True
-            self._draining += 1
-            self.serving -= device.serving
-            self._let_go(device, now)
+
+    def _jobs(self) -> int:
+        return self.waiting + self.running + self.expected
+
+    def _load(self, job: Job, now: float) -> None:
+        self._density += self._density_of(job)
+        self._peak = max(self._peak, self._density)
+        self._grow(now)
 
     def _push(self, job: Job) -> None:
         self.queued[job.level] += job.work[self.index]
@@ -317,6 +318,7 @@ class Pool:
             self.queued = [0.0] * LEVELS  # what rounding left
 
     def _drop(self, job: Job, now: float) -> None:
+        self._density -= self._density_of(job)
         self._world.end(job, self, now, answered=False)
 
     def _enter(self, job: Job) -> None:
@@ -326,6 +328,9 @@ class Pool:
     def _leave(self, job: Job) -> None:
         self.running -= 1
         self.inside = self.inside - job.work[self.index] if self.running else 0.0
+
+    def _density_of(self, job: Job) -> float:
+        return density(job.work[self.index], job.deadline, job.alone[self.index])
 
 
 def _idleness(device: Device) -> tuple[bool, int, int]:

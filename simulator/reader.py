@@ -12,13 +12,15 @@ from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import GLANCE, WorkingSnapshot
 from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
 from router.service.store import FleetFacts
+from simulator.fleet import SERVICES, Fleet
 from simulator.pool import Pool
-from simulator.product import model_of, topology_of
 from simulator.traces.trace import Column
 from simulator.traces.workload import Job, Workload
+from tasks.document import Size
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Profile
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
+from tasks.topology import HardwareClass, Scaling, Service, Topology
 from taxiway.contract.keys import arrived_cell, held_cell, work_cell
 from workers.decide.pace import Track, begin, observe
 
@@ -172,3 +174,45 @@ class _Book(ProfileBook):
     def lookup(self, model: Model, variant: str, kind: str, name: str) -> Known:
         """As `ProfileBook.lookup`."""
         return Known(Profile(base=1.0, slope=0.0), UNSURE, 0)
+
+
+def topology_of(fleet: Fleet) -> Topology:
+    """The fleet file's classes and services as queues.yaml would have them."""
+    hardware = {
+        name: HardwareClass(
+            device="cpu",
+            runtimes=("echo",),
+            max_batch=device.max_batch,
+            max_wait=device.max_wait,
+            max_run=device.max_run,
+            horizon=device.horizon,
+            price=device.price,
+            capacity="spot" if device.spot else "on-demand",
+            reclaims_per_hour=device.reclaims_per_hour,
+            reserve_for=device.reserve_for,
+            scaling=Scaling(start=device.start),
+        )
+        for name, device in fleet.classes.items()
+    }
+    services = {
+        name: Service(deadline=terms.deadline, priority=terms.priority, preemptible=terms.preemptible)
+        for name, terms in zip(SERVICES, fleet.services, strict=True)
+    }
+    return Topology(hardware=hardware, service=services, default_service=SERVICES[1])
+
+
+def model_of(name: str) -> Model:
+    """A stand-in for a model of the fleet file: the router reads its name, and its one variant's."""
+    tensor = TensorSpec("rows", "FP32", (-1,))
+    variant = Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.0)})
+    return Model(
+        name=name,
+        version=1,
+        summary="",
+        licence="",
+        pipeline="tensors",
+        inputs=(tensor,),
+        outputs=(tensor,),
+        variants={"default": variant},
+        reference="default",
+    )

@@ -51,54 +51,36 @@ class Want:
 
 
 @dataclass(slots=True)
-class ClassScaler:
-    """What is remembered of one class: its looks of the last `MEMORY` seconds, and what it wanted lately.
-
-    `due` is each level's deadline in seconds (`deadlines`). Times are seconds of any clock that only goes forward.
-    """
-
-    hardware: HardwareClass
-    due: Sequence[float]
-    _looks: deque[Look] = field(default_factory=deque)
-    _wants: deque[tuple[float, int]] = field(default_factory=deque)
-
-    def look(self, look: Look) -> None:
-        """Remember the class as it is at `look.at`."""
-        self._looks.append(look)
-        while self._looks[0].at < look.at - _memory(self.hardware):
-            self._looks.popleft()
-        self._wants.append((look.at, replicas(self.hardware, self.due, self._looks).replicas))
-        while self._wants[0][0] < look.at - self.hardware.scaling.start:
-            self._wants.popleft()
-
-    def keep(self, devices: int, at: float) -> None:
-        """Want so many for as long as a start takes, as if the load had asked for them."""
-        self._wants.append((at, devices))
-
-    def wanted(self) -> Want:
-        """What the class should have, after at least one look."""
-        lately = [count for _, count in self._wants]
-        return lasting(replicas(self.hardware, self.due, self._looks), lately, self.hardware)
-
-
-@dataclass(slots=True)
 class Scaler:
-    """The scalers of all classes of a fleet."""
+    """What a router remembers of each class: looks of the last `MEMORY` seconds, and what it wanted lately."""
 
     topology: Topology
-    _classes: dict[str, ClassScaler] = field(default_factory=dict)
+    _looks: dict[str, deque[Look]] = field(default_factory=dict)
+    _wants: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     def look(self, fleet: FleetSnapshot, now: float) -> None:
-        """Remember the fleet as it is at `now`."""
-        due = deadlines(self.topology)
+        """Remember the fleet as it is at `now`, in seconds of any clock that only goes forward."""
         for name, hardware in self.topology.hardware.items():
             busy = sum(device.utilisation for device in fleet.devices if device.busy_for == name)
-            scaler = self._classes.setdefault(name, ClassScaler(hardware, due))
-            scaler.look(Look(now, len(fleet.own(name)), busy, _waiting(fleet, name)))
+            looks = self._looks.setdefault(name, deque())
+            looks.append(Look(now, len(fleet.own(name)), busy, _waiting(fleet, name)))
+            while looks[0].at < now - _memory(hardware):
+                looks.popleft()
+            wants = self._wants.setdefault(name, deque())
+            wants.append((now, replicas(hardware, deadlines(self.topology), looks).replicas))
+            while wants[0][0] < now - hardware.scaling.start:
+                wants.popleft()
 
     def wanted(self) -> Mapping[str, Want]:
         """What each class should have; empty before the first look."""
-        return {name: scaler.wanted() for name, scaler in self._classes.items()}
+        due = deadlines(self.topology)
+        return {
+            name: lasting(
+                replicas(hardware, due, self._looks[name]), [count for _, count in self._wants[name]], hardware
+            )
+            for name, hardware in self.topology.hardware.items()
+            if name in self._looks
+        }
 
 
 def deadlines(topology: Topology) -> tuple[float, ...]:

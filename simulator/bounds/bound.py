@@ -6,16 +6,16 @@ bound then trusts neither its groups nor its solver: by weak duality (Boyd and V
 cheapest, less what the prices promise for devices that there are not.
 
 Why no schedule costs less. A request that is answered in time runs on one class between its arrival and its deadline,
-and takes at least the device seconds that `minimum_time` says. For each class:
+and takes at least the device seconds that `charges` says. For each class:
 
 1. Powered devices, on average over a window, are as many as the device seconds of work in it, a second.
 2. A device works only once it has started, and has been on for `start` seconds then (`Pool.switch_on`), or since the
    trace began. So those that work in a window are on in all windows that begin no longer than `start` before its end.
 3. There are at least `minimum` devices and `count` at most. `initial` ones are on for `start` seconds from the
-   beginning (`Pool.begin`), unless devices of the class fail or are reclaimed.
+   beginning (`scaling.Need`), unless devices of the class fail or are reclaimed.
 
 What happens after the last arrival is paid as work alone. Left out: idle time, whole devices, failures, and what
-`minimum_time` leaves out. That a scaling rule keeps devices for jobs' work over their deadlines, and for `start`
+`charges` leaves out. That the scaling rule keeps devices for the densities of jobs (`scaling.wanted`), and for `start`
 seconds after, was tried: on Azure's traces the bound stayed the same to the cent, for that time can be filled with work
 that is paid anyway.
 """

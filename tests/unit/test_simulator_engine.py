@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from router.service.snapshot_reader import BEAT
 from simulator.bounds.bound import lower_bound
@@ -15,6 +17,7 @@ from simulator.fleet import Fleet, parse_fleet
 from simulator.outcome import ANSWERED, DROPPED, REFUSED
 from simulator.policies.catalogue import POLICIES
 from simulator.reader import Count, Reader, Surroundings, topology_of
+from simulator.scaling import Need, wanted
 from simulator.traces.synthetic import synthetic_trace
 from simulator.traces.trace import make_trace
 from simulator.traces.workload import Workload, jobs, prepare
@@ -160,6 +163,23 @@ def test_who_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
     workload = chat(rate=2)
     summary = simulate(name, workload, POLICIES[name](workload, 1), seed=1)
     assert summary.cost_usd > lower_bound(workload).cost > 0
+
+
+@settings(max_examples=40)
+@given(load=st.floats(0, 100), jobs=st.integers(0, 50), count=st.integers(1, 20), minimum=st.integers(0, 1))
+def test_the_scaling_rule_stays_within_its_bounds(load: float, jobs: int, count: int, minimum: int) -> None:
+    devices = wanted(load, jobs, minimum=minimum, count=count)
+    assert minimum <= devices <= count
+    assert devices >= min(jobs, 1)
+
+
+def test_a_device_goes_when_nobody_needed_it_for_its_keep_alive() -> None:
+    need = Need(3, keep_alive=60)
+    need.note(3, 0.0)
+    need.note(1, 30.0)
+    assert need.kept(3, 59.0) == 3
+    assert need.kept(3, 60.0) == 1
+    assert need.kept(3, 90.0) == 0
 
 
 def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_it_places() -> None:

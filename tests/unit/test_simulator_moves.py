@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from router.decide.classify import Constraints
+from router.decide.fairness import HeldKind
 from router.upkeep.releaser import TICK
 from simulator.engine import Engine
 from simulator.expected_batch import Company
 from simulator.fleet import parse_fleet
+from simulator.holding import Holding
 from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome
 from simulator.policies.central import Central
 from simulator.policies.policy import Policy, Shift
@@ -163,3 +166,21 @@ def test_company_is_of_usual_size() -> None:
     able = np.isfinite(known[0].alone)
     assert company.alone(0)[able] == pytest.approx(np.mean([job.alone for job in known], axis=0)[able], rel=0.1)
     assert company.crowding(0)[able] == pytest.approx(np.mean([job.crowding for job in known], axis=0)[able], rel=0.2)
+
+
+def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_before() -> None:
+    requests = [{"arrival": number * 0.001, "tenant": "first"} for number in range(6)]
+    requests += [{"arrival": 0.1 + number * 0.001, "tenant": "second", "deadline": 999.0} for number in range(3)]
+    held = list(jobs(workload([{"model": "m"} | request for request in requests], horizon=1), clairvoyant=False))
+    holding = Holding()
+    for job in held:
+        holding.add(HeldKind(job.tenant, "m:1", Constraints()), job)
+    left = []
+    while kinds := holding.kinds():
+        holding.meet(kinds)
+        kind = holding.next(kinds)
+        left.append(kind.tenant)
+        holding.release(kind, dollars=1.0)
+
+    assert sorted(left[:2]) == sorted(left[2:4]) == sorted(left[4:6]) == ["first", "second"]
+    assert left[6:] == ["first"] * 3

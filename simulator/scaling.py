@@ -1,0 +1,49 @@
+"""The one scaling rule of all policies: how many devices of a class are on."""
+
+from __future__ import annotations
+
+import math
+
+TARGET = 0.65
+"""Utilisation that devices are kept for (DESIGN §7: 0.6–0.7 where live work runs)."""
+
+LONGEST = 3600.0
+"""Seconds within which work without a deadline shall be done."""
+
+
+def density(work: float, deadline: float, alone: float) -> float:
+    """Devices that one job needs to itself until it is due: its device seconds over the seconds that it has.
+
+    The densities of all jobs in a class sum up to the devices that earliest-deadline-first needs, about (Liu and
+    Layland, 1973).
+    """
+    return work / max(min(deadline, LONGEST), alone, work)
+
+
+def wanted(load: float, jobs: int, *, minimum: int, count: int) -> int:
+    """Devices that should be on, for jobs whose densities sum up to `load`; at least one where there are jobs."""
+    least = max(minimum, 1 if jobs else 0)
+    return min(count, max(least, math.ceil(load / TARGET - 1e-9)))
+
+
+class Need:
+    """When each further device of a class was last needed.
+
+    A device goes when nobody needed it for as long as starting it again would cost: the ski-rental rule, never more
+    than twice as dear as knowing the future (Karlin et al., 1988). Both costs are seconds at one price.
+    """
+
+    def __init__(self, count: int, keep_alive: float) -> None:
+        self.keep_alive = keep_alive
+        self._last = [-math.inf] * count
+
+    def note(self, devices: int, now: float) -> None:
+        """So many devices are needed now."""
+        for rank in range(devices):
+            self._last[rank] = now
+
+    def kept(self, powered: int, now: float) -> int:
+        """How many of the `powered` devices stay on."""
+        while powered and now - self._last[powered - 1] >= self.keep_alive:
+            powered -= 1
+        return powered
