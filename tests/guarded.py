@@ -1,16 +1,19 @@
 """A broker as a careful operator runs it: TLS with certificates on both sides, and an account for each kind of process.
 
-Debian's own servers: the embedded Valkey speaks no TLS.
+The embedded Valkey speaks no TLS: `TlsFront` does that for it, as stunnel would.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +25,7 @@ import pytest
 import redis
 
 from broker.accounts import passwords_from, rabbit_accounts, valkey_accounts
+from local.embedded import find_binary
 from tests.certificates import authority
 from tests.waiting import until
 
@@ -56,33 +60,81 @@ class Guarded:
 
 @contextmanager
 def guarded_valkey(folder: Path, classes: Iterable[str]) -> Iterator[Guarded]:
-    """Debian's Valkey, with the accounts of a fleet of these classes, and one named `test` that may do everything."""
-    binary = needed("valkey-server")
+    """The embedded Valkey with the accounts of a fleet of these classes, and one named `test` that may do all."""
     authority(folder)
     passwords = passwords_from({}) | {"test": "test"}
     (folder / "users.acl").write_text(valkey_accounts(classes, passwords) + "user test on >test ~* &* +@all\n")
     port = free_port()
     settings = f"""\
 bind 127.0.0.1
-port 0
-tls-port {port}
-tls-cert-file {folder}/server.pem
-tls-key-file {folder}/server.key
-tls-ca-cert-file {folder}/ca.pem
+port {port}
 aclfile {folder}/users.acl
 dir {folder}
 save ""
 """
     (folder / "valkey.conf").write_text(settings)
     with (folder / "valkey.log").open("wb") as log:
-        process = subprocess.Popen([binary, folder / "valkey.conf"], stdout=log, stderr=log)
+        process = subprocess.Popen([find_binary(), folder / "valkey.conf"], stdout=log, stderr=log)
     try:
-        guarded = Guarded(port, folder, passwords)
-        _await(process, guarded.client("test"))
-        yield guarded
+        _await_port(process, port)
+        with TlsFront(port, folder) as front:
+            yield Guarded(front.port, folder, passwords)
     finally:
         process.terminate()
         process.wait()
+
+
+class TlsFront:
+    """TLS before a server of this machine: it lets in who shows a certificate of the authority in `folder`."""
+
+    def __init__(self, target: int, folder: Path) -> None:
+        self._target = target
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / "ca.pem")
+        self._context.load_cert_chain(folder / "server.pem", folder / "server.key")
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self._loop = asyncio.new_event_loop()
+        self._server = self._loop.run_until_complete(
+            asyncio.start_server(self._carry, "localhost", 0, family=socket.AF_INET, ssl=self._context)
+        )
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self.port: int = self._server.sockets[0].getsockname()[1]
+
+    def __enter__(self) -> TlsFront:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _stop(self) -> None:
+        self._server.close()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0.1)  # aborted connections close their sockets
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            await asyncio.gather(_pump(reader, far_writer), _pump(far_reader, writer))
+        except (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            for end in (writer, far_writer):
+                end.transport.abort()
+
+
+async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    try:
+        while chunk := await source.read(2**16):
+            sink.write(chunk)
+            await sink.drain()
+    finally:
+        sink.close()
 
 
 @contextmanager
@@ -169,17 +221,3 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
             time.sleep(0.1)
         else:
             return
-
-
-def _await(process: subprocess.Popen[bytes], client: redis.Redis) -> None:
-    end = time.monotonic() + 10
-    with client:
-        while True:
-            try:
-                client.ping()
-            except redis.ConnectionError as error:
-                if process.poll() is not None or time.monotonic() > end:
-                    raise AssertionError("the server did not start") from error
-                time.sleep(0.02)
-            else:
-                return
