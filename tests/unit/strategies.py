@@ -1,10 +1,17 @@
-"""Hypothesis strategies: models, topologies and fleets as they may be, small enough that they meet each other."""
+"""Hypothesis strategies: models, topologies and fleets as they may be, small enough that they meet each other.
+
+Each strategy is made once: to make one takes Hypothesis longer than to draw from it.
+"""
 
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
 from router.decide.classify import Allowance, Constraints, Needs
@@ -42,17 +49,31 @@ residuals = st.lists(st.floats(1, 4), min_size=1, max_size=4).map(tuple)
 allowances = st.floats(-1, 1).map(lambda left: Allowance("lab", "2026-01-31", 1.0, left, 3600.0))
 
 
+@cache
 def some(values: tuple[str, ...], least: int = 0) -> st.SearchStrategy[tuple[str, ...]]:
-    return st.lists(st.sampled_from(values), min_size=least, unique=True).map(tuple)
+    """At least `least` (0 or 1) of the values, in their order."""
+    chosen = st.integers(least, 2 ** len(values) - 1)
+    return chosen.map(lambda bits: tuple(value for n, value in enumerate(values) if bits >> n & 1))
 
 
 def mostly(value: Any, otherwise: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """`value` nine times in ten, so that what depends on several such draws still is as usual often enough."""
-    return st.integers(0, 9).flatmap(lambda n: otherwise if n == 9 else st.just(value))
+    usual = st.just(value)
+    return st.integers(0, 9).flatmap(lambda n: otherwise if n == 9 else usual)
 
 
-@st.composite
-def models(draw: st.DrawFn) -> Model:
+def keyed(keys: tuple[str, ...], values: st.SearchStrategy[Any], least: int = 0) -> st.SearchStrategy[dict[str, Any]]:
+    """A value for at least `least` (0 or 1) of the keys."""
+    every = [st.fixed_dictionaries(dict.fromkeys(chosen, values)) for chosen in subsets(keys)[least:]]
+    return st.integers(0, len(every) - 1).flatmap(every.__getitem__)
+
+
+def subsets(keys: tuple[str, ...]) -> list[list[str]]:
+    return [[key for n, key in enumerate(keys) if bits >> n & 1] for bits in range(2 ** len(keys))]
+
+
+@cache
+def models() -> st.SearchStrategy[Model]:
     variant = st.builds(
         Variant,
         runtime=st.sampled_from(RUNTIMES),
@@ -60,10 +81,12 @@ def models(draw: st.DrawFn) -> Model:
         max_batch=st.none() | st.integers(1, 8),
         instruction_sets=mostly((), some(SETS)),
         accuracy=st.none() | st.floats(0, 1),
-        profiles=st.fixed_dictionaries({"cpu": profiles}, optional={"cuda": profiles, "tpu": profiles})
-        | st.dictionaries(st.sampled_from(KINDS), profiles, min_size=1),
+        profiles=keyed(KINDS, profiles, 1),
     )
-    variants: dict[str, Variant] = draw(st.dictionaries(st.sampled_from(VARIANTS), variant, min_size=1))
+    return keyed(VARIANTS, variant, 1).map(model_of)
+
+
+def model_of(variants: dict[str, Variant]) -> Model:
     text = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
     return Model(
         name="sentiment",
@@ -78,6 +101,7 @@ def models(draw: st.DrawFn) -> Model:
     )
 
 
+@cache
 def topologies() -> st.SearchStrategy[Topology]:
     hardware = st.builds(
         HardwareClass,
@@ -96,46 +120,68 @@ def topologies() -> st.SearchStrategy[Topology]:
     )
     return st.builds(
         Topology,
-        hardware=st.dictionaries(st.sampled_from(CLASSES), hardware, min_size=1),
+        hardware=keyed(CLASSES, hardware, 1),
         service=st.just({"standard": Service(deadline=5.0)}),
         default_service=st.just("standard"),
     )
 
 
-@st.composite
-def devices(draw: st.DrawFn, number: int, model: Model, topology: Topology) -> DeviceFacts:
-    keys = tuple(variant_key(model.id, name) for name in model.variants)
-    return DeviceFacts(
-        worker=f"worker-{number}",
-        hardware_class=draw(st.sampled_from(sorted(topology.hardware))),
-        device="cpu:0",
-        kind=draw(mostly("cpu", st.sampled_from(KINDS))),
-        emulated=False,
-        name="a device",
-        memory_total=draw(mostly(2**34, sizes.map(int))),
-        memory_free=0,
-        instruction_sets=draw(mostly(SETS, some(SETS))),
-        runtimes=draw(mostly(RUNTIMES, some(RUNTIMES))),
-        warm=draw(some(keys)),
-        unavailable=draw(mostly({}, st.dictionaries(st.sampled_from(keys), st.just("no such file"), max_size=1))),
-        pace=draw(st.dictionaries(st.sampled_from(keys), st.floats(0.5, 2), max_size=2)),
-        residual=draw(st.dictionaries(st.sampled_from(keys), residuals, max_size=2)),
-        utilisation=draw(st.floats(0, 1)),
-    )
+_KEYS = tuple(variant_key("sentiment:1", name) for name in VARIANTS)
+
+_devices = st.builds(
+    DeviceFacts,
+    worker=st.just(""),
+    hardware_class=st.sampled_from(CLASSES),
+    device=st.just("cpu:0"),
+    kind=mostly("cpu", st.sampled_from(KINDS)),
+    emulated=st.just(False),
+    name=st.just("a device"),
+    memory_total=mostly(2**34, sizes.map(int)),
+    memory_free=st.just(0),
+    instruction_sets=mostly(SETS, some(SETS)),
+    runtimes=mostly(RUNTIMES, some(RUNTIMES)),
+    warm=some(_KEYS),
+    unavailable=mostly({}, keyed(_KEYS, st.just("no such file"))),
+    pace=keyed(_KEYS, st.floats(0.5, 2)),
+    residual=keyed(_KEYS, residuals),
+    utilisation=st.floats(0, 1),
+)
+_fleets = st.builds(
+    FleetSnapshot,
+    devices=mostly(3, st.integers(0, 3)).flatmap([st.tuples(*[_devices] * n) for n in range(4)].__getitem__),
+    work=keyed(CLASSES, st.tuples(*[st.floats(0, 5)] * 4)),
+    rates=keyed(tuple(flow(name, "sentiment:1") for name in CLASSES), st.floats(0, 50)),
+    shadow=keyed(CLASSES, st.floats(0, 1e-3)),
+)
 
 
-@st.composite
-def fleets(draw: st.DrawFn, model: Model, topology: Topology, *, most: int = 3) -> FleetSnapshot:
-    count = draw(mostly(most, st.integers(0, most)))
-    levels = st.tuples(*[st.floats(0, 5)] * 4)
-    return FleetSnapshot(
-        devices=tuple(draw(devices(n, model, topology)) for n in range(count)),
-        work=draw(st.dictionaries(st.sampled_from(sorted(topology.hardware)), levels)),
-        rates=draw(st.dictionaries(st.sampled_from([flow(c, model.id) for c in CLASSES]), st.floats(0, 50))),
-        shadow=draw(st.dictionaries(st.sampled_from(sorted(topology.hardware)), st.floats(0, 1e-3))),
-    )
+def fleets(model: Model, topology: Topology) -> st.SearchStrategy[FleetSnapshot]:
+    return _fleets.map(lambda drawn: _of(drawn, model, topology))
 
 
+def _of(drawn: FleetSnapshot, model: Model, topology: Topology) -> FleetSnapshot:
+    """The fleet, where its devices and work are of the topology's classes and they know the model's variants alone."""
+    keys, names = {variant_key(model.id, name) for name in model.variants}, sorted(topology.hardware)
+
+    def known(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if name in keys or name in names}
+
+    def placed(number: int, device: DeviceFacts) -> DeviceFacts:
+        return msgspec.structs.replace(
+            device,
+            worker=f"worker-{number}",
+            hardware_class=names[CLASSES.index(device.hardware_class) % len(names)],
+            warm=tuple(key for key in device.warm if key in keys),
+            unavailable=known(device.unavailable),
+            pace=known(device.pace),
+            residual=known(device.residual),
+        )
+
+    devices = tuple(placed(number, device) for number, device in enumerate(drawn.devices))
+    return replace(drawn, devices=devices, work=known(drawn.work), shadow=known(drawn.shadow))
+
+
+@cache
 def constraints(**fixed: Any) -> st.SearchStrategy[Constraints]:
     free: dict[str, st.SearchStrategy[Any]] = {
         "service": st.sampled_from(SERVICES),
@@ -147,6 +193,7 @@ def constraints(**fixed: Any) -> st.SearchStrategy[Constraints]:
     return st.builds(Constraints, **(free | {name: st.just(value) for name, value in fixed.items()}))
 
 
+@cache
 def needs(**fixed: Any) -> st.SearchStrategy[Needs]:
     """The fields of `Constraints` are constraints; all else are a request's own needs."""
     hard = {name: fixed.pop(name) for name in Constraints.__slots__ if name in fixed}
@@ -163,8 +210,8 @@ def needs(**fixed: Any) -> st.SearchStrategy[Needs]:
     return st.builds(Needs, **(free | {name: st.just(value) for name, value in fixed.items()}))
 
 
-@st.composite
-def situations(draw: st.DrawFn, **fixed: Any) -> tuple[Model, Needs, Topology, FleetSnapshot]:
+@cache
+def situations(**fixed: Any) -> st.SearchStrategy[tuple[Model, Needs, Topology, FleetSnapshot]]:
     """A request's model and needs, a topology, and a fleet of it."""
-    model, topology = draw(models()), draw(topologies())
-    return model, draw(needs(**fixed)), topology, draw(fleets(model, topology))
+    drawn = st.tuples(models(), needs(**fixed), topologies(), _fleets)
+    return drawn.map(lambda one: (*one[:3], _of(one[3], one[0], one[2])))
