@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tasks.check import Verdict, check_configuration
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.catalogue import Catalogue, Model, lacking, load_catalogue
 from tasks.models.examples import try_inputs
 from tasks.models.signature import bind
 from tasks.settings import cache_directory, models_folder, queues_file
@@ -77,11 +77,11 @@ def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) ->
 
 def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> Verdict:
     subject, variant = f"{model.id}/{name}", model.variants[name]
-    lacking = sorted(set(variant.instruction_sets) - set(device.instruction_sets))
+    missing = lacking(variant.instruction_sets, device.instruction_sets)
     if variant.runtime not in device.runtimes:
         return Verdict(subject=subject, level="ok", text=f"not run: {variant.runtime} is not installed here")
-    if device.kind not in variant.profiles or lacking:
-        reason = f"its CPU lacks {', '.join(lacking)}" if lacking else "model.yaml has no profile for a CPU"
+    if device.kind not in variant.profiles or missing:
+        reason = f"its CPU lacks {', '.join(missing)}" if missing else "model.yaml has no profile for a CPU"
         return Verdict(subject=subject, level="ok", text=f"not run on this machine: {reason}")
     executor = Executor(_hardware(ROWS), device, artefacts, threads=1)
     own = bool(model.examples)

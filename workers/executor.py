@@ -17,7 +17,7 @@ import psutil
 from tasks.heartbeat import variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
+from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions, lacking
 from tasks.models.lengths import ran_size
 from tasks.models.profiles import Known, ProfileBook
 from tasks.models.signature import bind
@@ -321,7 +321,7 @@ class Executor:
             variant.runtime in self.hardware.runtimes
             and variant.runtime in self.device.runtimes
             and self.device.kind in variant.profiles
-            and set(variant.instruction_sets) <= set(self.device.instruction_sets)
+            and not lacking(variant.instruction_sets, self.device.instruction_sets)
             and variant.memory <= self._budget
         )
 

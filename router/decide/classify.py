@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Variant
+from tasks.models.catalogue import Model, Variant, lacking
 from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import wrong_field
@@ -207,11 +207,22 @@ def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFac
     key = variant_key(model.id, name)
     if key in device.unavailable:
         return f"could not be loaded on {device.worker}: {device.unavailable[key]}"
-    missing = set(variant.instruction_sets) - set(device.instruction_sets)
+    missing = lacking(variant.instruction_sets, device.instruction_sets)
     if missing:
-        return f"{device.worker} lacks {', '.join(sorted(missing))}"
+        return f"{device.worker} lacks {', '.join(missing)}"
     if device.kind not in variant.profiles:
         return f"the variant has no profile for {device.kind}"
-    if variant.memory > device.memory_total:
-        return f"needs {variant.memory} bytes of memory, {device.worker} has {device.memory_total}"
+    return _memory_refusal(key, variant.memory, device)
+
+
+def _memory_refusal(key: str, memory: int, device: DeviceFacts) -> str | None:
+    """Why a variant cannot get the `memory` that it needs, even if the worker unloaded all others; None where it can.
+
+    What is loaded already has its memory. What others use of the device is neither free nor the worker's.
+    """
+    if memory > device.memory_total:
+        return f"needs {memory} bytes of memory, {device.worker} has {device.memory_total}"
+    own = device.memory_free + device.memory_used
+    if memory > own and key not in device.warm:
+        return f"needs {memory} bytes of memory, others leave {device.worker} {own} of {device.memory_total}"
     return None

@@ -15,6 +15,7 @@ from enum import StrEnum
 from router.decide.scaling import NOTHING
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import HEARTBEAT, DeviceFacts
+from tasks.models.catalogue import lacking
 from tasks.retarget import unfit_for
 from tasks.topology import Topology
 
@@ -141,7 +142,7 @@ class _Tick:
         if own:
             runtimes &= {runtime for one in own for runtime in one.runtimes}
         instructions = {known for one in own for known in one.instruction_sets}
-        return runtimes <= set(device.runtimes) and instructions <= set(device.instruction_sets)
+        return runtimes <= set(device.runtimes) and not lacking(instructions, device.instruction_sets)
 
     def _serving(self, name: str) -> int:
         """The devices that serve the class, with those that were just told to."""

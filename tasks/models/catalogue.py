@@ -7,7 +7,7 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -176,6 +176,22 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     tolerance: Tolerance = Tolerance()
     limits: CallLimits = CallLimits()
     profiles: Annotated[dict[Literal["cpu", "cuda", "tpu"], Profile], msgspec.Meta(min_length=1)]
+
+
+def lacking(wanted: Iterable[str], have: Collection[str]) -> list[str]:
+    """The instruction sets of `wanted` that a device which has these lacks.
+
+    A CUDA device runs what was built for any lower compute capability: `sm_89` meets `sm_80`. Suffixes are exact:
+    nothing but `sm_90a` meets `sm_90a` (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
+    highest = max((_capability(one) for one in have), default=0)
+    return sorted(one for one in set(wanted) - set(have) if not 0 < _capability(one) <= highest)
+
+
+def _capability(instruction_set: str) -> int:
+    """The number in `sm_89`; 0 for what is no CUDA compute capability."""
+    number = instruction_set.removeprefix("sm_")
+    return int(number) if number != instruction_set and number.isdecimal() else 0
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

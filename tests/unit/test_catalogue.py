@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Catalogue, Model, ModelError, Profile, load_catalogue, parse_model
+from tasks.models.catalogue import Catalogue, Model, ModelError, Profile, lacking, load_catalogue, parse_model
 from tasks.settings import TREE
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 from tests.graphs import SCALE_SPECS, graph_model, scale_graph, write_model
@@ -351,3 +351,20 @@ def test_any_slip_of_the_pen_is_a_model_or_a_model_error(text: str, data: st.Dat
 def returns_or_refuses(text: str) -> None:
     with suppress(ModelError):
         assert parse_model(text, "model.yaml").variants
+
+
+@pytest.mark.parametrize(
+    ("wanted", "have", "missing"),
+    [
+        (["sm_80"], ["avx2", "sm_89"], []),
+        (["sm_90"], ["sm_89"], ["sm_90"]),
+        (["sm_90"], ["sm_120"], []),
+        (["sm_90a"], ["sm_120"], ["sm_90a"]),
+        (["sm_80"], ["avx2"], ["sm_80"]),
+        (["avx512f", "avx2"], ["avx2"], ["avx512f"]),
+    ],
+)
+def test_a_cuda_device_has_every_lower_compute_capability(
+    wanted: list[str], have: list[str], missing: list[str]
+) -> None:
+    assert lacking(wanted, have) == missing

@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from router.decide.classify import Needs, classify, level_of, needs_of
+from router.decide.classify import Constraints, Needs, classify, level_of, needs_of
 from router.decide.snapshot import FleetSnapshot
-from tasks.models.catalogue import Model
+from tasks.document import Size
+from tasks.heartbeat import DeviceFacts
+from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.settings import TREE
-from tasks.topology import Service, Tenant, Topology, load_topology
+from tasks.topology import HardwareClass, Price, Service, Tenant, Topology, load_topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError
 from tests.unit.strategies import situations
@@ -90,6 +92,38 @@ def test_what_is_refused_for_ever_is_refused_whatever_the_fleet(
     _, now = classify(model, needs.constraints, topology, fleet)
     _, without_devices = classify(model, needs.constraints, topology, FleetSnapshot())
     assert [r for r in now if r.ever] == without_devices
+
+
+NEEDS = 6 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("facts", "able"),
+    [
+        ({"memory_free": NEEDS}, True),
+        ({"memory_free": NEEDS - 1}, False),
+        ({"memory_free": NEEDS - 1, "memory_used": 1}, True),  # of other variants, which would be unloaded
+        ({"memory_free": 0, "warm": ("m:1/v",)}, True),
+        ({"memory_free": 0, "warm": ("m:1/other",)}, False),
+    ],
+)
+def test_a_device_whose_memory_others_use_gets_no_work_that_does_not_fit(facts: dict[str, Any], able: bool) -> None:
+    device = DeviceFacts(
+        worker="a", hardware_class="gpu", device="cuda:0", kind="cuda", emulated=False, name="", memory_total=8 * 2**30,
+        runtimes=("torch",), **facts,
+    )  # fmt: skip
+    variant = Variant(runtime="torch", memory=Size(NEEDS), profiles={"cuda": Profile(base=1, slope=1)})
+    tensor = TensorSpec("x", "FP32", (-1,))
+    model = Model(
+        name="m", version=1, summary="", licence="", pipeline="tensors", inputs=(tensor,), outputs=(tensor,),
+        variants={"v": variant}, reference="v",
+    )  # fmt: skip
+    hardware = HardwareClass(device="cuda", runtimes=("torch",), max_batch=8, max_wait=0.01, price=Price(1))
+    topology = Topology(hardware={"gpu": hardware}, service=SERVICES, default_service="standard")
+    candidates, refusals = classify(model, Constraints(), topology, FleetSnapshot((device,)))
+    assert [one.devices for one in candidates] == ([(device,)] if able else [])
+    assert [one.ever for one in refusals] == ([] if able else [False])
+    assert all("others leave a" in one.reason for one in refusals)
 
 
 def test_the_shipped_topology_serves_each_service_it_names() -> None:

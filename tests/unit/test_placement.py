@@ -70,6 +70,8 @@ def test_a_placement_keeps_every_hard_constraint(situation: Situation) -> None:
         assert device.hardware_class == chosen.hardware_class
         assert chosen.variant.runtime in device.runtimes
         assert chosen.variant.memory <= device.memory_total
+        if f"{model.id}/{chosen.variant_name}" not in device.warm:
+            assert chosen.variant.memory <= device.memory_free + device.memory_used
         assert set(chosen.variant.instruction_sets) <= set(device.instruction_sets)
         assert f"{model.id}/{chosen.variant_name}" not in device.unavailable
 

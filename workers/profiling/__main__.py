@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 
 from tasks.document import DocumentError
-from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.catalogue import Catalogue, Model, lacking, load_catalogue
 from tasks.models.profiles import Processor
 from tasks.settings import models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
@@ -113,12 +113,12 @@ def _max_rows(kind: DeviceKind) -> int:
 def _left_out(model: Model, name: str, device: Device) -> str:
     """Why the device cannot run the variant; empty where it can."""
     variant = model.variants[name]
-    lacking = sorted(set(variant.instruction_sets) - set(device.instruction_sets))
+    missing = lacking(variant.instruction_sets, device.instruction_sets)
     if variant.runtime not in device.runtimes:
         return f"{variant.runtime} is not installed"
     if device.kind not in variant.profiles:
         return f"model.yaml has no profile for {device.kind}: it is not meant to run there"
-    return f"the device lacks {', '.join(lacking)}" if lacking else ""
+    return f"the device lacks {', '.join(missing)}" if missing else ""
 
 
 def _fail(console: Console, message: str, code: int) -> int:
