@@ -52,7 +52,7 @@ CELERY_STATUS = {
     JobState.CANCELLED: "REVOKED",
     JobState.DEAD: "FAILURE",
 }
-"""What Celery's `AsyncResult.status` says of each state."""
+"""What Celery's `AsyncResult.status` says of each state. `STARTED` is not written: it would cost a write a job."""
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
