@@ -15,7 +15,7 @@ CHAOS :=
 DEMO :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint bench fuzz chaos containers lock bases audit sbom clean
+.PHONY: help setup torch demo test lint bench fuzz chaos containers lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,15 @@ chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=
 
 containers: $(READY) ## build the images, run the fleet of docker/compose.yaml, and drain it (root, a Docker engine)
 	@bash tests/containers/run.sh
+
+newest: ## unit tests and a fleet with the newest of every dependency, ceilings left out: build/newest-venv
+	rm -rf build/newest build/newest-venv
+	mkdir -p build/newest
+	git ls-files -z | xargs -0 cp --parents -t build/newest
+	sed -i -E '/^dependencies = /,/^\[tool/ s/,?<[0-9.]+//' build/newest/pyproject.toml
+	$(MAKE) -C build/newest VENV=../newest-venv setup
+	cd build/newest && ../newest-venv/bin/pytest tests/unit -n 3 --dist loadfile
+	cd build/newest && ../newest-venv/bin/pytest tests/acceptance/test_three_doors.py
 
 clean: ## remove what the targets made in this tree (model weights stay in the user's cache)
 	rm -rf $(VENV) .taxiway .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
