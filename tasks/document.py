@@ -129,19 +129,25 @@ def _fault(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], s
 
 
 def _resolved(raw: object, kind: type[Any], steps: list[str], message: str) -> list[str]:
-    """`steps` with keys for `...`: the item that gives the same message without the others of its mapping."""
+    """`steps` with keys for `...`, under which msgspec does not name the item of a mapping."""
     for place in [index for index, step in enumerate(steps) if step == _ANY_KEY]:
         before = steps[:place]
         mapping = cast(dict[str, object], _value(raw, before))
         for key, value in mapping.items():
             alone = _replaced(raw, before, {key: value})
-            try:
-                convert(alone, kind)
-            except msgspec.ValidationError as wrong:
-                if str(wrong) == message:
-                    raw, steps = alone, [*before, key, *steps[place + 1 :]]
-                    break
+            if _fails(alone, kind, message):
+                raw, steps = alone, [*before, key, *steps[place + 1 :]]
+                break
     return steps
+
+
+def _fails(raw: object, kind: type[Any], message: str) -> bool:
+    """Whether `raw` is no `kind` for the reason in `message`."""
+    try:
+        convert(raw, kind)
+    except msgspec.ValidationError as wrong:
+        return str(wrong) == message
+    return False
 
 
 def _replaced(raw: Any, path: Sequence[str], value: object) -> object:

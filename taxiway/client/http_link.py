@@ -314,14 +314,19 @@ class HttpLink:
         """Whether the server answers within so many seconds, on a connection of its own."""
         try:
             async with asyncio.timeout(longest), self._new_session(force_close=True) as session:
-                while True:
-                    try:
-                        async with session.get(URL(self._base + _LIVE, encoded=True)):
-                            self.heard = asyncio.get_running_loop().time()
-                            return True
-                    except aiohttp.ClientConnectionError:
-                        await asyncio.sleep(_PAUSE)
+                while not await self._answers(session):
+                    await asyncio.sleep(_PAUSE)
+                return True
         except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def _answers(self, session: aiohttp.ClientSession) -> bool:
+        """Whether the server answers; False where the connection fails."""
+        try:
+            async with session.get(URL(self._base + _LIVE, encoded=True)):
+                self.heard = asyncio.get_running_loop().time()
+                return True
+        except aiohttp.ClientConnectionError:
             return False
 
     def _away(self, **details: bool) -> BrokerUnavailableError:
