@@ -22,11 +22,12 @@ import redis
 
 from benchmarks.measure import answer, cpu_seconds, say
 from benchmarks.processes import Doors, fleet
-from broker.valkey.scripts import HEARTBEAT
+from broker.valkey.blocking import run
+from broker.valkey.facts import heartbeat_call
 from tasks.heartbeat import HEARTBEAT as BEAT
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.settings import TREE
-from taxiway.contract.keys import ARRIVALS, DEVICES, HEARTBEATS, priority_lists
+from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
 
@@ -78,11 +79,10 @@ def living_device(url: str) -> Iterator[None]:
         warm=(variant_key("echo:1", "echo"),),
     )
     store, stopping = redis.Redis.from_url(url), threading.Event()
-    script = store.register_script(HEARTBEAT)
 
     def beat() -> None:
         while True:
-            script(keys=[DEVICES, HEARTBEATS], args=[facts.worker, msgspec.json.encode(facts)])
+            run(store, heartbeat_call(facts.worker, msgspec.json.encode(facts)))
             if stopping.wait(BEAT):
                 return
 

@@ -35,7 +35,7 @@ _HEARING = "+subscribe +unsubscribe +psubscribe +punsubscribe +publish"
 _SERVING = f"+@read +@write {_HEARING} +multi +exec +discard {_SCRIPTS} +time +wait {_TELLING} +info"
 _CHANNELS = tuple(f"&{make('*')}" for make in (keys.result_key, keys.reply_channel, keys.withdrawn_channel))
 _RESULTS = ("celery-task-meta-*", "celery-taskset-meta-*")
-_UNACKED = ("unacked", "unacked_index", "unacked_mutex")
+_UNACKED = (*keys.UNACKED, "unacked_mutex")
 _CONTROL, _REPLIES, _EVENTS = "celery.pidbox", "reply.celery.pidbox", "celeryev"  # Celery's exchanges
 _BINDING_DEADLINES = "~_kombu.binding_deadlines"
 _LETTING_GO = (keys.holding_key("*"), keys.RELEASED, keys.HELD)
@@ -81,7 +81,10 @@ def _router(classes: Iterable[str]) -> str:
 
 
 def _worker(classes: Iterable[str]) -> str:
-    """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest."""
+    """It takes jobs out of holding as they end, and puts none in; of dead letters it adds some and drops the oldest.
+
+    Scripts declare the keys that they touch; what they do to each is asked of the account again.
+    """
     jobs = [
         make("*")
         for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key, keys.kept_key)
@@ -92,6 +95,7 @@ def _worker(classes: Iterable[str]) -> str:
         _grant("+lpush +ltrim", [f"%W~{keys.DEAD}"]),
         _grant("+zrem +hdel", [f"%W~{name}" for name in _LETTING_GO]),
         _grant("+get", [f"%R~{keys.RELOADS}"]),
+        _grant("+eval +evalsha", [*owns, *(f"~{name}" for name in (keys.RELEASED, keys.HELD, keys.RELOADS))]),
     ]
     return " ".join([_GREETING, _SERVING, "+waitaof", *owns, *_CHANNELS, *grants])
 

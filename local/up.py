@@ -14,14 +14,14 @@ from typing import Any
 import httpx
 import redis
 
-from broker.valkey.scripts import HEARTBEAT
+from broker.valkey.blocking import run
+from broker.valkey.facts import heartbeat_call
 from local.autoscale import Autoscaler, Bounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
-from taxiway.contract.keys import DEVICES, HEARTBEATS
 
 START_PATIENCE = 240.0
 """Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
@@ -253,7 +253,7 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
         suppress(redis.RedisError),  # then its heartbeat ends by itself
         redis.Redis.from_url(state, socket_timeout=_QUICK, socket_connect_timeout=_QUICK, retry=None) as client,
     ):
-        client.eval(HEARTBEAT, 2, DEVICES, HEARTBEATS, worker, "")
+        run(client, heartbeat_call(worker, b""))
 
 
 def _said(process: SupervisedProcess, field: str) -> Any:

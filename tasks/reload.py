@@ -1,7 +1,8 @@
 """How all processes of a fleet hear that they shall look at their models folder now, and tell what they have.
 
-Each process calls `WATCH` once a second: it tells the store what it serves, where that changed, and hears how often an
-operator asked for a look (`RELOADS`). What it told is forgotten a minute after its last call.
+Each process calls `broker.valkey.facts.watch_call` once a second: it tells the store what it serves, where that
+changed, and hears how often an operator asked for a look (`RELOADS`). What it told is forgotten a minute after its last
+call.
 """
 
 from __future__ import annotations
@@ -12,29 +13,9 @@ from typing import Literal
 import msgspec
 
 from tasks.models.folder import ModelsFolder
-from taxiway.contract.keys import RELOADS
 
 LIVE = 5
 """Seconds since its last call within which a process counts as running."""
-
-FORGOTTEN = 60
-"""Seconds after its last call after which what a process told is dropped."""
-
-WATCH = f"""
-local now = tonumber(redis.call('TIME')[1])
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - {FORGOTTEN})) do
-  redis.call('ZREM', KEYS[2], name)
-  redis.call('HDEL', KEYS[1], name)
-end
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
-return {{tonumber(redis.call('GET', '{RELOADS}') or '0'), redis.call('HEXISTS', KEYS[1], ARGV[1])}}
-"""
-"""Keys: `CATALOGUES`, `CATALOGUES_SEEN`. Arguments: the process, and its report where that changed.
-
-Gives how often a look was asked for, and whether the store has a report of the process. `RELOADS` is none of the keys:
-of these an account must be allowed all, and a worker may only read it.
-"""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,7 +34,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reporter:
-    """Makes one process's arguments for `WATCH`, and follows what it answers. For one thread at a time."""
+    """Makes one process's arguments for that call, and follows what it answers. For one thread at a time."""
 
     def __init__(self, folder: ModelsFolder, kind: Literal["router", "worker"], process: str) -> None:
         self._folder = folder
@@ -89,7 +70,7 @@ class Reporter:
         return self._process, b"" if self._sent == self._told else self._sent
 
     def heard(self, answer: Sequence[int]) -> None:
-        """Take in what `WATCH` answered."""
+        """Take in what was answered."""
         asked, known = int(answer[0]), bool(answer[1])
         if self._asked is None or asked < self._asked:  # what was asked for before it began is done; or a new store
             self._done = asked

@@ -18,13 +18,16 @@ import kombu
 import msgspec
 import redis
 
-from broker.valkey.scripts import CLAIM, FINISH, HEARTBEAT, Ending, Verdict, claim_answer, claim_args, finish_args
+from broker.valkey.blocking import run
+from broker.valkey.claims import Verdict, claim_answer, claim_call
+from broker.valkey.endings import Ending, finish_call
+from broker.valkey.facts import heartbeat_call
 from tasks.celery_app import class_queue
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, Result, RunReport, success_meta
-from taxiway.contract.keys import ARRIVALS, DEVICES, HEARTBEATS, LENGTHS, WORK, priority_lists
+from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
 
@@ -74,9 +77,6 @@ class EchoDevice:
         self._client = redis.Redis.from_url(settings.state)
         self._broker = redis.Redis.from_url(settings.broker if settings.broker.startswith("redis") else settings.state)
         self._name = f"{hardware_class}.{uuid.uuid4().hex[:6]}"
-        self._heartbeat = self._client.register_script(HEARTBEAT)
-        self._claim = self._client.register_script(CLAIM)
-        self._finish = self._client.register_script(FINISH)
         self._stopping = threading.Event()
         self._answering = answering
         self._resting = threading.Event()
@@ -90,7 +90,7 @@ class EchoDevice:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join()
-        self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self._name, ""])
+        run(self._client, heartbeat_call(self._name, b""))
         self._client.close()
         self._broker.close()
 
@@ -109,7 +109,7 @@ class EchoDevice:
             instruction_sets=("avx2", "avx512f", "avx512_vnni"),
             warm=("echo:1/echo",),
         )
-        self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self._name, msgspec.json.encode(facts)])
+        run(self._client, heartbeat_call(self._name, msgspec.json.encode(facts)))
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -139,7 +139,7 @@ class EchoDevice:
     def _answer(self, raw: bytes) -> None:
         envelope = decode_envelope(raw)
         ticket = read_ticket(envelope.headers[HEADER], envelope.payload(), self._secret)
-        answer = self._claim(args=claim_args(self._name, 15.0, [(ticket.job, ticket.deadline_at)]))
+        answer = run(self._client, claim_call(self._name, 15.0, [(ticket.job, ticket.deadline_at)]))
         now, (claim,) = claim_answer(answer)
         if claim.verdict != Verdict.RUN:
             return
@@ -169,7 +169,7 @@ class EchoDevice:
             started=repr(now),
             device="cpu:0",
         )
-        self._finish(keys=[WORK, LENGTHS], args=finish_args([ending], keep_result=60, keep_record=60))
+        run(self._client, finish_call([ending], keep_result=60, keep_record=60))
         self.done.append(ticket.job)
 
 

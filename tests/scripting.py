@@ -6,24 +6,14 @@ from typing import Any
 
 import redis
 
-from broker.valkey.forwarding import FORWARD, LIVE, RECOVER, Forward, Forwarded, forward_answer, forward_args
-from broker.valkey.scripts import CLAIM, FINISH, Claim, Ending, claim_answer, claim_args, finish_args
-from broker.valkey.sessions import SOURCES, TAKES
+from broker.valkey.blocking import run
+from broker.valkey.claims import Claim, claim_answer, claim_call
+from broker.valkey.endings import Ending, finish_call
+from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
+from broker.valkey.lua import Call
+from broker.valkey.sessions import TAKES, recover_call, sign_call
 from taxiway.contract.job import FINAL
-from taxiway.contract.keys import (
-    ARRIVALS,
-    LENGTHS,
-    LIVES,
-    WORK,
-    job_key,
-    life_key,
-    priority_lists,
-    taken_key,
-    work_cell,
-)
-
-UNACKED = ("unacked", "unacked_index")
-"""kombu's own names."""
+from taxiway.contract.keys import WORK, job_key, life_key, taken_key, work_cell
 
 LEASE = 30.0
 CELL = work_cell("cpu.batch", 1)
@@ -42,17 +32,14 @@ class Store:
 
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
-        self._scripts: dict[str, Any] = {}
 
-    def run(self, script: str, keys: list[str], args: list[Any]) -> Any:
+    def run(self, call: Call) -> Any:
         """The script's answer."""
-        if script not in self._scripts:
-            self._scripts[script] = self.client.register_script(script)
-        return self._scripts[script](keys=keys, args=args)
+        return run(self.client, call)
 
     def live(self, life: str, *, born: bool = False) -> bool:
         """Show that a life lasts."""
-        return bool(self.run(LIVE, [LIVES, life_key(life)], [life, 5000, "1" if born else ""])[1])
+        return bool(self.run(sign_call(life, 5.0, begins=born))[1])
 
     def take(self, life: str, most: int = 10, most_bytes: int = 1000) -> list[bytes]:
         """What is taken under a life."""
@@ -65,24 +52,20 @@ class Store:
     def exchange(self, *forwards: Forward, life: str = "", most: int = 0, most_bytes: int = 1000) -> Forwarded:
         """The answer when this is forwarded, and arrivals are taken under a life."""
         takes = taken_key(life, TAKES)
-        keys = [*priority_lists(ARRIVALS), takes, takes] if life else []
-        args = forward_args(forwards, life_key(life) if life else "", most=most, most_bytes=most_bytes)
-        return forward_answer(self.run(FORWARD, keys, args))
+        taking = Taking(life_key(life), takes, [takes], most, most_bytes) if life else None
+        return forward_answer(self.run(forward_call(forwards, taking)))
 
     def recover(self, life: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
-        keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
-        return int(self.run(RECOVER, keys, [life, remembered, most]))
+        return int(self.run(recover_call(life, remembered, most)))
 
     def claim(self, worker: str, *jobs: str, lease: float = LEASE, deadline: float = 0.0) -> list[Claim]:
         """The claims of these jobs."""
-        args = claim_args(worker, lease, [(job, deadline) for job in jobs])
-        return claim_answer(self.run(CLAIM, [], args))[1]
+        return claim_answer(self.run(claim_call(worker, lease, [(job, deadline) for job in jobs])))[1]
 
     def finish(self, *endings: Ending, keep_result: int = 60) -> list[int]:
         """Which jobs' results were written."""
-        args = finish_args(endings, keep_result=keep_result, keep_record=120)
-        return list(self.run(FINISH, [WORK, LENGTHS, *UNACKED], args))
+        return list(self.run(finish_call(endings, keep_result=keep_result, keep_record=120)))
 
     def work(self) -> float:
         """Device seconds in the jobs' cell."""

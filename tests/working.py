@@ -20,7 +20,8 @@ import msgspec
 import redis
 from kombu import Connection, Producer
 
-from broker.valkey.scripts import FINISH, Ending, finish_args
+from broker.valkey.blocking import run
+from broker.valkey.endings import Ending, finish_call
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, sign
@@ -28,8 +29,6 @@ from taxiway.contract.job import JobState, Result, failure_meta, read_meta, read
 from taxiway.contract.keys import (
     ARRIVALS,
     INFER,
-    LENGTHS,
-    WORK,
     amqp_priority,
     job_key,
     priority_list,
@@ -221,8 +220,7 @@ class Tower:
     def cancel(self, job: str) -> None:
         """End a job as a router does for its client."""
         ending = Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled")))
-        args = finish_args([ending], keep_result=60, keep_record=60)
-        self.state.register_script(FINISH)(keys=[WORK, LENGTHS], args=args)
+        run(self.state, finish_call([ending], keep_result=60, keep_record=60))
 
     def result(self, job: str, *, within: float = 20.0) -> Result:
         """The job's result; raises the error that it ended with."""

@@ -23,7 +23,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from broker.valkey.connection import ANSWER, Line, connect, told_plainly
-from broker.valkey.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
+from broker.valkey.forwarding import Forward, Forwarded, forward_answer, forward_call
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
 from taxiway.contract.job import JobState
@@ -129,7 +129,7 @@ class RabbitTransport:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
-        return (await self._run_record(readings, forwards, LET_GO)).done[len(readings) :]
+        return (await self._run_record(readings, forwards, held=True)).done[len(readings) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
@@ -206,12 +206,12 @@ class RabbitTransport:
         return [marks == [None, None] for marks in known]
 
     async def _run_record(
-        self, readings: Sequence[Reading], forwards: Sequence[Forward], script: str = FORWARD
+        self, readings: Sequence[Reading], forwards: Sequence[Forward], *, held: bool = False
     ) -> Forwarded:
         """Keep readings, then records; what became of both, in this order."""
-        args = forward_args([*(reading.recorded() for reading in readings), *forwards])
+        call = forward_call([*(reading.recorded() for reading in readings), *forwards], held=held)
         with told_plainly("state store"):
-            recorded = forward_answer(await self._records.run(script, [], args))
+            recorded = forward_answer(await self._records.run(call))
             if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
                 check_confirmed([await self._records.call(*command) for command in self._confirming])
         return recorded

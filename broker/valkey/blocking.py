@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.commands.core import Script
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.retry import Retry
 
+from broker.valkey.lua import Call, script
 from taxiway.contract.blobs import Buffer
 from taxiway.valkey.resp import END, READ, Value, packed
 
@@ -46,6 +46,15 @@ def connect(url: str) -> Redis:
     )
 
 
+def run(client: Redis, call: Call) -> Any:
+    """The answer of a script. Raises redis-py's errors."""
+    try:
+        return client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py annotates only a part
+    except NoScriptError:
+        client.script_load(script(call.name).text)
+        return client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # the same
+
+
 class Line:
     """A connection for the scripts that each burst of jobs runs: what a client does around one takes longer.
 
@@ -56,16 +65,15 @@ class Line:
         self._connection: Any = connect(url).connection_pool.make_connection()  # redis-py's methods lack types
         self._turn = threading.Lock()
 
-    def run(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    def run(self, call: Call) -> Any:
         """The answer of a script. Raises redis-py's errors."""
-        call = ("EVALSHA", script.sha, len(keys), *keys, *args)
         with self._turn:
             self._look()
             try:
-                return self._call(*call)
+                return self._call(*call.command)
             except NoScriptError:
-                self._call("SCRIPT LOAD", script.script)
-                return self._call(*call)
+                self._call("SCRIPT LOAD", script(call.name).text)
+                return self._call(*call.command)
 
     def values(self, keys: Sequence[str]) -> list[Buffer | None]:
         """The values at these keys, each in memory of its own. Raises redis-py's errors, or `OSError`."""

@@ -19,147 +19,31 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kombu.transport.redis import Channel
 from redis.exceptions import NoScriptError, RedisError
 
-from broker.valkey.blocking import ANSWER, Line, connect
-from broker.valkey.scripts import CLAIMING, DRAINS, NOW, Claim, claim_from
+from broker.valkey.blocking import ANSWER, Line, connect, run
+from broker.valkey.claims import Claim, claim_from
+from broker.valkey.lua import Call
 from tasks.topology import Limits
 from taxiway.contract.durability import refusal
-from taxiway.contract.keys import LEVELS, PATIENT, job_key, priority_lists, result_key, room_key
+from taxiway.contract.keys import (
+    DEVICES,
+    HEARTBEATS,
+    LEVELS,
+    PATIENT,
+    UNACKED,
+    job_key,
+    priority_lists,
+    result_key,
+    room_key,
+)
 
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""
 
-_PAUSE = 0.5  # seconds until a job that is to run elsewhere is offered again
-
 _ENDLESS = 1e18  # seconds
 
 _USED = b"0 0"  # says a room that was given to `wait`, and was taken
-
-UNACKED: tuple[str, str] = (Channel.unacked_key, Channel.unacked_index_key)
-"""kombu's hash of messages that were taken, and its index by time."""
-
-_TAKE = (
-    DRAINS
-    + CLAIMING
-    + f"local parking, pause, first_patient = {MOST}, {_PAUSE}, {PATIENT}\n"
-    + """
--- KEYS: the unacked hash, its index, the worker's room, then a queue's lists, first served first.
--- ARGV: tags' beginning, the end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of
--- result and job keys, most seconds of patient work, most messages and the number of this take, which the tags carry;
--- without these two, as the room says that the last take left them. Of the lists of patient work no more is taken once
--- the jobs' records tell of so many seconds. A job is claimed where the message says in the usual form which it is and
--- that it has no eta; whoever reads the ticket sees whether that was true. A job that is to run elsewhere is not
--- answered: it stays among the unacked, where any worker finds it soon as what a silent one held.
-local function after(message, name, pattern, from)
-  local _, at = string.find(message, '\\\\"' .. name .. '\\\\":', from, true)
-  return at and string.match(message, '^ ?' .. pattern, at + 1)
-end
-local function order_of(message)
-  local at = string.find(message, '"taxiway":"', 1, true) or string.find(message, '"taxiway": "', 1, true)
-  if not at or string.find(message, '"eta":"', 1, true) or string.find(message, '"eta": "', 1, true) then return nil end
-  return after(message, 'job', '\\\\"([^\\\\"]+)', at), after(message, 'deadline_at', '([%d.e+]+)', at) or '0'
-end
-local most, take, ahead = ARGV[8], ARGV[9], tonumber(ARGV[7])
-if not most then most, take = string.match(redis.call('GET', KEYS[3]) or '0 0', '(%d+) (%d+)') end
-local answer, entries, scores, left, n, parked = {tostring(now), take}, {}, {}, tonumber(most), 0, 0
-local function keep(message, number, at)
-  local tag = ARGV[1] .. take .. '.' .. number
-  entries[#entries + 1], entries[#entries + 2] = tag, '[' .. message .. ARGV[2]
-  scores[#scores + 1], scores[#scores + 2] = at, tag
-end
-local function receive(message, patient)
-  local job, verdict, value = nil, '', ''
-  if ARGV[3] ~= '' then
-    local deadline
-    job, deadline = order_of(message)
-    if job then verdict, value = claimed(ARGV[3], ARGV[4], ARGV[5] .. job, ARGV[6] .. job, deadline, KEYS[4]) end
-  end
-  if verdict == 'elsewhere' then
-    keep(message, parking + parked, now - ARGV[4] + pause)
-    parked = parked + 1
-    return
-  end
-  if job and patient then ahead = ahead - (tonumber(redis.call('HGET', ARGV[6] .. job, 'work') or 0) or 0) end
-  keep(message, n, now)
-  answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
-  n, left = n + 1, left - 1
-end
-for k = 4, #KEYS do
-  local patient = k - 4 >= first_patient
-  local got = true
-  while got and left > 0 and (not patient or ahead > 0) do
-    got = redis.call('RPOP', KEYS[k], patient and 1 or left)
-    for _, message in ipairs(got or {}) do receive(message, patient) end
-    got = got and patient
-  end
-end
-local lasting = math.floor(ARGV[4] * 1000)
-if ARGV[8] then
-  redis.call('SET', KEYS[3], left .. ' ' .. take + 1, 'PX', lasting)
-elseif n > 0 then
-  redis.call('SET', KEYS[3], '0 0', 'PX', lasting)
-end
-if #entries > 0 then
-  redis.call('HSET', KEYS[1], unpack(entries))
-  redis.call('ZADD', KEYS[2], unpack(scores))
-end
-return answer
-"""
-)
-
-_RETURN = """
--- A message that was taken returns to its place in its queue.
-local function put_back(tag)
-  local entry = redis.call('HGET', KEYS[1], tag)
-  redis.call('ZREM', KEYS[2], tag)
-  if not entry then return end
-  redis.call('HDEL', KEYS[1], tag)
-  local message, _, queue = unpack(cjson.decode(entry))
-  local priority = message.properties.priority or 0
-  local list = priority >= 3 and queue .. '\\6\\22' .. (math.min(9, priority - priority % 3)) or queue
-  redis.call('RPUSH', list, string.sub(entry, 2, #entry - 2 * #queue - 9))  -- less [ and , "queue", "queue"]
-end
-"""
-
-_PUT_BACK = (
-    DRAINS
-    + _RETURN
-    + """
--- KEYS: the unacked hash, its index. ARGV: tags, the last taken first.
-for _, tag in ipairs(ARGV) do put_back(tag) end
-"""
-)
-
-_KEEP = (
-    DRAINS
-    + NOW
-    + """
--- KEYS: the index. ARGV: tags.
-local scores = {}
-for i, tag in ipairs(ARGV) do scores[2 * i - 1], scores[2 * i] = now, tag end
-redis.call('ZADD', KEYS[1], 'XX', unpack(scores))
-"""
-)
-
-_RECOVER = (
-    DRAINS
-    + NOW
-    + _RETURN
-    + """
--- KEYS: the unacked hash, its index. ARGV: seconds of a lease, most messages. Takes back what no worker has kept for a
--- lease; tags of another form are kombu's own. Those of one worker end up in the order in which it took them.
-local lost = {}
-for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1], 'LIMIT', 0, ARGV[2])) do
-  local take, number = string.match(tag, '^%x+%.(%d+)%.(%d+)$')
-  if take then lost[#lost + 1] = {tonumber(take), tonumber(number), tag} end
-end
-table.sort(lost, function(a, b) if a[1] ~= b[1] then return a[1] > b[1] end return a[2] > b[2] end)
-for _, one in ipairs(lost) do put_back(one[3]) end
-return #lost
-"""
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,12 +83,9 @@ class ClassQueue:
         self.acknowledges_with_result = claiming
         self._client = connect(url)
         self._line = Line(url)
-        self._take = self._client.register_script(_TAKE)
-        self._put_back = self._client.register_script(_PUT_BACK)
-        self._keep = self._client.register_script(_KEEP)
-        self._recover = self._client.register_script(_RECOVER)
         self._lease = limits.lease
-        self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key(""), min(ahead, _ENDLESS)]
+        self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
+        self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]
         self._room = room_key(worker)
         self._events = f"/{self._client.connection_pool.connection_kwargs.get('db') or 0}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
@@ -218,9 +99,8 @@ class ClassQueue:
         Only those of the queue's first `levels` are taken.
         """
         self._takes += 2  # each take has its number: the second is of what `wait` takes
-        keys, args = self._taking(queue, levels)
-        args += [min(most, MOST), self._takes]
-        return self._haul(queue, self._told(lambda: self._line.run(self._take, keys, args)))
+        call = self._take_call(queue, levels, min(most, MOST), self._takes)
+        return self._haul(queue, self._told(lambda: self._line.run(call)))
 
     def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Haul]:
         """What came as the first message stood in one of the queues' `levels`, at the latest after `longest` seconds.
@@ -247,16 +127,16 @@ class ClassQueue:
     def put_back(self, tags: Sequence[str]) -> None:
         """Return messages, given in the order in which they were taken, to their places in their queues."""
         if tags:
-            self._told(lambda: self._put_back(keys=UNACKED, args=[*reversed(tags)]))
+            self._run(Call("put_back", UNACKED, [*reversed(tags)]))
 
     def keep(self, tags: Sequence[str]) -> None:
         """Say that the messages are still held, or they return to their queues when a lease is over."""
         if tags:
-            self._told(lambda: self._keep(keys=[UNACKED[1]], args=tags))
+            self._run(Call("keep", UNACKED[1:], tags))
 
     def recover(self) -> int:
         """Return what a worker held that has been silent for a lease to its place in its queue; how many messages."""
-        recovered: int = self._told(lambda: self._recover(keys=UNACKED, args=[self._lease, MOST]))
+        recovered: int = self._run(Call("recover", UNACKED, [self._lease, MOST]))
         return recovered
 
     def message(self, tag: str) -> bytes:
@@ -268,10 +148,10 @@ class ClassQueue:
         """Publish on a fanout exchange of kombu's: `topic` is its name, a slash and the routing key."""
         self._told(lambda: self._client.publish(self._events + topic, message))
 
-    def _taking(self, queue: str, levels: int) -> tuple[list[str], list[Any]]:
-        """Keys and arguments that every take from the queue has."""
-        keys = [*UNACKED, self._room, *priority_lists(queue)[:levels]]
-        return keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args]
+    def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
+        """A take from the queue; without these numbers, of what the last one left."""
+        keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *priority_lists(queue)[:levels]]
+        return Call("take", keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, *most_and_number])
 
     def _haul(self, queue: str, answer: Sequence[bytes]) -> Haul:
         now, take, *rest = answer
@@ -296,11 +176,7 @@ class ClassQueue:
     def _block(self, name: str, queue: str, levels: int) -> Any:
         """A connection that waits for a message in the list, and then takes from the queue."""
         connection: Any = self._client.connection_pool.get_connection()
-        keys, args = self._taking(queue, levels)
-        commands = [
-            ("BLMOVE", name, name, "RIGHT", "RIGHT", 0),
-            ("EVALSHA", self._take.sha, len(keys), *keys, *args),
-        ]
+        commands = [("BLMOVE", name, name, "RIGHT", "RIGHT", 0), self._take_call(queue, levels).command]
         connection.send_packed_command(connection.pack_commands(commands), check_health=False)
         return connection
 
@@ -335,6 +211,9 @@ class ClassQueue:
             pipe.zrem(UNACKED[1], *tags)
             pipe.hdel(UNACKED[0], *tags)
             pipe.execute()
+
+    def _run(self, call: Call) -> Any:
+        return self._told(lambda: run(self._client, call))
 
     def _told(self, call: Callable[[], Any]) -> Any:
         try:

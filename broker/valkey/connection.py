@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import hiredis
 from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from broker.valkey.lua import Call, script
 from taxiway.contract.durability import refusal
 from taxiway.valkey.line import RespLine
 from taxiway.valkey.resp import READ
@@ -92,26 +91,28 @@ class Line:
                 raise answer
         return answers
 
-    async def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    async def run(self, call: Call) -> Any:
         """The answer of a script."""
-        call = ("EVALSHA", _sha(script), len(keys), *keys, *args)
         try:
-            return await self.call(*call)
+            return await self.call(*call.command)
         except ResponseError as error:
             if not str(error).startswith(_UNKNOWN_SCRIPT):
                 raise
-            await self.call("SCRIPT", "LOAD", script)
-            return await self.call(*call)
+            await self.call("SCRIPT", "LOAD", script(call.name).text)
+            return await self.call(*call.command)
 
     async def close(self) -> None:
         """Disconnect."""
         self._line.close()
 
 
-@cache
-def _sha(script: str) -> str:
-    """The name by which a server knows a script."""
-    return hashlib.sha1(script.encode()).hexdigest()
+async def run(client: Redis, call: Call) -> Any:
+    """The answer of a script."""
+    try:
+        return await client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py annotates only a part
+    except NoScriptError:
+        await client.script_load(script(call.name).text)
+        return await client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # the same
 
 
 @contextmanager

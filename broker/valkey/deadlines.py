@@ -9,43 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker.valkey.scripts import DRAINS, ENDED, NOW
+from broker.valkey.lua import Call
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, DEADLINES, job_key
 from taxiway.errors import DeadlineExceededError
-
-OVERDUE = (
-    DRAINS
-    + NOW
-    + ENDED
-    + f"""
--- ARGV: most groups, seconds after which what is left of them is answered again.
--- Answers the time, how many groups of jobs were due, when the next one is (0 = there is none), then of each of their
--- jobs that has not ended its key, client, state, deadline, acceptance, class and start ('' = unknown). What was placed
--- again since is in the group of its new deadline. What runs and has no deadline goes on: who holds it ends it.
-local groups = redis.call('ZRANGEBYSCORE', '{DEADLINES}', '-inf', now, 'LIMIT', 0, ARGV[1])
-local out = {{tostring(now), #groups, '0'}}
-for _, group in ipairs(groups) do
-  local before = #out
-  for _, job in ipairs(cmsgpack.unpack(group)) do
-    local told = redis.call('HMGET', job, 'reply', 'state', 'deadline_at', 'accepted', 'hardware_class', 'started')
-    local state, due = told[2], tonumber(told[3] or 0)
-    if state and not final[state] and due <= now and (due > 0 or state ~= 'running') then
-      out[#out + 1] = job
-      for n = 1, 6 do out[#out + 1] = told[n] or '' end
-    end
-  end
-  if #out > before then
-    redis.call('ZADD', '{DEADLINES}', now + ARGV[2], group)
-  else
-    redis.call('ZREM', '{DEADLINES}', group)
-  end
-end
-out[3] = redis.call('ZRANGE', '{DEADLINES}', 0, 0, 'WITHSCORES')[2] or '0'
-return out
-"""
-)
-"""Takes jobs whose deadline passed and that are to be ended; a group is forgotten once all of it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +60,11 @@ def exceeded(course: Course) -> DeadlineExceededError:
     details = {"deadline": deadline if course.deadline_at else None, "queued": queued, "ran": ran}
     rounded = {name: None if figure is None else round(figure, 6) for name, figure in details.items()}
     return DeadlineExceededError(told, **rounded, hardware_class=course.hardware_class)
+
+
+def overdue_call(most: int, lease: float) -> Call:
+    """Takes up to `most` groups of jobs that are due; what of them has not ended comes again after `lease` seconds."""
+    return Call("overdue", [DEADLINES], [most, lease])
 
 
 def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[Overdue], float]:

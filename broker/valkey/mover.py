@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.mover import PEEK_BYTES, Head, Peeked, Shown, Step
-from broker.valkey.connection import connect, told_plainly
-from broker.valkey.mover_scripts import MOVE, PEEK, move_args
+from broker.mover import Head, Peeked, Shown, Step
+from broker.valkey.connection import connect, run, told_plainly
 from broker.valkey.mover_state import StateYard
+from broker.valkey.moving import move_call, peek_call
 from broker.valkey.queues import addressed
-from taxiway.contract.keys import LEAD, WORK, priority_lists
+from taxiway.contract.keys import priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import InvalidRequestError
 
@@ -21,8 +21,6 @@ class ValkeyYard(StateYard):
         self._client = connect(broker)
         super().__init__(state, name)
         self._apart = state != broker
-        self._peek = self._client.register_script(PEEK)
-        self._move = self._client.register_script(MOVE)
 
     async def head(self, queue: str) -> Head:
         """See `Yard`."""
@@ -38,7 +36,7 @@ class ValkeyYard(StateYard):
     async def peek(self, queue: str, most: int) -> Shown:
         """See `Yard`; a message that cannot be read is left out."""
         with told_plainly("broker"):
-            depth, *shown = await self._peek(keys=priority_lists(queue), args=[most, PEEK_BYTES])
+            depth, *shown = await run(self._client, peek_call(queue, most))
         seen = (_peeked(queue, level, raw) for level, raws in enumerate(shown) for raw in raws)
         return Shown(depth, [peeked for peeked in seen if peeked is not None])
 
@@ -47,9 +45,9 @@ class ValkeyYard(StateYard):
         if self._apart and not await self.record(token, steps):
             return [False] * len(steps)
         messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
-        args = move_args("" if self._apart else token, steps, messages, record=not self._apart)
+        call = move_call("" if self._apart else token, steps, messages, record=not self._apart)
         with told_plainly("broker"):
-            moved = await self._move(keys=[LEAD, WORK], args=args)
+            moved = await run(self._client, call)
         return [bool(one) for one in moved] or [False] * len(steps)
 
     async def put_back(self) -> None:

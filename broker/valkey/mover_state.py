@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from broker.mover import Moved, Step
-from broker.valkey.connection import Line, connect, told_plainly
-from broker.valkey.mover_scripts import LEAD as TAKE_LEAD
-from broker.valkey.mover_scripts import MOVE, record_args
-from taxiway.contract.keys import LEAD, LEADS, MOVES, WORK, job_key
+from broker.valkey.connection import Line, connect, run, told_plainly
+from broker.valkey.lua import Call
+from broker.valkey.moving import record_call
+from taxiway.contract.keys import LEAD, LEADS, MOVES, job_key
 from taxiway.errors import BrokerUnavailableError
 
 MOVES_KEPT = 50
@@ -29,12 +29,11 @@ class StateYard:
         self._store = connect(url)
         self._name = name
         self._line = Line(url)
-        self._record = self._store.register_script(MOVE)
 
     async def lead(self, lease: float) -> str:
         """See `Yard.lead`."""
         with told_plainly("state store"):
-            token: bytes = await self._line.run(TAKE_LEAD, [LEAD, LEADS], [self._name, int(lease * 1000)])
+            token: bytes = await self._line.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
         return token.decode()
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
@@ -52,8 +51,7 @@ class StateYard:
     async def record(self, token: str, steps: Sequence[Step]) -> bool:
         """Record moves that another server makes; False where the lead was lost."""
         with told_plainly("state store"):
-            recorded = await self._record(keys=[LEAD, WORK], args=record_args(token, steps))
-        return bool(recorded)
+            return bool(await run(self._store, record_call(token, steps)))
 
     async def tell(self, moved: Sequence[Moved]) -> None:
         """See `Yard.tell`."""

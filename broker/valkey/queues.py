@@ -19,7 +19,8 @@ from redis.exceptions import ResponseError
 from broker.beside import beside
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
 from broker.valkey.connection import Line, connect, told_plainly
-from broker.valkey.forwarding import FORWARD, LET_GO, Forward, Forwarded, forward_answer, forward_args
+from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
+from broker.valkey.lua import Call
 from broker.valkey.sessions import TAKES, Life
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
@@ -29,18 +30,6 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
 _SEEN = {"state": JobState.QUEUED}
-
-ASTRAY = """
--- KEYS: a queue's list. ARGV: how many of its oldest messages to look at, what stands in those that are wanted.
-local found = {}
-if redis.call('EXISTS', KEYS[1]) == 1 and redis.call('TYPE', KEYS[1]).ok == 'list' then
-  for _, message in ipairs(redis.call('LRANGE', KEYS[1], -ARGV[1], -1)) do
-    if string.find(message, ARGV[2], 1, true) then found[#found + 1] = message end
-  end
-end
-return found
-"""
-"""Reads the messages of one application in a queue that others may use, too."""
 
 _ASTRAY_AT_MOST = 64
 
@@ -139,10 +128,10 @@ class ValkeyTransport:
         forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
         kept = [reading.recorded() for reading in readings]
         if self._records is None:
-            return (await self._run_forward([*kept, *forwards], script=LET_GO))[len(kept) :]
+            return (await self._run_forward([*kept, *forwards], held=True))[len(kept) :]
         unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
-        await self._run_forward(unheld, script=LET_GO)
-        return (await self._run_record([*kept, *map(_unpublished, forwards)], LET_GO)).done[len(kept) :]
+        await self._run_forward(unheld, held=True)
+        return (await self._run_record([*kept, *map(_unpublished, forwards)], held=True)).done[len(kept) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals, with all that were taken with them."""
@@ -169,7 +158,7 @@ class ValkeyTransport:
     async def astray(self) -> list[Arrival]:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
         with told_plainly("broker"):
-            found = await self._sends.run(ASTRAY, [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"'])
+            found = await self._sends.run(Call("astray", [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"']))
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
     async def forget(self, astray: Sequence[Arrival]) -> None:
@@ -243,22 +232,22 @@ class ValkeyTransport:
         self._more, self._abandoned, self._lost = True, False, False
 
     async def _run_forward(
-        self, forwards: Sequence[Forward], tags: Set[str] = frozenset(), script: str = FORWARD
+        self, forwards: Sequence[Forward], tags: Set[str] = frozenset(), *, held: bool = False
     ) -> list[bool]:
         if not tags <= self._held:
             return [False] * len(forwards)
         with told_plainly("broker"):
             if tags:
                 return await self._exchange(forwards, tags)
-            return forward_answer(await self._sends.run(script, [], forward_args(forwards))).done
+            return forward_answer(await self._sends.run(forward_call(forwards, held=held))).done
 
     async def _exchange(self, forwards: Sequence[Forward], tags: Set[str]) -> list[bool]:
         """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
         takes = self._life.taken(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
-        args = forward_args(forwards, self._life.key, most=most, most_bytes=TAKE_BYTES)
+        taking = Taking(self._life.key, takes, sorted(tags), most, TAKE_BYTES)
         with self._answered():
-            answer = forward_answer(await self._takes.run(FORWARD, [*priority_lists(ARRIVALS), takes, *tags], args))
+            answer = forward_answer(await self._takes.run(forward_call(forwards, taking)))
         self._life.heard(answer.now)
         self._more = not answer.lives
         self._held -= tags
@@ -278,10 +267,10 @@ class ValkeyTransport:
         with told_plainly("broker"):
             check_confirmed([await line.call(*command) for command in self._confirming])
 
-    async def _run_record(self, forwards: Sequence[Forward], script: str = FORWARD) -> Forwarded:
+    async def _run_record(self, forwards: Sequence[Forward], *, held: bool = False) -> Forwarded:
         assert self._records is not None
         with told_plainly("state store"):
-            return forward_answer(await self._records.run(script, [], forward_args(forwards)))
+            return forward_answer(await self._records.run(forward_call(forwards, held=held)))
 
     def _forward_of(self, message: Outgoing) -> Forward:
         envelope = message.envelope

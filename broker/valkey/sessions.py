@@ -9,7 +9,8 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from broker.valkey.forwarding import LIVE, PUT_BACK, RECOVER
+from broker.valkey.connection import run
+from broker.valkey.lua import Call
 from taxiway.contract.keys import ARRIVALS, LEVELS, LIVES, life_key, taken_key
 
 LASTS = 5.0
@@ -42,9 +43,6 @@ class Life:
     def __init__(self, client: Redis, router: str) -> None:
         self._client = client
         self._router = router
-        self._live = client.register_script(LIVE)
-        self._recover = client.register_script(RECOVER)
-        self._put_back = client.register_script(PUT_BACK)
         self._looks = 0
         self._number = 0
         self._ahead = 0.0
@@ -76,8 +74,7 @@ class Life:
     async def sign(self) -> bool:
         """Show that the router lives; False where its life had ended: then it has to `end`."""
         name, newborn = self.name, self._newborn
-        keys, lasts = [LIVES, life_key(name)], int(LASTS * 1000)
-        now, lives = await self._live(keys=keys, args=[name, lasts, "1" if newborn else ""])
+        now, lives = await run(self._client, sign_call(name, LASTS, begins=newborn))
         self.heard(float(now))
         if name == self.name:
             self._signed, self._newborn = time.monotonic(), False
@@ -94,7 +91,7 @@ class Life:
 
     async def give_back(self, lists: Sequence[str]) -> None:
         """Put back what lies in these lists; the life goes on."""
-        await self._put_back(keys=[ARRIVALS, *lists])
+        await run(self._client, Call("session_give_back", [ARRIVALS, *lists]))
 
     async def recover(self) -> int:
         """Put back what lies under the lives of others that ended; how many messages.
@@ -108,16 +105,20 @@ class Life:
         return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
 
     async def _recover_all(self, lives: Sequence[str], *, remembered: float) -> int:
-        if not lives:
-            return 0
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for life in lives:
-                keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
-                await self._recover(keys=keys, args=[life, remembered, REMEMBERED_AT_MOST], client=pipeline)
-            counts: list[Any] = await pipeline.execute()
-        return sum(map(int, counts))
+        return sum([int(await run(self._client, recover_call(life, remembered))) for life in lives])
 
     def _begin(self) -> None:
         self._number += 1
         self.name = f"{self._router}.{self._number}"
         self._newborn, self._signed = True, -math.inf
+
+
+def sign_call(life: str, lasts: float, *, begins: bool) -> Call:
+    """Shows that a life lasts; answers the time, and 0 where it had ended."""
+    return Call("session_sign", [LIVES, life_key(life)], [life, int(lasts * 1000), "1" if begins else ""])
+
+
+def recover_call(life: str, remembered: float, most: int = REMEMBERED_AT_MOST) -> Call:
+    """Puts back what is in flight under a life that ended; answers how many messages."""
+    keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
+    return Call("session_recover", keys, [life, remembered, most])

@@ -11,30 +11,16 @@ import msgspec
 from redis.exceptions import RedisError
 
 from broker.port import DeadLetter, Holder, read_history
-from broker.valkey import scripts
-from broker.valkey.blocking import ANSWER, Line, connect
-from broker.valkey.class_queue import UNACKED
-from broker.valkey.scripts import Claim, Ending
-from tasks.reload import WATCH
+from broker.valkey.blocking import ANSWER, Line, connect, run
+from broker.valkey.claims import Claim, claim_answer, claim_call, over_call, release_call, renew_call, start_call
+from broker.valkey.endings import Ending, finish_call
+from broker.valkey.facts import heartbeat_call, watch_call
+from broker.valkey.lua import Call, script
 from tasks.topology import Limits
 from taxiway.contract.blobs import Buffer, Reference
 from taxiway.contract.durability import outlasted, outlasting, refusal
 from taxiway.contract.job import ResultMeta, read_meta
-from taxiway.contract.keys import (
-    CATALOGUES,
-    CATALOGUES_SEEN,
-    DEAD,
-    DEVICES,
-    HEARTBEATS,
-    LENGTHS,
-    WORK,
-    blob_key,
-    job_key,
-    kept_key,
-    result_key,
-    stream_key,
-    withdrawn_channel,
-)
+from taxiway.contract.keys import DEAD, blob_key, job_key, result_key, stream_key, withdrawn_channel
 from taxiway.contract.streaming import KEEP, MOST_PIECES, Piece
 from taxiway.errors import BrokerUnavailableError
 
@@ -70,49 +56,38 @@ class Store:
         self.device = device
         self._client = connect(url)
         self._withdrawn = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # redis-py leaves it open
-        self._claim = self._client.register_script(scripts.CLAIM)
-        self._start = self._client.register_script(scripts.START)
-        self._renew = self._client.register_script(scripts.RENEW)
-        self._release = self._client.register_script(scripts.RELEASE)
-        self._watch = self._client.register_script(WATCH)
         self._keeps = True
-        self._over = self._client.register_script(scripts.OVER)
         self._line, self._values = Line(url), Line(url)
-        self._finish = self._client.register_script(scripts.FINISH)
-        self._heartbeat = self._client.register_script(scripts.HEARTBEAT)
 
     def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
         """The store's time, and the claim of each (job, deadline) in order."""
-        args = scripts.claim_args(self.worker, self.limits.lease, jobs)
-        return scripts.claim_answer(self._told(lambda: self._claim(args=args)))
+        return claim_answer(self._run(claim_call(self.worker, self.limits.lease, jobs)))
 
     def start(self, jobs: Sequence[tuple[str, str, float]]) -> None:
         """Say that the jobs (id, token, store's time) run."""
         if jobs:
-            self._told(lambda: self._start(args=scripts.start_args(self.device, jobs)))
+            self._run(start_call(self.device, jobs))
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
         """Prolong the claims (job, token); which of them are still ours, in order."""
         if not claims:
             return []
-        ours = self._told(lambda: self._renew(args=scripts.renew_args(self.limits.lease, claims)))
-        return [bool(one) for one in ours]
+        return [bool(one) for one in self._run(renew_call(self.limits.lease, claims))]
 
     def release(self, claims: Sequence[tuple[str, str]]) -> None:
         """Give the claims (job, token) back."""
         if claims:
-            self._told(lambda: self._release(args=scripts.release_args(claims)))
+            self._run(release_call(claims))
 
     def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
         """Let the claims (job, token) end as if this worker had: their runs count."""
         if claims:
-            self._told(lambda: self._renew(args=scripts.renew_args(0.0, claims)))
+            self._run(renew_call(0.0, claims))
 
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
-        args = scripts.finish_args(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        written = self._told(lambda: self._line.run(self._finish, [WORK, LENGTHS, *UNACKED], args))
-        return [bool(one) for one in written]
+        call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
+        return [bool(one) for one in self._told(lambda: self._line.run(call))]
 
     def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
         """Which messages of these (job, deadline) may be forgotten, once the store keeps what it says of them.
@@ -123,8 +98,8 @@ class Store:
         def ask() -> list[Any]:
             with self._client.pipeline(transaction=False) as pipe:  # one connection, whose last write is waited for
                 for start in range(0, len(jobs), _AT_ONCE):
-                    args = scripts.over_args(jobs[start : start + _AT_ONCE])
-                    self._over(keys=[kept_key(self.worker)], args=args, client=pipe)
+                    call = over_call(self.worker, jobs[start : start + _AT_ONCE])
+                    pipe.eval(script(call.name).text, len(call.keys), *call.keys, *call.args)
                 pipe.execute_command(*outlasting(self.limits.durability, _KEPT_WITHIN))  # type: ignore[no-untyped-call]
                 return pipe.execute(raise_on_error=False)
 
@@ -174,17 +149,15 @@ class Store:
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""
-        encoded = msgspec.json.encode(facts)
-        self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, encoded]))
+        self._run(heartbeat_call(self.worker, msgspec.json.encode(facts)))
 
     def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
         """Tell what this worker serves, and hear how often a look at the models folder was asked for."""
-        keys = [CATALOGUES, CATALOGUES_SEEN]
-        return [int(one) for one in self._told(lambda: self._watch(keys=keys, args=list(arguments)))]
+        return [int(one) for one in self._run(watch_call(arguments))]
 
     def retire(self) -> None:
         """Take the device's facts back: it takes no more work."""
-        self._told(lambda: self._heartbeat(keys=[DEVICES, HEARTBEATS], args=[self.worker, ""]))
+        self._run(heartbeat_call(self.worker, b""))
 
     def withdrawn(self, longest: float) -> list[str]:
         """Jobs held here that were ended since the last call, or in the next `longest` seconds. For one thread."""
@@ -215,6 +188,9 @@ class Store:
         if not self._withdrawn.subscribed:
             self._withdrawn.subscribe(withdrawn_channel(self.worker))
         return self._withdrawn.get_message(timeout=longest)
+
+    def _run(self, call: Call) -> Any:
+        return self._told(lambda: run(self._client, call))
 
     def _told(self, call: Callable[[], Any]) -> Any:
         try:

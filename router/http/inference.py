@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from broker.beside import beside
-from broker.valkey.scripts import Ending
+from broker.valkey.endings import Ending
 from router.access.keyring import Caller
 from router.http.classification import PARAMETER as CLASSIFICATION
 from router.http.classification import classes_wanted

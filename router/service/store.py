@@ -13,15 +13,16 @@ from typing import Any
 import msgspec
 
 from broker.port import PACKED, DeadLetter
-from broker.valkey.connection import Line, connect, told_plainly
-from broker.valkey.deadlines import OVERDUE, Overdue, overdue_answer
-from broker.valkey.forwarding import FORGET
-from broker.valkey.holding import DRAW, RESIGN, SURVEY, Drawn, Survey, draw_answer, survey_answer
-from broker.valkey.scripts import FINISH, REVIVE, Ending, finish_args
+from broker.valkey.connection import Line, connect, run, told_plainly
+from broker.valkey.deadlines import Overdue, overdue_answer, overdue_call
+from broker.valkey.endings import Ending, finish_call, revive_call
+from broker.valkey.facts import watch_call
+from broker.valkey.forwarding import forget_call
+from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, resign_call, survey_answer, survey_call
 from router.decide.tenants import day_of
 from router.service.aof import AppendOnlyFile
 from router.service.decision import Refusal
-from tasks.reload import LIVE, WATCH, Report
+from tasks.reload import LIVE, Report
 from tasks.topology import Limits
 from taxiway.contract.blobs import KEPT, Buffer
 from taxiway.contract.job import JobState, failure_meta
@@ -33,11 +34,9 @@ from taxiway.contract.keys import (
     DEVICES,
     HEARTBEATS,
     HELD,
-    HOLDING,
     LENGTHS,
     MODELS,
     RELEASED,
-    RELEASER,
     RELOADS,
     STARTS,
     WORK,
@@ -101,10 +100,6 @@ class Store:
         self._lines = [Line(url) for _ in range(_CARRIERS)]
         self._carriers = cycle(self._lines)
         self._limits = limits
-        self._finish = self._client.register_script(FINISH)
-        self._revive = self._client.register_script(REVIVE)
-        self._draw = self._client.register_script(DRAW)
-        self._watch = self._client.register_script(WATCH)
         self._ahead = 0.0
         self._forgotten = "-inf"
         self._turn: float | None = None  # the time that was told in this turn of the event loop
@@ -223,9 +218,9 @@ class Store:
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """End jobs; True for each that had not ended before."""
-        args = finish_args(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
+        call = finish_call(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
         with told_plainly(_SERVER):
-            written = await self._finish(keys=[WORK, LENGTHS], args=args)
+            written = await run(self._client, call)
         self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
 
@@ -259,23 +254,22 @@ class Store:
         What is not ended in `lease` seconds comes again.
         """
         with told_plainly(_SERVER):
-            return overdue_answer(await self._looks.run(OVERDUE, [], [most, lease]))
+            return overdue_answer(await self._looks.run(overdue_call(most, lease)))
 
     async def survey(self, router: str, lead: float) -> Survey:
         """The holding queues that have jobs; none while another router releases."""
         with told_plainly(_SERVER):
-            answer = await self._looks.run(SURVEY, [HOLDING, RELEASER, WORK], [router, int(lead * 1000)])
-        return survey_answer(answer)
+            return survey_answer(await self._looks.run(survey_call(router, lead)))
 
     async def resign(self, router: str) -> None:
         """Let another router release at once, if this one did."""
         with told_plainly(_SERVER):
-            await self._looks.run(RESIGN, [RELEASER], [router])
+            await self._looks.run(resign_call(router))
 
     async def draw(self, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
         """The store's time and the first jobs of a holding queue; those not placed in `lease` seconds go back."""
         with told_plainly(_SERVER):
-            return draw_answer(await self._draw(args=[queue, most, lease]))
+            return draw_answer(await run(self._client, draw_call(queue, most, lease)))
 
     async def give_back(self, jobs: Sequence[str]) -> None:
         """Let drawn jobs be held on, from the next survey."""
@@ -331,7 +325,7 @@ class Store:
     async def revive(self, job: str) -> bool:
         """Forget that a job ended dead; False where it did not."""
         with told_plainly(_SERVER):
-            return bool(await self._revive(keys=[job_key(job), result_key(job)]))
+            return bool(await run(self._client, revive_call(job)))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Drop devices that have been gone for long."""
@@ -370,13 +364,14 @@ class Store:
         What is old and still there is looked at again after all the others.
         """
         with told_plainly(_SERVER):
-            looked, last = await self._looks.run(FORGET, [], [self._forgotten, self._limits.keep_record, _FORGOTTEN])
+            call = forget_call(self._forgotten, self._limits.keep_record, _FORGOTTEN)
+            looked, last = await self._looks.run(call)
         self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
         """Tell what this router serves, and hear how often a look at the models folder was asked for."""
         with told_plainly(_SERVER):
-            answer: Any = await self._watch(keys=[CATALOGUES, CATALOGUES_SEEN], args=list(arguments))
+            answer = await run(self._client, watch_call(arguments))
         return [int(one) for one in answer]
 
     async def ask_reload(self) -> int:

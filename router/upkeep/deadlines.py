@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from broker.valkey.deadlines import Overdue, exceeded
-from broker.valkey.scripts import Ending
+from broker.valkey.endings import Ending
 from router.service.store import Store
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.errors import BrokerUnavailableError

@@ -1,6 +1,6 @@
 """How long a model's answers to a tenant were lately, and how long the next one will be. Pure.
 
-Workers count each generated answer by its bin; the state store fades what it counted before (`scripts.FINISH`); routers
+Workers count each generated answer by its bin; the state store fades what it counted before (`learn.lua`); routers
 size a request by a quantile of it. No decision sees how long an answer will really be.
 """
 
@@ -19,15 +19,6 @@ Lengths = Mapping[int, float]
 
 QUANTILE = 0.8
 """Share of answers that are no longer than predicted: sure enough for deadlines, and no worst case."""
-
-KEEP = 0.99
-"""Share of its weight that an answer keeps at each new one: about the last hundred count."""
-
-NEGLIGIBLE = 0.01
-"""Weight below which a bin is dropped."""
-
-TENANTS_AT_MOST = 512
-"""Pairs of model and tenant that are remembered; a new one beyond takes a random one's place."""
 
 LONGEST = "max_tokens"
 """The parameter that bounds a generated answer."""

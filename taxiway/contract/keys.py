@@ -84,6 +84,9 @@ MOVES = "taxiway:moves"
 MODELS = "taxiway:models"
 """What the routers' catalogue can run, as `GET /v2/models` lists it; JSON, for clients of the broker."""
 
+UNACKED = ("unacked", "unacked_index")
+"""kombu's hash of messages that were taken and not acknowledged, and its index by time."""
+
 DEFAULT_QUEUE = "celery"
 """Where Celery sends a task for which its producer names no queue."""
 

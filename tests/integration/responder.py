@@ -9,13 +9,12 @@ from typing import Self
 
 import redis
 
-from broker.valkey.scripts import FINISH, Ending, finish_args
+from broker.valkey.blocking import run
+from broker.valkey.endings import Ending, finish_call
 from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
 from taxiway.contract.keys import (
     ARRIVALS,
     INFER,
-    LENGTHS,
-    WORK,
     priority_lists,
     reply_channel,
     result_key,
@@ -87,4 +86,4 @@ def finish(store: redis.Redis, job: str, answer: Callable[[], Result], reply: st
         ending = Ending(job, JobState.SUCCEEDED, success_meta(job, answer()), reply=reply)
     except TaxiwayError as error:
         ending = Ending(job, state_of(error), failure_meta(job, error), reply=reply)
-    store.register_script(FINISH)(keys=[WORK, LENGTHS], args=finish_args([ending], keep_result=60, keep_record=120))
+    run(store, finish_call([ending], keep_result=60, keep_record=120))

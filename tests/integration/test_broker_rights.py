@@ -67,9 +67,9 @@ ALLOWED: dict[str, dict[str, str]] = {
             ALL,
         ),
         "DEAD": "lpush ltrim",
-        "RELOADS": "get",
-        "HELD": "zrem hdel",
-        "RELEASED": "zrem hdel",
+        "RELOADS": "get eval evalsha",
+        "HELD": "zrem hdel eval evalsha",
+        "RELEASED": "zrem hdel eval evalsha",
         "holding_key": "zrem hdel",
     },
     "flower": {

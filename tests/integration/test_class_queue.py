@@ -8,11 +8,13 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from broker.valkey.class_queue import UNACKED, ClassQueue, Haul
-from broker.valkey.scripts import ELSEWHERE, HEARTBEAT, Verdict
+from broker.valkey.blocking import run
+from broker.valkey.claims import Verdict
+from broker.valkey.class_queue import ClassQueue, Haul
+from broker.valkey.facts import heartbeat_call
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.contract.keys import DEVICES, HEARTBEATS, job_key, priority_list
+from taxiway.contract.keys import UNACKED, job_key, priority_list
 from tests.waiting import until
 
 QUEUE = "cpu.batch"
@@ -158,7 +160,7 @@ def lose(broker: redis.Redis, worker: str, *, ago: float) -> None:
 
 
 def beat(broker: redis.Redis, worker: str, facts: bytes) -> None:
-    broker.eval(HEARTBEAT, 2, DEVICES, HEARTBEATS, worker, facts)
+    run(broker, heartbeat_call(worker, facts))
 
 
 def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_class(
@@ -183,7 +185,7 @@ def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_cl
         (b"", 0.1),
         (b'{"hardware_class": "gpu.realtime"}', 0.1),
         (b'{"hardware_class": "cpu.batch", "draining": true}', 0.1),
-        (b'{"hardware_class": "cpu.batch"}', ELSEWHERE + 0.1),
+        (b'{"hardware_class": "cpu.batch"}', 5.1),
     ],
     ids=["no other is live", "another class", "it drains", "it left the job for long"],
 )

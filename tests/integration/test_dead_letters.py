@@ -14,7 +14,8 @@ import redis
 from click.testing import CliRunner
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.scripts import RELEASE, START, Ending, Verdict, release_args, start_args
+from broker.valkey.claims import Verdict, release_call, start_call
+from broker.valkey.endings import Ending
 from broker.valkey.worker_store import Store as WorkerStore
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
@@ -41,7 +42,7 @@ def lose(store: Store, worker: str, job: str, *, ran: bool) -> None:
     [claim] = store.claim(worker, job, lease=0.02)
     assert claim.verdict is Verdict.RUN
     if ran:
-        store.run(START, [], start_args("cpu:0", [(job, claim.token, 1.0)]))
+        store.run(start_call("cpu:0", [(job, claim.token, 1.0)]))
     eventually(lambda: not is_held(store.client, job))
 
 
@@ -64,8 +65,8 @@ def test_a_letter_tells_which_workers_held_its_job_and_ended(settings: Settings,
 def test_a_worker_that_gave_the_job_back_is_not_in_its_history(settings: Settings, store: Store) -> None:
     store.forward(placed("j"))
     [claim] = store.claim("a@host", "j")
-    store.run(START, [], start_args("cpu:0", [("j", claim.token, 1.0)]))
-    store.run(RELEASE, [], release_args([("j", claim.token)]))
+    store.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
+    store.run(release_call([("j", claim.token)]))
     [again] = store.claim("b@host", "j")
     assert (again.attempts, again.claims) == (0, 1)
     assert WorkerStore(settings.state, "b@host", Limits()).history("j") == ()

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import redis
 
-from broker.valkey.deadlines import OVERDUE, overdue_answer
+from broker.valkey.claims import start_call
+from broker.valkey.deadlines import overdue_answer, overdue_call
+from broker.valkey.endings import Ending
 from broker.valkey.forwarding import Forward
-from broker.valkey.scripts import START, Ending, start_args
 from broker.valkey.worker_store import Store as WorkerStore
 from router.service.store import Store as RouterStore
 from router.upkeep.deadlines import TICK, Deadlines
@@ -39,7 +40,7 @@ def store(settings: Settings) -> Iterator[Store]:
 
 
 def overdue(store: Store) -> list[tuple[str, str]]:
-    return [(one.job, one.reply) for one in overdue_answer(store.run(OVERDUE, [], [10, 5.0]))[1]]
+    return [(one.job, one.reply) for one in overdue_answer(store.run(overdue_call(10, 5.0)))[1]]
 
 
 async def fire(settings: Settings) -> int:
@@ -75,7 +76,7 @@ def test_a_job_without_a_deadline_is_overdue_once_no_worker_may_begin_it(store: 
     store.forward(*(placed(job, deadline_at="0.0", placed=late) for job in ("waits", "runs")))
     store.forward(placed("not yet", deadline_at="0.0", placed=soon))
     [claim] = store.claim("a", "runs")
-    store.run(START, [], start_args("cpu:0", [("runs", claim.token, 1.0)]))
+    store.run(start_call("cpu:0", [("runs", claim.token, 1.0)]))
     assert overdue(store) == [("waits", "")]
     assert store.client.ttl(job_key("waits")) > 0
 
@@ -103,7 +104,7 @@ def test_the_rest_of_a_group_comes_again_when_nobody_ended_it(store: Store) -> N
     store.forward(*alike("ended", "left", deadline_at="1.5"))
     store.finish(cancelled("ended"))
     for _ in range(2):
-        groups, [left], _ = overdue_answer(store.run(OVERDUE, [], [10, 0.0]))
+        groups, [left], _ = overdue_answer(store.run(overdue_call(10, 0.0)))
         assert (groups, left.job) == (1, "left")
     store.finish(cancelled("left"))
     assert overdue(store) == []

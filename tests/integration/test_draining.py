@@ -13,11 +13,11 @@ import pytest
 import redis
 
 from broker.port import read_history
-from broker.valkey.class_queue import UNACKED, ClassQueue
+from broker.valkey.class_queue import ClassQueue
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.contract.keys import DEVICES, job_key, priority_list, result_key
+from taxiway.contract.keys import DEVICES, UNACKED, job_key, priority_list, result_key
 from taxiway.contract.wire import Envelope
 from tests.routing import empty_queues, eventually
 from tests.scripting import is_held

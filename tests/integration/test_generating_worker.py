@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from celery import Celery
 
-from broker.valkey.scripts import FINISH, Ending, finish_args
+from broker.valkey.blocking import run
+from broker.valkey.endings import Ending, finish_call
 from broker.valkey.worker_store import Store
 from tasks.heartbeat import DeviceFacts
 from tasks.models.artefacts import ArtefactStore
@@ -17,7 +18,7 @@ from tasks.models.catalogue import load_catalogue
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.job import JobState, failure_meta
-from taxiway.contract.keys import DEVICES, LENGTHS, WORK, job_key, stream_key
+from taxiway.contract.keys import DEVICES, job_key, stream_key
 from taxiway.contract.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
 from taxiway.errors import InvalidRequestError, JobCancelledError
 from tests.decoding import tiny_model
@@ -62,8 +63,7 @@ def state_of(tower: Tower, job: str) -> str:
 def cancel(tower: Tower, job: str) -> None:
     """What a router does."""
     ending = Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled")))
-    args = finish_args([ending], keep_result=60, keep_record=60)
-    assert tower.state.register_script(FINISH)(keys=[WORK, LENGTHS], args=args) == [1]
+    assert run(tower.state, finish_call([ending], keep_result=60, keep_record=60)) == [1]
 
 
 @pytest.mark.usefixtures("worker")

@@ -10,26 +10,18 @@ import msgspec
 import pytest
 import redis
 
+from broker.valkey.claims import Verdict, release_call, renew_call, start_call
+from broker.valkey.endings import Ending
+from broker.valkey.facts import heartbeat_call
 from broker.valkey.forwarding import Forward
-from broker.valkey.scripts import (
-    HEARTBEAT,
-    RELEASE,
-    RENEW,
-    START,
-    UNRECORDED,
-    Ending,
-    Verdict,
-    release_args,
-    renew_args,
-    start_args,
-)
-from tasks.models.lengths import TENANTS_AT_MOST, bin_of, predicted, read_lengths
+from tasks.models.lengths import bin_of, predicted, read_lengths
 from tasks.settings import Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
     DEVICES,
     HEARTBEATS,
     LENGTHS,
+    UNACKED,
     WORK,
     job_key,
     lengths_cell,
@@ -37,7 +29,7 @@ from taxiway.contract.keys import (
     result_key,
     spent_key,
 )
-from tests.scripting import LEASE, UNACKED, Store, is_held, placed
+from tests.scripting import LEASE, Store, is_held, placed
 from tests.waiting import until
 
 
@@ -64,7 +56,7 @@ def test_a_start_is_written_into_the_record_by_who_holds_the_job(store: Store) -
     store.forward(placed("j"))
     [claim] = store.claim("a", "j")
     jobs = [("j", claim.token, 1732.5), ("j", "b#1", 1733.5)]
-    assert store.run(START, [], start_args("cpu:0", jobs)) == [1, 0]
+    assert store.run(start_call("cpu:0", jobs)) == [1, 0]
     record = store.record("j")
     assert (record["state"], record["device"], record["attempts"], record["started"]) == (
         "running",
@@ -78,7 +70,7 @@ def test_a_claim_tells_how_many_before_it_were_not_given_back(store: Store) -> N
     [first] = store.claim("a", "j", lease=0.05)
     assert until(lambda: not is_held(store.client, "j"))
     [second] = store.claim("b", "j")
-    store.run(RELEASE, [], release_args([("j", second.token)]))
+    store.run(release_call([("j", second.token)]))
     [third] = store.claim("c", "j")
     assert [claim.claims for claim in (first, second, third)] == [1, 2, 2]
 
@@ -155,7 +147,7 @@ def test_a_lease_is_renewed_by_its_holder_only(store: Store) -> None:
     [claim] = store.claim("a", "j", lease=5)
     [other] = store.claim("a", "k", lease=5)
     claims = [("j", claim.token), ("k", "somebody#1"), ("gone", "a#1")]
-    assert store.run(RENEW, [], renew_args(60, claims)) == [1, 0, 0]
+    assert store.run(renew_call(60, claims)) == [1, 0, 0]
     now = store.client.time()[0]
     assert float(store.record("j")["held_until"]) > now + 10
     assert float(store.record("k")["held_until"]) < now + 10
@@ -164,14 +156,14 @@ def test_a_lease_is_renewed_by_its_holder_only(store: Store) -> None:
 
 def test_a_released_job_is_queued_and_free_for_anyone(store: Store) -> None:
     [claim] = store.claim("a", "j")
-    store.run(RELEASE, [], release_args([("j", claim.token)]))
+    store.run(release_call([("j", claim.token)]))
     assert store.record("j")["state"] == "queued"
     assert store.claim("b", "j")[0].token == "b#2"
 
 
 def test_a_claim_is_not_released_by_another(store: Store) -> None:
     store.claim("a", "j")
-    store.run(RELEASE, [], release_args([("j", "b#1")]))
+    store.run(release_call([("j", "b#1")]))
     assert store.claim("b", "j")[0].verdict is Verdict.HELD
 
 
@@ -303,11 +295,11 @@ def test_a_job_that_does_not_generate_or_was_never_placed_teaches_nothing(store:
 
 
 def test_no_more_tenants_are_remembered_than_the_bound(store: Store) -> None:
-    store.client.hset(LENGTHS, mapping={f"m:1|{n}": "{}" for n in range(TENANTS_AT_MOST)})
+    store.client.hset(LENGTHS, mapping={f"m:1|{n}": "{}" for n in range(512)})
     answered(store, 16, times=10)
-    assert store.client.hlen(LENGTHS) == TENANTS_AT_MOST
+    assert store.client.hlen(LENGTHS) == 512
     assert answered(store, 16, times=10)[bin_of(16)] > 10
-    assert store.client.hlen(LENGTHS) == TENANTS_AT_MOST
+    assert store.client.hlen(LENGTHS) == 512
 
 
 SPENT = spent_key("2026-01-31")
@@ -327,7 +319,7 @@ def test_what_placed_jobs_cost_is_added_up_by_tenant_for_two_days(store: Store) 
 def test_a_job_that_never_started_costs_its_tenant_nothing(store: Store) -> None:
     store.forward(costing("j", 0.25), costing("k", 0.5))
     [claim] = store.claim("a", "j")
-    store.run(START, [], start_args("cpu:0", [("j", claim.token, 1732.5)]))
+    store.run(start_call("cpu:0", [("j", claim.token, 1732.5)]))
     store.finish(success("j", claim.token), Ending("k", JobState.CANCELLED, b"cancelled"))
     assert float(store.client.hget(SPENT, "lab") or 0) == 0.25
     store.forward(costing("l", 1.0))
@@ -337,14 +329,14 @@ def test_a_job_that_never_started_costs_its_tenant_nothing(store: Store) -> None
 
 
 def test_a_heartbeat_keeps_a_devices_facts_and_when_they_came_by_the_servers_clock(store: Store) -> None:
-    now = float(store.run(HEARTBEAT, [DEVICES, HEARTBEATS], ["w", b"facts"]))
+    now = float(store.run(heartbeat_call("w", b"facts")))
     assert store.client.hgetall(DEVICES) == {b"w": b"facts"}
     assert store.client.zscore(HEARTBEATS, "w") == pytest.approx(now, abs=0.001)
 
 
 def test_a_device_that_says_goodbye_is_gone(store: Store) -> None:
     for facts in (b"facts", b""):
-        store.run(HEARTBEAT, [DEVICES, HEARTBEATS], ["w", facts])
+        store.run(heartbeat_call("w", facts))
     assert store.client.exists(DEVICES, HEARTBEATS) == 0
 
 
@@ -355,8 +347,8 @@ def test_an_ending_has_a_final_state() -> None:
 
 def test_a_claim_on_a_job_without_a_record_leaves_nothing_for_ever(store: Store) -> None:
     [claim] = store.claim("a", "nobody's")
-    store.run(RELEASE, [], release_args([("nobody's", claim.token)]))
-    assert 0 < store.client.ttl(job_key("nobody's")) <= UNRECORDED
+    store.run(release_call([("nobody's", claim.token)]))
+    assert 0 < store.client.ttl(job_key("nobody's")) <= 86_400
     store.forward(placed("j"))
     store.claim("a", "j")
     assert 0 < store.client.ttl(job_key("j")) <= 120

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.port import Arrival
-from broker.valkey.forwarding import Forward, forward_args
+from broker.valkey.forwarding import Forward, forward_call
 from router.decide.explain import explain_again, read_basis
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
@@ -194,7 +194,7 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket():
     assert admitted.outgoing.fields["deadline_at"] == "0.0"
     assert admitted.ticket.deadline_at == NOW + keep
     forward = Forward(job="j1", fields=admitted.outgoing.fields, keep=keep)
-    assert NOW + keep in forward_args([forward])  # the time by which it is ended
+    assert NOW + keep in forward_call([forward]).args  # the time by which it is ended
 
 
 def test_celerys_expires_shortens_the_deadline():

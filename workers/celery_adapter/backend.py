@@ -8,11 +8,10 @@ from typing import Any
 from celery import Celery, states
 from celery.backends.redis import RedisBackend
 
-from broker.valkey import scripts
-from broker.valkey.scripts import Ending
+from broker.valkey.blocking import run
+from broker.valkey.endings import Ending, finish_call
 from tasks.ticket import Ticket
 from taxiway.contract.job import JobState, failure_meta, state_of
-from taxiway.contract.keys import LENGTHS, WORK
 from taxiway.contract.wire import HEADER
 from taxiway.errors import ExecutionError, JobCancelledError, TaxiwayError
 from workers.celery_adapter.context import context_of
@@ -64,9 +63,8 @@ class WriteOnceBackend(RedisBackend):
     def _finish(self, ticket: Ticket, result: Any, state: str, request: Any) -> None:
         ending = self._ending(ticket, result, state, request)
         limits = context_of(self.app).topology.limits
-        args = scripts.finish_args([ending], keep_result=limits.keep_result, keep_record=limits.keep_record)
-        finish = self.client.register_script(scripts.FINISH)
-        written = self.ensure(lambda: finish(keys=[WORK, LENGTHS], args=args), ())
+        call = finish_call([ending], keep_result=limits.keep_result, keep_record=limits.keep_record)
+        written = self.ensure(lambda: run(self.client, call), ())
         if not written[0]:
             logger.warning(
                 "a result was not written: the job has ended or its claim is lost", extra={"job": ticket.job}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from broker.valkey.scripts import REFUSED, Ending, Verdict
+from broker.valkey.claims import Verdict
+from broker.valkey.endings import REFUSED, Ending
 from broker.valkey.worker_store import Store
 from tasks.ticket import Ticket, TicketError
 from taxiway.contract.job import failure_meta, state_of

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from broker.valkey.scripts import Claim, Verdict
+from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import Store, insist
 from tasks.heartbeat import variant_key
 from taxiway.errors import (

@@ -18,7 +18,8 @@ from typing import TypeVar
 from celery import Celery, states
 from celery.app.task import Context
 
-from broker.valkey import scripts
+from broker.valkey import endings
+from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.worker_store import Store, insist
 from taxiway.contract.blobs import ResultBlobs
@@ -76,7 +77,7 @@ class Finisher:
         device: Device,
         on_hub: Callable[[Callable[[], None]], None],
         again: Callable[[Delivery], None],
-        wrote: Callable[[scripts.Ending], None],
+        wrote: Callable[[endings.Ending], None],
     ) -> None:
         self._app = app
         self._store = store
@@ -196,7 +197,7 @@ class Finisher:
             else:
                 self._write_anew(one)
 
-    def _written(self, ended: Ended, ending: scripts.Ending) -> None:
+    def _written(self, ended: Ended, ending: endings.Ending) -> None:
         """Tell of a result that is there."""
         if ended.delivery.handed is not None:
             ended.delivery.handed.fields[STORED] = True
@@ -210,7 +211,7 @@ class Finisher:
         """Write the result under another claim, where the store lost the first one in a failover."""
         delivery = ended.delivery
         _, (claim,) = self._insist(lambda: self._store.claim([(delivery.job, 0.0)]))
-        if claim.verdict is not scripts.Verdict.RUN:
+        if claim.verdict is not Verdict.RUN:
             self._lose(delivery)
             return
         delivery.claim = claim
@@ -272,13 +273,13 @@ class Finisher:
             context = Context(handed.fields | handed.payload[2])
             backend.on_chord_part_return(context, stored["status"], stored["result"])
 
-    def _ending(self, ended: Ended) -> scripts.Ending:
+    def _ending(self, ended: Ended) -> endings.Ending:
         delivery, error = ended.delivery, ended.outcome.error
         if error is not None:
             state, meta = state_of(error), failure_meta(delivery.job, error)
         else:
             state, meta = JobState.SUCCEEDED, ended.outcome.meta
-        return scripts.Ending(
+        return endings.Ending(
             delivery.job,
             state,
             meta,

@@ -11,8 +11,8 @@ import msgspec
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
+from broker.valkey.claims import Claim
 from broker.valkey.deadlines import Course, exceeded
-from broker.valkey.scripts import Claim
 from tasks.models.catalogue import Model
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass

@@ -1,0 +1,58 @@
+"""Scripts that a Valkey or Redis server runs, each at once: files in `scripts/`, with shared parts in its `includes/`.
+
+A script is named by its file, whose header says what its keys and arguments are. The functions that make them, and read
+the answers, are beside each other by topic: `claims`, `endings`, `facts`, `forwarding`, `holding`, `deadlines`,
+`moving`. A script that begins with `#!lua flags=allow-oom` is run by a server whose memory is full: what ends accepted
+work makes room. Others are refused as a whole before they wrote anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent / "scripts"
+"""Where the scripts are."""
+
+_INCLUDE = re.compile(r'^--- @include "(\w+)"\n', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's text, and the name by which a server knows it."""
+
+    text: str
+    sha: str
+
+
+class Call(NamedTuple):
+    """A script, by its file's name, with its keys and arguments."""
+
+    name: str
+    keys: Sequence[str]
+    args: Sequence[Any] = ()
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """The command that runs it on a server which has seen it before."""
+        return ("EVALSHA", script(self.name).sha, len(self.keys), *self.keys, *self.args)
+
+
+@cache
+def script(name: str) -> Script:
+    """The script of that file, each of its includes in the place where it is first named."""
+    included = set[str]()
+
+    def resolve(found: re.Match[str]) -> str:
+        if found[1] in included:
+            return ""
+        included.add(found[1])
+        return _INCLUDE.sub(resolve, (FOLDER / "includes" / f"{found[1]}.lua").read_text())
+
+    text = _INCLUDE.sub(resolve, (FOLDER / f"{name}.lua").read_text())
+    return Script(text, hashlib.sha1(text.encode()).hexdigest())

@@ -1,0 +1,76 @@
+#!lua flags=allow-oom
+-- Writes results once, announces them, and acknowledges their messages.
+--
+-- KEYS: work, lengths, held, released, kombu's hash of unacknowledged messages, its index, then for each job its result
+--   and its record. A record names the job's blobs, its holding queue and the day's spending.
+-- ARGV: seconds to keep a result, seconds to keep a record, prefixes of the channels of replies and of withdrawals and
+--   of the keys of holding queues; then for each job: token ('' = no claim is needed, '-' = the job has no record),
+--   state, meta, client ('' = the one on its record, read here, for a router may be writing it just now), bins of the
+--   lengths that it generated ('' = none), time and device of its start ('' = none, or recorded before), tag of its
+--   message ('' = none).
+-- Returns 1 for each result that was written.
+-- Safe to run twice: a result that is there, or a job that ended, is left as it is.
+--- @include "now"
+--- @include "final"
+--- @include "ours"
+--- @include "cells"
+local work, lengths, held, released, unacked, index = unpack(KEYS, 1, 6)
+local keep_result, keep_record, reply_prefix, withdrawn_prefix, holding_prefix = unpack(ARGV, 1, 5)
+--- @include "let_go"
+--- @include "learn"
+-- The worker that holds a job is notified that it was ended for it.
+local function withdraw(holder, job)
+  local worker = holder and string.match(holder, '(.*)#')
+  if worker then redis.call('PUBLISH', withdrawn_prefix .. worker, job) end
+end
+local written, tags, cells, jobs, tenants, finished = {}, {}, {}, {}, {}, tostring(now)
+for k = 7, #KEYS, 2 do
+  local result, job = KEYS[k], KEYS[k + 1]
+  local i = 4 * k - 22
+  local token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 7)
+  local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, counted, reply =
+    unpack(redis.call('HMGET', job,
+    'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
+    'counted', 'reply'))
+  local may = not final[was] and (token == '' or token == '-' and not was or has(holder, token))
+  if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
+    if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + seconds, (jobs[cell] or 0) + 1 end
+    if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
+    if blobs and state ~= 'dead' then
+      for blob in string.gmatch(blobs, '%S+') do redis.call('UNLINK', blob) end
+    end
+    if queue and queue ~= '' then let_go(job, queue) end
+    if answers and bins ~= '' then learn(answers, cjson.decode(bins)) end
+    if spent and not started and start == '' and redis.call('EXISTS', spent) == 1 then
+      redis.call('HINCRBYFLOAT', spent, tenant, -cost)  -- a job that never started gives back what it was to cost
+    end
+    if start ~= '' then
+      redis.call('HSET', job, 'state', state, 'finished', finished, 'started', start, 'device', device,
+        'attempts', (attempts or 0) + 1)
+    else
+      redis.call('HSET', job, 'state', state, 'finished', finished)
+    end
+    redis.call('EXPIRE', job, keep_record)
+    if token == '' then withdraw(holder, job) end
+    redis.call('PUBLISH', result, meta)
+    if client == '' then client = reply or '' end
+    if client ~= '' then redis.call('PUBLISH', reply_prefix .. client, meta) end
+    if tag ~= '' then tags[#tags + 1] = tag end
+    written[#written + 1] = 1
+  else
+    written[#written + 1] = 0
+  end
+end
+local function fewer(field, ended)
+  if redis.call('HINCRBY', work, field, -ended) < 0 then redis.call('HSET', work, field, 0) end
+end
+for cell, seconds in pairs(cells) do
+  redis.call('HINCRBYFLOAT', work, cell, -seconds)
+  fewer(jobs_cell(cell), jobs[cell])
+end
+for tenant, ended in pairs(tenants) do fewer(tenant, ended) end
+if #tags > 0 then
+  redis.call('HDEL', unacked, unpack(tags))
+  redis.call('ZREM', index, unpack(tags))
+end
+return written

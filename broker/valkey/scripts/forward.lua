@@ -1,0 +1,19 @@
+-- Publishes placed messages and writes their records, and takes the next arrivals, at once.
+--
+-- KEYS: work, held, released, holding, deadlines, accepted; where something was taken or is to be: the key of the
+--   session, the in-flight list that gets the next arrivals, the arrivals' lists, first served first, and the in-flight
+--   lists that this call answers as a whole; then for each group its class list (if it is published), the day's
+--   spending (if its tenant has a budget), its blobs and its jobs. Holding queues are named by records.
+-- ARGV: number of arrivals' lists (0 = nothing is taken), number of lists that are answered, most arrivals to take,
+--   bytes after which no more are taken, prefixes of keys of jobs, results, replies and holding queues; then groups of
+--   jobs that are forwarded alike: '1' if published, seconds to keep the record, the state that the record is in
+--   ('' = there is none), holding queue ('' = none), number of blobs, deadline (0 = none), time at which they were
+--   accepted (0 = they are not to be listed), number of fields, fields, number of charges, charges (field of the work
+--   hash, amount), tenant ('' = no budget), cost, number of jobs, and each's client, message and use of an idempotency
+--   key ('' = none; else MessagePack: digest, submission, its result if the same was asked for, its result if not,
+--   seconds that it stays, what stands for the first digest in it, digits of that).
+-- Returns the time, 1 if the session lives (else nothing was done), for each job 1 if it was forwarded, 0 if not, -1 if
+--   its key was first used for something else, and what was taken, first served first.
+-- Safe to run twice: a job that has a record arrived before, and its copy is dropped; so is a snapshot that is there.
+--   The client of a copy is notified of the job's end, if it has ended: it may have been cancelled before it arrived.
+--- @include "forward"

@@ -1,0 +1,33 @@
+#!lua flags=allow-oom
+-- Looks at what is held; jobs that were drawn and not placed in time are held again.
+-- KEYS: holding, released, held, work, releaser. Holding queues are named by records and by the set.
+-- ARGV: prefix of the keys of holding queues, router, ms for which no other router releases.
+-- Returns the time, the cells of the work hash (none where nothing is held), then of each holding queue its name, its
+--   first job's deadline and level, and the number of its jobs.
+--   A second router is shown no queues.
+-- Safe to run twice: what is held again is so once.
+--- @include "now"
+local holding, released, held, work, releaser = unpack(KEYS)
+local holding_prefix = ARGV[1]
+--- @include "hold"
+local answer = {tostring(now), {}}
+local holder = redis.call('GET', releaser)
+if holder and holder ~= ARGV[2] then return answer end
+redis.call('SET', releaser, ARGV[2], 'PX', ARGV[3])
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', released, '-inf', now, 'LIMIT', 0, 1000)) do
+  local message = redis.call('HGET', held, job)
+  redis.call('ZREM', released, job)
+  if message then hold(job, message) end
+end
+for _, queue in ipairs(redis.call('SMEMBERS', holding)) do
+  local key = holding_prefix .. queue
+  local job, due = unpack(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES'))
+  if job then
+    local level, jobs = redis.call('HGET', job, 'level'), redis.call('ZCARD', key)
+    for _, part in ipairs({queue, due, level, tostring(jobs)}) do answer[#answer + 1] = part end
+  else
+    redis.call('SREM', holding, queue)
+  end
+end
+if answer[3] then answer[2] = redis.call('HGETALL', work) end
+return answer

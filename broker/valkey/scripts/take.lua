@@ -1,0 +1,81 @@
+#!lua flags=allow-oom
+-- Takes messages of a class queue into kombu's hash of unacknowledged messages, and claims their jobs.
+--
+-- KEYS: the unacked hash, its index, the worker's room, devices, heartbeats, then the queue's lists, first served first.
+--   Keys of jobs and results follow from the messages that are taken.
+-- ARGV: beginning of tags, end of an unacked entry, worker ('' = claim nothing), seconds of a lease, prefixes of the
+--   keys of results and jobs, most seconds of patient work, number from which on what is parked is counted, first level
+--   of patient work (0 = the first list), most messages and the number of this take, which the tags carry; without these
+--   two, as the room says that the last take left them.
+-- Returns the time, the number of the take, then for each message: itself, its job, and verdict and value of the claim.
+-- Safe to run twice: a message is taken once, and comes back if nobody keeps it for a lease.
+--
+-- Of the lists of patient work no more is taken once the jobs' records tell of so many seconds. A job is claimed where
+-- the message says in the usual form which it is and that it has no eta; whoever reads the ticket sees whether that was
+-- true. A job that is to run elsewhere is not answered: it stays among the unacked, where any worker finds it within
+-- half a second as what a silent one held.
+--- @include "now"
+--- @include "final"
+local unacked, index, room, devices, heartbeats = unpack(KEYS, 1, 5)
+--- @include "others"
+--- @include "over"
+--- @include "claimed"
+local tags, ending, worker, lease, result_prefix, job_prefix, ahead, parking, first_patient, most, take = unpack(ARGV)
+local pause, asked = 0.5, most
+ahead = tonumber(ahead)
+if not asked then most, take = string.match(redis.call('GET', room) or '0 0', '(%d+) (%d+)') end
+local function after(message, name, pattern, from)
+  local _, at = string.find(message, '\\"' .. name .. '\\":', from, true)
+  return at and string.match(message, '^ ?' .. pattern, at + 1)
+end
+local function order_of(message)
+  local at = string.find(message, '"taxiway":"', 1, true) or string.find(message, '"taxiway": "', 1, true)
+  if not at or string.find(message, '"eta":"', 1, true) or string.find(message, '"eta": "', 1, true) then return nil end
+  return after(message, 'job', '\\"([^\\"]+)', at), after(message, 'deadline_at', '([%d.e+]+)', at) or '0'
+end
+local function elsewhere() return others(worker, KEYS[6]) end
+local answer, entries, scores, left, n, parked = {tostring(now), take}, {}, {}, tonumber(most), 0, 0
+local function keep(message, number, at)
+  local tag = tags .. take .. '.' .. number
+  entries[#entries + 1], entries[#entries + 2] = tag, '[' .. message .. ending
+  scores[#scores + 1], scores[#scores + 2] = at, tag
+end
+local function receive(message, patient)
+  local job, verdict, value = nil, '', ''
+  if worker ~= '' then
+    local deadline
+    job, deadline = order_of(message)
+    if job then
+      verdict, value = claimed(worker, lease, result_prefix .. job, job_prefix .. job, deadline, elsewhere)
+    end
+  end
+  if verdict == 'elsewhere' then
+    keep(message, parking + parked, now - lease + pause)
+    parked = parked + 1
+    return
+  end
+  if job and patient then ahead = ahead - (tonumber(redis.call('HGET', job_prefix .. job, 'work') or 0) or 0) end
+  keep(message, n, now)
+  answer[4 * n + 3], answer[4 * n + 4], answer[4 * n + 5], answer[4 * n + 6] = message, job or '', verdict, value
+  n, left = n + 1, left - 1
+end
+for k = 6, #KEYS do
+  local patient = k - 6 >= tonumber(first_patient)
+  local got = true
+  while got and left > 0 and (not patient or ahead > 0) do
+    got = redis.call('RPOP', KEYS[k], patient and 1 or left)
+    for _, message in ipairs(got or {}) do receive(message, patient) end
+    got = got and patient
+  end
+end
+local lasting = math.floor(lease * 1000)
+if asked then
+  redis.call('SET', room, left .. ' ' .. take + 1, 'PX', lasting)
+elseif n > 0 then
+  redis.call('SET', room, '0 0', 'PX', lasting)
+end
+if #entries > 0 then
+  redis.call('HSET', unacked, unpack(entries))
+  redis.call('ZADD', index, unpack(scores))
+end
+return answer
