@@ -1,6 +1,6 @@
 """Moves waiting messages from one class's queue to another's: one small protocol, one file a broker.
 
-Routers elect one of them to move: its lease is a key that ends by itself, its token is checked where a move is made.
+The leader moves (`broker.valkey.leadership`): its token is checked where a move is made.
 On both brokers the claim before compute makes a copy harmless, so a move that is cut in the middle runs a job once.
 """
 
@@ -79,9 +79,6 @@ class Step:
 class Yard(Protocol):
     """The class queues of a broker, for the one that moves. Methods raise `BrokerUnavailableError` while it is away."""
 
-    async def lead(self, lease: float) -> str:
-        """Take or keep the lead for `lease` seconds: a fencing token, empty while another leads."""
-
     async def head(self, queue: str) -> Head:
         """What waits in the queue."""
 
@@ -108,4 +105,4 @@ class Yard(Protocol):
         """Return to their queues what `peek` took out of them."""
 
     async def close(self) -> None:
-        """Give the lead up, and disconnect."""
+        """Disconnect."""

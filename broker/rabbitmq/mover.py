@@ -31,11 +31,11 @@ GLANCE = 0.05
 
 
 class RabbitYard(StateYard):
-    """Class queues on RabbitMQ; the lead and the records are in `state`."""
+    """Class queues on RabbitMQ; the records are in `state`."""
 
-    def __init__(self, *, broker: str, state: str, name: str) -> None:
+    def __init__(self, *, broker: str, state: str) -> None:
         self._url = broker
-        super().__init__(state, name)
+        super().__init__(state)
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._shown: dict[int, AbstractIncomingMessage] = {}

@@ -2,7 +2,7 @@
 
 Whatever the broker, holding is in the state store, beside the jobs' records: a queue for all jobs of one tenant that
 have the same candidates, ordered by deadline. `forwarding` puts jobs in and, when they are placed, takes them out.
-A router that releases draws jobs for some seconds; what it has not placed by then goes back. So none is lost with it.
+The leader draws jobs for some seconds; what it has not placed by then goes back. So none is lost with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.valkey.lua import Call
-from taxiway.contract.keys import HELD, HOLDING, RELEASED, RELEASER, WORK, holding_key
+from taxiway.contract.keys import HELD, HOLDING, LEAD, RELEASED, WORK, holding_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The server's time, the holding queues that this router may release from, and the cells of `keys.WORK`."""
+    """The server's time, the holding queues, and the cells of `keys.WORK`."""
 
     now: float
     work: Mapping[str, float]
@@ -47,15 +47,9 @@ class Drawn:
     reply: str
 
 
-def survey_call(router: str, lead: float) -> Call:
-    """Looks at what is held; other routers see nothing for `lead` seconds."""
-    keys = [HOLDING, RELEASED, HELD, WORK, RELEASER]
-    return Call("survey", keys, [holding_key(""), router, int(lead * 1000)])
-
-
-def resign_call(router: str) -> Call:
-    """Lets another router release at once, if this one did."""
-    return Call("resign", [RELEASER], [router])
+def survey_call() -> Call:
+    """Looks at what is held."""
+    return Call("survey", [HOLDING, RELEASED, HELD, WORK], [holding_key("")])
 
 
 def survey_answer(answer: Sequence[Any]) -> Survey:
@@ -69,9 +63,9 @@ def survey_answer(answer: Sequence[Any]) -> Survey:
     )
 
 
-def draw_call(queue: str, most: int, lease: float) -> Call:
-    """Takes a queue's first jobs; what is not placed in `lease` seconds is held again."""
-    return Call("draw", [holding_key(queue), RELEASED, HELD], [most, lease])
+def draw_call(token: str, queue: str, most: int, lease: float) -> Call:
+    """Takes a queue's first jobs, for the leader; what is not placed in `lease` seconds is held again."""
+    return Call("draw", [LEAD, holding_key(queue), RELEASED, HELD], [token, most, lease])
 
 
 def draw_answer(answer: Sequence[bytes]) -> tuple[float, list[Drawn]]:

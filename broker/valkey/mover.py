@@ -15,11 +15,11 @@ from taxiway.errors import InvalidRequestError
 
 
 class ValkeyYard(StateYard):
-    """Class queues on Valkey. Where `state` is another server, it has the lead, and records change there first."""
+    """Class queues on Valkey. Where `state` is another server, records change there first."""
 
-    def __init__(self, *, broker: str, state: str, name: str) -> None:
+    def __init__(self, *, broker: str, state: str) -> None:
         self._client = connect(broker)
-        super().__init__(state, name)
+        super().__init__(state)
         self._apart = state != broker
 
     async def head(self, queue: str) -> Head:

@@ -1,19 +1,16 @@
-"""What the one that moves keeps in the state store: the lead, and the records of what it moved."""
+"""What the one that moves keeps in the state store: the records of what it moved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from broker.mover import Moved, Step
-from broker.valkey.connection import Line, connect, run, told_plainly
-from broker.valkey.lua import Call
+from broker.valkey.connection import connect, run, told_plainly
 from broker.valkey.moving import record_call
-from taxiway.contract.keys import LEAD, LEADS, MOVES, job_key
-from taxiway.errors import BrokerUnavailableError
+from taxiway.contract.keys import MOVES, job_key
 
 MOVES_KEPT = 50
 """Moves that are remembered for whoever looks at the fleet."""
@@ -25,16 +22,8 @@ _decode = msgspec.json.Decoder(Moved).decode
 class StateYard:
     """What every yard keeps there, whatever its broker."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str) -> None:
         self._store = connect(url)
-        self._name = name
-        self._line = Line(url)
-
-    async def lead(self, lease: float) -> str:
-        """See `Yard.lead`."""
-        with told_plainly("state store"):
-            token: bytes = await self._line.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
-        return token.decode()
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
         """See `Yard.records`."""
@@ -68,8 +57,5 @@ class StateYard:
         return [_decode(raw) for raw in told]
 
     async def close(self) -> None:
-        """Give the lead up, and disconnect."""
-        with suppress(BrokerUnavailableError):  # else the lead ends by itself
-            await self.lead(0.0)
-        await self._line.close()
+        """Disconnect."""
         await self._store.aclose()

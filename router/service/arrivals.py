@@ -16,16 +16,16 @@ from broker.mover import Yard
 from broker.port import Arrival, DeadLetter, Transport
 from broker.rabbitmq.mover import RabbitYard
 from broker.rabbitmq.queues import RabbitTransport
+from broker.valkey.leadership import Leadership
 from broker.valkey.mover import ValkeyYard
 from broker.valkey.queues import ValkeyTransport
 from router.decide.depths import check_store
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
-from router.http.metadata import model_list
 from router.operations.metrics import Done
 from router.operations.view import FleetView, view_fleet
 from router.service.admission import Admitted, Order, Rules, admit
-from router.service.decision import Decision, decide_read, misdirected, read, undecidable
+from router.service.decision import Decision, decide_read, read, undecidable
 from router.service.events import SentEvents
 from router.service.outcomes import OutcomeCounters
 from router.service.reload import FolderWatch
@@ -36,6 +36,8 @@ from router.service.submissions import Submissions
 from router.service.traces import trace_placement, trace_refusal
 from router.service.wait_timeouts import WaitTimeouts
 from router.upkeep.deadlines import Deadlines
+from router.upkeep.housekeeping import Housekeeping
+from router.upkeep.leader import LEASE, Leader
 from router.upkeep.mover import Mover
 from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
@@ -53,9 +55,6 @@ IDLE = 1.0
 
 TIDY = 1.0
 """Seconds between two looks after dead routers."""
-
-TELL = 30.0
-"""Seconds after which a router tells again what the fleet can run; within `TIDY` when that has changed."""
 
 ACCEPT = 1.75
 """Seconds that a caller at this router's own door waits for the broker, and `LOOK` at most: it is told within two."""
@@ -80,9 +79,11 @@ class Router:
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
-        self.yard = open_yard(settings, name)
+        self.yard = open_yard(settings)
         self._events = SentEvents(name)
-        self.mover = Mover(self.yard, self.fleet, self.store, rules, self._events, Retargeter(settings, rules.topology))
+        tick = rules.topology.rebalance.tick
+        self.leadership = Leadership(settings.state, name, LEASE * tick)
+        self.mover = Mover(self.yard, self.leadership, self.fleet, self.store, rules, self._events)
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
         self.refused: Counter[tuple[str, ...]] = Counter()
@@ -90,14 +91,16 @@ class Router:
         self.outcomes = OutcomeCounters()
         self.wait_timeouts = WaitTimeouts()
         self._submissions = Submissions(self.transport, self.fleet)
-        self._releaser = Releaser(name, rules, self.store, self.transport, self.fleet, placed=self._count)
+        self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
+        retargeter = Retargeter(settings, rules.topology, self.fleet, self.store)
+        housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
+        self._leader = Leader(self.leadership, (self.mover, self._releaser, retargeter, housekeeping), tick)
         self._deadlines = Deadlines(self.store)
-        self._told = b"", 0.0  # what it told that the fleet can run, and when
         self._stopping = False
         self._idle = False
         self._consumer: asyncio.Task[None] | None = None
+        self._turning: list[asyncio.Task[None]] = []  # what ends by itself, after its turn, when the router retires
         self._keepers: list[asyncio.Task[None]] = []
-        self._leaders: list[asyncio.Task[None]] = []
 
     @property
     def leaving(self) -> bool:
@@ -118,39 +121,33 @@ class Router:
                 "deadlines": self._deadlines.run(),
             }.items()
         ]
-        self._leaders = [
-            asyncio.create_task(self._releaser.run(), name="releaser"),
-            asyncio.create_task(self.mover.run(), name="mover"),
-        ]
         self._consumer = asyncio.create_task(self._consume(), name="consume")
+        self._turning = [self._consumer, asyncio.create_task(self._leader.run(), name="leader")]
 
     async def retire(self) -> None:
         """Take nothing more, finish or hand back what was taken, and let others lead; its own door is served on."""
         self._stopping = True
-        self._releaser.leave()
-        self.mover.leave()
-        if self._consumer is not None:
-            if self._idle:
-                self._consumer.cancel()
-            await asyncio.wait([self._consumer, *self._leaders], timeout=TURN)
+        self._leader.leave()
+        if self._idle and self._consumer is not None:
+            self._consumer.cancel()
+        if self._turning:
+            await asyncio.wait(self._turning, timeout=TURN)
         with contextlib.suppress(BrokerUnavailableError):  # it hands them on by itself, once this router is silent
             await self.transport.retire()
 
     async def stop(self) -> None:
         """Retire, and disconnect."""
         await self.retire()
-        running = [*self._leaders, *self._keepers] + ([] if self._consumer is None else [self._consumer])
-        await _end(running)
+        await _end([*self._turning, *self._keepers])
         await self.results.close()
+        await self.leadership.close()
         await self.yard.close()
         await self.transport.close()
         await self.store.close()
 
     async def failed(self) -> BaseException | None:
         """Wait until a loop of this router ends by an unexpected error; the error."""
-        assert self._consumer is not None
-        running = [self._consumer, *self._leaders, *self._keepers]
-        done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([*self._turning, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
         task = done.pop()
         return None if task.cancelled() else task.exception()
 
@@ -337,26 +334,7 @@ class Router:
                 if recovered:
                     logger.warning("arrivals recovered", extra={"messages": recovered})
                 await self._events.send(self.transport)
-                await self._tell_models()
-                await self._end_astray()
-                await self.store.forget_listed()
             await asyncio.sleep(TIDY)
-
-    async def _tell_models(self) -> None:
-        """Tell clients of the broker what `GET /v2/models` lists, where that has changed, or was told long ago."""
-        listed, now = msgspec.json.encode(model_list(self.rules.catalogue, self.fleet.snapshot)), time.monotonic()
-        told, at = self._told
-        if told != listed or now - at > TELL:
-            await self.store.tell_models(listed)
-            self._told = listed, now
-
-    async def _end_astray(self) -> None:
-        """End requests that plain Celery sent to its default queue, which nobody serves: their senders hear why."""
-        astray = await self.transport.astray()
-        if astray:
-            await self.store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])
-            await self.transport.forget(astray)
-            logger.warning("requests sent to Celery's default queue", extra={"messages": len(astray)})
 
 
 def _referred(envelope: Envelope, most: int) -> list[str]:
@@ -422,7 +400,7 @@ def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
     )
 
 
-def open_yard(settings: Settings, name: str) -> Yard:
+def open_yard(settings: Settings) -> Yard:
     """The class queues of the broker that `settings` name, for moving what waits in them."""
     yard = RabbitYard if settings.broker.startswith("amqp") else ValkeyYard
-    return yard(broker=settings.broker, state=settings.state, name=name)
+    return yard(broker=settings.broker, state=settings.state)

@@ -18,7 +18,7 @@ from broker.valkey.deadlines import Overdue, overdue_answer, overdue_call
 from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.facts import watch_call
 from broker.valkey.forwarding import forget_call
-from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, resign_call, survey_answer, survey_call
+from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_answer, survey_call
 from router.decide.tenants import day_of
 from router.service.aof import AppendOnlyFile
 from router.service.decision import Refusal
@@ -58,7 +58,7 @@ from taxiway.errors import BrokerUnavailableError, JobCancelledError
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
-_MODELS_KEPT = 600  # seconds: routers tell them every `service.TELL`
+_MODELS_KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
 _PIECES = 256  # that are read at once
 _READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
 _CARRIERS = 4  # connections for blobs, which take turns
@@ -224,8 +224,8 @@ class Store:
         self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
 
-    async def tell_models(self, listed: bytes) -> None:
-        """Tell clients of the broker what the fleet can run, as JSON, for as long as routers go on to say so."""
+    async def publish_models(self, listed: bytes) -> None:
+        """Publish to clients of the broker what the fleet can run, as JSON, for as long as that is renewed."""
         with told_plainly(_SERVER):
             await self._client.set(MODELS, listed, ex=_MODELS_KEPT)
 
@@ -256,20 +256,15 @@ class Store:
         with told_plainly(_SERVER):
             return overdue_answer(await self._looks.run(overdue_call(most, lease)))
 
-    async def survey(self, router: str, lead: float) -> Survey:
-        """The holding queues that have jobs; none while another router releases."""
+    async def survey(self) -> Survey:
+        """The holding queues that have jobs."""
         with told_plainly(_SERVER):
-            return survey_answer(await self._looks.run(survey_call(router, lead)))
+            return survey_answer(await self._looks.run(survey_call()))
 
-    async def resign(self, router: str) -> None:
-        """Let another router release at once, if this one did."""
+    async def draw(self, token: str, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
+        """The store's time and a holding queue's first jobs, for the leader; those not placed in time go back."""
         with told_plainly(_SERVER):
-            await self._looks.run(resign_call(router))
-
-    async def draw(self, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
-        """The store's time and the first jobs of a holding queue; those not placed in `lease` seconds go back."""
-        with told_plainly(_SERVER):
-            return draw_answer(await run(self._client, draw_call(queue, most, lease)))
+            return draw_answer(await run(self._client, draw_call(token, queue, most, lease)))
 
     async def give_back(self, jobs: Sequence[str]) -> None:
         """Let drawn jobs be held on, from the next survey."""

@@ -1,26 +1,25 @@
-"""The loop that moves waiting work: one router at a time looks at the queues each tick, and acts on `rebalance`.
+"""Moves waiting work: the leader looks at the queues each tick, and acts on `rebalance`.
 
-What no move helps, because it may run in its class only, gets devices lent (`retargeter`).
+What no move helps, because it may run in its class only, has devices retargeted (`retargeter`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 
 import msgspec
 
 from broker.mover import Moved, Peeked, Step, Yard
+from broker.valkey.leadership import Leadership
 from router.decide.rebalance import Flows, Move, rebalance
 from router.service.admission import Rules
 from router.service.events import SentEvents
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
 from router.service.traces import MoveTraces
-from router.upkeep.retargeter import Retargeter
+from router.upkeep.leader import Duty
 from router.upkeep.waiting import (
     FIELDS,
     Waiting,
@@ -31,7 +30,6 @@ from router.upkeep.waiting import (
     rest_of_move,
     steps_of,
 )
-from taxiway.errors import BrokerUnavailableError
 
 logger = logging.getLogger(__name__)
 
@@ -41,66 +39,43 @@ AT_ONCE = 250
 MOVED_AT_ONCE = 100
 """Messages that move together: what a router that dies may leave half moved, and what a server is asked for at once."""
 
-LEASE = 1.5
-"""Ticks that the lead lasts; who waits for it tries twice a tick, so another router leads within two."""
 
-
-class Mover:
-    """Moves waiting jobs while this router leads. `moves` counts them by source, target and kind since the start."""
+class Mover(Duty):
+    """Moves waiting jobs. `moves` counts them by source, target and kind since the start."""
 
     def __init__(
-        self, yard: Yard, fleet: FleetReader, store: Store, rules: Rules, events: SentEvents, retargeter: Retargeter
+        self,
+        yard: Yard,
+        leadership: Leadership,
+        fleet: FleetReader,
+        store: Store,
+        rules: Rules,
+        events: SentEvents,
     ) -> None:
+        super().__init__(rules.topology.rebalance.tick)
         self.moves: Counter[tuple[str, ...]] = Counter()
         self._yard = yard
+        self._leadership = leadership
         self._fleet = fleet
         self._store = store
         self._rules = rules
         self._events = events
-        self._retargeter = retargeter
         self._flows = Flows()
-        self._leaving = asyncio.Event()
 
-    def leave(self) -> None:
-        """End `run` after the tick under way."""
-        self._leaving.set()
-
-    async def run(self) -> None:
-        """Tick until `leave`; while the broker is away nothing moves, and the consuming loop says so."""
-        tick = self._rules.topology.rebalance.tick
-        while not self._leaving.is_set():
-            pause = tick / 2
-            try:
-                if await self._lead():
-                    pause = tick
-                    await self.tick()
-                    await self._retargeter.tick(self._fleet.working.fleet, self._store.now())
-                else:
-                    self._retargeter.forget()
-            except BrokerUnavailableError as error:
-                logger.debug("no moves", extra={"error": error.message})
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._leaving.wait(), pause)
-        with suppress(BrokerUnavailableError):
-            await self._yard.lead(0.0)
-
-    async def tick(self) -> int:
-        """Look once and move; how many jobs moved."""
+    async def tick(self) -> None:
+        """Look once, and move."""
         self._flows.begin()
         working, rules = self._fleet.working, self._rules.topology.rebalance
         if working.fleet.stale:
-            return 0
+            return
         try:
             depths, waiting = await self._look()
             groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
             work = {name: working.backlog.levels(name) for name in working.backlog.classes}
             decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
-            return await self._make(decided, waiting)
+            await self._make(decided, waiting)
         finally:
             await self._yard.put_back()
-
-    async def _lead(self) -> str:
-        return await self._yard.lead(LEASE * self._rules.topology.rebalance.tick)
 
     async def _look(self) -> tuple[dict[str, int], dict[str, Waiting]]:
         """How much waits in each class, and by id the jobs that its queue serves last, as far as they may move.
@@ -129,7 +104,7 @@ class Mover:
         seen = (read_waiting(one, its, self._rules.catalogue, now) for one, its in pairs)
         return [job for job in seen if job is not None]
 
-    async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> int:
+    async def _make(self, decided: Sequence[Move], waiting: dict[str, Waiting]) -> None:
         now, made = self._store.now(), []
         for move in decided:
             steps = steps_of(move, waiting, now, self._rules)
@@ -142,20 +117,19 @@ class Mover:
             if gone:
                 made.append(_moved(move, len(gone), now))
         self._flows.note(decided)
-        await self._tell(made)
-        return sum(moved.jobs for moved in made)
+        await self._note(made)
 
     async def _move(self, steps: Sequence[Step]) -> list[bool]:
         """Move as long as this router leads; which messages moved."""
         done: list[bool] = []
         for start in range(0, len(steps), MOVED_AT_ONCE):
-            token = await self._lead()
+            token = await self._leadership.campaign()  # what was decided may have taken longer than a lease
             if not token:
                 break
             done += await self._yard.move(token, steps[start : start + MOVED_AT_ONCE])
         return done + [False] * (len(steps) - len(done))
 
-    async def _tell(self, made: Sequence[Moved]) -> None:
+    async def _note(self, made: Sequence[Moved]) -> None:
         for moved in made:
             self.moves[moved.source, moved.target, moved.kind] += moved.jobs
             logger.info("moved", extra=msgspec.structs.asdict(moved))

@@ -1,27 +1,21 @@
-"""The loop that releases from holding: one router at a time places what is held, as far as the queues have room."""
+"""Releases from holding: the leader places what is held, as far as the queues have room."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from broker.port import Transport
 from broker.valkey.holding import Drawn, Line
+from broker.valkey.leadership import Leadership
 from router.decide.capacity import has_room
 from router.decide.fairness import FairOrder, Turn, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
 from router.service.snapshot_reader import BEAT, FleetReader
 from router.service.store import Store
-from taxiway.errors import BrokerUnavailableError, ModelUnavailableError, UnknownModelError
-
-logger = logging.getLogger(__name__)
-
-LEAD = 3 * BEAT
-"""Seconds after its last look in which no other router releases: so that two do not fill the same room."""
+from router.upkeep.leader import Duty
+from taxiway.errors import ModelUnavailableError, UnknownModelError
 
 TICK = 0.02
 """Seconds between two looks while jobs are held: queues are kept full to a horizon, and that may be a short one."""
@@ -32,12 +26,12 @@ LEASE = 5.0
 _CHUNKS = (16, 64, 256)  # jobs drawn from one queue in a row; what is too many of the last goes back
 
 
-class Releaser:
-    """Releases while this router is the one that does. `placed` is told of each job that leaves holding for a queue."""
+class Releaser(Duty):
+    """Releases what is held. `placed` is called for each job that leaves holding for a queue."""
 
     def __init__(
         self,
-        name: str,
+        leadership: Leadership,
         rules: Rules,
         store: Store,
         transport: Transport,
@@ -45,7 +39,8 @@ class Releaser:
         *,
         placed: Callable[[Admitted], None],
     ) -> None:
-        self._name = name
+        super().__init__(BEAT)
+        self._leadership = leadership
         self._rules = rules
         self._store = store
         self._transport = transport
@@ -53,39 +48,33 @@ class Releaser:
         self._placed = placed
         self._order = FairOrder(rules.topology.tenants)
         self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
-        self._held = asyncio.Event()
-        self._leaving = False
-
-    def leave(self) -> None:
-        """End `run` after the tick under way."""
-        self._leaving = True
-        self._held.set()
+        self._expected = False
+        self._began = 0.0
 
     def wake(self) -> None:
         """Say that a job is going to be held."""
-        self._held.set()
+        self._expected = True
+        if self.pause > TICK:
+            super().wake()
 
-    async def run(self) -> None:
-        """Tick until `leave`, while something is held by the fleet's facts; an outage is the others' to report."""
-        while True:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._held.wait(), BEAT)
-            if self._leaving:
-                break
-            if not self._held.is_set() and not self._fleet.working.held.seconds.any():
-                continue
-            began = time.monotonic()
-            with suppress(BrokerUnavailableError):
-                if not await self.tick() and not self._leaving:
-                    self._held.clear()
-            await asyncio.sleep(TICK)
-            self._fleet.shares.looked(time.monotonic() - began)
-        with suppress(BrokerUnavailableError):
-            await self._store.resign(self._name)
+    async def tick(self) -> None:
+        """Release, while something is held by the fleet's facts."""
+        if not self._expected and not self._fleet.working.held.seconds.any():
+            self.pause = BEAT
+            return
+        began, held = time.monotonic(), True
+        if self.pause == TICK:
+            self._fleet.shares.looked(began - self._began)
+        self._began, self.pause = began, TICK
+        self._expected = False
+        try:
+            held = await self._release_due()
+        finally:
+            self._expected = self._expected or held
 
-    async def tick(self) -> bool:
+    async def _release_due(self) -> bool:
         """Release as many jobs as bring the queues back to their horizons; whether any were held."""
-        survey = await self._store.survey(self._name, LEAD)
+        survey = await self._store.survey()
         if not survey.lines or self._fleet.working.fleet.stale:
             return False
         self._fleet.take_stock(survey.work)
@@ -118,7 +107,7 @@ class Releaser:
 
     async def _release(self, turn: Turn, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; whether more of them may find room."""
-        now, drawn = await self._store.draw(turn.line.queue, most, LEASE)
+        now, drawn = await self._store.draw(self._leadership.token, turn.line.queue, most, LEASE)
         company = min(turn.line.jobs, self._batch)
         decisions = [self._decide(one, now, company) for one in drawn]
         admitted = [d.admitted for d in decisions if d.admitted is not None]

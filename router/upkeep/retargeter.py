@@ -1,4 +1,4 @@
-"""Lends idle devices to classes that starve: acts on `retarget` by Celery's remote control, as operators may."""
+"""Retargets idle devices to classes that starve: acts on `retarget` by Celery's remote control, as operators may."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import asdict
 from kombu.exceptions import KombuError
 
 from router.decide.retarget import Retarget, Spells, retarget
-from router.decide.snapshot import FleetSnapshot
+from router.service.snapshot_reader import FleetReader
+from router.service.store import Store
+from router.upkeep.leader import Duty
 from tasks.celery_app import make_app
 from tasks.settings import Settings
 from tasks.topology import Topology
@@ -19,35 +21,36 @@ from taxiway.errors import BrokerUnavailableError
 logger = logging.getLogger(__name__)
 
 
-class Retargeter:
-    """Tells workers which classes to serve, while this router leads. What they do shows in their heartbeats."""
+class Retargeter(Duty):
+    """Asks workers to serve other classes. What they do shows in their heartbeats."""
 
-    def __init__(self, settings: Settings, topology: Topology) -> None:
+    def __init__(self, settings: Settings, topology: Topology, fleet: FleetReader, store: Store) -> None:
+        super().__init__(topology.rebalance.tick)
+        self._fleet = fleet
+        self._store = store
         self._app = make_app(settings, topology)
         self._topology = topology
         self._spells = Spells()
 
-    def forget(self) -> None:
-        """Another router leads: what was seen until now does not count any more."""
+    def begin(self) -> None:
+        """What was seen before another router led is superseded."""
         self._spells = Spells()
+        super().begin()
 
-    async def tick(self, fleet: FleetSnapshot, now: float) -> None:
-        """Look at the fleet at `now`, by the store's clock, and tell workers what follows.
-
-        Raises:
-            BrokerUnavailableError: the broker does not take a command.
-        """
+    async def tick(self) -> None:
+        """Look at the fleet, and ask workers for what follows."""
+        fleet, now = self._fleet.working.fleet, self._store.now()
         if fleet.stale:
             return
         self._spells.look(fleet, self._topology, now)
         decided = retarget(fleet, self._topology, self._spells, now)
         if decided:
             self._spells.note(decided, now)
-            await asyncio.to_thread(self._tell, decided)
+            await asyncio.to_thread(self._command, decided)
         for one in decided:
             logger.info("retargeted", extra=asdict(one))
 
-    def _tell(self, decided: Sequence[Retarget]) -> None:
+    def _command(self, decided: Sequence[Retarget]) -> None:
         connection = self._app.connection_for_write()
         lost: tuple[type[BaseException], ...] = (KombuError, OSError, *connection.connection_errors)
         try:

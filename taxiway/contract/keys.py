@@ -39,9 +39,6 @@ HELD = "taxiway:held"
 RELEASED = "taxiway:released"
 """Sorted set of `job_key` by when a job that a router took out of holding, and did not place, goes back."""
 
-RELEASER = "taxiway:releaser"
-"""The router that releases from holding; present for some ticks after each of its own."""
-
 DEADLINES = "taxiway:deadlines"
 """Sorted set of groups of `job_key`s, as MessagePack, by the deadline that their jobs have, on the store's clock."""
 
@@ -74,7 +71,7 @@ CATALOGUES = "taxiway:catalogues"
 CATALOGUES_SEEN = "taxiway:catalogues-seen"
 
 LEAD = "taxiway:lead"
-"""The token of the router that moves waiting work, while its lease lasts; `LEADS` counts how often it changed hands."""
+"""The fencing token of the router that leads, while its lease lasts; `LEADS` counts how often it changed hands."""
 
 LEADS = "taxiway:leads"
 

@@ -50,7 +50,7 @@ ALLOWED: dict[str, dict[str, str]] = {
                 "holding_key",
             ),
             *("spent_key", "reply_channel", "withdrawn_channel"),
-            *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "RELEASER", "DEADLINES", "STARTS"),
+            *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "LIVES", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
             *("MODELS", "ACCEPTED"),
         ),

@@ -11,7 +11,6 @@ import kombu
 import pytest
 import redis
 
-from router.upkeep.releaser import LEAD
 from taxiway.contract.job import JobState, read_meta, read_result, record_from
 from taxiway.contract.keys import (
     ARRIVALS,
@@ -226,7 +225,7 @@ def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(flee
         for _ in range(3):
             with router_process(fleet) as router:
                 before = store.hlen(HELD)
-                eventually(lambda before=before: store.hlen(HELD) < before or before == 0, within=LEAD + 5)
+                eventually(lambda before=before: store.hlen(HELD) < before or before == 0, within=5)
                 router.process.kill()
         with router_process(fleet), router_process(fleet):
             eventually(lambda: set(jobs) <= set(device.done), within=30)

@@ -16,6 +16,7 @@ import redis
 
 from broker.mover import Peeked, Step
 from broker.rabbitmq.mover import RabbitYard
+from broker.valkey.leadership import Leadership
 from tasks.celery_app import class_queue
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER, job_key, result_key
@@ -118,8 +119,9 @@ def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings)
             )
 
     async def scenario() -> list[bool]:
-        yard = RabbitYard(broker=through, state=twins.state, name="t")
-        token = await yard.lead(60)
+        yard = RabbitYard(broker=through, state=twins.state)
+        leadership = Leadership(twins.state, "t", 60)
+        token = await leadership.campaign()
         before = await yard.peek("cpu.a", 10)
         cable.cut()
         after: Sequence[Peeked] = ()
@@ -128,6 +130,7 @@ def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings)
                 after = (await yard.peek("cpu.a", 10)).messages
         done = await yard.move(token, [Step(one, "cpu.b", one.envelope) for one in before.messages])
         await yard.close()
+        await leadership.close()
         return done
 
     assert asyncio.run(scenario()) == [False, False]

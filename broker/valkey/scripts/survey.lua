@@ -1,19 +1,15 @@
 #!lua flags=allow-oom
 -- Looks at what is held; jobs that were drawn and not placed in time are held again.
--- KEYS: holding, released, held, work, releaser. Holding queues are named by records and by the set.
--- ARGV: prefix of the keys of holding queues, router, ms for which no other router releases.
+-- KEYS: holding, released, held, work. Holding queues are named by records and by the set.
+-- ARGV: prefix of the keys of holding queues.
 -- Returns the time, the cells of the work hash (none where nothing is held), then of each holding queue its name, its
 --   first job's deadline and level, and the number of its jobs.
---   A second router is shown no queues.
 -- Safe to run twice: what is held again is so once.
 --- @include "now"
-local holding, released, held, work, releaser = unpack(KEYS)
+local holding, released, held, work = unpack(KEYS)
 local holding_prefix = ARGV[1]
 --- @include "hold"
 local answer = {tostring(now), {}}
-local holder = redis.call('GET', releaser)
-if holder and holder ~= ARGV[2] then return answer end
-redis.call('SET', releaser, ARGV[2], 'PX', ARGV[3])
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', released, '-inf', now, 'LIMIT', 0, 1000)) do
   local message = redis.call('HGET', held, job)
   redis.call('ZREM', released, job)

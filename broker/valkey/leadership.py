@@ -1,0 +1,56 @@
+"""Which router leads: one at a time, by a lease in the state store and a fencing token, which no two leads share."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from math import inf
+
+from broker.valkey.connection import Line, told_plainly
+from broker.valkey.lua import Call
+from taxiway.contract.keys import LEAD, LEADS
+from taxiway.errors import BrokerUnavailableError
+
+
+class Leadership:
+    """This router's part in the election.
+
+    Who moves or draws jobs passes the token, and the store does nothing for one that is not the leader's.
+    """
+
+    def __init__(self, url: str, name: str, lease: float) -> None:
+        self._line = Line(url)
+        self._name, self._lease = name, lease
+        self._token, self._until = "", -inf
+
+    @property
+    def token(self) -> str:
+        """The fencing token of this router's lead; empty where another may lead, by this host's clock."""
+        return self._token if time.monotonic() < self._until else ""
+
+    async def campaign(self) -> str:
+        """Take or keep the lead for another lease; the fencing token, empty while another leads.
+
+        Raises:
+            BrokerUnavailableError: the state store does not answer.
+        """
+        asked = time.monotonic()
+        self._token = await self._lead(self._lease)
+        self._until = asked + self._lease
+        return self._token
+
+    async def resign(self) -> None:
+        """Let another router lead at once."""
+        self._token = ""
+        with suppress(BrokerUnavailableError):  # else the lease ends by itself
+            await self._lead(0.0)
+
+    async def close(self) -> None:
+        """Resign, and disconnect."""
+        await self.resign()
+        await self._line.close()
+
+    async def _lead(self, lease: float) -> str:
+        with told_plainly("state store"):
+            token: bytes = await self._line.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
+        return token.decode()
