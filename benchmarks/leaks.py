@@ -24,7 +24,7 @@ import uvloop
 from benchmarks.measure import answer, say
 from benchmarks.processes import fleet
 from taxiway import AsyncClient
-from taxiway.contract.keys import DEADLINES, LEAD, life_key, room_key, stream_key
+from taxiway.contract.keys import DEADLINES, LEAD, room_key, session_key, stream_key
 from taxiway.errors import TaxiwayError
 
 QUEUES = """
@@ -52,7 +52,7 @@ WARM = 1_000
 SETTLED = 300.0
 """Longest wait until nothing of the jobs is left: streams are kept for two minutes."""
 
-RENEWED = (life_key(""), room_key(""), LEAD)
+RENEWED = (session_key(""), room_key(""), LEAD)
 """Beginnings of keys that a router or a worker renews as long as it lives."""
 
 FOR_GOOD = -1

@@ -35,7 +35,7 @@ import redis
 import taxiway
 from benchmarks.measure import answer, say
 from benchmarks.processes import broker_settings, running, started
-from broker.mover import Moved
+from broker.port import Moved
 from local.embedded import EmbeddedValkey
 from tasks.celery_app import class_queue
 from tasks.settings import Settings

@@ -137,7 +137,7 @@ def depth(store: redis.Redis) -> int:
             asked.llen(queue)
         asked.hlen(UNACKED)
         counts: list[int] = asked.execute()
-    taken = sum(store.hlen(key) for key in store.keys("taxiway:taken:*")) if sum(counts) == 0 else 0
+    taken = sum(store.hlen(key) for key in store.keys("taxiway:in-flight:*")) if sum(counts) == 0 else 0
     return sum(counts) + taken
 
 

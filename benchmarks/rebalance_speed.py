@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.measure import answer, say
 from benchmarks.placement_speed import CLASSES, JOB_SECONDS, REPEATS, WAITING, WORKERS, device_of, model_of, topology_of
-from broker.mover import Peeked
+from broker.port import Peeked
 from router.decide.classify import Needs
 from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import FleetSnapshot

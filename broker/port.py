@@ -1,14 +1,17 @@
-"""Carries messages between arrivals, routers and class queues: one small protocol, one file a broker.
+"""What routers and workers see of a broker, whichever it is: `Transport` and `QueueMover`, implemented once a broker.
 
-Whatever the broker, a message taken and not answered returns to the arrivals when its router dies, and is answered by
-`forward` or `settle` exactly once. Messages have one form here, `wire.Envelope`.
+`Transport` carries messages between arrivals, routers and class queues. A message that was taken and not answered
+returns to the arrivals when its router dies, and is answered by `forward` or `settle` exactly once.
+`QueueMover` moves waiting messages between class queues, for the leader (`broker.valkey.leadership`): its fencing token
+is checked where a move is made. A move that is cut in the middle leaves a copy, which the claim before compute drops.
+Messages have one form here, `wire.Envelope`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import msgspec
 
@@ -24,8 +27,11 @@ TAKE_BYTES = 8 * 2**20
 """Bytes of messages after which a call takes no more: the last one may go past it. What reads and forwards them holds a
 router's event loop for 4 ms a MiB."""
 
+PEEK_BYTES = 4 * 2**20
+"""Bytes of messages that one queue's level is looked at for; large ones are left where they are."""
+
 PACKED = "packed"
-"""The field of a kept reading that holds it."""
+"""The field of a kept snapshot that holds it."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -37,7 +43,7 @@ class Arrival(msgspec.Struct, frozen=True):
     flaw: str = ""
 
 
-class Taken(msgspec.Struct, frozen=True):
+class InFlight(msgspec.Struct, frozen=True):
     """Arrivals, first served first, and the state store's time at which they were taken."""
 
     now: float
@@ -69,7 +75,7 @@ class Outgoing(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class KeptSnapshot:
     """What placements were decided from, as it is kept under its `name` for `keep` seconds."""
 
     name: str
@@ -78,7 +84,7 @@ class Reading:
 
     def recorded(self) -> Forward:
         """The step that keeps it, to be done with the records that refer to it."""
-        return Forward(reading=self.name, fields={PACKED: self.packed}, keep=self.keep)
+        return Forward(snapshot=self.name, fields={PACKED: self.packed}, keep=self.keep)
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -112,22 +118,80 @@ def read_history(text: str) -> tuple[Holder, ...]:
     return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
 
 
+@dataclass(frozen=True, slots=True)
+class Peeked:
+    """A waiting message: what identifies it to its broker, and its envelope."""
+
+    queue: str
+    level: int
+    handle: Any
+    envelope: Envelope
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return str(self.envelope.headers.get("id", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What waits in a class's queue: messages by level where the broker tells, else in all.
+
+    `first` are the jobs that are served next, one a level, as far as the broker shows them.
+    """
+
+    depths: tuple[int, ...]
+    first: tuple[str, ...] = ()
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs that moved together, at a time by the store's clock."""
+
+    at: float
+    source: str
+    target: str
+    kind: str
+    jobs: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A class's queue as it was looked at: how many messages wait there, and those that were seen."""
+
+    depth: int
+    messages: Sequence[Peeked] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One message's move: to which queue, as which envelope, and what changes in its job's record.
+
+    `fields` hold the record's new fields: among them `cell` and `work`, by which the work hash is corrected.
+    """
+
+    peeked: Peeked
+    queue: str
+    envelope: Envelope
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
 class Transport(Protocol):
     """A broker's arrivals and class queues. Every method raises `BrokerUnavailableError` while it does not answer."""
 
     async def wait(self, longest: float) -> None:
         """Return when arrivals may be there, at the latest after `longest` seconds. May be cancelled."""
 
-    async def take(self) -> Taken:
+    async def take(self) -> InFlight:
         """Take arrivals, up to `TAKE_AT_MOST`; some may have been taken as others were forwarded."""
 
-    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
-        """Publish and record, and keep the readings with the records; what is to be held is kept in the state store.
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+        """Publish and record, and keep the snapshots with the records; what is to be held is kept in the state store.
 
         False for a message that is not ours any more or whose job has a record already.
         """
 
-    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Publish and record jobs that were held. False for one that is not held any more."""
 
     async def settle(self, tags: Sequence[str]) -> None:
@@ -140,7 +204,7 @@ class Transport(Protocol):
         """Return to the arrivals what was taken and not answered, and take nothing more; forwarding goes on."""
 
     async def tidy(self) -> int:
-        """Put back what dead routers had taken, and say that this one lives; answers how many were put back."""
+        """Show that this router lives, and put back what dead ones had in flight; how many messages."""
 
     async def astray(self) -> list[Arrival]:
         """Requests that plain Celery sent to its default queue, where the broker can show them without taking them."""
@@ -153,3 +217,35 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Stop, leaving nothing taken behind."""
+
+
+class QueueMover(Protocol):
+    """The class queues of a broker, for the one that moves. Methods raise `BrokerUnavailableError` while it is away."""
+
+    async def head(self, queue: str) -> Head:
+        """What waits in the queue."""
+
+    async def peek(self, queue: str, most: int) -> Shown:
+        """The queue with up to `most` waiting messages of each level, those served last, the very last first.
+
+        They stay where they are, or come back with `put_back`. A broker that shows only those served first shows these:
+        of jobs that are alike it is the same which of them move.
+        """
+
+    async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
+        """Fields of jobs' records, in order; without those that a record lacks."""
+
+    async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
+        """Which messages moved; the others were taken meanwhile, or the lead was lost."""
+
+    async def note_moves(self, moved: Sequence[Moved]) -> None:
+        """Keep moves that were made, for whoever looks at the fleet."""
+
+    async def moves(self) -> list[Moved]:
+        """The last moves of the fleet, the latest first."""
+
+    async def put_back(self) -> None:
+        """Return to their queues what `peek` took out of them."""
+
+    async def close(self) -> None:
+        """Disconnect."""

@@ -13,7 +13,7 @@ from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer,
 from broker.valkey.lua import Call
 from broker.valkey.sessions import TAKES, recover_call, sign_call
 from taxiway.contract.job import FINAL
-from taxiway.contract.keys import WORK, job_key, life_key, taken_key, work_cell
+from taxiway.contract.keys import WORK, in_flight_key, job_key, session_key, work_cell
 
 LEASE = 30.0
 CELL = work_cell("cpu.batch", 1)
@@ -37,27 +37,27 @@ class Store:
         """The script's answer."""
         return run(self.client, call)
 
-    def live(self, life: str, *, born: bool = False) -> bool:
-        """Show that a life lasts."""
-        return bool(self.run(sign_call(life, 5.0, begins=born))[1])
+    def live(self, session: str, *, born: bool = False) -> bool:
+        """Show that a session lasts."""
+        return bool(self.run(sign_call(session, 5.0, begins=born))[1])
 
-    def take(self, life: str, most: int = 10, most_bytes: int = 1000) -> list[bytes]:
-        """What is taken under a life."""
-        return self.exchange(life=life, most=most, most_bytes=most_bytes).taken
+    def take(self, session: str, most: int = 10, most_bytes: int = 1000) -> list[bytes]:
+        """What is taken under a session."""
+        return self.exchange(session=session, most=most, most_bytes=most_bytes).taken
 
-    def forward(self, *forwards: Forward, life: str = "") -> list[bool]:
-        """What of this was forwarded; under a life, all that it took is answered with it."""
-        return self.exchange(*forwards, life=life).done
+    def forward(self, *forwards: Forward, session: str = "") -> list[bool]:
+        """What of this was forwarded; under a session, all that it took is answered with it."""
+        return self.exchange(*forwards, session=session).done
 
-    def exchange(self, *forwards: Forward, life: str = "", most: int = 0, most_bytes: int = 1000) -> Forwarded:
-        """The answer when this is forwarded, and arrivals are taken under a life."""
-        takes = taken_key(life, TAKES)
-        taking = Taking(life_key(life), takes, [takes], most, most_bytes) if life else None
+    def exchange(self, *forwards: Forward, session: str = "", most: int = 0, most_bytes: int = 1000) -> Forwarded:
+        """The answer when this is forwarded, and arrivals are taken under a session."""
+        takes = in_flight_key(session, TAKES)
+        taking = Taking(session_key(session), takes, [takes], most, most_bytes) if session else None
         return forward_answer(self.run(forward_call(forwards, taking)))
 
-    def recover(self, life: str, remembered: float = 60.0, most: int = 256) -> int:
+    def recover(self, session: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
-        return int(self.run(recover_call(life, remembered, most)))
+        return int(self.run(recover_call(session, remembered, most)))
 
     def claim(self, worker: str, *jobs: str, lease: float = LEASE, deadline: float = 0.0) -> list[Claim]:
         """The claims of these jobs."""

@@ -13,11 +13,10 @@ from contextlib import suppress
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
 
-from broker.mover import PEEK_BYTES, Head, Peeked, Shown, Step
-from broker.port import Outgoing
-from broker.rabbitmq.queues import AWAY, amqp_message, envelope_of, told_plainly_amqp
+from broker.port import PEEK_BYTES, Head, Outgoing, Peeked, Shown, Step
+from broker.rabbitmq.queues import AWAY, amqp_errors, amqp_message, envelope_of
 from broker.valkey.connection import ANSWER
-from broker.valkey.mover_state import StateYard
+from broker.valkey.moving import MoveRecords
 from taxiway.contract.keys import LEVELS
 
 LEAVE = 0.5
@@ -30,7 +29,7 @@ GLANCE = 0.05
 """Longest to wait for a queue's messages to come, in seconds."""
 
 
-class RabbitYard(StateYard):
+class RabbitQueueMover(MoveRecords):
     """Class queues on RabbitMQ; the records are in `state`."""
 
     def __init__(self, *, broker: str, state: str) -> None:
@@ -42,14 +41,14 @@ class RabbitYard(StateYard):
         self._handles = itertools.count()  # delivery tags begin anew with each connection
 
     async def head(self, queue: str) -> Head:
-        """See `Yard`: RabbitMQ tells how many wait in all."""
-        with told_plainly_amqp():
+        """See `QueueMover`: RabbitMQ tells how many wait in all."""
+        with amqp_errors():
             declared = await (await self._live()).declare_queue(queue, passive=True, timeout=ANSWER)
         return Head((declared.declaration_result.message_count or 0,))
 
     async def peek(self, queue: str, most: int) -> Shown:
-        """See `Yard`: RabbitMQ shows what it serves first."""
-        with told_plainly_amqp():
+        """See `QueueMover`: RabbitMQ shows what it serves first."""
+        with amqp_errors():
             channel = await self._live()
             declared = await channel.declare_queue(queue, passive=True, timeout=ANSWER)
             depth = declared.declaration_result.message_count or 0
@@ -59,26 +58,26 @@ class RabbitYard(StateYard):
         return Shown(depth, [self._peeked(queue, message) for message in reversed(messages)])
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
-        """See `Yard`."""
+        """See `QueueMover`."""
         held = [step.peeked.handle in self._shown for step in steps]  # a connection that ended gave the others back
         here = [step for step, own in zip(steps, held, strict=True) if own]
         if not here or not await self.record(token, here):
             return [False] * len(steps)
-        with told_plainly_amqp():
+        with amqp_errors():
             await asyncio.wait_for(asyncio.gather(*(self._publish(step) for step in here)), ANSWER)
             for step in here:
                 await self._shown.pop(step.peeked.handle).ack()
         return held
 
     async def put_back(self) -> None:
-        """See `Yard`."""
+        """See `QueueMover`."""
         shown, self._shown = self._shown, {}
-        with told_plainly_amqp():
+        with amqp_errors():
             for message in shown.values():
                 await message.nack(requeue=True)
 
     async def close(self) -> None:
-        """See `Yard`; RabbitMQ itself puts back what was shown."""
+        """See `QueueMover`; RabbitMQ itself puts back what was shown."""
         await super().close()
         await self._drop()
 

@@ -21,8 +21,8 @@ import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
-from broker.valkey.connection import ANSWER, Line, connect, told_plainly
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
+from broker.valkey.connection import ANSWER, Line, connect, fleet_errors
 from broker.valkey.forwarding import Forward, Forwarded, forward_answer, forward_call
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
@@ -92,13 +92,13 @@ class RabbitTransport:
         with suppress(TimeoutError):
             await asyncio.wait_for(session.arrived.wait(), longest)
 
-    async def take(self) -> Taken:
+    async def take(self) -> InFlight:
         """Take up to `TAKE_AT_MOST` deliveries; they stay unacknowledged."""
         if self._abandoned:
             await self._drop()
             self._abandoned = False
         session = await self._live()
-        with told_plainly("state store"):
+        with fleet_errors("state store"):
             seconds, microseconds = await self._state.time()
         arrivals: list[Arrival] = []
         left = TAKE_BYTES
@@ -110,14 +110,14 @@ class RabbitTransport:
             arrivals.append(Arrival(tag, message.body, envelope_of(message)))
         if not session.waiting:
             session.arrived.clear()
-        return Taken(seconds + microseconds / 1e6, arrivals)
+        return InFlight(seconds + microseconds / 1e6, arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Record, publish with confirms, mark, acknowledge: in this order."""
         session = await self._live()
         ours = [not m.tag or m.tag in session.taken for m in messages]
         mine = [m for m, own in zip(messages, ours, strict=True) if own]
-        due = await self._record_due(mine, readings)
+        due = await self._record_due(mine, snapshots)
         to_publish = [m for m, is_due in zip(mine, due, strict=True) if is_due and not m.held]
         await self._publish(session, to_publish)
         await self._mark_published(to_publish)
@@ -125,16 +125,16 @@ class RabbitTransport:
         rest = iter(due)
         return [own and next(rest) for own in ours]
 
-    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
-        return (await self._run_record(readings, forwards, held=True)).done[len(readings) :]
+        return (await self._run_record(snapshots, forwards, held=True)).done[len(snapshots) :]
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
         session = await self._live()
-        with told_plainly_amqp():
+        with amqp_errors():
             for tag in tags:
                 message = session.taken.pop(tag, None)
                 if message is not None:
@@ -150,7 +150,7 @@ class RabbitTransport:
         session = self._session
         if session is not None and not session.lost:
             session.inward.close_callbacks.discard(session.lose)
-            with told_plainly_amqp():
+            with amqp_errors():
                 await asyncio.wait_for(session.inward.close(), ANSWER)
 
     async def tidy(self) -> int:
@@ -168,7 +168,7 @@ class RabbitTransport:
         """Publish a Celery event to the exchange that Celery's own events go to."""
         session = await self._live()
         message = aio_pika.Message(event, content_type="application/json", content_encoding="utf-8")
-        with told_plainly_amqp():
+        with amqp_errors():
             await session.exchanges[_EVENTS].publish(message, routing_key, mandatory=False, timeout=ANSWER)
 
     async def close(self) -> None:
@@ -177,15 +177,15 @@ class RabbitTransport:
         await self._records.close()
         await self._state.aclose()
 
-    async def _record_due(self, messages: Sequence[Outgoing], readings: Sequence[Reading]) -> list[bool]:
+    async def _record_due(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot]) -> list[bool]:
         """Record the jobs; which have to be published: those that are new, or recorded by a router that died then.
 
         What runs was published, though its router did not live to say so.
         """
-        if not messages and not readings:
+        if not messages and not snapshots:
             return []
-        recorded = await self._run_record(readings, [self._recorded(m) for m in messages])
-        due, refused = recorded.done[len(readings) :], recorded.refused[len(readings) :]
+        recorded = await self._run_record(snapshots, [self._recorded(m) for m in messages])
+        due, refused = recorded.done[len(snapshots) :], recorded.refused[len(snapshots) :]
         new = {message.job for message, is_new in zip(messages, due, strict=True) if is_new}
         old = [n for n, m in enumerate(messages) if not due[n] and not refused[n] and m.job not in new]
         unpublished = await self._unpublished([messages[n] for n in old]) if old else []
@@ -198,7 +198,7 @@ class RabbitTransport:
 
     async def _unpublished(self, messages: Sequence[Outgoing]) -> list[bool]:
         """Which jobs' records say that they were neither published nor finished."""
-        with told_plainly("state store"):
+        with fleet_errors("state store"):
             async with self._state.pipeline(transaction=False) as pipeline:
                 for message in messages:
                     pipeline.hmget(job_key(message.job), _PUBLISHED, "finished")
@@ -206,11 +206,11 @@ class RabbitTransport:
         return [marks == [None, None] for marks in known]
 
     async def _run_record(
-        self, readings: Sequence[Reading], forwards: Sequence[Forward], *, held: bool = False
+        self, snapshots: Sequence[KeptSnapshot], forwards: Sequence[Forward], *, held: bool = False
     ) -> Forwarded:
-        """Keep readings, then records; what became of both, in this order."""
-        call = forward_call([*(reading.recorded() for reading in readings), *forwards], held=held)
-        with told_plainly("state store"):
+        """Keep snapshots, then records; what became of both, in this order."""
+        call = forward_call([*(snapshot.recorded() for snapshot in snapshots), *forwards], held=held)
+        with fleet_errors("state store"):
             recorded = forward_answer(await self._records.run(call))
             if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
                 check_confirmed([await self._records.call(*command) for command in self._confirming])
@@ -231,13 +231,13 @@ class RabbitTransport:
             exchange = session.exchanges[message.queue]
             await exchange.publish(amqp_message(message), message.queue, mandatory=True, timeout=ANSWER)
 
-        with told_plainly_amqp():
+        with amqp_errors():
             await asyncio.wait_for(asyncio.gather(*map(publish, messages)), ANSWER)
 
     async def _mark_published(self, messages: Sequence[Outgoing]) -> None:
         if not messages:
             return
-        with told_plainly("state store"):
+        with fleet_errors("state store"):
             async with self._state.pipeline(transaction=False) as pipeline:
                 for message in messages:
                     pipeline.hset(job_key(message.job), _PUBLISHED, "1")
@@ -248,7 +248,7 @@ class RabbitTransport:
         async with self._opening:
             if self._session is None or self._session.lost:
                 await self._drop()
-                with told_plainly_amqp():
+                with amqp_errors():
                     self._session = await self._open()
             return self._session
 
@@ -346,7 +346,7 @@ def amqp_message(message: Outgoing) -> aio_pika.Message:
 
 
 @contextmanager
-def told_plainly_amqp() -> Iterator[None]:
+def amqp_errors() -> Iterator[None]:
     """Raises `BrokerUnavailableError` for everything that says that RabbitMQ did not answer."""
     try:
         yield

@@ -23,6 +23,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from broker.valkey.blocking import ANSWER, Line, connect, run
 from broker.valkey.claims import Claim, claim_from
+from broker.valkey.connection import fleet_errors
 from broker.valkey.lua import Call
 from tasks.topology import Limits
 from taxiway.contract.durability import refusal
@@ -100,7 +101,7 @@ class ClassQueue:
         """
         self._takes += 2  # each take has its number: the second is of what `wait` takes
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
-        return self._haul(queue, self._told(lambda: self._line.run(call)))
+        return self._haul(queue, self._ask(lambda: self._line.run(call)))
 
     def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Haul]:
         """What came as the first message stood in one of the queues' `levels`, at the latest after `longest` seconds.
@@ -122,7 +123,7 @@ class ClassQueue:
     def acknowledge(self, tags: Sequence[str]) -> None:
         """Forget messages that were answered."""
         if tags:
-            self._told(lambda: self._forget(tags))
+            self._ask(lambda: self._forget(tags))
 
     def put_back(self, tags: Sequence[str]) -> None:
         """Return messages, given in the order in which they were taken, to their places in their queues."""
@@ -141,12 +142,12 @@ class ClassQueue:
 
     def message(self, tag: str) -> bytes:
         """A message that is held, as it was taken; empty where it is not held any more."""
-        entry: bytes = self._told(lambda: self._client.hget(UNACKED[0], tag)) or b""
+        entry: bytes = self._ask(lambda: self._client.hget(UNACKED[0], tag)) or b""
         return entry[1:].rsplit(b', "', 2)[0]
 
     def publish(self, topic: str, message: bytes) -> None:
         """Publish on a fanout exchange of kombu's: `topic` is its name, a slash and the routing key."""
-        self._told(lambda: self._client.publish(self._events + topic, message))
+        self._ask(lambda: self._client.publish(self._events + topic, message))
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A take from the queue; without these numbers, of what the last one left."""
@@ -213,13 +214,11 @@ class ClassQueue:
             pipe.execute()
 
     def _run(self, call: Call) -> Any:
-        return self._told(lambda: run(self._client, call))
+        return self._ask(lambda: run(self._client, call))
 
-    def _told(self, call: Callable[[], Any]) -> Any:
-        try:
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        with fleet_errors("broker"):
             return call()
-        except (RedisError, OSError) as error:
-            raise refusal("broker", error) from error
 
 
 def _claim(verdict: bytes, value: bytes) -> Claim | None:

@@ -116,7 +116,7 @@ async def run(client: Redis, call: Call) -> Any:
 
 
 @contextmanager
-def told_plainly(server: str) -> Iterator[None]:
+def fleet_errors(server: str) -> Iterator[None]:
     """Raises a `FleetUnavailable`, naming `server`, for everything that says that it did not answer, or has no room."""
     try:
         yield

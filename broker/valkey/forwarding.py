@@ -24,9 +24,9 @@ from taxiway.contract.keys import (
     job_key,
     jobs_cell,
     priority_lists,
-    reading_key,
     reply_channel,
     result_key,
+    snapshot_key,
 )
 
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
@@ -56,7 +56,7 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     where it is to generate, `spent` and `cost` where its tenant has a budget, `blobs`, the keys of its large inputs,
     which stay with the record until the job ends. Jobs one after the other with the same `fields` object are forwarded
     as one group. `was` is the state that the record is in, empty where there is to be none; `reply` the name of its
-    client, `use` its use of an idempotency key. With a `reading` instead of a job, `fields` are that reading's, kept
+    client, `use` its use of an idempotency key. With a `snapshot` instead of a job, `fields` are that snapshot's, kept
     with the jobs that refer to it.
     """
 
@@ -68,12 +68,12 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     was: str = ""
     reply: str = ""
     use: KeyUse | None = None
-    reading: str = ""
+    snapshot: str = ""
 
     @property
     def key(self) -> str:
         """Where the fields are kept."""
-        return reading_key(self.reading) if self.reading else job_key(self.job)
+        return snapshot_key(self.snapshot) if self.snapshot else job_key(self.job)
 
 
 class Forwarded(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from math import inf
 
-from broker.valkey.connection import Line, told_plainly
+from broker.valkey.connection import Line, fleet_errors
 from broker.valkey.lua import Call
 from taxiway.contract.keys import LEAD, LEADS
 from taxiway.errors import BrokerUnavailableError
@@ -51,6 +51,6 @@ class Leadership:
         await self._line.close()
 
     async def _lead(self, lease: float) -> str:
-        with told_plainly("state store"):
+        with fleet_errors("state store"):
             token: bytes = await self._line.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
         return token.decode()

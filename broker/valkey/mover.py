@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.mover import Head, Peeked, Shown, Step
-from broker.valkey.connection import connect, run, told_plainly
-from broker.valkey.mover_state import StateYard
-from broker.valkey.moving import move_call, peek_call
+from broker.port import Head, Peeked, Shown, Step
+from broker.valkey.connection import connect, fleet_errors, run
+from broker.valkey.moving import MoveRecords, move_call, peek_call
 from broker.valkey.queues import addressed
 from taxiway.contract.keys import priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import InvalidRequestError
 
 
-class ValkeyYard(StateYard):
+class ValkeyQueueMover(MoveRecords):
     """Class queues on Valkey. Where `state` is another server, records change there first."""
 
     def __init__(self, *, broker: str, state: str) -> None:
@@ -23,8 +22,8 @@ class ValkeyYard(StateYard):
         self._apart = state != broker
 
     async def head(self, queue: str) -> Head:
-        """See `Yard`."""
-        with told_plainly("broker"):
+        """See `QueueMover`."""
+        with fleet_errors("broker"):
             async with self._client.pipeline(transaction=False) as pipeline:
                 for name in priority_lists(queue):
                     pipeline.llen(name)
@@ -34,19 +33,19 @@ class ValkeyYard(StateYard):
         return Head(tuple(answer[::2]), tuple(one.job for one in first if one is not None))
 
     async def peek(self, queue: str, most: int) -> Shown:
-        """See `Yard`; a message that cannot be read is left out."""
-        with told_plainly("broker"):
+        """See `QueueMover`; a message that cannot be read is left out."""
+        with fleet_errors("broker"):
             depth, *shown = await run(self._client, peek_call(queue, most))
         seen = (_peeked(queue, level, raw) for level, raws in enumerate(shown) for raw in raws)
         return Shown(depth, [peeked for peeked in seen if peeked is not None])
 
     async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
-        """See `Yard`."""
+        """See `QueueMover`."""
         if self._apart and not await self.record(token, steps):
             return [False] * len(steps)
         messages = [encode_envelope(addressed(step.envelope, step.queue, step.peeked.level)) for step in steps]
         call = move_call("" if self._apart else token, steps, messages, record=not self._apart)
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             moved = await run(self._client, call)
         return [bool(one) for one in moved] or [False] * len(steps)
 
@@ -54,7 +53,7 @@ class ValkeyYard(StateYard):
         """Nothing: what was shown never left its queue."""
 
     async def close(self) -> None:
-        """See `Yard`."""
+        """See `QueueMover`."""
         await super().close()
         await self._client.aclose()
 

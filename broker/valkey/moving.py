@@ -1,13 +1,22 @@
-"""Moves of waiting messages, run by the server at once."""
+"""Moves of waiting messages: the scripts that make them at once, and what the state store keeps of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from broker.mover import PEEK_BYTES, Step
+import msgspec
+
+from broker.port import PEEK_BYTES, Moved, Step
+from broker.valkey.connection import connect, fleet_errors, run
 from broker.valkey.lua import Call
-from taxiway.contract.keys import LEAD, WORK, job_key, priority_list, priority_lists
+from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
+
+MOVES_KEPT = 50
+"""Moves that are remembered for whoever looks at the fleet."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Moved).decode
 
 
 def peek_call(queue: str, most: int) -> Call:
@@ -34,3 +43,45 @@ def record_call(token: str, steps: Sequence[Step]) -> Call:
 
 def _fields(step: Step) -> tuple[Any, ...]:
     return len(step.fields) * 2, *(text for pair in step.fields.items() for text in pair)
+
+
+class MoveRecords:
+    """What every queue mover keeps in the state store, whatever its broker."""
+
+    def __init__(self, url: str) -> None:
+        self._store = connect(url)
+
+    async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
+        """See `QueueMover.records`."""
+        with fleet_errors("state store"):
+            async with self._store.pipeline(transaction=False) as pipeline:
+                for job in jobs:
+                    pipeline.hmget(job_key(job), list(names))
+                found = await pipeline.execute()
+        return [
+            {name: value.decode() for name, value in zip(names, values, strict=True) if value is not None}
+            for values in found
+        ]
+
+    async def record(self, token: str, steps: Sequence[Step]) -> bool:
+        """Record moves that another server makes; False where the lead was lost."""
+        with fleet_errors("state store"):
+            return bool(await run(self._store, record_call(token, steps)))
+
+    async def note_moves(self, moved: Sequence[Moved]) -> None:
+        """See `QueueMover.note_moves`."""
+        with fleet_errors("state store"):
+            async with self._store.pipeline(transaction=False) as pipeline:
+                pipeline.lpush(MOVES, *map(_encode, moved))
+                pipeline.ltrim(MOVES, 0, MOVES_KEPT - 1)
+                await pipeline.execute()
+
+    async def moves(self) -> list[Moved]:
+        """See `QueueMover.moves`."""
+        with fleet_errors("state store"):
+            kept: list[Any] = await self._store.lrange(MOVES, 0, MOVES_KEPT - 1)
+        return [_decode(raw) for raw in kept]
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._store.aclose()

@@ -1,7 +1,7 @@
 """Arrivals and class queues on Valkey or Redis, where kombu keeps them.
 
-What a router takes is moved, on the server, into lists of its own, and stays there until it is forwarded (`life`). An
-idle router waits with `BLMOVE` into such lists, one a level: it wakes with the message, and one more call forwards it.
+What a router takes is moved, on the server, into lists of its session, and stays there until it is forwarded. An idle
+router waits with `BLMOVE` into such lists, one a level: it wakes with the message, and one more call forwards it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import msgspec
 from redis.exceptions import ResponseError
 
 from broker.beside import beside
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, Outgoing, Reading, Taken
-from broker.valkey.connection import Line, connect, told_plainly
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
+from broker.valkey.connection import Line, connect, fleet_errors
 from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.lua import Call
-from broker.valkey.sessions import TAKES, Life
+from broker.valkey.sessions import TAKES, Session
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS, priority_list, priority_lists, redis_priority
@@ -53,7 +53,7 @@ class ValkeyTransport:
         self._database = int(self._client.connection_pool.connection_kwargs.get("db") or 0)
         self._keep = keep_record
         self._confirming = confirming(durability, _CONFIRMED_WITHIN)
-        self._life = Life(self._client, name)
+        self._session = Session(self._client, name)
         self._waits: dict[int, asyncio.Task[Any]] = {}
         self._rung = asyncio.Event()
         self._held: set[str] = set()
@@ -66,12 +66,12 @@ class ValkeyTransport:
     async def wait(self, longest: float) -> None:
         """Return when a message was moved out of one of the arrivals' lists, at the latest after `longest` seconds.
 
-        What is waited for must come before this life may end: `longest` is far less than `life.LASTS`. A server that
-        refuses to move is told of at once.
+        What is waited for must come before this session may end: `longest` is far less than `sessions.LASTS`. Raises at
+        once where the server refuses to move.
         """
         for level, name in enumerate(priority_lists(ARRIVALS)):
             if level not in self._waits:
-                move = ("BLMOVE", name, self._life.taken(str(level)), "RIGHT", "LEFT", longest)
+                move = ("BLMOVE", name, self._session.in_flight(str(level)), "RIGHT", "LEFT", longest)
                 self._waits[level] = asyncio.ensure_future(self._waiters[level].call(*move))
                 self._waits[level].add_done_callback(self._ring)
         if not any(wait.done() for wait in self._waits.values()):
@@ -80,33 +80,33 @@ class ValkeyTransport:
                 async with asyncio.timeout(longest):
                     await self._rung.wait()
         failed = [level for level, wait in self._waits.items() if _failure(wait)]
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             for wait in [self._waits.pop(level) for level in failed]:
                 with self._answered():
                     wait.result()
 
-    async def take(self) -> Taken:
+    async def take(self) -> InFlight:
         """What `wait` moved and the last call took; and where they come in bursts lately, the others of the burst."""
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             if self._abandoned:
                 await self._give_back()
-            while self._life.due and not await self._life.sign():
-                await self._end_life()
+            while self._session.due and not await self._session.sign():
+                await self._end_session()
             woken = self._woken()
             if self._more or (woken and self._bursts):
                 await self._exchange([], set())
                 self._bursts = bool(self._ahead)
-            if self._more:  # its life ended, and what was woken returns to the arrivals
-                await self._end_life()
-                return Taken(self._life.now())
+            if self._more:  # its session ended, and what was woken returns to the arrivals
+                await self._end_session()
+                return InFlight(self._session.now())
         ahead, self._ahead = self._ahead, []
         arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
-        return Taken(self._life.now(), arrivals)
+        return InFlight(self._session.now(), arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
         forwards = [self._forward_of(m) for m in messages]
-        kept = [reading.recorded() for reading in readings]
+        kept = [snapshot.recorded() for snapshot in snapshots]
         tags = {m.tag for m in messages if m.tag}
         if self._records is None:
             done = (await self._run_forward([*kept, *forwards], tags))[len(kept) :]
@@ -123,10 +123,10 @@ class ValkeyTransport:
         await self._confirm(self._sends, tags)
         return [new if stays else next(sent) for new, stays in zip(done, left, strict=True)]
 
-    async def release(self, messages: Sequence[Outgoing], readings: Sequence[Reading] = ()) -> list[bool]:
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
         forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
-        kept = [reading.recorded() for reading in readings]
+        kept = [snapshot.recorded() for snapshot in snapshots]
         if self._records is None:
             return (await self._run_forward([*kept, *forwards], held=True))[len(kept) :]
         unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
@@ -144,41 +144,41 @@ class ValkeyTransport:
         self._abandoned = True
 
     async def retire(self) -> None:
-        """Put back what `wait` moved and nobody took; the life that begins takes nothing."""
-        with told_plainly("broker"):
-            await self._end_life()
+        """Put back what `wait` moved and nobody took; the session that begins takes nothing."""
+        with fleet_errors("broker"):
+            await self._end_session()
 
     async def tidy(self) -> int:
         """Show that this router lives, and put back what dead ones had taken."""
-        with told_plainly("broker"):
-            if not await self._life.sign():
+        with fleet_errors("broker"):
+            if not await self._session.sign():
                 self._abandoned = True
-            return await self._life.recover()
+            return await self._session.recover()
 
     async def astray(self) -> list[Arrival]:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             found = await self._sends.run(Call("astray", [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"']))
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
     async def forget(self, astray: Sequence[Arrival]) -> None:
         """Take these out of that queue by their contents."""
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             for one in astray:
                 await self._client.lrem(DEFAULT_QUEUE, 1, one.raw)  # type: ignore[arg-type]  # redis-py takes bytes
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event on the channel of kombu's fanout exchange."""
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             await self._client.publish(f"/{self._database}.{EVENTS}/{routing_key}", kombu_event(routing_key, event))
 
     async def close(self) -> None:
         """Put back what is still taken, and disconnect."""
         try:
-            with told_plainly("broker"):
-                await self._end_life()
+            with fleet_errors("broker"):
+                await self._end_session()
         except BrokerUnavailableError:
-            pass  # the life ends by itself, and another router puts back what lies under it
+            pass  # the session ends by itself, and another router puts back what is in flight under it
         for line in (self._takes, self._sends, self._records, *self._waiters):
             if line is not None:
                 await line.close()
@@ -194,7 +194,7 @@ class ValkeyTransport:
             with self._answered():
                 raw = self._waits.pop(level).result()
             if raw is not None:
-                tag = self._life.taken(str(level))
+                tag = self._session.in_flight(str(level))
                 self._held.add(tag)
                 woken.append((tag, raw))
         return woken
@@ -209,17 +209,17 @@ class ValkeyTransport:
             raise
 
     async def _give_back(self) -> None:
-        """Put back all that was taken and not answered. The life goes on, unless an answer was lost."""
+        """Put back all that was taken and not answered. The session goes on, unless an answer was lost."""
         if self._lost:
-            await self._end_life()
+            await self._end_session()
             return
         if self._held:
-            await self._life.give_back(sorted(self._held))
+            await self._session.give_back(sorted(self._held))
         self._held.clear()
         self._ahead.clear()
         self._more, self._abandoned = True, False
 
-    async def _end_life(self) -> None:
+    async def _end_session(self) -> None:
         """Put back all that was taken and not answered, also what a lost answer took."""
         reached = not self._lost and all(map(_reached, self._waits.values()))
         for wait in self._waits.values():
@@ -228,7 +228,7 @@ class ValkeyTransport:
         self._waits.clear()
         self._held.clear()
         self._ahead.clear()
-        await self._life.end(reached=reached)
+        await self._session.end(reached=reached)
         self._more, self._abandoned, self._lost = True, False, False
 
     async def _run_forward(
@@ -236,19 +236,19 @@ class ValkeyTransport:
     ) -> list[bool]:
         if not tags <= self._held:
             return [False] * len(forwards)
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             if tags:
                 return await self._exchange(forwards, tags)
             return forward_answer(await self._sends.run(forward_call(forwards, held=held))).done
 
     async def _exchange(self, forwards: Sequence[Forward], tags: Set[str]) -> list[bool]:
         """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
-        takes = self._life.taken(TAKES)
+        takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
-        taking = Taking(self._life.key, takes, sorted(tags), most, TAKE_BYTES)
+        taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
         with self._answered():
             answer = forward_answer(await self._takes.run(forward_call(forwards, taking)))
-        self._life.heard(answer.now)
+        self._session.set_clock(answer.now)
         self._more = not answer.lives
         self._held -= tags
         if answer.taken:
@@ -264,12 +264,12 @@ class ValkeyTransport:
         """
         if tags or not self._confirming:
             return
-        with told_plainly("broker"):
+        with fleet_errors("broker"):
             check_confirmed([await line.call(*command) for command in self._confirming])
 
     async def _run_record(self, forwards: Sequence[Forward], *, held: bool = False) -> Forwarded:
         assert self._records is not None
-        with told_plainly("state store"):
+        with fleet_errors("state store"):
             return forward_answer(await self._records.run(forward_call(forwards, held=held)))
 
     def _forward_of(self, message: Outgoing) -> Forward:

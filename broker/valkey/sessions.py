@@ -1,4 +1,4 @@
-"""A router's life on a Valkey broker, and the lists under it: what it took lies there until it is forwarded."""
+"""A router's session on a Valkey broker, and its in-flight lists: what it took is there until it is forwarded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from broker.valkey.connection import run
 from broker.valkey.lua import Call
-from taxiway.contract.keys import ARRIVALS, LEVELS, LIVES, life_key, taken_key
+from taxiway.contract.keys import ARRIVALS, LEVELS, SESSIONS, in_flight_key, session_key
 
 LASTS = 5.0
 """Seconds without a sign after which what a router took is put back."""
@@ -20,16 +20,16 @@ RENEW = 1.0
 """Seconds between two signs of life."""
 
 REMEMBERED = 1200.0
-"""Seconds for which an ended life is looked after: longer than Linux goes on sending what a lost connection holds."""
+"""Seconds for which an ended session is looked after: longer than Linux resends what a lost connection holds."""
 
 REMEMBERED_AT_MOST = 256
-"""Ended lives that are looked after at once: a network that breaks every second leaves one each time."""
+"""Ended sessions that are looked after at once: a network that breaks every second leaves one each time."""
 
 RECENT = 60.0
-"""Seconds since its last sign for which an ended life is looked at each time; later, seldom."""
+"""Seconds since its last sign for which an ended session is looked at each time; later, seldom."""
 
 SELDOM = 10
-"""Looks of which one is at all ended lives, and the others at the recent ones."""
+"""Looks of which one is at all ended sessions, and the others at the recent ones."""
 
 TAKES = "takes"
 """The list for what a router takes together; the others are for what it waits for, one a level."""
@@ -37,8 +37,8 @@ TAKES = "takes"
 SOURCES = (TAKES, *map(str, range(LEVELS)))
 
 
-class Life:
-    """One router's lives, one after the other."""
+class Session:
+    """One router's sessions, one after the other."""
 
     def __init__(self, client: Redis, router: str) -> None:
         self._client = client
@@ -51,37 +51,37 @@ class Life:
 
     @property
     def key(self) -> str:
-        """The key of the present life."""
-        return life_key(self.name)
+        """The key of the present session."""
+        return session_key(self.name)
 
     @property
     def due(self) -> bool:
         """Whether it is time for a sign."""
         return time.monotonic() - self._signed > RENEW
 
-    def taken(self, source: str) -> str:
-        """The list of what was taken from `source` in the present life."""
-        return taken_key(self.name, source)
+    def in_flight(self, source: str) -> str:
+        """The list of what was taken from `source` in the present session."""
+        return in_flight_key(self.name, source)
 
     def now(self) -> float:
         """The server's time, as of its last answer and this host's clock since."""
         return time.monotonic() + self._ahead
 
-    def heard(self, now: float) -> None:
-        """The server just said what time it is."""
+    def set_clock(self, now: float) -> None:
+        """Take the server's time from an answer that just came."""
         self._ahead = now - time.monotonic()
 
     async def sign(self) -> bool:
-        """Show that the router lives; False where its life had ended: then it has to `end`."""
+        """Show that the router lives; False where its session had ended: then it has to `end`."""
         name, newborn = self.name, self._newborn
         now, lives = await run(self._client, sign_call(name, LASTS, begins=newborn))
-        self.heard(float(now))
+        self.set_clock(float(now))
         if name == self.name:
             self._signed, self._newborn = time.monotonic(), False
         return bool(lives)
 
     async def end(self, *, reached: bool) -> None:
-        """End the present life, put back all that lies under it, and begin another.
+        """End the present session, put back all that is in flight under it, and begin another.
 
         `reached` says that the server answered every move into its lists, so that nobody has to look after it.
         """
@@ -90,22 +90,22 @@ class Life:
         self._begin()
 
     async def give_back(self, lists: Sequence[str]) -> None:
-        """Put back what lies in these lists; the life goes on."""
+        """Put back what is in these lists; the session goes on."""
         await run(self._client, Call("session_give_back", [ARRIVALS, *lists]))
 
     async def recover(self) -> int:
-        """Put back what lies under the lives of others that ended; how many messages.
+        """Put back what is in flight under the sessions of others that ended; how many messages.
 
-        A life that ended long ago is looked at seldom.
+        A session that ended long ago is looked at seldom.
         """
         self._looks += 1
         oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
-        lives: list[Any] = await self._client.zrangebyscore(LIVES, oldest, "+inf")
-        names = [life.decode() for life in lives]
+        sessions: list[Any] = await self._client.zrangebyscore(SESSIONS, oldest, "+inf")
+        names = [session.decode() for session in sessions]
         return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
 
-    async def _recover_all(self, lives: Sequence[str], *, remembered: float) -> int:
-        return sum([int(await run(self._client, recover_call(life, remembered))) for life in lives])
+    async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
+        return sum([int(await run(self._client, recover_call(session, remembered))) for session in sessions])
 
     def _begin(self) -> None:
         self._number += 1
@@ -113,12 +113,12 @@ class Life:
         self._newborn, self._signed = True, -math.inf
 
 
-def sign_call(life: str, lasts: float, *, begins: bool) -> Call:
-    """Shows that a life lasts; answers the time, and 0 where it had ended."""
-    return Call("session_sign", [LIVES, life_key(life)], [life, int(lasts * 1000), "1" if begins else ""])
+def sign_call(session: str, lasts: float, *, begins: bool) -> Call:
+    """Shows that a session lasts; answers the time, and 0 where it had ended."""
+    return Call("session_sign", [SESSIONS, session_key(session)], [session, int(lasts * 1000), "1" if begins else ""])
 
 
-def recover_call(life: str, remembered: float, most: int = REMEMBERED_AT_MOST) -> Call:
-    """Puts back what is in flight under a life that ended; answers how many messages."""
-    keys = [LIVES, life_key(life), ARRIVALS, *(taken_key(life, source) for source in SOURCES)]
-    return Call("session_recover", keys, [life, remembered, most])
+def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST) -> Call:
+    """Puts back what is in flight under a session that ended; answers how many messages."""
+    keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
+    return Call("session_recover", keys, [session, remembered, most])

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from broker.port import DeadLetter, Holder, read_history
 from broker.valkey.blocking import ANSWER, Line, connect, run
 from broker.valkey.claims import Claim, claim_answer, claim_call, over_call, release_call, renew_call, start_call
+from broker.valkey.connection import fleet_errors
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.facts import heartbeat_call, watch_call
 from broker.valkey.lua import Call, script
@@ -87,7 +88,7 @@ class Store:
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
         call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        return [bool(one) for one in self._told(lambda: self._line.run(call))]
+        return [bool(one) for one in self._ask(lambda: self._line.run(call))]
 
     def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
         """Which messages of these (job, deadline) may be forgotten, once the store keeps what it says of them.
@@ -103,7 +104,7 @@ class Store:
                 pipe.execute_command(*outlasting(self.limits.durability, _KEPT_WITHIN))  # type: ignore[no-untyped-call]
                 return pipe.execute(raise_on_error=False)
 
-        *answers, kept = self._told(ask)
+        *answers, kept = self._ask(ask)
         for answer in answers:
             if isinstance(answer, RedisError):
                 raise refusal("state store", answer)
@@ -123,17 +124,17 @@ class Store:
                     pipe.expire(stream_key(job), KEEP)
                 pipe.execute()
 
-        self._told(add)
+        self._ask(add)
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""
-        raw = self._told(lambda: self._client.get(result_key(job)))
+        raw = self._ask(lambda: self._client.get(result_key(job)))
         return read_meta(raw) if raw else None
 
     def blobs(self, references: Sequence[Reference]) -> dict[str, Buffer | None]:
         """The bytes that each `ref` stands for, None where they are not there any more."""
         keys = [blob_key(reference.ref) for reference in references]
-        contents = self._told(lambda: self._values.values(keys))
+        contents = self._ask(lambda: self._values.values(keys))
         return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
 
     def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
@@ -145,7 +146,7 @@ class Store:
                     pipe.set(blob_key(ref), content, ex=self.limits.keep_result)
                 pipe.execute()
 
-        self._told(put)
+        self._ask(put)
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""
@@ -161,19 +162,19 @@ class Store:
 
     def withdrawn(self, longest: float) -> list[str]:
         """Jobs held here that were ended since the last call, or in the next `longest` seconds. For one thread."""
-        message = self._told(lambda: self._listen(longest))
+        message = self._ask(lambda: self._listen(longest))
         return [] if message is None else [message["data"].decode().removeprefix(job_key(""))]
 
     def wake_listener(self) -> None:
         """Let a `withdrawn` that waits return. Any thread may."""
-        self._told(lambda: self._client.publish(withdrawn_channel(self.worker), ""))
+        self._ask(lambda: self._client.publish(withdrawn_channel(self.worker), ""))
 
     def history(self, job: str) -> tuple[Holder, ...]:
         """Workers that held the job, and ended."""
-        raw: bytes | None = self._told(lambda: self._client.hget(job_key(job), "history"))
+        raw: bytes | None = self._ask(lambda: self._client.hget(job_key(job), "history"))
         return read_history(raw.decode()) if raw else ()
 
-    def bury(self, letter: DeadLetter) -> None:
+    def add_dead_letter(self, letter: DeadLetter) -> None:
         """Put a message among the dead letters."""
 
         def push() -> None:
@@ -182,7 +183,7 @@ class Store:
                 pipe.ltrim(DEAD, 0, KEPT_DEAD - 1)
                 pipe.execute()
 
-        self._told(push)
+        self._ask(push)
 
     def _listen(self, longest: float) -> Any:
         if not self._withdrawn.subscribed:
@@ -190,13 +191,11 @@ class Store:
         return self._withdrawn.get_message(timeout=longest)
 
     def _run(self, call: Call) -> Any:
-        return self._told(lambda: run(self._client, call))
+        return self._ask(lambda: run(self._client, call))
 
-    def _told(self, call: Callable[[], Any]) -> Any:
-        try:
+    def _ask(self, call: Callable[[], Any]) -> Any:
+        with fleet_errors("state store"):
             return call()
-        except (RedisError, OSError) as error:
-            raise refusal("state store", error) from error
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:

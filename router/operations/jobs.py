@@ -122,7 +122,7 @@ class Jobs:
         basis = read_basis(look.fields.get("basis", ""))
         if basis is None:
             return None, _NEVER_PLACED if not record.hardware_class else _OTHER_RELEASE
-        packed = await self._store.reading(basis.reading)
+        packed = await self._store.snapshot(basis.reading)
         if packed is None:
             return None, _GONE.format(kept=rules.topology.limits.keep_explanation)
         fleet = unpack_reading(packed)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import msgspec
 
-from broker.mover import Head, Moved, Yard
+from broker.port import Head, Moved, QueueMover
 from router.decide.scaling import Want
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
@@ -75,7 +75,7 @@ SILENT = 2.5 * HEARTBEAT
 
 
 async def view_fleet(
-    topology: Topology, reader: FleetReader, yard: Yard, wants: Mapping[str, Want], store: Store
+    topology: Topology, reader: FleetReader, queue_mover: QueueMover, wants: Mapping[str, Want], store: Store
 ) -> FleetView:
     """The fleet now, with what its queues and the store hold.
 
@@ -86,13 +86,13 @@ async def view_fleet(
     silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)
     fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
     held, dead = await store.set_aside()
-    heads = {name: await yard.head(name) for name in sorted(topology.hardware)}
-    since = await _accepted(yard, [job for head in heads.values() for job in head.first])
+    heads = {name: await queue_mover.head(name) for name in sorted(topology.hardware)}
+    since = await _accepted(queue_mover, [job for head in heads.values() for job in head.first])
     classes = {
         name: _class_view(name, topology.hardware[name], fleet, head, wants.get(name), _oldest(head, since, now))
         for name, head in heads.items()
     }
-    moves = tuple(await yard.moves())
+    moves = tuple(await queue_mover.moves())
     return FleetView(
         stale=fleet.stale,
         now=now,
@@ -111,9 +111,9 @@ def silent_for(devices: Sequence[DeviceFacts], heartbeats: Mapping[str, float], 
     return {worker: round(age, 3) for worker, age in ages.items() if age > SILENT}
 
 
-async def _accepted(yard: Yard, jobs: Sequence[str]) -> Mapping[str, float]:
+async def _accepted(queue_mover: QueueMover, jobs: Sequence[str]) -> Mapping[str, float]:
     """When each of these jobs was accepted, as far as it has a record."""
-    records = await yard.records(jobs, ("accepted",)) if jobs else []
+    records = await queue_mover.records(jobs, ("accepted",)) if jobs else []
     return {job: float(its["accepted"]) for job, its in zip(jobs, records, strict=True) if "accepted" in its}
 
 

@@ -12,12 +12,11 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from broker.beside import beside
-from broker.mover import Yard
-from broker.port import Arrival, DeadLetter, Transport
-from broker.rabbitmq.mover import RabbitYard
+from broker.port import Arrival, DeadLetter, QueueMover, Transport
+from broker.rabbitmq.mover import RabbitQueueMover
 from broker.rabbitmq.queues import RabbitTransport
 from broker.valkey.leadership import Leadership
-from broker.valkey.mover import ValkeyYard
+from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
 from router.decide.depths import check_store
 from router.decide.scaling import Scaler
@@ -79,11 +78,11 @@ class Router:
         self.folder = FolderWatch(folder, rules, self.fleet, self.store, name)
         self.results = Results(settings.state, self.store, name)
         self.transport = open_transport(settings, rules, name)
-        self.yard = open_yard(settings)
+        self.queue_mover = open_queue_mover(settings)
         self._events = SentEvents(name)
         tick = rules.topology.rebalance.tick
         self.leadership = Leadership(settings.state, name, LEASE * tick)
-        self.mover = Mover(self.yard, self.leadership, self.fleet, self.store, rules, self._events)
+        self.mover = Mover(self.queue_mover, self.leadership, self.fleet, self.store, rules, self._events)
         self.scaler = Scaler(rules.topology)
         self.placed: Counter[tuple[str, ...]] = Counter()
         self.refused: Counter[tuple[str, ...]] = Counter()
@@ -141,7 +140,7 @@ class Router:
         await _end([*self._turning, *self._keepers])
         await self.results.close()
         await self.leadership.close()
-        await self.yard.close()
+        await self.queue_mover.close()
         await self.transport.close()
         await self.store.close()
 
@@ -209,7 +208,7 @@ class Router:
             BrokerUnavailableError: the broker or the state store does not answer.
         """
         topology, catalogue = self.rules.topology, self.rules.catalogue
-        view = await view_fleet(topology, self.fleet, self.yard, self.scaler.wanted(), self.store)
+        view = await view_fleet(topology, self.fleet, self.queue_mover, self.scaler.wanted(), self.store)
         old = tuple(name for name, report in sorted((await self.store.catalogues()).items()) if report.queues_changed)
         return msgspec.structs.replace(view, disabled=catalogue.disabled, outdated=catalogue.outdated, restart=old)
 
@@ -272,9 +271,9 @@ class Router:
         return decision
 
     async def _forward(self, admitted: Sequence[Admitted]) -> None:
-        readings = self.fleet.readings()
-        forwarded = await self.transport.forward([a.outgoing for a in admitted], readings)
-        self.fleet.kept(readings)
+        snapshots = self.fleet.snapshots()
+        forwarded = await self.transport.forward([a.outgoing for a in admitted], snapshots)
+        self.fleet.kept(snapshots)
         for one, fresh in zip(admitted, forwarded, strict=True):
             if not fresh:
                 await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)
@@ -305,7 +304,7 @@ class Router:
         if cancelled:
             await self.store.cancel(cancelled)
         if letters:
-            await self.store.park(letters)
+            await self.store.add_dead_letters(letters)
             self.parked += len(letters)
             for letter in letters:
                 logger.warning("message parked", extra={"reason": letter.reason})
@@ -400,7 +399,7 @@ def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
     )
 
 
-def open_yard(settings: Settings) -> Yard:
+def open_queue_mover(settings: Settings) -> QueueMover:
     """The class queues of the broker that `settings` name, for moving what waits in them."""
-    yard = RabbitYard if settings.broker.startswith("amqp") else ValkeyYard
-    return yard(broker=settings.broker, state=settings.state)
+    queue_mover = RabbitQueueMover if settings.broker.startswith("amqp") else ValkeyQueueMover
+    return queue_mover(broker=settings.broker, state=settings.state)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from broker.port import Reading
+from broker.port import KeptSnapshot
 from router.decide.cost import shadow_prices
 from router.decide.depths import Depths, depths_from
 from router.decide.explain import pack_reading
@@ -144,14 +144,14 @@ class FleetReader:
         self._book = book
         self._working.renew(book)
 
-    def readings(self) -> list[Reading]:
+    def snapshots(self) -> list[KeptSnapshot]:
         """What placements were decided from and is not kept yet: to be kept with the next records, then `kept`."""
         keep = self._topology.limits.keep_explanation
-        return [Reading(working.reading, pack_reading(working.fleet), keep) for working in self._unkept]
+        return [KeptSnapshot(working.reading, pack_reading(working.fleet), keep) for working in self._unkept]
 
-    def kept(self, readings: Iterable[Reading]) -> None:
-        """These readings were kept."""
-        names = {reading.name for reading in readings}
+    def kept(self, snapshots: Iterable[KeptSnapshot]) -> None:
+        """These snapshots were kept."""
+        names = {snapshot.name for snapshot in snapshots}
         if names:
             left = [working for working in self._unkept if working.reading not in names]
             self._unkept = deque(left, maxlen=_UNKEPT_AT_MOST)

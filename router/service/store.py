@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from broker.port import PACKED, DeadLetter
-from broker.valkey.connection import Line, connect, run, told_plainly
+from broker.valkey.connection import Line, connect, fleet_errors, run
 from broker.valkey.deadlines import Overdue, overdue_answer, overdue_call
 from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.facts import watch_call
@@ -44,9 +44,9 @@ from taxiway.contract.keys import (
     holding_key,
     job_key,
     jobs_cell,
-    reading_key,
     reply_channel,
     result_key,
+    snapshot_key,
     spent_key,
     stream_key,
     turns_cell,
@@ -126,7 +126,7 @@ class Store:
     async def facts(self) -> FleetFacts:
         """All that the fleet says of itself, in one round trip."""
         day = day_of(self.now())
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             answers = await self._looks.calls(
                 ("TIME",),
                 ("HGETALL", DEVICES),
@@ -158,25 +158,25 @@ class Store:
 
     async def record(self, job: str) -> dict[str, str]:
         """The fields of a job's record; empty where there is none."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             fields: Any = await self._client.hgetall(job_key(job))
         return {name.decode(): value.decode() for name, value in fields.items()}
 
     async def result(self, job: str) -> bytes | None:
         """The stored result, None while there is none (any more)."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             meta: Any = await self._client.get(result_key(job))
         return meta if meta is None else bytes(meta)
 
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
         """The stored result of each job, None while there is none (any more)."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             metas: Any = await self._client.mget([result_key(job) for job in jobs])
         return list(metas)
 
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both at one instant."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.hgetall(job_key(job))
                 pipeline.get(result_key(job))
@@ -185,48 +185,48 @@ class Store:
 
     async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
         """The bytes that each `ref` stands for, None where they are not there any more."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
         return dict(zip(refs, contents, strict=True))
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
         """The pieces after an entry of a job's stream, with theirs; it waits a while for one."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             streams: Any = await self._readers.xread({stream_key(job): after}, count=_PIECES, block=_PIECES_WAIT)
         entries = streams[0][1] if streams else []
         return [(entry.decode(), read_piece(fields)) for entry, fields in entries]
 
     async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is to be forwarded."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
             await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
         """Forget the blobs of a request that did not become this job; what the job's own record refers to stays."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             own: Any = await self._client.hget(job_key(job), "blobs")
             dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
             if dropped:
                 await self._client.unlink(*dropped)
 
-    async def reading(self, reading: str) -> bytes | None:
+    async def snapshot(self, name: str) -> bytes | None:
         """A kept fleet snapshot, None where its time is over."""
-        with told_plainly(_SERVER):
-            packed: Any = await self._client.hget(reading_key(reading), PACKED)
+        with fleet_errors(_SERVER):
+            packed: Any = await self._client.hget(snapshot_key(name), PACKED)
         return packed if packed is None else bytes(packed)
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """End jobs; True for each that had not ended before."""
         call = finish_call(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             written = await run(self._client, call)
         self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
 
     async def publish_models(self, listed: bytes) -> None:
         """Publish to clients of the broker what the fleet can run, as JSON, for as long as that is renewed."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             await self._client.set(MODELS, listed, ex=_MODELS_KEPT)
 
     async def refuse(self, refusals: Sequence[Refusal]) -> None:
@@ -238,13 +238,13 @@ class Store:
             pipeline.set(result_key(one.submission), one.meta, ex=self._limits.keep_result)
             if one.reply:
                 pipeline.publish(reply_channel(one.reply), one.meta)
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with pipeline:
                 await pipeline.execute()
 
     async def first_digest(self, job: str) -> str:
         """The digest of the request that a job's idempotency key was first used for; empty where none is known."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             digest: Any = await self._client.hget(job_key(job), "digest")
         return (digest or b"").decode()
 
@@ -253,34 +253,34 @@ class Store:
 
         What is not ended in `lease` seconds comes again.
         """
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             return overdue_answer(await self._looks.run(overdue_call(most, lease)))
 
     async def survey(self) -> Survey:
         """The holding queues that have jobs."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             return survey_answer(await self._looks.run(survey_call()))
 
     async def draw(self, token: str, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
         """The store's time and a holding queue's first jobs, for the leader; those not placed in time go back."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             return draw_answer(await run(self._client, draw_call(token, queue, most, lease)))
 
     async def give_back(self, jobs: Sequence[str]) -> None:
         """Let drawn jobs be held on, from the next survey."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             await self._client.zadd(RELEASED, {job_key(job): 0.0 for job in jobs}, xx=True)
 
     async def held_before(self, job: str, queue: str) -> int | None:
         """How many jobs of its holding queue are released before a job; None where it is not there."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             rank: Any = await self._client.zrank(holding_key(queue), job_key(job))
         return rank if rank is None else int(rank)
 
     async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
         """A class's jobs that have not ended, by level up to this one, and how many were ever placed at this level."""
         cells = [work_cell(hardware_class, one) for one in range(level + 1)]
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             figures: Any = await self._client.hmget(WORK, [*map(jobs_cell, cells), turns_cell(cells[-1])])
         *jobs, turns = (float(figure or 0) for figure in figures)
         return jobs, int(turns)
@@ -289,9 +289,9 @@ class Store:
         """End jobs as cancelled; True for each that had not ended before."""
         return await self.finish([_cancelled(job) for job in jobs])
 
-    async def park(self, letters: Sequence[DeadLetter]) -> None:
+    async def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Keep messages that nobody can answer, where an operator finds them; the oldest beyond a bound are dropped."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.lpush(DEAD, *(msgspec.json.encode(letter) for letter in letters))
                 pipeline.ltrim(DEAD, 0, _DEAD_AT_MOST - 1)
@@ -299,7 +299,7 @@ class Store:
 
     async def set_aside(self) -> tuple[int, int]:
         """How many jobs are in holding, and how many messages are parked."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.hlen(HELD)
                 pipeline.llen(DEAD)
@@ -308,23 +308,23 @@ class Store:
 
     async def letters(self, start: int, most: int) -> list[bytes]:
         """Dead letters as they are kept, the latest first, from the one at `start` on."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             raw: Any = await self._client.lrange(DEAD, start, start + most - 1)
         return list(raw)
 
     async def drop_letter(self, raw: bytes) -> None:
         """Forget a dead letter."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             await self._client.lrem(DEAD, 1, raw.decode())
 
     async def revive(self, job: str) -> bool:
         """Forget that a job ended dead; False where it did not."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             return bool(await run(self._client, revive_call(job)))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Drop devices that have been gone for long."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.hdel(DEVICES, *workers)
                 pipeline.zrem(HEARTBEATS, *workers)
@@ -332,12 +332,12 @@ class Store:
 
     async def note_start(self, hardware_class: str) -> None:
         """Somebody says that they start devices of the class when there should be some."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             await self._client.hset(STARTS, hardware_class, repr(self.now()))
 
     async def list_jobs(self, wanted: JobFilter, *, limit: int, cursor: str) -> JobPage:
         """A page of the jobs that pass `wanted`, the latest first. Raises `InvalidRequestError` as `list_jobs` does."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
 
     async def note_refused(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
@@ -345,7 +345,7 @@ class Store:
 
         The fields of each have the time at which it was `accepted`.
         """
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=False) as pipeline:
                 for job, fields in jobs.items():
                     pipeline.hset(job_key(job), items=[text for pair in fields.items() for text in pair])
@@ -358,25 +358,25 @@ class Store:
 
         What is old and still there is looked at again after all the others.
         """
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             call = forget_call(self._forgotten, self._limits.keep_record, _FORGOTTEN)
             looked, last = await self._looks.run(call)
         self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
         """Tell what this router serves, and hear how often a look at the models folder was asked for."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             answer = await run(self._client, watch_call(arguments))
         return [int(one) for one in answer]
 
     async def ask_reload(self) -> int:
         """Ask all processes to look at their models folder; how often that was asked, with this."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             return int(await self._client.incr(RELOADS))
 
     async def catalogues(self) -> dict[str, Report]:
         """What each process that runs serves, by its name."""
-        with told_plainly(_SERVER):
+        with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.time()
                 pipeline.zrange(CATALOGUES_SEEN, 0, -1, withscores=True)

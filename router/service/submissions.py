@@ -44,9 +44,9 @@ class Submissions:
 
     async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
         try:
-            readings = self._fleet.readings()
-            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], readings)
-            self._fleet.kept(readings)
+            snapshots = self._fleet.snapshots()
+            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], snapshots)
+            self._fleet.kept(snapshots)
             for (_, done), fresh in zip(batch, forwarded, strict=True):
                 settle(done, fresh)
         except Exception as error:  # whatever ended this call, the next one is made

@@ -8,7 +8,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, SpanKind
 
-from broker.mover import Step
+from broker.port import Step
 from router.decide.rebalance import Move
 from router.service.admission import Admitted
 from router.service.store import Store

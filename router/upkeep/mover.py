@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker.mover import Moved, Peeked, Step, Yard
+from broker.port import Moved, Peeked, QueueMover, Step
 from broker.valkey.leadership import Leadership
 from router.decide.rebalance import Flows, Move, rebalance
 from router.service.admission import Rules
@@ -45,7 +45,7 @@ class Mover(Duty):
 
     def __init__(
         self,
-        yard: Yard,
+        queue_mover: QueueMover,
         leadership: Leadership,
         fleet: FleetReader,
         store: Store,
@@ -54,7 +54,7 @@ class Mover(Duty):
     ) -> None:
         super().__init__(rules.topology.rebalance.tick)
         self.moves: Counter[tuple[str, ...]] = Counter()
-        self._yard = yard
+        self._queue_mover = queue_mover
         self._leadership = leadership
         self._fleet = fleet
         self._store = store
@@ -75,7 +75,7 @@ class Mover(Duty):
             decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
             await self._make(decided, waiting)
         finally:
-            await self._yard.put_back()
+            await self._queue_mover.put_back()
 
     async def _look(self) -> tuple[dict[str, int], dict[str, Waiting]]:
         """How much waits in each class, and by id the jobs that its queue serves last, as far as they may move.
@@ -87,7 +87,7 @@ class Mover(Duty):
         names = backlogged(working, rules.tick)
         most = most_of_each(rules.window, names, working.backlog)
         for name in names:
-            shown = await self._yard.peek(name, most)
+            shown = await self._queue_mover.peek(name, most)
             depths[name] = shown.depth
             for start in range(0, len(shown.messages), AT_ONCE):
                 read = await self._read(shown.messages[start : start + AT_ONCE])
@@ -96,7 +96,7 @@ class Mover(Duty):
         return depths, waiting
 
     async def _read(self, messages: Sequence[Peeked]) -> list[Waiting]:
-        fields = await self._yard.records([one.job for one in messages], FIELDS)
+        fields = await self._queue_mover.records([one.job for one in messages], FIELDS)
         now = self._store.now()
         pairs = list(zip(messages, fields, strict=True))
         cut = (rest_of_move(one, its, self._rules) for one, its in pairs)
@@ -126,7 +126,7 @@ class Mover(Duty):
             token = await self._leadership.campaign()  # what was decided may have taken longer than a lease
             if not token:
                 break
-            done += await self._yard.move(token, steps[start : start + MOVED_AT_ONCE])
+            done += await self._queue_mover.move(token, steps[start : start + MOVED_AT_ONCE])
         return done + [False] * (len(steps) - len(done))
 
     async def _note(self, made: Sequence[Moved]) -> None:
@@ -134,7 +134,7 @@ class Mover(Duty):
             self.moves[moved.source, moved.target, moved.kind] += moved.jobs
             logger.info("moved", extra=msgspec.structs.asdict(moved))
         if made:
-            await self._yard.tell(made)
+            await self._queue_mover.note_moves(made)
 
 
 def _moved(move: Move, jobs: int, now: float) -> Moved:

@@ -131,6 +131,6 @@ class Releaser(Duty):
 
     async def _forward(self, bound: Sequence[Admitted]) -> None:
         if bound:
-            readings = self._fleet.readings()
-            await self._transport.release([one.outgoing for one in bound], readings)
-            self._fleet.kept(readings)
+            snapshots = self._fleet.snapshots()
+            await self._transport.release([one.outgoing for one in bound], snapshots)
+            self._fleet.kept(snapshots)

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from broker.mover import Peeked, Step
+from broker.port import Peeked, Step
 from router.decide.classify import Needs
 from router.decide.explain import read_basis
 from router.decide.placement_cache import shown
@@ -114,7 +114,7 @@ def most_of_each(window: int, names: Sequence[str], backlog: Backlog) -> int:
 def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
     """The jobs by kind, each with the device seconds that are served before it.
 
-    They come as `Yard.peek` gives them, and stay in that order: of each queue and level the last served first.
+    They come as `QueueMover.peek` gives them, and stay in that order: of each queue and level the last served first.
     """
     before = {name: list(accumulate(backlog.levels(name))) for name in backlog.classes}
     kinds: dict[Hashable, list[tuple[Q, float]]] = {}
@@ -126,7 +126,7 @@ def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
 
 
 def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
-    """Groups of the jobs, which come as `Yard.peek` gives them: of each queue and level the last served first."""
+    """Groups of the jobs, which come as `QueueMover.peek` gives them: of each queue and level the last served first."""
     groups = (_group(members, working, max_moves_per_job) for members in alike(jobs, working.backlog))
     return [group for group in groups if group is not None]
 

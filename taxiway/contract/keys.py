@@ -59,8 +59,8 @@ STARTS = "taxiway:starts"
 """Hash of hardware class to when, by the store's clock, somebody last said that they start devices of it."""
 
 HEARTBEATS = "taxiway:heartbeats"
-LIVES = "taxiway:lives"
-"""Sorted set of the lives under which routers may hold what they took, by their last sign on the broker's clock."""
+SESSIONS = "taxiway:sessions"
+"""Sorted set of routers' sessions under which arrivals may be in flight, by their last sign on the broker's clock."""
 
 RELOADS = "taxiway:reloads"
 """How often somebody asked that all processes look at their models folder."""
@@ -163,19 +163,19 @@ def reply_channel(client: str) -> str:
     return f"taxiway:reply:{client}"
 
 
-def life_key(life: str) -> str:
-    """Present while a router lives this life."""
-    return f"taxiway:life:{life}"
+def session_key(session: str) -> str:
+    """Present while a router's session lasts."""
+    return f"taxiway:session:{session}"
 
 
-def reading_key(reading: str) -> str:
+def snapshot_key(snapshot: str) -> str:
     """A fleet snapshot that placements were decided from."""
-    return f"taxiway:reading:{reading}"
+    return f"taxiway:snapshot:{snapshot}"
 
 
-def taken_key(life: str, source: str) -> str:
-    """List of the arrivals that a router took from `source` in this life and has not forwarded yet."""
-    return f"taxiway:taken:{life}:{source}"
+def in_flight_key(session: str, source: str) -> str:
+    """List of the arrivals that a router took from `source` in this session and has not forwarded yet."""
+    return f"taxiway:in-flight:{session}:{source}"
 
 
 def work_cell(hardware_class: str, level: int) -> str:

@@ -108,4 +108,4 @@ def test_no_request_fails_while_every_router_and_worker_is_replaced(fleet: Setti
         assert traffic.failures == []
         assert list(new.leave()) == [0] * 4
         assert state.exists(LEAD) == 0
-        assert state.keys("taxiway:taken:*") == []
+        assert state.keys("taxiway:in-flight:*") == []

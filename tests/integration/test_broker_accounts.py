@@ -22,8 +22,8 @@ from taxiway.contract.keys import (
     RELEASED,
     holding_key,
     job_key,
-    life_key,
     result_key,
+    session_key,
 )
 from taxiway.errors import BrokerUnavailableError
 from tests.guarded import Guarded, guarded_valkey
@@ -59,7 +59,7 @@ DENIED = {
         ("HSET", HELD, "j", "forged"),
         ("ZADD", RELEASED, "1", "j"),
         ("SET", LEAD, "me"),
-        ("SET", life_key("r"), ""),
+        ("SET", session_key("r"), ""),
         ("LRANGE", DEAD, "0", "-1"),
         ("EVAL", "return redis.call('LPUSH', 'taxiway.arrivals', 'forged')", "0"),
         ("SUBSCRIBE", "elsewhere"),

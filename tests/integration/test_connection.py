@@ -9,7 +9,7 @@ import pytest
 import redis
 import uvloop
 
-from broker.valkey.connection import Line, connect, told_plainly
+from broker.valkey.connection import Line, connect, fleet_errors
 from router.service.store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
@@ -70,7 +70,7 @@ def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> N
 def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
         line = Line(settings.state, answer=0.2)
-        with pytest.raises(BrokerUnavailableError), told_plainly("broker"):
+        with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
             await line.call("BLPOP", "nothing", 5)
         answer: bytes = await line.call("ECHO", "next")
         await line.close()

@@ -105,7 +105,7 @@ def park(fleet: tuple[Settings, RouterProcess], *, ending: JobState = JobState.D
     error = DeadLetteredError("given up: 3 attempts to run it ended without an answer")
     worker.finish([Ending(job, ending, failure_meta(job, error))])
     history = (Holder("a@host", 1.0, True), Holder("b@host", 2.0, False))
-    worker.bury(DeadLetter(error.message, 1e9, message, by="c@host", job=job, history=history))
+    worker.add_dead_letter(DeadLetter(error.message, 1e9, message, by="c@host", job=job, history=history))
     return job
 
 
@@ -144,7 +144,7 @@ def test_a_job_that_ended_otherwise_is_not_replayed(fleet: tuple[Settings, Route
 def test_what_cannot_be_read_is_shown_and_not_replayed(
     fleet: tuple[Settings, RouterProcess], state: redis.Redis
 ) -> None:
-    WorkerStore(fleet[0].state, "a@host", Limits()).bury(DeadLetter("not ours", 1e9, b"\xffgarbage"))
+    WorkerStore(fleet[0].state, "a@host", Limits()).add_dead_letter(DeadLetter("not ours", 1e9, b"\xffgarbage"))
     with httpx.Client(base_url=fleet[1].http, trust_env=False) as http:
         [listed] = http.get("/v2/dead").json()["letters"]
         assert "garbage" in http.get(f"/v2/dead/{listed['id']}").json()["body"]

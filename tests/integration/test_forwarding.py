@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import PACKED, Reading, Taken
+from broker.port import PACKED, InFlight, KeptSnapshot
 from broker.valkey.endings import Ending
 from broker.valkey.forwarding import Forward
 from broker.valkey.queues import ValkeyTransport
@@ -20,14 +20,14 @@ from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
     ARRIVALS,
     LEVELS,
-    LIVES,
+    SESSIONS,
     WORK,
+    in_flight_key,
     job_key,
-    life_key,
     priority_lists,
-    reading_key,
     reply_channel,
-    taken_key,
+    session_key,
+    snapshot_key,
 )
 from taxiway.errors import BrokerUnavailableError
 from tests.routing import eventually
@@ -38,13 +38,13 @@ from tests.scripting import RECORD, Store, placed
 def store(settings: Settings) -> Iterator[Store]:
     with redis.Redis.from_url(settings.state) as client:
         store = Store(client)
-        for life in ("r", "other", "sleeper"):
-            store.live(life, born=True)
+        for session in ("r", "other", "sleeper"):
+            store.live(session, born=True)
         yield store
 
 
-def die(store: Store, life: str) -> None:
-    store.client.delete(life_key(life))
+def die(store: Store, session: str) -> None:
+    store.client.delete(session_key(session))
 
 
 def test_arrivals_are_taken_in_order_and_the_higher_priority_first(store: Store) -> None:
@@ -57,7 +57,7 @@ def test_arrivals_are_taken_in_order_and_the_higher_priority_first(store: Store)
 def test_no_more_than_asked_for_is_taken(store: Store) -> None:
     store.client.lpush(ARRIVALS, *[b"%d" % n for n in range(5)])
     assert store.take("r", 2) == [b"0", b"1"]
-    assert store.client.lrange(taken_key("r", TAKES), 0, -1) == [b"1", b"0"]
+    assert store.client.lrange(in_flight_key("r", TAKES), 0, -1) == [b"1", b"0"]
     assert store.client.llen(ARRIVALS) == 3
 
 
@@ -67,31 +67,31 @@ def test_no_more_is_taken_once_it_is_large(store: Store) -> None:
 
 
 def test_taking_from_empty_lists_answers_the_time_alone(store: Store) -> None:
-    answer = store.exchange(life="r", most=10)
-    assert (answer.lives, answer.taken) == (True, [])
+    answer = store.exchange(session="r", most=10)
+    assert (answer.sessions, answer.taken) == (True, [])
     seconds, micros = store.client.time()
     assert answer.now == pytest.approx(seconds + micros / 1e6, abs=5)
 
 
-def test_without_life_nothing_is_taken(store: Store) -> None:
+def test_without_a_session_nothing_is_taken(store: Store) -> None:
     store.client.lpush(ARRIVALS, b"m")
     die(store, "r")
     assert store.take("r") == []
     assert store.client.llen(ARRIVALS) == 1
 
 
-def test_a_life_that_ended_is_not_taken_up_again(store: Store) -> None:
+def test_a_session_that_ended_is_not_taken_up_again(store: Store) -> None:
     assert store.live("r")
     die(store, "r")
     assert not store.live("r")
-    assert not store.client.exists(life_key("r"))
+    assert not store.client.exists(session_key("r"))
 
 
 def test_a_forwarded_message_leaves_the_taken_list_for_its_queue_with_its_record_and_work(store: Store) -> None:
     store.client.lpush(ARRIVALS, b"m")
     store.take("r")
-    assert store.forward(placed("j", b"signed"), life="r") == [True]
-    assert not store.client.exists(taken_key("r", TAKES))
+    assert store.forward(placed("j", b"signed"), session="r") == [True]
+    assert not store.client.exists(in_flight_key("r", TAKES))
     assert store.client.lrange("cpu.batch", 0, -1) == [b"signed"]
     assert store.record("j") == RECORD | {"turn": "0"}
     assert 0 < store.client.ttl(job_key("j")) <= 120
@@ -127,26 +127,26 @@ def test_what_forwards_takes_the_next_arrivals_in_the_place_of_those_before(stor
     store.client.lpush(ARRIVALS, b"m")
     store.take("r")
     store.client.lpush(ARRIVALS, b"next", b"last")
-    answer = store.exchange(placed("j"), life="r", most=10)
+    answer = store.exchange(placed("j"), session="r", most=10)
     assert (answer.done, answer.taken) == ([True], [b"next", b"last"])
-    assert store.client.lrange(taken_key("r", TAKES), 0, -1) == [b"last", b"next"]
+    assert store.client.lrange(in_flight_key("r", TAKES), 0, -1) == [b"last", b"next"]
 
 
 def test_a_second_message_of_a_job_is_dropped_and_settled(store: Store) -> None:
     store.client.lpush(ARRIVALS, b"m", b"copy")
     store.take("r")
-    assert store.forward(placed("j"), placed("j", b"copy", model="other"), life="r") == [True, False]
+    assert store.forward(placed("j"), placed("j", b"copy", model="other"), session="r") == [True, False]
     assert store.client.lrange("cpu.batch", 0, -1) == [b"m"]
     assert store.record("j")["model"] == "echo:1"
-    assert not store.client.exists(taken_key("r", TAKES))
+    assert not store.client.exists(in_flight_key("r", TAKES))
     assert store.work() == 0.25
 
 
 def test_what_is_only_settled_is_published_nowhere(store: Store) -> None:
     store.client.lpush(ARRIVALS, b"m")
     store.take("r")
-    assert store.forward(life="r") == []
-    assert not store.client.exists(ARRIVALS, taken_key("r", TAKES), "cpu.batch", WORK)
+    assert store.forward(session="r") == []
+    assert not store.client.exists(ARRIVALS, in_flight_key("r", TAKES), "cpu.batch", WORK)
 
 
 def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> None:
@@ -169,11 +169,11 @@ def test_a_record_lasts_beyond_its_jobs_deadline_and_not_for_ever(store: Store) 
 
 
 def test_a_reading_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
-    reading = Reading("r.1", b"\x00\xff", keep=60)
+    reading = KeptSnapshot("r.1", b"\x00\xff", keep=60)
     assert store.forward(reading.recorded(), Forward(job="j", fields=RECORD, keep=90)) == [True, True]
     assert store.forward(reading.recorded()) == [False]
-    assert store.client.hgetall(reading_key("r.1")) == {PACKED.encode(): b"\x00\xff"}
-    assert 0 < store.client.ttl(reading_key("r.1")) <= 60
+    assert store.client.hgetall(snapshot_key("r.1")) == {PACKED.encode(): b"\x00\xff"}
+    assert 0 < store.client.ttl(snapshot_key("r.1")) <= 60
 
 
 def test_a_record_without_work_is_kept_all_the_same(store: Store) -> None:
@@ -194,26 +194,26 @@ def test_what_a_dead_router_took_is_put_back_in_order_before_what_waits(store: S
 def test_a_dead_router_is_looked_after_for_its_time(store: Store) -> None:
     die(store, "r")
     store.recover("r")
-    assert store.client.zscore(LIVES, "r") is not None
-    store.client.lpush(taken_key("r", "0"), b"moved there late")
+    assert store.client.zscore(SESSIONS, "r") is not None
+    store.client.lpush(in_flight_key("r", "0"), b"moved there late")
     assert store.recover("r") == 1
     store.recover("r", remembered=-1.0)
-    assert store.client.zscore(LIVES, "r") is None
+    assert store.client.zscore(SESSIONS, "r") is None
 
 
 def test_of_ended_lives_so_many_are_remembered_and_one_that_took_something_is_never_forgotten(store: Store) -> None:
-    store.client.zadd(LIVES, {f"ended {n}": n + 1e9 for n in range(10)})
-    store.client.lpush(taken_key("ended 9", "0"), b"taken")
+    store.client.zadd(SESSIONS, {f"ended {n}": n + 1e9 for n in range(10)})
+    store.client.lpush(in_flight_key("ended 9", "0"), b"taken")
     forgotten = [n for n in range(10) if (store.recover(f"ended {n}", remembered=1e12, most=6), not left(store, n))[1]]
     assert forgotten == [0, 1, 2, 3, 4, 5, 6]  # with three that live, six are left
     assert store.client.lrange(ARRIVALS, 0, -1) == [b"taken"]
 
 
 def left(store: Store, n: int) -> bool:
-    return store.client.zscore(LIVES, f"ended {n}") is not None
+    return store.client.zscore(SESSIONS, f"ended {n}") is not None
 
 
-def test_looking_after_an_ended_life_with_nothing_taken_moves_nothing(store: Store) -> None:
+def test_looking_after_an_ended_session_with_nothing_taken_moves_nothing(store: Store) -> None:
     die(store, "r")
     store.client.config_resetstat()
     store.recover("r")
@@ -224,7 +224,7 @@ def test_what_a_living_router_took_stays_its_own(store: Store) -> None:
     store.client.lpush(ARRIVALS, b"m")
     store.take("r")
     assert store.recover("r") == 0
-    assert store.client.llen(taken_key("r", TAKES)) == 1
+    assert store.client.llen(in_flight_key("r", TAKES)) == 1
 
 
 def test_a_router_that_comes_back_cannot_forward_what_another_recovered(store: Store) -> None:
@@ -233,8 +233,8 @@ def test_a_router_that_comes_back_cannot_forward_what_another_recovered(store: S
     die(store, "sleeper")
     assert store.recover("sleeper") == 1
     store.take("other")
-    assert store.forward(placed("j", b"by sleeper"), life="sleeper") == [False]
-    assert store.forward(placed("j", b"by other"), life="other") == [True]
+    assert store.forward(placed("j", b"by sleeper"), session="sleeper") == [False]
+    assert store.forward(placed("j", b"by other"), session="other") == [True]
     assert store.client.lrange("cpu.batch", 0, -1) == [b"by other"]
 
 
@@ -254,28 +254,28 @@ async def opened(settings: Settings) -> ValkeyTransport:
     return transport
 
 
-def test_a_life_whose_moves_were_all_answered_is_forgotten_as_it_ends(settings: Settings, store: Store) -> None:
-    async def lives() -> list[bytes]:
+def test_a_session_whose_moves_were_all_answered_is_forgotten_as_it_ends(settings: Settings, store: Store) -> None:
+    async def sessions() -> list[bytes]:
         transport = await opened(settings)
         await transport.retire()
         await transport.close()
-        return list(store.client.zrange(LIVES, 0, -1))
+        return list(store.client.zrange(SESSIONS, 0, -1))
 
-    assert not [life for life in asyncio.run(lives()) if life.startswith(b"router.")]
+    assert not [session for session in asyncio.run(sessions()) if session.startswith(b"router.")]
 
 
-def test_a_life_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
-    async def lives() -> list[bytes]:
+def test_a_session_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
+    async def sessions() -> list[bytes]:
         transport = await opened(settings)
         await transport.wait(0.05)
         await transport.retire()
         await transport.close()
-        return list(store.client.zrange(LIVES, 0, -1))
+        return list(store.client.zrange(SESSIONS, 0, -1))
 
-    assert b"router.1" in asyncio.run(lives())
+    assert b"router.1" in asyncio.run(sessions())
 
 
-async def patiently_taken(transport: ValkeyTransport) -> Taken:
+async def patiently_taken(transport: ValkeyTransport) -> InFlight:
     """What a router takes that tries again after each failure, as `router.service.arrivals` does."""
     for _ in range(20):
         transport.abandon()
@@ -284,7 +284,7 @@ async def patiently_taken(transport: ValkeyTransport) -> Taken:
     raise AssertionError("the broker is away")
 
 
-def test_a_router_whose_connections_break_while_it_waits_begins_another_life(settings: Settings, store: Store) -> None:
+def test_a_router_whose_connections_break_as_it_waits_begins_another_session(settings: Settings, store: Store) -> None:
     async def taken() -> tuple[int, list[bytes]]:
         transport = await opened(settings)
         waiting = asyncio.create_task(transport.wait(10))
@@ -295,8 +295,8 @@ def test_a_router_whose_connections_break_while_it_waits_begins_another_life(set
         store.client.lpush(ARRIVALS, b"{}")
         found = await patiently_taken(transport)
         await transport.close()
-        return len(found.arrivals), list(store.client.zrange(LIVES, 0, -1))
+        return len(found.arrivals), list(store.client.zrange(SESSIONS, 0, -1))
 
-    arrivals, lives = asyncio.run(taken())
+    arrivals, sessions = asyncio.run(taken())
     assert arrivals == 1
-    assert b"router.1" in lives  # a move on a broken connection may still come
+    assert b"router.1" in sessions  # a move on a broken connection may still come

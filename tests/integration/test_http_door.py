@@ -26,7 +26,7 @@ from tasks.models.folder import ModelsFolder
 from tasks.settings import TREE, settings_from
 from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result
-from taxiway.contract.keys import job_key, priority_lists, reading_key, result_key
+from taxiway.contract.keys import job_key, priority_lists, result_key, snapshot_key
 from taxiway.errors import FleetUnavailable, TaxiwayError
 from tests.routing import EchoDevice, eventually, router_process
 
@@ -240,7 +240,7 @@ def test_a_job_keeps_little_for_its_explanation(http, store):
     job = accept(http, "a")
 
     assert len(store.hget(job_key(job), "basis")) < 500
-    assert store.ttl(reading_key(basis_of(store, job).reading)) > 3500
+    assert store.ttl(snapshot_key(basis_of(store, job).reading)) > 3500
 
 
 def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said(http, store):

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 import redis
 from msgspec.structs import replace
 
-from broker.mover import Peeked, Step
+from broker.port import Peeked, Step
 from broker.valkey.blocking import run
 from broker.valkey.holding import draw_answer, draw_call
 from broker.valkey.leadership import Leadership

@@ -15,7 +15,7 @@ import redis
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
 from taxiway import Client
-from taxiway.contract.keys import ARRIVALS, DEADLINES, LIVES, WORK, job_key, priority_lists, tenant_cell
+from taxiway.contract.keys import ARRIVALS, DEADLINES, SESSIONS, WORK, job_key, priority_lists, tenant_cell
 from taxiway.errors import BrokerFullError, UnknownModelError
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
@@ -62,20 +62,20 @@ def test_a_full_broker_refuses_submits_and_finishes_what_it_accepted(own: Settin
 
 def test_a_router_keeps_its_life_while_the_broker_is_full_and_has_nothing_to_do_afterwards(own: Settings) -> None:
     with redis.Redis.from_url(own.state) as state, router_process(own):
-        before = eventually(lambda: state.zrange(LIVES, 0, -1))
+        before = eventually(lambda: state.zrange(SESSIONS, 0, -1))
         state.config_set("maxmemory", state.info("memory")["used_memory"] // 2)
         refused = state.info("errorstats")
         eventually(lambda: _counted(state, "errorstat_OOM") >= _count(refused, "errorstat_OOM") + 6)
-        assert state.zrange(LIVES, 0, -1) == before
+        assert state.zrange(SESSIONS, 0, -1) == before
         state.config_set("maxmemory", 0)
         eventually(lambda: state.info("clients")["blocked_clients"] == len(priority_lists(ARRIVALS)))
         state.config_resetstat()
-        signs = state.zscore(LIVES, before[0])
-        eventually(lambda: state.zscore(LIVES, before[0]) >= signs + 1)
+        signs = state.zscore(SESSIONS, before[0])
+        eventually(lambda: state.zscore(SESSIONS, before[0]) >= signs + 1)
         calls = {name.removeprefix("cmdstat_"): told["calls"] for name, told in state.info("commandstats").items()}
         assert "lmove" not in calls
         assert calls["evalsha"] < 20
-        assert state.zrange(LIVES, 0, -1) == before
+        assert state.zrange(SESSIONS, 0, -1) == before
 
 
 def _counted(state: redis.Redis, kind: str) -> int:
@@ -94,7 +94,7 @@ def test_what_a_full_broker_does_not_let_through_is_put_back_and_taken_once_ther
             eventually(lambda: _counted(state, "errorstat_OOM") > 2)
             state.config_set("maxmemory", 0)
             assert [job.result(20).outputs["payload"] for job in jobs] == [f"{n}" for n in range(5)]
-            assert state.zcard(LIVES) <= 2
+            assert state.zcard(SESSIONS) <= 2
 
 
 def _refused(http: httpx.Client) -> httpx.Response | None:
@@ -175,5 +175,5 @@ def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Sett
 def _settled(state: redis.Redis) -> list[bytes]:
     """The keys, once none of a job is left; without the room of an idle worker, which renews that."""
     keys = sorted(key for key in state.scan_iter() if not key.startswith(b"taxiway:room:"))
-    passing = ("taxiway:job:", "celery-task-meta-", "taxiway:blob:", "taxiway:reading:", DEADLINES)
+    passing = ("taxiway:job:", "celery-task-meta-", "taxiway:blob:", "taxiway:snapshot:", DEADLINES)
     return [] if any(key.decode().startswith(passing) for key in keys) else keys

@@ -14,8 +14,8 @@ import kombu
 import pytest
 import redis
 
-from broker.mover import Peeked, Step
-from broker.rabbitmq.mover import RabbitYard
+from broker.port import Peeked, Step
+from broker.rabbitmq.mover import RabbitQueueMover
 from broker.valkey.leadership import Leadership
 from tasks.celery_app import class_queue
 from tasks.settings import Settings
@@ -119,17 +119,17 @@ def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings)
             )
 
     async def scenario() -> list[bool]:
-        yard = RabbitYard(broker=through, state=twins.state)
+        queue_mover = RabbitQueueMover(broker=through, state=twins.state)
         leadership = Leadership(twins.state, "t", 60)
         token = await leadership.campaign()
-        before = await yard.peek("cpu.a", 10)
+        before = await queue_mover.peek("cpu.a", 10)
         cable.cut()
         after: Sequence[Peeked] = ()
         while not after:
             with suppress(BrokerUnavailableError):
-                after = (await yard.peek("cpu.a", 10)).messages
-        done = await yard.move(token, [Step(one, "cpu.b", one.envelope) for one in before.messages])
-        await yard.close()
+                after = (await queue_mover.peek("cpu.a", 10)).messages
+        done = await queue_mover.move(token, [Step(one, "cpu.b", one.envelope) for one in before.messages])
+        await queue_mover.close()
         await leadership.close()
         return done
 

@@ -33,15 +33,15 @@ from taxiway.contract.keys import (
     TURNS,
     WORK,
     arrived_cell,
+    in_flight_key,
     job_key,
-    life_key,
     priority_list,
     priority_lists,
-    reading_key,
     reply_channel,
     result_key,
+    session_key,
+    snapshot_key,
     spent_key,
-    taken_key,
 )
 from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, infer_message
@@ -223,7 +223,7 @@ def test_two_routers_share_the_arrivals(settings, store, device, router):
 def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, idle_device):
     jobs = [send(store, deadline=600) for _ in range(20)]
     victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment(settings))
-    eventually(lambda: store.llen(taken_key("victim.1", TAKES)) == 20)
+    eventually(lambda: store.llen(in_flight_key("victim.1", TAKES)) == 20)
 
     victim.send_signal(signal.SIGKILL)
     victim.wait()
@@ -233,7 +233,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, id
         for job in jobs:
             eventually(lambda job=job: record(store, job).state is JobState.QUEUED, within=LASTS + 5)
     assert waiting(store) == 20
-    assert not store.exists(taken_key("victim.1", TAKES))
+    assert not store.exists(in_flight_key("victim.1", TAKES))
 
 
 TAKE_AND_HANG = textwrap.dedent(
@@ -277,7 +277,7 @@ def test_a_revived_router_does_not_forward_what_was_put_back(settings, store, id
         other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
         job = send(store)
         taken = await revived.take()
-        store.delete(life_key("revived.1"))  # its life ended while it was stopped
+        store.delete(session_key("revived.1"))  # its session ended while it was stopped
 
         assert await other.tidy() == 1
         answer = await revived.forward([outgoing(taken.arrivals[0], job)])
@@ -301,7 +301,7 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings, store
         job = await asyncio.to_thread(send, store, level=2)
         await waiting
         [woken] = (await idle.take()).arrivals
-        store.delete(life_key("idle.1"))
+        store.delete(session_key("idle.1"))
 
         put_back = await other.tidy()
         answers = await idle.forward([outgoing(woken, job)])
@@ -440,7 +440,7 @@ def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(store, idle_d
     job = send(store, deadline=30)
     basis = read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode())
 
-    kept = store.hget(reading_key(basis.reading), PACKED)
+    kept = store.hget(snapshot_key(basis.reading), PACKED)
 
     assert [d.hardware_class for d in unpack_reading(kept).devices] == ["cpu.batch"]
 
@@ -455,7 +455,7 @@ def test_with_the_state_on_another_server_placements_are_explained_from_there(tm
 
             assert placement["note"] is None
             assert "cpu.batch" in {row["hardware_class"] for row in placement["considered"]}
-            assert list(broker.scan_iter(reading_key("*"))) == []
+            assert list(broker.scan_iter(snapshot_key("*"))) == []
 
 
 def test_a_plain_celery_worker_understands_what_the_router_forwards(settings, store, idle_device, router, tmp_path):

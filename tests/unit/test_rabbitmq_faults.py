@@ -2,15 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from broker.rabbitmq.queues import told_plainly_amqp
+from broker.rabbitmq.queues import amqp_errors
 from taxiway.errors import BrokerUnavailableError
 
 
 def test_a_connection_that_ended_as_it_was_written_to_is_an_outage() -> None:
-    with pytest.raises(BrokerUnavailableError), told_plainly_amqp():
+    with pytest.raises(BrokerUnavailableError), amqp_errors():
         raise Exception  # aiormq's way to say so
 
 
 def test_an_error_of_ours_is_none() -> None:
-    with pytest.raises(KeyError), told_plainly_amqp():
+    with pytest.raises(KeyError), amqp_errors():
         raise KeyError("a job")

@@ -25,7 +25,7 @@ class Lane:
     def __init__(self):
         self._calls = asyncio.Queue()
 
-    async def forward(self, messages, readings=()):
+    async def forward(self, messages, snapshots=()):
         answer = asyncio.get_running_loop().create_future()
         self._calls.put_nowait(([message.job for message in messages], answer))
         return await answer

@@ -5,7 +5,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from broker.mover import Peeked
+from broker.port import Peeked
 from router.upkeep.waiting import rest_of_move
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, MoveRecord

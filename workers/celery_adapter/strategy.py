@@ -121,7 +121,7 @@ def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
     named = job if is_name(job) else ""
     try:
         history = store.history(named)
-        store.bury(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
+        store.add_dead_letter(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
     except BrokerUnavailableError as error:
         logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
         return
