@@ -15,9 +15,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from broker.valkey.forwarding import Forward
 from tasks.fingerprint import KeyUse
-from taxiway.contract.job import JobState
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -29,9 +27,6 @@ router's event loop for 4 ms a MiB."""
 
 PEEK_BYTES = 4 * 2**20
 """Bytes of messages that one queue's level is looked at for; large ones are left where they are."""
-
-PACKED = "packed"
-"""The field of a kept snapshot that holds it."""
 
 
 class Arrival(msgspec.Struct, frozen=True):
@@ -82,10 +77,6 @@ class KeptSnapshot:
     packed: bytes
     keep: int
 
-    def recorded(self) -> Forward:
-        """The step that keeps it, to be done with the records that refer to it."""
-        return Forward(snapshot=self.name, fields={PACKED: self.packed}, keep=self.keep)
-
 
 class Holder(msgspec.Struct, frozen=True):
     """A worker that neither ended a job nor gave it back: since when by the store's clock, and whether it `ran`.
@@ -110,12 +101,6 @@ class DeadLetter(msgspec.Struct, frozen=True):
     by: str = ""
     job: str = ""
     history: tuple[Holder, ...] = ()
-
-
-def read_history(text: str) -> tuple[Holder, ...]:
-    """The holders in a job's record, the first first, as `scripts.CLAIMING` writes them."""
-    lines = (line.rsplit(" ", 2) for line in text.splitlines())
-    return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
 
 
 @dataclass(frozen=True, slots=True)

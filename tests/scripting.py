@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import redis
 
+from broker.port import KeptSnapshot
 from broker.valkey.blocking import run
 from broker.valkey.claims import Claim, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
@@ -49,11 +51,18 @@ class Store:
         """What of this was forwarded; under a session, all that it took is answered with it."""
         return self.exchange(*forwards, session=session).done
 
-    def exchange(self, *forwards: Forward, session: str = "", most: int = 0, most_bytes: int = 1000) -> Forwarded:
+    def exchange(
+        self,
+        *forwards: Forward,
+        session: str = "",
+        most: int = 0,
+        most_bytes: int = 1000,
+        snapshots: Sequence[KeptSnapshot] = (),
+    ) -> Forwarded:
         """The answer when this is forwarded, and arrivals are taken under a session."""
         takes = in_flight_key(session, TAKES)
         taking = Taking(session_key(session), takes, [takes], most, most_bytes) if session else None
-        return forward_answer(self.run(forward_call(forwards, taking)))
+        return forward_answer(self.run(forward_call(forwards, taking, snapshots=snapshots)))
 
     def recover(self, session: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""

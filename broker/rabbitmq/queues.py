@@ -129,7 +129,7 @@ class RabbitTransport:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
-        return (await self._run_record(snapshots, forwards, held=True)).done[len(snapshots) :]
+        return (await self._run_record(snapshots, forwards, held=True)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
@@ -185,7 +185,7 @@ class RabbitTransport:
         if not messages and not snapshots:
             return []
         recorded = await self._run_record(snapshots, [self._recorded(m) for m in messages])
-        due, refused = recorded.done[len(snapshots) :], recorded.refused[len(snapshots) :]
+        due, refused = recorded.done, recorded.refused
         new = {message.job for message, is_new in zip(messages, due, strict=True) if is_new}
         old = [n for n, m in enumerate(messages) if not due[n] and not refused[n] and m.job not in new]
         unpublished = await self._unpublished([messages[n] for n in old]) if old else []
@@ -208,8 +208,8 @@ class RabbitTransport:
     async def _run_record(
         self, snapshots: Sequence[KeptSnapshot], forwards: Sequence[Forward], *, held: bool = False
     ) -> Forwarded:
-        """Keep snapshots, then records; what became of both, in this order."""
-        call = forward_call([*(snapshot.recorded() for snapshot in snapshots), *forwards], held=held)
+        """Keep snapshots and records; what became of the records."""
+        call = forward_call(forwards, snapshots=snapshots, held=held)
         with fleet_errors("state store"):
             recorded = forward_answer(await self._records.run(call))
             if any(forward.message for forward in forwards):  # it is held, and will be nowhere else

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from broker.port import Holder
 from broker.valkey.lua import Call
+from taxiway.contract.job import JobState
 from taxiway.contract.keys import job_key, kept_key, result_key
 
 
@@ -57,6 +59,12 @@ def claim_from(verdict: bytes, value: bytes) -> Claim:
         return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)))
     kind = Verdict(verdict.decode())
     return Claim(kind, retry_in=float(value) if kind is Verdict.HELD else 0.0)
+
+
+def read_history(text: str) -> tuple[Holder, ...]:
+    """The holders in a job's record, the first first, as `includes/claimed.lua` writes them."""
+    lines = (line.rsplit(" ", 2) for line in text.splitlines())
+    return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
 
 
 def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:

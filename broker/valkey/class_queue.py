@@ -23,7 +23,6 @@ from redis.exceptions import NoScriptError, RedisError
 
 from broker.valkey.blocking import ANSWER, Line, connect, run
 from broker.valkey.claims import Claim, claim_from
-from broker.valkey.connection import fleet_errors
 from broker.valkey.lua import Call
 from tasks.topology import Limits
 from taxiway.contract.durability import refusal
@@ -217,8 +216,10 @@ class ClassQueue:
         return self._ask(lambda: run(self._client, call))
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        with fleet_errors("broker"):
+        try:  # a context manager takes 2 % of a call
             return call()
+        except (RedisError, OSError) as error:
+            raise refusal("broker", error) from error
 
 
 def _claim(verdict: bytes, value: bytes) -> Claim | None:

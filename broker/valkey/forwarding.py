@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from broker.port import KeptSnapshot
 from broker.valkey.lua import Call
 from tasks.fingerprint import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
@@ -56,24 +57,17 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
     where it is to generate, `spent` and `cost` where its tenant has a budget, `blobs`, the keys of its large inputs,
     which stay with the record until the job ends. Jobs one after the other with the same `fields` object are forwarded
     as one group. `was` is the state that the record is in, empty where there is to be none; `reply` the name of its
-    client, `use` its use of an idempotency key. With a `snapshot` instead of a job, `fields` are that snapshot's, kept
-    with the jobs that refer to it.
+    client, `use` its use of an idempotency key.
     """
 
     queue_list: str = ""
     message: bytes = b""
-    job: str = ""
-    fields: Mapping[str, str | bytes]
+    job: str
+    fields: Mapping[str, str]
     keep: int
     was: str = ""
     reply: str = ""
     use: KeyUse | None = None
-    snapshot: str = ""
-
-    @property
-    def key(self) -> str:
-        """Where the fields are kept."""
-        return snapshot_key(self.snapshot) if self.snapshot else job_key(self.job)
 
 
 class Forwarded(msgspec.Struct, frozen=True):
@@ -89,26 +83,37 @@ class Forwarded(msgspec.Struct, frozen=True):
     refused: list[bool]
 
 
-def forward_call(forwards: Iterable[Forward], taking: Taking | None = None, *, held: bool = False) -> Call:
-    """Forwards jobs, and takes arrivals with it. Those that were `held` are let go by a full server, too."""
-    keys, args = [*_KEYS], list[Any]([0, 0, 0, 0, *_PREFIXES])
+def forward_call(
+    forwards: Iterable[Forward],
+    taking: Taking | None = None,
+    *,
+    snapshots: Sequence[KeptSnapshot] = (),
+    held: bool = False,
+) -> Call:
+    """Forwards jobs, with the snapshots that their records refer to, and takes arrivals with it.
+
+    Jobs that were `held` are let go by a full server, too.
+    """
+    keys, args = [*_KEYS], list[Any]([0, 0, 0, 0, *_PREFIXES, len(snapshots)])
     if taking is not None:
         keys += (taking.session_key, taking.into, *priority_lists(ARRIVALS), *taking.answered)
         args[:4] = LEVELS, len(taking.answered), taking.most, taking.most_bytes
+    keys += (snapshot_key(one.name) for one in snapshots)
+    args += (part for one in snapshots for part in (one.packed, one.keep))
     for (queue_list, keep, was, *_), group in groupby(forwards, key=_alike):
         jobs = list(group)
         fields = jobs[0].fields
-        charges, blobs = _charges(fields, was), str(fields.get("blobs", "")).split()
+        flat = [text for pair in fields.items() for text in pair]
+        charges, blobs = _charges(fields, was), fields.get("blobs", "").split()
         if queue_list:
             keys.append(queue_list)
         args += ("1" if queue_list else "", keep, was, fields.get("holding", ""), len(blobs), _ends_at(fields, keep))
-        args += (0 if was else fields.get("accepted", 0), 2 * len(fields))
-        args += (text for pair in fields.items() for text in pair)
-        args += (len(charges), *(part for charge in charges for part in charge))
+        args += (0 if was else fields.get("accepted", 0), len(flat), *flat, len(charges) // 2, *charges)
         if "spent" in fields:
-            keys.append(str(fields["spent"]))
+            keys.append(fields["spent"])
         args += (fields["tenant"], fields["cost"]) if "spent" in fields else ("", 0)
-        keys += (*blobs, *(job.key for job in jobs))
+        keys += blobs
+        keys += [job_key(job.job) for job in jobs]
         args.append(len(jobs))
         for job in jobs:
             args += (job.reply, job.message, b"" if job.use is None else _use(job.use))
@@ -130,8 +135,8 @@ def _use(use: KeyUse) -> bytes:
     return _pack((*msgspec.structs.astuple(use), FIRST, SHOWN))
 
 
-def _ends_at(fields: Mapping[str, str | bytes], keep: int) -> float:
-    """When a job has ended at the latest; 0 for one that is held without a deadline, and for a snapshot.
+def _ends_at(fields: Mapping[str, str], keep: int) -> float:
+    """When a job has ended at the latest; 0 for one that is held without a deadline.
 
     What was placed without a deadline ends with its ticket: no worker runs it after that, and somebody has to say so.
     """
@@ -144,13 +149,13 @@ def _alike(forward: Forward) -> tuple[str, int, str, int, bool]:
     return forward.queue_list, forward.keep, forward.was, id(forward.fields), forward.use is not None
 
 
-def _charges(fields: Mapping[str, str | bytes], was: str) -> list[tuple[str | bytes, str | bytes | int]]:
+def _charges(fields: Mapping[str, str], was: str) -> list[str | int]:
     """What the work hash gains with each job. One that `was` in some state is counted for its tenant already."""
-    charges: list[tuple[str | bytes, str | bytes | int]] = []
+    charges: list[str | int] = []
     if "cell" in fields:
-        charges += [(fields["cell"], fields["work"]), (jobs_cell(str(fields["cell"])), 1)]
+        charges += (fields["cell"], fields["work"], jobs_cell(fields["cell"]), 1)
     if "counted" in fields and not was:
-        charges.append((fields["counted"], 1))
+        charges += (fields["counted"], 1)
     if "arrived" in fields:
-        charges.append((fields["arrived"], fields["rows"]))
+        charges += (fields["arrived"], fields["rows"])
     return charges

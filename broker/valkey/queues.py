@@ -106,32 +106,29 @@ class ValkeyTransport:
     async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
         forwards = [self._forward_of(m) for m in messages]
-        kept = [snapshot.recorded() for snapshot in snapshots]
         tags = {m.tag for m in messages if m.tag}
         if self._records is None:
-            done = (await self._run_forward([*kept, *forwards], tags))[len(kept) :]
+            done = await self._run_forward(forwards, tags, snapshots)
             await self._confirm(self._sends, tags)
             return done
         held = [m.held for m in messages]
         records = [f if own else _unpublished(f) for f, own in zip(forwards, held, strict=True)]
-        recorded = await self._run_record([*kept, *records])
-        done, refused = recorded.done[len(kept) :], recorded.refused[len(kept) :]
-        left = [own or no for own, no in zip(held, refused, strict=True)]  # what is published nowhere
+        recorded = await self._run_record(records, snapshots)
+        left = [own or no for own, no in zip(held, recorded.refused, strict=True)]  # what is published nowhere
         published = [_unrecorded(f) for f, stays in zip(forwards, left, strict=True) if not stays]
         await self._confirm(self._records, tags)
         sent = iter(await self._run_forward(published, tags))
         await self._confirm(self._sends, tags)
-        return [new if stays else next(sent) for new, stays in zip(done, left, strict=True)]
+        return [new if stays else next(sent) for new, stays in zip(recorded.done, left, strict=True)]
 
     async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
         forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
-        kept = [snapshot.recorded() for snapshot in snapshots]
         if self._records is None:
-            return (await self._run_forward([*kept, *forwards], held=True))[len(kept) :]
+            return await self._run_forward(forwards, snapshots=snapshots, held=True)
         unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
         await self._run_forward(unheld, held=True)
-        return (await self._run_record([*kept, *map(_unpublished, forwards)], held=True)).done[len(kept) :]
+        return (await self._run_record([*map(_unpublished, forwards)], snapshots, held=True)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals, with all that were taken with them."""
@@ -232,22 +229,29 @@ class ValkeyTransport:
         self._more, self._abandoned, self._lost = True, False, False
 
     async def _run_forward(
-        self, forwards: Sequence[Forward], tags: Set[str] = frozenset(), *, held: bool = False
+        self,
+        forwards: Sequence[Forward],
+        tags: Set[str] = frozenset(),
+        snapshots: Sequence[KeptSnapshot] = (),
+        *,
+        held: bool = False,
     ) -> list[bool]:
         if not tags <= self._held:
             return [False] * len(forwards)
         with fleet_errors("broker"):
             if tags:
-                return await self._exchange(forwards, tags)
-            return forward_answer(await self._sends.run(forward_call(forwards, held=held))).done
+                return await self._exchange(forwards, tags, snapshots)
+            return forward_answer(await self._sends.run(forward_call(forwards, snapshots=snapshots, held=held))).done
 
-    async def _exchange(self, forwards: Sequence[Forward], tags: Set[str]) -> list[bool]:
+    async def _exchange(
+        self, forwards: Sequence[Forward], tags: Set[str], snapshots: Sequence[KeptSnapshot] = ()
+    ) -> list[bool]:
         """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
         takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
         taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
         with self._answered():
-            answer = forward_answer(await self._takes.run(forward_call(forwards, taking)))
+            answer = forward_answer(await self._takes.run(forward_call(forwards, taking, snapshots=snapshots)))
         self._session.set_clock(answer.now)
         self._more = not answer.lives
         self._held -= tags
@@ -267,10 +271,12 @@ class ValkeyTransport:
         with fleet_errors("broker"):
             check_confirmed([await line.call(*command) for command in self._confirming])
 
-    async def _run_record(self, forwards: Sequence[Forward], *, held: bool = False) -> Forwarded:
+    async def _run_record(
+        self, forwards: Sequence[Forward], snapshots: Sequence[KeptSnapshot], *, held: bool = False
+    ) -> Forwarded:
         assert self._records is not None
         with fleet_errors("state store"):
-            return forward_answer(await self._records.run(forward_call(forwards, held=held)))
+            return forward_answer(await self._records.run(forward_call(forwards, snapshots=snapshots, held=held)))
 
     def _forward_of(self, message: Outgoing) -> Forward:
         envelope = message.envelope

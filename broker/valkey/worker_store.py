@@ -10,10 +10,18 @@ from typing import Any, TypeVar
 import msgspec
 from redis.exceptions import RedisError
 
-from broker.port import DeadLetter, Holder, read_history
+from broker.port import DeadLetter, Holder
 from broker.valkey.blocking import ANSWER, Line, connect, run
-from broker.valkey.claims import Claim, claim_answer, claim_call, over_call, release_call, renew_call, start_call
-from broker.valkey.connection import fleet_errors
+from broker.valkey.claims import (
+    Claim,
+    claim_answer,
+    claim_call,
+    over_call,
+    read_history,
+    release_call,
+    renew_call,
+    start_call,
+)
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.facts import heartbeat_call, watch_call
 from broker.valkey.lua import Call, script
@@ -194,8 +202,10 @@ class Store:
         return self._ask(lambda: run(self._client, call))
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        with fleet_errors("state store"):
+        try:  # a context manager takes 2 % of a call
             return call()
+        except (RedisError, OSError) as error:
+            raise refusal("state store", error) from error
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:

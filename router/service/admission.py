@@ -97,12 +97,11 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """A placed request: its message, where it goes, and the seconds of device time it adds there."""
+    """A placed request: its message, where it goes, and the ticket to run there."""
 
     outgoing: Outgoing
     placement: Placement
     ticket: Ticket
-    work: float
 
 
 def check_size(size: int, limit: int) -> None:
@@ -150,7 +149,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
         reply=order.reply,
         use=_use(order, rules),
     )
-    return Admitted(outgoing, placement, ticket, template.work)
+    return Admitted(outgoing, placement, ticket)
 
 
 def _use(order: Order, rules: Rules) -> KeyUse | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import PACKED, DeadLetter
+from broker.port import DeadLetter
 from broker.valkey.connection import Line, connect, fleet_errors, run
 from broker.valkey.deadlines import Overdue, overdue_answer, overdue_call
 from broker.valkey.endings import Ending, finish_call, revive_call
@@ -213,7 +213,7 @@ class Store:
     async def snapshot(self, name: str) -> bytes | None:
         """A kept fleet snapshot, None where its time is over."""
         with fleet_errors(_SERVER):
-            packed: Any = await self._client.hget(snapshot_key(name), PACKED)
+            packed: Any = await self._client.get(snapshot_key(name))
         return packed if packed is None else bytes(packed)
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:

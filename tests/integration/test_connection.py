@@ -9,14 +9,14 @@ import pytest
 import redis
 import uvloop
 
-from broker.valkey.connection import Line, connect, fleet_errors
+from broker.valkey import blocking
+from broker.valkey.connection import Line, connect, fleet_errors, run
+from broker.valkey.lua import Call
 from router.service.store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.wire import RespWire
-
-ECHO = "return ARGV"
 
 
 def ids(store: redis.Redis, name: str) -> list[str]:
@@ -26,15 +26,19 @@ def ids(store: redis.Redis, name: str) -> list[str]:
 
 
 def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> None:
-    async def scenario() -> list[Any]:
-        line = Line(settings.state)
-        first = await line.run(ECHO, [], ["a", b"\x00", 7])
-        await line.call("SCRIPT", "FLUSH")
-        second = await line.run(ECHO, [], ["b"])
-        await line.close()
-        return [*first, *second]
+    call = Call("peek", ["nothing", "\x00"], [2, 7])
 
-    assert asyncio.run(scenario()) == [b"a", b"\x00", b"7", b"b"]
+    async def scenario() -> list[Any]:
+        line, client = Line(settings.state), connect(settings.state)
+        answers = []
+        for asked in (line.run(call), run(client, call)):
+            await line.call("SCRIPT", "FLUSH")
+            answers.append(await asked)
+        await line.close()
+        await client.aclose()
+        return answers
+
+    assert asyncio.run(scenario()) == [[0, [], []]] * 2
 
 
 async def _hung_up(line: Line) -> None:
@@ -118,14 +122,14 @@ def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> 
         return found
 
     assert uvloop.run(scenario()) == [*values.values(), None]
-    assert Line(settings.state).values([*values, "large:none"]) == [*values.values(), None]
+    assert blocking.Line(settings.state).values([*values, "large:none"]) == [*values.values(), None]
 
 
 def test_who_asks_a_worker_for_a_value_of_another_kind_is_told_and_asks_on(settings: Settings) -> None:
     with redis.Redis.from_url(settings.state) as store:
         store.lpush("large:list", "x")
         store.set("large:small", "y")
-    line = Line(settings.state)
+    line = blocking.Line(settings.state)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         line.values(["large:list", "large:small"])
     assert line.values(["large:small"]) == [b"y"]

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import read_history
+from broker.valkey.claims import read_history
 from broker.valkey.class_queue import ClassQueue
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import PACKED, InFlight, KeptSnapshot
+from broker.port import InFlight, KeptSnapshot
 from broker.valkey.endings import Ending
 from broker.valkey.forwarding import Forward
 from broker.valkey.queues import ValkeyTransport
@@ -68,7 +68,7 @@ def test_no_more_is_taken_once_it_is_large(store: Store) -> None:
 
 def test_taking_from_empty_lists_answers_the_time_alone(store: Store) -> None:
     answer = store.exchange(session="r", most=10)
-    assert (answer.sessions, answer.taken) == (True, [])
+    assert (answer.lives, answer.taken) == (True, [])
     seconds, micros = store.client.time()
     assert answer.now == pytest.approx(seconds + micros / 1e6, abs=5)
 
@@ -168,11 +168,11 @@ def test_a_record_lasts_beyond_its_jobs_deadline_and_not_for_ever(store: Store) 
     assert lasts["never"] == pytest.approx(315_360_000, abs=5)
 
 
-def test_a_reading_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
-    reading = KeptSnapshot("r.1", b"\x00\xff", keep=60)
-    assert store.forward(reading.recorded(), Forward(job="j", fields=RECORD, keep=90)) == [True, True]
-    assert store.forward(reading.recorded()) == [False]
-    assert store.client.hgetall(snapshot_key("r.1")) == {PACKED.encode(): b"\x00\xff"}
+def test_a_snapshot_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
+    snapshot = KeptSnapshot("r.1", b"\x00\xff", keep=60)
+    assert store.exchange(Forward(job="j", fields=RECORD, keep=90), snapshots=[snapshot]).done == [True]
+    assert store.exchange(snapshots=[KeptSnapshot("r.1", b"later", keep=90)]).done == []
+    assert store.client.get(snapshot_key("r.1")) == b"\x00\xff"
     assert 0 < store.client.ttl(snapshot_key("r.1")) <= 60
 
 

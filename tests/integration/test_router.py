@@ -18,7 +18,7 @@ import pytest
 import redis
 
 import taxiway
-from broker.port import PACKED, DeadLetter, Outgoing
+from broker.port import DeadLetter, Outgoing
 from broker.valkey.connection import connect
 from broker.valkey.queues import ValkeyTransport
 from broker.valkey.sessions import LASTS, TAKES
@@ -440,7 +440,7 @@ def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(store, idle_d
     job = send(store, deadline=30)
     basis = read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode())
 
-    kept = store.hget(snapshot_key(basis.reading), PACKED)
+    kept = store.get(snapshot_key(basis.reading))
 
     assert [d.hardware_class for d in unpack_reading(kept).devices] == ["cpu.batch"]
 

@@ -68,7 +68,11 @@ local function take(most, bytes)
   end
   return taken
 end
-local done, i, k = {}, 9, levels == 0 and 7 or 9 + levels + in_flight
+local done, i, k = {}, 10, levels == 0 and 7 or 9 + levels + in_flight
+for _ = 1, tonumber(ARGV[9]) do
+  if ours then redis.call('SET', KEYS[k], ARGV[i], 'EX', ARGV[i + 1], 'NX') end
+  i, k = i + 2, k + 1
+end
 while i <= #ARGV do
   local published, keep, was, queue, blobs, deadline, listed = unpack(ARGV, i, i + 6)
   if tonumber(deadline) > 0 then keep = lasting(keep, deadline) end
