@@ -7,7 +7,7 @@ A *model* is what a caller asks for; a *variant* is how it runs (runtime × prec
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -178,14 +178,17 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     profiles: Annotated[dict[Literal["cpu", "cuda", "tpu"], Profile], msgspec.Meta(min_length=1)]
 
 
-def lacking(wanted: Iterable[str], have: Collection[str]) -> list[str]:
+def lacking(wanted: Collection[str], have: Collection[str]) -> list[str]:
     """The instruction sets of `wanted` that a device which has these lacks.
 
     A CUDA device runs what was built for any lower compute capability: `sm_89` meets `sm_80`. Suffixes are exact:
     nothing but `sm_90a` meets `sm_90a` (CUDA C++ Programming Guide, "Compute Capabilities").
     """
+    missing = set(wanted).difference(have) if wanted else None
+    if not missing:  # so it is of nearly all, and routers ask for each variant and device
+        return []
     highest = max((_capability(one) for one in have), default=0)
-    return sorted(one for one in set(wanted) - set(have) if not 0 < _capability(one) <= highest)
+    return sorted(one for one in missing if not 0 < _capability(one) <= highest)
 
 
 def _capability(instruction_set: str) -> int:
