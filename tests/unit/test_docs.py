@@ -104,3 +104,30 @@ def test_every_module_that_a_page_names_exists(page: Path) -> None:
 
     missing = [path for path in tests if not is_there(f"tests/{path}")]
     assert missing + [name for name in {*paths, *names} - {*tests} if not is_there(name)] == []
+
+
+ARCHITECTURE = TREE / "docs" / "architecture.md"
+
+
+def section(heading: str) -> str:
+    """The text of a section of the architecture page."""
+    return ARCHITECTURE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def test_a_requests_walk_passes_at_most_35_files_and_each_exists() -> None:
+    files = set(re.findall(r"`([\w/]+\.(?:py|lua))`", section("A request's walk")))
+
+    assert [name for name in sorted(files) if not (TREE / name).is_file()] == []
+    assert 20 < len(files) <= 35
+
+
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    files = set(re.findall(r"`([\w/]+/[\w/]+\.(?:py|lua))`", ARCHITECTURE.read_text(encoding="utf-8")))
+
+    assert [name for name in sorted(files) if not (TREE / name).is_file()] == []
+
+
+def test_the_glossary_has_at_most_40_words() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| ", section("Glossary"), re.MULTILINE)[2:]
+
+    assert 10 < sum(len(re.split(r"[,:]", row)) for row in rows) <= 40
