@@ -14,7 +14,7 @@ from simulator.scaling import Need, density, wanted
 from simulator.timing import Stepping, Timing, Whole
 from simulator.traces.workload import Job
 from taxiway.contract.keys import LEVELS
-from workers.decide.batcher import ALONE, BatchPolicy, Crowd, Share, form, met, missed, ready
+from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
 
 Action = Callable[[Device | None, int, float], None]
 """What happens at an event: the device it is about, with the version it was expected of, and the time."""
@@ -114,7 +114,7 @@ class Pool:
     def enqueue(self, job: Job, now: float) -> None:
         """A job joins the queue; devices that can take it do so at once."""
         if self.waiting or self.running:
-            self._gap = met(self._gap, now - self._newest)
+            self._gap = observe_gap(self._gap, now - self._newest)
             self._paused = False
         self._newest = job.queued = now
         self._push(job)
@@ -230,7 +230,7 @@ class Pool:
         device = next((d for d in self.devices if d.serving and not d.draining and d.run is None), None)
         if device is None:
             return False
-        crowd = Crowd(min(self.waiting, self.slots), first.queued, self._newest)
+        crowd = WaitingRows(min(self.waiting, self.slots), first.queued, self._newest)
         wait = ready(crowd, now, self._batching, self._gap)
         if wait > 0:
             self._paused = True
@@ -238,7 +238,7 @@ class Pool:
             self._world.at(now + wait, self._wake, None, self._woken)
             return False
         if self._paused:
-            self._gap, self._paused = missed(self._gap), False
+            self._gap, self._paused = widen_gap(self._gap), False
         batch = self._form(first.model, timing, now)
         device.start_whole(first.model, timing, batch, now)
         self._expect(device)

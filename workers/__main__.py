@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import sys
-from typing import Any
 
 import click
 
@@ -14,7 +11,7 @@ _THREADS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 """Threads that wait must not spin: other workers share the machine (NOTES). OMP_NUM_THREADS comes with --threads."""
 
 WRONG_SETTING = 2
-"""Exit status for a wrong option, variable or file; `workers.celery_adapter.pool` has those of a worker that ran."""
+"""Exit status for a wrong option, variable or file; `workers.worker` has those of a worker that ran."""
 
 
 @click.command()
@@ -40,34 +37,11 @@ def main(hardware_class: str, device: str, emulate: bool, threads: int, loglevel
     from tasks.settings import SettingsError
 
     try:
-        from workers.app import app
+        from workers.app import app, serve
     except (SettingsError, DocumentError) as error:
         click.echo(f"{error}", err=True)
         sys.exit(WRONG_SETTING)
-    sys.exit(_serve(app, loglevel))
-
-
-def _serve(app: Any, loglevel: str) -> int:
-    from celery import signals
-
-    from tasks.logs import log_to_stderr
-    from workers.celery_adapter.context import context_of
-
-    options = context_of(app).options
-    label = options.device or f"{context_of(app).hardware.device}:0"
-    name = f"{options.hardware_class}.{label.replace(':', '-')}@{socket.gethostname()}"
-    signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel), weak=False)
-
-    @signals.worker_ready.connect(weak=False)
-    def say_ready(**_: Any) -> None:
-        ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
-        click.echo(json.dumps(ready))
-
-    worker = app.Worker(
-        hostname=name, loglevel=loglevel, task_events=True, without_mingle=True, without_gossip=True, quiet=True
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
+    sys.exit(serve(app, loglevel))
 
 
 if __name__ == "__main__":

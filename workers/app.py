@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
-from celery import Celery
+import click
+from celery import Celery, signals
 from celery.app.task import Task
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
+from tasks.logs import log_to_stderr
 from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
 from tasks.settings import settings_from
@@ -20,14 +24,18 @@ from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
 from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend
 from workers.celery_adapter.consumer import Fetching, GroupedEvents
-from workers.celery_adapter.context import PREFETCH, WorkerContext, bind_context, options_from
+from workers.celery_adapter.context import bind_context, context_of
+from workers.celery_adapter.events import SHOWN
 from workers.celery_adapter.pool import DevicePool
 from workers.celery_adapter.strategy import ordered
-from workers.stages.finish import SHOWN
+from workers.context import WorkerContext, options_from
+
+PREFETCH = 3
+"""Messages fetched ahead, in largest batches: one runs, one forms, one is on its way (NOTES: 2 to 3)."""
 
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
-    """The app of a worker that `environment` describes (`tasks.settings`, `celery_adapter.context.options_from`).
+    """The app of a worker that `environment` describes (`tasks.settings`, `workers.context.options_from`).
 
     Raises:
         SettingsError: a variable is missing or wrong.
@@ -48,6 +56,25 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     for task in made.tasks.values():
         task.Strategy = _path(ordered)
     return made
+
+
+def serve(app: Celery, loglevel: str) -> int:
+    """Run the app's worker until it is stopped; its exit status. Its readiness is printed as one line of JSON."""
+    options = context_of(app).options
+    label = options.device or f"{context_of(app).hardware.device}:0"
+    name = f"{options.hardware_class}.{label.replace(':', '-')}@{socket.gethostname()}"
+    signals.setup_logging.connect(lambda **_: log_to_stderr(loglevel), weak=False)
+
+    @signals.worker_ready.connect(weak=False)
+    def say_ready(**_: Any) -> None:
+        ready = {"ready": "worker", "worker": name, "device": label, "emulated": options.emulate}
+        click.echo(json.dumps(ready))
+
+    worker = app.Worker(
+        hostname=name, loglevel=loglevel, task_events=True, without_mingle=True, without_gossip=True, quiet=True
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
 
 
 def _read_plainly() -> None:

@@ -1,12 +1,11 @@
-"""When a worker that was told to leave is gone, and which of its work ends before. Decisions are pure."""
+"""By when a worker that drains has stopped running work."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import TypeVar
+from collections.abc import Callable
 
 PACKING = 1.0
 """Seconds of its grace in which a worker runs nothing: it hands back what is left, and closes its connections."""
@@ -16,16 +15,11 @@ MOMENT = 0.2
 
 _TURN = 0.02  # seconds between two looks at what is to be done meanwhile
 
-Job = TypeVar("Job", bound=Hashable)
 
-Stint = tuple[Collection[Job], float]
-"""A batch that waits: the jobs that have rows in it, and the seconds that it takes once it has its turn."""
-
-
-class Departure:
+class Drain:
     """The time by which nothing runs here any more. Threads may share it; signal handlers may bring it forward.
 
-    `by` is of this host's monotonic clock, infinite for a worker that was not told to leave.
+    `by` is of this host's monotonic clock, infinite for a worker that does not drain.
     """
 
     def __init__(self) -> None:
@@ -33,8 +27,8 @@ class Departure:
         self._stops = 0
 
     @property
-    def told(self) -> bool:
-        """Whether the worker is to leave."""
+    def begun(self) -> bool:
+        """Whether the worker drains."""
         return self.by < math.inf
 
     @property
@@ -43,7 +37,7 @@ class Departure:
         return self.by - time.monotonic()
 
     def within(self, grace: float) -> None:
-        """Leave within `grace` seconds, or sooner where that was said before."""
+        """Drain within `grace` seconds, or sooner where that was asked before."""
         self.by = min(self.by, time.monotonic() + max(grace - PACKING, 0.0))
 
     def wait_for(self, thread: threading.Thread, meanwhile: Callable[[], None]) -> None:
@@ -54,24 +48,6 @@ class Departure:
             meanwhile()
 
     def stop(self, grace: float) -> None:
-        """Leave within `grace` seconds; asked again, at once."""
+        """Drain within `grace` seconds; asked again, at once."""
         self._stops += 1
         self.within(grace if self._stops == 1 else 0.0)
-
-
-def unfinished(stints: Iterable[Stint[Job]], left: float) -> set[Job]:
-    """The jobs that do not end within `left` seconds, where batches run in this order, one after the other.
-
-    A batch that would end too late is not run, nor one whose jobs all have rows in such a batch: what comes behind has
-    that time.
-    """
-    late: set[Job] = set()
-    spent = 0.0
-    for jobs, seconds in stints:
-        if late.issuperset(jobs):
-            continue
-        if spent + seconds > left:
-            late.update(jobs)
-        else:
-            spent += seconds
-    return late

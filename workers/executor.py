@@ -1,4 +1,4 @@
-"""The variants that a device has loaded, and how a batch runs on one of them."""
+"""The variants that a device has loaded, and how a batch runs on one of them: whole, or row by row."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from tasks.models.profiles import Known, ProfileBook
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
+from workers.calling import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, said
 from workers.decide.pace import Track, begin, observe
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
 from workers.pipelines import Item, Pipeline, Row, open_pipeline
-from workers.runtimes import Interruptible, ModelLoadError, Placed, Runtime, import_runtime, open_runtime
+from workers.runtimes import Interruptible, ModelLoadError, Placed, Runtime, Watch, import_runtime, open_runtime
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ RETRY_LOAD = 60.0
 
 CPU_SHARE = 0.8
 """Share of a machine's memory that models may fill where the class names no limit."""
+
+
+Answer = Row | TaxiwayError | None
+"""A row's answer, or why it has none; None for a row that is still to run, or that nobody waits for any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -121,7 +126,7 @@ class Executor:
         self.sweep()
 
     def lacks(self, key: str, reason: str) -> None:
-        """Note that a variant that was asked for is not in this worker's catalogue. Any thread may tell."""
+        """Note that a variant that was asked for is not in this worker's catalogue. Any thread may call it."""
         self._retry_at[key] = math.inf
         self.unavailable[key] = reason
 
@@ -398,3 +403,73 @@ def as_ours(variant: str, error: BaseException) -> TaxiwayError:
     if isinstance(error, TaxiwayError):
         return error
     return ExecutionError(f"{variant}: {describe(error)}", variant=variant)
+
+
+@dataclass(slots=True)
+class WatchedItem:
+    """A row, and who waits for it."""
+
+    item: Item
+    watch: Watch
+
+
+def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: Sequence[WatchedItem]) -> list[Answer]:
+    """Run a batch row by row, on a runtime whose rows can be ended one by one: each succeeds or fails alone.
+
+    An answer for each row, in order. Once the runtime's process is gone the rest is still to run.
+    """
+    executor.used(loaded)
+    answers: list[Answer] = [None] * len(rows)
+    failed: set[str] = set()
+    seconds = 0.0
+    for index, row in enumerate(rows):
+        if not runtime.alive:
+            break
+        if row.watch.job in failed:
+            continue  # its job has ended with another row
+        began = time.monotonic()
+        answers[index] = answer = _run_row(loaded, runtime, row)
+        if isinstance(answer, TaxiwayError):
+            failed.add(row.watch.job)
+        elif answer is not None:
+            seconds += time.monotonic() - began
+    good = [(row.item, answer) for row, answer in zip(rows, answers, strict=True) if _is_answer(answer)]
+    if good:
+        items, given = zip(*good, strict=True)
+        executor.observe(loaded, items, given, rows=len(items), seconds=seconds)
+    return answers
+
+
+def _is_answer(answer: Answer) -> bool:
+    return answer is not None and not isinstance(answer, TaxiwayError)
+
+
+def _run_row(loaded: Loaded, runtime: Interruptible, row: WatchedItem) -> Answer:
+    if not row.watch.wanted():
+        return None
+    try:
+        (answer,) = loaded.pipeline.run(runtime.watched(row.watch), [row.item])
+    except NotWantedError:
+        logger.info("a call was ended", extra={"variant": loaded.key, "job": row.watch.job})
+        return None
+    except TaxiwayError as error:
+        if _deserves_another(error.__cause__, row.item):
+            row.item.starved = True
+            return None
+        return _failed(loaded, row.watch.job, error)
+    except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
+        return _failed(loaded, row.watch.job, ExecutionError(f"{loaded.key}: {describe(error)}"))
+    return answer
+
+
+def _deserves_another(cause: BaseException | None, item: Item) -> bool:
+    """Whether a row that was out of memory runs once more, in a new process: what ran before it may have kept that."""
+    return isinstance(cause, OutOfMemoryError) and cause.calls > 0 and not item.starved
+
+
+def _failed(loaded: Loaded, job: str, error: TaxiwayError) -> TaxiwayError:
+    """The error, which the log has with the callable's own traceback."""
+    traceback = error.__cause__.traceback if isinstance(error.__cause__, CallError) else ""
+    extra = {"job": job, "variant": loaded.key, "error": error.message}
+    logger.warning("a callable failed", extra=extra | ({"traceback": traceback} if traceback else {}))
+    return error

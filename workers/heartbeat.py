@@ -1,6 +1,6 @@
-"""Says once a second what the device is doing, and keeps the claims of jobs that make progress.
+"""Publishes once a second what the device is doing, and renews the claims of jobs that make progress.
 
-A worker that can do neither ends itself, so that whatever started it starts another.
+A worker that can do neither ends itself, so that its supervisor starts another.
 """
 
 from __future__ import annotations
@@ -11,18 +11,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, Done, told_briefly
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
+from workers.context import WorkerOptions
 from workers.decide.pace import Track
 from workers.device import memory_free, utilisation
-from workers.drain import Departure
-from workers.stages.device import DeviceLoop
+from workers.drain import Drain
+from workers.stages.device import DeviceStage
+from workers.stages.held import HeldJobs
+from workers.stages.outcomes import OutcomeCounters
+from workers.stages.ports import CeleryWorker
 
 logger = logging.getLogger(__name__)
 
@@ -39,45 +42,32 @@ UNREACHED = 300.0
 """Seconds without an answer of the store after which a worker that holds nothing ends: a new one looks it up again."""
 
 
-class Pulse:
-    """One device's heartbeat.
-
-    Args:
-        serves: names of the queues that the worker takes from.
-        held: messages fetched and not finished.
-        keep: renews what the worker has held for so many seconds: what is younger needs none yet.
-        done: what it did so far, by class.
-        alive: a file that is touched with each heartbeat that the store took.
-    """
+class Heartbeat:
+    """One device's heartbeat. The file `options.alive` is touched with each that the store took."""
 
     def __init__(
         self,
-        loop: DeviceLoop,
-        departure: Departure,
-        hardware_class: str,
-        *,
-        serves: Callable[[], Sequence[str]],
-        held: Callable[[], int],
-        keep: Callable[[float], None],
-        done: Callable[[], Mapping[str, Done]],
-        alive: Path | None = None,
+        device: DeviceStage,
+        drain: Drain,
+        held: HeldJobs,
+        counters: OutcomeCounters,
+        celery: CeleryWorker,
+        options: WorkerOptions,
     ) -> None:
-        self._loop = loop
-        self._departure = departure
-        self._hardware_class = hardware_class
-        self._serves = serves
+        self._device = device
+        self._drain = drain
         self._held = held
-        self._keep = keep
-        self._done = done
-        self._alive = alive
+        self._counters = counters
+        self._celery = celery
+        self._hardware_class, self._alive = options.hardware_class, options.alive
         self._answered_at = time.monotonic()
-        self._store = loop.store
+        self._store = device.store
         due = self._store.limits.lease / RENEWALS
         self._period = min(HEARTBEAT, due)
         self._young = due - self._period
         self._stopped = threading.Event()
         self._retired = False
-        self._away = False
+        self._unavailable = False
         self._seen = (time.monotonic(), 0.0)
         self.facts = self._look()
 
@@ -87,9 +77,9 @@ class Pulse:
         while not self._stopped.wait(self._period):
             expect_life(STUCK)
             self._watch()
-            kept = self._say(lambda: self._keep(self._young))
+            kept = self._call(lambda: self._held.renew(self._young))
             if self._retired and kept:
-                self._sign()
+                self._touch()
             elif time.monotonic() >= beat_at and not self._retired:
                 beat_at = time.monotonic() + HEARTBEAT
                 self.beat()
@@ -98,13 +88,13 @@ class Pulse:
     def beat(self) -> None:
         """Publish the facts now."""
         self.facts = self._look()
-        if self._say(lambda: self._store.beat(self.facts)):
-            self._sign()
+        if self._call(lambda: self._store.beat(self.facts)):
+            self._touch()
 
     def retire(self) -> None:
         """Take the facts back, for good."""
         self._retired = True
-        self._say(self._store.retire)
+        self._call(self._store.retire)
 
     def stop(self) -> None:
         """End `run`."""
@@ -115,8 +105,8 @@ class Pulse:
         plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self.facts, done={}))
         return plain
 
-    def _sign(self) -> None:
-        """Show whoever looks at the file that the worker is alive."""
+    def _touch(self) -> None:
+        """Touch the file by which a container's health is checked."""
         if self._alive is not None:
             self._alive.touch()
 
@@ -125,36 +115,36 @@ class Pulse:
 
         One that holds nothing ends, too, when the store has not answered it for long.
         """
-        if time.monotonic() - self._answered_at > UNREACHED and not self._held():
+        if time.monotonic() - self._answered_at > UNREACHED and not len(self._held):
             logger.critical("the state store has not answered for long: the worker ends", extra={"seconds": UNREACHED})
             os._exit(HUNG)
-        if self._loop.hung(time.monotonic()):
+        if self._device.hung(time.monotonic()):
             logger.critical(
-                "a batch or a load does not end: the worker gives its jobs up", extra={"jobs": self._held()}
+                "a batch or a load does not end: the worker gives its jobs up", extra={"jobs": len(self._held)}
             )
             os._exit(HUNG)
 
-    def _say(self, call: Callable[[], Any]) -> bool:
-        """Tell the store; False where it did not take it. While it is away, say so once in the log."""
+    def _call(self, call: Callable[[], Any]) -> bool:
+        """Call the store; False where it did not answer. While it is unavailable, that is logged once."""
         try:
             call()
         except BrokerUnavailableError as error:
-            if not self._away:
+            if not self._unavailable:
                 logger.warning("no heartbeat", extra={"error": error.message})
-            self._away = True
+            self._unavailable = True
             if isinstance(error, BrokerFullError):
                 self._answered_at = time.monotonic()
             return False
-        self._away, self._answered_at = False, time.monotonic()
+        self._unavailable, self._answered_at = False, time.monotonic()
         return True
 
     def _look(self) -> DeviceFacts:
-        executor = self._loop.executor
+        executor = self._device.executor
         device, loaded = executor.device, executor.all_loaded()
         tracks = {one.key: executor.track(one) for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
-        blocked, blocked_by = self._loop.blocked(time.monotonic())
+        blocked, blocked_by = self._device.blocked(time.monotonic())
         return DeviceFacts(
             worker=self._store.worker,
             hardware_class=self._hardware_class,
@@ -170,30 +160,30 @@ class Pulse:
             runtimes=device.runtimes,
             warm=tuple(sorted(one.key for one in loaded)),
             unavailable=dict(executor.unavailable),
-            held=self._held(),
-            running=self._loop.running,
-            batch_age=told_briefly(self._loop.batch_age(time.monotonic())),
-            occupied=told_briefly(self._loop.occupied(time.monotonic())),
+            held=len(self._held),
+            running=self._device.running,
+            batch_age=told_briefly(self._device.batch_age(time.monotonic())),
+            occupied=told_briefly(self._device.occupied(time.monotonic())),
             blocked=told_briefly(blocked),
             blocked_by=blocked_by,
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
             serves=self._served(),
-            draining=self._departure.told,
-            done=dict(self._done()),
+            draining=self._drain.begun,
+            done=self._counters.totals(),
         )
 
     def _served(self) -> tuple[str, ...] | None:
         """The classes that the worker takes from, its own first, as facts have them."""
         own = self._hardware_class
-        serves = tuple(sorted(self._serves(), key=lambda name: (name != own, name)))
+        serves = tuple(sorted(self._celery.queues(), key=lambda name: (name != own, name)))
         return None if serves == (own,) else serves
 
     def _busy_share(self) -> float:
         """Share of the time since the last look that the device computed."""
         now = time.monotonic()
-        computed = self._loop.computed(now)
+        computed = self._device.computed(now)
         then, had_computed = self._seen
         self._seen = (now, computed)
         return min(max((computed - had_computed) / max(now - then, 1e-9), 0.0), 1.0)
@@ -206,7 +196,7 @@ def expect_life(seconds: float) -> None:
 
 def _residuals(track: Track) -> tuple[float, ...]:
     """The residuals by level as facts have them: without the last ones, where they repeat the one before."""
-    told = [told_briefly(residual) for residual in track.residuals]
-    while len(told) > 1 and told[-1] == told[-2]:
-        told.pop()
-    return tuple(told)
+    residuals = [told_briefly(residual) for residual in track.residuals]
+    while len(residuals) > 1 and residuals[-1] == residuals[-2]:
+        residuals.pop()
+    return tuple(residuals)

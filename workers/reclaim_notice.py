@@ -1,4 +1,4 @@
-"""Hears that the machine is to be reclaimed: by a signal, a file that appears, or a cloud's metadata address."""
+"""Watches for a reclaim notice of the machine: a signal, a file that appears, or a cloud's metadata address."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NoticeWatch:
     """Looks for a notice until stopped.
 
     Args:
-        leave: told in how many seconds the machine goes; again with every look that still finds a notice.
+        leave: called with the seconds until the machine is gone, and again with every look that still finds a notice.
     """
 
     def __init__(self, notice: Notice, leave: Callable[[float], None]) -> None:
@@ -44,7 +44,7 @@ class NoticeWatch:
         self._address = Address(notice) if notice.url is not None else None
 
     def signal(self) -> None:
-        """Take note of a signal; a second one asks to leave at once. For its handler."""
+        """Count a signal; a second one asks to exit at once. For its handler."""
         self._signals += 1
         self._wake.set()
 
@@ -63,7 +63,7 @@ class NoticeWatch:
             self._wake.wait(LOOK)
 
     def look(self) -> float | None:
-        """In how many seconds the machine goes; None where nothing says so."""
+        """Seconds until the machine is gone; None where there is no notice."""
         texts = (self._file(), self._address.text() if self._address is not None else None)
         graces = [grace_of(text, self._notice, time.time()) for text in texts if text is not None]
         if self._signals:
@@ -80,7 +80,7 @@ class NoticeWatch:
 
 
 class Address:
-    """A metadata address, which needs no proxy. One that does not answer tells nothing, and is logged once."""
+    """A metadata address, which needs no proxy. One that does not answer is logged once."""
 
     def __init__(self, notice: Notice) -> None:
         assert notice.url is not None
@@ -88,18 +88,18 @@ class Address:
         self._token_url = notice.token_url
         self._token: dict[str, str] = {}
         self._client = httpx.Client(headers=notice.headers, timeout=_ANSWER, trust_env=False)
-        self._away = False
+        self._unavailable = False
 
     def text(self) -> str | None:
         """What stands there; None where nothing does."""
         try:
             found = self._ask()
         except httpx.HTTPError as error:
-            if not self._away:
+            if not self._unavailable:
                 logger.warning("cannot ask for a notice", extra={"url": self._url, "error": str(error)})
-            self._away = True
+            self._unavailable = True
             return None
-        self._away = False
+        self._unavailable = False
         return found.text if found.is_success else None
 
     def _ask(self) -> httpx.Response:
@@ -114,7 +114,7 @@ class Address:
 
 
 def grace_of(text: str, notice: Notice, now: float) -> float | None:
-    """In how many seconds the machine goes, as `text` says at `now`, since the epoch; None where it is no notice."""
+    """Seconds until the machine is gone, as `text` says at `now`, since the epoch; None where it is no notice."""
     found = re.search(notice.says, text)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""Keeps a worker's catalogue and profiles as the models folder has them, and its device told of what changed."""
+"""Reloads a worker's catalogue and profiles when the models folder changes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from broker.valkey.worker_store import Store
 from tasks.models.folder import LOOK
 from tasks.reload import Reporter
 from taxiway.errors import BrokerUnavailableError
-from workers.celery_adapter.context import WorkerContext
-from workers.stages.device import DeviceLoop
+from workers.context import WorkerContext
+from workers.stages.device import DeviceStage
 
 logger = logging.getLogger(__name__)
 
@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 class FolderWatch:
     """Looks at the folder once a second, on a thread of its own."""
 
-    def __init__(self, context: WorkerContext, loop: DeviceLoop, store: Store) -> None:
+    def __init__(self, context: WorkerContext, device: DeviceStage, store: Store) -> None:
         self._context = context
         self._store = store
         self._reporter = Reporter(context.folder, "worker", store.worker)
         self._stopped = threading.Event()
-        context.folder.follow(lambda catalogue, book: loop.renew(catalogue, book, warm=context.warm()))
+        context.folder.follow(lambda catalogue, book: device.renew(catalogue, book, warm=context.warm()))
 
     def run(self) -> None:
         """Look until stopped."""
         self._context.folder.log_problems()
         while not self._stopped.is_set():
-            self._tell()
+            self._report()
             asked = self._reporter.asked
             self._context.folder.look(closely=asked)
             if asked:
@@ -41,8 +41,8 @@ class FolderWatch:
         """End `run`. Any thread may call it."""
         self._stopped.set()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         try:
             self._reporter.heard(self._store.watch(self._reporter.arguments()))
         except BrokerUnavailableError as error:  # the heartbeat says so in the log; the folder is read all the same
-            logger.debug("cannot tell the catalogue", extra={"error": error.message})
+            logger.debug("cannot report the catalogue", extra={"error": error.message})

@@ -28,7 +28,7 @@ from taxiway.contract.wire import infer_message
 from taxiway.errors import DeadLetteredError
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 from tests.scripting import Store, is_held, placed
-from workers.celery_adapter.strategy import keep_letter
+from workers.stages.held import add_dead_letter
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_letter_tells_which_workers_held_its_job_and_ended(settings: Settings,
     assert [(holder.worker, holder.ran) for holder in history] == [("a@host", True), ("b@host", True)]
     assert began - 1 <= history[0].since <= history[1].since
     assert (last.attempts, last.claims) == (1, 3)
-    keep_letter(worker, b"message", "given up", "j")
+    add_dead_letter(worker, b"message", "given up", "j")
     [letter] = store.client.lrange(DEAD, 0, -1)
     assert json.loads(letter)["history"][0]["worker"] == "a@host"
 

@@ -27,9 +27,10 @@ from taxiway import Client
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import DEADLINES, INFER, job_key
 from taxiway.errors import DeadlineExceededError
+from tests.celery_double import NoCelery
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import Store, placed
-from workers.stages.cancellation import Withdrawals
+from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import Delivery
 
 
@@ -129,13 +130,15 @@ def test_a_router_ends_what_is_overdue_also_while_it_runs(settings: Settings, st
 
 @contextmanager
 def listening(worker: WorkerStore, deliveries: list[Delivery]) -> Iterator[None]:
-    withdrawals = Withdrawals(worker, lambda: deliveries)
-    thread = threading.Thread(target=withdrawals.run)
+    held = HeldJobs(worker, None, NoCelery())
+    held.hold(deliveries)
+    cancellations = Cancellations(worker, held, marked=lambda: None)
+    thread = threading.Thread(target=cancellations.run)
     thread.start()
     try:
         yield
     finally:
-        withdrawals.stop()
+        cancellations.stop()
         thread.join()
 
 

@@ -50,8 +50,8 @@ from tests.working import (
     worker_process,
     worker_settings,
 )
-from workers.celery_adapter.out_of_memory import EXHAUSTED
-from workers.stages.retry import FIRST_PAUSE
+from workers.decide.retry import FIRST_PAUSE
+from workers.stages.retry import OUT_OF_MEMORY
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:
@@ -465,7 +465,7 @@ def test_a_worker_whose_device_has_no_memory_left_hands_its_jobs_back_and_ends(h
     good, *starved = (tower.message("hungry", {"n": [n]}, variant="onnx") for n in (3, 10**14, 10**14, 10**14))
     tower.queue(good, *starved)
     with worker_process(hungry) as worker:
-        assert worker.process.wait(timeout=30) == EXHAUSTED
+        assert worker.process.wait(timeout=30) == OUT_OF_MEMORY
     assert tower.result(str(good.headers["id"])).outputs == {"sum": [0.0]}
     assert tower.waiting() == len(starved)
     for job in (str(message.headers["id"]) for message in starved):

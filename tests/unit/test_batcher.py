@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.topology import RUN_STRETCH
-from workers.decide.batcher import ALONE, BatchPolicy, Crowd, Share, bucket_of, fill, form, met, missed, ready
+from workers.decide.batcher import (
+    ALONE,
+    BatchPolicy,
+    Share,
+    WaitingRows,
+    bucket_of,
+    fill,
+    form,
+    observe_gap,
+    ready,
+    widen_gap,
+)
 
 POLICY = BatchPolicy(max_batch=16, max_wait=0.05)
 
@@ -36,20 +47,20 @@ shares = st.lists(
 
 
 @st.composite
-def crowds(draw: st.DrawFn) -> Crowd:
+def crowds(draw: st.DrawFn) -> WaitingRows:
     oldest, newest = sorted((draw(seconds), draw(seconds)))
-    return Crowd(draw(st.integers(1, 300)), oldest, newest)
+    return WaitingRows(draw(st.integers(1, 300)), oldest, newest)
 
 
 @given(crowd=crowds(), policy=policies, gap=st.one_of(st.just(ALONE), st.floats(1e-6, 2)), late=st.floats(0, 2))
-def test_no_batch_is_held_past_max_wait(crowd: Crowd, policy: BatchPolicy, gap: float, late: float) -> None:
+def test_no_batch_is_held_past_max_wait(crowd: WaitingRows, policy: BatchPolicy, gap: float, late: float) -> None:
     now = max(crowd.newest, crowd.oldest + policy.max_wait) + late
     assert ready(crowd, now, policy, gap) == 0.0
 
 
 @given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2))
 def test_the_wait_that_is_named_ends_within_max_wait_of_the_first_row(
-    crowd: Crowd, policy: BatchPolicy, gap: float
+    crowd: WaitingRows, policy: BatchPolicy, gap: float
 ) -> None:
     wait = ready(crowd, crowd.newest, policy, gap)
     assert 0 <= wait <= max(0.0, crowd.oldest + policy.max_wait - crowd.newest)
@@ -102,35 +113,35 @@ def test_rows_that_cost_little_beside_what_all_share_run_together_though_one_alo
 
 def test_a_batch_that_takes_max_run_waits_for_no_more_rows() -> None:
     bounded = replace(POLICY, max_run=0.02)
-    assert ready(Crowd(3, 0.0, 0.0, run=0.019), 0.0, bounded, gap=0.001) > 0
-    assert ready(Crowd(3, 0.0, 0.0, run=0.021), 0.0, bounded, gap=0.001) == 0.0
+    assert ready(WaitingRows(3, 0.0, 0.0, run=0.019), 0.0, bounded, gap=0.001) > 0
+    assert ready(WaitingRows(3, 0.0, 0.0, run=0.021), 0.0, bounded, gap=0.001) == 0.0
 
 
 def test_a_full_batch_runs_at_once() -> None:
-    assert ready(Crowd(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
+    assert ready(WaitingRows(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
 
 
 def test_a_row_runs_at_once_when_nobody_has_ever_come_while_another_waited() -> None:
-    assert ready(Crowd(1, 0.0, 0.0), 0.0, POLICY, ALONE) == 0.0
+    assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, ALONE) == 0.0
 
 
 def test_a_row_waits_while_others_keep_coming() -> None:
-    assert ready(Crowd(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
+    assert ready(WaitingRows(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
 
 
 def test_a_batch_stops_waiting_when_nobody_came_for_three_gaps() -> None:
-    assert ready(Crowd(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
+    assert ready(WaitingRows(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
 
 
 def test_a_row_runs_at_once_when_the_next_is_expected_after_max_wait() -> None:
-    assert ready(Crowd(1, 0.0, 0.0), 0.0, POLICY, gap=0.2) == 0.0
+    assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap=0.2) == 0.0
 
 
 def test_waiting_in_vain_a_few_times_ends_the_waiting() -> None:
-    gap = met(ALONE, 0.001)
+    gap = observe_gap(ALONE, 0.001)
     for _ in range(6):
-        gap = missed(gap)
-    assert ready(Crowd(1, 0.0, 0.0), 0.0, POLICY, gap) == 0.0
+        gap = widen_gap(gap)
+    assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, gap) == 0.0
 
 
 @given(size=st.integers(0, 500), buckets=st.lists(st.integers(1, 300), min_size=1, unique=True).map(sorted))
@@ -142,13 +153,13 @@ def test_a_row_waits_in_the_smallest_bucket_that_it_fits_in(size: int, buckets: 
 
 @given(crowd=crowds(), policy=policies, gap=st.floats(1e-6, 2), slack=st.floats(0, 1))
 def test_no_batch_is_held_past_the_moment_that_its_most_urgent_deadline_allows(
-    crowd: Crowd, policy: BatchPolicy, gap: float, slack: float
+    crowd: WaitingRows, policy: BatchPolicy, gap: float, slack: float
 ) -> None:
     urgent = replace(crowd, start_by=crowd.newest + slack)
     assert ready(urgent, crowd.newest, policy, gap) <= slack
 
 
 def test_a_row_waits_only_while_that_costs_the_others_less_than_it_saves_the_next() -> None:
-    few, many = Crowd(2, 0.0, 0.0, run=0.007), Crowd(12, 0.0, 0.0, run=0.007)
+    few, many = WaitingRows(2, 0.0, 0.0, run=0.007), WaitingRows(12, 0.0, 0.0, run=0.007)
     assert ready(few, 0.0, POLICY, gap=0.001) > 0
     assert ready(many, 0.0, POLICY, gap=0.001) == 0.0

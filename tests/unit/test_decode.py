@@ -15,21 +15,21 @@ from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request
 from taxiway.contract.wire import request_body
 from taxiway.errors import ResultExpiredError
-from workers.stages.decode import AT_ONCE, Intake
+from workers.stages.decode import AT_ONCE, JobReader
 from workers.stages.job import Delivery
 
 CLASS = "cpu.batch"
 
 
 class Desk:
-    """An intake, with the blobs that are there and what was fetched by each call."""
+    """A reader, with the blobs that are there and what was fetched by each call."""
 
     def __init__(self) -> None:
         self.blobs = Blobs(limit=16)
         self.calls: list[list[str]] = []
         price = Price(usd_per_hour=1.0)
         hardware = HardwareClass(device="cpu", runtimes=("echo",), max_batch=4, max_wait=0.0, price=price)
-        self.intake = Intake(ModelsFolder(TREE / "models", TREE / "queues.yaml"), {CLASS: hardware}, self._fetch)
+        self.reader = JobReader(ModelsFolder(TREE / "models", TREE / "queues.yaml"), {CLASS: hardware}, self._fetch)
 
     def delivery(self, payload: bytes) -> Delivery:
         body = request_body(Request(model="echo", inputs={"payload": payload}), self.blobs)
@@ -48,8 +48,8 @@ class Desk:
 
     def read(self, *deliveries: Delivery) -> list[bytes]:
         """The payloads of the jobs."""
-        portions = self.intake.portions(deliveries)
-        jobs = [self.intake.admit(one, 0.0, contents) for some, contents in portions for one in some]
+        groups = self.reader.groups(deliveries)
+        jobs = [self.reader.read(one, 0.0, contents) for some, contents in groups for one in some]
         return [job.rows[0]["payload"] for job in jobs]
 
     def _fetch(self, found: Sequence[Reference]) -> dict[str, bytes | None]:

@@ -1,4 +1,4 @@
-"""What a device asks for: behind the worker's own executor, with a loop that does not run."""
+"""How many jobs a device has room for: behind the worker's own executor, with a stage that does not run."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ from tasks.settings import TREE
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Limits, Price
 from taxiway.contract.keys import INFER, LEVELS, PATIENT
+from tests.celery_double import NoCelery
 from workers.device import find_device
-from workers.drain import Departure
+from workers.drain import Drain
 from workers.executor import Executor
 from workers.pipelines import Item
 from workers.stages.decode import gather
-from workers.stages.device import OTHERS_FIRST, DeviceLoop
+from workers.stages.device import OTHERS_FIRST, DeviceStage
+from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Job
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue
 
 BATCH = 4
 
 
 @pytest.fixture
-def loop(tmp_path: Path) -> DeviceLoop:
+def stage(tmp_path: Path) -> DeviceStage:
     hardware = HardwareClass(
         device="cpu", runtimes=("echo",), max_batch=BATCH, max_wait=0.0, max_run=0.1, price=Price(usd_per_hour=1.0)
     )
     device = find_device(hardware, "cpu:0", emulate=False)
     executor = Executor(hardware, device, ArtefactStore(tmp_path), threads=1)
-    return DeviceLoop(
+    store, celery = Store("redis://127.0.0.1:1", "w", Limits()), NoCelery()
+    return DeviceStage(
+        DeviceQueue(executor),
+        EndingQueue(),
+        PieceQueue(),
+        AdmitQueue(),
         executor,
-        Store("redis://127.0.0.1:1", "w", Limits()),
-        end=lambda endings: None,
-        accepted=lambda deliveries: None,
-        revoked=lambda job: False,
-        again=lambda delivery: None,
-        give_back=lambda deliveries: None,
-        departure=Departure(),
-        tell=lambda pieces: None,
+        store,
+        HeldJobs(store, None, celery),
+        celery,
+        Drain(),
     )
 
 
-def jobs(loop: DeviceLoop, count: int) -> list[Job]:
+def jobs(stage: DeviceStage, count: int) -> list[Job]:
     """Jobs of a row each."""
     model = load_catalogue(TREE / "models").resolve("echo")
     ticket = Ticket(
@@ -53,33 +57,33 @@ def jobs(loop: DeviceLoop, count: int) -> list[Job]:
     )
     delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
     rows = ({"payload": "a text"},)
-    hardware = loop.executor.hardware
+    hardware = stage.executor.hardware
     return [
         Job(delivery, hardware, model, "echo", "echo", rows, {}, ("payload",), single=True, arrived=0.0)
         for _ in range(count)
     ]
 
 
-def test_a_device_with_nothing_to_do_asks_for_a_batch(loop: DeviceLoop) -> None:
-    assert loop.wait_for_room(10.0) == BATCH
+def test_a_device_with_nothing_to_do_asks_for_a_batch(stage: DeviceStage) -> None:
+    assert stage.wait_for_room(10.0) == BATCH
 
 
-def test_a_device_that_has_a_batch_leaves_the_next_to_others_for_a_moment(loop: DeviceLoop) -> None:
-    loop.put(jobs(loop, BATCH))
+def test_a_device_that_has_a_batch_leaves_the_next_to_others_for_a_moment(stage: DeviceStage) -> None:
+    stage._inbox.put(jobs(stage, BATCH))
     asked = time.monotonic()
-    assert loop.wait_for_room(10.0) == BATCH
+    assert stage.wait_for_room(10.0) == BATCH
     assert time.monotonic() - asked >= OTHERS_FIRST
 
 
-def test_a_device_that_has_two_batches_asks_for_none(loop: DeviceLoop) -> None:
-    loop.put(jobs(loop, 2 * BATCH))
-    assert loop.wait_for_room(0.01) == 0
+def test_a_device_that_has_two_batches_asks_for_none(stage: DeviceStage) -> None:
+    stage._inbox.put(jobs(stage, 2 * BATCH))
+    assert stage.wait_for_room(0.01) == 0
 
 
-def slept(loop: DeviceLoop, level: int, size: int) -> Job:
+def slept(stage: DeviceStage, level: int, size: int) -> Job:
     """A prepared job of `paced`, which the executor has loaded, of one row."""
     model = load_catalogue(TREE / "models").resolve("paced")
-    loaded = loop.executor.ready(model, "paced") or loop.executor.load(model, "paced")
+    loaded = stage.executor.ready(model, "paced") or stage.executor.load(model, "paced")
     ticket = Ticket(
         job="j",
         task=INFER,
@@ -92,7 +96,7 @@ def slept(loop: DeviceLoop, level: int, size: int) -> Job:
         reason="",
     )
     delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
-    hardware = loop.executor.hardware
+    hardware = stage.executor.hardware
     job = Job(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
     job.items = [Item({}, size)]
     job.answers = [None]
@@ -100,28 +104,28 @@ def slept(loop: DeviceLoop, level: int, size: int) -> Job:
     return job
 
 
-def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(loop: DeviceLoop) -> None:
-    long = int(loop.ahead / 0.0001)  # of a tenth of a millisecond each
+def test_a_device_with_enough_patient_work_asks_for_what_is_more_urgent_alone(stage: DeviceStage) -> None:
+    long = int(stage.ahead / 0.0001)  # of a tenth of a millisecond each
 
-    assert loop.levels() == LEVELS
-    loop.put([slept(loop, 1, long)])
-    assert loop.levels() == LEVELS  # somebody waits for that
-    loop.put([slept(loop, 3, 1)])
-    assert loop.levels() == LEVELS
-    loop.put([slept(loop, 3, long)])
-    assert loop.levels() == PATIENT
-    loop._collect(0.0)
-    assert loop.levels() == PATIENT
-    while any(loop._lanes.values()):
-        next(filter(None, loop._lanes.values())).take(BATCH)
-    assert loop.levels() == LEVELS
+    assert stage.levels() == LEVELS
+    stage._inbox.put([slept(stage, 1, long)])
+    assert stage.levels() == LEVELS  # somebody waits for that
+    stage._inbox.put([slept(stage, 3, 1)])
+    assert stage.levels() == LEVELS
+    stage._inbox.put([slept(stage, 3, long)])
+    assert stage.levels() == PATIENT
+    stage._collect(0.0)
+    assert stage.levels() == PATIENT
+    while any(stage._lanes.values()):
+        next(filter(None, stage._lanes.values())).take(BATCH)
+    assert stage.levels() == LEVELS
 
 
-def test_patient_work_counts_that_waits_for_its_variant_to_load(loop: DeviceLoop) -> None:
-    job = slept(loop, 3, int(loop.ahead / 0.0001))
-    loop.executor.unload(loop.executor.load(job.model, "paced"))
+def test_patient_work_counts_that_waits_for_its_variant_to_load(stage: DeviceStage) -> None:
+    job = slept(stage, 3, int(stage.ahead / 0.0001))
+    stage.executor.unload(stage.executor.load(job.model, "paced"))
 
-    loop._loads.wait(job)
-    assert loop.levels() == PATIENT
-    assert loop._loads.give_up() == [job]
-    assert loop.levels() == LEVELS
+    stage._loads.wait(job)
+    assert stage.levels() == PATIENT
+    assert stage._loads.give_up() == [job]
+    assert stage.levels() == LEVELS

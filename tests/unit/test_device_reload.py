@@ -1,4 +1,4 @@
-"""A device whose catalogue changes while it works: behind the worker's own executor and loop, on threads."""
+"""A device whose catalogue changes while it works: behind the worker's own executor and stage, on threads."""
 
 from __future__ import annotations
 
@@ -18,17 +18,33 @@ from tasks.models.profiles import ProfileBook
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass, Limits, Price
 from taxiway.contract.keys import INFER
+from tests.celery_double import Admissions, Endings, NoCelery
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.waiting import until
 from workers.device import find_device
-from workers.drain import Departure
+from workers.drain import Drain
 from workers.executor import Executor
-from workers.stages.device import DeviceLoop
+from workers.stages.device import DeviceStage
+from workers.stages.held import HeldJobs
 from workers.stages.job import Answered, Delivery, Ending, Job
+from workers.stages.queues import DeviceQueue, PieceQueue
+
+
+class Gate(NoCelery):
+    """Lets a batch wait before it runs."""
+
+    def __init__(self, begun: threading.Event, gate: threading.Event) -> None:
+        super().__init__()
+        self._begun, self._gate = begun, gate
+
+    def is_revoked(self, job: str) -> bool:
+        self._begun.set()
+        assert self._gate.wait(20)
+        return False
 
 
 class Device:
-    """A device loop over the models `one` and `other`; a batch waits at `gate` before it runs."""
+    """A device stage over the models `one` and `other`; a batch waits at `gate` before it runs."""
 
     def __init__(self, root: Path) -> None:
         for name in ("one", "other"):
@@ -42,23 +58,13 @@ class Device:
         self.executor = Executor(hardware, device, ArtefactStore(root / "cache"), threads=1)
         self.gate = threading.Event()
         self.begun = threading.Event()
-        self.ended: list[Ending] = []
-        self.again: list[Delivery] = []
-        self.loop = DeviceLoop(
-            self.executor,
-            Store("redis://127.0.0.1:1", "w", Limits()),
-            end=self.ended.extend,
-            accepted=self._wait,
-            revoked=lambda job: False,
-            again=self.again.append,
-            give_back=lambda deliveries: None,
-            departure=Departure(),
-            tell=lambda pieces: None,
+        self.jobs = DeviceQueue(self.executor)
+        self.endings, self.admissions = Endings(), Admissions()
+        store, celery = Store("redis://127.0.0.1:1", "w", Limits()), Gate(self.begun, self.gate)
+        held = HeldJobs(store, None, celery)
+        self.stage = DeviceStage(
+            self.jobs, self.endings, PieceQueue(), self.admissions, self.executor, store, held, celery, Drain()
         )
-
-    def _wait(self, _: Any) -> None:
-        self.begun.set()
-        assert self.gate.wait(20)
 
     def job(self, name: str) -> Job:
         """A job of the model as the folder has it now."""
@@ -79,25 +85,25 @@ class Device:
         return Job(delivery, self.executor.hardware, model, "onnx", f"{model.id}/onnx", (row,), {}, ("y",), True, 0.0)
 
     def edit(self, name: str, factor: float = 2.0, **fields: Any) -> None:
-        """Change a model in the folder, and have the loop told."""
+        """Change a model in the folder, and tell the stage."""
         write_model(self.root, name, scale_graph(factor), **{**SCALE_SPECS, **fields})
         self.renew()
 
     def renew(self) -> None:
-        """Read the folder, and have the loop told."""
+        """Read the folder, and tell the stage."""
         assert self.folder.look(closely=True)
-        self.loop.renew(self.folder.catalogue, self.folder.book, warm=())
+        self.stage.renew(self.folder.catalogue, self.folder.book, warm=())
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Serve meanwhile."""
-        thread = threading.Thread(target=self.loop.run)
+        thread = threading.Thread(target=self.stage.run)
         thread.start()
         try:
             yield
         finally:
             self.gate.set()
-            self.loop.stop()
+            self.stage.stop()
             thread.join()
 
 
@@ -115,17 +121,17 @@ def answer(ending: Ending) -> Any:
 
 def test_a_batch_that_runs_ends_by_its_model_and_what_waits_for_the_replaced_one_is_read_again(device: Device) -> None:
     with device.running():
-        device.loop.put([device.job("one")])
+        device.jobs.put([device.job("one")])
         assert device.begun.wait(20)
-        device.loop.put([device.job("one"), device.job("other")])
+        device.jobs.put([device.job("one"), device.job("other")])
         device.edit("one", 3.0)
         device.gate.set()
-        assert until(lambda: len(device.ended) == 2 and len(device.again) == 1)
-        assert [answer(ending) for ending in device.ended] == [[2.0, 4.0]] * 2
-        assert device.again[0].job == "one"
-        device.loop.put([device.job("one")])
-        assert until(lambda: len(device.ended) == 3)
-        assert answer(device.ended[2]) == [3.0, 6.0]
+        assert until(lambda: len(device.endings.all) == 2 and len(device.admissions.all) == 1)
+        assert [answer(ending) for ending in device.endings.all] == [[2.0, 4.0]] * 2
+        assert device.admissions.all[0][0].job == "one"
+        device.jobs.put([device.job("one")])
+        assert until(lambda: len(device.endings.all) == 3)
+        assert answer(device.endings.all[2]) == [3.0, 6.0]
 
 
 def test_what_is_replaced_or_removed_is_unloaded_and_what_only_has_another_summary_stays(device: Device) -> None:
@@ -156,7 +162,7 @@ def test_a_variant_in_use_is_unloaded_once_it_is_not_and_its_memory_counts_until
 def test_a_load_of_a_model_that_is_replaced_meanwhile_is_dropped_and_jobs_wait_for_the_new_one(device: Device) -> None:
     old = device.job("one")
     device.executor.renew(device.folder.catalogue, ProfileBook())
-    loads = device.loop._loads
+    loads = device.stage._loads
     loads.wait(old)
     loads.begin(lambda urgency: ())
     assert until(lambda: loads.ended)
@@ -173,7 +179,7 @@ def test_a_load_of_a_model_that_is_replaced_meanwhile_is_dropped_and_jobs_wait_f
 
 def test_a_model_that_becomes_warm_is_loaded_with_no_job(device: Device) -> None:
     with device.running():
-        device.loop.renew(device.folder.catalogue, ProfileBook(), warm=[device.folder.catalogue.resolve("other")])
+        device.stage.renew(device.folder.catalogue, ProfileBook(), warm=[device.folder.catalogue.resolve("other")])
         assert until(lambda: [loaded.key for loaded in device.executor.all_loaded()] == ["other:1/onnx"])
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.drain import PACKING, Departure, unfinished
+from workers.decide.drain import unfinished
+from workers.drain import PACKING, Drain
 
 STINTS = st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.floats(0.001, 10)), max_size=12)
 
@@ -46,22 +47,22 @@ def test_without_time_nothing_is_kept_and_with_enough_all_is(
     assert unfinished(stints, sum(seconds for _, seconds in stints) + 1e-6 + more) == set()
 
 
-def test_a_departure_is_only_ever_brought_forward() -> None:
-    departure = Departure()
-    assert not departure.told
-    departure.within(10)
-    departure.within(60)
-    assert departure.told
-    assert departure.left == pytest.approx(10 - PACKING, abs=0.5)
-    departure.within(5)
-    assert departure.left == pytest.approx(5 - PACKING, abs=0.5)
+def test_a_drain_is_only_ever_brought_forward() -> None:
+    drain = Drain()
+    assert not drain.begun
+    drain.within(10)
+    drain.within(60)
+    assert drain.begun
+    assert drain.left == pytest.approx(10 - PACKING, abs=0.5)
+    drain.within(5)
+    assert drain.left == pytest.approx(5 - PACKING, abs=0.5)
 
 
 def test_who_is_asked_to_stop_twice_stops_at_once() -> None:
-    departure = Departure()
-    departure.within(30)  # a notice is no request to stop
-    departure.stop(60)
-    assert departure.left > 20
-    departure.stop(60)
-    assert departure.left <= 0
-    assert departure.by <= time.monotonic()
+    drain = Drain()
+    drain.within(30)  # a notice is no request to stop
+    drain.stop(60)
+    assert drain.left > 20
+    drain.stop(60)
+    assert drain.left <= 0
+    assert drain.by <= time.monotonic()

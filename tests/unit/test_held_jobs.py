@@ -4,10 +4,15 @@ import time
 
 from celery import Celery
 
+from broker.valkey.worker_store import Store
 from tasks.ticket import Ticket
+from tasks.topology import Limits
 from taxiway.contract.keys import INFER
+from tests.celery_double import Endings, NoCelery
+from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import TaskEvents
-from workers.celery_adapter.held_jobs import SHOW_EVERY, SHOW_WAITING, Ledger
+from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
+from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Headers
 
 TICKET = Ticket(
@@ -19,17 +24,16 @@ def nothing() -> None:
     """Stands for the task."""
 
 
-def ledger_of(*deliveries: Delivery) -> Ledger:
+def held(*deliveries: Delivery) -> HeldJobs:
+    jobs = HeldJobs(Store("redis://127.0.0.1:1", "w", Limits()), None, NoCelery())
+    jobs.hold(deliveries)
+    return jobs
+
+
+def inspection() -> Inspection:
     app = Celery(set_as_current=False)
-    ledger = Ledger(
-        app.task(nothing, name=INFER, shared=False),
-        "w",
-        TaskEvents("w", app.clock, lambda topic, message: None),
-        revoke=lambda revoked: None,
-        on_hub=lambda call: call(),
-    )
-    ledger.hold(deliveries)
-    return ledger
+    events = TaskEvents("w", app.clock, lambda topic, message: None)
+    return Inspection(app.task(nothing, name=INFER, shared=False), "w", events, ConsumerThread())
 
 
 def delivery_that_came(received: float) -> Delivery:
@@ -39,19 +43,28 @@ def delivery_that_came(received: float) -> Delivery:
 
 def test_what_came_just_now_is_held_and_needs_no_renewal_yet() -> None:
     delivery = delivery_that_came(0.0)
-    ledger = ledger_of(delivery)
-    assert ledger.held() == [delivery]
-    assert ledger.held(60.0) == []
+    jobs = held(delivery)
+    assert jobs.all() == [delivery]
+    assert jobs.all(60.0) == []
+
+
+def test_a_delivery_ends_once() -> None:
+    delivery = delivery_that_came(0.0)
+    jobs = held(delivery)
+    assert jobs.remove(delivery) and not jobs.remove(delivery)
+    assert len(jobs) == 0
 
 
 def test_a_job_is_shown_when_it_runs_or_waits_for_long_and_only_then() -> None:
     now = time.time()
     fresh, waits, runs = delivery_that_came(now + 3600), delivery_that_came(now - SHOW_WAITING), delivery_that_came(now)
     fresh.began, runs.began = now + 3600, now - SHOW_EVERY
-    ledger = ledger_of(fresh, waits, runs)
-    assert ledger.show() == [runs]
-    assert fresh.shown is None
-    assert waits.shown is not None and waits.shown.time_start is None
-    assert runs.shown is not None and runs.shown.time_start is not None
+    shown = inspection()
+    assert shown.show(held(fresh, waits, runs), Endings()) == [runs]
+    starts = {delivery: request.time_start for delivery, request in shown._shown.items()}
+    assert starts.keys() == {waits, runs}
+    assert starts[waits] is None and starts[runs] is not None
     for delivery in (waits, runs):
-        ledger.end(delivery, None)
+        shown.report(delivery, None)
+    shown._thread.run()
+    assert not shown._shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,30 @@ from workers.pipelines.running import MAX_HELD
 from workers.stages.decode import gather, prepare
 from workers.stages.inflight import InFlight
 from workers.stages.job import Delivery, Job
+from workers.stages.queues import PieceQueue
 
 PRICE = Price(usd_per_hour=1.0)
 
 
+class Pieces(PieceQueue):
+    """Keeps what is put."""
+
+    def __init__(self, kept: list[tuple[str, Piece]]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def put(self, pieces: Sequence[tuple[str, Piece]]) -> None:
+        self._kept += pieces
+
+
 class Deck:
-    """A device with what is in flight there, and what was told of it."""
+    """A device with what is in flight there, and the pieces of answers that it streams."""
 
     def __init__(self, model: Model, executor: Executor) -> None:
         self.model = model
         self.executor = executor
-        self.told: list[tuple[str, Piece]] = []
-        self.inflight = InFlight(executor, self.told.extend)
+        self.pieces: list[tuple[str, Piece]] = []
+        self.inflight = InFlight(executor, Pieces(self.pieces))
         self.loaded: Loaded = executor.load(model, "onnx")
         assert self.inflight.serve(self.loaded)
 
@@ -152,16 +165,16 @@ def test_a_job_that_may_have_ended_a_worker_runs_alone(deck: Deck) -> None:
     assert deck.inflight.room(key, 256) == 4
 
 
-def test_a_dropped_job_s_rows_leave_and_nothing_more_is_told_of_it(deck: Deck) -> None:
+def test_a_dropped_job_s_rows_leave_and_nothing_more_of_it_is_streamed(deck: Deck) -> None:
     dropped = deck.join(deck.job("one", stream=True, max_tokens=50))
     other = deck.join(deck.job("two", max_tokens=4))
-    while not deck.told:
+    while not deck.pieces:
         deck.inflight.step()
-    told = len(deck.told)
+    before = len(deck.pieces)
     deck.inflight.drop(dropped)
     assert deck.inflight.jobs() == {other}
     assert [job for job, _ in deck.finish()] == [other]
-    assert len(deck.told) == told
+    assert len(deck.pieces) == before
 
 
 def test_a_job_whose_row_cannot_run_fails_alone_and_names_the_row(deck: Deck) -> None:
@@ -176,13 +189,13 @@ def test_a_job_whose_row_cannot_run_fails_alone_and_names_the_row(deck: Deck) ->
     assert errors[bad].details["row"] == 1
 
 
-def test_pieces_are_told_only_of_jobs_that_ask_and_make_up_the_answer(deck: Deck) -> None:
+def test_pieces_are_streamed_only_of_jobs_that_ask_and_make_up_the_answer(deck: Deck) -> None:
     asks, other = deck.job("one", stream=True, max_tokens=60), deck.job("two", max_tokens=60)
     deck.join(asks)
     deck.join(other)
     deck.finish()
-    assert {job for job, _ in deck.told} == {asks.delivery.job}
-    pieces = [piece for _, piece in deck.told]
+    assert {job for job, _ in deck.pieces} == {asks.delivery.job}
+    pieces = [piece for _, piece in deck.pieces]
     answer = asks.answers[0]
     assert answer is not None
     assert "".join(piece.text for piece in pieces) == answer["text"]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import pytest
-from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,12 +12,13 @@ from tasks.ticket import Ticket
 from tasks.topology import load_topology
 from taxiway.contract.keys import INFER
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
-from workers.celery_adapter.out_of_memory import EXHAUSTED, Exhaustion
+from tests.celery_double import Admissions, Endings, NoCelery
 from workers.decide.faults import DeviceLostError, Fault, fault_of
-from workers.drain import Departure
+from workers.decide.retry import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, pause
+from workers.drain import Drain
 from workers.executor import as_ours
 from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome
-from workers.stages.retry import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, Retries, pause
+from workers.stages.retry import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 
 
 def delivery(job: str = "j") -> Delivery:
@@ -58,21 +56,23 @@ class Desk:
     """What `Retries` hands on: what ended, and what runs again; `well` says whether the model's example runs."""
 
     def __init__(self, attempts: int = 3, *, well: bool = True, most: int = 3) -> None:
-        self.ended: list[Ending] = []
-        self.again: list[tuple[Delivery, float]] = []
-        self.well, self.tried, self.departure = well, 0, Departure()
-        self.retries = Retries(self._end, self._later, attempts, Exhaustion(most, self._runs_example, self.departure))
+        self.endings, self.admissions, self.celery = Endings(), Admissions(), NoCelery()
+        self.well, self.tried, self.drain = well, 0, Drain()
+        memory = OutOfMemoryPolicy(most, self._runs_example, self.drain, self.celery)
+        self.retries = Retries(self.endings, self.admissions, attempts, memory)
 
     def _runs_example(self, variant: str) -> bool:
         assert variant == "m/v"
         self.tried += 1
         return self.well
 
-    def _end(self, endings: Sequence[Ending]) -> None:
-        self.ended += endings
+    @property
+    def ended(self) -> list[Ending]:
+        return self.endings.all
 
-    def _later(self, one: Delivery, *, pause: float) -> None:
-        self.again.append((one, pause))
+    @property
+    def again(self) -> list[tuple[Delivery, float]]:
+        return self.admissions.all
 
 
 @pytest.mark.parametrize(
@@ -124,24 +124,17 @@ def test_a_device_that_fails_at_everything_soon_retries_nothing() -> None:
     assert len(desk.again) == FLOOR
 
 
-@pytest.fixture
-def celery_state() -> Iterator[None]:
-    """Celery's flag that a worker stops, put back."""
-    yield
-    state.should_stop = None
-
-
 def starve(desk: Desk, *jobs: str) -> None:
     for job in jobs:
         desk.retries.put([failed(delivery(job), OURS)])
 
 
-def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example(celery_state: None) -> None:
+def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example() -> None:
     desk = Desk(attempts=1, well=False)
     starve(desk, "a", "b")
-    assert not desk.departure.told and [one.delivery.job for one in desk.ended] == ["a", "b"]
+    assert not desk.drain.begun and [one.delivery.job for one in desk.ended] == ["a", "b"]
     starve(desk, "c", "d")
-    assert desk.departure.told and desk.departure.left <= 0 and state.should_stop == EXHAUSTED
+    assert desk.drain.begun and desk.drain.left <= 0 and desk.celery.exited == OUT_OF_MEMORY
     assert [(one.job, one.retries, pause) for one, pause in desk.again] == [
         ("c", 1, LONGEST_PAUSE),
         ("d", 1, LONGEST_PAUSE),
@@ -152,14 +145,14 @@ def test_a_worker_leaves_that_has_no_memory_for_jobs_nor_for_the_models_example(
 def test_a_worker_stays_whose_model_has_memory_for_its_example() -> None:
     desk = Desk()
     starve(desk, "a", "b", "c", "d", "e", "f")
-    assert not desk.departure.told and desk.tried == 2
+    assert not desk.drain.begun and desk.tried == 2
 
 
 def test_one_job_that_is_too_large_ends_no_worker_however_often_it_is_tried() -> None:
     desk, one = Desk(attempts=9, well=False), delivery()
     for _ in range(9):
         desk.retries.put([failed(one, OURS)])
-    assert not desk.departure.told and desk.tried == 0
+    assert not desk.drain.begun and desk.tried == 0
 
 
 def test_an_answer_of_the_variant_says_that_there_is_memory() -> None:
@@ -168,7 +161,7 @@ def test_an_answer_of_the_variant_says_that_there_is_memory() -> None:
     desk.retries.put([answered("m/v")])
     starve(desk, "c", "d")
     desk.retries.put([answered("m/other")])
-    assert not desk.departure.told
+    assert not desk.drain.begun
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 500))))

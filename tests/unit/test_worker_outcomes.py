@@ -11,7 +11,7 @@ from taxiway.contract.job import Result, RunReport
 from taxiway.contract.keys import INFER
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
 from workers.stages.job import Delivery, Ended, Outcome
-from workers.stages.outcomes import Account
+from workers.stages.outcomes import OutcomeCounters
 
 
 def a_delivery(**changes: Any) -> Delivery:
@@ -49,9 +49,9 @@ def failed(delivery: Delivery, error: TaxiwayError) -> Ended:
 
 
 def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> None:
-    account = Account("cpu:0")
-    account.note([answered(a_delivery(began=time.time() - 0.5, started=102.0), run_time=0.25)])
-    done = account.told()["cpu.batch"]
+    counters = OutcomeCounters("cpu:0")
+    counters.count([answered(a_delivery(began=time.time() - 0.5, started=102.0), run_time=0.25)])
+    done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"succeeded": 1}
     assert {stage: figures[-1] for stage, figures in done.latency.items()} == {
         "queue": 2.0,
@@ -62,28 +62,28 @@ def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> N
 
 
 def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
-    account = Account("cpu:0")
+    counters = OutcomeCounters("cpu:0")
     began = time.time() - 0.5
-    account.note([answered(a_delivery(began=began, started=102.0), run_time=0.25) for _ in range(2)])
-    account.note([failed(a_delivery(began=began, started=103.0), ExecutionError("it broke"))])
-    account.note([failed(a_delivery(), DeadlineExceededError("late"))])
-    ran = account.told()["cpu.batch"].models["echo:1"]
+    counters.count([answered(a_delivery(began=began, started=102.0), run_time=0.25) for _ in range(2)])
+    counters.count([failed(a_delivery(began=began, started=103.0), ExecutionError("it broke"))])
+    counters.count([failed(a_delivery(), DeadlineExceededError("late"))])
+    ran = counters.totals()["cpu.batch"].models["echo:1"]
     assert (ran.answered, ran.failed, ran.batches, ran.queue, ran.run) == (2, 1, 2.0, 4.0, 0.5)
     assert (ran.total, ran.lost) == (pytest.approx(5.0, abs=0.4), pytest.approx(3.5, abs=0.2))
     assert ran.last == pytest.approx(time.time(), abs=2)
 
 
 def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
-    account = Account("cpu:0")
-    account.note([failed(a_delivery(), DeadlineExceededError("late"))])
-    done = account.told()["cpu.batch"]
+    counters = OutcomeCounters("cpu:0")
+    counters.count([failed(a_delivery(), DeadlineExceededError("late"))])
+    done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"expired": 1}
     assert not any(map(sum, done.latency.values()))
 
 
 def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
-    account = Account("cpu:0")
-    account.note([failed(a_delivery(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
-    done = account.told()["cpu.batch"]
+    counters = OutcomeCounters("cpu:0")
+    counters.count([failed(a_delivery(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
+    done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"failed": 1}
     assert done.latency["run"][-1] == pytest.approx(3.0, abs=0.2)

@@ -1,8 +1,8 @@
 """Acknowledges what came from a broker that is not the state store, once the store keeps the jobs' ends.
 
 A store that is killed may come back without the last second of its writes. An end that it lost is written again where
-it is known here, so that nobody is told another; any other message goes back to its queue, and its job runs again. What
-waits here is no more in the worker's way: its consumer may take as many more.
+it is known here, so that no client gets another; any other message goes back to its queue, and its job runs again. What
+waits here does not count as prefetched: the consumer may take as many more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from broker.valkey.endings import Ending
 from broker.valkey.worker_store import Store, insist
 from tasks.ticket import Ticket
 from taxiway.errors import BrokerUnavailableError
-from workers.celery_adapter.consumer_thread import Hub
+from workers.celery_adapter.consumer_thread import ConsumerThread
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ class _Message:
 class Acknowledgements:
     """Messages whose jobs' ends are on their way to the store's disk.
 
-    Any thread may `remember`; all but that and `run` is for the hub's thread.
+    Any thread may `remember`; all but that and `run` is for the consumer's thread.
     """
 
-    def __init__(self, store: Store, hub: Hub) -> None:
+    def __init__(self, store: Store, thread: ConsumerThread) -> None:
         self._store = store
-        self._hub = hub
+        self._thread = thread
         self._endings: dict[str, Ending] = {}
         self._waiting: list[_Message] = []
         self._unsettled = 0
@@ -62,9 +62,9 @@ class Acknowledgements:
     def after_end(self, ticket: Ticket, ack: Callable[..., Any], reject: Callable[..., Any]) -> Callable[..., None]:
         """What Celery calls instead of `ack`; `reject` puts the message back into its queue."""
 
-        def later(*told: Any) -> None:
+        def later(*args: Any) -> None:
             grown = self._unsettled < MOST
-            qos = self._hub.qos
+            qos = self._thread.qos
             if grown:
                 qos.increment_eventually()
             self._unsettled += 1
@@ -74,16 +74,17 @@ class Acknowledgements:
                 if grown:
                     qos.decrement_eventually()
                 if over:
-                    ack(*told)
+                    ack(*args)
                 else:
-                    reject(*told, True)
+                    reject(*args, True)
 
             self._put(_Message(ticket.job, ticket.deadline_at, self._endings.pop(ticket.job, None), settle))
 
         return later
 
     def stop(self) -> None:
-        """End after what was put, or when the store does not answer."""
+        """End after what the consumer has acknowledged so far, or when the store does not answer."""
+        self._thread.run()
         self._given_up.set()
         with self._changed:
             self._changed.notify()
@@ -92,16 +93,16 @@ class Acknowledgements:
         """Serve until stopped."""
         while messages := self._take():
             try:
-                over = insist(partial(self._over, messages), self._given_up, _say_away)
+                over = insist(partial(self._over, messages), self._given_up, _log_unavailable)
                 lost = [message for message, is_over in zip(messages, over, strict=True) if not is_over]
-                written = insist(partial(self._write_again, lost), self._given_up, _say_away) if lost else set()
+                written = insist(partial(self._write_again, lost), self._given_up, _log_unavailable) if lost else set()
             except BrokerUnavailableError:
                 return  # the messages are delivered again
             for message, is_over in zip(messages, over, strict=True):
                 if message.job in written:
                     self._put(message)
                 else:
-                    self._hub.call(partial(message.settle, is_over))
+                    self._thread.call(partial(message.settle, is_over))
 
     def _over(self, messages: list[_Message]) -> list[bool]:
         return self._store.over([(message.job, message.deadline_at) for message in messages])
@@ -133,5 +134,5 @@ class Acknowledgements:
         return messages
 
 
-def _say_away(why: str) -> None:
+def _log_unavailable(why: str) -> None:
     logger.warning("cannot acknowledge", extra={"error": why})

@@ -8,7 +8,7 @@ from typing import Any
 from celery import bootsteps
 from celery.worker.control import control_command
 
-from workers.celery_adapter.held_jobs import SHOW_EVERY
+from workers.celery_adapter.inspection import SHOW_EVERY
 from workers.celery_adapter.strategy import guarded
 
 logger = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ EVENTS_AT_MOST = 500
 
 @control_command(args=[("queue", str)], signature="<class>")
 def add_consumer(state: Any, queue: str, **_: Any) -> dict[str, str]:
-    """Have the worker serve one more hardware class, if its device may. Replaces Celery's own command."""
+    """Serve one more hardware class, if the device may. Replaces Celery's own command."""
     reason = state.consumer.pool.unfit_for(queue)
     if reason is not None:
         return {"error": reason}
@@ -28,7 +28,7 @@ def add_consumer(state: Any, queue: str, **_: Any) -> dict[str, str]:
 
 
 class Fetching(bootsteps.StartStopStep):
-    """Has the pool's fetch thread take messages from Valkey and Redis, instead of kombu's consumer.
+    """Has the fetch stage take messages from Valkey and Redis, instead of kombu's consumer.
 
     The consumer stays, and says which queues are consumed: `add_consumer` and `cancel_consumer` work on it.
     """
@@ -36,22 +36,18 @@ class Fetching(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Start fetching, anew with each connection. What `-Q` named and the device is not fit for is left alone."""
+        """Start fetching, anew with each connection; not from classes of `-Q` that the device is not fit for."""
         for queue in consumer.task_consumer.queues:
             reason = consumer.pool.unfit_for(queue.name)
             if reason is not None:
                 logger.error("a class is not served", extra={"class": queue.name, "reason": reason})
                 consumer.cancel_task_queue(queue.name)
         guarded(consumer)
-        consumer.pool.hub.link, consumer.pool.hub.qos = consumer.connection, consumer.qos
-        if consumer.pool.fetcher is not None:
-            consumer.task_consumer.channel.qos.can_consume = lambda: False
-            consumer.pool.fetcher.follow(consumer.task_consumer)
+        consumer.pool.connect(consumer)
 
     def stop(self, consumer: Any) -> None:
         """Stop fetching: the connection is lost, or the worker ends."""
-        if consumer.pool.fetcher is not None:
-            consumer.pool.fetcher.leave()
+        consumer.pool.disconnect()
 
 
 class GroupedEvents(bootsteps.StartStopStep):
@@ -64,7 +60,7 @@ class GroupedEvents(bootsteps.StartStopStep):
         dispatcher = consumer.event_dispatcher
         dispatcher.buffer_limit = EVENTS_AT_MOST
         dispatcher.on_send_buffered = None
-        consumer.pool.ledger.events.wanted = lambda: dispatcher.enabled and "task" in (dispatcher.groups or {"task"})
+        consumer.pool.bridge.events.wanted = lambda: dispatcher.enabled and "task" in (dispatcher.groups or {"task"})
 
     def register_with_event_loop(self, consumer: Any, hub: Any) -> None:
         """Start sending. Celery cancels the timer with the connection."""

@@ -1,4 +1,4 @@
-"""What is to be done on the thread that owns the connection of Celery's consumer, the hub's."""
+"""Calls for the thread that owns the connection of Celery's consumer, which runs Celery's event loop."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_SIGN_OF_LIFE = 1.0  # seconds between two heartbeats to RabbitMQ while Celery's loop rests
+_BEAT = 1.0  # seconds between two heartbeats to RabbitMQ while Celery's loop rests
 
 
-class Hub:
-    """Callbacks for the hub's thread. Any thread may `call`; the rest is for that thread.
+class ConsumerThread:
+    """Calls to be made on the consumer's thread. Any thread may `call`; the rest is for that thread.
 
-    `link` is the connection of Celery's consumer, and `qos` says how many messages that may take ahead.
+    `connection` is that of Celery's consumer, and `qos` says how many messages it may take ahead.
     """
 
     def __init__(self) -> None:
-        self.link: Any = None
+        self.connection: Any = None
         self.qos: Any = None
         self._loop: Any = None
-        self._callbacks: deque[Callable[[], None]] = deque()
-        self._alive_at = 0.0
+        self._callbacks: deque[Callable[[], object]] = deque()
+        self._beat_at = 0.0
 
     def follow(self, loop: Any) -> None:
         """Learn Celery's event loop, anew after each connection."""
         self._loop = loop
         loop.call_soon(self.run)
 
-    def call(self, callback: Callable[[], None]) -> None:
+    def call(self, callback: Callable[[], object]) -> None:
         """Have a callback run soon."""
         self._callbacks.append(callback)
-        if len(self._callbacks) == 1 and self._loop is not None:  # else it is awake, and runs this one too
+        if len(self._callbacks) == 1 and self._loop is not None:  # else it is awake, and makes this call too
             self._loop.call_soon(self.run)
 
     def run(self) -> None:
-        """Run what was called for."""
+        """Make the calls that wait."""
         while self._callbacks:
             try:
                 self._callbacks[0]()
@@ -49,10 +49,10 @@ class Hub:
                 self._callbacks.popleft()
 
     def stand_in(self) -> None:
-        """Do what Celery's loop does when that has ended: and keep RabbitMQ from taking the worker for dead."""
+        """Do what Celery's loop did, once that has ended: make calls, and send RabbitMQ its heartbeats."""
         self.run()
         now = time.monotonic()
-        if self.link is not None and self.link.supports_heartbeats and now > self._alive_at + _SIGN_OF_LIFE:
-            self._alive_at = now
+        if self.connection is not None and self.connection.supports_heartbeats and now > self._beat_at + _BEAT:
+            self._beat_at = now
             with contextlib.suppress(OSError):
-                self.link.connection.send_heartbeat()
+                self.connection.connection.send_heartbeat()

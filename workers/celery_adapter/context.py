@@ -1,109 +1,21 @@
-"""What a worker process is for: its class, its device's label and its files. Bound to its Celery app once."""
+"""Which worker configuration a Celery app has: the pool, the backend and the bootsteps read it from the app."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from celery import Celery
 
-from tasks.models.catalogue import Model
-from tasks.models.folder import ModelsFolder
-from tasks.settings import Settings, SettingsError
-from tasks.topology import HardwareClass, Topology
-from taxiway.errors import ModelUnavailableError, UnknownModelError
-
-logger = logging.getLogger(__name__)
-
-PREFETCH = 3
-"""Messages fetched ahead, in largest batches: one runs, one forms, one is on its way (NOTES: 2 to 3)."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """Which class a worker serves, on which device. An empty `device` is the first of the class's kind.
-
-    The file `alive`, if any, is touched with each heartbeat that the store took.
-    """
-
-    hardware_class: str
-    device: str = ""
-    emulate: bool = False
-    threads: int = 1
-    alive: Path | None = None
-
-    def environment(self) -> dict[str, str]:
-        """The variables that `options_from` reads these from."""
-        return {
-            "TAXIWAY_CLASS": self.hardware_class,
-            "TAXIWAY_DEVICE": self.device,
-            "TAXIWAY_EMULATE": "1" if self.emulate else "",
-            "TAXIWAY_THREADS": str(self.threads),
-            "TAXIWAY_ALIVE": "" if self.alive is None else str(self.alive),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerContext:
-    """Everything that a worker was told."""
-
-    options: WorkerOptions
-    settings: Settings
-    topology: Topology
-    folder: ModelsFolder
-
-    @property
-    def hardware(self) -> HardwareClass:
-        """The class that the worker serves."""
-        return self.topology.hardware[self.options.hardware_class]
-
-    def warm(self) -> list[Model]:
-        """The models that the class keeps warm, as far as the catalogue serves them; others are logged."""
-        found = []
-        for name in self.hardware.warm:
-            try:
-                found.append(self.folder.catalogue.resolve(name))
-            except (UnknownModelError, ModelUnavailableError) as error:
-                extra = {"class": self.options.hardware_class, "reason": error.message}
-                logger.error("a model that the class keeps warm is not served", extra=extra)
-        return found
-
+from workers.context import WorkerContext
 
 _contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()
 
 
-def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOptions:
-    """The options in TAXIWAY_CLASS, TAXIWAY_DEVICE, TAXIWAY_EMULATE, TAXIWAY_THREADS and TAXIWAY_ALIVE.
-
-    Raises:
-        SettingsError: a variable is missing or wrong.
-    """
-    hardware_class = environment.get("TAXIWAY_CLASS", "")
-    if hardware_class not in topology.hardware:
-        raise SettingsError("TAXIWAY_CLASS", f"one of {sorted(topology.hardware)}", hardware_class or None)
-    threads = environment.get("TAXIWAY_THREADS") or "1"
-    if not threads.isdecimal() or int(threads) < 1:
-        raise SettingsError("TAXIWAY_THREADS", "an integer >= 1", threads)
-    alive = Path(environment["TAXIWAY_ALIVE"]) if environment.get("TAXIWAY_ALIVE") else None
-    if alive is not None and not alive.parent.is_dir():
-        raise SettingsError("TAXIWAY_ALIVE", "a file in a directory that exists", str(alive))
-    return WorkerOptions(
-        hardware_class=hardware_class,
-        device=environment.get("TAXIWAY_DEVICE", ""),
-        emulate=environment.get("TAXIWAY_EMULATE", "") not in ("", "0"),
-        threads=int(threads),
-        alive=alive,
-    )
-
-
 def bind_context(app: Celery, context: WorkerContext) -> None:
-    """Give the app its context, for its pool, backend and bootsteps to find."""
+    """Give the app its configuration."""
     _contexts[app] = context
 
 
 def context_of(app: Celery) -> WorkerContext:
-    """The context that the app was given."""
+    """The configuration that the app was given."""
     return _contexts[app]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -12,14 +13,19 @@ from kombu.clocks import LamportClock
 from msgspec import UNSET, UnsetType
 
 from broker.valkey.queues import EVENTS, kombu_event
-from taxiway.errors import BrokerUnavailableError
+from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, JobCancelledError, TaxiwayError
+from workers.stages.job import Delivery, Outcome
+
+SHOWN = 128
+"""Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
 
 AT_MOST = 500
 """Events in one group; a full group is sent at once."""
 
 KEPT = 50_000
-"""Events that wait for a broker that is away; the oldest fall off."""
+"""Events that wait while the broker is unavailable; the oldest are dropped."""
 
+_RESULT = b'"result":'
 _GROUP = "task.multi"  # Celery's routing key for a group of task events
 
 _encode = msgspec.json.Encoder().encode
@@ -90,3 +96,52 @@ class TaskEvents:
             except BrokerUnavailableError:
                 self._waiting.extendleft(reversed(group))
                 return
+
+
+def received(delivery: Delivery) -> TaskEvent:
+    """The event of a plain job that a worker received."""
+    headers = delivery.headers
+    assert headers is not None
+    return TaskEvent(
+        "task-received",
+        delivery.job,
+        delivery.received,
+        name=headers.shadow or headers.task,
+        args=headers.argsrepr,
+        kwargs=headers.kwargsrepr,
+        root_id=headers.root_id,
+        parent_id=headers.parent_id,
+        retries=0,
+        eta=None,
+        expires=None,
+    )
+
+
+def ended(delivery: Delivery, outcome: Outcome) -> TaskEvent:
+    """The event of a plain job that ended."""
+    job, now = delivery.job, time.time()
+    if outcome.result is not None:
+        at = outcome.meta.find(_RESULT) + len(_RESULT)
+        shown = outcome.meta[at : at + SHOWN].decode(errors="replace")
+        return TaskEvent("task-succeeded", job, now, result=shown, runtime=outcome.result.report.run_time)
+    assert outcome.error is not None
+    failed = TaskEvent("task-failed", job, now, exception=repr(outcome.error), traceback="")
+    return revoked(delivery, outcome.error) or failed
+
+
+def revoked(delivery: Delivery, error: TaxiwayError | None) -> TaskEvent | None:
+    """The event of a job that was cancelled or expired, with the error as its exception; None for other errors.
+
+    Flower shows the exception, but not the flag `expired`.
+    """
+    if not isinstance(error, (JobCancelledError, DeadlineExceededError)):
+        return None
+    return TaskEvent(
+        "task-revoked",
+        delivery.job,
+        time.time(),
+        terminated=bool(delivery.began),
+        signum=None,
+        expired=isinstance(error, DeadlineExceededError),
+        exception=repr(error),
+    )

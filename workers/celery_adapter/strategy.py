@@ -1,10 +1,14 @@
-"""The consumer's door: only what a router of this fleet ordered becomes a Celery request; the rest is a dead letter."""
+"""What Celery's consumer accepts: only what a router of this fleet ordered becomes a Celery request.
+
+The rest becomes a dead letter, and its job ends with an error. What a router ordered is ended under a claim, as a run
+would be. Of any other message nobody knows whose it is: it ends the job that it names only where no job of that id was
+ever accepted.
+"""
 
 from __future__ import annotations
 
 import base64
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +17,18 @@ from celery import Celery, signals
 from celery.app.task import Task
 from celery.worker.strategy import default
 
-from broker.port import DeadLetter
+from broker.valkey.claims import Verdict
+from broker.valkey.endings import REFUSED, Ending
 from broker.valkey.worker_store import Store
 from tasks.ticket import Ticket, TicketError, read_ticket
+from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import is_name
-from taxiway.contract.wire import HEADER, Envelope, encode_envelope
-from taxiway.errors import BrokerUnavailableError, bounded
-from workers.celery_adapter.context import WorkerContext, context_of
+from taxiway.contract.wire import HEADER, Envelope, encode_envelope, misplaced
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, bounded
+from workers.celery_adapter.context import context_of
+from workers.context import WorkerContext
+from workers.stages.held import add_dead_letter
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +51,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
         try:
             ticket = ticket_of(message, context)
         except TicketError as error:
-            consumer.pool.reject(message, str(error))
+            consumer.pool.refuse(message, str(error))
             return ack(logger, consumer.connection_errors)
         message.headers = {**message.headers, HEADER: ticket, "expires": None, "ignore_result": False}
         return handle(message, body, consumer.pool.acknowledging(ticket, ack, reject), reject, callbacks, **rest)
@@ -55,7 +63,7 @@ def ordered(task: Task[Any, Any], app: Celery, consumer: Any) -> Handler:
 @signals.task_rejected.connect
 def keep_refused(sender: Any, message: Any, exc: BaseException | None, **_: Any) -> None:
     """Keep a message that Celery's consumer itself refuses: an unknown task, or nothing that is a task at all."""
-    sender.pool.reject(message, f"no task of ours: {exc!r}")
+    sender.pool.refuse(message, f"no task of ours: {exc!r}")
 
 
 def guarded(consumer: Any) -> None:
@@ -63,7 +71,7 @@ def guarded(consumer: Any) -> None:
     make = consumer.create_task_handler
 
     def reject(message: Any, error: BaseException) -> None:
-        consumer.pool.reject(message, f"no task of ours: {error!r}")
+        consumer.pool.refuse(message, f"no task of ours: {error!r}")
         message.ack_log_error(logger, consumer.connection_errors)
 
     def make_handler(*args: Any) -> Handler:
@@ -109,23 +117,18 @@ def bytes_of(body: Any) -> bytes:
     return body.encode() if isinstance(body, str) else bytes(body)
 
 
-def bury(store: Store, message: Any, reason: str) -> None:
-    """Keep a message of Celery's consumer among the dead letters, with the reason."""
-    keep_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
-
-
-def keep_letter(store: Store, raw: bytes, reason: str, job: Any) -> None:
-    """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
-    reason = bounded(reason)
-    extra = {"job": job, "reason": reason}
-    named = job if is_name(job) else ""
+def refuse(store: Store, context: WorkerContext, message: Any, reason: str) -> None:
+    """Keep a message of Celery's consumer among the dead letters, and end its job with the reason."""
+    keep_message(store, message, reason)
     try:
-        history = store.history(named)
-        store.add_dead_letter(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
-    except BrokerUnavailableError as error:
-        logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
-        return
-    logger.error("refused a message", extra=extra)
+        _end(store, context, message, reason)
+    except BrokerUnavailableError as error:  # the job ends at its deadline
+        logger.error("a refused job could not be ended", extra={"error": error.message})
+
+
+def keep_message(store: Store, message: Any, reason: str) -> None:
+    """Keep a message of Celery's consumer among the dead letters, with the reason."""
+    add_dead_letter(store, encode_envelope(envelope_of(message)), reason, (message.headers or {}).get("id"))
 
 
 def envelope_of(message: Any) -> Envelope:
@@ -146,3 +149,27 @@ def _plain(fields: dict[str, Any] | None) -> dict[str, Any]:
     except (ValueError, RecursionError):  # RabbitMQ's clients let lone surrogates through
         return {"unreadable": bounded(ascii(plain))}
     return plain
+
+
+def _end(store: Store, context: WorkerContext, message: Any, reason: str) -> None:
+    try:
+        ticket = _ordered(message, context)
+    except TicketError:
+        job = (message.headers or {}).get("id")
+        if is_name(job):
+            store.finish([_ending(job, misplaced(class_of(message)), REFUSED)])
+        return
+    _, (claim,) = store.claim([(ticket.job, ticket.deadline_at)])
+    if claim.verdict is Verdict.RUN:
+        error = InvalidRequestError(f"a worker refused the message: {reason}", field="message")
+        store.finish([_ending(ticket.job, error, claim.token, ticket.reply)])
+
+
+def _ordered(message: Any, context: WorkerContext) -> Ticket:
+    """The router's order; raises `TicketError` where there is none. Celery may have refused what had been checked."""
+    checked = message.headers.get(HEADER)
+    return checked if isinstance(checked, Ticket) else ticket_of(message, context)
+
+
+def _ending(job: str, error: TaxiwayError, token: str, reply: str = "") -> Ending:
+    return Ending(job, state_of(error), failure_meta(job, error), token, reply)

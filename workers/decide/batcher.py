@@ -2,7 +2,7 @@
 
 A batch is bounded in rows and in seconds: a batch that runs is not interrupted, so it is what others wait for.
 
-The device never idles for company that is not expected. A batch forms by itself while the one before it runs; a free
+The device never idles for rows that are not expected. A batch forms by itself while the one before it runs; a free
 device waits for more rows only while rows keep coming and are worth the wait of those that are there, while the most
 urgent one can spare the time, and never longer than `max_wait`.
 """
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from tasks.topology import RUN_STRETCH
 
 QUIET = 3.0
-"""Gaps without an arrival after which nobody else is expected: 5 % of Poisson gaps are longer than three means."""
+"""Gaps without an arrival after which no more rows are expected: 5 % of Poisson gaps are longer than three means."""
 
 _SMOOTHING = 0.2
 """Weight of the newest gap in the mean."""
@@ -26,7 +26,7 @@ Takes = Callable[[int, float], float]
 """Seconds that a batch takes: of so many rows, whose sizes have this sum."""
 
 ALONE = math.inf
-"""The gap of who has never had company."""
+"""The gap where no two arrivals were close enough to share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class BatchPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class WaitingRows:
     """The rows of one variant and size bucket that wait: how many, and when the first and the last came, in seconds.
 
     `start_by` is when a batch must start at the latest for the most urgent deadline, and `run` what it takes.
@@ -57,7 +57,7 @@ class Crowd:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One job's rows in a crowd, of a mean size. `deadline` is by the store's clock, infinite where there is none."""
+    """One job's waiting rows, of a mean size. `deadline` is by the store's clock, infinite where there is none."""
 
     entry: int
     rows: int
@@ -74,16 +74,16 @@ class Portion:
     rows: int
 
 
-def ready(crowd: Crowd, now: float, policy: BatchPolicy, gap: float) -> float:
+def ready(waiting: WaitingRows, now: float, policy: BatchPolicy, gap: float) -> float:
     """Seconds until the batch should run; 0 means now.
 
-    `gap` is the mean of seconds between arrivals that had company (`met`), `ALONE` where nobody else is expected. To
-    wait costs each row a gap; it saves the next one the whole run of a batch that it misses.
+    `gap` is the mean of seconds between arrivals close enough to share a batch (`observe_gap`), `ALONE` where no more
+    are expected. To wait costs each row a gap; it saves the next one the whole run of a batch that it misses.
     """
-    full = crowd.rows >= policy.max_batch or policy.max_run <= crowd.run < math.inf
-    if full or gap >= policy.max_wait or crowd.rows * gap >= crowd.run:
+    full = waiting.rows >= policy.max_batch or policy.max_run <= waiting.run < math.inf
+    if full or gap >= policy.max_wait or waiting.rows * gap >= waiting.run:
         return 0.0
-    due = min(crowd.oldest + policy.max_wait, crowd.newest + QUIET * gap, crowd.start_by)
+    due = min(waiting.oldest + policy.max_wait, waiting.newest + QUIET * gap, waiting.start_by)
     return max(0.0, due - now)
 
 
@@ -126,13 +126,13 @@ def urgency(share: Share) -> tuple[float, float, int]:
     return share.deadline, share.arrived, share.entry
 
 
-def met(gap: float, observed: float) -> float:
+def observe_gap(gap: float, observed: float) -> float:
     """The mean gap after an arrival that came `observed` seconds after another while that one was still here."""
     return observed if gap == ALONE else (1 - _SMOOTHING) * gap + _SMOOTHING * observed
 
 
-def missed(gap: float) -> float:
-    """The mean gap after a batch that waited for company in vain."""
+def widen_gap(gap: float) -> float:
+    """The mean gap after a batch that waited for more rows in vain."""
     return 2 * gap
 
 

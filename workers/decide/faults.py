@@ -1,4 +1,4 @@
-"""Which failures are the device's, not the request's: the table by which they are told apart. Pure.
+"""Which failures are the device's, not the request's: the table by which they are classified. Pure.
 
 A device that is out of memory may have some later. A device that is lost, or whose context is broken, answers nothing
 more in this process: the worker ends, and its jobs run elsewhere.
@@ -43,9 +43,9 @@ _ADDRESS = re.compile(r"(<[^<>]*?)(?: object)? at 0x[0-9A-Fa-f]+(>)")
 
 
 def said(error: BaseException) -> str:
-    """What an exception says, for whoever reads of it elsewhere: without the addresses of objects in this process.
+    """An exception's text, without the addresses of objects in this process.
 
-    A model's own error may fail to say anything.
+    A model's own error may fail to have one.
     """
     try:
         return _ADDRESS.sub(r"\1\2", str(error)[: 2 * MAX_ERROR])
@@ -61,7 +61,7 @@ def describe(error: BaseException) -> str:
 def fault_of(error: Exception) -> Fault | None:
     """What an exception of a runtime says of the device; None where it says nothing of it.
 
-    A model's own errors are told by their text alone, which a request may shape: so only errors of a runtime's kind
+    A model's own errors differ by their text alone, which a request may shape: so only errors of a runtime's kind
     count, and `ValueError`, `TypeError` and the like never do.
     """
     if isinstance(error, MemoryError):

@@ -1,4 +1,4 @@
-"""How long a device goes on with rows that nobody waits for any more. Pure.
+"""How long a device goes on with rows of jobs that have ended. Pure.
 
 A batch of ONNX, torch or JAX cannot be ended. Once its jobs were cancelled or expired, the fleet's count of work has
 nothing of it left, and the device is busy all the same: its heartbeat says so.

@@ -1,4 +1,4 @@
-"""Which loaded variants make room for another. Pure: sizes, uses and the time are arguments.
+"""Which loaded variants are unloaded for another. Pure: sizes, uses and the time are arguments.
 
 The least valuable leave: a variant is worth the seconds that loading it again takes, times how often it is used, a byte
 that it holds. Source: Cherkasova, Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy (HP

@@ -1,23 +1,21 @@
-"""Between a message and the device: jobs are claimed in bulk, and those that may run here are read and prepared.
+"""Stage 2: claims jobs in bulk, and reads and prepares those that may run here.
 
-The fetch thread brings what it has claimed already; the intake thread claims what Celery's consumer handed over, and
+The fetch thread brings what it has claimed already; the admit thread claims what Celery's consumer received, and
 what another worker held a while ago. The device thread waits for neither.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from broker.valkey.claims import Claim, Verdict
 from broker.valkey.worker_store import Store, insist
 from tasks.heartbeat import variant_key
+from taxiway.contract.blobs import Reference
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
@@ -25,10 +23,13 @@ from taxiway.errors import (
     ModelUnavailableError,
     TaxiwayError,
 )
+from workers.context import WorkerContext
 from workers.decide.faults import describe
-from workers.stages.decode import Contents, Intake, prepare
-from workers.stages.device import DeviceLoop
-from workers.stages.job import Delivery, Dropped, Ended, Ending, Job, Outcome, late
+from workers.executor import Executor
+from workers.stages.decode import Contents, JobReader, prepare
+from workers.stages.held import HeldJobs
+from workers.stages.job import Delivery, Dropped, Ended, Job, Outcome, late
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink
 
 logger = logging.getLogger(__name__)
 
@@ -36,86 +37,66 @@ LOOK_AGAIN = 1.0
 """Longest pause, in seconds, before a job that another worker holds is looked at again."""
 
 
-class Reception:
+class AdmitStage:
     """Admits deliveries to the device.
 
     Args:
-        end: takes what ended before it ran.
-        bury: keeps the message of a job that is given up.
-        give_back: takes, in the end, deliveries that another worker holds.
+        device: takes what may run.
+        finish: takes what ended before it ran.
+        shutdown: set once the worker stops: what cannot be read from the store then goes back to its queue.
     """
 
     def __init__(
         self,
-        intake: Intake,
-        loop: DeviceLoop,
+        inbox: AdmitQueue,
+        device: DeviceQueue,
+        finish: EndingSink,
+        executor: Executor,
         store: Store,
-        *,
-        end: Callable[[Sequence[Ending]], None],
-        bury: Callable[[Delivery, str], None],
-        give_back: Callable[[Sequence[Delivery]], None],
+        held: HeldJobs,
+        context: WorkerContext,
+        shutdown: threading.Event,
     ) -> None:
-        self._intake = intake
-        self._loop = loop
+        self._inbox = inbox
+        self._device = device
+        self._finish = finish
+        self._executor = executor
         self._store = store
-        self._end = end
-        self._bury = bury
-        self._give_back = give_back
-        self._inbox: queue.SimpleQueue[tuple[float, Delivery] | None] = queue.SimpleQueue()
-        self._later: list[tuple[float, int, Delivery]] = []
-        self._turn = itertools.count()
+        self._held = held
+        self._reader = JobReader(context.folder, context.topology.hardware, self._fetch)
+        self._shutdown = shutdown
         self._stopping = threading.Event()
-
-    def put(self, delivery: Delivery, *, pause: float = 0.0) -> None:
-        """Have a delivery claimed after `pause` seconds. Any thread may."""
-        self._inbox.put((time.monotonic() + pause, delivery))
 
     def stop(self) -> None:
         """End after what was put. Any thread may call it."""
         self._stopping.set()
-        self._inbox.put(None)
+        self._inbox.close()
 
     def run(self) -> None:
-        """Claim and admit what is put, until stopped."""
+        """Claim and admit what is due, until stopped."""
         while not self._stopping.is_set():
-            self._take()
-            due = self._due()
+            due = self._inbox.take()
             if due:
                 claimed = [delivery for delivery in due if delivery.token and not delivery.lost]
                 self._admit(claimed, time.monotonic())  # they run again
                 with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages are delivered again
                     self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
-        self._give_back([delivery for _, _, delivery in sorted(self._later)])
+        self._held.requeue(self._inbox.rest())
 
-    def accept(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Admit deliveries by what the store said of their claims at `now`, by its clock. Any thread may."""
+    def admit(self, deliveries: Sequence[Delivery], now: float) -> None:
+        """Admit deliveries by the answers to their claims, which the store gave at `now`. Any thread may call it."""
         arrived = time.monotonic()
-        self._loop.set_clock(now - arrived)
+        self._device.clock = now - arrived
         able = []
         for delivery in deliveries:
             assert delivery.claim is not None
             if delivery.claim.verdict is not Verdict.RUN:
-                self._turn_away(delivery, delivery.claim, now)
+                self._not_run(delivery, delivery.claim, now)
             elif delivery.claim.attempts >= self._store.limits.attempts:
                 self._give_up(delivery)
             else:
                 able.append(delivery)
         self._admit(able, arrived)
-
-    def _take(self) -> None:
-        """Move what was put among what is due later, waiting until the first of that is due."""
-        wait = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
-        with contextlib.suppress(queue.Empty):
-            got = self._inbox.get(timeout=wait)
-            while got is not None:
-                heapq.heappush(self._later, (got[0], next(self._turn), got[1]))
-                got = self._inbox.get_nowait()
-
-    def _due(self) -> list[Delivery]:
-        due = []
-        while self._later and self._later[0][0] <= time.monotonic():
-            due.append(heapq.heappop(self._later)[2])
-        return due
 
     def _claim(self, deliveries: Sequence[Delivery]) -> None:
         if not deliveries:
@@ -128,48 +109,53 @@ class Reception:
         )
         for delivery, claim in zip(deliveries, claims, strict=True):
             delivery.claim, delivery.lost = claim, False
-        self.accept(deliveries, now)
+        self.admit(deliveries, now)
 
-    def _turn_away(self, delivery: Delivery, claim: Claim, now: float) -> None:
+    def _fetch(self, found: Sequence[Reference]) -> Contents:
+        """The blobs of requests, once the store answers."""
+        return insist(
+            lambda: self._store.blobs(found),
+            self._shutdown,
+            lambda why: logger.warning("cannot fetch inputs", extra={"error": why}),
+        )
+
+    def _not_run(self, delivery: Delivery, claim: Claim, now: float) -> None:
         if claim.verdict is Verdict.FINAL:
-            self._end([Dropped(delivery)])
+            self._finish.put([Dropped(delivery)])
         elif claim.verdict is Verdict.LATE:
-            self._end([late(delivery, now)])
+            self._finish.put([late(delivery, now)])
         else:
-            self.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
+            self._inbox.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
 
     def _give_up(self, delivery: Delivery) -> None:
-        """End a job that has ended its workers, and keep its message for whoever looks into it."""
+        """Fail a job whose runs ended its workers, and keep its message as a dead letter."""
         attempts = self._store.limits.attempts
         error = DeadLetteredError(f"given up: {attempts} attempts to run it ended without an answer")
-        self._bury(delivery, error.message)
-        self._end([Ended(delivery, Outcome(error=error))])
+        self._held.dead_letter(delivery, error.message)
+        self._finish.put([Ended(delivery, Outcome(error=error))])
 
     def _admit(self, deliveries: Sequence[Delivery], arrived: float) -> None:
         """Hand the jobs to the device, those at once whose inputs were fetched together."""
-        with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is away: they are delivered again
-            for some, contents in self._intake.portions(deliveries):
-                self._loop.put([job for one in some for job in self._admitted(one, arrived, contents)])
+        with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is unavailable: they return
+            for some, contents in self._reader.groups(deliveries):
+                self._device.put([job for one in some for job in self._admitted(one, arrived, contents)])
 
     def _admitted(self, delivery: Delivery, arrived: float, contents: Contents) -> list[Job]:
         """The job, prepared where its variant is loaded already; none where it cannot be read."""
-        executor = self._loop.executor
         try:
-            job = self._intake.admit(delivery, arrived, contents)
-            loaded = executor.ready(job.model, job.variant)
+            job = self._reader.read(delivery, arrived, contents)
+            loaded = self._executor.ready(job.model, job.variant)
             if loaded is not None:
                 prepare(job, loaded)
         except TaxiwayError as error:
-            if isinstance(
-                error, ModelUnavailableError
-            ):  # its folder may be behind the router's: others are asked first
+            if isinstance(error, ModelUnavailableError):  # its folder may be behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
-                executor.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
-            self._end([Ended(delivery, Outcome(error=error))])
+                self._executor.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
+            self._finish.put([Ended(delivery, Outcome(error=error))])
         except Exception as error:  # for this one request, whatever it was
             logger.exception("a request could not be read", extra={"job": delivery.job})
             failed = ExecutionError(f"the request could not be read: {describe(error)}")
-            self._end([Ended(delivery, Outcome(error=failed))])
+            self._finish.put([Ended(delivery, Outcome(error=failed))])
         else:
             return [job]
         return []

@@ -1,4 +1,4 @@
-"""A message becomes a job: its ticket is checked, its request read, bound to its model and cut into rows."""
+"""How a message becomes a job: its ticket is checked, its request read, bound to its model and cut into rows."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ _NULL = msgspec.Raw(b"null")
 
 
 def read_plain(taken: Taken, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
-    """The delivery of a plain job from a class's queue; None where Celery must refuse it, or follow a canvas or eta."""
+    """A plain job's delivery; None where Celery must handle the message: a canvas, an eta, or one to be refused."""
     try:
         message = _decode_message(taken.raw)
         headers = message.headers
@@ -111,39 +111,40 @@ def _trail(headers: Headers) -> Trail | None:
 
 
 def _followed(embed: _Embed) -> bool:
+    """Whether other tasks follow from the job."""
     chord = embed.chord is not None and embed.chord != _NULL
     return bool(embed.callbacks or embed.errbacks or embed.chain or chord)
 
 
-class Intake:
-    """Reads deliveries by the models of `folder`; `fetch` is asked for the blobs that a request refers to."""
+class JobReader:
+    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests refer to."""
 
     def __init__(self, folder: ModelsFolder, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
         self._fetch = fetch
         self._folder = folder
         self._hardware = hardware
 
-    def portions(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
-        """The deliveries in their order, as many as one fetch is for, with all that their requests refer to.
+    def groups(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
+        """The deliveries in order, in groups whose blobs are fetched together, each with those blobs.
 
         Raises:
             BrokerUnavailableError: the store does not answer.
         """
-        portion: list[Delivery] = []
+        group: list[Delivery] = []
         found: list[Reference] = []
         size = 0
         for delivery in deliveries:
             refers = referred(delivery.body)
             more = sum(reference.bytes for reference in refers)
             if found and more and size + more > AT_ONCE:
-                yield portion, self._contents(found)
-                portion, found, size = [], [], 0
-            portion.append(delivery)
+                yield group, self._contents(found)
+                group, found, size = [], [], 0
+            group.append(delivery)
             found += refers
             size += more
-        yield portion, self._contents(found)
+        yield group, self._contents(found)
 
-    def admit(self, delivery: Delivery, now: float, contents: Contents) -> Job:
+    def read(self, delivery: Delivery, now: float, contents: Contents) -> Job:
         """The job, whose rows are bound and not prepared yet. `contents` has what its request refers to.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The device thread: lets rows form batches, runs them, and says how each job ended. It waits for no server.
+"""Stage 3: forms batches of rows, runs them, and passes on how each job ended. It never waits for a server.
 
 What is generated step by step joins a running batch as soon as it has room (`inflight`); between two of its steps one
 whole batch of another variant may run, the more urgent of both going first. Jobs whose variant is not loaded wait
@@ -15,7 +15,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from broker.valkey.worker_store import Store, insist
@@ -24,25 +25,26 @@ from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.decide.batcher import BatchPolicy
+from workers.decide.drain import Stint, unfinished
 from workers.decide.occupation import Occupation
-from workers.drain import Departure, Stint, unfinished
-from workers.executor import Executor, Loaded, most_rows
+from workers.drain import Drain
+from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows
 from workers.pipelines import Item
-from workers.rate import Rate
-from workers.rows import Answer, WatchedItem, run_rows
 from workers.runtimes import Interruptible, Watch
 from workers.stages.decode import gather, prepare
-from workers.stages.inflight import InFlight, Told
+from workers.stages.held import HeldJobs
+from workers.stages.inflight import InFlight
 from workers.stages.job import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
 from workers.stages.lane import Key, Lane, Portions
 from workers.stages.loads import Loads, Urgency
-from workers.stages.prefetch import AHEAD, AHEAD_FOR, ahead_of, patient_seconds
+from workers.stages.ports import CeleryWorker
+from workers.stages.queues import AHEAD, AHEAD_FOR, AdmitQueue, DeviceQueue, EndingSink, PieceQueue, ahead_of
 from workers.stages.report import Batch, note
 
 logger = logging.getLogger(__name__)
 
 OTHERS_FIRST = 0.005
-"""Seconds for which a device that has its next batch leaves what waits in the queue to those that have none."""
+"""Seconds for which a device that has its next batch leaves the queue to devices that have none."""
 
 STALL = 20.0
 """A batch that takes this many times what its profile says, and `limits.stall` besides, counts as hung.
@@ -54,17 +56,17 @@ _IDLE = 60.0  # seconds; any arrival ends the wait
 _SMOOTHING = 0.2  # of the rows of a job
 
 
-class DeviceLoop:
-    """One device's jobs, claimed and read, until their outcome.
+_OVER = 0.25  # seconds over which the rate of rows is measured
+
+
+class DeviceStage:
+    """One device's jobs, admitted, until their outcome.
 
     Args:
-        end: takes what ended; called on the device thread.
-        accepted: told of each delivery whose batch is about to run.
-        revoked: whether Celery's remote control revoked a job.
-        again: takes a delivery to be read again, and claimed again where its claim was lost.
-        give_back: takes deliveries, in the order in which they came, that do not end here.
-        departure: by when all must have ended that runs after `stop`.
-        tell: takes the pieces of answers that are read as they come; called on the device thread.
+        finish: takes what ended.
+        stream: takes the pieces of answers that are read as they come.
+        admit: takes deliveries to be read again, and claimed again where their claim was lost.
+        drain: by when all must have ended that runs after `stop`.
 
     `ahead` is the most seconds of work that nobody waits for which may wait here, beside the last that came.
     `running` counts the rows on the device now, `busy` the seconds that batches which ended have computed.
@@ -72,96 +74,72 @@ class DeviceLoop:
 
     def __init__(
         self,
+        inbox: DeviceQueue,
+        finish: EndingSink,
+        stream: PieceQueue,
+        admit: AdmitQueue,
         executor: Executor,
         store: Store,
-        *,
-        end: Callable[[Sequence[Ending]], None],
-        accepted: Callable[[Sequence[Delivery]], None],
-        revoked: Callable[[str], bool],
-        again: Callable[[Delivery], None],
-        give_back: Callable[[Sequence[Delivery]], None],
-        departure: Departure,
-        tell: Told,
+        held: HeldJobs,
+        celery: CeleryWorker,
+        drain: Drain,
     ) -> None:
         self.executor = executor
         self.store = store
-        self._end = end
-        self._accepted = accepted
-        self._revoked = revoked
-        self._again = again
-        self._give_back = give_back
-        self._departure = departure
+        self._inbox = inbox
+        self._finish = finish
+        self._admit = admit
+        self._held = held
+        self._celery = celery
+        self._drain = drain
         self.running = 0
         self.busy = 0.0
         self._busy_since: float | None = None
-        self._changed = threading.Condition()
-        self._inbox: list[Job] = []
-        self._inbox_rows = 0
-        self._inbox_patient = 0.0
         self.ahead = ahead_of(executor.hardware)
-        self._renewal: tuple[Catalogue, ProfileBook, Sequence[Model]] | None = None
-        self._rows_a_job = 1.0
+        self._renewals: deque[tuple[Catalogue, ProfileBook, Sequence[Model]]] = deque(maxlen=1)
         self._lanes: dict[Key, Lane] = {}
-        self._clock = 0.0
-        self._rate = Rate()
+        self._rate = _RowRate()
         self._stopping = threading.Event()
         self._must_end_by = math.inf
         self._whole: tuple[Occupation, Portions] | None = None
         self._calling = False
         self._beside = 0.0
         self._fault: Exception | None = None
-        self._inflight = InFlight(executor, tell)
-        self._loads = Loads(executor, wake=lambda: self.put([]), fail=self._fail)
-
-    def put(self, jobs: Sequence[Job]) -> None:
-        """Hand jobs over. Any thread may."""
-        with self._changed:
-            rows = sum(len(job.rows) for job in jobs)
-            self._inbox += jobs
-            self._inbox_rows += rows
-            self._inbox_patient += patient_seconds(jobs, self.executor)
-            if jobs:
-                self._rows_a_job += _SMOOTHING * (rows / len(jobs) - self._rows_a_job)
-            self._changed.notify_all()
+        self._inflight = InFlight(executor, stream)
+        self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
-        """Go by another catalogue and other profiles, and keep these models warm. Any thread may tell.
+        """Use another catalogue and other profiles, and keep these models warm. Any thread may call it.
 
         A batch that runs ends as it began, and so does a generation; what waits is read again, for its model changed.
         """
-        with self._changed:
-            self._renewal = catalogue, book, tuple(warm)
-            self._changed.notify_all()
+        self._renewals.append((catalogue, book, tuple(warm)))
+        self._inbox.wake()
 
     def stop(self) -> None:
-        """Run what is here and ends in time, give the rest back, and end. Any thread may call it."""
+        """Run what is here and ends in time, requeue the rest, and end. Any thread may call it."""
         self._stopping.set()
-        self.put([])
+        self._inbox.wake()
 
     def wait_for_room(self, longest: float) -> int:
         """How many more jobs the next batches need, once they need some, or after `longest` seconds. Any thread may.
 
         As many as have the rows that there is room for, if they are like those that came lately: what is held here
-        cannot move, and is passed by nobody who waits in the queue.
+        cannot move, and more urgent jobs in the queue cannot pass it.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
-            self._changed.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
-            room = self._room(1)
-            return math.ceil((room if room > 0 else self._room()) / self._rows_a_job)
+        self._inbox.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
+        self._inbox.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
+        room = self._room(1)
+        return math.ceil((room if room > 0 else self._room()) / self._inbox.rows_a_job)
 
     def levels(self) -> int:
-        """How many of a queue's levels, first ones first, more may come from. Any thread may ask.
+        """How many of a queue's levels, first ones first, may be taken from. Any thread may ask.
 
-        What nobody waits for comes only while less of it than `ahead` waits here: others may be free for it sooner.
+        Patient work is taken only while less of it than `ahead` waits here: other devices may be free for it sooner.
         """
         lanes = [lane for lane in list(self._lanes.values()) if lane.patient and not self._joins(lane)]
-        patient = self._inbox_patient + self._loads.patient + sum(lane.patient_seconds for lane in lanes)
+        patient = self._inbox.patient + self._loads.patient + sum(lane.patient_seconds for lane in lanes)
         return PATIENT if patient >= self.ahead else LEVELS
-
-    def set_clock(self, offset: float) -> None:
-        """Learn the store's time less this host's monotonic clock. Any thread may tell."""
-        self._clock = offset
 
     def computed(self, now: float) -> float:
         """Seconds that the device has computed, with the batch that runs now. Any thread may ask."""
@@ -203,7 +181,7 @@ class DeviceLoop:
             self._collect(wait)
             wait = self._turn(time.monotonic())
         while self._ends_in_time():
-            self._turn(math.inf)  # nobody else comes that a batch could wait for
+            self._turn(math.inf)  # no rows come that a batch could wait for
         self._loads.leave()
         for loaded in self.executor.all_loaded():
             if loaded.interruptible is not None:
@@ -220,15 +198,15 @@ class DeviceLoop:
         return wait
 
     def _ends_in_time(self) -> bool:
-        """Whether anything is left to run before the worker is gone; what does not end by then is given back."""
+        """Whether anything is left to run before the worker is gone; what does not end by then is requeued."""
         self._collect(0.0)
-        left = self._departure.left
+        left = self._drain.left
         late = {*unfinished(self._stints(), left), *self._inflight.late(left)}
         for job in late:
-            self._land(job)
+            self._take_out(job)
         late.update(self._loads.give_up())
         if late:
-            self._give_back([job.delivery for job in sorted(late, key=lambda job: job.arrived)])
+            self._held.requeue([job.delivery for job in sorted(late, key=lambda job: job.arrived)])
         return bool(self._inflight.rows) or any(self._lanes.values())
 
     def _stints(self) -> Iterator[Stint[Job]]:
@@ -245,15 +223,12 @@ class DeviceLoop:
         rows = max(batches * batch, int(self._rate.rows * AHEAD_FOR))
         waiting = sum(lane.rows for lane in lanes)
         beside = max(0, self._loads.rows - rows)  # as many again may wait for loads, and keep nobody out
-        return rows - waiting - self._inflight.rows - self._inbox_rows - beside
+        return rows - waiting - self._inflight.rows - self._inbox.rows - beside
 
     def _collect(self, wait: float) -> None:
         """Take in all jobs that came, waiting up to `wait` seconds for the first."""
-        with self._changed:
-            if wait > 0:
-                self._changed.wait_for(self._has_news, wait)
-            jobs, self._inbox, self._inbox_rows, self._inbox_patient = self._inbox, [], 0, 0.0
-            renewal, self._renewal = (None, self._renewal) if self._calling else (self._renewal, None)
+        jobs = self._inbox.take(wait, self._has_news)
+        renewal = self._renewals.pop() if self._renewals and not self._calling else None
         if renewal is not None and not self._stopping.is_set():
             self._renew(*renewal)
         for job in jobs:
@@ -261,13 +236,12 @@ class DeviceLoop:
         for job in self._loads.finish():
             self._take_in(job)
         if not self._stopping.is_set():
-            self._loads.begin(self._lined)
+            self._loads.begin(self._in_lanes)
         if jobs and self._loads.rows:  # they make room for others
-            with self._changed:
-                self._changed.notify_all()
+            self._inbox.wake()
 
     def _has_news(self) -> bool:
-        return bool(self._inbox) or self._loads.ended or self._stopping.is_set() or self._renewal is not None
+        return self._loads.ended or self._stopping.is_set() or bool(self._renewals)
 
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
         """Unload what is gone, load what is to be warm, and have jobs of changed models read again."""
@@ -276,7 +250,7 @@ class DeviceLoop:
         waiting = set().union(*(lane.jobs() for lane in self._lanes.values()))
         outdated = {job for job in waiting if not self.executor.is_current(job.model)}
         for job in outdated:
-            self._land(job)
+            self._take_out(job)
         outdated |= set(self._loads.drop_outdated())
         self.executor.sweep()
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane}
@@ -287,11 +261,11 @@ class DeviceLoop:
             self._loads.want(model)
         for job in sorted(outdated, key=lambda job: job.arrived):
             job.delivery.began = 0.0  # rows that ran already run again with the others
-            self._again(job.delivery)
+            self._admit.put(job.delivery)
 
     def _take_in(self, job: Job) -> None:
         if not self.executor.is_current(job.model) and not self._stopping.is_set():
-            self._again(job.delivery)
+            self._admit.put(job.delivery)
             return
         loaded = self.executor.ready(job.model, job.variant)
         if loaded is None:
@@ -306,7 +280,7 @@ class DeviceLoop:
         for bucket in job.waiting:
             self._lane(loaded, bucket, job).add(job)
 
-    def _lined(self, urgency: Urgency) -> set[str]:
+    def _in_lanes(self, urgency: Urgency) -> set[str]:
         """The variants that jobs at least as urgent wait for in lanes."""
         return {lane.variant for lane in self._lanes.values() if lane and lane.urgency()[:2] <= urgency}
 
@@ -317,14 +291,16 @@ class DeviceLoop:
             longest = job.hardware.runs_at_most if whole else math.inf
             policy = BatchPolicy(most_rows(job.hardware, loaded.variant), job.hardware.max_wait, longest)
             pace = partial(self.executor.pace, loaded.key)
-            lent = job.hardware is not self.executor.hardware
-            apart = loaded.interruptible is not None
-            self._lanes[key] = Lane(key, policy, loaded.known.profile, pace, lent=lent, apart=apart)
+            retargeted = job.hardware is not self.executor.hardware
+            profile, own_process = loaded.known.profile, loaded.interruptible is not None
+            self._lanes[key] = Lane(key, policy, profile, pace, retargeted=retargeted, own_process=own_process)
         return self._lanes[key]
 
     def _next(self, now: float) -> tuple[Lane | None, float]:
         """The lane whose batch runs now, or how long to wait for one."""
-        waits = [(lane.due(now, self._clock), lane) for lane in self._lanes.values() if lane and not self._joins(lane)]
+        waits = [
+            (lane.due(now, self._inbox.clock), lane) for lane in self._lanes.values() if lane and not self._joins(lane)
+        ]
         waits += [(0.0, lane) for lane in self._joining()]
         due = [lane for wait, lane in waits if wait <= 0]
         if due:
@@ -348,8 +324,7 @@ class DeviceLoop:
     def _serve(self, lane: Lane) -> None:
         room = self._room_in(lane) if self._joins(lane) else lane.policy.max_batch
         batch = self._begin(lane.take(room))
-        with self._changed:
-            self._changed.notify_all()
+        self._inbox.wake()
         if batch:
             self._run(batch)
         lane.answered(time.monotonic())
@@ -358,7 +333,7 @@ class DeviceLoop:
 
     def _begin(self, batch: Portions) -> Portions:
         """The part of the batch that may still run."""
-        now = time.monotonic() + self._clock
+        now = time.monotonic() + self._inbox.clock
         out = {job for job, _ in batch if not self._may_run(job, now)}
         fresh = [job for job, _ in batch if not job.delivery.began and job not in out]
         for job in fresh:
@@ -366,19 +341,20 @@ class DeviceLoop:
         suspects = [job.delivery for job in fresh if job.delivery.suspect]
         if suspects and not self._count(suspects):
             return []
-        if fresh:
-            self._accepted([job.delivery for job in fresh])
+        for job in fresh:
+            if job.delivery.task is not None and not job.delivery.retries:
+                job.delivery.task.start()
         return [(job, rows) for job, rows in batch if job not in out] if out else batch
 
     def _may_run(self, job: Job, now: float) -> bool:
         """Whether the job is still wanted; where it is not, it leaves."""
         delivery = job.delivery
-        if self._revoked(delivery.job):
-            self._end([Revoked(delivery)])
+        if self._celery.is_revoked(delivery.job):
+            self._finish.put([Revoked(delivery)])
         elif job.deadline < now:
-            self._end([late(delivery, now)])
+            self._finish.put([late(delivery, now)])
         elif delivery.lost:
-            self._again(delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+            self._admit.put(delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
         elif not delivery.ended:
             return True
         self._leave(job)
@@ -396,7 +372,7 @@ class DeviceLoop:
         except BrokerUnavailableError:  # stopping: the messages are delivered again
             return False
         for delivery in suspects:
-            delivery.told = True
+            delivery.start_stored = True
         return True
 
     def _run(self, batch: Portions) -> None:
@@ -421,7 +397,7 @@ class DeviceLoop:
         self.busy, self._busy_since = self.busy + seconds, None
         self._rate.count(len(items), started + seconds)
         endings = self._answer(batch, answers, seconds)
-        self._end(endings)
+        self._finish.put(endings)
         if None in answers:
             ended = {ending.delivery for ending in endings}
             self._take_up([job for job, rows in batch if job.delivery not in ended and _lacks(job, rows)])
@@ -429,7 +405,7 @@ class DeviceLoop:
     def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
         """Run the batch, which cannot be ended; while it runs, `occupied` tells what of it nobody waits for."""
         now = time.monotonic()
-        self._must_end_by = now + self.store.limits.stall + _patience(loaded, items)
+        self._must_end_by = now + self.store.limits.stall + _time_limit(loaded, items)
         size = sum(item.size for item in items) / len(items)
         predicted = loaded.known.profile.latency(len(items), size) * self.executor.track(loaded).pace
         self._whole = Occupation(now, predicted), batch
@@ -457,7 +433,7 @@ class DeviceLoop:
         limit, goes_on = loaded.variant.limits.time, partial(self._goes_on, job)
         if limit is not None:
             return Watch(job.delivery.job, goes_on, limit, "limits.time in its model.yaml")
-        longest = self.store.limits.stall + _patience(loaded, [job.items[row]])
+        longest = self.store.limits.stall + _time_limit(loaded, [job.items[row]])
         return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
 
     def _goes_on(self, job: Job) -> bool:
@@ -470,7 +446,7 @@ class DeviceLoop:
 
     def _run_beside(self, job: Job) -> None:
         """Run what is due and more urgent than the job, whose row goes on in its process meanwhile."""
-        if job.delivery.suspect:  # it has no company
+        if job.delivery.suspect:  # it runs alone
             return
         started, outer = time.monotonic(), (self.running, self._must_end_by, self._busy_since)
         self._collect(0.0)
@@ -488,26 +464,26 @@ class DeviceLoop:
         due = [
             lane
             for lane in self._lanes.values()
-            if lane and not lane.alone and not lane.apart and self._goes_before(lane, job, now)
+            if lane and not lane.alone and not lane.own_process and self._goes_before(lane, job, now)
         ]
         return min(due, key=Lane.turn, default=None)
 
     def _goes_before(self, lane: Lane, job: Job, now: float) -> bool:
         if lane.urgency()[0] >= job.deadline:
             return False
-        return self._room_in(lane) > 0 if self._joins(lane) else lane.due(now, self._clock) <= 0
+        return self._room_in(lane) > 0 if self._joins(lane) else lane.due(now, self._inbox.clock) <= 0
 
     def _is_wanted(self, job: Job) -> bool:
         """Whether a job's rows may go on: somebody waits for them, and the worker has time to run them."""
         delivery = job.delivery
-        ended = delivery.ended or delivery.lost or self._revoked(delivery.job)
-        return not ended and self._departure.left > 0 and job.deadline >= time.monotonic() + self._clock
+        ended = delivery.ended or delivery.lost or self._celery.is_revoked(delivery.job)
+        return not ended and self._drain.left > 0 and job.deadline >= time.monotonic() + self._inbox.clock
 
     def _take_up(self, jobs: Sequence[Job]) -> None:
         """Let jobs run on whose rows were cut short, where they are wanted; a worker that leaves gives them back."""
-        now = time.monotonic() + self._clock
+        now = time.monotonic() + self._inbox.clock
         wanted = [job for job in jobs if self._may_run(job, now)]
-        if self._departure.left > 0:
+        if self._drain.left > 0:
             for job in wanted:
                 self._leave(job)
                 gather(job)
@@ -520,19 +496,19 @@ class DeviceLoop:
         finished = self._inflight.step()
         self._must_end_by = math.inf
         self.busy, self._busy_since = self.busy + time.monotonic() - started, None
-        self._end([self._failed(job, error) if error else Answered(job) for job, error in finished])
+        self._finish.put([self._failed(job, error) if error else Answered(job) for job, error in finished])
         self.executor.sweep()
         for job in self._inflight.jobs():
-            if self._revoked(job.delivery.job) or job.delivery.ended:
-                self._land(job)
-                self._end([Revoked(job.delivery)])
+            if self._celery.is_revoked(job.delivery.job) or job.delivery.ended:
+                self._take_out(job)
+                self._finish.put([Revoked(job.delivery)])
             elif job.delivery.lost:
-                self._land(job)
-                self._again(job.delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+                self._take_out(job)
+                self._admit.put(job.delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
         self.running = self._inflight.rows
 
-    def _land(self, job: Job) -> None:
-        """Take a job out of flight."""
+    def _take_out(self, job: Job) -> None:
+        """Take a job out of its running batch, and out of its lanes."""
         self._inflight.drop(job)
         self._leave(job)
 
@@ -557,7 +533,7 @@ class DeviceLoop:
 
     def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
         """End jobs that wait in no lane."""
-        self._end([Ended(job.delivery, Outcome(error=error)) for job in jobs])
+        self._finish.put([Ended(job.delivery, Outcome(error=error)) for job in jobs])
 
     def _failed(self, job: Job, error: TaxiwayError) -> Ended:
         self._leave(job)
@@ -570,8 +546,24 @@ class DeviceLoop:
                 lane.remove(job)
 
 
+class _RowRate:
+    """Rows a second, lately."""
+
+    def __init__(self) -> None:
+        self.rows = 0.0
+        self._since = time.monotonic()
+        self._counted = 0
+
+    def count(self, rows: int, now: float) -> None:
+        """Count rows that ran until now."""
+        self._counted += rows
+        if now - self._since >= _OVER:
+            self.rows = self._counted / (now - self._since)
+            self._since, self._counted = now, 0
+
+
 def _key(job: Job, bucket: int) -> Key:
-    """The lane of a job's rows of a bucket. What may have ended a worker is alone there, and ends no company.
+    """The lane of a job's rows of a bucket. A job that may have ended a worker is alone there, and ends no others.
 
     Each class forms batches by its own rules.
     """
@@ -583,7 +575,7 @@ def _lacks(job: Job, rows: Sequence[int]) -> bool:
     return any(job.answers[row] is None for row in rows)
 
 
-def _patience(loaded: Loaded, items: Sequence[Item]) -> float:
+def _time_limit(loaded: Loaded, items: Sequence[Item]) -> float:
     """Seconds that the batch may take by its profile."""
     profile = next(iter(loaded.variant.profiles.values()))
     size = sum(item.size for item in items) / len(items)

@@ -6,7 +6,7 @@ Between two steps whole batches of other variants may run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -18,9 +18,7 @@ from workers.runtimes import Runtime
 from workers.stages.decode import named_row
 from workers.stages.job import Job
 from workers.stages.lane import Portions
-
-Told = Callable[[Sequence[tuple[str, Piece]]], None]
-"""Takes pieces of answers, each with its job's id."""
+from workers.stages.queues import PieceQueue
 
 
 @runtime_checkable
@@ -44,14 +42,14 @@ class InFlight:
     """All running batches of a device. For the device thread, unless said.
 
     Args:
-        tell: takes the pieces of answers that somebody reads as they come.
+        stream: takes the pieces of answers that clients read as they come.
 
     `rows` counts those that run; any thread may read it.
     """
 
-    def __init__(self, executor: Executor, tell: Told) -> None:
+    def __init__(self, executor: Executor, stream: PieceQueue) -> None:
         self._executor = executor
-        self._tell = tell
+        self._stream = stream
         self._running: dict[str, _Running] = {}
         self.rows = 0
 
@@ -69,7 +67,7 @@ class InFlight:
         return True
 
     def retire(self) -> None:
-        """Let the rows of variants that the catalogue has no more run to their end, and nobody join them."""
+        """Let rows of variants that are no longer in the catalogue run to their end, and no others join them."""
         for key, running in list(self._running.items()):
             loaded = running.loaded
             if self._executor.ready(loaded.model, loaded.key.partition("/")[2]) is not loaded:
@@ -109,7 +107,7 @@ class InFlight:
         seconds = time.monotonic() - began
         for job in {job for job, _ in running.owners.values()}:
             job.run_time += seconds
-        self._tell_pieces(running, ended)
+        self._stream_pieces(running, ended)
         finished = [end for row in ended if row in running.owners and (end := self._end(running, row))]
         self._counted(running)
         return finished
@@ -141,7 +139,7 @@ class InFlight:
         self._executor.observe(running.loaded, [row.item], [row.answer], rows=row.batch, seconds=row.run_time)
         return (job, None) if job.done else None
 
-    def _tell_pieces(self, running: _Running, ended: Sequence[RunningRow]) -> None:
+    def _stream_pieces(self, running: _Running, ended: Sequence[RunningRow]) -> None:
         pieces = []
         for row in (*running.batch.rows, *ended):
             job, _ = running.owners[row]
@@ -149,7 +147,7 @@ class InFlight:
             if job.stream and (text := row.sequel.fresh()):
                 pieces.append((job.delivery.job, Piece(job.attempt, at, text)))
         if pieces:
-            self._tell(pieces)
+            self._stream.put(pieces)
 
     def _counted(self, running: _Running) -> None:
         running.loaded.in_use = bool(running.owners)

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
-from celery.worker.request import Request
-from celery.worker.state import task_ready
 
 from broker.valkey.claims import Claim
 from broker.valkey.deadlines import Course, exceeded
+from broker.valkey.endings import Ending as StoredEnding
 from tasks.models.catalogue import Model
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail
 from taxiway.contract.blobs import Buffer
 from taxiway.contract.job import Result
-from taxiway.contract.wire import HEADER
 from taxiway.errors import TaxiwayError
-from workers.celery_adapter.events import TaskEvent
-from workers.celery_adapter.inspection import PlainRequest
 from workers.pipelines import Item, Row
-
-Traced = tuple[int, Any, float]
-"""What Celery's tracer answers: whether it failed, the value as text or the exception, and the run time."""
 
 
 class Headers(msgspec.Struct, frozen=True):
@@ -47,59 +40,44 @@ class Headers(msgspec.Struct, frozen=True):
     tracestate: Any = None
 
 
-@dataclass(slots=True, eq=False)
-class Handed:
-    """A task as Celery handed it to the pool. `fields` is the request's context, which the tracer reads."""
-
-    request: Request
-    tracer: Callable[..., Traced]
-    task: str
-    fields: dict[str, Any]
-    accept: Callable[[int, float], None]
-    succeed: Callable[[Traced], None]
+class CeleryTask(Protocol):
+    """A job whose message Celery's consumer received: Celery acknowledges it and reports it. Any thread may call."""
 
     @property
-    def payload(self) -> tuple[Any, Any, dict[str, Any]]:
-        """Celery's decoded body: positional arguments, keyword arguments, and what follows from the task."""
-        args, kwargs, embed = self.request.message.payload
-        return args, kwargs, embed or {}
+    def followed(self) -> bool:
+        """Whether other tasks follow from it: a link, an errback, a chain or a chord."""
 
-    @property
-    def canvas(self) -> bool:
-        """Whether other tasks follow from this one: a link, an errback, a chain or a chord."""
-        embed = self.payload[2]
-        return any(embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord"))
+    def start(self) -> None:
+        """Report that the job runs."""
 
-    @property
-    def ticket(self) -> Ticket:
-        """The router's order, checked by the consumer's strategy."""
-        ticket = self.fields[HEADER]
-        assert isinstance(ticket, Ticket)
-        return ticket
+    def finish(self, outcome: Outcome, token: str, written: StoredEnding | None) -> None:
+        """Send what follows from the job, report its end, and acknowledge it.
 
-    def drop(self, revoked: TaskEvent | None) -> None:
-        """Let Celery acknowledge a task that had ended, and say if it was revoked; on the hub's thread."""
-        if revoked is not None:
-            facts = {name: getattr(revoked, name) for name in ("terminated", "signum", "expired", "exception")}
-            self.request.send_event(revoked.type, **facts)
-        task_ready(self.request)
-        self.request.acknowledge()
+        `written` is the end that the store has; without it, the result is stored now, under the fencing token.
+        """
+
+    def drop(self, error: TaxiwayError | None) -> None:
+        """Acknowledge a job that ended elsewhere, with the error of its stored result, if it has one."""
 
     def revoke(self) -> None:
-        """Let Celery end a task that its remote control revoked; on the hub's thread."""
-        self.request.revoked()
+        """End the job as revoked."""
+
+    def requeue(self) -> None:
+        """Return the message to its queue."""
+
+    def dead_letter(self, reason: str) -> None:
+        """Keep a copy of the message among the dead letters."""
 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message that this worker holds: taken from the queue by `tag`, or `handed` over by Celery's consumer.
+    """One message that this worker holds: taken from the class queue under `tag`, or received by Celery as a `task`.
 
-    `hardware_class` is the one whose queue it came from: it runs by that class's part of the ticket. `claim` is what
-    the store last said of it, and `lost` that its claim ended since. `since` is when it came into the ledger, by the
+    `hardware_class` is the one whose queue it came from: it runs by that class's part of the ticket. `claim` is the
+    store's latest answer, and `lost` says that the claim has ended since. `since` is when the worker took it, by the
     monotonic clock. `received` and `began` are seconds since the epoch by this host's clock, for events; `started` is
-    when it began by the store's. `began` is 0 until then. `trail` is the trace that it is part of. `retries` counts its
-    runs after faults of ours. `told` says that the store knows of the start. `shown` is what Celery's remote control
-    sees of a plain job.
+    the start by the store's clock. `began` is 0 until then. `trail` is the trace that it is part of. `retries` counts
+    its runs after device faults. `start_stored` says that the store knows of the start.
     """
 
     job: str
@@ -110,7 +88,7 @@ class Delivery:
     tag: str = ""
     hardware_class: str = field(kw_only=True)
     headers: Headers | None = None
-    handed: Handed | None = None
+    task: CeleryTask | None = None
     trail: Trail | None = None
     claim: Claim | None = None
     since: float = 0.0
@@ -118,8 +96,7 @@ class Delivery:
     began: float = 0.0
     started: float = 0.0
     retries: int = 0
-    told: bool = False
-    shown: PlainRequest | None = None
+    start_stored: bool = False
     ended: bool = False
 
     @property
@@ -135,11 +112,11 @@ class Delivery:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job whose rows wait, run or are answered; the device thread alone changes it.
+    """A job whose rows wait, run or are answered; only the device thread changes it.
 
     `hardware` is the class that it runs for, `key` names the variant. `deadline` is by the store's clock, infinite
-    where there is none. `waiting` maps a size bucket to the indices of rows that no batch took. With `stream` somebody
-    reads the answer as it is generated.
+    where there is none. `waiting` maps a size bucket to the indices of rows that no batch took. With `stream` the
+    client reads the answer as it is generated.
     """
 
     delivery: Delivery
@@ -213,7 +190,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A delivery and its outcome, under the claim that it has; without one, it ends the job whoever holds it."""
+    """A delivery and its outcome, written under its claim; without a claim, the job ends whoever holds it."""
 
     delivery: Delivery
     outcome: Outcome
@@ -221,7 +198,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A delivery of a job that has ended before: it is only acknowledged."""
+    """A delivery of a job that has already ended: it is only acknowledged."""
 
     delivery: Delivery
 
@@ -237,7 +214,7 @@ Ending = Answered | Ended | Dropped | Revoked
 
 
 def late(delivery: Delivery, now: float) -> Ended:
-    """How a job ends whose deadline passed before it was answered; `now` is by the store's clock."""
+    """The end of a job whose deadline has passed; `now` is by the store's clock."""
     ticket = delivery.ticket
     started = delivery.started if delivery.began else 0.0
     course = Course(now, ticket.deadline_at, ticket.accepted, delivery.hardware_class, started=started)

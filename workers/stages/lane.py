@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from tasks.models.catalogue import Profile
 from taxiway.contract.keys import PATIENT
 from workers.decide import batcher
-from workers.decide.batcher import ALONE, BatchPolicy, Crowd
+from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
 from workers.stages.job import Job
 
 Portions = list[tuple[Job, list[int]]]
@@ -30,8 +30,8 @@ class Lane:
     Args:
         profile: predicts what a batch takes.
         pace: gives what batches lately took, as a multiple of that.
-        lent: whether the worker only helps the class out.
-        apart: whether the rows run in a process of their own.
+        retargeted: whether the class is not the worker's own.
+        own_process: whether the rows run in a process of their own.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Lane:
         profile: Profile,
         pace: Callable[[], float],
         *,
-        lent: bool = False,
-        apart: bool = False,
+        retargeted: bool = False,
+        own_process: bool = False,
     ) -> None:
         self.key = key
         self.variant, self.bucket, self.alone, _ = key
         self.policy = policy
-        self.lent = lent
-        self.apart = apart
+        self.retargeted = retargeted
+        self.own_process = own_process
         self.profile = profile
         self._pace = pace
         self._urgent: list[tuple[float, float, int, Job]] = []
@@ -66,10 +66,10 @@ class Lane:
         return self.rows > 0
 
     def add(self, job: Job) -> None:
-        """Let the job's rows of this bucket wait here. It has company if it came before all others were answered."""
+        """Add the job's rows of this bucket. The gap before them counts if others were not answered yet."""
         if job.arrived > self._newest:
             if self or job.arrived < self._answered:
-                self._gap = batcher.met(self._gap, (job.arrived - self._newest) / self._together)
+                self._gap = batcher.observe_gap(self._gap, (job.arrived - self._newest) / self._together)
                 self._waiting = False
             self._newest, self._together = job.arrived, 0
         self._together += 1
@@ -95,8 +95,8 @@ class Lane:
         rows = min(self.rows, self.policy.max_batch)
         run = self._takes(rows, rows * self._total / self.rows)
         start_by = self.urgency()[0] - clock - run
-        crowd = Crowd(self.rows, self._line[0].arrived, self._newest, start_by, run)
-        wait = batcher.ready(crowd, now, self.policy, self._gap)
+        waiting = WaitingRows(self.rows, self._line[0].arrived, self._newest, start_by, run)
+        wait = batcher.ready(waiting, now, self.policy, self._gap)
         self._waiting = self._waiting or wait > 0
         return wait
 
@@ -108,13 +108,13 @@ class Lane:
 
     def turn(self) -> tuple[bool, tuple[float, float, int]]:
         """Sorts lanes by whose batch runs first: the worker's own class before others, then by urgency."""
-        return self.lent, self.urgency()
+        return self.retargeted, self.urgency()
 
     def take(self, room: int) -> Portions:
         """The rows of the next batch, at most `room`, which then no longer wait."""
         room = min(room, self.policy.max_batch)
         if self._waiting:
-            self._gap, self._waiting = batcher.missed(self._gap), False
+            self._gap, self._waiting = batcher.widen_gap(self._gap), False
         heads = self._heads(room)
         sizes = [size for head in heads for size in self._sizes(head[3])]
         room = batcher.fill(sizes[:room], self.policy, self._takes)

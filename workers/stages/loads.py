@@ -14,7 +14,7 @@ from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide.residency import InUseError
 from workers.executor import Executor, Loaded
 from workers.stages.job import Job
-from workers.stages.prefetch import patient_seconds
+from workers.stages.queues import patient_seconds
 
 LOAD_AT_MOST = 3600.0
 """Seconds of a load that count as progress: a download, and a recipe, which has 1,800 s. Longer ones hang."""
@@ -27,8 +27,8 @@ Urgency = tuple[float, float]
 
 _LAST: Urgency = (math.inf, math.inf)
 
-Lined = Callable[[Urgency], Collection[str]]
-"""Gives the variants that jobs at least as urgent wait for in lanes: they keep their memory until these have run."""
+InLanes = Callable[[Urgency], Collection[str]]
+"""Gives the variants of jobs in lanes that are at least as urgent: they keep their memory until these have run."""
 
 
 @dataclass(slots=True)
@@ -126,7 +126,7 @@ class Loads:
         self._executor.keep(outcome)
         return self._over(load.key)
 
-    def begin(self, lined: Lined) -> None:
+    def begin(self, in_lanes: InLanes) -> None:
         """Load for the most urgent job that memory can be had for, unless a load runs."""
         if self._load is not None:
             return
@@ -135,7 +135,7 @@ class Loads:
         for key in sorted(first, key=lambda key: (first[key], key)):
             job = self._waiting[key][0]
             try:
-                self._executor.make_room(job.model, job.variant, keeping=lined(first[key]))
+                self._executor.make_room(job.model, job.variant, keeping=in_lanes(first[key]))
             except InUseError:
                 self._blocked = self._blocked or first[key]
             except ExecutionError as error:
@@ -143,7 +143,7 @@ class Loads:
             else:
                 self._start(_Load(key, job.model), job.variant)
                 return
-        self._begin_wanted(lined(_LAST))
+        self._begin_wanted(in_lanes(_LAST))
 
     def _begin_wanted(self, keeping: Collection[str]) -> None:
         """Load what is wanted and no job waits for; one that finds no room is loaded when a job asks for it."""

@@ -1,4 +1,4 @@
-"""What this worker did, as jobs end: counted for its heartbeat, and traced for those that somebody traces."""
+"""What this worker did, as jobs end: counted for its heartbeat, and as spans for jobs that are traced."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class _Class:
     models: dict[str, Ran] = field(default_factory=dict)
 
 
-class Account:
-    """Counts by hardware class. Any thread may ask. `device` is the device's label."""
+class OutcomeCounters:
+    """Counts by hardware class. `device` is the device's label."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._classes: dict[str, _Class] = {}
         self._rejecting = threading.Lock()
 
-    def note(self, ended: Iterable[Ended]) -> None:
-        """Note jobs whose results were written just now. For the finisher's thread."""
+    def count(self, ended: Iterable[Ended]) -> None:
+        """Count jobs whose results were written just now. For the finish thread."""
         now = time.time()
         for one in ended:
             self._count(one, now)
@@ -44,12 +44,12 @@ class Account:
                 self._trace(one, one.delivery.trail, now)
 
     def reject(self, hardware_class: str) -> None:
-        """Note a message of that class's queue that is not run: no router ordered it. For the threads that take."""
+        """Count a message of that class's queue that is refused: no router ordered it. Any thread may call it."""
         with self._rejecting:
             self._of(hardware_class).rejected += 1
 
-    def told(self) -> dict[str, Done]:
-        """All that was done, by class."""
+    def totals(self) -> dict[str, Done]:
+        """All that was done, by class. Any thread may ask."""
         return {
             name: Done(
                 dict(one.outcomes),

@@ -1,4 +1,4 @@
-"""What a job is told: its rows' answers put together, and where they ran, how long and at what cost."""
+"""The result of a job: its rows' answers put together, and where they ran, how long and at what cost."""
 
 from __future__ import annotations
 

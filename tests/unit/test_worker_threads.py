@@ -4,16 +4,16 @@ import subprocess
 import sys
 
 from tasks.settings import TREE
-from workers.celery_adapter.pool import BROKEN
+from workers.worker import BROKEN
 
 FAILING = """
 import time
-from workers.celery_adapter.pool import _thread
+from workers.worker import start_thread
 
 def body():
     raise ValueError("the loop broke")
 
-_thread("finisher", body)
+start_thread("finish", body)
 time.sleep(20)
 """
 

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import threading
+
+from tasks.ticket import Ticket
+from taxiway.contract.keys import INFER
+from taxiway.contract.streaming import Piece
+from workers.stages.job import Delivery, Dropped
+from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue
+
+
+def endings(number: int) -> list[Dropped]:
+    ticket = Ticket(
+        job="j", task=INFER, model="m:1", variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""
+    )
+    return [Dropped(Delivery("j", ticket, b"", "application/json", 0.0, hardware_class="c"))] * number
+
+
+def test_what_was_put_is_taken_together_and_in_order() -> None:
+    queue, [first], [second, third] = EndingQueue(), endings(1), endings(2)
+    queue.put([first])
+    queue.put([second, third])
+    assert queue.take() == ([first, second, third], False)
+
+
+def test_a_wake_returns_what_is_there_if_anything() -> None:
+    queue = EndingQueue()
+    queue.wake()
+    assert queue.take() == ([], False)
+
+
+def test_what_was_put_before_the_end_is_taken_with_it() -> None:
+    queue, [one] = EndingQueue(), endings(1)
+    queue.put([one])
+    queue.close()
+    assert queue.take() == ([one], True)
+
+
+def test_an_ending_queue_stays_long_until_enough_is_written_not_only_taken() -> None:
+    queue = EndingQueue()
+    queue.put(endings(MAX_UNWRITTEN))
+    queue.take()
+    assert not queue.wait_until_short(0.0)
+    queue.wrote(1)
+    assert queue.wait_until_short(0.0)
+
+
+def test_who_waits_for_a_short_queue_is_woken_by_the_write() -> None:
+    queue, heard = EndingQueue(), []
+    queue.put(endings(MAX_UNWRITTEN))
+    waiting = threading.Thread(target=lambda: heard.append(queue.wait_until_short(20.0)))
+    waiting.start()
+    queue.wrote(MAX_UNWRITTEN)
+    waiting.join(20.0)
+    assert heard == [True]
+
+
+def deliveries(number: int) -> list[Delivery]:
+    return [one.delivery for one in endings(1) for _ in range(number)]
+
+
+def test_deliveries_are_taken_when_they_are_due_and_the_rest_is_left_in_order() -> None:
+    queue, [now], [late], [latest] = AdmitQueue(), deliveries(1), deliveries(1), deliveries(1)
+    queue.put(latest, pause=3600.0)
+    queue.put(late, pause=60.0)
+    queue.put(now)
+    assert queue.take() == [now]
+    queue.close()
+    assert queue.take() == []
+    assert queue.rest() == [late, latest]
+
+
+def test_pieces_of_an_answer_that_follow_each_other_are_joined() -> None:
+    queue = PieceQueue()
+    queue.put([("j", Piece(1, 0, "one ")), ("other", Piece(1, 0, "x"))])
+    queue.put([("j", Piece(1, 4, "two"))])
+    assert queue.take() == {"j": Piece(1, 0, "one two"), "other": Piece(1, 0, "x")}
+
+
+def test_pieces_that_were_not_written_come_before_those_that_came_since() -> None:
+    queue = PieceQueue()
+    queue.put([("j", Piece(1, 4, "two"))])
+    queue.put_back({"j": Piece(1, 0, "one ")}, pause=0.0)
+    assert queue.take() == {"j": Piece(1, 0, "one two")}
+
+
+def test_a_closed_piece_queue_gives_what_is_left_and_then_nothing() -> None:
+    queue = PieceQueue()
+    queue.put([("j", Piece(1, 0, "one"))])
+    queue.close()
+    assert queue.take() == {"j": Piece(1, 0, "one")}
+    assert queue.take() == {}

@@ -1,0 +1,173 @@
+"""The jobs that this worker holds: their claims are renewed, and those that do not end here go back or are given up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+
+from broker.port import DeadLetter
+from broker.valkey.class_queue import ClassQueue
+from broker.valkey.worker_store import Store
+from taxiway.contract.request import is_name
+from taxiway.errors import BrokerUnavailableError, bounded
+from workers.stages.job import Delivery
+from workers.stages.ports import CeleryWorker
+
+logger = logging.getLogger(__name__)
+
+_LISTEN = 1.0  # seconds for which one call listens
+_PAUSE = 0.5  # seconds before a store that is unavailable is asked again
+
+
+class HeldJobs:
+    """Every delivery that this worker holds. Threads may share it.
+
+    Args:
+        class_queue: where plain jobs' messages are; None where Celery's consumer receives all.
+    """
+
+    def __init__(self, store: Store, class_queue: ClassQueue | None, celery: CeleryWorker) -> None:
+        self._store = store
+        self._queue = class_queue
+        self._celery = celery
+        self._held: dict[int, Delivery] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, deliveries: Iterable[Delivery]) -> None:
+        """Add deliveries."""
+        now = time.monotonic()
+        for delivery in deliveries:
+            delivery.since = now
+            self._held[id(delivery)] = delivery
+
+    def all(self, held_for: float = 0.0) -> list[Delivery]:
+        """Those that have been held for so many seconds, in the order in which they came."""
+        before = time.monotonic() - held_for
+        return [delivery for delivery in list(self._held.values()) if delivery.since <= before]
+
+    def remove(self, delivery: Delivery) -> bool:
+        """Hold a delivery no longer, since it has ended here; False where it had already."""
+        with self._lock:
+            if delivery.ended:
+                return False
+            delivery.ended = True
+            self._held.pop(id(delivery), None)
+            return True
+
+    def renew(self, held_for: float) -> None:
+        """Renew the claims and messages held for so many seconds, mark the claims that are lost, and recover messages.
+
+        Raises:
+            BrokerUnavailableError: a server does not answer.
+        """
+        claimed = [(delivery, delivery.token) for delivery in self.all(held_for) if delivery.token]
+        ours = self._store.renew([(delivery.job, token) for delivery, token in claimed])
+        for (delivery, token), held in zip(claimed, ours, strict=True):
+            if not held and delivery.token == token:  # not claimed anew since
+                delivery.lost = True
+        if self._queue is not None:
+            self._queue.keep(self._tags(held_for))
+            self._queue.recover()
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        """Return jobs, in the order in which they came, to the front of their queues; none if a server is unavailable.
+
+        One whose run failed here, and was to be repeated, keeps its claim until the lease ends: that run counts, and
+        its last one is on its own.
+        """
+        claimed = [delivery for delivery in deliveries if delivery.token]
+        with suppress(BrokerUnavailableError):  # their leases end by themselves
+            self._store.release([(delivery.job, delivery.token) for delivery in claimed if not delivery.retries])
+            self._store.let_lapse([(delivery.job, delivery.token) for delivery in claimed if delivery.retries])
+            if self._queue is not None:
+                self._queue.put_back(in_order([delivery.tag for delivery in deliveries if delivery.tag]))
+            for delivery in reversed(deliveries):
+                self._release(delivery)
+
+    def requeue_messages(self) -> None:
+        """Return the messages that are still held, also those that Celery holds, whatever becomes of their claims."""
+        if self._queue is not None:
+            with suppress(BrokerUnavailableError):  # they return when the lease ends
+                self._queue.put_back(in_order(self._tags()))
+
+    def dead_letter(self, delivery: Delivery, reason: str) -> None:
+        """Keep a job's message among the dead letters."""
+        if delivery.task is not None:
+            delivery.task.dead_letter(reason)
+        elif self._queue is not None:
+            add_dead_letter(self._store, self._queue.message(delivery.tag), reason, delivery.job)
+
+    def _release(self, delivery: Delivery) -> None:
+        removed = self.remove(delivery)
+        if delivery.task is not None:
+            delivery.task.requeue()
+        elif removed:
+            self._celery.report_release(delivery)
+
+    def _tags(self, held_for: float = 0.0) -> list[str]:
+        """The tags of messages that Celery holds, and of those held here for so many seconds."""
+        return [*self._celery.tags(), *(delivery.tag for delivery in self.all(held_for) if delivery.tag)]
+
+
+class Cancellations:
+    """Marks held jobs that were ended elsewhere: cancelled, or past their deadline.
+
+    What waits for the device is not run then, what generates stops at its next token, and a Python callable is ended. A
+    batch that cannot be interrupted goes on: the device's heartbeat says for how long. What is missed here, while the
+    store is unavailable, is learned when the claims are renewed.
+
+    Args:
+        marked: called after each mark.
+    """
+
+    def __init__(self, store: Store, held: HeldJobs, marked: Callable[[], None]) -> None:
+        self._store = store
+        self._held = held
+        self._marked = marked
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """Listen until stopped."""
+        while not self._stopping.is_set():
+            try:
+                for job in self._store.withdrawn(_LISTEN):
+                    self._mark(job)
+            except BrokerUnavailableError:  # the heartbeat logs it
+                self._stopping.wait(_PAUSE)
+
+    def stop(self) -> None:
+        """End `run`, at once where the store answers. Any thread may call it."""
+        self._stopping.set()
+        with suppress(BrokerUnavailableError):  # it ends by itself
+            self._store.wake_listener()
+
+    def _mark(self, job: str) -> None:
+        for delivery in self._held.all():
+            if delivery.job == job:
+                delivery.lost = True
+                self._marked()
+
+
+def in_order(tags: Sequence[str]) -> list[str]:
+    """Tags in the order in which their messages were taken."""
+    return sorted(tags, key=lambda tag: [int(part) for part in tag.split(".")[1:]])
+
+
+def add_dead_letter(store: Store, raw: bytes, reason: str, job: object) -> None:
+    """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
+    reason = bounded(reason)
+    extra = {"job": job, "reason": reason}
+    named = job if is_name(job) else ""
+    try:
+        history = store.history(named)
+        store.add_dead_letter(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
+    except BrokerUnavailableError as error:
+        logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
+        return
+    logger.error("refused a message", extra=extra)

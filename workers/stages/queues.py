@@ -1,0 +1,241 @@
+"""The queues between the stages, each of one type: deliveries, jobs, endings, pieces of streamed answers."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Protocol
+
+from tasks.models.sizes import size_of_row
+from tasks.topology import HardwareClass
+from taxiway.contract.keys import PATIENT
+from taxiway.contract.streaming import Piece
+from taxiway.errors import TaxiwayError
+from workers.executor import Executor
+from workers.pipelines import Row
+from workers.stages.job import Delivery, Ending, Job
+
+AHEAD = 2
+"""Batches that wait here, claimed and prepared, while one runs."""
+
+AHEAD_FOR = 0.025
+"""Seconds of work that may wait here where batches are short: one fetch then brings many."""
+
+MAX_UNWRITTEN = 1024
+"""Endings that may wait before no more is fetched: what is written in some 50 ms (benchmarks.queue_depth)."""
+
+_SMOOTHING = 0.2  # of the rows of a job
+
+
+class AdmitQueue:
+    """Deliveries to be claimed, each once it is due. Any thread may put; the admit thread takes."""
+
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[tuple[float, Delivery] | None] = queue.SimpleQueue()
+        self._later: list[tuple[float, int, Delivery]] = []
+        self._order = itertools.count()
+
+    def put(self, delivery: Delivery, *, pause: float = 0.0) -> None:
+        """Add a delivery that is due after `pause` seconds."""
+        self._inbox.put((time.monotonic() + pause, delivery))
+
+    def close(self) -> None:
+        """Wake the taker, after all that was put."""
+        self._inbox.put(None)
+
+    def take(self) -> list[Delivery]:
+        """What is due, once something is; maybe nothing after `close`."""
+        wait = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+        with contextlib.suppress(queue.Empty):
+            got = self._inbox.get(timeout=wait)
+            while got is not None:
+                heapq.heappush(self._later, (got[0], next(self._order), got[1]))
+                got = self._inbox.get_nowait()
+        due = []
+        while self._later and self._later[0][0] <= time.monotonic():
+            due.append(heapq.heappop(self._later)[2])
+        return due
+
+    def rest(self) -> list[Delivery]:
+        """What is not due yet, the first due first."""
+        return [delivery for _, _, delivery in sorted(self._later)]
+
+
+class DeviceQueue:
+    """Admitted jobs on their way to the device. Any thread may put; the device thread takes.
+
+    `rows` counts what waits, `patient` is the device seconds of those that nobody waits for, and `rows_a_job` the mean
+    of the jobs that came lately. `clock` is the store's time less this host's monotonic clock, which admission sets.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self.rows = 0
+        self.patient = 0.0
+        self.rows_a_job = 1.0
+        self.clock = 0.0
+        self._executor = executor
+        self._jobs: list[Job] = []
+        self._changed = threading.Condition()
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """Add jobs."""
+        if not jobs:
+            return
+        with self._changed:
+            rows = sum(len(job.rows) for job in jobs)
+            self._jobs += jobs
+            self.rows += rows
+            self.patient += patient_seconds(jobs, self._executor)
+            self.rows_a_job += _SMOOTHING * (rows / len(jobs) - self.rows_a_job)
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Have all that wait here look again. Any thread may call it."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def take(self, longest: float, news: Callable[[], bool]) -> list[Job]:
+        """All jobs that came, waiting up to `longest` seconds for the first, or until there is other `news`."""
+        with self._changed:
+            if longest > 0:
+                self._changed.wait_for(lambda: bool(self._jobs) or news(), longest)
+            jobs, self._jobs, self.rows, self.patient = self._jobs, [], 0, 0.0
+        return jobs
+
+    def wait_for(self, condition: Callable[[], bool], longest: float) -> None:
+        """Wait until the condition holds, at most `longest` seconds: it is looked at with each `put` and `wake`."""
+        with self._changed:
+            self._changed.wait_for(condition, longest)
+
+
+class EndingSink(Protocol):
+    """Takes endings."""
+
+    def put(self, endings: Sequence[Ending]) -> None:
+        """Add endings."""
+
+
+class EndingQueue:
+    """Endings on their way to be written. Any thread may put; the finish thread takes.
+
+    Bounded, through `wait_until_short`: their claims must be renewed, and their messages cannot move.
+    """
+
+    def __init__(self) -> None:
+        self._inbox: queue.SimpleQueue[Sequence[Ending] | None] = queue.SimpleQueue()
+        self._unwritten = 0
+        self._fewer = threading.Condition()
+
+    def put(self, endings: Sequence[Ending]) -> None:
+        """Add endings."""
+        if endings:
+            with self._fewer:
+                self._unwritten += len(endings)
+            self._inbox.put(endings)
+
+    def wake(self) -> None:
+        """Let `take` return, with nothing if nothing is there. Any thread may call it."""
+        self._inbox.put(())
+
+    def close(self) -> None:
+        """Say that nothing follows."""
+        self._inbox.put(None)
+
+    def take(self) -> tuple[list[Ending], bool]:
+        """All that is there, once something is; and whether nothing follows."""
+        taken: list[Ending] = []
+        got = self._inbox.get()
+        while got is not None:
+            taken += got
+            try:
+                got = self._inbox.get_nowait()
+            except queue.Empty:
+                return taken, False
+        return taken, True
+
+    def wrote(self, endings: int) -> None:
+        """Say that so many of those taken are written."""
+        with self._fewer:
+            self._unwritten -= endings
+            self._fewer.notify_all()
+
+    def wait_until_short(self, longest: float) -> bool:
+        """Whether fewer than `MAX_UNWRITTEN` are unwritten, now or within `longest` seconds. Any thread may ask."""
+        with self._fewer:
+            return self._fewer.wait_for(lambda: self._unwritten < MAX_UNWRITTEN, longest)
+
+
+class PieceQueue:
+    """Pieces of streamed answers, by job. Any thread may put; the stream thread takes.
+
+    Pieces of a job that come while others are written are joined.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._waiting: dict[str, Piece] = {}
+        self._changed = threading.Condition()
+
+    def put(self, pieces: Sequence[tuple[str, Piece]]) -> None:
+        """Add jobs' next pieces."""
+        with self._changed:
+            for job, piece in pieces:
+                self._add(job, piece)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Say that nothing follows. Any thread may call it."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+
+    def take(self) -> dict[str, Piece]:
+        """All that waits, at least one piece; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self.closed)
+            pieces, self._waiting = self._waiting, {}
+        return pieces
+
+    def put_back(self, pieces: dict[str, Piece], *, pause: float) -> None:
+        """Return what was not written, before what came since, and wait `pause` seconds, or until closed."""
+        with self._changed:
+            since, self._waiting = self._waiting, pieces
+            for job, piece in since.items():
+                self._add(job, piece)
+            self._changed.wait_for(lambda: self.closed, timeout=pause)
+
+    def _add(self, job: str, piece: Piece) -> None:
+        before = self._waiting.get(job)
+        if before is not None and before.attempt == piece.attempt and piece.at == before.at + len(before.text):
+            piece = replace(before, text=before.text + piece.text)
+        self._waiting[job] = piece
+
+
+def ahead_of(hardware: HardwareClass) -> float:
+    """Most seconds of patient work that a worker of the class takes from its queue before it runs."""
+    return max(AHEAD * hardware.runs_at_most, 2 * AHEAD_FOR)
+
+
+def patient_seconds(jobs: Iterable[Job], executor: Executor) -> float:
+    """About how long the device takes for those of the jobs that nobody waits for."""
+    return sum(_seconds(job, executor) for job in jobs if job.ticket.level >= PATIENT)
+
+
+def _seconds(job: Job, executor: Executor) -> float:
+    sizes = [item.size for item in job.items] or [_size(job, row) for row in job.rows]
+    profile = executor.known(job.model, job.variant).profile
+    return executor.pace(job.key) * profile.latency(len(sizes), sum(sizes) / len(sizes))
+
+
+def _size(job: Job, row: Row) -> int:
+    """The size of a row that is not prepared, as far as it tells it; an invalid row is refused later."""
+    with suppress(TaxiwayError, KeyError, TypeError, ValueError):
+        return job.model.expected_size if job.model.size_unit == "tokens" else size_of_row(job.model, row)
+    return job.model.expected_size

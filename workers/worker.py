@@ -1,0 +1,243 @@
+"""One device's worker: its stages, the queues between them, and the threads on which they run.
+
+    class queue ─► fetch ─────────► admit ─► DeviceQueue ─► device ─► EndingQueue ─► finish ─► state store
+                     └► AdmitQueue ─┘ ▲                       │
+    Celery's consumer ──────┘ ▲       │                       └────► PieceQueue ──► stream ─► state store
+                              └── a retry, or a lost claim: from device and finish
+
+`HeldJobs` has every delivery between the class queue and its end. Beside the stages, a thread each: `heartbeat` renews
+what is held and publishes the device's facts, `cancellations` marks held jobs that were ended elsewhere, `reload`
+follows the models folder, and `notice` watches for a reclaim notice. Nothing here or in `stages/` imports Celery: what
+they need of it is `stages.ports.CeleryWorker`, and `celery_adapter.pool` starts the worker.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from broker.valkey.class_queue import ClassQueue
+from broker.valkey.worker_store import Store
+from tasks.models.artefacts import ArtefactStore
+from tasks.retarget import unfit_for
+from tasks.settings import STATES
+from workers.context import WorkerContext
+from workers.device import DeviceMissingError, find_device
+from workers.drain import Drain
+from workers.executor import Executor
+from workers.heartbeat import Heartbeat
+from workers.reclaim_notice import NoticeWatch
+from workers.reload import FolderWatch
+from workers.stages.admit import AdmitStage
+from workers.stages.device import DeviceStage
+from workers.stages.fetch import FetchStage
+from workers.stages.finish import FinishStage
+from workers.stages.held import Cancellations, HeldJobs
+from workers.stages.job import Delivery
+from workers.stages.outcomes import OutcomeCounters
+from workers.stages.ports import CeleryWorker
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, ahead_of
+from workers.stages.retry import OutOfMemoryPolicy, Retries
+from workers.stages.stream import StreamStage
+
+logger = logging.getLogger(__name__)
+
+NO_DEVICE = 3
+"""Exit status of a worker whose device is not there."""
+
+BROKEN = 70
+"""Exit status of a worker that lost one of its threads (EX_SOFTWARE of sysexits.h): its supervisor starts another."""
+
+_YOUNG = 10_000
+"""New objects after which the garbage collector looks at them: a look takes half a millisecond."""
+
+
+class Service(Protocol):
+    """What runs on a thread of its own."""
+
+    def run(self) -> None:
+        """Serve until stopped."""
+
+    def stop(self) -> None:
+        """End `run`. Any thread may call it."""
+
+
+class Worker:
+    """Composes the stages of one worker process.
+
+    Args:
+        name: the worker's; claims carry it.
+        class_queue: where plain jobs' messages are; None where Celery's consumer receives all.
+
+    Raises:
+        SystemExit: the device is missing.
+    """
+
+    def __init__(self, context: WorkerContext, name: str, celery: CeleryWorker, class_queue: ClassQueue | None) -> None:
+        limits, executor = context.topology.limits, _executor(context)
+        store = Store(context.settings.state, name, limits, executor.device.label)
+        held = HeldJobs(store, class_queue, celery)
+        drain, counters = Drain(), OutcomeCounters(executor.device.label)
+        self.context, self.store, self.held, self.drain, self.counters = context, store, held, drain, counters
+        self._celery, self._shutdown = celery, threading.Event()
+
+        admissions, jobs, endings, pieces = AdmitQueue(), DeviceQueue(executor), EndingQueue(), PieceQueue()
+        self.admissions, self.endings = admissions, endings
+
+        memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, drain, celery)
+        retries = Retries(endings, admissions, limits.attempts, memory)
+        admit = AdmitStage(admissions, jobs, endings, executor, store, held, context, self._shutdown)
+        device = DeviceStage(jobs, retries, pieces, admissions, executor, store, held, celery, drain)
+        self.finish = FinishStage(endings, admissions, store, held, counters, class_queue, executor.device, celery)
+        self.fetch = None
+        if class_queue is not None:
+            self.fetch = FetchStage(
+                class_queue, admissions, endings, admit, device, held, store, counters, celery, context
+            )
+        self.heartbeat = Heartbeat(device, drain, held, counters, celery, context.options)
+        self.notice, self._device = NoticeWatch(context.hardware.notice, self._reclaimed), device
+        self._stages: dict[str, Service] = {"admit": admit, "device": device, "finish": self.finish}
+        if self.fetch is not None:
+            self._stages = {"fetch": self.fetch, **self._stages}
+        self._beside: dict[str, Service] = {
+            "stream": StreamStage(pieces, store),
+            "cancellations": Cancellations(store, held, self._report_occupied),
+            "reload": FolderWatch(context, device, store),
+            "notice": self.notice,
+            "heartbeat": self.heartbeat,
+        }
+
+    def start(self, after_finish: Mapping[str, Service]) -> None:
+        """Load what the class keeps warm, serve, and publish the first heartbeat.
+
+        `after_finish` are services of the adapter, which end after the finish stage.
+        """
+        self._services = {**self._stages, **after_finish, **self._beside}
+        self._threads: dict[str, threading.Thread] = {}
+        loaded = threading.Event()
+
+        def serve_device() -> None:
+            for model in self.context.warm():
+                self._device.executor.warm_up(model)
+            loaded.set()
+            self._device.run()
+
+        for name, service in self._services.items():
+            if name != "heartbeat":
+                self._threads[name] = start_thread(name, serve_device if service is self._device else service.run)
+        loaded.wait()
+        _tune_collector()
+        self.heartbeat.beat()
+        self._threads["heartbeat"] = start_thread("heartbeat", self.heartbeat.run)
+
+    def receive(self, delivery: Delivery) -> None:
+        """Take a delivery that Celery's consumer received. Returns at once."""
+        self.held.hold([delivery])
+        self.admissions.put(delivery)
+
+    def unfit_for(self, hardware_class: str) -> str | None:
+        """Why the device may not serve a class; None where it may."""
+        return unfit_for(hardware_class, self.heartbeat.facts, self.context.topology)
+
+    def close(self) -> None:
+        """Drain within the grace of queues.yaml, and publish that."""
+        self.drain.within(self.store.limits.grace)
+        self.heartbeat.beat()
+
+    def stop(self, meanwhile: Callable[[], None]) -> None:
+        """Finish what ends in time, stage by stage, and write it. `meanwhile` is called while a stage ends."""
+        self._shutdown.set()
+        for name, service in self._services.items():
+            service.stop()
+            self.drain.wait_for(self._threads[name], meanwhile)
+
+    def abandon(self) -> None:
+        """Begin nothing more; what runs is not waited for."""
+        self._shutdown.set()
+        if self.fetch is not None:
+            self.fetch.stop()
+
+    def requeue(self, meanwhile: Callable[[], None]) -> None:
+        """Return all that is held to its queues, and publish that the worker is gone.
+
+        `meanwhile` is called once Celery was asked to return what it received.
+        """
+        self.held.requeue(self.held.all())
+        meanwhile()
+        self.held.requeue_messages()
+        self.heartbeat.retire()
+
+    @property
+    def computes(self) -> bool:
+        """Whether the device thread still runs."""
+        return self._threads["device"].is_alive()
+
+    def _report_occupied(self) -> None:
+        """Publish at once that a batch goes on though its jobs were ended: their work no longer counts elsewhere."""
+        if self._device.occupied(time.monotonic()):
+            self.heartbeat.beat()
+
+    def _reclaimed(self, grace: float) -> None:
+        """Drain and exit, for the machine is gone in so many seconds."""
+        begins = not self.drain.begun
+        self.drain.within(grace)
+        if begins:
+            extra = {"grace": grace, "held": len(self.held)}
+            logger.warning("the machine is to be reclaimed: the worker drains and leaves", extra=extra)
+            self.heartbeat.beat()
+            self._celery.exit(os.EX_OK)
+
+
+def open_class_queue(context: WorkerContext, name: str) -> ClassQueue | None:
+    """The class queues on Valkey and Redis; None where Celery's consumer receives all, from another kind of broker."""
+    settings = context.settings
+    if settings.broker.partition("://")[0] not in STATES:
+        return None
+    return ClassQueue(
+        settings.broker,
+        name,
+        context.topology.limits,
+        claiming=settings.broker_is_state,
+        ahead=ahead_of(context.hardware),
+    )
+
+
+def start_thread(name: str, body: Callable[[], Any]) -> threading.Thread:
+    """A started thread; when its body fails the process ends, so that its supervisor starts another."""
+
+    def guarded() -> None:
+        try:
+            body()
+        except BaseException:
+            try:
+                logger.critical("a thread of the worker failed", extra={"loop": name}, exc_info=True)
+            finally:
+                os._exit(BROKEN)
+
+    thread = threading.Thread(target=guarded, name=f"taxiway-{name}", daemon=True)
+    thread.start()
+    return thread
+
+
+def _executor(context: WorkerContext) -> Executor:
+    try:
+        device = find_device(context.hardware, context.options.device, emulate=context.options.emulate)
+    except DeviceMissingError as error:
+        logger.critical("no device", extra={"class": context.options.hardware_class, "reason": str(error)})
+        sys.stderr.write(f"{error}\nhint: start this class with --emulate to serve it on the CPU, marked as emulated\n")
+        raise SystemExit(NO_DEVICE) from error
+    artefacts = ArtefactStore(context.settings.cache)
+    return Executor(context.hardware, device, artefacts, threads=context.options.threads, book=context.folder.book)
+
+
+def _tune_collector() -> None:
+    """Let the garbage collector pass over what stays: it took 30 of 100 µs of a worker's time an echo."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG, 10, 10)
