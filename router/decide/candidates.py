@@ -1,4 +1,4 @@
-"""A model's candidates under one fleet snapshot, as columns: laid out once a snapshot, read for every request."""
+"""A model's candidates under one fleet snapshot, as columns: built once per snapshot, read for every request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS, flow
 
 RESIDENCE = 60.0
-"""Seconds that a loaded variant stays, about: its load is shared by the jobs that come meanwhile."""
+"""Approximate seconds that a loaded variant stays resident; its load cost is shared by the jobs that arrive meanwhile.
+"""
 
 Column = np.ndarray
 """float64 of shape (candidates,)."""
@@ -26,18 +27,18 @@ Column = np.ndarray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CandidateTable:
-    """Every candidate's figures that do not depend on the request, and why the others are no candidates.
+    """Every candidate's figures that do not depend on the request, and why the other pairs are refused.
 
-    `queue` indexes `classes`; `live` says that there are devices for it, or will be once they are wanted; `servers`
-    counts them, at least 1; `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are
-    the mean profile of those devices, `load` the seconds of loading to expect. `beside` is the device seconds of jobs
-    that run beside a new one and do not keep it waiting: a full batch where rows join and leave it between steps, else
-    none. `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices has ended a long batch
-    of less urgent work; `residual`, of the same shape, multiplies a finish time into a guarantee; `limit` is the most
-    rows in a batch, and `max_run` the most seconds that one of several rows takes; `dollars` is what a device second
-    costs, `shadow` the shadow price; `spot_loss` the reclaims a second of spot capacity. `rates`, of shape (2,
-    candidates), are the rows a second that come to each device of the class, and that would if all of the model's did;
-    `sharers` the rows that come while a loaded variant stays.
+    `queue` indexes `classes`. `live`: the candidate has devices, or its class can start some. `servers` counts them, at
+    least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
+    of those devices. `load` is the expected seconds of loading. `beside` is device seconds of work that runs
+    concurrently with a new job and does not delay it: a full batch if rows join and leave between steps, else 0.
+    `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of
+    less urgent work. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows
+    in a batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device
+    second, `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2,
+    candidates), is the rows per second that reach each device of the class, and that would if all of the model's
+    traffic went there. `sharers` is the rows that arrive while a loaded variant stays resident.
     """
 
     model: Model
@@ -77,7 +78,8 @@ def lay_out(
 ) -> CandidateTable:
     """The candidate table of `model` for requests under these constraints.
 
-    Of a stale fleet only the classes count that had devices when it was last read; all, where it never was.
+    With a stale fleet, only the classes that had devices in the last snapshot count as live; all classes if there was
+    none.
     """
     known = FleetSnapshot(stale=True) if fleet.stale else fleet
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
@@ -144,7 +146,7 @@ def _class_columns(hardware: Sequence[HardwareClass]) -> dict[str, Column]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A candidate's devices taken together."""
+    """A candidate's devices, aggregated."""
 
     warm: float
     base: float
@@ -158,7 +160,7 @@ class _Seen:
 
     @classmethod
     def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, startable: Sequence[str]) -> _Seen:
-        """What is known of the candidate's devices; where it has none, loading begins with the start of one."""
+        """The aggregate of the candidate's devices; without any, `load` includes the start of a device."""
         coming = not candidate.devices and candidate.hardware_class in startable
         start = candidate.hardware.scaling.start if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
@@ -170,7 +172,7 @@ class _Seen:
         ]
 
         def mean(figures: Sequence[float]) -> float:
-            return float(np.mean(np.sort(figures)))  # sorted, so that no order of devices shows in the last digit
+            return float(np.mean(np.sort(figures)))  # sorted: the result does not depend on the order of devices
 
         return cls(
             warm=sum(key in device.warm for device, _ in known) / len(known),
@@ -181,12 +183,12 @@ class _Seen:
             load=start + mean([p.load for p in profiles]),
             beside=mean(full) if generates(model) else 0.0,
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
-            warning=f"no device is live: one is there in {start:g} s" if coming else _warning(known),
+            warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),
         )
 
 
 def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[DeviceFacts, Known]]:
-    """Each live device with what is known of the variant on it; the class's own kind where none is live."""
+    """Each live device with the variant's profile on it; the class's device kind if none is live."""
     live = [(d, book.lookup(model, candidate.variant_name, d.kind, d.name)) for d in candidate.devices]
     if live:
         return live
@@ -209,21 +211,21 @@ def _warning(known: Sequence[tuple[DeviceFacts, Known]]) -> str | None:
 
 
 def _residual(known: Sequence[tuple[DeviceFacts, Known]], key: str, level: int) -> float:
-    """The largest that a device learned for the level; where none did, the largest of what profiles say."""
+    """The largest residual that a device learned for the level; if none did, the largest in the profiles."""
     learned = [r for device, _ in known if (r := device.residual_of(key, level)) is not None]
     return max(learned) if learned else max(k.residual for _, k in known)
 
 
 def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
-    """For each level, the seconds until the first device is free of a batch that is less urgent.
+    """For each level, the seconds until the first device finishes a less urgent batch.
 
-    More urgent ones and those of the level itself are in the work that is counted before it.
+    More urgent batches, and those of the level itself, are already counted in the work ahead.
     """
     return [min((d.blocked if d.blocked_by > level else 0.0 for d in devices), default=0.0) for level in range(LEVELS)]
 
 
 def _longest(candidate: Candidate, model: Model) -> float:
-    """Seconds that a batch may take; one that rows join and leave between steps is not bounded."""
+    """The most seconds that a batch may take; unbounded if rows join and leave between steps."""
     return math.inf if generates(model) else candidate.hardware.runs_at_most
 
 

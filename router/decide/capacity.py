@@ -1,7 +1,7 @@
-"""How much may be bound to a queue before a request is held: a horizon's worth, or less. Pure.
+"""How much work may be bound to a queue before further requests are held: at most its horizon. Pure.
 
-A tenant over its fair share (`Shares`) leaves the queue to others: only what keeps the devices busy until the next look
-is bound for it, so that others find a short queue and pass what is held for it.
+The queue of a tenant over its fair share (`Shares`) is limited to what keeps devices busy until the next release. Other
+tenants then find a short queue, and their requests bypass that tenant's held jobs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from router.decide.cost import full_batch, wait_of
 
 
 def horizon(table: CandidateTable, needs: Needs) -> Column:
-    """The most seconds of work that may be before the request in each candidate's queue, or it is held.
+    """The most seconds of work allowed ahead of the request in each candidate's queue.
 
-    For a person who waits there is no bound, unless their tenant is over its fair share.
+    Beyond it the request is held. Unbounded for latency-critical requests, unless their tenant is over its fair share.
     """
     if needs.brief is not None:
         return _next_batch(table, needs.brief)
@@ -28,11 +28,11 @@ def horizon(table: CandidateTable, needs: Needs) -> Column:
 
 
 def has_room(table: CandidateTable, level: int, work: np.ndarray, *, brief: float | None = None) -> bool:
-    """Whether a queue may take a request of this level, held until now.
+    """Whether any live queue has capacity for a held request of this level.
 
     Args:
         table: as in `choose`.
-        level: the request's.
+        level: the request's priority level.
         work: as in `choose`.
         brief: as in `Needs`.
     """
@@ -42,6 +42,9 @@ def has_room(table: CandidateTable, level: int, work: np.ndarray, *, brief: floa
 
 
 def _next_batch(table: CandidateTable, brief: float) -> Column:
-    """What keeps each candidate's devices busy until more is bound: a batch, where that takes longer than `brief`."""
+    """Work that keeps each candidate's devices busy until the next release.
+
+    That is `brief`, or one full batch if that takes longer.
+    """
     least: Column = np.minimum(table.horizon, np.maximum(brief, full_batch(table, table.model.expected_size)))
     return least

@@ -1,4 +1,4 @@
-"""What a request needs, and which candidates could ever run it. Headers only: the payload is never read here."""
+"""What a request needs, and which candidates could run it at all. Reads headers only, never the payload."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from taxiway.contract.request import Priority, Terms
 from taxiway.errors import wrong_field
 
 BACKGROUND = 600.0
-"""Deadlines beyond these seconds are batch work."""
+"""Deadlines longer than this, in seconds, are batch work."""
 
 LATENCY_CRITICAL = 1.0
-"""Deadlines up to these seconds have a person waiting."""
+"""Deadlines up to this, in seconds, are latency-critical: a person is waiting."""
 
 _NO_RULES = Tenant()
 _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
@@ -25,9 +25,9 @@ _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What rules candidates out whatever the load. Requests with equal constraints share a candidate table.
+    """What rules candidates out regardless of load. Requests with equal constraints share a candidate table.
 
-    `classes` are the only hardware classes that the tenant may use; None where all are.
+    `classes` are the only hardware classes that the tenant may use; None if it may use all.
     """
 
     service: str = ""
@@ -39,7 +39,10 @@ class Constraints:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """US dollars that a tenant has `left` of its `usd_per_day` on `day`; there is more in `renewed_in` seconds."""
+    """What a tenant has left of its daily budget: `left` of `usd_per_day` US dollars on `day`.
+
+    It resets in `renewed_in` seconds.
+    """
 
     tenant: str
     day: str
@@ -50,12 +53,12 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """A request's service terms, filled from queues.yaml. Seconds and US dollars.
+    """A request's service terms, with defaults from queues.yaml. Seconds and US dollars.
 
-    `size` is of one row in the model's unit, `payload` the bytes that travel to the device. Without an `allowance`
-    nothing bounds what its tenant spends. `company` is the jobs of its kind that are released from holding with it.
-    Of a tenant over its fair share (`tenants.Shares`), `brief` is the seconds of work that may be bound before the
-    request.
+    `size` is the size of one row in the model's unit. `payload` is the number of bytes sent to the device. Without an
+    `allowance`, the tenant's spending is unbounded. `company` is the expected batch: the number of jobs of the same
+    kind released from holding together with it. `brief` is set for a tenant over its fair share (`tenants.Shares`): the
+    seconds of work that may be bound ahead of the request.
     """
 
     deadline: float | None
@@ -71,16 +74,16 @@ class Needs:
 
     @property
     def affordable(self) -> float:
-        """The most that it may cost: its budget, and what its tenant may still spend."""
+        """The most that the request may cost: the lower of its budget and its tenant's remaining allowance."""
         budget = math.inf if self.budget is None else self.budget
         return budget if self.allowance is None else min(budget, self.allowance.left)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A hardware class and a variant that could run a request, with the live devices that would.
+    """A hardware class and a variant that could run a request, with the live devices able to run it.
 
-    `devices` is empty where the class is configured and no device of it lives.
+    `devices` is empty if the class is configured but has no live device.
     """
 
     hardware_class: str
@@ -92,7 +95,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A hardware class and a variant that cannot run a request, and why. `ever` is False where waiting may help."""
+    """A hardware class and a variant that cannot run a request, and why. `ever` is False if this may change."""
 
     hardware_class: str
     variant: str
@@ -111,10 +114,10 @@ def needs_of(
     company: int = 0,
     brief: float | None = None,
 ) -> Needs:
-    """The request's needs, with what it left open taken from its service, and its tenant's rules.
+    """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
     Raises:
-        InvalidRequestError: no such service; it names those there are.
+        InvalidRequestError: unknown service; the message lists the known ones.
     """
     name = terms.service or topology.default_service
     service = topology.service.get(name)
@@ -137,7 +140,7 @@ def needs_of(
 
 
 def level_of(deadline: float | None, priority: Priority) -> int:
-    """The queue level, 0 (first) to 3: one by how soon the answer is due, shifted by the priority."""
+    """The queue's priority level, 0 (first) to 3: set by the deadline, shifted by the priority."""
     if deadline is not None and deadline <= LATENCY_CRITICAL:
         base = 0
     else:
@@ -148,7 +151,7 @@ def level_of(deadline: float | None, priority: Priority) -> int:
 def classify(
     model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot
 ) -> tuple[list[Candidate], list[Refusal]]:
-    """Every (hardware class, variant) of `model`: those that could run it, and why the others could not."""
+    """Every (hardware class, variant) pair of `model`: the candidates, and why the other pairs are refused."""
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
     for name, hardware, variant_name, variant in _pairs(model, topology):
@@ -172,7 +175,7 @@ def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClas
 
 
 def _class_refusal(variant: Variant, name: str, hardware: HardwareClass, constraints: Constraints) -> str | None:
-    """Why no device of the class can ever run the variant under the constraints; None where one can."""
+    """Why no device of the class can ever run the variant under the constraints; None if one can."""
     allowed = constraints.classes
     if allowed is not None and name not in allowed:
         return f"the tenant may use {', '.join(allowed)}, not this class"
@@ -197,11 +200,11 @@ def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constrain
     if constraints.min_accuracy is None or (variant.accuracy or 0.0) >= constraints.min_accuracy:
         return None
     stated = "not stated" if variant.accuracy is None else f"{variant.accuracy:g}"
-    return f"its accuracy is {stated}, at least {constraints.min_accuracy:g} is asked for"
+    return f"its accuracy is {stated}, the request needs at least {constraints.min_accuracy:g}"
 
 
 def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFacts) -> str | None:
-    """Why this live device cannot run the variant now; None where it can."""
+    """Why this live device cannot run the variant now; None if it can."""
     if variant.runtime not in device.runtimes:
         return f"{variant.runtime} is not installed on {device.worker}"
     key = variant_key(model.id, name)

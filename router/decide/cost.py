@@ -1,6 +1,6 @@
 """What each candidate would take: seconds until the answer, and US dollars (DESIGN §7).
 
-Every figure is a column over the table's candidates, so that a hundred cost little more than one.
+Every figure is a column over the table's candidates, so a hundred candidates cost little more than one.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from router.decide.snapshot import FleetSnapshot
 from tasks.topology import RUN_STRETCH, Topology
 
 GAIN = 0.5
-"""How far one reading moves a shadow price towards what utilisation asks for."""
+"""Step size of a shadow price per snapshot, relative to the deviation from the target utilisation."""
 
 DEAREST = 4.0
-"""The most that a shadow price may be, as a multiple of the class's own price."""
+"""Upper bound of a shadow price, as a multiple of the class's own price."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """One candidate's figures: seconds for each part, device seconds used up, US dollars."""
+    """One candidate's figures: seconds for each part, device seconds used, US dollars."""
 
     transfer: float
     wait: float
@@ -55,7 +55,7 @@ class Figures:
 
 
 class Asked(Protocol):
-    """What is reckoned for: the `Needs` of one request, or of several with columns of shape (requests, 1)."""
+    """The workload to estimate: the `Needs` of one request, or of several as columns of shape (requests, 1)."""
 
     @property
     def rows(self) -> int:
@@ -63,28 +63,29 @@ class Asked(Protocol):
 
     @property
     def company(self) -> int:
-        """Jobs that are released with it."""
+        """The expected batch: jobs released together with it."""
 
     @property
     def size(self) -> float | Column:
-        """Of one row, in the model's unit."""
+        """Size of one row in the model's unit."""
 
     @property
     def payload(self) -> float | Column:
-        """Bytes that travel."""
+        """Bytes sent to the device."""
 
     @property
     def level(self) -> int | np.ndarray:
-        """Queue levels; of several requests an array of shape (requests,)."""
+        """Priority level; an array of shape (requests,) for several requests."""
 
 
 def reckon(table: CandidateTable, needs: Asked, ahead: Column) -> Figures:
-    """The candidates' figures for a request, with `ahead` device seconds before it in each class.
+    """The candidates' figures for a request with `ahead` device seconds before it in each class.
 
-    For several requests, figures and `ahead` have an axis more in front.
+    For several requests, the figures and `ahead` have one more leading axis.
 
-    Time is reckoned with the batches that the class's own traffic makes, cost with those that all of the model's would:
-    the fleet is to find the class where the model is cheapest as a whole, also when nothing of it is there yet.
+    Time is estimated with the batches of the class's own traffic, cost with the batches that all of the model's traffic
+    would form there. The fleet then finds the class where the model is cheapest as a whole, even if none of it runs
+    there yet.
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     wait = wait_of(table, ahead) + table.blocked[needs.level]
@@ -97,22 +98,22 @@ def reckon(table: CandidateTable, needs: Asked, ahead: Column) -> Figures:
 
 
 def wait_of(table: CandidateTable, ahead: Column) -> Column:
-    """Seconds until each candidate's devices come to a request, with `ahead` device seconds before it in each class."""
+    """Seconds until each candidate's devices reach a request with `ahead` device seconds before it in each class."""
     wait: Column = np.maximum(ahead[..., table.queue] / table.servers - table.beside, 0.0)
     return wait
 
 
 def full_batch(table: CandidateTable, size: float) -> Column:
-    """Seconds that each candidate's largest batch takes, of rows of this size."""
+    """Seconds that each candidate's largest batch of rows of this size takes."""
     alone, each = table.base + table.step * size, table.slope * size
     seconds: Column = np.maximum(table.floor, alone + each * batch_limit(table, alone, each))
     return seconds
 
 
 def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
-    """Most rows that run together, where a batch takes `alone + each · rows` seconds (`workers.decide.batcher.fill`).
+    """The most rows that run together if a batch takes `alone + each · rows` seconds (`workers.decide.batcher.fill`).
 
-    `alone` and `each` have shape (candidates,), or (requests, candidates).
+    `alone` and `each` have shape (candidates,) or (requests, candidates).
     """
     long = np.maximum(table.floor, alone + each * table.limit) > table.max_run
     if not long.any():
@@ -124,9 +125,10 @@ def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
 
 
 def _run_and_work(table: CandidateTable, needs: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds until the rows have run, and the device seconds that are theirs; one for each row of `table.rates`.
+    """Seconds until the rows have run, and their share of device seconds; one for each row of `table.rates`.
 
-    Rows share a batch with those that arrive while the one before it runs, `b = rate·L(b)` rows, or with their company.
+    Rows share a batch with those that arrive while the previous batch runs, `b = rate·L(b)` rows, or with the expected
+    batch.
     """
     alone, each = table.base + table.step * needs.size, table.slope * needs.size
     rates = table.rates if each.ndim == 1 else table.rates[:, None]
@@ -146,9 +148,10 @@ def _run_and_work(table: CandidateTable, needs: Asked) -> tuple[np.ndarray, np.n
 
 
 def shadow_prices(topology: Topology, fleet: FleetSnapshot) -> Mapping[str, float]:
-    """Each class's next shadow price in US dollars a device second: raised above its target, lowered below it.
+    """Each class's next shadow price in US dollars per device second.
 
-    A class without live devices has none. `fleet.shadow` holds the present prices.
+    Raised above the class's target utilisation, lowered below it. A class without live devices has none. `fleet.shadow`
+    holds the present prices.
     """
     prices: dict[str, float] = {}
     for name, hardware in topology.hardware.items():

@@ -1,4 +1,4 @@
-"""How much is waiting already, and who may not add to it: bounds in jobs and bytes. Pure."""
+"""Queue depth limits, in jobs and bytes: how much is waiting, and which requests are refused. Pure."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from taxiway.contract.keys import COUNT, WAITING, tenant_cell
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError
 
 RETRY_AFTER = 1.0
-"""Seconds after which a refused request may be sent again: some reading later."""
+"""Seconds after which a refused request may be retried: several snapshots later."""
 
 _TENANT = tenant_cell("")
 
 
 @dataclass(slots=True)
 class Depths:
-    """Jobs that were accepted and have not ended, by hardware class, bound and held, and by tenant.
+    """Unfinished jobs, bound and held, by hardware class and by tenant.
 
-    Only tenants whose depth is bounded are counted. `used` is the share of its memory that the state store uses, 0
-    where nothing bounds that; a store that `refuses` takes no writes.
+    Only tenants with a bounded depth are counted. `used` is the share of its memory that the state store uses, 0 if
+    unbounded. `refuses` is set while the store accepts no writes.
     """
 
     classes: dict[str, float] = field(default_factory=dict)
@@ -29,13 +29,13 @@ class Depths:
     refuses: bool = False
 
     def count(self, hardware_class: str, tenant: str) -> None:
-        """Count a placement that was made since the reading."""
+        """Count a placement made since the snapshot."""
         self.classes[hardware_class] = self.classes.get(hardware_class, 0) + 1
         self.tenants[tenant] = self.tenants.get(tenant, 0) + 1
 
 
 def depths_from(cells: Mapping[str, float], used: float, *, refuses: bool = False) -> Depths:
-    """What the cells of `WORK` count."""
+    """The depths counted in the cells of `WORK`."""
     depths = Depths(used=used, refuses=refuses)
     for cell, jobs in cells.items():
         place, _, kind = cell.rpartition("|")
@@ -48,25 +48,25 @@ def depths_from(cells: Mapping[str, float], used: float, *, refuses: bool = Fals
 
 
 def check_store(depths: Depths, topology: Topology) -> None:
-    """Refuse all where the state store is nearly full, or takes no writes.
+    """Refuse every request while the state store is nearly full or accepts no writes.
 
     Raises:
-        BrokerFullError: it cannot write to its disk, or uses more than `limits.memory` of the memory that it may.
+        BrokerFullError: the store cannot write to its disk, or uses more than `limits.memory` of its memory limit.
     """
     if depths.refuses:
-        message = "the state store cannot write to its disk and takes nothing: make room there"
+        message = "the state store cannot write to its disk and accepts no requests: free disk space"
         raise BrokerFullError(message, retry_after=RETRY_AFTER)
     if depths.used > topology.limits.memory:
-        message = f"the state store uses {depths.used:.0%} of its memory, and takes no more (limits.memory)"
+        message = f"the state store uses {depths.used:.0%} of its memory, more than limits.memory allows"
         raise BrokerFullError(message, retry_after=RETRY_AFTER, used=depths.used)
 
 
 def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) -> None:
-    """Refuse a request of `size` bytes that its tenant may not add.
+    """Refuse a request of `size` bytes if it exceeds its tenant's limits.
 
     Raises:
-        RequestTooLargeError: it is over the tenant's `payload`.
-        OverloadedError: the tenant has as many jobs as it may.
+        RequestTooLargeError: larger than the tenant's `payload`.
+        OverloadedError: the tenant has `max_depth` unfinished jobs.
     """
     rules = topology.tenants.get(tenant)
     if rules is not None:
@@ -74,7 +74,7 @@ def check_tenant(depths: Depths, topology: Topology, *, tenant: str, size: int) 
 
 
 def check_class(depths: Depths, topology: Topology, *, hardware_class: str, size: int) -> None:
-    """Refuse a request of `size` bytes for a class that takes no more. Raises as `check_tenant` does."""
+    """Refuse a request of `size` bytes if it exceeds the class's limits. Raises as `check_tenant` does."""
     hardware = topology.hardware[hardware_class]
     depth = depths.classes.get(hardware_class, 0)
     _check(f"hardware.{hardware_class}", hardware.payload, hardware.max_depth, size=size, depth=depth)
@@ -86,5 +86,5 @@ def _check(whose: str, payload: int | None, most: int | None, *, size: int, dept
         raise RequestTooLargeError(f"payload: expected at most {payload} bytes ({limit}), got {size}", limit=limit)
     if most is not None and depth >= most:
         limit = f"{whose}.max_depth"
-        message = f"{depth:.0f} jobs have not ended, and there may be {most} ({limit})"
+        message = f"queue depth limit reached: {depth:.0f} unfinished jobs (limit {most}, {limit})"
         raise OverloadedError(message, retry_after=RETRY_AFTER, limit=limit)

@@ -1,6 +1,6 @@
-"""Why a request goes where it goes: what is kept to work a placement out again, and the table that it then gives.
+"""Why a request is placed where it is: the recorded basis of a placement, and the table recomputed from it.
 
-Nothing here reads or writes: readings are kept with the records that refer to them, and `jobs` asks for them.
+No I/O: snapshots are stored under the name that records refer to, and `operations.jobs` reads them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from taxiway.errors import TaxiwayError
 
 
 class Considered(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate as it stood in the choice: seconds and US dollars for the whole request.
+    """One candidate's figures in the choice: seconds and US dollars for the whole request.
 
-    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `why_not` is None for the chosen one;
-    `warning` says how little the profile rests on.
+    `finish` is the sum of `transfer`, `wait`, `load` and `run`. `why_not` is None for the chosen candidate. `warning`
+    describes a weak profile.
     """
 
     hardware_class: str
@@ -46,7 +46,7 @@ class Considered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """One hardware class and variant that could not run the request."""
+    """A hardware class and variant that could not run the request."""
 
     hardware_class: str
     variant: str
@@ -54,10 +54,10 @@ class Refused(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """A choice, or why there was none; what was considered, cheapest first; and what was refused.
+    """A choice, or why there is none; the candidates considered, cheapest first; and those refused.
 
-    There is no class and no variant while the request is `held`, nor where it ends at once: `error` is then the error's
-    code (`taxiway.errors`), and `reason` its message.
+    `hardware_class` and `variant` are None while the request is `held`, and if it failed at once. In the latter case
+    `error` is the error's code (`taxiway.errors`) and `reason` its message.
     """
 
     hardware_class: str | None = None
@@ -71,10 +71,10 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Basis(msgspec.Struct, frozen=True, array_like=True):
-    """What one placement was decided from, beside its model and its job's id.
+    """What one placement was decided from, besides its model and job id.
 
-    `reading` names the kept `FleetSnapshot`. `work` has the device seconds before it in each class at the decision, one
-    figure a level, without the classes where there was none: what was placed since the reading counts.
+    `reading` names the stored `FleetSnapshot`. `work` maps each class to the device seconds ahead at the time of the
+    decision, one figure per level, including placements made since the snapshot; classes without any are left out.
     """
 
     reading: str
@@ -88,13 +88,13 @@ _decode_fleet = msgspec.json.Decoder(FleetSnapshot).decode
 
 
 def basis_text(needs: Needs, reading: str, classes: Sequence[str], ahead: np.ndarray) -> str:
-    """A placement's basis for its job's record. `ahead` is as it was decided from: without the job's own work."""
+    """A placement's basis for its job's record. `ahead` is the work it was decided from, without the job's own."""
     work = {classes[row]: tuple(ahead[row].tolist()) for row in np.flatnonzero(ahead.any(axis=1)).tolist()}
     return _encode(Basis(reading, needs, work)).decode()
 
 
 def read_basis(text: str) -> Basis | None:
-    """The basis in a job's record; None where there is none, or one of another release."""
+    """The basis in a job's record; None if it is absent or written by an incompatible release."""
     try:
         return _decode_basis(text) if text else None
     except msgspec.MsgspecError:
@@ -102,12 +102,12 @@ def read_basis(text: str) -> Basis | None:
 
 
 def pack_reading(fleet: FleetSnapshot) -> bytes:
-    """A snapshot as it is kept: JSON, deflated, for devices are much alike."""
+    """A snapshot as stored: JSON, deflated because devices are much alike."""
     return zlib.compress(_encode(fleet), 1)
 
 
 def unpack_reading(raw: bytes) -> FleetSnapshot | None:
-    """The snapshot in `raw`; None where another release wrote it."""
+    """The snapshot in `raw`; None if an incompatible release wrote it."""
     try:
         return _decode_fleet(zlib.decompress(raw))
     except (zlib.error, msgspec.MsgspecError):
@@ -117,13 +117,13 @@ def unpack_reading(raw: bytes) -> FleetSnapshot | None:
 def explain_again(
     model: Model, basis: Basis, topology: Topology, fleet: FleetSnapshot, book: ProfileBook, *, seed: int
 ) -> Explanation:
-    """The table of a placement made before, worked out from its basis and the reading that it names."""
+    """The table of an earlier placement, recomputed from its basis and the snapshot that the basis names."""
     table = lay_out(model, basis.needs.constraints, topology, fleet, book)
     return explain(table, basis.needs, Backlog(table.classes, basis.work).seconds, seed=seed)
 
 
 def explain(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Explanation:
-    """What `choose` decides from these arguments, with all that it decides from."""
+    """What `choose` decides from these arguments, with every candidate's figures."""
     try:
         placement = choose(table, needs, work, seed=seed)
     except TaxiwayError as error:
@@ -149,7 +149,7 @@ def explain(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int)
 
 
 class _Rows:
-    """The table's candidates against the chosen one; `chosen` is None where none could be chosen."""
+    """The table's candidates compared with the chosen one; `chosen` is None if none could be chosen."""
 
     def __init__(self, table: CandidateTable, needs: Needs, work: np.ndarray, chosen: int | None) -> None:
         self._table = table
@@ -211,7 +211,7 @@ class _Rows:
         return deadline is None or bool(self._figures.guaranteed[index] <= deadline)
 
     def _lateness(self, index: int) -> str:
-        """How late it would be; empty where it is sure to be in time."""
+        """How late it would be; empty if it is guaranteed to be in time."""
         deadline, finish = self._needs.deadline, self._figures.finish[index]
         if deadline is None or self._sure(index):
             return ""
@@ -220,14 +220,14 @@ class _Rows:
         return f"might be late: guaranteed in {self._figures.guaranteed[index]:.3g} s, the deadline is {deadline:g} s"
 
     def _crowding(self, index: int) -> str:
-        """By how much its queue is past its horizon; empty where it is not, or where that does not matter."""
+        """By how much its queue exceeds its horizon; empty if it does not, or has none."""
         if self._room[index]:
             return ""
         wait, most = self._figures.wait[index], self._most[index]
-        return f"past its horizon: {wait:.3g} s of work before it, the most is {most:.3g}"
+        return f"past its horizon: {wait:.3g} s of work ahead (limit {most:.3g})"
 
     def _against(self, index: int, chosen: int | None) -> str:
-        """Why one that is as surely in time as the chosen one lost to it."""
+        """Why a candidate as surely in time as the chosen one was not chosen."""
         if chosen is None:
             return ""
         figures, warm = self._figures, self._table.warm

@@ -1,4 +1,4 @@
-"""Whose turn it is to leave holding: by deadline within a tenant, by weighted fair virtual time between them. Pure."""
+"""Which held job is released next: by deadline within a tenant, by weighted fair virtual time between tenants. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from tasks.topology import Tenant
 
 
 class HeldKind(msgspec.Struct, frozen=True, array_like=True):
-    """What the jobs of one holding queue have in common: tenant, model (`name:version`), and so the same candidates."""
+    """What the jobs of one holding queue have in common: tenant, model (`name:version`) and constraints.
+
+    Their candidates are therefore the same.
+    """
 
     tenant: str
     model: str
@@ -30,7 +33,7 @@ _decode = msgspec.json.Decoder(HeldKind).decode
 
 
 def kind_of(queue: str) -> HeldKind | None:
-    """What a holding queue's name says; None where another release wrote it."""
+    """The kind that a holding queue's name encodes; None if another release wrote it."""
     try:
         return _decode(queue)
     except msgspec.MsgspecError:
@@ -39,17 +42,17 @@ def kind_of(queue: str) -> HeldKind | None:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A holding queue that may be released from, and whose."""
+    """A holding queue that may be released from, and the kind of its jobs."""
 
     line: Line
     kind: HeldKind
 
 
 class FairOrder:
-    """Virtual time by tenant, in US dollars of device time over the tenant's weight.
+    """Virtual time by tenant: US dollars of device time over the tenant's weight.
 
-    Who has had the least is next. A tenant that comes (again) begins where the one that has had least is: nobody saves
-    up turns while nothing of theirs waits.
+    The tenant with the least is next. A tenant that appears or returns starts at the lowest virtual time present, so no
+    tenant accumulates credit while it has nothing waiting.
     """
 
     def __init__(self, tenants: Mapping[str, Tenant]) -> None:
@@ -57,15 +60,15 @@ class FairOrder:
         self._had: dict[str, float] = {}
 
     def meet(self, tenants: Iterable[str]) -> None:
-        """These tenants have jobs in holding, no others."""
+        """Set the tenants that have held jobs; all others are forgotten."""
         present = set(tenants)
         floor = min((had for name, had in self._had.items() if name in present), default=0.0)
         self._had = {name: self._had.get(name, floor) for name in present}
 
     def next(self, turns: Iterable[Turn]) -> Turn:
-        """Whose turn it is: the earliest deadline of the tenant that has had least."""
+        """The next queue to release from: the earliest deadline of the tenant with the least virtual time."""
         return min(turns, key=lambda turn: (self._had[turn.kind.tenant], turn.line.due, turn.line.queue))
 
     def charge(self, tenant: str, dollars: float) -> None:
-        """Count what a tenant's released jobs cost."""
+        """Add the cost of a tenant's released jobs to its virtual time."""
         self._had[tenant] += dollars / self._weights.get(tenant, 1.0)

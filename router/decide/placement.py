@@ -1,4 +1,4 @@
-"""Chooses where a request runs: the cheapest candidate that meets its deadline, and says why."""
+"""Chooses where a request runs: the cheapest candidate that meets its deadline, with the reason."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from tasks.topology import Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, UnplaceableError
 
 RETRY_AFTER = 5.0
-"""Seconds after which a fleet without the right device is worth asking again: a worker's start, about."""
+"""Seconds after which to retry when the fleet lacks the right device: about a worker's start."""
 
 NEAR = 1.10
 """Candidates up to this multiple of the cheapest count as equally cheap (DESIGN §7)."""
 
 WARM_PREFERENCE = 1.15
-"""A warm candidate is taken over a cold one up to this multiple of its cost (DESIGN §7)."""
+"""A warm candidate is preferred over a cold one up to this multiple of its cost (DESIGN §7)."""
 
 RESERVED_SHARE = 0.25
-"""A reserved class takes other services' work while less than this share of its horizon is there.
+"""A reserved class takes other services' work while its backlog is below this share of its horizon.
 
-Source: `taxiway simulate` on the Azure conversation trace at load 17: letting in what no other class has in time costs
-2.5 points of live attainment, and is worth 0.9 points of standard work's."""
+Source: `taxiway simulate` on the Azure conversation trace at load 17: admitting all work that no other class has in
+time costs 2.5 points of live attainment, and gains 0.9 points of standard work's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A candidate with its figures, as it stood in the choice. `warning` says how little its profile rests on."""
+    """A candidate with its figures in the choice. `warning` describes a weak profile."""
 
     candidate: Candidate
     estimate: Estimate
@@ -49,11 +49,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """Where a request runs, and why. What was not chosen is worked out when somebody asks.
+    """Where a request runs, and why. The alternatives are computed on demand.
 
-    `index` is the chosen candidate's place on the candidate table, `level` the queue's priority level, 0 first. One
-    that is `held` is not bound to it: every queue that could take the request is past its horizon, and it waits until
-    one is not.
+    `index` is the chosen candidate's row in the candidate table. A `held` placement is not bound to it: every queue
+    that could take the request exceeds its horizon, and it waits until one does not.
     """
 
     table: CandidateTable
@@ -80,12 +79,12 @@ class Placement:
 
     @property
     def cost(self) -> float:
-        """US dollars that the request is to cost there."""
+        """Expected US dollars of the request there."""
         return float(self.figures.cost[self.index])
 
     @property
     def device_dollars(self) -> float:
-        """What its device time costs, whoever pays for loads and for what is scarce."""
+        """Price of its device time alone, without loads and shadow prices."""
         return self.work * self.candidate.hardware.dollars_per_second
 
     @property
@@ -95,7 +94,7 @@ class Placement:
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """All that could have been chosen, cheapest first. Every other pair of class and variant is in `refusals`."""
+        """Every candidate that could have been chosen, cheapest first. All other pairs are in `refusals`."""
         return tuple(self._option(i) for i in _by_cost(self.table, self.figures, _open(self)))
 
     @property
@@ -111,7 +110,7 @@ class Placement:
         )
 
     def variants(self) -> dict[str, str]:
-        """The variant for each hardware class that the job may run on: the cheapest one that the class has."""
+        """The variant for each hardware class that the job may run on: the cheapest one in that class."""
         table = self.table
         best: dict[str, str] = {}
         for i in _by_cost(table, self.figures, _open(self)):
@@ -135,10 +134,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """Candidates that equally ought to run every request with these needs, as long as the work ahead is the same.
+    """The candidates that are equally good for every request with these needs, while the work ahead is unchanged.
 
-    `equals` are their places on the candidate table, `why` gives the reason for one of them, `room` says whose queues
-    take it.
+    `equals` are their rows in the candidate table. `why` gives the reason for one of them. `room` says whose queues are
+    within their horizon.
     """
 
     table: CandidateTable
@@ -151,15 +150,15 @@ class Choice:
 
     @property
     def glance(self) -> float:
-        """Device seconds of more or less work that decide nothing.
+        """Change of the work ahead, in device seconds, that does not affect the decision.
 
-        What fills a batch ends together: it is a batch on each device; less where less waits.
+        It is one batch per device, because rows that share a batch finish together, or the backlog if that is less.
         """
         alike = np.minimum(full_batch(self.table, self.needs.size), self.figures.wait) * self.table.servers
         return float(alike[list(self.equals)].min())
 
     def draw(self, seed: int) -> Placement:
-        """The earlier of two at random: the same seed always draws the same, and the same place is the same object."""
+        """The earlier of two picked at random. Deterministic in `seed`; one candidate is always the same object."""
         equals, finish = self.equals, self.figures.finish
         first, second = equals[seed % len(equals)], equals[(seed // len(equals)) % len(equals)]
         if first != second:
@@ -176,18 +175,18 @@ class Choice:
         reason = self.why(index) if self.room[index] else self._waits(index)
         if not self.table.stale:
             return reason
-        return f"by queues.yaml alone, for the fleet's state could not be read: {reason}"
+        return f"from queues.yaml only, the fleet snapshot is stale: {reason}"
 
     def _in_company(self) -> Figures:
-        """The figures with the work of what is to be held: what waits there comes in full batches."""
+        """The figures with the work of a held request: held jobs are released in full batches."""
         crowd = replace(self.needs, company=int(self.table.limit.max()))
         return replace(self.figures, work=reckon(self.table, crowd, np.zeros(len(self.table.classes))).work)
 
     def _waits(self, index: int) -> str:
         wait, most = self.figures.wait[index], horizon(self.table, self.needs)[index]
-        of = f"{_name(self.table, index)} has {wait:.3g} s of work before it, the most is {most:.3g}"
+        of = f"{_name(self.table, index)} has {wait:.3g} s of work ahead (limit {most:.3g})"
         if self.needs.brief is not None:
-            return f"held: its tenant had more than others lately, so they come first; {of}"
+            return f"held: its tenant is over its fair share; {of}"
         return f"held: every queue that could take it is past its horizon; {of}"
 
 
@@ -208,27 +207,27 @@ def place(
 def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) -> Placement:
     """Choose a hardware class and a variant, or hold the request until a queue is back within its horizon.
 
-    A queue's horizon (`room.horizon`) counts what is served before the request. Latency-critical requests are bound at
-    once where they are in time, and refused where they are not; only those of a tenant over its fair share are held.
+    A queue's horizon (`capacity.horizon`) counts the work served before the request. Latency-critical requests are
+    bound at once if they are in time, and refused if not; they are held only for a tenant over its fair share.
 
     Args:
         table: the model's candidates under the request's constraints.
-        needs: the request's.
+        needs: the request's needs.
         work: device seconds in each class of the candidate table, shape (classes, LEVELS).
-        seed: decides between equals; the same seed always gives the same choice.
+        seed: breaks ties; the same seed always gives the same choice.
 
     Raises:
-        UnplaceableError: nothing in this fleet can ever run it; it has each candidate's reason.
-        InvalidRequestError: everything that could run it costs more than its budget.
-        NoDeviceError: what could run it has no live device.
-        OverloadedError: it cannot be done by its deadline, and could be when queues are shorter; or everything that
-            could run it costs more than its tenant may still spend today.
+        UnplaceableError: nothing in this fleet can ever run it; carries each candidate's reason.
+        InvalidRequestError: every candidate costs more than its budget.
+        NoDeviceError: no candidate has a live device.
+        OverloadedError: it cannot be in time now, but could with shorter queues; or every candidate costs more than its
+            tenant may still spend today.
     """
     return weigh(table, needs, work).draw(seed)
 
 
 def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
-    """All of `choose` but the draw: it holds for every request with these needs. Raises what `choose` raises."""
+    """`choose` without the random pick: valid for every request with these needs. Raises what `choose` raises."""
     if not table.candidates:
         raise _unplaceable(table)
     figures = reckon(table, needs, work[:, : needs.level + 1].sum(axis=1))
@@ -257,7 +256,7 @@ def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
     if not present.any():
         classes = ", ".join(sorted({c.hardware_class for c in table.candidates}))
         raise NoDeviceError(
-            f"{table.model.id} runs on {classes}, and no device of these is live", retry_after=RETRY_AFTER
+            f"{table.model.id} runs on {classes}, none of which has a live device", retry_after=RETRY_AFTER
         )
     if needs.budget is None and needs.allowance is None:
         return present
@@ -268,7 +267,7 @@ def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
 
 
 def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidRequestError | OverloadedError:
-    """The request's fault where its own budget is too small; else its tenant has to wait for another day."""
+    """InvalidRequestError if the request's own budget is too small, else OverloadedError until the tenant's resets."""
     allowance = needs.allowance
     if needs.budget is not None and (allowance is None or needs.budget < least):
         return InvalidRequestError(
@@ -290,9 +289,9 @@ def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidR
 def _contenders(
     table: CandidateTable, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, room: np.ndarray
 ) -> tuple[Sequence[int], Callable[[int], str]]:
-    """Who may be drawn, and why it would be chosen; only where none with room is fit, one without.
+    """The candidates to pick from, and the reason for each. Those within their horizon are preferred.
 
-    What a class is kept back from stays away even where it will be late: it is never worth making two late.
+    A busy reserved class is excluded even if the request will be late elsewhere: that would make two requests late.
     """
     deadline = needs.deadline
     if deadline is None:
@@ -323,13 +322,13 @@ def _contenders(
 
 
 def _earliest(figures: Figures, among: np.ndarray) -> int:
-    """The first of `among` to finish; the cheaper of equal ones."""
+    """The first of `among` to finish; the cheaper one on a tie."""
     found: list[int] = np.flatnonzero(among).tolist()
     return min(found, key=lambda i: (figures.finish[i], figures.cost[i], i))
 
 
 def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list[int]:
-    """Those of `sure` about as cheap as the cheapest; warm ones alone where one of them is."""
+    """The candidates in `sure` within `NEAR` of the cheapest; only warm ones if one of them is warm."""
     cost = np.where(sure, figures.cost, np.inf)
     least = cost.min()
     warm = (table.warm > 0) & (cost <= WARM_PREFERENCE * least)
@@ -341,7 +340,7 @@ def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list
 
 
 def _preferring(room: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """Those of `pool` that have room; all of it where none has."""
+    """The candidates in both `pool` and `room`; all of `pool` if there are none."""
     open_now: np.ndarray = pool & room
     return open_now if open_now.any() else pool
 
@@ -352,7 +351,7 @@ def _surely(table: CandidateTable, figures: Figures, passed_over: np.ndarray, de
 
 
 def _dismissed(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
-    """What of `among` would have been cheaper, and why it was not taken: too late, or past its horizon."""
+    """The cheaper candidate in `among`, if any, and why it was not taken: too late, or past its horizon."""
     if not among.any():
         return ""
     cheapest = int(np.where(among, figures.cost, np.inf).argmin())
@@ -369,7 +368,7 @@ def _open(placement: Placement) -> np.ndarray:
 
 
 def _by_cost(table: CandidateTable, figures: Figures, among: np.ndarray) -> list[int]:
-    """Candidates of `among`, cheapest first; equal ones by finish, then as they stand on the candidate table."""
+    """Candidates in `among`, cheapest first; ties by finish, then by row in the candidate table."""
     return sorted(np.flatnonzero(among).tolist(), key=lambda i: (figures.cost[i], figures.finish[i], i))
 
 

@@ -1,4 +1,4 @@
-"""What requests that ask for the same have in common: worked out once, as long as the work ahead is about the same."""
+"""What requests with equal needs share, computed once and reused while the work ahead of them stays about the same."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
 
 @dataclass(slots=True, eq=False)
 class JobTemplate:
-    """A placement with all that its jobs share: the order's contents, the record's fields, and a text that shows it.
+    """A placement with everything its jobs share: ticket contents, record fields and the text shown in Flower.
 
-    `record` is the same object for jobs that were accepted and placed at the same times, so that it is stored as one.
+    `record` returns the same object for jobs with the same acceptance and placement times, so it is stored once.
     """
 
     placement: Placement
@@ -40,7 +40,7 @@ class JobTemplate:
 
     @classmethod
     def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
-        """The plan of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
+        """The template of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
         model, variants, candidate = placement.table.model.id, placement.variants(), placement.candidate
         return cls(
             placement=placement,
@@ -58,13 +58,13 @@ class JobTemplate:
 
     @property
     def queue(self) -> str:
-        """The class queue that the jobs go to; empty where they are held."""
+        """The class queue that the jobs go to; empty if they are held."""
         return "" if self.placement.held else self.placement.candidate.hardware_class
 
     def ticket(self, job: str, reply: str, accepted: float, placed: float) -> Ticket:
-        """The order to run `job`.
+        """The ticket to run `job`.
 
-        One without a deadline is good for as long as the job's record is kept: by that a second copy is known.
+        Without a deadline it is valid for as long as the job's record is kept: until then, a second copy is recognised.
         """
         placement = self.placement
         return Ticket(
@@ -81,7 +81,7 @@ class JobTemplate:
         )
 
     def record(self, accepted: float, placed: float) -> Mapping[str, str]:
-        """A job's record as the store keeps it: `job.JobRecord`, and what scripts and explanations need."""
+        """A job's record as stored: `job.JobRecord`, plus what scripts and explanations need."""
         if (accepted, placed) != self._times:
             due = repr(deadline_at(self.placement.needs, placed))
             at = "0.0" if self.placement.held else repr(placed)
@@ -92,7 +92,7 @@ class JobTemplate:
 
 @dataclass(slots=True, eq=False)
 class CachedChoice:
-    """How requests that ask for the same are placed now."""
+    """The present choice for requests with equal needs."""
 
     choice: Choice
     tenant: str
@@ -102,11 +102,11 @@ class CachedChoice:
 
     @classmethod
     def of(cls, choice: Choice, topology: Topology, tenant: str, reading: str, ahead: np.ndarray) -> CachedChoice:
-        """The standing of requests of `tenant` in a choice that was weighed with the work `ahead`."""
+        """The cached choice for requests of `tenant`, weighed with the work `ahead`."""
         return cls(choice, tenant, topology, basis_text(choice.needs, reading, choice.table.classes, ahead))
 
     def draw(self, seed: int) -> JobTemplate:
-        """The plan that a seed draws."""
+        """The template of the placement that `seed` selects."""
         placement = self.choice.draw(seed)
         template = self._templates.get(placement)
         if template is None:
@@ -115,7 +115,7 @@ class CachedChoice:
 
 
 def deadline_at(needs: Needs, placed: float) -> float:
-    """The deadline by the clock of `placed`; 0 where there is none."""
+    """The deadline, by the same clock as `placed`; 0 if there is none."""
     return placed + needs.deadline if needs.deadline is not None else 0.0
 
 
@@ -141,7 +141,7 @@ def _fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[s
 
 
 def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[str, str]:
-    """What is known of a job in holding: its work counts as to come for the class that it would be bound to."""
+    """Record fields of a held job; its work counts as held for the class that it would be bound to."""
     return {
         "state": JobState.HELD,
         "model": model,
@@ -156,18 +156,18 @@ def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> d
 
 
 def _spending(placement: Placement) -> dict[str, str]:
-    """What the placement costs a tenant with a budget, and where that is counted."""
+    """The placement's cost and the key that counts it, for a tenant with a daily budget."""
     allowance = placement.needs.allowance
     return {"spent": spent_key(allowance.day), "cost": repr(placement.cost)} if allowance is not None else {}
 
 
 def _counted(topology: Topology, tenant: str) -> dict[str, str]:
-    """Where the jobs of a tenant with a bounded depth are counted."""
+    """The cell that counts the jobs of a tenant with a bounded depth."""
     rules = topology.tenants.get(tenant)
     return {"counted": tenant_cell(tenant)} if rules is not None and rules.max_depth is not None else {}
 
 
 def shown(model: str, hardware_class: str, variant: str, reason: str) -> str:
-    """Where a job is to run and why, in the place of a task's keyword arguments."""
+    """The job's placement and its reason, shown in place of a task's keyword arguments."""
     text = f"{model} on {hardware_class}/{variant}: {reason}"
     return text if len(text) <= _SHOWN_AT_MOST else text[: _SHOWN_AT_MOST - 1] + "…"

@@ -1,7 +1,8 @@
 """Which waiting jobs move to another hardware class, and why: rescue, save, balance (DESIGN §7).
 
-A placement is a guess made at submit; each tick the same figures are reckoned again for what still waits. Only the jobs
-that a queue serves last are looked at: those ahead of them are soon taken, and a queue of any depth costs the same.
+A placement is an estimate made at submission; each tick recomputes the same figures for what still waits. Only the jobs
+that a queue serves last are considered: those ahead of them are taken soon, and the cost does not grow with queue
+depth.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
 
 CHEAPER = 0.85
-"""Work goes back to hardware that costs less than this share, and is levelled only where it costs no more than its
-inverse (DESIGN §7: more than 15 % cheaper)."""
+"""Save: a move must cost less than this share (DESIGN §7: more than 15 % cheaper).
+
+Balance: a move may cost no more than its inverse."""
 
 Rows = np.ndarray
-"""float64 or bool of shape (groups, candidates), or (groups, 1) for what is a group's own."""
+"""float64 or bool of shape (groups, candidates), or (groups, 1) for a property of the group itself."""
 
 Way = tuple[str, str]
-"""The class that jobs leave, and the one that they go to."""
+"""(source class, target class)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
-    """Jobs of one queue that are alike: of one model, level and size, due at about the same time.
+    """Similar jobs of one queue: same model, level and size, with deadlines close together.
 
-    `jobs` are those that may move, served first to last; `here` is the place of their class and variant on `candidate
-    table`, and `ahead` the device seconds that are served before the last of them. The deadline in `needs` is what is
-    left of it.
+    `jobs` are those that may move, in serving order. `here` is the index of their class and variant on `table`. `ahead`
+    is the device seconds served before the last of them. The deadline in `needs` is the time remaining.
     """
 
     table: CandidateTable
@@ -53,7 +54,7 @@ class Group:
 
     @property
     def left(self) -> float:
-        """Seconds until they are due; infinite where they have no deadline."""
+        """Seconds until they are due; infinite without a deadline."""
         return math.inf if self.needs.deadline is None else self.needs.deadline
 
 
@@ -70,9 +71,10 @@ class Asked:
 
 @dataclass(slots=True, eq=False)
 class View:
-    """Groups on one candidate table at an instant: as the last of their level elsewhere, and where they stand at home.
+    """Figures of groups on one candidate table at an instant.
 
-    `left` and `affordable` are what deadline and budget leave. `here` picks what is true where each group waits.
+    Elsewhere, a group stands at the end of its level; at home, at its own place. `left` and `affordable` are the
+    remaining deadline and budget. `here` indexes each group's present candidate.
     """
 
     table: CandidateTable
@@ -88,19 +90,19 @@ class View:
 
     @property
     def in_time(self) -> Rows:
-        """Where the groups are surely in time, within their budget."""
+        """Where the groups are guaranteed to be in time, within their budget."""
         meets: Rows = (self.cost <= self.affordable) & (self.guaranteed <= self.left)
         return meets
 
     @property
     def in_time_here(self) -> Rows:
-        """Whether each is surely in time where it waits: never without a live device there."""
+        """Whether each group is guaranteed to be in time where it waits; False without a live device there."""
         meets: Rows = self.table.live[self.here[1]] & (self.guaranteed[self.here] <= self.left)
         return meets
 
 
 class Block:
-    """Groups on one table, of as many rows a job, with all of their figures that do not depend on what is ahead."""
+    """Groups on one table with the same rows per job, with all figures that do not depend on the work ahead."""
 
     def __init__(self, groups: Sequence[Group], closed: frozenset[Way]) -> None:
         table, needs = groups[0].table, [group.needs for group in groups]
@@ -121,7 +123,7 @@ class Block:
         self._residual = table.residual[self.level]
 
     def look(self, before: np.ndarray, rows: slice = slice(None)) -> View:
-        """These groups with so many device seconds before a new job of each level, shape (LEVELS, classes)."""
+        """The groups' figures with `before` device seconds ahead of a new job, shape (LEVELS, classes)."""
         level, home = self.level[rows], self.home[rows]
         ahead, each = before[level], self._each[: len(level)]
         ahead[each, home] = np.minimum(self._ahead[rows], ahead[each, home]) + self._gone[rows]
@@ -142,7 +144,7 @@ class Block:
 
 
 def _away(group: Group, closed: frozenset[Way]) -> np.ndarray:
-    """The candidates that the group may go to at all: where devices are, for no move is worth the start of one."""
+    """The candidates that the group may move to: those with live devices, because no move is worth starting one."""
     source, candidates = group.source, group.table.candidates
     names = [candidate.hardware_class for candidate in candidates if candidate.devices]
     fit = {name for name in names if name != source and (source, name) not in closed}
@@ -159,9 +161,9 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Jobs that leave one class's queue for another's, with the variant that runs them there.
+    """Jobs that move from one class's queue to another's, with the variant that runs them there.
 
-    `work` is the device seconds of each there, `cost` its US dollars.
+    `work` is the device seconds of each job there, `cost` its US dollars.
     """
 
     kind: Kind
@@ -177,21 +179,21 @@ class Move:
 
 @dataclass(slots=True)
 class Flows:
-    """Which way jobs went lately, so that none goes back at once: what a tick remembers of those before it."""
+    """Recent directions of moves, kept between ticks so that none is reversed at once."""
 
     tick: int = 0
     last: dict[Way, int] = field(default_factory=dict)
 
     def begin(self) -> None:
-        """A tick begins."""
+        """Start a tick."""
         self.tick += 1
 
     def note(self, moves: Iterable[Move]) -> None:
-        """Remember the moves of this tick."""
+        """Record the moves of this tick."""
         self.last.update({(move.source, move.target): self.tick for move in moves})
 
     def closed(self, ticks: int) -> frozenset[Way]:
-        """The ways that would undo a move of the last `ticks` ticks."""
+        """The directions that would reverse a move of the last `ticks` ticks."""
         return frozenset((target, source) for (source, target), at in self.last.items() if self.tick - at <= ticks)
 
 
@@ -206,16 +208,16 @@ def rebalance(
 
     Args:
         groups: the jobs that each queue serves last, in any order, on candidate tables with the same classes.
-        work: device seconds queued and running in each class, one figure a level.
+        work: device seconds queued and running in each class, one figure per level.
         depths: waiting jobs in each class.
-        rules: the bounds.
-        closed: ways (source, target) that no job may go.
+        rules: the limits.
+        closed: directions (source, target) that are not allowed.
     """
     return list(_Tick(groups, work, depths, rules, closed).moves()) if groups else []
 
 
 class _Tick:
-    """The ledger of one tick: what every class has before it, while moves are decided one after another."""
+    """State of one tick: the work ahead in every class, updated as moves are decided one after another."""
 
     def __init__(
         self,
@@ -252,7 +254,7 @@ class _Tick:
                     yield move
 
     def _hopeful(self, kind: Kind) -> list[int]:
-        """The groups that a move of this kind would help before the first of them is made."""
+        """The groups that a move of this kind would help, before any such move is made."""
         found: list[int] = []
         for block, places in self._blocks:
             wanted = self._wanted(kind, block, block.look(self._before), slice(None))
@@ -264,7 +266,7 @@ class _Tick:
         return wanted & ~kept_back(block.table, self._before[-1:].T) if block.reserved else wanted
 
     def _consider(self, kind: Kind, place: int) -> Move | None:
-        """The move of this kind that helps one group; None where none does any more."""
+        """The move of this kind that helps one group; None if none does any more."""
         group, free = self._groups[place], len(self._jobs[place])
         free = min(free, self._left.get(group.source, 0))
         if free <= 0:
@@ -282,7 +284,10 @@ class _Tick:
         return self._move(kind, place, view, to, count) if count > 0 else None
 
     def _keep_in_time(self, block: Block) -> None:
-        """Bound what may be served before groups in time: moves go behind their levels, so those above count."""
+        """Bound the work that may be added ahead of groups in time.
+
+        Moved jobs go behind their own level, so only the levels above count.
+        """
         view = block.look(self._before)
         live = view.table.live[view.here[1]]
         left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.guaranteed[view.here], 0.0)[:, 0]
@@ -292,12 +297,12 @@ class _Tick:
             np.minimum.at(self._slack[:, level], block.home[kept], bound[kept])
 
     def _served(self, view: View, to: int) -> int:
-        """Jobs that keep the target busy until the tick after the next one: fewer would let it idle."""
+        """Jobs that keep the target busy until the tick after next; with fewer it would idle."""
         free = 2 * self._rules.tick - float(view.wait[0, to])
         return 1 + _whole(free * view.table.servers[to] / view.work[0, to])
 
     def _room(self, group: Group, view: View, to: int) -> int:
-        """Jobs that the target's queue can take before one that was in time there is not."""
+        """Jobs that the target's queue can take before one that is in time there becomes late."""
         slack = self._slack[group.table.queue[to], group.needs.level]
         return _whole(slack / view.work[0, to])
 
@@ -330,15 +335,16 @@ class _Tick:
 
 
 def _late_here(view: View, rules: Rebalance) -> Rows:
-    """Rescue: where the group would surely be in time, while here it might not."""
+    """Rescue: where the group is guaranteed to be in time, while in its present class it is not."""
     late: Rows = view.in_time & ~view.in_time_here
     return late
 
 
 def _earlier_there(view: View, rules: Rebalance) -> Rows:
-    """Balance: where it would be answered much earlier; for about the same price, unless it might be late here.
+    """Balance: where it would be answered much earlier.
 
-    What is to be late there, too, stays: it is dropped at its deadline, and would only take others' time.
+    It must cost about the same, or be affordable if the group might be late here. Work that would be late there too
+    stays: it is dropped at its deadline, and would only take time from others.
     """
     finish, cost = view.finish[view.here], view.cost[view.here]
     as_good = view.in_time & (view.cost * CHEAPER <= cost)
@@ -349,23 +355,23 @@ def _earlier_there(view: View, rules: Rebalance) -> Rows:
 
 
 def _cheaper_there(view: View, rules: Rebalance) -> Rows:
-    """Save: where it would surely be in time, too, on clearly cheaper hardware."""
+    """Save: where it is also guaranteed to be in time, on clearly cheaper hardware."""
     cheaper: Rows = view.in_time & (view.cost < CHEAPER * view.cost[view.here]) & view.in_time_here
     return cheaper
 
 
 WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _cheaper_there}
-"""Where each kind of move would take groups: of shape (groups, candidates)."""
+"""Where each kind of move would take groups: shape (groups, candidates)."""
 
 
 def _as_many_as_meet(view: View, here: int, to: int) -> int:
-    """Jobs that can go before the last of them is not surely in time."""
+    """Jobs that can move before the last of them is no longer guaranteed to be in time."""
     left = (view.left[0, 0] - view.guaranteed[0, to]) / view.residual[0, to]
     return 1 + _whole(left * view.table.servers[to] / view.work[0, to])
 
 
 def _as_many_as_are_late(view: View, here: int, to: int) -> int:
-    """Jobs that must go before the last of those that stay is in time; no more than are in time there."""
+    """Jobs that must move so that the last remaining one is in time; at most as many as are in time there."""
     meet = _as_many_as_meet(view, here, to)
     if not view.table.live[here]:
         return meet
@@ -374,7 +380,7 @@ def _as_many_as_are_late(view: View, here: int, to: int) -> int:
 
 
 def _as_many_as_level(view: View, here: int, to: int) -> int:
-    """Jobs after which the last would be answered at the same time here and there."""
+    """Jobs after which the last one would be answered at the same time here and there."""
     one = view.work[0] / view.table.servers
     return _whole((view.finish[0, here] - view.finish[0, to]) / (one[here] + one[to]))
 
@@ -395,8 +401,8 @@ def _reason(kind: Kind, group: Group, view: View, to: int) -> str:
     if not group.table.live[here]:
         return f"{kind}: no device of {group.source} is live; expected in {finish[to]:.3g} s"
     if kind is Kind.RESCUE:
-        left = f"{group.needs.deadline:.3g} s are left"
-        return f"rescue: in {sure[to]:.3g} s at most, {sure[here]:.3g} s on {group.source}; {left}"
+        left = f"{group.needs.deadline:.3g} s left"
+        return f"rescue: guaranteed in {sure[to]:.3g} s, {sure[here]:.3g} s on {group.source}; {left}"
     if kind is Kind.BALANCE:
         return f"balance: expected in {finish[to]:.3g} s, {finish[here]:.3g} s on {group.source}"
     return f"save: {cost[to]:.3g} USD, {cost[here]:.3g} on {group.source}"

@@ -1,7 +1,8 @@
-"""Which devices serve another class for a while, and when they go back: idle ones help where a queue starves.
+"""Which idle devices also serve a starved class for a while, and when they return to their own.
 
-A device that is lent still takes from its own class first, so that lending costs that class the batch that runs. What
-can move to where a device idles is moved (`rebalance`); lending is for what may run in its class only.
+A retargeted device still takes jobs from its own class first, so retargeting costs that class at most the batch that is
+running. Work that an idle device's own class can run is moved there instead (`rebalance`). Retargeting is for work that
+can run only in its present class.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from tasks.retarget import unfit_for
 from tasks.topology import Topology
 
 IDLE = 0.05
-"""Utilisation below which a device that runs and holds nothing is idle."""
+"""A device that runs and holds nothing is idle below this utilisation."""
 
 SETTLED = 3 * HEARTBEAT
-"""Seconds after which a worker that was told something is judged again: by then its heartbeat tells what it did."""
+"""Seconds after a command until its worker is considered again: by then its heartbeat shows the effect."""
 
 
 class Action(StrEnum):
-    """What a worker is told, by the name of Celery's command."""
+    """A command to a worker; the values are Celery's command names."""
 
     LEND = "add_consumer"
     RETURN = "cancel_consumer"
@@ -35,7 +36,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Retarget:
-    """A worker is to serve one more class, or to leave it."""
+    """A worker starts, or stops, serving one more class."""
 
     worker: str
     hardware_class: str
@@ -45,10 +46,10 @@ class Retarget:
 
 @dataclass(slots=True)
 class Spells:
-    """Since when things are as they are, in seconds of the caller's clock: what a tick remembers of those before it.
+    """When each condition began, in seconds of the caller's clock: the state that one tick passes to the next.
 
-    Classes that are `starving`, `drained`, or `calm` (could spare a device), `idle` devices by worker, and when a
-    worker was `told` of a class.
+    Classes that are `starving`, `drained` or `calm` (could spare a device), `idle` devices by worker, and when a worker
+    was `told` about a class.
     """
 
     starving: dict[str, float] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Spells:
     told: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def look(self, fleet: FleetSnapshot, topology: Topology, now: float) -> None:
-        """Take in the fleet as it is at `now`."""
+        """Update every condition from the fleet as it is at `now`."""
         classes = topology.hardware
         _keep(self.starving, [name for name in classes if _starves(name, fleet, topology)], now)
         _keep(self.drained, [name for name in classes if _backlog(name, fleet) <= NOTHING], now)
@@ -68,14 +69,14 @@ class Spells:
         self.told = {key: at for key, at in self.told.items() if now - at < SETTLED}
 
     def note(self, decided: Iterable[Retarget], now: float) -> None:
-        """These were told."""
+        """Record that these commands were sent."""
         self.told.update({(one.worker, one.hardware_class): now for one in decided})
 
 
 def retarget(fleet: FleetSnapshot, topology: Topology, spells: Spells, now: float) -> list[Retarget]:
-    """What to tell workers now: nothing to those that were told lately, or whose class is not in queues.yaml.
+    """The commands to send now. Workers that were sent one recently, or whose class is not in queues.yaml, get none.
 
-    `spells` has taken in the same fleet at `now`.
+    `spells` has been updated from the same fleet at `now`.
     """
     if topology.rebalance.retarget is None:
         return []
@@ -87,7 +88,7 @@ def retarget(fleet: FleetSnapshot, topology: Topology, spells: Spells, now: floa
 
 @dataclass(frozen=True, slots=True)
 class _Tick:
-    """One look. What lasts since `since` is old enough to act on; `settled` devices may be told something."""
+    """One evaluation. Conditions that began by `since` are acted on; only `settled` devices may be sent a command."""
 
     fleet: FleetSnapshot
     topology: Topology
@@ -96,7 +97,7 @@ class _Tick:
     since: float
 
     def returns(self) -> Iterator[Retarget]:
-        """Who leaves which class. Whom an operator took from its own class stays where it was put."""
+        """Devices that leave an additional class. One that an operator took off its own class is left unchanged."""
         home = _at_home(self.fleet.devices)
         for device in self.settled:
             own, *others = device.classes or ("",)
@@ -110,7 +111,7 @@ class _Tick:
                     yield Retarget(device.worker, name, Action.RETURN, reason)
 
     def loans(self) -> Iterator[Retarget]:
-        """Who helps which class: the worst off first, by the cheapest idle devices that are fit."""
+        """Devices that join a starved class: the longest wait first, served by the cheapest idle devices that fit."""
         home = _at_home(self.settled)
         free = [d for d in self.settled if d.classes == (d.hardware_class,) and self._lasts(self.spells.idle, d.worker)]
         free.sort(key=lambda d: (self.topology.hardware[d.hardware_class].dollars_per_second, d.worker))
@@ -131,7 +132,7 @@ class _Tick:
         return spell.get(name, math.inf) <= self.since
 
     def _spares(self, own: str, home: int) -> bool:
-        """Whether the class has long had so little to do that one of its `home` devices may go."""
+        """Whether the class has had so little work for long enough that one of its `home` devices may go."""
         return self._lasts(self.spells.calm, own) and _bearable(own, self.fleet, self.topology, home - 1)
 
     def _fits(self, name: str, device: DeviceFacts) -> bool:
@@ -145,44 +146,44 @@ class _Tick:
         return runtimes <= set(device.runtimes) and not lacking(instructions, device.instruction_sets)
 
     def _serving(self, name: str) -> int:
-        """The devices that serve the class, with those that were just told to."""
+        """The number of devices that serve the class, including those just retargeted to it."""
         serving = {device.worker for device in self.fleet.of_class(name)}
         return len(serving | {worker for worker, told in self.spells.told if told == name})
 
     def _missing(self, name: str) -> int:
-        """How many devices more would serve what waits within the class's horizon."""
+        """How many more devices the class needs to serve its backlog within its horizon."""
         span = max(self.topology.hardware[name].horizon, self.topology.rebalance.tick)
         return math.ceil(_backlog(name, self.fleet) / span) - self._serving(name)
 
     def _wait(self, name: str) -> float:
-        """Seconds until the class's devices have served what waits; infinite where there are none."""
+        """Seconds until the class's devices have served its backlog; infinite if there are none."""
         serving = self._serving(name)
         return _backlog(name, self.fleet) / serving if serving else math.inf
 
     def _why(self, name: str) -> str:
         backlog, serving = _backlog(name, self.fleet), self._serving(name)
-        return f"{backlog:.3g} device seconds wait for {name}, which {serving} serve"
+        return f"{backlog:.3g} device seconds wait for {name} ({serving} devices serve it)"
 
 
 def _backlog(name: str, fleet: FleetSnapshot) -> float:
-    """Device seconds that the class has to serve, bound to it or held for it."""
+    """Device seconds of work that is bound to the class or held for it."""
     return sum(fleet.work.get(name, ())) + sum(fleet.held.get(name, ()))
 
 
 def _starves(name: str, fleet: FleetSnapshot, topology: Topology) -> bool:
-    """Whether more waits than the class's devices serve within its horizon."""
+    """Whether the class's backlog exceeds what its devices serve within its horizon."""
     span = topology.hardware[name].horizon * len(fleet.of_class(name))
     return _backlog(name, fleet) > max(span, NOTHING)
 
 
 def _bearable(name: str, fleet: FleetSnapshot, topology: Topology, devices: int) -> bool:
-    """Whether so many devices finish what the class has within a tick; none can, but where there is nothing."""
+    """Whether this many devices serve the class's backlog within a tick; 0 devices do only if it is empty."""
     span = min(topology.rebalance.tick, topology.hardware[name].horizon) * devices
     return _backlog(name, fleet) <= max(span, NOTHING)
 
 
 def _at_home(devices: Iterable[DeviceFacts]) -> Counter[str]:
-    """How many devices of each class serve it alone."""
+    """The number of devices in each class that serve only their own class."""
     return Counter(device.hardware_class for device in devices if device.classes == (device.hardware_class,))
 
 
@@ -191,7 +192,7 @@ def _is_idle(device: DeviceFacts) -> bool:
 
 
 def _keep(spell: dict[str, float], names: Collection[str], now: float) -> None:
-    """Let the spell go on for these names, begin it where it is new, and end all others."""
+    """Continue the condition for these names, start it for new ones and end it for all others."""
     for name in spell.keys() - set(names):
         del spell[name]
     for name in names:

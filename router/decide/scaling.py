@@ -1,6 +1,6 @@
-"""How many devices a class should have (DESIGN §7): enough for what comes, and for what waits to be in time.
+"""How many devices a class should have (DESIGN §7): enough for the arriving load, and to serve the backlog in time.
 
-The same answer goes to KEDA, to Prometheus and to the local autoscaler.
+KEDA, Prometheus and the local autoscaler all get the same answer.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
 
 MEMORY = 60.0
-"""Most seconds of looks that the load is judged by: two starts of a device, which may be soon undone, or `BRIEF`."""
+"""Longest window of load samples, in seconds. The window is two device starts, within `BRIEF` and this bound."""
 
 BRIEF = 2.0
-"""Fewest seconds of looks that the load is judged by: three looks."""
+"""Shortest window of load samples, in seconds: three samples."""
 
 QUANTILE = 0.95
-"""Share of looks whose load the devices shall carry (DESIGN §7: the 95th percentile)."""
+"""Quantile of the sampled load that the devices must carry (DESIGN §7: the 95th percentile)."""
 
 NOTHING = 1e-9
-"""Device seconds a second, or of work, below which there is none: what rounding leaves of a sum."""
+"""Device seconds (per second, or of work) below which a sum counts as zero: rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """How many devices a class should have, and why; `devices` is how many live now."""
+    """How many devices a class should have, and why; `devices` is how many are live now."""
 
     replicas: int
     devices: int
@@ -52,14 +52,14 @@ class Want:
 
 @dataclass(slots=True)
 class Scaler:
-    """What a router remembers of each class: looks of the last `MEMORY` seconds, and what it wanted lately."""
+    """Per-class state: load samples of the last `MEMORY` seconds, and recent scaling targets."""
 
     topology: Topology
     _looks: dict[str, deque[Look]] = field(default_factory=dict)
     _wants: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
     def look(self, fleet: FleetSnapshot, now: float) -> None:
-        """Remember the fleet as it is at `now`, in seconds of any clock that only goes forward."""
+        """Sample the fleet as it is at `now`, in seconds of any monotonic clock."""
         for name, hardware in self.topology.hardware.items():
             busy = sum(device.utilisation for device in fleet.devices if device.busy_for == name)
             looks = self._looks.setdefault(name, deque())
@@ -72,7 +72,7 @@ class Scaler:
                 wants.popleft()
 
     def wanted(self) -> Mapping[str, Want]:
-        """What each class should have; empty before the first look."""
+        """The scaling target of each class; empty before the first sample."""
         due = deadlines(self.topology)
         return {
             name: lasting(
@@ -84,7 +84,7 @@ class Scaler:
 
 
 def deadlines(topology: Topology) -> tuple[float, ...]:
-    """The shortest deadline of the services at each level, in seconds; infinite where none has one."""
+    """The shortest deadline of the services at each level, in seconds; infinite if none has one."""
     shortest = [math.inf] * LEVELS
     for service in topology.service.values():
         level = level_of(service.deadline, service.priority)
@@ -93,7 +93,7 @@ def deadlines(topology: Topology) -> tuple[float, ...]:
 
 
 def replicas(hardware: HardwareClass, due: Sequence[float], looks: Sequence[Look]) -> Want:
-    """Devices for the load of one or more looks, the oldest first; `due` is each level's deadline in seconds."""
+    """Devices for the load in one or more samples, oldest first; `due` is each level's deadline in seconds."""
     now = looks[-1]
     load = float(np.quantile(_arriving(looks), QUANTILE))
     steady = 0 if load < NOTHING else math.ceil(load / hardware.target) + hardware.scaling.spare
@@ -101,28 +101,26 @@ def replicas(hardware: HardwareClass, due: Sequence[float], looks: Sequence[Look
     least, most = hardware.scaling.minimum, hardware.scaling.maximum
     count = max(steady, queued, least)
     if most is not None and count > most:
-        return Want(most, now.devices, f"{most}, the most allowed; {count} would be in time")
+        return Want(most, now.devices, f"{most}, the maximum; {count} would be in time")
     if count == least:
-        return Want(count, now.devices, f"{least} at least; the load asks for no more")
+        return Want(count, now.devices, f"{least}, the minimum; the load needs no more")
     if count == steady:
         spare = f" and {hardware.scaling.spare} spare" if hardware.scaling.spare else ""
-        return Want(count, now.devices, f"{load:.3g} device seconds a second, {hardware.target:.0%} of each{spare}")
+        return Want(count, now.devices, f"{load:.3g} device seconds/s at {hardware.target:.0%} utilisation{spare}")
     work = sum(now.work[: level + 1])
-    return Want(
-        count, now.devices, f"{work:.3g} device seconds wait and are due in {_patience(due, level, hardware):g} s"
-    )
+    return Want(count, now.devices, f"{work:.3g} device seconds waiting, due in {_patience(due, level, hardware):g} s")
 
 
 def lasting(want: Want, lately: Sequence[int], hardware: HardwareClass) -> Want:
-    """The want, or more where more was wanted within the time that a start takes.
+    """The target, or a larger one from within the time that a start takes.
 
-    Ski rental: idling as long as a start takes costs at most twice of what knowing the future would.
+    Ski rental: idling for as long as a start takes costs at most twice what perfect foresight would.
     """
     most = max(lately, default=0)
     if most <= want.replicas:
         return want
     start = hardware.scaling.start
-    return Want(most, want.devices, f"{most} were wanted within {start:g} s, as long as a start takes")
+    return Want(most, want.devices, f"{most} were needed within the last {start:g} s, the time a start takes")
 
 
 def _memory(hardware: HardwareClass) -> float:
@@ -137,7 +135,7 @@ def _waiting(fleet: FleetSnapshot, hardware_class: str) -> tuple[float, ...]:
 
 
 def _arriving(looks: Sequence[Look]) -> list[float]:
-    """Device seconds that came a second, between each two looks: what was served, and what the queue grew by."""
+    """Device seconds that arrived per second between consecutive samples: what was served plus queue growth."""
     came = []
     for before, after in pairwise(looks):
         span = max(after.at - before.at, 1e-3)
@@ -147,11 +145,11 @@ def _arriving(looks: Sequence[Look]) -> list[float]:
 
 
 def _to_be_in_time(work: Sequence[float], due: Sequence[float], level: int, hardware: HardwareClass) -> int:
-    """The fewest devices that serve all of a level and those before it by its deadline; earliest deadline first."""
+    """The fewest devices that serve this level and the ones above it by its deadline, earliest deadline first."""
     ahead = sum(work[: level + 1])
     return 0 if ahead < NOTHING else math.ceil(ahead / _patience(due, level, hardware))
 
 
 def _patience(due: Sequence[float], level: int, hardware: HardwareClass) -> float:
-    """Seconds that a level's work may wait: its deadline less a start, and a horizon at least."""
+    """Seconds that a level's work may wait: its deadline less a start, but at least a horizon."""
     return max(min(due[level], 1e6) - hardware.scaling.start, hardware.horizon, 1e-3)

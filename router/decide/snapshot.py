@@ -15,12 +15,12 @@ from taxiway.contract.keys import LEVELS
 class FleetSnapshot:
     """All queues and live devices at one instant.
 
-    `work` maps each hardware class to its queued and running device seconds, one figure a priority level, highest
-    first, and the seconds that devices still spend on what nobody waits for any more, which are `occupied`; `held` the
-    same for what waits in holding until the class can take it; `rates` each model's traffic to a
-    class (`keys.flow`) to its rows a second; `shadow` each class to its shadow price in US dollars a device second. Of
-    `startable` classes somebody starts devices when there should be some. A `stale` snapshot could not be read in time:
-    decisions then use queues.yaml alone, and say so.
+    `work` maps each hardware class to its queued and running device seconds, one figure per priority level, highest
+    first; it includes `occupied`, the seconds that devices still spend on cancelled or expired work. `held` is the same
+    for jobs in holding, by the class expected to take them. `rates` maps each model's traffic to a class (`keys.flow`)
+    to its rows per second. `shadow` maps each class to its shadow price in US dollars per device second. `startable`
+    classes are scaled: devices are started on demand. A `stale` snapshot could not be read in time: decisions then use
+    queues.yaml only, and say so.
     """
 
     devices: tuple[DeviceFacts, ...] = ()
@@ -33,23 +33,23 @@ class FleetSnapshot:
     occupied: Mapping[str, float] = field(default_factory=dict)
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
-        """The live devices that serve a class, its own and those lent to it, by name."""
+        """The live devices that serve a class, its own and those retargeted to it, by name."""
         return tuple(sorted((d for d in self.devices if hardware_class in d.classes), key=lambda d: d.worker))
 
     def own(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
-        """The live devices of a class that stay, whatever they serve now, by name."""
+        """A class's own live devices that are not draining, whatever they serve now, by name."""
         own = (d for d in self.devices if d.hardware_class == hardware_class and not d.draining)
         return tuple(sorted(own, key=lambda d: d.worker))
 
     def ahead(self, hardware_class: str, level: int) -> float:
-        """Seconds of device time that a class serves before a new job of `level`."""
+        """Device seconds that a class serves before a new job of `level`."""
         return sum(self.work.get(hardware_class, ())[: level + 1])
 
 
 def occupied_by(devices: Iterable[DeviceFacts], ages: Mapping[str, float]) -> dict[str, float]:
-    """Seconds that each class's devices still spend on what nobody waits for any more.
+    """Seconds that each class's devices still spend on cancelled or expired work.
 
-    `ages` are the seconds since each device said so, by worker.
+    `ages` are the seconds since each device's report, by worker.
     """
     occupied: dict[str, float] = {}
     for device in devices:
@@ -62,7 +62,7 @@ def occupied_by(devices: Iterable[DeviceFacts], ages: Mapping[str, float]) -> di
 def with_occupied(
     work: Mapping[str, tuple[float, ...]], occupied: Mapping[str, float]
 ) -> Mapping[str, tuple[float, ...]]:
-    """The work of each class with what occupies its devices before all else: a batch that runs lets nothing pass."""
+    """Each class's work plus what occupies its devices, at the first level: a running batch is not preempted."""
     added = dict(work)
     for name, seconds in occupied.items():
         first, *rest = work.get(name, (0.0,) * LEVELS)
@@ -71,7 +71,7 @@ def with_occupied(
 
 
 class Backlog:
-    """The work of every class as one array, so that a burst of placements counts what each of them adds.
+    """The work of every class as one array, so that each placement in a burst counts the ones before it.
 
     `seconds` has shape (classes, LEVELS): device seconds queued and running, by class in `classes` order and by level.
     """
@@ -85,13 +85,13 @@ class Backlog:
                 self.seconds[self._row[name], : len(levels)] = levels
 
     def add(self, hardware_class: str, level: int, work: float) -> None:
-        """Count `work` device seconds more in a class."""
+        """Add `work` device seconds to a class."""
         self.seconds[self._row[hardware_class], level] += work
 
     def serve(self, seconds: np.ndarray) -> float:
-        """Take off the device seconds that each class has had, shape (classes,): first levels first, down to zero.
+        """Subtract the device seconds that each class has served, shape (classes,): first levels first, down to zero.
 
-        Returns how many were taken off in all.
+        Returns the total subtracted.
         """
         if not self.seconds.any():
             return 0.0
@@ -103,5 +103,5 @@ class Backlog:
         return float((seconds - left).sum())
 
     def levels(self, hardware_class: str) -> tuple[float, ...]:
-        """A class's device seconds, one figure a level."""
+        """A class's device seconds, one figure per level."""
         return tuple(self.seconds[self._row[hardware_class]].tolist())

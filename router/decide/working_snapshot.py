@@ -1,4 +1,4 @@
-"""What placement sees between two readings of the fleet: a snapshot, its candidate tables, and work added since."""
+"""What placement reads between two snapshots of the fleet: the snapshot, its candidate tables and work added since."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 
 GLANCE = 0.001
-"""Device seconds, or seconds of time, that are not worth deciding again for."""
+"""Change of the work ahead, in device seconds, below which a choice is always reused."""
 
 
 class WorkingSnapshot:
-    """One snapshot and all that is worked out from it once; placements add to `backlog`, what is held to `held`.
+    """One snapshot with everything derived from it. Placements add to `backlog`, held jobs to `held`.
 
-    `reading` is the name under which the snapshot is kept for explanations.
+    `reading` is the name under which the snapshot is stored for explanations.
     """
 
     def __init__(
@@ -52,29 +52,29 @@ class WorkingSnapshot:
         self._changed = self._passed = 0.0
 
     def make_choice(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> CachedChoice:
-        """How requests with these needs are placed now. Raises what `weigh` raises. Work is counted only by `count`."""
+        """The choice for requests with these needs. Raises what `weigh` raises. Only `count` adds work."""
         ahead = self.ahead(released=released or self.passes(tenant))
         choice = weigh(self.table(model, needs.constraints), needs, ahead)
         return CachedChoice.of(choice, self._topology, tenant, self.reading, ahead)
 
     def cached(self, asked: Hashable) -> CachedChoice | None:
-        """The one kept for who asks this, while the backlog is about the same: to `GLANCE`, or to the choice's own."""
+        """The choice cached under this key, while the work ahead has changed by no more than its tolerance."""
         until, cached = self._cached.get(asked, (-math.inf, None))
         return cached if self._changed <= until else None
 
     def keep(self, asked: Hashable, cached: CachedChoice) -> None:
-        """Let others who ask the same have the same cached choice."""
+        """Cache the choice under this key."""
         self._cached[asked] = self._changed + max(GLANCE, cached.choice.glance), cached
 
     def ahead(self, *, released: bool = False) -> np.ndarray:
-        """Device seconds that are served before a new request, shape (classes, LEVELS): bound ones and held ones.
+        """Device seconds served before a new request, bound and held, shape (classes, LEVELS).
 
-        What is `released` from holding has only bound ones before it, and so has who passes what is held.
+        Only bound work is ahead of a request `released` from holding, or of one that bypasses it.
         """
         return self.backlog.seconds if released else self.backlog.seconds + self.held.seconds
 
     def passes(self, tenant: str) -> bool:
-        """Whether the tenant's requests pass what is held, which is then others'."""
+        """Whether the tenant's requests bypass the held jobs of other tenants."""
         return self.tenants.shares.passes(tenant)
 
     def table(self, model: Model, constraints: Constraints) -> CandidateTable:
@@ -87,36 +87,36 @@ class WorkingSnapshot:
         return table
 
     def renew(self, book: ProfileBook) -> None:
-        """Work everything out again: models or profiles changed."""
+        """Discard everything derived: models or profiles changed."""
         self._book = book
         self._tables.clear()
         self._cached.clear()
 
     def pass_time(self, seconds: float) -> None:
-        """Let the devices work off what waits: a reading tells what was done before it, nothing of what is since."""
+        """Subtract the work that devices serve in `seconds`: the snapshot does not show progress made since."""
         self._passed += seconds
         self._note(self.backlog.serve(self._devices * seconds))
 
     def take_stock(self, work: Mapping[str, tuple[float, ...]], held: Mapping[str, tuple[float, ...]]) -> None:
-        """Go on from the work that there is now, instead of what was counted since the snapshot."""
+        """Replace the work counted since the snapshot with newly read figures."""
         classes = self.backlog.classes
         occupied = {name: max(seconds - self._passed, 0.0) for name, seconds in self.fleet.occupied.items()}
         self.backlog, self.held = Backlog(classes, with_occupied(work, occupied)), Backlog(classes, held)
         self._cached.clear()
 
     def count(self, placement: Placement, tenant: str) -> None:
-        """Count the work and the cost of a tenant's placement that is on its way to its queue."""
-        if not placement.needs.company:  # what is released from holding is counted already
+        """Count the work and cost of a tenant's placement that is on its way to its queue."""
+        if not placement.needs.company:  # released jobs are already counted
             self.depths.count(placement.candidate.hardware_class, tenant)
         backlog, work = self.held if placement.held else self.backlog, placement.work
         backlog.add(placement.candidate.hardware_class, placement.level, work)
         if placement.held:
-            return  # what comes behind it is held, too, until a queue drains
+            return  # later requests are held too until a queue drains, so cached choices stay valid
         if placement.needs.allowance is not None:
             self.tenants.spend(placement.needs.allowance, placement.cost)
         self.tenants.shares.charge(tenant, placement.device_dollars)
         self._note(work)
 
     def _note(self, seconds: float) -> None:
-        """The backlog changed by so many device seconds."""
+        """The backlog changed by this many device seconds."""
         self._changed += seconds

@@ -252,7 +252,7 @@ def test_without_a_live_device_the_job_fails_as_the_fleets_fault():
 def test_a_stale_fleet_still_places_and_says_so():
     admitted = decision(FleetSnapshot(stale=True)).admitted
 
-    assert "queues.yaml alone" in admitted.placement.reason
+    assert "queues.yaml only" in admitted.placement.reason
 
 
 def test_a_cancel_message_names_the_job_to_cancel():

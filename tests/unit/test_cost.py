@@ -74,7 +74,7 @@ def test_a_class_without_devices_that_somebody_starts_takes_work_a_start_later()
     table = table_of(startable=("cpu",))
     assert table.live.all()
     assert estimated(startable=("cpu",)).load == pytest.approx(CLASS.scaling.start + 2.0)
-    assert table.warnings == ("no device is live: one is there in 30 s",)
+    assert table.warnings == ("no device is live: one starts in 30 s",)
     assert estimated(WARM, startable=("cpu",)).load == 0.0
     assert not table_of(startable=("other",)).live.any()
 

@@ -206,7 +206,7 @@ def test_a_stale_fleet_is_placed_by_the_topology_among_the_classes_last_seen_and
     model, needs, topology, fleet = situation
     placement = placed((model, needs, topology, replace(fleet, stale=True)))
     seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
-    assert "by queues.yaml alone" in placement.reason
+    assert "from queues.yaml only" in placement.reason
     assert {o.candidate.hardware_class for o in placement.options} <= seen
     unread = placed((model, needs, topology, FleetSnapshot(stale=True))).options
     assert all(option in unread for option in placement.options)
@@ -221,7 +221,7 @@ def test_a_job_may_move_only_between_classes_that_are_options(situation: Situati
     assert placement.variants()[chosen.hardware_class] == chosen.variant_name
 
 
-STALE = "by queues.yaml alone, for the fleet's state could not be read: "
+STALE = "from queues.yaml only, the fleet snapshot is stale: "
 
 
 def has_room(option: Option, needs: Needs) -> bool:
@@ -375,7 +375,7 @@ def test_data_that_must_stay_somewhere_is_placed_there_though_it_costs_more() ->
 @pytest.mark.parametrize(
     ("live", "reason"),
     [
-        ([], "no device of these is live"),
+        ([], "none of which has a live device"),
         ([device(runtimes=())], "onnx is not installed on cpu@host"),
         ([device(kind="tpu")], "the variant has no profile for tpu"),
         ([device(memory_total=10)], "needs 100 bytes of memory, cpu@host has 10"),
@@ -438,7 +438,7 @@ def test_a_request_that_only_queues_past_their_horizons_can_take_is_held(deadlin
     placement = place(model(), needs_by(deadline), FULL_AND_FREE, fleet(*BOTH, cheap=[0, 3], dear=[0, 4]))
     assert placement.held
     assert placement.reason == (
-        "held: every queue that could take it is past its horizon; cheap/fast has 3 s of work before it, the most is 2"
+        "held: every queue that could take it is past its horizon; cheap/fast has 3 s of work ahead (limit 2)"
     )
 
 
@@ -450,7 +450,7 @@ def test_of_a_tenant_that_crowds_no_more_than_the_next_batch_is_bound(deadline: 
     assert not place(model(), crowding, topology(), free).held
     held = place(model(), crowding, topology(), busy)
     assert held.held
-    assert held.reason.startswith("held: its tenant had more than others lately, so they come first")
+    assert held.reason.startswith("held: its tenant is over its fair share")
     assert not place(model(), needs_by(deadline), topology(), busy).held
 
 

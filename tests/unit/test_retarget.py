@@ -52,7 +52,7 @@ def after(fleet: FleetSnapshot, topology: Topology = TOPOLOGY, *, spells: Spells
 def test_an_idle_device_is_lent_to_a_class_that_nobody_serves() -> None:
     (lent,) = after(FleetSnapshot((device("a"),), work=waiting(night=0.1)))
     assert (lent.worker, lent.hardware_class, lent.action) == ("a", "cpu.night", "add_consumer")
-    assert lent.reason == "0.1 device seconds wait for cpu.night, which 0 serve"
+    assert lent.reason == "0.1 device seconds wait for cpu.night (0 devices serve it)"
 
 
 def test_a_class_gets_as_many_as_serve_its_backlog_within_its_horizon() -> None:

@@ -38,7 +38,7 @@ def scaled(**changes: object) -> HardwareClass:
 def test_a_steady_load_gets_devices_for_its_target_utilisation() -> None:
     want = replicas(HARDWARE, DUE, steadily(2.0))
     assert want.replicas == 4
-    assert want.reason == "2 device seconds a second, 50% of each"
+    assert want.reason == "2 device seconds/s at 50% utilisation"
 
 
 def test_no_load_and_nothing_waiting_means_none() -> None:
@@ -64,7 +64,7 @@ def test_a_growing_queue_counts_as_load_that_comes() -> None:
 def test_bounds_hold_and_say_so() -> None:
     assert replicas(scaled(minimum=3), DUE, steadily(0.0)).replicas == 3
     want = replicas(scaled(maximum=2), DUE, steadily(2.0))
-    assert (want.replicas, want.reason) == (2, "2, the most allowed; 4 would be in time")
+    assert (want.replicas, want.reason) == (2, "2, the maximum; 4 would be in time")
 
 
 def test_a_bound_below_the_least_is_an_error_in_queues_yaml() -> None:
