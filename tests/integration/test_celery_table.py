@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,10 +192,47 @@ def test_task_events_are_sent_for_every_job(producer: Celery) -> None:
         listening.join(10)
 
 
+@contextmanager
+def celery_process(folder: Path, module: str, source: str, *words: str, **variables: str) -> Iterator[None]:
+    """`celery -A module words` over a module of this source; stopped at the end."""
+    (folder / f"{module}.py").write_text(textwrap.dedent(source))
+    command = [sys.executable, "-m", "celery", "-A", module, *words]
+    environment = os.environ | variables | {"PYTHONPATH": f"{folder}:{TREE}"}
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=quiet, stderr=quiet)
+    try:
+        yield
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def test_task_signals_are_sent_on_rabbitmq_and_on_valkey_for_jobs_with_a_link(
+    fleet: Settings, producer: Celery, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    source = f"""
+        from celery.signals import task_prerun
+        from workers.app import app
+
+        @task_prerun.connect
+        def note(task_id, **_):
+            with open({str(seen)!r}, "a") as file:
+                print(task_id, file=file)
+    """
+    variables = fleet.environment() | {"TAXIWAY_CLASS": CLASS}
+    with celery_process(tmp_path, "watched", source, "worker", "-n", "watched@%h", **variables), router_process(fleet):
+        eventually(producer.control.inspect().ping, within=30)
+        linked = infer(producer, 1).apply_async(link=producer.signature("lab.next", queue="lab.linked"))
+        plain = infer(producer, 2).apply_async()
+        assert [payload(linked), payload(plain)] == [1, 2]
+        eventually(lambda: linked.id in seen.read_text())
+    assert (plain.id in seen.read_text()) == fleet.broker.startswith("amqp")
+
+
 @pytest.mark.usefixtures("served")
 def test_beat_submits_jobs_on_its_schedule(fleet: Settings, producer: Celery, tmp_path: Path) -> None:
-    (tmp_path / "nightly.py").write_text(
-        textwrap.dedent(f"""
+    source = f"""
         from celery import Celery
 
         app = Celery(broker={fleet.broker!r}, backend={fleet.state!r})
@@ -203,15 +241,6 @@ def test_beat_submits_jobs_on_its_schedule(fleet: Settings, producer: Celery, tm
         app.conf.beat_schedule = {{
             "nightly": {{"task": "taxiway.infer", "schedule": 1.0, "kwargs": request, "options": options}}
         }}
-        """)
-    )
-    command = [sys.executable, "-m", "celery", "-A", "nightly", "beat", "--schedule", str(tmp_path / "schedule")]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{TREE}"}
-    beat = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
+    """
+    with celery_process(tmp_path, "nightly", source, "beat", "--schedule", str(tmp_path / "schedule")):
         assert payload(producer.AsyncResult("nightly")) == "scheduled"
-    finally:
-        beat.terminate()
-        beat.wait(20)
