@@ -31,6 +31,10 @@ tenants: {lab: {max_depth: 3, payload: 1KiB}}
 BRIEF = "limits: {lease: 1, keep_result: 1, keep_record: 1, keep_explanation: 1}"
 
 
+DEADLINE = 10
+"""Seconds of a job that a busy machine still answers in time, and after which little of it may be left."""
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Iterator[Settings]:
     """A fleet whose server is its own: its memory is to be bounded."""
@@ -141,12 +145,13 @@ def test_nothing_is_left_of_thousands_of_jobs_once_their_time_is_over(settings: 
         worker_process(fleet),
         Client(fleet.broker) as client,
     ):
-        client.infer("echo", large, deadline=2, timeout=20)
-        base = set(eventually(lambda: _settled(state)))
+        client.infer("echo", large, deadline=DEADLINE, timeout=60)
+        base = set(eventually(lambda: _settled(state), within=DEADLINE + 60))
         inputs = [large if n % 100 == 0 else n for n in range(1500)]
-        assert len(list(client.map("echo", inputs, deadline=2, timeout=20))) == 1500
-        assert state.dbsize() > len(base) + 100
-        eventually(lambda: _settled(state) == sorted(base), within=20)
+        sizes = [int(state.dbsize()) for _ in client.map("echo", inputs, deadline=DEADLINE, timeout=60)]
+        assert len(sizes) == 1500
+        assert max(sizes) > len(base) + 50
+        eventually(lambda: _settled(state) == sorted(base), within=DEADLINE + 60)
 
 
 def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Settings) -> None:

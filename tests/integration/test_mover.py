@@ -181,25 +181,23 @@ def test_another_router_leads_within_two_ticks(twins: Settings) -> None:
         assert time.monotonic() - killed < 2 * 0.2 + 0.3
 
 
-def test_two_workers_share_what_was_placed_on_one_almost_as_well_as_a_perfect_split(twins: Settings) -> None:
+def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins: Settings) -> None:
     with fleet_of(twins) as fleet, ExitStack() as stack:
         stack.enter_context(router_process(twins))
-        workers = [stack.enter_context(worker_process(twins, "--class", name)) for name in ("cpu.a", "cpu.b")]
-        alone = fleet.seconds_for(6000)  # placed on both classes at once
-        for worker in workers:
-            os.kill(worker.process.pid, signal.SIGSTOP)
-        eventually(lambda: len(fleet.live()) == 0)
         with EchoDevice(twins, hardware_class="cpu.a", answering=False):
             jobs = fleet.send(6000)
             eventually(lambda: fleet.waiting("cpu.a") == 6000, within=60)
-        started = time.monotonic()
-        for worker in workers:
-            os.kill(worker.process.pid, signal.SIGCONT)
+        for name in ("cpu.a", "cpu.b"):
+            stack.enter_context(worker_process(twins, "--class", name))
         eventually(lambda: all(fleet.results(jobs)), within=90)
-        assert time.monotonic() - started < 1.5 * alone
-        classes = [fleet.store.hget(job_key(job), "hardware_class") for job in jobs]
-        assert 0.3 < classes.count(b"cpu.b") / len(jobs) < 0.7  # what else runs here gives them unlike time
-        assert {fleet.store.hget(job_key(job), "attempts") for job in jobs} == {b"1"}
+        ran: dict[bytes, list[float]] = {b"cpu.a": [], b"cpu.b": []}
+        for job in jobs:
+            where, finished, attempts = fleet.store.hmget(job_key(job), "hardware_class", "finished", "attempts")
+            ran[where].append(float(finished))
+            assert attempts == b"1"
+        # However fast each of them was: with work left in one queue, neither was without any.
+        begun, ends = max(map(min, ran.values())), sorted(map(max, ran.values()))
+        assert ends[1] - ends[0] < 0.2 * (ends[1] - begun)
 
 
 def test_celerys_events_tell_in_which_queue_a_moved_job_waits(twins: Settings) -> None:
