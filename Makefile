@@ -15,7 +15,7 @@ CHAOS :=
 DEMO :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint bench fuzz chaos containers lock bases audit sbom newest clean
+.PHONY: help setup torch demo test unit lint bench fuzz chaos containers lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: lint ## the checks, then unit, integration and acceptance tests
 	$(BIN)/pytest tests/unit tests/integration -m 'not rabbitmq' -n 3 --dist loadfile
 	$(BIN)/pytest tests/integration -m rabbitmq
 	$(BIN)/pytest tests/acceptance
+
+unit: $(READY) ## the unit tests alone: seconds, without a network, a server or a process
+	$(BIN)/pytest tests/unit -n 2
 
 lint: $(READY) ## format, lint, types and import directions
 	$(BIN)/ruff format --check .

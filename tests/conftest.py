@@ -6,10 +6,22 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
 from tests.working import empty_fleet
+
+# No deadline: a busy machine is no failure, and pytest-timeout ends what hangs. Nor is a draw of many situations that
+# have no placement: those tests leave them out on purpose.
+hypothesis_settings.register_profile(
+    "taxiway",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+hypothesis_settings.load_profile("taxiway")
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,38 @@
+"""What unit tests may do: nothing outside their own process but read and write files."""
+
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
 
-# No deadline: a busy machine is no failure, and pytest-timeout ends what hangs. Nor is a draw of many situations that
-# have no placement: those tests leave them out on purpose.
-settings.register_profile(
-    "unit", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
-)
-settings.load_profile("unit")
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def refused() -> Iterator[list[str]]:
+    """What was refused: each attempt to connect, to listen or to start a process."""
+    attempts: list[str] = []
+
+    def refuse(what: str) -> Any:
+        def fail(*_: Any, **__: Any) -> None:
+            attempts.append(what)
+            raise PermissionError(f"a unit test {what}")
+
+        return fail
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex", "bind"):
+            patch.setattr(socket.socket, name, refuse("opens a socket"))
+        patch.setattr(subprocess.Popen, "__init__", refuse("starts a process"))
+        yield attempts
+
+
+@pytest.fixture(autouse=True)
+def alone(refused: list[str]) -> Iterator[None]:
+    """Fails a test that tried, whatever the code that it tests made of the refusal."""
+    refused.clear()
+    yield
+    if refused:
+        pytest.fail(f"a unit test {refused[0]}: it belongs in tests/integration")

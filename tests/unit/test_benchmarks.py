@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,14 +9,12 @@ import pytest
 
 from benchmarks.bars import Bar, Panel, page
 from benchmarks.catalogue import queues_of
-from benchmarks.http_caller import HttpCaller
 from benchmarks.lines import Line, picture
 from benchmarks.lines import Panel as OverTime
 from benchmarks.load import Request, UnreliableError, Window, arriving, saturated
-from benchmarks.measure import answer, percentile
+from benchmarks.measure import percentile
 from benchmarks.panels import panels_of
 from benchmarks.ratios import RATIOS, Ratio
-from benchmarks.table import tables
 from benchmarks.workloads import WORKLOADS, Plan, plan_from_environment
 from tasks.topology import parse_topology
 
@@ -72,55 +67,6 @@ def test_a_loop_whose_requests_fail_gives_no_figures() -> None:
 
     with pytest.raises(UnreliableError, match="requests failed, the first with OSError: refused"):
         asyncio.run(arriving(ask, rate=200, seconds=0.1, seed=7))
-
-
-@asynccontextmanager
-async def server(answers: Sequence[bytes], asked: list[bytes]) -> AsyncIterator[int]:
-    """The port of a server that answers every request with these pieces, until its client closes."""
-    served: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(asyncio.IncompleteReadError):
-            asked.append(b"connection")
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
-                asked.append(await reader.readexactly(length))
-                for piece in answers:
-                    writer.write(piece)
-                    await asyncio.sleep(0.001)
-
-    async with await asyncio.start_server(
-        lambda reader, writer: served.add(asyncio.create_task(serve(reader, writer))), "127.0.0.1", 0
-    ) as listening:
-        yield listening.sockets[0].getsockname()[1]
-        await asyncio.gather(*served)
-
-
-def caller(port: int, *bodies: bytes) -> HttpCaller:
-    return HttpCaller(port=port, path="/", bodies=bodies, kind="text/plain", count=len)
-
-
-def test_the_caller_reads_each_answer_whole_and_uses_connections_again() -> None:
-    pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", b"cde"]
-    asked: list[bytes] = []
-
-    async def exchange() -> list[bytes]:
-        async with server(pieces, asked) as port, caller(port, b"one", b"two") as asking:
-            return [await asking.body(number) for number in range(3)]
-
-    assert asyncio.run(exchange()) == [b"abcde"] * 3
-    assert asked == [b"connection", b"one", b"two", b"one"]
-
-
-def test_an_answer_that_is_no_success_is_a_failure() -> None:
-    refusal = [b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n"]
-
-    async def exchange() -> None:
-        async with server(refusal, []) as port, caller(port, b"") as asking:
-            await asking.ask(0)
-
-    with pytest.raises(ValueError, match="429"):
-        asyncio.run(exchange())
 
 
 def test_a_ratio_is_of_the_best_of_the_others_in_the_same_round() -> None:
@@ -178,28 +124,3 @@ def test_the_fastest_contestant_comes_first_and_the_limit_is_a_mark() -> None:
 
     assert [bar.name for bar in panel.bars] == ["taxiway", "slow"]
     assert panel.limit == (100.0, "the limit, in process")
-
-
-def test_an_answer_tells_the_median_and_spread_with_their_digits() -> None:
-    line = answer("how many", [1234.5678, 0.5, 2000.4])
-
-    assert (line["repeats"], line["median"], line["spread"]) == (3, 1235.0, 2000.0)
-
-
-def test_a_table_has_a_row_a_contestant_and_its_share_of_the_limit() -> None:
-    lines = [
-        answer(f"W1 paced: {name} {measure}", [figure], workload="W1", contestant=name, measure=measure)
-        for name, measure, figure in [
-            ("limit", "saturated", 4000.0),
-            ("taxiway", "saturated", 3900.0),
-            ("taxiway", "idle p50", 6.25),
-            ("taxiway", "idle p99", 7.0),
-            ("taxiway", "cpu client", 20.0),
-            ("taxiway", "cpu worker", 40.0),
-        ]
-    ]
-
-    (table,) = tables(lines)
-
-    assert "### W1 paced" in table
-    assert "| taxiway | 3,900 | 0.97 | 6.25 / 7 |  | 60 |" in table

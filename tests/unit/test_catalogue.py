@@ -329,7 +329,6 @@ def test_a_profile_gives_the_latency_of_a_batch_and_never_less_than_its_floor() 
 SHIPPED = [path.read_text(encoding="utf-8") for path in sorted((TREE / "models").glob("*/model.yaml"))]
 
 
-@settings(max_examples=50)
 @given(data=st.data())
 def test_any_change_to_a_shipped_model_is_a_model_or_a_model_error(data: st.DataObject) -> None:
     described = yaml.safe_load(data.draw(st.sampled_from(SHIPPED)))

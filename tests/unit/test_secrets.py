@@ -1,14 +1,11 @@
 """Passwords, keys and the signing secret stand in no log line, no error and no representation."""
 
-import asyncio
 import logging
 import secrets
 import sys
 
 import pytest
 
-from broker.rabbitmq.queues import RabbitTransport
-from broker.valkey.queues import ValkeyTransport
 from router.http.errors import body_of
 from router.service.admission import Rules
 from tasks.logs import JsonLines, redacted
@@ -16,7 +13,6 @@ from tasks.models.catalogue import Catalogue
 from tasks.settings import SettingsError, settings_from
 from tasks.topology import load_topology
 from taxiway import Client, TaxiwayError
-from taxiway.contract.keys import ARRIVALS
 from taxiway.errors import BrokerUnavailableError
 
 PASSWORD = "hush-hush"
@@ -50,34 +46,6 @@ def test_what_is_no_secret_stays(text):
 
 def test_no_answer_of_the_http_door_tells_where_the_broker_is_reached_with_what():
     assert PASSWORD.encode() not in body_of(BrokerUnavailableError(f"redis://:{PASSWORD}@host did not answer"))
-
-
-@pytest.mark.parametrize("url", ["amqp://me:{}@127.0.0.1:9/", "redis://:{}@127.0.0.1:9/0"])
-def test_a_broker_that_is_away_is_named_without_its_password(url):
-    state = f"redis://:{PASSWORD}@127.0.0.1:9/0"
-    named = {"broker": url.format(PASSWORD), "state": state, "name": "test", "keep_record": 1}
-
-    async def take():
-        rabbit = url.startswith("amqp")
-        transport = RabbitTransport(**named, queues=[ARRIVALS]) if rabbit else ValkeyTransport(**named)
-        try:
-            await transport.take()
-        finally:
-            await transport.close()
-
-    with pytest.raises(BrokerUnavailableError) as told:
-        asyncio.run(take())
-
-    assert PASSWORD not in str(told.value)
-
-
-@pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
-def test_a_client_tells_its_address_without_the_password(scheme):
-    address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
-    with pytest.raises(TaxiwayError) as told, Client(address, connect_timeout=0.1) as client:
-        client.submit("echo", "a")
-
-    assert PASSWORD not in str(told.value)
 
 
 @pytest.mark.parametrize(

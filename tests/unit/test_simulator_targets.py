@@ -40,7 +40,7 @@ def test_a_cost_far_above_the_bound_fails_its_target() -> None:
 
 
 def work() -> Workload:
-    return prepare(synthetic_trace("poisson:rate=4,duration=60,seed=3", model="chat"), parse_fleet(MIXED), seed=1)
+    return prepare(synthetic_trace("poisson:rate=4,duration=20,seed=3", model="chat"), parse_fleet(MIXED), seed=1)
 
 
 def test_the_model_without_nothing_decides_as_the_product() -> None:

@@ -1,0 +1,35 @@
+"""What importing the client takes and costs, in a process of its own."""
+
+import resource
+import subprocess
+import sys
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_importing_taxiway_imports_none_of_its_libraries():
+    libraries = ("redis", "aiohttp", "click", "rich", "msgspec")
+    code = f"import sys, taxiway; print([m for m in {libraries} if m in sys.modules])"
+
+    assert run(code).strip() == "[]"
+
+
+def test_importing_taxiway_costs_less_than_150_milliseconds():
+    assert min(seconds("import taxiway") for _ in range(5)) < 0.15
+
+
+def seconds(code):
+    """Processor time, which other processes do not change much."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run(code)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_the_broker_door_needs_no_aiohttp_and_the_http_door_no_redis():
+    code = "import sys, taxiway; taxiway.Client({!r}).close(); print('aiohttp' in sys.modules, 'redis' in sys.modules)"
+
+    assert run(code.format("redis://127.0.0.1:9")).split() == ["False", "True"]
+    assert run(code.format("http://127.0.0.1:9")).split() == ["True", "False"]

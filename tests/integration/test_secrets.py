@@ -1,0 +1,41 @@
+"""Servers that are away are named without their passwords."""
+
+import asyncio
+
+import pytest
+
+from broker.rabbitmq.queues import RabbitTransport
+from broker.valkey.queues import ValkeyTransport
+from taxiway import Client, TaxiwayError
+from taxiway.contract.keys import ARRIVALS
+from taxiway.errors import BrokerUnavailableError
+
+PASSWORD = "hush-hush"
+
+
+@pytest.mark.parametrize("url", ["amqp://me:{}@127.0.0.1:9/", "redis://:{}@127.0.0.1:9/0"])
+def test_a_broker_that_is_away_is_named_without_its_password(url):
+    state = f"redis://:{PASSWORD}@127.0.0.1:9/0"
+    named = {"broker": url.format(PASSWORD), "state": state, "name": "test", "keep_record": 1}
+
+    async def take():
+        rabbit = url.startswith("amqp")
+        transport = RabbitTransport(**named, queues=[ARRIVALS]) if rabbit else ValkeyTransport(**named)
+        try:
+            await transport.take()
+        finally:
+            await transport.close()
+
+    with pytest.raises(BrokerUnavailableError) as told:
+        asyncio.run(take())
+
+    assert PASSWORD not in str(told.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
+def test_a_client_tells_its_address_without_the_password(scheme):
+    address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
+    with pytest.raises(TaxiwayError) as told, Client(address, connect_timeout=0.1) as client:
+        client.submit("echo", "a")
+
+    assert PASSWORD not in str(told.value)
