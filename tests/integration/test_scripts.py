@@ -155,9 +155,17 @@ def test_a_lease_is_renewed_by_its_holder_only(store: Store) -> None:
 
 
 def test_a_released_job_is_queued_and_free_for_anyone(store: Store) -> None:
+    store.forward(placed("j"))
     [claim] = store.claim("a", "j")
     store.run(release_call([("j", claim.token)]))
     assert store.record("j")["state"] == "queued"
+    assert store.claim("b", "j")[0].token == "b#2"
+
+
+def test_a_released_message_that_was_never_accepted_gets_no_state(store: Store) -> None:
+    [claim] = store.claim("a", "j")
+    store.run(release_call([("j", claim.token)]))
+    assert "state" not in store.record("j")
     assert store.claim("b", "j")[0].token == "b#2"
 
 

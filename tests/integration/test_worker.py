@@ -255,6 +255,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_holds(fleet: Settings, t
 def test_a_message_that_no_router_signed_is_parked_counted_and_not_run(tower: Tower) -> None:
     message = tower.message("echo", "forged")
     message.headers["taxiway"] = message.headers["taxiway"].replace('"echo"', '"another"')
+    tower.state.hset(job_key(message.headers["id"]), "state", JobState.QUEUED)  # the job that the message names
     tower.queue(message)
     letter = eventually(lambda: tower.state.lindex(DEAD, 0))
     assert "signed by a router" in msgspec.json.decode(letter, type=DeadLetter).reason
@@ -275,6 +276,7 @@ def test_a_ticket_for_another_class_is_parked(tower: Tower) -> None:
 def test_another_task_is_never_run_and_ends_nobodys_job(tower: Tower, task: str) -> None:
     message = tower.message("echo", "hello")
     message.headers["task"] = task
+    tower.state.hset(job_key(message.headers["id"]), "state", JobState.QUEUED)  # the job that the message names
     tower.queue(message)
     eventually(lambda: tower.state.llen(DEAD) == 1)
     eventually(lambda: tower.waiting() + tower.unacknowledged() == 0)
