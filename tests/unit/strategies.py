@@ -18,9 +18,10 @@ from router.decide.classify import Allowance, Constraints, Needs
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.catalogue import Model, Profile, Variant
 from tasks.topology import HardwareClass, Link, Price, Service, Topology
 from taxiway.contract.keys import flow
+from tests.builders import a_text_model
 
 KINDS = ("cpu", "cuda", "tpu")
 RUNTIMES = ("onnx", "torch", "jax")
@@ -83,22 +84,7 @@ def models() -> st.SearchStrategy[Model]:
         accuracy=st.none() | st.floats(0, 1),
         profiles=keyed(KINDS, profiles, 1),
     )
-    return keyed(VARIANTS, variant, 1).map(model_of)
-
-
-def model_of(variants: dict[str, Variant]) -> Model:
-    text = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
-    return Model(
-        name="sentiment",
-        version=1,
-        summary="",
-        licence="",
-        pipeline="text",
-        inputs=(text,),
-        outputs=(text,),
-        variants=variants,
-        reference=next(iter(variants)),
-    )
+    return keyed(VARIANTS, variant, 1).map(lambda variants: a_text_model(**variants))
 
 
 @cache

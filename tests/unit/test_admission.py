@@ -16,7 +16,6 @@ from router.decide.tenants import Tenants, day_of
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Order, Rules, admit, size_of
 from router.service.decision import Decision, decide, undecidable
-from tasks.heartbeat import DeviceFacts
 from tasks.models.catalogue import TensorSpec, load_catalogue
 from tasks.models.lengths import bin_of
 from tasks.models.sizes import rows_of
@@ -42,24 +41,15 @@ from taxiway.errors import (
     OverloadedError,
     RequestTooLargeError,
 )
+from tests.builders import a_device
 
 RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=(b"0123456789abcdef",))
 NOW = 1_700_000_000.0
 
 
 def device(hardware_class="cpu.batch", runtimes=("echo", "onnx")):
-    return DeviceFacts(
-        worker=f"{hardware_class}.a",
-        hardware_class=hardware_class,
-        device="cpu:0",
-        kind="cpu",
-        emulated=hardware_class != "cpu.batch",
-        name="test",
-        memory_total=2**34,
-        memory_free=2**34,
-        runtimes=runtimes,
-        warm=("echo:1/echo",),
-    )
+    emulated = hardware_class != "cpu.batch"
+    return a_device(hardware_class, emulated=emulated, runtimes=runtimes, warm=("echo:1/echo",))
 
 
 FLEET = FleetSnapshot(devices=(device(), device("gpu.realtime")))

@@ -8,12 +8,12 @@ from hypothesis import given
 from router.decide.classify import Constraints, Needs, classify, level_of, needs_of
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.catalogue import Model, Profile, Variant
 from tasks.settings import TREE
-from tasks.topology import HardwareClass, Price, Service, Tenant, Topology, load_topology
+from tasks.topology import Service, Tenant, Topology, load_topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError
+from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.strategies import situations
 
 SERVICES = {
@@ -108,19 +108,10 @@ NEEDS = 6 * 2**30
     ],
 )
 def test_a_device_whose_memory_others_use_gets_no_work_that_does_not_fit(facts: dict[str, Any], able: bool) -> None:
-    device = DeviceFacts(
-        worker="a", hardware_class="gpu", device="cuda:0", kind="cuda", emulated=False, name="", memory_total=8 * 2**30,
-        runtimes=("torch",), **facts,
-    )  # fmt: skip
+    device = a_device("gpu", kind="cuda", memory_total=8 * 2**30, runtimes=("torch",), **facts)
     variant = Variant(runtime="torch", memory=Size(NEEDS), profiles={"cuda": Profile(base=1, slope=1)})
-    tensor = TensorSpec("x", "FP32", (-1,))
-    model = Model(
-        name="m", version=1, summary="", licence="", pipeline="tensors", inputs=(tensor,), outputs=(tensor,),
-        variants={"v": variant}, reference="v",
-    )  # fmt: skip
-    hardware = HardwareClass(device="cuda", runtimes=("torch",), max_batch=8, max_wait=0.01, price=Price(1))
-    topology = Topology(hardware={"gpu": hardware}, service=SERVICES, default_service="standard")
-    candidates, refusals = classify(model, Constraints(), topology, FleetSnapshot((device,)))
+    topology = a_topology(gpu=a_class(device="cuda", runtimes=("torch",)))
+    candidates, refusals = classify(a_text_model(v=variant), Constraints(), topology, FleetSnapshot((device,)))
     assert [one.devices for one in candidates] == ([(device,)] if able else [])
     assert [one.ever for one in refusals] == ([] if able else [False])
     assert all("others leave a" in one.reason for one in refusals)

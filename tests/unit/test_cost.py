@@ -15,48 +15,27 @@ from router.decide.cost import DEAREST, Estimate, batch_limit, reckon, shadow_pr
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Parameter, Profile, TensorSpec, Variant
+from tasks.models.catalogue import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Service, Topology
+from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
+from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.strategies import situations
 from workers.decide.batcher import BatchPolicy, fill
 
 KEY = "sentiment:1/fast"
 FLOW = "cpu|sentiment:1"
 PROFILE = Profile(base=0.1, slope=0.01, load=2.0)
-TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 VARIANT = Variant(runtime="onnx", memory=Size(1), profiles={"cpu": PROFILE, "cuda": Profile(0.02, 0.0, load=1.0)})
-MODEL = Model(
-    name="sentiment",
-    version=1,
-    summary="",
-    licence="",
-    pipeline="text",
-    inputs=(TEXT,),
-    outputs=(TEXT,),
-    variants={"fast": VARIANT},
-    reference="fast",
-)
-CLASS = HardwareClass(device="cpu", runtimes=("onnx",), max_batch=8, max_wait=0.05, price=Price(3.6))
-COLD = DeviceFacts(
-    worker="a",
-    hardware_class="cpu",
-    device="cpu:0",
-    kind="cpu",
-    emulated=False,
-    name="",
-    memory_total=10,
-    memory_free=10,
-    runtimes=("onnx",),
-)
+MODEL = a_text_model(fast=VARIANT)
+CLASS = a_class(3.6, runtimes=("onnx",), max_batch=8, max_wait=0.05)
+COLD = a_device("cpu", worker="a", runtimes=("onnx",))
 WARM = msgspec.structs.replace(COLD, worker="b", warm=(KEY,))
 ONE_ROW = Needs(deadline=None, level=1, rows=1, size=10)
-TOPOLOGY = Topology(hardware={"cpu": CLASS}, service={"standard": Service()}, default_service="standard")
+TOPOLOGY = a_topology(cpu=CLASS)
 
 
 def table_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> CandidateTable:
-    topology = Topology(hardware={"cpu": hardware}, service={"standard": Service()}, default_service="standard")
-    return lay_out(MODEL, Constraints(), topology, FleetSnapshot(devices, **fleet), ProfileBook())
+    return lay_out(MODEL, Constraints(), a_topology(cpu=hardware), FleetSnapshot(devices, **fleet), ProfileBook())
 
 
 def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate:
@@ -208,7 +187,7 @@ def test_company_makes_a_batch_longer_and_a_row_cheaper() -> None:
 def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() -> None:
     alone, elsewhere = estimated(WARM), estimated(WARM, rates={"cpu|other:1": 8.0, FLOW: 0.0})
     assert elsewhere == alone
-    topology = Topology(hardware={"cpu": CLASS, "far": CLASS}, service={"s": Service()}, default_service="s")
+    topology = a_topology(cpu=CLASS, far=CLASS)
     fleet = FleetSnapshot((WARM,), rates={"far|sentiment:1": 8.0})
     figures = reckon(lay_out(MODEL, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(2)).at(0)
     assert figures.run == alone.run
@@ -224,16 +203,9 @@ def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
 
 
 def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() -> None:
-    spot = HardwareClass(
-        device="cpu",
-        runtimes=("onnx",),
-        max_batch=8,
-        max_wait=0.0,
-        price=Price(3.6, spot_usd_per_hour=1.8),
-        capacity="spot",
-        reclaims_per_hour=360.0,
-    )
-    topology = Topology(hardware={"cpu": spot}, service={"bulk": Service()}, default_service="bulk")
+    price = Price(3.6, spot_usd_per_hour=1.8)
+    spot = msgspec.structs.replace(CLASS, max_wait=0.0, price=price, capacity="spot", reclaims_per_hour=360.0)
+    topology = a_topology(cpu=spot)
     table = lay_out(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
     figures = reckon(table, ONE_ROW, np.zeros(1)).at(0)
     assert figures.cost == pytest.approx(0.2 * (1 + 0.1 * 0.2 / 2) * 1.8 / 3600)
@@ -241,7 +213,7 @@ def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() ->
 
 @pytest.mark.parametrize(("utilisation", "rises"), [(1.0, True), (0.5, False)])
 def test_a_shadow_price_rises_above_its_target_and_falls_below_it(utilisation: float, rises: bool) -> None:
-    topology = Topology(hardware={"cpu": CLASS}, service={"standard": Service()}, default_service="standard")
+    topology = a_topology(cpu=CLASS)
     busy = msgspec.structs.replace(WARM, utilisation=utilisation)
     price = shadow_prices(topology, FleetSnapshot((busy,), shadow={"cpu": 1e-4}))["cpu"]
     assert (price > 1e-4) is rises

@@ -8,13 +8,11 @@ import pytest
 
 from tasks.models.folder import ModelsFolder
 from tasks.settings import TREE
-from tasks.ticket import Ticket
-from tasks.topology import HardwareClass, Price
 from taxiway.contract.blobs import Blobs, Reference
-from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request
 from taxiway.contract.wire import request_body
 from taxiway.errors import ResultExpiredError
+from tests.builders import a_class, a_delivery, a_ticket
 from workers.stages.decode import AT_ONCE, JobReader
 from workers.stages.job import Delivery
 
@@ -27,24 +25,11 @@ class Desk:
     def __init__(self) -> None:
         self.blobs = Blobs(limit=16)
         self.calls: list[list[str]] = []
-        price = Price(usd_per_hour=1.0)
-        hardware = HardwareClass(device="cpu", runtimes=("echo",), max_batch=4, max_wait=0.0, price=price)
-        self.reader = JobReader(ModelsFolder(TREE / "models", TREE / "queues.yaml"), {CLASS: hardware}, self._fetch)
+        self.reader = JobReader(ModelsFolder(TREE / "models", TREE / "queues.yaml"), {CLASS: a_class()}, self._fetch)
 
     def delivery(self, payload: bytes) -> Delivery:
         body = request_body(Request(model="echo", inputs={"payload": payload}), self.blobs)
-        ticket = Ticket(
-            job="j",
-            task=INFER,
-            model="echo:1",
-            variants={CLASS: "echo"},
-            prices={CLASS: 1.0},
-            accepted=0.0,
-            deadline_at=0.0,
-            level=1,
-            reason="the test says so",
-        )
-        return Delivery("j", ticket, body, "application/json", hardware_class=CLASS, received=0.0)
+        return a_delivery(a_ticket(variants={CLASS: "echo"}), body, hardware_class=CLASS)
 
     def read(self, *deliveries: Delivery) -> list[bytes]:
         """The payloads of the jobs."""

@@ -11,9 +11,9 @@ from broker.valkey.worker_store import Store
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
-from tasks.ticket import Ticket
-from tasks.topology import HardwareClass, Limits, Price
-from taxiway.contract.keys import INFER, LEVELS, PATIENT
+from tasks.topology import Limits
+from taxiway.contract.keys import LEVELS, PATIENT
+from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import NoCelery
 from workers.device import find_device
 from workers.drain import Drain
@@ -22,7 +22,7 @@ from workers.pipelines import Item
 from workers.stages.decode import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
 from workers.stages.held import HeldJobs
-from workers.stages.job import Delivery, Job
+from workers.stages.job import Job
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue
 
 BATCH = 4
@@ -30,9 +30,7 @@ BATCH = 4
 
 @pytest.fixture
 def stage(tmp_path: Path) -> DeviceStage:
-    hardware = HardwareClass(
-        device="cpu", runtimes=("echo",), max_batch=BATCH, max_wait=0.0, max_run=0.1, price=Price(usd_per_hour=1.0)
-    )
+    hardware = a_class(max_batch=BATCH, max_run=0.1)
     device = find_device(hardware, "cpu:0", emulate=False)
     executor = Executor(hardware, device, ArtefactStore(tmp_path), threads=1)
     store, celery = Store("redis://127.0.0.1:1", "w", Limits()), NoCelery()
@@ -52,10 +50,7 @@ def stage(tmp_path: Path) -> DeviceStage:
 def jobs(stage: DeviceStage, count: int) -> list[Job]:
     """Jobs of a row each."""
     model = load_catalogue(TREE / "models").resolve("echo")
-    ticket = Ticket(
-        job="j", task=INFER, model=model.id, variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""
-    )
-    delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
+    delivery = a_delivery()
     rows = ({"payload": "a text"},)
     hardware = stage.executor.hardware
     return [
@@ -84,19 +79,7 @@ def slept(stage: DeviceStage, level: int, size: int) -> Job:
     """A prepared job of `paced`, which the executor has loaded, of one row."""
     model = load_catalogue(TREE / "models").resolve("paced")
     loaded = stage.executor.ready(model, "paced") or stage.executor.load(model, "paced")
-    ticket = Ticket(
-        job="j",
-        task=INFER,
-        model=model.id,
-        variants={},
-        prices={},
-        accepted=0.0,
-        deadline_at=0.0,
-        level=level,
-        reason="",
-    )
-    delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
-    hardware = stage.executor.hardware
+    delivery, hardware = a_delivery(a_ticket(level=level)), stage.executor.hardware
     job = Job(delivery, hardware, model, "paced", loaded.key, ({},), {}, ("payload",), single=True, arrived=0.0)
     job.items = [Item({}, size)]
     job.answers = [None]

@@ -15,9 +15,8 @@ from broker.valkey.worker_store import Store
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
-from tasks.ticket import Ticket
-from tasks.topology import HardwareClass, Limits, Price
-from taxiway.contract.keys import INFER
+from tasks.topology import Limits
+from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.waiting import until
@@ -26,7 +25,7 @@ from workers.drain import Drain
 from workers.executor import Executor
 from workers.stages.device import DeviceStage
 from workers.stages.held import HeldJobs
-from workers.stages.job import Answered, Delivery, Ending, Job
+from workers.stages.job import Answered, Ending, Job
 from workers.stages.queues import DeviceQueue, PieceQueue
 
 
@@ -52,8 +51,7 @@ class Device:
         (root / "queues.yaml").touch()
         self.root = root / "models"
         self.folder = ModelsFolder(self.root, root / "queues.yaml")
-        price = Price(usd_per_hour=1.0)
-        hardware = HardwareClass(device="cpu", runtimes=("onnx",), max_batch=4, max_wait=0.0, price=price)
+        hardware = a_class(runtimes=("onnx",))
         device = find_device(hardware, "cpu:0", emulate=False)
         self.executor = Executor(hardware, device, ArtefactStore(root / "cache"), threads=1)
         self.gate = threading.Event()
@@ -69,18 +67,7 @@ class Device:
     def job(self, name: str) -> Job:
         """A job of the model as the folder has it now."""
         model = self.folder.catalogue.resolve(name)
-        ticket = Ticket(
-            job=name,
-            task=INFER,
-            model=model.id,
-            variants={"c": "onnx"},
-            prices={},
-            accepted=0.0,
-            deadline_at=0.0,
-            level=1,
-            reason="",
-        )
-        delivery = Delivery(name, ticket, b"", "application/json", hardware_class="c", received=0.0)
+        delivery = a_delivery(a_ticket(name, model.id))
         row = {"x": [1.0, 2.0]}
         return Job(delivery, self.executor.hardware, model, "onnx", f"{model.id}/onnx", (row,), {}, ("y",), True, 0.0)
 

@@ -9,6 +9,7 @@ from router.operations.jobs import time_left, time_to_end
 from router.operations.view import SILENT, silent_for
 from tasks.heartbeat import DeviceFacts
 from taxiway.contract.job import JobRecord, JobState
+from tests.builders import a_device
 
 QUEUED = JobRecord(id="j", state=JobState.QUEUED, hardware_class="cpu.batch", level=1)
 
@@ -18,17 +19,7 @@ def fleet(*ages: float, work: tuple[float, ...] = (0.0, 0.0)) -> FleetSnapshot:
 
 
 def device(number: int, batch_age: float) -> DeviceFacts:
-    return DeviceFacts(
-        worker=f"cpu.batch.cpu-{number}@h",
-        hardware_class="cpu.batch",
-        device=f"cpu:{number}",
-        kind="cpu",
-        emulated=False,
-        name="",
-        memory_total=0,
-        memory_free=0,
-        batch_age=batch_age,
-    )
+    return a_device(worker=f"cpu.batch.cpu-{number}@h", device=f"cpu:{number}", batch_age=batch_age)
 
 
 @given(work=st.floats(0, 1e6), ran=st.floats(0, 1e6))

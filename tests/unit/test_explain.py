@@ -23,10 +23,11 @@ from router.decide.placement import choose, place, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.catalogue import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Price, Service, Topology
 from taxiway.errors import TaxiwayError
+from tests.builders import a_device, a_text_model
 from tests.unit.strategies import situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
@@ -114,7 +115,6 @@ TOPOLOGY = Topology(
     service={"standard": Service(deadline=5.0), "live": Service(deadline=0.25)},
     default_service="standard",
 )
-TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 ONNX = Variant(
     runtime="onnx",
     memory=Size(2**20),
@@ -124,32 +124,12 @@ ONNX = Variant(
         "tpu": Profile(base=0.02, slope=0.0, load=1.0),
     },
 )
-MODEL = Model(
-    name="sentiment",
-    version=1,
-    summary="",
-    licence="",
-    pipeline="text",
-    inputs=(TEXT,),
-    outputs=(TEXT,),
-    variants={"onnx": ONNX},
-    reference="onnx",
-)
+MODEL = a_text_model(onnx=ONNX)
 
 
 def device(hardware_class: str) -> DeviceFacts:
-    return DeviceFacts(
-        worker=hardware_class,
-        hardware_class=hardware_class,
-        device="0",
-        kind=TOPOLOGY.hardware[hardware_class].device,
-        emulated=False,
-        name="a device",
-        memory_total=2**34,
-        memory_free=2**34,
-        runtimes=("onnx",),
-        warm=("sentiment:1/onnx",),
-    )
+    kind = TOPOLOGY.hardware[hardware_class].device
+    return a_device(hardware_class, kind=kind, runtimes=("onnx",), warm=("sentiment:1/onnx",))
 
 
 FLEET = FleetSnapshot(devices=(device("cpu.batch"), device("gpu.realtime")))

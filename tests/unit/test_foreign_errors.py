@@ -14,9 +14,9 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import load_catalogue
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
-from tasks.topology import HardwareClass, Price
 from taxiway.contract.job import failure_meta, read_meta, read_result
 from taxiway.errors import MAX_ERROR, ExecutionError, InvalidRequestError, TaxiwayError
+from tests.builders import a_class
 from workers.device import find_device
 from workers.executor import Executor, Loaded, as_ours
 from workers.pipelines import Item, Row
@@ -62,7 +62,7 @@ class Raising:
 def test_what_a_model_raises_fails_its_row_alone_with_a_text_of_bounded_length(
     error: BaseException, tmp_path: Path
 ) -> None:
-    hardware = HardwareClass(device="cpu", runtimes=("echo",), max_batch=4, max_wait=0.0, price=Price(usd_per_hour=1.0))
+    hardware = a_class()
     executor = Executor(hardware, find_device(hardware, "cpu:0", emulate=False), ArtefactStore(tmp_path), threads=1)
     model = load_catalogue(TREE / "models").resolve("echo")
     known = ProfileBook().lookup(model, "echo", "cpu", "test")

@@ -5,19 +5,15 @@ import time
 from celery import Celery
 
 from broker.valkey.worker_store import Store
-from tasks.ticket import Ticket
 from tasks.topology import Limits
 from taxiway.contract.keys import INFER
+from tests.builders import a_delivery
 from tests.celery_double import Endings, NoCelery
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import TaskEvents
 from workers.celery_adapter.inspection import SHOW_EVERY, SHOW_WAITING, Inspection
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Headers
-
-TICKET = Ticket(
-    job="j", task=INFER, model="m:1", variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""
-)
 
 
 def nothing() -> None:
@@ -37,8 +33,7 @@ def inspection() -> Inspection:
 
 
 def delivery_that_came(received: float) -> Delivery:
-    headers = Headers("j", INFER, "")
-    return Delivery("j", TICKET, b"", "application/json", received, headers=headers, hardware_class="c")
+    return a_delivery(received=received, headers=Headers("j", INFER, ""))
 
 
 def test_what_came_just_now_is_held_and_needs_no_renewal_yet() -> None:

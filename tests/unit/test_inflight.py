@@ -14,11 +14,10 @@ from broker.valkey.claims import Claim, Verdict
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Model, load_catalogue
 from tasks.models.profiles import ProfileBook
-from tasks.ticket import Ticket
-from tasks.topology import HardwareClass, Price
-from taxiway.contract.keys import INFER
+from tasks.topology import Price
 from taxiway.contract.streaming import Piece
 from taxiway.errors import ExecutionError, TaxiwayError
+from tests.builders import a_class, a_delivery, a_ticket
 from tests.decoding import tiny_model
 from workers.decide.residency import InUseError
 from workers.device import find_device
@@ -75,21 +74,8 @@ class Deck:
 
     def delivery(self, claims: int) -> Delivery:
         """A message that is held under its job's second claim."""
-        ticket = Ticket(
-            job=str(uuid.uuid4()),
-            task=INFER,
-            model=self.model.id,
-            variants={"cpu.batch": "onnx"},
-            prices={"cpu.batch": 1.0},
-            accepted=0.0,
-            deadline_at=0.0,
-            level=1,
-            reason="the test says so",
-        )
-        claim = Claim(Verdict.RUN, "worker#2", claims=claims)
-        return Delivery(
-            ticket.job, ticket, b"", "application/json", hardware_class="cpu.batch", received=0.0, claim=claim
-        )
+        ticket = a_ticket(str(uuid.uuid4()), self.model.id, prices={"cpu.batch": 1.0})
+        return a_delivery(ticket, claim=Claim(Verdict.RUN, "worker#2", claims=claims))
 
     def join(self, job: Job) -> Job:
         """Let all the job's rows take part."""
@@ -113,7 +99,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def deck(catalogue: Path) -> Deck:
-    hardware = HardwareClass(device="cpu", runtimes=("onnx", "echo"), max_batch=4, max_wait=0.0, price=PRICE)
+    hardware = a_class(runtimes=("onnx", "echo"))
     executor = Executor(hardware, find_device(hardware, "cpu:0", emulate=False), store(catalogue), threads=1)
     return Deck(load_catalogue(catalogue).resolve("tiny"), executor)
 
@@ -205,9 +191,7 @@ def test_pieces_are_streamed_only_of_jobs_that_ask_and_make_up_the_answer(deck: 
 
 
 def test_a_variant_in_flight_is_not_unloaded_for_another(deck: Deck, catalogue: Path, tmp_path: Path) -> None:
-    hardware = HardwareClass(
-        device="cpu", runtimes=("onnx",), max_batch=4, max_wait=0.0, price=PRICE, memory=200 * 2**20
-    )
+    hardware = a_class(runtimes=("onnx",), memory=200 * 2**20)
     tiny_model(tmp_path, memory="100MiB")
     text = (tmp_path / "tiny" / "model.yaml").read_text().replace("name: tiny", "name: other", 1)
     (tmp_path / "tiny").rename(tmp_path / "other")

@@ -6,28 +6,24 @@ import pytest
 
 from tasks.models.catalogue import Profile, load_catalogue
 from tasks.settings import TREE
-from tasks.ticket import Ticket
-from tasks.topology import HardwareClass, Price
-from taxiway.contract.keys import INFER
+from tests.builders import a_class, a_delivery
 from workers.decide.batcher import BatchPolicy
 from workers.pipelines import Item
 from workers.stages.decode import gather
-from workers.stages.job import Delivery, Job
+from workers.stages.job import Job
 from workers.stages.lane import Lane
 
 PROFILE = Profile(base=0.001, slope=1e-6)
 MODEL = load_catalogue(TREE / "models").resolve("monte-carlo")
-HARDWARE = HardwareClass(device="cpu", runtimes=("python",), max_batch=8, max_wait=0.0, price=Price(1.0))
+HARDWARE = a_class(max_batch=8)
 BUCKET = 1_000_000
 
 
 def job(*sizes: int, deadline: float = 100.0) -> Job:
     """A job with rows of these sizes, all of one bucket."""
-    ticket = Ticket(
-        job="j", task=INFER, model=MODEL.id, variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""
+    made = Job(
+        a_delivery(), HARDWARE, MODEL, "python", "k", ({},), {}, (), single=False, arrived=0.0, deadline=deadline
     )
-    delivery = Delivery("j", ticket, b"", "application/json", hardware_class="c", received=0.0)
-    made = Job(delivery, HARDWARE, MODEL, "python", "k", ({},), {}, (), single=False, arrived=0.0, deadline=deadline)
     made.items = [Item({}, size) for size in sizes]
     made.answers = [None] * len(sizes)
     gather(made)

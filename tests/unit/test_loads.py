@@ -12,13 +12,11 @@ import pytest
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, load_catalogue
-from tasks.ticket import Ticket
-from tasks.topology import HardwareClass, Price
-from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
+from tests.builders import a_class, a_delivery, a_ticket
 from workers.device import find_device
 from workers.executor import Executor
-from workers.stages.job import Delivery, Job
+from workers.stages.job import Job
 from workers.stages.loads import LOAD_AT_MOST, Loads, Urgency
 
 MODEL = """
@@ -44,10 +42,7 @@ class Dock:
             (folder / name).mkdir()
             (folder / name / "model.yaml").write_text(MODEL.format(name=name))
         self.catalogue: Catalogue = load_catalogue(folder)
-        price = Price(usd_per_hour=1.0)
-        hardware = HardwareClass(
-            device="cpu", runtimes=("echo", "python"), max_batch=4, max_wait=0.0, price=price, memory=100 * 2**20
-        )
+        hardware = a_class(runtimes=("echo", "python"), memory=100 * 2**20)
         device = find_device(hardware, "cpu:0", emulate=False)
         self.executor = Executor(hardware, device, ArtefactStore(folder / "cache"), threads=1)
         self.failed: list[tuple[Job, TaxiwayError]] = []
@@ -57,19 +52,8 @@ class Dock:
 
     def job(self, model: str, variant: str = "echo", *, deadline: float = math.inf, arrived: float = 0.0) -> Job:
         """A job that waits for its variant."""
-        ticket = Ticket(
-            job=f"{model} {deadline} {arrived}",
-            task=INFER,
-            model=f"{model}:1",
-            variants={"cpu.batch": variant},
-            prices={"cpu.batch": 1.0},
-            accepted=0.0,
-            deadline_at=0.0,
-            level=1,
-            reason="the test says so",
-        )
         job = Job(
-            delivery=Delivery(ticket.job, ticket, b"", "application/json", hardware_class="cpu.batch", received=0.0),
+            delivery=a_delivery(a_ticket(f"{model} {deadline} {arrived}", f"{model}:1")),
             hardware=self.executor.hardware,
             model=self.catalogue.resolve(model),
             variant=variant,

@@ -15,9 +15,10 @@ from router.decide.placement import NEAR, WARM_PREFERENCE, Option, Placement, pl
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
-from tasks.topology import HardwareClass, Price, Service, Topology
+from tasks.models.catalogue import Model, Profile, Variant
+from tasks.topology import HardwareClass, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
+from tests.builders import a_class, a_device, a_text_model, a_topology
 from tests.unit.strategies import situations
 
 Situation = tuple[Model, Needs, Topology, FleetSnapshot]
@@ -230,18 +231,7 @@ def has_room(option: Option, needs: Needs) -> bool:
 
 
 def model(**variants: Variant) -> Model:
-    text = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
-    return Model(
-        name="sentiment",
-        version=1,
-        summary="",
-        licence="",
-        pipeline="text",
-        inputs=(text,),
-        outputs=(text,),
-        variants=dict(variants) or {"fast": variant()},
-        reference="fast",
-    )
+    return a_text_model(**(variants or {"fast": variant()}))
 
 
 def variant(run: float = 0.1, **fields: Any) -> Variant:
@@ -250,30 +240,15 @@ def variant(run: float = 0.1, **fields: Any) -> Variant:
 
 
 def hardware(dollars: float = 0.36, **fields: Any) -> HardwareClass:
-    given: dict[str, Any] = {"device": "cpu", "runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0}
-    return HardwareClass(**(given | {"price": Price(dollars)} | fields))
+    return a_class(dollars, **({"runtimes": ("onnx",), "max_batch": 8} | fields))
 
 
 def topology(**classes: HardwareClass) -> Topology:
-    return Topology(
-        hardware=dict(classes) or {"cpu": hardware()}, service={"standard": Service()}, default_service="standard"
-    )
+    return a_topology(**(classes or {"cpu": hardware()}))
 
 
 def device(hardware_class: str = "cpu", **fields: Any) -> DeviceFacts:
-    given: dict[str, Any] = {
-        "worker": f"{hardware_class}@host",
-        "hardware_class": hardware_class,
-        "device": "cpu:0",
-        "kind": "cpu",
-        "emulated": False,
-        "name": "a device",
-        "memory_total": 1000,
-        "memory_free": 1000,
-        "runtimes": ("onnx",),
-        "warm": ("sentiment:1/fast",),
-    }
-    return DeviceFacts(**(given | fields))
+    return a_device(hardware_class, **({"runtimes": ("onnx",), "warm": ("sentiment:1/fast",)} | fields))
 
 
 def fleet(*live: DeviceFacts, **work: Sequence[float]) -> FleetSnapshot:

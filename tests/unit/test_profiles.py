@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.derive_profiles import derive
 from tasks.document import Size
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant, load_catalogue
+from tasks.models.catalogue import Profile, Variant, load_catalogue
 from tasks.models.profiles import (
     STALE_AFTER,
     UNSURE,
@@ -30,22 +30,12 @@ from tasks.models.profiles import (
     render_profile,
 )
 from tasks.settings import TREE
+from tests.builders import a_text_model
 from workers.profiling.outcome import Outcome, write
 
 TODAY = datetime.date(2026, 6, 1)
-TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)
-MODEL = Model(
-    name="sentiment",
-    version=1,
-    summary="",
-    licence="",
-    pipeline="text",
-    inputs=(TEXT,),
-    outputs=(TEXT,),
-    variants={"fast": Variant(runtime="onnx", memory=Size(7), profiles={"cpu": DEFAULT})},
-    reference="fast",
-)
+MODEL = a_text_model(fast=Variant(runtime="onnx", memory=Size(7), profiles={"cpu": DEFAULT}))
 RESIDUAL = Residuals(p50=1.0, p90=1.1, p95=1.2, p99=1.4)
 MEASURED = Measurement(
     date="2026-05-30",

@@ -22,16 +22,14 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.waiting import alike, most_of_each
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
-from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
+from tasks.models.catalogue import Model, Profile, Variant
 from tasks.models.profiles import ProfileBook
-from tasks.topology import HardwareClass, Price, Rebalance, Service, Topology
+from tasks.topology import HardwareClass, Rebalance, Service, Topology
 from taxiway.contract.keys import LEVELS
+from tests.builders import a_class, a_device, a_text_model
 from tests.unit.strategies import constraints, fleets, models, needs, topologies
 
 RULES = Rebalance()
-
-few = settings(max_examples=50)
-"""A scene takes long to draw."""
 
 
 @st.composite
@@ -55,7 +53,6 @@ def scenes(draw: st.DrawFn) -> tuple[list[Group], dict[str, list[float]], dict[s
 Scene = tuple[list[Group], dict[str, list[float]], dict[str, int]]
 
 
-@few
 @given(scene=scenes())
 def test_no_job_is_lost_moved_twice_or_invented(scene: Scene) -> None:
     groups, _, _ = scene
@@ -66,7 +63,6 @@ def test_no_job_is_lost_moved_twice_or_invented(scene: Scene) -> None:
     assert all(source[job] == move.source != move.target for move in moves for job in move.jobs)
 
 
-@few
 @given(scene=scenes())
 def test_a_tick_moves_no_more_than_its_share_of_a_queue_or_what_keeps_the_target_busy(scene: Scene) -> None:
     groups, _, depths = scene
@@ -78,7 +74,6 @@ def test_a_tick_moves_no_more_than_its_share_of_a_queue_or_what_keeps_the_target
         assert len(move.jobs) <= max(depths[move.source] * RULES.max_share_per_tick, busy)
 
 
-@few
 @given(scene=scenes())
 def test_jobs_move_only_to_live_candidates_of_their_board_that_are_not_kept_for_others(scene: Scene) -> None:
     groups, work, _ = scene
@@ -93,7 +88,6 @@ def test_jobs_move_only_to_live_candidates_of_their_board_that_are_not_kept_for_
             assert not kept_back(table, ahead)[index]
 
 
-@few
 @given(scene=scenes(), data=st.data())
 def test_nothing_goes_a_closed_way(scene: Scene, data: st.DataObject) -> None:
     moves = rebalance(*scene, RULES)
@@ -104,7 +98,6 @@ def test_nothing_goes_a_closed_way(scene: Scene, data: st.DataObject) -> None:
     assert (shut.source, shut.target) not in {(move.source, move.target) for move in again}
 
 
-@few
 @given(scene=scenes())
 def test_moves_leave_in_time_what_was_surely_in_time(scene: Scene) -> None:
     groups, work, depths = scene
@@ -122,7 +115,6 @@ def test_moves_leave_in_time_what_was_surely_in_time(scene: Scene) -> None:
             assert guaranteed(group, work, came) <= limit * (1 + 1e-6)
 
 
-@few
 @given(scene=scenes())
 def test_a_job_goes_only_where_it_is_surely_in_time_or_would_be_answered_earlier(scene: Scene) -> None:
     groups, work, depths = scene
@@ -249,7 +241,6 @@ def guaranteed(group: Group, work: dict[str, list[float]], came: float) -> float
     return float(reckon(group.table, group.needs, columns).guaranteed[group.here])
 
 
-@few
 @given(scene=scenes(), seed=st.randoms(use_true_random=False))
 def test_the_order_of_groups_does_not_matter(scene: Scene, seed: object) -> None:
     groups, work, depths = scene
@@ -258,17 +249,10 @@ def test_the_order_of_groups_does_not_matter(scene: Scene, seed: object) -> None
 
 def two_classes(*, dear: float = 1.0, speed: float = 1.0) -> tuple[Model, Topology, FleetSnapshot]:
     """`cpu.a` at a dollar an hour, and `cpu.b`, `dear` times as dear; a row takes 10 ms on both, over `speed` on b."""
-    spec = TensorSpec("rows", "FP32", (-1,))
-    variant = Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.01)})
-    model = Model(
-        name="m", version=1, summary="", licence="", pipeline="tensors", inputs=(spec,), outputs=(spec,),
-        variants={"v": variant}, reference="v",
-    )  # fmt: skip
+    model = a_text_model("m", v=Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.01)}))
 
     def hardware(price: float) -> HardwareClass:
-        return HardwareClass(
-            device="cpu", runtimes=("echo",), max_batch=1, max_wait=0, horizon=1000, price=Price(usd_per_hour=price)
-        )
+        return a_class(price, max_batch=1, horizon=1000)
 
     topology = Topology(
         hardware={"cpu.a": hardware(1.0), "cpu.b": hardware(dear)},
@@ -277,12 +261,9 @@ def two_classes(*, dear: float = 1.0, speed: float = 1.0) -> tuple[Model, Topolo
     )
     paces = {"cpu.a": 1.0, "cpu.b": 1.0 / speed}
     devices = tuple(
-        DeviceFacts(
-            worker=name, hardware_class=name, device="cpu:0", kind="cpu", emulated=False, name="", memory_total=2**34,
-            memory_free=0, runtimes=("echo",), warm=("m:1/v",), pace={"m:1/v": pace}, residual={"m:1/v": (1.0,)},
-        )
+        a_device(name, runtimes=("echo",), warm=("m:1/v",), pace={"m:1/v": pace}, residual={"m:1/v": (1.0,)})
         for name, pace in paces.items()
-    )  # fmt: skip
+    )
     return model, topology, FleetSnapshot(devices=devices)
 
 

@@ -13,6 +13,7 @@ from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts
 from tasks.retarget import is_emulated, unfit_for
 from tasks.topology import Topology, parse_topology
+from tests.builders import a_device
 from tests.unit.strategies import topologies
 
 TOPOLOGY = parse_topology("""
@@ -31,8 +32,7 @@ PATIENCE = 2.0
 
 
 def device(name: str, own: str = "cpu.day", **facts: Any) -> DeviceFacts:
-    known = {"device": "cpu:0", "kind": "cpu", "emulated": False, "memory_total": 2**34, "memory_free": 0, "name": ""}
-    return DeviceFacts(worker=name, hardware_class=own, **{**known, "runtimes": ("echo", "onnx"), **facts})
+    return a_device(own, worker=name, **{"runtimes": ("echo", "onnx"), **facts})
 
 
 def waiting(**seconds: float) -> dict[str, tuple[float, ...]]:

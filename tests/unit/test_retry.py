@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
-from tasks.ticket import Ticket
 from tasks.topology import load_topology
-from taxiway.contract.keys import INFER
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
+from tests.builders import a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
 from workers.decide.faults import DeviceLostError, Fault, fault_of
 from workers.decide.retry import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, pause
@@ -22,10 +21,7 @@ from workers.stages.retry import OUT_OF_MEMORY, OutOfMemoryPolicy, Retries
 
 
 def delivery(job: str = "j") -> Delivery:
-    ticket = Ticket(
-        job=job, task=INFER, model="echo:1", variants={}, prices={}, accepted=0, deadline_at=0, level=1, reason=""
-    )
-    return Delivery(job, ticket, b"", "application/json", 0.0, hardware_class="cpu.batch")
+    return a_delivery(a_ticket(job))
 
 
 def failed(one: Delivery, error: TaxiwayError) -> Ended:

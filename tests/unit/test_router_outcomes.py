@@ -4,23 +4,14 @@ import msgspec
 
 from router.service.outcomes import OutcomeCounters
 from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, count, empty
+from tests.builders import a_device
 
 
 def a_worker(name: str, succeeded: int, *latencies: float) -> DeviceFacts:
     figures = empty()
     for seconds in latencies:
         count(figures, seconds)
-    return DeviceFacts(
-        worker=name,
-        hardware_class="cpu",
-        device="cpu:0",
-        kind="cpu",
-        emulated=False,
-        name="test",
-        memory_total=1,
-        memory_free=1,
-        done={"cpu": Done({"succeeded": succeeded}, {"run": tuple(figures)})},
-    )
+    return a_device("cpu", worker=name, done={"cpu": Done({"succeeded": succeeded}, {"run": tuple(figures)})})
 
 
 def test_what_workers_did_before_the_first_look_is_not_counted() -> None:

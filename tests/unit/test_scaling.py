@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from router.decide.scaling import MEMORY, Look, Scaler, deadlines, lasting, replicas
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import DeviceFacts
 from tasks.topology import HardwareClass, Price, Scaling, Service, Topology, TopologyError, parse_topology
 from taxiway.contract.keys import LEVELS
+from tests.builders import a_device
 
 HARDWARE = HardwareClass(
     device="cpu",
@@ -101,11 +101,7 @@ def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
     assert deadlines(topology) == (0.25, math.inf, math.inf, math.inf)
     scaler = Scaler(topology)
     assert scaler.wanted() == {}
-    device = DeviceFacts(
-        worker="w", hardware_class="cpu", device="cpu:0", kind="cpu", emulated=False, name="", memory_total=1,
-        memory_free=1, utilisation=0.9,
-    )  # fmt: skip
-    fleet = FleetSnapshot(devices=(device,), work={"cpu": (0.5, 0.0, 0.0, 0.0)})
+    fleet = FleetSnapshot(devices=(a_device("cpu", utilisation=0.9),), work={"cpu": (0.5, 0.0, 0.0, 0.0)})
     scaler.look(fleet, 0.0)
     assert scaler.wanted()["cpu"].replicas == 2
     for second in range(1, 9):
@@ -119,10 +115,7 @@ def test_a_scaler_follows_a_fleet_up_and_down_again() -> None:
 def test_the_time_of_a_lent_device_counts_for_the_class_that_it_helps() -> None:
     hardware = {"home": scaled(start=0.0), "away": scaled(start=0.0)}
     scaler = Scaler(Topology(hardware=hardware, service={"bulk": Service(priority="low")}, default_service="bulk"))
-    lent = DeviceFacts(
-        worker="w", hardware_class="home", device="cpu:0", kind="cpu", emulated=False, name="", memory_total=1,
-        memory_free=1, utilisation=0.9, serves=("home", "away"),
-    )  # fmt: skip
+    lent = a_device("home", utilisation=0.9, serves=("home", "away"))
     scaler.look(FleetSnapshot((lent,)), 0.0)
     wants = scaler.wanted()
     assert (wants["home"].replicas, wants["home"].devices) == (0, 1)

@@ -10,11 +10,12 @@ from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.snapshot_reader import STARTS_FOR, Refusal, snapshot_from
 from router.service.store import FleetFacts
-from tasks.heartbeat import GONE_AFTER, DeviceFacts
+from tasks.heartbeat import GONE_AFTER
 from tasks.models.catalogue import load_catalogue
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import load_topology
+from tests.builders import a_device
 
 NOW = 1000.0
 CATALOGUE = load_catalogue(TREE / "models")
@@ -22,19 +23,7 @@ TOPOLOGY = load_topology(TREE / "queues.yaml")
 
 
 def device(worker, **more):
-    facts = DeviceFacts(
-        worker=worker,
-        hardware_class="cpu.batch",
-        device="cpu:0",
-        kind="cpu",
-        emulated=False,
-        name="test",
-        memory_total=1,
-        memory_free=1,
-        runtimes=("echo",),
-        **more,
-    )
-    return msgspec.json.encode(facts)
+    return msgspec.json.encode(a_device(worker=worker, runtimes=("echo",), **more))
 
 
 def facts(devices=None, heartbeats=None, work=None):

@@ -2,18 +2,14 @@ from __future__ import annotations
 
 import threading
 
-from tasks.ticket import Ticket
-from taxiway.contract.keys import INFER
 from taxiway.contract.streaming import Piece
+from tests.builders import a_delivery
 from workers.stages.job import Delivery, Dropped
 from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue
 
 
 def endings(number: int) -> list[Dropped]:
-    ticket = Ticket(
-        job="j", task=INFER, model="m:1", variants={}, prices={}, accepted=0.0, deadline_at=0.0, level=1, reason=""
-    )
-    return [Dropped(Delivery("j", ticket, b"", "application/json", 0.0, hardware_class="c"))] * number
+    return [Dropped(a_delivery())] * number
 
 
 def test_what_was_put_is_taken_together_and_in_order() -> None:

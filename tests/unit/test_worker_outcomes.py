@@ -6,27 +6,15 @@ from typing import Any
 import pytest
 
 from tasks.heartbeat import BOUNDS
-from tasks.ticket import Ticket
 from taxiway.contract.job import Result, RunReport
-from taxiway.contract.keys import INFER
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
+from tests.builders import a_delivery, a_ticket
 from workers.stages.job import Delivery, Ended, Outcome
 from workers.stages.outcomes import OutcomeCounters
 
 
-def a_delivery(**changes: Any) -> Delivery:
-    ticket = Ticket(
-        job="1",
-        task=INFER,
-        model="echo:1",
-        variants={"cpu.batch": "echo"},
-        prices={"cpu.batch": 1.0},
-        accepted=100.0,
-        deadline_at=0.0,
-        level=1,
-        reason="the test says so",
-    )
-    return Delivery("1", ticket, b"", "application/json", time.time(), hardware_class="cpu.batch", **changes)
+def taken(**changes: Any) -> Delivery:
+    return a_delivery(a_ticket("1", accepted=100.0), received=time.time(), **changes)
 
 
 def answered(delivery: Delivery, run_time: float) -> Ended:
@@ -50,7 +38,7 @@ def failed(delivery: Delivery, error: TaxiwayError) -> Ended:
 
 def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> None:
     counters = OutcomeCounters("cpu:0")
-    counters.count([answered(a_delivery(began=time.time() - 0.5, started=102.0), run_time=0.25)])
+    counters.count([answered(taken(began=time.time() - 0.5, started=102.0), run_time=0.25)])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"succeeded": 1}
     assert {stage: figures[-1] for stage, figures in done.latency.items()} == {
@@ -64,9 +52,9 @@ def test_an_answered_job_counts_with_its_wait_its_run_and_all_of_its_time() -> N
 def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
     counters = OutcomeCounters("cpu:0")
     began = time.time() - 0.5
-    counters.count([answered(a_delivery(began=began, started=102.0), run_time=0.25) for _ in range(2)])
-    counters.count([failed(a_delivery(began=began, started=103.0), ExecutionError("it broke"))])
-    counters.count([failed(a_delivery(), DeadlineExceededError("late"))])
+    counters.count([answered(taken(began=began, started=102.0), run_time=0.25) for _ in range(2)])
+    counters.count([failed(taken(began=began, started=103.0), ExecutionError("it broke"))])
+    counters.count([failed(taken(), DeadlineExceededError("late"))])
     ran = counters.totals()["cpu.batch"].models["echo:1"]
     assert (ran.answered, ran.failed, ran.batches, ran.queue, ran.run) == (2, 1, 2.0, 4.0, 0.5)
     assert (ran.total, ran.lost) == (pytest.approx(5.0, abs=0.4), pytest.approx(3.5, abs=0.2))
@@ -75,7 +63,7 @@ def test_a_model_has_the_sums_of_its_jobs_that_began() -> None:
 
 def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
     counters = OutcomeCounters("cpu:0")
-    counters.count([failed(a_delivery(), DeadlineExceededError("late"))])
+    counters.count([failed(taken(), DeadlineExceededError("late"))])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"expired": 1}
     assert not any(map(sum, done.latency.values()))
@@ -83,7 +71,7 @@ def test_a_job_that_never_ran_counts_by_its_outcome_alone() -> None:
 
 def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
     counters = OutcomeCounters("cpu:0")
-    counters.count([failed(a_delivery(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
+    counters.count([failed(taken(began=time.time() - 3, started=102.0), ExecutionError("it broke"))])
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"failed": 1}
     assert done.latency["run"][-1] == pytest.approx(3.0, abs=0.2)
