@@ -9,7 +9,8 @@ import gguf
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from workers.recipes.smollm2_onnx import make
+from tasks.models.code import recipe_code
+from tasks.settings import TREE
 from workers.runtimes import Placed
 from workers.runtimes.onnx_decoder import OnnxDecoder
 
@@ -83,6 +84,7 @@ def _byte_tokenizer() -> Tokenizer:
 def _write_graph(folder: Path, layers: int, hidden: int) -> Path:
     weights, graph = folder / "weights.gguf", folder / "graph.onnx"
     _write_weights(weights, layers, hidden)
+    make = recipe_code("smollm2-onnx", str(TREE / "models" / "generate")).load()
     make({"weights": weights}, graph, {"precision": "fp32"})
     return graph
 

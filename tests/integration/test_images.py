@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tasks.models.catalogue import Derived, Model, Variant, load_catalogue
+from tasks.models.code import ENTRIES, entry_code, recipe_code
 from tasks.settings import TREE
 
 OURS = {"taxiway", "tasks", "broker", "router", "workers"}
@@ -40,8 +41,6 @@ LOCKED = {
 WORKERS = {"worker-cpu": {"onnx", "python", "echo"}, "worker-cuda": {"torch", "echo"}, "worker-tpu": {"jax", "echo"}}
 LOADED_BY_NAME = ("kombu.transport.redis", "celery.backends.redis")
 """What Celery loads for a `redis://` address; it does not require all that these import."""
-
-SUFFIX = {"torch": "_torch", "jax": "_jax"}
 
 
 def installed_by(image: str) -> set[str]:
@@ -80,6 +79,8 @@ def top_level(tree: ast.Module) -> Iterator[ast.stmt]:
 
 
 def source_of(module: str) -> Path:
+    if is_file(module):
+        return Path(module)
     if module in LOADED_BY_NAME:
         spec = importlib.util.find_spec(module)
         assert spec is not None and spec.origin is not None
@@ -88,46 +89,58 @@ def source_of(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
+def is_file(module: str) -> bool:
+    """Whether it is one that is loaded by its path: a model's own code."""
+    return module.endswith(".py")
+
+
 def is_module(package: str, name: str) -> bool:
     return package.partition(".")[0] in OURS and source_of(f"{package}.{name}").exists()
 
 
-def foreign_imports(entries: Iterable[str]) -> set[str]:
-    """The top-level names, not ours and not Python's, that the modules reachable from `entries` import."""
+def imported(entries: Iterable[str]) -> tuple[set[str], set[str]]:
+    """The modules of ours reachable from `entries`, and the top-level names, not Python's, that they import besides."""
     seen: set[str] = set()
     foreign: set[str] = set()
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
         top = module.partition(".")[0]
-        if top not in OURS and module not in LOADED_BY_NAME:
+        if top not in OURS and module not in LOADED_BY_NAME and not is_file(module):
             foreign.add(top)
         elif module not in seen:
             seen.add(module)
             waiting += [*imports(module), *parents(module)]
-    return foreign - sys.stdlib_module_names
+    return seen, foreign - sys.stdlib_module_names
 
 
 def parents(module: str) -> list[str]:
     above = module.rpartition(".")[0]
-    return [above] if above and module not in LOADED_BY_NAME else []
+    return [above] if above and module not in LOADED_BY_NAME and not is_file(module) else []
 
 
 def modules_of(image: str) -> set[str]:
     """The modules that an image's process loads: its entry point's, and those it loads by name for its variants."""
     if image not in WORKERS:
         return {*LOADED_BY_NAME, *({"router.__main__"} if image == "router" else {"flower.command"})}
-    found = {*LOADED_BY_NAME, "workers.__main__"}
+    found = {*LOADED_BY_NAME, *tried_by(image)}
     for model in load_catalogue(TREE / "models").models.values():
         for variant in model.variants.values():
             if variant.runtime in WORKERS[image]:
-                found |= {f"workers.runtimes.{variant.runtime}", *architecture(variant), *recipes(model, variant)}
+                found |= {f"workers.runtimes.{variant.runtime}", *recipes(model, variant)}
+                if variant.runtime in ENTRIES:
+                    found.add(str(entry_code(variant.runtime, variant.entry, model.folder).source))
     return found
 
 
-def architecture(variant: Variant) -> set[str]:
-    name = variant.entry.replace("-", "_").partition(".")[0] + SUFFIX.get(variant.runtime, "")
-    return {f"workers.architectures.{name}"} if is_module("workers.architectures", name) else set()
+def dockerfile(image: str) -> str:
+    return (TREE / "docker" / f"{image}.Dockerfile").read_text()
+
+
+def tried_by(image: str) -> set[str]:
+    """The modules that the image's build imports: the entry point's and those that this imports in functions."""
+    (line,) = re.findall(r'^RUN python -c "import (.*)"$', dockerfile(image), re.MULTILINE)
+    return set(line.split(", "))
 
 
 def recipes(model: Model, variant: Variant) -> set[str]:
@@ -137,7 +150,7 @@ def recipes(model: Model, variant: Variant) -> set[str]:
     while waiting:
         artefact = model.artefacts[waiting.pop()]
         if isinstance(artefact, Derived):
-            found.add(f"workers.recipes.{artefact.recipe.replace('-', '_')}")
+            found.add(str(recipe_code(artefact.recipe, model.folder).source))
             waiting += artefact.inputs.values()
     return found
 
@@ -152,9 +165,16 @@ def test_an_image_installs_whatever_its_process_imports(image: str) -> None:
     installed = installed_by(image)
     providers = importlib.metadata.packages_distributions()
 
-    for name in sorted(foreign_imports(modules_of(image))):
+    for name in sorted(imported(modules_of(image))[1]):
         brought_by = {canonicalize_name(distribution) for distribution in providers[name]}
         assert brought_by & installed, f"{name} is imported, and none of the image's groups brings it"
+
+
+@pytest.mark.parametrize("image", sorted(WORKERS))
+def test_an_image_holds_the_code_of_ours_that_its_process_loads(image: str) -> None:
+    copied = set(re.findall(r"^COPY (\w+) \1$", dockerfile(image), re.MULTILINE))
+    ours = {source_of(module) for module in imported(modules_of(image))[0] - {*LOADED_BY_NAME}}
+    assert {file.relative_to(TREE).parts[0] for file in ours} <= copied
 
 
 def test_the_fleet_group_holds_every_group_that_an_image_installs_but_the_heavy_ones() -> None:
@@ -192,4 +212,4 @@ def test_a_lock_has_what_its_image_asks_for_each_file_by_its_hash(image: str) ->
     for wanted in map(Requirement, asked["requirements"](LOCKED[image])):
         assert wanted.specifier.contains(versions[canonicalize_name(wanted.name)]), f"{wanted}: run `make lock`"
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=\w)", text.strip()))
-    assert f"docker/requirements/{image}.txt" in (TREE / "docker" / f"{image}.Dockerfile").read_text()
+    assert f"docker/requirements/{image}.txt" in dockerfile(image)

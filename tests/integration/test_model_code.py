@@ -122,7 +122,7 @@ def test_a_module_without_its_function_is_named(folder: Path) -> None:
 def test_what_is_missing_is_told_with_what_there_is_and_how_to_add_it(package: Path, folder: Path) -> None:
     (folder / "tripling.py").write_text("\ndef call(number): ...\n")
     told = (
-        r"no callable 'halving': expected one of doubling, (.*)tripling; to add it, put halving\.py with the function "
+        r"no callable 'halving': expected one of doubling, tripling; to add it, put halving\.py with the function "
         r"call beside model\.yaml, or install a package with the entry point halving in the group .taxiway\.callables"
     )
     with pytest.raises(CodeError, match=told):

@@ -1,4 +1,8 @@
-"""Python functions of the catalogue, called row by row in a process of their own: see `workers/callables`."""
+"""Python functions of the catalogue (`runtime: python`), called row by row in a process of their own.
+
+A callable is a function `call(**inputs) -> outputs`: one row's inputs by name as scalars or arrays (`-` in a name
+becomes `_`), and a dict of its outputs by name. Only the catalogue names it, no request does.
+"""
 
 from __future__ import annotations
 

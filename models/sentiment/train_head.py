@@ -1,4 +1,4 @@
-"""`python -m workers.training.sentiment_head`: train the head of the model `sentiment` and tell its held-out accuracy.
+"""`python models/sentiment/train_head.py`: train the head of the model `sentiment` and tell its held-out accuracy.
 
 Data: the four sets of sentences in the vaderSentiment source archive (Hutto and Gilbert 2014, MIT licence), each rated
 by 20 people from -4 to 4. A sentence whose mean rating is within half a point of zero is neutral: the model has no
