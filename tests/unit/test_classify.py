@@ -108,10 +108,11 @@ NEEDS = 6 * 2**30
     ],
 )
 def test_a_device_whose_memory_others_use_gets_no_work_that_does_not_fit(facts: dict[str, Any], able: bool) -> None:
-    device = a_device("gpu", kind="cuda", memory_total=8 * 2**30, runtimes=("torch",), **facts)
+    memory = {"memory_total": 8 * 2**30, **facts}
+    device = a_device("gpu", worker="a", kind="cuda", runtimes=("torch",), **memory)
     variant = Variant(runtime="torch", memory=Size(NEEDS), profiles={"cuda": Profile(base=1, slope=1)})
     topology = a_topology(gpu=a_class(device="cuda", runtimes=("torch",)))
-    candidates, refusals = classify(a_text_model(v=variant), Constraints(), topology, FleetSnapshot((device,)))
+    candidates, refusals = classify(a_text_model("m", v=variant), Constraints(), topology, FleetSnapshot((device,)))
     assert [one.devices for one in candidates] == ([(device,)] if able else [])
     assert [one.ever for one in refusals] == ([] if able else [False])
     assert all("others leave a" in one.reason for one in refusals)
