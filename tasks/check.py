@@ -15,7 +15,7 @@ import msgspec
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
-from tasks.models.code import ENTRIES, CodeError, entry_code
+from tasks.models.code import ENTRIES, CodeError, entry_code, runtime_code
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
@@ -45,6 +45,7 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
     topology, verdicts = _topology(queues)
     catalogue = load_catalogue(models)
     if topology is not None:
+        verdicts += _runtimes(topology)
         verdicts += _warm(topology, catalogue)
     if not catalogue.models and not catalogue.disabled:
         verdicts.append(Verdict(subject=str(models), level="error", text="expected models there, got none"))
@@ -56,6 +57,7 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
     return verdicts
 
 
+_ELSEWHERE = "correct the name, or install its package where the workers are; it may be missing here"
 _REPAIR = "it is disabled until that is corrected; a running fleet notices the repair by itself"
 
 
@@ -69,6 +71,17 @@ def _topology(queues: Path) -> tuple[Topology | None, list[Verdict]]:
         ]
     text = f"{len(topology.hardware)} hardware classes, {len(topology.service)} services"
     return topology, [Verdict(subject=QUEUES, level="ok", text=text)]
+
+
+def _runtimes(topology: Topology) -> Iterator[Verdict]:
+    """The runtimes of classes that are not ours, and that no package here registers."""
+    for name, hardware in sorted(topology.hardware.items()):
+        for place, runtime in enumerate(hardware.runtimes):
+            try:
+                runtime_code(runtime)
+            except CodeError as error:
+                text = f"hardware.{name}.runtimes.{place}: {error}"
+                yield Verdict(subject=QUEUES, level="warning", text=text, hint=_ELSEWHERE)
 
 
 def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
@@ -123,6 +136,10 @@ def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str])
             entry_code(variant.runtime, variant.entry, model.folder)
     except CodeError as error:
         yield Verdict(subject=subject, level="error", text=f"entry: {error}")
+    try:
+        runtime_code(variant.runtime)
+    except CodeError as error:
+        yield Verdict(subject=subject, level="warning", text=f"runtime: {error}", hint=_ELSEWHERE)
     for role, artefact in variant.artefacts.items():
         try:
             path = store.present(model, artefact)

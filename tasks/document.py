@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import msgspec
 import yaml
@@ -15,6 +15,12 @@ from msgspec import inspect
 from taxiway.contract.quoting import quoted
 
 Value = TypeVar("Value")
+
+RuntimeName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64, examples=["onnx", "torch", "jax", "python", "echo"]),
+]
+"""A runtime of ours, or one that an installed package registers (`tasks.models.code`)."""
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]+)?)\s*(B|KiB|MiB|GiB|TiB)$")

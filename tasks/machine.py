@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pynvml
 
+from tasks.models.code import registered
+
 RUNTIMES = {"onnx": "onnxruntime", "jax": "jax", "torch": "torch"}
 """The distribution that brings each runtime."""
 
@@ -72,7 +74,8 @@ def version_of(distribution: str) -> str | None:
 def packages() -> dict[str, str]:
     """The installed distributions that decide how fast variants run, with their versions."""
     found = {name: version_of(name) for name in (*RUNTIMES.values(), "numpy")}
-    return {name: version for name, version in found.items() if version is not None}
+    others = {name: point.dist.version if point.dist else "" for name, point in registered("runtimes").items()}
+    return others | {name: version for name, version in found.items() if version is not None}
 
 
 def _cores() -> int:
@@ -116,4 +119,5 @@ def _tpu_chips() -> int:
 
 def _runtimes() -> dict[str, str]:
     found = {name: version_of(distribution) for name, distribution in RUNTIMES.items()}
-    return {name: version for name, version in found.items() if version is not None}
+    others = {name: point.dist.version if point.dist else "" for name, point in registered("runtimes").items()}
+    return others | {name: version for name, version in found.items() if version is not None}

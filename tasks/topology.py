@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
+from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from taxiway.contract.amounts import ELEMENTS
 from taxiway.contract.blobs import INLINE
 from taxiway.contract.durability import Durability
@@ -97,7 +97,7 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """
 
     device: DeviceKind
-    runtimes: Annotated[tuple[Literal["onnx", "torch", "jax", "python", "echo"], ...], msgspec.Meta(min_length=1)]
+    runtimes: Annotated[tuple[RuntimeName, ...], msgspec.Meta(min_length=1)]
     concurrency: Positive | Literal["per-core"] = 1
     max_batch: Positive
     max_wait: Seconds

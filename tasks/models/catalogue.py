@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tasks.document import DocumentError, Size, Verbatim, json_schema, parse_document
+from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.models.files import local_sha256, local_signature
 from tasks.models.graphs import GraphError, differences
 from tasks.models.units import EXPECTED, UnitError, read_unit
@@ -165,7 +165,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     callable has `limits`.
     """
 
-    runtime: Literal["onnx", "torch", "jax", "python", "echo"]
+    runtime: RuntimeName
     precision: Literal["fp32", "fp16", "bf16", "int8", "none"] = "none"
     artefacts: dict[str, str] = {}
     entry: str = ""

@@ -6,16 +6,21 @@ import hashlib
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tasks.check import check_configuration
+from tasks.machine import look
 from tasks.models.artefacts import ArtefactError, ArtefactStore, derived_key
 from tasks.models.catalogue import Model, parse_model
 from tasks.models.code import CodeError, entry_code, recipe_code
+from tasks.settings import Settings
 from tests import installed
+from tests.working import QUEUES, Tower, worker_process, worker_settings
 from workers.runtimes import Placed, open_runtime
 
 MODEL = """
@@ -32,6 +37,7 @@ artefacts:
 reference: python
 variants:
   python: {{runtime: python, entry: doubling, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
+  abacus: {{runtime: abacus, artefacts: {{made: made}}, memory: 0, profiles: {{cpu: {{base: 0.001, slope: 0}}}}}}
 """
 
 
@@ -56,9 +62,12 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def described(folder: Path, recipe: str) -> str:
+    return MODEL.format(sha256=hashlib.sha256((folder / "raw").read_bytes()).hexdigest(), recipe=recipe)
+
+
 def model(folder: Path, recipe: str = "shorten") -> Model:
-    sha256 = hashlib.sha256((folder / "raw").read_bytes()).hexdigest()
-    return parse_model(MODEL.format(sha256=sha256, recipe=recipe), "lab/model.yaml", str(folder))
+    return parse_model(described(folder, recipe), "lab/model.yaml", str(folder))
 
 
 def test_a_recipe_beside_model_yaml_makes_its_artefact(folder: Path, tmp_path: Path) -> None:
@@ -144,6 +153,34 @@ def test_a_registered_network_runs_on_its_runtime(package: Path, tmp_path: Path)
     save_file({"factor": np.array(3, np.float32)}, tmp_path / "w.safetensors")
     placed = Placed("lab", "fp32", "scaling", {"weights": tmp_path / "w.safetensors"}, "cpu")
     assert ran("jax", placed, value=[1.0, 2.0]) == {"value-after": [3.0, 6.0]}
+
+
+def test_a_worker_serves_a_recipe_a_callable_and_a_runtime_of_an_installed_package(
+    package: Path, folder: Path, settings: Settings, tmp_path: Path
+) -> None:
+    queues = QUEUES.replace("[python, echo]", "[python, abacus]").replace("[echo, slab]", "[]")
+    fleet = replace(worker_settings(settings, folder.parents[1], queues), cache=tmp_path / "cache")
+    (folder / "model.yaml").write_text(described(folder, "shorten"))
+    with worker_process(fleet), Tower(fleet) as tower:
+        doubled, added = (
+            tower.result(tower.order("lab", {"number": [20]}, variant=variant)) for variant in ("python", "abacus")
+        )
+    assert doubled.outputs == {"number-after": [40]}
+    assert added.outputs == {"number-after": [23]}
+
+
+def test_a_machine_tells_the_version_of_a_registered_runtime(package: Path) -> None:
+    assert look().runtimes["abacus"] == installed.VERSION
+
+
+def test_a_runtime_that_is_not_installed_here_is_a_warning(package: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "queues.yaml").write_text(QUEUES.replace("[python, echo]", "[abacos, python]").replace("slab]", "]"))
+    (folder / "model.yaml").write_text(described(folder, "shorten").replace("runtime: abacus", "runtime: abacos"))
+    found = check_configuration(tmp_path / "queues.yaml", folder.parent, tmp_path / "cache")
+    told = {one.subject: one.text for one in found if one.level == "warning" and "abacos" in one.text}
+    expected = "no runtime 'abacos': expected one of abacus, echo, "
+    assert expected in told["lab:1/abacus"]
+    assert expected in told["queues.yaml"]
 
 
 def ran(runtime: str, placed: Placed, **inputs: list[float]) -> dict[str, list[float]]:
