@@ -17,6 +17,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.canvas import Signature
 from celery.result import AsyncResult
+from kombu import Connection
 
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import ARRIVALS, INFER
@@ -56,6 +57,14 @@ def running(producer: Celery, worker: WorkerProcess, inputs: Any = LONG) -> Asyn
     return sent
 
 
+def next_of(connection: Connection, name: str) -> Any:
+    """The next message of a queue, acknowledged."""
+    with connection.SimpleQueue(name) as queue:
+        message = queue.get(timeout=30)
+        message.ack()
+    return message
+
+
 def payload(answer: AsyncResult[Any]) -> Any:
     return answer.get(timeout=30)["outputs"]["payload"]
 
@@ -83,14 +92,14 @@ def test_chains_groups_and_chords_of_infer_signatures_run(producer: Celery) -> N
 @pytest.mark.usefixtures("served")
 def test_links_receive_the_answer_and_error_links_are_called(producer: Celery) -> None:
     linked, failed = (producer.signature(f"lab.{name}", queue=f"lab.{name}") for name in ("linked", "failed"))
-    bad = infer(producer, {"samples": [0], "seed": [1]}, "slab")
     with producer.connection_for_write() as connection:
         for queue in ("lab.linked", "lab.failed"):
-            connection.SimpleQueue(queue).clear()
-        infer(producer, "hello").apply_async(link=linked)
-        bad.apply_async(link_error=failed)
-        answer = connection.SimpleQueue("lab.linked").get(timeout=30)
-        error = connection.SimpleQueue("lab.failed").get(timeout=30)
+            with connection.SimpleQueue(queue) as left:
+                left.clear()
+        assert payload(infer(producer, "hello").apply_async(link=linked)) == "hello"
+        with pytest.raises(Exception, match="division by zero"):
+            infer(producer, {"samples": [0], "seed": [1]}, "slab").apply_async(link_error=failed).get(timeout=30)
+        answer, error = next_of(connection, "lab.linked"), next_of(connection, "lab.failed")
     assert answer.payload[0][0]["outputs"] == {"payload": "hello"}
     assert error.headers["task"] == "lab.failed"
 
@@ -181,14 +190,15 @@ def test_task_events_are_sent_for_every_job(producer: Celery) -> None:
         listening.daemon = True
         listening.start()
         eventually(lambda: heard)  # a heartbeat
-        job = infer(producer, "hello").apply_async().id
+        job = infer(producer, "hello").apply_async()
+        assert payload(job) == "hello"
 
         def kinds() -> list[str]:
-            return [event["type"] for event in list(heard) if event.get("uuid") == job]
+            return [event["type"] for event in list(heard) if event.get("uuid") == job.id]
 
         eventually(lambda: {"task-received", "task-started", "task-succeeded"} <= set(kinds()))
         receiver.should_stop = True
-        infer(producer, "a last event").apply_async()
+        assert payload(infer(producer, "a last event").apply_async()) == "a last event"
         listening.join(10)
 
 
