@@ -1,5 +1,5 @@
 """Where each request goes.
 
-`classify`, `cost` and `placement` only decide; `snapshot` reads the fleet, `service` consumes arrivals and publishes,
-`http/` is the HTTP door. Forbidden here: importing `workers`.
+`decide/` only decides; `service/` consumes arrivals, reads the fleet and forwards jobs; `http/` is the HTTP door;
+`upkeep/` does periodic work for the fleet. Forbidden here: importing `workers`.
 """

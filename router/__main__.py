@@ -1,8 +1,8 @@
-"""`python -m router`: places requests until it is told to stop.
+"""`python -m router`: places requests until it is stopped.
 
-Reads `TAXIWAY_BROKER`, `TAXIWAY_STATE`, `TAXIWAY_SECRET`, `TAXIWAY_QUEUES`, `TAXIWAY_MODELS`, and the variables below;
-options win over these. Without keys it serves its own machine alone. Says on stdout when it is ready, and logs to
-stderr.
+Reads `TAXIWAY_BROKER`, `TAXIWAY_STATE`, `TAXIWAY_SECRET`, `TAXIWAY_QUEUES`, `TAXIWAY_MODELS` and the variables below;
+options take precedence. Without keys it serves only its own machine. Prints a line on stdout when it is ready, and logs
+to stderr.
 """
 
 from __future__ import annotations
@@ -42,15 +42,17 @@ from tasks.tracing import start_tracing
 logger = logging.getLogger("router")
 
 _COLLECT = 20_000
-"""Objects that are made before cycles are looked for. A request makes some 300, which end with it; at Python's own 700
-the router looked through all requests under way for a fifth of its time (256 at once, by the HTTP door)."""
+"""Allocations between runs of the cyclic garbage collector.
+
+A request allocates some 300 objects, which are freed with it. With Python's default of 700 the router spent a fifth of
+its time scanning the requests in progress (256 concurrent, by the HTTP door)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where HTTP is served, to whom, and whether under TLS.
+    """Where HTTP is served, to whom, and whether with TLS.
 
-    `parting` is the seconds for which a router that is to stop is still there, and says that it is not ready.
+    `parting` is the number of seconds for which a stopping router still serves and reports not ready.
     """
 
     host: str
@@ -61,11 +63,14 @@ class Door:
 
 
 CANNOT_LISTEN = 3
-"""Exit status of a router whose address is taken, or not this machine's."""
+"""Exit status of a router whose address is in use, or does not belong to this machine."""
 
 
 async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Door) -> int:
-    """Run one router until SIGTERM or SIGINT, or until a loop of it fails; the exit status. A second one hurries it."""
+    """Run one router until SIGTERM or SIGINT, or until a loop fails; returns the exit status.
+
+    A second signal stops it at once.
+    """
     router = Router(settings, rules, router_name(), folder)
     try:
         server = HttpServer(make_app(router, door.keys), door.host, door.port, rules.topology.limits, door.tls)
@@ -94,7 +99,7 @@ async def serve(settings: Settings, rules: Rules, folder: ModelsFolder, door: Do
 
 
 async def leave(router: Router, server: HttpServer, parting: float, at_once: asyncio.Event) -> None:
-    """Stop so that nobody notices: what it took it ends or hands back, and balancers have time to look elsewhere."""
+    """Stop without lost requests: what was taken is finished or returned, and load balancers have time to react."""
     server.part()
     await router.retire()
     with contextlib.suppress(TimeoutError):
@@ -107,10 +112,10 @@ def read_door(arguments: argparse.Namespace) -> Door:
     """The door that the options describe.
 
     Raises:
-        KeysError, SettingsError: they are wrong, or would let in everybody from everywhere.
+        KeysError, SettingsError: they are invalid, or would expose a door without keys beyond this machine.
     """
     if arguments.keys is None and not is_loopback(arguments.host):
-        wanted = "127.0.0.1, or keys for those who come from elsewhere (--keys FILE; `taxiway keys new` makes one)"
+        wanted = "127.0.0.1, or keys for remote callers (--keys FILE; `taxiway keys new` makes one)"
         raise SettingsError("--host", wanted, arguments.host)
     if (arguments.tls_cert is None) != (arguments.tls_key is None):
         raise SettingsError("--tls-cert and --tls-key", "both or neither", "one")
@@ -121,7 +126,7 @@ def read_door(arguments: argparse.Namespace) -> Door:
         raise SettingsError("--tls-cert and --tls-key", wanted, error.strerror or type(error).__name__) from error
     keys = None if arguments.keys is None else KeyFile(arguments.keys)
     if tls is None and not is_loopback(arguments.host):
-        logger.warning("http is not encrypted: put it behind what speaks TLS, or give --tls-cert and --tls-key")
+        logger.warning("http is not encrypted: use a TLS proxy, or --tls-cert and --tls-key")
     return Door(arguments.host, arguments.port, keys, tls, arguments.parting)
 
 
@@ -143,7 +148,7 @@ def router_name() -> str:
 
 
 def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
-    """The options; a variable of the environment stands for each."""
+    """The command-line options; each has an environment variable."""
 
     def said(name: str, default: str | None = None) -> str | None:
         return environment.get(f"TAXIWAY_{name}") or default
@@ -154,16 +159,16 @@ def options(environment: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--keys", type=Path, default=said("KEYS"), help="file of the door's keys [TAXIWAY_KEYS]")
     parser.add_argument("--tls-cert", type=Path, default=said("TLS_CERT"), help="certificate, PEM [TAXIWAY_TLS_CERT]")
     parser.add_argument("--tls-key", type=Path, default=said("TLS_KEY"), help="its key, PEM [TAXIWAY_TLS_KEY]")
-    parting = "seconds that it serves on after SIGTERM, not ready, until balancers look elsewhere [TAXIWAY_PARTING]"
+    parting = "seconds to keep serving after SIGTERM, not ready, for load balancers to react [TAXIWAY_PARTING]"
     parser.add_argument("--parting", type=float, default=said("PARTING", "0"), help=parting)
-    starts = "classes, with commas, whose devices an autoscaler starts when they are wanted [TAXIWAY_STARTS]"
+    starts = "comma-separated classes whose devices an autoscaler starts on demand [TAXIWAY_STARTS]"
     parser.add_argument("--starts", default=said("STARTS", ""), metavar="CLASS,…", help=starts)
-    parser.add_argument("--log", default=said("LOG", "INFO"), help="least level of what is logged [TAXIWAY_LOG]")
+    parser.add_argument("--log", default=said("LOG", "INFO"), help="log level [TAXIWAY_LOG]")
     return parser
 
 
 def main(environment: Mapping[str, str]) -> int:
-    """The command; 2 where a setting or queues.yaml is wrong. A model that is wrong is disabled alone."""
+    """The command; returns 2 if a setting or queues.yaml is invalid. An invalid model is only disabled."""
     arguments = options(environment).parse_args()
     log_to_stderr(arguments.log.upper())
     try:
@@ -177,7 +182,7 @@ def main(environment: Mapping[str, str]) -> int:
     except (SettingsError, DocumentError, KeysError) as error:
         logger.critical("cannot start", extra={"error": str(error)})
         return 2
-    gc.freeze()  # modules, models and rules stay: looking them through takes 40 ms each time, in the midst of requests
+    gc.freeze()  # modules, models and rules are permanent: scanning them takes 40 ms, during which requests wait
     gc.set_threshold(_COLLECT)
     status: int = uvloop.run(serve(settings, rules, folder, door))
     return status

@@ -219,9 +219,10 @@ def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFac
 
 
 def _memory_refusal(key: str, memory: int, device: DeviceFacts) -> str | None:
-    """Why a variant cannot get the `memory` that it needs, even if the worker unloaded all others; None where it can.
+    """Why a variant cannot get the `memory` it needs, even if the worker unloaded all others; None if it can.
 
-    What is loaded already has its memory. What others use of the device is neither free nor the worker's.
+    A loaded variant already has its memory. Memory that other processes use on the device is not available to the
+    worker.
     """
     if memory > device.memory_total:
         return f"needs {memory} bytes of memory, {device.worker} has {device.memory_total}"

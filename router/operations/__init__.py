@@ -1,1 +1,1 @@
-"""What operators ask of a running fleet: jobs, dead letters, the fleet view and metrics."""
+"""What operators and callers ask of a running fleet: jobs, dead letters, the fleet view and metrics."""

@@ -1,6 +1,6 @@
-"""The messages that were given up: an operator lists them, looks into one, lets its job begin again, or drops it.
+"""Dead letters: an operator lists them, inspects one, replays its job or drops it.
 
-A message is known by a digest of its letter, so that letters of every release have a name.
+A dead letter is identified by a digest of its stored form, so letters of every release have a name.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from taxiway.contract.quoting import quoted
 from taxiway.contract.wire import Envelope, decode_envelope
 from taxiway.errors import InvalidRequestError, UnknownLetterError
 
-_PAGE = 200  # letters that are read at once
+_PAGE = 200  # dead letters read at once
 _NAME = 12  # hexadecimal digits
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """A letter without its message: why, when (by the giver's clock) and by whom the message was given up.
+    """A dead letter without its message: why, when (by the writer's clock) and by which process it was written.
 
-    `history` has the workers that held its job and ended, `bytes` is the message's size.
+    `history` lists the workers that ended while holding its job. `bytes` is the message's size.
     """
 
     id: str
@@ -38,7 +38,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Opened(Summary, frozen=True, kw_only=True):
-    """A letter with its message: its headers, and its body as text; `flaw` says why a message cannot be read."""
+    """A dead letter with its message: headers, and body as text. `flaw` says why a message cannot be read."""
 
     headers: Mapping[str, Any]
     body: str
@@ -53,7 +53,7 @@ class DeadLetters:
         self._store = router.store
 
     async def list(self, most: int) -> list[Summary]:
-        """The last letters, the latest first, `most` of them."""
+        """The latest `most` dead letters, latest first."""
         found: list[Summary] = []
         async for raw in self._letters():
             if len(found) == most:
@@ -62,7 +62,7 @@ class DeadLetters:
         return found
 
     async def show(self, name: str) -> Opened:
-        """One letter with its message. Raises `UnknownLetterError`."""
+        """One dead letter with its message. Raises `UnknownLetterError`."""
         raw = await self._find(name)
         letter = _read(raw)
         envelope, flaw = _open(letter)
@@ -71,12 +71,12 @@ class DeadLetters:
         return Opened(**_told(raw, letter), headers=headers, body=text, flaw=flaw)
 
     async def replay(self, name: str) -> str:
-        """Let the message's job begin again, as if it arrived now; the job. Its dead end is forgotten.
+        """Submit the message's job again as if it arrived now, and clear its dead-lettered end; returns the job.
 
         Raises:
-            UnknownLetterError: no such letter.
-            InvalidRequestError: it is no request, or its job is not dead: an answer that was readable stays.
-            TaxiwayError: why the fleet does not take it now; the letter stays.
+            UnknownLetterError: no such dead letter.
+            InvalidRequestError: it is not a request, or its job did not end dead: a readable answer is kept.
+            TaxiwayError: why the fleet refuses it now; the dead letter is kept.
         """
         raw = await self._find(name)
         letter = _read(raw)
@@ -87,26 +87,26 @@ class DeadLetters:
         if decision.ending is not None:
             read_result(read_meta(decision.ending.meta))  # raises what is wrong
         if decision.admitted is None:
-            raise InvalidRequestError(f"the message is no request: {decision.letter or 'it cancels a job'}")
+            raise InvalidRequestError(f"the message is not a request: {decision.letter or 'it cancels a job'}")
         job = decision.admitted.outgoing.job
         if not await self._store.revive(job):
-            raise InvalidRequestError(f"job {quoted(job)} did not end dead: it is not run again", job=job)
+            raise InvalidRequestError(f"job {quoted(job)} was not dead-lettered: it is not run again", job=job)
         await self._router.forward(decision.admitted)
         await self._store.drop_letter(raw)
         return job
 
     async def drop(self, name: str) -> None:
-        """Forget a letter. Raises `UnknownLetterError`."""
+        """Delete a dead letter. Raises `UnknownLetterError`."""
         await self._store.drop_letter(await self._find(name))
 
     async def _find(self, name: str) -> bytes:
         async for raw in self._letters():
             if _name(raw) == name:
                 return raw
-        raise UnknownLetterError(f"no dead letter {quoted(name)} is kept", letter=name)
+        raise UnknownLetterError(f"no dead letter {quoted(name)}", letter=name)
 
     async def _letters(self) -> AsyncIterator[bytes]:
-        """Letters as they are kept, the latest first. One may be missed while others are dropped; none comes twice."""
+        """Dead letters as stored, latest first. One may be missed while others are dropped; none is returned twice."""
         seen: set[str] = set()
         start = 0
         while page := await self._store.letters(start, _PAGE):
@@ -126,7 +126,7 @@ def _read(raw: bytes) -> DeadLetter:
 
 
 def _told(raw: bytes, letter: DeadLetter) -> dict[str, Any]:
-    """What `Summary` has of a letter; older ones do not say whose job it was."""
+    """The fields of `Summary`; dead letters of older releases do not name their job."""
     told = {name: getattr(letter, name) for name in ("at", "reason", "by", "history")}
     envelope, _ = _open(letter) if not letter.job else (None, "")
     named = envelope.headers.get("id") if envelope is not None else letter.job

@@ -1,4 +1,4 @@
-"""What a caller may ask of a job after it was accepted: where it is, its result, why it is there, and its end."""
+"""What a caller may ask of an accepted job: its state, its result, the reason for its placement, and to cancel it."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from taxiway.contract.job import (
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
 OVERRUN = 0.1
-"""What is left of a run that takes longer than expected, as a share of what it has taken: nobody knows better."""
+"""Assumed remainder of a run that takes longer than expected, as a share of its duration so far."""
 
-_LEAST = 0.001  # seconds; what is not done yet takes some time
+_LEAST = 0.001  # seconds: an unfinished job never has 0 s left
 
-_NEVER_PLACED = "it was not placed: its result says why"
-_OTHER_RELEASE = "another release of the router placed it: the reason alone is left"
-_GONE = "the fleet's state at the decision was kept for {kept} s (limits.keep_explanation): the reason alone is left"
+_NEVER_PLACED = "the job was not placed: its result says why"
+_OTHER_RELEASE = "another release of the router placed the job: only the reason is known"
+_GONE = "the snapshot behind the decision expired after {kept} s (limits.keep_explanation): only the reason is known"
 
 _STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A job's record and stored result at one instant."""
+    """A job's record and stored result, read atomically."""
 
     fields: dict[str, str]
     record: JobRecord
@@ -52,7 +52,7 @@ class _Look:
 
 
 class Jobs:
-    """The jobs that a router's store knows, or those of one tenant: another's job is unknown there."""
+    """The jobs in a router's store, or only those of one tenant: other tenants' jobs are unknown then."""
 
     def __init__(self, router: Router, tenant: str | None = None) -> None:
         self._router = router
@@ -60,14 +60,14 @@ class Jobs:
         self._store = router.store
 
     async def status(self, job: str, *, wait: float) -> JobStatus:
-        """The job's state; with `wait`, as soon as it is final or those seconds have passed.
+        """The job's state; with `wait`, as soon as it is final or that many seconds have passed.
 
-        Position counts the jobs of its class that come before it and have not ended, those that run included; of a held
-        job, those of its holding queue that are due before it. The time left is an estimate from the work ahead
-        of its level and the live devices of its class.
+        Position counts the unfinished jobs of its class that come before it, running ones included; for a held job,
+        those of its holding queue that are due before it. The time left is an estimate from the work ahead of its level
+        and the live devices of its class.
 
         Raises:
-            UnknownJobError: no router has placed a job of that id.
+            UnknownJobError: no router has placed a job with that id.
         """
         return await self._status(await self._look(job, wait))
 
@@ -75,8 +75,8 @@ class Jobs:
         """The stored result, or the job's state while there is none.
 
         Raises:
-            UnknownJobError: no router has placed a job of that id.
-            ResultExpiredError: the job ended, and its result was kept for its time.
+            UnknownJobError: no router has placed a job with that id.
+            ResultExpiredError: the job ended, and its result has expired.
         """
         look = await self._look(job, wait)
         if look.meta is not None:
@@ -86,10 +86,10 @@ class Jobs:
         return await self._status(look)
 
     async def cancel(self, job: str) -> JobStatus:
-        """End the job before it runs; a job that ended before keeps its end.
+        """End the job before it runs; a job that has ended is left unchanged.
 
         Raises:
-            UnknownJobError: no router has placed a job of that id.
+            UnknownJobError: no router has placed a job with that id.
         """
         look = await self._look(job, 0.0)
         if not look.final:
@@ -97,12 +97,12 @@ class Jobs:
         return await self._status(await self._look(job, 0.0))
 
     async def placement(self, job: str) -> dict[str, Any]:
-        """Why the job is where it is: the reason, and the table it was chosen from, worked out again.
+        """Why the job is where it is: the reason, and the recomputed candidate table.
 
         `note` says why there is no table, or how it differs from the decision.
 
         Raises:
-            UnknownJobError: no router has placed a job of that id.
+            UnknownJobError: no router has placed a job with that id.
         """
         look = await self._look(job, 0.0)
         names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
@@ -117,7 +117,7 @@ class Jobs:
         }
 
     async def _table(self, look: _Look) -> tuple[Explanation | None, str | None]:
-        """The table of a job's placement where it can be worked out again, and what is to be said of it."""
+        """The recomputed table of a job's placement, if possible, and the note on it."""
         rules, record = self._router.rules, look.record
         basis = read_basis(look.fields.get("basis", ""))
         if basis is None:
@@ -131,7 +131,7 @@ class Jobs:
         try:
             model = rules.catalogue.resolve(record.model)
         except (UnknownModelError, ModelUnavailableError):
-            return None, f"{record.model} is no longer in the catalogue: the reason alone is left"
+            return None, f"{record.model} is no longer in the catalogue: only the reason is known"
         table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
         return table, None if look.fields.get("moves") else _difference(record, table)
 
@@ -171,23 +171,23 @@ class Jobs:
 
 
 def jobs_before(jobs: Sequence[float], later: int) -> int:
-    """How many jobs come before one: all of the levels before its own, and of its own those not placed `later`.
+    """The number of jobs before one: all at the levels above its own, and those of its own not placed `later`.
 
-    `jobs` are those of its class that have not ended, by level, its own last and itself among them.
+    `jobs` are the unfinished jobs of its class by level; the last level is its own and includes it.
     """
     *before, own = jobs
     return round(sum(before) + max(own - 1 - later, 0))
 
 
 def time_left(work: float, ran: float) -> float:
-    """Seconds until a job may be done that was to take `work` seconds and has run for `ran`; always above 0."""
+    """Seconds until a job that was to take `work` seconds and has run for `ran` may be done; always above 0."""
     return max(work - ran, OVERRUN * ran, _LEAST)
 
 
 def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float | None:
-    """Seconds until a job of `work` seconds may be done that waits for its class; None where no device serves that.
+    """Seconds until a waiting job of `work` seconds may be done; None if no device serves its class.
 
-    The class's work at its level and before has the job's own. Where all devices run something, one has to end first.
+    The class's work up to its level includes the job's own. If all devices are busy, one has to finish first.
     """
     devices = fleet.of_class(record.hardware_class)
     if not devices:
@@ -197,11 +197,9 @@ def time_to_end(fleet: FleetSnapshot, record: JobRecord, work: float) -> float |
 
 
 def _difference(record: JobRecord, table: Explanation) -> str | None:
-    """How the choice made again differs from the one on record; None where it does not."""
+    """How the recomputed choice differs from the recorded one; None if it does not."""
     if (table.hardware_class or "", table.variant or "") == (record.hardware_class, record.variant):
         return None
     now = f"{table.hardware_class}/{table.variant}: {table.reason}" if table.hardware_class else table.reason
     was = f"placed on {record.hardware_class}/{record.variant}" if record.hardware_class else "held"
-    return (
-        f"it was {was}; by the catalogue, profiles and queues.yaml of now the same moment gives another answer: {now}"
-    )
+    return f"it was {was}; with the present catalogue, profiles and queues.yaml the same snapshot gives: {now}"

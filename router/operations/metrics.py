@@ -1,4 +1,4 @@
-"""The fleet's metrics for Prometheus; docs/metrics.md lists them."""
+"""The fleet's metrics for Prometheus, listed in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from router.operations.view import ClassView, FleetView
 from tasks.heartbeat import BOUNDS
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-"""The exposition format that `exposition` writes."""
+"""The exposition format that `exposition` returns."""
 
 _PER_FLEET: Mapping[str, tuple[str, Callable[[FleetView], float]]] = {
     "stale": ("1 while the fleet's state cannot be read.", lambda view: view.stale),
@@ -46,11 +46,11 @@ Counts = Mapping[tuple[str, ...], float]
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done since one router started.
+    """Counters since one router started.
 
-    By itself: `placed` by class and model, `moved` by source, target and kind, `refused` by error code, `ended` by
-    final state, `parked` arrivals. By the fleet's workers: `outcomes` by class and final state, `latency` by class and
-    stage, with the figures of `tasks.heartbeat`, `rejected` messages by class.
+    Counted by the router: `placed` by class and model, `moved` by source, target and kind, `refused` by error code,
+    `ended` by final state, `parked` (dead-lettered arrivals). Counted by the fleet's workers: `outcomes` by class and
+    final state, `latency` by class and stage with the figures of `tasks.heartbeat`, `rejected` messages by class.
     """
 
     placed: Counts
@@ -71,7 +71,7 @@ def exposition(view: FleetView, done: Done) -> bytes:
 
 
 class _Families(Collector):
-    """One look at the fleet, as metric families."""
+    """One fleet view as metric families."""
 
     def __init__(self, view: FleetView, done: Done) -> None:
         self._view = view

@@ -1,4 +1,4 @@
-"""The fleet as its operators see it: one value behind `GET /v2/fleet`, `taxiway top` and the metrics."""
+"""The fleet as shown to operators: one value behind `GET /v2/fleet`, `taxiway top` and the metrics."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from taxiway.contract.keys import LEVELS
 class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     """One hardware class. Times in seconds, money in US dollars.
 
-    `depth` is waiting messages by level where the broker tells, else one figure for all; `work` is device seconds
-    queued and running, `held` those in holding that the class would take, both by level. `oldest` is how long the
-    oldest waiting job has been accepted. `replicas` is how many devices there should be, and `why` says why.
+    `depth` is waiting messages by level if the broker reports it, else one total. `work` is device seconds queued and
+    running, `held` those in holding for the class, both by level. `oldest` is the age of the oldest waiting job since
+    acceptance. `replicas` is the number of devices there should be, and `why` the reason.
     """
 
     device: str
@@ -44,12 +44,12 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole fleet; `stale` where its state could not be read lately. The last moves come first.
+    """The whole fleet; `stale` if its state could not be read recently. Moves are latest first.
 
-    `silent` has the workers that are left out of `devices`, with the seconds since their last heartbeat: they may have
-    died, or lost the state store. `held` counts the jobs in holding, `dead` the messages that were given up and kept.
-    `disabled` says by name why models are not served, `outdated` by name and version which are served as they were
-    before their file became wrong. The processes in `restart` go by a queues.yaml that was changed since they started.
+    `silent` has the workers left out of `devices`, with the seconds since their last heartbeat: they may have died, or
+    lost the state store. `held` counts the held jobs, `dead` the dead letters. `disabled` gives by name why models are
+    not served. `outdated` gives by name and version which models are served as they were before their file became
+    invalid. The processes in `restart` use a queues.yaml that has changed since they started.
     """
 
     stale: bool
@@ -66,18 +66,18 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def spending(self) -> float:
-        """US dollars an hour for all live devices."""
+        """US dollars per hour for all live devices."""
         return sum(one.spending for one in self.classes.values())
 
 
 SILENT = 2.5 * HEARTBEAT
-"""Seconds without a heartbeat after which a device is not shown; decisions still count on it until `GONE_AFTER`."""
+"""Seconds without a heartbeat after which a device is not shown; decisions still use it until `GONE_AFTER`."""
 
 
 async def view_fleet(
     topology: Topology, reader: FleetReader, queue_mover: QueueMover, wants: Mapping[str, Want], store: Store
 ) -> FleetView:
-    """The fleet now, with what its queues and the store hold.
+    """The fleet now, with its queues and held jobs.
 
     Raises:
         BrokerUnavailableError: the broker or the state store does not answer.
@@ -112,13 +112,13 @@ def silent_for(devices: Sequence[DeviceFacts], heartbeats: Mapping[str, float], 
 
 
 async def _accepted(queue_mover: QueueMover, jobs: Sequence[str]) -> Mapping[str, float]:
-    """When each of these jobs was accepted, as far as it has a record."""
+    """The acceptance time of each of these jobs that has a record."""
     records = await queue_mover.records(jobs, ("accepted",)) if jobs else []
     return {job: float(its["accepted"]) for job, its in zip(jobs, records, strict=True) if "accepted" in its}
 
 
 def _oldest(head: Head, accepted: Mapping[str, float], now: float) -> float:
-    """Seconds since the oldest of those that are served next was accepted; 0 where nothing is known to wait."""
+    """Seconds since the oldest of the jobs served next was accepted; 0 if none is known to wait."""
     return max([0.0, *(now - accepted[job] for job in head.first if job in accepted)])
 
 
@@ -143,5 +143,5 @@ def _class_view(
         running=sum(device.running for device in devices),
         warm=tuple(sorted({key.partition("/")[0] for device in devices for key in device.warm})),
         replicas=None if want is None else want.replicas,
-        why="the fleet was not read yet" if want is None else want.reason,
+        why="no fleet snapshot yet" if want is None else want.reason,
     )

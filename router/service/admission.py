@@ -1,7 +1,7 @@
 """Turns a request into a placed, signed message, or raises why it is refused.
 
-No I/O: the fleet's state, the time and the rules are arguments. The payload is read for the request's terms and the
-number of its rows; its values are checked by the worker that runs it (and by the HTTP door before).
+No I/O: the fleet's state, the time and the rules are arguments. The payload is read only for the request's terms and
+its number of rows. The worker that runs it checks its values (and the HTTP door has done so before).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "te
 
 @dataclass(slots=True)
 class Rules:
-    """What every admission goes by. Arrivals are to be signed with one of `producers`, where there are any.
+    """What every admission depends on. Arrivals must be signed with one of `producers`, if there are any.
 
-    Each of them is immutable; only the catalogue and the book are ever replaced, by `renew`. `starts` are the classes
-    whose devices an autoscaler starts when they are wanted: they take work without any.
+    Each field is immutable; only the catalogue and the book are ever replaced, by `renew`. `starts` are the classes
+    whose devices an autoscaler starts on demand: they accept work without any.
     """
 
     topology: Topology
@@ -53,7 +53,7 @@ class Rules:
     starts: frozenset[str] = frozenset()
 
     def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
-        """Go by another catalogue and other profiles from now on."""
+        """Use another catalogue and other profiles from now on."""
         self.catalogue, self.book = catalogue, book
 
 
@@ -61,8 +61,8 @@ class Order(msgspec.Struct, frozen=True):
     """A request under its job's id, with the message that carries it. `accepted` is the store's time.
 
     `blobs` maps the blobs that the body refers to, to their sizes in bytes. `released` is the store's time at which it
-    left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 where there is none.
-    `submission` is where its submitter waits to be told whether a job under its idempotency key is the one asked for.
+    left holding with `company` jobs of its kind, and `due` its deadline by that clock, 0 if it has none. `submission`
+    is where its submitter waits to learn whether a job under its idempotency key matches its request.
     """
 
     job: str
@@ -90,7 +90,7 @@ class Order(msgspec.Struct, frozen=True):
 
     @property
     def payload(self) -> int:
-        """`size` to five binary digits, rounded up: who differs by less is placed alike."""
+        """`size` to five binary digits, rounded up: requests that differ by less are placed alike."""
         size = self.size
         step = max(size.bit_length() - 5, 0)
         return -(-size >> step) << step
@@ -115,17 +115,17 @@ def check_size(size: int, limit: int) -> None:
 
 
 def too_large(most: object, got: object) -> str:
-    """What is said of a payload over its limit, at every door."""
+    """The message for a payload over its limit, at every door."""
     return f"payload: expected at most {most} bytes, got {got}"
 
 
 def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
-    """Place a request and sign the order to run it.
+    """Place a request and sign the ticket to run it.
 
     Raises:
-        DeadlineExceededError: Celery's `expires` has passed already, or the deadline of what was held.
-        InvalidRequestError: a term means nothing.
-        TaxiwayError: as `place` and `needs_of` raise it, or because no model has that name.
+        DeadlineExceededError: Celery's `expires` has passed, or the deadline of a held job.
+        InvalidRequestError: a term is invalid.
+        TaxiwayError: as `place` and `needs_of` raise it, or because the model is unknown.
     """
     topology, tenant, size = rules.topology, order.request.tenant, order.size
     if not order.released:
@@ -153,7 +153,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
 
 
 def _use(order: Order, rules: Rules) -> KeyUse | None:
-    """The use of an idempotency key that the request makes, when it comes first and others might use the key, too."""
+    """The request's use of an idempotency key, if it is the first and others may use the key too."""
     key = order.request.idempotency_key
     if key is None or key.startswith(RESENT) or order.released:
         return None
@@ -162,11 +162,11 @@ def _use(order: Order, rules: Rules) -> KeyUse | None:
 
 
 def _check_eta(envelope: Envelope, ticket: Ticket) -> None:
-    """Refuse a job that is to begin when it must have ended: a worker would hold its message until then in vain."""
+    """Refuse a job whose start time is after its deadline: a worker would hold its message until then for nothing."""
     text = envelope.headers.get("eta")
     late = 0.0 if text is None else moment_of("eta", text).timestamp() - ticket.deadline_at
     if late > 0:
-        message = f"eta: expected a time before the deadline of its job, got one {late:.3g} s after it: {text}"
+        message = f"eta: expected a time before the job's deadline, got one {late:.3g} s after it: {text}"
         raise InvalidRequestError(message, field="eta")
 
 
@@ -176,7 +176,7 @@ def _record(template: JobTemplate, order: Order) -> Mapping[str, str]:
 
 
 def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> CachedChoice:
-    """How the request is placed now: worked out once for all that ask for the same, unless it depends on more."""
+    """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
     rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
@@ -193,10 +193,10 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> Cach
 
 
 def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model, Explanation]:
-    """The model, and what `admit` would decide now, with all that it decides from; nothing is placed.
+    """The model, and what `admit` would decide now with all figures; nothing is placed.
 
     Raises:
-        TaxiwayError: as `needs_of` raises it, or because no model has that name.
+        TaxiwayError: as `needs_of` raises it, or because the model is unknown.
     """
     request = order.request
     model = rules.catalogue.resolve(request.model)
@@ -209,23 +209,23 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
 def size_of(model: Model, request: Request, lengths: Lengths) -> int:
     """The mean size of the request's rows, measured without decoding them.
 
-    A generated answer counts as long as `lengths`, those of earlier ones, let expect.
+    A generated answer counts with the length predicted from `lengths`, those of earlier answers.
 
     Raises:
         InvalidRequestError, RequestTooLargeError: as `sizes.measured`.
     """
     size = measured(model, request.inputs) + _answer(model, request, lengths)
-    return min(size, model.buckets[-1])  # a longer text is cut there, what else is larger was refused
+    return min(size, model.buckets[-1])  # longer texts are truncated there; anything else larger was refused
 
 
 def _size(model: Model, request: Request, tenants: Tenants) -> int:
-    """As `size_of`, to a few digits: requests of about the same size have one cached choice."""
+    """`size_of`, rounded to a few digits: requests of about the same size share a cached choice."""
     lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
     return quantised(model, size_of(model, request, lengths))
 
 
 def _answer(model: Model, request: Request, lengths: Lengths) -> int:
-    """Tokens that a generated answer will have, never more than the request allows; 0 for other models."""
+    """Predicted tokens of a generated answer, at most what the request allows; 0 for other models."""
     if not generates(model):
         return 0
     asked = request.parameters.get(LONGEST)
@@ -257,7 +257,7 @@ def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, siz
 
 
 def _until(order: Order) -> float | None:
-    """When it must be answered by the store's clock, where more bounds that than its own deadline counted from now."""
+    """The store's time by which it must be answered, if set by more than its own deadline from now; else None."""
     expires = _expires(order.envelope)
     if not order.due:
         return expires

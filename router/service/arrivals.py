@@ -1,4 +1,4 @@
-"""The router's loop: takes arrivals, decides each, forwards them together; and places what the HTTP door accepts."""
+"""The router's main loop: takes arrivals, decides each one and forwards them together; also places HTTP requests."""
 
 from __future__ import annotations
 
@@ -50,25 +50,25 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequ
 logger = logging.getLogger(__name__)
 
 IDLE = 1.0
-"""Longest that an idle router waits for an arrival before it looks again."""
+"""Longest wait of an idle router for an arrival before it checks again, in seconds."""
 
 TIDY = 1.0
-"""Seconds between two looks after dead routers."""
+"""Seconds between two checks for dead routers."""
 
 ACCEPT = 1.75
-"""Seconds that a caller at this router's own door waits for the broker, and `LOOK` at most: it is told within two."""
+"""Seconds, plus up to `LOOK`, that a caller of the HTTP door waits for the broker: it gets an answer within two."""
 
 TURN = 2.0
-"""Longest that a router that stops waits for what its loops have begun."""
+"""Longest wait of a stopping router for its loops to finish what they began, in seconds."""
 
 AGAIN = 0.2
-"""Seconds after which a loop that goes on is cancelled again."""
+"""Seconds after which a loop that is still running is cancelled again."""
 
 _BACKOFF = (0.05, 1.0)  # seconds: first and longest pause while the broker is away
 
 
 class Router:
-    """One router. Any number of them work on the same arrivals."""
+    """One router. Any number of routers are competing consumers of the same arrivals."""
 
     def __init__(self, settings: Settings, rules: Rules, name: str, folder: ModelsFolder) -> None:
         self.name = name
@@ -103,11 +103,11 @@ class Router:
 
     @property
     def leaving(self) -> bool:
-        """Whether it takes nothing more from the arrivals, and is about to stop."""
+        """Whether the router takes no more arrivals and is about to stop."""
         return self._stopping
 
     async def start(self) -> None:
-        """Read the fleet if it can be read, then take arrivals and keep everything fresh until `stop`."""
+        """Read the fleet if possible, then take arrivals and run the background loops until `stop`."""
         with contextlib.suppress(BrokerUnavailableError):
             await self.fleet.read()
         self._keepers = [
@@ -124,18 +124,18 @@ class Router:
         self._turning = [self._consumer, asyncio.create_task(self._leader.run(), name="leader")]
 
     async def retire(self) -> None:
-        """Take nothing more, finish or hand back what was taken, and let others lead; its own door is served on."""
+        """Take no more arrivals, finish or return what was taken and resign; the HTTP door is still served."""
         self._stopping = True
         self._leader.leave()
         if self._idle and self._consumer is not None:
             self._consumer.cancel()
         if self._turning:
             await asyncio.wait(self._turning, timeout=TURN)
-        with contextlib.suppress(BrokerUnavailableError):  # it hands them on by itself, once this router is silent
+        with contextlib.suppress(BrokerUnavailableError):  # other routers recover them once this session ends
             await self.transport.retire()
 
     async def stop(self) -> None:
-        """Retire, and disconnect."""
+        """Retire, then disconnect."""
         await self.retire()
         await _end([*self._turning, *self._keepers])
         await self.results.close()
@@ -145,13 +145,13 @@ class Router:
         await self.store.close()
 
     async def failed(self) -> BaseException | None:
-        """Wait until a loop of this router ends by an unexpected error; the error."""
+        """Wait until one of this router's loops ends with an unexpected error; returns the error."""
         done, _ = await asyncio.wait([*self._turning, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
         task = done.pop()
         return None if task.cancelled() else task.exception()
 
     async def place(self, order: Order) -> Admitted:
-        """Place a request of this router's own door; the fleet is read again before it has no device for it.
+        """Place a request of the HTTP door. The fleet is read again before the request fails for lack of a device.
 
         Raises:
             TaxiwayError: as `admit` raises it.
@@ -165,10 +165,10 @@ class Router:
         return admitted
 
     async def forward(self, admitted: Admitted) -> bool:
-        """Forward a placed request; False where its id has a job already.
+        """Forward a placed request; False if its id already has a job.
 
         Raises:
-            BrokerUnavailableError: the broker did not accept it. An unexpected error is raised as it is.
+            BrokerUnavailableError: the broker did not accept it. Unexpected errors are raised unchanged.
         """
         try:
             return await self.wait_timeouts.wait(self._submissions.forward(admitted.outgoing), ACCEPT)
@@ -177,7 +177,7 @@ class Router:
             raise BrokerUnavailableError(message, retry_after=1.0) from error
 
     def done(self) -> Done:
-        """What was done since this router started, for its metrics."""
+        """Counters since this router started, for its metrics."""
         return Done(
             placed=self.placed,
             moved=self.mover.moves,
@@ -202,7 +202,7 @@ class Router:
         return admit(order, self.rules, working)
 
     async def view(self) -> FleetView:
-        """The fleet as its operators see it.
+        """The fleet as shown to operators.
 
         Raises:
             BrokerUnavailableError: the broker or the state store does not answer.
@@ -252,13 +252,13 @@ class Router:
             await self.transport.settle(sorted(left))
 
     async def decide(self, arrival: Arrival, now: float, working: WorkingSnapshot) -> Decision:
-        """What to do with an arrival, counted as placed where it is admitted."""
+        """The decision for an arrival; an admitted one is counted as placed."""
         return self._decide(await self._read(arrival, now), arrival, working)
 
     async def _read(self, arrival: Arrival, now: float) -> Order | Decision:
         try:
             return await beside(len(arrival.raw), read, arrival, self.rules, now)
-        except Exception as error:  # one message that we fail to understand must not stop the others
+        except Exception as error:  # a message that cannot be decided must not stop the others
             return _undecided(arrival, error)
 
     def _decide(self, found: Order | Decision, arrival: Arrival, working: WorkingSnapshot) -> Decision:
@@ -284,7 +284,7 @@ class Router:
             await self.store.drop_blobs(job, refs)
 
     async def _answer(self, arrivals: Sequence[Arrival], decisions: Sequence[Decision]) -> None:
-        """End, cancel or park what is not forwarded."""
+        """End, cancel or dead-letter what is not forwarded."""
         endings = [d.ending for d in decisions if d.ending is not None]
         cancelled = [d.cancel for d in decisions if d.cancel]
         letters = [
@@ -307,7 +307,7 @@ class Router:
             await self.store.add_dead_letters(letters)
             self.parked += len(letters)
             for letter in letters:
-                logger.warning("message parked", extra={"reason": letter.reason})
+                logger.warning("message dead-lettered", extra={"reason": letter.reason})
 
     def _count(self, admitted: Admitted) -> None:
         self.fleet.count(admitted.placement, admitted.outgoing.fields["tenant"])
@@ -337,7 +337,7 @@ class Router:
 
 
 def _referred(envelope: Envelope, most: int) -> list[str]:
-    """The blobs that a message refers to; none where its body cannot be read, or has more than `most` values."""
+    """The blobs that a message refers to; empty if its body cannot be read or has more than `most` values."""
     try:
         body = envelope.payload()
     except InvalidRequestError:
@@ -346,12 +346,15 @@ def _referred(envelope: Envelope, most: int) -> list[str]:
 
 
 def _undecided(arrival: Arrival, error: Exception) -> Decision:
-    logger.error("arrival undecidable", extra={"tag": arrival.tag}, exc_info=error)
+    logger.error("arrival could not be processed", extra={"tag": arrival.tag}, exc_info=error)
     return undecidable(arrival, error)
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel tasks until they end: Python 3.11's `wait_for` loses a cancellation that comes as its time is over."""
+    """Cancel tasks until they end.
+
+    Python 3.11's `wait_for` can lose a cancellation that arrives as its timeout expires.
+    """
     pending = set(tasks)
     while pending:
         for task in pending:
@@ -361,7 +364,7 @@ async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
 
 
 class Outage:
-    """Says once that a server is away and once that it is back, and how long to pause between attempts."""
+    """Logs once that a server is unavailable and once that it is back, and gives the pause between attempts."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -371,19 +374,19 @@ class Outage:
         """Seconds to wait after one more failure."""
         first, longest = _BACKOFF
         if self._failures == 0:
-            logger.warning("server away", extra={"server": self._server, "error": error.message})
+            logger.warning("server unavailable", extra={"server": self._server, "error": error.message})
         self._failures += 1
         return min(first * float(2 ** min(self._failures - 1, 10)), longest)
 
     def over(self) -> None:
-        """It answered."""
+        """The server answered."""
         if self._failures:
-            logger.info("server back", extra={"server": self._server, "failures": self._failures})
+            logger.info("server available again", extra={"server": self._server, "failures": self._failures})
         self._failures = 0
 
 
 def open_transport(settings: Settings, rules: Rules, name: str) -> Transport:
-    """The transport for the broker that `settings` name."""
+    """The transport for the broker in `settings`."""
     keep_record, durability = rules.topology.limits.keep_record, rules.topology.limits.durability
     if settings.broker.startswith("amqp"):
         return RabbitTransport(

@@ -1,6 +1,6 @@
-"""What becomes of a message in arrivals: it is placed, it ends its job with an error, it cancels one, or it is parked.
+"""What happens to an arrival: it is placed, fails at once, cancels another job, or is dead-lettered.
 
-No I/O, as in `admission`, which places what is read here.
+No I/O, as in `admission`, which places the requests read here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).dec
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A stored result under the task id `submission`, of which the client `reply` is to hear."""
+    """A stored result under the task id `submission`, published to the client `reply`."""
 
     submission: str
     meta: bytes
@@ -39,11 +39,12 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What becomes of an arrival; `cancel` is the id of a job to cancel, `letter` why the message is parked.
+    """What happens to an arrival.
 
-    `refusal` is what the submitter of a refused request is told under its submission, whatever job has its idempotency
-    key. `code` is the ending's error, and `fields` say on its record what was refused; `deviceless` says that it is for
-    want of a live device, which a fresher picture of the fleet may show.
+    `cancel` is the id of a job to cancel. `letter` is the reason for dead-lettering the message. `refusal` is the
+    result for the submitter of a refused request under its submission id, independent of the job that has its
+    idempotency key. `code` is the ending's error code, and `fields` describe the refused request in its record.
+    `deviceless` means that no device is live, which a fresher snapshot may change.
     """
 
     tag: str
@@ -58,12 +59,12 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def decide(arrival: Arrival, rules: Rules, working: WorkingSnapshot, now: float) -> Decision:
-    """What to do with an arrival. Never raises for what a producer may have written."""
+    """The decision for an arrival. Never raises for anything that a producer may have written."""
     return decide_read(read(arrival, rules, now), rules, working)
 
 
 def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot) -> Decision:
-    """What to do with an arrival that was read."""
+    """The decision for an arrival that was read."""
     if isinstance(found, Decision):
         return found
     try:
@@ -76,7 +77,7 @@ def decide_read(found: Order | Decision, rules: Rules, working: WorkingSnapshot)
 
 
 def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
-    """The request in an arrival, or what becomes of one that has none; it depends on no state of the fleet."""
+    """The request in an arrival, or the decision if it has none. Does not depend on the fleet's state."""
     tag, envelope = arrival.tag, arrival.envelope
     if envelope is None:
         return Decision(tag, letter=arrival.flaw)
@@ -99,7 +100,11 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
 
 
 def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
-    """Why an arrival may be anybody's, where producers sign; nothing is said to who it names. Letters have no `tag`."""
+    """Why an arrival fails the required producer signature; empty if it passes or none is required.
+
+    The client named in it is not notified, because the sender is unknown. Replayed dead letters have no `tag` and are
+    not checked.
+    """
     if not tag or not rules.producers:
         return ""
     try:
@@ -110,8 +115,8 @@ def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
 
 
 def undecidable(arrival: Arrival, fault: Exception) -> Decision:
-    """What to do with an arrival at which `decide` failed: park it, and end its job, so that who waits hears of it."""
-    error = DeadLetteredError(f"the router failed to decide it: {cut(repr(fault))}")
+    """The decision for an arrival on which `decide` failed: dead-letter it, and fail its job to notify waiters."""
+    error = DeadLetteredError(f"the router failed to process the message: {cut(repr(fault))}")
     tag, envelope = arrival.tag, arrival.envelope
     job = envelope.headers.get("id") if envelope is not None else None
     if envelope is None or not _is_name(job):
@@ -122,7 +127,7 @@ def undecidable(arrival: Arrival, fault: Exception) -> Decision:
 
 
 def misdirected(arrival: Arrival) -> Ending | None:
-    """The end of a request that was sent to Celery's default queue; None where it has no id."""
+    """The ending of a request sent to Celery's default queue; None if it has no id."""
     job = arrival.envelope.headers.get("id") if arrival.envelope is not None else None
     if arrival.envelope is None or not _is_name(job):
         return None
@@ -131,9 +136,9 @@ def misdirected(arrival: Arrival) -> Ending | None:
 
 
 def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: float, company: int) -> Decision:
-    """What to do with a job that was held: place it, hold it still, or end it. Never raises for what is in it.
+    """The decision for a held job: place it, keep holding it, or end it. Never raises for its content.
 
-    `company` is the jobs of its kind that can be released with it, as far as that matters.
+    `company` is the expected batch: the jobs of its kind that can be released with it, as far as that matters.
     """
     envelope = decode_envelope(drawn.message)
     job, reply, limits = str(envelope.headers["id"]), drawn.reply, rules.topology.limits
@@ -146,11 +151,11 @@ def decide_held(drawn: Drawn, rules: Rules, working: WorkingSnapshot, *, now: fl
 
 
 def read_order(envelope: Envelope, *, job: str, reply: str, tag: str, now: float, limits: Limits) -> Order:
-    """The request in a message from a broker door; its terms are checked when it is admitted.
+    """The request in a message from a broker door. Its terms are checked on admission.
 
     Raises:
-        RequestTooLargeError: its body is over a limit.
-        InvalidRequestError: names the field that is wrong.
+        RequestTooLargeError: its body exceeds a limit.
+        InvalidRequestError: names the wrong field.
     """
     check_headers(envelope)
     body = envelope.payload()
@@ -185,9 +190,9 @@ def _check_key(request: Request, job: str) -> None:
 
 
 def _request(body: bytes, content_type: str) -> Request:
-    """The request in a body: at once where it is as our client writes it, else with all that is to be said of it."""
+    """The request in a body: decoded directly if our client encoded it, else with full error reporting."""
     if content_type == "application/json":
-        with suppress(ValueError, RecursionError):  # msgspec's errors are ValueErrors, and so is a number too long
+        with suppress(ValueError, RecursionError):  # includes msgspec's errors and integers with too many digits
             _, request, embed = _decode_body(body)
             check_content(request)
             check_embed(embed)
@@ -198,7 +203,7 @@ def _request(body: bytes, content_type: str) -> Request:
 
 
 def _blobs(body: bytes, request: Request) -> Mapping[str, int]:
-    """The blobs that the request refers to. Each has its digest, so that the body's signature covers it."""
+    """The blobs that the request refers to. Each must have its digest, so that the body's signature covers it."""
     found = references([request.inputs, request.parameters]) if may_refer(body) else ()
     sizes = {}
     for reference in found:
@@ -224,7 +229,7 @@ def _reply_of(envelope: Envelope) -> str:
 
 
 def _submission_of(envelope: Envelope) -> str:
-    """The task id under which a submitter is told whether the job under its idempotency key is the one asked for."""
+    """The task id under which a submitter learns whether the job under its idempotency key matches its request."""
     header = envelope.headers.get(HEADER)
     submission = header.get("submission") if isinstance(header, dict) else None
     return submission_id(submission) if _is_name(submission) else ""

@@ -1,4 +1,4 @@
-"""Celery's `task-sent` events for jobs that were placed or moved: Flower shows by them in which queue each waits."""
+"""Celery's `task-sent` events for placed and moved jobs: Flower shows from them in which queue each job waits."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 
 ROUTING_KEY = "task.multi"
-"""Celery's routing key for events sent together."""
+"""Celery's routing key for batched events."""
 
-_KEPT = 1000  # events between two sendings; what is beyond them is not shown
+_KEPT = 1000  # events between two sends; further ones are dropped
 
 _encode = msgspec.json.Encoder().encode
 
 
 class _Sent(msgspec.Struct):
-    """One event; what is the same in all has its value here."""
+    """One event; fields that are the same in all have their value here."""
 
     uuid: str
     kwargs: str
@@ -44,7 +44,7 @@ class _Sent(msgspec.Struct):
 
 
 class SentEvents:
-    """Gathers events and sends them together: on the way of a job they cost one append."""
+    """Collects events and sends them together: adding one costs a job a single list append."""
 
     def __init__(self, name: str) -> None:
         self._node = f"router@{name}"
@@ -53,7 +53,7 @@ class SentEvents:
         self._waiting: list[_Sent] = []
 
     def add(self, job: str, queue: str, envelope: Envelope) -> None:
-        """Note that a job waits in a queue from now on."""
+        """Record that a job now waits in a queue."""
         if len(self._waiting) >= _KEPT:
             return
         self._clock += 1
@@ -62,7 +62,7 @@ class SentEvents:
         self._waiting.append(sent)
 
     async def send(self, transport: Transport) -> None:
-        """Send what was gathered; an event that cannot be sent is dropped."""
+        """Send the collected events; one that cannot be sent is dropped."""
         events, self._waiting = self._waiting, []
         if not events:
             return

@@ -1,6 +1,6 @@
-"""Whether Celery can end what a message asks for: its headers, and what is to follow from its task.
+"""Whether Celery can run what a message asks for: its headers, and the tasks that follow from it. No I/O.
 
-A worker's Celery would refuse the message after it was placed, or fail while it sends what follows. No I/O.
+Otherwise a worker's Celery would refuse the message after it was placed, or fail when it sends the next task.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from taxiway.contract.wire import Envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
 MOST_BYTES = 64 * 2**10
-"""Most bytes that a message's headers may take as JSON."""
+"""Limit on the size of a message's headers as JSON, in bytes."""
 
 _SHOWN = 200  # characters of what came
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """A task that follows from another one, as Celery writes it."""
+    """A task that follows from another one, as Celery encodes it."""
 
     task: str
     args: list[Any] = []
@@ -34,7 +34,7 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 class Embed(msgspec.Struct, frozen=True):
-    """The third part of a task's body: what follows from it."""
+    """The third part of a task's body: the tasks that follow from it."""
 
     callbacks: list[Signature] | None = None
     errbacks: list[Signature] | None = None
@@ -50,7 +50,7 @@ def check_headers(envelope: Envelope) -> None:
     """Refuse headers that Celery could not read in a worker.
 
     Raises:
-        InvalidRequestError: names the header, what was expected and what came.
+        InvalidRequestError: names the header, what was expected and what was received.
         RequestTooLargeError: they take more than `MOST_BYTES`.
     """
     headers = envelope.headers
@@ -67,10 +67,10 @@ def check_headers(envelope: Envelope) -> None:
 
 
 def read_embed(body: bytes) -> Embed | None:
-    """What follows from the task in a body.
+    """The tasks that follow from the task in a body.
 
     Raises:
-        InvalidRequestError: it is nothing that Celery could send; names what was expected.
+        InvalidRequestError: Celery could not have sent it; names what was expected.
     """
     try:
         return _decode_embed(body)[2]
@@ -81,7 +81,7 @@ def read_embed(body: bytes) -> Embed | None:
 
 
 def check_embed(embed: Embed | None) -> None:
-    """Refuse what follows from a task where its arguments could not be written or read.
+    """Refuse follow-up tasks whose arguments could not be encoded or decoded.
 
     Raises:
         InvalidRequestError: a value is nested too deeply.
@@ -92,10 +92,10 @@ def check_embed(embed: Embed | None) -> None:
 
 
 def moment_of(header: str, text: Any) -> datetime:
-    """The time that a header says; UTC where it names no zone.
+    """The time in a header; UTC if it has no time zone.
 
     Raises:
-        InvalidRequestError: it is no date as ISO 8601, or one that no clock reaches.
+        InvalidRequestError: not an ISO 8601 date, or out of range.
     """
     moment = _moment(text)
     if moment is None:
@@ -113,7 +113,7 @@ def _moment(text: Any) -> datetime | None:
 
 
 _FARTHEST = datetime(9000, 1, 1, tzinfo=UTC).timestamp()
-_DATE = "a date as ISO 8601, from 1970 to the year 9000"
+_DATE = "an ISO 8601 date, from 1970 to the year 9000"
 
 
 def _is_date(value: Any) -> bool:
@@ -156,7 +156,7 @@ _MEANS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("lang", "root_id", "parent_id", "group", "shadow", "origin", "argsrepr", "kwargsrepr"), (_is_text, "text")
     ),
 }
-"""By header, whether a value means something to Celery, and what does."""
+"""By header: the check that its value is valid for Celery, and what is expected."""
 
 
 def _is_utf8(encoding: str) -> bool:

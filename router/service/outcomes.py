@@ -1,4 +1,4 @@
-"""The whole fleet's outcomes and latencies: workers count since their start, and this adds up what they gained."""
+"""The fleet's outcomes and latencies: workers count since their start, and this sums their increments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tasks.heartbeat import DeviceFacts, Done, Ran, empty
 
 
 class OutcomeCounters:
-    """Sums since this router's first look: they never fall, whoever comes and goes.
+    """Sums since this router's first update. They never decrease when workers come and go.
 
-    `outcomes` counts jobs by class and final state; `latency` has the figures of `tasks.heartbeat` by class and stage;
-    `rejected` counts messages by class; `models` has each model's sums, over all classes.
+    `outcomes` counts jobs by class and final state. `latency` has the figures of `tasks.heartbeat` by class and stage.
+    `rejected` counts messages by class. `models` has each model's sums over all classes.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class OutcomeCounters:
         self._looked = False
 
     def look(self, devices: Iterable[DeviceFacts]) -> None:
-        """Add what live devices did since the last look. Of those that were here at the first, what is new counts."""
+        """Add what live devices did since the last update. The first update sets the baseline."""
         for device in devices:
             for hardware_class, done in device.done.items():
                 before = self._seen.get((device.worker, hardware_class), Done())
@@ -34,7 +34,7 @@ class OutcomeCounters:
         self._looked = True
 
     def _add(self, hardware_class: str, done: Done, before: Done) -> None:
-        if _sum(done) < _sum(before):  # another process under that name
+        if _sum(done) < _sum(before):  # a new process under the same name
             before = Done()
         if done.rejected:
             self.rejected[hardware_class,] += done.rejected - before.rejected

@@ -1,4 +1,4 @@
-"""Keeps a router's catalogue and profiles as the models folder has them, and asks all processes to look at theirs."""
+"""Keeps a router's catalogue and profiles in step with the models folder, and asks all processes to reload theirs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tasks.reload import Report, Reporter
 from taxiway.errors import BrokerUnavailableError
 
 ANSWER_WITHIN = 10.0
-"""Seconds that who asks for a reload waits for the processes that run; one that loads a large file may take longer."""
+"""Seconds that a reload request waits for the running processes; one that loads a large file may take longer."""
 
-_GLANCE = 0.1  # seconds between two looks at what the others tell meanwhile
+_POLL = 0.1  # seconds between two reads of the other processes' reports
 
 
 class FolderWatch:
-    """Looks at the folder once a second, and at once when somebody asks."""
+    """Checks the folder once a second, and at once on request."""
 
     def __init__(self, folder: ModelsFolder, rules: Rules, fleet: FleetReader, store: Store, name: str) -> None:
         self.folder = folder
@@ -33,7 +33,7 @@ class FolderWatch:
         self._now = asyncio.Event()
 
     async def run(self) -> None:
-        """Look indefinitely."""
+        """Check indefinitely."""
         while True:
             await self._tell()
             asked = self._reporter.asked
@@ -42,13 +42,13 @@ class FolderWatch:
                 self._fleet.renew(self.folder.book)
             if asked:
                 self._reporter.looked()
-                continue  # whoever asked waits for that to be told
+                continue  # report it at once: the reload request waits for it
             self._now.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._now.wait(), LOOK)
 
     async def reload(self) -> dict[str, Any]:
-        """Have every process look now; what each of them serves then, and what changed there.
+        """Have every process reload now; returns what each of them serves then, and what changed there.
 
         Raises:
             BrokerUnavailableError: the state store does not answer.
@@ -60,13 +60,13 @@ class FolderWatch:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_WITHIN):
                 while not after or any(report.reload < wanted for report in after.values()):
-                    await asyncio.sleep(_GLANCE)
+                    await asyncio.sleep(_POLL)
                     after = await self._store.catalogues()
         processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
         return {"processes": processes}
 
     async def _tell(self) -> None:
-        """Tell the store what is served; while it is away, which the consuming loop reports, the folder is read on."""
+        """Report to the store what is served. During an outage, which another loop logs, the folder is still read."""
         with contextlib.suppress(BrokerUnavailableError):
             self._reporter.heard(await self._store.watch(self._reporter.arguments()))
 

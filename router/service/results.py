@@ -1,4 +1,4 @@
-"""Hears of results: one subscription a router, on which every waiting request is woken."""
+"""Receives results: one subscription per router, on which every waiting request is notified."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MOST_KEYS = 256  # results read by one MGET
 
 
 class _Named(msgspec.Struct):
-    """The part of a stored result that says whose it is."""
+    """The part of a stored result that names its job."""
 
     task_id: str
 
@@ -35,11 +35,11 @@ _job_of = msgspec.json.Decoder(_Named).decode
 
 
 class Results:
-    """The results that somebody here waits for, as they are announced.
+    """The results that callers of this router wait for, as they are announced.
 
-    Results of jobs that this router forwarded for its own callers come on the router's reply channel; for others the
-    job's own channel is subscribed to as long as somebody waits. Whenever a channel is subscribed, what might have been
-    announced on it before is read from the store; and every `pause` seconds what is still waited for.
+    Results of jobs that this router forwarded for its own callers arrive on the router's reply channel. For other jobs,
+    the job's own channel is subscribed to while anybody waits. After each subscription, results that may have been
+    announced before it are read from the store. Every `pause` seconds, all results still awaited are read too.
     """
 
     def __init__(self, url: str, store: Store, name: str, *, pause: float = PAUSE) -> None:
@@ -49,19 +49,19 @@ class Results:
         self._pause = pause
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._others: dict[str, int] = {}
-        self._heard = False  # since the last look, on the connection that there is
+        self._heard = False  # anything received on the present connection since the last round
         self._looking: set[asyncio.Task[None]] = set()
         self.hurried = asyncio.Event()
 
     def hurry(self) -> None:
-        """End all waits, those to come as well, as if their time were over."""
+        """End all waits, present and future, as if they had timed out."""
         self.hurried.set()
         for future in [future for waiting in self._waiting.values() for future in waiting]:
             give_up(future)
 
     @contextmanager
     def expect(self, job: str) -> Iterator[asyncio.Future[bytes]]:
-        """A future of the result's stored bytes. Enter before the job is forwarded, and nothing is missed."""
+        """A future of the result's stored bytes. Enter it before the job is forwarded, so no announcement is missed."""
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         waiting = self._waiting.setdefault(job, set())
         waiting.add(future)
@@ -75,7 +75,7 @@ class Results:
                 del self._waiting[job]
 
     async def wait(self, job: str, longest: float) -> bytes | None:
-        """The result of any job, within `longest` seconds; None when it did not come.
+        """The result of any job, within `longest` seconds; None if it did not arrive.
 
         Raises:
             BrokerUnavailableError: the state store does not answer.
@@ -93,7 +93,7 @@ class Results:
                 self._leave(job)
 
     async def run(self) -> None:
-        """Listen, indefinitely; what was announced in vain is found all the same."""
+        """Listen indefinitely; results whose announcement was missed are read from the store."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._stay_subscribed())
             both.create_task(self._keep_looking())
@@ -118,7 +118,7 @@ class Results:
                 away = False
 
     async def _keep_looking(self) -> None:
-        """Read what has been waited for since the look before, and give up a subscription that has become silent."""
+        """Read results awaited since the previous round, and drop a subscription that has become silent."""
         rounds = Rounds()
         while True:
             await asyncio.sleep(self._pause)
@@ -145,7 +145,7 @@ class Results:
             self._looking.add(task)
             task.add_done_callback(self._looking.discard)
         elif answer[0] == b"message":
-            with suppress(msgspec.MsgspecError):  # anybody may publish there
+            with suppress(msgspec.MsgspecError):  # other clients may publish there
                 self._resolve(_job_of(answer[2]).task_id, answer[2])
 
     def _resolve(self, job: str, meta: bytes) -> None:
@@ -154,8 +154,8 @@ class Results:
                 future.set_result(meta)
 
     async def _look_up(self, jobs: Sequence[str]) -> None:
-        """Find the results of these jobs that are stored already."""
-        with suppress(BrokerUnavailableError):  # the next look finds them
+        """Resolve those of these jobs whose results are stored."""
+        with suppress(BrokerUnavailableError):  # the next round finds them
             for start in range(0, len(jobs), _MOST_KEYS):
                 await self._find(jobs[start : start + _MOST_KEYS])
 
@@ -177,7 +177,7 @@ class Results:
 
 
 def give_up(future: asyncio.Future[bytes]) -> None:
-    """End the wait for a result as if its time were over."""
+    """End the wait for a result as if it had timed out."""
     if not future.done():
         future.set_exception(TimeoutError())
-        future.exception()  # so that nobody wonders where no one waits for it
+        future.exception()  # avoids asyncio's warning if nothing awaits it

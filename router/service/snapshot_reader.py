@@ -1,4 +1,4 @@
-"""Keeps the fleet snapshot fresh: reads the store on a beat, and counts what this router placed since."""
+"""Keeps the fleet snapshot fresh: reads the store periodically, and counts what this router placed since."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from taxiway.errors import BrokerUnavailableError
 logger = logging.getLogger(__name__)
 
 BEAT = 0.25
-"""Seconds between two readings."""
+"""Seconds between two snapshots."""
 
 STALE_AFTER = 3.0
-"""Seconds after which a reading is too old to decide from."""
+"""Seconds after which a snapshot is too old to decide from."""
 
 FORGET_AFTER = 3600.0
-"""Seconds after which a gone device is dropped from the store."""
+"""Seconds after which a gone device is deleted from the store."""
 
 RATE_MEMORY = 5.0
 """Seconds over which arrival rates are averaged: a few of a live burst, far less than a batch horizon."""
 
 STARTS_FOR = 90.0
-"""Seconds for which it counts that somebody starts devices of a class: three times that KEDA asks, unless told."""
+"""Seconds for which a request to start devices of a class counts: three of KEDA's default polling intervals."""
 
-_UNKEPT_AT_MOST = 8  # readings that wait to be kept, while nothing can be forwarded; two seconds of them
+_UNKEPT_AT_MOST = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
 
 Work = Mapping[str, tuple[float, ...]]
-"""Device seconds by hardware class, one figure a level."""
+"""Device seconds by hardware class, one figure per level."""
 
 _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 
 
 class FleetReader:
-    """The latest working snapshot, and the `shares` that tenants had. Until the first reading it is stale.
+    """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `heartbeats` has when each device was last heard, by the store's clock, as of the last reading.
+    `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read.
     """
 
     def __init__(self, store: Store, topology: Topology, book: ProfileBook, starts: Set[str] = frozenset()) -> None:
@@ -78,7 +78,7 @@ class FleetReader:
 
     @property
     def working(self) -> WorkingSnapshot:
-        """The fleet as of the last reading, with what was placed here since; stale when that is too old."""
+        """The fleet at the last read, with what was placed here since; `stale` if that is too old."""
         now = time.monotonic()
         if not self._working.fleet.stale and now - self._read_at > STALE_AFTER:
             self._go_stale()
@@ -89,19 +89,19 @@ class FleetReader:
 
     @property
     def snapshot(self) -> FleetSnapshot:
-        """The fleet as of the last reading, with what was placed here since; `stale` when that is too old."""
+        """The same as a frozen `FleetSnapshot`."""
         working = self.working
         return replace(working.fleet, work={name: working.backlog.levels(name) for name in working.backlog.classes})
 
     def count(self, placement: Placement, tenant: str) -> None:
-        """Count a placement that this router just made; with the first from a reading, the reading is to be kept."""
+        """Count a placement that this router just made; a snapshot's first placement marks it for storing."""
         self._working.count(placement, tenant)
         if not self._used:
             self._used = True
             self._unkept.append(self._working)
 
     async def read(self) -> None:
-        """Read once. A failure leaves the last picture, marked stale, and is raised."""
+        """Read once. On failure the last snapshot remains, marked stale, and the error is raised."""
         try:
             facts = await self._store.facts()
         except BrokerUnavailableError:
@@ -122,12 +122,12 @@ class FleetReader:
             await self._store.forget_devices(gone)
 
     def take_stock(self, cells: Mapping[str, float]) -> None:
-        """Go on from the work that the cells of `WORK` count now, read between two readings."""
+        """Replace the work counted by the figures in the cells of `WORK`, read between two snapshots."""
         self._working.take_stock(*work_from(cells))
         self._seen_at = time.monotonic()
 
     async def run(self) -> None:
-        """Read on every beat, indefinitely; an outage is logged once."""
+        """Read periodically, indefinitely; an outage is logged once."""
         away = False
         while True:
             try:
@@ -135,22 +135,22 @@ class FleetReader:
                 away = False
             except BrokerUnavailableError as error:
                 if not away:
-                    logger.warning("fleet state unreadable", extra={"error": error.message})
+                    logger.warning("fleet snapshot unavailable", extra={"error": error.message})
                 away = True
             await asyncio.sleep(BEAT)
 
     def renew(self, book: ProfileBook) -> None:
-        """Place by other profiles, and by models as the catalogue has them now."""
+        """Use other profiles, and the catalogue's present models."""
         self._book = book
         self._working.renew(book)
 
     def snapshots(self) -> list[KeptSnapshot]:
-        """What placements were decided from and is not kept yet: to be kept with the next records, then `kept`."""
+        """Snapshots used by placements and not stored yet: store them with the next records, then call `kept`."""
         keep = self._topology.limits.keep_explanation
         return [KeptSnapshot(working.reading, pack_reading(working.fleet), keep) for working in self._unkept]
 
     def kept(self, snapshots: Iterable[KeptSnapshot]) -> None:
-        """These snapshots were kept."""
+        """These snapshots were stored."""
         names = {snapshot.name for snapshot in snapshots}
         if names:
             left = [working for working in self._unkept if working.reading not in names]
@@ -168,7 +168,7 @@ class FleetReader:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """Rows that ever arrived in each flow (`keys.flow`), as of `now` by the store's clock, and their rates, rows/s."""
+    """Total rows that arrived in each flow (`keys.flow`) at `now` by the store's clock, and their rates, rows/s."""
 
     now: float
     rows: Mapping[str, float]
@@ -176,7 +176,7 @@ class Arrived:
 
 
 def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
-    """The rates after one more reading, each an exponential mean over `RATE_MEMORY` seconds."""
+    """The rates after one more read, each an exponential mean over `RATE_MEMORY` seconds."""
     cells = (cell.partition("|") for cell in facts.work if cell.startswith(f"{ARRIVED}|"))
     rows = {flow: facts.work[f"{kind}|{flow}"] for kind, _, flow in cells}
     if before is None:
@@ -190,23 +190,23 @@ def arrived_since(before: Arrived | None, facts: FleetFacts) -> Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """When the store last took no writes, by its own clock: heartbeats that it refused are not missed."""
+    """When the store last refused writes, by its own clock: heartbeats that it refused do not count as missed."""
 
     since: float = math.inf
     until: float = -math.inf
 
     def after(self, facts: FleetFacts) -> Refusal:
-        """The same, after one more reading."""
+        """The same, after one more read."""
         if not facts.refuses:
             return self
         return Refusal(self.since if self._excuses(facts.now) else facts.now, facts.now)
 
     def lives(self, beat: float, now: float) -> bool:
-        """Whether a device that last beat then is live: it beat lately, or did until the store took no writes."""
+        """Whether a device with its last heartbeat at `beat` is live: recent, or so when writes began to be refused."""
         return now - beat <= GONE_AFTER or (self._excuses(now) and self.since - beat <= GONE_AFTER)
 
     def _excuses(self, now: float) -> bool:
-        """Whether the store takes no writes, or has done so again for less time than a device may be silent."""
+        """Whether the store refuses writes, or has accepted them again for less time than a device may be silent."""
         return now - self.until <= GONE_AFTER
 
 
@@ -214,9 +214,9 @@ NEVER = Refusal()
 
 
 def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] = frozenset()) -> FleetSnapshot:
-    """The snapshot that the store's keys describe; devices gone by the store's clock, or unreadable, are left out.
+    """The snapshot in the store's keys; devices gone by the store's clock, or unreadable, are left out.
 
-    `starts` are classes whose devices are started when they are wanted, beside those that the store's keys name.
+    `starts` are classes whose devices are started on demand, besides those named in the store's keys.
     """
     live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
     told = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
@@ -230,14 +230,14 @@ def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] 
 
 
 def _since(device: DeviceFacts, age: float) -> DeviceFacts:
-    """What a device said `age` seconds ago, as it is by now."""
+    """A device's facts, reported `age` seconds ago, adjusted to the present."""
     if not device.blocked:
         return device
     return msgspec.structs.replace(device, blocked=max(device.blocked - age, 0.0))
 
 
 def work_from(cells: Mapping[str, float]) -> tuple[Work, Work]:
-    """The device seconds bound to each class, and those held for it, that the cells of `WORK` count."""
+    """Device seconds bound to each class, and those held for it, as counted in the cells of `WORK`."""
     bound, held = dict[str, list[float]](), dict[str, list[float]]()
     for cell, seconds in cells.items():
         place, _, level = cell.rpartition("|")

@@ -1,4 +1,4 @@
-"""What a router reads and writes in the state store: the fleet's facts, jobs' records, results and their ends."""
+"""What a router reads and writes in the state store: the fleet's facts, job records, results and endings."""
 
 from __future__ import annotations
 
@@ -59,19 +59,19 @@ from taxiway.errors import BrokerUnavailableError, JobCancelledError
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
 _MODELS_KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
-_PIECES = 256  # that are read at once
-_READERS = 4096  # answers that are followed at once, each on a connection; more of them wait for their turn
-_CARRIERS = 4  # connections for blobs, which take turns
-_FORGOTTEN = 500  # groups of jobs of the index that are looked at once: about a millisecond of the server
-_PIECES_WAIT = 500  # milliseconds: less than the server has to answer
+_PIECES = 256  # read at once
+_READERS = 4096  # streams followed at once, each on its own connection; further ones wait
+_CARRIERS = 4  # connections for blobs, used in rotation
+_FORGOTTEN = 500  # groups of jobs in the index checked per call: about 1 ms of the server's time
+_PIECES_WAIT = 500  # milliseconds: less than the server's answer timeout
 
 
 @dataclass(frozen=True, slots=True)
 class FleetFacts:
-    """The fleet's keys as they were read together.
+    """The fleet's keys, read together.
 
-    `now` is the store's time, `spent` is of its day, and `used` the share of its memory that the store uses. A store
-    that `refuses` cannot write to its disk and takes no writes.
+    `now` is the store's time, `spent` is for its day, and `used` is the share of its memory that the store uses. A
+    store that `refuses` cannot write to its disk and accepts no writes.
     """
 
     now: float
@@ -88,7 +88,7 @@ class FleetFacts:
 class Store:
     """The state store. Every method raises `BrokerUnavailableError` while it does not answer.
 
-    `ended` counts the jobs that were ended here, by their final state.
+    `ended` counts the jobs ended here, by final state.
     """
 
     def __init__(self, url: str, limits: Limits) -> None:
@@ -102,29 +102,29 @@ class Store:
         self._limits = limits
         self._ahead = 0.0
         self._forgotten = "-inf"
-        self._turn: float | None = None  # the time that was told in this turn of the event loop
+        self._turn: float | None = None  # the time returned in this iteration of the event loop
 
     def now(self) -> float:
-        """The store's time, as of the last `facts` and this host's clock since."""
+        """The store's time, from the last `facts` and this host's clock since."""
         return time.monotonic() + self._ahead
 
     def told_now(self) -> float:
-        """The same, for what is kept of it: before the first `facts` nobody knows.
+        """The store's time for values that are stored: it fails before the first `facts`.
 
-        All of a turn of the event loop came at one time: what they ask alike is recorded as one.
+        Constant within one iteration of the event loop, so that requests that arrive together get equal records.
 
         Raises:
-            BrokerUnavailableError: the store has not told its time yet.
+            BrokerUnavailableError: the store's time is not known yet.
         """
         if not self._ahead:
-            raise BrokerUnavailableError(f"the {_SERVER} has not told its time yet", retry_after=1.0)
+            raise BrokerUnavailableError(f"the time of the {_SERVER} is not known yet", retry_after=1.0)
         if self._turn is None:
             self._turn = self.now()
             asyncio.get_running_loop().call_soon(self._end_turn)
         return self._turn
 
     async def facts(self) -> FleetFacts:
-        """All that the fleet says of itself, in one round trip."""
+        """All facts that the fleet reports, in one round trip."""
         day = day_of(self.now())
         with fleet_errors(_SERVER):
             answers = await self._looks.calls(
@@ -142,7 +142,7 @@ class Store:
             await self._file.look(said)
             now = int(time_of[0]) + int(time_of[1]) / 1e6
             self._ahead = now - time.monotonic()
-            if day_of(now) != day:  # the first reading, or one at midnight
+            if day_of(now) != day:  # at the first read, or at midnight
                 spent = await self._looks.call("HGETALL", spent_key(day_of(now)))
         return FleetFacts(
             now=now,
@@ -157,25 +157,25 @@ class Store:
         )
 
     async def record(self, job: str) -> dict[str, str]:
-        """The fields of a job's record; empty where there is none."""
+        """The fields of a job's record; empty if there is none."""
         with fleet_errors(_SERVER):
             fields: Any = await self._client.hgetall(job_key(job))
         return {name.decode(): value.decode() for name, value in fields.items()}
 
     async def result(self, job: str) -> bytes | None:
-        """The stored result, None while there is none (any more)."""
+        """The stored result; None if there is none, or it has expired."""
         with fleet_errors(_SERVER):
             meta: Any = await self._client.get(result_key(job))
         return meta if meta is None else bytes(meta)
 
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
-        """The stored result of each job, None while there is none (any more)."""
+        """The stored result of each job; None if there is none, or it has expired."""
         with fleet_errors(_SERVER):
             metas: Any = await self._client.mget([result_key(job) for job in jobs])
         return list(metas)
 
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
-        """Both at one instant."""
+        """Both, read atomically."""
         with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.hgetall(job_key(job))
@@ -184,26 +184,26 @@ class Store:
         return {name.decode(): value.decode() for name, value in fields.items()}, meta
 
     async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
-        """The bytes that each `ref` stands for, None where they are not there any more."""
+        """The bytes of each blob; None if it has expired."""
         with fleet_errors(_SERVER):
             contents = await asyncio.gather(*(next(self._carriers).call("GET", blob_key(ref)) for ref in refs))
         return dict(zip(refs, contents, strict=True))
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
-        """The pieces after an entry of a job's stream, with theirs; it waits a while for one."""
+        """The pieces of a job's stream after an entry, with their entry ids; waits a moment for one."""
         with fleet_errors(_SERVER):
             streams: Any = await self._readers.xread({stream_key(job): after}, count=_PIECES, block=_PIECES_WAIT)
         entries = streams[0][1] if streams else []
         return [(entry.decode(), read_piece(fields)) for entry, fields in entries]
 
     async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
-        """Store the blobs of a request that is to be forwarded."""
+        """Store the blobs of a request that is about to be forwarded."""
         with fleet_errors(_SERVER):
             sets = (("SET", blob_key(ref), content, "EX", KEPT) for ref, content in kept.items())
             await asyncio.gather(*(next(self._carriers).call(*one) for one in sets))
 
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
-        """Forget the blobs of a request that did not become this job; what the job's own record refers to stays."""
+        """Delete the blobs of a request that did not become this job, except those that the job's record refers to."""
         with fleet_errors(_SERVER):
             own: Any = await self._client.hget(job_key(job), "blobs")
             dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
@@ -211,7 +211,7 @@ class Store:
                 await self._client.unlink(*dropped)
 
     async def snapshot(self, name: str) -> bytes | None:
-        """A kept fleet snapshot, None where its time is over."""
+        """A stored fleet snapshot; None if it has expired."""
         with fleet_errors(_SERVER):
             packed: Any = await self._client.get(snapshot_key(name))
         return packed if packed is None else bytes(packed)
@@ -225,12 +225,12 @@ class Store:
         return [bool(one) for one in written]
 
     async def publish_models(self, listed: bytes) -> None:
-        """Publish to clients of the broker what the fleet can run, as JSON, for as long as that is renewed."""
+        """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""
         with fleet_errors(_SERVER):
             await self._client.set(MODELS, listed, ex=_MODELS_KEPT)
 
     async def refuse(self, refusals: Sequence[Refusal]) -> None:
-        """Tell the submitters of refused requests, whatever job has their idempotency keys."""
+        """Publish refusals to their submitters, independent of the jobs that have their idempotency keys."""
         if not refusals:
             return
         pipeline = self._client.pipeline(transaction=False)
@@ -243,15 +243,15 @@ class Store:
                 await pipeline.execute()
 
     async def first_digest(self, job: str) -> str:
-        """The digest of the request that a job's idempotency key was first used for; empty where none is known."""
+        """The digest of the request that first used a job's idempotency key; empty if unknown."""
         with fleet_errors(_SERVER):
             digest: Any = await self._client.hget(job_key(job), "digest")
         return (digest or b"").decode()
 
     async def overdue(self, most: int, lease: float) -> tuple[int, list[Overdue], float]:
-        """How many groups of jobs were due, up to `most`; those that have not ended; the next due.
+        """The number of groups of jobs due, up to `most`; the jobs in them that have not ended; the next due time.
 
-        What is not ended in `lease` seconds comes again.
+        Jobs not ended within `lease` seconds are returned again.
         """
         with fleet_errors(_SERVER):
             return overdue_answer(await self._looks.run(overdue_call(most, lease)))
@@ -262,23 +262,23 @@ class Store:
             return survey_answer(await self._looks.run(survey_call()))
 
     async def draw(self, token: str, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
-        """The store's time and a holding queue's first jobs, for the leader; those not placed in time go back."""
+        """The store's time and a holding queue's first jobs, for the leader; jobs not placed within `lease` return."""
         with fleet_errors(_SERVER):
             return draw_answer(await run(self._client, draw_call(token, queue, most, lease)))
 
     async def give_back(self, jobs: Sequence[str]) -> None:
-        """Let drawn jobs be held on, from the next survey."""
+        """Return drawn jobs to holding, from the next survey on."""
         with fleet_errors(_SERVER):
             await self._client.zadd(RELEASED, {job_key(job): 0.0 for job in jobs}, xx=True)
 
     async def held_before(self, job: str, queue: str) -> int | None:
-        """How many jobs of its holding queue are released before a job; None where it is not there."""
+        """The number of jobs released before this one from its holding queue; None if it is not held."""
         with fleet_errors(_SERVER):
             rank: Any = await self._client.zrank(holding_key(queue), job_key(job))
         return rank if rank is None else int(rank)
 
     async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
-        """A class's jobs that have not ended, by level up to this one, and how many were ever placed at this level."""
+        """A class's unfinished jobs by level, up to this one, and the count of jobs ever placed at this level."""
         cells = [work_cell(hardware_class, one) for one in range(level + 1)]
         with fleet_errors(_SERVER):
             figures: Any = await self._client.hmget(WORK, [*map(jobs_cell, cells), turns_cell(cells[-1])])
@@ -290,7 +290,7 @@ class Store:
         return await self.finish([_cancelled(job) for job in jobs])
 
     async def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep messages that nobody can answer, where an operator finds them; the oldest beyond a bound are dropped."""
+        """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
         with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.lpush(DEAD, *(msgspec.json.encode(letter) for letter in letters))
@@ -298,7 +298,7 @@ class Store:
                 await pipeline.execute()
 
     async def set_aside(self) -> tuple[int, int]:
-        """How many jobs are in holding, and how many messages are parked."""
+        """The number of held jobs and of dead letters."""
         with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.hlen(HELD)
@@ -307,23 +307,23 @@ class Store:
         return int(held), int(dead)
 
     async def letters(self, start: int, most: int) -> list[bytes]:
-        """Dead letters as they are kept, the latest first, from the one at `start` on."""
+        """Dead letters as stored, latest first, from index `start`."""
         with fleet_errors(_SERVER):
             raw: Any = await self._client.lrange(DEAD, start, start + most - 1)
         return list(raw)
 
     async def drop_letter(self, raw: bytes) -> None:
-        """Forget a dead letter."""
+        """Delete a dead letter."""
         with fleet_errors(_SERVER):
             await self._client.lrem(DEAD, 1, raw.decode())
 
     async def revive(self, job: str) -> bool:
-        """Forget that a job ended dead; False where it did not."""
+        """Clear a job's dead-lettered end; False if it did not end that way."""
         with fleet_errors(_SERVER):
             return bool(await run(self._client, revive_call(job)))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
-        """Drop devices that have been gone for long."""
+        """Delete devices that have been gone for long."""
         with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.hdel(DEVICES, *workers)
@@ -331,19 +331,19 @@ class Store:
                 await pipeline.execute()
 
     async def note_start(self, hardware_class: str) -> None:
-        """Somebody says that they start devices of the class when there should be some."""
+        """Record that devices of the class are started on demand."""
         with fleet_errors(_SERVER):
             await self._client.hset(STARTS, hardware_class, repr(self.now()))
 
     async def list_jobs(self, wanted: JobFilter, *, limit: int, cursor: str) -> JobPage:
-        """A page of the jobs that pass `wanted`, the latest first. Raises `InvalidRequestError` as `list_jobs` does."""
+        """A page of the jobs that match `wanted`, latest first. Raises `InvalidRequestError` as `list_jobs` does."""
         with fleet_errors(_SERVER):
             return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
 
     async def note_refused(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
-        """Say on the records of jobs that ended before they were placed what they were, and list them.
+        """Record what jobs that ended before placement were, and list them.
 
-        The fields of each have the time at which it was `accepted`.
+        The fields of each include the time at which it was `accepted`.
         """
         with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=False) as pipeline:
@@ -354,9 +354,9 @@ class Store:
                 await pipeline.execute()
 
     async def forget_listed(self) -> None:
-        """Look at some of the oldest jobs of the index, and forget those whose records are gone.
+        """Check some of the oldest jobs in the index, and remove those whose records are gone.
 
-        What is old and still there is looked at again after all the others.
+        Entries that remain are checked again after all others.
         """
         with fleet_errors(_SERVER):
             call = forget_call(self._forgotten, self._limits.keep_record, _FORGOTTEN)
@@ -364,18 +364,18 @@ class Store:
         self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
-        """Tell what this router serves, and hear how often a look at the models folder was asked for."""
+        """Report what this router serves; returns how often a reload was requested."""
         with fleet_errors(_SERVER):
             answer = await run(self._client, watch_call(arguments))
         return [int(one) for one in answer]
 
     async def ask_reload(self) -> int:
-        """Ask all processes to look at their models folder; how often that was asked, with this."""
+        """Ask all processes to reload their models folder; returns the number of such requests, this one included."""
         with fleet_errors(_SERVER):
             return int(await self._client.incr(RELOADS))
 
     async def catalogues(self) -> dict[str, Report]:
-        """What each process that runs serves, by its name."""
+        """What each running process serves, by its name."""
         with fleet_errors(_SERVER):
             async with self._client.pipeline(transaction=True) as pipeline:
                 pipeline.time()
@@ -404,7 +404,7 @@ def _cancelled(job: str) -> Ending:
 
 
 def _named(pairs: Sequence[bytes]) -> dict[str, bytes]:
-    """A server's names, each followed by its value."""
+    """A server's list of alternating names and values, as a mapping."""
     return {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
 
 
@@ -413,11 +413,11 @@ def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
 
 
 def _told(info: bytes) -> dict[str, str]:
-    """What `INFO` tells, by name."""
+    """The values in an answer to `INFO`, by name."""
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
 def _used(said: Mapping[str, str]) -> float:
-    """The share of its memory that a server uses, by what it says of that; 0 where it may take all there is."""
+    """The share of its memory limit that a server uses; 0 if it has no limit."""
     most = float(said["maxmemory"])
     return float(said["used_memory"]) / most if most else 0.0

@@ -1,4 +1,4 @@
-"""What this router's own door forwards: one message a request, sent together with those that come meanwhile."""
+"""Forwards the HTTP door's messages: one per request, batched with those that arrive meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Submissions:
-    """Forwards single messages; those that come while a call is under way share the next one."""
+    """Forwards single messages; those that arrive while a call is in progress share the next one."""
 
     def __init__(self, transport: Transport, fleet: FleetReader) -> None:
         self._transport = transport
@@ -24,9 +24,9 @@ class Submissions:
         self._sender: asyncio.Task[None] | None = None
 
     def forward(self, outgoing: Outgoing) -> asyncio.Future[bool]:
-        """Whether the message was forwarded, once that is known; False where its job has a record already.
+        """A future of whether the message was forwarded; False if its job already has a record.
 
-        It raises whatever the call raised that it shared: a `BrokerUnavailableError`, or an unexpected error.
+        It raises what the shared call raised: a `BrokerUnavailableError`, or an unexpected error.
         """
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((outgoing, done))
@@ -49,7 +49,7 @@ class Submissions:
             self._fleet.kept(snapshots)
             for (_, done), fresh in zip(batch, forwarded, strict=True):
                 settle(done, fresh)
-        except Exception as error:  # whatever ended this call, the next one is made
+        except Exception as error:  # the next call is made regardless
             if not isinstance(error, BrokerUnavailableError):
                 logger.exception("forwarding failed", extra={"messages": len(batch)})
             for _, done in batch:

@@ -1,4 +1,4 @@
-"""A router's part of traces: spans of what it placed, refused and moved, for messages that somebody traces."""
+"""A router's trace spans: what it placed, refused and moved, for messages that carry a trace context."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks import tracing
 
 
 def trace_placement(admitted: Admitted, store: Store) -> None:
-    """Tell how a job was placed or held; its message goes on from there. `store` tells the time."""
+    """Record how a job was placed or held; its message continues that trace. `store` provides the time."""
     headers = admitted.outgoing.envelope.headers
     trail = tracing.trail_of(headers)
     if trail is None:
@@ -41,7 +41,7 @@ def trace_placement(admitted: Admitted, store: Store) -> None:
 
 
 def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
-    """Tell that a job was not placed."""
+    """Record that a job was not placed."""
     trail = tracing.trail_of(headers)
     if trail is not None:
         at = time.time()
@@ -50,7 +50,7 @@ def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
 
 
 class MoveTraces:
-    """The spans of messages that are about to move together: each goes on from its own, told of once it moved."""
+    """The spans of messages that are about to move together. Each continues its own trace, recorded once moved."""
 
     def __init__(self, move: Move, steps: Sequence[Step]) -> None:
         self._move = move
@@ -62,7 +62,7 @@ class MoveTraces:
                 self._begun[step.peeked.job] = trail, self._begin(trail, step)
 
     def end(self, steps: Sequence[Step]) -> None:
-        """Tell of those that moved, and of their wait before."""
+        """Record the messages that moved, and their preceding wait."""
         at = time.time()
         for step in steps if self._begun else ():
             if step.peeked.job in self._begun:

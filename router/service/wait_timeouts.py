@@ -1,4 +1,4 @@
-"""Ends waits whose time is over."""
+"""Timeouts for waits, checked together."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any, TypeVar
 from router.service.results import give_up
 
 LOOK = 0.05
-"""Seconds between two looks: a wait ends so much late."""
+"""Seconds between two checks: a wait ends up to this much late."""
 
 _Value = TypeVar("_Value")
 
 
 class WaitTimeouts:
-    """Bounds waits by one look at all of them: a timer for each, set and taken back, costs a request a tenth."""
+    """Bounds waits with one periodic check: setting and cancelling a timer for each costs a tenth of a request."""
 
     def __init__(self) -> None:
         self._until: dict[asyncio.Future[Any], float] = {}
         self._looking = False
 
     async def wait(self, future: asyncio.Future[_Value], longest: float) -> _Value:
-        """What `future` gives, within `longest` seconds and `LOOK`.
+        """The result of `future`, within `longest` seconds plus `LOOK`.
 
         Raises:
-            TimeoutError: it gave nothing; nobody else is told anything by it then.
+            TimeoutError: no result in time; the future has failed with this error.
         """
         loop = future.get_loop()
         self._until[future] = loop.time() + longest

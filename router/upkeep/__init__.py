@@ -1,1 +1,1 @@
-"""Periodic duties of the fleet: moving, releasing, retargeting, and ending jobs at their deadline."""
+"""Periodic work for the fleet: the leader's duties, and ending jobs at their deadline."""

@@ -1,4 +1,4 @@
-"""The loop that ends jobs at their deadline, whoever has them: any router does it, also where no worker lives."""
+"""The loop that ends jobs at their deadline, wherever they are. Every router runs it, even if no worker is live."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from taxiway.contract.job import JobState, failure_meta
 from taxiway.errors import BrokerUnavailableError
 
 TICK = 0.05
-"""Shortest pause between two looks, in seconds: who waits hears so much, and a round trip, late at most."""
+"""Shortest pause between two checks, in seconds: waiters are notified at most this, plus a round trip, late."""
 
 LONGEST = 0.5
-"""Longest pause: a router may have died that expected something sooner."""
+"""Longest pause in seconds: a router that knew of an earlier deadline may have died."""
 
 AT_ONCE = 4
-"""Groups of jobs, of up to `TAKE_AT_MOST`, that one look takes, so that no script blocks the store for long."""
+"""Groups of jobs, of up to `TAKE_AT_MOST`, that one check takes, so that no script blocks the store for long."""
 
 LEASE = 1.0
-"""Seconds after which another router ends what one took and did not end: it may have died."""
+"""Seconds after which another router ends jobs that were taken and not ended: their router may have died."""
 
 
 class Deadlines:
-    """Ends what is past its deadline, by the store's clock. It looks when the first that it knows of passes."""
+    """Ends jobs past their deadline by the store's clock. It checks when the first known deadline passes."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -33,13 +33,13 @@ class Deadlines:
         self._sooner = asyncio.Event()
 
     def expect(self, at: float) -> None:
-        """Know of a deadline; 0 is none."""
+        """Register a deadline; 0 means none."""
         if 0 < at < self._next:
             self._next = at
             self._sooner.set()
 
     async def run(self) -> None:
-        """Look indefinitely; an outage is the others' to report."""
+        """Check indefinitely; outages are logged by other loops."""
         while True:
             with suppress(BrokerUnavailableError):
                 while await self.fire() == AT_ONCE:
@@ -48,7 +48,7 @@ class Deadlines:
             await self._wait()
 
     async def fire(self) -> int:
-        """End the jobs of the groups first due; how many groups were."""
+        """End the jobs in the groups that are due; returns the number of groups."""
         self._next = self._store.now() + LONGEST
         groups, overdue, due = await self._store.overdue(AT_ONCE, LEASE)
         self.expect(due)

@@ -1,4 +1,4 @@
-"""What keeps the fleet's keys tidy: clients are told what it can run, and what nobody will look at again is dropped."""
+"""Keeps shared keys up to date: publishes what the fleet can run, and removes expired entries."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from router.upkeep.leader import Duty
 logger = logging.getLogger(__name__)
 
 TICK = 1.0
-"""Seconds between two looks."""
+"""Seconds between two ticks."""
 
 PUBLISH = 30.0
-"""Seconds after which what the fleet can run is published again; within `TICK` when that has changed."""
+"""Seconds after which the model list is published again; within `TICK` if it has changed."""
 
 
 class Housekeeping(Duty):
-    """Publishes the models, ends requests sent to Celery's default queue, and forgets listed jobs that are gone."""
+    """Publishes the models, ends requests sent to Celery's default queue, and removes expired jobs from the index."""
 
     def __init__(self, transport: Transport, store: Store, fleet: FleetReader, rules: Rules) -> None:
         super().__init__(TICK)
@@ -36,13 +36,13 @@ class Housekeeping(Duty):
         self._published = b"", 0.0  # what the fleet can run, and when that was published
 
     async def tick(self) -> None:
-        """Look once."""
+        """Do each once."""
         await self._publish_models()
         await self._end_astray()
         await self._store.forget_listed()
 
     async def _publish_models(self) -> None:
-        """Publish what `GET /v2/models` lists to clients of the broker, where it has changed, or from time to time."""
+        """Publish the content of `GET /v2/models` to clients of the broker, when it has changed or needs renewal."""
         listed, now = msgspec.json.encode(model_list(self._rules.catalogue, self._fleet.snapshot)), time.monotonic()
         published, at = self._published
         if published != listed or now - at > PUBLISH:
@@ -50,7 +50,7 @@ class Housekeeping(Duty):
             self._published = listed, now
 
     async def _end_astray(self) -> None:
-        """End requests that plain Celery sent to its default queue, which nobody serves: their senders hear why."""
+        """End requests sent by plain Celery to its default queue, which has no consumer, with an error that says so."""
         astray = await self._transport.astray()
         if astray:
             await self._store.finish([ending for arrival in astray if (ending := misdirected(arrival)) is not None])

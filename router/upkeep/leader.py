@@ -1,11 +1,11 @@
-"""What one router does for the fleet while it leads: duties, each with a tick of its own, and one election for all.
+"""What one router does for the fleet while it leads: duties, each with its own tick, and one election for all.
 
-Duties are to move, to release, to retarget, and the housekeeping. Not among them, on every router:
+The duties are moving, releasing, retargeting and housekeeping. Every router does the following itself:
 
-- ending jobs at their deadline: who waits hears of it within `deadlines.TICK`, also while no router leads, and the
-  router that placed a job knows the moment; taking a group of jobs in the store is exclusive by itself;
-- having the append-only file rewritten (`service.aof`): a store that could not write cannot have been asked for a lead;
-- putting back what was in flight under a session that ended: each router looks as it shows that its own lives.
+- ending jobs at their deadline: waiters are notified within `deadlines.TICK`, even while no router leads, and the
+router that placed a job knows its deadline; taking a group of jobs in the store is exclusive anyway;
+- having the append-only file rewritten (`service.aof`): a store that cannot write cannot elect a leader;
+- returning what was in flight under an ended session: each router checks when it renews its own session.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from taxiway.errors import BrokerUnavailableError
 logger = logging.getLogger(__name__)
 
 LEASE = 1.5
-"""Ticks of the rebalancer that a lease lasts."""
+"""Lease duration, in ticks of the rebalancer."""
 
 RENEW = 0.5
-"""Ticks between two votes, also of who waits for the lead: another router leads within two ticks."""
+"""Ticks between two campaigns, also of routers that do not lead: another router leads within two ticks."""
 
 
 class Duty(ABC):
-    """Work of the leader alone: a tick, then a rest of `pause` seconds, which `wake` ends."""
+    """Work that only the leader does: a tick, then a pause of `pause` seconds, which `wake` ends."""
 
     def __init__(self, pause: float) -> None:
         self.pause = pause
@@ -37,14 +37,14 @@ class Duty(ABC):
 
     @abstractmethod
     async def tick(self) -> None:
-        """Do once what is due. May raise `BrokerUnavailableError`: the consuming loop reports it."""
+        """Do once what is due. May raise `BrokerUnavailableError`, which the consuming loop reports."""
 
     def begin(self) -> None:
         """This router was elected."""
         self.wake()
 
     def wake(self) -> None:
-        """End the rest."""
+        """End the pause."""
         self._woken.set()
 
     async def rest(self) -> None:
@@ -65,13 +65,13 @@ class Leader:
         self._leaving = False
 
     def leave(self) -> None:
-        """End `run` after the ticks under way."""
+        """End `run` after the ticks in progress."""
         self._leaving = True
         for duty in self._duties:
             duty.wake()
 
     async def run(self) -> None:
-        """Stand for election and do the duties until `leave`; while the broker is away nothing is done."""
+        """Campaign and run the duties until `leave`; nothing is done while the broker is unavailable."""
         try:
             async with asyncio.TaskGroup() as group:
                 election = group.create_task(self._stand())

@@ -1,6 +1,6 @@
-"""Moves waiting work: the leader looks at the queues each tick, and acts on `rebalance`.
+"""Moves waiting work: each tick the leader inspects the queues and carries out `rebalance`'s moves.
 
-What no move helps, because it may run in its class only, has devices retargeted (`retargeter`).
+Work that cannot move, because it may run only in its class, has devices retargeted to it (`retargeter`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from router.upkeep.waiting import (
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 250
-"""Messages that are read before the router's other work gets its turn."""
+"""Messages read before the event loop runs other tasks."""
 
 MOVED_AT_ONCE = 100
-"""Messages that move together: what a router that dies may leave half moved, and what a server is asked for at once."""
+"""Messages moved together: the most that a dying router leaves half moved, and the size of one call to the server."""
 
 
 class Mover(Duty):
@@ -63,7 +63,7 @@ class Mover(Duty):
         self._flows = Flows()
 
     async def tick(self) -> None:
-        """Look once, and move."""
+        """Inspect the queues once, and move."""
         self._flows.begin()
         working, rules = self._fleet.working, self._rules.topology.rebalance
         if working.fleet.stale:
@@ -78,9 +78,9 @@ class Mover(Duty):
             await self._queue_mover.put_back()
 
     async def _look(self) -> tuple[dict[str, int], dict[str, Waiting]]:
-        """How much waits in each class, and by id the jobs that its queue serves last, as far as they may move.
+        """The queue depth of each class, and by id the movable jobs among those that its queue serves last.
 
-        On RabbitMQ a job may be there twice: one of both moves.
+        On RabbitMQ a job may be in the queue twice: one of the two copies is moved.
         """
         depths, waiting = {}, dict[str, Waiting]()
         working, rules = self._fleet.working, self._rules.topology.rebalance
@@ -120,10 +120,10 @@ class Mover(Duty):
         await self._note(made)
 
     async def _move(self, steps: Sequence[Step]) -> list[bool]:
-        """Move as long as this router leads; which messages moved."""
+        """Move while this router leads; returns which messages moved."""
         done: list[bool] = []
         for start in range(0, len(steps), MOVED_AT_ONCE):
-            token = await self._leadership.campaign()  # what was decided may have taken longer than a lease
+            token = await self._leadership.campaign()  # deciding may have taken longer than the lease
             if not token:
                 break
             done += await self._queue_mover.move(token, steps[start : start + MOVED_AT_ONCE])

@@ -1,4 +1,4 @@
-"""Releases from holding: the leader places what is held, as far as the queues have room."""
+"""Releases held jobs: the leader places them while queues have capacity."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from router.upkeep.leader import Duty
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
 TICK = 0.02
-"""Seconds between two looks while jobs are held: queues are kept full to a horizon, and that may be a short one."""
+"""Seconds between two ticks while jobs are held: queues are kept filled to their horizon, which may be short."""
 
 LEASE = 5.0
-"""Seconds after which jobs that a router drew and did not place go back, for it may have died."""
+"""Seconds after which jobs that a router drew and did not place return to holding: it may have died."""
 
-_CHUNKS = (16, 64, 256)  # jobs drawn from one queue in a row; what is too many of the last goes back
+_CHUNKS = (16, 64, 256)  # jobs drawn in consecutive draws from one queue; surplus jobs are returned
 
 
 class Releaser(Duty):
-    """Releases what is held. `placed` is called for each job that leaves holding for a queue."""
+    """Releases held jobs. `placed` is called for each job that leaves holding for a queue."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class Releaser(Duty):
         self._began = 0.0
 
     def wake(self) -> None:
-        """Say that a job is going to be held."""
+        """Signal that a job is about to be held."""
         self._expected = True
         if self.pause > TICK:
             super().wake()
 
     async def tick(self) -> None:
-        """Release, while something is held by the fleet's facts."""
+        """Release, while the fleet's facts show held jobs."""
         if not self._expected and not self._fleet.working.held.seconds.any():
             self.pause = BEAT
             return
@@ -73,7 +73,7 @@ class Releaser(Duty):
             self._expected = self._expected or held
 
     async def _release_due(self) -> bool:
-        """Release as many jobs as bring the queues back to their horizons; whether any were held."""
+        """Release as many jobs as fill the queues to their horizons; returns whether any were held."""
         survey = await self._store.survey()
         if not survey.lines or self._fleet.working.fleet.stale:
             return False
@@ -96,7 +96,7 @@ class Releaser(Duty):
         return None if kind is None else Turn(line, kind)
 
     def _has_room(self, turn: Turn) -> bool:
-        """Whether a job of the queue may be placed now. One whose model is gone may leave, to be told so."""
+        """Whether a job of the queue may be placed now. If its model is gone it may, to notify its submitter."""
         working = self._fleet.working
         try:
             table = working.table(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
@@ -106,7 +106,7 @@ class Releaser(Duty):
         return has_room(table, turn.line.level, working.ahead(released=True), brief=brief)
 
     async def _release(self, turn: Turn, most: int) -> bool:
-        """Place the queue's first jobs, up to `most`; whether more of them may find room."""
+        """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
         now, drawn = await self._store.draw(self._leadership.token, turn.line.queue, most, LEASE)
         company = min(turn.line.jobs, self._batch)
         decisions = [self._decide(one, now, company) for one in drawn]

@@ -1,4 +1,4 @@
-"""Retargets idle devices to classes that starve: acts on `retarget` by Celery's remote control, as operators may."""
+"""Retargets idle devices to starved classes: carries out `retarget` with Celery's remote control commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Retargeter(Duty):
-    """Asks workers to serve other classes. What they do shows in their heartbeats."""
+    """Asks workers to serve other classes. Their heartbeats show the effect."""
 
     def __init__(self, settings: Settings, topology: Topology, fleet: FleetReader, store: Store) -> None:
         super().__init__(topology.rebalance.tick)
@@ -33,12 +33,12 @@ class Retargeter(Duty):
         self._spells = Spells()
 
     def begin(self) -> None:
-        """What was seen before another router led is superseded."""
+        """Conditions observed before another router led are superseded."""
         self._spells = Spells()
         super().begin()
 
     async def tick(self) -> None:
-        """Look at the fleet, and ask workers for what follows."""
+        """Evaluate the fleet, and send workers the resulting commands."""
         fleet, now = self._fleet.working.fleet, self._store.now()
         if fleet.stale:
             return
@@ -63,4 +63,4 @@ class Retargeter(Duty):
                         connection=connection,
                     )
         except lost as error:
-            raise BrokerUnavailableError(f"the broker took no command: {error}") from error
+            raise BrokerUnavailableError(f"the broker did not accept a worker command: {error}") from error

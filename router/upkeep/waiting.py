@@ -1,4 +1,4 @@
-"""What waits in the class queues, as `rebalance` looks at it: messages and records become groups of jobs alike."""
+"""What waits in the class queues, as input for `rebalance`: messages and records become groups of similar jobs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import InvalidRequestError, ModelUnavailableError, UnknownModelError
 
 FIELDS = ("state", "model", "hardware_class", "variant", "level", "deadline_at", "work", "basis", "moves")
-"""Fields of a job's record that are read for it."""
+"""Fields of a job's record that are read for this."""
 
-_ALIKE = 2.0  # sizes and times left within this factor are alike; at 1.5 a tick takes half as long again
+_ALIKE = 2.0  # sizes and times left within this factor count as equal; at 1.5 a tick takes 50 % longer
 
 
 class Queued(Protocol):
-    """A job in a class's queue: `work` is its device seconds there, `kind` the same for jobs that are alike."""
+    """A job in a class's queue: `work` is its device seconds there, `kind` is equal for similar jobs."""
 
     @property
     def queue(self) -> str:
@@ -56,7 +56,7 @@ Q = TypeVar("Q", bound=Queued)
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """One waiting job: its message, and what its record says. `work` is device seconds where it waits."""
+    """One waiting job: its message, and its record's content. `work` is device seconds in its present class."""
 
     peeked: Peeked
     model: Model
@@ -84,7 +84,7 @@ class Waiting:
 
 
 def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue, now: float) -> Waiting | None:
-    """The job of a message; None where it is not to be moved: another release placed it, or it does not wait."""
+    """The job of a message; None if it must not be moved: another release placed it, or it is not waiting."""
     basis = read_basis(fields.get("basis", ""))
     if basis is None or fields.get("state") != JobState.QUEUED or fields.get("hardware_class") != peeked.queue:
         return None
@@ -99,22 +99,22 @@ def read_waiting(peeked: Peeked, fields: Mapping[str, str], catalogue: Catalogue
 
 
 def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
-    """The classes with more work than they can do within a tick; none where all work is on the only live class."""
+    """The classes with more work than they serve within a tick; empty if all work is on the only live class."""
     devices = {name: len(working.fleet.of_class(name)) for name in working.backlog.classes}
     behind = [name for name, live in devices.items() if sum(working.backlog.levels(name)) > tick * live]
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 
 
 def most_of_each(window: int, names: Sequence[str], backlog: Backlog) -> int:
-    """Jobs to look at of each level of these queues: a window in all, shared by the levels that have work."""
+    """Jobs to inspect at each level of these queues: one window, shared by the levels that have work."""
     filled = sum(seconds > GLANCE for name in names for seconds in backlog.levels(name))
     return max(window // max(filled, 1), 1)
 
 
 def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
-    """The jobs by kind, each with the device seconds that are served before it.
+    """The jobs by kind, each with the device seconds served before it.
 
-    They come as `QueueMover.peek` gives them, and stay in that order: of each queue and level the last served first.
+    They arrive in the order of `QueueMover.peek` and keep it: within each queue and level, last served first.
     """
     before = {name: list(accumulate(backlog.levels(name))) for name in backlog.classes}
     kinds: dict[Hashable, list[tuple[Q, float]]] = {}
@@ -126,24 +126,25 @@ def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
 
 
 def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
-    """Groups of the jobs, which come as `QueueMover.peek` gives them: of each queue and level the last served first."""
+    """Groups of the jobs, given in the order of `QueueMover.peek`: within each queue and level, last served first."""
     groups = (_group(members, working, max_moves_per_job) for members in alike(jobs, working.backlog))
     return [group for group in groups if group is not None]
 
 
 def steps_of(move: Move, waiting: Mapping[str, Waiting], now: float, rules: Rules) -> list[Step]:
-    """How each job of a move is moved: its message under a new order, and its record's new fields.
+    """The steps of a move: each job's message under a new ticket, and its record's new fields.
 
-    A message that no router of ours ordered is left where it is: a worker refuses it there.
+    A message without a ticket of our routers is left where it is: a worker refuses it there.
     """
     steps = (_step(move, waiting[job], now, rules) for job in move.jobs)
     return [step for step in steps if step is not None]
 
 
 def rest_of_move(peeked: Peeked, fields: Mapping[str, str], rules: Rules) -> Step | None:
-    """What is left of a move whose router died after it had changed the record; None where nothing is.
+    """The remaining step of a move whose router died after it changed the record; None if there is none.
 
-    Only where messages and records are apart (RabbitMQ). Should the copy have been published already, one of them runs.
+    Possible only if messages and records are stored apart (RabbitMQ). If the copy was published already, only one of
+    them runs.
     """
     target = fields.get("hardware_class", "")
     if fields.get("state") != JobState.QUEUED or target == peeked.queue or target not in rules.topology.hardware:
@@ -159,12 +160,12 @@ def rest_of_move(peeked: Peeked, fields: Mapping[str, str], rules: Rules) -> Ste
 
 
 def magnitude(value: float | None) -> int | None:
-    """The same for values within a factor that makes them alike: sizes, and times left."""
+    """Equal for values within the factor `_ALIKE`: sizes, and times left."""
     return None if value is None else round(math.log(max(value, 1e-3), _ALIKE))
 
 
 def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:
-    """The group of jobs alike, by the needs of the one that is served last; None where none of them may move."""
+    """The group of similar jobs, with the needs of the one served last; None if none of them may move."""
     last, ahead = members[0]
     table = working.table(last.model, last.needs.constraints)
     names = [(c.hardware_class, c.variant_name) for c in table.candidates]
@@ -193,7 +194,7 @@ def _step(move: Move, job: Waiting, now: float, rules: Rules) -> Step | None:
 
 
 def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: Rules) -> Envelope:
-    """The message under an order that has its new class, too."""
+    """The message under a ticket that includes its new class."""
     body = envelope.payload()
     old = read_ticket(envelope.headers.get(HEADER), body, rules.secret)
     price = rules.topology.hardware[target].price.usd_per_hour

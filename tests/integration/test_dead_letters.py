@@ -136,7 +136,7 @@ def test_a_job_that_ended_otherwise_is_not_replayed(fleet: tuple[Settings, Route
     job = park(fleet, ending=JobState.FAILED)
     before = state.get(result_key(job))
     [listed] = json.loads(run(fleet, "list", "--json"))
-    assert "did not end dead" in run(fleet, "replay", listed["id"], code=2)
+    assert "was not dead-lettered" in run(fleet, "replay", listed["id"], code=2)
     assert state.get(result_key(job)) == before
     assert state.llen(DEAD) == 1
 

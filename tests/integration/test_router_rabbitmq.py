@@ -285,7 +285,7 @@ def test_a_router_and_its_broker_find_each_other_again(rabbit, store, producer, 
         before = send(producer)
         eventually(lambda: state(store, before) is JobState.QUEUED)
         cable.pull()
-        eventually(lambda: "server away" in log.read_text())
+        eventually(lambda: "server unavailable" in log.read_text())
         jobs = [send(producer) for _ in range(20)]
         cable.plug()
 
@@ -295,4 +295,4 @@ def test_a_router_and_its_broker_find_each_other_again(rabbit, store, producer, 
             arrived |= {m.headers["id"] for m in receive(rabbit, "cpu.batch", 1)}
     cable.close()
 
-    assert log.read_text().count("server away") == 1
+    assert log.read_text().count("server unavailable") == 1

@@ -495,10 +495,10 @@ def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refus
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ({"eta": "x"}, "eta: expected a date as ISO 8601"),
-        ({"eta": 5}, "eta: expected a date as ISO 8601"),
-        ({"eta": "9999-12-31T23:59:59"}, "eta: expected a date as ISO 8601, from 1970 to the year 9000"),
-        ({"expires": "0001-01-01T00:00:00+23:59"}, "expires: expected a date as ISO 8601"),
+        ({"eta": "x"}, "eta: expected an ISO 8601 date"),
+        ({"eta": 5}, "eta: expected an ISO 8601 date"),
+        ({"eta": "9999-12-31T23:59:59"}, "eta: expected an ISO 8601 date, from 1970 to the year 9000"),
+        ({"expires": "0001-01-01T00:00:00+23:59"}, "expires: expected an ISO 8601 date"),
         ({"stamped_headers": 5}, "stamped_headers: expected a list of texts, got 5"),
         ({"stamps": []}, "stamps: expected a mapping"),
         ({"compression": "application/x-gzip"}, "compression: expected a body that is not compressed"),
@@ -570,4 +570,4 @@ def test_a_job_that_is_to_begin_after_its_deadline_is_refused():
     for terms in ({"deadline": 5}, {}):
         error = error_of(decision(headers={"eta": late}, **terms))
         assert isinstance(error, InvalidRequestError)
-        assert "eta: expected a time before the deadline of its job, got one 55 s after it" in error.message
+        assert "eta: expected a time before the job's deadline, got one 55 s after it" in error.message
