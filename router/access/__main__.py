@@ -1,4 +1,4 @@
-"""`taxiway keys`: makes, lists and revokes the keys in a keys file. A key is shown once, and kept nowhere."""
+"""`taxiway keys`: makes, lists and revokes the keys in a keys file. A key is shown once and not stored."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--tenant", required=True, help="Whose it is: its requests are that tenant's, whatever they say.")
+@click.option("--tenant", required=True, help="The tenant that all requests with this key belong to.")
 @click.option(
     "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), default=("submit", "read"), show_default=True
 )
-@click.option("--expires", type=click.FloatRange(0, min_open=True), metavar="DAYS", help="After how many days it ends.")
+@click.option("--expires", type=click.FloatRange(0, min_open=True), metavar="DAYS", help="Days until the key expires.")
 @_file
 @_json
 def new(tenant: str, *, scopes: Sequence[Scope], expires: float | None, file: Path, as_json: bool) -> None:
-    """Make a key and print it: this is the only time that anybody sees it."""
+    """Make a key and print it. It cannot be shown again."""
     if not (0 < len(tenant) <= MAX_NAME and tenant.isprintable()):
         raise click.BadParameter(f"expected 1 to {MAX_NAME} printable characters", param_hint="--tenant")
     known = read_keys(file) if file.exists() else Keyring()
@@ -64,7 +64,7 @@ def new(tenant: str, *, scopes: Sequence[Scope], expires: float | None, file: Pa
 @_file
 @_json
 def listed(file: Path, *, as_json: bool) -> None:
-    """Every key that is known, but for itself."""
+    """List all keys, without the secret part."""
     keys = read_keys(file).keys
     if as_json:
         click.echo(msgspec.json.encode([_shown(key) for key in keys]).decode())
@@ -78,7 +78,7 @@ def listed(file: Path, *, as_json: bool) -> None:
 @click.argument("id")
 @_file
 def revoke(id: str, *, file: Path) -> None:
-    """Forget a key: routers refuse it within a second."""
+    """Revoke a key: routers refuse it within a second."""
     keys = read_keys(file).keys
     left = [key for key in keys if key.id != id]
     if len(left) == len(keys):
@@ -88,7 +88,7 @@ def revoke(id: str, *, file: Path) -> None:
 
 
 def _shown(key: Key) -> dict[str, object]:
-    """A key without its digest, which helps nobody."""
+    """A key without its digest."""
     return {"id": key.id, "tenant": key.tenant, "scopes": key.scopes, "expires": key.expires}
 
 

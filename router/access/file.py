@@ -1,4 +1,4 @@
-"""The keys file: read again when it changes, written whole or not at all."""
+"""The keys file: read again when it changes, and written atomically."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from router.access.keyring import Caller, Key, Keyring, KeysError, parse_keys, w
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0
-"""Seconds between two looks at whether the file changed: a revoked key is good for so much longer."""
+"""Seconds between two checks for changes of the file: a revoked key stays valid for at most this long."""
 
 _Mark = tuple[int, int, int]
 
 
 class KeyFile:
-    """The keys in a file. While it is missing or wrong, those that it held before stay good, and the log says so.
+    """The keys in a file. While it is missing or invalid, the last valid keys stay in force and the error is logged.
 
     Raises:
-        KeysError: it cannot be read at first.
+        KeysError: the file cannot be read initially.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class KeyFile:
         self._next = time.monotonic() + LOOK
 
     def caller(self, secret: bytes) -> Caller | None:
-        """Whose key `secret` is, now."""
+        """The caller whose key `secret` is, now."""
         if time.monotonic() >= self._next:
             self._look()
         return self._keyring.caller(secret, time.time())
@@ -48,16 +48,16 @@ class KeyFile:
         try:
             self._keyring = read_keys(self._path)
         except KeysError as error:
-            logger.error("keys stay as they were", extra={"error": str(error)})
+            logger.error("keys not reloaded", extra={"error": str(error)})
         else:
-            logger.info("keys read again", extra={"keys": len(self._keyring.keys)})
+            logger.info("keys reloaded", extra={"keys": len(self._keyring.keys)})
 
 
 def read_keys(path: Path) -> Keyring:
     """The keys in the file at `path`.
 
     Raises:
-        KeysError: it cannot be read, or is wrong.
+        KeysError: the file cannot be read, or is invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -67,10 +67,10 @@ def read_keys(path: Path) -> Keyring:
 
 
 def write_keys(path: Path, keys: Sequence[Key]) -> None:
-    """Put these keys into the file, which only its owner may read, unless it was there with another mode.
+    """Write these keys to the file. A new file is readable only by its owner; an existing one keeps its mode.
 
     Raises:
-        OSError: it cannot be written; what it held stays.
+        OSError: the file cannot be written; its content is left unchanged.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # for its owner alone
     try:
@@ -87,7 +87,7 @@ def write_keys(path: Path, keys: Sequence[Key]) -> None:
 
 
 def _mark(path: Path) -> _Mark | None:
-    """What changes with the file's content; None while it is missing."""
+    """A value that changes with the file's content; None while the file is missing."""
     try:
         found = path.stat()
     except OSError:

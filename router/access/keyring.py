@@ -1,7 +1,7 @@
-"""Keys of the HTTP door, known by their digests alone. Pure.
+"""Keys of the HTTP door, known only by their digests. Pure.
 
-A key is 256 random bits, so one SHA-256 is enough: nobody can guess what it was made of. A slow hash is for passwords,
-which people choose; here it would only let a flood of wrong keys hold the router up.
+A key is 256 random bits, so one SHA-256 suffices: a key cannot be guessed. Slow hashes are for passwords, which people
+choose; here one would only let a flood of wrong keys slow the router down.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Scope = Literal["submit", "read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 PREFIX = "taxiway_"
-"""What every key begins with, so that people, logs and scanners of source code recognise one."""
+"""Prefix of every key, so that people, logs and secret scanners recognise one."""
 
-_FIRST = 8  # bytes of a digest that find its key; all of it is then compared, in constant time
+_FIRST = 8  # bytes of a digest used to look up its key; the whole is then compared in constant time
 
 
 class KeysError(ValueError):
-    """The keys file is wrong. The text names the line, and never what stands in it."""
+    """The keys file is invalid. The message names the line but never quotes it."""
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """One line of the keys file: the key's SHA-256 in hexadecimal, whose it is, and what it may do."""
+    """One line of the keys file: the key's SHA-256 in hexadecimal, its tenant, and its scopes."""
 
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -42,7 +42,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True,
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. Tenant None is anybody: a door without keys trusts whoever reaches it. `expires` is in Unix time."""
+    """The caller of a request. Tenant None means any: a door without keys trusts everyone. `expires` is Unix time."""
 
     key: str = ""
     tenant: str | None = None
@@ -51,17 +51,17 @@ class Caller:
 
 
 ANYBODY = Caller()
-"""Who asks at a door without keys."""
+"""The caller at a door without keys."""
 
 NOBODY = Caller(tenant="", scopes=frozenset())
-"""Who asks without a key what needs none."""
+"""The caller without a key, at a path that needs none."""
 
 
 class Keyring:
     """The keys that a door knows.
 
     Raises:
-        KeysError: an id or a digest stands there twice.
+        KeysError: duplicate id or digest.
     """
 
     def __init__(self, keys: Sequence[Key] = ()) -> None:
@@ -71,7 +71,7 @@ class Keyring:
             raise KeysError("expected each id and each digest once")
 
     def caller(self, secret: bytes, now: float) -> Caller | None:
-        """Whose key `secret` is; None where it is nobody's, or its time is over. `now` is Unix time."""
+        """The caller whose key `secret` is; None if it is unknown or expired. `now` is Unix time."""
         digest = hashlib.sha256(secret).digest()
         known, caller = self._known.get(digest[:_FIRST], (b"", None))
         if caller is None or not hmac.compare_digest(known, digest) or now >= caller.expires:
@@ -80,7 +80,7 @@ class Keyring:
 
 
 def digest_of(secret: str) -> str:
-    """What the keys file holds of a key."""
+    """The digest of a key, as stored in the keys file."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -88,7 +88,7 @@ def parse_keys(text: str, file: str) -> Keyring:
     """The keys in JSON lines; `file` is only named in errors.
 
     Raises:
-        KeysError: a line is no key.
+        KeysError: a line is not a key.
     """
     keys = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -106,7 +106,7 @@ def parse_keys(text: str, file: str) -> Keyring:
 
 
 def written(keys: Iterable[Key]) -> str:
-    """The text of a keys file."""
+    """The content of a keys file."""
     return "".join(msgspec.json.encode(key).decode() + "\n" for key in keys)
 
 

@@ -1,4 +1,4 @@
-"""The endpoints: each reads its request, asks the router, and writes the answer; `errors` writes what went wrong."""
+"""The endpoints: each reads its request, calls the router and writes the answer; `errors` formats errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _Any = Request[Any, Any, Any]
 _Json = Response[dict[str, Any]]
 
 EXTENSIONS = ["binary_tensor_data", "classification", "generate", "model_configuration", "statistics"]
-"""Triton's names of what this door has beside the protocol itself."""
+"""Triton's names for the extensions of the protocol that this door supports."""
 
 _encode = msgspec.json.Encoder().encode
 _DOOR = "door"
@@ -59,7 +59,7 @@ class Door:
 
 
 def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
-    """The HTTP door of `router`, for those who have one of `keys`; without these, for everybody."""
+    """The HTTP door of `router` for callers with one of `keys`; without keys, for every caller."""
     limit = int(router.rules.topology.limits.payload)
     app = Litestar(
         route_handlers=_ENDPOINTS,
@@ -97,7 +97,7 @@ async def live() -> _Json:
 
 @get("/v2/health/ready", opt=needs(), responses=described.READINESS, security=described.NONE)
 async def ready(request: _Any) -> _Json:
-    """The router reads the fleet's state; 503 when it cannot, or is about to stop."""
+    """Whether the router can read the fleet's state; 503 if it cannot, or is about to stop."""
     router = _door(request).router
     there = not router.leaving and not router.fleet.snapshot.stale
     return Response({"ready": there}, status_code=200 if there else 503)
@@ -105,7 +105,7 @@ async def ready(request: _Any) -> _Json:
 
 @get("/v2/fleet", responses=described.FLEET)
 async def fleet(request: _Any) -> Response[bytes]:
-    """Hardware classes with their queues and work, live devices, and the last moves."""
+    """Hardware classes with their queues and work, live devices, and the latest moves."""
     return Response(_encode(await _door(request).router.view()), media_type=MediaType.JSON)
 
 
@@ -113,16 +113,16 @@ async def fleet(request: _Any) -> Response[bytes]:
 async def scaling(request: _Any, hardware_class: str) -> _Json:
     """How many devices a class should have, and why: for KEDA's metrics-api trigger, AverageValue with a target of 1.
 
-    503 while the fleet's state cannot be read: nobody is to scale by what is not known.
+    503 while the fleet's state cannot be read, so that nothing is scaled by unknown figures.
     """
     return _wanted(_scalable(request, hardware_class), hardware_class)
 
 
 @post("/v1/scaling/{hardware_class:str}/starts", status_code=200, responses=described.SCALING)
 async def scaling_starts(request: _Any, hardware_class: str) -> _Json:
-    """Say that you start devices of a class when they are wanted; answers how many, as `GET` without `/starts` does.
+    """Declare that you start devices of a class on demand; answers as `GET` without `/starts` does.
 
-    For 90 seconds from then on the class takes work while it has no device. 503 while the fleet's state cannot be read.
+    For the next 90 seconds the class takes work even without a device. 503 while the fleet's state cannot be read.
     """
     router = _scalable(request, hardware_class)
     if not router.fleet.working.fleet.stale:
@@ -131,7 +131,7 @@ async def scaling_starts(request: _Any, hardware_class: str) -> _Json:
 
 
 def _scalable(request: _Any, hardware_class: str) -> Router:
-    """The router, which knows the class."""
+    """The router, after a check that the class exists."""
     router = _door(request).router
     if hardware_class not in router.rules.topology.hardware:
         known = sorted(router.rules.topology.hardware)
@@ -142,7 +142,7 @@ def _scalable(request: _Any, hardware_class: str) -> Router:
 def _wanted(router: Router, hardware_class: str) -> _Json:
     want = router.scaler.wanted().get(hardware_class)
     if want is None or router.fleet.working.fleet.stale:
-        raise BrokerUnavailableError("the fleet's state cannot be read: no number is known", retry_after=1.0)
+        raise BrokerUnavailableError("the fleet snapshot is stale: the number of devices is unknown", retry_after=1.0)
     return Response(
         {"class": hardware_class, "replicas": want.replicas, "devices": want.devices, "reason": want.reason}
     )
@@ -158,7 +158,7 @@ async def metrics(request: _Any) -> Response[bytes]:
 
 @post("/v2/reload", status_code=200, responses=described.FLEET_CHANGE)
 async def reload(request: _Any) -> _Json:
-    """Have every router and worker look at its models folder now: what each serves then, and what changed there."""
+    """Have every router and worker reload its models folder now: what each serves then, and what changed there."""
     return Response(await _door(request).router.folder.reload())
 
 
@@ -186,7 +186,7 @@ async def metadata(request: _Any, model: str, version: str | None = None) -> _Js
     responses=described.MODEL_READY,
 )
 async def model_ready(request: _Any, model: str, version: str | None = None) -> _Json:
-    """Whether a live device has the model or could load it; 503 with the reason when none does, or it is disabled."""
+    """Whether a live device has or can load the model; 503 with the reason if none can, or the model is disabled."""
     router = _door(request).router
     try:
         found = router.rules.catalogue.resolve(_reference(model, version))
@@ -205,7 +205,7 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
     responses=described.INFER,
 )
 async def infer(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
-    """Run the model: 200 with its outputs; 202 with the job's place, at once with `Prefer: respond-async`."""
+    """Run the model: 200 with its outputs; 202 with the job's location, at once with `Prefer: respond-async`."""
     answer = await _door(request).inference.answer_to(
         _reference(model, version),
         await request.body(),
@@ -224,7 +224,7 @@ async def infer(request: _Any, model: str, version: str | None = None) -> Respon
     responses=described.PLACEMENT,
 )
 async def model_placement(request: _Any, model: str, version: str | None = None) -> _Json:
-    """Where the fleet as it is now would run an infer request, and why; nothing is accepted."""
+    """Where the present fleet would run an infer request, and why; nothing is accepted."""
     infer = await _read(request)
     preview = _door(request).inference.preview
     return Response(await preview(_reference(model, version), infer, len(await request.body())))
@@ -238,7 +238,7 @@ async def model_placement(request: _Any, model: str, version: str | None = None)
     responses=described.GENERATE,
 )
 async def generate(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
-    """Generate text: 200 with all of it, or 202 with the job's place."""
+    """Generate text: 200 with the whole text, or 202 with the job's location."""
     answer = await _telling(request).generate(_reference(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
         return _accepted(answer.job)
@@ -253,7 +253,7 @@ async def generate(request: _Any, model: str, version: str | None = None) -> Res
     responses=described.GENERATE_STREAM,
 )
 async def generate_stream(request: _Any, model: str, version: str | None = None) -> Stream:
-    """Generate text and tell it as it comes, as server-sent events; their job's own address is in `Location`."""
+    """Generate text and stream it as server-sent events; `Location` has the job's own stream."""
     telling = _telling(request)
     job = await telling.submit(_reference(model, version), await _read_generate(request))
     return _stream(await telling.events(job, None), job)
@@ -261,19 +261,19 @@ async def generate_stream(request: _Any, model: str, version: str | None = None)
 
 @get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
 async def job_stream(request: _Any, job: str) -> Stream:
-    """A generated answer as it comes, after the event that `Last-Event-ID` names."""
+    """A generated answer as it is produced, after the event that `Last-Event-ID` names."""
     return _stream(await _telling(request).events(job, request.headers.get("last-event-id")), job)
 
 
 @get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
 async def job_status(request: _Any, job: str, wait: float = 0.0) -> Response[bytes]:
-    """Where a job is; with `wait`, as soon as it ended or those seconds have passed."""
+    """A job's state; with `wait`, as soon as it has ended or that many seconds have passed."""
     return _status(await _jobs(request).status(job, wait=_seconds(wait)), 200)
 
 
 @get("/v2/jobs/{job:str}/result", opt=needs("read"), responses=described.JOB_RESULT)
 async def job_result(request: _Any, job: str, wait: float = 0.0) -> Response[bytes]:
-    """A job's answer: 200, or the job's own error; 202 while it runs, 410 when the result's time is over.
+    """A job's answer: 200, or the job's own error; 202 until it has ended, 410 once the result has expired.
 
     With `Accept: application/octet-stream` the elements of numeric outputs follow the JSON.
     """
@@ -286,7 +286,7 @@ async def job_result(request: _Any, job: str, wait: float = 0.0) -> Response[byt
 
 @get("/v2/blobs/{ref:str}", opt=needs("read"), responses=described.BLOB)
 async def blob(request: _Any, ref: str) -> Response[bytes]:
-    """The raw bytes of a large value that a stored result refers to; 410 when the result's time is over."""
+    """The raw bytes of a large value that a stored result refers to; 410 once the result has expired."""
     content = (await _door(request).router.store.blobs([ref]))[ref]
     if content is None:
         raise gone(ref)
@@ -295,13 +295,13 @@ async def blob(request: _Any, ref: str) -> Response[bytes]:
 
 @get("/v2/jobs/{job:str}/placement", opt=needs("read"), responses=described.JOB_PLACEMENT)
 async def job_placement(request: _Any, job: str) -> _Json:
-    """Why a job is where it is, and the table it was chosen from, worked out again."""
+    """Why a job is where it is, and the recomputed candidate table."""
     return Response(await _jobs(request).placement(job))
 
 
 @delete("/v2/jobs/{job:str}", status_code=200, opt=needs("submit"), responses=described.JOB)
 async def job_cancel(request: _Any, job: str) -> Response[bytes]:
-    """Cancel a job; one that ended before keeps its end."""
+    """Cancel a job; one that has ended is left unchanged."""
     return _status(await _jobs(request).cancel(job), 200)
 
 
@@ -399,7 +399,7 @@ def _status(status: JobStatus, code: int) -> Response[bytes]:
 
 
 def _version() -> str:
-    """The installed version; "0" where the fleet runs from a checkout that is not installed."""
+    """The installed version; "0" if the fleet runs from a checkout that is not installed."""
     try:
         return importlib.metadata.version("taxiway")
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""The classification extension: an output's largest values with their places, instead of all of it.
+"""The classification extension: an output's largest values with their indices, instead of the whole output.
 
-Source: triton-inference-server/server, docs/protocol/extension_classification.md. An element is `value:index`; models
-here have no file of labels, so there is no third part. An output of labels (BYTES) is what its model makes of it.
+Source: triton-inference-server/server, docs/protocol/extension_classification.md. An element is `value:index`. Models
+here have no label file, so there is no third part. Outputs of type BYTES (labels) are not supported.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tasks.models.catalogue import Model, TensorSpec
 from taxiway.errors import wrong_field
 
 PARAMETER = "classification"
-"""An output's parameter: how many of its largest values are wanted, of each row."""
+"""An output's parameter: how many of each row's largest values are wanted."""
 
 
 def classes_wanted(model: Model, outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, int]:
-    """How many classes a request wants, of each output of which it wants that; `outputs` are parameters by name.
+    """The number of classes wanted of each output that has the parameter; `outputs` are parameters by name.
 
     Raises:
-        InvalidRequestError: it is no number, or the output has no numbers beside the batch axis; names the parameter.
+        InvalidRequestError: not a number, or the output has no numbers besides the batch axis; names the parameter.
     """
     specs = {spec.name: spec for spec in model.outputs}
     return {
@@ -33,7 +33,7 @@ def classes_wanted(model: Model, outputs: Mapping[str, Mapping[str, Any]]) -> Ma
 
 
 def classified(spec: TensorSpec, rows: np.ndarray, count: int) -> tuple[TensorSpec, list[list[str]]]:
-    """The largest values of each row, the largest first, and the output that they are; equal ones by their place."""
+    """The output's new spec, and the largest values of each row, largest first; ties by index."""
     flat = np.moveaxis(rows, spec.batch_axis or 0, 0).reshape(rows.shape[spec.batch_axis or 0], -1)
     places = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :count]
     written = "{}:{}" if flat.dtype.kind in "iub" else "{:f}:{}"

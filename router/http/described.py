@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the endpoints' bodies and answers; it decides nothing."""
+"""Descriptions of the endpoints' bodies and answers for the OpenAPI document; no logic."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RUN = (409, 410, 504)
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Any error: what is wrong, its code (docs/errors.md), and values that belong to it."""
+    """Any error: its message, its code (docs/errors.md) and related values."""
 
     error: str
     code: str
@@ -36,7 +36,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Where a job that was accepted can be asked for."""
+    """Where an accepted job can be queried."""
 
     id: str
     state: JobState
@@ -44,7 +44,7 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class JobAnswer(JobRecord, frozen=True, kw_only=True):
-    """A job's record, the jobs before it and the seconds until it may be done, as far as they are known; its error."""
+    """A job's record; the number of jobs before it and the seconds until it may be done, if known; its error."""
 
     position: int | None
     eta: float | None
@@ -62,7 +62,7 @@ class Generated(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
-    """A server-sent event: `data` is JSON; `event` and `id` are left out where they are empty."""
+    """A server-sent event: `data` is JSON; empty `event` and `id` are left out."""
 
     data: str
     event: str = ""
@@ -70,12 +70,12 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class InferOperation(Operation):
-    """Describes an infer request's body, which the endpoint itself decodes, straight from its bytes."""
+    """Describes an infer request's body, which the endpoint decodes itself, directly from its bytes."""
 
     body: ClassVar[type[Any]] = InferRequest
     headers: ClassVar[Mapping[str, str]] = {
-        HEADER: "How many bytes of the body are JSON; the tensors that it names follow, raw.",
-        "Prefer": "With `respond-async` the answer is the job's place, at once; with `wait=s`, after so many seconds.",
+        HEADER: "Number of JSON bytes in the body; the raw tensors that it describes follow.",
+        "Prefer": "With `respond-async` the job's location is returned at once; with `wait=s`, after s seconds.",
     }
 
     def to_schema(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class GenerateOperation(InferOperation):
 
 
 def document(version: str) -> OpenAPIConfig:
-    """The OpenAPI document's head."""
+    """The OpenAPI document's configuration."""
     key = SecurityScheme(type="http", scheme="bearer", description="A key: `taxiway keys new` makes one.")
     return OpenAPIConfig(
         title="taxiway",
@@ -129,7 +129,7 @@ def _inlined(schema: Any, components: dict[str, Any]) -> Any:
 
 
 def _by_status() -> dict[int, list[str]]:
-    """The codes of the errors that each status tells of."""
+    """The error codes by status."""
     codes: dict[int, list[str]] = defaultdict(list)
     for kind in vars(errors).values():
         if isinstance(kind, type) and issubclass(kind, TaxiwayError):
@@ -141,16 +141,16 @@ _CODES = _by_status()
 
 
 def _answers(kind: Any, *statuses: int, media: str = MediaType.JSON, status: int = 200) -> dict[int, ResponseSpec]:
-    """An endpoint's answers: a `kind` where all is well, and errors under `statuses`."""
+    """An endpoint's answers: `kind` on success, and errors under `statuses`."""
     problems = {
         one: ResponseSpec(Problem, generate_examples=False, description=", ".join(_CODES[one])) for one in statuses
     }
-    good = ResponseSpec(kind, generate_examples=False, description="What was asked for.", media_type=media)
+    good = ResponseSpec(kind, generate_examples=False, description="Success.", media_type=media)
     return {**problems, status: good}
 
 
 NONE: list[dict[str, list[str]]] = [{}]
-"""What an endpoint says that needs no key."""
+"""The security of an endpoint that needs no key."""
 
 _FIELDS = dict[str, Any]
 _PLACED = _answers(Place, status=202)

@@ -1,4 +1,4 @@
-"""Request bodies that come compressed: inflated before anything else reads them, within the limit of a body.
+"""Compressed request bodies: inflated before anything else reads them, within the limit of a body.
 
 Sources: RFC 9110, 8.4 (Content-Encoding; deflate is zlib's form) and 15.5.16 (415); RFC 7694 (Accept-Encoding in an
 answer); RFC 1952 (gzip).
@@ -18,19 +18,19 @@ from taxiway.contract.quoting import quoted
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, UnsupportedEncodingError
 
 ENCODINGS = "gzip, deflate"
-"""What a body may be encoded with, as `Accept-Encoding` says it."""
+"""Accepted encodings of a body, as in `Accept-Encoding`."""
 
 _READ = (b"gzip", b"x-gzip", b"deflate")
 _PLAIN = (b"", b"identity")
-_WINDOW = 47  # zlib's number for a head and checksum of gzip or of zlib, which HTTP calls deflate, and any window
-_PIECE = 2**20  # bytes that are inflated at once
+_WINDOW = 47  # zlib's wbits for gzip or zlib headers (HTTP's deflate), detected automatically, with any window
+_PIECE = 2**20  # bytes inflated at once
 
 
 class Inflated:
-    """An ASGI application before another one, which finds each body as it was before it was compressed.
+    """ASGI middleware that inflates compressed bodies.
 
-    `behind` gets requests as they came, and `inflated` those whose bodies were inflated: more memory than their callers
-    declared. `limit` bounds a body, in bytes, as it comes and as it is inflated.
+    `behind` gets requests as they came. `inflated` gets those whose bodies were inflated and take more memory than
+    declared. `limit` bounds a body, in bytes, compressed and inflated.
     """
 
     def __init__(self, behind: Application, inflated: Application, limit: int) -> None:
@@ -59,10 +59,10 @@ class Inflated:
 
 
 def inflate(content: bytes, limit: int) -> bytes:
-    """What a gzip member or a stream of zlib holds; piece by piece, so that it takes `limit` bytes and a piece at most.
+    """The content of a gzip member or zlib stream, inflated piece by piece: at most `limit` bytes plus one piece.
 
     Raises:
-        InvalidRequestError: it is neither, or not all of one, or something follows it.
+        InvalidRequestError: neither format, truncated, or followed by more data.
         RequestTooLargeError: it holds more than `limit` bytes.
     """
     machine = zlib.decompressobj(_WINDOW)
@@ -76,25 +76,25 @@ def inflate(content: bytes, limit: int) -> bytes:
         if size > limit:
             raise _too_large(limit)
         if not piece and not rest and not machine.eof:
-            raise InvalidRequestError("body: expected gzip or deflate, got a part of it", field="body")
+            raise InvalidRequestError("body: expected gzip or deflate, got truncated data", field="body")
         pieces.append(piece)
     if machine.unused_data:
-        raise InvalidRequestError("body: expected one member of gzip or deflate, got more behind it", field="body")
+        raise InvalidRequestError("body: expected one gzip or deflate member, got data after it", field="body")
     return b"".join(pieces)
 
 
 async def _whole(receive: Receive, limit: int) -> bytes:
-    """A body as it comes.
+    """A body as it was sent.
 
     Raises:
-        RequestTooLargeError: it is over `limit` bytes.
-        InvalidRequestError: its sender is gone.
+        RequestTooLargeError: it exceeds `limit` bytes.
+        InvalidRequestError: the client disconnected.
     """
     pieces, size, more = [], 0, True
     while more:
         message = await receive()
         if message["type"] != "http.request":
-            raise InvalidRequestError("body: its sender is gone", field="body")
+            raise InvalidRequestError("body: the client disconnected", field="body")
         piece, more = message.get("body", b""), message.get("more_body", False)
         size += len(piece)
         if size > limit:
@@ -104,18 +104,20 @@ async def _whole(receive: Receive, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> RequestTooLargeError:
-    return RequestTooLargeError(f"payload: expected at most {limit} bytes, also inflated, got more", limit="payload")
+    return RequestTooLargeError(
+        f"payload: expected at most {limit} bytes after decompression, got more", limit="payload"
+    )
 
 
 def _plain(scope: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """The scope of the same request with a body of `length` bytes that is not encoded."""
+    """The scope of the same request with an unencoded body of `length` bytes."""
     body = (b"content-encoding", b"content-length", b"transfer-encoding")
     rest = [(name, value) for name, value in scope["headers"] if name not in body]
     return {**scope, "headers": [*rest, (b"content-length", b"%d" % length)]}
 
 
 def _once(body: bytes, receive: Receive) -> Receive:
-    """Gives the body, and then what comes behind it."""
+    """A `receive` that returns the body first, and then what `receive` returns."""
     given = False
 
     async def first() -> Message:

@@ -1,4 +1,4 @@
-"""Every error in the one form of the HTTP door: `{"error", "code", "details"}` under the error's status."""
+"""Every error in the HTTP door's one form: `{"error", "code", "details"}` under the error's status."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeErr
 logger = logging.getLogger(__name__)
 
 _TOO_LARGE = 413
-_LONGEST_FIGURE = 19  # digits of a length that is told
+_LONGEST_FIGURE = 19  # digits of a length that is quoted
 
 UNFORESEEN = "the router failed to answer; its log says why"
-"""What a caller is told of an unexpected error."""
+"""The message to a caller after an unexpected error."""
 
 
 def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
@@ -29,7 +29,7 @@ def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Resp
 
 
 def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
-    """The answer to what is wrong with HTTP itself: path, method, body, query."""
+    """The answer to an HTTP-level error: path, method, body, query."""
     path = request.url.path
     if isinstance(error, ValidationException):
         field = next((str(e.get("key")) for e in error.extra or () if isinstance(e, dict)), "query")
@@ -40,7 +40,7 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
 
 
 def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
-    """The error of a body that was not read, told as one is that came by the broker."""
+    """The error for a body that was not read, worded as for messages that arrive by the broker."""
     most = request.app.request_max_body_size
     length = request.headers.get("content-length", "")
     got = int(length) if length.isdecimal() and len(length) < _LONGEST_FIGURE else "more"
@@ -48,19 +48,19 @@ def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
 
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The answer to an unexpected error of ours; what it is stands in the log."""
+    """The answer to an unexpected error; the log has the details."""
     told = unforeseen(request.method, request.url.path, error)
     return _answer(told, told.status)
 
 
 def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
-    """What is told of an unexpected error; what it is goes to the log."""
+    """The error to answer after an unexpected one, which is logged."""
     logger.error("request failed", extra={"method": method, "path": path}, exc_info=error)
     return TaxiwayError(UNFORESEEN)
 
 
 def headers_of(error: TaxiwayError) -> dict[str, str]:
-    """The headers of the answer that tells of `error`."""
+    """The headers of the answer to `error`."""
     headers = {"content-type": "application/json"}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
@@ -70,7 +70,7 @@ def headers_of(error: TaxiwayError) -> dict[str, str]:
 
 
 def body_of(error: TaxiwayError) -> bytes:
-    """The JSON that tells of `error`."""
+    """The JSON body of the answer to `error`."""
     content = {"error": redacted(error.message), "code": error.code, "details": error.details}
     return msgspec.json.encode(content, enc_hook=str)
 

@@ -1,7 +1,7 @@
-"""Who may pass: callers are known by their keys before anything of a request but its head is read.
+"""Authentication: callers are identified by key from the request head, before anything else is read.
 
-A door without keys lets everybody in, and `__main__` binds it to the loopback. Every endpoint that does not say
-otherwise needs the scope `admin`.
+A door without keys admits every caller, and `__main__` binds it to the loopback. Every endpoint needs the scope `admin`
+unless it declares otherwise.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready", "/", "/docs"})
-"""Paths that need no key: what starts, watches and balances routers asks them, and who looks with a browser."""
+"""Paths that need no key: for process managers, health checks, load balancers and browsers."""
 
 _OWN_SITE = (b"same-origin", b"none")
-"""What `Sec-Fetch-Site` says of the router's own pages, and of what a person typed."""
+"""Values of `Sec-Fetch-Site` for the router's own pages, and for a typed address."""
 
 _HOST = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9.-]{1,253}))(?::[0-9]{0,5})?")
 _CALLER = "taxiway.caller"
@@ -42,12 +42,12 @@ _BEARER = b"bearer "
 
 
 def needs(*scopes: Scope) -> dict[str, Any]:
-    """What an endpoint says of who may use it: who has one of `scopes`; without any, whoever the gate lets through."""
+    """An endpoint's declaration of who may use it: callers with one of `scopes`, or if empty all that are admitted."""
     return {_NEEDS: scopes}
 
 
 class Gate:
-    """An ASGI application before another one, which finds the caller in the request's scope (`caller_of`)."""
+    """ASGI middleware that identifies the caller and stores it in the request's scope (`caller_of`)."""
 
     def __init__(self, behind: Application, keys: KeyFile | None, rates: Rates) -> None:
         self._behind = behind
@@ -64,17 +64,17 @@ class Gate:
             await self._behind(scope, receive, send)
 
     def _known(self, scope: Mapping[str, Any], keys: KeyFile) -> Caller:
-        """Whose key came with the request; nobody's where none is needed.
+        """The caller whose key came with the request; `NOBODY` if none is needed.
 
         Raises:
-            UnauthenticatedError: no good key came.
-            RateLimitedError: its tenant asks too often.
+            UnauthenticatedError: no valid key.
+            RateLimitedError: the tenant exceeds its rate limit.
         """
         if scope["path"] in OPEN:
             return NOBODY
         caller = keys.caller(_secret(scope["headers"]))
         if caller is None:
-            raise UnauthenticatedError("authorization: expected `Bearer` and a key that this door knows and is in time")
+            raise UnauthenticatedError("authorization: expected `Bearer` and a known key that has not expired")
         wait = self._rates.wait(caller.tenant or "", time.monotonic())
         if wait > 0:
             limit = self._rates.limit(caller.tenant or "")
@@ -86,13 +86,13 @@ class Gate:
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
-    """Who makes the request."""
+    """The caller of the request."""
     caller: Caller = scope[_CALLER]
     return caller
 
 
 def allow(caller: Caller, scopes: tuple[Scope, ...]) -> None:
-    """Let a caller by who has one of `scopes`.
+    """Check that a caller has one of `scopes`.
 
     Raises:
         ForbiddenError: it has none of them.
@@ -109,10 +109,10 @@ def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHand
 
 
 def claim(caller: Caller, parameters: dict[str, Any]) -> None:
-    """Put the caller's tenant into a request's parameters.
+    """Set the caller's tenant in a request's parameters.
 
     Raises:
-        ForbiddenError: they name another one.
+        ForbiddenError: they name another tenant.
     """
     if caller.tenant is None:
         return
@@ -122,14 +122,14 @@ def claim(caller: Caller, parameters: dict[str, Any]) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine alone."""
+    """Whether a host name or address is the loopback."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:
-    """Answer a request with a whole body in pieces; its length is added to `headers`."""
+    """Send a whole response in pieces; its length is added to `headers`."""
     told = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     told.append((b"content-length", b"%d" % sum(map(len, pieces))))
     await send({"type": "http.response.start", "status": status, "headers": told})
@@ -139,21 +139,21 @@ async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: B
 
 
 def _here(scope: Mapping[str, Any]) -> Caller:
-    """Who asks at a door without keys: anybody on this machine, but no page in a browser there.
+    """The caller at a door without keys: any program on this machine, but no web page in a browser there.
 
-    A page of another site can make a browser send requests here, and one whose name was made to mean 127.0.0.1 can read
-    the answers (DNS rebinding): its name stands in `Host`.
+    A page of another site can make a browser send requests here, and a page whose name resolves to 127.0.0.1 can read
+    the answers (DNS rebinding): its name is in `Host`.
 
     Raises:
-        ForbiddenError: a page asks, or somebody by another name than this machine's own.
+        ForbiddenError: the request comes from a web page, or names a host other than the loopback.
     """
     for name, value in scope["headers"]:
         if name == b"origin" or (name == b"sec-fetch-site" and value not in _OWN_SITE):
-            message = f"{name.decode()}: a page of another site may not ask a router that has no keys"
+            message = f"{name.decode()}: cross-site requests are refused by a router without keys"
             raise ForbiddenError(message, header=name.decode())
         if name == b"host" and not _is_own(value):
-            message = f"host: expected localhost, 127.0.0.1 or [::1] at a router that has no keys, got {quoted(value)}"
-            raise ForbiddenError(f"{message}; ask it by such a name, or start it with --keys", header="host")
+            message = f"host: expected localhost, 127.0.0.1 or [::1] at a router without keys, got {quoted(value)}"
+            raise ForbiddenError(f"{message}; use such a name, or start the router with --keys", header="host")
     return ANYBODY
 
 
@@ -164,7 +164,7 @@ def _is_own(host: bytes) -> bool:
 
 
 def _secret(headers: list[tuple[bytes, bytes]]) -> bytes:
-    """The key in a request's head; empty where there is none."""
+    """The key in a request's head; empty if there is none."""
     for name, value in headers:
         if name == b"authorization":
             return value[len(_BEARER) :].strip() if value[: len(_BEARER)].lower() == _BEARER else b""

@@ -1,4 +1,4 @@
-"""Takes infer requests at the HTTP door: checks, places and forwards them, and waits for answers."""
+"""Infer requests at the HTTP door: checked, placed, forwarded, and answered."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _encode = msgspec.json.Encoder().encode
 _wait_in = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])").search
 
 _WITHDRAWN_WITHIN = 0.1
-"""Seconds that a caller waits beyond `service.ACCEPT`, until what was not accepted is ended."""
+"""Extra seconds beyond `ACCEPT` that a caller waits while a request that was not accepted is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back over HTTP."""
+    """An HTTP response."""
 
     status: int
     headers: Mapping[str, str]
@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A request with its model, what was taken out of its message, and how many classes of its outputs it wants."""
+    """A request with its model, the blobs taken out of its message, and the number of classes wanted of its outputs."""
 
     order: Order
     model: Model
@@ -71,7 +71,7 @@ class _Asked:
 
 
 class Inference:
-    """The infer endpoint's work."""
+    """Implements the infer endpoint."""
 
     def __init__(self, router: Router, jobs: Jobs) -> None:
         self._router = router
@@ -81,12 +81,12 @@ class Inference:
     async def answer_to(
         self, reference: str, body: Buffer, *, caller: Caller, header_length: str | None, prefer: str
     ) -> Answer:
-        """The answer to an infer request: 200 with the outputs, or 202 with the job's place.
+        """The answer to an infer request: 200 with the outputs, or 202 with the job's location.
 
         `header_length` and `prefer` are the headers of these names.
 
         Raises:
-            TaxiwayError: as `infer` raises it, or because the caller may not ask for that.
+            TaxiwayError: as `infer` raises it, or because the caller lacks permission.
         """
         size = len(body)
         infer = await beside(size, read_infer, body, header_length, self._limits.elements)
@@ -105,7 +105,7 @@ class Inference:
         """Accept a request, whose body had `size` bytes, and return at once.
 
         Raises:
-            TaxiwayError: the request is wrong, cannot be placed, or the broker does not accept it.
+            TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
         """
         asked = await self._asked(reference, infer, size, reply="")
         for name in asked.classes:
@@ -117,7 +117,7 @@ class Inference:
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
     ) -> Framed | Accepted:
-        """Accept a request and wait for its answer; the job where that takes longer than `limits.wait`, or `longest`.
+        """Accept a request and wait for its answer; the job if that takes longer than `limits.wait` or `longest`.
 
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
@@ -134,10 +134,10 @@ class Inference:
         return await beside(told, answer_of, asked.model, job, result, wants_binary(infer), infer.id, asked.classes)
 
     async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
-        """Where a request would go now and why; nothing is accepted.
+        """Where a request would be placed now, and why; nothing is accepted.
 
         Raises:
-            TaxiwayError: the request is wrong. That it cannot be placed is part of the answer.
+            TaxiwayError: the request is invalid. A failed placement is part of the answer.
         """
         order = (await self._asked(reference, infer, size, reply="")).order
         model, table = preview(order, self._router.rules, self._router.fleet.working)
@@ -145,7 +145,7 @@ class Inference:
         return answer
 
     async def answer(self, job: str, meta: bytes, wants: WantsBinary) -> Framed:
-        """The infer answer in a stored result.
+        """The infer answer for a stored result.
 
         Raises:
             TaxiwayError: the error that the job ended with.
@@ -160,7 +160,7 @@ class Inference:
         return replace(asked, order=order)
 
     def _checked(self, reference: str, infer: InferRequest) -> _Asked:
-        """A request as an order that nobody took yet."""
+        """A request as an order, before admission."""
         model = self._router.rules.catalogue.resolve(reference)
         request = request_of(reference, infer, self._limits.elements)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
@@ -176,7 +176,7 @@ class Inference:
         return _Asked(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept, classes)
 
     async def _placed(self, asked: _Asked) -> Admitted:
-        """The placed request, with what it refers to in the store."""
+        """The placed request, with its blobs in the store."""
         admitted = await self._router.place(asked.order)
         carried_on(admitted.outgoing.envelope.headers)
         if asked.kept:
@@ -184,15 +184,17 @@ class Inference:
         return admitted
 
     async def _forward(self, asked: _Asked, admitted: Admitted) -> bool:
-        """Whether it is a new job; what an earlier job's copy brought along is dropped.
+        """Forward a request; returns whether it is a new job. Blobs of a duplicate are dropped.
 
         Raises:
             IdempotencyConflictError: the earlier job is of another request.
         """
         try:
             fresh = await self._router.forward(admitted)
-        except Exception as error:  # an unforeseen one says as little of whether it was published
-            if asked.order.request.idempotency_key is None:  # under a key it is sent again, and may be accepted already
+        except Exception as error:  # an unexpected error leaves just as unclear whether it was published
+            if (
+                asked.order.request.idempotency_key is None
+            ):  # with a key it will be sent again, and may already have been accepted
                 await self._withdraw(asked, error)
             raise
         if asked.kept and not fresh:
@@ -208,17 +210,17 @@ class Inference:
             raise conflict(order.request, first, digest)
 
     async def _withdraw(self, asked: _Asked, error: Exception) -> None:
-        """End what was not accepted where it was recorded, or published and not confirmed; else nothing of it stays."""
+        """End a request that was not accepted, if it was recorded or published without confirmation; drop its blobs."""
         job, store = asked.order.job, self._router.store
         told = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
-        with suppress(BrokerUnavailableError, TimeoutError):  # then it ends at its deadline
+        with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
                 if await store.record(job):
                     await store.finish([Ending(job, JobState.FAILED, failure_meta(job, told))])
                 await store.drop_blobs(job, asked.kept)
 
     async def result(self, meta: bytes) -> Result:
-        """The stored result, with the blobs that it refers to in their places.
+        """The stored result, with the blobs that it refers to in place.
 
         Raises:
             TaxiwayError: the error that the job ended with.
@@ -226,7 +228,7 @@ class Inference:
         return (await self._read(meta))[0]
 
     async def _read(self, meta: bytes) -> tuple[Result, int]:
-        """The result, and about how many bytes its outputs have."""
+        """The result, and the approximate size of its outputs in bytes."""
         result = await beside(len(meta), read_answer, meta)
         found = [reference.ref for reference in references(result.outputs)] if may_refer(meta) else []
         if not found:
@@ -237,19 +239,19 @@ class Inference:
         return msgspec.structs.replace(result, outputs=await beside(size, resolve)), len(meta) + size
 
     async def _own(self, future: asyncio.Future[bytes], job: str, wait: float) -> bytes | None:
-        """The result of a job forwarded just now."""
+        """The result of a job just forwarded."""
         try:
             return await self._router.wait_timeouts.wait(future, wait)
         except TimeoutError:
             return await self._router.store.result(job)
 
     async def _earlier(self, job: str, wait: float) -> bytes | None:
-        """The result of a job that an earlier request with the same idempotency key began."""
+        """The result of a job that an earlier request with the same idempotency key created."""
         found = await self._jobs.result(job, wait=wait)
         return None if isinstance(found, JobStatus) else found
 
 
 def _seconds_in(prefer: str) -> float:
-    """How long a `Prefer` header says that its caller waits (RFC 7240, 4.3)."""
+    """The `wait` of a `Prefer` header in seconds (RFC 7240, 4.3); infinite if absent."""
     found = _wait_in(prefer)
     return float(found[1]) if found else math.inf

@@ -1,4 +1,4 @@
-"""What the HTTP door tells of models, devices and classes."""
+"""Models, devices and classes as the HTTP door describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from taxiway.contract.values import BATCH_AXIS
 
 
 def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
-    """The protocol's model metadata, and the parameters that the model takes."""
+    """The protocol's model metadata, plus the parameters that the model takes."""
     return {
         "name": model.name,
         "versions": [str(m.version) for m in catalogue.versions(model.name)],
@@ -28,10 +28,10 @@ def model_metadata(catalogue: Catalogue, model: Model) -> dict[str, Any]:
 
 
 def model_list(catalogue: Catalogue, fleet: FleetSnapshot) -> list[dict[str, Any]]:
-    """Every model by name: versions, aliases, the variants and summary of the version that the bare name means.
+    """Every model by name: versions and aliases, plus variants and summary of the version that the bare name means.
 
-    `disabled` is why the bare name is not served. `problems` says what is wrong beside that: with the files of other
-    versions, or of one that is still served as it was; and, by variant, why live devices could not load it.
+    `disabled` is why the bare name is not served. `problems` lists other faults: invalid files of other versions, or of
+    a version still served from before its file became invalid; and, by variant, why live devices could not load it.
     """
     disabled = {_bare(reference) for reference in catalogue.disabled}
     return [_listed(catalogue, name, fleet) for name in sorted({m.name for m in catalogue.models.values()} | disabled)]
@@ -63,7 +63,7 @@ def _variant(variant: Variant) -> dict[str, Any]:
 
 
 def _problems(catalogue: Catalogue, name: str) -> dict[str, str]:
-    """What is wrong with the files of a model."""
+    """Faults in the files of a model."""
     found = {**catalogue.disabled, **catalogue.outdated}
     return {reference: why for reference, why in sorted(found.items()) if _bare(reference) == name}
 
@@ -83,9 +83,9 @@ def _bare(reference: str) -> str:
 
 
 def unready(model: Model, topology: Topology, fleet: FleetSnapshot) -> str:
-    """Why no live device has the model, or could load it; empty where one does."""
+    """Why no live device has or can load the model; empty if one does."""
     if fleet.stale:
-        return "the fleet's state cannot be read"
+        return "the fleet snapshot is stale"
     candidates, refusals = classify(model, Constraints(), topology, fleet)
     if any(candidate.devices for candidate in candidates):
         return ""

@@ -18,17 +18,17 @@ from taxiway.errors import InvalidRequestError
 _Any = Request[Any, Any, Any]
 
 MOST = 1000
-"""Letters that one list has at most; a list has a tenth of it unless asked."""
+"""Most dead letters in one list; the default is a tenth of it."""
 
 DEAD_LETTERS, ROUTER = "dead_letters", "router"
-"""Where the application keeps the `DeadLetters` and the `Router`."""
+"""Keys of the `DeadLetters` and the `Router` in the application's state."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 @get("/v2/dead", responses=described.DEAD)
 async def dead_list(request: _Any, most: int = MOST // 10) -> Response[bytes]:
-    """The messages that were given up, the latest first, up to `most` of them."""
+    """Dead letters, latest first, up to `most`."""
     if not 0 < most <= MOST:
         raise InvalidRequestError(f"most: expected 1 to {MOST}, got {most}", field="most")
     return _json({"letters": await _letters(request).list(most)})
@@ -36,28 +36,28 @@ async def dead_list(request: _Any, most: int = MOST // 10) -> Response[bytes]:
 
 @get("/v2/dead/{letter:str}", responses=described.DEAD)
 async def dead_show(request: _Any, letter: str) -> Response[bytes]:
-    """One of them with its message."""
+    """One dead letter with its message."""
     return _json(await _letters(request).show(letter))
 
 
 @post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
 async def dead_replay(request: _Any, letter: str) -> Response[bytes]:
-    """Let its job begin again."""
+    """Run a dead letter's job again."""
     return _json({"id": letter, "job": await _letters(request).replay(letter)})
 
 
 @delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
 async def dead_drop(request: _Any, letter: str) -> Response[bytes]:
-    """Forget it."""
+    """Delete a dead letter."""
     await _letters(request).drop(letter)
     return _json({"id": letter, "dropped": True})
 
 
-_States = Annotated[str, QueryParameter(name="state", description="Only jobs in one of these states, with commas.")]
+_States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
 _Model = Annotated[str, Parameter(description="Only jobs of this model: `name`, `name:version` or `name@alias`.")]
-_Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key these alone may be asked for.")]
-_Limit = Annotated[int, Parameter(description="Jobs of a page, 1,000 at most.")]
-_Cursor = Annotated[str, Parameter(description="The `next` of the page before.")]
+_Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key, only its own tenant is allowed.")]
+_Limit = Annotated[int, Parameter(description="Jobs per page, at most 1,000.")]
+_Cursor = Annotated[str, Parameter(description="The `next` of the previous page.")]
 
 
 @get("/v2/jobs", opt=needs("read"), responses=described.JOBS)
@@ -69,7 +69,7 @@ async def jobs(
     limit: _Limit = USUAL,
     cursor: _Cursor = "",
 ) -> Response[bytes]:
-    """The fleet's jobs, the latest first; while `next` is there, more may follow, also behind an empty page."""
+    """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
     router: Router = request.app.state[ROUTER]
     asked = {"tenant": tenant} if tenant else {}
     claim(caller_of(request.scope), asked)

@@ -1,7 +1,7 @@
-"""What people find with a browser: `/`, which says what this is, and `/docs`, the OpenAPI document as a page.
+"""Pages for a browser: `/`, a short description, and `/docs`, the OpenAPI document as a page.
 
-The page needs nothing from another host. It asks for the document itself, and where the router has keys for a key: so
-it is open, as the health is, and says nothing of the fleet.
+The page needs nothing from another host. It fetches the document itself, and asks for a key if the router has keys. It
+is therefore open, like the health endpoints, and reveals nothing about the fleet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from router.http import described
 from router.http.gate import caller_of, needs
 
 VERSION = "version"
-"""Where the application keeps its version."""
+"""Key of the version in the application's state."""
 
 _LINKS = {"docs": "/docs", "openapi": "/schema/openapi.json", "api": "/v2", "models": "/v2/models"}
 _LINKS |= {"health": "/v2/health/ready"}
@@ -28,7 +28,7 @@ _DOCS = (Path(__file__).parent / "docs.html").read_text(encoding="utf-8")
 
 
 def _digest(text: str, begin: str, end: str) -> str:
-    """What a content security policy says of the one inline script or style between two tags."""
+    """The content security policy source for the one inline script or style between two tags."""
     inside = text.partition(begin)[2].partition(end)[0]
     return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"
 
@@ -42,9 +42,11 @@ _ROOT_HEADERS = {**_SAFE, "content-security-policy": "default-src 'none'; frame-
 
 @get("/", opt=needs(), responses=described.PAGE_OR_JSON, security=described.NONE)
 async def root(request: Request[Any, Any, Any]) -> Response[Any]:
-    """What this is, and where to go from here; HTML for who prefers it, else JSON."""
+    """What this server is, with links; HTML if the client prefers it, else JSON."""
     told = {"name": "taxiway", "about": _ABOUT}
-    if caller_of(request.scope) is not NOBODY:  # who has no key is not told what to look up known faults by
+    if (
+        caller_of(request.scope) is not NOBODY
+    ):  # no version for callers without a key: it would help to look up known vulnerabilities
         told["version"] = request.app.state[VERSION]
     if MediaType.HTML.value in request.headers.get("accept", ""):
         return Response(_page(told), media_type=MediaType.HTML, headers=_ROOT_HEADERS)

@@ -1,9 +1,9 @@
-"""The Open Inference Protocol v2: infer requests as ours, results as its answers.
+"""The Open Inference Protocol v2: infer requests converted to ours, results to its answers.
 
 Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md. Service terms and the model's
-parameters share `parameters`; a BYTES tensor whose own parameters say `"content_type": "base64"` holds base64 text, in
-both directions. A BYTES tensor may hold any JSON value where the model takes or gives one, with bytes in it tagged as
-`values` tags them. `taxiway.contract.binary` reads and writes the tensors that follow the JSON.
+parameters share `parameters`. A BYTES tensor with the parameter `"content_type": "base64"` holds base64 text, in both
+directions. A BYTES tensor may hold any JSON value if the model takes or gives one, with bytes in it tagged as `values`
+tags them. `taxiway.contract.binary` reads and writes the tensors that follow the JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor,
 from taxiway.errors import InvalidRequestError, wrong_field
 
 BINARY_OUTPUTS = "binary_data_output"
-"""The request's parameter that asks for all outputs in binary form; an output's own `binary_data` overrules it."""
+"""The request parameter that selects binary form for all outputs; an output's own `binary_data` overrides it."""
 
 BASE64 = {"content_type": "base64"}
 
@@ -35,8 +35,8 @@ BASE64 = {"content_type": "base64"}
 class InputTensor(msgspec.Struct, frozen=True):
     """One input; `shape` has the batch axis where the model's has it, `data` is row-major, flat or nested.
 
-    Without `data`, the parameter `binary_data_size` tells how many bytes after the JSON hold the elements: once read,
-    these stand in `data`.
+    Without `data`, the parameter `binary_data_size` gives the number of bytes after the JSON that hold the elements;
+    once read, they are in `data`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class InferRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One output; `data` is row-major and flat; without it, `binary_data_size` bytes after the JSON hold it."""
+    """One output; `data` is row-major and flat. Without it, `binary_data_size` bytes after the JSON are the data."""
 
     name: str
     shape: list[int]
@@ -75,8 +75,8 @@ class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 class InferAnswer(msgspec.Struct, frozen=True):
     """An infer answer.
 
-    `parameters` tell how it ran (`job.RunReport`), its job's id, and whether the request was of a `single` row without
-    the batch axis, where that is known.
+    `parameters` hold the run report (`job.RunReport`), the job's id and, if known, whether the request was a `single`
+    row without the batch axis.
     """
 
     model_name: str
@@ -87,17 +87,17 @@ class InferAnswer(msgspec.Struct, frozen=True):
 
 
 _NO_CLASSES: Mapping[str, int] = {}
-_PIECE = 2**16  # elements whose JSON is made at once: 6 ms
+_PIECE = 2**16  # elements encoded per call: 6 ms
 _OURS = TERMS | {BINARY_OUTPUTS}
 
 _encode_json = msgspec.json.Encoder().encode
 
 
 def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request:
-    """The infer request in our form; numeric tensors become bytes, which travel and are read without a loop.
+    """The infer request in our form; numeric tensors become bytes, which are sent and read without a loop.
 
     Raises:
-        InvalidRequestError: names the field that is wrong.
+        InvalidRequestError: names the wrong field.
         RequestTooLargeError: a BYTES tensor has more than `most` elements.
     """
     terms = {name: value for name, value in infer.parameters.items() if name in TERMS}
@@ -114,7 +114,7 @@ def request_of(model: str, infer: InferRequest, most: int = ELEMENTS) -> Request
 
 
 def _priority_of(number: int) -> Priority | None:
-    """Our priority for Triton's number: 0 is the default, 1 the highest, and larger ones are lower.
+    """Our priority for Triton's number: 0 is the default, 1 the highest, and larger numbers are lower.
 
     Raises:
         InvalidRequestError: it is negative; names `priority`.
@@ -128,7 +128,7 @@ def _priority_of(number: int) -> Priority | None:
 
 
 def _is_single(infer: InferRequest) -> bool:
-    """Whether the caller had one row without the batch axis, which stands in the tensors where they say."""
+    """Whether the caller sent one row without the batch axis; the tensors say where that axis was added."""
     said = [tensor for tensor in infer.inputs if binary.SINGLE in tensor.parameters]
     names = {tensor.name for tensor in infer.inputs}
     return bool(said) and len(names) == len(infer.inputs) and all(map(_has_added_axis, said))
@@ -140,7 +140,7 @@ def _has_added_axis(tensor: InputTensor) -> bool:
 
 
 def _single(infer: InferRequest, tensors: list[dict[str, Any]]) -> dict[str, Any] | list[dict[str, Any]]:
-    """The one row by the inputs' names; the tensors as they are where an element is missing."""
+    """The one row by the inputs' names; the unchanged tensors if an element is missing."""
     if any(isinstance(tensor["data"], list) and len(tensor["data"]) != 1 for tensor in tensors):
         return tensors
     axes = (given.parameters.get(binary.SINGLE) for given in infer.inputs)
@@ -148,7 +148,7 @@ def _single(infer: InferRequest, tensors: list[dict[str, Any]]) -> dict[str, Any
 
 
 def _row(tensor: dict[str, Any], axis: int | None) -> Any:
-    """A tensor of one row without its batch axis, where it has one; an element of BYTES as it is."""
+    """A one-row tensor without its batch axis, if it has one; a BYTES element unchanged."""
     if axis is None:
         return tensor
     if tensor["datatype"] == "BYTES":
@@ -158,11 +158,11 @@ def _row(tensor: dict[str, Any], axis: int | None) -> Any:
 
 
 WantsBinary = Callable[[TensorSpec], bool]
-"""Whether an output goes after the JSON."""
+"""Whether an output is sent after the JSON."""
 
 
 def wants_binary(infer: InferRequest) -> WantsBinary:
-    """What the request says of each output."""
+    """The request's choice for each output."""
     every = infer.parameters.get(BINARY_OUTPUTS) is True
     told: Mapping[str, Any] = {output.name: output.parameters.get("binary_data", every) for output in infer.outputs}
     return lambda spec: told.get(spec.name, every) is True
@@ -176,9 +176,9 @@ def answer_of(
     request_id: str | None = None,
     classes: Mapping[str, int] = _NO_CLASSES,
 ) -> binary.Framed:
-    """The infer answer for a result. Its id is the request's own where it had one, else the job's.
+    """The infer answer for a result. Its id is the request's own if it had one, else the job's.
 
-    Of an output in `classes` it has that many of each row's largest values.
+    For an output in `classes` it holds that many of each row's largest values.
     """
     parts: list[bytes | memoryview] = []
     outputs = []
@@ -206,7 +206,7 @@ def answer_of(
 
 
 def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
-    """An output's value, of one row without the batch axis or of rows, as a tensor with the batch axis."""
+    """An output's value, one row without the batch axis or several rows, as a tensor with the batch axis."""
     if spec.datatype == "BYTES":
         return _bytes_output(spec, value)
     rows = _array_output(spec, value)
@@ -214,7 +214,7 @@ def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
 
 
 def _listed(flat: np.ndarray) -> Any:
-    """The elements as a list, or as its JSON, made in pieces, where one call would hold the interpreter's lock long."""
+    """The elements as a list, or as JSON built in pieces if one call would hold the interpreter lock for long."""
     if len(flat) <= _PIECE:
         return flat.tolist()
     parts = [_encode_json(flat[start : start + _PIECE].tolist())[1:-1] for start in range(0, len(flat), _PIECE)]
@@ -222,7 +222,7 @@ def _listed(flat: np.ndarray) -> Any:
 
 
 def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | memoryview]:
-    """An output without its data, and that."""
+    """An output without its data, and the data."""
     if spec.datatype == "BYTES":
         shape, flat = _bytes_rows(spec, value)
         part: bytes | memoryview = binary.bytes_part([_content(element) for element in flat])
@@ -233,7 +233,7 @@ def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | 
 
 
 def _axis(spec: TensorSpec) -> dict[str, Any]:
-    """The output's parameter that says where its batch axis is, unless that is the first."""
+    """The output's parameter for its batch axis, unless that is the first."""
     return {BATCH_AXIS: spec.batch_axis} if spec.batch_axis else {}
 
 
@@ -261,12 +261,12 @@ def _tensor(tensor: InputTensor, most: int) -> dict[str, Any]:
 
 
 def field_of(tensor: InputTensor) -> str:
-    """What errors call an input."""
+    """The name of an input in error messages."""
     return f"inputs.{cut(tensor.name)}"
 
 
 def _elements(tensor: InputTensor, count: int, field: str) -> Any:
-    """What is in a BYTES tensor of `count` elements."""
+    """The elements of a BYTES tensor of `count` elements."""
     data: Any = tensor.data
     if isinstance(data, memoryview):
         return binary.bytes_elements(data, count, field)

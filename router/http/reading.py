@@ -1,7 +1,7 @@
-"""Reads an infer request's body, however large its JSON, in calls that are short.
+"""Reads an infer request's body in short calls, however large its JSON.
 
-A call that decodes JSON holds the interpreter's lock as long as it takes. So the numbers of a tensor of numbers are
-left as text at first, and then read in pieces; of all else there may be as much as one call decodes in time.
+A call that decodes JSON holds the interpreter lock throughout. Numeric tensor data is therefore left as text at first,
+and then read in pieces; everything else is limited to what one call decodes in time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from taxiway.errors import InvalidRequestError, wrong_field
 T = TypeVar("T")
 
 PIECE = 2**14
-"""Bytes of numbers that are decoded at once: 2 ms, and 50 ms where each is as hard to read as a number can be."""
+"""Bytes of numbers decoded per call: 2 ms; 50 ms if every number is as slow to parse as possible."""
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"{}")
 _NO_LISTS = b"[] \t\r\n"
@@ -31,7 +31,7 @@ _BUT_LISTS = bytes(set(range(256)) - set(b"[],"))
 
 
 class _LargeTensor(msgspec.Struct, frozen=True):
-    """An input of which nothing but its name and datatype is decoded."""
+    """An input of which only name and datatype are decoded."""
 
     name: str
     shape: msgspec.Raw
@@ -41,13 +41,13 @@ class _LargeTensor(msgspec.Struct, frozen=True):
 
     @property
     def has_numbers(self) -> bool:
-        """Whether its data can be read in pieces: numbers, in lists at most."""
+        """Whether its data can be read in pieces: numbers, possibly in lists."""
         data = bytes(self.data)
         return self.datatype in DATATYPES and data != b"null" and b'"' not in data and b"{" not in data
 
 
 class _LargeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An infer request of whose inputs little is decoded, and nothing of the rest."""
+    """An infer request whose inputs are decoded in part, and the rest not at all."""
 
     inputs: list[_LargeTensor]
     id: msgspec.Raw = _NULL
@@ -65,9 +65,8 @@ def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEME
     """The infer request in `body`; `header_length` is the header that says where its binary part begins.
 
     Raises:
-        InvalidRequestError: names the field that is wrong.
-        RequestTooLargeError: there are more than `most` values in its JSON, or more than a fifth of that beside the
-            numbers in tensors of numbers.
+        InvalidRequestError: names the wrong field.
+        RequestTooLargeError: more than `most` values in its JSON, or more than a fifth of that outside numeric tensors.
     """
     text, rest = binary.split(body, header_length)
     infer = _read_json(text, _decode) if len(text) <= LARGE else _read_large(text, most)
@@ -80,7 +79,7 @@ def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEME
 
 
 def _binary_size(tensor: InputTensor) -> object:
-    """The bytes after the JSON that are the tensor's; None where its data is in the JSON."""
+    """The number of bytes after the JSON that belong to the tensor; None if its data is in the JSON."""
     size = tensor.parameters.get(binary.SIZE)
     if (size is None) == (tensor.data is None):
         field = field_of(tensor)
@@ -112,10 +111,10 @@ def _read_large(text: Buffer, most: int) -> InferRequest:
 
 
 def _with_numbers(tensor: InputTensor, text: bytes) -> InputTensor:
-    """The tensor with the numbers that its data in JSON says: raw, row-major and little-endian.
+    """The tensor with the numbers in its JSON data: raw, row-major and little-endian.
 
     Raises:
-        InvalidRequestError: they are in lists of unlike lengths, or no numbers of its datatype.
+        InvalidRequestError: lists of unequal lengths, or not numbers of its datatype.
     """
     field = field_of(tensor)
     lists = text.translate(None, _BUT_LISTS)
@@ -127,7 +126,7 @@ def _with_numbers(tensor: InputTensor, text: bytes) -> InputTensor:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """Numbers in lists as lists of them, without those that hold them."""
+    """The numbers in nested lists, as flat lists of limited length."""
     flat = text.translate(None, _NO_LISTS)
     if not flat.strip(b","):  # lists of no elements
         return
@@ -147,7 +146,7 @@ def _decode_piece(piece: bytes, field: str) -> list[Any]:
 
 
 def _lists(shape: list[int], field: str, most: int) -> bytes:
-    """The brackets and commas of numbers in lists by a shape."""
+    """The brackets and commas of nested lists with this shape."""
     elements_of(shape, field, most)
     lists = b""
     for length in reversed(shape):

@@ -1,8 +1,8 @@
-"""Tells answers as they are generated, as server-sent events, and answers requests to generate text.
+"""Sends answers as they are generated, as server-sent events, and serves requests to generate text.
 
 Source: HTML's "Server-sent events" for the form; the Open Inference Protocol's `generate` and `generate_stream` for
-text_input and text_output. An event's id says how far the reader has come: who returns with it as `Last-Event-ID` is
-told the rest.
+text_input and text_output. An event's id is the reader's position: a client that reconnects with it as `Last-Event-ID`
+gets the rest.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayE
 
 MEDIA_TYPE = "text/event-stream"
 
-_QUIET = 10.0  # seconds without an event after which a comment shows that the connection lives
-_PAUSE = 0.25  # seconds before a store that is away is asked again
+_QUIET = 10.0  # seconds without an event after which a comment keeps the connection alive
+_PAUSE = 0.25  # seconds between retries while the store is unavailable
 
 _encode = msgspec.json.Encoder().encode
 
@@ -48,8 +48,8 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
     """The request in `body`.
 
     Raises:
-        InvalidRequestError: it is none.
-        RequestTooLargeError: there are more than a fifth of `most` values in it, which one call decodes.
+        InvalidRequestError: not a valid request.
+        RequestTooLargeError: more than a fifth of `most` values, because one call decodes them all.
     """
     check_json(body, most // AT_ONCE)
     try:
@@ -60,7 +60,7 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
 
 
 class Telling:
-    """The endpoints' work."""
+    """Implements the streaming endpoints."""
 
     def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
         self._router = router
@@ -68,7 +68,7 @@ class Telling:
         self._inference = inference
 
     async def submit(self, reference: str, generate: GenerateRequest) -> str:
-        """Accept a request whose answer is told as it comes; its job.
+        """Accept a request whose answer is streamed; returns its job.
 
         Raises:
             TaxiwayError: as `Inference.submit` raises it.
@@ -78,7 +78,7 @@ class Telling:
         return (await self._inference.submit(reference, infer, len(generate.text_input))).job
 
     async def generate(self, reference: str, generate: GenerateRequest) -> dict[str, Any] | Accepted:
-        """Accept a request and wait for its answer; the job where that takes longer than `limits.wait`.
+        """Accept a request and wait for its answer; the job if that takes longer than `limits.wait`.
 
         Raises:
             TaxiwayError: as `Inference.infer` raises it.
@@ -98,7 +98,7 @@ class Telling:
         }
 
     def _infer(self, reference: str, generate: GenerateRequest) -> InferRequest:
-        """The same as an infer request.
+        """The equivalent infer request.
 
         Raises:
             InvalidRequestError: the model does not generate text.
@@ -110,11 +110,11 @@ class Telling:
         return InferRequest([tensor], id=generate.id, parameters=dict(generate.parameters))
 
     async def events(self, job: str, last: str | None) -> AsyncIterator[bytes]:
-        """What is told of a job's answer after the event `last`; the answer, or the job's error, comes last.
+        """The events of a job's answer after the event `last`; the last one is the answer or the job's error.
 
         Raises:
             UnknownJobError, ResultExpiredError: as `Jobs.result` raises them.
-            InvalidRequestError: `last` is no event's id.
+            InvalidRequestError: `last` is not an event id.
         """
         found = await self._jobs.result(job, wait=0.0)
         model = found.record.model if isinstance(found, JobStatus) else ""
@@ -148,7 +148,7 @@ class Telling:
 
 
 class _Answer:
-    """A job's answer, once it is there."""
+    """A job's answer, once available."""
 
     def __init__(self, jobs: Jobs, inference: Inference, job: str) -> None:
         self._jobs = jobs
@@ -157,7 +157,7 @@ class _Answer:
         self._meta = b""
 
     async def result(self) -> Result:
-        """Waits for it, also while the store is away."""
+        """Wait for it, even while the store is unavailable."""
         while not self._meta:
             try:
                 found = await self._jobs.result(self._job, wait=_QUIET)
@@ -197,7 +197,7 @@ def _event(kind: str, content: bytes, position: Position | None = None) -> bytes
 
 
 async def _kept_alive(events: AsyncGenerator[bytes, None], hurried: asyncio.Event) -> AsyncGenerator[bytes, None]:
-    """The events, and a comment whenever none came for a while; it ends where it is when the router is `hurried`."""
+    """The events, plus a comment whenever none came for a while; it stops when the router is `hurried`."""
     leaving = asyncio.ensure_future(hurried.wait())
     coming = asyncio.ensure_future(anext(events, b""))
     try:

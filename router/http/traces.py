@@ -1,4 +1,4 @@
-"""A caller's trace at the HTTP door: what comes in `traceparent` goes with its job, and the answer tells the job's."""
+"""Trace context at the HTTP door: `traceparent` is passed on with the job, and the answer carries the job's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _carried: ContextVar[dict[str, str] | None] = ContextVar("carried", default=None
 
 
 class Traced:
-    """An ASGI application before another one, which remembers the trace of the request that is served."""
+    """ASGI middleware that keeps the trace context of the request in progress."""
 
     def __init__(self, behind: Application) -> None:
         self._behind = behind
@@ -30,7 +30,7 @@ class Traced:
 
 
 def remember(headers: Mapping[bytes, bytes]) -> None:
-    """Know the trace that a request's headers tell, for as long as it is served."""
+    """Keep the trace context in a request's headers while it is served."""
     if _TRACEPARENT in headers:
         came = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
         fit = {name: value.decode("latin-1") for name, value in came.items() if 0 < len(value) <= _LONGEST}
@@ -39,20 +39,20 @@ def remember(headers: Mapping[bytes, bytes]) -> None:
 
 
 def told() -> dict[str, str]:
-    """The header that tells the trace in the answer to the request that is served; none where it has none."""
+    """The `traceparent` header for the answer to the present request; empty if it has no trace context."""
     came = _carried.get()
     return {} if came is None else {TRACEPARENT: came[TRACEPARENT]}
 
 
 def carry(headers: dict[str, Any]) -> None:
-    """Put the trace of the request that is served into a message's headers."""
+    """Copy the present request's trace context into a message's headers."""
     came = _carried.get()
     if came is not None:
         headers.update(came)
 
 
 def carried_on(headers: Mapping[str, Any]) -> None:
-    """Let the answer tell the trace that a message goes on with."""
+    """Make the answer return the trace context that a message continues with."""
     came = _carried.get()
     if came is not None:
         came[TRACEPARENT] = str(headers[TRACEPARENT])

@@ -1,7 +1,7 @@
-"""The endpoints of Triton Inference Server beside the Open Inference Protocol: index, configuration, statistics.
+"""Triton Inference Server's endpoints beyond the Open Inference Protocol: index, configuration, statistics.
 
 Sources: triton-inference-server/server, docs/protocol: extension_model_repository.md, extension_model_configuration.md,
-extension_statistics.md. What these describe and this fleet does not have is left out.
+extension_statistics.md. Fields that this fleet has no equivalent for are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from taxiway.contract.quoting import cut
 from taxiway.errors import InvalidRequestError
 
 STATE = "triton"
-"""Where the application keeps the `Router`."""
+"""Key of the `Router` in the application's state."""
 
 _Any = Request[Any, Any, Any]
 _TYPES = {"BYTES": "TYPE_STRING"}
@@ -29,7 +29,7 @@ _SECOND = 1e9  # nanoseconds
 
 
 class IndexRequest(msgspec.Struct, frozen=True):
-    """What of the index is asked: with `ready` only the models that could run now."""
+    """An index request: with `ready`, only the models that could run now."""
 
     ready: bool = False
 
@@ -67,13 +67,13 @@ async def repository_index(request: _Any) -> Response[bytes]:
     responses=described.MODEL,
 )
 async def model_config(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
-    """A model's configuration as Triton writes it: name, platform, the most rows of a request, inputs and outputs."""
+    """A model's configuration in Triton's form: name, platform, most rows per request, inputs and outputs."""
     return _json(config_of(_resolved(request, model, version)))
 
 
 @get("/v2/models/stats", opt=needs(), responses=described.TOLD)
 async def all_stats(request: _Any) -> Response[bytes]:
-    """The statistics of every model, as `/v2/models/{model}/stats` gives them of one."""
+    """The statistics of every model, as `/v2/models/{model}/stats` gives for one."""
     return _stats(_router(request), _models(_router(request)))
 
 
@@ -90,7 +90,7 @@ async def model_stats(request: _Any, model: str) -> Response[bytes]:
 
 @get("/v2/models/{model:str}/versions/{version:str}/stats", opt=needs(), responses=described.MODEL)
 async def version_stats(request: _Any, model: str, version: str) -> Response[bytes]:
-    """The same of one version."""
+    """The same for one version."""
     return _stats(_router(request), [_resolved(request, model, version)])
 
 
@@ -98,7 +98,7 @@ ENDPOINTS = (repository_index, model_config, all_stats, model_stats, version_sta
 
 
 def config_of(model: Model) -> dict[str, Any]:
-    """The part of Triton's model configuration that is true of a model here; `dims` are without the batch axis."""
+    """The part of Triton's model configuration that applies here; `dims` exclude the batch axis."""
     return {
         "name": model.name,
         "platform": f"taxiway_{model.pipeline}",
@@ -150,7 +150,7 @@ def _indexed(router: Router, model: Model) -> IndexedModel:
 
 
 def _disabled(reference: str, why: str) -> IndexedModel:
-    """A model whose files are wrong."""
+    """A model whose files are invalid."""
     name, _, version = reference.partition(":")
     return IndexedModel(name, version, "UNAVAILABLE", why)
 

@@ -1,1 +1,1 @@
-"""How HTTP connections are served: parsing, limits on connections and bodies, and the server process."""
+"""How HTTP connections are served: parsing, limits on connections and bodies, and the server."""

@@ -1,7 +1,7 @@
-"""Bounds what the bodies of all requests under way take, of a tenant and of the router, before they are read.
+"""Limits the memory of all request bodies in progress, per tenant and per router, before they are read.
 
-A body counts from its head to its answer, for as long as its request may hold it: with the length that it declares, and
-one that declares none as it comes. What is over `limits.payload` by itself is not counted: whoever reads it refuses it.
+A body counts from its head to its answer, for as long as its request may hold it: with its declared length, or as it
+arrives if it declares none. A body over `limits.payload` by itself is not counted: its reader refuses it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from taxiway.errors import FleetUnavailable
 
 
 class BodyLimits:
-    """An ASGI application before another one, behind the gate, which knows the caller; `payload` is the limit."""
+    """ASGI middleware after the gate, which identifies the caller; `payload` is the limit of one body."""
 
     def __init__(self, behind: Application, bodies: Bodies, payload: int) -> None:
         self._behind = behind
@@ -52,23 +52,23 @@ class _Counted:
         self._size = 0
 
     def take(self, size: int) -> None:
-        """Count so many bytes more. Raises as `Bodies.take` does."""
+        """Count `size` more bytes. Raises as `Bodies.take` does."""
         self._bodies.take(self._tenant, size)
         self._size += size
 
     def give_back(self) -> None:
-        """Count them no more."""
+        """Stop counting them."""
         self._bodies.give_back(self._tenant, self._size)
 
     async def receive(self) -> Message:
-        """What comes next of the body, counted. Raises as `Bodies.take` does."""
+        """The next part of the body, counted. Raises as `Bodies.take` does."""
         message = await self._receive()
         self.take(len(message.get("body", b"")))
         return message
 
 
 def _length_of(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """The bytes of a body; None where it does not say."""
+    """The length of a body; None if undeclared."""
     for name, value in headers:
         if name == b"content-length":
             return int(value)

@@ -1,13 +1,13 @@
-"""One connection of the HTTP door: bounds in front of uvicorn's own protocol.
+"""One connection of the HTTP door: limits in front of uvicorn's own protocol.
 
-The event loop talks to a `Connection`. That passes one request at a time on to a stock uvicorn protocol, by asyncio's
-public protocol methods, and stands between it and the transport (`_Outlet`). Whatever a client sends, a connection so
+The event loop talks to a `Connection`. It passes one request at a time to a stock uvicorn protocol, by asyncio's public
+protocol methods, and sits between it and the transport (`_Outlet`). Whatever a client sends, a connection therefore
 holds one request and what one read brought of the next (`READ`), and no request has more than one answer. `Bounded` is
 the ASGI side: it tells the connection when an answer begins and ends.
 
-uvicorn itself closes a connection that is silent between two requests. It waits without end for a head, for a body and
-for a client that does not read. A timer for each request would cost more than all of it, so a connection only notes
-until when it may go on, and its server looks at all of them twice a second.
+uvicorn itself closes a connection that is idle between two requests. It waits without limit for a head, for a body and
+for a client that does not read. A timer per request would cost more than all of this, so a connection only records its
+deadline, and the server checks all connections twice a second.
 """
 
 from __future__ import annotations
@@ -29,47 +29,48 @@ from tasks.topology import Limits
 from taxiway.errors import FleetUnavailable, RequestError, TaxiwayError
 
 HEAD = 2**16
-"""Bytes of a request's head, and of what follows the last chunk of a body."""
+"""Limit on a request's head, and on what follows the last chunk of a body, in bytes."""
 
 READ = 2**16
-"""Bytes that one read brings at most; a connection holds no more of what it may not pass on yet."""
+"""Most bytes per read; a connection holds no more than this of data that it may not pass on yet."""
 
 SLOWEST = 2**20
-"""Bytes that a client sends or reads in `limits.body` seconds, unless less is left."""
+"""Bytes that a client must send or read in `limits.body` seconds, unless less remains."""
 
 LINGER = 2.0
-"""Seconds, and at most `limits.payload` bytes, for which what still comes after the last answer is read and dropped.
+"""Seconds, and at most `limits.payload` bytes, for which data after the last answer is read and dropped.
 
-A connection that is closed while bytes of it are unread is reset, and its client may never see the answer.
-"""
+Closing a connection with unread bytes resets it, and its client may never see the answer."""
 
 SILENT = 5.0
 """Seconds that a connection is kept after an answer, until the next request begins."""
 
 CLOSE = (b"connection", b"close")
-"""The header that tells a client that its connection ends."""
+"""The header that announces the end of the connection."""
 
 CONNECTION = "taxiway.connection"
-"""In the state that uvicorn hands to each request of a connection: the `Connection`."""
+"""Key of the `Connection` in the state that uvicorn passes to each request."""
 
 WHOLE = "taxiway.whole"
-"""An extension in a request's scope: a `Whole`."""
+"""Key of the `Whole` in a request's extensions."""
 
 Whole = Callable[[bytes, int], Awaitable[memoryview | None]]
-"""Given what `receive` gave first and the body's length: all of the body, read straight into one place; None where its
-sender is gone. uvicorn's own way copies each byte five times, which for 8 MB is most of what the door costs."""
+"""Given what `receive` returned first and the body's length: the whole body, read directly into one buffer.
+
+None if the client disconnected. uvicorn's own way copies each byte five times, which for 8 MB is most of the door's
+cost."""
 
 Inner = Callable[[dict[str, Any]], asyncio.Protocol]
-"""Makes a stock protocol, given the state that it hands to each request."""
+"""Makes a stock protocol, given the state that it passes to each request."""
 
-_JOINED = 2**16  # bytes of an answer up to which its pieces are copied together
+_JOINED = 2**16  # answers up to this many bytes are joined into one buffer
 _NEVER = math.inf
 _NOTHING = memoryview(b"")
 
 
 @dataclass(slots=True)
 class Shared:
-    """What the connections of a server have in common; once it is `parting`, each ends with its next answer."""
+    """State shared by a server's connections; once `parting` is set, each ends with its next answer."""
 
     limits: Limits
     inner: Inner
@@ -88,7 +89,7 @@ class _State(enum.Enum):
 
 
 class Bounded:
-    """An ASGI application before another one, for the requests of `Connection`s."""
+    """ASGI middleware for the requests of `Connection`s."""
 
     def __init__(self, behind: Application) -> None:
         self._behind = behind
@@ -102,30 +103,30 @@ class Bounded:
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Bounded by `shared.limits`; `look` closes it when its time is over."""
+    """A connection within `shared.limits`; `look` closes it when its time is up."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
         self._limits = shared.limits
-        self._largest = 2 * shared.limits.payload + HEAD  # of a body: chunks have a head each
+        self._largest = 2 * shared.limits.payload + HEAD  # of a body: each chunk adds a size line
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._outlet: _Outlet | None = None
         self._state = _State.HEAD
-        self._head = b""  # as far as it came
-        self._left = 0  # bytes of a body whose length was declared
-        self._chunks: Chunks | None = None  # of any other body
-        self._held = b""  # came, and may not be passed on yet
+        self._head = b""  # received so far
+        self._left = 0  # remaining bytes of a body with a declared length
+        self._chunks: Chunks | None = None  # for a chunked body
+        self._held = b""  # received, and may not be passed on yet
         self._paused = False  # the transport
-        self._content = self._place = _NOTHING  # a body that is read into one place, and where its rest goes
+        self._content = self._place = _NOTHING  # a body read into one buffer, and the unfilled part of that
         self._whole: asyncio.Future[memoryview | None] | None = None
         self._serving = False  # the application has the request
         self._answering = False  # the answer has begun
-        self._received = 0  # bytes of a body, or after the last answer
-        self._seen = 0  # of them, when it was last looked whether enough had come
-        self._until = _NEVER  # by then more is to come
-        self._unread = 0  # bytes, when it was last looked whether enough had been read
-        self._read_until = _NEVER  # by then more is to be read
+        self._received = 0  # bytes received of a body, or after the last answer
+        self._seen = 0  # `_received` at the last check
+        self._until = _NEVER  # deadline for more data from the client
+        self._unread = 0  # bytes not yet read by the client at the last check
+        self._read_until = _NEVER  # deadline for the client to read more
 
     @property
     def ending(self) -> bool:
@@ -133,17 +134,17 @@ class Connection(asyncio.BufferedProtocol):
         return self._state is _State.END
 
     def abort(self) -> None:
-        """Close it at once."""
+        """Close it immediately."""
         self._transport.abort()
 
     def serves(self) -> None:
-        """The application has the request: until its body must come or its answer is read, nothing is timed."""
+        """The application has the request: nothing is timed until its body must arrive or its answer be read."""
         self._serving = True
         if self._state is _State.ANSWER:
             self._until = _NEVER
 
     def watched(self, send: Send) -> Send:
-        """The `send` of a request that is served, which this connection hears."""
+        """The request's `send`, observed by this connection."""
 
         async def watching(message: Mapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
@@ -159,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def whole(self, begin: bytes, length: int) -> asyncio.Future[memoryview | None]:
         """See `Whole`."""
-        content = np.empty(length, np.uint8).data  # memory that nothing comes for is not taken
+        content = np.empty(length, np.uint8).data  # untouched memory is not committed
         at = len(begin) + len(self._held)
         content[:at] = begin + self._held
         self._held, self._content, self._place = b"", content, content[at:]
@@ -181,10 +182,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Part of `asyncio.BaseProtocol`."""
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own is not derived from it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not derive from it
         self._shared.connections.add(self)
         if len(self._shared.connections) > self._limits.connections:
-            error = FleetUnavailable("the door has no room for another connection", retry_after=1.0)
+            error = FleetUnavailable("connection limit reached", retry_after=1.0)
             self._transport.write(_refusal(HTTPStatus.SERVICE_UNAVAILABLE, error))
             self._end(lingers=False)
             return
@@ -198,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
         self._let_go()
 
     def eof_received(self) -> None:
-        """Part of `asyncio.BufferedProtocol`: a client that sends no more is not answered."""
+        """Part of `asyncio.BufferedProtocol`: a client that half-closes gets no answer."""
 
     def pause_writing(self) -> None:
         """Part of `asyncio.BaseProtocol`."""
@@ -210,7 +211,7 @@ class Connection(asyncio.BufferedProtocol):
         """Part of `asyncio.BaseProtocol`."""
         if self._outlet is not None:
             self._outlet.inner.resume_writing()
-        if self._state is not _State.END:  # then its rest is still to be read
+        if self._state is not _State.END:  # at the end, the rest must still be read
             self._read_until = _NEVER
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -228,15 +229,15 @@ class Connection(asyncio.BufferedProtocol):
             self._take(bytes(self._shared.scratch[:nbytes]))
 
     def refused(self) -> None:
-        """The stock protocol does not understand what was passed on."""
+        """The stock protocol cannot parse what was passed on."""
         self._refuse(HTTPStatus.BAD_REQUEST, RequestError("expected a request of HTTP/1.1"))
 
     def finish(self) -> None:
-        """The stock protocol closes: its answer was the last."""
+        """The stock protocol closes after its last answer."""
         self._end(lingers=self._state is _State.BODY or bool(self._held))
 
     def go_on(self) -> None:
-        """The stock protocol reads again."""
+        """The stock protocol resumes reading."""
         if self._state is _State.BODY and self._held:
             held, self._held = self._held, b""
             self._take(held)
@@ -244,7 +245,7 @@ class Connection(asyncio.BufferedProtocol):
             self._resume()
 
     def _take(self, came: bytes) -> None:
-        """Pass on what came, as far as that may be now."""
+        """Pass on received data, as far as allowed now."""
         while came:
             if self._state is _State.HEAD:
                 came = self._take_head(came)
@@ -259,7 +260,7 @@ class Connection(asyncio.BufferedProtocol):
             self._pause()
 
     def _take_head(self, came: bytes) -> bytes:
-        """Take a head, or a piece of it; what is behind it."""
+        """Process a head, or a piece of it; returns the data after it."""
         head = self._head + came if self._head else came.lstrip(b"\r\n")
         end = head.find(b"\r\n\r\n", max(0, len(self._head) - 3)) + 4
         if end < 4 or end > HEAD:
@@ -278,7 +279,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._begin(framing, head[end:])
 
     def _begin(self, framing: Framing, behind: bytes) -> bytes:
-        """Pass a head on, and a short body in the same piece; what is behind them."""
+        """Pass on a head, together with a short body; returns the data after them."""
         assert self._outlet is not None
         self._received = self._seen = 0
         if not framing.chunked and framing.length <= len(behind):
@@ -291,7 +292,7 @@ class Connection(asyncio.BufferedProtocol):
         return behind
 
     def _take_body(self, came: bytes) -> bytes:
-        """Pass a piece of a body on; what is behind the body."""
+        """Pass on a piece of a body; returns the data after the body."""
         try:
             end = min(self._left, len(came)) if self._chunks is None else self._chunks.end_in(came)
         except FramingError:
@@ -310,7 +311,7 @@ class Connection(asyncio.BufferedProtocol):
         return came[end:]
 
     def _filled(self) -> None:
-        """A body is whole that the stock protocol did not see: it gets a successor, which expects a head."""
+        """A body is complete that the stock protocol did not see: a new protocol replaces it, which expects a head."""
         assert self._outlet is not None and self._whole is not None
         self._state, self._until = _State.ANSWER, _NEVER
         self._outlet.stale = True
@@ -318,14 +319,14 @@ class Connection(asyncio.BufferedProtocol):
         self._content, self._whole = _NOTHING, None
 
     def _start_answer(self) -> None:
-        """An answer begins. What is written at once is sent at once: a system call costs as much as all of this."""
+        """An answer begins. Its first writes are gathered into one send: a system call costs as much as all of this."""
         self._answering = True
         if self._outlet is not None:
             self._outlet.gather()
             self._loop.call_soon(self._outlet.flush)
 
     def _answered(self) -> None:
-        """A request has its answer: the next one may come."""
+        """A request has been answered: the next one may be processed."""
         self._serving = self._answering = False
         if self._outlet is not None:
             self._outlet.flush()
@@ -351,12 +352,12 @@ class Connection(asyncio.BufferedProtocol):
     def _look_at_sending(self, now: float) -> None:
         if self._state is _State.END:
             self._close()
-        elif self._state is _State.HEAD and not self._head:  # an answer now could be taken for the next request's
+        elif self._state is _State.HEAD and not self._head:  # an answer now could be mistaken for the next request's
             self._end(lingers=False)
         elif self._outlet is not None and self._outlet.full:
             self._until = now + self._limits.body
         elif self._state is _State.HEAD or self._received - self._seen < SLOWEST:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, RequestError("the request did not come in time"))
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, RequestError("the request was not received in time"))
         else:
             self._seen, self._until = self._received, now + self._limits.body
 
@@ -368,7 +369,7 @@ class Connection(asyncio.BufferedProtocol):
         self._read_until = self._loop.time() + self._limits.body
 
     def _refuse(self, status: HTTPStatus, error: TaxiwayError) -> None:
-        """Answer what no endpoint will answer, and close; an answer under way ends where it is."""
+        """Answer a request that no endpoint will answer, and close; an answer in progress is cut off."""
         if self._state is _State.END:
             return
         if not self._answering:
@@ -377,7 +378,7 @@ class Connection(asyncio.BufferedProtocol):
         self._let_go()
 
     def _end(self, *, lingers: bool) -> None:
-        """Close the connection; where it `lingers`, what still comes is read for a moment."""
+        """Close the connection; if it `lingers`, incoming data is still read for a moment."""
         if self._state is _State.END:
             return
         self._state, self._head, self._held, self._place = _State.END, b"", b"", _NOTHING
@@ -390,7 +391,7 @@ class Connection(asyncio.BufferedProtocol):
         self._resume()
 
     def _let_go(self) -> None:
-        """Tell who waits for this connection that nothing more comes."""
+        """Notify everything that waits for this connection that no more data arrives."""
         if self._outlet is not None:
             outlet, self._outlet = self._outlet, None
             outlet.let_go()
@@ -404,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _close(self) -> None:
         self._until = _NEVER
-        self._transport.close()  # once what was written is sent
+        self._transport.close()  # after pending writes
         self._await_reading()
 
     def _pause(self) -> None:
@@ -419,9 +420,9 @@ class Connection(asyncio.BufferedProtocol):
 
 
 class _Outlet(asyncio.Transport):
-    """The transport that a stock protocol sees: the connection decides what becomes of reading and closing.
+    """The transport that a stock protocol sees; the connection decides about reading and closing.
 
-    `full` says that the protocol takes no more for now, `stale` that it missed a body.
+    `full` means that the protocol accepts no more for now, `stale` that it missed a body.
     """
 
     def __init__(self, connection: Connection, transport: asyncio.Transport, inner: Inner) -> None:
@@ -435,7 +436,7 @@ class _Outlet(asyncio.Transport):
         self.inner.connection_made(self)
 
     def pass_on(self, piece: bytes) -> None:
-        """Give the protocol what came. What it writes meanwhile is its own refusal; ours stands for it."""
+        """Pass data to the protocol. Anything that it writes meanwhile is a refusal; ours is sent instead."""
         self._passing = True
         self.inner.data_received(piece)
         self._passing = False
@@ -443,11 +444,11 @@ class _Outlet(asyncio.Transport):
             self._connection.refused()
 
     def gather(self) -> None:
-        """Keep what the protocol writes until `flush`."""
+        """Buffer what the protocol writes until `flush`."""
         self._gathered = []
 
     def flush(self) -> None:
-        """Send what was kept, and nothing of it later."""
+        """Send what was buffered, and stop buffering."""
         gathered, self._gathered = self._gathered, None
         if not gathered or self._gone:
             return
@@ -457,9 +458,9 @@ class _Outlet(asyncio.Transport):
             self._transport.write(b"".join(gathered))
 
     def let_go(self) -> None:
-        """The protocol has no connection any more."""
+        """Detach the protocol from the connection."""
         self._gone, self._gathered = True, None
-        self.inner.connection_lost(None)  # with an error uvicorn would keep its timer, and itself
+        self.inner.connection_lost(None)  # given an error, uvicorn would keep its timer, and thereby itself, alive
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Part of `asyncio.WriteTransport`."""

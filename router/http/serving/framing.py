@@ -1,7 +1,7 @@
-"""Where a request ends in what a connection sends, so that uvicorn's parser is given one request at a time. Pure.
+"""Where each request ends in a connection's byte stream, so that uvicorn's parser gets one request at a time. Pure.
 
-The parser decides what is HTTP, but it takes all that it is given at once: a read of 64 KiB can hold 3,500 requests of
-some 5 kB each once they are parsed. Only what decides about ends is read here, and what could be read in two ways is
+The parser decides what is valid HTTP, but it consumes everything that it is given: a read of 64 KiB can hold 3,500
+requests of some 5 kB each once parsed. Only what determines the end of a request is read here, and ambiguous framing is
 refused (RFC 9112, sections 6.3 and 11.2).
 """
 
@@ -11,19 +11,19 @@ import re
 from typing import NamedTuple
 
 _UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
-_NO_REQUEST = (b"connect ", b"pri ")  # asks for a tunnel; begins HTTP/2, of which the parser waits for more
+_NO_REQUEST = (b"connect ", b"pri ")  # a tunnel request; the HTTP/2 preface, for which the parser would wait
 _CONTENT_LENGTH, _TRANSFER_ENCODING = b"\r\ncontent-length:", b"\r\ntransfer-encoding:"
-_DIGITS = 18  # of a length: fewer than the parser's own numbers have
+_DIGITS = 18  # most digits of a length: within the range of the parser's integers
 _SIZE = re.compile(rb"([0-9a-f]{1,15})(?![0-9a-f])", re.IGNORECASE)
-_ENOUGH = 24  # bytes of a line that came in pieces: more than any size has
+_ENOUGH = 24  # bytes kept of a partial line: more than any chunk size has
 
 
 class FramingError(Exception):
-    """The end of a request cannot be told."""
+    """The end of a request cannot be determined."""
 
 
 class Framing(NamedTuple):
-    """A head as it is passed on, and the body behind it: of `length` bytes, or chunked."""
+    """A head as it is passed on, and the body after it: of `length` bytes, or chunked."""
 
     head: bytes
     length: int
@@ -31,10 +31,10 @@ class Framing(NamedTuple):
 
 
 def framing_of(head: bytes) -> Framing:
-    """What follows a head, which ends with its empty line. A wish to speak another protocol is taken out of it.
+    """The framing of a head, which ends with its empty line. A request to upgrade the protocol is removed from it.
 
     Raises:
-        FramingError: it is no head, has several lengths, or a length and an encoding; or it asks for a tunnel.
+        FramingError: not a head, several lengths, both a length and an encoding, or a tunnel request.
     """
     lowered = head.lower()
     if not lowered[:1].isalpha() or lowered.startswith(_NO_REQUEST):
@@ -52,7 +52,7 @@ def framing_of(head: bytes) -> Framing:
 
 
 def _value(head: bytes, header: bytes) -> bytes:
-    """What a header says that stands in a head once."""
+    """The value of a header that occurs once in a head."""
     begin = head.find(header) + len(header)
     return head[begin : head.find(b"\r\n", begin)].strip(b" \t")
 
@@ -64,21 +64,21 @@ def _length_in(value: bytes) -> int:
 
 
 class Chunks:
-    """Finds the end of a chunked body (RFC 9112, section 7.1), which comes in pieces."""
+    """Finds the end of a chunked body (RFC 9112, section 7.1) that arrives in pieces."""
 
     def __init__(self) -> None:
         self.ended = False
         self.trailing = 0
-        """Bytes behind the last chunk."""
-        self._line = b""  # the beginning of one that is not whole yet
-        self._left = 0  # bytes of the chunk that comes, with the line break behind it
+        """Bytes after the last chunk."""
+        self._line = b""  # start of an incomplete line
+        self._left = 0  # bytes left of the present chunk, with the line break after it
         self._last = False
 
     def end_in(self, piece: bytes) -> int:
-        """How much of `piece` belongs to the body; `ended` says whether it is whole.
+        """The number of bytes of `piece` that belong to the body; `ended` is set once it is complete.
 
         Raises:
-            FramingError: a chunk's size is none.
+            FramingError: invalid chunk size.
         """
         at = 0
         while at < len(piece) and not self.ended:
@@ -97,7 +97,7 @@ class Chunks:
         return at
 
     def _read(self, line: bytes) -> None:
-        """Take a whole line: a chunk's size, a trailer, or the empty one behind them."""
+        """Process a complete line: a chunk's size, a trailer, or the empty line after them."""
         if self._last:
             self.ended = not line.strip(b"\r")
             return

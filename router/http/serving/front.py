@@ -1,8 +1,8 @@
-"""Infer requests, straight below the server; everything else is the application's.
+"""The infer endpoint, directly below the server; everything else goes to the application.
 
-Litestar's own way through a request (routing, a request object, arguments, a response object) took a third of what an
-infer request costs a router, by cProfile over 4,000 of them. It describes this endpoint all the same, and answers what
-does not come plainly: a body without a length, one over the limit, or a caller who may not ask.
+Litestar's handling of a request (routing, a request object, arguments, a response object) took a third of what an infer
+request costs a router, by cProfile over 4,000 of them. Litestar still describes this endpoint, and answers the uncommon
+cases: a body without a length, one over the limit, or a caller without permission.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SUBMIT: Scope = "submit"
 
 
 class Front:
-    """An ASGI application before another one; `limit` bounds a body, in bytes."""
+    """ASGI middleware; `limit` bounds a body, in bytes."""
 
     def __init__(self, behind: Application, inference: Inference, limit: int) -> None:
         self._behind = behind
@@ -62,13 +62,13 @@ class Front:
             )
         except TaxiwayError as error:
             return Answer(error.status, headers_of(error), (body_of(error),))
-        except Exception as error:  # unexpected: the log says what it is
+        except Exception as error:  # unexpected: logged by `unforeseen`
             plain = unforeseen(scope["method"], scope["path"], error)
             return Answer(plain.status, headers_of(plain), (body_of(plain),))
 
 
 async def _body(scope: Mapping[str, Any], receive: Receive, length: int) -> Buffer | None:
-    """The request's body; None where its sender is gone."""
+    """The request's body; None if the client disconnected."""
     message = await receive()
     if message["type"] != "http.request":
         return None

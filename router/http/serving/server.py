@@ -1,18 +1,18 @@
-"""Serves the HTTP door with stock uvicorn inside the router's own event loop, behind bounds of our own.
+"""Serves the HTTP door with stock uvicorn inside the router's own event loop, behind our own limits.
 
-Measured on two busy cores: processor time of a 300-byte POST to a small application, and what one connection adds to
-the process that sends `GET /v2/health/live` for 5 s as fast as it can (12 to 17 MB of them):
+Measured on two busy cores: CPU time of a 300-byte POST to a small application, and the memory that one connection adds
+to the process when it sends `GET /v2/health/live` for 5 s as fast as it can (12 to 17 MB of requests):
 
-| server | per request | one connection | does not bound |
+| server | per request | one connection | does not limit |
 | --- | --- | --- | --- |
 | uvicorn 0.54, httptools | 25 us | 650 MB | pipelining, slow heads, bodies and readers |
 | uvicorn, h11 | 118 us | 1 MB | slow heads, bodies and readers |
 | uvicorn, zttp 0.0.35 | 29 us | 8 MB | the same; it is an early release |
-| granian 2.8, embedded | 67 us | 0 MB | readers, handshakes, connections (they wait); a free port cannot be asked for |
+| granian 2.8, embedded | 67 us | 0 MB | readers, handshakes, connections (they wait); a free port cannot be requested |
 | hypercorn 0.18 | 250 us | 1 MB | slow bodies and readers |
 | uvicorn, httptools, behind `Connection` | 33 us | 0 MB | |
 
-An infer request costs the router some 270 us in all, so granian, h11 and hypercorn would cost it 12 % and more.
+An infer request costs the router some 270 us in all, so granian, h11 and hypercorn would add 12 % and more.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from router.http.gate import Application
 from router.http.serving.connection import Bounded, Connection, Shared
 from tasks.topology import Limits
 
-_GRACE = 5.0  # seconds that open requests have when the router stops, before what they wait for is given up
-_LAST = 5  # seconds that they have from then on
-_LOOK = 0.5  # seconds between two looks after slow clients
+_GRACE = 5.0  # seconds for open requests when the router stops, before their waits are ended
+_LAST = 5  # seconds that they have after that
+_LOOK = 0.5  # seconds between two checks for slow clients
 _BACKLOG = 2048  # connections that wait to be accepted
 _DAY = 86400  # seconds
 
@@ -48,7 +48,7 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """The HTTP door at an address; port 0 takes a free one. With `tls` it speaks HTTPS alone."""
+    """The HTTP door at an address; port 0 takes a free one. With `tls` it serves only HTTPS."""
 
     def __init__(
         self, app: Application, host: str, port: int, limits: Limits, tls: ssl.SSLContext | None = None
@@ -63,12 +63,12 @@ class HttpServer:
             Bounded(app),
             http=HttpToolsProtocol,
             log_config=None,
-            log_level="error",  # it warns of each request that is not HTTP: anybody could fill the log
+            log_level="error",  # it warns of each malformed request: any client could fill the log
             access_log=False,
-            proxy_headers=False,  # nobody asks who called
+            proxy_headers=False,  # client addresses are not used
             server_header=False,
             lifespan="off",
-            timeout_keep_alive=_DAY,  # the connection's own time for that is SILENT
+            timeout_keep_alive=_DAY,  # `Connection` enforces SILENT itself
             timeout_graceful_shutdown=round(_GRACE) + _LAST,
             ws="none",
         )
@@ -85,7 +85,7 @@ class HttpServer:
 
     @property
     def connections(self) -> int:
-        """How many it holds."""
+        """The number of open connections."""
         return len(self._shared.connections)
 
     async def start(self) -> None:
@@ -98,17 +98,17 @@ class HttpServer:
             ssl_handshake_timeout=within,
             backlog=_BACKLOG,
         )
-        serving = self._server.serve(sockets=[])  # uvicorn's own listener bounds no handshake
+        serving = self._server.serve(sockets=[])  # uvicorn's own listener does not limit handshakes
         self._tasks = [asyncio.create_task(serving, name="http"), asyncio.create_task(self._look(), name="http-look")]
 
     def part(self) -> None:
-        """Serve on, but no connection for longer than the answer under way, or the next one."""
+        """Keep serving, but close each connection after its present or next answer."""
         self._shared.parting = True
 
     async def stop(self, at_once: asyncio.Event, hurry: Callable[[], None]) -> None:
-        """Accept no more, let open requests end, and close.
+        """Accept no more connections, let open requests finish, and close.
 
-        They have their grace, or until `at_once`; then `hurry` is called, so that what waits for a job waits no more.
+        Requests have the grace period, or until `at_once`; then `hurry` is called, which ends all waits for jobs.
         """
         if self._listener is None:
             self._socket.close()
@@ -137,10 +137,10 @@ class HttpServer:
 
 
 def open_tls(certificate: Path, key: Path) -> ssl.SSLContext:
-    """What a server needs to speak TLS 1.2 and 1.3 under a certificate (its chain, in PEM) and its key.
+    """A server context for TLS 1.2 and 1.3 with a certificate (its chain, in PEM) and its key.
 
     Raises:
-        OSError: a file cannot be read, or they do not belong together (`ssl.SSLError` is one).
+        OSError: a file cannot be read, or they do not match (`ssl.SSLError` is one).
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
