@@ -1,4 +1,4 @@
-"""`python -m simulator`: `simulate` says what policies attain and cost, `plan` what to buy.
+"""`python -m simulator`: `simulate` shows what policies attain and cost, `plan` what to buy.
 
 Data to stdout, progress and errors to stderr.
 """
@@ -42,25 +42,29 @@ _HINTS: dict[type[Exception], str] = {
     FleetError: "docs/simulator.md explains every field; simulator/fleets/azure-mixed.yaml is an example",
     PriceError: f"a price file is a CSV file with the columns {','.join(PRICE_COLUMNS)}",
     InfeasibleError: "ask for a smaller share or a longer deadline, or give the fleet file more devices or faster ones",
-    OSError: "name a file in a folder that is there and can be written",
+    OSError: "name a file in an existing, writable folder",
 }
 
 
 @click.group()
 def main() -> None:
-    """What the fleet would do under load, without the fleet."""
+    """Simulate the fleet under load, without the fleet."""
 
 
 @main.command()
 @click.option("--trace", "source", required=True, help="A CSV file, or a text such as poisson:rate=50,duration=600.")
 @click.option("--fleet", "fleet_file", required=True, type=click.Path(path_type=Path), help="The fleet file (YAML).")
 @click.option("--policy", "name", type=click.Choice(sorted(POLICIES)), default="taxiway", show_default=True)
-@click.option("--compare", is_flag=True, help="Run every policy, and work out the lower bound on cost.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides all chance.")
+@click.option("--compare", is_flag=True, help="Run every policy, and compute the lower bound on cost.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option(
-    "--load", type=click.FloatRange(0, 1000, min_open=True), default=1.0, show_default=True, help="Times the requests."
+    "--load",
+    type=click.FloatRange(0, 1000, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Multiple of the trace's requests.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a policy.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per policy.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
 def simulate(
     source: str,
@@ -122,7 +126,7 @@ def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
     multiple=True,
     metavar="MODEL=R",
     callback=_pairs,
-    help="Requests a second of a model, with its sizes if need be: chat=5,size=800,output=100.",
+    help="A model's requests per second, optionally with sizes: chat=5,size=800,output=100.",
 )
 @click.option(
     "--slo",
@@ -136,7 +140,7 @@ def _shares(ctx: click.Context, option: click.Parameter, values: Sequence[str]) 
 @click.option(
     "--fleet", "fleet_file", default=_PLANNED, type=click.Path(path_type=Path), help="The fleet file [azure-plan.yaml]."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides all chance.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def plan(
     source: str | None,
@@ -170,7 +174,7 @@ def _at_rates(rates: dict[str, str], seed: int) -> Trace:
 
 
 def _planned(trace: Trace, fleet: Fleet, price_file: Path, slo: dict[str, float], seed: int) -> Answer:
-    """The plan for the trace, and those for the other loads."""
+    """The plan for the trace, and those for other loads."""
     offered = offers(fleet, load_prices(price_file))
 
     def planned(load: float) -> Plan:
@@ -219,7 +223,7 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Errors of what the caller gave end with exit code 2, an `error:` line and a `hint:` line."""
+    """Turn errors in the caller's input into exit code 2, an `error:` line and a `hint:` line."""
     try:
         yield
     except tuple(_HINTS) as error:

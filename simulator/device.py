@@ -15,7 +15,7 @@ _SAME_STEP = 1e-6
 class SteppingRun:
     """A generating batch: jobs join between steps and leave with their last token.
 
-    All rows advance together, so a job's end is a step number. While a prompt is read nobody advances.
+    All rows advance together, so a job's end is a step number. While a prompt is read no row advances.
     """
 
     __slots__ = ("_active", "_at", "_cached", "_reserved", "_stalled", "_step", "_steps", "began", "room", "timing")
@@ -36,11 +36,11 @@ class SteppingRun:
         return len(self._active)
 
     def fits(self, job: Job) -> bool:
-        """Whether the caches of all, at their longest, fit into `room` tokens: paging that never has to evict."""
+        """Whether all caches at their longest fit into `room` tokens: paging that never has to evict."""
         return not self._active or self._reserved + job.size + job.output <= self.room
 
     def admit(self, job: Job, now: float) -> None:
-        """Let a job join: its prompt is read at once."""
+        """Add a job: its prompt is read at once."""
         self._advance(now)
         self._stalled = (self._stalled if self._stalled > now else now) + self.timing.prefill(job.size)
         heappush(self._active, (self._steps + job.output, job.index, job))
@@ -48,14 +48,14 @@ class SteppingRun:
         self._reserved += job.size + job.output
 
     def next_end(self) -> float:
-        """When the next job ends, if nobody joins. Call it after every change."""
+        """When the next job ends, if none joins. Call it after every change."""
         left = self._active[0][0] - self._steps
         rows = len(self._active)
         self._step = self.timing.step(rows, self._cached + rows * left / 2)
         return (self._stalled if self._stalled > self._at else self._at) + left * self._step
 
     def ended(self, now: float) -> list[Job]:
-        """The jobs that end now; they leave."""
+        """Remove and return the jobs that end now."""
         self._advance(now)
         done: list[Job] = []
         while self._active and (not done or self._active[0][0] <= self._steps + _SAME_STEP):
@@ -66,7 +66,7 @@ class SteppingRun:
         return done
 
     def jobs(self) -> list[Job]:
-        """Everyone in the batch."""
+        """All jobs in the batch."""
         return [job for _, _, job in sorted(self._active, key=lambda entry: entry[1])]
 
     def _advance(self, now: float) -> None:
@@ -102,7 +102,7 @@ class WholeRun:
         return done
 
     def jobs(self) -> list[Job]:
-        """Everyone in the batch."""
+        """All jobs in the batch."""
         return list(self._jobs)
 
 
@@ -110,9 +110,10 @@ Run = SteppingRun | WholeRun
 
 
 class Device:
-    """One device of a class. `version` counts what was expected of its run, `session` how often it was switched on.
+    """One device of a class.
 
-    `memory` is bytes that models and caches may use; `busy` and `powered` are seconds, summed up over its life.
+    `version` counts changes of its expected end, `session` how often it was switched on or off. `memory` is the bytes
+    that models and caches may use. `busy` and `powered` are total seconds.
     """
 
     __slots__ = (
@@ -144,13 +145,13 @@ class Device:
         self.powered = 0.0
 
     def switch_on(self, now: float) -> None:
-        """It costs from now on, and serves once it has started."""
+        """Switch it on: it costs money from now on, and serves once it has started."""
         self.on_since = now
         self.draining = False
         self.session += 1
 
     def switch_off(self, now: float) -> list[Job]:
-        """It costs no more and holds nothing; the jobs that it ran are lost there."""
+        """Switch it off: it costs nothing and holds nothing. Returns the jobs that it ran, which are lost there."""
         assert self.on_since is not None
         lost = self.run.jobs() if self.run is not None else []
         self.rest(now)
@@ -164,13 +165,13 @@ class Device:
         return lost
 
     def rest(self, now: float) -> None:
-        """Nothing runs any more."""
+        """End its run."""
         if self.run is not None:
             self.busy += now - self.run.began
             self.run = None
 
     def hold(self, model: int, timing: Timing, now: float) -> float:
-        """Make the model resident, and use it; seconds that loading it takes, 0 where it was."""
+        """Make the model resident and mark it as used; returns the seconds of loading it, 0 if it was resident."""
         held = self.resident.get(model)
         if held is None:
             for leaving in evict(list(self.resident.values()), timing.memory, int(self.memory), now):
@@ -180,7 +181,7 @@ class Device:
         return timing.load if held is None else 0.0
 
     def start_stepping(self, model: int, timing: Stepping, now: float) -> SteppingRun:
-        """Begin a generating batch, empty as yet."""
+        """Begin an empty generating batch."""
         load = self.hold(model, timing, now)
         free = self.memory - sum(resident.memory for resident in self.resident.values())
         run = SteppingRun(timing, now, load=load, room=free / timing.cache)
@@ -188,5 +189,5 @@ class Device:
         return run
 
     def start_whole(self, model: int, timing: Whole, jobs: Sequence[Job], now: float) -> None:
-        """Begin a batch that runs as one."""
+        """Begin a batch that runs as a whole."""
         self.run = WholeRun(timing, jobs, now, load=self.hold(model, timing, now))

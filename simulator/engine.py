@@ -1,4 +1,4 @@
-"""The event loop: arrivals meet a policy, pools serve them, and all that is expected happens in order of time."""
+"""The event loop: a policy places arrivals, pools serve them, and all events happen in order of time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simulator.pool import Action, Pool
 from simulator.traces.workload import Job, Workload, jobs
 
 TICK = 1.0
-"""Seconds between two looks of the scaling rule."""
+"""Seconds between two evaluations of the scaling rule."""
 
 _REPORT_EVERY = 4096
 
 Progress = Callable[[int], None]
-"""Told how many requests have arrived so far."""
+"""Called with the number of requests that have arrived so far."""
 
 
 class Engine:
@@ -41,7 +41,7 @@ class Engine:
         self._held: dict[int, Pool] = {}
 
     def run(self, progress: Progress = lambda arrived: None) -> Outcome:
-        """Play the whole trace, until the last request is over and all devices are off."""
+        """Play the whole trace, until the last request has ended and all devices are off."""
         self._begin()
         events = self._events
         for job in jobs(self.workload, clairvoyant=self.policy.clairvoyant):

@@ -1,4 +1,4 @@
-"""What a usual job of each model is like: what a new one finds beside it, learned from those that came."""
+"""The expected batch: the typical jobs of each model that a new one runs with, learned from past jobs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import numpy as np
 from simulator.traces.workload import Figures, Job
 
 MEMORY = 256
-"""Jobs that the mean goes over, about."""
+"""Approximate number of jobs that the mean covers."""
 
 
 class Company:
-    """Mean figures of each model's jobs, one a class: `Job.alone` and `Job.crowding`; infinite where it cannot run."""
+    """Mean figures of each model's jobs, one per class: `Job.alone` and `Job.crowding`; infinite if it cannot run."""
 
     def __init__(self, models: int) -> None:
         self._alone: list[Figures | None] = [None] * models
         self._crowding: list[Figures | None] = [None] * models
 
     def meet(self, job: Job) -> None:
-        """A job came."""
+        """Include a job in the means."""
         self._alone[job.model] = _nearer(self._alone[job.model], job.alone)
         self._crowding[job.model] = _nearer(self._crowding[job.model], job.crowding)
 
     def alone(self, model: int) -> Figures:
-        """Seconds of the usual job by itself; one such job came at least."""
+        """Seconds of the typical job by itself; requires at least one job of the model."""
         figures = self._alone[model]
         assert figures is not None
         return figures
 
     def crowding(self, model: int) -> Figures:
-        """Seconds that the usual job adds to those beside it."""
+        """Seconds that the typical job adds to those in its batch."""
         figures = self._crowding[model]
         assert figures is not None
         return figures

@@ -1,4 +1,4 @@
-"""The fleet file: device classes with prices and what they can do, models, and how a trace's requests are served.
+"""The fleet file: device classes with prices and capabilities, models, and how a trace's requests are served.
 
 Parsed once into frozen values. Only this module knows the file's shape.
 """
@@ -18,10 +18,10 @@ from tasks.topology import ClassName, Price, Rebalance
 from taxiway.contract.request import Priority
 
 SERVICES = ("live", "standard", "bulk")
-"""The services that reports tell apart, most urgent first."""
+"""The services that reports distinguish, most urgent first."""
 
 USABLE = 0.9
-"""Share of a device's memory that models and caches may use; the rest is the runtime's."""
+"""Share of a device's memory that models and caches may use; the rest is for the runtime."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Above = Annotated[float, msgspec.Meta(gt=0)]
@@ -30,11 +30,11 @@ Name = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class FleetError(DocumentError):
-    """A fleet file is wrong: file, path inside it, what was expected and what came."""
+    """A fleet file is invalid: file, path inside it, what was expected and what was found."""
 
 
 class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A generating model's shape. `gated` has three matrices in its feed-forward layer, not two."""
+    """A generating model's shape. `gated` means three matrices in its feed-forward layer, not two."""
 
     layers: Positive
     hidden: Positive
@@ -46,7 +46,7 @@ class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     bytes_per_weight: Above = 2.0
 
     def shape(self) -> Shape:
-        """The weights it has, counted."""
+        """Its weights, counted."""
         kv_width = self.hidden * self.kv_heads // self.heads
         attention = 2 * self.hidden * self.hidden + 2 * self.hidden * kv_width
         feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
@@ -61,7 +61,7 @@ class Transformer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's roofline: peak dense operations a second, bytes a second of its memory and of its host link."""
+    """A device's roofline: peak dense operations per second, and bytes per second of its memory and host link."""
 
     peak_flops: Above
     bandwidth: Above
@@ -79,13 +79,13 @@ class Curve(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A hardware class: at most `count` devices alike, which share one queue.
+    """A hardware class: at most `count` identical devices that share one queue.
 
-    `minimum` of them are never switched off and `initial` are on when the trace begins. A device that is switched on
-    serves after `start` seconds. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour.
-    `reserve_for` names the service that the class is kept for; `horizon` is the most seconds of work bound to it. A
-    batch that runs as one takes at most `max_run` seconds, as in queues.yaml; where it is not given, nothing bounds it.
-    `accelerator` and `instances` are names in a price file, for the planner.
+    `minimum` of them are never switched off and `initial` are on when the trace begins. A device serves `start` seconds
+    after it is switched on. `spot` devices cost the spot price and are reclaimed. Rates are per device and hour.
+    `reserve_for` names the service that the class is reserved for. `horizon` is the most seconds of work bound to it. A
+    batch that runs as a whole takes at most `max_run` seconds, as in queues.yaml; unbounded if absent. `accelerator`
+    and `instances` are names in a price file, for the planner.
     """
 
     count: Positive
@@ -109,13 +109,13 @@ class DeviceClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     @property
     def usd_per_second(self) -> float:
-        """What a device costs while it is on."""
+        """Price of a device while it is on."""
         spot = self.price.spot_usd_per_hour
         return (spot if self.spot and spot is not None else self.price.usd_per_hour) / 3600
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Terms for `share` of the requests whose trace names none.
+    """Terms for `share` of the requests whose trace names no service.
 
     They are due after `deadline` seconds, or after `times_fastest` times their fastest unloaded time. `preemptible`
     requests may be interrupted, and so may run on spot classes.
@@ -140,7 +140,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Device classes by name in the file's order, services in the order of `SERVICES`, and who runs what how fast."""
+    """Device classes by name in the file's order, services in the order of `SERVICES`, and each model's timings."""
 
     file: str
     classes: Mapping[str, DeviceClass]
@@ -158,7 +158,7 @@ def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
     """The fleet that the YAML `text` describes.
 
     Raises:
-        FleetError: naming `file`, the path inside it, what was expected and what came.
+        FleetError: names `file`, the path inside it, what was expected and what was found.
     """
     document = parse_document(text, Document, file=file, error=FleetError)
     for path, expected, value in _contradictions(document):
@@ -176,7 +176,7 @@ def load_fleet(path: Path) -> Fleet:
     """Read `path`.
 
     Raises:
-        FleetError: the file is missing or wrong.
+        FleetError: the file is missing or invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -195,7 +195,7 @@ def _timings(document: Document, model: str) -> tuple[Timing | None, ...]:
 
 
 def _timing(document: Document, model: str, device: DeviceClass) -> Timing | None:
-    """What the model takes on the class; None where it cannot run there."""
+    """The model's timing on the class; None if it cannot run there."""
     curve = device.curves.get(model)
     if curve is not None:
         return Whole(curve.load, curve.memory, curve.base, curve.slope, curve.floor)
@@ -208,7 +208,7 @@ def _timing(document: Document, model: str, device: DeviceClass) -> Timing | Non
 
 
 def _contradictions(document: Document) -> Iterator[tuple[str, str, object]]:
-    """Path, expectation and value of what one field says against another."""
+    """Path, expectation and value of each field that contradicts another."""
     if sorted(document.services) != sorted(SERVICES):
         yield "services", f"exactly {list(SERVICES)}", sorted(document.services)
         return
@@ -228,11 +228,11 @@ def _class_contradictions(path: str, document: Document, device: DeviceClass) ->
     if not device.minimum <= device.initial <= device.count and device.initial:
         yield f"{path}.initial", f"from the minimum, {device.minimum}, to the count, {device.count}", device.initial
     if device.spot and device.price.spot_usd_per_hour is None:
-        yield f"{path}.price.spot_usd_per_hour", "a price, for the class is spot", Verbatim("nothing")
+        yield f"{path}.price.spot_usd_per_hour", "a price, because the class is spot", Verbatim("nothing")
     if device.roofline is None and not device.curves:
         yield path, "a roofline, or curves of models", Verbatim("neither")
     for model in device.curves:
         if model in document.models:
-            yield f"{path}.curves.{model}", "a model that is no transformer under models", model
+            yield f"{path}.curves.{model}", "a model that is not a transformer under models", model
         if device.curves[model].memory > device.memory * USABLE:
             yield f"{path}.curves.{model}.memory", f"at most {device.memory * USABLE:.0f}", device.curves[model].memory

@@ -1,4 +1,4 @@
-"""Held jobs in the simulation: released by the router's own rule, whose turn it is between tenants and deadlines."""
+"""Held jobs in the simulation, released by the router's own rule: fairness between tenants, then deadlines."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from simulator.traces.workload import Job
 
 
 class Holding:
-    """One queue a tenant, model and service, those that are due first in front."""
+    """One queue per tenant, model and service, earliest deadline first."""
 
     def __init__(self) -> None:
         self._queues: defaultdict[HeldKind, list[tuple[float, int, Job]]] = defaultdict(list)
         self._order = FairOrder({})
 
     def add(self, kind: HeldKind, job: Job) -> None:
-        """A job is held."""
+        """Hold a job."""
         heappush(self._queues[kind], (job.due, job.index, job))
 
     def kinds(self) -> set[HeldKind]:
-        """What has jobs here."""
+        """The kinds that have jobs here."""
         return {kind for kind, jobs in self._queues.items() if jobs}
 
     def meet(self, kinds: Iterable[HeldKind]) -> None:
-        """The tenants of these kinds have jobs here, no others."""
+        """Only the tenants of these kinds have jobs here."""
         self._order.meet(kind.tenant for kind in kinds)
 
     def next(self, kinds: Iterable[HeldKind]) -> HeldKind:
-        """Of these kinds, the one whose turn it is."""
+        """The one of these kinds that is released next."""
         return self._order.next(self._turn(kind) for kind in kinds).kind
 
     def first(self, kind: HeldKind) -> Job:
-        """The job of a kind that is due first."""
+        """The job of a kind with the earliest deadline."""
         return self._queues[kind][0][2]
 
     def count(self, kind: HeldKind) -> int:
-        """How many jobs of a kind there are."""
+        """The number of jobs of a kind."""
         return len(self._queues[kind])
 
     def release(self, kind: HeldKind, dollars: float) -> None:
-        """The first job of a kind leaves, and its tenant has had so many US dollars of device time."""
+        """Remove the first job of a kind, and charge its tenant this many US dollars of device time."""
         heappop(self._queues[kind])
         self._order.charge(kind.tenant, dollars)
 

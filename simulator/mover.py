@@ -1,4 +1,4 @@
-"""The router's rebalancer on simulated queues: `router.decide.rebalance` decides each tick from a router's view."""
+"""The router's rebalancer on simulated queues: each tick `router.decide.rebalance` decides from a router's view."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Waiting:
 
 
 class Mover:
-    """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's."""
+    """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's table and needs."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Mover:
         self._next = 0.0
 
     def tick(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
-        """Look once a tick, and move."""
+        """Evaluate once per tick, and move."""
         if now < self._next:
             return
         self._next = now + self._rules.tick
@@ -70,7 +70,7 @@ class Mover:
                 yield Shift(job, place[move.source].index, place[move.target].index)
 
     def ended(self, job: Job) -> None:
-        """A job is over."""
+        """A job has ended."""
         self._moved.pop(job.index, None)
 
     def _groups(self, seen: Sequence[tuple[Job, Pool]], working: WorkingSnapshot, now: float) -> list[Group]:
@@ -84,7 +84,7 @@ class Mover:
         return Waiting(pool.name, job.level, work, kind, job)
 
     def _group(self, members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, now: float) -> Group:
-        """The group of jobs alike, by the figures of the one that is served last."""
+        """The group of similar jobs, with the figures of the one served last."""
         last, ahead = members[0]
         most = self._rules.max_moves_per_job
         free = [one.job.index for one, _ in reversed(members) if self._moved.get(one.job.index, 0) < most]
@@ -94,6 +94,6 @@ class Mover:
 
 
 def _seen(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[Job, Pool]]:
-    """The jobs that the pools' queues serve last, as a router looks at them."""
+    """The jobs that the pools' queues serve last, as a router inspects them."""
     most = most_of_each(window, [pool.name for pool in pools], working.backlog)
     return [(job, pool) for pool in pools for job in pool.back(most)]

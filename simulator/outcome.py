@@ -1,4 +1,4 @@
-"""What became of every request, and the figures that sum it up."""
+"""The outcome of every request, and the figures that summarise them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from simulator.traces.trace import Column
 from simulator.traces.workload import Workload
 
 WAITING, ANSWERED, DROPPED, REFUSED = range(4)
-"""States of a request: not yet over, answered (in time or late), dropped past its deadline, turned away."""
+"""States of a request: not ended, answered (in time or late), dropped past its deadline, refused."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One policy's figures.
 
-    Attainment counts dropped and refused requests as missed, and is null for a service that nobody used. Latencies are
-    seconds of answered requests; `goodput` is answers in time a second of the trace; `utilisation` is busy over
-    powered-on time.
+    Attainment counts dropped and refused requests as missed, and is null for an unused service. Latencies are seconds
+    of answered requests. `goodput` is answers in time per second of the trace. `utilisation` is busy over powered-on
+    time.
     """
 
     policy: str
@@ -36,9 +36,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome:
-    """A column of states and one of latencies, written while the simulation runs; 5 bytes a request.
+    """A column of states and one of latencies, written while the simulation runs; 5 bytes per request.
 
-    `moves` counts how often a job went from one class's queue to another's.
+    `moves` counts how often a job moved from one class's queue to another's.
     """
 
     def __init__(self, count: int) -> None:
@@ -47,7 +47,7 @@ class Outcome:
         self.moves = 0
 
     def close(self, index: int, state: int, latency: float) -> None:
-        """Request `index` is over."""
+        """Request `index` has ended."""
         assert self.state[index] == WAITING, "a request ends once"
         self.state[index] = state
         self.latency[index] = latency
@@ -59,7 +59,7 @@ class Outcome:
 
 
 def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence[Pool]) -> Summary:
-    """The figures of a run that is over, with all devices off."""
+    """The figures of a finished run, with all devices off."""
     timely = outcome.in_time(workload)
     service = workload.trace.service
     shares = {name: _mean(timely[service == number]) for number, name in enumerate(SERVICES)}

@@ -17,24 +17,25 @@ from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
 
 Action = Callable[[Device | None, int, float], None]
-"""What happens at an event: the device it is about, with the version it was expected of, and the time."""
+"""An event's callback: the device concerned, the version of it that was expected, and the time."""
 
 
 class World(Protocol):
-    """What a pool asks of the engine."""
+    """What a pool needs from the engine."""
 
     def at(self, time: float, action: Action, device: Device | None, version: int) -> None:
-        """Let `action` happen at `time`."""
+        """Schedule `action` at `time`."""
 
     def end(self, job: Job, pool: Pool, now: float, *, answered: bool) -> None:
-        """The job is over: answered, or dropped because its deadline passed while it waited."""
+        """The job has ended: answered, or dropped because its deadline passed while it waited."""
 
 
 class Pool:
-    """One class. Policies read; the engine changes.
+    """One class. Policies read it; the engine changes it.
 
-    `serving` devices take work and `powered` cost; `running` counts jobs, and `expected` those that wait elsewhere and
-    are to come; `queued` is device seconds that wait, one figure a level, and `inside` those of running jobs.
+    `serving` devices take work and `powered` ones cost money. `running` counts jobs, and `expected` those that wait
+    elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and `inside` those
+    of running jobs.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class Pool:
 
     @property
     def free(self) -> int:
-        """Jobs that could begin now, beside those that wait, as far as memory allows."""
+        """Jobs that could start now in addition to those waiting, as far as memory allows."""
         return self.serving * self.slots - self.running - self.waiting
 
     def back(self, most: int) -> Iterator[Job]:
-        """Up to `most` waiting jobs of each level, those served last, the very last first; of a queue by level."""
+        """Up to `most` waiting jobs of each level, last served first. Requires a queue by level."""
         assert isinstance(self.queue, LevelQueue)
         return self.queue.back(most)
 
@@ -103,7 +104,7 @@ class Pool:
         return (ahead + (self.inside / max(self.running, 1) if full else 0.0)) / self.serving
 
     def run(self, job: Job) -> float:
-        """Seconds that the job is expected to run in the company that it would find."""
+        """Seconds that the job is expected to run in the batch that it would join."""
         rows = (self.running + self.waiting) / self.serving if self.serving else 0.0
         return job.alone[self.index] + min(rows, self.slots - 1) * job.crowding[self.index]
 
@@ -112,7 +113,7 @@ class Pool:
         return self.wait(job) + self.run(job)
 
     def enqueue(self, job: Job, now: float) -> None:
-        """A job joins the queue; devices that can take it do so at once."""
+        """Add a job to the queue; devices with capacity take it at once."""
         if self.waiting or self.running:
             self._gap = observe_gap(self._gap, now - self._newest)
             self._paused = False
@@ -122,22 +123,22 @@ class Pool:
         self.feed(now)
 
     def withdraw(self, job: Job) -> None:
-        """A waiting job leaves for another class."""
+        """Remove a waiting job that moves to another class."""
         self._unqueue(job)
         self._density -= self._density_of(job)
 
     def expect(self, job: Job, now: float) -> None:
-        """A job that is bound to no class is likely to come: devices are kept for it."""
+        """A job that is not bound to a class yet will probably come here: devices are kept for it."""
         self.expected += 1
         self._load(job, now)
 
     def forget(self, job: Job) -> None:
-        """An expected job came here, or will not."""
+        """An expected job has arrived, or will not."""
         self.expected -= 1
         self._density -= self._density_of(job)
 
     def feed(self, now: float) -> None:
-        """Give waiting jobs to devices with room, in the queue's order."""
+        """Give waiting jobs to devices with capacity, in the queue's order."""
         while self.queue:
             job = self.queue.first()
             if job.due <= now:
@@ -152,7 +153,7 @@ class Pool:
                 return
 
     def tick(self, now: float) -> None:
-        """Switch devices on that are needed, and off that nobody needed for their keep-alive."""
+        """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
         self._grow(now)
         minimum, count = self.device_class.minimum, self.count
         self.need.note(wanted(self._peak, self._jobs(), minimum=minimum, count=count), now)
@@ -166,7 +167,7 @@ class Pool:
             self._let_go(device, now)
 
     def switch_on(self, now: float, *, after: float) -> None:
-        """Switch the next device on; it serves `after` so many seconds."""
+        """Switch the next device on; it serves `after` that many seconds."""
         device = next(device for device in self.devices if device.on_since is None)
         device.switch_on(now)
         self.powered += 1
@@ -176,13 +177,13 @@ class Pool:
             self._world.at(now + self._random.expovariate(self._hazard), self._fail, device, device.session)
 
     def switch_all_off(self, now: float) -> None:
-        """The simulation is over."""
+        """The simulation has ended."""
         for device in self.devices:
             if device.on_since is not None:
                 device.switch_off(now)
 
     def _fail(self, device: Device | None, session: int, now: float) -> None:
-        """The device is gone at once; what it ran is queued again."""
+        """The device fails at once; the jobs that it ran are queued again."""
         if device is None or device.session != session:
             return
         self.serving -= device.serving and not device.draining
@@ -214,7 +215,7 @@ class Pool:
         return True
 
     def _device_for(self, job: Job, timing: Stepping) -> Device | None:
-        """The device with the fewest jobs among those that have room."""
+        """The device with the fewest jobs among those with capacity."""
         best, fewest = None, self.slots
         for device in self.devices:
             run = device.run
@@ -245,7 +246,7 @@ class Pool:
         return True
 
     def _form(self, model: int, timing: Whole, now: float) -> list[Job]:
-        """The next batch, formed as a worker does from what it fetches: twice its largest batch, or one."""
+        """The next batch, formed as a worker does from what it prefetches: twice its largest batch, or one job."""
         most = 2 * self.slots if self.slots > 1 else 1
         alike = [job for job in self.queue.front(most) if job.model == model and job.due > now]
         shares = [Share(n, 1, job.due, job.queued, job.size + job.output) for n, job in enumerate(alike)]
@@ -315,7 +316,7 @@ class Pool:
         self.queue.take(job)
         self.queued[job.level] -= job.work[self.index]
         if not self.queue:
-            self.queued = [0.0] * LEVELS  # what rounding left
+            self.queued = [0.0] * LEVELS  # clears rounding errors
 
     def _drop(self, job: Job, now: float) -> None:
         self._density -= self._density_of(job)
@@ -334,6 +335,6 @@ class Pool:
 
 
 def _idleness(device: Device) -> tuple[bool, int, int]:
-    """Sorts devices: those that are on and do least come first."""
+    """Sort key for devices: powered ones with the fewest jobs first."""
     gone = device.on_since is None or device.draining
     return (gone, len(device.run) if device.run is not None else 0, -device.index)

@@ -1,4 +1,4 @@
-"""How a class's queue is served: the product's levels, or by deadline alone."""
+"""How a class's queue is served: by the product's levels, or by deadline alone."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from simulator.traces.workload import Job
 from taxiway.contract.keys import LEVELS
 
 Order = Literal["level", "deadline"]
-"""How a class queue is served: the product's levels, first come first served within each; or by deadline alone."""
+"""How a class queue is served: by the product's levels, first come, first served within each; or by deadline alone."""
 
 
 class Queue(Protocol):
-    """Jobs that wait for a class; `front` gives up to `most` of them, served first to last, and leaves them there."""
+    """Jobs that wait for a class. `front` returns up to `most` of them in serving order, without removing them."""
 
     def __len__(self) -> int: ...
 
     def push(self, job: Job) -> None:
-        """A job joins."""
+        """Add a job."""
 
     def first(self) -> Job:
-        """The job that is served next; there is one."""
+        """The job served next; the queue must not be empty."""
 
     def front(self, most: int) -> list[Job]:
-        """The jobs that are served next."""
+        """The jobs served next."""
 
     def take(self, job: Job) -> None:
-        """A job leaves, wherever it stands."""
+        """Remove a job at any position."""
 
 
 class LevelQueue:
-    """First come, first served within a level, and levels one after another."""
+    """Levels in order; first come, first served within a level."""
 
     def __init__(self) -> None:
         self._levels = [OrderedDict[int, Job]() for _ in range(LEVELS)]
@@ -62,7 +62,7 @@ class LevelQueue:
         self._count -= 1
 
     def back(self, most: int) -> Iterator[Job]:
-        """Up to `most` jobs of each level, those served last, the very last first."""
+        """Up to `most` jobs of each level, last served first."""
         return chain.from_iterable(islice(reversed(jobs.values()), most) for jobs in self._levels)
 
     def _served(self) -> Iterator[Job]:
@@ -70,7 +70,7 @@ class LevelQueue:
 
 
 class DeadlineQueue:
-    """The earliest deadline first; first come, first served among equal ones."""
+    """Earliest deadline first; first come, first served among equal deadlines."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Job]] = []
@@ -106,6 +106,6 @@ class DeadlineQueue:
         self._clear()
 
     def _clear(self) -> None:
-        """Drop those that left from the top."""
+        """Remove entries at the top whose jobs have left."""
         while self._heap and self._inside.get(self._heap[0][2].index) != self._heap[0][1]:
             heappop(self._heap)

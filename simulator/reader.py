@@ -1,4 +1,4 @@
-"""The simulated fleet as a router sees it: read on a beat, and in between only what was placed and what time passed."""
+"""The simulated fleet as a router sees it: periodic snapshots, updated in between by placements and elapsed time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from workers.decide.pace import Track, begin, observe
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a real fleet adds to the curves, where it was measured.
+    """What a real fleet adds to the profiles, if it was measured.
 
-    Work counts as unfinished for `path` seconds after its end, until that is in the store. `strays` are run times over
-    predicted ones, of which each run draws its own; shape (n,).
+    Work counts as unfinished for `path` seconds after its end, until the store shows it. `strays` are run times over
+    predicted ones, from which each run draws its own; shape (n,).
     """
 
     path: float = 0.0
@@ -39,7 +39,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A job's part of the picture: its class, its model, and its device seconds there."""
+    """A job's part of the snapshot: its class, its model, and its device seconds there."""
 
     name: str
     model: str
@@ -47,10 +47,9 @@ class Count:
 
 
 class Reader:
-    """What the router's own `FleetReader` is to a fleet.
+    """The simulation's counterpart of the router's `FleetReader`.
 
-    Devices say with a heartbeat what their workers learned; only then are candidate tables laid out again, and see new
-    rates.
+    Devices report what their workers learned in a heartbeat; only then are candidate tables rebuilt, with new rates.
     """
 
     def __init__(self, workload: Workload, surroundings: Surroundings, *, seed: int) -> None:
@@ -71,7 +70,7 @@ class Reader:
         self._next = self._heartbeat = self._seen_at = 0.0
 
     def working(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
-        """The fleet as of the last beat, with what was placed since."""
+        """The fleet at the last snapshot, with what was placed since."""
         if now >= self._next:
             self._read(pools, now)
         elif now - self._seen_at > GLANCE:
@@ -80,36 +79,36 @@ class Reader:
         return self._working
 
     def count(self, job: Job, count: Count) -> None:
-        """A job was placed."""
+        """Record that a job was placed."""
         self._working.backlog.add(count.name, job.level, count.work)
         self._cells[work_cell(count.name, job.level)] += count.work
         self._cells[arrived_cell(count.name, count.model)] += 1
         self._counts[job.index] = count
 
     def hold(self, job: Job, count: Count) -> None:
-        """A job is held for a class."""
+        """Record that a job is held for a class."""
         self._working.held.add(count.name, job.level, count.work)
         self._cells[held_cell(count.name, job.level)] += count.work
         self._counts[job.index] = count
 
     def release(self, job: Job) -> None:
-        """A job leaves holding."""
+        """Record that a job leaves holding."""
         count = self._counts.pop(job.index)
         self._cells[held_cell(count.name, job.level)] -= count.work
 
     def move(self, job: Job, name: str, work: float) -> None:
-        """A waiting job goes to another class, where it is so many device seconds; seen with the next reading."""
+        """Move a waiting job to another class, where it takes `work` device seconds; visible in the next snapshot."""
         count = self._counts[job.index]
         self._cells[work_cell(count.name, job.level)] -= count.work
         self._cells[work_cell(name, job.level)] += work
         self._counts[job.index] = Count(name, count.model, work)
 
     def work(self, job: Job) -> float:
-        """Device seconds that a job counts for where it is."""
+        """Device seconds that a job counts for in its present class."""
         return self._counts[job.index].work
 
     def take_stock(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
-        """The fleet as it is now, of work that ended meanwhile, too."""
+        """The fleet as it is now, without the work that has ended since the snapshot."""
         working = self.working(pools, now)
         self._settle(now)
         working.take_stock(*work_from(self._cells))
@@ -117,7 +116,7 @@ class Reader:
         return working
 
     def ended(self, job: Job, pool: Pool, now: float) -> None:
-        """A job is over, and its worker has learned how its run strayed from what its batch was to take."""
+        """A job has ended, and its worker has learned by how much its run deviated from the prediction."""
         count = self._counts.pop(job.index)
         self._ending.append((now + self._surroundings.path, work_cell(pool.name, job.level), count.work))
         ratio = float(self._random.choice(self._surroundings.strays))
@@ -145,7 +144,7 @@ class Reader:
         self._working = WorkingSnapshot(self._topology, self._book, fleet)
 
     def _devices_of(self, pool: Pool) -> list[DeviceFacts]:
-        """The class's devices that serve."""
+        """The class's serving devices."""
         able = [model for model, row in zip(self.models, self._timings, strict=True) if row[pool.index] is not None]
         learned = {variant_key(model.id, model.reference): self._tracks[pool.name, model.id] for model in able}
         return [
@@ -169,7 +168,7 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Book(ProfileBook):
-    """Every job's seconds are its own, so that a profile says only how a device strays from them."""
+    """Every job has its own seconds, so a profile says only how a device deviates from them."""
 
     def lookup(self, model: Model, variant: str, kind: str, name: str) -> Known:
         """As `ProfileBook.lookup`."""
@@ -177,7 +176,7 @@ class _Book(ProfileBook):
 
 
 def topology_of(fleet: Fleet) -> Topology:
-    """The fleet file's classes and services as queues.yaml would have them."""
+    """The fleet file's classes and services as queues.yaml would define them."""
     hardware = {
         name: HardwareClass(
             device="cpu",
@@ -202,7 +201,7 @@ def topology_of(fleet: Fleet) -> Topology:
 
 
 def model_of(name: str) -> Model:
-    """A stand-in for a model of the fleet file: the router reads its name, and its one variant's."""
+    """A stand-in for a model of the fleet file: the router reads only its name and that of its one variant."""
     tensor = TensorSpec("rows", "FP32", (-1,))
     variant = Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(0.0, 0.0)})
     return Model(

@@ -1,6 +1,6 @@
-"""What a device takes for requests: one roofline for transformers, measured curves for everything else. Seconds, bytes.
+"""What a device takes for requests: one roofline for transformers, measured profiles for the rest. Seconds, bytes.
 
-A request is `size` (what is known when it comes: prompt tokens, rows of pixels) and `output` (tokens it generates).
+A request has a `size` (known on arrival: prompt tokens, rows of pixels) and an `output` (tokens it generates).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ BANDWIDTH_EFFICIENCY = 0.8
 """Share of the peak bandwidth that reading weights reaches. Source: the same fit."""
 
 LAYER_OVERHEAD = 50e-6
-"""Seconds of a layer that no roofline explains: launches, norms, rotations. Source: the same fit."""
+"""Seconds per layer that the roofline does not explain: launches, norms, rotations. Source: the same fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A dense transformer: `layer` weights of one layer, `head` those that make logits, `cache` values kept a token."""
+    """A dense transformer: `layer` weights per layer, `head` for the logits, `cache` values kept per token."""
 
     layers: int
     hidden: int
@@ -36,13 +36,13 @@ class Shape:
 
     @property
     def memory(self) -> int:
-        """Bytes of the weights; the embedding counts as the head does."""
+        """Bytes of the weights; the embedding counts like the head."""
         return int((self.layers * self.layer + 2 * self.head) * self.bytes_per_weight)
 
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """A device's limits: peak operations a second, bytes a second of memory and of the link to the host."""
+    """A device's limits: peak operations per second, bytes per second of memory and of the link to the host."""
 
     flops: float
     bandwidth: float
@@ -64,18 +64,18 @@ class Timing(Protocol):
 
     @property
     def memory(self) -> int:
-        """Bytes it holds while loaded, without what requests need."""
+        """Bytes that it holds while loaded, without those of requests."""
 
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
-        """Seconds until the answer where `rows` such requests always run together. Shapes: (n,), (n,) to (n,)."""
+        """Seconds until the answer if `rows` such requests always run together. Shapes: (n,), (n,) to (n,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stepping:
     """A generating model: requests join and leave its batch between steps (continuous batching).
 
-    A prompt is read by itself, bound by compute; a step gives each row one token, bound by the bytes of the weights and
-    of all rows' caches. `cache` is bytes a token.
+    A prompt is read by itself, bound by compute. A step gives each row one token, bound by the bytes of the weights and
+    of all rows' caches. `cache` is bytes per token.
     """
 
     load: float
@@ -110,13 +110,13 @@ class Stepping:
         return (compute if compute > self.reading else self.reading) + self.overhead
 
     def step(self, rows: float, cached: float) -> float:
-        """Seconds of one step over `rows` with `cached` tokens in all."""
+        """Seconds of one step over `rows` with `cached` tokens in total."""
         compute = rows * self.per_token
         reading = self.reading + self.per_cached * cached
         return (compute if compute > reading else reading) + self.overhead
 
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
-        """As `Timing.answer`: while a request is in the batch, each of its `rows` places changes hands once."""
+        """As `Timing.answer`: while a request is in the batch, each of its `rows` places is taken over once."""
         prefill = np.maximum(size * (self.per_token + self.per_pair * size), self.reading) + self.overhead
         cached = rows * (size + output / 2)
         step = np.maximum(rows * self.per_token, self.reading + self.per_cached * cached) + self.overhead
@@ -125,7 +125,10 @@ class Stepping:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A model whose batches run as one: `max(floor, base + slope · rows · mean size)` seconds, sizes with outputs."""
+    """A model whose batches run as a whole: `max(floor, base + slope · rows · mean size)` seconds.
+
+    Sizes include outputs.
+    """
 
     load: float
     memory: int
@@ -134,7 +137,7 @@ class Whole:
     floor: float
 
     def batch(self, rows: int, total: float) -> float:
-        """Seconds of a batch of `rows` whose sizes sum up to `total`."""
+        """Seconds of a batch of `rows` with a total size of `total`."""
         return max(self.floor, self.base + self.slope * total) if rows else 0.0
 
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:

@@ -1,23 +1,23 @@
-"""What nobody can undercut: a lower bound on the cost of answering requests in time in this simulator.
+"""A lower bound on the cost of answering requests in time in this simulator.
 
-A linear programme finds prices: what a second of work is worth in each window of time on each class (`pricing`). The
-bound then trusts neither its groups nor its solver: by weak duality (Boyd and Vandenberghe, *Convex Optimization*,
-2004, section 5.2), whatever the prices, a fleet costs at least what each request costs at them where and when it is
-cheapest, less what the prices promise for devices that there are not.
+A linear programme finds prices: what a second of work is worth in each time window on each class (`pricing`). The bound
+relies neither on its groups nor on its solver: by weak duality (Boyd and Vandenberghe, *Convex Optimization*, 2004,
+section 5.2), for any prices, a fleet costs at least what each request costs at them where and when it is cheapest, less
+what the prices promise for devices beyond the count.
 
-Why no schedule costs less. A request that is answered in time runs on one class between its arrival and its deadline,
-and takes at least the device seconds that `charges` says. For each class:
+Why no schedule costs less: a request that is answered in time runs on one class between its arrival and its deadline,
+and takes at least the device seconds that `minimum_time` gives. For each class:
 
-1. Powered devices, on average over a window, are as many as the device seconds of work in it, a second.
-2. A device works only once it has started, and has been on for `start` seconds then (`Pool.switch_on`), or since the
-   trace began. So those that work in a window are on in all windows that begin no longer than `start` before its end.
-3. There are at least `minimum` devices and `count` at most. `initial` ones are on for `start` seconds from the
-   beginning (`scaling.Need`), unless devices of the class fail or are reclaimed.
+1. The mean number of powered devices over a window is at least the window's device seconds of work per second.
+2. A device works only once it has started, and has then been on for `start` seconds (`Pool.switch_on`), or since the
+trace began. Devices that work in a window are therefore on in all windows that begin at most `start` before its end.
+3. There are at least `minimum` and at most `count` devices. `initial` ones are on for `start` seconds from the
+beginning (`scaling.Need`), unless devices of the class fail or are reclaimed.
 
-What happens after the last arrival is paid as work alone. Left out: idle time, whole devices, failures, and what
-`charges` leaves out. That the scaling rule keeps devices for the densities of jobs (`scaling.wanted`), and for `start`
-seconds after, was tried: on Azure's traces the bound stayed the same to the cent, for that time can be filled with work
-that is paid anyway.
+What happens after the last arrival is charged as work alone. Left out: idle time, whole devices, failures, and what
+`minimum_time` leaves out. Including that the scaling rule keeps devices for the densities of jobs (`scaling.wanted`),
+and for `start` seconds after, was tried: on Azure's traces the bound did not change by a cent, because that time can be
+filled with work that is paid anyway.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _MOST_WINDOWS = 360
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What answers cost at least, in US dollars: `fixed`, and what each request adds.
+    """Minimum cost of answers in US dollars: `fixed`, plus what each request adds.
 
-    `least` has each service's requests, cheapest first, but those that no class could answer in time; `asked` is how
-    many requests each service had.
+    `least` has each service's requests, cheapest first, without those that no class could answer in time. `asked` is
+    the number of requests of each service.
     """
 
     fixed: float
@@ -55,11 +55,11 @@ class Bound:
 
     @property
     def cost(self) -> float:
-        """What answering in time every request that could be costs at least."""
+        """Minimum cost of answering in time every request that could be."""
         return self.of(dict.fromkeys(SERVICES, 1.0))
 
     def of(self, attained: Mapping[str, float | None]) -> float:
-        """What answering these shares of the services' requests in time costs at least: the cheapest ones."""
+        """Minimum cost of answering these shares of the services' requests in time: the cheapest ones."""
         answered = {name: round((attained[name] or 0.0) * self.asked[name]) for name in self.least}
         return max(self.fixed + sum(float(self.least[name][:count].sum()) for name, count in answered.items()), 0.0)
 
@@ -80,7 +80,7 @@ class Bound:
 
 
 def lower_bound(workload: Workload) -> Bound:
-    """The least that any policy can pay; the module's docstring says what that rests on."""
+    """The least that any policy can pay; the module's docstring explains why."""
     work = least_work(workload)
     windows = Windows.of(workload, max(WINDOW, float(workload.trace.arrival[-1]) / _MOST_WINDOWS))
     supplies = [Supply.of(device, windows) for device in workload.fleet.classes.values()]
@@ -95,7 +95,7 @@ def lower_bound(workload: Workload) -> Bound:
 
 
 def _cheapest(prices: Prices, work: Figures, windows: Windows) -> Figures:
-    """What each request costs on the class in its cheapest window; infinite where it cannot be in time."""
+    """What each request costs on the class in its cheapest window; infinite if it cannot be in time."""
     later = np.arange(windows.count + 1) >= np.arange(windows.count + 1)[:, None]
     lowest = np.minimum.accumulate(np.where(later, prices.work, np.inf), axis=1)  # from a window (row) to a later one
     able = np.isfinite(work)

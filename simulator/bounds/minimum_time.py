@@ -1,19 +1,19 @@
-"""What answering a request in time costs a hardware class at least, however it is scheduled: device seconds.
+"""The minimum device seconds of answering a request in time on a hardware class, however it is scheduled.
 
-A batch's time is `base` a step, whatever its rows, and what each row adds: its prompt, and its own tokens read once a
-step (`Stepping`), or its size (`Whole`). The second part is a request's own. Of the first, rows have shares that sum
-up to one in each step, by one of two rules:
+A batch's time is `base` per step, independent of its rows, plus what each row adds: its prompt, and its own tokens read
+once per step (`Stepping`), or its size (`Whole`). The second part is the request's own. Of the first, rows have shares
+that sum to one in each step, by one of two rules:
 
-- *by row*: all alike, so that each bears at least 1 / `max_batch` of it;
-- *by load*: in proportion to the tokens or sizes that they hold. A batch holds no more than the memory and its most
-  rows allow. While a request with a deadline runs, it holds still less: to read what all hold takes time in each step,
-  and the request must end in time. What it bears is least where the batch holds equally much for each token of its own
-  (Cauchy and Schwarz).
+- *by row*: equal shares, so each row bears at least 1 / `max_batch` of it;
+- *by load*: in proportion to the tokens or sizes that the rows hold. A batch holds no more than the memory and its most
+rows allow. While a request with a deadline runs, it holds still less: reading what all rows hold takes time in each
+step, and the request must end in time. Its share is least if the batch holds equally much for each token of its own
+(Cauchy and Schwarz).
 
-Both are true of every batch, so the rule is chosen for each class and model: the one that charges more in all.
+Both hold for every batch, so the rule that charges more in total is chosen for each class and model.
 
-Left out, so that nothing is charged that a schedule could avoid: waiting, loading, what the prompts of others hold up,
-steps that compute bounds, and a `Whole` batch's floor.
+Left out, so that nothing is charged that a schedule could avoid: waiting, loading, delays from the prompts of others,
+compute-bound steps, and a `Whole` batch's floor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from simulator.timing import Stepping, Timing, Whole
 from simulator.traces.workload import Figures, Workload
 
 SLACK = 1 + 2e-6
-"""What counts as in time is this much longer than the deadline: latencies are float32 (`Outcome.in_time`)."""
+"""Factor on deadlines within which an answer counts as in time: latencies are float32 (`Outcome.in_time`)."""
 
 _NONE = 1e-12
 
@@ -36,7 +36,7 @@ _NONE = 1e-12
 class _Run:
     """Requests' runs: seconds of the prompt, steps, seconds of a step's base and of each unit that a step holds.
 
-    `own` is the units that the request itself holds, summed up over its steps, `root` the square of the sum of their
+    `own` is the units that the request itself holds, summed over its steps; `root` is the square of the sum of their
     roots; `room` is the most units that a batch holds. Shapes: (n,), or one figure for all.
     """
 
@@ -67,7 +67,7 @@ class _Run:
         )
 
     def work(self, most: int, deadline: Figures) -> Figures:
-        """Device seconds at least, in batches of `most` rows at most; infinite where it cannot be in time."""
+        """Minimum device seconds in batches of at most `most` rows; infinite if it cannot be in time."""
         alone = self.prompt + self.steps * self.base
         able = alone + self.per_unit * self.own <= deadline
         in_time = np.where(able, deadline - alone, 0.0) / max(self.per_unit, _NONE)
@@ -78,7 +78,7 @@ class _Run:
 
 
 def least_work(workload: Workload) -> Figures:
-    """Device seconds that each request costs each class at least; shape (n, classes), infinite where it is late."""
+    """Minimum device seconds of each request on each class; shape (n, classes), infinite if it would be late."""
     trace, fleet = workload.trace, workload.fleet
     work = np.full((len(trace), len(fleet.classes)), np.inf)
     for number, name in enumerate(trace.models):

@@ -1,7 +1,7 @@
-"""Prices of device time, by window and class, from a linear programme over groups of alike requests.
+"""Prices of device time, by window and class, from a linear programme over groups of similar requests.
 
-The programme takes a group's requests to be fluid, and each to cost what they do on average, so its own cost is no
-bound. `simulator.bounds.bound` makes one of the prices, whatever they are.
+The programme treats a group's requests as fluid, each at their mean cost, so its own optimum is not a bound.
+`simulator.bounds.bound` derives one from the prices, whatever they are.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from simulator.traces.trace import Column
 from simulator.traces.workload import Figures, Workload
 
 BINS = 2
-"""Groups of each model, service and set of classes; with four the bound was 0.4 % higher on Azure's chat trace."""
+"""Groups per model, service and set of classes; with four the bound was 0.4 % higher on Azure's chat trace."""
 
 MISSED = 10.0
-"""What leaving a request out costs the programme, times what it costs where it is dearest: a fleet may be too small."""
+"""Cost of leaving a request out of the programme, as a multiple of its highest cost: a fleet may be too small."""
 
 FAR = 100
-"""Windows; a deadline as far off binds nobody, as far as the programme knows."""
+"""Windows; a deadline at least this far off is ignored by the programme."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Whole windows of `length` seconds, and what comes after them as one more, which has no end.
+    """Whole windows of `length` seconds, plus one unbounded window after them.
 
     `first` and `last` are each request's window of arrival and of deadline; shapes (n,).
     """
@@ -53,7 +53,7 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """A class's devices: `low` at least in each window, `count` at most, `price` in US dollars a second each.
+    """A class's devices: at least `low` in each window, at most `count`, at `price` US dollars per second each.
 
     `pairs` are a window and one for whose work its devices are on. Shapes: (windows,) and (2, pairs).
     """
@@ -88,7 +88,7 @@ class Prices:
 
     @classmethod
     def of(cls, supply: Supply, windows: Windows, worth: Figures) -> Prices:
-        """The prices at which each pair's device is worth so many US dollars to the second window of the pair."""
+        """The prices at which each pair's device is worth these US dollars to the second window of the pair."""
         work = np.bincount(supply.pairs[1], worth, minlength=windows.count) / windows.length
         left = supply.price * windows.length - np.bincount(supply.pairs[0], worth, minlength=windows.count)
         fixed = float(np.where(left >= 0, left * supply.low, left * supply.count).sum())
@@ -109,7 +109,7 @@ def find_prices(workload: Workload, work: Figures, supplies: Sequence[Supply], w
 
 
 def _groups(workload: Workload, work: Figures, windows: Windows) -> list[Column]:
-    """Who comes in the windows and could be in time, by model, service, classes, and how much these differ in cost."""
+    """Requests that arrive in the windows and could be in time, by model, service, classes and spread of costs."""
     trace = workload.trace
     dollars = work * np.array([device.usd_per_second for device in workload.fleet.classes.values()])
     able = np.isfinite(dollars)
@@ -126,7 +126,7 @@ def _groups(workload: Workload, work: Figures, windows: Windows) -> list[Column]
 
 
 class _Programme:
-    """A linear programme as it grows: columns from `low` to `high` of least cost, under rows `sum <= most`."""
+    """A linear programme under construction: columns from `low` to `high` at least cost, with rows `sum <= most`."""
 
     def __init__(self) -> None:
         self._columns: list[Figures] = []
@@ -137,23 +137,23 @@ class _Programme:
     def columns(
         self, count: int, *, cost: Figures | float = 0.0, low: Figures | float = 0.0, high: float = math.inf
     ) -> Column:
-        """So many more columns; their numbers."""
+        """Add `count` columns; returns their numbers."""
         self._columns.append(np.stack([np.broadcast_to(figure, (count,)) for figure in (cost, low, high)], axis=1))
         self._width += count
         return np.arange(self._width - count, self._width)
 
     def rows(self, count: int, *, most: Figures | float = 0.0) -> Column:
-        """So many more rows; their numbers."""
+        """Add `count` rows; returns their numbers."""
         self._most.append(np.broadcast_to(most, (count,)))
         self._height += count
         return np.arange(self._height - count, self._height)
 
     def put(self, rows: Column, columns: Column, values: Figures | float) -> None:
-        """Entries, one for each of the three."""
+        """Add entries, one for each element of the three arguments."""
         self._entries.append((rows, columns, np.broadcast_to(values, rows.shape)))
 
     def multipliers(self) -> Figures:
-        """What a unit more of each row's limit would save; shape (rows,), at least 0."""
+        """What one more unit of each row's limit would save; shape (rows,), at least 0."""
         if not self._width:
             return np.zeros(self._height)
         row, column, value = (np.concatenate(part) for part in zip(*self._entries, strict=True))
@@ -167,9 +167,9 @@ class _Programme:
 
 @dataclass(frozen=True, slots=True)
 class _Seller:
-    """A class in the programme: rows of the devices that each window's work keeps busy, and those that keep them on.
+    """A class in the programme: rows for devices kept busy by each window's work, and for devices on for them.
 
-    `price` is what a device costs a window, in the programme's unit.
+    `price` is the cost of a device per window, in the programme's unit.
     """
 
     price: float
@@ -188,7 +188,7 @@ class _Seller:
 
 
 def _buy(programme: _Programme, rows: Column, work: Figures, sellers: Sequence[_Seller], windows: Windows) -> None:
-    """A group in the programme: all of it is bought in its window of arrival, as shares of the classes."""
+    """Add a group to the programme: all of it is bought in its window of arrival, as shares of the classes."""
     slots = windows.first[rows]
     lag = int((windows.last[rows] - slots).max())
     whole = programme.rows(windows.count, most=np.where(np.bincount(slots, minlength=windows.count) > 0, -1.0, 0.0))
@@ -199,11 +199,11 @@ def _buy(programme: _Programme, rows: Column, work: Figures, sellers: Sequence[_
         devices = np.bincount(slots, work[rows, column], minlength=windows.count) / windows.length
         _serve(programme, shares, devices, sellers[column], lag)
         dearest = np.maximum(dearest, devices * sellers[column].price)
-    programme.put(whole, programme.columns(windows.count, cost=MISSED * dearest), -1.0)  # what does not fit
+    programme.put(whole, programme.columns(windows.count, cost=MISSED * dearest), -1.0)  # what the fleet cannot serve
 
 
 def _serve(programme: _Programme, shares: Column, devices: Figures, seller: _Seller, lag: int) -> None:
-    """What is bought joins a stock, which is worked off within `lag` windows, or after the trace at the bare price."""
+    """What is bought joins a backlog, worked off within `lag` windows, or after the trace at the bare price."""
     count = len(shares)
     stock = programme.columns(count, cost=np.where(np.arange(count) == count - 1, seller.price, 0.0))
     served, due = programme.rows(count), programme.rows(count if lag < FAR else 0)

@@ -1,4 +1,4 @@
-"""What a workload asks of a fleet's classes, in device seconds a second, and whether its deadlines can be met."""
+"""What a workload demands of a fleet's classes, in device seconds per second, and whether its deadlines can be met."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from simulator.traces.trace import Column
 from simulator.traces.workload import Figures, Workload
 
 WINDOW = 60.0
-"""Seconds of the windows that demand is counted in; longer where a service has longer to answer."""
+"""Seconds of the windows in which demand is counted; longer for a service with a longer deadline."""
 
 QUANTILE = 0.95
 """The quantile over those windows that a mix must serve."""
 
 
 HURRY = 0.25
-"""How a service's headroom shortens its deadline: a headroom of 16 halves it."""
+"""Exponent by which a service's headroom shortens its deadline: a headroom of 16 halves it."""
 
 
 class InfeasibleError(ValueError):
-    """No mix of the fleet's instances can do what was asked; the text says what and by how much."""
+    """No mix of the fleet's instances meets the requirements; the message says what is missing and by how much."""
 
 
 def check_deadlines(workload: Workload, slo: Mapping[str, float]) -> None:
-    """See that each service's share could be answered in time on an idle device of some class.
+    """Check that each service's share could be answered in time on an idle device of some class.
 
     Raises:
-        InfeasibleError: for the first service of which it cannot, with what the fastest class needs.
+        InfeasibleError: for the first service that cannot, with what the fastest class needs.
     """
     alone = _permitted(workload, _alone(workload))
     fastest, deadline = alone.min(axis=1), workload.trace.deadline
@@ -52,24 +52,24 @@ def check_deadlines(workload: Workload, slo: Mapping[str, float]) -> None:
 
 
 def demand(workload: Workload, headroom: Figures) -> Figures:
-    """What the workload's busiest windows ask: the devices that each group of requests keeps busy on each class alone.
+    """The demand of the workload's busiest windows: devices that each group of requests keeps busy on each class alone.
 
-    A group is alike in model, service and the classes that may run it. Shapes: (services,) to (groups, classes);
-    infinite where a group may not run.
+    A group is equal in model, service and the classes that may run it. Shapes: (services,) to (groups, classes);
+    infinite if a group may not run.
 
     A request costs its device seconds in the fullest batch in which it would still be in time.
-    A group asks what the `QUANTILE` of its windows does, and at least its mean.
-    A headroom of h asks h times that, and answers in deadline / h ** `HURRY`, or as fast as can be.
-    Requests that no class could answer in time ask nothing.
+    A group's demand is the `QUANTILE` over its windows, and at least its mean.
+    A headroom of h multiplies that by h, and requires answers in deadline / h ** `HURRY`, or as fast as possible.
+    Requests that no class could answer in time are left out.
 
     Raises:
-        InfeasibleError: that is all of them.
+        InfeasibleError: that applies to all requests.
     """
     times = headroom[workload.trace.service]
     work = _needed(workload, workload.trace.deadline / times**HURRY)
     rows = np.flatnonzero(np.isfinite(work).any(axis=1))
     if not len(rows):
-        raise InfeasibleError("none of the requests could be answered in time, on any class")
+        raise InfeasibleError("no request could be answered in time on any class")
     work = work[rows] * times[rows, None]
     model, service = workload.trace.model[rows].astype(np.int64), workload.trace.service[rows].astype(np.int64)
     pattern = np.isfinite(work) @ (1 << np.arange(work.shape[1]))
@@ -83,7 +83,7 @@ def demand(workload: Workload, headroom: Figures) -> Figures:
 
 
 def _needed(workload: Workload, due: Figures) -> Figures:
-    """Device seconds of each request where it is answered by `due`, else where it is by its deadline and soonest."""
+    """Device seconds of each request if answered by `due`; else, if it meets its deadline, on its fastest class."""
     work, alone = _permitted(workload, _work(workload, due)), _permitted(workload, _alone(workload))
     fastest = alone.argmin(axis=1)
     late = ~np.isfinite(work).any(axis=1) & (alone.min(axis=1) <= workload.trace.deadline)
@@ -92,7 +92,7 @@ def _needed(workload: Workload, due: Figures) -> Figures:
 
 
 def _windows(workload: Workload) -> list[tuple[float, int]]:
-    """Seconds of each service's windows, all of one length, and how many the trace has."""
+    """Length in seconds and number of each service's windows, which divide the trace evenly."""
     span = max(float(workload.trace.arrival[-1]), 1.0)
     found = []
     for number in range(len(SERVICES)):
@@ -131,7 +131,7 @@ def _alone(workload: Workload) -> Figures:
 
 
 def _work(workload: Workload, due: Figures) -> Figures:
-    """Device seconds of each request in the fullest batch that is answered by `due`; infinite where none is."""
+    """Device seconds of each request in the fullest batch that is answered by `due`; infinite if there is none."""
     work = np.full((len(workload), len(workload.fleet.classes)), math.inf)
     devices = list(workload.fleet.classes.values())
     for rows, column, timing in _runs(workload):

@@ -27,14 +27,14 @@ class FleetTooSmallError(InfeasibleError):
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How many of each offer to buy, in the offers' order."""
+    """How many of each offer to buy, in the order of the offers."""
 
     offers: tuple[Offer, ...]
     instances: tuple[int, ...]
 
     @property
     def usd_per_hour(self) -> float:
-        """What they cost together."""
+        """Their total cost."""
         return sum(number * offer.usd_per_hour for number, offer in zip(self.instances, self.offers, strict=True))
 
     def devices(self) -> dict[str, int]:
@@ -46,16 +46,16 @@ class Mix:
         return found
 
     def changed(self, position: int, by: int) -> Mix:
-        """The mix with so many more instances of one offer."""
+        """The mix with `by` more instances of one offer."""
         instances = (*self.instances[:position], self.instances[position] + by, *self.instances[position + 1 :])
         return Mix(self.offers, instances)
 
 
 def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) -> Mix:
-    """The mix that carries every group of requests at the least cost an hour.
+    """The mix that carries every group of requests at the least cost per hour.
 
-    A group may be split among the classes on which its load is finite, and there is at least one.
-    A class carries at most as many devices' load as are bought of it.
+    A group may be split among the classes on which its load is finite; there is at least one.
+    A class carries at most the load of the devices bought for it.
 
     Args:
         offers: what can be bought.
@@ -68,17 +68,17 @@ def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) 
     found = _solve(offers, load, counts, dear=False)
     if found is None:
         beyond = _solve(offers, load, counts, dear=True)
-        assert beyond is not None, "with devices without end there is always a mix"
+        assert beyond is not None, "with unlimited devices there is always a mix"
         lacking = {name: int(more) for name, more in zip(counts, beyond[len(offers) :], strict=False) if more}
         raise FleetTooSmallError(lacking, counts)
     return Mix(tuple(offers), tuple(found[: len(offers)]))
 
 
 def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *, dear: bool) -> list[int] | None:
-    """Whole numbers of each offer, then of further devices of each class; None where there is no solution.
+    """Whole numbers of each offer, then of further devices of each class; None if there is no solution.
 
     Variables: instances of each offer, further devices of each class, shares of each group on each of its classes.
-    With `dear`, instances cost nothing and each further device 1; otherwise no further device can be had.
+    With `dear`, instances cost nothing and each further device 1; otherwise no further devices are available.
     """
     group, column = np.nonzero(np.isfinite(load))
     bought, classes, shares = len(offers), len(counts), len(group)

@@ -1,4 +1,4 @@
-"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys again where that falls short."""
+"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys more if that falls short."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from simulator.traces.workload import Figures, Workload
 from tasks.topology import Price
 
 LOADS = (0.5, 1.0, 1.5)
-"""Times the trace's requests that are planned for."""
+"""Multiples of the trace's requests that are planned for."""
 
 STEP = 1.2
-"""What a service's headroom grows by after a replay in which it fell short."""
+"""Factor by which a service's headroom grows after a replay in which it fell short."""
 
 MOST_HEADROOM = 1e4
-"""Only a load of next to nothing gets that far before the fleet or the replays end."""
+"""Limit on headroom; only a negligible load reaches it before the fleet or the replays are exhausted."""
 
 MOST_REPLAYS = 40
-"""Replays of one plan, at most; half of them look for a mix that does, and what is left for a cheaper one."""
+"""Most replays per plan; at most half of them search for a sufficient mix, and the rest for a cheaper one."""
 
 PATIENCE = 10
-"""Replays of cheaper mixes that may fall short in a row."""
+"""Consecutive replays of cheaper mixes that may fall short."""
 
 Replay = Callable[[str, Workload], Summary]
-"""Plays a workload on the fleet in it, with all devices on; the text says which replay it is."""
+"""Plays a workload on the fleet in it, with all devices on; the text names the replay."""
 
 
 class Bought(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class Bought(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """One replay: the headroom that the mix was bought for, what the mix costs, what was attained."""
+    """One replay: the headroom that the mix was bought for, its cost, and its attainment."""
 
     headroom: dict[str, float]
     usd_per_hour: float
@@ -57,9 +57,9 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The mix for a load. `rounds` led to a mix that does; `replays`, those among them, to one that costs `saved` less.
+    """The mix for a load. `rounds` led to a sufficient mix; `replays`, including those, to one that costs `saved` less.
 
-    `saved` is US dollars an hour.
+    `saved` is US dollars per hour.
     """
 
     requests: int
@@ -72,7 +72,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
-    """What another load asks; `infeasible` says why no mix does, and then the rest is null."""
+    """What another load requires; `infeasible` says why no mix suffices, and then the rest is null."""
 
     load: float
     usd_per_hour: float | None
@@ -82,7 +82,7 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """All that `plan` prints: what was asked, the mix for the trace as it is, and those for other loads."""
+    """Everything that `plan` prints: the requirements, the mix for the trace itself, and those for other loads."""
 
     slo: dict[str, float]
     plan: Plan
@@ -99,13 +99,13 @@ class _Search:
         self._replay = replay
 
     def attempt(self, mix: Mix) -> bool:
-        """Replay the mix, unless it was; whether every service attains its share."""
+        """Replay the mix unless already done; returns whether every service attains its share."""
         if mix not in self.tried:
             self.tried[mix] = self._replay(f"mix {len(self.tried) + 1}", equipped(self.workload, mix))
         return not self.short(mix)
 
     def short(self, mix: Mix) -> dict[str, float]:
-        """By how much which services attain less than was asked."""
+        """The services that attain less than required, and by how much."""
         found = self.tried[mix].attainment
         gaps = {name: share - reached for name, share in self.slo.items() if (reached := found[name]) is not None}
         return {name: gap for name, gap in gaps.items() if gap > 0}
@@ -125,7 +125,7 @@ def plan(workload: Workload, offers: Sequence[Offer], slo: Mapping[str, float], 
     `PATIENCE` of them in a row fall short.
 
     Raises:
-        InfeasibleError: no mix does; says what is lacking, and by how much.
+        InfeasibleError: no mix suffices; says what is lacking, and by how much.
     """
     check_deadlines(workload, slo)
     search = _Search(workload, slo, replay)
@@ -157,7 +157,7 @@ def sensitivity(load: float, outcome: Plan | InfeasibleError | TraceError) -> Se
 
 
 def equipped(workload: Workload, mix: Mix) -> Workload:
-    """The workload on the mix: its classes with their devices, always on, each at the price that is paid for it."""
+    """The workload on the mix: its classes with their devices, always on, each at the price paid for it."""
     fleet, devices = workload.fleet, mix.devices()
     kept = [number for number, name in enumerate(fleet.classes) if name in devices]
     classes = {
@@ -180,7 +180,7 @@ def _paid(mix: Mix, name: str) -> float:
 
 
 def _enough(search: _Search, offers: Sequence[Offer], rounds: list[Round]) -> Mix:
-    """The first mix whose replay attains what was asked; `rounds` tells of each replay."""
+    """The first mix whose replay attains the required shares; `rounds` records each replay."""
     headroom = np.ones(len(SERVICES))
     mix: Mix | None = None
     while len(rounds) < MOST_REPLAYS // 2 and headroom.max() < MOST_HEADROOM:
@@ -198,7 +198,7 @@ def _enough(search: _Search, offers: Sequence[Offer], rounds: list[Round]) -> Mi
 
 
 def _bought_for(search: _Search, offers: Sequence[Offer], headroom: Figures, last: Mix | None) -> Mix:
-    """The programme's mix; where the fleet ends, the error also tells what the mix before attained."""
+    """The programme's mix; if the fleet is exhausted, the error also reports what the previous mix attained."""
     counts = {name: device.count for name, device in search.workload.fleet.classes.items()}
     try:
         return cheapest(offers, demand(search.workload, headroom), counts)
@@ -209,11 +209,11 @@ def _bought_for(search: _Search, offers: Sequence[Offer], headroom: Figures, las
 
 
 def _cheaper(search: _Search, enough: Mix) -> Mix:
-    """The cheapest mix found that attains what was asked, from one that does.
+    """The cheapest mix found that attains the required shares, starting from one that does.
 
-    The next to be replayed has one instance less or more than a mix that did or that fell short by the least; among
-    those, it is the cheapest. More instances may attain less, where placement expects too much of them. None costs less
-    than the first mix: by the programme, it cannot carry the load.
+    The next mix to be replayed has one instance less or more than one that sufficed or fell short by the least; among
+    those, it is the cheapest. More instances may attain less, if placement expects too much of them. None costs less
+    than the first mix, which by the programme is the cheapest that can carry the load.
     """
     best, patience = enough, PATIENCE
     least = next(iter(search.tried)).usd_per_hour

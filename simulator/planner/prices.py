@@ -1,4 +1,4 @@
-"""The price file: what instances cost an hour, and which of them offer devices of a fleet's classes."""
+"""The price file: what instances cost per hour, and which of them offer devices of a fleet's classes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from simulator.fleet import DeviceClass, Fleet, FleetError
 from tasks.document import Verbatim
 
 COLUMNS = ("instance", "accelerator", "accelerator_count", "usd_per_hour", "usd_per_hour_spot")
-"""What a price file must have; further columns are let be."""
+"""Required columns of a price file; further columns are ignored."""
 
 _DEAREST = 1e6
 
 
 class PriceError(ValueError):
-    """A price file is wrong: file, line (from 1; 0 means the whole), column, what was expected and what came."""
+    """A price file is invalid: file, line (from 1; 0 means the whole), column, what was expected and what was found."""
 
     def __init__(self, file: str, line: int, column: str, expected: str, got: object) -> None:
         place = ": ".join(filter(None, (file, f"line {line}" if line else "", column)))
@@ -32,7 +32,7 @@ class PriceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A kind of machine: `devices` of an accelerator, or one of its processors where `accelerator` is empty."""
+    """A kind of machine: `devices` of an accelerator, or one CPU if `accelerator` is empty."""
 
     name: str
     accelerator: str
@@ -43,7 +43,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """An instance as one of a hardware class's: so many devices, at the price that the class pays."""
+    """An instance as part of a hardware class: its devices, at the price that the class pays."""
 
     hardware_class: str
     instance: str
@@ -63,7 +63,7 @@ def load_prices(path: Path) -> Prices:
     """Read `path`.
 
     Raises:
-        PriceError: the file cannot be read, or a row of it is wrong.
+        PriceError: the file cannot be read, or a row is invalid.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
@@ -73,10 +73,10 @@ def load_prices(path: Path) -> Prices:
 
 
 def parse_prices(lines: Iterable[str], file: str = "prices.csv") -> Prices:
-    """The instances that the lines of a CSV file describe; the first is the header.
+    """The instances in the lines of a CSV file; the first line is the header.
 
     Raises:
-        PriceError: naming `file`, line and column. A price that is missing or 0 is one.
+        PriceError: names `file`, line and column. A missing or zero price is an error.
     """
     reader = csv.DictReader(lines, strict=True)
     try:
@@ -94,10 +94,10 @@ def parse_prices(lines: Iterable[str], file: str = "prices.csv") -> Prices:
 def offers(fleet: Fleet, prices: Prices) -> tuple[Offer, ...]:
     """What can be bought for each class, in the order of the classes: the cheapest instance of each size.
 
-    A size that several of a smaller one give as cheaply is left out.
+    A size is left out if several smaller instances give the same devices at no higher cost.
 
     Raises:
-        FleetError: a class names nothing of the price file, or is spot and nothing of it has a spot price.
+        FleetError: a class names nothing in the price file, or is spot and has no spot price there.
     """
     return tuple(offer for name, device in fleet.classes.items() for offer in _offers(fleet.file, name, device, prices))
 

@@ -1,4 +1,4 @@
-"""A plan as people read it: what to buy, what it attains, and what other loads ask."""
+"""A plan as a report: what to buy, what it attains, and what other loads require."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies: which hardware class a request goes to. One concept a file; `catalogue` lists them by name.
+"""Policies: which hardware class a request goes to. One concept per file; `catalogue` lists them by name.
 
-A policy sees pools and the job's figures, nothing else; the true output only if it says that it is clairvoyant.
+A policy sees only pools and the job's figures, and the true output only if it declares itself clairvoyant.
 """

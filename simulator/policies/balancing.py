@@ -1,4 +1,4 @@
-"""Policies that level the load and know no price."""
+"""Policies that balance load and ignore prices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulator.traces.workload import Job
 
 
 class JoinShortestQueue(ByLevel):
-    """The class with the fewest jobs a device (Haight, 1958)."""
+    """The class with the fewest jobs per device (Haight, 1958)."""
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
@@ -19,7 +19,7 @@ class JoinShortestQueue(ByLevel):
 
 
 class LeastWork(ByLevel):
-    """The class with the fewest device seconds ahead, this job's own among them (Harchol-Balter, 2013, chapter 24)."""
+    """The class with the fewest device seconds ahead, including this job's (Harchol-Balter, 2013, chapter 24)."""
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""

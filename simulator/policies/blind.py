@@ -1,4 +1,4 @@
-"""Policies that look at no load."""
+"""Policies that ignore load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIVE, STANDARD = 0, 1
 
 
 class Static(ByLevel):
-    """A class for each service, as Celery's `task_routes` do.
+    """A fixed class per service, as with Celery's `task_routes`.
 
     Live work goes to the fastest class, bulk to the cheapest, standard to the cheapest that takes at most twice the
     fastest's time.
@@ -31,7 +31,7 @@ class Static(ByLevel):
 
 
 class Random(ByLevel):
-    """Any class, all alike."""
+    """A uniformly random class."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Every policy by its name."""
+"""Every policy by name."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ POLICIES: Mapping[str, Maker] = {
     "central-queue": lambda workload, seed: Central(),
     "clairvoyant-edf": lambda workload, seed: ClairvoyantDeadline(),
 }
-"""taxiway's own decision first, then the baselines, then what knows the future."""
+"""taxiway's own decision first, then the baselines, then the clairvoyant policy."""

@@ -1,4 +1,4 @@
-"""One central queue: nothing is bound before a device has room for it."""
+"""One central queue: a job is bound only when a device has capacity for it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from simulator.pool import Pool
 from simulator.traces.workload import Job
 
 DEPTH = 64
-"""Jobs of the queue that are looked at for a device with room: those before them may be late on it, or cost more."""
+"""Jobs at the head of the queue considered for a free device: the first may be late on it, or cost more."""
 
 
 class Central(ByLevel):
     """All jobs wait by deadline, and each is bound at the last moment.
 
-    It goes to the cheapest class that has room for it now, and has it in time in a full batch; without one to the
-    fastest that has room and may have it in time. Devices are kept for a job in the class that it would go to if all
-    were idle. A class that is reserved for another service is left to it.
+    A job goes to the cheapest class that has capacity now and finishes it in time in a full batch, else to the fastest
+    that has capacity and may finish it in time. Devices are kept for a job in the class that it would go to if all were
+    idle. A class reserved for another service is not used.
     """
 
     beat = TICK
@@ -53,14 +53,14 @@ class Central(ByLevel):
 
 
 def _taker(job: Job, pools: Sequence[Pool], now: float) -> Pool | None:
-    """The class that has room for the job now, and has it in time."""
+    """The class that has capacity for the job now and may finish it in time."""
     left = job.due - now
     room = [pool for pool in _open(job, pools) if pool.free > 0 and pool.run(job) <= left]
     return _best(job, room, left) if room else None
 
 
 def _best(job: Job, among: Sequence[Pool], left: float) -> Pool:
-    """The cheapest class of those that surely have the job in time; without one the fastest."""
+    """The cheapest class guaranteed to finish the job in time; if there is none, the fastest."""
     sure = [pool for pool in among if _full(job, pool) <= left]
     if sure:
         return min(sure, key=lambda pool: (pool.cost(job), pool.index))
@@ -73,6 +73,6 @@ def _full(job: Job, pool: Pool) -> float:
 
 
 def _open(job: Job, pools: Sequence[Pool]) -> list[Pool]:
-    """The pools that run the job and are reserved for nobody else; all that run it where those are none."""
+    """The pools that run the job and are not reserved for another service; if there are none, all that run it."""
     mine = able(job, pools)
     return [pool for pool in mine if pool.device_class.reserve_for in (None, SERVICES[job.service])] or mine

@@ -1,4 +1,4 @@
-"""The seam between the engine and whoever decides."""
+"""The interface between the engine and its policies."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from simulator.queue import Order
 from simulator.traces.workload import Job
 
 REFUSED = -1
-"""What `Policy.choose` gives for a job that it turns away."""
+"""Returned by `Policy.choose` for a job that it refuses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What `Policy.choose` gives for a job that it binds to no class yet; devices are kept for it in `pool`."""
+    """Returned by `Policy.choose` for a job that is not bound to a class yet; devices are kept for it in `pool`."""
 
     pool: int
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """A waiting job that goes to another pool's queue: from that of `source`, or from those that are held.
+    """A waiting job that moves to another pool's queue: from that of `source`, or from holding.
 
-    Without a `target` a held job is turned away.
+    Without a `target` a held job is refused.
     """
 
     job: Job
@@ -35,7 +35,7 @@ class Shift:
 
 
 class Policy(Protocol):
-    """Decides where a job runs. One instance lives for one run."""
+    """Decides where a job runs. One instance serves one run."""
 
     @property
     def order(self) -> Order:
@@ -43,24 +43,24 @@ class Policy(Protocol):
 
     @property
     def clairvoyant(self) -> bool:
-        """Whether the jobs' figures are from their true outputs."""
+        """Whether the jobs' figures are based on their true outputs."""
 
     @property
     def beat(self) -> float:
-        """Seconds between two looks; infinite for a policy that decides once."""
+        """Seconds between two calls of `look`; infinite for a policy that decides once."""
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
-        """The index of a pool that runs the job, `REFUSED`, or that the policy holds it. At least one pool runs it."""
+        """The index of a pool that runs the job, `REFUSED`, or `Held`. At least one pool can run it."""
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterable[Shift]:
-        """What changes for jobs that wait; each is done before the next is asked for."""
+        """Changes for waiting jobs; each is applied before the next is requested."""
 
     def ended(self, job: Job, pool: Pool, seconds: float) -> None:
-        """A job was answered, or dropped past its deadline, so many seconds after its arrival."""
+        """A job was answered, or dropped past its deadline, this many seconds after its arrival."""
 
 
 class ByLevel:
-    """The traits of an ordinary policy: the product's queue, predictions, one decision a job, and nothing learned."""
+    """Defaults of a policy: the product's queue, predicted outputs, one decision per job, and nothing learned."""
 
     order: Order = "level"
     clairvoyant = False
@@ -75,7 +75,7 @@ class ByLevel:
 
 
 class ByDeadline(ByLevel):
-    """The same with queues that are served by deadline."""
+    """The same with queues served by deadline."""
 
     order: Order = "deadline"
 

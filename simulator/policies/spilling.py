@@ -9,7 +9,7 @@ from simulator.pool import Pool
 from simulator.traces.workload import Job
 
 THRESHOLD = 2.0
-"""Device seconds that may wait for each device before work spills, in seconds."""
+"""Device seconds that may wait per device before work spills."""
 
 
 class ThresholdSpill(ByLevel):
@@ -26,7 +26,7 @@ class ThresholdSpill(ByLevel):
 class InfaasLike(ByLevel):
     """The cheapest running and unsaturated class that meets the deadline by its profile.
 
-    Else the cheapest that would, started again; else the fastest. Queues are not looked into. Source: after Romero et
+    Else the cheapest that would meet it after a start; else the fastest. Queues are ignored. Source: after Romero et
     al., INFaaS, ATC 2021, section 4.
     """
 
@@ -44,10 +44,10 @@ class InfaasLike(ByLevel):
 
 
 class DeadlineSpill(ByDeadline):
-    """Queues by earliest deadline; the cheapest class that is expected to finish in time.
+    """Queues by earliest deadline; the cheapest class expected to finish in time.
 
-    Where none is, a class without devices is woken that would be in time once it has some; else the earliest. Source:
-    after Patke et al., QLM, SoCC 2024, whose estimator is the same ratio of work ahead to throughput.
+    If there is none, a class without devices is started that would be in time once it has some; else the earliest
+    class. Source: after Patke et al., QLM, SoCC 2024, whose estimator is the same ratio of work ahead to throughput.
     """
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
@@ -63,6 +63,6 @@ class DeadlineSpill(ByDeadline):
 
 
 class ClairvoyantDeadline(DeadlineSpill):
-    """`DeadlineSpill` by true outputs. It knows sizes, not who comes next, so that it is no bound on attainment."""
+    """`DeadlineSpill` with true outputs. It knows sizes but not future arrivals, so it does not bound attainment."""
 
     clairvoyant = True

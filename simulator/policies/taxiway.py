@@ -30,11 +30,10 @@ _ENDLESS = 1e9
 
 
 class Taxiway(ByLevel):
-    """`router.decide.placement.choose` on a working snapshot: read four times a second, updated by what it placed.
+    """`router.decide.placement.choose` on a working snapshot, read four times a second and updated in between.
 
-    What it holds is released, and what waits is moved, as the router does. A class without devices can be started:
-    where live work would be late and the class that is fastest for it is off, it goes there and so wakes it. What the
-    router refuses is refused.
+    Held jobs are released, and waiting jobs moved, as the router does. A class without devices can be started: if live
+    work would be late and its fastest class is off, it goes there and so starts it. What the router refuses is refused.
     """
 
     beat = TICK
@@ -92,7 +91,7 @@ class Taxiway(ByLevel):
         return Held(pool.index)
 
     def _release(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
-        """Place held jobs, as far as the queues have room for them."""
+        """Place held jobs while queues have capacity for them."""
         kinds = self._holding.kinds()
         if not kinds:
             return
@@ -120,7 +119,7 @@ class Taxiway(ByLevel):
         return job.due <= now or has_room(self._table(job, working), job.level, working.ahead(released=True))
 
     def _again(self, job: Job, working: WorkingSnapshot, now: float, company: int) -> Placement | None:
-        """A held job's placement now; None where it is refused."""
+        """A held job's placement now; None if it is refused."""
         if job.due <= now:
             return None
         needs = replace(self._needs(job, now), company=company)
@@ -136,10 +135,11 @@ class Taxiway(ByLevel):
         return HeldKind(job.tenant, self._reader.models[job.model].id, self._constraints[job.model][job.service])
 
     def _table(self, job: Job, working: WorkingSnapshot) -> CandidateTable:
-        """The model's candidate table with the job's own seconds: sizes differ in two ways, prompt and output.
+        """The model's candidate table with the job's own seconds, because sizes differ in two ways, prompt and output.
 
-        A generating model's rows join a running batch: a job's company is as many usual ones as are unfinished, and its
-        own size counts for itself alone. Device seconds are those of a full batch, for only then does anybody wait.
+        A generating model's rows join a running batch: the job's expected batch is as many typical jobs as are
+        unfinished, and its own size counts only for itself. Device seconds are those of a full batch, because jobs wait
+        only then.
         """
         table = working.table(self._reader.models[job.model], self._constraints[job.model][job.service])
         places = [self._place[candidate.hardware_class] for candidate in table.candidates]
@@ -156,7 +156,7 @@ class Taxiway(ByLevel):
             slope=each,
             beside=table.limit * work,
             limit=np.minimum(company + 1.0, table.limit),
-            max_run=np.full_like(table.max_run, np.inf),  # the company is what runs with it already
+            max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _ENDLESS),
         )
 
@@ -169,7 +169,7 @@ class Taxiway(ByLevel):
 
 
 def _constraints(fleet: Fleet, model: str) -> list[Constraints]:
-    """A model's, by service: it runs on the classes that have a timing for it."""
+    """A model's constraints by service: it runs on the classes that have a timing for it."""
     able = tuple(name for name, timing in zip(fleet.classes, fleet.timings[model], strict=True) if timing is not None)
     return [
         Constraints(service=name, preemptible=service.preemptible, classes=able)

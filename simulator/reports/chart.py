@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: what each policy costs against what it attains, and its figures. No network."""
+"""A comparison as one HTML page: each policy's cost against its attainment, and its figures. No network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Scale:
 
 
 def page(summaries: Sequence[Summary], *, title: str, subtitle: str) -> str:
-    """The page: the chart of cost against live attainment, then a table of all figures."""
+    """The page: a chart of cost against live attainment, then a table of all figures."""
     own = summaries[0].policy
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -67,7 +67,7 @@ def _chart(summaries: Sequence[Summary], own: str) -> str:
     dots = [(s.policy, across(s.cost_usd), up(s.attainment["live"] or 0.0)) for s in points]
     parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"{_own(name == own)}/>' for name, x, y in dots]
     parts += _labels(dots, own)
-    label = "Cost against the share of live requests answered in time, one dot a policy"
+    label = "Cost against the share of live requests answered in time, one dot per policy"
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
@@ -103,12 +103,12 @@ def _bound_line(summaries: Sequence[Summary], across: _Scale) -> list[str]:
         if summary.policy == BOUND:
             x = across(summary.cost_usd)
             parts.append(f'<line class="bound" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-            parts.append(f'<text x="{x + 6:.1f}" y="{_TOP + 16}">to answer all in time costs more</text>')
+            parts.append(f'<text x="{x + 6:.1f}" y="{_TOP + 16}">answering all in time costs at least this</text>')
     return parts
 
 
 def _labels(dots: Sequence[tuple[str, float, float]], own: str) -> list[str]:
-    """Names beside their dots, moved up or down until none covers another; a moved one has a line to its dot."""
+    """Names beside their dots, shifted vertically until none overlaps; a shifted one has a line to its dot."""
     parts: list[str] = []
     placed: list[tuple[float, float, float]] = [(x - 6, x + 6, y) for _, x, y in dots]
     for name, x, y in sorted(dots, key=lambda dot: (dot[2], dot[1])):

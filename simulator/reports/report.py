@@ -1,4 +1,4 @@
-"""A comparison as people and programs read it: tables, or JSON with one object a policy."""
+"""A comparison for people and programs: tables, or JSON with one object per policy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from simulator.outcome import Summary
 
 
 def json_lines(summaries: Sequence[Summary]) -> str:
-    """One JSON object a line and policy; what cannot be known is null."""
+    """One line with a JSON object per policy; unknown values are null."""
     return "".join(msgspec.json.encode(summary).decode() + "\n" for summary in summaries)
 
 
 def figures(summaries: Sequence[Summary]) -> Table:
-    """What each policy attains and costs, a row a policy."""
+    """What each policy attains and costs, one row per policy."""
     shown = _table((*SERVICES, "cost", "p50", "p99", "goodput", "moves"))
     for summary in summaries:
         cells = [*(percent(summary.attainment[name]) for name in SERVICES), f"${summary.cost_usd:.2f}"]
@@ -28,7 +28,7 @@ def figures(summaries: Sequence[Summary]) -> Table:
 
 
 def usage(summaries: Sequence[Summary]) -> Table:
-    """How busy each class's devices are while they are on, a row a policy."""
+    """How busy each class's devices are while they are on, one row per policy."""
     classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
     shown = _table([f"{name} busy" for name in classes])
     for summary in summaries:
@@ -46,12 +46,12 @@ def _table(names: Sequence[str]) -> Table:
 
 
 def percent(share: float | None) -> str:
-    """A share with one decimal; a dash where there is none."""
+    """A share with one decimal; a dash if there is none."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds to three digits; a dash where nobody was answered."""
+    """Seconds to three digits; a dash if nothing was answered."""
     return "–" if value is None else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
 
 

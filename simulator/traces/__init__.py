@@ -1,1 +1,1 @@
-"""When requests arrive and what they ask: trace files, seeded synthetic traces, and the workload made from one."""
+"""When requests arrive and what they ask: trace files, seeded synthetic traces, and the resulting workload."""

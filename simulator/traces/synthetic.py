@@ -18,18 +18,18 @@ _MOST = 20_000_000
 
 
 def is_spec(text: str) -> bool:
-    """Whether the text names a synthetic trace."""
+    """Whether the text specifies a synthetic trace."""
     return text.partition(":")[0] in KINDS
 
 
 def synthetic_trace(spec: str, *, model: str) -> Trace:
     """The trace that `spec` describes: a kind, then its figures.
 
-    Every kind knows `duration` (seconds), `seed`, and the mean `size` and `output` of requests, which are log-normal
-    with the standard deviation `spread` of their logarithm; 0 makes them all alike.
+    Every kind has `duration` (seconds), `seed`, and the mean `size` and `output` of requests, which are log-normal with
+    the standard deviation `spread` of their logarithm; 0 makes them all equal.
 
     Raises:
-        TraceError: no such kind or figure, or a figure out of range.
+        TraceError: unknown kind or figure, or a figure out of range.
     """
     kind, _, text = spec.partition(":")
     if kind not in KINDS:
@@ -81,7 +81,7 @@ def _trace(arrival: Times, figures: Mapping[str, float], random: Random, model: 
 
 
 def _sizes(mean: float, spread: float, count: int, random: Random) -> NDArray[np.int32]:
-    """Whole numbers from 1 of the given mean, log-normal; all 0 where the mean is."""
+    """Integers from 1 with the given mean, log-normal; all 0 if the mean is 0."""
     drawn = mean * np.exp(spread * random.standard_normal(count) - spread**2 / 2)
     return np.rint(np.maximum(drawn, min(mean, 1.0))).astype(np.int32)
 
@@ -102,7 +102,7 @@ def _mmpp(figures: Mapping[str, float], random: Random) -> Times:
 
 
 def _diurnal(figures: Mapping[str, float], random: Random) -> Times:
-    """A rate that swings like a day: `rate · (1 − swing · cos(2πt / period))`."""
+    """A rate with a daily pattern: `rate · (1 − swing · cos(2πt / period))`."""
     swing = min(figures["swing"], 1.0)
     times = _uniform(figures["rate"] * (1 + swing), 0.0, figures["duration"], random)
     share = (1 - swing * np.cos(2 * np.pi * times / max(figures["period"], 1e-3))) / (1 + swing)
@@ -110,7 +110,7 @@ def _diurnal(figures: Mapping[str, float], random: Random) -> Times:
 
 
 def _flash(figures: Mapping[str, float], random: Random) -> Times:
-    """A constant rate, and a crowd at the rate `peak` from the second `at`, for `length` seconds."""
+    """A constant rate, plus a crowd at the rate `peak` from second `at` for `length` seconds."""
     begin = min(figures["at"], figures["duration"])
     end = min(begin + figures["length"], figures["duration"])
     crowd = _uniform(figures["peak"], begin, end, random)
@@ -118,7 +118,7 @@ def _flash(figures: Mapping[str, float], random: Random) -> Times:
 
 
 def _uniform(rate: float, begin: float, end: float, random: Random) -> Times:
-    """Poisson arrivals between two moments: their number, then their places, which are uniform."""
+    """Poisson arrivals between two times: their number first, then their uniform positions."""
     return np.sort(random.uniform(begin, end, random.poisson(rate * (end - begin))))
 
 
@@ -128,4 +128,4 @@ KINDS: Mapping[str, tuple[Callable[[Mapping[str, float], Random], Times], Mappin
     "diurnal": (_diurnal, {"rate": 10.0, "swing": 0.8, "period": 3600.0}),
     "flash": (_flash, {"rate": 10.0, "peak": 100.0, "at": 120.0, "length": 60.0}),
 }
-"""Each kind's maker, and its own figures with their defaults."""
+"""Each kind's generator, and its own figures with their defaults."""

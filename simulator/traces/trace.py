@@ -1,4 +1,4 @@
-"""Traces: when requests come and what they ask, as columns, and the files they are read from."""
+"""Traces: when requests arrive and what they ask, as columns, and the files they are read from."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ OPTIONAL = ("output", "service")
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 UNSET = -1
-"""In the columns `priority` and `service`: the trace does not say."""
+"""In the columns `priority` and `service`: not given in the trace."""
 
 QUANTILE = 0.75
-"""The quantile of earlier outputs that a new output is predicted at: sure enough for deadlines, no worst case."""
+"""Quantile of earlier outputs used to predict a new one: safe enough for deadlines, without assuming the worst."""
 
 PRIOR = 256
 """Tokens predicted before any output of a model and tenant was seen."""
 
 SHIFT = 30.0
-"""Seconds by which a copied request comes earlier or later: less than the lulls of the Azure traces."""
+"""Seconds by which a copied request is moved earlier or later: less than the lulls in the Azure traces."""
 
 _RELEARN, _MEMORY = 128, 2048
 
@@ -46,7 +46,7 @@ Column = NDArray[Any]
 
 
 class TraceError(ValueError):
-    """A trace is wrong: where, what was expected and what came. `line` counts from 1; 0 means the whole of it."""
+    """A trace is invalid: where, what was expected and what was found. `line` counts from 1; 0 means the whole file."""
 
     def __init__(self, source: str, line: int, expected: str, got: object) -> None:
         place = f"{source}: line {line}" if line else source
@@ -61,9 +61,9 @@ class TraceError(ValueError):
 class Trace:
     """Requests in order of arrival; each column has shape (n,).
 
-    `arrival` is seconds from the first request, `size` what is known of a request (prompt tokens, rows), `output` what
-    it turns out to generate and `predicted` what was expected of it; `deadline` is seconds, NaN where unset; `model`
-    and `tenant` index `models` and `tenants`.
+    `arrival` is seconds from the first request. `size` is what is known of a request (prompt tokens, rows), `output`
+    what it generates and `predicted` what was expected. `deadline` is seconds, NaN if unset. `model` and `tenant` index
+    `models` and `tenants`.
     """
 
     models: tuple[str, ...]
@@ -82,9 +82,9 @@ class Trace:
         return len(self.arrival)
 
     def at_load(self, load: float, *, seed: int) -> Trace:
-        """About `load` times as many requests at the same hours; bursts and lulls stay where they are.
+        """About `load` times as many requests at the same times; bursts and lulls are preserved.
 
-        Each request comes `load` times on average; copies come up to `SHIFT` seconds earlier or later than it did.
+        Each request occurs `load` times on average; copies are moved by up to `SHIFT` seconds.
         """
         if load == 1:
             return self
@@ -102,17 +102,17 @@ class Trace:
         return replace(self, arrival=arrival, **columns)
 
     def part(self, rows: slice) -> Trace:
-        """Some of the requests."""
+        """A slice of the requests."""
         return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
 
 
 COLUMNS = ("arrival", "model", "size", "output", "predicted", "deadline", "priority", "service", "tenant")
-"""The fields of `Trace` that hold a value a request."""
+"""The fields of `Trace` with one value per request."""
 
 
 @dataclass(slots=True)
 class _Rows:
-    """Columns as they grow, eight bytes a value, with the names that `model` and `tenant` index."""
+    """Columns as they grow, eight bytes per value, with the names that `model` and `tenant` index."""
 
     arrival: array[float] = field(default_factory=lambda: array("d"))
     size: array[int] = field(default_factory=lambda: array("q"))
@@ -137,7 +137,7 @@ class _Rows:
 
 
 def joined(traces: Sequence[Trace]) -> Trace:
-    """All requests of some traces that begin together; their tenants stay apart only by name."""
+    """All requests of several traces that start together; tenants of different traces stay distinct only by name."""
     models = tuple(dict.fromkeys(name for trace in traces for name in trace.models))
     tenants = tuple(dict.fromkeys(name for trace in traces for name in trace.tenants))
     columns = {name: np.concatenate([getattr(trace, name) for trace in traces]) for name in COLUMNS}
@@ -153,14 +153,14 @@ def _renumbered(parts: Sequence[tuple[Column, tuple[str, ...]]], names: tuple[st
 
 
 def read_trace(path: Path, *, model: str) -> Trace:
-    """The trace in a CSV file, in Azure's form or the generic one, by its header.
+    """The trace in a CSV file, in Azure's or the generic format, by its header.
 
     Args:
         path: the file.
-        model: what an Azure trace's requests ask for.
+        model: the model that an Azure trace's requests ask for.
 
     Raises:
-        TraceError: the file cannot be read, or a row of it is wrong.
+        TraceError: the file cannot be read, or a row is invalid.
     """
     source = str(path)
     try:
@@ -171,7 +171,7 @@ def read_trace(path: Path, *, model: str) -> Trace:
 
 
 def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:
-    """A trace of a few requests: mappings of `Trace`'s columns; `arrival`, `model` and `size` must be there."""
+    """A trace of a few requests: mappings of `Trace`'s columns; `arrival`, `model` and `size` are required."""
     kept = _Rows()
     for row in rows:
         kept.add(row)
@@ -206,7 +206,7 @@ def _records(reader: Any, source: str) -> Iterator[tuple[int, list[str]]]:
 
 
 class _FieldError(ValueError):
-    """What was expected of a field, and what came."""
+    """What was expected of a field, and what was found."""
 
 
 def _parser(header: tuple[str, ...], source: str, model: str) -> Callable[[list[str]], dict[str, Any]]:
@@ -267,7 +267,7 @@ def _one_of(name: str, text: str, known: Sequence[str]) -> int:
 
 
 def _trace(rows: _Rows) -> Trace:
-    """The columns in order of arrival, narrow, with predictions."""
+    """The columns in order of arrival, in narrow types, with predictions."""
     arrival = np.array(rows.arrival)
     order = np.argsort(arrival, kind="stable")
     arrival = arrival[order] - arrival.min()
@@ -289,9 +289,10 @@ def _trace(rows: _Rows) -> Trace:
 
 
 def predict(output: Column, group: Column) -> Column:
-    """What each request's output was expected to be: a quantile of earlier ones of its group (model and tenant).
+    """Each request's expected output: a quantile of earlier ones of its group (model and tenant).
 
-    Shapes: (n,), (n,) to (n,), int32. Learned again every 128 requests from the 2,048 before; no request sees its own.
+    Shapes: (n,), (n,) to (n,), int32. Learned again every 128 requests from the preceding 2,048; no request sees its
+    own.
     """
     predicted = np.zeros(len(output), np.int32)
     for name in np.unique(group):

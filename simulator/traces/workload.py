@@ -1,4 +1,4 @@
-"""A trace made ready for a fleet: every request has a service, a deadline and a level, and figures for each class."""
+"""A trace prepared for a fleet: every request has a service, a deadline, a level, and figures for each class."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from simulator.fleet import SERVICES, Fleet
 from simulator.traces.trace import PRIORITIES, UNSET, Column, Trace, TraceError
 
 TOGETHER = 8
-"""Requests that share a device at the load that work is counted for (`b*` of the cost model), where so many fit."""
+"""Batch size at which work is counted (`b*` of the cost model), if that many fit."""
 
 _CHUNK = 16_384
 
 Figures = NDArray[np.float64]
 
 Row = tuple[float, ...]
-"""One figure a class."""
+"""One figure per class."""
 
 Terms = tuple[int, float, int, int, int, float, int, int, str]
 """A request's index, arrival, model, size, output, deadline, service, level and tenant."""
@@ -29,7 +29,7 @@ Terms = tuple[int, float, int, int, int, float, int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A trace of which every request has its terms. `level` is the queue's, 0 first; `deadline` may be infinite."""
+    """A trace in which every request has its terms. `level` is the queue's, 0 first; `deadline` may be infinite."""
 
     trace: Trace
     fleet: Fleet
@@ -40,12 +40,12 @@ class Workload:
 
 
 class Job:
-    """A request in the simulation, with the figures that a policy may go by.
+    """A request in the simulation, with the figures that a policy may use.
 
-    `alone`, `work` and `crowding` have one figure a class: seconds until the answer on an idle device, device seconds
-    that it costs in company, and seconds that each further request in its batch adds; infinite where it cannot run.
-    They are from the predicted output, or from the true one for a clairvoyant policy. `due` is when the answer is due,
-    `queued` when the job joined its queue.
+    `alone`, `work` and `crowding` have one figure per class: seconds until the answer on an idle device, device seconds
+    that it costs in a batch, and seconds that each further request in its batch adds; infinite if it cannot run. They
+    use the predicted output, or the true one for a clairvoyant policy. `due` is when the answer is due, `queued` when
+    the job joined its queue.
     """
 
     __slots__ = (
@@ -74,10 +74,10 @@ class Job:
 
 
 def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
-    """Give every request its terms; those that the trace leaves open are drawn with `seed`.
+    """Give every request its terms; those missing in the trace are drawn with `seed`.
 
-    A request without service or deadline draws a service by the fleet file's shares. One with a deadline alone is live,
-    standard or bulk by how long it is; one with a service alone gets that service's deadline.
+    A request without service and deadline draws a service by the fleet file's shares. One with only a deadline is live,
+    standard or bulk by its length; one with only a service gets that service's deadline.
 
     Raises:
         TraceError: the trace asks for a model that no class runs.
@@ -140,7 +140,7 @@ def alone_and_work(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures,
 
 
 def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:
-    """The requests in order of arrival, made a chunk at a time."""
+    """The requests in order of arrival, made in chunks."""
     trace = workload.trace
     for start in range(0, len(trace), _CHUNK):
         part = slice(start, start + _CHUNK)
