@@ -5,20 +5,21 @@ from __future__ import annotations
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import msgspec
-import redis
 
 from local.embedded import EmbeddedValkeyError, find_binary
 from local.state import Fleet, ProcessState
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from taxiway.valkey.blocking import Connections
+from taxiway.valkey.errors import ServerError
 
 _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}
@@ -165,7 +166,7 @@ def _server(variable: str, url: str) -> Finding:
     shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (f":{parts.port}" if parts.port else "")
     try:
         _knock(url)
-    except (OSError, redis.RedisError, ValueError) as error:
+    except (OSError, ServerError, ValueError) as error:
         return Finding(
             subject=variable, found=False, value=f"{shown}: {error}", remedy=f"start the server, or unset {variable}"
         )
@@ -180,7 +181,7 @@ def _guard(variable: str, url: str) -> Iterator[Finding]:
     stranger = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     try:
         _knock(stranger)
-    except (OSError, redis.RedisError, ValueError):
+    except (OSError, ServerError, ValueError):
         return
     remedy = "give it a password (requirepass), or accounts: python -m broker.accounts --acl FILE"
     yield Finding(subject=f"{variable} guard", found=False, value="answers anybody, without a password", remedy=remedy)
@@ -191,8 +192,8 @@ def _knock(url: str) -> None:
     if parts.scheme in _PORTS:
         socket.create_connection((parts.hostname or "localhost", parts.port or _PORTS[parts.scheme]), _QUICK).close()
         return
-    with redis.Redis.from_url(url, socket_timeout=_QUICK, socket_connect_timeout=_QUICK, retry=None) as client:
-        client.ping()
+    with closing(Connections(url, answer=_QUICK)) as connections:
+        connections.call("PING")
 
 
 def _storage(cache: Path) -> Iterator[Finding]:

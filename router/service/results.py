@@ -9,15 +9,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 
-from broker.valkey.connection import ANSWER, connect
 from router.service.store import Store
 from taxiway.client.rounds import PAUSE, Rounds
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey.line import RespLine
+from taxiway.valkey.aio import Connection
+from taxiway.valkey.errors import ServerError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ class Results:
     """
 
     def __init__(self, url: str, store: Store, name: str, *, pause: float = PAUSE) -> None:
-        self._line = RespLine(connect(url).connection_pool, ANSWER)
+        self._connection = Connection(url)
         self._store = store
         self._own = reply_channel(name)
         self._pause = pause
@@ -100,14 +98,14 @@ class Results:
 
     async def close(self) -> None:
         """Disconnect."""
-        self._line.close()
+        self._connection.close()
 
     async def _stay_subscribed(self) -> None:
         away = False
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError) as error:
+            except (ServerError, OSError) as error:
                 if not away:
                     logger.warning(
                         "result subscription lost; reading results from the store", extra={"error": str(error)}
@@ -125,19 +123,19 @@ class Results:
             await self._look_up(rounds.take(self._waiting))
             if self._heard:
                 self._heard = False
-                self._line.send(("PING",))
+                self._connection.send(("PING",))
             else:
-                self._line.close(RedisConnectionError(f"silent for {self._pause:g} s"))
+                self._connection.close(ConnectionError(f"silent for {self._pause:g} s"))
 
     async def _listen(self) -> None:
-        await self._line.connect()
+        await self._connection.connect()
         self._heard = True
-        await self._line.listen([("SUBSCRIBE", self._own, *map(result_key, self._others))], self._hear)
+        await self._connection.listen([("SUBSCRIBE", self._own, *map(result_key, self._others))], self._hear)
 
     def _hear(self, answer: Any) -> None:
         self._heard = True
         if isinstance(answer, Exception):  # the server refuses
-            self._line.close(answer)
+            self._connection.close(answer)
         elif answer[0] == b"subscribe":
             channel = answer[1].decode()
             jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
@@ -167,13 +165,13 @@ class Results:
     def _follow(self, job: str) -> None:
         self._others[job] = self._others.get(job, 0) + 1
         if self._others[job] == 1:
-            self._line.send(("SUBSCRIBE", result_key(job)))
+            self._connection.send(("SUBSCRIBE", result_key(job)))
 
     def _leave(self, job: str) -> None:
         self._others[job] -= 1
         if self._others[job] == 0:
             del self._others[job]
-            self._line.send(("UNSUBSCRIBE", result_key(job)))
+            self._connection.send(("UNSUBSCRIBE", result_key(job)))
 
 
 def give_up(future: asyncio.Future[bytes]) -> None:

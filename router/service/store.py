@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import msgspec
 
 from broker.port import DeadLetter
-from broker.valkey.connection import Line, connect, fleet_errors, run
 from broker.valkey.deadlines import Overdue, overdue_answer, overdue_call
 from broker.valkey.endings import Ending, finish_call, revive_call
 from broker.valkey.facts import watch_call
@@ -55,6 +55,9 @@ from taxiway.contract.keys import (
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.streaming import Piece, read_piece
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
+from taxiway.valkey.address import Command
+from taxiway.valkey.aio import Connection
+from taxiway.valkey.errors import fleet_errors
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
@@ -93,12 +96,13 @@ class Store:
 
     def __init__(self, url: str, limits: Limits) -> None:
         self.ended: Counter[tuple[str, ...]] = Counter()
-        self._client = connect(url)
-        self._readers = connect(url, connections=_READERS)
-        self._looks = Line(url)
+        self._url = url
+        self._calls, self._looks = Connection(url), Connection(url)
         self._file = AppendOnlyFile(self._looks)
-        self._lines = [Line(url) for _ in range(_CARRIERS)]
+        self._lines = [Connection(url) for _ in range(_CARRIERS)]
         self._carriers = cycle(self._lines)
+        self._readers: list[Connection] = []  # that nobody uses now
+        self._reading = asyncio.Semaphore(_READERS)
         self._limits = limits
         self._ahead = 0.0
         self._forgotten = "-inf"
@@ -159,29 +163,24 @@ class Store:
     async def record(self, job: str) -> dict[str, str]:
         """The fields of a job's record; empty if there is none."""
         with fleet_errors(_SERVER):
-            fields: Any = await self._client.hgetall(job_key(job))
-        return {name.decode(): value.decode() for name, value in fields.items()}
+            return _texts(await self._calls.call("HGETALL", job_key(job)))
 
     async def result(self, job: str) -> bytes | None:
         """The stored result; None if there is none, or it has expired."""
         with fleet_errors(_SERVER):
-            meta: Any = await self._client.get(result_key(job))
+            meta: Any = await self._calls.call("GET", result_key(job))
         return meta if meta is None else bytes(meta)
 
     async def results(self, jobs: Sequence[str]) -> list[bytes | None]:
         """The stored result of each job; None if there is none, or it has expired."""
         with fleet_errors(_SERVER):
-            metas: Any = await self._client.mget([result_key(job) for job in jobs])
-        return list(metas)
+            return list(await self._calls.call("MGET", *map(result_key, jobs)))
 
     async def record_and_result(self, job: str) -> tuple[dict[str, str], bytes | None]:
         """Both, read atomically."""
         with fleet_errors(_SERVER):
-            async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.hgetall(job_key(job))
-                pipeline.get(result_key(job))
-                fields, meta = await pipeline.execute()
-        return {name.decode(): value.decode() for name, value in fields.items()}, meta
+            fields, meta = await self._calls.transaction(("HGETALL", job_key(job)), ("GET", result_key(job)))
+        return _texts(fields), meta
 
     async def blobs(self, refs: Sequence[str]) -> dict[str, Buffer | None]:
         """The bytes of each blob; None if it has expired."""
@@ -191,10 +190,12 @@ class Store:
 
     async def pieces(self, job: str, after: str) -> list[tuple[str, Piece]]:
         """The pieces of a job's stream after an entry, with their entry ids; waits a moment for one."""
+        command = ("XREAD", "COUNT", _PIECES, "BLOCK", _PIECES_WAIT, "STREAMS", stream_key(job), after)
         with fleet_errors(_SERVER):
-            streams: Any = await self._readers.xread({stream_key(job): after}, count=_PIECES, block=_PIECES_WAIT)
+            async with self._reader() as reader:
+                streams: Any = await reader.call(*command)
         entries = streams[0][1] if streams else []
-        return [(entry.decode(), read_piece(fields)) for entry, fields in entries]
+        return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]
 
     async def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
         """Store the blobs of a request that is about to be forwarded."""
@@ -205,47 +206,44 @@ class Store:
     async def drop_blobs(self, job: str, refs: Iterable[str]) -> None:
         """Delete the blobs of a request that did not become this job, except those that the job's record refers to."""
         with fleet_errors(_SERVER):
-            own: Any = await self._client.hget(job_key(job), "blobs")
+            own: Any = await self._calls.call("HGET", job_key(job), "blobs")
             dropped = {blob_key(ref) for ref in refs} - set((own or b"").decode().split())
             if dropped:
-                await self._client.unlink(*dropped)
+                await self._calls.call("UNLINK", *dropped)
 
     async def snapshot(self, name: str) -> bytes | None:
         """A stored fleet snapshot; None if it has expired."""
         with fleet_errors(_SERVER):
-            packed: Any = await self._client.get(snapshot_key(name))
+            packed: Any = await self._calls.call("GET", snapshot_key(name))
         return packed if packed is None else bytes(packed)
 
     async def finish(self, endings: Sequence[Ending]) -> list[bool]:
         """End jobs; True for each that had not ended before."""
         call = finish_call(endings, keep_result=self._limits.keep_result, keep_record=self._limits.keep_record)
         with fleet_errors(_SERVER):
-            written = await run(self._client, call)
+            written = await self._calls.run(call)
         self.ended.update((str(ending.state),) for ending, done in zip(endings, written, strict=True) if done)
         return [bool(one) for one in written]
 
     async def publish_models(self, listed: bytes) -> None:
         """Publish to clients of the broker what the fleet can run, as JSON; it expires unless renewed."""
         with fleet_errors(_SERVER):
-            await self._client.set(MODELS, listed, ex=_MODELS_KEPT)
+            await self._calls.call("SET", MODELS, listed, "EX", _MODELS_KEPT)
 
     async def refuse(self, refusals: Sequence[Refusal]) -> None:
         """Publish refusals to their submitters, independent of the jobs that have their idempotency keys."""
-        if not refusals:
-            return
-        pipeline = self._client.pipeline(transaction=False)
+        commands: list[Command] = []
         for one in refusals:
-            pipeline.set(result_key(one.submission), one.meta, ex=self._limits.keep_result)
+            commands.append(("SET", result_key(one.submission), one.meta, "EX", self._limits.keep_result))
             if one.reply:
-                pipeline.publish(reply_channel(one.reply), one.meta)
+                commands.append(("PUBLISH", reply_channel(one.reply), one.meta))
         with fleet_errors(_SERVER):
-            async with pipeline:
-                await pipeline.execute()
+            await self._calls.calls(*commands)
 
     async def first_digest(self, job: str) -> str:
         """The digest of the request that first used a job's idempotency key; empty if unknown."""
         with fleet_errors(_SERVER):
-            digest: Any = await self._client.hget(job_key(job), "digest")
+            digest: Any = await self._calls.call("HGET", job_key(job), "digest")
         return (digest or b"").decode()
 
     async def overdue(self, most: int, lease: float) -> tuple[int, list[Overdue], float]:
@@ -264,24 +262,24 @@ class Store:
     async def draw(self, token: str, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
         """The store's time and a holding queue's first jobs, for the leader; jobs not placed within `lease` return."""
         with fleet_errors(_SERVER):
-            return draw_answer(await run(self._client, draw_call(token, queue, most, lease)))
+            return draw_answer(await self._calls.run(draw_call(token, queue, most, lease)))
 
     async def give_back(self, jobs: Sequence[str]) -> None:
         """Return drawn jobs to holding, from the next survey on."""
         with fleet_errors(_SERVER):
-            await self._client.zadd(RELEASED, {job_key(job): 0.0 for job in jobs}, xx=True)
+            await self._calls.call("ZADD", RELEASED, "XX", *(part for job in jobs for part in (0, job_key(job))))
 
     async def held_before(self, job: str, queue: str) -> int | None:
         """The number of jobs released before this one from its holding queue; None if it is not held."""
         with fleet_errors(_SERVER):
-            rank: Any = await self._client.zrank(holding_key(queue), job_key(job))
+            rank: Any = await self._calls.call("ZRANK", holding_key(queue), job_key(job))
         return rank if rank is None else int(rank)
 
     async def placed_at(self, hardware_class: str, level: int) -> tuple[list[float], int]:
         """A class's unfinished jobs by level, up to this one, and the count of jobs ever placed at this level."""
         cells = [work_cell(hardware_class, one) for one in range(level + 1)]
         with fleet_errors(_SERVER):
-            figures: Any = await self._client.hmget(WORK, [*map(jobs_cell, cells), turns_cell(cells[-1])])
+            figures: Any = await self._calls.call("HMGET", WORK, *map(jobs_cell, cells), turns_cell(cells[-1]))
         *jobs, turns = (float(figure or 0) for figure in figures)
         return jobs, int(turns)
 
@@ -292,48 +290,39 @@ class Store:
     async def add_dead_letters(self, letters: Sequence[DeadLetter]) -> None:
         """Store messages that cannot be answered as dead letters; the oldest beyond a limit are dropped."""
         with fleet_errors(_SERVER):
-            async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.lpush(DEAD, *(msgspec.json.encode(letter) for letter in letters))
-                pipeline.ltrim(DEAD, 0, _DEAD_AT_MOST - 1)
-                await pipeline.execute()
+            push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in letters))
+            await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
 
     async def set_aside(self) -> tuple[int, int]:
         """The number of held jobs and of dead letters."""
         with fleet_errors(_SERVER):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.hlen(HELD)
-                pipeline.llen(DEAD)
-                held, dead = await pipeline.execute()
+            held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
         return int(held), int(dead)
 
     async def letters(self, start: int, most: int) -> list[bytes]:
         """Dead letters as stored, latest first, from index `start`."""
         with fleet_errors(_SERVER):
-            raw: Any = await self._client.lrange(DEAD, start, start + most - 1)
-        return list(raw)
+            return list(await self._calls.call("LRANGE", DEAD, start, start + most - 1))
 
     async def drop_letter(self, raw: bytes) -> None:
         """Delete a dead letter."""
         with fleet_errors(_SERVER):
-            await self._client.lrem(DEAD, 1, raw.decode())
+            await self._calls.call("LREM", DEAD, 1, raw)
 
     async def revive(self, job: str) -> bool:
         """Clear a job's dead-lettered end; False if it did not end that way."""
         with fleet_errors(_SERVER):
-            return bool(await run(self._client, revive_call(job)))
+            return bool(await self._calls.run(revive_call(job)))
 
     async def forget_devices(self, workers: Sequence[str]) -> None:
         """Delete devices that have been gone for long."""
         with fleet_errors(_SERVER):
-            async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.hdel(DEVICES, *workers)
-                pipeline.zrem(HEARTBEATS, *workers)
-                await pipeline.execute()
+            await self._calls.transaction(("HDEL", DEVICES, *workers), ("ZREM", HEARTBEATS, *workers))
 
     async def note_start(self, hardware_class: str) -> None:
         """Record that devices of the class are started on demand."""
         with fleet_errors(_SERVER):
-            await self._client.hset(STARTS, hardware_class, repr(self.now()))
+            await self._calls.call("HSET", STARTS, hardware_class, repr(self.now()))
 
     async def list_jobs(self, wanted: JobFilter, *, limit: int, cursor: str) -> JobPage:
         """A page of the jobs that match `wanted`, latest first. Raises `InvalidRequestError` as `list_jobs` does."""
@@ -346,12 +335,12 @@ class Store:
         The fields of each include the time at which it was `accepted`.
         """
         with fleet_errors(_SERVER):
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for job, fields in jobs.items():
-                    pipeline.hset(job_key(job), items=[text for pair in fields.items() for text in pair])
-                    pipeline.expire(job_key(job), self._limits.keep_record)
-                    pipeline.zadd(ACCEPTED, {msgspec.msgpack.encode([job_key(job)]): float(fields["accepted"])})
-                await pipeline.execute()
+            commands: list[Command] = []
+            for job, fields in jobs.items():
+                commands.append(("HSET", job_key(job), *(text for pair in fields.items() for text in pair)))
+                commands.append(("EXPIRE", job_key(job), self._limits.keep_record))
+                commands.append(("ZADD", ACCEPTED, fields["accepted"], msgspec.msgpack.encode([job_key(job)])))
+            await self._calls.calls(*commands)
 
     async def forget_listed(self) -> None:
         """Check some of the oldest jobs in the index, and remove those whose records are gone.
@@ -366,31 +355,40 @@ class Store:
     async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
         """Report what this router serves; returns how often a reload was requested."""
         with fleet_errors(_SERVER):
-            answer = await run(self._client, watch_call(arguments))
+            answer = await self._calls.run(watch_call(arguments))
         return [int(one) for one in answer]
 
     async def ask_reload(self) -> int:
         """Ask all processes to reload their models folder; returns the number of such requests, this one included."""
         with fleet_errors(_SERVER):
-            return int(await self._client.incr(RELOADS))
+            return int(await self._calls.call("INCR", RELOADS))
 
     async def catalogues(self) -> dict[str, Report]:
         """What each running process serves, by its name."""
         with fleet_errors(_SERVER):
-            async with self._client.pipeline(transaction=True) as pipeline:
-                pipeline.time()
-                pipeline.zrange(CATALOGUES_SEEN, 0, -1, withscores=True)
-                pipeline.hgetall(CATALOGUES)
-                now, seen, reports = await pipeline.execute()
-        live = [name for name, at in seen if now[0] - at <= LIVE and name in reports]
-        return {name.decode(): msgspec.json.decode(reports[name], type=Report) for name in live}
+            now, seen, told = await self._calls.transaction(
+                ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
+            )
+        reports = _named(told)
+        live = [name for name, at in _figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
+        return {name: msgspec.json.decode(reports[name], type=Report) for name in live}
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._client.aclose()
-        await self._readers.aclose()
-        for line in (self._looks, *self._lines):
-            await line.close()
+        for connection in (self._calls, self._looks, *self._lines, *self._readers):
+            connection.close()
+
+    @asynccontextmanager
+    async def _reader(self) -> AsyncIterator[Connection]:
+        """A connection for a command that blocks."""
+        async with self._reading:
+            reader = self._readers.pop() if self._readers else Connection(self._url)
+            try:
+                yield reader
+            except BaseException:
+                reader.close()
+                raise
+            self._readers.append(reader)
 
     async def _ask(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         return await next(self._carriers).calls(*commands)
@@ -406,6 +404,10 @@ def _cancelled(job: str) -> Ending:
 def _named(pairs: Sequence[bytes]) -> dict[str, bytes]:
     """A server's list of alternating names and values, as a mapping."""
     return {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
+
+
+def _texts(pairs: Sequence[bytes]) -> dict[str, str]:
+    return {name: value.decode() for name, value in _named(pairs).items()}
 
 
 def _figures(pairs: Sequence[bytes]) -> dict[str, float]:

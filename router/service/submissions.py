@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from broker.port import Outgoing, Transport
 from router.service.snapshot_reader import FleetReader
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey.wire import settle
+from taxiway.valkey.aio import settle
 
 logger = logging.getLogger(__name__)
 

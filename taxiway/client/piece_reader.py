@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from redis.exceptions import RedisError
-
-from taxiway.client.valkey_link import AWAY, ValkeyLink
+from taxiway.client.valkey_link import ValkeyLink
 from taxiway.contract.keys import stream_key
 from taxiway.contract.streaming import Piece, read_piece
+from taxiway.valkey.errors import ServerError
 
 _MOST = 256
 """Pieces that are read at once."""
@@ -24,7 +23,7 @@ class PieceReader:
     """One reader, on a connection of its own: the server's answer waits for the next piece."""
 
     def __init__(self, link: ValkeyLink, job: str) -> None:
-        self._line = link.line()
+        self._connection = link.connection()
         self._patience = link.patience
         self._key = stream_key(job)
 
@@ -33,21 +32,18 @@ class PieceReader:
         while True:
             try:
                 return await self._ask(after)
-            except (*AWAY, RedisError):
+            except (ServerError, OSError):
                 await self.aclose()
                 await asyncio.sleep(_PAUSE)
 
     async def aclose(self) -> None:
         """Disconnect."""
-        self._line.close()
+        self._connection.close()
 
     async def _ask(self, after: str) -> list[tuple[str, Piece]]:
-        await self._line.connect()
         wait = int(_WAIT * 1000)
         command = ("XREAD", "COUNT", _MOST, "BLOCK", wait, "STREAMS", self._key, after)
         async with asyncio.timeout(_WAIT + self._patience):
-            (streams,) = await self._line.ask([command])
-        if isinstance(streams, Exception):
-            raise streams
+            streams = await self._connection.call(*command)
         entries = streams[0][1] if streams else []
         return [(entry.decode(), read_piece(dict(zip(flat[::2], flat[1::2], strict=True)))) for entry, flat in entries]

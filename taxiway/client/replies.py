@@ -9,14 +9,14 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
-from redis.exceptions import RedisError
 
 from taxiway.client.rounds import PAUSE, Rounds
-from taxiway.client.valkey_link import AWAY, ValkeyLink
+from taxiway.client.valkey_link import ValkeyLink
 from taxiway.contract.job import FINAL, expired, unknown
 from taxiway.contract.keys import job_key, result_key
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError
-from taxiway.valkey.wire import settle
+from taxiway.valkey.aio import settle
+from taxiway.valkey.errors import ServerError
 
 _PINGS = 3
 """A silent server is asked for a sign of life this many times within the link's patience."""
@@ -61,7 +61,7 @@ class Replies:
     ) -> None:
         self._link = link
         self._reconnected = reconnected
-        self._line = link.line()
+        self._connection = link.connection()
         self._channel = channel
         self._pause = pause
         self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
@@ -109,7 +109,7 @@ class Replies:
         future = self._future(job)
         self._watched[job] += 1
         try:
-            self._line.send(("SUBSCRIBE", result_key(job)))
+            self._connection.send(("SUBSCRIBE", result_key(job)))
             await self._look_once(future, job)
             return await self.wait(future, timeout, started)
         finally:
@@ -117,7 +117,7 @@ class Replies:
             if not self._watched[job]:
                 del self._watched[job]
                 self._strange.pop(job, None)
-                self._line.send(("UNSUBSCRIBE", result_key(job)))
+                self._connection.send(("UNSUBSCRIBE", result_key(job)))
 
     async def wait(self, future: asyncio.Future[bytes], timeout: float | None, started: float | None = None) -> bytes:
         """The future's value; the future stays good when this gives up. The time counts from `started`, or from now.
@@ -179,19 +179,19 @@ class Replies:
         while True:
             try:
                 await self._read()
-            except (*AWAY, RedisError):
+            except (ServerError, OSError):
                 self._away = True
                 await asyncio.sleep(_PAUSE)
 
     async def _read(self) -> None:
         """Hear until the connection is lost, or given up, which is raised."""
-        await self._line.connect()
+        await self._connection.connect()
         self._pinged, self._away = 0.0, False
-        await self._line.listen([("SUBSCRIBE", self._channel, *map(result_key, self._watched))], self._hear)
+        await self._connection.listen([("SUBSCRIBE", self._channel, *map(result_key, self._watched))], self._hear)
 
     def _hear(self, answer: Any) -> None:
         if isinstance(answer, Exception):  # the server refuses
-            self._line.close(answer)
+            self._connection.close(answer)
             return
         self._heard, self._pinged = asyncio.get_running_loop().time(), 0.0
         if answer[0] == b"message":
@@ -240,7 +240,7 @@ class Replies:
                 watched = [job for job, meta in zip(jobs, stored, strict=True) if meta is None and job in self._watched]
                 await asyncio.gather(*map(self._look_into, watched))
             except BrokerUnavailableError:
-                self._line.close()  # the next subscription checks again
+                self._connection.close()  # the next subscription checks again
                 return
 
     async def _look_into(self, job: str) -> None:
@@ -270,10 +270,10 @@ class Replies:
             for future, started in list(self._owned.items()):
                 if now >= max(started, self._heard) + self._link.patience:
                     settle(future, self._too_long(None))
-            if not self._line.connected or not len(self._waiting):
+            if not self._connection.connected or not len(self._waiting):
                 continue
             if not self._pinged and now - self._heard >= step:
                 self._pinged = now
-                self._line.send(("PING",))
+                self._connection.send(("PING",))
             elif self._pinged and now - self._pinged >= self._link.patience - step:
-                self._line.close()
+                self._connection.close()

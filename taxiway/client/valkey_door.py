@@ -45,7 +45,7 @@ from taxiway.contract.streaming import Progress, Told, follow
 from taxiway.contract.tracing import Carried, submitting
 from taxiway.contract.wire import cancel_message, infer_message
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
-from taxiway.valkey.wire import settle
+from taxiway.valkey.aio import settle
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
 """A message for the arrivals, and the blobs that it refers to."""

@@ -1,7 +1,4 @@
-"""A Valkey or Redis server that may be away for a while: pipelined commands on one connection, tried again for a time.
-
-redis-py connects (addresses, passwords, TLS); its retries (ten, by default) and its pool are not used.
-"""
+"""A Valkey or Redis server that may be away for a while: commands pipelined on one connection, and tried again."""
 
 from __future__ import annotations
 
@@ -10,22 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from taxiway.contract.blobs import KEPT, Buffer
 from taxiway.contract.durability import Durability, check_confirmed, confirming, refusal
 from taxiway.contract.keys import ARRIVALS, blob_key
 from taxiway.errors import FleetUnavailable, InvalidRequestError
-from taxiway.valkey.line import RespLine
-from taxiway.valkey.wire import settle
-
-AWAY = (RedisConnectionError, RedisTimeoutError, OSError, TimeoutError)
-"""What a call raises while nobody answers."""
+from taxiway.valkey.aio import Connection, settle
+from taxiway.valkey.errors import ServerError
 
 _MOST_MESSAGES = 512
 """Arrivals in one LPUSH: small enough that the server's other clients do not wait for it (about 0.3 ms)."""
@@ -50,18 +37,16 @@ class ValkeyLink:
 
     def __init__(self, url: str, patience: float, durability: Durability = "written") -> None:
         try:
-            self._pool = ConnectionPool.from_url(
-                url, protocol=2, retry=Retry(NoBackoff(), 0), socket_connect_timeout=patience, socket_timeout=None
-            )
+            self._connection = Connection(url, answer=None, patience=patience)
         except ValueError:  # it may quote a piece of a password
             wanted = "redis://NAME:PASSWORD@HOST:PORT/DATABASE, with / and # in a password as %2F and %23"
             raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
+        self._url = url
         self.patience = patience
         self._confirming = confirming(durability, patience * _CONFIRMED_WITHIN)
         self._arrivals: list[_Waiting] = []
         self._commands: list[_Waiting] = []
         self._flushing: asyncio.Task[None] | None = None
-        self._line = self.line()
 
     async def call(self, *command: str | bytes | int) -> Any:
         """The server's answer to one command.
@@ -84,15 +69,15 @@ class ValkeyLink:
         self._arrivals.append(((message, blobs), settle))
         self._start()
 
-    def line(self) -> RespLine:
+    def connection(self) -> Connection:
         """A connection of the caller's own."""
-        return RespLine(self._pool, self.patience)
+        return Connection(self._url, answer=None, patience=self.patience)
 
     async def close(self) -> None:
         """Disconnect, once what was asked before is answered or refused."""
         if self._flushing is not None:
             await self._flushing
-        self._line.close()
+        self._connection.close()
 
     async def _queued(self, line: list[_Waiting], item: Any) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -118,7 +103,7 @@ class ValkeyLink:
                 pipeline += self._confirming
             try:
                 answers = await self._patiently(pipeline)
-            except RedisError as error:
+            except (ServerError, OSError) as error:
                 later = [*self._take(self._arrivals), *self._take(self._commands)]
                 self._refuse([*commands, *messages, *later], str(error))
             else:
@@ -149,7 +134,7 @@ class ValkeyLink:
     @staticmethod
     def _refuse(waiting: Sequence[_Waiting], why: str) -> None:
         for _, tell in waiting:
-            tell(_plainly(RedisConnectionError(why)))
+            tell(_plainly(ConnectionError(why)))
 
     async def _patiently(self, pipeline: Sequence[Sequence[Any]]) -> list[Any]:
         clock = asyncio.get_running_loop().time
@@ -157,10 +142,10 @@ class ValkeyLink:
         while True:
             try:
                 async with asyncio.timeout_at(until):
-                    return await self._line.ask(pipeline)
-            except AWAY as error:
-                if clock() + pause >= until or isinstance(error, (AuthenticationError, AuthorizationError)):
-                    raise RedisConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
+                    return await self._connection.ask(pipeline)
+            except OSError as error:
+                if clock() + pause >= until:
+                    raise ConnectionError(str(error) or f"no answer within {self.patience:g} s") from error
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 

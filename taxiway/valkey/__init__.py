@@ -1,1 +1,5 @@
-"""The wheel's own connection to Valkey or Redis: RESP3 in and out, without copies of large values."""
+"""The only way to Valkey or Redis: `aio` and `blocking` connect to an `address`, in `resp`, without hidden retries.
+
+A connection that fails raises `OSError` (`TimeoutError` and `ConnectionError` are such); a server that answers with an
+error raises `ServerError`. Celery and kombu have connections of their own.
+"""

@@ -1,4 +1,4 @@
-"""Large values on their way to and from a Valkey or Redis server, without copies.
+"""Commands as bytes and bytes as answers: in C (hiredis), and large values without copies.
 
 A library copies a value into the command that carries it, and an answer out of the bytes that came: each time into
 memory that is new to the process, which costs more than the copy. Source: the Redis serialization protocol (RESP2).
@@ -6,12 +6,14 @@ memory that is new to the process, which costs more than the copy. Source: the R
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import hiredis
 
 from taxiway.contract.blobs import Buffer
+from taxiway.valkey.errors import ServerError
 
 LARGE = 2**16
 """Bytes of a value from which on it is not copied."""
@@ -20,6 +22,9 @@ READ = 2**18
 """Bytes of an answer that are read at once: with redis-py's 64 KiB, a large one takes four times the processor time."""
 
 END = b"\r\n"
+
+_VALUE = ord("$")
+_LONGEST_HEAD = 24  # of a value: its length has 20 digits at most
 
 
 class Value:
@@ -57,3 +62,65 @@ def packed(command: Sequence[Any]) -> Iterator[Buffer]:
 def is_large(argument: Any) -> bool:
     """Whether it is a value that is not to be copied."""
     return isinstance(argument, Buffer) and len(argument) > LARGE
+
+
+def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
+    """The bytes of commands that are sent together, in as few pieces as can be without copying a large value."""
+    parts = (piece for command in commands for piece in packed(command))
+    for large, some in groupby(parts, is_large):
+        if large:
+            yield from some
+        else:
+            yield b"".join(some)
+
+
+class Answers:
+    """Takes what a server sends, and gives the answers; an error of the server's as a value."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader(replyError=ServerError)
+        self._read = memoryview(bytearray(READ))
+        self._large: Value | None = None
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes go."""
+        return self._read if self._large is None else self._large.missing
+
+    def received(self, count: int) -> Iterator[Any]:
+        """The answers that are whole now that so many bytes were put into `buffer`.
+
+        Raises:
+            ConnectionError: the server speaks otherwise.
+        """
+        if self._large is None:
+            at = yield from self._values(count)
+            if self._large is None:
+                yield from self._parsed(at, count)
+        else:
+            self._large.came(count)
+        if self._large is not None and not self._large.missing:
+            content, self._large = self._large.content, None
+            yield content
+
+    def _values(self, count: int) -> Generator[Any, None, int]:
+        """Give the values that come first, up to one that is large and not whole; where the rest begins."""
+        at = 0
+        while at < count and self._read[at] == _VALUE and not self._reader.has_data():
+            head, found, _ = bytes(self._read[at : min(at + _LONGEST_HEAD, count)]).partition(END)
+            length, begin = int(head[1:]) if found else 0, at + len(head) + len(END)
+            end = begin + length + len(END)
+            if end > count and length > LARGE:
+                self._large = Value(length, self._read[begin:count])
+            if not found or end >= count or length < 0:
+                break
+            yield bytes(self._read[begin : begin + length])
+            at = end
+        return at
+
+    def _parsed(self, at: int, count: int) -> Iterator[Any]:
+        try:
+            self._reader.feed(self._read, at, count - at)  # type: ignore[arg-type]  # it takes any buffer
+            while (answer := self._reader.gets()) is not False:
+                yield answer
+        except hiredis.HiredisError as error:
+            raise ConnectionError(str(error)) from error

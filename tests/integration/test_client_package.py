@@ -28,8 +28,9 @@ def seconds(code):
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_the_broker_door_needs_no_aiohttp_and_the_http_door_no_redis():
-    code = "import sys, taxiway; taxiway.Client({!r}).close(); print('aiohttp' in sys.modules, 'redis' in sys.modules)"
+def test_the_broker_door_needs_no_aiohttp_and_the_http_door_no_hiredis():
+    code = "import sys, taxiway; taxiway.Client({!r}).close(); print(*(name in sys.modules for name in {}))"
+    libraries = ("aiohttp", "hiredis", "redis")
 
-    assert run(code.format("redis://127.0.0.1:9")).split() == ["False", "True"]
-    assert run(code.format("http://127.0.0.1:9")).split() == ["True", "False"]
+    assert run(code.format("redis://127.0.0.1:9", libraries)).split() == ["False", "True", "False"]
+    assert run(code.format("http://127.0.0.1:9", libraries)).split() == ["True", "False", "False"]

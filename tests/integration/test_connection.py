@@ -1,138 +1,279 @@
-"""How fleet processes reach a real Valkey server."""
+"""Our connections to a real Valkey server."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import redis
 import uvloop
 
-from broker.valkey import blocking
-from broker.valkey.connection import Line, connect, fleet_errors, run
-from broker.valkey.lua import Call
 from router.service.store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey.wire import RespWire
+from taxiway.valkey import aio, blocking
+from taxiway.valkey.errors import ServerError, fleet_errors
+from tests.cable import Cable
+
+SOON = 20.0
+VALUES = {f"large:{number}": bytes([number]) * size for number, size in enumerate((1, 2**16, 2**18 + 1, 2**21, 9))}
 
 
-def ids(store: redis.Redis, name: str) -> list[str]:
-    """The server's numbers of the connections of this name."""
-    clients: list[dict[str, Any]] = store.client_list()
-    return [client["id"] for client in clients if client["name"] == name]
+class Echo(NamedTuple):
+    """A script that answers its arguments."""
+
+    args: tuple[Any, ...]
+    text: str = "return ARGV"
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        return ("EVALSHA", "4cf2342858f27cba86b2b790280b0ba54885a7d0", 0, *self.args)
+
+
+@pytest.fixture
+def cable(settings: Settings) -> Iterator[Cable]:
+    """The way to the server."""
+    parts = urlsplit(settings.state)
+    assert parts.hostname and parts.port
+    cable = Cable(parts.hostname, parts.port)
+    yield cable
+    cable.close()
+
+
+def through(cable: Cable, settings: Settings) -> str:
+    """The server's address by that way."""
+    parts = urlsplit(settings.state)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
+
+
+def kill(settings: Settings, name: str) -> None:
+    """Have the server end the connections of this name."""
+    with redis.Redis.from_url(settings.state) as store:
+        clients: list[dict[str, Any]] = store.client_list()
+        for client in clients:
+            if client["name"] == name:
+                store.client_kill_filter(_id=client["id"])
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once it is so."""
+    async with asyncio.timeout(SOON):
+        while not condition():
+            await asyncio.sleep(0)
 
 
 def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> None:
-    call = Call("peek", ["nothing", "\x00"], [2, 7])
-
     async def scenario() -> list[Any]:
-        line, client = Line(settings.state), connect(settings.state)
-        answers = []
-        for asked in (line.run(call), run(client, call)):
-            await line.call("SCRIPT", "FLUSH")
-            answers.append(await asked)
-        await line.close()
-        await client.aclose()
-        return answers
+        connection = aio.Connection(settings.state)
+        first = await connection.run(Echo(("a", b"\x00", 7)))
+        await connection.call("SCRIPT", "FLUSH")
+        second = await connection.run(Echo(("b",)))
+        connection.close()
+        return [*first, *second]
 
-    assert asyncio.run(scenario()) == [[0, [], []]] * 2
-
-
-async def _hung_up(line: Line) -> None:
-    while line.connected:
-        await asyncio.sleep(0)
+    assert asyncio.run(scenario()) == [b"a", b"\x00", b"7", b"b"]
+    connections = blocking.Connections(settings.state)
+    connections.call("SCRIPT", "FLUSH")
+    assert [connections.run(Echo(("c",))), connections.run(Echo(("d",)))] == [[b"c"], [b"d"]]
+    connections.close()
 
 
-def test_a_line_that_the_server_hung_up_on_is_opened_anew(settings: Settings) -> None:
+def test_a_connection_that_the_server_ended_is_opened_anew(settings: Settings) -> None:
     async def scenario() -> bytes:
-        line = Line(settings.state)
-        await line.call("CLIENT", "SETNAME", "hung-up")
-        with redis.Redis.from_url(settings.state) as store:
-            for number in ids(store, "hung-up"):
-                store.client_kill_filter(_id=number)
-        await asyncio.wait_for(_hung_up(line), 5)
-        answer: bytes = await line.call("ECHO", "again")
-        await line.close()
+        connection = aio.Connection(settings.state)
+        await connection.call("CLIENT", "SETNAME", "ended")
+        kill(settings, "ended")
+        await until(lambda: not connection.connected)
+        answer: bytes = await connection.call("ECHO", "again")
+        connection.close()
         return answer
 
     assert asyncio.run(scenario()) == b"again"
+    connections = blocking.Connections(settings.state)
+    connections.call("CLIENT", "SETNAME", "ended")
+    kill(settings, "ended")
+    assert connections.call("ECHO", "again") == b"again"
+    connections.close()
 
 
 def test_calls_at_the_same_time_get_each_its_own_answer(settings: Settings) -> None:
     async def scenario() -> list[bytes]:
-        line = Line(settings.state)
-        answers: list[bytes] = await asyncio.gather(*(line.call("ECHO", str(n)) for n in range(20)))
-        await line.close()
+        connection = aio.Connection(settings.state)
+        answers: list[bytes] = await asyncio.gather(*(connection.call("ECHO", str(n)) for n in range(20)))
+        connection.close()
         return answers
 
     assert asyncio.run(scenario()) == [b"%d" % n for n in range(20)]
 
 
+def test_a_caller_that_gives_up_leaves_the_others_their_answers(settings: Settings) -> None:
+    async def scenario() -> bytes:
+        connection = aio.Connection(settings.state)
+        await connection.connect()
+        given_up = asyncio.ensure_future(connection.call("ECHO", "first"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        answer: bytes = await connection.call("ECHO", "second")
+        connection.close()
+        return answer
+
+    assert asyncio.run(scenario()) == b"second"
+
+
 def test_an_answer_that_does_not_come_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
     async def scenario() -> bytes:
-        line = Line(settings.state, answer=0.2)
+        connection = aio.Connection(settings.state, answer=0.2)
         with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
-            await line.call("BLPOP", "nothing", 5)
-        answer: bytes = await line.call("ECHO", "next")
-        await line.close()
+            await connection.call("BLPOP", "nothing", 5)
+        answer: bytes = await connection.call("ECHO", "next")
+        connection.close()
         return answer
 
     assert asyncio.run(scenario()) == b"next"
+    connections = blocking.Connections(settings.state, answer=0.2)
+    with pytest.raises(BrokerUnavailableError), fleet_errors("broker"):
+        connections.call("BLPOP", "nothing", 5)
+    assert connections.call("ECHO", "next") == b"next"
+    connections.close()
 
 
-def test_who_waits_on_a_line_that_is_closed_is_told_at_once(settings: Settings) -> None:
+def test_what_blocks_ends_with_its_caller(settings: Settings) -> None:
     async def scenario() -> None:
-        line = Line(settings.state, answer=None)
-        waiting = asyncio.ensure_future(line.call("BLPOP", "nothing", 0))
-        async with asyncio.timeout(20):
-            while not line.connected:
-                await asyncio.sleep(0)
-            await line.close()
-            with pytest.raises(redis.ConnectionError):
-                await waiting
+        connection = aio.Connection(settings.state, answer=None)
+        waiting = asyncio.ensure_future(connection.call("BLMOVE", "from", "to", "LEFT", "LEFT", 0))
+        with redis.Redis.from_url(settings.state) as store:
+            await until(lambda: store.info("clients")["blocked_clients"] > 0)
+            waiting.cancel()
+            await until(lambda: not connection.connected)
+            await until(lambda: store.info("clients")["blocked_clients"] == 0)
 
     asyncio.run(scenario())
 
 
-def test_what_is_sent_on_a_connection_that_ended_goes_nowhere(settings: Settings) -> None:
-    async def scenario() -> list[Any]:
-        opened = connect(settings.state).connection_pool.make_connection()
-        await opened.connect()
-        told: list[Any] = []
-        wire = RespWire(opened, told.append, told.append)
-        wire.close()
+def test_who_waits_on_a_connection_that_is_closed_is_told_at_once(settings: Settings) -> None:
+    async def scenario() -> None:
+        connection = aio.Connection(settings.state, answer=None)
+        waiting = asyncio.ensure_future(connection.call("BLPOP", "nothing", 0))
+        await until(lambda: connection.connected)
         await asyncio.sleep(0)
-        wire.send([("PING",)])
-        return told
+        connection.close()
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(waiting, SOON)
 
-    assert uvloop.run(scenario()) == []
+    asyncio.run(scenario())
 
 
 def test_large_values_go_and_come_whole_among_small_ones(settings: Settings) -> None:
-    values = {f"large:{number}": bytes([number]) * size for number, size in enumerate((1, 2**16, 2**18 + 1, 2**21, 9))}
-
     async def scenario() -> list[Any]:
-        line = Line(settings.state)
-        await line.calls(*(("SET", key, value) for key, value in values.items()))
-        found = await line.calls(*(("GET", key) for key in (*values, "large:none")))
-        await line.close()
+        connection = aio.Connection(settings.state)
+        await connection.calls(*(("SET", key, value) for key, value in VALUES.items()))
+        found = await connection.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none")))
+        connection.close()
         return found
 
-    assert uvloop.run(scenario()) == [*values.values(), None]
-    assert blocking.Line(settings.state).values([*values, "large:none"]) == [*values.values(), None]
+    wanted = [None, *VALUES.values(), None]
+    assert uvloop.run(scenario()) == wanted
+    connections = blocking.Connections(settings.state)
+    assert connections.calls(*(("GET", key) for key in ("large:none", *VALUES, "large:none"))) == wanted
+    connections.close()
 
 
-def test_who_asks_a_worker_for_a_value_of_another_kind_is_told_and_asks_on(settings: Settings) -> None:
-    with redis.Redis.from_url(settings.state) as store:
-        store.lpush("large:list", "x")
-        store.set("large:small", "y")
-    line = blocking.Line(settings.state)
-    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
-        line.values(["large:list", "large:small"])
-    assert line.values(["large:small"]) == [b"y"]
+def test_what_the_server_refuses_is_told_and_the_next_call_is_answered(settings: Settings) -> None:
+    async def scenario() -> bytes:
+        connection = aio.Connection(settings.state)
+        with pytest.raises(ServerError, match="WRONGTYPE"):
+            await connection.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
+        answer: bytes = await connection.call("ECHO", "next")
+        connection.close()
+        return answer
+
+    assert asyncio.run(scenario()) == b"next"
+    connections = blocking.Connections(settings.state)
+    with pytest.raises(ServerError, match="WRONGTYPE"):
+        connections.calls(("LPUSH", "some:list", "x"), ("GET", "some:list"))
+    assert connections.call("ECHO", "next") == b"next"
+    connections.close()
+
+
+def test_what_a_transaction_refuses_is_told(settings: Settings) -> None:
+    async def scenario() -> None:
+        connection = aio.Connection(settings.state)
+        assert await connection.transaction(("SET", "one", 1), ("GET", "one")) == [b"OK", b"1"]
+        with pytest.raises(ServerError, match="WRONGTYPE"):
+            await connection.transaction(("LPUSH", "one", 1), ("GET", "one"))
+        connection.close()
+
+    asyncio.run(scenario())
+
+
+def test_all_who_call_a_silent_server_are_told_in_one_time(settings: Settings, cable: Cable) -> None:
+    """Also those who come while another connects: no wait is added to another."""
+
+    async def scenario() -> float:
+        connection = aio.Connection(through(cable, settings), answer=0.3, patience=0.3)
+        await connection.call("PING")
+        cable.forget()
+        began = time.monotonic()
+        told = await asyncio.gather(*(connection.call("PING") for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(one, TimeoutError) for one in told), told
+        return time.monotonic() - began
+
+    assert asyncio.run(scenario()) < 1.0
+
+
+def test_a_wrong_password_is_refused_at_once(settings: Settings) -> None:
+    parts = urlsplit(settings.state)
+    url = urlunsplit(parts._replace(netloc=f":wrong@{parts.hostname}:{parts.port}"))
+    with pytest.raises(ServerError, match="WRONGPASS"):
+        asyncio.run(aio.Connection(url).call("PING"))
+    with pytest.raises(ServerError, match="WRONGPASS"):
+        blocking.Connections(url).call("PING")
+
+
+def test_a_subscription_hears_what_is_published_and_nothing_for_as_long_as_it_was_asked(settings: Settings) -> None:
+    connection, other = blocking.Connection(settings.state), blocking.Connections(settings.state)
+    assert connection.ask([("SUBSCRIBE", "heard")]) == [[b"subscribe", b"heard", 1]]
+    assert connection.hear(0.01) is None
+    other.call("PUBLISH", "heard", "x")
+    assert connection.hear(SOON) == [b"message", b"heard", b"x"]
+    connection.close()
+    other.close()
+
+
+def test_threads_share_connections(settings: Settings) -> None:
+    connections = blocking.Connections(settings.state)
+    answers: dict[int, bytes] = {}
+
+    def ask(number: int) -> None:
+        for _ in range(50):
+            answers[number] = connections.call("ECHO", str(number))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    connections.close()
+    assert answers == {number: b"%d" % number for number in range(8)}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_process_leaves_its_parents_connection_alone(settings: Settings) -> None:
+    connections = blocking.Connections(settings.state)
+    mine = connections.call("CLIENT", "ID")
+    child = os.fork()
+    if not child:
+        os._exit(0 if connections.call("CLIENT", "ID") != mine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert connections.call("CLIENT", "ID") == mine
+    connections.close()
 
 
 def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings) -> None:

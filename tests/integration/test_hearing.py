@@ -8,14 +8,12 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis
 
-from broker.valkey.connection import connect
 from router.service.results import Results
 from router.service.store import Store
 from tasks.topology import Limits
 from taxiway.client.replies import Replies
 from taxiway.client.valkey_link import ValkeyLink
 from taxiway.contract.keys import reply_channel, result_key
-from taxiway.valkey.wire import RespWire
 from tests.cable import Cable
 
 META = b'{"task_id": "j", "status": "SUCCESS"}'
@@ -106,28 +104,3 @@ def test_a_router_gives_up_a_subscription_that_has_become_silent(settings, store
         asyncio.run(scenario())
     finally:
         cable.close()
-
-
-def test_a_connection_that_ended_before_it_was_taken_over_is_told_lost():
-    async def scenario():
-        async def greet(reader, writer):
-            while await reader.read(4096):  # AUTH, HELLO or what redis-py says else
-                writer.write(b"+OK\r\n" * 2)
-                writer.write_eof()
-
-        server = await asyncio.start_server(greet, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        opened = connect(f"redis://127.0.0.1:{port}/0?protocol=2").connection_pool.make_connection()
-        await opened.connect()
-        async with asyncio.timeout(SOON):
-            while not opened._reader.at_eof():
-                await asyncio.sleep(0)
-        lost = asyncio.get_running_loop().create_future()
-        wire = RespWire(opened, print, lost.set_result)
-        try:
-            return await asyncio.wait_for(lost, SOON)
-        finally:
-            wire.close()
-            server.close()
-
-    assert isinstance(asyncio.run(scenario()), redis.ConnectionError)

@@ -9,9 +9,9 @@ import redis
 from msgspec.structs import replace
 
 from broker.port import Peeked, Step
-from broker.valkey.blocking import run
 from broker.valkey.holding import draw_answer, draw_call
 from broker.valkey.leadership import Leadership
+from broker.valkey.lua import run
 from broker.valkey.moving import move_call, record_call
 from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings

@@ -1,0 +1,111 @@
+"""Where a Valkey or Redis server is, and what a connection to it says first."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from taxiway.valkey.errors import checked, is_away
+
+Place = str | tuple[str, int]
+"""The path of a Unix socket, or a host and a port."""
+
+Command = Sequence[Any]
+
+_PORT, _SCHEMES = 6379, ("redis", "rediss", "unix")
+_UNVERIFIED = ("none", "cert_none")
+
+
+class Script(Protocol):
+    """A script that runs on the server, by its digest once it was loaded."""
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """The command that runs it on a server which has it."""
+
+    @property
+    def text(self) -> str:
+        """What is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server, and who asks there."""
+
+    places: tuple[Place, ...]
+    database: int = 0
+    username: str = ""
+    password: str = field(default="", repr=False)
+    tls: Mapping[str, str] | None = None  # options of the address by name; None without TLS
+
+    @property
+    def greeting(self) -> list[Command]:
+        """The commands that begin a connection."""
+        return [*_login(self.username, self.password), *([("SELECT", self.database)] if self.database else [])]
+
+    def context(self) -> ssl.SSLContext | None:
+        """How TLS is spoken: the files are read anew, for they may have been renewed."""
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(cafile=self.tls.get("ssl_ca_certs"))
+        if self.tls.get("ssl_certfile"):
+            context.load_cert_chain(self.tls["ssl_certfile"], self.tls.get("ssl_keyfile"))
+        unverified = self.tls.get("ssl_cert_reqs", "").lower() in _UNVERIFIED
+        if unverified or self.tls.get("ssl_check_hostname", "").lower() in ("false", "0", "no"):
+            context.check_hostname = False
+        if unverified:
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def parse(url: str) -> Address:
+    """The address that `redis://NAME:PASSWORD@HOST:PORT/DATABASE` is, with `rediss` for TLS, or `unix://PATH?db=…`.
+
+    Options of TLS are named as redis-py names them (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
+    `ssl_check_hostname`); other options are not ours.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"no address of a Valkey or Redis server: {parts.scheme}://…")
+    options = dict(parse_qsl(parts.query))
+    user, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = user.partition(":")
+    path = unquote(parts.path)
+    unix = parts.scheme == "unix"
+    return Address(
+        places=(path,) if unix else (_place(hosts, _PORT),),
+        database=int((not unix and path.strip("/")) or options.get("db") or 0),
+        username=unquote(username),
+        password=unquote(password),
+        tls=options if parts.scheme == "rediss" else None,
+    )
+
+
+def check_greeting(answers: Sequence[Any]) -> None:
+    """Raise what keeps a connection from use.
+
+    Raises:
+        ConnectionError: the server takes nobody now.
+        ServerError: it refuses this account, or this database.
+    """
+    for answer in answers:
+        if is_away(answer):
+            raise ConnectionError(str(answer))
+    checked(answers)
+
+
+def _login(username: str, password: str) -> list[Command]:
+    if username:
+        return [("AUTH", username, password)]
+    return [("AUTH", password)] if password else []
+
+
+def _place(text: str, usual: int) -> Place:
+    host = urlsplit(f"//{text}")
+    return host.hostname or "localhost", host.port or usual

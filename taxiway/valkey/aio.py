@@ -1,0 +1,259 @@
+"""The asyncio connection: for any number of callers, with answers parsed in C as they come, many in a turn of the loop.
+
+redis-py takes a coroutine's turn for each answer, some 8 µs, and as long again around a call. A large value is copied
+by nobody on its way: it is sent from where it lies, and read into memory of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from taxiway.valkey.address import Address, Command, Place, Script, check_greeting, parse
+from taxiway.valkey.errors import ServerError, checked, is_away, is_unknown_script
+from taxiway.valkey.resp import Answers, pieces
+
+ANSWER = 1.5
+"""Seconds within which a server must answer: a caller is told within two."""
+
+Hear = Callable[[Any], None]
+"""Is told an answer."""
+
+
+class Connection:
+    """One connection, opened with the first call and, after a failure, with the next one.
+
+    Callers share it, and each gets its own answers; what one sends together is sent at once. It is given up once the
+    server has said nothing for `answer` seconds to those who wait; where that is None, because commands block, when a
+    caller no longer waits. `patience` is for connecting, with passwords and TLS. Raises `OSError` and `ServerError`.
+    """
+
+    def __init__(self, url: str, *, answer: float | None = ANSWER, patience: float = ANSWER) -> None:
+        self._address = parse(url)
+        self._answer = answer
+        self._patience = patience
+        self._wire: _Wire | None = None
+        self._opening: asyncio.Task[_Wire] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a connection that has not ended."""
+        return self._wire is not None and not self._wire.ended
+
+    async def connect(self) -> None:
+        """Connect, where it is not connected."""
+        await self._connected()
+
+    async def call(self, *command: Any) -> Any:
+        """The server's answer to a command."""
+        return (await self.calls(command))[0]
+
+    async def calls(self, *commands: Command) -> list[Any]:
+        """The answers to commands that are sent together, as RESP 2 has them. Raises the first error among them."""
+        return checked(await self.ask(commands))
+
+    async def transaction(self, *commands: Command) -> list[Any]:
+        """The answers to commands that the server runs at one instant."""
+        return checked((await self.calls(("MULTI",), *commands, ("EXEC",)))[-1])
+
+    async def run(self, script: Script) -> Any:
+        """The answer of a script."""
+        try:
+            return await self.call(*script.command)
+        except ServerError as error:
+            if not is_unknown_script(error):
+                raise
+        return (await self.calls(("SCRIPT", "LOAD", script.text), script.command))[1]
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers to commands that are sent together, in order; an error of the server's as a value."""
+        if not commands:
+            return []
+        wire = await self._connected()
+        try:
+            return await wire.ask(commands)
+        except asyncio.CancelledError:
+            if self._answer is None:
+                wire.end(ConnectionError("closed"))  # what blocks there would go on
+            raise
+
+    async def listen(self, commands: Sequence[Command], hear: Hear) -> None:
+        """Send commands, and give `hear` all that comes until the connection ends; why it ended is raised."""
+        wire = await self._connected()
+        try:
+            await wire.listen(commands, hear)
+        finally:
+            wire.end(ConnectionError("closed"))
+
+    def send(self, *commands: Command) -> None:
+        """Send commands whose answers are heard by who listens; nothing where there is no connection."""
+        if self._wire is not None:
+            self._wire.send(commands)
+
+    def close(self, error: Exception | None = None) -> None:
+        """Disconnect; who still asks or listens is told `error`."""
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._wire is not None:
+            self._wire.end(error or ConnectionError("closed"))
+            self._wire = None
+
+    async def _connected(self) -> _Wire:
+        if self._wire is not None and not self._wire.ended:
+            return self._wire
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open())
+            self._opening.add_done_callback(_heed)
+        self._wire = await asyncio.shield(self._opening)
+        return self._wire
+
+    async def _open(self) -> _Wire:
+        try:
+            async with asyncio.timeout(self._patience):
+                return await _open(self._address, self._answer)
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"no connection within {self._patience:g} s") from error
+
+
+class _Asked:
+    """Commands that were sent together, and those of their answers that came."""
+
+    __slots__ = ("answers", "count", "future", "since")
+
+    def __init__(self, count: int, future: asyncio.Future[list[Any]], since: float) -> None:
+        self.count, self.future, self.since = count, future, since
+        self.answers: list[Any] = []
+
+
+class _Wire(asyncio.BufferedProtocol):
+    """A connection from its begin to its end."""
+
+    def __init__(self, answer: float | None) -> None:
+        self._answer = answer
+        self._answers = Answers()
+        self._asked: deque[_Asked] = deque()
+        self._hear: Hear | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._transport: Any = None
+        self._heard = 0.0
+        self._watch: asyncio.TimerHandle | None = None
+        self.ended = False
+
+    def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """The answers to commands, once all have come."""
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
+        self._asked.append(_Asked(len(commands), future, self._loop.time()))
+        if self._watch is None and self._answer is not None:
+            self._watch = self._loop.call_later(self._answer, self._look)
+        self.send(commands)
+        return future
+
+    def listen(self, commands: Sequence[Command], hear: Hear) -> asyncio.Future[None]:
+        """Ends with the connection; until then `hear` is told all that comes."""
+        self._hear, self._over = hear, self._loop.create_future()
+        self.send(commands)
+        return self._over
+
+    def send(self, commands: Sequence[Command]) -> None:
+        """Send commands."""
+        if not self._transport.is_closing():  # `connection_lost` tells of it
+            for piece in pieces(commands):
+                self._transport.write(piece)
+
+    def end(self, error: Exception) -> None:
+        """Close the connection, and tell `error` to those who wait."""
+        if self.ended:
+            return
+        self.ended = True
+        self._transport.abort()
+        if self._watch is not None:
+            self._watch.cancel()
+        for asked in self._asked:
+            settle(asked.future, error)
+        if self._over is not None:
+            settle(self._over, error)
+
+    def connection_made(self, transport: Any) -> None:
+        """Part of `asyncio.BaseProtocol`."""
+        self._transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Part of `asyncio.BufferedProtocol`."""
+        return self._answers.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Part of `asyncio.BufferedProtocol`."""
+        self._heard = self._loop.time()
+        try:
+            for answer in self._answers.received(nbytes):
+                self._receive(answer)
+        except ConnectionError as error:
+            self.end(error)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Part of `asyncio.BaseProtocol`."""
+        self.end(ConnectionError(str(error or "closed by the server")))
+
+    def _receive(self, answer: Any) -> None:
+        if self.ended:
+            return
+        if is_away(answer):
+            raise ConnectionError(str(answer))
+        if self._hear is not None:
+            self._hear(answer)
+        elif self._asked:
+            asked = self._asked[0]
+            asked.answers.append(answer)
+            if len(asked.answers) == asked.count:
+                self._asked.popleft()
+                settle(asked.future, asked.answers)
+
+    def _look(self) -> None:
+        """Give the connection up where who waits has heard nothing for too long."""
+        self._watch = None
+        if not self._asked or self._answer is None:
+            return
+        silent = self._loop.time() - max(self._asked[0].since, self._heard)
+        if silent >= self._answer:
+            self.end(TimeoutError(f"no answer within {self._answer:g} s"))
+        else:
+            self._watch = self._loop.call_later(self._answer - silent, self._look)
+
+
+async def _open(address: Address, answer: float | None) -> _Wire:
+    wire = await _reach(address, address.places[0], answer)
+    try:
+        check_greeting(await wire.ask(address.greeting) if address.greeting else [])
+    except BaseException:
+        wire.end(ConnectionError("closed"))
+        raise
+    return wire
+
+
+async def _reach(address: Address, place: Place, answer: float | None) -> _Wire:
+    """A connection that has said nothing yet."""
+    loop = asyncio.get_running_loop()
+    if isinstance(place, str):
+        return (await loop.create_unix_connection(lambda: _Wire(answer), place))[1]
+    return (await loop.create_connection(lambda: _Wire(answer), *place, ssl=address.context()))[1]
+
+
+def _heed(opening: asyncio.Task[Any]) -> None:
+    """Take note of a failure that nobody waits for any more."""
+    if not opening.cancelled():
+        opening.exception()
+
+
+def settle(future: asyncio.Future[Any], answer: Any) -> None:
+    """Give a future its value, or its exception, if it still waits for one."""
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

@@ -1,0 +1,48 @@
+import ssl
+
+import pytest
+
+from taxiway.valkey.address import Address, parse
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("redis://h", Address((("h", 6379),))),
+        ("redis://h:1/2", Address((("h", 1),), database=2)),
+        ("redis://:p%2F%23@h/3?db=4", Address((("h", 6379),), database=3, password="p/#")),
+        ("redis://u%40:p@[::1]:7", Address((("::1", 7),), username="u@", password="p")),
+        (
+            "unix://u:p@/run/valkey%20.sock?db=5",
+            Address(("/run/valkey .sock",), database=5, username="u", password="p"),
+        ),
+        ("rediss://h/1?ssl_cert_reqs=none", Address((("h", 6379),), database=1, tls={"ssl_cert_reqs": "none"})),
+    ],
+)
+def test_an_address_says_where_a_server_is_and_who_asks(url, address):
+    assert parse(url) == address
+
+
+@pytest.mark.parametrize("url", ["http://h", "redis://h:x", "redis://h/zero", "h:6379"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(ValueError, match=r".+"):
+        parse(url)
+
+
+def test_a_connection_begins_with_its_account_and_its_database():
+    assert parse("redis://h").greeting == []
+    assert parse("redis://:p@h/2").greeting == [("AUTH", "p"), ("SELECT", 2)]
+    assert parse("redis://u:p@h").greeting == [("AUTH", "u", "p")]
+
+
+def test_a_password_is_not_shown():
+    assert "secret" not in repr(parse("redis://u:secret@h"))
+
+
+def test_certificates_are_verified_unless_the_address_says_otherwise():
+    verified = parse("rediss://h").context()
+    assert (verified.verify_mode, verified.check_hostname) == (ssl.CERT_REQUIRED, True)
+    by_any_name = parse("rediss://h?ssl_check_hostname=false").context()
+    assert (by_any_name.verify_mode, by_any_name.check_hostname) == (ssl.CERT_REQUIRED, False)
+    assert parse("rediss://h?ssl_cert_reqs=none").context().verify_mode == ssl.CERT_NONE
+    assert parse("redis://h").context() is None
