@@ -1,6 +1,6 @@
-"""What a producer needs: a client for Python, the errors it raises, the wire contract. All that is in the wheel.
+"""The wheel: the Python client, its errors and the wire contract.
 
-Names are imported when they are first asked for, so that `import taxiway` costs next to nothing.
+Names are imported on first access, which keeps `import taxiway` fast.
 """
 
 from __future__ import annotations

@@ -1,35 +1,35 @@
-"""Every error taxiway raises, and whose fault each is.
+"""The error classes, grouped by cause: request, fleet or job.
 
     TaxiwayError
-    ├── RequestError               the request's fault: sending it again gives the same answer
-    │   ├── InvalidRequestError        a field is wrong
-    │   ├── UnauthenticatedError       no key came with it, or none that is good
-    │   ├── ForbiddenError             its key may not ask for that
+    ├── RequestError               the request is at fault: a retry gives the same answer
+    │   ├── InvalidRequestError        a field is invalid
+    │   ├── UnauthenticatedError       no valid API key
+    │   ├── ForbiddenError             its key lacks the scope
     │   ├── UnknownModelError          no such model, version or alias
     │   ├── UnknownJobError            no such job
     │   ├── UnknownLetterError         no such dead letter
-    │   ├── ResultExpiredError         the job's result was kept for its time and is gone
-    │   ├── RequestTooLargeError       over a named limit
+    │   ├── ResultExpiredError         the job's result has expired
+    │   ├── RequestTooLargeError       it exceeds a named limit
     │   ├── IdempotencyConflictError   its key was first used for another request
-    │   ├── UnsupportedEncodingError   its body is compressed in a way that the door does not read
-    │   └── UnplaceableError           no device of this fleet can ever run it
-    ├── FleetUnavailable           the fleet's fault: the same request may succeed later
+    │   ├── UnsupportedEncodingError   its body's content encoding is not supported
+    │   └── UnplaceableError           no device class of this fleet can run it
+    ├── FleetUnavailable           the fleet is at fault: a retry may succeed
     │   ├── BrokerUnavailableError     the broker, the state store or a router does not answer
-    │   │   └── BrokerFullError            it has no memory, or no disk, left
-    │   ├── NoDeviceError              the devices that could run it are not there now
-    │   ├── ModelUnavailableError      the model's description or files are wrong: an operator repairs them
-    │   ├── DeviceFaultError           the device failed while it ran the job, and so did its retries
-    │   ├── OverloadedError            the queues cannot drain in time, or its tenant spent its day's money
-    │   ├── RateLimitedError           its tenant asks a router too often
-    │   └── ResultTimeoutError         the caller's own wait ran out; the job goes on
+    │   │   └── BrokerFullError            it is out of memory or disk
+    │   ├── NoDeviceError              no suitable device is live
+    │   ├── ModelUnavailableError      the model's description or files are invalid: an operator must repair them
+    │   ├── DeviceFaultError           the device failed while running the job, and so did all retries
+    │   ├── OverloadedError            the queues cannot drain in time, or its tenant spent its daily budget
+    │   ├── RateLimitedError           its tenant exceeded its rate limit
+    │   └── ResultTimeoutError         the caller's timeout passed; the job continues
     └── JobError                   an accepted job ended without an answer
-        ├── DeadlineExceededError      its deadline passed before it was answered
-        ├── JobCancelledError          somebody cancelled it
+        ├── DeadlineExceededError      its deadline passed before it had an answer
+        ├── JobCancelledError          it was cancelled
         ├── ExecutionError             the model failed while running it
         └── DeadLetteredError          it was given up after repeated deliveries
 
-A class's `status` is the answer of the HTTP door and `exit_code` the command line's; `code` is the same word at every
-door. `docs/errors.md` says what to do about each.
+A class's `status` is the HTTP status, `exit_code` the command line's exit code, and `code` its name at every door.
+`docs/errors.md` says what to do about each.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from typing import Any, ClassVar
 from taxiway.contract.quoting import cut, quoted
 
 MAX_ERROR = 4096
-"""Most bytes, in UTF-8, of an error's text and of each text in its details, wherever they are stored or sent."""
+"""Maximum UTF-8 bytes of an error's text, and of each text in its details, when stored or sent."""
 
 
 def bounded(text: str) -> str:
-    """`text` as it can be stored and sent: at most `MAX_ERROR` bytes of UTF-8, with lone surrogates escaped."""
+    """`text` made storable: at most `MAX_ERROR` bytes of UTF-8, with lone surrogates escaped."""
     encoded = text[: MAX_ERROR + 1].encode(errors="backslashreplace")
     if len(encoded) <= MAX_ERROR:
         return encoded.decode()
@@ -51,9 +51,9 @@ def bounded(text: str) -> str:
 
 
 class TaxiwayError(Exception):
-    """Base of all errors; `details` holds plain values (field names, near names, seconds).
+    """Base class of all errors; `details` holds plain values (field names, similar names, seconds).
 
-    What a model, a library or a producer wrote may be part of the text, so it is `bounded`.
+    The text may quote a model, a library or a producer, so it is `bounded`.
     """
 
     code: ClassVar[str] = "error"
@@ -67,12 +67,12 @@ class TaxiwayError(Exception):
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds after which trying again makes sense, where the fleet could tell."""
+        """Seconds after which to retry, if the fleet can estimate them."""
         return self.details.get("retry_after")
 
 
 class RequestError(TaxiwayError):
-    """The request cannot succeed as it is."""
+    """The request cannot succeed unchanged."""
 
     code = "request_error"
     status = 400
@@ -80,27 +80,27 @@ class RequestError(TaxiwayError):
 
 
 class InvalidRequestError(RequestError):
-    """A field of the request is wrong; `details["field"]` names it."""
+    """A field of the request is invalid; `details["field"]` names it."""
 
     code = "invalid_request"
 
 
 class UnauthenticatedError(RequestError):
-    """The request came without a key that this door knows and whose time is not over."""
+    """The request has no API key, or one that is unknown or expired."""
 
     code = "unauthenticated"
     status = 401
 
 
 class ForbiddenError(RequestError):
-    """Its key lacks the scope for that (`details["scope"]`), or is another tenant's than it names."""
+    """Its key lacks the required scope (`details["scope"]`), or belongs to another tenant than the request names."""
 
     code = "forbidden"
     status = 403
 
 
 class UnknownModelError(RequestError):
-    """No model, version or alias of that name; `details["near"]` lists close names."""
+    """No model, version or alias of that name; `details["near"]` lists similar names."""
 
     code = "unknown_model"
     status = 404
@@ -121,7 +121,7 @@ class UnknownLetterError(RequestError):
 
 
 class ResultExpiredError(RequestError):
-    """The job ended and its result was kept for its time; it is gone."""
+    """The job ended and its result has expired."""
 
     code = "result_expired"
     status = 410
@@ -142,21 +142,21 @@ class IdempotencyConflictError(RequestError):
 
 
 class UnsupportedEncodingError(RequestError):
-    """Its body has a content encoding that the door does not read; `details["accepted"]` names what it reads."""
+    """Its body has an unsupported content encoding; `details["accepted"]` lists the supported ones."""
 
     code = "unsupported_encoding"
     status = 415
 
 
 class UnplaceableError(RequestError):
-    """No device of this fleet can ever run it; `details["refusals"]` has each candidate's reason."""
+    """No device class of this fleet can run it; `details["refusals"]` has the reason for each candidate."""
 
     code = "unplaceable"
     status = 422
 
 
 class FleetUnavailable(TaxiwayError):
-    """The fleet cannot take or answer it now."""
+    """The fleet cannot accept or answer the request now."""
 
     code = "unavailable"
     status = 503
@@ -170,45 +170,45 @@ class BrokerUnavailableError(FleetUnavailable):
 
 
 class BrokerFullError(BrokerUnavailableError):
-    """The broker or the state store has no memory or no disk left for more; nothing that was accepted is lost."""
+    """The broker or the state store is out of memory or disk; no accepted job is lost."""
 
     code = "broker_full"
 
 
 class NoDeviceError(FleetUnavailable):
-    """Devices that could run it are configured, and none is live."""
+    """Suitable devices are configured, but none is live."""
 
     code = "no_device"
 
 
 class ModelUnavailableError(FleetUnavailable):
-    """The model is in the fleet's catalogue and disabled; `details["reason"]` says what is wrong with it."""
+    """The model is in the fleet's catalogue but disabled; `details["reason"]` says why."""
 
     code = "model_unavailable"
 
 
 class DeviceFaultError(FleetUnavailable):
-    """The device that ran the job failed, not the job: it was out of memory, and stayed so for all retries."""
+    """The device failed, not the job: it was out of memory, for all retries too."""
 
     code = "device_fault"
 
 
 class OverloadedError(FleetUnavailable):
-    """The queues cannot drain in time for it, or its tenant has spent what it may today: `details["tenant"]`."""
+    """The queues cannot drain in time, or its tenant has spent its daily budget: `details["tenant"]`."""
 
     code = "overloaded"
     status = 429
 
 
 class RateLimitedError(FleetUnavailable):
-    """The tenant (`details["tenant"]`) asks a router too often, or for too much at once; no body was read."""
+    """The tenant (`details["tenant"]`) exceeded its request or byte rate; the body was not read."""
 
     code = "rate_limited"
     status = 429
 
 
 class ResultTimeoutError(FleetUnavailable, TimeoutError):
-    """The caller waited as long as it said; the job goes on and its id stays good."""
+    """The caller's timeout passed; the job continues and its id stays valid."""
 
     code = "result_timeout"
     status = 504
@@ -221,7 +221,7 @@ class JobError(TaxiwayError):
 
 
 class DeadlineExceededError(JobError):
-    """The job's deadline passed before it was answered."""
+    """The job's deadline passed before it had an answer."""
 
     code = "deadline_exceeded"
     status = 504
@@ -247,12 +247,12 @@ class DeadLetteredError(JobError):
 
 
 def wrong_field(field: str, expected: str, value: object) -> InvalidRequestError:
-    """The error for a field with a value that was not expected."""
+    """The error for a field with an unexpected value."""
     return InvalidRequestError(f"{cut(field)}: expected {expected}, got {quoted(value)}", field=cut(field))
 
 
 def _bounded_detail(value: Any) -> Any:
-    """A detail whose texts are bounded."""
+    """The detail with its texts bounded."""
     if isinstance(value, str):
         return bounded(value)
     if isinstance(value, (list, tuple)):
@@ -278,6 +278,6 @@ def error_from(name: str, message: str, details: dict[str, Any] | None = None) -
 
 
 def error_of_code(code: str, message: str, details: dict[str, Any] | None = None) -> TaxiwayError:
-    """The error whose class has `code` as its own; unknown codes give the base class."""
+    """The error of the class with this `code`; an unknown code gives the base class."""
     by_code = {kind.code: kind for kind in _tree(TaxiwayError).values() if "code" in vars(kind)}
     return by_code.get(code, TaxiwayError)(message, **(details or {}))

@@ -1,4 +1,4 @@
-"""The command line: one file a group of verbs, imported when one is asked for. Data to stdout, the rest to stderr."""
+"""The command line: one module per group of verbs, imported on use. Data goes to stdout, everything else to stderr."""
 
 from taxiway.cli.group import main
 

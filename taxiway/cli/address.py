@@ -1,4 +1,4 @@
-"""Which fleet a command speaks to, and in which form it answers."""
+"""Which fleet a command talks to, and its output format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from taxiway.client.asyncio_client import AsyncClient
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
-NO_FLEET = "`taxiway up --detach` starts a fleet here; --url or TAXIWAY_URL names another"
+NO_FLEET = "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL"
 
 
 _PROCESSES = Path("/proc")
 
 
 class _FleetFile(msgspec.Struct):
-    """`fleet.json`, which a supervisor that is killed leaves behind."""
+    """`fleet.json`, which remains after a supervisor was killed."""
 
     http: str
     pid: int = 0
@@ -32,7 +32,7 @@ class _FleetFile(msgspec.Struct):
 
     @property
     def abandoned(self) -> bool:
-        """Whether its supervisor has ended, and all that it had started with it."""
+        """Whether its supervisor has ended; its processes end with it."""
         return self.pid > 0 and _PROCESSES.is_dir() and not (_PROCESSES / str(self.pid)).exists()
 
 
@@ -40,18 +40,18 @@ def fleet_options(command: F) -> F:
     """Adds `--url`, `--data` and `--json` to a command."""
     command = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
     command = click.option(
-        "--data", type=click.Path(path_type=Path), help="Data directory of a fleet here [TAXIWAY_DATA, else .taxiway]."
+        "--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [TAXIWAY_DATA, else .taxiway]."
     )(command)
-    return click.option("--url", help="The fleet's address, http:// or redis:// [TAXIWAY_URL, else the fleet here].")(
+    return click.option("--url", help="The fleet's address, http:// or redis:// [TAXIWAY_URL, else the local fleet].")(
         command
     )
 
 
 def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str]) -> str:
-    """The address given, else that in the environment, else that of the fleet that runs here.
+    """The address given, else from the environment, else that of the local fleet.
 
     Raises:
-        CommandError: no fleet runs here.
+        CommandError: no local fleet is running.
     """
     given = url or environment.get("TAXIWAY_URL")
     if given:
@@ -68,7 +68,7 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
 
 
 def processes_here(url: str | None, data: Path | None, environment: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The processes of the fleet that runs here, as its supervisor sees them; none where an address is given."""
+    """The local fleet's processes, as its supervisor sees them; none if an address is given."""
     if url or environment.get("TAXIWAY_URL"):
         return []
     try:
@@ -86,16 +86,16 @@ def _read_fleet(folder: Path) -> _FleetFile:
 
 
 def key_for(address: str, environment: Mapping[str, str]) -> str | None:
-    """The key in `TAXIWAY_KEY` for a router, and for a broker the first in `TAXIWAY_PRODUCER_SECRET`.
+    """`TAXIWAY_KEY` for a router; for a broker, the first key in `TAXIWAY_PRODUCER_SECRET`.
 
-    No option has one, for all on a machine see each command's options.
+    There is no option for it: every user of a machine can see a command's options.
     """
     variable = "TAXIWAY_KEY" if address.startswith("http") else "TAXIWAY_PRODUCER_SECRET"
     return environment.get(variable, "").partition(",")[0] or None
 
 
 def ask(url: str | None, data: Path | None, question: Callable[[AsyncClient], Awaitable[T]]) -> T:
-    """The answer of the fleet that the options name. Raises `TaxiwayError`, and `CommandError` where there is none."""
+    """Ask the fleet that the options name. Raises `TaxiwayError`, or `CommandError` if there is no fleet."""
 
     async def asked() -> T:
         address = find_fleet(url, data, os.environ)

@@ -1,4 +1,4 @@
-"""`dead list|show|replay|drop`: the messages that the fleet gave up."""
+"""`dead list|show|replay|drop`: dead letters."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _MOST = 100
 
 @click.group()
 def dead() -> None:
-    """Look into messages that were given up, and replay or drop them.
+    """Inspect, replay or drop dead letters.
 
-    They are jobs that ended their workers, and messages that nobody may run. Each verb takes --json.
+    Dead letters are jobs that crashed their workers, and messages that no worker may run. Each verb takes --json.
     """
 
 
 @dead.command("list")
-@click.option("--most", type=click.IntRange(1, 1000), default=_MOST, show_default=True, help="Letters that are listed.")
+@click.option("--most", type=click.IntRange(1, 1000), default=_MOST, show_default=True, help="Letters to list.")
 @fleet_options
 def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
-    """List the last dead letters, the latest first."""
+    """List dead letters, most recent first."""
     letters = ask(url, data, lambda client: client.dead.list(most))
     if as_json:
         print_json(letters)
@@ -38,7 +38,7 @@ def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> No
 @click.argument("letter")
 @fleet_options
 def show(letter: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Show a LETTER: why it is there, which workers its job ended, and the message."""
+    """Show a LETTER: its reason, the workers that its job crashed, and the message."""
     opened = ask(url, data, lambda client: client.dead.show(letter))
     if as_json:
         print_json(opened)
@@ -52,7 +52,7 @@ def show(letter: str, *, url: str | None, data: Path | None, as_json: bool) -> N
 @click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
 @fleet_options
 def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Let the job of each LETTER begin anew, under its old id, and forget the letter."""
+    """Run the job of each LETTER again under the same id, and delete the letter."""
 
     async def replayed(client: AsyncClient) -> dict[str, str]:
         return {letter: await client.dead.replay(letter) for letter in letters}
@@ -69,7 +69,7 @@ def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_j
 @click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
 @fleet_options
 def drop(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Forget each LETTER. Its job stays dead."""
+    """Delete each LETTER. Its job stays dead."""
 
     async def dropped(client: AsyncClient) -> None:
         for letter in letters:

@@ -1,4 +1,4 @@
-"""The verbs whose work the fleet's own packages do, in the process that this one becomes."""
+"""The verbs implemented by the fleet's packages: this process is replaced by theirs (exec)."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ import click
 from taxiway.cli.failure import MISSING, CommandError
 
 _NEEDED = ("celery", "kombu", "yaml", "litestar", "psutil")
-"""Packages whose absence shows that a checkout was not set up."""
+"""Packages whose absence means that the checkout was not set up."""
 
-_SHOWN_AS = "_TAXIWAY_SHOWN_AS"  # how a usage line names the command that this process became
+_SHOWN_AS = "_TAXIWAY_SHOWN_AS"  # the name to show in usage lines, for the process started by `become`
 
 _KEYS = """\b
 new --tenant NAME --scope submit|read|admin … [--expires DAYS]
-                 make a key, and print it this once
-list [--json]    every key that is known, but for itself
-revoke ID        forget a key: routers refuse it within a second
+                 create a key and print it, once
+list [--json]    list the keys, without their secrets
+revoke ID        revoke a key: routers refuse it within a second
 --file FILE      the keys file [TAXIWAY_KEYS]
 
-docs/security.md tells what each scope may do."""
+The scopes are described in docs/security.md."""
 
 _SIMULATE = """\b
 --trace TRACE    a CSV file, or poisson:rate=50,duration=600,seed=1
 --fleet FILE     a fleet file, such as simulator/fleets/azure-mixed.yaml
 --policy NAME    one policy [taxiway]; --compare runs them all
---load X         times the requests
---seed N         decides all chance
---json           one JSON object a policy
+--load X         multiply the request rate by X
+--seed N         seed of the random numbers
+--json           one JSON object per policy
 --plot FILE      a chart, one HTML file
 
-docs/simulator.md tells what is modelled."""
+The model is described in docs/simulator.md."""
 
 _PLAN = """\b
 --trace TRACE         a CSV file, or poisson:rate=50,duration=600,seed=1
---rate MODEL=R        instead: R requests a second of a model; may be repeated
+--rate MODEL=R        instead: R requests per second of a model; may be repeated
 --slo SERVICE=SHARE   share to answer in time, such as live=0.95; may be repeated
 --prices FILE         a price file: instance, accelerator, accelerator_count, usd_per_hour, usd_per_hour_spot
 --fleet FILE          a fleet file [simulator/fleets/azure-plan.yaml]
---seed N              decides all chance
+--seed N              seed of the random numbers
 --json                one JSON object
 
-docs/planner.md tells how the mix is found."""
+The method is described in docs/planner.md."""
 
 _data = click.option("--data", metavar="DIR", help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -77,7 +77,7 @@ def up(
     port: str | None,
     fetch: bool,
 ) -> None:
-    """Start the broker, a router, workers and Flower on this machine, and keep them up."""
+    """Start the broker, a router, workers and Flower on this machine, and keep them running."""
     flags = {"--detach": detach, "--autoscale": autoscale, "--no-flower": not flower, "--no-fetch": not fetch}
     arguments = [flag for flag, wanted in flags.items() if wanted]
     arguments += [*pairs("--emulate", emulate), *pairs("--workers", workers)]
@@ -89,7 +89,7 @@ def up(
 @_data
 @_json
 def down(data: str | None, *, as_json: bool) -> None:
-    """Stop the fleet that runs here."""
+    """Stop the fleet on this machine."""
     become("local", ["down", *_common(data, as_json=as_json)], verb="down")
 
 
@@ -97,21 +97,19 @@ def down(data: str | None, *, as_json: bool) -> None:
 @_data
 @_json
 def doctor(data: str | None, *, as_json: bool) -> None:
-    """Say what this machine has, what is missing and how to get it, and how the fleet that runs here fares."""
+    """Report what this machine has, what is missing, how to install it, and the state of the local fleet."""
     become("local", ["doctor", *_common(data, as_json=as_json)], verb="doctor")
 
 
 @click.command()
-@click.option(
-    "--models", metavar="DIR", help="Folder of models' folders [TAXIWAY_MODELS, else the checkout's models/]."
-)
-@click.option("--queues", metavar="FILE", help="[TAXIWAY_QUEUES, else the checkout's queues.yaml].")
-@click.option("--run", "running", is_flag=True, help="Run an example of each variant too; weights are fetched.")
+@click.option("--models", metavar="DIR", help="Models folder [TAXIWAY_MODELS, else the checkout's models/].")
+@click.option("--queues", metavar="FILE", help="Fleet configuration [TAXIWAY_QUEUES, else the checkout's queues.yaml].")
+@click.option("--run", "running", is_flag=True, help="Also run an example of each variant; fetches weights.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def check(models: str | None, queues: str | None, *, running: bool, as_json: bool) -> None:
-    """Check queues.yaml, the models, and their files that are on this machine, before a fleet runs by them.
+    """Check queues.yaml, the models, and those of their files that are on this machine.
 
-    Exits with 1 where anything is wrong. `taxiway up` does the same first, without --run.
+    Exits with 1 if anything is wrong. `taxiway up` runs the same checks first, without --run.
     """
     flags = [flag for flag, wanted in {"--run": running, "--json": as_json}.items() if wanted]
     files = [*pairs("--models", [models] if models else []), *pairs("--queues", [queues] if queues else [])]
@@ -121,7 +119,7 @@ def check(models: str | None, queues: str | None, *, running: bool, as_json: boo
 @click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_KEYS)
 @click.argument("arguments", metavar="new|list|revoke [...]", nargs=-1, type=click.UNPROCESSED)
 def keys(arguments: tuple[str, ...]) -> None:
-    """Make, list and revoke keys of the HTTP door."""
+    """Create, list and revoke API keys of the HTTP door."""
     become("router.access", list(arguments), verb="keys")
 
 
@@ -129,9 +127,9 @@ def keys(arguments: tuple[str, ...]) -> None:
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Model to measure; may be repeated [all].")
 @click.option("--variant", "variants", multiple=True, metavar="NAME", help="Variant to measure; may be repeated [all].")
 @click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
-@click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
+@click.option("--quick", is_flag=True, help="About 12 seconds per variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--output", metavar="DIR", help="Folder of models' folders to write to [the checkout's models/].")
+@click.option("--output", metavar="DIR", help="Models folder to write to [the checkout's models/].")
 def profile(
     models: Sequence[str],
     variants: Sequence[str],
@@ -143,7 +141,7 @@ def profile(
 ) -> None:
     """Measure how models run on this machine: load time, memory, and latency over batch and size.
 
-    Writes DIR/<model>/profiles/<device>.yaml, which placement reads. Let nothing else run meanwhile.
+    Writes DIR/<model>/profiles/<device>.yaml, which placement reads. Run nothing else at the same time.
     """
     flags = {"--quick": quick, "--json": as_json}
     arguments = [flag for flag, wanted in flags.items() if wanted]
@@ -154,7 +152,7 @@ def profile(
 @click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_SIMULATE)
 @click.argument("arguments", metavar="--trace TRACE --fleet FILE [...]", nargs=-1, type=click.UNPROCESSED)
 def simulate(arguments: tuple[str, ...]) -> None:
-    """Replay a trace on a modelled fleet, under taxiway's placement and under others."""
+    """Replay a trace on a modelled fleet, under taxiway's placement and other policies."""
     become("simulator", ["simulate", *arguments], verb="simulate")
 
 
@@ -163,7 +161,7 @@ def simulate(arguments: tuple[str, ...]) -> None:
     "arguments", metavar="--trace TRACE --slo SERVICE=SHARE --prices FILE [...]", nargs=-1, type=click.UNPROCESSED
 )
 def plan(arguments: tuple[str, ...]) -> None:
-    """Find the cheapest instances that serve a load in time, and check them by a simulation."""
+    """Find the cheapest instances that serve a load in time, and verify them by simulation."""
     become("simulator", ["plan", *arguments], verb="plan")
 
 
@@ -171,7 +169,7 @@ def find_tree(places: Iterable[Path]) -> Path:
     """The first of `places` that is a checkout of taxiway.
 
     Raises:
-        CommandError: none is.
+        CommandError: there is none.
     """
     for place in places:
         if (place / "local" / "__main__.py").is_file() and (place / "queues.yaml").is_file():
@@ -184,10 +182,10 @@ def find_tree(places: Iterable[Path]) -> Path:
 
 
 def become(module: str, arguments: Sequence[str], *, verb: str) -> NoReturn:
-    """Replace this process by the fleet's own command `python -m module`: signals and exit codes are its own.
+    """Replace this process by `python -m module`, so that signals and exit codes are the module's own.
 
     Raises:
-        CommandError: the fleet's code or packages are not here.
+        CommandError: the fleet's code or packages are missing.
     """
     tree = find_tree([Path(__file__).parents[2], Path.cwd()])
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
@@ -199,18 +197,18 @@ def become(module: str, arguments: Sequence[str], *, verb: str) -> NoReturn:
         )
     path = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
     shown = "taxiway" if arguments[:1] == [verb] else f"taxiway {verb}"
-    command = [sys.executable, "-P", "-m", module, *arguments]  # -P: no `tasks` of the current folder
+    command = [sys.executable, "-P", "-m", module, *arguments]  # -P: do not import a `tasks` in the current folder
     sys.stdout.flush()
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path, _SHOWN_AS: shown})
 
 
 def shown_as(otherwise: str) -> str:
-    """How usage lines name this process's command: as the user called it by `become`, or `otherwise`."""
+    """The command's name in usage lines: as the user called it through `become`, else `otherwise`."""
     return os.environ.pop(_SHOWN_AS, otherwise)
 
 
 def pairs(option: str, values: Iterable[str]) -> list[str]:
-    """The option once for each value, as a command line has it."""
+    """Command-line arguments that repeat the option for each value."""
     return [text for value in values for text in (option, value)]
 
 

@@ -12,38 +12,38 @@ from taxiway.cli.failure import EXIT_CODES, INTERRUPTED, CommandError, exit_code
 from taxiway.errors import TaxiwayError
 
 COMMANDS = {
-    "up": ("taxiway.cli.fleet", "Start a whole fleet on this machine."),
-    "down": ("taxiway.cli.fleet", "Stop the fleet that runs here."),
-    "doctor": ("taxiway.cli.fleet", "Say what this machine has, what is missing, and how to get it."),
+    "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
+    "down": ("taxiway.cli.fleet", "Stop the fleet on this machine."),
+    "doctor": ("taxiway.cli.fleet", "Report what this machine has, what is missing, and how to install it."),
     "submit": ("taxiway.cli.submit", "Send a request to a model and print its answer."),
     "result": ("taxiway.cli.jobs", "Print a job's answer."),
-    "status": ("taxiway.cli.jobs", "Show a job, or the fleet."),
+    "status": ("taxiway.cli.jobs", "Show a job or the fleet."),
     "jobs": ("taxiway.cli.jobs", "List jobs by state, model and tenant."),
     "top": ("taxiway.cli.top", "Show the whole fleet, live."),
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
-    "cancel": ("taxiway.cli.jobs", "Ask that a job does not run."),
-    "dead": ("taxiway.cli.dead", "Look into messages that were given up, and replay or drop them."),
+    "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
+    "dead": ("taxiway.cli.dead", "Inspect, replay or drop dead letters."),
     "models": ("taxiway.cli.models", "List what the fleet can run."),
-    "check": ("taxiway.cli.fleet", "Check queues.yaml and the models before a fleet runs by them."),
-    "reload": ("taxiway.cli.models", "Have all processes read their models folder again."),
-    "keys": ("taxiway.cli.fleet", "Make, list and revoke keys of the HTTP door."),
+    "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
+    "reload": ("taxiway.cli.models", "Make all processes reread their models folder."),
+    "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP door."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
     "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
     "completion": ("taxiway.cli.completion", "Print a shell's completion script."),
 }
-"""Each verb's module, where a command of the same name is, and what it does."""
+"""For each verb, the module with the command of the same name, and its help text."""
 
 
 class Root(click.Group):
-    """Imports a verb when it is called, and turns errors into lines and exit codes."""
+    """Imports a verb's module on use, and turns errors into messages and exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All verbs, in the order in which they are used."""
+        """All verbs, in order of typical use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The verb's command, None where there is no such verb."""
+        """The verb's command; None for an unknown verb."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
@@ -87,5 +87,5 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 def main() -> None:
     """Air traffic control for AI inference.
 
-    One fleet of unlike hardware; each request runs on the cheapest device that meets its deadline.
+    One fleet of heterogeneous hardware; each request runs on the cheapest device that meets its deadline.
     """

@@ -1,4 +1,4 @@
-"""`result`, `status`, `jobs`, `explain`, `cancel`: what became of jobs."""
+"""`result`, `status`, `jobs`, `explain`, `cancel`: inspect and cancel jobs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from taxiway.contract.job import FINAL, JobState, JobStatus
 from taxiway.contract.listing import MOST, JobPage
 from taxiway.errors import FleetUnavailable, RequestError
 
-_CANCEL = 3.0  # seconds for which a cancelled job's end is waited for
-_LOOK = 0.1  # seconds between two looks at it
+_CANCEL = 3.0  # seconds to wait for the end of a cancelled job
+_LOOK = 0.1  # seconds between polls
 
-_USUAL = 20  # jobs that are listed
+_USUAL = 20  # jobs listed by default
 
 _JOBS_EXAMPLES = """\b
 Examples:
@@ -41,7 +41,7 @@ Examples:
 
 @click.command()
 @click.argument("job", metavar="ID")
-@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for the job to end.")
+@click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait up to this long for the job to end.")
 @fleet_options
 def result(job: str, *, wait: float, url: str | None, data: Path | None, as_json: bool) -> None:
     """Print the answer of job ID."""
@@ -52,7 +52,7 @@ def result(job: str, *, wait: float, url: str | None, data: Path | None, as_json
 @click.argument("job", metavar="[ID]", required=False)
 @fleet_options
 def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Show where job ID is, or without one the fleet: classes, devices, warm variants and queue depths."""
+    """Show the state of job ID. Without an ID, show the fleet: classes, devices, warm variants and queue depths."""
     if job is None:
         _show_fleet(_fleet_with_processes(url, data), as_json=as_json)
     else:
@@ -66,7 +66,7 @@ def status(job: str | None, *, url: str | None, data: Path | None, as_json: bool
 @click.option("--model", default="", metavar="MODEL", help="Only jobs of this model: name or name:version.")
 @click.option("--tenant", default="", help="Only this tenant's jobs.")
 @click.option("--limit", type=click.IntRange(1, MOST), default=_USUAL, show_default=True, help="Jobs that are listed.")
-@click.option("--cursor", default="", help="Go on behind the last job of an earlier list, which says how.")
+@click.option("--cursor", default="", help="Continue after an earlier list, with the cursor that it printed.")
 @fleet_options
 def jobs(
     *,
@@ -79,13 +79,13 @@ def jobs(
     data: Path | None,
     as_json: bool,
 ) -> None:
-    """List the fleet's jobs, the latest accepted first.
+    """List the fleet's jobs, most recently accepted first.
 
-    Jobs that wait in the arrivals are not listed: no router has seen them yet.
+    Jobs that wait in arrivals are not listed: no router has seen them yet.
     """
 
     async def listed(client: AsyncClient) -> JobPage:
-        """One list out of as many pages as it takes."""
+        """One list, fetched in as many pages as needed."""
         page = await client.jobs(states=states, model=model, tenant=tenant, limit=limit, cursor=cursor)
         found = [*page.jobs]
         while page.next is not None and len(found) < limit:
@@ -107,7 +107,7 @@ def jobs(
 
 @click.command(epilog=_EXPLAIN_EXAMPLES)
 @click.argument("job", metavar="[ID]", required=False)
-@click.option("--what-if", metavar="MODEL", help="Instead of a job, a request to MODEL that is not submitted.")
+@click.option("--what-if", metavar="MODEL", help="Explain a request to MODEL without submitting it.")
 @request_options
 @fleet_options
 def explain(
@@ -119,9 +119,9 @@ def explain(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Show why job ID runs where it does: the reason, and every candidate with its figures and why it was not chosen.
+    """Show why job ID was placed where it is: the reason, and the figures of every candidate and why it was not chosen.
 
-    With --what-if, the same for a request that is not submitted, by the fleet as it is now; the options describe it.
+    With --what-if, the same for a request in the fleet's current state, without submitting it; the options describe it.
     """
     if job is not None and what_if is None:
         question = _why(job, asked)
@@ -142,7 +142,7 @@ def explain(
 @click.argument("job", metavar="ID")
 @fleet_options
 def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
-    """End job ID before it is answered. One that has ended keeps its end: the exit code is 2 then."""
+    """Cancel job ID before it is answered. Exits with 2 if it had already ended."""
 
     async def cancelled(client: AsyncClient) -> JobStatus:
         await client.job(job).cancel()
@@ -152,13 +152,15 @@ def cancel(job: str, *, url: str | None, data: Path | None, as_json: bool) -> No
     state = status.record.state
     _show_status(status, as_json=as_json, cancelled=state == JobState.CANCELLED)
     if state not in FINAL:
-        raise CommandError(f"job {job} is not cancelled yet", hint=f"`taxiway status {job}` shows it", code=UNAVAILABLE)
+        raise CommandError(
+            f"job {job} is not cancelled yet", hint=f"`taxiway status {job}` shows its state", code=UNAVAILABLE
+        )
     if state != JobState.CANCELLED:
-        raise CommandError(f"job {job} had ended before: {state}", hint="", code=USAGE)
+        raise CommandError(f"job {job} had already ended: {state}", hint="", code=USAGE)
 
 
 async def _ended(job: AsyncJob) -> JobStatus:
-    """The job's status once it has ended, or after `_CANCEL` seconds: a router reads a broker's messages in turn."""
+    """The job's status once it has ended, or after `_CANCEL` seconds: routers read the broker's messages in order."""
     end = time.monotonic() + _CANCEL
     status = await job.status()
     while status.record.state not in FINAL and time.monotonic() < end:
@@ -169,7 +171,7 @@ async def _ended(job: AsyncJob) -> JobStatus:
 
 def _why(job: str, asked: Mapping[str, Any]) -> Callable[[AsyncClient], Awaitable[dict[str, Any]]]:
     if any(value not in (None, (), {}) for value in asked.values()):
-        raise click.UsageError("expected no request beside the ID of a job; --what-if MODEL takes one")
+        raise click.UsageError("expected no request with a job ID; request options need --what-if MODEL")
     return lambda client: client.job(job).placement()
 
 
@@ -187,7 +189,7 @@ def _what_if(
 
 
 def _fleet_with_processes(url: str | None, data: Path | None) -> dict[str, Any]:
-    """The fleet's overview; of one that runs here with its `processes`, which are shown also where no router answers.
+    """The fleet's overview; a local fleet's has its `processes`, which are shown even if no router answers.
 
     Raises:
         FleetUnavailable: no router answers.
@@ -205,13 +207,13 @@ def _fleet_with_processes(url: str | None, data: Path | None) -> dict[str, Any]:
 
 
 async def _fleet(client: AsyncClient) -> dict[str, Any]:
-    """The fleet's overview, or the models that it serves where the router gives none."""
+    """The fleet's overview, or its models if the router provides no overview."""
     try:
         return await client.fleet()
     except RequestError as error:
         if error.status != 404 and error.details.get("status") != 404:
             raise
-        return {"models": await client.models(), "note": "this router gives no overview of its fleet"}
+        return {"models": await client.models(), "note": "this router provides no overview of its fleet"}
 
 
 def _show_status(status: JobStatus, *, as_json: bool, **more: bool) -> None:

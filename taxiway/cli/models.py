@@ -32,10 +32,10 @@ def models(name: str | None, *, url: str | None, data: Path | None, as_json: boo
 @click.command()
 @fleet_options
 def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Have every router and worker read its models folder again, and show what each of them serves.
+    """Make every router and worker reread its models folder, and show what each serves.
 
-    They notice most changes by themselves within a second. Exits with 1 where a process did not answer, or a model is
-    disabled or served in an older form.
+    Most changes are detected within a second without this command. Exits with 1 if a process did not answer, or a model
+    is disabled or served in an older version of its files.
     """
     processes = ask(url, data, lambda client: client.reload())
     if as_json:

@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def _parameter(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
-    """`name=value` pairs; a value that is JSON is read as JSON, any other is text."""
+    """Parse `name=value` pairs; a value is JSON if it parses as JSON, else text."""
     parameters: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -26,28 +26,26 @@ def _parameter(_: click.Context, __: click.Parameter, pairs: tuple[str, ...]) ->
 
 
 _OPTIONS = (
-    click.option("--text", "texts", multiple=True, help="A text; more than one make a batch."),
+    click.option("--text", "texts", multiple=True, help="A text; repeat it for a batch."),
     click.option(
         "--file",
         "files",
         multiple=True,
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
-        help="A file, sent as it is (a photograph, say); more than one make a batch.",
+        help="A file, sent as raw bytes (an image, for example); repeat it for a batch.",
     ),
     click.option(
         "--inputs", "as_text", metavar="JSON", help="Inputs as JSON: a value, a mapping by name, or OIP tensors."
     ),
     click.option("-p", "--parameter", "parameters", metavar="NAME=VALUE", multiple=True, callback=_parameter),
-    click.option("--deadline", type=float, metavar="SECONDS", help="From acceptance to the answer."),
+    click.option("--deadline", type=float, metavar="SECONDS", help="Maximum time from acceptance to answer."),
     click.option("--service", help="A service level of queues.yaml: live, standard, bulk, …"),
     click.option("--priority", type=click.Choice(get_args(Priority))),
-    click.option("--budget", type=float, metavar="USD", help="The most that the answer may cost."),
-    click.option("--tenant", help="For whom the request is."),
-    click.option("--locality", help="A label that every device on the way must carry."),
-    click.option(
-        "--min-accuracy", type=float, metavar="SHARE", help="The least accuracy of the variant that answers, 0 to 1."
-    ),
-    click.option("--idempotency-key", help="The same tenant and key are the same job."),
+    click.option("--budget", type=float, metavar="USD", help="Maximum cost of the answer."),
+    click.option("--tenant", help="The tenant that the request belongs to."),
+    click.option("--locality", help="A label that every device on the request's path must carry."),
+    click.option("--min-accuracy", type=float, metavar="SHARE", help="Minimum stated accuracy of the variant, 0 to 1."),
+    click.option("--idempotency-key", help="Requests with the same tenant and key are one job."),
 )
 
 

@@ -1,4 +1,4 @@
-"""Answers printed for people. rich is imported here alone, and this module only when people read."""
+"""Output for people. Only this module imports rich, and it is imported only for such output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 from taxiway.contract.job import JobRecord, JobStatus, Result, RunReport
 
 _LONGEST = 8
-"""Most numbers of a list that are shown."""
+"""Maximum numbers shown of a list."""
 
 
 def show_result(result: Result) -> None:
@@ -33,7 +33,7 @@ def show_result(result: Result) -> None:
 
 
 def report_line(report: RunReport) -> str:
-    """Where a job ran, what it took and why there, in one line."""
+    """Where a job ran, how long it took and why it was placed there, in one line."""
     device = f"{report.device} (emulated)" if report.emulated else report.device
     parts = [
         report.hardware_class,
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in one line; long lists and bytes are cut, and say how long they are."""
+    """A value in one line; long lists and bytes are truncated, with their length."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, bytes):
@@ -67,7 +67,7 @@ def brief(value: Any) -> str:
 
 
 def show_status(status: JobStatus) -> None:
-    """A job in a panel; facts that are not known yet are left out."""
+    """A job in a panel; unknown fields are omitted."""
     record = status.record
     facts = {
         "state": str(record.state),
@@ -90,7 +90,7 @@ def show_status(status: JobStatus) -> None:
 
 
 def show_placement(placement: Mapping[str, Any]) -> None:
-    """The reason, then every candidate with its figures, then what could not run the request."""
+    """The reason, every candidate with its figures, and the classes that could not run the request."""
     console = _console()
     tables = ("considered", "refused", "moves")
     console.print(_facts({name: brief(v) for name, v in placement.items() if name not in tables and v is not None}))
@@ -123,7 +123,7 @@ def show_models(models: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_reload(processes: Sequence[Mapping[str, Any]]) -> None:
-    """A table of what each process serves and what changed there, then what is wrong, each thing once."""
+    """A table of what each process serves and what changed, then the problems, each once."""
     console = _console()
     console.print(_table("processes", [_reload_row(process) for process in processes]))
     for kind, style in (("disabled", "red"), ("outdated", "yellow")):
@@ -154,7 +154,7 @@ def _disabled(name: str, why: str) -> Text:
 
 
 def show_jobs(jobs: Sequence[JobRecord]) -> None:
-    """A table of jobs, with how long ago each was accepted."""
+    """A table of jobs with their age since acceptance."""
     now = time.time()
     rows = [
         {
@@ -172,11 +172,11 @@ def show_jobs(jobs: Sequence[JobRecord]) -> None:
 
 def show_letters(letters: Sequence[Mapping[str, Any]]) -> None:
     """A table of dead letters."""
-    _console().print(_table("given up, the latest first", [_letter_row(letter) for letter in letters]))
+    _console().print(_table("dead letters, most recent first", [_letter_row(letter) for letter in letters]))
 
 
 def show_letter(letter: Mapping[str, Any]) -> None:
-    """A dead letter, the workers that its job ended, and its message."""
+    """A dead letter, the workers that its job crashed, and its message."""
     console = _console()
     facts = {"job": letter["job"], "given up": _moment(letter["at"]), "by": letter["by"], "why": letter["reason"]}
     title = f"letter {letter['id']}"
@@ -189,7 +189,7 @@ def show_letter(letter: Mapping[str, Any]) -> None:
 
 
 def show_fleet(fleet: Mapping[str, Any]) -> None:
-    """Hardware classes with their price and work, then the devices that are live; or what else the router tells."""
+    """Hardware classes with price and load, then live devices; or whatever else the router reports."""
     console = _console()
     if "classes" in fleet:
         console.print(_table("classes", [_class_row(name, facts) for name, facts in fleet["classes"].items()]))
@@ -223,17 +223,17 @@ def _process_row(process: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _remarks(fleet: Mapping[str, Any]) -> Iterator[Text]:
-    """What is wrong with the fleet's models and its queues.yaml, and with this picture of it."""
+    """Problems with the fleet's models, its queues.yaml, and the freshness of these figures."""
     for name, why in fleet.get("disabled", {}).items():
         yield _disabled(name, why)
     for name, why in fleet.get("outdated", {}).items():
-        yield Text(f"{name} is served as it was before its file became wrong: {why}", "yellow")
+        yield Text(f"{name} is served in its last valid version: {why}", "yellow")
     if fleet.get("restart"):
         yield _restart(fleet["restart"])
     for worker, seconds in fleet.get("silent", {}).items():
         yield Text(f"{worker}: no heartbeat for {duration(seconds)}", "yellow")
     if fleet.get("stale"):
-        yield Text("the router has had no answer from the state store lately; these figures are old", "yellow")
+        yield Text("the router gets no answer from the state store; these figures are stale", "yellow")
     if fleet.get("note"):
         yield Text(fleet["note"], "dim")
 
@@ -300,7 +300,7 @@ def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _are_rows(outputs: Mapping[str, Any]) -> bool:
-    """Whether every output is a list of as many rows. Numbers alone are taken for one row's vector."""
+    """Whether every output is a list with the same number of rows. A list of numbers is taken for one row's vector."""
     columns = list(outputs.values())
     alike = all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
     return alike and any(not isinstance(value, int | float) for column in columns for value in column)
@@ -340,5 +340,5 @@ def _moment(seconds: float) -> str:
 
 
 def _console() -> Console:
-    """stdout; where no terminal tells its width, lines may be long."""
+    """stdout; without a terminal, lines are not wrapped."""
     return Console(file=sys.stdout, width=shutil.get_terminal_size((160, 24)).columns, highlight=False)

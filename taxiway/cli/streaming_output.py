@@ -13,7 +13,7 @@ from taxiway.contract.streaming import Event, Lost, Restarted
 
 
 async def tell(job: AsyncJob, timeout: float | None, *, as_json: bool) -> Result:
-    """Print what is told of the job's answer, a JSON line for each piece with `as_json`; the result itself is not."""
+    """Print the events of the job's answer (`as_json`: one JSON line each); returns the result, unprinted."""
     async with aclosing(job.stream(timeout)) as told:
         event = await anext(told)
         while not isinstance(event, Result):
@@ -29,7 +29,7 @@ def _print(event: Event) -> None:
         case Restarted(attempt):
             click.secho(f"\nthe worker was lost; the answer restarts (attempt {attempt})", err=True, dim=True)
         case Lost(characters):
-            click.secho(f"\n{characters} characters were missed; the result has them", err=True, dim=True)
+            click.secho(f"\n{characters} characters were missed; the result contains them", err=True, dim=True)
         case text:
             click.echo(text, nl=False)
 

@@ -31,8 +31,8 @@ Examples:
 @click.argument("stdin", metavar="[-]", required=False, type=click.Choice(["-"]))
 @request_options
 @click.option("--wait/--no-wait", default=True, help="Wait for the answer (default), or print the job's id.")
-@click.option("--stream", is_flag=True, help="Print a generated answer as it comes; JSON lines with --json.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="Wait at most so long; the job goes on.")
+@click.option("--stream", is_flag=True, help="Print a generated answer as it is produced; JSON lines with --json.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="Wait at most this long; the job continues.")
 @fleet_options
 def submit(
     model: str,
@@ -53,7 +53,7 @@ def submit(
     """Send a request to MODEL and print its answer.
 
     The inputs are --text, --file, --inputs or - (standard input: JSON if it reads as JSON, else text, else bytes).
-    --json is the form of the answer.
+    --json sets the output format of the answer.
     """
     inputs = _inputs(stdin, texts, files, as_text)
 
@@ -71,7 +71,7 @@ def submit(
 
 
 def print_result(job: str, result: Result, *, as_json: bool) -> None:
-    """Print an answer, for a program or for people."""
+    """Print an answer, as JSON or for people."""
     if as_json:
         print_json({"id": job, "model": result.model, "outputs": to_wire(result.outputs), "report": result.report})
         return
@@ -92,7 +92,7 @@ async def _answer(job: AsyncJob, timeout: float | None, *, stream: bool, as_json
     try:
         return await (tell(job, timeout, as_json=as_json) if stream else job.result(timeout))
     except ResultTimeoutError as error:
-        hint = f"`taxiway result {job.id} --wait SECONDS` asks again"
+        hint = f"`taxiway result {job.id} --wait SECONDS` waits for it again"
         raise CommandError(error.message, hint=hint, code=UNAVAILABLE) from error
 
 

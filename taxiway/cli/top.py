@@ -1,4 +1,4 @@
-"""`top`: the fleet at a glance, drawn anew until it is stopped."""
+"""`top`: a live overview of the fleet, redrawn until it is stopped."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from taxiway.cli.address import ask, fleet_options, print_json
 from taxiway.errors import FleetUnavailable
 
 _BAR = 5
-_HEADINGS = 5  # lines that are no class, device or move: headline, trouble, two headings, devices left out
+_HEADINGS = 5  # lines other than classes, devices and moves: headline, warning, two headings, omitted devices
 _MOVES_SHOWN = 5
 
 
 @click.command()
-@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between two looks.")
+@click.option("--every", type=click.FloatRange(0.2), default=1.0, show_default=True, help="Seconds between updates.")
 @click.option("--once", is_flag=True, help="Look once and leave.")
 @fleet_options
 def top(*, every: float, once: bool, url: str | None, data: Path | None, as_json: bool) -> None:
-    """Show classes, queues, devices, moves and spending, live; Ctrl-C leaves."""
+    """Show classes, queues, devices, moves and spending, live. Ctrl-C exits."""
 
     def look() -> Mapping[str, Any]:
         return ask(url, data, lambda client: client.fleet())
@@ -48,14 +48,14 @@ def top(*, every: float, once: bool, url: str | None, data: Path | None, as_json
 
 
 def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, rows: int, trouble: str = "") -> Group:
-    """The whole picture, for a terminal of 80 columns or more.
+    """The whole page, for a terminal of 80 columns or more.
 
-    `before` is an earlier look, from which what was done a second is known. At most `rows` devices are shown; `trouble`
-    says why the picture is an old one.
+    `before` is an earlier overview, from which rates are computed. At most `rows` devices are shown; `trouble` says why
+    the figures are stale.
     """
     parts: list[Any] = [_headline(fleet), _classes(fleet, _rates(before, fleet))]
     if trouble or fleet["stale"]:
-        parts.insert(1, Text(f"old: {trouble or 'the state store does not answer'}", "yellow"))
+        parts.insert(1, Text(f"stale: {trouble or 'the state store does not answer'}", "yellow"))
     if fleet["moves"]:
         parts.append(_moves(fleet["moves"][:_MOVES_SHOWN], fleet["now"]))
     devices = fleet["devices"]
@@ -66,7 +66,7 @@ def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, r
 
 
 def _look_again(look: Callable[[], Mapping[str, Any]], fleet: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The fleet now; the last picture of it and the reason, while nobody answers."""
+    """The current overview; while the fleet does not answer, the last one and the reason."""
     try:
         return look(), ""
     except FleetUnavailable as error:
@@ -93,7 +93,7 @@ def _headline(fleet: Mapping[str, Any]) -> Text:
 
 
 def _rates(before: Mapping[str, Any] | None, fleet: Mapping[str, Any]) -> Mapping[str, float]:
-    """Jobs that each class ended a second since an earlier look, for the workers that are in both."""
+    """Jobs finished per second by class since the earlier overview, for the workers in both."""
     if before is None or fleet["now"] <= before["now"]:
         return {}
     past = {device["worker"]: device.get("done", {}) for device in before["devices"]}
@@ -161,7 +161,7 @@ def _host(device: Mapping[str, Any]) -> str:
 
 
 def _table(*columns: str) -> Table:
-    """A table without a frame; a heading that begins with `>` stands to the right."""
+    """A table without borders; a column whose heading begins with `>` is right-aligned."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     for column in columns:
         side: Literal["left", "right"] = "right" if column.startswith(">") else "left"
@@ -180,7 +180,7 @@ def _rate(rate: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """A time in six characters; nothing where there is none."""
+    """A duration in six characters; empty if there is none."""
     if seconds < 0.0005:
         return ""
     if seconds < 1:

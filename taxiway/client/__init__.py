@@ -1,4 +1,4 @@
-"""The Python client. Doors do the I/O, one a kind of address; the clients give them a face.
+"""The Python client. A door does the I/O for one kind of address; the client classes are the public API over it.
 
-`asyncio_client` holds the one implementation; `sync_client` runs it on a thread of its own.
+`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread.
 """

@@ -12,7 +12,7 @@ import msgspec
 
 from taxiway.client.dead import DeadLetters
 from taxiway.client.door import Door, Receipt, open_door
-from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, unheard
+from taxiway.client.mapping import Ask, Progress, as_they_come, in_order, no_progress
 from taxiway.client.tensors import array, plain
 from taxiway.contract.durability import Durability
 from taxiway.contract.job import FINAL, JobStatus, Result
@@ -22,16 +22,16 @@ from taxiway.contract.streaming import Told
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 
 CONNECT_TIMEOUT = 1.5
-"""Seconds that a call tries while nobody answers: it has failed within 2 s, whatever else is slow."""
+"""Seconds for which a call retries while the fleet does not answer. A call then fails within 2 s."""
 
 WINDOW = 256
-"""Requests of a `map` under way at once."""
+"""Requests that a `map` keeps in progress."""
 
 
 class Options(TypedDict, total=False):
-    """What a request may say beyond its model and inputs. None means not said.
+    """Optional fields of a request, beyond model and inputs. None means not set.
 
-    `parameters` are the model's own, `outputs` the names wanted; the others are service terms (`request.Terms`).
+    `parameters` go to the model; `outputs` names the outputs to return; the others are service terms (`request.Terms`).
     """
 
     parameters: Mapping[str, Any] | None
@@ -66,58 +66,60 @@ class AsyncJob:
         return self._receipt.job
 
     async def result(self, timeout: float | None = None) -> Result:
-        """The answer; told at once when it is there, and as often as it is asked for.
+        """Wait for the job's result. It may be called repeatedly.
 
-        With `timeout` it waits so many seconds, through outages too. Without, it waits as long as the fleet answers.
+        With `timeout` it waits up to that many seconds, outages included. Without, it waits as long as the fleet
+        answers.
 
         Raises:
-            JobError, RequestError: what the job ended with, of its own class.
-            ResultTimeoutError: `timeout` passed; the job goes on.
-            BrokerUnavailableError: nobody answers; the job goes on where it is, and may be asked for again.
+            JobError, RequestError: the error that the job ended with, in its own class.
+            ResultTimeoutError: `timeout` passed; the job continues.
+            BrokerUnavailableError: the fleet does not answer; the job continues, and its result can be requested again.
         """
         return await self._door.result(self._receipt, timeout)
 
     def stream(self, timeout: float | None = None) -> Told:
-        """A generated answer as it comes, for a request with the option `stream`; of others only the result.
+        """Stream a generated answer, for a request with the option `stream`; other requests yield only the result.
 
-        Yields text in pieces, and at last the result, which is always whole. Between them `Restarted` says that the
-        text begins anew, and `Lost` how many characters a reader missed who was too slow or came too late.
+        Yields pieces of text, then the complete result. `Restarted` between them means that generation restarted from
+        the beginning; `Lost` counts characters that the reader missed because it was too slow or connected too late.
         Raises as `result` does.
         """
         return self._door.stream(self._receipt, timeout)
 
     async def status(self) -> JobStatus:
-        """Where the job is now; position and estimated end are known at the HTTP door only."""
+        """The job's current state. Queue position and estimated end are known only at the HTTP door."""
         return await self._door.status(self._receipt)
 
     async def placement(self) -> dict[str, Any]:
-        """Why the job runs where it does: `reason`, and the figures it was decided from."""
+        """Why the job was placed where it is: `reason` and the figures behind the decision."""
         return await self._door.placement(self._receipt)
 
     async def done(self) -> bool:
-        """Whether the job has ended, in whatever way."""
+        """Whether the job has ended: succeeded, failed, cancelled or expired."""
         if self._receipt.reply is not None and self._receipt.reply.done():
             return True
         return (await self.status()).record.state in FINAL
 
     async def cancel(self) -> None:
-        """Ask that the job does not run. One that runs already may still succeed."""
+        """Request cancellation. A job that is already running may still succeed."""
         await self._door.cancel(self._receipt)
 
 
 class AsyncClient:
     """A client for one event loop.
 
-    It connects when it is first used. Not for use after a fork: make a new one in the child.
+    It connects on first use. It cannot be used after a fork: create a new one in the child process.
 
     Args:
         url: `redis://`, `rediss://` or `unix://` (the broker, fastest), or `http(s)://` (a router).
-        key: the caller's at a router; its tenant is the key's. It goes out as a header, never in an address or a log.
-            At a broker the producers' signing key, in hexadecimal digits: it never goes out.
-        connect_timeout: seconds that each call tries while nobody answers, before it raises `BrokerUnavailableError`.
-        arrays: whether tensors in results are numpy arrays, read-only and not copied, instead of nested lists.
-        durability: when a submit to a broker returns: once it is `written`, or once a replica has it, too:
-            `replicated`. At a router its `limits.durability` says so.
+        key: at a router, the caller's API key, which determines the tenant; it is sent as a header and never appears in
+            an address or a log. At a broker, the producers' signing key in hexadecimal digits; it is never sent.
+        connect_timeout: seconds for which a call retries while the fleet does not answer, before it raises
+            `BrokerUnavailableError`.
+        arrays: return tensors in results as numpy arrays (read-only, not copied) instead of nested lists.
+        durability: when a submit to a broker returns: `written` by the broker, or also `replicated` to a replica. At a
+            router, `limits.durability` in its queues.yaml decides.
     """
 
     def __init__(
@@ -148,7 +150,7 @@ class AsyncClient:
         return self._opened
 
     async def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> AsyncJob:
-        """Hand in a request: it is durable when this returns.
+        """Submit a request. It is durable when this returns.
 
         Args:
             model: `sentiment`, `sentiment:2` or `sentiment@stable`.
@@ -157,8 +159,9 @@ class AsyncClient:
             options: see `Options`.
 
         Raises:
-            RequestError: a term is wrong. What only a router can tell is raised by the result (at the HTTP door, here).
-            FleetUnavailable: nobody takes it.
+            RequestError: a term is invalid. Errors that only a router detects are raised by `result`; at the HTTP door,
+                here.
+            FleetUnavailable: the fleet did not accept it.
         """
         door = self._door
         return AsyncJob(door, await door.submit(_request(model, inputs, options)))
@@ -172,7 +175,7 @@ class AsyncClient:
     async def stream(
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Told:
-        """Submit, and follow the answer as it is generated: see `AsyncJob.stream`. The job does not need a reader."""
+        """Submit and stream the answer as it is generated: see `AsyncJob.stream`. The job needs no reader."""
         options["stream"] = True
         job = await self.submit(model, inputs, **options)
         async with contextlib.aclosing(job.stream(timeout)) as told:
@@ -186,13 +189,13 @@ class AsyncClient:
         *,
         window: int = WINDOW,
         timeout: float | None = None,
-        progress: Progress = unheard,
+        progress: Progress = no_progress,
         **options: Unpack[Options],
     ) -> AsyncIterator[Result]:
-        """The answer to each of `inputs`, in their order, with at most `window` requests under way.
+        """Yield the result of each of `inputs`, in order, with at most `window` requests in progress.
 
-        The first that fails raises, when its turn comes; what is under way then is not waited for, and still runs.
-        `timeout` holds for each request; `progress` is told after each answer how many there were.
+        The first failed request raises when its turn comes; requests in progress then are not awaited, and still run.
+        `timeout` applies to each request. `progress` is called after each result with the number of results so far.
         """
         ask = self.asker(model, timeout, options)
         async with contextlib.aclosing(in_order(ask, inputs, window, progress)) as answers:
@@ -206,20 +209,20 @@ class AsyncClient:
         *,
         window: int = WINDOW,
         timeout: float | None = None,
-        progress: Progress = unheard,
+        progress: Progress = no_progress,
         **options: Unpack[Options],
     ) -> AsyncIterator[tuple[int, Result]]:
-        """As `map`, but each answer as soon as it is there, with the place of its input, from 0."""
+        """As `map`, but in order of completion; each result comes with its input's index, from 0."""
         ask = self.asker(model, timeout, options)
         async with contextlib.aclosing(as_they_come(ask, inputs, window, progress)) as answers:
             async for answer in answers:
                 yield answer
 
     def asker(self, model: str, timeout: float | None, options: Options) -> Ask:
-        """Asks for the answers to many inputs, which share all else.
+        """A function that infers one input; all inputs share the model, timeout and options.
 
         Raises:
-            InvalidRequestError: a term is wrong, or is an idempotency key: many requests would be one job.
+            InvalidRequestError: a term is invalid, or an idempotency key is set: it would make all requests one job.
         """
         if options.get("idempotency_key") is not None:
             raise InvalidRequestError(
@@ -237,7 +240,7 @@ class AsyncClient:
         return ask
 
     async def as_completed(self, jobs: Iterable[AsyncJob]) -> AsyncIterator[AsyncJob]:
-        """The jobs in the order in which they end; each one's `result()` is there at once."""
+        """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
         waiting = {asyncio.create_task(ended(job)): job for job in jobs}
         try:
             while waiting:
@@ -251,33 +254,34 @@ class AsyncClient:
 
     @property
     def dead(self) -> DeadLetters:
-        """The messages that the fleet gave up, for operators."""
+        """The fleet's dead letters, for operators."""
         return DeadLetters(self._door)
 
     def job(self, id: str) -> AsyncJob:
-        """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""
+        """A handle for the job with this id, submitted by any client. Sends nothing."""
         return AsyncJob(self._door, Receipt(id))
 
     async def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
-        """Where a request would run now, why, and what else was considered; nothing is submitted. HTTP only.
+        """Where a request would run now, why, and which other candidates were considered. Submits nothing. HTTP only.
 
-        A request that could not be placed is no error: `error` is its code and `reason` says why.
+        A request that could not be placed does not raise: `error` holds its code and `reason` says why.
 
         Raises:
-            InvalidRequestError: a term or an input is wrong, or the door is not HTTP.
+            InvalidRequestError: a term or an input is invalid, or the door is not HTTP.
         """
         return await self._door.what_if(_request(model, inputs, options))
 
     async def jobs(
         self, *, states: Collection[str] = (), model: str = "", tenant: str = "", limit: int = USUAL, cursor: str = ""
     ) -> JobPage:
-        """A page of the fleet's jobs, the latest accepted first; `next` of it is the `cursor` of the one after it.
+        """A page of the fleet's jobs, most recently accepted first; its `next` is the `cursor` of the next page.
 
-        `states` are names of job states, `model` is `name` or `name:version`; what is left out filters nothing. Jobs
-        that wait in the arrivals are not listed. A page may have fewer jobs than `limit`, or none, and still a `next`.
+        `states` are names of job states, `model` is `name` or `name:version`; an omitted filter matches all jobs. Jobs
+        that wait in arrivals are not listed. A page may hold fewer jobs than `limit`, even none, and still have a
+        `next`.
 
         Raises:
-            InvalidRequestError: a state, the limit or the cursor is none.
+            InvalidRequestError: a state, the limit or the cursor is invalid.
         """
         wanted = JobFilter(states=states_of(states), model=model, tenant=tenant)
         return await self._door.jobs(wanted, limit, cursor)
@@ -291,7 +295,7 @@ class AsyncClient:
         return await self._door.fleet()
 
     async def reload(self) -> list[dict[str, Any]]:
-        """Have every router and worker look at its models folder now; what each of them serves then.
+        """Make every router and worker reread its models folder now; returns what each of them then serves.
 
         Per process: `process`, `kind`, whether it `answered` in time, its `models`, which of them were `added`,
         `replaced` or `removed`, which are `disabled` or `outdated` and why, and whether `queues_changed` since it
@@ -301,7 +305,7 @@ class AsyncClient:
         return processes
 
     async def close(self) -> None:
-        """Let go of all connections; jobs go on. Closing twice does nothing."""
+        """Close all connections; jobs continue. Closing twice has no effect."""
         if not self._closed:
             self._closed = True
             await self._opened.close()
@@ -313,7 +317,7 @@ def _request(model: str, inputs: Any, options: Options) -> Request:
 
 
 async def ended(job: AsyncJob) -> None:
-    """Returns when the job has ended, in whatever way; raises only what `result` raises of the fleet."""
+    """Return when the job has ended, successfully or not; raises only `result`'s fleet errors."""
     try:
         await job.result()
     except (JobError, RequestError):

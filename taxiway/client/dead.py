@@ -1,4 +1,4 @@
-"""What an operator does with the messages that the fleet gave up; at the HTTP door."""
+"""Operations on dead letters, through the HTTP door."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 class DeadLetters:
-    """The fleet's dead letters. Each call raises `UnknownLetterError` for a letter that is not kept."""
+    """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown letter id."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
 
     async def list(self, most: int) -> list[dict[str, Any]]:
-        """The last letters, the latest first: id, why, when and by whom, the job, and who held that and ended."""
+        """Letters, most recent first: id, reason, time, reporter, job, and the workers that died holding it."""
         letters: list[dict[str, Any]] = (await self._door.administer("GET", f"/v2/dead?most={most}"))["letters"]
         return letters
 
@@ -25,7 +25,7 @@ class DeadLetters:
         return await self._door.administer("GET", _path(letter))
 
     async def replay(self, letter: str) -> str:
-        """Let the letter's job begin anew; its id, which it had before."""
+        """Run the letter's job again from the beginning. Returns the job's id, which does not change."""
         return str((await self._door.administer("POST", f"{_path(letter)}/replay"))["job"])
 
     async def drop(self, letter: str) -> None:

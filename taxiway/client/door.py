@@ -1,4 +1,4 @@
-"""Where requests go in and answers come out: one `Door` a kind of address, whose file alone knows its library."""
+"""The `Door` interface: a client's transport. Each kind of address has one module, which alone imports its library."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _DOORS = {
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a door remembers of a job.
+    """What a door keeps for a job.
 
-    `reply` gets the stored result as soon as it is announced, where the door was told to listen for it; `single` says
-    that the request came without a batch axis, None where that is not known. A job that was `submitted` by this client
-    exists though no router may have seen it yet; any other id may be nobody's. `agreed` gets what a router says of a
-    request under an idempotency key: whether the job is the one that was asked for.
+    `reply` resolves to the stored result when it is announced, if the door listens for it. `single` means that the
+    request came without a batch axis; None if unknown. A job `submitted` by this client exists even if no router has
+    recorded it yet; any other id may be unknown. `agreed` resolves when a router has decided on a request with an
+    idempotency key: whether the existing job matches the request.
     """
 
     job: str
@@ -43,7 +43,7 @@ class Receipt:
 
 
 class Door(Protocol):
-    """One way into a fleet. Every call fails with `BrokerUnavailableError` when nobody answers within its patience."""
+    """A transport to a fleet. A call raises `BrokerUnavailableError` after `patience` seconds without an answer."""
 
     async def submit(self, request: Request) -> Receipt:
         """Accept the request durably."""
@@ -55,27 +55,27 @@ class Door(Protocol):
         """The job's answer.
 
         Raises:
-            TaxiwayError: the error that the job ended with, of its own class.
+            TaxiwayError: the error that the job ended with, in its own class.
             ResultTimeoutError: `timeout` seconds passed.
         """
 
     def stream(self, receipt: Receipt, timeout: float | None) -> Told:
-        """What is told of the job's answer as it comes, and the answer at last; raises what `result` raises."""
+        """The events of the job's answer as it is generated, then the result; raises what `result` raises."""
 
     async def status(self, receipt: Receipt) -> JobStatus:
-        """Where the job is. This, `placement`, `cancel` and `result` raise `UnknownJobError` for an id of no job."""
+        """The job's state. This, `placement`, `cancel` and `result` raise `UnknownJobError` for an unknown id."""
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
-        """Why the job is where it is: `reason` and the figures it was decided from."""
+        """Why the job was placed where it is: `reason` and the figures behind the decision."""
 
     async def what_if(self, request: Request) -> dict[str, Any]:
         """Where the request would run now and why, without submitting it."""
 
     async def cancel(self, receipt: Receipt) -> None:
-        """Ask that the job does not run."""
+        """Request cancellation of the job."""
 
     async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
-        """A page of the jobs that pass `wanted`, the latest first."""
+        """A page of the jobs that match `wanted`, most recent first."""
 
     async def models(self) -> list[dict[str, Any]]:
         """What the fleet can run."""
@@ -84,22 +84,22 @@ class Door(Protocol):
         """The fleet's classes and devices now."""
 
     async def administer(self, verb: str, path: str) -> dict[str, Any]:
-        """A router's answer to an operator: an HTTP method and a path of its door."""
+        """A router's answer to an operator's call: HTTP method and path."""
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
 
 
 def open_door(
     url: str, *, patience: float, show: Show, key: str | None = None, durability: Durability = "written"
 ) -> Door:
-    """The door at `url`; it connects when it is first used, and tries for `patience` seconds whenever nobody answers.
+    """The door at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
 
-    `show` turns a result's tensors into what the caller sees; `key` is the caller's at the HTTP door, and at a broker
-    signs; `durability` is what a submit waits for, at a broker.
+    `show` converts a result's tensors for the caller. `key` is the API key at the HTTP door, the signing key at a
+    broker. `durability` is what a submit to a broker waits for.
 
     Raises:
-        InvalidRequestError: no such kind of address, no such key, or one that takes no durability.
+        InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
     """
     scheme = urlsplit(url).scheme
     if scheme not in _DOORS:

@@ -1,4 +1,4 @@
-"""The door at http://: the Open Inference Protocol v2 and the jobs behind it."""
+"""The door at http://: Open Inference Protocol v2, and taxiway's job endpoints."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from taxiway.errors import (
 )
 
 _PAUSE = 0.05
-"""Seconds that a long poll takes at least."""
+"""Minimum seconds of a long poll."""
 
 _YIELDING = 10.0
-"""Seconds for which a call yields to a router that takes no more requests a second from its tenant."""
+"""Seconds for which a call retries after a rate limit refusal."""
 
 _SPREAD = 0.25
-"""Seconds over which those who were refused together come back."""
+"""Seconds over which callers that were refused together spread their retries."""
 
 _UNSAID = Terms()
 
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
-    """A request as the door takes it; `single` says that its inputs have no batch axis."""
+    """A request in the door's form; `single` means that its inputs have no batch axis."""
 
     path: str
     body: Framed
@@ -58,10 +58,10 @@ class _Ask:
 
 
 def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> HttpDoor:
-    """The door at `url`, for who has this key.
+    """The door at `url`, authenticated with `key`.
 
     Raises:
-        InvalidRequestError: a durability came, which the router's queues.yaml says.
+        InvalidRequestError: a durability was given; a router's queues.yaml sets it.
     """
     if durability != "written":
         message = f"durability: expected none for a router: its limits.durability says it, got {durability!r}"
@@ -70,7 +70,7 @@ def open_url(url: str, patience: float, show: Show, key: str | None, durability:
 
 
 class HttpDoor:
-    """Requests to a router. A model's metadata is fetched once, to give plain inputs their names and datatypes."""
+    """Requests to a router. A model's metadata is fetched once; it gives plain inputs their names and datatypes."""
 
     def __init__(self, url: str, patience: float, show: Show, key: str | None = None) -> None:
         self._link = HttpLink(url, patience, key)
@@ -85,9 +85,9 @@ class HttpDoor:
         return Receipt(_checked(response)["id"], single=ask.single)
 
     async def infer(self, request: Request, timeout: float | None) -> Result:
-        """Submit and wait for the answer in one exchange; a router that would rather not wait gives a job to poll.
+        """Submit and wait for the answer in one exchange; a router that does not wait returns a job to poll.
 
-        With `timeout`, an exchange that breaks off is made again: its job may be accepted, and is the same by its key.
+        With `timeout`, a broken exchange is retried: the idempotency key makes both attempts one job.
         """
         ask = await self._ask(_known_again(request))
         try:
@@ -112,7 +112,7 @@ class HttpDoor:
             await asyncio.sleep(random.uniform(_PAUSE, _SPREAD))
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
-        """The job's answer, by long polls; with `timeout`, through outages too."""
+        """The job's answer, by long polling; with `timeout`, outages are waited out."""
         clock = asyncio.get_running_loop().time
         until = math.inf if timeout is None else clock() + timeout
         while True:
@@ -138,13 +138,13 @@ class HttpDoor:
         return None if response.status == HTTPStatus.ACCEPTED else self._result(response, receipt.single)
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
-        """What is told of the answer as it comes, and the answer at last."""
+        """The events of the answer as it is generated, then the result."""
         async with self._events(receipt.job, timeout) as events:
             async for event in events:
                 yield self._told(event, receipt.single)
                 if event.kind == "result":
                     return
-        raise FleetUnavailable("the router's stream ended without a result; the job goes on")
+        raise FleetUnavailable("the router's stream ended without a result; the job continues")
 
     async def status(self, receipt: Receipt) -> JobStatus:
         """Where the job is."""
@@ -152,7 +152,7 @@ class HttpDoor:
         return msgspec.convert({**fields, "record": fields}, JobStatus)
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
-        """Why the job is where it is."""
+        """Why the job was placed where it is."""
         return _checked(await self._asked("GET", f"{_job_path(receipt.job)}/placement"))
 
     async def what_if(self, request: Request) -> dict[str, Any]:
@@ -161,11 +161,11 @@ class HttpDoor:
         return _checked(await self._asked("POST", f"{ask.path}/placement", ask.body.pieces, ask.body.headers))
 
     async def cancel(self, receipt: Receipt) -> None:
-        """Ask that the job does not run."""
+        """Request cancellation of the job."""
         _checked(await self._asked("DELETE", _job_path(receipt.job)))
 
     async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
-        """A page of the jobs that pass `wanted`, the latest first."""
+        """A page of the jobs that match `wanted`, most recent first."""
         states = ",".join(sorted(wanted.states))
         asked = {"state": states, "model": wanted.model, "tenant": wanted.tenant, "cursor": cursor}
         query = urlencode({"limit": limit, **{name: text for name, text in asked.items() if text}})
@@ -186,7 +186,7 @@ class HttpDoor:
         return _checked(await self._link.ask(verb, path, once=verb != "GET"))
 
     def _told(self, event: ServerEvent, single: bool | None) -> Event | Result:
-        """What an event of a job's stream tells; raises the job's error where it is that."""
+        """Decode an event of a job's stream; an error event raises the job's error."""
         if event.kind == "result":
             return self._result(Response(HTTPStatus.OK, {}, event.data), single)
         content = msgspec.json.decode(event.data)
@@ -202,7 +202,7 @@ class HttpDoor:
 
     @contextlib.asynccontextmanager
     async def _events(self, job: str, timeout: float | None) -> AsyncIterator[AsyncIterator[ServerEvent]]:
-        """The events of a job's stream; what ends them too early is raised in our words."""
+        """The events of a job's stream; failures of the stream are raised as taxiway's errors."""
         until = None if timeout is None else asyncio.get_running_loop().time() + timeout
         try:
             async with contextlib.aclosing(self._link.events(f"{_job_path(job)}/stream", until)) as events:
@@ -215,7 +215,7 @@ class HttpDoor:
     async def _asked(
         self, method: str, path: str, body: Sequence[Buffer] = (), headers: Mapping[str, str] | None = None
     ) -> Response:
-        """The router's answer; a caller who asks too often waits as it is told to, for some seconds."""
+        """The router's answer; a rate-limited call waits as told by `Retry-After`, for some seconds in all."""
         clock = asyncio.get_running_loop().time
         until = clock() + _YIELDING
         while True:
@@ -228,7 +228,7 @@ class HttpDoor:
     async def _posted(self, ask: _Ask, model: str, *, prefer: str) -> Response:
         """The router's answer to an infer request.
 
-        After a refusal the model's inputs are asked for again with the next request: it may have been replaced.
+        After a refusal the model's metadata is fetched again with the next request: the model may have been replaced.
         """
         with submitting(model) as trace:
             headers = {**ask.body.headers, **trace, "prefer": prefer}
@@ -252,11 +252,11 @@ class HttpDoor:
         if request.outputs or self._accepts:
             wanted = [spec for spec in known["outputs"] if not request.outputs or spec["name"] in request.outputs]
             unknown = [{"name": name} for name in request.outputs if name not in {spec["name"] for spec in wanted}]
-            fields["outputs"] = [self._output(spec) for spec in wanted] + unknown  # the router tells of those
+            fields["outputs"] = [self._output(spec) for spec in wanted] + unknown  # the router reports these
         return _Ask(path, body(fields, single_row(known["inputs"], tensors) if single else tensors), single)
 
     def _output(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """What is asked of an output: a tensor of numbers is wanted raw where it becomes an array."""
+        """The request's entry for an output: tensors of numbers are requested as raw data if they become arrays."""
         raw = bool(self._accepts) and spec["datatype"] != "BYTES" and len(spec["shape"]) > 1
         return {"name": spec["name"], "parameters": {"binary_data": True}} if raw else {"name": spec["name"]}
 
@@ -272,12 +272,12 @@ class HttpDoor:
 
 
 def _known_again(request: Request) -> Request:
-    """The request under a key, so that it may be sent again where no answer came: it is one job all the same."""
+    """The request with an idempotency key, so that it can be sent again if no answer came and is still one job."""
     return request if request.idempotency_key else msgspec.structs.replace(request, idempotency_key=RESENT + new_id())
 
 
 def _pause(response: Response) -> float | None:
-    """Seconds, somewhat by chance, after which one who asked too often may ask again; None for any other answer."""
+    """Seconds, with jitter, after which a rate-limited request may be retried; None for any other answer."""
     if response.status != HTTPStatus.TOO_MANY_REQUESTS:
         return None
     try:
@@ -294,14 +294,14 @@ def _job_path(job: str) -> str:
 
 
 def _too_long(timeout: float | None) -> ResultTimeoutError:
-    return ResultTimeoutError(f"no result within {timeout:g} s; the job goes on", timeout=timeout)
+    return ResultTimeoutError(f"no result within {timeout:g} s; the job continues", timeout=timeout)
 
 
 def _checked(response: Response) -> dict[str, Any]:
     """The response's JSON, its tensors with the data that follows it.
 
     Raises:
-        TaxiwayError: the error it tells of, of its own class.
+        TaxiwayError: the error in the response, in its own class.
     """
     text, rest = split(response.body, response.headers.get(HEADER))
     try:
@@ -319,7 +319,7 @@ def _checked(response: Response) -> dict[str, Any]:
 
 
 def _foreign(response: Response) -> TaxiwayError:
-    """An error for an answer that is not a router's: a proxy's, or another server's."""
+    """The error for a response that did not come from a router, but from a proxy or another server."""
     theirs = HTTPStatus.BAD_REQUEST <= response.status < HTTPStatus.INTERNAL_SERVER_ERROR
     kind = RequestError if theirs else FleetUnavailable
-    return kind(f"{response.status} came, which is not taxiway's answer", status=response.status)
+    return kind(f"{response.status} came, which is not a response of taxiway", status=response.status)

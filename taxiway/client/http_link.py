@@ -1,10 +1,9 @@
-"""Requests and event streams to one router that may be away for a while, over aiohttp.
+"""Requests and event streams to one router, over aiohttp, with retries while the router is unavailable.
 
-aiohttp has the protocol, TLS, proxies and the pool of connections; this module decides what is sent again and when a
-silent router is given up.
-A server's certificate is always verified, against the system's authorities or those in the file that `SSL_CERT_FILE`
-names. A certificate that fails verification is an error at once: retrying cannot help.
-`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` are followed, but for this machine's own addresses.
+aiohttp provides the protocol, TLS, proxies and connection pool. This module decides what is retried and when a silent
+router is given up. TLS certificates are always verified, against the system's authorities or the file that
+`SSL_CERT_FILE` names. A certificate that fails verification raises at once: retrying cannot help. `HTTP_PROXY`,
+`HTTPS_PROXY` and `NO_PROXY` apply, except for this machine's own addresses.
 """
 
 from __future__ import annotations
@@ -31,41 +30,41 @@ _PAUSE = 0.05
 """Seconds before connecting again."""
 
 _KEPT = 4.0
-"""Seconds that an unused connection is used again after: servers close theirs after 5 or more."""
+"""Seconds for which an idle connection is kept for reuse: servers close theirs after 5 s or more."""
 
 _TOGETHER = 65536
-"""Bytes of a body up to which it goes out in one write with its head."""
+"""Bodies up to this many bytes are sent in one write with the header."""
 
 _SLICE = 262144
-"""Bytes of a larger body that are handed to the connection at once."""
+"""Bytes per write of a larger body."""
 
 LONGEST_WAIT = 20.0
 """Seconds of one long poll: shorter than the idle time-outs of common proxies (30 to 60 s)."""
 
 SILENCE = LONGEST_WAIT + 2.0
-"""Seconds of silence after which a connection is given up, whatever others hear: the router or a machine between may
-have forgotten it. Whatever a client asks is answered, or a stream kept alive, within `LONGEST_WAIT`."""
+"""Seconds of silence after which a connection is given up, even if others receive data: the router or a machine between
+may have dropped it. Every request is answered, and every stream kept alive, within `LONGEST_WAIT`."""
 
 _LIVE = "/v2/health/live"
 
 _LAST = "last-event-id"
 
 _UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
-"""Headers that aiohttp would add by itself. Compression costs tensors more than it saves."""
+"""Headers that aiohttp would add. Compressing tensors costs more time than it saves."""
 
 _UNREACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-"""No connection came about: nothing was sent."""
+"""The connection failed before anything was sent."""
 
 Sink = Callable[[bytes], None]
-"""Takes each piece of a successful answer's body as it comes."""
+"""Receives the chunks of a successful response's body."""
 
 
 class BrokenOffError(BrokerUnavailableError):
-    """The server closed the connection before its answer was there: whether it did what it was asked is not known."""
+    """The server closed the connection before it answered: whether the request took effect is unknown."""
 
 
 class EndedError(Exception):
-    """The server answered with something else than a stream of events."""
+    """The server's response is not an event stream."""
 
     def __init__(self, response: Response) -> None:
         super().__init__(f"{response.status} came instead of events")
@@ -74,7 +73,7 @@ class EndedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer: header names in any case; `body` is empty where a sink took it."""
+    """A response. Header names are case-insensitive; `body` is empty if a sink received it."""
 
     status: int
     headers: Mapping[str, str]
@@ -82,13 +81,13 @@ class Response:
 
     @property
     def ok(self) -> bool:
-        """Whether the status is one of success."""
+        """Whether the status is 2xx."""
         return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One event; the `kind` of most is empty."""
+    """One server-sent event; `kind` is usually empty."""
 
     kind: str
     id: str
@@ -96,10 +95,10 @@ class ServerEvent:
 
 
 class HttpLink:
-    """Requests to one server, each on a connection that no other uses meanwhile; as many as there are calls.
+    """Requests to one server. Each call has a connection to itself; there are as many connections as calls.
 
-    A silent server is asked for a sign of life while anybody waits: an answer may take long, but not in silence. Who
-    answers may be another one behind the same address: so no connection is silent for longer than `silence` seconds.
+    While a call waits, a silent server is probed: an answer may take long, but the server must be alive. The probe may
+    reach another server behind the same address, so a connection may be silent for at most `silence` seconds.
     """
 
     def __init__(self, url: str, patience: float, key: str | None = None, *, silence: float = SILENCE) -> None:
@@ -107,7 +106,7 @@ class HttpLink:
         self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"  # never with a password
         self.heard = 0.0
         self.patience = patience
-        self._doubted = 0.0  # when it was last found away
+        self._doubted = 0.0  # when it was last found unavailable
         self._silence = silence
         address = _address(parts)
         self._base = str(address).rstrip("/")
@@ -132,14 +131,14 @@ class HttpLink:
     ) -> Response:
         """The server's answer, however long it takes.
 
-        A server that stops or fails while it is asked is asked again, for the patience: another may stand in for it.
-        Not so `once`, which is said where asking twice does more than asking once, nor with a `sink`, which takes the
-        body, and has some of it already.
+        A request to a server that stops or fails is retried for `patience` seconds: another server may take over. Two
+        cases are not retried: `once` (a repetition would take effect twice), and `sink`, which may already have
+        received part of the body.
 
         Raises:
-            BrokenOffError: it broke off, and was not to be asked again, or did so for the patience.
-            BrokerUnavailableError: it cannot be reached, or was silent for the patience; with the detail `sent` where
-                it had been sent what it was asked, and may have done it.
+            BrokenOffError: the connection broke, and the request may not be retried or retries failed for `patience` s.
+            BrokerUnavailableError: the server cannot be reached, or was silent for `patience` s; the detail `sent` is
+                set if the request had been sent and may have taken effect.
         """
         until, kept = None, (_not_repeated,) if once else ()
         while True:
@@ -157,15 +156,15 @@ class HttpLink:
             await asyncio.sleep(_PAUSE)
 
     async def events(self, path: str, until: float | None) -> AsyncGenerator[ServerEvent, None]:
-        """The events at `path`; a connection or a stream that ends is followed by another one, which is told the rest.
+        """The events at `path`. A stream that ends is reopened, and continues after the last event received.
 
-        A router that stops ends its streams wherever they are: it is for the reader to know the last event.
-        `until` is a moment by the loop's clock.
+        A router that stops ends its streams at any point: the reader must recognise the last event. `until` is a time
+        on the loop's clock.
 
         Raises:
             TimeoutError: `until` passed.
-            BrokerUnavailableError: nobody answers, or they broke off for the patience.
-            EndedError: the answer is no stream.
+            BrokerUnavailableError: no answer, or broken streams, for `patience` seconds.
+            EndedError: the response is not a stream.
         """
         clock = asyncio.get_running_loop().time
         last, well = "", clock()
@@ -199,7 +198,7 @@ class HttpLink:
             await self._session.close()
 
     async def _ask(self, method: str, path: str, body: Sequence[Buffer], sink: Sink | None, **options: Any) -> Response:
-        """The server's answer to a request that is sent once, on a connection that is tried for the patience."""
+        """Send the request once, after connecting with retries for `patience` seconds; returns the response."""
         if self.heard < self._doubted:
             await self._heard_again()
         clock = asyncio.get_running_loop().time
@@ -224,7 +223,7 @@ class HttpLink:
     async def _exchange(
         self, call: _Call, method: str, path: str, options: dict[str, Any], sink: Sink | None
     ) -> Response:
-        """One try; raises what `_UNREACHED` names where nothing was sent, and what `ask` raises."""
+        """One attempt. Raises a class in `_UNREACHED` if nothing was sent, otherwise what `ask` raises."""
         self._calls.add(call)
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
@@ -248,7 +247,7 @@ class HttpLink:
             self._calls.discard(call)
 
     async def _read(self, response: aiohttp.ClientResponse, call: _Call, sink: Sink | None) -> bytes:
-        """The body, as far as the sink does not take it."""
+        """The body; empty if the sink receives it."""
         clock = asyncio.get_running_loop().time
         call.heard = self.heard = clock()
         pieces: list[bytes] = []
@@ -259,7 +258,7 @@ class HttpLink:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _opened(self) -> aiohttp.ClientSession:
-        """The session that keeps connections, made when it is first used: it belongs to the loop."""
+        """The session with the connection pool, created on first use because it belongs to the loop."""
         if self._closed:
             raise self._away()
         if self._session is None:
@@ -267,7 +266,7 @@ class HttpLink:
         return self._session
 
     def _new_session(self, **kept: Any) -> aiohttp.ClientSession:
-        """A session with the server's TLS, proxy and credentials; names are looked up anew for each connection."""
+        """A session with the server's TLS, proxy and credentials; host names are resolved again for each connection."""
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, ssl=self._tls, use_dns_cache=False, **kept),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -278,7 +277,7 @@ class HttpLink:
         )
 
     async def _watch(self) -> None:
-        """Ask a silent server for a sign of life while anybody waits for it; without one, nobody waits any more."""
+        """Probe a silent server while calls wait for it; if it does not answer, fail those calls."""
         clock = asyncio.get_running_loop().time
         step = min(self.patience, self._silence) / 3
         while self._calls:
@@ -286,16 +285,16 @@ class HttpLink:
             asked = clock()
             gone = False
             if self._calls and asked - self.heard >= step:
-                gone = not await self._lives(step) and self.heard < asked  # else it answered others: it is busy
+                gone = not await self._lives(step) and self.heard < asked  # else it answered other calls: it is busy
             for call in self._calls:
                 end = asked if gone else call.heard + self._silence
                 call.end_at(max(end, call.began + self.patience + _PAUSE))  # until then it may be connecting
 
     async def _heard_again(self) -> None:
-        """Wait for a server that was away, for the patience: one call asks for all that wait.
+        """Wait up to `patience` seconds for an unavailable server; one probe serves all waiting calls.
 
-        If each sent its own request and gave it up, again and again, a server with little time would serve nothing but
-        requests that nobody waits for any more, and never be heard again.
+        If each call sent and abandoned its own request again and again, an overloaded server would process only
+        abandoned requests and never recover.
         """
         clock = asyncio.get_running_loop().time
         until = clock() + self.patience
@@ -311,7 +310,7 @@ class HttpLink:
         return self._probing
 
     async def _lives(self, longest: float) -> bool:
-        """Whether the server answers within so many seconds, on a connection of its own."""
+        """Whether the server answers a probe on a new connection within `longest` seconds."""
         try:
             async with asyncio.timeout(longest), self._new_session(force_close=True) as session:
                 while not await self._answers(session):
@@ -321,7 +320,7 @@ class HttpLink:
             return False
 
     async def _answers(self, session: aiohttp.ClientSession) -> bool:
-        """Whether the server answers; False where the connection fails."""
+        """Whether the server answers; False if the connection fails."""
         try:
             async with session.get(URL(self._base + _LIVE, encoded=True)):
                 self.heard = asyncio.get_running_loop().time()
@@ -338,7 +337,7 @@ class HttpLink:
 
 
 async def _not_repeated(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    """Keep aiohttp from sending a DELETE again by itself when its connection breaks."""
+    """Stop aiohttp from repeating a DELETE when its connection breaks."""
     try:
         return await handler(request)
     except _UNREACHED:
@@ -349,20 +348,20 @@ async def _not_repeated(request: aiohttp.ClientRequest, handler: aiohttp.ClientH
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """A request under way: when it began, and when its server last sent something or took some of the body."""
+    """A call in progress: when it began, and when the server last sent data or accepted part of the body."""
 
     scope: asyncio.Timeout
     began: float
     heard: float
 
     def end_at(self, when: float) -> None:
-        """Give it up at this moment, if it has not ended by then."""
+        """Give the call up at this time, if it has not ended by then."""
         if not self.scope.expired():
             self.scope.reschedule(when)
 
 
 class _Pieces(aiohttp.Payload):
-    """A body in pieces, sent without joining or copying them."""
+    """A body in several buffers, sent without joining or copying them."""
 
     def __init__(self, pieces: Sequence[Buffer], call: _Call) -> None:
         super().__init__(pieces)
@@ -385,9 +384,9 @@ class _Pieces(aiohttp.Payload):
 
 
 class _EventParser:
-    """Finds events in a body that comes in pieces of any length.
+    """Parses events from a body received in chunks of any length.
 
-    Source: HTML's "Server-sent events", of which routers send the fields `event`, `id` and `data`, each in one line.
+    Source: HTML, "Server-sent events". Routers send only `event`, `id` and `data`, each on one line.
     """
 
     def __init__(self, found: asyncio.Queue[ServerEvent | None]) -> None:
@@ -395,7 +394,7 @@ class _EventParser:
         self._rest = b""
 
     def feed(self, piece: bytes) -> None:
-        """Take the next piece of the body."""
+        """Parse the next chunk of the body."""
         *events, self._rest = (self._rest + piece).split(b"\n\n")
         for lines in events:
             fields = dict(line.split(b": ", 1) for line in lines.split(b"\n") if b": " in line)
@@ -410,7 +409,7 @@ async def _next(events: asyncio.Queue[ServerEvent | None], until: float | None) 
 
 
 def _goes_on(asking: asyncio.Task[Response], *, again: bool) -> bool:
-    """Whether the stream that ended is asked for anew, as long as it may be."""
+    """Whether a stream that ended should be reopened."""
     try:
         response = asking.result()
     except BrokenOffError:
@@ -423,11 +422,11 @@ def _goes_on(asking: asyncio.Task[Response], *, again: bool) -> bool:
 
 
 def _address(parts: SplitResult) -> URL:
-    """Where the server is, without a password. The error does not show what may be a piece of one."""
+    """The server's address without credentials. The error does not show text that may be part of a password."""
     try:
         address = URL(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
         known = bool(address.host)
-    except ValueError:  # it quotes the port
+    except ValueError:  # its text quotes the port
         known = False
     if not known:
         wanted = "a host, and a port that is a number; / and # in a password are %2F and %23"
@@ -436,7 +435,7 @@ def _address(parts: SplitResult) -> URL:
 
 
 def _credentials(parts: SplitResult, key: str | None) -> dict[str, str]:
-    """The header that says who asks. The error does not show the key."""
+    """The authentication header. The error does not show the key."""
     if key is None:
         if parts.username is None:
             return {}
@@ -448,9 +447,9 @@ def _credentials(parts: SplitResult, key: str | None) -> dict[str, str]:
 
 
 def _proxy_of(address: URL) -> str | None:
-    """The proxy that the environment names for an address; None for this machine's own.
+    """The proxy that the environment sets for an address; None for this machine's own addresses.
 
-    aiohttp's `trust_env` would look for it again, on another thread, with every request.
+    aiohttp's `trust_env` would read the environment on another thread for every request.
     """
     found, host = getproxies().get(address.scheme), address.host or ""
     if found is None or _is_here(host) or proxy_bypass(host):

@@ -1,4 +1,4 @@
-"""An event loop on a thread of its own, for callers that have none."""
+"""An event loop on a background thread, for synchronous callers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Last = Callable[[], Coroutine[Any, Any, None]]
 
 
 class LoopThread:
-    """Runs coroutines for any number of threads. Ends with `close`, when it is collected, or with the interpreter.
+    """Runs coroutines for any number of threads. It ends on `close`, on garbage collection, or at interpreter exit.
 
-    `last` is called on the loop before that.
+    `last` runs on the loop before it ends.
     """
 
     def __init__(self, last: Last) -> None:
@@ -30,7 +30,7 @@ class LoopThread:
 
     @property
     def alive(self) -> bool:
-        """Whether coroutines can run here: not closed, and not a copy made by a fork."""
+        """Whether coroutines can run here: not closed, and not a forked copy."""
         return self._stop.alive and os.getpid() == self._process
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -58,7 +58,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Cancel what runs and end the thread. Closing twice does nothing."""
+        """Cancel running coroutines and end the thread. Closing twice has no effect."""
         self._stop()
 
 
@@ -66,7 +66,7 @@ def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: in
     if os.getpid() != process:
         return
     ending = asyncio.run_coroutine_threadsafe(_end(last), loop)
-    if threading.current_thread() is thread:  # collected there: nobody waits for the end
+    if threading.current_thread() is thread:  # collected on the loop's own thread: it cannot join itself
         ending.add_done_callback(lambda _: loop.stop())
         return
     ending.result()

@@ -1,4 +1,4 @@
-"""Many requests at a time: a window of them under way, answers in order or as they come."""
+"""Run many requests with a bounded window; yield results in order or as they complete."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from taxiway.contract.job import Result
 
 Ask = Callable[[Any], Coroutine[Any, Any, Result]]
-"""Asks for one input's answer."""
+"""Infers one input."""
 
 Progress = Callable[[int], None]
-"""Is told how many requests were answered so far."""
+"""Called with the number of results so far."""
 
 
-def unheard(_: int) -> None:
-    """The progress that nobody wants to hear of."""
+def no_progress(_: int) -> None:
+    """The default progress callback: does nothing."""
 
 
 async def in_order(
     ask: Ask, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
 ) -> AsyncGenerator[Result, None]:
-    """The answer to each input in their order; the first that fails raises in its turn."""
+    """Yield the result of each input, in order; the first failed request raises in its turn."""
     running: deque[asyncio.Task[Result]] = deque()
     told = 0
     try:
@@ -42,7 +42,7 @@ async def in_order(
 async def as_they_come(
     ask: Ask, inputs: Iterable[Any] | AsyncIterable[Any], window: int, progress: Progress
 ) -> AsyncGenerator[tuple[int, Result], None]:
-    """Each input's place, from 0, with its answer, as soon as that is there; the first that fails raises."""
+    """Yield each input's index, from 0, and result, in order of completion; the first failure raises."""
     places: dict[asyncio.Task[Result], int] = {}
     ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
     room = asyncio.Semaphore(window)

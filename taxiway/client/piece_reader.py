@@ -1,4 +1,4 @@
-"""Reads one job's stream at a Valkey or Redis server."""
+"""Reads the stream of one job's generated text from a Valkey or Redis server."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from taxiway.contract.streaming import Piece, read_piece
 from taxiway.valkey.errors import ServerError
 
 _MOST = 256
-"""Pieces that are read at once."""
+"""Pieces per read."""
 
 _WAIT = 5.0
-"""Seconds that the server waits for a piece before it says that there is none."""
+"""Seconds for which the server blocks waiting for a piece."""
 
 _PAUSE = 0.1
 """Seconds between two attempts to connect."""
 
 
 class PieceReader:
-    """One reader, on a connection of its own: the server's answer waits for the next piece."""
+    """One reader on its own connection, since each read blocks on the server until the next piece."""
 
     def __init__(self, link: ValkeyLink, job: str) -> None:
         self._connection = link.connection()
@@ -28,7 +28,7 @@ class PieceReader:
         self._key = stream_key(job)
 
     async def read(self, after: str) -> list[tuple[str, Piece]]:
-        """The pieces after an entry, with theirs; none after some seconds. While the server is away, it waits."""
+        """The pieces after an entry, each with its id; empty if none came in some seconds. Waits out an outage."""
         while True:
             try:
                 return await self._ask(after)

@@ -1,4 +1,4 @@
-"""The one subscription on which a client hears all its results."""
+"""One subscription that delivers all results of a client."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from taxiway.valkey.aio import settle
 from taxiway.valkey.errors import ServerError
 
 _PINGS = 3
-"""A silent server is asked for a sign of life this many times within the link's patience."""
+"""Pings sent to a silent server within the link's `patience`."""
 
 _LOOKS = 12
-"""How often within the patience it is looked whether that is over: a caller is told that much later at most."""
+"""Checks per `patience` whether it has run out: a caller learns of it at most that fraction late."""
 
 _PAUSE = 0.1
 """Seconds between two attempts to subscribe."""
 
 _MOST_KEYS = 256
-"""Results read by one MGET."""
+"""Results per MGET."""
 
 
 UNKNOWN_AFTER = PAUSE
-"""Seconds for which a job that no router has recorded may still be on its way from another client."""
+"""Seconds for which a job without a record may still be in transit from another client."""
 
 
 class _Addressed(msgspec.Struct):
@@ -43,17 +43,17 @@ _read_address = msgspec.json.Decoder(_Addressed).decode
 
 
 def _nothing() -> None:
-    """What a reconnection means where nothing has to follow from it."""
+    """The default `reconnected` callback: does nothing."""
 
 
 class Replies:
     """Resolves a future for each job when its result is announced.
 
-    A job that nobody holds a future of any more is forgotten. Whenever a channel is subscribed, the stored results of
-    the jobs that might have been announced before are read: so nothing is missed, at the start or after a cut. Every
-    `pause` seconds the results of those that are still waited for are read. So are the records of jobs that are
-    watched: one may have ended so long ago that its result is gone, or never existed. `reconnected` is called each time
-    that the client's channel is subscribed again.
+    A job is dropped when its future is garbage-collected. After each subscribe, the stored results of jobs that may
+    have been announced earlier are read, so none is missed at the start or after a disconnection. Every `pause` seconds
+    the stored results of waiting jobs are read again. For watched jobs the records are read too: a job may have ended
+    so long ago that its result is gone, or may not exist. `reconnected` is called each time the client's channel is
+    resubscribed.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Replies:
         self._waiting: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
         self._own: WeakValueDictionary[str, asyncio.Future[bytes]] = WeakValueDictionary()
         self._watched: Counter[str] = Counter()
-        self._strange: dict[str, float] = {}  # jobs that were not submitted here, with when they were first watched
+        self._strange: dict[str, float] = {}  # jobs not submitted here: when each was first watched
         self._unsure: set[str] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._checking: asyncio.Task[None] | None = None
@@ -79,7 +79,7 @@ class Replies:
         self._pinged = 0.0  # when the unanswered ping was sent; 0 = none is
 
     def expect(self, job: str) -> asyncio.Future[bytes]:
-        """The future of the stored result of a job that is submitted here, announced on the client's own channel."""
+        """The future of the stored result of a job submitted here, announced on the client's own channel."""
         future = self._own[job] = self._future(job)
         return future
 
@@ -93,15 +93,15 @@ class Replies:
         return future
 
     def expects(self, job: str) -> bool:
-        """Whether a job that was submitted here is waited for, or may be."""
+        """Whether a future exists for a job that was submitted here."""
         return job in self._own
 
     async def watch(self, job: str, timeout: float | None, *, submitted: bool = False) -> bytes:
-        """The stored result of a job that may be another client's, heard on the job's own channel.
+        """The stored result of a job that another client may have submitted, announced on the job's own channel.
 
         Raises as `wait` does, and:
-            ResultExpiredError: the job ended, and its result was kept for its time.
-            UnknownJobError: it was not `submitted` here, and for `UNKNOWN_AFTER` no router had recorded it.
+            ResultExpiredError: the job ended and its result has expired.
+            UnknownJobError: it was not `submitted` here, and no router recorded it within `UNKNOWN_AFTER`.
         """
         started = asyncio.get_running_loop().time()
         if not submitted and not self.expects(job):
@@ -120,12 +120,12 @@ class Replies:
                 self._connection.send(("UNSUBSCRIBE", result_key(job)))
 
     async def wait(self, future: asyncio.Future[bytes], timeout: float | None, started: float | None = None) -> bytes:
-        """The future's value; the future stays good when this gives up. The time counts from `started`, or from now.
+        """The future's value; a failed wait leaves the future valid. `timeout` counts from `started`, or from now.
 
         Raises:
             ResultTimeoutError: `timeout` seconds passed.
-            BrokerUnavailableError: the server was silent for the link's patience (without `timeout`), or is away when
-                `timeout` ends.
+            BrokerUnavailableError: the server was silent for the link's `patience` (without `timeout`), or is
+                unavailable when `timeout` ends.
         """
         clock = asyncio.get_running_loop().time
         started = clock() if started is None else started
@@ -139,7 +139,7 @@ class Replies:
         return future.result()
 
     async def own(self, future: asyncio.Future[bytes], timeout: float | None) -> bytes:
-        """The value of a future that nobody else waits for, which ends with this call; raises as `wait` does."""
+        """The value of a future with no other waiter; a wait that fails ends the future. Raises as `wait` does."""
         loop, timer = asyncio.get_running_loop(), None
         if timeout is None:
             self._owned[future] = loop.time()
@@ -172,8 +172,8 @@ class Replies:
 
     def _too_long(self, timeout: float | None) -> BrokerUnavailableError | ResultTimeoutError:
         if timeout is None or self._away:
-            return BrokerUnavailableError("the broker does not answer; the job goes on where it is")
-        return ResultTimeoutError(f"no result within {timeout:g} s; the job goes on", timeout=timeout)
+            return BrokerUnavailableError("the broker does not answer; the job continues")
+        return ResultTimeoutError(f"no result within {timeout:g} s; the job continues", timeout=timeout)
 
     async def _listen(self) -> None:
         while True:
@@ -184,13 +184,13 @@ class Replies:
                 await asyncio.sleep(_PAUSE)
 
     async def _read(self) -> None:
-        """Hear until the connection is lost, or given up, which is raised."""
+        """Read announcements until the connection is lost or given up, then raise."""
         await self._connection.connect()
         self._pinged, self._away = 0.0, False
         await self._connection.listen([("SUBSCRIBE", self._channel, *map(result_key, self._watched))], self._hear)
 
     def _hear(self, answer: Any) -> None:
-        if isinstance(answer, Exception):  # the server refuses
+        if isinstance(answer, Exception):  # the server's error reply
             self._connection.close(answer)
             return
         self._heard, self._pinged = asyncio.get_running_loop().time(), 0.0
@@ -212,20 +212,20 @@ class Replies:
         self._check([job for job in list(self._waiting) if mine or result_key(job) == channel])
 
     async def _look(self) -> None:
-        """Read again and again what has been waited for since the look before."""
+        """Periodically read the stored results of jobs that have waited since the previous pass."""
         rounds = Rounds()
         while True:
             await asyncio.sleep(self._pause)
             self._check(rounds.take(self._waiting))
 
     async def _look_once(self, future: asyncio.Future[bytes], job: str) -> None:
-        """Read what is stored of a job, however short its caller waits; as long as the link has patience."""
+        """Read a job's stored result once, however short the caller's timeout, for up to the link's `patience`."""
         self._check([job])
         while not future.done() and self._checking is not None and not self._checking.done():
             await asyncio.wait((self._checking, future), return_when=asyncio.FIRST_COMPLETED)
 
     def _check(self, jobs: Sequence[str]) -> None:
-        """Read the stored results of these jobs, beside what is read already."""
+        """Add these jobs to those whose stored results are being read."""
         self._unsure.update(jobs)
         if self._unsure and (self._checking is None or self._checking.done()):
             self._checking = asyncio.create_task(self._read_stored())
@@ -244,9 +244,9 @@ class Replies:
                 return
 
     async def _look_into(self, job: str) -> None:
-        """End the wait for a job whose result is gone, or that nobody knows."""
-        # In one pipeline, in this order: a final state is written together with the result, so a result that is missing
-        # after it has been there.
+        """Fail the wait for a job whose result has expired, or that is unknown."""
+        # One pipeline, in this order: a final state is written together with the result. If the state is final and the
+        # result is missing, the result has expired.
         state, meta = await asyncio.gather(
             self._link.call("HGET", job_key(job), "state"), self._link.call("GET", result_key(job))
         )
@@ -261,7 +261,7 @@ class Replies:
             settle(future, unknown(job))
 
     async def _ping(self) -> None:
-        """Ask a silent server for a sign of life while anybody waits, and give the connection up when none comes."""
+        """Ping a silent server while calls wait, and drop the connection if it does not answer."""
         clock = asyncio.get_running_loop().time
         step = self._link.patience / _PINGS
         while True:

@@ -1,4 +1,4 @@
-"""Whose result to read without having heard of it: what is missed in spite of all, by whomever, is found so. Pure."""
+"""Which stored results to poll, as a safety net for missed announcements. Pure."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections import deque
 from collections.abc import Collection, Sequence
 
 PAUSE = 3.0
-"""Seconds between two looks: who missed an announcement hears after 3 to 6 of them, while there are few waiters."""
+"""Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""
 
 AT_ONCE = 2048
-"""Results read in one look at most, however many wait: 0.8 ms of the reader's processor time, 0.2 of the store's."""
+"""Most results read in one pass: 0.8 ms of CPU time at the reader, 0.2 ms at the store."""
 
 
 class Rounds:
-    """Takes waiters in turn: none before it has waited for a look, and each before any comes again."""
+    """Polls waiters in turn: each only after it has waited for a pass, and none twice before all others."""
 
     def __init__(self) -> None:
         self._left: deque[str] = deque()
 
     def take(self, waiting: Collection[str]) -> Sequence[str]:
-        """The jobs to read in this look, of those that are waited for."""
+        """The jobs to read in this pass, out of `waiting`."""
         taken: list[str] = []
         while self._left and len(taken) < AT_ONCE:
             job = self._left.popleft()

@@ -1,4 +1,4 @@
-"""The client for threads: the asyncio client, run on an event loop on a thread of its own."""
+"""The synchronous client: the asyncio client, run on a background thread's event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taxiway.client.asyncio_client import (
     ended,
 )
 from taxiway.client.loop_thread import LoopThread
-from taxiway.client.mapping import Progress, unheard
+from taxiway.client.mapping import Progress, no_progress
 from taxiway.contract.durability import Durability
 from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.listing import USUAL, JobPage
@@ -26,7 +26,7 @@ from taxiway.contract.streaming import Event, Told
 
 
 class Job:
-    """A job in the fleet. Its methods are those of `AsyncJob`, and block."""
+    """A job in the fleet. It has the methods of `AsyncJob`; they block."""
 
     def __init__(self, loop: LoopThread, job: AsyncJob) -> None:
         self._loop = loop
@@ -41,35 +41,35 @@ class Job:
         return self._job.id
 
     def result(self, timeout: float | None = None) -> Result:
-        """The answer; see `AsyncJob.result` for what `timeout` does and what is raised."""
+        """Wait for the job's result; see `AsyncJob.result` for `timeout` and the errors raised."""
         return self._loop.run(self._job.result(timeout))
 
     def stream(self, timeout: float | None = None) -> Iterator[Event | Result]:
-        """A generated answer as it comes, and the result at last; see `AsyncJob.stream`."""
+        """Stream a generated answer, then the result; see `AsyncJob.stream`."""
         return _each(self._loop, self._job.stream(timeout))
 
     def status(self) -> JobStatus:
-        """Where the job is now."""
+        """The job's current state."""
         return self._loop.run(self._job.status())
 
     def placement(self) -> dict[str, Any]:
-        """Why the job runs where it does."""
+        """Why the job was placed where it is."""
         return self._loop.run(self._job.placement())
 
     def done(self) -> bool:
-        """Whether the job has ended, in whatever way."""
+        """Whether the job has ended: succeeded, failed, cancelled or expired."""
         return self._loop.run(self._job.done())
 
     def cancel(self) -> None:
-        """Ask that the job does not run. One that runs already may still succeed."""
+        """Request cancellation. A job that is already running may still succeed."""
         self._loop.run(self._job.cancel())
 
 
 class Client:
-    """A client for any number of threads. Its methods and arguments are those of `AsyncClient`, and block.
+    """A thread-safe client. It has the methods and arguments of `AsyncClient`; the methods block.
 
-    An interrupt (Ctrl-C) ends the call, not the client. After a fork the child makes a client of its own: the parent's
-    refuses to work there.
+    An interrupt (Ctrl-C) ends the call, not the client. After a fork the child must create its own client: the parent's
+    raises there.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Client:
         self.close()
 
     def submit(self, model: str, inputs: Any, **options: Unpack[Options]) -> Job:
-        """Hand in a request: it is durable when this returns."""
+        """Submit a request. It is durable when this returns."""
         return Job(self._loop, self._loop.run(self._client.submit(model, inputs, **options)))
 
     def infer(self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]) -> Result:
@@ -103,7 +103,7 @@ class Client:
     def stream(
         self, model: str, inputs: Any, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Iterator[Event | Result]:
-        """Submit, and follow the answer as it is generated; see `AsyncClient.stream`."""
+        """Submit and stream the answer as it is generated; see `AsyncClient.stream`."""
         return _each(self._loop, self._client.stream(model, inputs, timeout=timeout, **options))
 
     def map(
@@ -113,10 +113,10 @@ class Client:
         *,
         window: int = WINDOW,
         timeout: float | None = None,
-        progress: Progress = unheard,
+        progress: Progress = no_progress,
         **options: Unpack[Options],
     ) -> Iterator[Result]:
-        """The answer to each of `inputs`, in their order, with at most `window` requests under way.
+        """Yield the result of each of `inputs`, in order, with at most `window` requests in progress.
 
         `inputs` is read in the caller's thread. See `AsyncClient.map` for failures and progress.
         """
@@ -143,10 +143,10 @@ class Client:
         *,
         window: int = WINDOW,
         timeout: float | None = None,
-        progress: Progress = unheard,
+        progress: Progress = no_progress,
         **options: Unpack[Options],
     ) -> Iterator[tuple[int, Result]]:
-        """As `map`, but each answer as soon as it is there, with the place of its input, from 0."""
+        """As `map`, but in order of completion; each result comes with its input's index, from 0."""
         ask = self._client.asker(model, timeout, options)
         places: dict[Future[Result], int] = {}
         ended: SimpleQueue[Future[Result]] = SimpleQueue()
@@ -169,7 +169,7 @@ class Client:
                 future.cancel()
 
     def as_completed(self, jobs: Iterable[Job]) -> Iterator[Job]:
-        """The jobs in the order in which they end; each one's `result()` is there at once."""
+        """Yield the jobs in the order in which they end; `result()` of each then returns immediately."""
         settled: SimpleQueue[Job] = SimpleQueue()
         waiting = []
         try:
@@ -184,17 +184,17 @@ class Client:
                 future.cancel()
 
     def job(self, id: str) -> Job:
-        """The job of that id, whoever submitted it; nothing is asked of the fleet yet."""
+        """A handle for the job with this id, submitted by any client. Sends nothing."""
         return Job(self._loop, self._client.job(id))
 
     def what_if(self, model: str, inputs: Any, **options: Unpack[Options]) -> dict[str, Any]:
-        """Where a request would run now, and why; nothing is submitted. See `AsyncClient.what_if`."""
+        """Where a request would run now, and why. Submits nothing. See `AsyncClient.what_if`."""
         return self._loop.run(self._client.what_if(model, inputs, **options))
 
     def jobs(
         self, *, states: Collection[str] = (), model: str = "", tenant: str = "", limit: int = USUAL, cursor: str = ""
     ) -> JobPage:
-        """A page of the fleet's jobs, the latest accepted first: see `AsyncClient.jobs`."""
+        """A page of the fleet's jobs, most recently accepted first: see `AsyncClient.jobs`."""
         page = self._client.jobs(states=states, model=model, tenant=tenant, limit=limit, cursor=cursor)
         return self._loop.run(page)
 
@@ -207,16 +207,16 @@ class Client:
         return self._loop.run(self._client.fleet())
 
     def reload(self) -> list[dict[str, Any]]:
-        """Have every router and worker look at its models folder now, as `AsyncClient.reload` tells it."""
+        """Make every router and worker reread its models folder now: see `AsyncClient.reload`."""
         return self._loop.run(self._client.reload())
 
     def close(self) -> None:
-        """Let go of all connections; jobs go on. Closing twice does nothing."""
+        """Close all connections; jobs continue. Closing twice has no effect."""
         self._loop.close()
 
 
 def _each(loop: LoopThread, told: Told) -> Iterator[Event | Result]:
-    """What a reader on the loop is told."""
+    """Iterate over events that are read on the loop."""
 
     async def following() -> Event | Result | None:
         return await anext(told, None)
@@ -228,5 +228,5 @@ def _each(loop: LoopThread, told: Told) -> Iterator[Event | Result]:
         while (event := loop.run(following())) is not None:
             yield event
     finally:
-        if loop.alive:  # else the client was closed, and the reader with it
+        if loop.alive:  # else closing the client has closed the reader
             loop.run(stop())

@@ -1,4 +1,4 @@
-"""Between Python values and Open Inference Protocol tensors. numpy is needed only where the caller wants arrays."""
+"""Converts between Python values and Open Inference Protocol tensors. numpy is needed only for arrays."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ _FORMATS = {
 Named = dict[str, Any]
 
 RAW = (bytes, memoryview)
-"""What the elements of a tensor are where they are no list."""
+"""The types of raw tensor elements."""
 
 _encode_json = msgspec.json.Encoder().encode
 
 Show = Callable[[Any], Any]
-"""Turns an output's tensors into what the caller sees: `plain` or `array`."""
+"""Converts an output's tensors for the caller: `plain` or `array`."""
 
 
 def array(value: Any) -> Any:
-    """`value`, or its numpy array where it is a tensor of numbers; a list of tensors becomes a list of arrays."""
+    """A numpy array if `value` is a tensor of numbers, a list of arrays if it is a list of tensors, else `value`."""
     if is_tensor(value):
         return to_array(value, "outputs") if value["datatype"] != "BYTES" else value["data"]
     if isinstance(value, list) and value and is_tensor(value[0]):
@@ -49,7 +49,7 @@ def array(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """`value`, or its nested lists where it is a tensor or a list of tensors."""
+    """Nested lists if `value` is a tensor or a list of tensors, else `value`."""
     if is_tensor(value):
         return nest(_flat(value), value["shape"])
     if isinstance(value, list) and value and is_tensor(value[0]):
@@ -58,7 +58,7 @@ def plain(value: Any) -> Any:
 
 
 def nest(flat: list[Any], shape: Sequence[int]) -> Any:
-    """The elements in row-major order, as nested lists of `shape`; a scalar where the shape is empty."""
+    """Reshape row-major elements into nested lists of `shape`; a scalar if the shape is empty."""
     if not shape:
         return flat[0]
     for axis in range(len(shape) - 1, 0, -1):
@@ -68,18 +68,18 @@ def nest(flat: list[Any], shape: Sequence[int]) -> Any:
 
 
 def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], bool]:
-    """OIP input tensors for `inputs`, and whether these came without a batch axis.
+    """OIP input tensors for `inputs`, and whether `inputs` had no batch axis.
 
-    Bytes and the elements of arrays stay raw: `body` puts them behind the JSON.
+    Bytes and array elements stay raw: `body` appends them after the JSON.
 
     Args:
-        specs: the model's inputs as its metadata tells them: `name`, `datatype`, `shape`, and `batch_axis` where that
+        specs: the model's inputs from its metadata: `name`, `datatype`, `shape`, and `batch_axis` where that
             is not the first, or None.
         inputs: a plain value, a mapping by name or a list of named tensors.
 
     Raises:
-        InvalidRequestError: a value that has no form on the wire, or a batch axis on some inputs only. An unknown name
-            goes out without a value, for the router to refuse.
+        InvalidRequestError: a value that cannot be encoded, or a batch axis on only some inputs. An unknown name is
+            sent without a value, for the router to refuse.
     """
     named = _by_name([spec["name"] for spec in specs], _raw(inputs))
     by_name = {spec["name"]: spec for spec in specs}
@@ -87,7 +87,7 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
     alone: list[str] = []
     rows: list[str] = []
     for name, value in named.items():
-        if name not in by_name:  # the router says which there are
+        if name not in by_name:  # the router's error lists the valid names
             tensors.append(_bytes_tensor(name, []))
             continue
         tensor, single = _encode(by_name[name], value)
@@ -100,7 +100,7 @@ def encode_inputs(specs: Sequence[Named], inputs: Any) -> tuple[list[Named], boo
 
 
 def single_row(specs: Sequence[Named], tensors: Sequence[Named]) -> list[Named]:
-    """The tensors of inputs without a batch axis, each with the place at which one was added."""
+    """Tensors of inputs without a batch axis, each marked with the axis that was added."""
     axes = {spec["name"]: spec.get(BATCH_AXIS, 0) for spec in specs}
     return [
         tensor if axes.get(tensor["name"]) is None else {**tensor, "parameters": {SINGLE: axes[tensor["name"]]}}
@@ -116,10 +116,10 @@ def body(fields: Named, tensors: Sequence[Named]) -> Framed:
 
 
 def placed(tensors: Sequence[Named], rest: memoryview) -> list[Named]:
-    """Output tensors with their parts of what follows the JSON as their `data`.
+    """Output tensors with their `data` taken from the bytes after the JSON.
 
     Raises:
-        InvalidRequestError: the parts are not what the tensors say.
+        InvalidRequestError: the bytes do not match the tensors' sizes.
     """
     found = pieces([tensor.get("parameters", {}).get(SIZE) for tensor in tensors], rest)
     return [
@@ -128,7 +128,7 @@ def placed(tensors: Sequence[Named], rest: memoryview) -> list[Named]:
 
 
 def decode_outputs(tensors: Sequence[Named], single: bool | None, show: Show) -> dict[str, Any]:
-    """Values by name: one where the request was `single` (None: where there is one row), else rows."""
+    """Values by name: one value if the request was `single` (if None: if there is one row), else rows."""
     axes = {tensor["name"]: tensor.get("parameters", {}).get(BATCH_AXIS, 0) for tensor in tensors}
     bare = single if single is not None else all(one["shape"][axes[one["name"]]] == 1 for one in tensors)
     rows = {tensor["name"]: _rows(tensor, show) for tensor in tensors}
@@ -156,13 +156,13 @@ def _by_name(names: Sequence[str], inputs: Any) -> dict[str, Any]:
 
 
 def _raw(inputs: Any) -> Any:
-    """`inputs` as they would be read from the wire, without their way through text."""
+    """`inputs` as they would be after encoding and decoding, without the detour through text."""
     every = ResultBlobs(limit=-1)
     return resolved(to_wire(inputs, "inputs", every), every.kept)
 
 
 def _headed(tensor: Named, parts: list[Buffer]) -> Named:
-    """The tensor as it stands in the JSON; what is raw of it is added to `parts`."""
+    """The tensor's JSON form; its raw data is appended to `parts`."""
     data = tensor["data"]
     if isinstance(data, list):
         if tensor["datatype"] != "BYTES" or not all(isinstance(row, RAW) for row in data):
@@ -174,7 +174,7 @@ def _headed(tensor: Named, parts: list[Buffer]) -> Named:
 
 
 def _encode(spec: Mapping[str, Any], value: Any) -> tuple[Named, bool | None]:
-    """The tensor, and whether it came without its batch axis; None where it has none."""
+    """The tensor, and whether its batch axis was missing; None if the input has none."""
     if is_tensor(value):
         return _encode_tensor(spec, value)
     if spec["datatype"] == "BYTES":
@@ -197,7 +197,7 @@ def _encode_tensor(spec: Mapping[str, Any], tensor: Named) -> tuple[Named, bool 
 
 
 def _batched(spec: Mapping[str, Any], shape: list[int]) -> tuple[list[int], bool | None]:
-    """The shape with the batch axis in its place, and whether it lacked that; None where the input has none."""
+    """The shape with its batch axis, and whether that was missing; None if the input has none."""
     axis = spec.get(BATCH_AXIS, 0)
     if axis is None:
         return shape, None
@@ -210,7 +210,7 @@ def _bytes_tensor(name: str, rows: Sequence[Any]) -> Named:
 
 
 def _measure(value: Any) -> tuple[list[int], list[Any]]:
-    """The shape of nested lists, told by the first of each, and their elements in row-major order."""
+    """The shape of nested lists, taken from the first element of each, and their elements in row-major order."""
     shape: list[int] = []
     flat = [value]
     while flat and isinstance(flat[0], list):

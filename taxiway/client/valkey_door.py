@@ -1,4 +1,4 @@
-"""The door at redis://: requests go straight into the arrivals, results come from Celery's result keys."""
+"""The door at redis://: writes requests to the arrivals queue and reads results from Celery's result keys."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequ
 from taxiway.valkey.aio import settle
 
 _Arrival = tuple[bytes, Mapping[str, Buffer]]
-"""A message for the arrivals, and the blobs that it refers to."""
+"""A message for the arrivals queue, and the blobs that it references."""
 
 _PAUSE = 0.1
-"""Seconds between two attempts to read a large value while the server is away."""
+"""Seconds between attempts to read a large value during an outage."""
 
 
 def open_url(url: str, patience: float, show: Show, key: str | None, durability: Durability) -> ValkeyDoor:
-    """The door at `url`; `key` signs what is written there.
+    """The door at `url`; `key` signs the messages written there.
 
     Raises:
-        InvalidRequestError: the key is not written as hexadecimal digits, or too short.
+        InvalidRequestError: the key is not hexadecimal, or too short.
     """
     try:
         signing = None if key is None else read_key(key)
@@ -68,7 +68,7 @@ def open_url(url: str, patience: float, show: Show, key: str | None, durability:
 
 
 class ValkeyDoor:
-    """Writes arrivals with one pipelined LPUSH, and hears all results on one subscription."""
+    """Writes arrivals with pipelined LPUSH, and receives all results on one subscription."""
 
     def __init__(self, link: ValkeyLink, show: Show, key: bytes | None) -> None:
         self._link = link
@@ -80,7 +80,7 @@ class ValkeyDoor:
         self._unagreed: WeakKeyDictionary[asyncio.Future[bytes], _Arrival] = WeakKeyDictionary()
 
     async def submit(self, request: Request) -> Receipt:
-        """Accept the request durably. With an idempotency key the job may be another client's, and is treated so."""
+        """Accept the request durably. With an idempotency key, the job may have been submitted by another client."""
         job, submission = job_id(request), new_id()
         keyed = request.idempotency_key is not None
         reply = self._replies.expect(submission_id(submission) if keyed else job)
@@ -93,9 +93,10 @@ class ValkeyDoor:
         return Receipt(job, None if keyed else reply, submitted=True, agreed=reply if keyed else None)
 
     def _submit_again(self) -> None:
-        """Push again what no router has agreed to: a failover may have lost it, and a key makes one job of both copies.
+        """Repeat keyed submissions that no router has acknowledged: a failover may have lost them.
 
-        The job may exist by then, from a submission that the failover spared: who waits for this one would never know.
+        The idempotency key makes one job of both copies. The job may exist from an earlier submission that survived the
+        failover: then only a second push makes a router acknowledge this one.
         """
         for message, blobs in list(self._unagreed.values()):
             self._link.post(message, blobs, _leave)
@@ -116,7 +117,7 @@ class ValkeyDoor:
         return await self._read(await self._replies.own(reply, timeout), until)
 
     async def result(self, receipt: Receipt, timeout: float | None) -> Result:
-        """The job's answer, decoded anew at each call."""
+        """The job's answer, decoded at each call."""
         until = _end(timeout)
         if receipt.reply is not None:
             raw = await self._replies.wait(receipt.reply, timeout)
@@ -126,10 +127,10 @@ class ValkeyDoor:
         return await self._read(raw, until)
 
     async def _agreed(self, receipt: Receipt, timeout: float | None) -> float | None:
-        """Wait until a router has taken a request under an idempotency key; what is left of the time.
+        """Wait until a router has accepted a request with an idempotency key; returns the remaining time.
 
         Raises:
-            RequestError: it refused the request: the key was first used for another one, for instance.
+            RequestError: the router refused the request; for instance, the key was first used for another one.
         """
         if receipt.agreed is None:
             return timeout
@@ -140,7 +141,7 @@ class ValkeyDoor:
     def _message(
         self, job: str, request: Request, trace: Carried, submission: str = ""
     ) -> tuple[bytes, Mapping[str, Buffer]]:
-        """The arrival, and the blobs that it refers to."""
+        """The arrival message, and the blobs that it references."""
         blobs = Blobs()
         message = infer_message(
             job,
@@ -160,7 +161,7 @@ class ValkeyDoor:
         return msgspec.structs.replace(result, outputs={name: self._show(value) for name, value in outputs.items()})
 
     async def stream(self, receipt: Receipt, timeout: float | None) -> Told:
-        """What is told of the answer as it comes, and the answer at last."""
+        """The events of the answer as it is generated, then the result."""
         timeout = await self._agreed(receipt, timeout)
         async with (
             contextlib.aclosing(PieceReader(self._link, receipt.job)) as reader,
@@ -170,7 +171,7 @@ class ValkeyDoor:
                 yield event
 
     async def status(self, receipt: Receipt) -> JobStatus:
-        """The job's record, and its error; one that was submitted here and that no router has placed is accepted."""
+        """The job's record and error. A job submitted here that no router has recorded yet is reported as accepted."""
         record = await self._record(receipt)
         if record.state not in FINAL or record.state == JobState.SUCCEEDED:
             return JobStatus(record=record)
@@ -178,52 +179,52 @@ class ValkeyDoor:
         return JobStatus(record=record, error=None if raw is None else failure_of(read_meta(raw)))
 
     async def placement(self, receipt: Receipt) -> dict[str, Any]:
-        """What the job's record says of its placement; the HTTP door adds the table that it was chosen from."""
+        """The placement in the job's record; the HTTP door adds the table of candidates."""
         record = await self._record(receipt)
         names = ("state", "hardware_class", "variant", "device", "level", "reason")
         return {"id": record.id, **{name: getattr(record, name) for name in names}}
 
     async def what_if(self, request: Request) -> dict[str, Any]:
-        """A broker places nothing. Raises `InvalidRequestError`."""
+        """Not supported at a broker. Raises `InvalidRequestError`."""
         raise _needs_http("what_if")
 
     async def cancel(self, receipt: Receipt) -> None:
-        """Ask a router to end the job before it runs."""
+        """Send a cancellation to the routers."""
         if not receipt.submitted or receipt.agreed is not None:
             await self._record(receipt)
         await self._link.push(cancel_message(receipt.job, origin=self._origin, key=self._key))
 
     async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
-        """A page of the jobs that pass `wanted`, the latest first; an account of producers may not ask that."""
+        """A page of the jobs that match `wanted`, most recent first. A producer's broker account may not list jobs."""
         return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
 
     async def models(self) -> list[dict[str, Any]]:
-        """What the routers last said that the fleet can run.
+        """The models that the routers last published.
 
         Raises:
-            FleetUnavailable: none said so in the last ten minutes.
+            FleetUnavailable: no router published them in the last ten minutes.
         """
         raw = await self._link.call("GET", MODELS)
         if raw is None:
-            raise FleetUnavailable("no router has said lately what the fleet can run", retry_after=1.0)
+            raise FleetUnavailable("no router has published its models recently", retry_after=1.0)
         told: list[dict[str, Any]] = msgspec.json.decode(raw)
         return told
 
     async def fleet(self) -> dict[str, Any]:
-        """A broker's keys are no fleet to show. Raises `InvalidRequestError`."""
+        """Not supported at a broker. Raises `InvalidRequestError`."""
         raise _needs_http("fleet")
 
     async def administer(self, verb: str, path: str) -> dict[str, Any]:
-        """A broker answers no operator. Raises `InvalidRequestError`."""
+        """Not supported at a broker. Raises `InvalidRequestError`."""
         raise _needs_http(f"{verb} {path}")
 
     async def close(self) -> None:
-        """Disconnect; futures of jobs not answered yet are cancelled."""
+        """Disconnect; futures of unfinished jobs are cancelled."""
         await self._replies.close()
         await self._link.close()
 
     async def _whole(self, outputs: dict[str, Any], until: float) -> dict[str, Any]:
-        """The outputs with the blobs that they refer to in their places; an outage is waited for `until` its time."""
+        """The outputs with referenced blobs loaded; an outage is waited out until the time `until`."""
         refs = [reference.ref for reference in references(outputs)]
         clock = asyncio.get_running_loop().time
         while True:
@@ -242,11 +243,11 @@ class ValkeyDoor:
         return await asyncio.gather(*(self._link.call(*command) for command in commands))
 
     async def _record(self, receipt: Receipt) -> JobRecord:
-        """The job's record, or what its result tells where that is gone.
+        """The job's record; once it has expired, a record rebuilt from the result.
 
         Raises:
-            UnknownJobError: there is neither, and the job was not submitted by this client.
-            RequestError: it is not the job that this client asked for under its idempotency key.
+            UnknownJobError: neither exists, and this client did not submit the job.
+            RequestError: a router refused this client's request under its idempotency key.
         """
         job = receipt.job
         if receipt.agreed is not None and receipt.agreed.done():
@@ -264,22 +265,22 @@ class ValkeyDoor:
 
 
 def _end(timeout: float | None) -> float:
-    """When a wait ends by the loop's clock; at once, as far as outages go, where no time is given."""
+    """The time on the loop's clock until which outages are waited out; without a timeout, now."""
     return asyncio.get_running_loop().time() + (timeout or 0.0)
 
 
 def _leave(_pushed: Any) -> None:
-    """A push that fails is repeated after the next reconnection."""
+    """Ignore a failed push: it is repeated after the next reconnection."""
 
 
 def _fail(reply: asyncio.Future[bytes], pushed: Any) -> None:
-    """End the wait for an answer to what could not be pushed."""
+    """Fail the waiting future of a message that could not be pushed."""
     if isinstance(pushed, Exception):
         settle(reply, pushed)
 
 
 def _ended(meta: ResultMeta) -> JobState:
-    """The final state that a stored result tells of, for a job whose record is gone."""
+    """The final state in a stored result, for a job whose record has expired."""
     try:
         read_result(meta)
     except TaxiwayError as error:
@@ -289,5 +290,5 @@ def _ended(meta: ResultMeta) -> JobState:
 
 def _needs_http(what: str) -> InvalidRequestError:
     return InvalidRequestError(
-        f"{what}: expected a client of the HTTP door (http://…), got one of the broker", field="url"
+        f"{what}: not available at a broker (redis://…): connect to a router (http://…)", field="url"
     )

@@ -1,4 +1,4 @@
-"""A Valkey or Redis server that may be away for a while: commands pipelined on one connection, and tried again."""
+"""Commands to a Valkey or Redis server, pipelined on one connection and retried during outages."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from taxiway.valkey.aio import Connection, settle
 from taxiway.valkey.errors import ServerError
 
 _MOST_MESSAGES = 512
-"""Arrivals in one LPUSH: small enough that the server's other clients do not wait for it (about 0.3 ms)."""
+"""Arrivals per LPUSH: small enough not to delay the server's other clients (about 0.3 ms)."""
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
-"""Seconds between two attempts to connect; doubled each time."""
+"""Seconds before reconnecting; doubled each time."""
 
 _CONFIRMED_WITHIN = 0.8
-"""Share of a call's patience that a replica has to confirm."""
+"""Fraction of a call's `patience` within which a replica must confirm."""
 
 _NO_BLOBS: Mapping[str, Buffer] = {}
 
 Settle = Callable[[Any], None]
-"""Is told a command's answer, or the error that stands for it."""
+"""Called with a command's answer or its error."""
 
 _Waiting = tuple[Any, Settle]
 
 
 class ValkeyLink:
-    """Commands to one server. What is asked while a pipeline is under way goes out together in the next one."""
+    """Commands to one server. Commands issued while a pipeline is in flight are sent together in the next one."""
 
     def __init__(self, url: str, patience: float, durability: Durability = "written") -> None:
         try:
             self._connection = Connection(url, answer=None, patience=patience)
-        except ValueError:  # it may quote a piece of a password
+        except ValueError:  # its text may quote part of a password
             wanted = "redis://NAME:PASSWORD@HOST:PORT/DATABASE, with / and # in a password as %2F and %23"
             raise InvalidRequestError(f"url: expected {wanted}", field="url") from None
         self._url = url
@@ -52,29 +52,29 @@ class ValkeyLink:
         """The server's answer to one command.
 
         Raises:
-            BrokerUnavailableError: it does not answer, or refuses.
+            BrokerUnavailableError: the server does not answer, or refuses.
         """
         return await self._queued(self._commands, command)
 
     async def push(self, message: bytes, blobs: Mapping[str, Buffer] = _NO_BLOBS) -> None:
-        """Add a message to the arrivals, and before it the blobs that it refers to.
+        """Push a message to the arrivals queue, after the blobs that it references.
 
-        They are durable when this returns, as far as the server's own log is. A push that got no answer is sent again:
-        a router drops the second copy of a job. Raises as `call` does.
+        They are as durable as the server's append-only log when this returns. A push without an answer is repeated: a
+        router drops the second copy of a job. Raises as `call` does.
         """
         await self._queued(self._arrivals, (message, blobs))
 
     def post(self, message: bytes, blobs: Mapping[str, Buffer], settle: Settle) -> None:
-        """Push without waiting: `settle` is told."""
+        """Push without waiting; `settle` is called with the outcome."""
         self._arrivals.append(((message, blobs), settle))
         self._start()
 
     def connection(self) -> Connection:
-        """A connection of the caller's own."""
+        """A new connection for the caller's own use."""
         return Connection(self._url, answer=None, patience=self.patience)
 
     async def close(self) -> None:
-        """Disconnect, once what was asked before is answered or refused."""
+        """Disconnect after all pending commands have been answered or refused."""
         if self._flushing is not None:
             await self._flushing
         self._connection.close()
@@ -114,7 +114,7 @@ class ValkeyLink:
                     tell(pushed)
 
     def _pushed(self, answers: Sequence[Any]) -> FleetUnavailable | None:
-        """Why messages were not accepted; None where they were."""
+        """Why messages were not accepted; None if they were."""
         written = answers[: len(answers) - len(self._confirming)]
         refused = next((answer for answer in written if isinstance(answer, Exception)), None)
         if refused is not None:
@@ -151,5 +151,5 @@ class ValkeyLink:
 
 
 def _plainly(answer: Any) -> Any:
-    """The answer; an error in our words."""
+    """The answer; a server's error becomes taxiway's."""
     return refusal("broker", answer) if isinstance(answer, Exception) else answer

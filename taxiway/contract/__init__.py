@@ -1,1 +1,1 @@
-"""What producers and the fleet agree on: requests, jobs, messages, key names and their limits. No I/O here."""
+"""The contract between producers and the fleet: requests, jobs, messages, key names and limits. No I/O."""

@@ -1,4 +1,4 @@
-"""How much there is before anything is worked out: values in JSON that is not parsed yet, elements in a shape."""
+"""Size checks before any expensive work: values in unparsed JSON, elements in a shape."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ if TYPE_CHECKING:
     from taxiway.contract.blobs import Buffer
 
 ELEMENTS = 500_000
-"""Values in a request's JSON, unless `limits.elements` in queues.yaml says otherwise.
+"""Most values in a request's JSON, unless `limits.elements` in queues.yaml sets another limit.
 
-About 100 ns a number and 300 ns a list (on an AMD EPYC at 2.6 GHz). What is decoded in one call, during which no other
-thread runs, may be a fifth of that (`AT_ONCE`): there are numbers that take 800 ns, and no cheap look finds them.
+Decoding takes about 100 ns per number and 300 ns per list (AMD EPYC, 2.6 GHz). One decoding call blocks all other
+threads, so it may decode a fifth of the limit (`AT_ONCE`): some numbers take 800 ns, and no cheap test finds them.
 """
 
 AT_ONCE = 5
-"""By what the limit is divided for values that one call decodes: all but the numbers in tensors of numbers."""
+"""Divisor of the limit for values decoded in one call: all except the numbers in numeric tensors."""
 
 LARGE = 2**17
-"""Bytes of JSON from which on values are counted, and read beside the event loop: fewer take 15 ms at most."""
+"""JSON of at least this many bytes is counted first, and decoded off the event loop; less takes at most 15 ms."""
 
 RANK = 32
-"""Most axes of a tensor: numpy's before its release 2."""
+"""Most axes of a tensor: the limit of numpy 1."""
 
 LENGTHS = 2**63
-"""What no axis is as long as: lengths are signed integers of 64 bits."""
+"""Exclusive upper bound of an axis length: lengths are signed 64-bit integers."""
 
 
 def count_values(text: Buffer) -> int:
-    """About how many values are in JSON, by how long they take to decode; at least as many as there are.
+    """Estimate how many values JSON text holds, weighted by decoding time; never less than the true count.
 
-    They are counted by commas and brackets, a list or mapping as three; a number of over 24 digits counts as half of
-    these, one with an exponent of three digits or more as 200: such a one can take 20 us. Those in texts are counted,
-    too. The look takes 4 ms a MiB.
+    Commas and brackets are counted, including those in strings; a list or mapping counts as three. A number of over 24
+    digits counts as half of its digits, one with an exponent of three or more digits as 200: it can take 20 us. The
+    count takes 4 ms per MiB.
     """
     whole = text if isinstance(text, bytes) else bytes(text)
     found = 1 + whole.count(b",") + 2 * (whole.count(b"[") + whole.count(b"{"))
@@ -44,9 +44,9 @@ def count_values(text: Buffer) -> int:
 
 
 def _extreme(whole: bytes, alike: bytes) -> int:
-    """Numbers with an exponent of three digits; where hexadecimal text may have been taken for them, looked at closely.
+    """Count numbers with an exponent of three digits; if hexadecimal text may have matched, count exactly.
 
-    `alike` has all digits as zeros, and no signs.
+    `alike` is the text with all digits as zeros and without signs.
     """
     found = alike.count(b"e000")
     if found < _FEW:
@@ -57,16 +57,16 @@ def _extreme(whole: bytes, alike: bytes) -> int:
 
 _ALIKE = bytes.maketrans(b"123456789E", b"000000000e")
 _MANY_DIGITS = b"0" * 24
-_HARD = 200  # what a number with an extreme exponent counts as
-_FEW = 500  # numbers with such exponents that are let be without a closer look
+_HARD = 200  # weight of a number with an extreme exponent
+_FEW = 500  # up to this many such numbers are accepted without an exact count
 _EXTREME = re.compile(rb"[0-9][eE][+-]?0*(?:29[0-9]|[3-9][0-9][0-9]|[0-9]{4,})(?=[\s,\]}])")
-_PIECE = 2**20  # bytes that are looked at closely at once
+_PIECE = 2**20  # bytes per step of the exact count
 _OVERLAP = 16
-_QUOTES = 200_000  # marks of texts that are few enough to take the texts out
+_QUOTES = 200_000  # up to this many quotes, strings are removed before counting
 
 
 def values_beyond(text: Buffer, most: int) -> int | None:
-    """How many values are in JSON, where they are more than `most`; in texts none are, unless these are very many."""
+    """How many values JSON text holds if more than `most`, else None; skips strings unless there are very many."""
     found = count_values(text) if len(text) > LARGE else 0
     if found > most:
         whole = bytes(text).replace(rb"\\", b"").replace(rb"\"", b"")
@@ -76,10 +76,10 @@ def values_beyond(text: Buffer, most: int) -> int | None:
 
 
 def check_json(text: Buffer, most: int = ELEMENTS, field: str = "body") -> None:
-    """Refuse JSON that would take too long to decode.
+    """Reject JSON that would take too long to decode.
 
     Raises:
-        RequestTooLargeError: there are more than `most` values in it; names the limit.
+        RequestTooLargeError: it has more than `most` values; names the limit.
     """
     if (found := values_beyond(text, most)) is not None:
         raise RequestTooLargeError(
@@ -91,7 +91,7 @@ def check_json(text: Buffer, most: int = ELEMENTS, field: str = "body") -> None:
 
 
 def check_elements(elements: int, most: int, field: str) -> None:
-    """Refuse a BYTES tensor of more than `most` elements: each is an object of its own.
+    """Reject a BYTES tensor of more than `most` elements: each becomes an object.
 
     Raises:
         RequestTooLargeError: it has more; names the limit.
@@ -105,10 +105,10 @@ def check_elements(elements: int, most: int, field: str) -> None:
 
 
 def elements_of(shape: object, field: str, most: int = LENGTHS - 1) -> int:
-    """How many elements a tensor of `shape` has.
+    """The number of elements of a tensor of `shape`.
 
     Raises:
-        InvalidRequestError: it is no list of at most `RANK` whole numbers below `LENGTHS`, or has more than `most`
+        InvalidRequestError: `shape` is not a list of at most `RANK` integers below `LENGTHS`, or has more than `most`
             elements; names `field`.
     """
     if not _is_shape(shape):
@@ -126,5 +126,5 @@ def _is_shape(shape: object) -> TypeGuard[list[int] | tuple[int, ...]]:
 
 
 def is_length(length: object) -> bool:
-    """Whether it can be the length of an axis."""
+    """Whether `length` is a valid axis length."""
     return type(length) is int and 0 <= length < LENGTHS

@@ -1,7 +1,7 @@
-"""The protocol's binary tensor data: raw elements after the JSON, which a header bounds.
+"""OIP's binary tensor data: raw elements after the JSON, whose length a header gives.
 
-Source: kserve/open-inference-protocol, extension_binary_data.md. The elements are row-major and little-endian; each of
-a BYTES tensor is its length in four bytes and its content.
+Source: kserve/open-inference-protocol, extension_binary_data.md. Elements are row-major and little-endian; an element
+of a BYTES tensor is a four-byte length and its content.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from taxiway.contract.quoting import quoted
 from taxiway.errors import InvalidRequestError
 
 HEADER = "inference-header-content-length"
-"""The header that says how many bytes of the body are JSON."""
+"""The header with the length of the body's JSON in bytes."""
 
 OCTETS = "application/octet-stream"
-"""The media type of what is not JSON alone."""
+"""The media type of a body with binary data."""
 
 SINGLE = "single"
-"""The parameter of an input tensor that came without its batch axis: the axis that was added for the protocol.
+"""The parameter of an input tensor sent without its batch axis: the axis that was added for the protocol.
 
-Whoever reads the result at another door gets it without one. An answer's parameter of this name says whether it was so.
+The result then has no batch axis at any door. In a response, the parameter tells whether that is the case.
 """
 
 SIZE = "binary_data_size"
-"""The parameter of a tensor whose elements follow the JSON."""
+"""The parameter of a tensor whose elements follow the JSON: their size in bytes."""
 
 _LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
 class Framed:
-    """A body: JSON, and what follows it."""
+    """A body: JSON and the binary data after it."""
 
     text: bytes
     parts: Sequence[Buffer] = ()
 
     @property
     def pieces(self) -> Sequence[Buffer]:
-        """All of it, in order; nothing is copied."""
+        """The body's buffers in order, not copied."""
         return (self.text, *self.parts)
 
     @property
@@ -51,22 +51,22 @@ class Framed:
 
     @property
     def header_length(self) -> int | None:
-        """Where the JSON ends; None where it is all."""
+        """The length of the JSON; None if the body is only JSON."""
         return len(self.text) if self.parts else None
 
     @property
     def headers(self) -> dict[str, str]:
-        """What HTTP's headers say of it."""
+        """The body's HTTP headers."""
         if self.header_length is None:
             return {"content-type": "application/json"}
         return {"content-type": OCTETS, HEADER: str(self.header_length)}
 
 
 def split(body: Buffer, header_length: str | None) -> tuple[Buffer, memoryview]:
-    """The JSON and what follows it.
+    """Split a body into its JSON and the binary data.
 
     Raises:
-        InvalidRequestError: the header is no length within the body.
+        InvalidRequestError: the header is not a length within the body.
     """
     if header_length is None:
         return body, memoryview(b"")
@@ -77,10 +77,10 @@ def split(body: Buffer, header_length: str | None) -> tuple[Buffer, memoryview]:
 
 
 def pieces(sizes: Sequence[object], rest: memoryview) -> Iterator[memoryview | None]:
-    """The part of `rest` of each size, in order; None for a size of None.
+    """Split `rest` into parts of these sizes, in order; None for a size of None.
 
     Raises:
-        InvalidRequestError: a size is none, or they do not add up to what is there.
+        InvalidRequestError: a size is invalid, or the sizes do not add up to the length of `rest`.
     """
     start = 0
     for size in sizes:
@@ -96,15 +96,15 @@ def pieces(sizes: Sequence[object], rest: memoryview) -> Iterator[memoryview | N
 
 
 def bytes_part(elements: Sequence[Buffer]) -> bytes:
-    """A BYTES tensor's elements, each after its length."""
+    """Encode a BYTES tensor's elements, each after its length."""
     return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
 
 
 def bytes_elements(part: memoryview, count: int, field: str) -> list[bytes]:
-    """The elements of a BYTES tensor.
+    """Decode the elements of a BYTES tensor.
 
     Raises:
-        InvalidRequestError: they are not `count`, or end elsewhere than `part`; names `field`.
+        InvalidRequestError: there are not exactly `count` elements that fill `part`; names `field`.
     """
     found: list[bytes] = []
     start = 0
@@ -113,7 +113,7 @@ def bytes_elements(part: memoryview, count: int, field: str) -> list[bytes]:
         start = begin + _LENGTH.unpack_from(part, start)[0]
         found.append(bytes(part[begin:start]))
     if start != len(part) or len(found) != count:
-        raise _wrong(field, f"{count} elements, each after its length", f"{len(part)} bytes that are others")
+        raise _wrong(field, f"{count} elements, each after its length", f"{len(part)} bytes that do not match")
     return found
 
 

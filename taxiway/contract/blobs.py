@@ -1,9 +1,9 @@
-"""Claim check: what is larger than a limit travels beside its message, and a reference stands in its place.
+"""Claim check: values larger than a limit are stored beside the message, which holds references to them.
 
 A blob is a value's raw bytes (a tensor's elements in row-major order, little-endian) under `keys.blob_key` in the state
 store. Its reference is a mapping `{"ref", "bytes", "datatype"}`, with `shape` where it is a tensor; without, datatype
 BYTES, it is a bytes value. In a request it has the blob's SHA-256 as `digest`: the router's signature covers the body,
-so it covers the blob too. In a result it has `href`, where the HTTP door gives the blob to whoever has no taxiway.
+so it covers the blob too. In a result it has `href`, a URL at the HTTP door for clients without taxiway.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from taxiway.contract.quoting import cut
 from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
 
 INLINE = 16 * 2**10
-"""Bytes of a value up to which it stays in its message, unless `limits.inline` in queues.yaml says otherwise."""
+"""Values up to this many bytes stay in the message, unless `limits.inline` in queues.yaml sets another limit."""
 
 KEPT = 86400
-"""Seconds that a blob stays while no router has taken its request; then it stays as long as the job's record."""
+"""Seconds a blob is kept until a router takes its request; after that it is kept as long as the job's record."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -30,7 +30,7 @@ _MARK = b'"ref":'
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """What stands for a blob in a message; `bytes` is its size, `digest` its SHA-256 in hexadecimal."""
+    """The reference to a blob in a message; `bytes` is its size, `digest` its SHA-256 in hexadecimal."""
 
     ref: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     bytes: Annotated[int, msgspec.Meta(ge=0)]
@@ -39,7 +39,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Blobs:
-    """Takes a request's large values out of its message; `kept` maps each `ref` to the bytes, which are not copied."""
+    """Moves a request's large values out of its message; `kept` maps each `ref` to the bytes, not copied."""
 
     def __init__(self, limit: int = INLINE) -> None:
         self.limit = limit
@@ -56,7 +56,7 @@ class Blobs:
 
 
 class ResultBlobs(Blobs):
-    """Takes a result's large values out of it."""
+    """Moves a result's large values out of it."""
 
     def keep(self, content: Buffer) -> dict[str, Any]:
         """The fields of a reference to `content`."""
@@ -65,12 +65,12 @@ class ResultBlobs(Blobs):
 
 
 def may_refer(message: Buffer) -> bool:
-    """Whether there may be references in encoded JSON: a look at its bytes, for what most messages do not have."""
+    """Whether encoded JSON may contain references: a cheap test of its bytes, since most messages have none."""
     return _MARK in bytes(message)
 
 
 def is_reference(value: Any) -> bool:
-    """Whether `value` stands for a blob."""
+    """Whether `value` is a reference to a blob."""
     return isinstance(value, dict) and {"ref", "bytes", "datatype"} <= value.keys()
 
 
@@ -88,7 +88,7 @@ def references(value: Any) -> Iterator[Reference]:
 
 
 def referred(message: Buffer) -> list[Reference]:
-    """Every reference in encoded JSON; none where it cannot be read."""
+    """Every reference in encoded JSON; none if it cannot be parsed."""
     try:
         return list(references(msgspec.json.decode(message))) if may_refer(message) else []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidRequestError):
@@ -96,11 +96,11 @@ def referred(message: Buffer) -> list[Reference]:
 
 
 def resolved(value: Any, contents: Mapping[str, Buffer | None]) -> Any:
-    """`value` with the blobs in their places: a tensor's in its `data`, not copied.
+    """`value` with references replaced by their blobs: a tensor's goes into its `data`, not copied.
 
     Raises:
-        InvalidRequestError: a blob is not of the size or digest that its reference says.
-        ResultExpiredError: a blob is not there any more.
+        InvalidRequestError: a blob's size or digest differs from its reference.
+        ResultExpiredError: a blob has expired.
     """
     if is_reference(value):
         content = _checked(_parsed(value), contents)
@@ -134,8 +134,8 @@ def _checked(reference: Reference, contents: Mapping[str, Buffer | None]) -> Buf
 
 
 def gone(ref: str) -> TaxiwayError:
-    """What is raised for a blob that is not there."""
-    return ResultExpiredError(f"blob {ref} was kept for its time and is gone", ref=ref)
+    """The error for a missing blob."""
+    return ResultExpiredError(f"blob {ref} has expired", ref=ref)
 
 
 def _other(reference: Reference, expected: str, got: str) -> InvalidRequestError:

@@ -1,6 +1,6 @@
-"""What a request's values may be, at every door: how deep, how many, and text that UTF-8 can encode.
+"""Limits of a request's values at every door: depth, count, and text that UTF-8 can encode.
 
-Whoever reads a value calls itself for each level, and builds an object for each value.
+Decoders recurse once per level and build an object per value.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from typing import Any
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 
 DEEPEST = 64
-"""Levels of lists and mappings that a value may have."""
+"""Most nested levels of lists and mappings in a value."""
 
 MOST_VALUES = 1_000_000
-"""Values in lists and mappings that a request may have: JSON with as many numbers takes 40 ms to read.
+"""Most values in a request's lists and mappings: that many JSON numbers take 40 ms to decode.
 
 The elements of raw tensors (arrays, bytes) do not count.
 """
 
 MOST_CONTAINERS = 200_000
-"""Lists and mappings that a request may have: JSON with as many takes 0.1 s to read."""
+"""Most lists and mappings in a request: JSON with that many takes 0.1 s to decode."""
 
 COUNTED_TO = 10_000
-"""Levels to which they are counted where there are too many."""
+"""Levels counted at most, for the error text."""
 
 _NUMBERS, _TEXT = frozenset({int, float, bool, type(None)}), frozenset({str})
 
 
 def check_values(value: Any, field: str) -> None:
-    """Refuse a value that some part of the fleet could not read or write.
+    """Reject a value that some part of the fleet could not encode or decode.
 
     Raises:
         InvalidRequestError: it is nested too deeply, or has text that UTF-8 cannot encode; names `field`.
@@ -51,7 +51,7 @@ def check_values(value: Any, field: str) -> None:
 
 
 def check_depth(value: Any, field: str, encoded: bytes) -> None:
-    """Refuse a value of more than `DEEPEST` levels; `encoded` has it as JSON, where few brackets are few levels.
+    """Reject a value of more than `DEEPEST` levels; `encoded` is its JSON, in which few brackets mean few levels.
 
     Raises:
         InvalidRequestError: names `field`.
@@ -64,7 +64,7 @@ def check_depth(value: Any, field: str, encoded: bytes) -> None:
 
 
 def depth_of(value: Any) -> int:
-    """The levels of lists and mappings in a value, counted to `COUNTED_TO`: one that holds itself has no end."""
+    """The nesting depth of a value, counted up to `COUNTED_TO`, since a value may contain itself."""
     level, depth = _parts([value]), 0
     while level and depth < COUNTED_TO:
         depth += 1
@@ -78,7 +78,7 @@ def _parts(values: Iterable[Any]) -> list[Any]:
 
 
 def _below(level: Iterable[Any]) -> Iterable[Any]:
-    """What is in these lists and mappings, without the elements of lists of numbers, and of ASCII texts."""
+    """The elements of these lists and mappings, skipping lists of only numbers or only ASCII strings."""
     for container in level:
         if isinstance(container, dict):
             yield from container.keys()

@@ -1,7 +1,7 @@
-"""When a message is accepted: what a Valkey broker is asked after it was written, and what its refusals mean.
+"""When a message counts as accepted: the commands that confirm a write to Valkey, and the errors it may return.
 
-`written` is in the broker's memory and on its way to its log, as its `appendfsync` says. `replicated` is in a replica's
-memory as well: a failover to that replica loses nothing.
+`written`: in the broker's memory, and in its log as its `appendfsync` says. `replicated`: also in a replica's memory,
+so a failover to that replica loses nothing.
 """
 
 from __future__ import annotations
@@ -13,30 +13,29 @@ from taxiway.errors import BrokerFullError, BrokerUnavailableError, FleetUnavail
 
 Durability = Literal["written", "replicated"]
 
-_FULL = "command not allowed when used memory"  # how the server says so; redis-py takes the code before it away
-_UNWRITTEN = "MISCONF"  # how it says that it cannot write its log or its snapshot
+_FULL = "command not allowed when used memory"  # from the server's error text; redis-py strips the code before it
+_UNWRITTEN = "MISCONF"  # error code: the server cannot write its log or its snapshot
 
 
 def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int, ...], ...]:
-    """The command that confirms what was written before on the same connection, within `patience` seconds, if any.
+    """The commands, if any, that confirm earlier writes on the same connection within `patience` seconds.
 
-    A replica is asked for its memory, not for its disk (WAITAOF): it tells of that once a second.
+    They wait for a replica's memory (WAIT), not its disk (WAITAOF): replicas report the latter once a second.
     """
     return (("WAIT", 1, int(patience * 1000)),) if durability == "replicated" else ()
 
 
 def outlasting(durability: Durability, patience: float) -> tuple[str | int, ...]:
-    """The command that waits, for `patience` seconds at most, until what was written before is kept.
+    """The command that waits, at most `patience` seconds, until earlier writes are on disk or at a replica.
 
-    That is on the server's disk, or at a replica. An answer is not enough: while its disk is busy, a server that
-    flushes its log every second answers before it has written there.
+    An ordinary answer is not enough: a server that flushes its log every second answers before the write is on disk.
     """
     milliseconds = int(patience * 1000)
     return ("WAIT", 1, milliseconds) if durability == "replicated" else ("WAITAOF", 1, 0, milliseconds)
 
 
 def outlasted(answer: Any) -> bool:
-    """Whether `outlasting` was answered in time, and by a server that keeps anything."""
+    """Whether `outlasting` was answered in time, by a server that persists its data."""
     if isinstance(answer, Exception):
         return False
     kept: int = answer[0] if isinstance(answer, list) else answer
@@ -44,30 +43,30 @@ def outlasted(answer: Any) -> bool:
 
 
 def check_confirmed(answers: Sequence[Any]) -> None:
-    """Raise what the answers to `confirming` say is missing.
+    """Raise if the answers to `confirming` lack a confirmation.
 
     Raises:
-        BrokerUnavailableError: no replica has it. It may be run all the same.
+        BrokerUnavailableError: no replica confirmed the request. It may still run.
     """
     for replicas in answers:
         if isinstance(replicas, Exception):
             raise refusal("broker", replicas)
         if replicas < 1:
-            message = "the broker took the request, and no replica said in time that it has it; it may run all the same"
+            message = "the broker accepted the request, but no replica confirmed it in time; it may still run"
             raise BrokerUnavailableError(message, retry_after=1.0)
 
 
 def takes_nothing(error: BaseException) -> bool:
-    """Whether the server answered that it takes no writes: then the call changed nothing."""
+    """Whether the server refused writes: then the call changed nothing."""
     return any(text in str(error) for text in (_FULL, _UNWRITTEN))
 
 
 def refusal(server: str, error: BaseException) -> FleetUnavailable:
-    """Our error for what a client library raised, or a server answered."""
+    """Our error for a client library's exception or a server's error reply."""
     if _FULL in str(error):
-        message = f"the {server}'s memory is full: it takes nothing until jobs or results end"
+        message = f"the {server}'s memory is full: it accepts no writes until jobs or results expire"
         return BrokerFullError(message, retry_after=5.0)
     if _UNWRITTEN in str(error):
-        message = f"the {server} cannot write to its disk and takes nothing: make room there ({error})"
+        message = f"the {server} cannot write to its disk and accepts no writes: free disk space there ({error})"
         return BrokerFullError(message, retry_after=5.0)
     return BrokerUnavailableError(f"the {server} does not answer: {error}", retry_after=1.0)

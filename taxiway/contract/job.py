@@ -1,4 +1,4 @@
-"""A job: its states, its record, and its result in the form that Celery's backend keeps."""
+"""A job: its states, its record, and its result in the format of Celery's result backend."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from taxiway.errors import (
 
 
 class JobState(StrEnum):
-    """Where a job is. `ACCEPTED` is durable and not placed yet."""
+    """A job's state. `ACCEPTED` is durable but not yet placed."""
 
     ACCEPTED = "accepted"
     QUEUED = "queued"
@@ -52,11 +52,11 @@ CELERY_STATUS = {
     JobState.CANCELLED: "REVOKED",
     JobState.DEAD: "FAILURE",
 }
-"""What Celery's `AsyncResult.status` says of each state. `STARTED` is not written: it would cost a write a job."""
+"""Celery's `AsyncResult.status` for each state. `STARTED` is not written: it would cost one write per job."""
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job ran and what it took. Seconds and US dollars; `batch` counts the rows that ran together."""
+    """Where a job ran, its times (seconds) and cost (US dollars); `batch` is the number of rows that ran together."""
 
     hardware_class: str
     variant: str
@@ -72,7 +72,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A job's answer: outputs by name (one value for a request of one row, else a list), and how it ran.
 
-    `single` says that the request came without a batch axis; None where that is not known.
+    `single` means that the request came without a batch axis; None if unknown.
     """
 
     model: str
@@ -95,7 +95,7 @@ _decode_moves = msgspec.json.Decoder(tuple[MoveRecord, ...]).decode
 
 
 def read_moves(text: str) -> tuple[MoveRecord, ...]:
-    """The moves in a job's record, the first first.
+    """Parse the moves in a job's record, oldest first.
 
     Raises:
         msgspec.MsgspecError: another release wrote them.
@@ -104,7 +104,7 @@ def read_moves(text: str) -> tuple[MoveRecord, ...]:
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the state store knows of a job; times are the store's clock in seconds since the epoch, 0 when not yet."""
+    """A job's record in the state store. Times are seconds since the epoch by the store's clock, 0 if not reached."""
 
     id: str
     state: JobState
@@ -132,7 +132,7 @@ class JobFailure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as a poller sees it: its record, how far it is where that can be told, and its error where it has one."""
+    """A job's status for a poller: its record, its progress if known, and its error if any."""
 
     record: JobRecord
     position: int | None = None
@@ -163,18 +163,18 @@ _TAG = b'"__type__"'
 
 
 def unknown(job: str) -> UnknownJobError:
-    """What is raised for a job of which there is neither a record nor a result."""
-    why = "no router has recorded it, or its record was kept for its time and is gone"
+    """The error for a job without a record and a result."""
+    why = "no router has recorded it, or its record has expired"
     return UnknownJobError(f"no job {quoted(job)} is known: {why}", job=cut(job))
 
 
 def expired(job: str) -> ResultExpiredError:
-    """What is raised for a job that ended, and whose result is gone."""
-    return ResultExpiredError(f"the result of job {quoted(job)} was kept for its time and is gone", job=cut(job))
+    """The error for a job that ended and whose result has expired."""
+    return ResultExpiredError(f"the result of job {quoted(job)} has expired", job=cut(job))
 
 
 def record_from(job: str, fields: Mapping[str, str]) -> JobRecord:
-    """The record in a store's hash; an empty hash is a job that no router has placed yet."""
+    """The record from the store's hash; an empty hash is a job that no router has placed yet."""
     return msgspec.convert({"state": JobState.ACCEPTED, **fields, "id": job}, JobRecord, strict=False)
 
 
@@ -198,12 +198,12 @@ def failure_meta(job: str, error: TaxiwayError) -> bytes:
 
 
 def accepted_meta(submission: str) -> bytes:
-    """What a submitter is told under its `submission` whose job is the one that it asked for."""
+    """The message under a `submission` id that confirms the submitter's request."""
     return _meta(submission, JobState.SUCCEEDED, None)
 
 
 def check_accepted(raw: bytes) -> None:
-    """Raise what a submitter was told under its submission.
+    """Raise the refusal in the message under a submission id, if it is one.
 
     Raises:
         TaxiwayError: the refusal, of its own class.
@@ -246,7 +246,7 @@ def read_result(meta: ResultMeta) -> Result:
     if meta.status == "SUCCESS":
         return _read_success(meta)
     named = meta.result if isinstance(meta.result, dict) else {}
-    said = named.get("exc_message") or "the job ended without saying why"
+    said = named.get("exc_message") or "the job ended without an error message"
     message = " ".join(map(str, said)) if isinstance(said, list) else str(said)
     details = named.get("details")
     details = details if isinstance(details, dict) else {}

@@ -1,21 +1,21 @@
-"""Names of everything that taxiway keeps in the broker and in the state store. No other file spells one."""
+"""Names of all keys in the broker and in the state store. No other module spells one out."""
 
 from __future__ import annotations
 
 ARRIVALS = "taxiway.arrivals"
-"""The queue that producers write."""
+"""The queue that producers write to."""
 
 INFER = "taxiway.infer"
 """The task that runs a request."""
 
 CANCEL = "taxiway.cancel"
-"""The message that asks a router to cancel a job."""
+"""The task name of a cancellation message."""
 
 LEVELS = 4
 """Priority levels of a queue; 0 is served first."""
 
 PATIENT = 2
-"""The first of the levels whose work nobody waits for: what is due in more than ten minutes, or never."""
+"""The first of the patient levels: work due in more than ten minutes, or without a deadline."""
 
 DEVICES = "taxiway:devices"
 """Hash of worker name to device facts; `HEARTBEATS` holds when each was written, by the store's clock."""
@@ -25,7 +25,7 @@ WORK = "taxiway:work"
 wait in holding, and of `arrived_cell` to the rows that ever arrived for a model at a class."""
 
 ARRIVED = "rows"
-"""What stands for a hardware class in the cells that count arrived rows."""
+"""Prefix of the cells that count arrived rows."""
 
 LENGTHS = "taxiway:lengths"
 """Hash of `lengths_cell` to the recent lengths of that model's answers to that tenant (`tasks.models.lengths`)."""
@@ -37,62 +37,62 @@ HELD = "taxiway:held"
 """Hash of a held job's `job_key` to its message."""
 
 RELEASED = "taxiway:released"
-"""Sorted set of `job_key` by when a job that a router took out of holding, and did not place, goes back."""
+"""Sorted set of `job_key` by the time at which a job that a router took out of holding, but did not place, returns."""
 
 DEADLINES = "taxiway:deadlines"
 """Sorted set of groups of `job_key`s, as MessagePack, by the deadline that their jobs have, on the store's clock."""
 
 ACCEPTED = "taxiway:accepted"
 """Sorted set of groups of `job_key`s, as MessagePack, by when their jobs were accepted, on the store's clock: the index
-of all jobs. A group is forgotten with the last of its records."""
+of all jobs. A group is deleted with the last of its records."""
 
 COUNT = "jobs"
-"""What stands behind a cell of `WORK` in the field that counts its jobs: no release takes it for a level."""
+"""Suffix of the `WORK` field that counts a cell's jobs; no release reads it as a level."""
 
 TURNS = "turns"
-"""What stands behind a cell of `WORK` in the field that counts the jobs that were ever placed there."""
+"""Suffix of the `WORK` field that counts all jobs ever placed in a cell."""
 
 WAITING = "held"
-"""What stands before a hardware class in the cells that count the device seconds held for it."""
+"""Prefix of the cells that count the device seconds held for a hardware class."""
 
 STARTS = "taxiway:starts"
-"""Hash of hardware class to when, by the store's clock, somebody last said that they start devices of it."""
+"""Hash of hardware class to the last time (store's clock) that an autoscaler announced to start devices of it."""
 
 HEARTBEATS = "taxiway:heartbeats"
 SESSIONS = "taxiway:sessions"
-"""Sorted set of routers' sessions under which arrivals may be in flight, by their last sign on the broker's clock."""
+"""Sorted set of routers' sessions that may have arrivals in flight, by last sign of life on the broker's clock."""
 
 RELOADS = "taxiway:reloads"
-"""How often somebody asked that all processes look at their models folder."""
+"""Counter of requests that all processes reread their models folder."""
 
 CATALOGUES = "taxiway:catalogues"
-"""Hash of a router's or worker's name to what it serves; `CATALOGUES_SEEN` has when it last said so."""
+"""Hash of a router's or worker's name to the models it serves; `CATALOGUES_SEEN` has the time of its last report."""
 
 CATALOGUES_SEEN = "taxiway:catalogues-seen"
 
 LEAD = "taxiway:lead"
-"""The fencing token of the router that leads, while its lease lasts; `LEADS` counts how often it changed hands."""
+"""The fencing token of the leading router, while its lease lasts; `LEADS` counts leadership changes."""
 
 LEADS = "taxiway:leads"
 
 MOVES = "taxiway:moves"
-"""List of the last moves of waiting work, the latest first."""
+"""List of the last moves of waiting work, most recent first."""
 
 MODELS = "taxiway:models"
-"""What the routers' catalogue can run, as `GET /v2/models` lists it; JSON, for clients of the broker."""
+"""The routers' models as `GET /v2/models` lists them, in JSON, for clients of the broker."""
 
 UNACKED = ("unacked", "unacked_index")
-"""kombu's hash of messages that were taken and not acknowledged, and its index by time."""
+"""kombu's hash of unacknowledged messages, and its index by time."""
 
 DEFAULT_QUEUE = "celery"
 """Where Celery sends a task for which its producer names no queue."""
 
 DEAD = "taxiway.dead"
-"""List of the messages that were given up, the latest first, each with its reason."""
+"""List of dead letters, most recent first, each with its reason."""
 
 _SEPARATOR = "\x06\x16"
 _STEP = 3
-_URGENT = 5  # from here on quorum queues serve a message before others
+_URGENT = 5  # from this priority on, quorum queues serve a message first
 
 
 def priority_list(queue: str, level: int) -> str:
@@ -113,18 +113,18 @@ def redis_priority(level: int) -> int:
 def amqp_priority(level: int) -> int:
     """AMQP's number for `level`: larger is higher.
 
-    The first level's is what quorum queues, which know two, serve first; classic queues take it for their highest.
+    Quorum queues have two priorities and serve the first level's number first; classic queues take it as their highest.
     """
     return _URGENT if level == 0 else LEVELS - 1 - level
 
 
 def result_key(job: str) -> str:
-    """Where Celery's result backend keeps a result, and the channel it announces it on."""
+    """The key of a result in Celery's backend, and the channel that announces it."""
     return f"celery-task-meta-{job}"
 
 
 def submission_id(submission: str) -> str:
-    """What stands for a job's id where a submitter is told whether a job is the one that it asked for."""
+    """The pseudo job id under which a submitter is notified whether the job matches its request."""
     return f"submission.{submission}"
 
 
@@ -134,42 +134,42 @@ def job_key(job: str) -> str:
 
 
 def blob_key(ref: str) -> str:
-    """The bytes of a value that a message refers to."""
+    """The bytes of a value that a message references."""
     return f"taxiway:blob:{ref}"
 
 
 def stream_key(job: str) -> str:
-    """Stream of the pieces of a job's answer, of one that is told as it is generated."""
+    """Stream of the pieces of a job's answer, if it is streamed."""
     return f"taxiway:stream:{job}"
 
 
 def room_key(worker: str) -> str:
-    """What a worker that waits for messages still has room for."""
+    """The remaining capacity of a worker that waits for messages."""
     return f"taxiway:room:{worker}"
 
 
 def kept_key(worker: str) -> str:
-    """What a worker writes to learn whether all that was written before is kept."""
+    """The key that a worker writes to check that its earlier writes are durable."""
     return f"taxiway:kept:{worker}"
 
 
 def withdrawn_channel(worker: str) -> str:
-    """The channel on which a worker hears of jobs that it holds, and that were ended for it."""
+    """The channel that notifies a worker of jobs it holds that were cancelled or expired."""
     return f"taxiway:withdrawn:{worker}"
 
 
 def reply_channel(client: str) -> str:
-    """The channel on which a client hears all its results."""
+    """The channel that announces all results of a client."""
     return f"taxiway:reply:{client}"
 
 
 def session_key(session: str) -> str:
-    """Present while a router's session lasts."""
+    """Present for as long as a router's session lasts."""
     return f"taxiway:session:{session}"
 
 
 def snapshot_key(snapshot: str) -> str:
-    """A fleet snapshot that placements were decided from."""
+    """A fleet snapshot that placements were based on."""
     return f"taxiway:snapshot:{snapshot}"
 
 
@@ -189,12 +189,12 @@ def jobs_cell(cell: str) -> str:
 
 
 def turns_cell(cell: str) -> str:
-    """The field of `WORK` that counts the jobs ever placed in a cell: a job's `turn` is how many were before it."""
+    """The field of `WORK` that counts the jobs ever placed in a cell: a job's `turn` is the count before it."""
     return f"{cell}|{TURNS}"
 
 
 def tenant_cell(tenant: str) -> str:
-    """The field of `WORK` that counts a tenant's jobs that have not ended, of a tenant whose depth is bounded."""
+    """The field of `WORK` that counts the unfinished jobs of a tenant with a depth limit."""
     return f"{tenant}|tenant"
 
 
@@ -204,12 +204,12 @@ def held_cell(hardware_class: str, level: int) -> str:
 
 
 def holding_key(queue: str) -> str:
-    """Sorted set of the `job_key`s in a holding queue, by deadline; those without one come last, as they arrived."""
+    """Sorted set of the `job_key`s in a holding queue, by deadline; jobs without one come last, in arrival order."""
     return f"{HOLDING}:{queue}"
 
 
 def arrived_cell(hardware_class: str, model: str) -> str:
-    """The field of `WORK` that counts a model's rows at a class since ever; `model` is `name:version`."""
+    """The field of `WORK` that counts all rows of a model that ever arrived at a class; `model` is `name:version`."""
     return f"{ARRIVED}|{flow(hardware_class, model)}"
 
 

@@ -1,4 +1,4 @@
-"""Lists a fleet's jobs, the latest first, a page at a time: from the state store's index of jobs and their records."""
+"""Lists a fleet's jobs page by page, most recent first, from the state store's job index and records."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ MOST = 1000
 """Most jobs of a page."""
 
 USUAL = 100
-"""Jobs of a page, unless said."""
+"""Jobs of a page by default."""
 
 LOOKED = 10_000
-"""Records that are looked at for a page: with a filter that few jobs pass it ends before it is full, and goes on."""
+"""Records read for one page: with a selective filter a page may end before it is full, and has a `next`."""
 
-_GROUPS = 64  # groups of jobs that are read at once
+_GROUPS = 64  # groups of jobs per read
 _FIELDS = tuple(name for name in JobRecord.__struct_fields__ if name != "id")
 _STATES = frozenset(JobState)
 _CURSOR = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,20})?)-([0-9]{1,9})")
 
 Ask = Callable[[Sequence[Sequence[str | int]]], Awaitable[list[Any]]]
-"""Sends commands to the state store together and gives their answers as RESP 2 has them; raises an error among them."""
+"""Pipelines commands to the state store; returns their RESP 2 answers, or raises an error among them."""
 
 
 class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which jobs are listed: in one of `states`, of a model (`name` or `name:version`), of a tenant; empty is any."""
+    """Which jobs to list: by `states`, model (`name` or `name:version`) and tenant; empty matches any."""
 
     states: frozenset[JobState] = frozenset()
     model: str = ""
     tenant: str = ""
 
     def passes(self, record: JobRecord) -> bool:
-        """Whether a job is one of them."""
+        """Whether a job matches."""
         return (
             (not self.states or record.state in self.states)
             and (not self.tenant or record.tenant == self.tenant)
@@ -49,7 +49,7 @@ class JobFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobPage(msgspec.Struct, frozen=True, kw_only=True):
-    """Jobs, the latest accepted first; `next` is the cursor of the next page, None where there is none."""
+    """Jobs, most recently accepted first; `next` is the cursor of the next page, None if there is none."""
 
     jobs: tuple[JobRecord, ...]
     next: str | None = None
@@ -57,7 +57,7 @@ class JobPage(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Behind so many jobs of those accepted at `at`, a score of the index."""
+    """A position in the index: after the first few of the jobs accepted at score `at`."""
 
     at: float = math.inf
     behind: int = 0
@@ -71,7 +71,7 @@ def states_of(names: Iterable[str]) -> frozenset[JobState]:
     """The states of these names.
 
     Raises:
-        InvalidRequestError: one is none; names `state`.
+        InvalidRequestError: a name is invalid; names `state`.
     """
     found = set()
     for name in names:
@@ -82,7 +82,7 @@ def states_of(names: Iterable[str]) -> frozenset[JobState]:
 
 
 def check_limit(limit: int) -> None:
-    """Refuse a page that is empty or too large.
+    """Reject a page size out of range.
 
     Raises:
         InvalidRequestError: names `limit`.
@@ -92,10 +92,10 @@ def check_limit(limit: int) -> None:
 
 
 async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: str = "") -> JobPage:
-    """A page of the jobs that pass `wanted`, from `cursor` on. Jobs that no router has seen yet are in none.
+    """A page of the jobs that match `wanted`, from `cursor` on. Jobs that no router has seen yet are not listed.
 
     Raises:
-        InvalidRequestError: `limit` or `cursor` is none.
+        InvalidRequestError: `limit` or `cursor` is invalid.
     """
     check_limit(limit)
     place, looked = _place_at(cursor), 0
@@ -116,7 +116,7 @@ async def list_jobs(ask: Ask, wanted: JobFilter, *, limit: int = USUAL, cursor: 
 
 
 async def _ahead(ask: Ask, place: _Place) -> list[tuple[str, _Place]]:
-    """The keys of the next jobs, each with the place behind it; none at the end."""
+    """The keys of the next jobs, each with the position after it; empty at the end."""
     most = _GROUPS
     while True:
         command = ("ZREVRANGEBYSCORE", ACCEPTED, repr(place.at), "-inf", "WITHSCORES", "LIMIT", 0, most)
@@ -128,7 +128,7 @@ async def _ahead(ask: Ask, place: _Place) -> list[tuple[str, _Place]]:
 
 
 def _places(flat: Sequence[bytes], start: _Place) -> list[tuple[str, _Place]]:
-    """The jobs of groups, each followed by its score, but for those before `start`."""
+    """The jobs in `flat`, which alternates groups and scores, without those before `start`."""
     ahead, at, behind = [], math.inf, 0
     for group, score in zip(flat[::2], flat[1::2], strict=True):
         at, behind = (at, behind) if float(score) == at else (float(score), 0)
@@ -140,7 +140,7 @@ def _places(flat: Sequence[bytes], start: _Place) -> list[tuple[str, _Place]]:
 
 
 def _record(key: str, values: Sequence[bytes | None]) -> JobRecord | None:
-    """A job's record; None where its time is over, or another release wrote it."""
+    """A job's record; None if it has expired or another release wrote it."""
     fields = {name: value.decode() for name, value in zip(_FIELDS, values, strict=True) if value is not None}
     if "state" not in fields:
         return None

@@ -1,4 +1,4 @@
-"""How errors quote what was sent: shortened, whatever its size, and without looking at all of it."""
+"""How errors quote values from requests: shortened, without reading all of a large value."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import islice
 from typing import Any
 
 QUOTED = 200
-"""Most characters that an error quotes of one value that was sent."""
+"""Most characters that an error quotes of one value."""
 
 _DIGITS = 14_000
-"""Bits of an integer that is written out: Python refuses to write one of over 4,300 digits."""
+"""Integers up to this many bits are printed: Python refuses to print more than 4,300 digits."""
 
 
 class _Short(reprlib.Repr):
-    """`reprlib`'s short forms, for what its own look at as a whole: bytes, mappings (it sorts them), large integers."""
+    """`reprlib` for types of which it reads the whole value: bytes, mappings (it sorts them), large integers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ _short = _Short()
 
 
 def cut(text: str, most: int = QUOTED) -> str:
-    """`text`, or its beginning where it has more than `most` characters."""
+    """`text`, truncated to `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def quoted(value: object) -> str:
-    """A value as Python writes it, in at most `QUOTED` characters."""
+    """A value's repr in at most `QUOTED` characters."""
     return cut(_short.repr(value))

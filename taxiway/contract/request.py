@@ -1,4 +1,4 @@
-"""What a producer asks for: a model, inputs, and service terms. The same at every door."""
+"""A producer's request: a model, inputs, and service terms. The same at every door."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MAX_NAME = 256
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """How much the answer matters, and where the data may go.
+    """Service terms: how much the answer matters, and where the data may go.
 
-    `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` names a label that every device on
-    the way must carry (`edge`); `min_accuracy` (0 to 1) is the least stated accuracy of the variant that may answer;
-    `service` names a set of defaults in queues.yaml; with `stream` a generated answer is told as it comes.
+    `deadline` counts seconds from acceptance; `budget` is in US dollars; `locality` is a label that every device on the
+    request's path must carry (`edge`); `min_accuracy` (0 to 1) is the minimum stated accuracy of the variant; `service`
+    names a set of defaults in queues.yaml; with `stream` a generated answer is streamed.
     """
 
     deadline: float | None = None
@@ -46,7 +46,7 @@ class Request(Terms, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
     """The keyword arguments of the task `taxiway.infer`: a model, its inputs and the terms.
 
     `inputs` is a plain value where the model has one input, a mapping by name, or a list of OIP tensors;
-    `outputs` names the outputs wanted (all, when empty); `parameters` are the model's own (`max_tokens`, …).
+    `outputs` names the outputs to return (all, if empty); `parameters` go to the model (`max_tokens`, …).
     """
 
     model: str
@@ -61,7 +61,7 @@ _WHERE = re.compile(r"^(?:Expected )?(?P<what>.*?) - at (?:`key` in )?`\$\.(?P<f
 
 
 def parse_request(fields: Mapping[str, Any]) -> Request:
-    """The request that plain keyword arguments describe; None stands for a field that is not given.
+    """The request from plain keyword arguments; None means that a field is not set.
 
     Raises:
         InvalidRequestError: a field is unknown, missing or out of range; names it.
@@ -83,7 +83,7 @@ def parse_request(fields: Mapping[str, Any]) -> Request:
 
 
 def check_content(request: Request) -> None:
-    """Refuse inputs and parameters that some part of the fleet could not read or write.
+    """Reject inputs and parameters that some part of the fleet could not encode or decode.
 
     Raises:
         InvalidRequestError: a value is nested too deeply, or has text that UTF-8 cannot encode.
@@ -95,10 +95,10 @@ def check_content(request: Request) -> None:
 
 
 def check_terms(terms: Terms) -> None:
-    """Refuse terms that mean nothing.
+    """Reject invalid terms.
 
     Raises:
-        InvalidRequestError: names the field, what was expected and what came.
+        InvalidRequestError: names the field, what was expected and what was given.
     """
     _check({name: getattr(terms, name) for name in terms.__struct_fields__})
 
@@ -112,20 +112,20 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 RESENT = "taxiway.resent:"
-"""How an idempotency key begins that the HTTP client gave a request to send it again: nobody else uses such a key."""
+"""Prefix of idempotency keys that the HTTP client generates for retries; reserved for it."""
 
 
 def new_id() -> str:
-    """A random UUID (version 4), at a third of what `uuid.uuid4` takes."""
+    """A random UUID (version 4), in a third of the time of `uuid.uuid4`."""
     digits = os.urandom(16).hex()
     variant = "89ab"[int(digits[16], 16) & 3]
     return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def job_id(terms: Terms) -> str:
-    """A new job's id; the same tenant and idempotency key always give the same one.
+    """A new job's id; the same tenant and idempotency key always give the same id.
 
-    `check_terms` keeps line breaks out of both, so that no other pair gives the same text.
+    `check_terms` rejects line breaks in both, so that no two pairs give the same text.
     """
     if terms.idempotency_key is None:
         return new_id()
@@ -144,7 +144,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def is_name(value: object) -> TypeGuard[str]:
-    """Whether `value` is text that can name something: of 1 to `MAX_NAME` printable characters."""
+    """Whether `value` is a valid name: 1 to `MAX_NAME` printable characters."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
@@ -167,17 +167,17 @@ _MEANS: Mapping[str, tuple[Callable[[object], bool], str]] = {
         (is_name, f"text of 1 to {MAX_NAME} printable characters"),
     ),
 }
-"""By field, whether a value means something there, and what does."""
+"""For each field, its validity test and a description of valid values."""
 
 
 def _invalid(field: str, expected: str, value: object) -> InvalidRequestError:
-    if isinstance(value, float) and value.is_integer():  # JSON and Python write it unlike
+    if isinstance(value, float) and value.is_integer():  # JSON and Python print it differently
         value = int(value)
     return wrong_field(field, expected, value)
 
 
 def _named(error: msgspec.ValidationError) -> InvalidRequestError:
-    """The validation error with its field in front, in our words."""
+    """The validation error as taxiway's error, with the field first."""
     match = _WHERE.match(str(error))
     field, what = (match["field"], match["what"]) if match else ("request", str(error))
     return InvalidRequestError(f"{cut(field)}: expected {cut(what)}", field=cut(field))

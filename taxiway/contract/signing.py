@@ -1,4 +1,4 @@
-"""Signatures over a text and a message's body together: HMAC-SHA-256, by one key, or several while it is replaced."""
+"""Signatures over a text and a message's body: HMAC-SHA-256, with one key, or several during key rotation."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 SHORTEST = 16
-"""Bytes that a key has at least."""
+"""Minimum bytes of a key."""
 
 
 def read_key(text: str) -> bytes:
-    """The key that `text` writes as hexadecimal digits.
+    """The key from hexadecimal `text`.
 
     Raises:
-        ValueError: it is none, or too short.
+        ValueError: not hexadecimal, or too short.
     """
     key = bytes.fromhex(text)
     if len(key) < SHORTEST:
@@ -24,12 +24,12 @@ def read_key(text: str) -> bytes:
 
 
 def key_id(key: bytes) -> str:
-    """A key's name, for logs and errors: nothing of the key follows from it."""
+    """A key's name for logs and errors, which reveals nothing of the key."""
     return hashlib.sha256(b"taxiway key\n" + key).hexdigest()[:8]
 
 
 def signature(text: bytes, body: bytes, key: bytes) -> str:
-    """Of both together: JSON has no line break outside its texts, so that no other pair gives the same bytes."""
+    """Sign both together. JSON has no line breaks outside strings, so that no two pairs give the same bytes."""
     code = _keyed(key).copy()
     code.update(text)
     code.update(b"\n")
@@ -38,12 +38,12 @@ def signature(text: bytes, body: bytes, key: bytes) -> str:
 
 
 def signed_by(keys: Sequence[bytes], given: str, text: bytes, body: bytes) -> bool:
-    """Whether one of the `keys` gives this signature; compared in constant time."""
+    """Whether the signature matches one of the `keys`; compared in constant time."""
     told = given.encode(errors="replace")
     return any(hmac.compare_digest(told, signature(text, body, key).encode()) for key in keys)
 
 
 @lru_cache(maxsize=8)
 def _keyed(key: bytes) -> hmac.HMAC:
-    """Made once: looking the algorithm up takes ten times as long as a signature where nothing is in the caches."""
+    """Created once: with cold caches, looking up the algorithm takes ten times as long as a signature."""
     return hmac.new(key, digestmod="sha256")

@@ -1,7 +1,7 @@
-"""An answer that is told as it is generated: the pieces in a job's stream, and what a reader makes of them.
+"""Streaming of generated answers: the pieces in a job's stream, and the events that a reader derives from them.
 
-A worker appends pieces to `keys.stream_key`; each says where it begins, so that a reader knows what it has missed. The
-stream is bounded and forgotten soon: the job's result has the whole text.
+A worker appends pieces to `keys.stream_key`. Each piece has its start position, so that a reader detects gaps. The
+stream is bounded and short-lived: the job's result has the complete text.
 """
 
 from __future__ import annotations
@@ -15,56 +15,56 @@ from typing import Any
 from taxiway.contract.job import Result
 
 TEXT = "text"
-"""The output that is told as it comes."""
+"""The output that is streamed."""
 
 MOST_PIECES = 1024
-"""Pieces that a stream keeps, about; a reader that is slower than that loses the oldest."""
+"""Approximate number of pieces that a stream keeps; a slower reader loses the oldest."""
 
 KEEP = 120
-"""Seconds that a stream stays after its last piece, for readers who come back."""
+"""Seconds that a stream is kept after its last piece, for readers that reconnect."""
 
 _ATTEMPT, _AT, _TEXT = b"a", b"i", b"t"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some text of an answer: `at` is its first character's place there, `attempt` counts the claims of its job."""
+    """Part of an answer's text: `at` is the index of its first character, `attempt` the number of the job's claim."""
 
     attempt: int
     at: int
     text: str
 
     def fields(self) -> dict[Any, Any]:
-        """What the stream holds, for redis-py."""
+        """The stream entry's fields, for redis-py."""
         return {_ATTEMPT: self.attempt, _AT: self.at, _TEXT: self.text.encode(errors="replace")}
 
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The answer begins anew, for its worker was lost: what was told before counts no more."""
+    """Generation restarted because the worker was lost: earlier text is superseded."""
 
     attempt: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """So many characters are missing here: the reader was too slow, or came too late. The result has them."""
+    """Characters missing here, because the reader was too slow or connected too late. The result contains them."""
 
     characters: int
 
 
 Event = str | Restarted | Lost
-"""What a reader is told: some text, or what became of it."""
+"""An event for a reader: text, a restart or a gap."""
 
 Told = AsyncGenerator[Event | Result, None]
-"""All that a reader is told, the result at last."""
+"""All events for a reader, then the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a reader has come: the last entry it read, and the attempt, length and checksum of the text so far.
+    """A reader's position: the last entry it read, and the attempt, length and checksum of the text so far.
 
-    The checksum (CRC-32) is -1 where some of the text was lost. As text it is `entry:attempt:at:checksum`.
+    The checksum (CRC-32) is -1 if part of the text was lost. Serialised as `entry:attempt:at:checksum`.
     """
 
     entry: str = "0-0"
@@ -77,13 +77,13 @@ class Position:
 
 
 class Progress:
-    """What a reader has heard of an answer, from `position` on."""
+    """A reader's progress through an answer, from `position` on."""
 
     def __init__(self, position: Position = Position()) -> None:
         self.position = position
 
     def take(self, entry: str, piece: Piece) -> list[Event]:
-        """What the stream's next piece tells. A piece of an attempt that another has replaced tells nothing."""
+        """The events of the stream's next piece; none if its attempt is superseded."""
         was = self.position
         self.position = replace(was, entry=entry)
         if piece.attempt < was.attempt:
@@ -99,12 +99,12 @@ class Progress:
         return events + self._tell(piece.text[self.position.at - piece.at :])
 
     def take_all(self, entries: Iterable[tuple[str, Piece]]) -> Iterator[Event]:
-        """What the stream's next pieces, each with its entry, tell."""
+        """The events of the stream's next pieces, each given with its entry id."""
         for entry, piece in entries:
             yield from self.take(entry, piece)
 
     def end(self, result: Result) -> list[Event]:
-        """What the result adds to the text so far."""
+        """The events for the text that the result adds."""
         told, position = result.outputs.get(TEXT), self.position
         text = told[0] if isinstance(told, list) and len(told) == 1 else told  # a request of one row, sent as rows
         if not isinstance(text, str):
@@ -126,12 +126,12 @@ class Progress:
 async def follow(
     read: Callable[[str], Coroutine[Any, Any, list[tuple[str, Piece]]]], result: Awaitable[Result], progress: Progress
 ) -> Told:
-    """What is told of an answer, as it comes, and its result at last.
+    """Yield an answer's events as they come, then its result.
 
     Args:
-        read: the pieces after an entry, each with its entry; it may wait for them.
-        result: raises what the job ended with; this raises it too.
-        progress: from where on.
+        read: returns the pieces after an entry, each with its entry id; may wait for them.
+        result: returns the job's result, or raises its error, which this raises too.
+        progress: where to start.
     """
     ended, reading = asyncio.ensure_future(result), None
     try:
@@ -151,15 +151,15 @@ async def follow(
 
 
 def read_piece(fields: Mapping[bytes, bytes]) -> Piece:
-    """The piece that a stream's entry holds."""
+    """The piece in a stream entry."""
     return Piece(int(fields[_ATTEMPT]), int(fields[_AT]), fields[_TEXT].decode())
 
 
 def read_position(text: str) -> Position:
-    """The position that `str` wrote.
+    """Parse a position's `str`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: malformed.
     """
     entry, attempt, at, checksum = text.split(":")
     if not all(part.isdecimal() for part in entry.split("-", 1)):

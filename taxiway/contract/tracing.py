@@ -1,4 +1,4 @@
-"""A caller's trace goes with its request, where its process uses OpenTelemetry: nothing of that is needed here.
+"""Propagates a caller's trace with its request, if its process uses OpenTelemetry, which is not a dependency.
 
 Source: W3C Trace Context, level 1.
 """
@@ -11,23 +11,23 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 TRACEPARENT = "traceparent"
-"""The header that names a message's trace and the span before it."""
+"""The header with a message's trace id and parent span id."""
 
 TRACESTATE = "tracestate"
-"""The header in which each tracing system keeps what it needs."""
+"""The header for vendor-specific trace data."""
 
 Carried = Mapping[str, str]
-"""Both headers; empty where nobody traces."""
+"""Both headers; empty without tracing."""
 
 _API = "opentelemetry.trace"
 _UNTRACED: AbstractContextManager[Carried] = nullcontext({})
 
 
 def submitting(model: str, job: str = "") -> AbstractContextManager[Carried]:
-    """The span of handing a request in, entered and left around that; gives what the request is to carry.
+    """The span of a submission, as a context manager; yields the headers that the request carries.
 
-    A process that traces has imported OpenTelemetry: in any other this is one look. Where the caller's own span is not
-    sampled, this one is not, either.
+    A process that traces has imported OpenTelemetry; in any other this costs one dictionary lookup. If the caller's
+    span is not sampled, this one is not either.
     """
     api = sys.modules.get(_API)
     return _submitting(api, model, job) if api is not None and _traces(api) else _UNTRACED

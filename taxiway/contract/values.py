@@ -1,4 +1,4 @@
-"""How values that JSON lacks cross the wire: bytes as Celery's own JSON writes them, arrays as OIP tensors.
+"""Wire forms of values that JSON lacks: bytes in the form of Celery's JSON serializer, arrays as OIP tensors.
 
 Sources: kombu's JSON serializer (`{"__type__": "base64", "__value__": …}`), so that a producer with nothing but
 Celery sends and reads the same form; and the Open Inference Protocol v2 (`name, shape, datatype, data`). A tensor's
@@ -35,29 +35,29 @@ DATATYPES = {
     "FP32": "float32",
     "FP64": "float64",
 }
-"""OIP datatype to numpy's name, without BYTES."""
+"""OIP datatype to numpy dtype name, without BYTES."""
 
 BATCH_AXIS = "batch_axis"
-"""A tensor's batch axis, where it is not the first: in a model's metadata, and among an output tensor's parameters.
+"""The key of a tensor's batch axis if it is not the first: in model metadata, and in an output tensor's parameters.
 
-In metadata, None is an input without one.
+In metadata, None means that the input has no batch axis.
 """
 
 _PLAIN = frozenset({type(None), bool, int, str})
-"""Types whose values are JSON's own."""
+"""Types that JSON has natively."""
 
 _OIP = {(name[0], int(name.strip(ascii_lowercase) or 8) // 8): datatype for datatype, name in DATATYPES.items()}
-"""Datatypes by numpy's letter and bytes of an element; its names take microseconds to read."""
+"""Datatypes by numpy's kind and element size; dtype names take microseconds to compute."""
 
 _TAKES = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
-"""By the kind of the wanted dtype (numpy's letters), the kinds of number that it takes."""
+"""For each kind of target dtype (numpy's letters), the kinds it accepts."""
 
 
 def to_wire(value: Any, field: str = "inputs", blobs: Blobs | None = None) -> Any:
-    """`value` in plain JSON values: bytes and arrays become their tagged forms, or references where `blobs` takes them.
+    """Convert `value` to plain JSON values: bytes and arrays become tagged forms, or references kept in `blobs`.
 
     Raises:
-        InvalidRequestError: a value that has no form on the wire; names `field`.
+        InvalidRequestError: a value that cannot be encoded; names `field`.
     """
     if type(value) in _PLAIN:
         return value
@@ -123,9 +123,9 @@ def to_array(tensor: dict[str, Any], field: str) -> np.ndarray:
 
 
 def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
-    """`value` (numbers, or lists of them, or an array) as an array of the OIP `datatype`.
+    """Convert `value` (numbers, lists of them, or an array) to an array of the OIP `datatype`.
 
-    Floats may lose precision, and integers may become floats; no other value may turn into another one.
+    Floats may lose precision and integers may become floats; no other conversion may change a value.
 
     Raises:
         InvalidRequestError: not numbers, not of one shape, or out of the datatype's range; names `field`.
@@ -150,18 +150,18 @@ def numbers(value: Any, datatype: str, field: str) -> np.ndarray:
 
 
 def axis_on_some(alone: Sequence[str]) -> InvalidRequestError:
-    """What is said of inputs of which these came without the batch axis, and others with it."""
+    """The error for inputs of which only some have the batch axis; `alone` names those without."""
     expected, got = "the batch axis on all inputs or on none", f"none on {', '.join(alone)}"
     return _expected("inputs", expected, got)
 
 
 def uneven(field: str, datatype: str) -> InvalidRequestError:
-    """What is said of numbers that fill no shape."""
+    """The error for nested lists that are not rectangular."""
     return _expected(field, f"{datatype} numbers, in lists of equal lengths", "lists of different lengths or depths")
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
-    """The elements in row-major order, little-endian; not copied where the array has them so."""
+    """The elements in row-major order, little-endian; not copied if the array is stored that way."""
     import numpy as np
 
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -170,7 +170,7 @@ def raw_bytes(array: np.ndarray) -> memoryview:
 
 
 def _scalar(value: Any, field: str) -> Any:
-    """A float or a subclass's value as JSON's own; NaN and infinities have no form in JSON."""
+    """A float or an instance of a subclass as a JSON value; JSON has no NaN and no infinities."""
     if isinstance(value, float):
         if not math.isfinite(value):
             raise _expected(field, "finite numbers (an array may hold others)", quoted(value))
@@ -201,7 +201,7 @@ def _tagged(content: Buffer) -> dict[str, Any]:
 
 
 def _mapping(value: dict[Any, Any], field: str, blobs: Blobs | None) -> dict[str, Any]:
-    """The values below; a tensor's own bytes keep its shape and datatype beside them."""
+    """Convert a mapping's values; a tensor's raw bytes keep its shape and datatype beside them."""
     if blobs is not None and is_tensor(value):
         content = value.get("data")
         if isinstance(content, (bytes, memoryview)) and len(content) > blobs.limit:
@@ -225,7 +225,7 @@ def _tensor(array: np.ndarray, field: str, blobs: Blobs | None) -> dict[str, Any
 
 
 def _kind(array: np.ndarray) -> str:
-    return "values that are no numbers" if array.dtype.kind in "OUSV" else f"{array.dtype.name} values"
+    return "non-numeric values" if array.dtype.kind in "OUSV" else f"{array.dtype.name} values"
 
 
 def _untag(tag: Any, value: Any, field: str) -> Any:

@@ -24,7 +24,7 @@ from taxiway.contract.values import from_wire, to_wire
 from taxiway.errors import InvalidRequestError, wrong_field
 
 HEADER = "taxiway"
-"""The message header in which taxiway's own facts travel."""
+"""The message header with taxiway's own fields."""
 
 _POSITIONAL = ("model", "inputs")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]").search
@@ -33,7 +33,7 @@ _NO_CANVAS: dict[str, None] = {"callbacks": None, "errbacks": None, "chain": Non
 
 
 class Envelope(msgspec.Struct, kw_only=True):
-    """A message as kombu keeps it in a Valkey list; `body` is base64."""
+    """A message as kombu stores it in a Valkey list; `body` is base64."""
 
     body: str
     headers: dict[str, Any]
@@ -45,7 +45,7 @@ class Envelope(msgspec.Struct, kw_only=True):
         """The body's bytes.
 
         Raises:
-            InvalidRequestError: the body is not what its encoding says.
+            InvalidRequestError: the body does not match its encoding.
         """
         if self.properties.get("body_encoding") != "base64":
             return self.body.encode()
@@ -56,20 +56,20 @@ class Envelope(msgspec.Struct, kw_only=True):
 
 
 def _bytes_of(text: str) -> bytes:
-    """What base64 text stands for; of a long one in pieces, for a call holds up all threads as long as it takes.
+    """Decode base64; long text in pieces, because one call blocks all threads for its duration.
 
     Raises:
-        ValueError: it is no base64.
+        ValueError: not base64.
     """
     if len(text) <= _PIECE:
         return base64.b64decode(text, validate=True)
     if "=" in text[:-2]:
-        raise ValueError("padding in the midst of it")
+        raise ValueError("padding before the end")
     pieces = (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
     return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
 
 
-_PIECE = 2**22  # characters of base64, which make whole bytes: 8 ms
+_PIECE = 2**22  # base64 characters per piece, a multiple of 4: 8 ms
 _SIGNATURE, _SIGNED_AT = "signature", "signed_at"  # in that header
 
 _encode = msgspec.json.Encoder().encode
@@ -89,12 +89,12 @@ def infer_message(
     key: bytes | None = None,
     submission: str = "",
 ) -> bytes:
-    """The arrival that asks for `request` under the id `job`.
+    """The arrival message for `request` with the id `job`.
 
-    `reply` is the client's name: the result is announced on its `keys.reply_channel`, besides Celery's own; `origin`
-    names the sender; `blobs` takes large values, which then are to be stored before the message; `trace` are headers;
-    `key` signs; `submission` is the `keys.submission_id` under which the client is told whether the job, under an
-    idempotency key, is the one that it asks for.
+    `reply` is the client's name: the result is announced on its `keys.reply_channel` besides Celery's channel. `origin`
+    names the sender. `blobs` keeps large values, to be stored before the message. `trace` are headers. `key` signs the
+    message. `submission` is the `keys.submission_id` under which the client is notified whether the job of its
+    idempotency key matches the request.
     """
     header = {"reply": reply, "submission": submission} if submission else {"reply": reply}
     envelope = task_envelope(INFER, job, request_body(request, blobs), header=header, origin=origin)
@@ -103,14 +103,14 @@ def infer_message(
 
 
 def cancel_message(job: str, *, origin: str, key: bytes | None = None) -> bytes:
-    """The arrival that asks a router to cancel `job`; `key` signs."""
+    """The arrival message that cancels `job`; `key` signs it."""
     body = _encode([[job], {}, _NO_CANVAS])
     envelope = task_envelope(CANCEL, new_id(), body, header={}, origin=origin)
     return encode_envelope(envelope if key is None else _signed(envelope, key))
 
 
 def _signed(envelope: Envelope, key: bytes) -> Envelope:
-    """The envelope with its producer's signature over all headers, the time and the body."""
+    """The envelope, signed by its producer over all headers, the time and the body."""
     header = {**envelope.headers[HEADER], _SIGNED_AT: time.time()}
     text = _encode_alike({**envelope.headers, HEADER: header})
     envelope.headers[HEADER] = {**header, _SIGNATURE: signature(text, envelope.payload(), key)}
@@ -118,10 +118,10 @@ def _signed(envelope: Envelope, key: bytes) -> Envelope:
 
 
 def check_signed(envelope: Envelope, keys: Sequence[bytes], *, now: float, longest: float) -> None:
-    """Believe an arrival that a producer with one of the `keys` signed within `longest` seconds of `now`.
+    """Check that a producer signed the arrival with one of the `keys` within `longest` seconds of `now`.
 
     Raises:
-        InvalidRequestError: anybody may have written or repeated it.
+        InvalidRequestError: unsigned, wrongly signed, or too old.
     """
     header = envelope.headers.get(HEADER)
     header = dict(header) if isinstance(header, dict) else {}
@@ -135,17 +135,17 @@ def check_signed(envelope: Envelope, keys: Sequence[bytes], *, now: float, longe
 
 
 def request_body(request: Request, blobs: Blobs | None = None) -> bytes:
-    """Celery's `[args, kwargs, embed]` for a request, as JSON; `blobs` takes the large values.
+    """Celery's `[args, kwargs, embed]` for a request, as JSON; `blobs` keeps large values.
 
     Raises:
-        InvalidRequestError: a value that has no form on the wire.
+        InvalidRequestError: a value that cannot be encoded.
     """
     try:
         inputs = to_wire(request.inputs, "inputs", blobs)
         parameters = to_wire(request.parameters, "parameters", blobs) if request.parameters else {}
         plain = msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
         return _encode([[], plain, _NO_CANVAS])
-    except (UnicodeEncodeError, RecursionError) as error:  # of a request that `parse_request` has not seen
+    except (UnicodeEncodeError, RecursionError) as error:  # a request that did not pass `parse_request`
         raise InvalidRequestError(
             f"inputs: expected Unicode text, not nested too deeply: {cut(str(error))}", field="inputs"
         ) from error
@@ -178,22 +178,22 @@ def task_envelope(task: str, job: str, body: bytes, *, header: Mapping[str, Any]
 
 
 def misplaced(queue: str) -> InvalidRequestError:
-    """What is told to who sent a request to a queue where no router takes it."""
+    """The error for a request sent to a queue that no router consumes."""
     return InvalidRequestError(
         f"queue: expected {ARRIVALS!r}, got {queue!r}: send the task {INFER!r} with queue={ARRIVALS!r}", field="queue"
     )
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
-    """The envelope as Valkey keeps it."""
+    """The envelope as stored in Valkey."""
     return _encode(envelope)
 
 
 def decode_envelope(raw: bytes) -> Envelope:
-    """The envelope in a Valkey list's element.
+    """The envelope from a Valkey list element.
 
     Raises:
-        InvalidRequestError: it is not an envelope, or has too many values beside its body.
+        InvalidRequestError: not an envelope, or too many values besides its body.
     """
     if (found := values_beyond(raw, ELEMENTS)) is not None:
         raise wrong_field("message", f"at most {ELEMENTS} values in its headers", found)
@@ -207,7 +207,7 @@ def read_body(payload: bytes, content_type: str) -> tuple[list[Any], dict[str, A
     """Positional and keyword arguments of a task message; bytes untagged, tensors left as mappings.
 
     Raises:
-        InvalidRequestError: not JSON, or not a task's body.
+        InvalidRequestError: not JSON, or not a task message's body.
     """
     if content_type != "application/json":
         raise wrong_field("content-type", "application/json", content_type)

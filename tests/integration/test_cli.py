@@ -109,6 +109,6 @@ def test_a_job_that_has_ended_is_not_cancelled_and_that_is_said(url, cli):
     told = CliRunner().invoke(main, ["cancel", job, "--url", url, "--json"])
 
     assert told.exit_code == 2
-    assert f"error: job {job} had ended before: succeeded" in told.stderr
+    assert f"error: job {job} had already ended: succeeded" in told.stderr
     status = json.loads(told.stdout)
     assert (status["state"], status["cancelled"]) == ("succeeded", False)

@@ -101,7 +101,7 @@ def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli, arguments):
 
     assert answer.exit_code == 4
     assert answer.stdout == ""
-    assert re.match(r"error: no fleet runs from .taxiway\nhint: `taxiway up", answer.stderr)
+    assert re.match(r"error: no fleet runs from .taxiway\nhint: start a fleet with `taxiway up", answer.stderr)
 
 
 def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs_here(tmp_path, monkeypatch):
@@ -215,7 +215,7 @@ def test_models_and_fleet_are_tables(capsys):
     assert "stable→1" in shown
     assert "1.00 s" in shown
     assert "cpu:0 (emulated)" in shown
-    assert "these figures are old" in shown
+    assert "these figures are stale" in shown
 
 
 def test_the_key_goes_to_routers_alone():

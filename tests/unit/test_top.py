@@ -86,5 +86,5 @@ def test_devices_of_several_hosts_show_theirs() -> None:
     assert not any("@" in line for line in drawn(a_fleet(devices=1)))
 
 
-def test_the_last_picture_stays_while_nobody_answers_and_says_so() -> None:
-    assert drawn(a_fleet(), trouble="nobody answers")[1] == "old: nobody answers"
+def test_the_last_page_stays_marked_stale_while_the_fleet_does_not_answer() -> None:
+    assert drawn(a_fleet(), trouble="nobody answers")[1] == "stale: nobody answers"
