@@ -163,7 +163,7 @@ def servers(environment: Mapping[str, str]) -> Iterator[Finding]:
 def _server(variable: str, url: str) -> Finding:
     """Whether the user's server answers; its address is shown without its password."""
     parts = urlsplit(url)
-    shown = f"{parts.scheme}://{parts.hostname or parts.path}" + (f":{parts.port}" if parts.port else "")
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2] or parts.path}"
     try:
         _knock(url)
     except (OSError, ServerError, ValueError) as error:

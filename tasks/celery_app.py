@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from celery import Celery
 from kombu import Exchange, Queue
@@ -13,6 +13,7 @@ from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.contract.durability import Durability
 from taxiway.contract.keys import ARRIVALS, INFER, LEVELS
+from taxiway.valkey.address import parse
 
 NEVER = 86_400
 """Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.class_queue`)."""
@@ -44,9 +45,31 @@ def class_queue(hardware_class: str, durability: Durability = "written") -> Queu
 def make_app(settings: Settings, topology: Topology, *, backend: str = "") -> Celery:
     """The app of a fleet process; `backend` is a result backend's class path where it is not Celery's own."""
     broker, tls = _told_apart(settings.broker)
-    app = Celery("taxiway", broker=broker, backend=f"{backend}+{settings.state}" if backend else settings.state)
+    broker, watched, broker_tls = _sentinels(broker)
+    state, state_watched, state_tls = _sentinels(settings.state)
+    app = Celery("taxiway", broker=broker, backend=f"{backend}+{state}" if backend else state)
     app.conf.update(_guarantees(topology) | _routing(topology) | tls)
+    app.conf.broker_transport_options |= watched
+    app.conf.result_backend_transport_options = state_watched
+    if broker_tls:
+        app.conf.broker_use_ssl = broker_tls
+    if state_tls:
+        app.conf.redis_backend_use_ssl = state_tls
     return app
+
+
+def _sentinels(url: str) -> tuple[str, dict[str, Any], dict[str, str]]:
+    """An address of sentinels as Celery and kombu take it, `sentinel://…;sentinel://…`, their options, and TLS's."""
+    if "+sentinel://" not in url:
+        return url, {}, {}
+    address = parse(url)
+    account = f"{quote(address.username, safe='')}:{quote(address.password, safe='')}@" if address.password else ""
+    hosts = [f"sentinel://{account}{host}:{port}/{address.database}" for host, port in map(tuple, address.places)]
+    asking = {"username": address.sentinel_username, "password": address.sentinel_password}
+    asking = {name: value for name, value in asking.items() if value}
+    tls = {name: value for name, value in (address.tls or {}).items() if name.startswith("ssl_")}
+    asked = {**asking, "ssl": True, **tls} if tls else asking
+    return ";".join(hosts), {"master_name": address.service, "sentinel_kwargs": asked}, tls
 
 
 def _told_apart(broker: str) -> tuple[str, dict[str, Any]]:

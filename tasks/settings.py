@@ -11,8 +11,8 @@ from taxiway.contract.signing import SHORTEST, read_key
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""
 
-BROKERS = ("redis", "rediss", "amqp", "amqps")
-STATES = ("redis", "rediss")
+STATES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel")
+BROKERS = (*STATES, "amqp", "amqps")
 
 
 class SettingsError(ValueError):
@@ -98,7 +98,11 @@ def _url(environment: Mapping[str, str], variable: str, schemes: tuple[str, ...]
     if not separator or scheme not in schemes:
         shown = f"{scheme}://…" if separator else value and "another text"  # never a password
         raise SettingsError(variable, f"an address that starts with {'://, '.join(schemes)}://", shown or None)
-    if scheme == "rediss" and "ssl_cert_reqs=" not in value:  # Celery asks for it, and others take that as said
+    if scheme.endswith("+sentinel") and "service=" not in value:
+        raise SettingsError(variable, "?service=NAME, the name of what the sentinels watch", f"{scheme}://…")
+    if (
+        scheme.startswith("rediss") and "ssl_cert_reqs=" not in value
+    ):  # Celery asks for it, and others take that as said
         return f"{value}{'&' if '?' in value else '?'}ssl_cert_reqs=required"
     return value
 

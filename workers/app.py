@@ -22,7 +22,7 @@ from tasks.topology import load_topology
 from tasks.tracing import start_tracing
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
-from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend
+from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend, WriteOnceSentinelBackend
 from workers.celery_adapter.consumer import Fetching, GroupedEvents
 from workers.celery_adapter.context import bind_context, context_of
 from workers.celery_adapter.events import SHOWN
@@ -46,7 +46,8 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     options = options_from(environment, topology)
     context = WorkerContext(options, settings, topology, ModelsFolder(settings.models, settings.queues, packages()))
     _read_plainly()
-    made = make_app(settings, topology, backend=_path(WriteOnceBackend))
+    backend = WriteOnceSentinelBackend if "+sentinel://" in settings.state else WriteOnceBackend
+    made = make_app(settings, topology, backend=_path(backend))
     made.conf.update(_worker_settings(context))
     made.amqp.queues.select([options.hardware_class])  # Celery's remote control adds others
     made.steps["consumer"].update((Fetching, GroupedEvents))

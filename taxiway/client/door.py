@@ -20,6 +20,8 @@ _DOORS = {
     "redis": "taxiway.client.valkey_door",
     "rediss": "taxiway.client.valkey_door",
     "unix": "taxiway.client.valkey_door",
+    "redis+sentinel": "taxiway.client.valkey_door",
+    "rediss+sentinel": "taxiway.client.valkey_door",
     "http": "taxiway.client.http_door",
     "https": "taxiway.client.http_door",
 }

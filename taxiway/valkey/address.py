@@ -15,7 +15,10 @@ Place = str | tuple[str, int]
 
 Command = Sequence[Any]
 
-_PORT, _SCHEMES = 6379, ("redis", "rediss", "unix")
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+"""What an address begins with."""
+
+_PORT, _SENTINEL_PORT = 6379, 26379
 _UNVERIFIED = ("none", "cert_none")
 
 
@@ -33,18 +36,55 @@ class Script(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server, and who asks there."""
+    """One server, and who asks there; with a `service`, the primary that the sentinels at these `places` name."""
 
     places: tuple[Place, ...]
     database: int = 0
     username: str = ""
     password: str = field(default="", repr=False)
     tls: Mapping[str, str] | None = None  # options of the address by name; None without TLS
+    service: str = ""
+    sentinel_username: str = ""
+    sentinel_password: str = field(default="", repr=False)
 
     @property
     def greeting(self) -> list[Command]:
-        """The commands that begin a connection."""
-        return [*_login(self.username, self.password), *([("SELECT", self.database)] if self.database else [])]
+        """The commands that begin a connection; the last asks a primary that sentinels named whether it is one."""
+        select = [("SELECT", self.database)] if self.database else []
+        return [*_login(self.username, self.password), *select, *([("HELLO", 2)] if self.service else [])]
+
+    @property
+    def question(self) -> Command:
+        """What a sentinel is asked."""
+        return ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+
+    def sentinel(self, place: Place) -> Address:
+        """One of the sentinels."""
+        return Address((place,), username=self.sentinel_username, password=self.sentinel_password, tls=self.tls)
+
+    def check_greeting(self, answers: Sequence[Any]) -> None:
+        """Raise what keeps a connection from use.
+
+        Raises:
+            ConnectionError: the server takes nobody now, or is no primary.
+            ServerError: it refuses this account, or this database.
+        """
+        for answer in answers:
+            if is_away(answer):
+                raise ConnectionError(str(answer))
+        checked(answers)
+        if self.service and dict(zip(answers[-1][::2], answers[-1][1::2], strict=True)).get(b"role") != b"master":
+            raise ConnectionError(f"the server that is named the primary of {self.service!r} is none")
+
+    def named(self, answer: Sequence[bytes] | None) -> Place:
+        """Where the primary is by a sentinel's answer.
+
+        Raises:
+            ConnectionError: the sentinel knows none.
+        """
+        if answer is None:
+            raise ConnectionError(f"the sentinel knows no service {self.service!r}")
+        return answer[0].decode(), int(answer[1])
 
     def context(self) -> ssl.SSLContext | None:
         """How TLS is spoken: the files are read anew, for they may have been renewed."""
@@ -65,39 +105,33 @@ def parse(url: str) -> Address:
     """The address that `redis://NAME:PASSWORD@HOST:PORT/DATABASE` is, with `rediss` for TLS, or `unix://PATH?db=…`.
 
     Options of TLS are named as redis-py names them (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
-    `ssl_check_hostname`); other options are not ours.
+    `ssl_check_hostname`); other options are not ours. `redis+sentinel://NAME:PASSWORD@HOST:PORT,…/DATABASE?service=…`
+    (`rediss+sentinel` for TLS) has the hosts of sentinels, and their own `sentinel_username` and `sentinel_password`.
 
     Raises:
         ValueError: it is no such address.
     """
     parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES:
+    if parts.scheme not in SCHEMES:
         raise ValueError(f"no address of a Valkey or Redis server: {parts.scheme}://…")
     options = dict(parse_qsl(parts.query))
     user, _, hosts = parts.netloc.rpartition("@")
     username, _, password = user.partition(":")
     path = unquote(parts.path)
-    unix = parts.scheme == "unix"
+    unix, watched = parts.scheme == "unix", parts.scheme.endswith("+sentinel")
+    if watched and not options.get("service"):
+        raise ValueError("an address of sentinels has ?service=NAME, the name of what they watch")
+    usual = _SENTINEL_PORT if watched else _PORT
     return Address(
-        places=(path,) if unix else (_place(hosts, _PORT),),
+        places=(path,) if unix else tuple(_place(host, usual) for host in (hosts.split(",") if watched else [hosts])),
         database=int((not unix and path.strip("/")) or options.get("db") or 0),
         username=unquote(username),
         password=unquote(password),
-        tls=options if parts.scheme == "rediss" else None,
+        tls=options if parts.scheme.startswith("rediss") else None,
+        service=options["service"] if watched else "",
+        sentinel_username=options.get("sentinel_username", ""),
+        sentinel_password=options.get("sentinel_password", ""),
     )
-
-
-def check_greeting(answers: Sequence[Any]) -> None:
-    """Raise what keeps a connection from use.
-
-    Raises:
-        ConnectionError: the server takes nobody now.
-        ServerError: it refuses this account, or this database.
-    """
-    for answer in answers:
-        if is_away(answer):
-            raise ConnectionError(str(answer))
-    checked(answers)
 
 
 def _login(username: str, password: str) -> list[Command]:

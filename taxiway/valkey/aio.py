@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taxiway.valkey.address import Address, Command, Place, Script, check_greeting, parse
+from taxiway.valkey.address import Address, Command, Place, Script, parse
 from taxiway.valkey.errors import ServerError, checked, is_away, is_unknown_script
 from taxiway.valkey.resp import Answers, pieces
 
@@ -111,11 +111,27 @@ class Connection:
         return self._wire
 
     async def _open(self) -> _Wire:
+        places = self._address.places
+        failed: Exception = OSError()
+        for place in places:
+            try:
+                async with asyncio.timeout(self._patience / len(places)):
+                    return await self._reach(place)
+            except (OSError, ServerError) as error:
+                failed = error if str(error) else TimeoutError(f"no connection within {self._patience:g} s")
+        raise failed
+
+    async def _reach(self, place: Place) -> _Wire:
+        """A connection to the server at this place, or to the one that the sentinel there names."""
+        address = self._address
+        if not address.service:
+            return await _open(address, place, self._answer)
+        sentinel = await _open(address.sentinel(place), place, None)
         try:
-            async with asyncio.timeout(self._patience):
-                return await _open(self._address, self._answer)
-        except TimeoutError as error:
-            raise TimeoutError(str(error) or f"no connection within {self._patience:g} s") from error
+            (named,) = checked(await sentinel.ask([address.question]))
+        finally:
+            sentinel.end(ConnectionError("closed"))
+        return await _open(address, address.named(named), self._answer)
 
 
 class _Asked:
@@ -225,22 +241,19 @@ class _Wire(asyncio.BufferedProtocol):
             self._watch = self._loop.call_later(self._answer - silent, self._look)
 
 
-async def _open(address: Address, answer: float | None) -> _Wire:
-    wire = await _reach(address, address.places[0], answer)
+async def _open(address: Address, place: Place, answer: float | None) -> _Wire:
+    loop = asyncio.get_running_loop()
+    wire: _Wire
+    if isinstance(place, str):
+        _, wire = await loop.create_unix_connection(lambda: _Wire(answer), place)
+    else:
+        _, wire = await loop.create_connection(lambda: _Wire(answer), *place, ssl=address.context())
     try:
-        check_greeting(await wire.ask(address.greeting) if address.greeting else [])
+        address.check_greeting(await wire.ask(address.greeting) if address.greeting else [])
     except BaseException:
         wire.end(ConnectionError("closed"))
         raise
     return wire
-
-
-async def _reach(address: Address, place: Place, answer: float | None) -> _Wire:
-    """A connection that has said nothing yet."""
-    loop = asyncio.get_running_loop()
-    if isinstance(place, str):
-        return (await loop.create_unix_connection(lambda: _Wire(answer), place))[1]
-    return (await loop.create_connection(lambda: _Wire(answer), *place, ssl=address.context()))[1]
 
 
 def _heed(opening: asyncio.Task[Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from taxiway.valkey.address import Address, Command, Place, Script, check_greeting, parse
+from taxiway.valkey.address import Address, Command, Place, Script, parse
 from taxiway.valkey.errors import ServerError, checked, is_away, is_unknown_script
 from taxiway.valkey.resp import Answers, pieces
 
@@ -24,9 +24,9 @@ class Connection:
     Raises `OSError` and `ServerError`.
     """
 
-    def __init__(self, url: str, *, answer: float = ANSWER) -> None:
+    def __init__(self, where: str | Address, *, answer: float = ANSWER) -> None:
         self._socket: socket.socket | None = None
-        self._address = parse(url)
+        self._address = parse(where) if isinstance(where, str) else where
         self._answer = answer
         self._answers = Answers()
         self._came: deque[Any] = deque()
@@ -105,14 +105,33 @@ class Connection:
         return self._socket
 
     def _open(self) -> None:
-        self._socket = _reach(self._address, self._address.places[0], self._answer)
-        if greeting := self._address.greeting:
+        places = self._address.places
+        failed: Exception = OSError()
+        for place in places:
             try:
-                self._socket.sendall(b"".join(pieces(greeting)))
-                check_greeting(self.read(len(greeting)))
-            except BaseException:
+                self._reach(place, self._answer / len(places))
+                return
+            except BaseException as error:
                 self.close()
-                raise
+                if not isinstance(error, (OSError, ServerError)):
+                    raise
+                failed = error
+        raise failed
+
+    def _reach(self, place: Place, patience: float) -> None:
+        """Connect to the server at this place, or to the one that the sentinel there names."""
+        address = self._address
+        if address.service:
+            sentinel = Connection(address.sentinel(place), answer=patience)
+            try:
+                (named,) = checked(sentinel.ask([address.question]))
+            finally:
+                sentinel.close()
+            place = address.named(named)
+        self._socket = _reach(address, place, patience)
+        if address.greeting:
+            self._socket.sendall(b"".join(pieces(address.greeting)))
+            address.check_greeting(self.read(len(address.greeting)))
 
     def _receive(self, longest: float) -> None:
         assert self._socket is not None

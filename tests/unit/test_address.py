@@ -16,6 +16,18 @@ from taxiway.valkey.address import Address, parse
             "unix://u:p@/run/valkey%20.sock?db=5",
             Address(("/run/valkey .sock",), database=5, username="u", password="p"),
         ),
+        (
+            "redis+sentinel://u:p@a:1,[::1],c/2?service=fleet&sentinel_username=w&sentinel_password=s",
+            Address(
+                (("a", 1), ("::1", 26379), ("c", 26379)),
+                database=2,
+                username="u",
+                password="p",
+                service="fleet",
+                sentinel_username="w",
+                sentinel_password="s",
+            ),
+        ),
         ("rediss://h/1?ssl_cert_reqs=none", Address((("h", 6379),), database=1, tls={"ssl_cert_reqs": "none"})),
     ],
 )
@@ -23,7 +35,7 @@ def test_an_address_says_where_a_server_is_and_who_asks(url, address):
     assert parse(url) == address
 
 
-@pytest.mark.parametrize("url", ["http://h", "redis://h:x", "redis://h/zero", "h:6379"])
+@pytest.mark.parametrize("url", ["http://h", "redis+sentinel://h:26379/0", "redis://h:x", "redis://h/zero", "h:6379"])
 def test_what_is_no_address_is_refused(url):
     with pytest.raises(ValueError, match=r".+"):
         parse(url)
@@ -33,6 +45,17 @@ def test_a_connection_begins_with_its_account_and_its_database():
     assert parse("redis://h").greeting == []
     assert parse("redis://:p@h/2").greeting == [("AUTH", "p"), ("SELECT", 2)]
     assert parse("redis://u:p@h").greeting == [("AUTH", "u", "p")]
+
+
+def test_who_was_named_the_primary_must_be_one():
+    address = parse("redis+sentinel://h?service=fleet")
+    assert address.greeting == [("HELLO", 2)]
+    address.check_greeting([[b"proto", 2, b"role", b"master"]])
+    with pytest.raises(ConnectionError, match="'fleet'"):
+        address.check_greeting([[b"proto", 2, b"role", b"replica"]])
+    assert address.named([b"h", b"7"]) == ("h", 7)
+    with pytest.raises(ConnectionError, match="'fleet'"):
+        address.named(None)
 
 
 def test_a_password_is_not_shown():

@@ -28,6 +28,7 @@ def test_a_child_process_reads_the_same_settings() -> None:
         ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=required"),
         ("rediss://host/0?ssl_ca_certs=ca.pem", "rediss://host/0?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"),
         ("rediss://host/0?ssl_cert_reqs=required", "rediss://host/0?ssl_cert_reqs=required"),
+        ("rediss+sentinel://a,b/0?service=f", "rediss+sentinel://a,b/0?service=f&ssl_cert_reqs=required"),
     ],
 )
 def test_under_tls_the_servers_certificate_is_verified(given: str, told: str) -> None:
@@ -47,6 +48,7 @@ def test_the_first_of_several_keys_is_the_one_that_signs() -> None:
     [
         ({"TAXIWAY_BROKER": ""}, "TAXIWAY_BROKER: expected an address that starts with redis://"),
         ({"TAXIWAY_BROKER": "http://:word@host"}, "got 'http://…'"),
+        ({"TAXIWAY_BROKER": "redis+sentinel://:word@host/0"}, "TAXIWAY_BROKER: expected ?service=NAME"),
         ({"TAXIWAY_BROKER": "word@host"}, "got 'another text'"),
         ({"TAXIWAY_BROKER": "amqp://host"}, "TAXIWAY_STATE: expected an address that starts with redis://"),
         ({"TAXIWAY_BROKER": "amqp://host", "TAXIWAY_STATE": "amqp://:word@host"}, "TAXIWAY_STATE: expected"),

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from celery import Celery, states
-from celery.backends.redis import RedisBackend
+from celery.backends.redis import RedisBackend, SentinelBackend
 
 from broker.valkey.endings import Ending, finish_call
 from broker.valkey.lua import run
@@ -79,6 +79,10 @@ class WriteOnceBackend(RedisBackend):
             return Ending(ticket.job, JobState.SUCCEEDED, bytes_of(encoded), token, ticket.reply, generated)
         error = _error(result, state, outcome)
         return Ending(ticket.job, state_of(error), failure_meta(ticket.job, error), token, ticket.reply)
+
+
+class WriteOnceSentinelBackend(WriteOnceBackend, SentinelBackend):
+    """The same at the primary that sentinels name."""
 
 
 def _error(result: Any, state: str, outcome: Outcome | None) -> TaxiwayError:

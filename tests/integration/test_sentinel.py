@@ -1,0 +1,196 @@
+"""Real sentinels watch a real primary and its replica: who connects finds the primary, also after a failover."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+
+from local.embedded import EmbeddedValkey, find_binary
+from tasks.settings import Settings, settings_from
+from taxiway import BrokerUnavailableError, Client
+from taxiway.client.sync_client import Job
+from taxiway.valkey import aio, blocking
+from tests.guarded import free_port
+from tests.routing import router_process
+from tests.waiting import until as patiently
+from tests.working import QUEUES, worker_process, worker_settings
+
+SERVICE = "fleet"
+
+
+def until(condition: Callable[[], bool], *, patience: float) -> None:
+    """Return once it is so."""
+    assert patiently(condition, patience=patience)
+
+
+@dataclass
+class Watched:
+    """A primary and a replica, and the sentinels' address of them."""
+
+    url: str
+    servers: list[EmbeddedValkey]
+    settings: Settings
+
+    def primary(self) -> int:
+        """The port that the sentinels name."""
+        with redis.Redis(port=int(self.url.rpartition("@")[2].split(",")[0].rpartition(":")[2])) as sentinel:
+            return int(sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)[1])
+
+    def fail_over(self) -> None:
+        """Kill the primary, and start it again once the other has its place."""
+        (first,) = (server for server in self.servers if urlsplit(server.url).port == self.primary())
+        port = self.primary()
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+        first.stop()
+        until(lambda: self.primary() != port, patience=30)
+        first.start()
+        _let_follow(first)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    password = secrets.token_hex(32)
+    with ExitStack() as stack:
+        servers = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "valkey.password").write_text(password)
+            servers.append(stack.enter_context(EmbeddedValkey(tmp_path / name)))
+        first = urlsplit(servers[0].url)
+        for server in servers:
+            _let_follow(server)
+        with redis.Redis.from_url(servers[1].url) as replica:
+            replica.execute_command("REPLICAOF", first.hostname, first.port)
+            until(lambda: replica.info("replication")["master_link_status"] == "up", patience=30)
+        assert first.port is not None
+        ports = [stack.enter_context(_sentinel(tmp_path, first.port, password)) for _ in range(3)]
+        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        url = f"redis+sentinel://:{password}@{hosts}/0?service={SERVICE}"
+        (tmp_path / "fleet").mkdir()
+        told = settings_from({"TAXIWAY_BROKER": url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        queues = QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}")
+        yield Watched(url, servers, worker_settings(told, tmp_path / "fleet", queues))
+
+
+def _let_follow(server: EmbeddedValkey) -> None:
+    """Let a server copy another one, whose password is the same."""
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("masterauth", urlsplit(server.url).password)
+        client.config_set("repl-diskless-sync-delay", 0)
+
+
+class _sentinel:
+    """A sentinel's process; entering it gives its port."""
+
+    def __init__(self, folder: Path, primary: int, password: str) -> None:
+        self._port = free_port()
+        self._file = folder / f"sentinel-{self._port}.conf"
+        self._file.write_text(f"""\
+port {self._port}
+bind 127.0.0.1
+dir {folder}
+sentinel monitor {SERVICE} 127.0.0.1 {primary} 2
+sentinel auth-pass {SERVICE} {password}
+sentinel down-after-milliseconds {SERVICE} 1000
+sentinel failover-timeout {SERVICE} 5000
+""")
+
+    def __enter__(self) -> int:
+        with self._file.with_suffix(".log").open("wb") as log:
+            self._process = subprocess.Popen([find_binary(), self._file, "--sentinel"], stdout=log, stderr=log)
+        with redis.Redis(port=self._port) as client:
+            until(lambda: self._sees_all(client), patience=30)
+        return self._port
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    @staticmethod
+    def _sees_all(client: redis.Redis) -> bool:
+        try:
+            told = client.execute_command("SENTINEL", "REPLICAS", SERVICE)
+        except redis.ConnectionError:
+            return False
+        return len(told) == 1
+
+
+def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> None:
+    connections = blocking.Connections(watched.url)
+
+    async def ask() -> bytes:
+        connection = aio.Connection(watched.url)
+        await connection.call("SET", "who", "x")
+        answer: bytes = (await connection.call("CONFIG", "GET", "port"))[1]
+        connection.close()
+        return answer
+
+    assert int(asyncio.run(ask())) == int(connections.call("CONFIG", "GET", "port")[1]) == watched.primary()
+    watched.fail_over()
+
+    def writes() -> bool:
+        try:
+            return bool(connections.call("SET", "who", "y"))
+        except OSError:
+            return False
+
+    until(writes, patience=20)
+    assert int(asyncio.run(ask())) == int(connections.call("CONFIG", "GET", "port")[1]) == watched.primary()
+    connections.close()
+
+
+def test_a_sentinel_that_is_away_is_passed_over(watched: Watched) -> None:
+    account, hosts = watched.url.split("@")
+    connections = blocking.Connections(f"{account}@127.0.0.1:1,{hosts}")
+    assert connections.call("PING") == b"PONG"
+    connections.close()
+    unknown = watched.url.replace(f"service={SERVICE}", "service=other")
+    with pytest.raises(ConnectionError, match="knows no service 'other'"):
+        blocking.Connections(unknown).call("PING")
+    with pytest.raises(ConnectionError, match="knows no service 'other'"):
+        asyncio.run(aio.Connection(unknown).call("PING"))
+
+
+def test_a_failover_under_a_running_fleet_loses_no_accepted_job(watched: Watched) -> None:
+    accepted: list[Job] = []
+    over = threading.Event()
+
+    def submit(client: Client) -> None:
+        while not over.wait(0.02):
+            try:
+                accepted.append(client.submit("echo", str(len(accepted))))
+            except BrokerUnavailableError:
+                continue
+
+    with (
+        router_process(watched.settings) as router,
+        worker_process(watched.settings),
+        Client(watched.url, durability="replicated") as client,
+        Client(router.http) as http,
+    ):
+        assert client.infer("echo", "before", timeout=60).outputs == {"payload": "before"}
+        thread = threading.Thread(target=submit, args=(client,))
+        thread.start()
+        until(lambda: len(accepted) > 50, patience=30)
+        watched.fail_over()
+        before = len(accepted)
+        until(lambda: len(accepted) > before + 50, patience=60)
+        over.set()
+        thread.join()
+        for number, job in enumerate(accepted):
+            assert job.result(timeout=60).outputs == {"payload": str(number)}
+        assert http.infer("echo", "after", timeout=60).outputs == {"payload": "after"}
+        assert client.infer("echo", "after", timeout=60).outputs == {"payload": "after"}
