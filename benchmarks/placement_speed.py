@@ -16,7 +16,7 @@ from dataclasses import replace
 import msgspec
 
 from benchmarks.measure import machine
-from router.decide.candidates import CandidateTable, lay_out
+from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import shadow_prices
 from router.decide.placement import choose
@@ -94,7 +94,9 @@ def table_of(classes: int, variants: int) -> CandidateTable:
     """A candidate table of `classes` × `variants` candidates, each class with four live devices."""
     model, topology = model_of(variants), topology_of(classes)
     devices = tuple(device_of(name, n, ("m:1/v0",)) for name in topology.hardware for n in range(4))
-    return lay_out(model, Constraints("standard"), topology, FleetSnapshot(devices, rates={"m:1": 20.0}), ProfileBook())
+    return build_table(
+        model, Constraints("standard"), topology, FleetSnapshot(devices, rates={"m:1": 20.0}), ProfileBook()
+    )
 
 
 def facts_of_a_large_fleet(topology: Topology) -> FleetFacts:

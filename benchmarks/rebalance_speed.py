@@ -21,7 +21,7 @@ from router.decide.classify import Needs
 from router.decide.rebalance import Move, rebalance
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import Waiting, groups_of, most_of_each
+from router.upkeep.waiting import Waiting, groups_of, window_per_level
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
@@ -65,7 +65,7 @@ def scene_of(filled: int) -> Scene:
         for place, name in enumerate(names, start=1)
     }
     working = WorkingSnapshot(topology, ProfileBook(), FleetSnapshot(devices, work=work))
-    random, most = np.random.default_rng(1), most_of_each(RULES.window, names, working.backlog)
+    random, most = np.random.default_rng(1), window_per_level(RULES.window, names, working.backlog)
     jobs = [
         _waiting(Peeked(name, level, None, _envelope(f"{name}.{level}.{n}")), models[n % MODELS], random)
         for name in names

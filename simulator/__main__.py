@@ -77,7 +77,7 @@ def simulate(
     plot: Path | None,
 ) -> None:
     """Replay a trace on a modelled fleet, and print what policies attain and cost."""
-    with _told():
+    with _exit_on_error():
         workload = _workload(source, fleet_file, seed=seed, load=load)
         summaries = _compared(workload, seed) if compare else [_run(name, workload, seed)]
         if plot is not None:
@@ -154,7 +154,7 @@ def plan(
     """Find the cheapest instances that serve a load in time, and check them by a simulation."""
     if bool(source) == bool(rates):
         raise click.UsageError("give either --trace or --rate")
-    with _told():
+    with _exit_on_error():
         fleet = load_fleet(fleet_file)
         trace = _trace(source, fleet) if source else _at_rates(rates, seed)
         answer = _planned(trace, fleet, price_file, slo, seed)
@@ -222,7 +222,7 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _exit_on_error() -> Iterator[None]:
     """Turn errors in the caller's input into exit code 2, an `error:` line and a `hint:` line."""
     try:
         yield

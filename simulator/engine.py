@@ -47,13 +47,13 @@ class Engine:
         for job in jobs(self.workload, clairvoyant=self.policy.clairvoyant):
             now = job.arrival
             while events and events[0][0] <= now:
-                self._happen()
+                self._process_next()
             self.now = now
             self._arrive(job, now)
             if job.index % _REPORT_EVERY == 0:
                 progress(job.index)
         while self._inside:
-            self._happen()
+            self._process_next()
         for pool in self.pools:
             pool.switch_all_off(self.now)
         progress(len(self.workload))
@@ -108,7 +108,7 @@ class Engine:
             self._inside -= 1
             self.outcome.close(shift.job.index, REFUSED, math.nan)
 
-    def _happen(self) -> None:
+    def _process_next(self) -> None:
         time, _, action, device, version = heappop(self._events)
         self.now = time
         action(device, version, time)

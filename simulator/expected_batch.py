@@ -10,14 +10,14 @@ MEMORY = 256
 """Approximate number of jobs that the mean covers."""
 
 
-class Company:
+class ExpectedBatch:
     """Mean figures of each model's jobs, one per class: `Job.alone` and `Job.crowding`; infinite if it cannot run."""
 
     def __init__(self, models: int) -> None:
         self._alone: list[Figures | None] = [None] * models
         self._crowding: list[Figures | None] = [None] * models
 
-    def meet(self, job: Job) -> None:
+    def observe(self, job: Job) -> None:
         """Include a job in the means."""
         self._alone[job.model] = _nearer(self._alone[job.model], job.alone)
         self._crowding[job.model] = _nearer(self._crowding[job.model], job.crowding)

@@ -26,9 +26,9 @@ class Holding:
         """The kinds that have jobs here."""
         return {kind for kind, jobs in self._queues.items() if jobs}
 
-    def meet(self, kinds: Iterable[HeldKind]) -> None:
+    def set_present(self, kinds: Iterable[HeldKind]) -> None:
         """Only the tenants of these kinds have jobs here."""
-        self._order.meet(kind.tenant for kind in kinds)
+        self._order.set_present(kind.tenant for kind in kinds)
 
     def next(self, kinds: Iterable[HeldKind]) -> HeldKind:
         """The one of these kinds that is released next."""

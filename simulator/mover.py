@@ -9,7 +9,7 @@ from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
 from router.decide.rebalance import Flows, Group, rebalance
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import alike, backlogged, magnitude, most_of_each
+from router.upkeep.waiting import backlogged, group_by_kind, magnitude, window_per_level
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
 from simulator.reader import Reader
@@ -54,11 +54,11 @@ class Mover:
         self._flows.begin()
         working, rules = self._reader.working(pools, now), self._rules
         place = {pool.name: pool for pool in pools}
-        looked = [place[name] for name in backlogged(working, rules.tick)]
-        seen = _seen(looked, working, rules.window)
+        busy = [place[name] for name in backlogged(working, rules.tick)]
+        seen = _last_served(busy, working, rules.window)
         groups = self._groups(seen, working, now)
         work = {name: working.backlog.levels(name) for name in working.backlog.classes}
-        depths = {pool.name: pool.waiting for pool in looked}
+        depths = {pool.name: pool.waiting for pool in busy}
         decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
         self._flows.note(decided)
         jobs = {str(job.index): job for job, _ in seen} if decided else {}
@@ -75,7 +75,7 @@ class Mover:
 
     def _groups(self, seen: Sequence[tuple[Job, Pool]], working: WorkingSnapshot, now: float) -> list[Group]:
         waiting = (self._waiting(job, pool, now) for job, pool in seen)
-        groups = (self._group(members, working, now) for members in alike(waiting, working.backlog))
+        groups = (self._group(members, working, now) for members in group_by_kind(waiting, working.backlog))
         return [group for group in groups if group.jobs]
 
     def _waiting(self, job: Job, pool: Pool, now: float) -> Waiting:
@@ -93,7 +93,7 @@ class Mover:
         return Group(table, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
 
 
-def _seen(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[Job, Pool]]:
+def _last_served(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[Job, Pool]]:
     """The jobs that the pools' queues serve last, as a router inspects them."""
-    most = most_of_each(window, [pool.name for pool in pools], working.backlog)
+    most = window_per_level(window, [pool.name for pool in pools], working.backlog)
     return [(job, pool) for pool in pools for job in pool.back(most)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from router.decide.snapshot import FleetSnapshot
-from router.decide.working_snapshot import GLANCE, WorkingSnapshot
+from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
 from router.service.store import FleetFacts
 from simulator.fleet import SERVICES, Fleet
@@ -73,8 +73,8 @@ class Reader:
         """The fleet at the last snapshot, with what was placed since."""
         if now >= self._next:
             self._read(pools, now)
-        elif now - self._seen_at > GLANCE:
-            self._working.pass_time(now - self._seen_at)
+        elif now - self._seen_at > TOLERANCE:
+            self._working.advance(now - self._seen_at)
             self._seen_at = now
         return self._working
 
@@ -107,11 +107,11 @@ class Reader:
         """Device seconds that a job counts for in its present class."""
         return self._counts[job.index].work
 
-    def take_stock(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
+    def replace_work(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
         """The fleet as it is now, without the work that has ended since the snapshot."""
         working = self.working(pools, now)
         self._settle(now)
-        working.take_stock(*work_from(self._cells))
+        working.replace_work(*work_from(self._cells))
         self._seen_at = now
         return working
 
@@ -135,7 +135,7 @@ class Reader:
         work, held = work_from(self._cells)
         serving = tuple(pool.serving for pool in pools)
         if now < self._heartbeat and serving == self._serving:
-            self._working.take_stock(work, held)
+            self._working.replace_work(work, held)
             return
         self._serving, self._heartbeat = serving, now + HEARTBEAT
         devices = tuple(device for pool in pools for device in self._devices_of(pool))

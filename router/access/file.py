@@ -36,10 +36,10 @@ class KeyFile:
     def caller(self, secret: bytes) -> Caller | None:
         """The caller whose key `secret` is, now."""
         if time.monotonic() >= self._next:
-            self._look()
+            self._check()
         return self._keyring.caller(secret, time.time())
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._next = time.monotonic() + LOOK
         mark = _mark(self._path)
         if mark == self._mark:

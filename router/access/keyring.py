@@ -50,10 +50,10 @@ class Caller:
     expires: float = float("inf")
 
 
-ANYBODY = Caller()
+TRUSTED = Caller()
 """The caller at a door without keys."""
 
-NOBODY = Caller(tenant="", scopes=frozenset())
+UNAUTHENTICATED = Caller(tenant="", scopes=frozenset())
 """The caller without a key, at a path that needs none."""
 
 

@@ -31,7 +31,7 @@ class CandidateTable:
 
     `queue` indexes `classes`. `live`: the candidate has devices, or its class can start some. `servers` counts them, at
     least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
-    of those devices. `load` is the expected seconds of loading. `beside` is device seconds of work that runs
+    of those devices. `load` is the expected seconds of loading. `concurrent` is device seconds of work that runs
     concurrently with a new job and does not delay it: a full batch if rows join and leave between steps, else 0.
     `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of
     less urgent work. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows
@@ -56,7 +56,7 @@ class CandidateTable:
     slope: Column
     floor: Column
     load: Column
-    beside: Column
+    concurrent: Column
     blocked: np.ndarray
     residual: np.ndarray
     limit: Column
@@ -73,7 +73,7 @@ class CandidateTable:
     stale: bool
 
 
-def lay_out(
+def build_table(
     model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot, book: ProfileBook
 ) -> CandidateTable:
     """The candidate table of `model` for requests under these constraints.
@@ -126,7 +126,7 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
         "slope": column(lambda s: s.slope),
         "floor": column(lambda s: s.floor),
         "load": column(lambda s: (1.0 - s.warm) * s.load),
-        "beside": column(lambda s: s.beside),
+        "concurrent": column(lambda s: s.concurrent),
     }
 
 
@@ -154,7 +154,7 @@ class _Seen:
     slope: float
     floor: float
     load: float
-    beside: float
+    concurrent: float
     residual: tuple[float, ...]
     warning: str | None
 
@@ -181,7 +181,7 @@ class _Seen:
             slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
             floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
             load=start + mean([p.load for p in profiles]),
-            beside=mean(full) if generates(model) else 0.0,
+            concurrent=mean(full) if generates(model) else 0.0,
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
             warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),
         )

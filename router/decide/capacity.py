@@ -27,7 +27,7 @@ def horizon(table: CandidateTable, needs: Needs) -> Column:
     return table.horizon
 
 
-def has_room(table: CandidateTable, level: int, work: np.ndarray, *, brief: float | None = None) -> bool:
+def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, brief: float | None = None) -> bool:
     """Whether any live queue has capacity for a held request of this level.
 
     Args:

@@ -54,7 +54,7 @@ class Figures:
         return Estimate(*(float(getattr(self, name)[index]) for name in Estimate.__slots__))
 
 
-class Asked(Protocol):
+class Workload(Protocol):
     """The workload to estimate: the `Needs` of one request, or of several as columns of shape (requests, 1)."""
 
     @property
@@ -78,7 +78,7 @@ class Asked(Protocol):
         """Priority level; an array of shape (requests,) for several requests."""
 
 
-def reckon(table: CandidateTable, needs: Asked, ahead: Column) -> Figures:
+def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> Figures:
     """The candidates' figures for a request with `ahead` device seconds before it in each class.
 
     For several requests, the figures and `ahead` have one more leading axis.
@@ -99,7 +99,7 @@ def reckon(table: CandidateTable, needs: Asked, ahead: Column) -> Figures:
 
 def wait_of(table: CandidateTable, ahead: Column) -> Column:
     """Seconds until each candidate's devices reach a request with `ahead` device seconds before it in each class."""
-    wait: Column = np.maximum(ahead[..., table.queue] / table.servers - table.beside, 0.0)
+    wait: Column = np.maximum(ahead[..., table.queue] / table.servers - table.concurrent, 0.0)
     return wait
 
 
@@ -124,7 +124,7 @@ def batch_limit(table: CandidateTable, alone: Column, each: Column) -> Column:
     return limit
 
 
-def _run_and_work(table: CandidateTable, needs: Asked) -> tuple[np.ndarray, np.ndarray]:
+def _run_and_work(table: CandidateTable, needs: Workload) -> tuple[np.ndarray, np.ndarray]:
     """Seconds until the rows have run, and their share of device seconds; one for each row of `table.rates`.
 
     Rows share a batch with those that arrive while the previous batch runs, `b = rate·L(b)` rows, or with the expected

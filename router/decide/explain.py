@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from router.decide.candidates import CandidateTable, lay_out
+from router.decide.candidates import CandidateTable, build_table
 from router.decide.capacity import horizon
 from router.decide.classify import Needs
-from router.decide.cost import Figures, reckon
-from router.decide.placement import choose, kept_back
+from router.decide.cost import Figures, estimate_figures
+from router.decide.placement import choose, reserved_and_busy
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
@@ -73,11 +73,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 class Basis(msgspec.Struct, frozen=True, array_like=True):
     """What one placement was decided from, besides its model and job id.
 
-    `reading` names the stored `FleetSnapshot`. `work` maps each class to the device seconds ahead at the time of the
+    `snapshot` names the stored `FleetSnapshot`. `work` maps each class to the device seconds ahead at the time of the
     decision, one figure per level, including placements made since the snapshot; classes without any are left out.
     """
 
-    reading: str
+    snapshot: str
     needs: Needs
     work: dict[str, tuple[float, ...]]
 
@@ -87,10 +87,10 @@ _decode_basis = msgspec.json.Decoder(Basis).decode
 _decode_fleet = msgspec.json.Decoder(FleetSnapshot).decode
 
 
-def basis_text(needs: Needs, reading: str, classes: Sequence[str], ahead: np.ndarray) -> str:
+def basis_text(needs: Needs, snapshot: str, classes: Sequence[str], ahead: np.ndarray) -> str:
     """A placement's basis for its job's record. `ahead` is the work it was decided from, without the job's own."""
     work = {classes[row]: tuple(ahead[row].tolist()) for row in np.flatnonzero(ahead.any(axis=1)).tolist()}
-    return _encode(Basis(reading, needs, work)).decode()
+    return _encode(Basis(snapshot, needs, work)).decode()
 
 
 def read_basis(text: str) -> Basis | None:
@@ -101,12 +101,12 @@ def read_basis(text: str) -> Basis | None:
         return None
 
 
-def pack_reading(fleet: FleetSnapshot) -> bytes:
+def pack_snapshot(fleet: FleetSnapshot) -> bytes:
     """A snapshot as stored: JSON, deflated because devices are much alike."""
     return zlib.compress(_encode(fleet), 1)
 
 
-def unpack_reading(raw: bytes) -> FleetSnapshot | None:
+def unpack_snapshot(raw: bytes) -> FleetSnapshot | None:
     """The snapshot in `raw`; None if an incompatible release wrote it."""
     try:
         return _decode_fleet(zlib.decompress(raw))
@@ -114,11 +114,11 @@ def unpack_reading(raw: bytes) -> FleetSnapshot | None:
         return None
 
 
-def explain_again(
+def explain_record(
     model: Model, basis: Basis, topology: Topology, fleet: FleetSnapshot, book: ProfileBook, *, seed: int
 ) -> Explanation:
     """The table of an earlier placement, recomputed from its basis and the snapshot that the basis names."""
-    table = lay_out(model, basis.needs.constraints, topology, fleet, book)
+    table = build_table(model, basis.needs.constraints, topology, fleet, book)
     return explain(table, basis.needs, Backlog(table.classes, basis.work).seconds, seed=seed)
 
 
@@ -155,10 +155,10 @@ class _Rows:
         self._table = table
         self._needs = needs
         self._chosen = chosen
-        self._figures: Figures = reckon(table, needs, work[:, : needs.level + 1].sum(axis=1))
-        self._kept_back = kept_back(table, work)
+        self._figures: Figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
+        self._reserved_and_busy = reserved_and_busy(table, work)
         self._most = horizon(table, needs)
-        self._room = self._figures.wait <= self._most
+        self._within_horizon = self._figures.wait <= self._most
 
     def considered(self) -> tuple[Considered, ...]:
         """Every candidate with a live device, cheapest first."""
@@ -197,14 +197,14 @@ class _Rows:
         cost, most = self._figures.cost[index], self._needs.affordable
         if cost > most:
             return f"over budget: {cost:.3g} USD, limit {max(most, 0.0):.3g}"
-        if self._kept_back[index]:
+        if self._reserved_and_busy[index]:
             return f"reserved for {self._table.candidates[index].hardware.reserve_for}, and the class is busy"
         if self._chosen is None or self._sure(self._chosen):
-            return self._lateness(index) or self._crowding(index) or self._against(index, self._chosen)
+            return self._lateness(index) or self._over_horizon(index) or self._compare(index, self._chosen)
         finish = self._figures.finish
         if finish[index] > finish[self._chosen]:
             return f"later: expected in {finish[index]:.3g} s"
-        return self._crowding(index) or self._against(index, self._chosen)
+        return self._over_horizon(index) or self._compare(index, self._chosen)
 
     def _sure(self, index: int) -> bool:
         deadline = self._needs.deadline
@@ -219,14 +219,14 @@ class _Rows:
             return f"would be late: expected in {finish:.3g} s, the deadline is {deadline:g} s"
         return f"might be late: guaranteed in {self._figures.guaranteed[index]:.3g} s, the deadline is {deadline:g} s"
 
-    def _crowding(self, index: int) -> str:
+    def _over_horizon(self, index: int) -> str:
         """By how much its queue exceeds its horizon; empty if it does not, or has none."""
-        if self._room[index]:
+        if self._within_horizon[index]:
             return ""
         wait, most = self._figures.wait[index], self._most[index]
         return f"past its horizon: {wait:.3g} s of work ahead (limit {most:.3g})"
 
-    def _against(self, index: int, chosen: int | None) -> str:
+    def _compare(self, index: int, chosen: int | None) -> str:
         """Why a candidate as surely in time as the chosen one was not chosen."""
         if chosen is None:
             return ""

@@ -57,18 +57,18 @@ class FairOrder:
 
     def __init__(self, tenants: Mapping[str, Tenant]) -> None:
         self._weights = {name: tenant.weight for name, tenant in tenants.items()}
-        self._had: dict[str, float] = {}
+        self._virtual_time: dict[str, float] = {}
 
-    def meet(self, tenants: Iterable[str]) -> None:
+    def set_present(self, tenants: Iterable[str]) -> None:
         """Set the tenants that have held jobs; all others are forgotten."""
         present = set(tenants)
-        floor = min((had for name, had in self._had.items() if name in present), default=0.0)
-        self._had = {name: self._had.get(name, floor) for name in present}
+        floor = min((spent for name, spent in self._virtual_time.items() if name in present), default=0.0)
+        self._virtual_time = {name: self._virtual_time.get(name, floor) for name in present}
 
     def next(self, turns: Iterable[Turn]) -> Turn:
         """The next queue to release from: the earliest deadline of the tenant with the least virtual time."""
-        return min(turns, key=lambda turn: (self._had[turn.kind.tenant], turn.line.due, turn.line.queue))
+        return min(turns, key=lambda turn: (self._virtual_time[turn.kind.tenant], turn.line.due, turn.line.queue))
 
     def charge(self, tenant: str, dollars: float) -> None:
         """Add the cost of a tenant's released jobs to its virtual time."""
-        self._had[tenant] += dollars / self._weights.get(tenant, 1.0)
+        self._virtual_time[tenant] += dollars / self._weights.get(tenant, 1.0)

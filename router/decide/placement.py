@@ -10,10 +10,10 @@ from zlib import crc32
 
 import numpy as np
 
-from router.decide.candidates import CandidateTable, lay_out
+from router.decide.candidates import CandidateTable, build_table
 from router.decide.capacity import horizon
 from router.decide.classify import Candidate, Needs, Refusal
-from router.decide.cost import Estimate, Figures, full_batch, reckon
+from router.decide.cost import Estimate, Figures, estimate_figures, full_batch
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
@@ -102,11 +102,11 @@ class Placement:
         """Every class and variant that could not be chosen, with its reason."""
         table, cost, most = self.table, self.figures.cost, self.needs.affordable
         absent = [i for i in range(len(table.candidates)) if not table.live[i]]
-        dear = [i for i in range(len(table.candidates)) if i not in absent and not self._within_budget(i)]
+        over_budget = [i for i in range(len(table.candidates)) if i not in absent and not self._within_budget(i)]
         return (
             *table.refusals,
             *(_refused(table, i, "no device of the class is live") for i in absent),
-            *(_refused(table, i, f"costs {cost[i]:.3g} USD, over the budget of {most:g}") for i in dear),
+            *(_refused(table, i, f"costs {cost[i]:.3g} USD, over the budget of {most:g}") for i in over_budget),
         )
 
     def variants(self) -> dict[str, str]:
@@ -136,8 +136,8 @@ class Placement:
 class Choice:
     """The candidates that are equally good for every request with these needs, while the work ahead is unchanged.
 
-    `equals` are their rows in the candidate table. `why` gives the reason for one of them. `room` says whose queues are
-    within their horizon.
+    `equals` are their rows in the candidate table. `why` gives the reason for one of them. `within_horizon` says whose
+    queues have capacity.
     """
 
     table: CandidateTable
@@ -145,11 +145,11 @@ class Choice:
     figures: Figures
     equals: Sequence[int]
     why: Callable[[int], str]
-    room: np.ndarray
-    _drawn: dict[int, Placement] = field(default_factory=dict)
+    within_horizon: np.ndarray
+    _picked: dict[int, Placement] = field(default_factory=dict)
 
     @property
-    def glance(self) -> float:
+    def tolerance(self) -> float:
         """Change of the work ahead, in device seconds, that does not affect the decision.
 
         It is one batch per device, because rows that share a batch finish together, or the backlog if that is less.
@@ -157,32 +157,32 @@ class Choice:
         alike = np.minimum(full_batch(self.table, self.needs.size), self.figures.wait) * self.table.servers
         return float(alike[list(self.equals)].min())
 
-    def draw(self, seed: int) -> Placement:
+    def pick(self, seed: int) -> Placement:
         """The earlier of two picked at random. Deterministic in `seed`; one candidate is always the same object."""
         equals, finish = self.equals, self.figures.finish
         first, second = equals[seed % len(equals)], equals[(seed // len(equals)) % len(equals)]
         if first != second:
             first = min(first, second, key=lambda i: (finish[i], self.figures.cost[i], i))
-        drawn = self._drawn.get(first)
-        if drawn is None:
-            held = not self.room[first]
-            figures = self._in_company() if held else self.figures
-            drawn = Placement(self.table, self.needs, figures, first, self._reason(first), held)
-            self._drawn[first] = drawn
-        return drawn
+        picked = self._picked.get(first)
+        if picked is None:
+            held = not self.within_horizon[first]
+            figures = self._batched_figures() if held else self.figures
+            picked = Placement(self.table, self.needs, figures, first, self._reason(first), held)
+            self._picked[first] = picked
+        return picked
 
     def _reason(self, index: int) -> str:
-        reason = self.why(index) if self.room[index] else self._waits(index)
+        reason = self.why(index) if self.within_horizon[index] else self._held_reason(index)
         if not self.table.stale:
             return reason
         return f"from queues.yaml only, the fleet snapshot is stale: {reason}"
 
-    def _in_company(self) -> Figures:
+    def _batched_figures(self) -> Figures:
         """The figures with the work of a held request: held jobs are released in full batches."""
         crowd = replace(self.needs, company=int(self.table.limit.max()))
-        return replace(self.figures, work=reckon(self.table, crowd, np.zeros(len(self.table.classes))).work)
+        return replace(self.figures, work=estimate_figures(self.table, crowd, np.zeros(len(self.table.classes))).work)
 
-    def _waits(self, index: int) -> str:
+    def _held_reason(self, index: int) -> str:
         wait, most = self.figures.wait[index], horizon(self.table, self.needs)[index]
         of = f"{_name(self.table, index)} has {wait:.3g} s of work ahead (limit {most:.3g})"
         if self.needs.brief is not None:
@@ -199,8 +199,8 @@ def place(
     *,
     seed: int = 0,
 ) -> Placement:
-    """Choose for one request: `lay_out` and `choose` in one call. Raises what `choose` raises."""
-    table = lay_out(model, needs.constraints, topology, fleet, book or ProfileBook())
+    """Choose for one request: `build_table` and `choose` in one call. Raises what `choose` raises."""
+    table = build_table(model, needs.constraints, topology, fleet, book or ProfileBook())
     return choose(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
 
 
@@ -223,22 +223,22 @@ def choose(table: CandidateTable, needs: Needs, work: np.ndarray, *, seed: int) 
         OverloadedError: it cannot be in time now, but could with shorter queues; or every candidate costs more than its
             tenant may still spend today.
     """
-    return weigh(table, needs, work).draw(seed)
+    return weigh(table, needs, work).pick(seed)
 
 
 def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
     """`choose` without the random pick: valid for every request with these needs. Raises what `choose` raises."""
     if not table.candidates:
         raise _unplaceable(table)
-    figures = reckon(table, needs, work[:, : needs.level + 1].sum(axis=1))
+    figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(table, needs, figures)
-    free = _preferring(~kept_back(table, work), able)
-    room = figures.wait <= horizon(table, needs)
-    equals, why = _contenders(table, needs, figures, able=able, free=free, room=room)
-    return Choice(table, needs, figures, equals, why, room)
+    free = _prefer(~reserved_and_busy(table, work), able)
+    within_horizon = figures.wait <= horizon(table, needs)
+    equals, why = _contenders(table, needs, figures, able=able, free=free, within_horizon=within_horizon)
+    return Choice(table, needs, figures, equals, why, within_horizon)
 
 
-def kept_back(table: CandidateTable, work: np.ndarray) -> np.ndarray:
+def reserved_and_busy(table: CandidateTable, work: np.ndarray) -> np.ndarray:
     """Which candidates are reserved for another service and busy; `work` as in `choose`."""
     total = work.sum(axis=1)[table.queue] / table.servers
     kept: np.ndarray = table.reserved & (total > RESERVED_SHARE * table.horizon)
@@ -287,7 +287,13 @@ def _unaffordable(table: CandidateTable, needs: Needs, least: float) -> InvalidR
 
 
 def _contenders(
-    table: CandidateTable, needs: Needs, figures: Figures, *, able: np.ndarray, free: np.ndarray, room: np.ndarray
+    table: CandidateTable,
+    needs: Needs,
+    figures: Figures,
+    *,
+    able: np.ndarray,
+    free: np.ndarray,
+    within_horizon: np.ndarray,
 ) -> tuple[Sequence[int], Callable[[int], str]]:
     """The candidates to pick from, and the reason for each. Those within their horizon are preferred.
 
@@ -295,16 +301,19 @@ def _contenders(
     """
     deadline = needs.deadline
     if deadline is None:
-        chosen = _by_cost(table, figures, _preferring(room, free))[:1]
-        return chosen, lambda i: "cheapest; no deadline" + _dismissed(table, figures, free & ~room, math.inf, i)
+        chosen = _by_cost(table, figures, _prefer(within_horizon, free))[:1]
+        return (
+            chosen,
+            lambda i: "cheapest; no deadline" + _cheaper_rejected(table, figures, free & ~within_horizon, math.inf, i),
+        )
     meets = figures.guaranteed <= deadline
     sure = free & meets
     if sure.any():
-        passed_over = (able & ~meets) | (sure & ~room)
-        return _cheapest(table, figures, _preferring(room, sure)), partial(
-            _surely, table, figures, passed_over, deadline
+        passed_over = (able & ~meets) | (sure & ~within_horizon)
+        return _cheapest(table, figures, _prefer(within_horizon, sure)), partial(
+            _in_time_reason, table, figures, passed_over, deadline
         )
-    pool = _preferring(room & (figures.finish <= deadline), free)
+    pool = _prefer(within_horizon & (figures.finish <= deadline), free)
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
     if finish <= deadline:
@@ -316,7 +325,7 @@ def _contenders(
             retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
         )
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
-    earliest = _earliest(figures, _preferring(own, free))
+    earliest = _earliest(figures, _prefer(own, free))
     finish = float(figures.finish[earliest])
     return [earliest], lambda _: f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
 
@@ -339,18 +348,20 @@ def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list
     return near
 
 
-def _preferring(room: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """The candidates in both `pool` and `room`; all of `pool` if there are none."""
-    open_now: np.ndarray = pool & room
+def _prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
+    """The candidates in both `pool` and `within_horizon`; all of `pool` if there are none."""
+    open_now: np.ndarray = pool & within_horizon
     return open_now if open_now.any() else pool
 
 
-def _surely(table: CandidateTable, figures: Figures, passed_over: np.ndarray, deadline: float, index: int) -> str:
+def _in_time_reason(
+    table: CandidateTable, figures: Figures, passed_over: np.ndarray, deadline: float, index: int
+) -> str:
     reason = f"cheapest that meets {deadline:g} s (guaranteed in {figures.guaranteed[index]:.3g} s)"
-    return reason + _dismissed(table, figures, passed_over, deadline, index)
+    return reason + _cheaper_rejected(table, figures, passed_over, deadline, index)
 
 
-def _dismissed(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
+def _cheaper_rejected(table: CandidateTable, figures: Figures, among: np.ndarray, deadline: float, index: int) -> str:
     """The cheaper candidate in `among`, if any, and why it was not taken: too late, or past its horizon."""
     if not among.any():
         return ""

@@ -101,13 +101,13 @@ class CachedChoice:
     _templates: dict[Placement, JobTemplate] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, choice: Choice, topology: Topology, tenant: str, reading: str, ahead: np.ndarray) -> CachedChoice:
+    def of(cls, choice: Choice, topology: Topology, tenant: str, snapshot: str, ahead: np.ndarray) -> CachedChoice:
         """The cached choice for requests of `tenant`, weighed with the work `ahead`."""
-        return cls(choice, tenant, topology, basis_text(choice.needs, reading, choice.table.classes, ahead))
+        return cls(choice, tenant, topology, basis_text(choice.needs, snapshot, choice.table.classes, ahead))
 
-    def draw(self, seed: int) -> JobTemplate:
+    def pick(self, seed: int) -> JobTemplate:
         """The template of the placement that `seed` selects."""
-        placement = self.choice.draw(seed)
+        placement = self.choice.pick(seed)
         template = self._templates.get(placement)
         if template is None:
             template = self._templates[placement] = JobTemplate.of(placement, self.topology, self.tenant, self.basis)

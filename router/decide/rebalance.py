@@ -16,8 +16,8 @@ import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import Needs
-from router.decide.cost import reckon, wait_of
-from router.decide.placement import kept_back
+from router.decide.cost import estimate_figures, wait_of
+from router.decide.placement import reserved_and_busy
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
 
@@ -29,7 +29,7 @@ Balance: a move may cost no more than its inverse."""
 Rows = np.ndarray
 """float64 or bool of shape (groups, candidates), or (groups, 1) for a property of the group itself."""
 
-Way = tuple[str, str]
+Route = tuple[str, str]
 """(source class, target class)."""
 
 
@@ -59,8 +59,8 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Asked:
-    """The needs of several groups as `reckon` reads them: columns of shape (groups, 1), `level` of shape (groups,)."""
+class GroupNeeds:
+    """The needs of several groups for `estimate_figures`: columns of shape (groups, 1), `level` of shape (groups,)."""
 
     rows: int
     size: Column
@@ -104,29 +104,31 @@ class View:
 class Block:
     """Groups on one table with the same rows per job, with all figures that do not depend on the work ahead."""
 
-    def __init__(self, groups: Sequence[Group], closed: frozenset[Way]) -> None:
+    def __init__(self, groups: Sequence[Group], closed: frozenset[Route]) -> None:
         table, needs = groups[0].table, [group.needs for group in groups]
         self.table = table
         self.level = np.array([each.level for each in needs], dtype=np.intp)
         self.home = table.queue[[group.here for group in groups]]
-        self.away = np.array([_away(group, closed) for group in groups])
+        self.allowed = np.array([_allowed_targets(group, closed) for group in groups])
         self._each = np.arange(len(groups))
         self._here = np.array([[group.here] for group in groups], dtype=np.intp)
         self._left = np.array([[group.left] for group in groups])
         self._affordable = np.array([[each.affordable] for each in needs])
         self.reserved = bool(table.reserved.any())
         self._ahead = np.array([group.ahead for group in groups])
-        self._gone = np.where(table.live[self._here[:, 0]], 0.0, math.inf)
+        self._unserved = np.where(table.live[self._here[:, 0]], 0.0, math.inf)
         size, payload = np.array([[each.size] for each in needs]), np.array([[each.payload] for each in needs])
-        idle = reckon(table, Asked(needs[0].rows, size, payload, self.level), np.zeros(len(table.classes)))
+        idle = estimate_figures(
+            table, GroupNeeds(needs[0].rows, size, payload, self.level), np.zeros(len(table.classes))
+        )
         self._work, self._cost, self._idle = idle.work, idle.cost, idle.finish
         self._residual = table.residual[self.level]
 
-    def look(self, before: np.ndarray, rows: slice = slice(None)) -> View:
+    def view(self, before: np.ndarray, rows: slice = slice(None)) -> View:
         """The groups' figures with `before` device seconds ahead of a new job, shape (LEVELS, classes)."""
         level, home = self.level[rows], self.home[rows]
         ahead, each = before[level], self._each[: len(level)]
-        ahead[each, home] = np.minimum(self._ahead[rows], ahead[each, home]) + self._gone[rows]
+        ahead[each, home] = np.minimum(self._ahead[rows], ahead[each, home]) + self._unserved[rows]
         wait = wait_of(self.table, ahead)
         finish, residual = self._idle[rows] + wait, self._residual[rows]
         return View(
@@ -143,7 +145,7 @@ class Block:
         )
 
 
-def _away(group: Group, closed: frozenset[Way]) -> np.ndarray:
+def _allowed_targets(group: Group, closed: frozenset[Route]) -> np.ndarray:
     """The candidates that the group may move to: those with live devices, because no move is worth starting one."""
     source, candidates = group.source, group.table.candidates
     names = [candidate.hardware_class for candidate in candidates if candidate.devices]
@@ -182,7 +184,7 @@ class Flows:
     """Recent directions of moves, kept between ticks so that none is reversed at once."""
 
     tick: int = 0
-    last: dict[Way, int] = field(default_factory=dict)
+    last: dict[Route, int] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Start a tick."""
@@ -192,7 +194,7 @@ class Flows:
         """Record the moves of this tick."""
         self.last.update({(move.source, move.target): self.tick for move in moves})
 
-    def closed(self, ticks: int) -> frozenset[Way]:
+    def closed(self, ticks: int) -> frozenset[Route]:
         """The directions that would reverse a move of the last `ticks` ticks."""
         return frozenset((target, source) for (source, target), at in self.last.items() if self.tick - at <= ticks)
 
@@ -202,7 +204,7 @@ def rebalance(
     work: Mapping[str, Sequence[float]],
     depths: Mapping[str, int],
     rules: Rebalance,
-    closed: frozenset[Way] = frozenset(),
+    closed: frozenset[Route] = frozenset(),
 ) -> list[Move]:
     """The moves of one tick, in the order to make them. No job is in two of them.
 
@@ -225,7 +227,7 @@ class _Tick:
         work: Mapping[str, Sequence[float]],
         depths: Mapping[str, int],
         rules: Rebalance,
-        closed: frozenset[Way],
+        closed: frozenset[Route],
     ) -> None:
         classes = groups[0].table.classes
         self._row = {name: row for row, name in enumerate(classes)}
@@ -241,29 +243,29 @@ class _Tick:
         for place, group in enumerate(self._groups):
             blocks.setdefault((id(group.table), group.needs.rows), []).append(place)
         self._blocks = [(Block([self._groups[p] for p in places], closed), places) for places in blocks.values()]
-        self._seats = {p: (block, row) for block, places in self._blocks for row, p in enumerate(places)}
+        self._positions = {p: (block, row) for block, places in self._blocks for row, p in enumerate(places)}
         for block, _ in self._blocks:
-            self._keep_in_time(block)
+            self._limit_slack(block)
 
     def moves(self) -> Iterator[Move]:
         """The moves of each kind, by urgency."""
         for kind in Kind:
-            for place in self._hopeful(kind):
+            for place in self._helped_groups(kind):
                 move = self._consider(kind, place)
                 if move is not None:
                     yield move
 
-    def _hopeful(self, kind: Kind) -> list[int]:
+    def _helped_groups(self, kind: Kind) -> list[int]:
         """The groups that a move of this kind would help, before any such move is made."""
         found: list[int] = []
         for block, places in self._blocks:
-            wanted = self._wanted(kind, block, block.look(self._before), slice(None))
+            wanted = self._wanted(kind, block, block.view(self._before), slice(None))
             found += (places[row] for row in np.flatnonzero(wanted.any(axis=1)).tolist())
         return sorted(found)
 
     def _wanted(self, kind: Kind, block: Block, view: View, rows: slice) -> Rows:
-        wanted: Rows = WANTED[kind](view, self._rules) & block.away[rows]
-        return wanted & ~kept_back(block.table, self._before[-1:].T) if block.reserved else wanted
+        wanted: Rows = WANTED[kind](view, self._rules) & block.allowed[rows]
+        return wanted & ~reserved_and_busy(block.table, self._before[-1:].T) if block.reserved else wanted
 
     def _consider(self, kind: Kind, place: int) -> Move | None:
         """The move of this kind that helps one group; None if none does any more."""
@@ -271,24 +273,24 @@ class _Tick:
         free = min(free, self._left.get(group.source, 0))
         if free <= 0:
             return None
-        block, row = self._seats[place]
-        view = block.look(self._before, slice(row, row + 1))
+        block, row = self._positions[place]
+        view = block.view(self._before, slice(row, row + 1))
         wanted = np.flatnonzero(self._wanted(kind, block, view, slice(row, row + 1))).tolist()
         if not wanted:
             return None
         finish = view.finish[0].tolist()
         best = finish if kind is Kind.BALANCE else view.cost[0].tolist()
         to = min(wanted, key=lambda i: (best[i], finish[i], i))
-        most = max(self._share[group.source], self._served(view, to))
-        count = min(free, most, _COUNT[kind](view, group.here, to), self._room(group, view, to))
+        most = max(self._share[group.source], self._jobs_to_stay_busy(view, to))
+        count = min(free, most, _COUNT[kind](view, group.here, to), self._capacity(group, view, to))
         return self._move(kind, place, view, to, count) if count > 0 else None
 
-    def _keep_in_time(self, block: Block) -> None:
+    def _limit_slack(self, block: Block) -> None:
         """Bound the work that may be added ahead of groups in time.
 
         Moved jobs go behind their own level, so only the levels above count.
         """
-        view = block.look(self._before)
+        view = block.view(self._before)
         live = view.table.live[view.here[1]]
         left = np.where(live, view.left, -math.inf)[:, 0] - np.where(live, view.guaranteed[view.here], 0.0)[:, 0]
         bound = left / view.residual[view.here][:, 0] * block.table.servers[view.here[1][:, 0]]
@@ -296,15 +298,15 @@ class _Tick:
             kept = (left >= 0) & (block.level > level)
             np.minimum.at(self._slack[:, level], block.home[kept], bound[kept])
 
-    def _served(self, view: View, to: int) -> int:
+    def _jobs_to_stay_busy(self, view: View, to: int) -> int:
         """Jobs that keep the target busy until the tick after next; with fewer it would idle."""
         free = 2 * self._rules.tick - float(view.wait[0, to])
-        return 1 + _whole(free * view.table.servers[to] / view.work[0, to])
+        return 1 + _whole_jobs(free * view.table.servers[to] / view.work[0, to])
 
-    def _room(self, group: Group, view: View, to: int) -> int:
+    def _capacity(self, group: Group, view: View, to: int) -> int:
         """Jobs that the target's queue can take before one that is in time there becomes late."""
         slack = self._slack[group.table.queue[to], group.needs.level]
-        return _whole(slack / view.work[0, to])
+        return _whole_jobs(slack / view.work[0, to])
 
     def _move(self, kind: Kind, place: int, view: View, to: int, count: int) -> Move:
         group, jobs = self._groups[place], self._jobs[place]
@@ -364,31 +366,31 @@ WANTED = {Kind.RESCUE: _late_here, Kind.BALANCE: _earlier_there, Kind.SAVE: _che
 """Where each kind of move would take groups: shape (groups, candidates)."""
 
 
-def _as_many_as_meet(view: View, here: int, to: int) -> int:
+def _most_in_time(view: View, here: int, to: int) -> int:
     """Jobs that can move before the last of them is no longer guaranteed to be in time."""
     left = (view.left[0, 0] - view.guaranteed[0, to]) / view.residual[0, to]
-    return 1 + _whole(left * view.table.servers[to] / view.work[0, to])
+    return 1 + _whole_jobs(left * view.table.servers[to] / view.work[0, to])
 
 
-def _as_many_as_are_late(view: View, here: int, to: int) -> int:
+def _fewest_to_rescue(view: View, here: int, to: int) -> int:
     """Jobs that must move so that the last remaining one is in time; at most as many as are in time there."""
-    meet = _as_many_as_meet(view, here, to)
+    meet = _most_in_time(view, here, to)
     if not view.table.live[here]:
         return meet
     late = (view.guaranteed[0, here] - view.left[0, 0]) / view.residual[0, here]
-    return min(1 + _whole(late * view.table.servers[here] / view.work[0, here]), meet)
+    return min(1 + _whole_jobs(late * view.table.servers[here] / view.work[0, here]), meet)
 
 
-def _as_many_as_level(view: View, here: int, to: int) -> int:
+def _most_to_level(view: View, here: int, to: int) -> int:
     """Jobs after which the last one would be answered at the same time here and there."""
     one = view.work[0] / view.table.servers
-    return _whole((view.finish[0, here] - view.finish[0, to]) / (one[here] + one[to]))
+    return _whole_jobs((view.finish[0, here] - view.finish[0, to]) / (one[here] + one[to]))
 
 
-_COUNT = {Kind.RESCUE: _as_many_as_are_late, Kind.BALANCE: _as_many_as_level, Kind.SAVE: _as_many_as_meet}
+_COUNT = {Kind.RESCUE: _fewest_to_rescue, Kind.BALANCE: _most_to_level, Kind.SAVE: _most_in_time}
 
 
-def _whole(jobs: float) -> int:
+def _whole_jobs(jobs: float) -> int:
     return int(min(max(jobs, 0.0), 1e9))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from router.decide.scaling import NOTHING
+from router.decide.scaling import NEGLIGIBLE
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import HEARTBEAT, DeviceFacts
 from tasks.models.catalogue import lacking
@@ -45,44 +45,44 @@ class Retarget:
 
 
 @dataclass(slots=True)
-class Spells:
+class Conditions:
     """When each condition began, in seconds of the caller's clock: the state that one tick passes to the next.
 
     Classes that are `starving`, `drained` or `calm` (could spare a device), `idle` devices by worker, and when a worker
-    was `told` about a class.
+    was `notified` about a class.
     """
 
     starving: dict[str, float] = field(default_factory=dict)
     drained: dict[str, float] = field(default_factory=dict)
     calm: dict[str, float] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
-    told: dict[tuple[str, str], float] = field(default_factory=dict)
+    notified: dict[tuple[str, str], float] = field(default_factory=dict)
 
-    def look(self, fleet: FleetSnapshot, topology: Topology, now: float) -> None:
+    def observe(self, fleet: FleetSnapshot, topology: Topology, now: float) -> None:
         """Update every condition from the fleet as it is at `now`."""
         classes = topology.hardware
-        _keep(self.starving, [name for name in classes if _starves(name, fleet, topology)], now)
-        _keep(self.drained, [name for name in classes if _backlog(name, fleet) <= NOTHING], now)
+        _update_condition(self.starving, [name for name in classes if _is_starved(name, fleet, topology)], now)
+        _update_condition(self.drained, [name for name in classes if _backlog(name, fleet) <= NEGLIGIBLE], now)
         home = _at_home(fleet.devices)
-        _keep(self.calm, [name for name in classes if _bearable(name, fleet, topology, home[name] - 1)], now)
-        _keep(self.idle, [device.worker for device in fleet.devices if _is_idle(device)], now)
-        self.told = {key: at for key, at in self.told.items() if now - at < SETTLED}
+        _update_condition(self.calm, [name for name in classes if _suffice(name, fleet, topology, home[name] - 1)], now)
+        _update_condition(self.idle, [device.worker for device in fleet.devices if _is_idle(device)], now)
+        self.notified = {key: at for key, at in self.notified.items() if now - at < SETTLED}
 
     def note(self, decided: Iterable[Retarget], now: float) -> None:
         """Record that these commands were sent."""
-        self.told.update({(one.worker, one.hardware_class): now for one in decided})
+        self.notified.update({(one.worker, one.hardware_class): now for one in decided})
 
 
-def retarget(fleet: FleetSnapshot, topology: Topology, spells: Spells, now: float) -> list[Retarget]:
+def retarget(fleet: FleetSnapshot, topology: Topology, conditions: Conditions, now: float) -> list[Retarget]:
     """The commands to send now. Workers that were sent one recently, or whose class is not in queues.yaml, get none.
 
-    `spells` has been updated from the same fleet at `now`.
+    `conditions` has been updated from the same fleet at `now`.
     """
     if topology.rebalance.retarget is None:
         return []
-    settling = {worker for worker, _ in spells.told}
+    settling = {worker for worker, _ in conditions.notified}
     settled = [d for d in fleet.devices if d.worker not in settling and d.hardware_class in topology.hardware]
-    tick = _Tick(fleet, topology, spells, settled, now - topology.rebalance.retarget)
+    tick = _Tick(fleet, topology, conditions, settled, now - topology.rebalance.retarget)
     return [*tick.returns(), *tick.loans()]
 
 
@@ -92,7 +92,7 @@ class _Tick:
 
     fleet: FleetSnapshot
     topology: Topology
-    spells: Spells
+    conditions: Conditions
     settled: Collection[DeviceFacts]
     since: float
 
@@ -103,9 +103,9 @@ class _Tick:
             own, *others = device.classes or ("",)
             for name in others if own == device.hardware_class else ():
                 reason = unfit_for(name, device, self.topology)
-                if not _bearable(own, self.fleet, self.topology, home[own]):
+                if not _suffice(own, self.fleet, self.topology, home[own]):
                     reason = f"{own} has work of its own"
-                elif self._lasts(self.spells.drained, name):
+                elif self._persists(self.conditions.drained, name):
                     reason = f"nothing waits for {name}"
                 if reason is not None:
                     yield Retarget(device.worker, name, Action.RETURN, reason)
@@ -113,27 +113,31 @@ class _Tick:
     def loans(self) -> Iterator[Retarget]:
         """Devices that join a starved class: the longest wait first, served by the cheapest idle devices that fit."""
         home = _at_home(self.settled)
-        free = [d for d in self.settled if d.classes == (d.hardware_class,) and self._lasts(self.spells.idle, d.worker)]
+        free = [
+            d
+            for d in self.settled
+            if d.classes == (d.hardware_class,) and self._persists(self.conditions.idle, d.worker)
+        ]
         free.sort(key=lambda d: (self.topology.hardware[d.hardware_class].dollars_per_second, d.worker))
-        hungry = [name for name in self.spells.starving if self._lasts(self.spells.starving, name)]
-        for name in sorted(hungry, key=lambda name: (-self._wait(name), name)):
+        starved = [name for name in self.conditions.starving if self._persists(self.conditions.starving, name)]
+        for name in sorted(starved, key=lambda name: (-self._wait(name), name)):
             missing = self._missing(name)
             for device in tuple(free):
                 own = device.hardware_class
                 if missing <= 0:
                     break
-                if self._spares(own, home[own]) and self._fits(name, device):
+                if self._can_spare(own, home[own]) and self._fits(name, device):
                     free.remove(device)
                     home[own] -= 1
                     missing -= 1
                     yield Retarget(device.worker, name, Action.LEND, self._why(name))
 
-    def _lasts(self, spell: Mapping[str, float], name: str) -> bool:
-        return spell.get(name, math.inf) <= self.since
+    def _persists(self, condition: Mapping[str, float], name: str) -> bool:
+        return condition.get(name, math.inf) <= self.since
 
-    def _spares(self, own: str, home: int) -> bool:
+    def _can_spare(self, own: str, home: int) -> bool:
         """Whether the class has had so little work for long enough that one of its `home` devices may go."""
-        return self._lasts(self.spells.calm, own) and _bearable(own, self.fleet, self.topology, home - 1)
+        return self._persists(self.conditions.calm, own) and _suffice(own, self.fleet, self.topology, home - 1)
 
     def _fits(self, name: str, device: DeviceFacts) -> bool:
         """Whether the device runs all that the class's own devices run; without any, all that queues.yaml names."""
@@ -148,7 +152,7 @@ class _Tick:
     def _serving(self, name: str) -> int:
         """The number of devices that serve the class, including those just retargeted to it."""
         serving = {device.worker for device in self.fleet.of_class(name)}
-        return len(serving | {worker for worker, told in self.spells.told if told == name})
+        return len(serving | {worker for worker, hardware_class in self.conditions.notified if hardware_class == name})
 
     def _missing(self, name: str) -> int:
         """How many more devices the class needs to serve its backlog within its horizon."""
@@ -170,16 +174,16 @@ def _backlog(name: str, fleet: FleetSnapshot) -> float:
     return sum(fleet.work.get(name, ())) + sum(fleet.held.get(name, ()))
 
 
-def _starves(name: str, fleet: FleetSnapshot, topology: Topology) -> bool:
+def _is_starved(name: str, fleet: FleetSnapshot, topology: Topology) -> bool:
     """Whether the class's backlog exceeds what its devices serve within its horizon."""
     span = topology.hardware[name].horizon * len(fleet.of_class(name))
-    return _backlog(name, fleet) > max(span, NOTHING)
+    return _backlog(name, fleet) > max(span, NEGLIGIBLE)
 
 
-def _bearable(name: str, fleet: FleetSnapshot, topology: Topology, devices: int) -> bool:
+def _suffice(name: str, fleet: FleetSnapshot, topology: Topology, devices: int) -> bool:
     """Whether this many devices serve the class's backlog within a tick; 0 devices do only if it is empty."""
     span = min(topology.rebalance.tick, topology.hardware[name].horizon) * devices
-    return _backlog(name, fleet) <= max(span, NOTHING)
+    return _backlog(name, fleet) <= max(span, NEGLIGIBLE)
 
 
 def _at_home(devices: Iterable[DeviceFacts]) -> Counter[str]:
@@ -191,9 +195,9 @@ def _is_idle(device: DeviceFacts) -> bool:
     return device.utilisation < IDLE and not device.running and not device.held
 
 
-def _keep(spell: dict[str, float], names: Collection[str], now: float) -> None:
+def _update_condition(condition: dict[str, float], names: Collection[str], now: float) -> None:
     """Continue the condition for these names, start it for new ones and end it for all others."""
-    for name in spell.keys() - set(names):
-        del spell[name]
+    for name in condition.keys() - set(names):
+        del condition[name]
     for name in names:
-        spell.setdefault(name, now)
+        condition.setdefault(name, now)

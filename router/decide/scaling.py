@@ -18,21 +18,21 @@ from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
 
-MEMORY = 60.0
-"""Longest window of load samples, in seconds. The window is two device starts, within `BRIEF` and this bound."""
+MAX_WINDOW = 60.0
+"""Longest window of load samples, in seconds. The window is two device starts, within `MIN_WINDOW` and this bound."""
 
-BRIEF = 2.0
+MIN_WINDOW = 2.0
 """Shortest window of load samples, in seconds: three samples."""
 
 QUANTILE = 0.95
 """Quantile of the sampled load that the devices must carry (DESIGN §7: the 95th percentile)."""
 
-NOTHING = 1e-9
+NEGLIGIBLE = 1e-9
 """Device seconds (per second, or of work) below which a sum counts as zero: rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Sample:
     """A class at one instant: live devices, how many of them are busy, and device seconds waiting, by level."""
 
     at: float
@@ -42,7 +42,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class ScalingTarget:
     """How many devices a class should have, and why; `devices` is how many are live now."""
 
     replicas: int
@@ -52,34 +52,34 @@ class Want:
 
 @dataclass(slots=True)
 class Scaler:
-    """Per-class state: load samples of the last `MEMORY` seconds, and recent scaling targets."""
+    """Per-class state: load samples of the last `MAX_WINDOW` seconds, and recent scaling targets."""
 
     topology: Topology
-    _looks: dict[str, deque[Look]] = field(default_factory=dict)
-    _wants: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
+    _samples: dict[str, deque[Sample]] = field(default_factory=dict)
+    _recent: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
-    def look(self, fleet: FleetSnapshot, now: float) -> None:
+    def observe(self, fleet: FleetSnapshot, now: float) -> None:
         """Sample the fleet as it is at `now`, in seconds of any monotonic clock."""
         for name, hardware in self.topology.hardware.items():
             busy = sum(device.utilisation for device in fleet.devices if device.busy_for == name)
-            looks = self._looks.setdefault(name, deque())
-            looks.append(Look(now, len(fleet.own(name)), busy, _waiting(fleet, name)))
-            while looks[0].at < now - _memory(hardware):
-                looks.popleft()
-            wants = self._wants.setdefault(name, deque())
-            wants.append((now, replicas(hardware, deadlines(self.topology), looks).replicas))
-            while wants[0][0] < now - hardware.scaling.start:
-                wants.popleft()
+            samples = self._samples.setdefault(name, deque())
+            samples.append(Sample(now, len(fleet.own(name)), busy, _waiting(fleet, name)))
+            while samples[0].at < now - _window(hardware):
+                samples.popleft()
+            recent = self._recent.setdefault(name, deque())
+            recent.append((now, replicas(hardware, deadlines(self.topology), samples).replicas))
+            while recent[0][0] < now - hardware.scaling.start:
+                recent.popleft()
 
-    def wanted(self) -> Mapping[str, Want]:
+    def targets(self) -> Mapping[str, ScalingTarget]:
         """The scaling target of each class; empty before the first sample."""
         due = deadlines(self.topology)
         return {
-            name: lasting(
-                replicas(hardware, due, self._looks[name]), [count for _, count in self._wants[name]], hardware
+            name: with_recent(
+                replicas(hardware, due, self._samples[name]), [count for _, count in self._recent[name]], hardware
             )
             for name, hardware in self.topology.hardware.items()
-            if name in self._looks
+            if name in self._samples
         }
 
 
@@ -92,39 +92,45 @@ def deadlines(topology: Topology) -> tuple[float, ...]:
     return tuple(shortest)
 
 
-def replicas(hardware: HardwareClass, due: Sequence[float], looks: Sequence[Look]) -> Want:
+def replicas(hardware: HardwareClass, due: Sequence[float], samples: Sequence[Sample]) -> ScalingTarget:
     """Devices for the load in one or more samples, oldest first; `due` is each level's deadline in seconds."""
-    now = looks[-1]
-    load = float(np.quantile(_arriving(looks), QUANTILE))
-    steady = 0 if load < NOTHING else math.ceil(load / hardware.target) + hardware.scaling.spare
-    queued, level = max((_to_be_in_time(now.work, due, level, hardware), level) for level in range(LEVELS))
+    now = samples[-1]
+    load = float(np.quantile(_arriving(samples), QUANTILE))
+    steady = 0 if load < NEGLIGIBLE else math.ceil(load / hardware.target) + hardware.scaling.spare
+    queued, level = max((_devices_needed(now.work, due, level, hardware), level) for level in range(LEVELS))
     least, most = hardware.scaling.minimum, hardware.scaling.maximum
     count = max(steady, queued, least)
     if most is not None and count > most:
-        return Want(most, now.devices, f"{most}, the maximum; {count} would be in time")
+        return ScalingTarget(most, now.devices, f"{most}, the maximum; {count} would be in time")
     if count == least:
-        return Want(count, now.devices, f"{least}, the minimum; the load needs no more")
+        return ScalingTarget(count, now.devices, f"{least}, the minimum; the load needs no more")
     if count == steady:
         spare = f" and {hardware.scaling.spare} spare" if hardware.scaling.spare else ""
-        return Want(count, now.devices, f"{load:.3g} device seconds/s at {hardware.target:.0%} utilisation{spare}")
+        return ScalingTarget(
+            count, now.devices, f"{load:.3g} device seconds/s at {hardware.target:.0%} utilisation{spare}"
+        )
     work = sum(now.work[: level + 1])
-    return Want(count, now.devices, f"{work:.3g} device seconds waiting, due in {_patience(due, level, hardware):g} s")
+    return ScalingTarget(
+        count, now.devices, f"{work:.3g} device seconds waiting, due in {_time_available(due, level, hardware):g} s"
+    )
 
 
-def lasting(want: Want, lately: Sequence[int], hardware: HardwareClass) -> Want:
+def with_recent(target: ScalingTarget, lately: Sequence[int], hardware: HardwareClass) -> ScalingTarget:
     """The target, or a larger one from within the time that a start takes.
 
     Ski rental: idling for as long as a start takes costs at most twice what perfect foresight would.
     """
     most = max(lately, default=0)
-    if most <= want.replicas:
-        return want
+    if most <= target.replicas:
+        return target
     start = hardware.scaling.start
-    return Want(most, want.devices, f"{most} were needed within the last {start:g} s, the time a start takes")
+    return ScalingTarget(
+        most, target.devices, f"{most} were needed within the last {start:g} s, the time a start takes"
+    )
 
 
-def _memory(hardware: HardwareClass) -> float:
-    return min(max(2 * hardware.scaling.start, BRIEF), MEMORY)
+def _window(hardware: HardwareClass) -> float:
+    return min(max(2 * hardware.scaling.start, MIN_WINDOW), MAX_WINDOW)
 
 
 def _waiting(fleet: FleetSnapshot, hardware_class: str) -> tuple[float, ...]:
@@ -134,22 +140,22 @@ def _waiting(fleet: FleetSnapshot, hardware_class: str) -> tuple[float, ...]:
     return tuple(bound + held for bound, held in pairs)
 
 
-def _arriving(looks: Sequence[Look]) -> list[float]:
+def _arriving(samples: Sequence[Sample]) -> list[float]:
     """Device seconds that arrived per second between consecutive samples: what was served plus queue growth."""
     came = []
-    for before, after in pairwise(looks):
+    for before, after in pairwise(samples):
         span = max(after.at - before.at, 1e-3)
         growth = (sum(after.work) - sum(before.work)) / span
         came.append(max((before.busy + after.busy) / 2 + growth, 0.0))
-    return came or [looks[-1].busy]
+    return came or [samples[-1].busy]
 
 
-def _to_be_in_time(work: Sequence[float], due: Sequence[float], level: int, hardware: HardwareClass) -> int:
+def _devices_needed(work: Sequence[float], due: Sequence[float], level: int, hardware: HardwareClass) -> int:
     """The fewest devices that serve this level and the ones above it by its deadline, earliest deadline first."""
     ahead = sum(work[: level + 1])
-    return 0 if ahead < NOTHING else math.ceil(ahead / _patience(due, level, hardware))
+    return 0 if ahead < NEGLIGIBLE else math.ceil(ahead / _time_available(due, level, hardware))
 
 
-def _patience(due: Sequence[float], level: int, hardware: HardwareClass) -> float:
+def _time_available(due: Sequence[float], level: int, hardware: HardwareClass) -> float:
     """Seconds that a level's work may wait: its deadline less a start, but at least a horizon."""
     return max(min(due[level], 1e6) - hardware.scaling.start, hardware.horizon, 1e-3)

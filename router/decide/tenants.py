@@ -36,43 +36,43 @@ class Shares:
     CREDIT = 0.02
     """The most that a tenant may be below the mean when it is charged, as a share of the mean."""
 
-    LEAST = 0.04
+    MIN_WORK = 0.04
     """Seconds of work that keep a device busy between two releases from holding: two intervals' worth."""
 
     def __init__(self, tenants: Mapping[str, Tenant]) -> None:
         self._weights = {name: tenant.weight for name, tenant in tenants.items()}
-        self._had: dict[str, float] = {}
+        self._usage: dict[str, float] = {}
         self._total = 0.0
-        self._brief = self.LEAST
+        self._work_limit = self.MIN_WORK
 
-    def looked(self, seconds: float) -> None:
+    def record_interval(self, seconds: float) -> None:
         """Record the time since the last release from holding: the longer it is, the more work is bound."""
-        self._brief += _SMOOTHING * (max(2 * seconds, self.LEAST) - self._brief)
+        self._work_limit += _SMOOTHING * (max(2 * seconds, self.MIN_WORK) - self._work_limit)
 
-    def brief(self, tenant: str) -> float | None:
+    def work_limit(self, tenant: str) -> float | None:
         """Seconds of work that may be bound ahead of a request of a tenant over its fair share; None for any other."""
-        return self._brief if self.over_fair_share(tenant) else None
+        return self._work_limit if self.over_fair_share(tenant) else None
 
     def charge(self, tenant: str, dollars: float) -> None:
         """Count what is bound for a tenant."""
-        before = self._had.get(tenant, 0.0)
-        least = (1 - self.CREDIT) * self._total / max(len(self._had), 1)
-        self._had[tenant] = max(before, least) + dollars / self._weights.get(tenant, 1.0)
-        self._total += self._had[tenant] - before
+        before = self._usage.get(tenant, 0.0)
+        least = (1 - self.CREDIT) * self._total / max(len(self._usage), 1)
+        self._usage[tenant] = max(before, least) + dollars / self._weights.get(tenant, 1.0)
+        self._total += self._usage[tenant] - before
 
-    def fade(self, seconds: float) -> None:
+    def decay(self, seconds: float) -> None:
         """Decay all usage by elapsed time; inactive tenants are forgotten."""
-        kept, most = math.exp(-seconds / MEMORY), max(self._had.values(), default=0.0)
-        self._had = {name: kept * had for name, had in self._had.items() if had > _FORGOTTEN * most}
-        self._total = sum(self._had.values())
+        kept, most = math.exp(-seconds / MEMORY), max(self._usage.values(), default=0.0)
+        self._usage = {name: kept * had for name, had in self._usage.items() if had > _FORGOTTEN * most}
+        self._total = sum(self._usage.values())
 
     def over_fair_share(self, tenant: str) -> bool:
         """Whether the tenant's usage is above the mean of the active tenants."""
-        return self._had.get(tenant, 0.0) * len(self._had) > self._total * (1 + 1e-9)
+        return self._usage.get(tenant, 0.0) * len(self._usage) > self._total * (1 + 1e-9)
 
-    def passes(self, tenant: str) -> bool:
+    def bypasses_holding(self, tenant: str) -> bool:
         """Whether the tenant's requests bypass held jobs: others are active, and it is not over its fair share."""
-        return len(self._had) > (tenant in self._had) and not self.over_fair_share(tenant)
+        return len(self._usage) > (tenant in self._usage) and not self.over_fair_share(tenant)
 
 
 class Tenants:

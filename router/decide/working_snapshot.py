@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
-from router.decide.candidates import CandidateTable, lay_out
+from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.depths import Depths
 from router.decide.placement import Placement, weigh
@@ -18,14 +18,14 @@ from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
 
-GLANCE = 0.001
+TOLERANCE = 0.001
 """Change of the work ahead, in device seconds, below which a choice is always reused."""
 
 
 class WorkingSnapshot:
     """One snapshot with everything derived from it. Placements add to `backlog`, held jobs to `held`.
 
-    `reading` is the name under which the snapshot is stored for explanations.
+    `snapshot_name` is the name under which the snapshot is stored for explanations.
     """
 
     def __init__(
@@ -33,14 +33,14 @@ class WorkingSnapshot:
         topology: Topology,
         book: ProfileBook,
         fleet: FleetSnapshot,
-        reading: str = "",
+        snapshot_name: str = "",
         tenants: Tenants | None = None,
         depths: Depths | None = None,
     ) -> None:
         self.fleet = fleet
         self.depths = depths or Depths()
         self.tenants = tenants or Tenants()
-        self.reading = reading
+        self.snapshot_name = snapshot_name
         classes = tuple(sorted(topology.hardware))
         self.backlog = Backlog(classes, {} if fleet.stale else fleet.work)
         self.held = Backlog(classes, {} if fleet.stale else fleet.held)
@@ -49,22 +49,22 @@ class WorkingSnapshot:
         self._book = book
         self._tables: dict[tuple[str, Constraints], CandidateTable] = {}
         self._cached: dict[Hashable, tuple[float, CachedChoice]] = {}
-        self._changed = self._passed = 0.0
+        self._changed = self._elapsed = 0.0
 
     def make_choice(self, model: Model, needs: Needs, tenant: str, *, released: bool = False) -> CachedChoice:
         """The choice for requests with these needs. Raises what `weigh` raises. Only `count` adds work."""
-        ahead = self.ahead(released=released or self.passes(tenant))
+        ahead = self.ahead(released=released or self.bypasses_holding(tenant))
         choice = weigh(self.table(model, needs.constraints), needs, ahead)
-        return CachedChoice.of(choice, self._topology, tenant, self.reading, ahead)
+        return CachedChoice.of(choice, self._topology, tenant, self.snapshot_name, ahead)
 
-    def cached(self, asked: Hashable) -> CachedChoice | None:
+    def cached(self, key: Hashable) -> CachedChoice | None:
         """The choice cached under this key, while the work ahead has changed by no more than its tolerance."""
-        until, cached = self._cached.get(asked, (-math.inf, None))
+        until, cached = self._cached.get(key, (-math.inf, None))
         return cached if self._changed <= until else None
 
-    def keep(self, asked: Hashable, cached: CachedChoice) -> None:
+    def keep(self, key: Hashable, cached: CachedChoice) -> None:
         """Cache the choice under this key."""
-        self._cached[asked] = self._changed + max(GLANCE, cached.choice.glance), cached
+        self._cached[key] = self._changed + max(TOLERANCE, cached.choice.tolerance), cached
 
     def ahead(self, *, released: bool = False) -> np.ndarray:
         """Device seconds served before a new request, bound and held, shape (classes, LEVELS).
@@ -73,34 +73,34 @@ class WorkingSnapshot:
         """
         return self.backlog.seconds if released else self.backlog.seconds + self.held.seconds
 
-    def passes(self, tenant: str) -> bool:
+    def bypasses_holding(self, tenant: str) -> bool:
         """Whether the tenant's requests bypass the held jobs of other tenants."""
-        return self.tenants.shares.passes(tenant)
+        return self.tenants.shares.bypasses_holding(tenant)
 
     def table(self, model: Model, constraints: Constraints) -> CandidateTable:
         """The model's candidates for all requests with these constraints."""
         key = (model.id, constraints)
         table = self._tables.get(key)
         if table is None:
-            table = lay_out(model, constraints, self._topology, self.fleet, self._book)
+            table = build_table(model, constraints, self._topology, self.fleet, self._book)
             self._tables[key] = table
         return table
 
-    def renew(self, book: ProfileBook) -> None:
+    def rebuild(self, book: ProfileBook) -> None:
         """Discard everything derived: models or profiles changed."""
         self._book = book
         self._tables.clear()
         self._cached.clear()
 
-    def pass_time(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Subtract the work that devices serve in `seconds`: the snapshot does not show progress made since."""
-        self._passed += seconds
+        self._elapsed += seconds
         self._note(self.backlog.serve(self._devices * seconds))
 
-    def take_stock(self, work: Mapping[str, tuple[float, ...]], held: Mapping[str, tuple[float, ...]]) -> None:
+    def replace_work(self, work: Mapping[str, tuple[float, ...]], held: Mapping[str, tuple[float, ...]]) -> None:
         """Replace the work counted since the snapshot with newly read figures."""
         classes = self.backlog.classes
-        occupied = {name: max(seconds - self._passed, 0.0) for name, seconds in self.fleet.occupied.items()}
+        occupied = {name: max(seconds - self._elapsed, 0.0) for name, seconds in self.fleet.occupied.items()}
         self.backlog, self.held = Backlog(classes, with_occupied(work, occupied)), Backlog(classes, held)
         self._cached.clear()
 

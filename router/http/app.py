@@ -28,7 +28,7 @@ from router.http.protocol import InferRequest
 from router.http.reading import read_infer
 from router.http.serving.bodies import BodyLimits
 from router.http.serving.front import Front
-from router.http.streaming import MEDIA_TYPE, GenerateRequest, Telling, read_generate
+from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from router.http.traces import Traced
 from router.operations.dead_letters import DeadLetters
 from router.operations.jobs import Jobs
@@ -83,7 +83,7 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     return Gate(bounded, keys, Rates(router.rules.topology))
 
 
-@get("/v2", opt=needs(), responses=described.TOLD)
+@get("/v2", opt=needs(), responses=described.INFO)
 async def server_metadata() -> _Json:
     """Name and version of the server."""
     return Response({"name": "taxiway", "version": _version(), "extensions": EXTENSIONS})
@@ -115,7 +115,7 @@ async def scaling(request: _Any, hardware_class: str) -> _Json:
 
     503 while the fleet's state cannot be read, so that nothing is scaled by unknown figures.
     """
-    return _wanted(_scalable(request, hardware_class), hardware_class)
+    return _target(_scalable(request, hardware_class), hardware_class)
 
 
 @post("/v1/scaling/{hardware_class:str}/starts", status_code=200, responses=described.SCALING)
@@ -127,7 +127,7 @@ async def scaling_starts(request: _Any, hardware_class: str) -> _Json:
     router = _scalable(request, hardware_class)
     if not router.fleet.working.fleet.stale:
         await router.store.note_start(hardware_class)
-    return _wanted(router, hardware_class)
+    return _target(router, hardware_class)
 
 
 def _scalable(request: _Any, hardware_class: str) -> Router:
@@ -139,12 +139,12 @@ def _scalable(request: _Any, hardware_class: str) -> Router:
     return router
 
 
-def _wanted(router: Router, hardware_class: str) -> _Json:
-    want = router.scaler.wanted().get(hardware_class)
-    if want is None or router.fleet.working.fleet.stale:
+def _target(router: Router, hardware_class: str) -> _Json:
+    target = router.scaler.targets().get(hardware_class)
+    if target is None or router.fleet.working.fleet.stale:
         raise BrokerUnavailableError("the fleet snapshot is stale: the number of devices is unknown", retry_after=1.0)
     return Response(
-        {"class": hardware_class, "replicas": want.replicas, "devices": want.devices, "reason": want.reason}
+        {"class": hardware_class, "replicas": target.replicas, "devices": target.devices, "reason": target.reason}
     )
 
 
@@ -162,7 +162,7 @@ async def reload(request: _Any) -> _Json:
     return Response(await _door(request).router.folder.reload())
 
 
-@get("/v2/models", opt=needs(), responses=described.TOLD)
+@get("/v2/models", opt=needs(), responses=described.INFO)
 async def models(request: _Any) -> _Json:
     """Every model with its versions, aliases and variants, and why one is disabled."""
     router = _door(request).router
@@ -193,8 +193,8 @@ async def model_ready(request: _Any, model: str, version: str | None = None) -> 
         reason = unready(found, router.rules.topology, router.fleet.snapshot)
     except ModelUnavailableError as error:
         reason = str(error.details["reason"])
-    told = {"name": model, "ready": not reason}
-    return Response(told | ({"reason": reason} if reason else {}), status_code=503 if reason else 200)
+    content = {"name": model, "ready": not reason}
+    return Response(content | ({"reason": reason} if reason else {}), status_code=503 if reason else 200)
 
 
 @post(
@@ -239,7 +239,7 @@ async def model_placement(request: _Any, model: str, version: str | None = None)
 )
 async def generate(request: _Any, model: str, version: str | None = None) -> Response[bytes]:
     """Generate text: 200 with the whole text, or 202 with the job's location."""
-    answer = await _telling(request).generate(_reference(model, version), await _read_generate(request))
+    answer = await _streaming(request).generate(_reference(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
         return _accepted(answer.job)
     return Response(_encode(answer), media_type=MediaType.JSON)
@@ -254,15 +254,15 @@ async def generate(request: _Any, model: str, version: str | None = None) -> Res
 )
 async def generate_stream(request: _Any, model: str, version: str | None = None) -> Stream:
     """Generate text and stream it as server-sent events; `Location` has the job's own stream."""
-    telling = _telling(request)
-    job = await telling.submit(_reference(model, version), await _read_generate(request))
-    return _stream(await telling.events(job, None), job)
+    streaming = _streaming(request)
+    job = await streaming.submit(_reference(model, version), await _read_generate(request))
+    return _stream(await streaming.events(job, None), job)
 
 
 @get("/v2/jobs/{job:str}/stream", opt=needs("read"), responses=described.JOB_STREAM)
 async def job_stream(request: _Any, job: str) -> Stream:
     """A generated answer as it is produced, after the event that `Last-Event-ID` names."""
-    return _stream(await _telling(request).events(job, request.headers.get("last-event-id")), job)
+    return _stream(await _streaming(request).events(job, request.headers.get("last-event-id")), job)
 
 
 @get("/v2/jobs/{job:str}", opt=needs("read"), responses=described.JOB)
@@ -343,9 +343,9 @@ def _jobs(request: _Any) -> Jobs:
     return Jobs(_door(request).router, caller_of(request.scope).tenant)
 
 
-def _telling(request: _Any) -> Telling:
+def _streaming(request: _Any) -> Streaming:
     door = _door(request)
-    return Telling(door.router, _jobs(request), door.inference)
+    return Streaming(door.router, _jobs(request), door.inference)
 
 
 async def _read(request: _Any) -> InferRequest:

@@ -155,7 +155,7 @@ NONE: list[dict[str, list[str]]] = [{}]
 _FIELDS = dict[str, Any]
 _PLACED = _answers(Place, status=202)
 
-TOLD = _answers(_FIELDS, *_KEYED)
+INFO = _answers(_FIELDS, *_KEYED)
 PAGE = _answers(str, 403, 500, media=MediaType.HTML)
 PAGE_OR_JSON = _answers(_FIELDS, 403, 500)
 HEALTH = _answers(_FIELDS, 500)

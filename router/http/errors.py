@@ -49,8 +49,8 @@ def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The answer to an unexpected error; the log has the details."""
-    told = unforeseen(request.method, request.url.path, error)
-    return _answer(told, told.status)
+    shown = unforeseen(request.method, request.url.path, error)
+    return _answer(shown, shown.status)
 
 
 def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:

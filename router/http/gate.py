@@ -17,7 +17,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from router.access.file import KeyFile
-from router.access.keyring import ANYBODY, NOBODY, Caller, Scope
+from router.access.keyring import TRUSTED, UNAUTHENTICATED, Caller, Scope
 from router.access.rates import Rates
 from router.http.errors import body_of, headers_of
 from taxiway.contract.blobs import Buffer
@@ -64,14 +64,14 @@ class Gate:
             await self._behind(scope, receive, send)
 
     def _known(self, scope: Mapping[str, Any], keys: KeyFile) -> Caller:
-        """The caller whose key came with the request; `NOBODY` if none is needed.
+        """The caller whose key came with the request; `UNAUTHENTICATED` if none is needed.
 
         Raises:
             UnauthenticatedError: no valid key.
             RateLimitedError: the tenant exceeds its rate limit.
         """
         if scope["path"] in OPEN:
-            return NOBODY
+            return UNAUTHENTICATED
         caller = keys.caller(_secret(scope["headers"]))
         if caller is None:
             raise UnauthenticatedError("authorization: expected `Bearer` and a known key that has not expired")
@@ -130,9 +130,9 @@ def is_loopback(host: str) -> bool:
 
 async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:
     """Send a whole response in pieces; its length is added to `headers`."""
-    told = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    told.append((b"content-length", b"%d" % sum(map(len, pieces))))
-    await send({"type": "http.response.start", "status": status, "headers": told})
+    encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    encoded.append((b"content-length", b"%d" % sum(map(len, pieces))))
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
     for piece in pieces[:-1]:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": pieces[-1] if pieces else b""})
@@ -154,7 +154,7 @@ def _here(scope: Mapping[str, Any]) -> Caller:
         if name == b"host" and not _is_own(value):
             message = f"host: expected localhost, 127.0.0.1 or [::1] at a router without keys, got {quoted(value)}"
             raise ForbiddenError(f"{message}; use such a name, or start the router with --keys", header="host")
-    return ANYBODY
+    return TRUSTED
 
 
 def _is_own(host: bytes) -> bool:

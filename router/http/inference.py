@@ -61,7 +61,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class _Prepared:
     """A request with its model, the blobs taken out of its message, and the number of classes wanted of its outputs."""
 
     order: Order
@@ -107,12 +107,12 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
         """
-        asked = await self._asked(reference, infer, size, reply="")
-        for name in asked.classes:
+        prepared = await self._prepared(reference, infer, size, reply="")
+        for name in prepared.classes:
             field = f"outputs.{name}.{CLASSIFICATION}"
             raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
-        await self._forward(asked, await self._placed(asked))
-        return Accepted(asked.order.job)
+        await self._forward(prepared, await self._placed(prepared))
+        return Accepted(prepared.order.job)
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
@@ -122,16 +122,18 @@ class Inference:
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
         """
-        asked = await self._asked(reference, infer, size, reply=self._router.name)
-        job, admitted = asked.order.job, await self._placed(asked)
+        prepared = await self._prepared(reference, infer, size, reply=self._router.name)
+        job, admitted = prepared.order.job, await self._placed(prepared)
         with self._router.results.expect(job) as future:
-            fresh = await self._forward(asked, admitted)
+            fresh = await self._forward(prepared, admitted)
             wait = min(longest, self._limits.wait)
             meta = await (self._own(future, job, wait) if fresh else self._earlier(job, wait))
         if meta is None:
             return Accepted(job)
-        result, told = await self._read(meta)
-        return await beside(told, answer_of, asked.model, job, result, wants_binary(infer), infer.id, asked.classes)
+        result, size = await self._read(meta)
+        return await beside(
+            size, answer_of, prepared.model, job, result, wants_binary(infer), infer.id, prepared.classes
+        )
 
     async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
         """Where a request would be placed now, and why; nothing is accepted.
@@ -139,7 +141,7 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid. A failed placement is part of the answer.
         """
-        order = (await self._asked(reference, infer, size, reply="")).order
+        order = (await self._prepared(reference, infer, size, reply="")).order
         model, table = preview(order, self._router.rules, self._router.fleet.working)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
@@ -150,16 +152,16 @@ class Inference:
         Raises:
             TaxiwayError: the error that the job ended with.
         """
-        result, told = await self._read(meta)
-        return await beside(told, answer_of, self._router.rules.catalogue.resolve(result.model), job, result, wants)
+        result, size = await self._read(meta)
+        return await beside(size, answer_of, self._router.rules.catalogue.resolve(result.model), job, result, wants)
 
-    async def _asked(self, reference: str, infer: InferRequest, size: int, *, reply: str) -> _Asked:
-        asked = await beside(size, self._checked, reference, infer)
-        carry(asked.order.envelope.headers)
-        order = msgspec.structs.replace(asked.order, accepted=self._router.store.told_now(), reply=reply)
-        return replace(asked, order=order)
+    async def _prepared(self, reference: str, infer: InferRequest, size: int, *, reply: str) -> _Prepared:
+        prepared = await beside(size, self._checked, reference, infer)
+        carry(prepared.order.envelope.headers)
+        order = msgspec.structs.replace(prepared.order, accepted=self._router.store.stored_now(), reply=reply)
+        return replace(prepared, order=order)
 
-    def _checked(self, reference: str, infer: InferRequest) -> _Asked:
+    def _checked(self, reference: str, infer: InferRequest) -> _Prepared:
         """A request as an order, before admission."""
         model = self._router.rules.catalogue.resolve(reference)
         request = request_of(reference, infer, self._limits.elements)
@@ -173,17 +175,17 @@ class Inference:
         check_size(len(body) + sum(sizes.values()), self._limits.payload)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
         classes = classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
-        return _Asked(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept, classes)
+        return _Prepared(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept, classes)
 
-    async def _placed(self, asked: _Asked) -> Admitted:
+    async def _placed(self, prepared: _Prepared) -> Admitted:
         """The placed request, with its blobs in the store."""
-        admitted = await self._router.place(asked.order)
+        admitted = await self._router.place(prepared.order)
         carried_on(admitted.outgoing.envelope.headers)
-        if asked.kept:
-            await self._router.store.keep_blobs(asked.kept)
+        if prepared.kept:
+            await self._router.store.keep_blobs(prepared.kept)
         return admitted
 
-    async def _forward(self, asked: _Asked, admitted: Admitted) -> bool:
+    async def _forward(self, prepared: _Prepared, admitted: Admitted) -> bool:
         """Forward a request; returns whether it is a new job. Blobs of a duplicate are dropped.
 
         Raises:
@@ -192,15 +194,14 @@ class Inference:
         try:
             fresh = await self._router.forward(admitted)
         except Exception as error:  # an unexpected error leaves just as unclear whether it was published
-            if (
-                asked.order.request.idempotency_key is None
-            ):  # with a key it will be sent again, and may already have been accepted
-                await self._withdraw(asked, error)
+            # with a key it will be sent again, and may already have been accepted
+            if prepared.order.request.idempotency_key is None:
+                await self._withdraw(prepared, error)
             raise
-        if asked.kept and not fresh:
-            await self._router.store.drop_blobs(asked.order.job, asked.kept)
+        if prepared.kept and not fresh:
+            await self._router.store.drop_blobs(prepared.order.job, prepared.kept)
         if not fresh and admitted.outgoing.use is not None:
-            await self._check_first(asked.order, admitted.outgoing.use.digest)
+            await self._check_first(prepared.order, admitted.outgoing.use.digest)
         return fresh
 
     async def _check_first(self, order: Order, digest: str) -> None:
@@ -209,15 +210,15 @@ class Inference:
         if first and first != digest:
             raise conflict(order.request, first, digest)
 
-    async def _withdraw(self, asked: _Asked, error: Exception) -> None:
+    async def _withdraw(self, prepared: _Prepared, error: Exception) -> None:
         """End a request that was not accepted, if it was recorded or published without confirmation; drop its blobs."""
-        job, store = asked.order.job, self._router.store
-        told = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
+        job, store = prepared.order.job, self._router.store
+        reported = error if isinstance(error, TaxiwayError) else TaxiwayError(UNFORESEEN)
         with suppress(BrokerUnavailableError, TimeoutError):  # otherwise it ends at its deadline
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
                 if await store.record(job):
-                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, told))])
-                await store.drop_blobs(job, asked.kept)
+                    await store.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
+                await store.drop_blobs(job, prepared.kept)
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in place.

@@ -14,7 +14,7 @@ from typing import Any
 
 from litestar import MediaType, Request, Response, get
 
-from router.access.keyring import NOBODY
+from router.access.keyring import UNAUTHENTICATED
 from router.http import described
 from router.http.gate import caller_of, needs
 
@@ -43,14 +43,13 @@ _ROOT_HEADERS = {**_SAFE, "content-security-policy": "default-src 'none'; frame-
 @get("/", opt=needs(), responses=described.PAGE_OR_JSON, security=described.NONE)
 async def root(request: Request[Any, Any, Any]) -> Response[Any]:
     """What this server is, with links; HTML if the client prefers it, else JSON."""
-    told = {"name": "taxiway", "about": _ABOUT}
-    if (
-        caller_of(request.scope) is not NOBODY
-    ):  # no version for callers without a key: it would help to look up known vulnerabilities
-        told["version"] = request.app.state[VERSION]
+    content = {"name": "taxiway", "about": _ABOUT}
+    # without a key no version is shown: it would help to look up known vulnerabilities
+    if caller_of(request.scope) is not UNAUTHENTICATED:
+        content["version"] = request.app.state[VERSION]
     if MediaType.HTML.value in request.headers.get("accept", ""):
-        return Response(_page(told), media_type=MediaType.HTML, headers=_ROOT_HEADERS)
-    return Response({**told, "links": _LINKS}, headers={"vary": "accept"})
+        return Response(_page(content), media_type=MediaType.HTML, headers=_ROOT_HEADERS)
+    return Response({**content, "links": _LINKS}, headers={"vary": "accept"})
 
 
 @get("/docs", opt=needs(), responses=described.PAGE, security=described.NONE)
@@ -62,8 +61,8 @@ async def docs() -> Response[str]:
 ENDPOINTS = (root, docs)
 
 
-def _page(told: dict[str, str]) -> str:
+def _page(content: dict[str, str]) -> str:
     links = "".join(f'<li><a href="{path}">{name}</a> <code>{path}</code></li>' for name, path in _LINKS.items())
-    name = html.escape(" ".join([told["name"], told.get("version", "")]).strip())
+    name = html.escape(" ".join([content["name"], content.get("version", "")]).strip())
     head = f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title></head>'
     return f"{head}<body><h1>{name}</h1><p>{_ABOUT}</p><ul>{links}</ul></body></html>"

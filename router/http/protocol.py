@@ -164,8 +164,8 @@ WantsBinary = Callable[[TensorSpec], bool]
 def wants_binary(infer: InferRequest) -> WantsBinary:
     """The request's choice for each output."""
     every = infer.parameters.get(BINARY_OUTPUTS) is True
-    told: Mapping[str, Any] = {output.name: output.parameters.get("binary_data", every) for output in infer.outputs}
-    return lambda spec: told.get(spec.name, every) is True
+    chosen: Mapping[str, Any] = {output.name: output.parameters.get("binary_data", every) for output in infer.outputs}
+    return lambda spec: chosen.get(spec.name, every) is True
 
 
 def answer_of(

@@ -59,7 +59,7 @@ def read_generate(body: bytes, most: int = ELEMENTS) -> GenerateRequest:
         raise InvalidRequestError(message, field="body") from error
 
 
-class Telling:
+class Streaming:
     """Implements the streaming endpoints."""
 
     def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
@@ -118,19 +118,19 @@ class Telling:
         """
         found = await self._jobs.result(job, wait=0.0)
         model = found.record.model if isinstance(found, JobStatus) else ""
-        return _kept_alive(self._tell(job, model, Progress(_position(last))), self._router.results.hurried)
+        return _kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried)
 
-    async def _tell(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
+    async def _events_of(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
         name, _, version = model.partition(":")
         named = {"id": job, "model_name": name, "model_version": version}
         answer = _Answer(self._jobs, self._inference, job)
         try:
-            async with contextlib.aclosing(follow(self._reader(job), answer.result(), progress)) as told:
-                async for event in told:
+            async with contextlib.aclosing(follow(self._reader(job), answer.result(), progress)) as events:
+                async for event in events:
                     yield (
                         _event("result", await answer.body())
                         if isinstance(event, Result)
-                        else _told(event, named, progress.position)
+                        else _encoded(event, named, progress.position)
                     )
         except TaxiwayError as error:
             content = {"error": error.message, "code": error.code, "details": error.details}
@@ -181,7 +181,7 @@ def _position(last: str | None) -> Position:
         raise wrong_field("last-event-id", "the id of an event of this stream", last) from error
 
 
-def _told(event: Event, named: Mapping[str, str], position: Position) -> bytes:
+def _encoded(event: Event, named: Mapping[str, str], position: Position) -> bytes:
     match event:
         case Restarted(attempt):
             return _event("restarted", _encode({"attempt": attempt}), position)

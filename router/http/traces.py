@@ -26,40 +26,40 @@ class Traced:
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
         remember(dict(scope["headers"]))
-        await self._behind(scope, receive, partial(_tell, send) if told() else send)
+        await self._behind(scope, receive, partial(_send_with_trace, send) if answer_header() else send)
 
 
 def remember(headers: Mapping[bytes, bytes]) -> None:
     """Keep the trace context in a request's headers while it is served."""
     if _TRACEPARENT in headers:
-        came = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
-        fit = {name: value.decode("latin-1") for name, value in came.items() if 0 < len(value) <= _LONGEST}
+        context = {name: headers.get(name.encode(), b"") for name in (TRACEPARENT, TRACESTATE)}
+        fit = {name: value.decode("latin-1") for name, value in context.items() if 0 < len(value) <= _LONGEST}
         if TRACEPARENT in fit:
             _carried.set(fit)
 
 
-def told() -> dict[str, str]:
+def answer_header() -> dict[str, str]:
     """The `traceparent` header for the answer to the present request; empty if it has no trace context."""
-    came = _carried.get()
-    return {} if came is None else {TRACEPARENT: came[TRACEPARENT]}
+    context = _carried.get()
+    return {} if context is None else {TRACEPARENT: context[TRACEPARENT]}
 
 
 def carry(headers: dict[str, Any]) -> None:
     """Copy the present request's trace context into a message's headers."""
-    came = _carried.get()
-    if came is not None:
-        headers.update(came)
+    context = _carried.get()
+    if context is not None:
+        headers.update(context)
 
 
 def carried_on(headers: Mapping[str, Any]) -> None:
     """Make the answer return the trace context that a message continues with."""
-    came = _carried.get()
-    if came is not None:
-        came[TRACEPARENT] = str(headers[TRACEPARENT])
+    context = _carried.get()
+    if context is not None:
+        context[TRACEPARENT] = str(headers[TRACEPARENT])
 
 
-async def _tell(send: Send, message: Mapping[str, Any]) -> None:
+async def _send_with_trace(send: Send, message: Mapping[str, Any]) -> None:
     if message["type"] == "http.response.start":
-        traceparent = [(name.encode(), value.encode("latin-1")) for name, value in told().items()]
+        traceparent = [(name.encode(), value.encode("latin-1")) for name, value in answer_header().items()]
         message = {**message, "headers": [*message["headers"], *traceparent]}
     await send(message)

@@ -71,7 +71,7 @@ async def model_config(request: _Any, model: str, version: str | None = None) ->
     return _json(config_of(_resolved(request, model, version)))
 
 
-@get("/v2/models/stats", opt=needs(), responses=described.TOLD)
+@get("/v2/models/stats", opt=needs(), responses=described.INFO)
 async def all_stats(request: _Any) -> Response[bytes]:
     """The statistics of every model, as `/v2/models/{model}/stats` gives for one."""
     return _stats(_router(request), _models(_router(request)))

@@ -58,7 +58,7 @@ class DeadLetters:
         async for raw in self._letters():
             if len(found) == most:
                 break
-            found.append(Summary(**_told(raw, _read(raw))))
+            found.append(Summary(**_summary_fields(raw, _read(raw))))
         return found
 
     async def show(self, name: str) -> Opened:
@@ -68,7 +68,7 @@ class DeadLetters:
         envelope, flaw = _open(letter)
         headers, body = ({}, letter.message) if envelope is None else (envelope.headers, envelope.payload())
         text = body.decode(errors="replace")
-        return Opened(**_told(raw, letter), headers=headers, body=text, flaw=flaw)
+        return Opened(**_summary_fields(raw, letter), headers=headers, body=text, flaw=flaw)
 
     async def replay(self, name: str) -> str:
         """Submit the message's job again as if it arrived now, and clear its dead-lettered end; returns the job.
@@ -125,12 +125,12 @@ def _read(raw: bytes) -> DeadLetter:
     return msgspec.json.decode(raw, type=DeadLetter)
 
 
-def _told(raw: bytes, letter: DeadLetter) -> dict[str, Any]:
+def _summary_fields(raw: bytes, letter: DeadLetter) -> dict[str, Any]:
     """The fields of `Summary`; dead letters of older releases do not name their job."""
-    told = {name: getattr(letter, name) for name in ("at", "reason", "by", "history")}
+    fields = {name: getattr(letter, name) for name in ("at", "reason", "by", "history")}
     envelope, _ = _open(letter) if not letter.job else (None, "")
     named = envelope.headers.get("id") if envelope is not None else letter.job
-    return {**told, "id": _name(raw), "job": str(named or ""), "bytes": len(letter.message)}
+    return {**fields, "id": _name(raw), "job": str(named or ""), "bytes": len(letter.message)}
 
 
 def _open(letter: DeadLetter) -> tuple[Envelope | None, str]:

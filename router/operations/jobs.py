@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from router.decide.explain import Explanation, explain_again, read_basis, unpack_reading
+from router.decide.explain import Explanation, explain_record, read_basis, unpack_snapshot
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.service.arrivals import Router
@@ -39,7 +39,7 @@ _STATE_OF = {"SUCCESS": JobState.SUCCEEDED, "REVOKED": JobState.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _Snapshot:
     """A job's record and stored result, read atomically."""
 
     fields: dict[str, str]
@@ -69,7 +69,7 @@ class Jobs:
         Raises:
             UnknownJobError: no router has placed a job with that id.
         """
-        return await self._status(await self._look(job, wait))
+        return await self._status(await self._observe(job, wait))
 
     async def result(self, job: str, *, wait: float) -> bytes | JobStatus:
         """The stored result, or the job's state while there is none.
@@ -78,12 +78,12 @@ class Jobs:
             UnknownJobError: no router has placed a job with that id.
             ResultExpiredError: the job ended, and its result has expired.
         """
-        look = await self._look(job, wait)
-        if look.meta is not None:
-            return look.meta
-        if look.final:
+        seen = await self._observe(job, wait)
+        if seen.meta is not None:
+            return seen.meta
+        if seen.final:
             raise expired(job)
-        return await self._status(look)
+        return await self._status(seen)
 
     async def cancel(self, job: str) -> JobStatus:
         """End the job before it runs; a job that has ended is left unchanged.
@@ -91,10 +91,10 @@ class Jobs:
         Raises:
             UnknownJobError: no router has placed a job with that id.
         """
-        look = await self._look(job, 0.0)
-        if not look.final:
+        seen = await self._observe(job, 0.0)
+        if not seen.final:
             await self._store.cancel([job])
-        return await self._status(await self._look(job, 0.0))
+        return await self._status(await self._observe(job, 0.0))
 
     async def placement(self, job: str) -> dict[str, Any]:
         """Why the job is where it is: the reason, and the recomputed candidate table.
@@ -104,45 +104,45 @@ class Jobs:
         Raises:
             UnknownJobError: no router has placed a job with that id.
         """
-        look = await self._look(job, 0.0)
+        seen = await self._observe(job, 0.0)
         names = ("id", "state", "model", "hardware_class", "variant", "device", "level", "reason")
-        table, note = await self._table(look)
-        moves = read_moves(look.fields.get("moves", ""))
+        table, note = await self._table(seen)
+        moves = read_moves(seen.fields.get("moves", ""))
         return {
-            **{name: getattr(look.record, name) for name in names},
+            **{name: getattr(seen.record, name) for name in names},
             "note": note,
             "moves": msgspec.to_builtins(moves),
             "considered": [] if table is None else msgspec.to_builtins(table.considered),
             "refused": [] if table is None else msgspec.to_builtins(table.refused),
         }
 
-    async def _table(self, look: _Look) -> tuple[Explanation | None, str | None]:
+    async def _table(self, seen: _Snapshot) -> tuple[Explanation | None, str | None]:
         """The recomputed table of a job's placement, if possible, and the note on it."""
-        rules, record = self._router.rules, look.record
-        basis = read_basis(look.fields.get("basis", ""))
+        rules, record = self._router.rules, seen.record
+        basis = read_basis(seen.fields.get("basis", ""))
         if basis is None:
             return None, _NEVER_PLACED if not record.hardware_class else _OTHER_RELEASE
-        packed = await self._store.snapshot(basis.reading)
+        packed = await self._store.snapshot(basis.snapshot)
         if packed is None:
             return None, _GONE.format(kept=rules.topology.limits.keep_explanation)
-        fleet = unpack_reading(packed)
+        fleet = unpack_snapshot(packed)
         if fleet is None:
             return None, _OTHER_RELEASE
         try:
             model = rules.catalogue.resolve(record.model)
         except (UnknownModelError, ModelUnavailableError):
             return None, f"{record.model} is no longer in the catalogue: only the reason is known"
-        table = explain_again(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
-        return table, None if look.fields.get("moves") else _difference(record, table)
+        table = explain_record(model, basis, rules.topology, fleet, rules.book, seed=seed_of(record.id))
+        return table, None if seen.fields.get("moves") else _difference(record, table)
 
-    async def _look(self, job: str, wait: float) -> _Look:
-        look = await self._read(job)
-        if not look.final and wait > 0:
+    async def _observe(self, job: str, wait: float) -> _Snapshot:
+        seen = await self._read(job)
+        if not seen.final and wait > 0:
             await self._router.results.wait(job, min(wait, self._router.rules.topology.limits.wait))
-            look = await self._read(job)
-        return look
+            seen = await self._read(job)
+        return seen
 
-    async def _read(self, job: str) -> _Look:
+    async def _read(self, job: str) -> _Snapshot:
         fields, meta = await self._store.record_and_result(job)
         hidden = self._tenant is not None and fields.get("tenant") != self._tenant
         if hidden or (not fields and meta is None):
@@ -151,22 +151,22 @@ class Jobs:
         if meta is not None and record.state not in FINAL:
             ended = _STATE_OF.get(read_meta(meta).status, JobState.FAILED)
             record = msgspec.structs.replace(record, state=ended)
-        return _Look(fields, record, meta)
+        return _Snapshot(fields, record, meta)
 
-    async def _status(self, look: _Look) -> JobStatus:
-        record = look.record
-        if look.meta is not None:
-            return JobStatus(record=record, error=failure_of(read_meta(look.meta)))
+    async def _status(self, seen: _Snapshot) -> JobStatus:
+        record = seen.record
+        if seen.meta is not None:
+            return JobStatus(record=record, error=failure_of(read_meta(seen.meta)))
         if record.state == JobState.HELD:
-            return JobStatus(record=record, position=await self._store.held_before(record.id, look.fields["holding"]))
-        if look.final or not record.hardware_class:
+            return JobStatus(record=record, position=await self._store.held_before(record.id, seen.fields["holding"]))
+        if seen.final or not record.hardware_class:
             return JobStatus(record=record)
-        work = float(look.fields.get("work", "0"))
+        work = float(seen.fields.get("work", "0"))
         if record.state == JobState.RUNNING:
             return JobStatus(record=record, position=0, eta=time_left(work, self._store.now() - record.started))
         eta = time_to_end(self._router.fleet.snapshot, record, work)
         jobs, turns = await self._store.placed_at(record.hardware_class, record.level)
-        turn = int(look.fields.get("turn", turns - 1))
+        turn = int(seen.fields.get("turn", turns - 1))
         return JobStatus(record=record, position=jobs_before(jobs, turns - 1 - turn), eta=eta)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import msgspec
 
 from broker.port import Head, Moved, QueueMover
-from router.decide.scaling import Want
+from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
@@ -75,7 +75,7 @@ SILENT = 2.5 * HEARTBEAT
 
 
 async def view_fleet(
-    topology: Topology, reader: FleetReader, queue_mover: QueueMover, wants: Mapping[str, Want], store: Store
+    topology: Topology, reader: FleetReader, queue_mover: QueueMover, targets: Mapping[str, ScalingTarget], store: Store
 ) -> FleetView:
     """The fleet now, with its queues and held jobs.
 
@@ -85,11 +85,11 @@ async def view_fleet(
     now, fleet = store.now(), reader.working.fleet
     silent = {} if fleet.stale else silent_for(fleet.devices, reader.heartbeats, now)
     fleet = replace(fleet, devices=tuple(device for device in fleet.devices if device.worker not in silent))
-    held, dead = await store.set_aside()
+    held, dead = await store.held_and_dead()
     heads = {name: await queue_mover.head(name) for name in sorted(topology.hardware)}
     since = await _accepted(queue_mover, [job for head in heads.values() for job in head.first])
     classes = {
-        name: _class_view(name, topology.hardware[name], fleet, head, wants.get(name), _oldest(head, since, now))
+        name: _class_view(name, topology.hardware[name], fleet, head, targets.get(name), _oldest(head, since, now))
         for name, head in heads.items()
     }
     moves = tuple(await queue_mover.moves())
@@ -123,7 +123,7 @@ def _oldest(head: Head, accepted: Mapping[str, float], now: float) -> float:
 
 
 def _class_view(
-    name: str, hardware: HardwareClass, fleet: FleetSnapshot, head: Head, want: Want | None, oldest: float
+    name: str, hardware: HardwareClass, fleet: FleetSnapshot, head: Head, target: ScalingTarget | None, oldest: float
 ) -> ClassView:
     devices = fleet.of_class(name)
     none = (0.0,) * LEVELS
@@ -142,6 +142,6 @@ def _class_view(
         rows_per_second=sum(rate for traffic, rate in fleet.rates.items() if traffic.partition("|")[0] == name),
         running=sum(device.running for device in devices),
         warm=tuple(sorted({key.partition("/")[0] for device in devices for key in device.warm})),
-        replicas=None if want is None else want.replicas,
-        why="no fleet snapshot yet" if want is None else want.reason,
+        replicas=None if target is None else target.replicas,
+        why="no fleet snapshot yet" if target is None else target.reason,
     )

@@ -130,7 +130,7 @@ def admit(order: Order, rules: Rules, working: WorkingSnapshot) -> Admitted:
     topology, tenant, size = rules.topology, order.request.tenant, order.size
     if not order.released:
         check_tenant(working.depths, topology, tenant=tenant, size=size)
-    template = _cached_choice(order, rules, working).draw(seed_of(order.job))
+    template = _cached_choice(order, rules, working).pick(seed_of(order.job))
     placement = template.placement
     if not order.released:
         check_class(working.depths, topology, hardware_class=placement.candidate.hardware_class, size=size)
@@ -180,15 +180,15 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> Cach
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
     rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
-    asked = (*_terms_of(request), rows, size, order.payload, order.company)
-    known = working.cached(asked) if until is None else None
+    key = (*_terms_of(request), rows, size, order.payload, order.company)
+    known = working.cached(key) if until is None else None
     if known is not None:
         return known
     check_terms(request)
     needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, until=until)
     cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
-        working.keep(asked, cached)
+        working.keep(key, cached)
     return cached
 
 
@@ -203,7 +203,9 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
     needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, until=_until(order))
     table = working.table(model, needs.constraints)
-    return model, explain(table, needs, working.ahead(released=working.passes(request.tenant)), seed=seed_of(order.job))
+    return model, explain(
+        table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
+    )
 
 
 def size_of(model: Model, request: Request, lengths: Lengths) -> int:
@@ -228,8 +230,8 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> int:
     """Predicted tokens of a generated answer, at most what the request allows; 0 for other models."""
     if not generates(model):
         return 0
-    asked = request.parameters.get(LONGEST)
-    return predicted(lengths, asked if isinstance(asked, int) else int(model.parameters[LONGEST].default))
+    limit = request.parameters.get(LONGEST)
+    return predicted(lengths, limit if isinstance(limit, int) else int(model.parameters[LONGEST].default))
 
 
 def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, until: float | None) -> Needs:
@@ -242,7 +244,7 @@ def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, siz
         payload=order.payload,
         allowance=tenants.allowance(request.tenant, topology, order.moment),
         company=order.company,
-        brief=tenants.shares.brief(request.tenant),
+        brief=tenants.shares.work_limit(request.tenant),
     )
     if until is None:
         return needs

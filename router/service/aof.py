@@ -56,7 +56,7 @@ class AppendOnlyFile:
         """Whether the server accepts no writes now: it cannot write to its disk, or recently refused a write."""
         return self._fails or time.monotonic() - self._refused_at < REFUSES_FOR
 
-    async def look(self, said: Mapping[str, str]) -> None:
+    async def observe(self, said: Mapping[str, str]) -> None:
         """Read `INFO server persistence errorstats`; once writes succeed again, request a rewrite if needed.
 
         Writes may fail for only milliseconds between two calls; the count of refused writes shows that.

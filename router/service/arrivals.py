@@ -56,7 +56,7 @@ TIDY = 1.0
 """Seconds between two checks for dead routers."""
 
 ACCEPT = 1.75
-"""Seconds, plus up to `LOOK`, that a caller of the HTTP door waits for the broker: it gets an answer within two."""
+"""Seconds, plus up to `CHECK_EVERY`, that an HTTP caller waits for the broker: it gets an answer within two."""
 
 TURN = 2.0
 """Longest wait of a stopping router for its loops to finish what they began, in seconds."""
@@ -208,7 +208,7 @@ class Router:
             BrokerUnavailableError: the broker or the state store does not answer.
         """
         topology, catalogue = self.rules.topology, self.rules.catalogue
-        view = await view_fleet(topology, self.fleet, self.queue_mover, self.scaler.wanted(), self.store)
+        view = await view_fleet(topology, self.fleet, self.queue_mover, self.scaler.targets(), self.store)
         old = tuple(name for name, report in sorted((await self.store.catalogues()).items()) if report.queues_changed)
         return msgspec.structs.replace(view, disabled=catalogue.disabled, outdated=catalogue.outdated, restart=old)
 
@@ -326,8 +326,8 @@ class Router:
     async def _tidy(self) -> None:
         while True:
             if not self.fleet.working.fleet.stale:
-                self.scaler.look(self.fleet.working.fleet, time.monotonic())
-                self.outcomes.look(self.fleet.working.fleet.devices)
+                self.scaler.observe(self.fleet.working.fleet, time.monotonic())
+                self.outcomes.update(self.fleet.working.fleet.devices)
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
                 if recovered:

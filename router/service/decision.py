@@ -84,7 +84,7 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
     task, job = envelope.headers.get("task"), envelope.headers.get("id")
     if not _is_name(job):
         return Decision(tag, letter=f"id: expected 1 to {MAX_NAME} characters, got {quoted(job)}")
-    if flaw := _unbelieved(tag, envelope, rules, now):
+    if flaw := _signature_flaw(tag, envelope, rules, now):
         return Decision(tag, letter=flaw)
     reply = _reply_of(envelope)
     try:
@@ -99,7 +99,7 @@ def read(arrival: Arrival, rules: Rules, now: float) -> Order | Decision:
         return msgspec.structs.replace(ended, refusal=_refusal(envelope, error, reply))
 
 
-def _unbelieved(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
+def _signature_flaw(tag: str, envelope: Envelope, rules: Rules, now: float) -> str:
     """Why an arrival fails the required producer signature; empty if it passes or none is required.
 
     The client named in it is not notified, because the sender is unknown. Replayed dead letters have no `tag` and are

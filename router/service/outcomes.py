@@ -21,17 +21,17 @@ class OutcomeCounters:
         self.rejected: Counter[tuple[str, ...]] = Counter()
         self.models: dict[str, Ran] = {}
         self._seen: dict[tuple[str, str], Done] = {}
-        self._looked = False
+        self._started = False
 
-    def look(self, devices: Iterable[DeviceFacts]) -> None:
+    def update(self, devices: Iterable[DeviceFacts]) -> None:
         """Add what live devices did since the last update. The first update sets the baseline."""
         for device in devices:
             for hardware_class, done in device.done.items():
                 before = self._seen.get((device.worker, hardware_class), Done())
                 self._seen[device.worker, hardware_class] = done
-                if self._looked:
+                if self._started:
                     self._add(hardware_class, done, before)
-        self._looked = True
+        self._started = True
 
     def _add(self, hardware_class: str, done: Done, before: Done) -> None:
         if _sum(done) < _sum(before):  # a new process under the same name

@@ -35,7 +35,7 @@ class FolderWatch:
     async def run(self) -> None:
         """Check indefinitely."""
         while True:
-            await self._tell()
+            await self._report()
             asked = self._reporter.asked
             if await asyncio.to_thread(self.folder.look, closely=asked):
                 self._rules.renew(self.folder.catalogue, self.folder.book)
@@ -65,7 +65,7 @@ class FolderWatch:
         processes = [_shown(name, before.get(name), report, wanted) for name, report in sorted(after.items())]
         return {"processes": processes}
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         """Report to the store what is served. During an outage, which another loop logs, the folder is still read."""
         with contextlib.suppress(BrokerUnavailableError):
             self._reporter.heard(await self._store.watch(self._reporter.arguments()))

@@ -47,8 +47,8 @@ class Results:
         self._pause = pause
         self._waiting: dict[str, set[asyncio.Future[bytes]]] = {}
         self._others: dict[str, int] = {}
-        self._heard = False  # anything received on the present connection since the last round
-        self._looking: set[asyncio.Task[None]] = set()
+        self._alive = False  # anything received on the present connection since the last round
+        self._lookups: set[asyncio.Task[None]] = set()
         self.hurried = asyncio.Event()
 
     def hurry(self) -> None:
@@ -94,7 +94,7 @@ class Results:
         """Listen indefinitely; results whose announcement was missed are read from the store."""
         async with asyncio.TaskGroup() as both:
             both.create_task(self._stay_subscribed())
-            both.create_task(self._keep_looking())
+            both.create_task(self._poll_store())
 
     async def close(self) -> None:
         """Disconnect."""
@@ -115,33 +115,33 @@ class Results:
             else:
                 away = False
 
-    async def _keep_looking(self) -> None:
+    async def _poll_store(self) -> None:
         """Read results awaited since the previous round, and drop a subscription that has become silent."""
         rounds = Rounds()
         while True:
             await asyncio.sleep(self._pause)
             await self._look_up(rounds.take(self._waiting))
-            if self._heard:
-                self._heard = False
+            if self._alive:
+                self._alive = False
                 self._connection.send(("PING",))
             else:
                 self._connection.close(ConnectionError(f"silent for {self._pause:g} s"))
 
     async def _listen(self) -> None:
         await self._connection.connect()
-        self._heard = True
-        await self._connection.listen([("SUBSCRIBE", self._own, *map(result_key, self._others))], self._hear)
+        self._alive = True
+        await self._connection.listen([("SUBSCRIBE", self._own, *map(result_key, self._others))], self._on_message)
 
-    def _hear(self, answer: Any) -> None:
-        self._heard = True
+    def _on_message(self, answer: Any) -> None:
+        self._alive = True
         if isinstance(answer, Exception):  # the server refuses
             self._connection.close(answer)
         elif answer[0] == b"subscribe":
             channel = answer[1].decode()
             jobs = [job for job in self._waiting if channel in (self._own, result_key(job))]
             task = asyncio.create_task(self._look_up(jobs))
-            self._looking.add(task)
-            task.add_done_callback(self._looking.discard)
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
         elif answer[0] == b"message":
             with suppress(msgspec.MsgspecError):  # other clients may publish there
                 self._resolve(_job_of(answer[2]).task_id, answer[2])

@@ -16,11 +16,11 @@ import msgspec
 from broker.port import KeptSnapshot
 from router.decide.cost import shadow_prices
 from router.decide.depths import Depths, depths_from
-from router.decide.explain import pack_reading
+from router.decide.explain import pack_snapshot
 from router.decide.placement import Placement
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
 from router.decide.tenants import Shares, Tenants, day_of
-from router.decide.working_snapshot import GLANCE, WorkingSnapshot
+from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.store import FleetFacts, Store
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
 from tasks.models.profiles import ProfileBook
@@ -45,7 +45,7 @@ RATE_MEMORY = 5.0
 STARTS_FOR = 90.0
 """Seconds for which a request to start devices of a class counts: three of KEDA's default polling intervals."""
 
-_UNKEPT_AT_MOST = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
+_UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
 
 Work = Mapping[str, tuple[float, ...]]
 """Device seconds by hardware class, one figure per level."""
@@ -65,13 +65,13 @@ class FleetReader:
         self._book = book
         self._starts = starts
         self._name = uuid.uuid4().hex[:12]
-        self._outlooks = 0
-        self._unkept: deque[WorkingSnapshot] = deque(maxlen=_UNKEPT_AT_MOST)
+        self._generation = 0
+        self._unstored: deque[WorkingSnapshot] = deque(maxlen=_UNSTORED_LIMIT)
         self._used = False
         self.shares = Shares(topology.tenants)
-        self._look_at(FleetSnapshot(stale=True), Tenants(shares=self.shares))
+        self._set_fleet(FleetSnapshot(stale=True), Tenants(shares=self.shares))
         self._read_at = -STALE_AFTER
-        self._seen_at = time.monotonic()
+        self._updated_at = time.monotonic()
         self._arrived: Arrived | None = None
         self.heartbeats: Mapping[str, float] = {}
         self._refusal = Refusal()
@@ -82,9 +82,9 @@ class FleetReader:
         now = time.monotonic()
         if not self._working.fleet.stale and now - self._read_at > STALE_AFTER:
             self._go_stale()
-        if now - self._seen_at > GLANCE:
-            self._working.pass_time(now - self._seen_at)
-            self._seen_at = now
+        if now - self._updated_at > TOLERANCE:
+            self._working.advance(now - self._updated_at)
+            self._updated_at = now
         return self._working
 
     @property
@@ -98,7 +98,7 @@ class FleetReader:
         self._working.count(placement, tenant)
         if not self._used:
             self._used = True
-            self._unkept.append(self._working)
+            self._unstored.append(self._working)
 
     async def read(self) -> None:
         """Read once. On failure the last snapshot remains, marked stale, and the error is raised."""
@@ -113,18 +113,18 @@ class FleetReader:
         fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
-        self._look_at(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
+        self._set_fleet(fleet, tenants, depths_from(facts.work, facts.used, refuses=facts.refuses))
         now = time.monotonic()
-        self.shares.fade(now - self._read_at)
-        self._read_at = self._seen_at = now
+        self.shares.decay(now - self._read_at)
+        self._read_at = self._updated_at = now
         gone = [name for name, at in facts.heartbeats.items() if facts.now - at > FORGET_AFTER]
         if gone:
             await self._store.forget_devices(gone)
 
-    def take_stock(self, cells: Mapping[str, float]) -> None:
+    def replace_work(self, cells: Mapping[str, float]) -> None:
         """Replace the work counted by the figures in the cells of `WORK`, read between two snapshots."""
-        self._working.take_stock(*work_from(cells))
-        self._seen_at = time.monotonic()
+        self._working.replace_work(*work_from(cells))
+        self._updated_at = time.monotonic()
 
     async def run(self) -> None:
         """Read periodically, indefinitely; an outage is logged once."""
@@ -142,27 +142,27 @@ class FleetReader:
     def renew(self, book: ProfileBook) -> None:
         """Use other profiles, and the catalogue's present models."""
         self._book = book
-        self._working.renew(book)
+        self._working.rebuild(book)
 
     def snapshots(self) -> list[KeptSnapshot]:
         """Snapshots used by placements and not stored yet: store them with the next records, then call `kept`."""
         keep = self._topology.limits.keep_explanation
-        return [KeptSnapshot(working.reading, pack_reading(working.fleet), keep) for working in self._unkept]
+        return [KeptSnapshot(working.snapshot_name, pack_snapshot(working.fleet), keep) for working in self._unstored]
 
     def kept(self, snapshots: Iterable[KeptSnapshot]) -> None:
         """These snapshots were stored."""
         names = {snapshot.name for snapshot in snapshots}
         if names:
-            left = [working for working in self._unkept if working.reading not in names]
-            self._unkept = deque(left, maxlen=_UNKEPT_AT_MOST)
+            left = [working for working in self._unstored if working.snapshot_name not in names]
+            self._unstored = deque(left, maxlen=_UNSTORED_LIMIT)
 
     def _go_stale(self) -> None:
-        self._look_at(replace(self._working.fleet, stale=True), self._working.tenants)
+        self._set_fleet(replace(self._working.fleet, stale=True), self._working.tenants)
 
-    def _look_at(self, fleet: FleetSnapshot, tenants: Tenants, depths: Depths | None = None) -> None:
-        self._outlooks += 1
-        reading = f"{self._name}.{self._outlooks}"
-        self._working = WorkingSnapshot(self._topology, self._book, fleet, reading, tenants, depths)
+    def _set_fleet(self, fleet: FleetSnapshot, tenants: Tenants, depths: Depths | None = None) -> None:
+        self._generation += 1
+        name = f"{self._name}.{self._generation}"
+        self._working = WorkingSnapshot(self._topology, self._book, fleet, name, tenants, depths)
         self._used = False
 
 
@@ -219,8 +219,8 @@ def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] 
     `starts` are classes whose devices are started on demand, besides those named in the store's keys.
     """
     live = sorted(name for name, at in facts.heartbeats.items() if refusal.lives(at, facts.now))
-    told = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
-    devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in told)
+    reports = tuple(_readable(facts.devices[name] for name in live if name in facts.devices))
+    devices = tuple(_since(device, facts.now - facts.heartbeats.get(device.worker, facts.now)) for device in reports)
     work, held = work_from(facts.work)
     said = {name for name, at in facts.starts.items() if facts.now - at <= STARTS_FOR}
     startable = tuple(sorted(said | starts))

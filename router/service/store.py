@@ -97,11 +97,11 @@ class Store:
     def __init__(self, url: str, limits: Limits) -> None:
         self.ended: Counter[tuple[str, ...]] = Counter()
         self._url = url
-        self._calls, self._looks = Connection(url), Connection(url)
-        self._file = AppendOnlyFile(self._looks)
+        self._calls, self._periodic = Connection(url), Connection(url)
+        self._file = AppendOnlyFile(self._periodic)
         self._lines = [Connection(url) for _ in range(_CARRIERS)]
         self._carriers = cycle(self._lines)
-        self._readers: list[Connection] = []  # that nobody uses now
+        self._readers: list[Connection] = []  # idle
         self._reading = asyncio.Semaphore(_READERS)
         self._limits = limits
         self._ahead = 0.0
@@ -112,7 +112,7 @@ class Store:
         """The store's time, from the last `facts` and this host's clock since."""
         return time.monotonic() + self._ahead
 
-    def told_now(self) -> float:
+    def stored_now(self) -> float:
         """The store's time for values that are stored: it fails before the first `facts`.
 
         Constant within one iteration of the event loop, so that requests that arrive together get equal records.
@@ -131,7 +131,7 @@ class Store:
         """All facts that the fleet reports, in one round trip."""
         day = day_of(self.now())
         with fleet_errors(_SERVER):
-            answers = await self._looks.calls(
+            answers = await self._periodic.calls(
                 ("TIME",),
                 ("HGETALL", DEVICES),
                 ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
@@ -141,13 +141,13 @@ class Store:
                 ("HGETALL", spent_key(day)),
                 ("INFO", "server", "memory", "persistence", "errorstats"),
             )
-            time_of, devices, heartbeats, work, lengths, starts, spent, told = answers
-            said = _told(told)
-            await self._file.look(said)
+            time_of, devices, heartbeats, work, lengths, starts, spent, info = answers
+            values = _info_values(info)
+            await self._file.observe(values)
             now = int(time_of[0]) + int(time_of[1]) / 1e6
             self._ahead = now - time.monotonic()
             if day_of(now) != day:  # at the first read, or at midnight
-                spent = await self._looks.call("HGETALL", spent_key(day_of(now)))
+                spent = await self._periodic.call("HGETALL", spent_key(day_of(now)))
         return FleetFacts(
             now=now,
             devices=_named(devices),
@@ -156,7 +156,7 @@ class Store:
             lengths=_named(lengths),
             starts=_figures(starts),
             spent=_figures(spent),
-            used=_used(said),
+            used=_used(values),
             refuses=self._file.refuses,
         )
 
@@ -252,12 +252,12 @@ class Store:
         Jobs not ended within `lease` seconds are returned again.
         """
         with fleet_errors(_SERVER):
-            return overdue_answer(await self._looks.run(overdue_call(most, lease)))
+            return overdue_answer(await self._periodic.run(overdue_call(most, lease)))
 
     async def survey(self) -> Survey:
         """The holding queues that have jobs."""
         with fleet_errors(_SERVER):
-            return survey_answer(await self._looks.run(survey_call()))
+            return survey_answer(await self._periodic.run(survey_call()))
 
     async def draw(self, token: str, queue: str, most: int, lease: float) -> tuple[float, list[Drawn]]:
         """The store's time and a holding queue's first jobs, for the leader; jobs not placed within `lease` return."""
@@ -293,7 +293,7 @@ class Store:
             push = ("LPUSH", DEAD, *(msgspec.json.encode(letter) for letter in letters))
             await self._calls.transaction(push, ("LTRIM", DEAD, 0, _DEAD_AT_MOST - 1))
 
-    async def set_aside(self) -> tuple[int, int]:
+    async def held_and_dead(self) -> tuple[int, int]:
         """The number of held jobs and of dead letters."""
         with fleet_errors(_SERVER):
             held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
@@ -349,7 +349,7 @@ class Store:
         """
         with fleet_errors(_SERVER):
             call = forget_call(self._forgotten, self._limits.keep_record, _FORGOTTEN)
-            looked, last = await self._looks.run(call)
+            looked, last = await self._periodic.run(call)
         self._forgotten = f"({last.decode()}" if looked == _FORGOTTEN else "-inf"
 
     async def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
@@ -375,7 +375,7 @@ class Store:
 
     async def close(self) -> None:
         """Disconnect."""
-        for connection in (self._calls, self._looks, *self._lines, *self._readers):
+        for connection in (self._calls, self._periodic, *self._lines, *self._readers):
             connection.close()
 
     @asynccontextmanager
@@ -414,12 +414,12 @@ def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
     return {name: float(value) for name, value in _named(pairs).items()}
 
 
-def _told(info: bytes) -> dict[str, str]:
+def _info_values(info: bytes) -> dict[str, str]:
     """The values in an answer to `INFO`, by name."""
     return dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
 
 
-def _used(said: Mapping[str, str]) -> float:
+def _used(values: Mapping[str, str]) -> float:
     """The share of its memory limit that a server uses; 0 if it has no limit."""
-    most = float(said["maxmemory"])
-    return float(said["used_memory"]) / most if most else 0.0
+    most = float(values["maxmemory"])
+    return float(values["used_memory"]) / most if most else 0.0

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from router.service.results import give_up
 
-LOOK = 0.05
+CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""
 
 _Value = TypeVar("_Value")
@@ -18,29 +18,29 @@ class WaitTimeouts:
 
     def __init__(self) -> None:
         self._until: dict[asyncio.Future[Any], float] = {}
-        self._looking = False
+        self._checking = False
 
     async def wait(self, future: asyncio.Future[_Value], longest: float) -> _Value:
-        """The result of `future`, within `longest` seconds plus `LOOK`.
+        """The result of `future`, within `longest` seconds plus `CHECK_EVERY`.
 
         Raises:
             TimeoutError: no result in time; the future has failed with this error.
         """
         loop = future.get_loop()
         self._until[future] = loop.time() + longest
-        if not self._looking:
-            self._looking = True
-            loop.call_later(LOOK, self._look, loop)
+        if not self._checking:
+            self._checking = True
+            loop.call_later(CHECK_EVERY, self._check, loop)
         try:
             return await future
         finally:
             del self._until[future]
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for future, until in self._until.items():
             if now >= until:
                 give_up(future)
-        self._looking = bool(self._until)
-        if self._looking:
-            loop.call_later(LOOK, self._look, loop)
+        self._checking = bool(self._until)
+        if self._checking:
+            loop.call_later(CHECK_EVERY, self._check, loop)

@@ -25,10 +25,10 @@ from router.upkeep.waiting import (
     Waiting,
     backlogged,
     groups_of,
-    most_of_each,
     read_waiting,
     rest_of_move,
     steps_of,
+    window_per_level,
 )
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Mover(Duty):
         if working.fleet.stale:
             return
         try:
-            depths, waiting = await self._look()
+            depths, waiting = await self._inspect()
             groups = groups_of([*waiting.values()], working, rules.max_moves_per_job)
             work = {name: working.backlog.levels(name) for name in working.backlog.classes}
             decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
@@ -77,7 +77,7 @@ class Mover(Duty):
         finally:
             await self._queue_mover.put_back()
 
-    async def _look(self) -> tuple[dict[str, int], dict[str, Waiting]]:
+    async def _inspect(self) -> tuple[dict[str, int], dict[str, Waiting]]:
         """The queue depth of each class, and by id the movable jobs among those that its queue serves last.
 
         On RabbitMQ a job may be in the queue twice: one of the two copies is moved.
@@ -85,7 +85,7 @@ class Mover(Duty):
         depths, waiting = {}, dict[str, Waiting]()
         working, rules = self._fleet.working, self._rules.topology.rebalance
         names = backlogged(working, rules.tick)
-        most = most_of_each(rules.window, names, working.backlog)
+        most = window_per_level(rules.window, names, working.backlog)
         for name in names:
             shown = await self._queue_mover.peek(name, most)
             depths[name] = shown.depth

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from broker.port import Transport
 from broker.valkey.holding import Drawn, Line
 from broker.valkey.leadership import Leadership
-from router.decide.capacity import has_room
+from router.decide.capacity import has_capacity
 from router.decide.fairness import FairOrder, Turn, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
@@ -64,7 +64,7 @@ class Releaser(Duty):
             return
         began, held = time.monotonic(), True
         if self.pause == TICK:
-            self._fleet.shares.looked(began - self._began)
+            self._fleet.shares.record_interval(began - self._began)
         self._began, self.pause = began, TICK
         self._expected = False
         try:
@@ -77,10 +77,10 @@ class Releaser(Duty):
         survey = await self._store.survey()
         if not survey.lines or self._fleet.working.fleet.stale:
             return False
-        self._fleet.take_stock(survey.work)
+        self._fleet.replace_work(survey.work)
         turns = [turn for line in survey.lines if (turn := self._turn(line)) is not None]
-        self._order.meet(turn.kind.tenant for turn in turns)
-        ready = {turn: 0 for turn in turns if turn.line.due <= survey.now or self._has_room(turn)}
+        self._order.set_present(turn.kind.tenant for turn in turns)
+        ready = {turn: 0 for turn in turns if turn.line.due <= survey.now or self._has_capacity(turn)}
         until = time.monotonic() + BEAT
         while ready and time.monotonic() < until:
             turn = self._order.next(ready)
@@ -95,15 +95,15 @@ class Releaser(Duty):
         kind = kind_of(line.queue)
         return None if kind is None else Turn(line, kind)
 
-    def _has_room(self, turn: Turn) -> bool:
+    def _has_capacity(self, turn: Turn) -> bool:
         """Whether a job of the queue may be placed now. If its model is gone it may, to notify its submitter."""
         working = self._fleet.working
         try:
             table = working.table(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
         except (UnknownModelError, ModelUnavailableError):
             return True
-        brief = working.tenants.shares.brief(turn.kind.tenant)
-        return has_room(table, turn.line.level, working.ahead(released=True), brief=brief)
+        work_limit = working.tenants.shares.work_limit(turn.kind.tenant)
+        return has_capacity(table, turn.line.level, working.ahead(released=True), brief=work_limit)
 
     async def _release(self, turn: Turn, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""

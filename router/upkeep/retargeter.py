@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from kombu.exceptions import KombuError
 
-from router.decide.retarget import Retarget, Spells, retarget
+from router.decide.retarget import Conditions, Retarget, retarget
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
 from router.upkeep.leader import Duty
@@ -30,11 +30,11 @@ class Retargeter(Duty):
         self._store = store
         self._app = make_app(settings, topology)
         self._topology = topology
-        self._spells = Spells()
+        self._conditions = Conditions()
 
     def begin(self) -> None:
         """Conditions observed before another router led are superseded."""
-        self._spells = Spells()
+        self._conditions = Conditions()
         super().begin()
 
     async def tick(self) -> None:
@@ -42,10 +42,10 @@ class Retargeter(Duty):
         fleet, now = self._fleet.working.fleet, self._store.now()
         if fleet.stale:
             return
-        self._spells.look(fleet, self._topology, now)
-        decided = retarget(fleet, self._topology, self._spells, now)
+        self._conditions.observe(fleet, self._topology, now)
+        decided = retarget(fleet, self._topology, self._conditions, now)
         if decided:
-            self._spells.note(decided, now)
+            self._conditions.note(decided, now)
             await asyncio.to_thread(self._command, decided)
         for one in decided:
             logger.info("retargeted", extra=asdict(one))

@@ -16,7 +16,7 @@ from router.decide.explain import read_basis
 from router.decide.placement_cache import shown
 from router.decide.rebalance import Group, Move
 from router.decide.snapshot import Backlog
-from router.decide.working_snapshot import GLANCE, WorkingSnapshot
+from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
 from tasks.models.catalogue import Catalogue, Model
 from tasks.ticket import TicketError, read_ticket, sign
@@ -105,13 +105,13 @@ def backlogged(working: WorkingSnapshot, tick: float) -> list[str]:
     return behind if any(live for name, live in devices.items() if behind != [name]) else []
 
 
-def most_of_each(window: int, names: Sequence[str], backlog: Backlog) -> int:
+def window_per_level(window: int, names: Sequence[str], backlog: Backlog) -> int:
     """Jobs to inspect at each level of these queues: one window, shared by the levels that have work."""
-    filled = sum(seconds > GLANCE for name in names for seconds in backlog.levels(name))
+    filled = sum(seconds > TOLERANCE for name in names for seconds in backlog.levels(name))
     return max(window // max(filled, 1), 1)
 
 
-def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
+def group_by_kind(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
     """The jobs by kind, each with the device seconds served before it.
 
     They arrive in the order of `QueueMover.peek` and keep it: within each queue and level, last served first.
@@ -127,7 +127,7 @@ def alike(jobs: Iterable[Q], backlog: Backlog) -> list[list[tuple[Q, float]]]:
 
 def groups_of(jobs: Sequence[Waiting], working: WorkingSnapshot, max_moves_per_job: int) -> list[Group]:
     """Groups of the jobs, given in the order of `QueueMover.peek`: within each queue and level, last served first."""
-    groups = (_group(members, working, max_moves_per_job) for members in alike(jobs, working.backlog))
+    groups = (_group(members, working, max_moves_per_job) for members in group_by_kind(jobs, working.backlog))
     return [group for group in groups if group is not None]
 
 
@@ -204,6 +204,6 @@ def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: 
         prices={**old.prices, target: price},
         reason=reason,
     )
-    told = shown(old.model, target, variant, reason)
-    headers = {**envelope.headers, HEADER: sign(unsigned, body, rules.secret), "kwargsrepr": told}
+    text = shown(old.model, target, variant, reason)
+    headers = {**envelope.headers, HEADER: sign(unsigned, body, rules.secret), "kwargsrepr": text}
     return msgspec.structs.replace(envelope, headers=headers)

@@ -19,7 +19,7 @@ QUANTILE = 0.95
 """The quantile over those windows that a mix must serve."""
 
 
-HURRY = 0.25
+DEADLINE_EXPONENT = 0.25
 """Exponent by which a service's headroom shortens its deadline: a headroom of 16 halves it."""
 
 
@@ -59,14 +59,15 @@ def demand(workload: Workload, headroom: Figures) -> Figures:
 
     A request costs its device seconds in the fullest batch in which it would still be in time.
     A group's demand is the `QUANTILE` over its windows, and at least its mean.
-    A headroom of h multiplies that by h, and requires answers in deadline / h ** `HURRY`, or as fast as possible.
+    A headroom of h multiplies that by h, and requires answers in deadline / h ** `DEADLINE_EXPONENT`, or as fast as
+    possible.
     Requests that no class could answer in time are left out.
 
     Raises:
         InfeasibleError: that applies to all requests.
     """
     times = headroom[workload.trace.service]
-    work = _needed(workload, workload.trace.deadline / times**HURRY)
+    work = _needed(workload, workload.trace.deadline / times**DEADLINE_EXPONENT)
     rows = np.flatnonzero(np.isfinite(work).any(axis=1))
     if not len(rows):
         raise InfeasibleError("no request could be answered in time on any class")

@@ -65,20 +65,20 @@ def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) 
     Raises:
         FleetTooSmallError: the counts do not allow it.
     """
-    found = _solve(offers, load, counts, dear=False)
+    found = _solve(offers, load, counts, unlimited=False)
     if found is None:
-        beyond = _solve(offers, load, counts, dear=True)
+        beyond = _solve(offers, load, counts, unlimited=True)
         assert beyond is not None, "with unlimited devices there is always a mix"
         lacking = {name: int(more) for name, more in zip(counts, beyond[len(offers) :], strict=False) if more}
         raise FleetTooSmallError(lacking, counts)
     return Mix(tuple(offers), tuple(found[: len(offers)]))
 
 
-def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *, dear: bool) -> list[int] | None:
+def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *, unlimited: bool) -> list[int] | None:
     """Whole numbers of each offer, then of further devices of each class; None if there is no solution.
 
     Variables: instances of each offer, further devices of each class, shares of each group on each of its classes.
-    With `dear`, instances cost nothing and each further device 1; otherwise no further devices are available.
+    With `unlimited`, instances cost nothing and each further device 1; otherwise no further devices are available.
     """
     group, column = np.nonzero(np.isfinite(load))
     bought, classes, shares = len(offers), len(counts), len(group)
@@ -94,10 +94,10 @@ def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *,
         limited[row, position] = offer.devices
     limited[np.arange(classes), bought + np.arange(classes)] = -1
     cost = np.zeros(size)
-    cost[:bought] = [0.0 if dear else offer.usd_per_hour for offer in offers]
+    cost[:bought] = [0.0 if unlimited else offer.usd_per_hour for offer in offers]
     cost[bought : bought + classes] = 1
     highest = np.full(size, np.inf)
-    highest[bought : bought + classes] = np.inf if dear else 0
+    highest[bought : bought + classes] = np.inf if unlimited else 0
     highest[bought + classes :] = 1
     answer = milp(
         cost,

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from router.decide.candidates import CandidateTable
-from router.decide.capacity import has_room
+from router.decide.capacity import has_capacity
 from router.decide.classify import Constraints, Needs
 from router.decide.fairness import HeldKind
 from router.decide.placement import Placement, choose
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.releaser import TICK
-from simulator.expected_batch import Company
+from simulator.expected_batch import ExpectedBatch
 from simulator.fleet import SERVICES, Fleet
 from simulator.holding import Holding
 from simulator.mover import Mover
@@ -47,14 +47,14 @@ class Taxiway(ByLevel):
         ]
         self._constraints = [_constraints(fleet, name) for name in workload.trace.models]
         self._batch = max(device.max_batch for device in fleet.classes.values())
-        self._company = Company(len(workload.trace.models))
+        self._expected_batch = ExpectedBatch(len(workload.trace.models))
         self._holding = Holding()
         self._mover = Mover(fleet.rebalance, self._reader, self._table, self._needs)
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         working = self._reader.working(pools, now)
-        self._company.meet(job)
+        self._expected_batch.observe(job)
         table = self._table(job, working)
         try:
             placement = choose(table, self._needs(job, now), working.ahead(), seed=job.index)
@@ -95,13 +95,13 @@ class Taxiway(ByLevel):
         kinds = self._holding.kinds()
         if not kinds:
             return
-        self._holding.meet(kinds)
-        working = self._reader.take_stock(pools, now)
+        self._holding.set_present(kinds)
+        working = self._reader.replace_work(pools, now)
         ready = {kind for kind in kinds if self._may_leave(self._holding.first(kind), working, now)}
         while ready:
             kind = self._holding.next(ready)
             job, company = self._holding.first(kind), min(self._holding.count(kind), self._batch)
-            placement = self._again(job, working, now, company)
+            placement = self._place_again(job, working, now, company)
             if placement is not None and placement.held:
                 ready.discard(kind)
                 continue
@@ -116,9 +116,9 @@ class Taxiway(ByLevel):
             ready &= self._holding.kinds()
 
     def _may_leave(self, job: Job, working: WorkingSnapshot, now: float) -> bool:
-        return job.due <= now or has_room(self._table(job, working), job.level, working.ahead(released=True))
+        return job.due <= now or has_capacity(self._table(job, working), job.level, working.ahead(released=True))
 
-    def _again(self, job: Job, working: WorkingSnapshot, now: float, company: int) -> Placement | None:
+    def _place_again(self, job: Job, working: WorkingSnapshot, now: float, company: int) -> Placement | None:
         """A held job's placement now; None if it is refused."""
         if job.due <= now:
             return None
@@ -147,14 +147,17 @@ class Taxiway(ByLevel):
         if not self._stepping[job.model]:
             each = pace * [job.crowding[place] for place in places]
             return replace(table, base=alone - each, slope=each)
-        usual, each = pace * self._company.alone(job.model)[places], pace * self._company.crowding(job.model)[places]
+        usual, each = (
+            pace * self._expected_batch.alone(job.model)[places],
+            pace * self._expected_batch.crowding(job.model)[places],
+        )
         work = (usual - each) / table.limit + each
         company = working.backlog.seconds.sum(axis=1)[table.queue] / table.servers / work
         return replace(
             table,
             base=alone - each,
             slope=each,
-            beside=table.limit * work,
+            concurrent=table.limit * work,
             limit=np.minimum(company + 1.0, table.limit),
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _ENDLESS),

@@ -280,8 +280,8 @@ def test_what_comes_in_one_turn_of_the_loop_came_at_one_time(settings: Settings)
     async def scenario() -> tuple[float, float]:
         store = Store(settings.state, Limits())
         await store.facts()
-        first, second = store.told_now(), store.told_now()
-        while store.told_now() == first:
+        first, second = store.stored_now(), store.stored_now()
+        while store.stored_now() == first:
             await asyncio.sleep(0)
         await store.close()
         return first, second

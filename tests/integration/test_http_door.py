@@ -240,12 +240,12 @@ def test_a_job_keeps_little_for_its_explanation(http, store):
     job = accept(http, "a")
 
     assert len(store.hget(job_key(job), "basis")) < 500
-    assert store.ttl(snapshot_key(basis_of(store, job).reading)) > 3500
+    assert store.ttl(snapshot_key(basis_of(store, job).snapshot)) > 3500
 
 
 def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said(http, store):
     job = accept(http, "a")
-    ended = msgspec.structs.replace(basis_of(store, job), reading="another")  # deleted, it would be so for other jobs
+    ended = msgspec.structs.replace(basis_of(store, job), snapshot="another")  # deleted, it would be so for other jobs
     store.hset(job_key(job), "basis", msgspec.json.encode(ended))
 
     placement = http.get(f"/v2/jobs/{job}/placement").json()

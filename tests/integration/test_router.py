@@ -22,7 +22,7 @@ from broker.port import DeadLetter, Outgoing
 from broker.valkey.queues import ValkeyTransport
 from broker.valkey.sessions import LASTS, TAKES
 from local.embedded import EmbeddedValkey
-from router.decide.explain import read_basis, unpack_reading
+from router.decide.explain import read_basis, unpack_snapshot
 from tasks.settings import TREE
 from taxiway.contract.job import JobState, read_meta, read_result, record_from
 from taxiway.contract.keys import (
@@ -439,9 +439,9 @@ def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(store, idle_d
     job = send(store, deadline=30)
     basis = read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode())
 
-    kept = store.get(snapshot_key(basis.reading))
+    kept = store.get(snapshot_key(basis.snapshot))
 
-    assert [d.hardware_class for d in unpack_reading(kept).devices] == ["cpu.batch"]
+    assert [d.hardware_class for d in unpack_snapshot(kept).devices] == ["cpu.batch"]
 
 
 def test_with_the_state_on_another_server_placements_are_explained_from_there(tmp_path, settings, store):

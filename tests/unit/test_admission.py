@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker.port import Arrival
 from broker.valkey.forwarding import Forward, forward_call
-from router.decide.explain import explain_again, read_basis
+from router.decide.explain import explain_record, read_basis
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.tenants import Tenants, day_of
@@ -133,7 +133,7 @@ def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it()
         fields = one.outgoing.fields
         basis = read_basis(fields["basis"])
         model = RULES.catalogue.resolve("echo")
-        table = explain_again(model, basis, RULES.topology, FLEET, RULES.book, seed=seed_of(job))
+        table = explain_record(model, basis, RULES.topology, FLEET, RULES.book, seed=seed_of(job))
         assert (table.hardware_class, table.variant, table.reason) == (
             fields["hardware_class"],
             fields["variant"],

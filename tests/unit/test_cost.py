@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import RESIDENCE, CandidateTable, lay_out
+from router.decide.candidates import RESIDENCE, CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.cost import DEAREST, Estimate, batch_limit, reckon, shadow_prices
+from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, shadow_prices
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
@@ -35,11 +35,11 @@ TOPOLOGY = a_topology(cpu=CLASS)
 
 
 def table_of(*devices: DeviceFacts, hardware: HardwareClass = CLASS, **fleet: Any) -> CandidateTable:
-    return lay_out(MODEL, Constraints(), a_topology(cpu=hardware), FleetSnapshot(devices, **fleet), ProfileBook())
+    return build_table(MODEL, Constraints(), a_topology(cpu=hardware), FleetSnapshot(devices, **fleet), ProfileBook())
 
 
 def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0, **fleet: Any) -> Estimate:
-    return reckon(table_of(*devices, **fleet), needs, np.array([ahead])).at(0)
+    return estimate_figures(table_of(*devices, **fleet), needs, np.array([ahead])).at(0)
 
 
 def test_a_warm_device_pays_no_load() -> None:
@@ -69,9 +69,9 @@ def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it(
     generating = msgspec.structs.replace(
         MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10
     )
-    table = lay_out(generating, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
+    table = build_table(generating, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
     full = PROFILE.latency(8, 10)
-    waits = [reckon(table, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
+    waits = [estimate_figures(table, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
     assert waits == pytest.approx([0.0, 0.0, 3.0])
     assert estimated(WARM, ahead=full).wait == pytest.approx(full)
 
@@ -141,7 +141,7 @@ def test_more_urgent_work_waits_until_the_first_device_has_ended_a_long_batch() 
 def bounded(max_run: float, needs: Needs) -> Estimate:
     """The figures where a batch takes at most `max_run` seconds."""
     hardware = msgspec.structs.replace(CLASS, max_run=max_run)
-    return reckon(table_of(WARM, hardware=hardware), needs, np.zeros(1)).at(0)
+    return estimate_figures(table_of(WARM, hardware=hardware), needs, np.zeros(1)).at(0)
 
 
 def test_rows_beyond_what_a_batch_may_take_run_in_more_batches() -> None:
@@ -189,7 +189,9 @@ def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() 
     assert elsewhere == alone
     topology = a_topology(cpu=CLASS, far=CLASS)
     fleet = FleetSnapshot((WARM,), rates={"far|sentiment:1": 8.0})
-    figures = reckon(lay_out(MODEL, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(2)).at(0)
+    figures = estimate_figures(
+        build_table(MODEL, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(2)
+    ).at(0)
     assert figures.run == alone.run
     assert figures.cost < alone.cost
 
@@ -197,7 +199,7 @@ def test_traffic_at_other_classes_makes_a_row_cheaper_but_its_batch_no_longer() 
 def test_a_link_takes_its_delay_and_its_bytes_and_egress_is_paid() -> None:
     link = Link(delay=0.01, bytes_per_second=1e6, egress_usd_per_gib=0.1)
     far = table_of(WARM, hardware=msgspec.structs.replace(CLASS, link=link))
-    figures = reckon(far, replace(ONE_ROW, payload=2**20), np.zeros(1)).at(0)
+    figures = estimate_figures(far, replace(ONE_ROW, payload=2**20), np.zeros(1)).at(0)
     assert figures.transfer == pytest.approx(0.01 + 2**20 / 1e6)
     assert figures.cost == pytest.approx(0.2 * 3.6 / 3600 + 0.1 / 1024)
 
@@ -206,8 +208,8 @@ def test_spot_capacity_has_its_own_price_and_pays_for_what_a_reclaim_wastes() ->
     price = Price(3.6, spot_usd_per_hour=1.8)
     spot = msgspec.structs.replace(CLASS, max_wait=0.0, price=price, capacity="spot", reclaims_per_hour=360.0)
     topology = a_topology(cpu=spot)
-    table = lay_out(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
-    figures = reckon(table, ONE_ROW, np.zeros(1)).at(0)
+    table = build_table(MODEL, Constraints(preemptible=True), topology, FleetSnapshot((WARM,)), ProfileBook())
+    figures = estimate_figures(table, ONE_ROW, np.zeros(1)).at(0)
     assert figures.cost == pytest.approx(0.2 * (1 + 0.1 * 0.2 / 2) * 1.8 / 3600)
 
 
@@ -231,9 +233,9 @@ def test_more_rows_never_take_less_time_or_money(
     situation: tuple[Model, Needs, Topology, FleetSnapshot], more: int
 ) -> None:
     model, needs, topology, fleet = situation
-    table = lay_out(model, needs.constraints, topology, fleet, ProfileBook())
+    table = build_table(model, needs.constraints, topology, fleet, ProfileBook())
     ahead = np.zeros(len(table.classes))
-    few, many = (reckon(table, replace(needs, rows=rows), ahead) for rows in (needs.rows, needs.rows + more))
+    few, many = (estimate_figures(table, replace(needs, rows=rows), ahead) for rows in (needs.rows, needs.rows + more))
     assert np.all(many.finish >= few.finish * (1 - 1e-9))
     assert np.all(many.cost >= few.cost * (1 - 1e-9))
     for name in Estimate.__slots__:

@@ -7,17 +7,17 @@ import msgspec
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from router.decide.candidates import lay_out
+from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.explain import (
     Considered,
     Explanation,
     basis_text,
     explain,
-    explain_again,
-    pack_reading,
+    explain_record,
+    pack_snapshot,
     read_basis,
-    unpack_reading,
+    unpack_snapshot,
 )
 from router.decide.placement import choose, place, seed_of
 from router.decide.snapshot import Backlog, FleetSnapshot
@@ -36,14 +36,14 @@ BOOK = ProfileBook()
 
 def explained(situation: Situation, seed: int = 0) -> Explanation:
     model, needs, topology, fleet = situation
-    table = lay_out(model, needs.constraints, topology, fleet, BOOK)
+    table = build_table(model, needs.constraints, topology, fleet, BOOK)
     return explain(table, needs, Backlog(table.classes, {} if fleet.stale else fleet.work).seconds, seed=seed)
 
 
 @given(situation=situations(), more=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.floats(0.001, 9))))
 def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: list[tuple[int, int, float]]) -> None:
     model, needs, topology, fleet = situation
-    table = lay_out(model, needs.constraints, topology, fleet, BOOK)
+    table = build_table(model, needs.constraints, topology, fleet, BOOK)
     backlog = Backlog(table.classes, fleet.work)
     for row, level, work in more:
         backlog.add(table.classes[row % len(table.classes)], level, work)
@@ -53,11 +53,11 @@ def test_what_is_kept_gives_the_same_decision_again(situation: Situation, more: 
         assume(False)
         raise
     basis = read_basis(basis_text(placement.needs, "r1", table.classes, backlog.seconds))
-    kept = unpack_reading(pack_reading(fleet))
+    kept = unpack_snapshot(pack_snapshot(fleet))
     assert basis is not None
     assert kept is not None
 
-    again = explain_again(model, basis, topology, kept, BOOK, seed=seed_of("j1"))
+    again = explain_record(model, basis, topology, kept, BOOK, seed=seed_of("j1"))
 
     chosen = placement.candidate
     bound = (None, None) if placement.held else (chosen.hardware_class, chosen.variant_name)
@@ -102,7 +102,7 @@ def test_a_basis_of_another_release_is_none() -> None:
     assert read_basis("") is None
     assert read_basis("[1]") is None
     assert read_basis("{") is None
-    assert unpack_reading(b"nothing") is None
+    assert unpack_snapshot(b"nothing") is None
 
 
 HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0, "horizon": 10.0}
@@ -196,4 +196,4 @@ def test_a_thousand_devices_take_little_to_keep() -> None:
     one = device("cpu.batch")
     fleet = FleetSnapshot(devices=tuple(msgspec.structs.replace(one, worker=f"cpu.batch.{n}") for n in range(1000)))
 
-    assert len(pack_reading(fleet)) < 20_000
+    assert len(pack_snapshot(fleet)) < 20_000

@@ -46,14 +46,14 @@ def test_a_queue_that_another_release_named_is_left_alone() -> None:
 
 def test_a_tenants_own_jobs_leave_by_deadline() -> None:
     turns = FairOrder({})
-    turns.meet(["lab"])
+    turns.set_present(["lab"])
     assert turns.next([turn("lab", due=20.0), turn("lab", due=10.0, model="n:1")]).line.due == 10.0
 
 
 @given(weight=st.integers(1, 8), steps=st.integers(100, 300))
 def test_tenants_have_device_time_in_proportion_to_their_weights(weight: int, steps: int) -> None:
     turns = FairOrder({"shop": Tenant(weight=weight)})
-    turns.meet(["lab", "shop"])
+    turns.set_present(["lab", "shop"])
     had = {"lab": 0, "shop": 0}
     for _ in range(steps):
         tenant = turns.next([turn("lab"), turn("shop")]).kind.tenant
@@ -64,8 +64,8 @@ def test_tenants_have_device_time_in_proportion_to_their_weights(weight: int, st
 
 def test_a_tenant_that_comes_back_has_saved_up_no_turns() -> None:
     turns = FairOrder({})
-    turns.meet(["lab"])
+    turns.set_present(["lab"])
     turns.charge("lab", 100.0)
-    turns.meet(["lab", "shop"])
+    turns.set_present(["lab", "shop"])
     turns.charge("shop", 1.0)
     assert turns.next([turn("lab"), turn("shop")]).kind.tenant == "lab"

@@ -165,7 +165,7 @@ def test_a_sure_choice_costs_little_more_than_the_cheapest_sure_option(
         return
     anyones = (None, needs.constraints.service)
     if not placement.held:
-        sure = [o for o in placement.options if o.estimate.guaranteed <= deadline and has_room(o, needs)]
+        sure = [o for o in placement.options if o.estimate.guaranteed <= deadline and has_capacity(o, needs)]
         least = min((o.estimate.cost for o in sure if o.candidate.hardware.reserve_for in anyones), default=math.inf)
         assert placement.chosen.estimate.cost <= WARM_PREFERENCE * NEAR * least
 
@@ -189,7 +189,7 @@ def test_a_request_is_held_only_where_every_class_that_is_not_kept_from_it_is_pa
     placement, service = placed(situation), situation[1].constraints.service
     if placement.held:
         free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, service)]
-        assert not any(has_room(option, situation[1]) for option in free)
+        assert not any(has_capacity(option, situation[1]) for option in free)
 
 
 @given(situation=situations(deadline=None))
@@ -198,7 +198,9 @@ def test_without_a_deadline_the_cheapest_option_with_room_is_the_choice(situatio
     needs = situation[1]
     free = [o for o in placement.options if o.candidate.hardware.reserve_for in (None, needs.constraints.service)]
     if not placement.held:
-        open_now = [o for o in free if has_room(o, needs)] or [o for o in placement.options if has_room(o, needs)]
+        open_now = [o for o in free if has_capacity(o, needs)] or [
+            o for o in placement.options if has_capacity(o, needs)
+        ]
         assert placement.chosen.estimate.cost <= min(o.estimate.cost for o in open_now)
 
 
@@ -225,7 +227,7 @@ def test_a_job_may_move_only_between_classes_that_are_options(situation: Situati
 STALE = "from queues.yaml only, the fleet snapshot is stale: "
 
 
-def has_room(option: Option, needs: Needs) -> bool:
+def has_capacity(option: Option, needs: Needs) -> bool:
     urgent = needs.deadline is not None and needs.deadline <= LATENCY_CRITICAL
     return urgent or option.estimate.wait <= option.candidate.hardware.horizon
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from benchmarks.placement_speed import WAITING, WORKERS
 from benchmarks.rebalance_speed import scene_of, seconds_of
-from router.decide.candidates import CandidateTable, lay_out
+from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.cost import reckon
-from router.decide.placement import kept_back
+from router.decide.cost import estimate_figures
+from router.decide.placement import reserved_and_busy
 from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import alike, most_of_each
+from router.upkeep.waiting import group_by_kind, window_per_level
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
 from tasks.models.catalogue import Model, Profile, Variant
@@ -39,7 +39,7 @@ def scenes(draw: st.DrawFn) -> tuple[list[Group], dict[str, list[float]], dict[s
     fleet = draw(fleets(model, topology))
     groups: list[Group] = []
     for number in range(draw(st.integers(1, 5))):
-        table = lay_out(model, draw(constraints()), topology, fleet, ProfileBook())
+        table = build_table(model, draw(constraints()), topology, fleet, ProfileBook())
         live = np.flatnonzero(table.live).tolist()
         if live:
             jobs = tuple(f"{number}-{job}" for job in range(draw(st.integers(1, 30))))
@@ -85,7 +85,7 @@ def test_jobs_move_only_to_live_candidates_of_their_board_that_are_not_kept_for_
         assert move.cost <= of[move.jobs[0]].needs.affordable
         ahead = np.array([work[name] for name in table.classes])
         if move is rebalance(*scene, RULES)[0]:
-            assert not kept_back(table, ahead)[index]
+            assert not reserved_and_busy(table, ahead)[index]
 
 
 @given(scene=scenes(), data=st.data())
@@ -124,7 +124,7 @@ def test_a_job_goes_only_where_it_is_surely_in_time_or_would_be_answered_earlier
         group = of[move.jobs[0]]
         ahead = np.array([sum(ledger[name][: move.level + 1]) for name in group.table.classes])
         ahead[group.table.classes.index(group.source)] = min(group.ahead, sum(ledger[group.source][: move.level + 1]))
-        figures = reckon(group.table, group.needs, ahead)
+        figures = estimate_figures(group.table, group.needs, ahead)
         names = [(c.hardware_class, c.variant_name) for c in group.table.candidates]
         there = names.index((move.target, move.variant))
         behind = (len(move.jobs) - 1) * move.work / group.table.servers[there]
@@ -226,7 +226,9 @@ def looked_at(
             ahead,
             tuple(job.name for job, _ in reversed(members) if len(job.path) < RULES.max_moves_per_job),
         )
-        for members in alike(reversed(waits), Backlog(working.backlog.classes, {n: tuple(w) for n, w in work.items()}))
+        for members in group_by_kind(
+            reversed(waits), Backlog(working.backlog.classes, {n: tuple(w) for n, w in work.items()})
+        )
         for last, ahead in members[:1]
     ]
     depths = {name: sum(job.queue == name for job in waits) for name in work}
@@ -238,7 +240,7 @@ def guaranteed(group: Group, work: dict[str, list[float]], came: float) -> float
     columns = np.array([sum(work[name][: group.needs.level + 1]) for name in group.table.classes])
     home = group.table.classes.index(group.source)
     columns[home] = min(group.ahead, columns[home]) + came
-    return float(reckon(group.table, group.needs, columns).guaranteed[group.here])
+    return float(estimate_figures(group.table, group.needs, columns).guaranteed[group.here])
 
 
 @given(scene=scenes(), seed=st.randoms(use_true_random=False))
@@ -271,7 +273,7 @@ def waiting(
     scene: tuple[Model, Topology, FleetSnapshot], hardware_class: str, jobs: int, deadline: float | None
 ) -> tuple[list[Group], dict[str, list[float]], dict[str, int]]:
     model, topology, fleet = scene
-    table = lay_out(model, Constraints(), topology, fleet, ProfileBook())
+    table = build_table(model, Constraints(), topology, fleet, ProfileBook())
     here = [c.hardware_class for c in table.candidates].index(hardware_class)
     seconds = 0.01 * jobs
     group = Group(table, Needs(deadline, 1, 1, 1.0), here, seconds, tuple(str(job) for job in range(jobs)))
@@ -371,7 +373,7 @@ def test_a_tick_with_a_thousand_workers_and_a_million_jobs_is_decided_in_a_fract
 
 def test_a_tick_looks_at_a_window_of_jobs_in_all_however_many_queues_there_are() -> None:
     backlog = Backlog(("a", "b", "c"), {"a": (1.0, 0.0, 2.0, 0.0), "b": (0.0, 5.0, 0.0, 0.0)})
-    assert most_of_each(2000, ["a"], backlog) == 1000
-    assert most_of_each(2000, ["b"], backlog) == 2000
-    assert most_of_each(2000, ["a", "b"], backlog) == 666
-    assert most_of_each(1, ["a", "b"], backlog) == 1
+    assert window_per_level(2000, ["a"], backlog) == 1000
+    assert window_per_level(2000, ["b"], backlog) == 2000
+    assert window_per_level(2000, ["a", "b"], backlog) == 666
+    assert window_per_level(1, ["a", "b"], backlog) == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.decide.retarget import SETTLED, Action, Retarget, Spells, retarget
+from router.decide.retarget import SETTLED, Action, Conditions, Retarget, retarget
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts
 from tasks.retarget import is_emulated, unfit_for
@@ -40,13 +40,15 @@ def waiting(**seconds: float) -> dict[str, tuple[float, ...]]:
     return {f"cpu.{name}": (0.0, work, 0.0, 0.0) for name, work in seconds.items()}
 
 
-def after(fleet: FleetSnapshot, topology: Topology = TOPOLOGY, *, spells: Spells | None = None) -> list[Retarget]:
+def after(
+    fleet: FleetSnapshot, topology: Topology = TOPOLOGY, *, conditions: Conditions | None = None
+) -> list[Retarget]:
     """What is decided once the fleet has been like this for as long as it takes."""
-    spells = Spells() if spells is None else spells
-    spells.look(fleet, topology, 0.0)
-    assert not [one for one in retarget(fleet, topology, spells, 0.0) if one.action is Action.LEND]
-    spells.look(fleet, topology, PATIENCE)
-    return retarget(fleet, topology, spells, PATIENCE)
+    conditions = Conditions() if conditions is None else conditions
+    conditions.observe(fleet, topology, 0.0)
+    assert not [one for one in retarget(fleet, topology, conditions, 0.0) if one.action is Action.LEND]
+    conditions.observe(fleet, topology, PATIENCE)
+    return retarget(fleet, topology, conditions, PATIENCE)
 
 
 def test_an_idle_device_is_lent_to_a_class_that_nobody_serves() -> None:
@@ -81,21 +83,21 @@ def test_a_class_with_work_lends_only_what_the_rest_of_its_devices_can_spare() -
 
 def test_a_lent_device_returns_at_once_when_its_own_class_has_work() -> None:
     lent = device("a", serves=("cpu.day", "cpu.night"))
-    fleet, spells = FleetSnapshot((lent,), work=waiting(night=9.0, day=0.1)), Spells()
-    spells.look(fleet, TOPOLOGY, 0.0)
-    assert retarget(fleet, TOPOLOGY, spells, 0.0) == [
+    fleet, conditions = FleetSnapshot((lent,), work=waiting(night=9.0, day=0.1)), Conditions()
+    conditions.observe(fleet, TOPOLOGY, 0.0)
+    assert retarget(fleet, TOPOLOGY, conditions, 0.0) == [
         Retarget("a", "cpu.night", Action.RETURN, "cpu.day has work of its own")
     ]
 
 
 def test_a_lent_device_returns_once_nothing_has_waited_for_a_while() -> None:
-    lent, spells = device("a", serves=("cpu.day", "cpu.night")), Spells()
+    lent, conditions = device("a", serves=("cpu.day", "cpu.night")), Conditions()
     for now, work in ((0.0, 0.0), (1.0, 0.1), (2.0, 0.0), (3.9, 0.0)):
         fleet = FleetSnapshot((lent,), work=waiting(night=work))
-        spells.look(fleet, TOPOLOGY, now)
-        assert not retarget(fleet, TOPOLOGY, spells, now)
-    spells.look(fleet, TOPOLOGY, 4.0)
-    assert [one.action for one in retarget(fleet, TOPOLOGY, spells, 4.0)] == [Action.RETURN]
+        conditions.observe(fleet, TOPOLOGY, now)
+        assert not retarget(fleet, TOPOLOGY, conditions, now)
+    conditions.observe(fleet, TOPOLOGY, 4.0)
+    assert [one.action for one in retarget(fleet, TOPOLOGY, conditions, 4.0)] == [Action.RETURN]
 
 
 def test_a_device_that_its_operator_took_from_its_own_class_is_left_where_it_is() -> None:
@@ -104,21 +106,21 @@ def test_a_device_that_its_operator_took_from_its_own_class_is_left_where_it_is(
 
 
 def test_a_worker_that_was_told_is_not_told_again_until_its_heartbeat_can_show_it() -> None:
-    fleet, spells = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), Spells()
-    spells.note(after(fleet, spells=spells), PATIENCE)
-    spells.look(fleet, TOPOLOGY, PATIENCE + SETTLED / 2)
-    assert not retarget(fleet, TOPOLOGY, spells, PATIENCE + SETTLED / 2)
-    spells.look(fleet, TOPOLOGY, PATIENCE + SETTLED)
-    assert retarget(fleet, TOPOLOGY, spells, PATIENCE + SETTLED)
+    fleet, conditions = FleetSnapshot((device("a"), device("b")), work=waiting(night=9.0)), Conditions()
+    conditions.note(after(fleet, conditions=conditions), PATIENCE)
+    conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED / 2)
+    assert not retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED / 2)
+    conditions.observe(fleet, TOPOLOGY, PATIENCE + SETTLED)
+    assert retarget(fleet, TOPOLOGY, conditions, PATIENCE + SETTLED)
 
 
 def test_a_fleet_that_is_told_to_lends_nothing() -> None:
     rules = msgspec.structs.replace(TOPOLOGY.rebalance, retarget=None)
     unlent = msgspec.structs.replace(TOPOLOGY, rebalance=rules)
     fleet = FleetSnapshot((device("a"),), work=waiting(night=9.0))
-    spells = Spells()
-    spells.look(fleet, unlent, 0.0)
-    assert not retarget(fleet, unlent, spells, 1e6)
+    conditions = Conditions()
+    conditions.observe(fleet, unlent, 0.0)
+    assert not retarget(fleet, unlent, conditions, 1e6)
 
 
 def test_a_helper_runs_all_that_the_class_has_or_what_its_own_devices_do() -> None:
@@ -153,8 +155,8 @@ def test_a_helper_runs_all_that_the_class_has_or_what_its_own_devices_do() -> No
 def test_a_device_serves_only_classes_that_it_is_fit_for(
     own: str, other: str, facts: dict[str, Any], reason: str | None
 ) -> None:
-    told = unfit_for(other, device("a", own, **facts), TOPOLOGY)
-    assert told is None if reason is None else told is not None and told.startswith(reason)
+    unfit = unfit_for(other, device("a", own, **facts), TOPOLOGY)
+    assert unfit is None if reason is None else unfit is not None and unfit.startswith(reason)
 
 
 def test_an_emulated_device_that_serves_a_class_of_its_real_kind_is_not_emulated_there() -> None:
@@ -185,15 +187,15 @@ def histories(draw: st.DrawFn, topology: Topology) -> list[FleetSnapshot]:
 @given(st.data())
 def test_lending_keeps_its_promises_whatever_happens(data: st.DataObject) -> None:
     topology = data.draw(st.just(TOPOLOGY) | topologies())
-    spells, serves, last = Spells(), dict[str, tuple[str, ...]](), dict[tuple[str, str], tuple[Action, float]]()
+    conditions, serves, last = Conditions(), dict[str, tuple[str, ...]](), dict[tuple[str, str], tuple[Action, float]]()
     for number, drawn in enumerate(data.draw(histories(topology))):
         now = 0.5 * number
         fleet = replace(
             drawn, devices=tuple(msgspec.structs.replace(d, serves=serves.get(d.worker)) for d in drawn.devices)
         )
-        spells.look(fleet, topology, now)
-        decided = retarget(fleet, topology, spells, now)
-        spells.note(decided, now)
+        conditions.observe(fleet, topology, now)
+        decided = retarget(fleet, topology, conditions, now)
+        conditions.note(decided, now)
         by_worker = {d.worker: d for d in fleet.devices}
         assert len({one.worker for one in decided}) == len(decided)
         for one in decided:

@@ -9,4 +9,4 @@ from taxiway.errors import BrokerUnavailableError
 
 def test_nothing_is_accepted_by_this_hosts_clock_before_the_store_told_its_time():
     with pytest.raises(BrokerUnavailableError, match="is not known yet"):
-        Store("redis://127.0.0.1:1/0", Limits()).told_now()
+        Store("redis://127.0.0.1:1/0", Limits()).stored_now()

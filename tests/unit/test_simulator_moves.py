@@ -12,7 +12,7 @@ from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.upkeep.releaser import TICK
 from simulator.engine import Engine
-from simulator.expected_batch import Company
+from simulator.expected_batch import ExpectedBatch
 from simulator.fleet import parse_fleet
 from simulator.holding import Holding
 from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome
@@ -159,13 +159,15 @@ def test_the_central_queue_binds_a_job_when_a_device_has_room_for_it_and_not_bef
 
 def test_company_is_of_usual_size() -> None:
     work = chat(rate=50, duration=40)
-    company = Company(len(work.trace.models))
+    expected_batch = ExpectedBatch(len(work.trace.models))
     known = list(jobs(work, clairvoyant=False))
     for job in known:
-        company.meet(job)
+        expected_batch.observe(job)
     able = np.isfinite(known[0].alone)
-    assert company.alone(0)[able] == pytest.approx(np.mean([job.alone for job in known], axis=0)[able], rel=0.1)
-    assert company.crowding(0)[able] == pytest.approx(np.mean([job.crowding for job in known], axis=0)[able], rel=0.2)
+    assert expected_batch.alone(0)[able] == pytest.approx(np.mean([job.alone for job in known], axis=0)[able], rel=0.1)
+    assert expected_batch.crowding(0)[able] == pytest.approx(
+        np.mean([job.crowding for job in known], axis=0)[able], rel=0.2
+    )
 
 
 def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_before() -> None:
@@ -177,7 +179,7 @@ def test_held_jobs_of_two_tenants_leave_in_turn_though_one_held_all_of_its_befor
         holding.add(HeldKind(job.tenant, "m:1", Constraints()), job)
     left = []
     while kinds := holding.kinds():
-        holding.meet(kinds)
+        holding.set_present(kinds)
         kind = holding.next(kinds)
         left.append(kind.tenant)
         holding.release(kind, dollars=1.0)

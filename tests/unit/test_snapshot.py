@@ -112,8 +112,8 @@ def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between
         return wait_of(table, working.ahead().sum(axis=1))[index]
 
     assert wait() == pytest.approx(20.0 / 2)
-    working.pass_time(4.0)
-    working.take_stock({"cpu.batch": (0.0, 2.0, 0.0, 0.0)}, {})
+    working.advance(4.0)
+    working.replace_work({"cpu.batch": (0.0, 2.0, 0.0, 0.0)}, {})
     assert wait() == pytest.approx((16.0 + 2.0) / 2)
 
 

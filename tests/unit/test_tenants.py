@@ -70,7 +70,7 @@ def test_who_floods_crowds_and_the_others_pass() -> None:
         shares.charge(tenant, dollars)
 
     assert {name for name in ("lab", "shop", "desk", "new") if shares.over_fair_share(name)} == {"lab"}
-    assert {name for name in ("lab", "shop", "desk", "new") if shares.passes(name)} == {"shop", "desk", "new"}
+    assert {name for name in ("lab", "shop", "desk", "new") if shares.bypasses_holding(name)} == {"shop", "desk", "new"}
 
 
 def test_a_tenant_that_had_nothing_for_long_has_saved_up_little() -> None:
@@ -90,7 +90,7 @@ def test_a_tenant_that_is_alone_neither_crowds_nor_passes_what_is_held_which_is_
     shares.charge("lab", 10.0)
 
     assert not shares.over_fair_share("lab")
-    assert not shares.passes("lab")
+    assert not shares.bypasses_holding("lab")
 
 
 @given(weight=st.integers(1, 8))
@@ -113,7 +113,7 @@ def test_somebody_always_passes_and_time_alone_makes_nobody_crowd(had: dict[str,
         shares.charge(tenant, dollars)
     before = {name for name in had if shares.over_fair_share(name)}
 
-    shares.fade(later)
+    shares.decay(later)
 
     assert not had or before < had.keys()
     assert not had or any(not shares.over_fair_share(name) for name in had)
@@ -123,7 +123,7 @@ def test_what_a_tenant_had_is_forgotten_in_the_end() -> None:
     shares = Shares({})
     shares.charge("lab", 1.0)
     for _ in range(20):
-        shares.fade(MEMORY)
+        shares.decay(MEMORY)
         shares.charge("shop", 1.0)
 
-    assert not shares.passes("shop")
+    assert not shares.bypasses_holding("shop")

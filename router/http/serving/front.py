@@ -16,7 +16,7 @@ from router.http.errors import body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of
 from router.http.inference import Answer, Inference
 from router.http.serving.connection import WHOLE, Whole
-from router.http.traces import remember, told
+from router.http.traces import answer_header, remember
 from taxiway.contract.binary import HEADER
 from taxiway.contract.blobs import Buffer
 from taxiway.errors import TaxiwayError
@@ -46,7 +46,7 @@ class Front:
         if body is not None:
             remember(headers)
             got = await self._answer(scope, asked, headers, body)
-            await answer(send, got.status, {**got.headers, **told()}, *got.pieces)
+            await answer(send, got.status, {**got.headers, **answer_header()}, *got.pieces)
 
     async def _answer(
         self, scope: Mapping[str, Any], asked: re.Match[str], headers: Mapping[bytes, bytes], body: Buffer

@@ -99,7 +99,7 @@ class HttpServer:
             backlog=_BACKLOG,
         )
         serving = self._server.serve(sockets=[])  # uvicorn's own listener does not limit handshakes
-        self._tasks = [asyncio.create_task(serving, name="http"), asyncio.create_task(self._look(), name="http-look")]
+        self._tasks = [asyncio.create_task(serving, name="http"), asyncio.create_task(self._check(), name="http-check")]
 
     def part(self) -> None:
         """Keep serving, but close each connection after its present or next answer."""
@@ -127,7 +127,7 @@ class HttpServer:
         while self._shared.connections:
             await asyncio.sleep(0)
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         """Close the connections of clients that are too slow."""
         while True:
             await asyncio.sleep(_LOOK)
