@@ -1,8 +1,7 @@
-"""How a batch runs: one process drives one device.
+"""The worker: one process drives one device and runs its batches.
 
-`worker` composes the stages of `stages/`, `decide/` has their decisions, `executor` the variants that the device has
-loaded; `heartbeat` publishes what the device does, and renews what is held. `celery_adapter/` runs the worker inside a
-Celery worker, and alone imports Celery. `runtimes/` run graphs, `pipelines/` turn rows into tensors and back,
-`architectures/` and `recipes/` are the networks and the conversions of weights that several models share. Forbidden
-here: importing `router`.
+`worker` composes the stages in `stages/`; `decide/` holds their decisions. `executor` loads variants and runs batches.
+`heartbeat` publishes the device's state and renews claims. `celery_adapter/` runs the worker inside a Celery worker;
+only it imports Celery. `runtimes/` run models, `pipelines/` convert rows to tensors and back, `architectures/` and
+`recipes/` are networks and weight conversions that several models share. Forbidden here: importing `router`.
 """

@@ -8,16 +8,16 @@ import sys
 import click
 
 _THREADS = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-"""Threads that wait must not spin: other workers share the machine (NOTES). OMP_NUM_THREADS comes with --threads."""
+"""Waiting threads must not spin: other workers share the machine. OMP_NUM_THREADS is set from --threads."""
 
 WRONG_SETTING = 2
-"""Exit status for a wrong option, variable or file; `workers.worker` has those of a worker that ran."""
+"""Exit status for an invalid option, variable or file; `workers.worker` defines those of a running worker."""
 
 
 @click.command()
-@click.option("--class", "hardware_class", required=True, help="Hardware class to serve, as queues.yaml names it.")
-@click.option("--device", default="", help="Device to drive: cpu:0, cpu:0-3, cuda:0, tpu:0 (the class's first).")
-@click.option("--emulate", is_flag=True, help="Serve the class on the CPU where its device is not there; marked so.")
+@click.option("--class", "hardware_class", required=True, help="Hardware class to serve, by its name in queues.yaml.")
+@click.option("--device", default="", help="Device to drive: cpu:0, cpu:0-3, cuda:0, tpu:0 [the class's first].")
+@click.option("--emulate", is_flag=True, help="Serve the class on the CPU if its device is missing (emulated).")
 @click.option("--threads", default=1, type=click.IntRange(min=1), help="Threads within one operation on the CPU.")
 @click.option("--loglevel", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 def main(hardware_class: str, device: str, emulate: bool, threads: int, loglevel: str) -> None:

@@ -1,4 +1,4 @@
-"""The worker's Celery app: `celery -A workers.app worker` serves the class that TAXIWAY_CLASS names."""
+"""The worker's Celery app: `celery -A workers.app worker` serves the class in TAXIWAY_CLASS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from workers.celery_adapter.strategy import ordered
 from workers.context import WorkerContext, options_from
 
 PREFETCH = 3
-"""Messages fetched ahead, in largest batches: one runs, one forms, one is on its way (NOTES: 2 to 3)."""
+"""Messages to prefetch, in maximum batches: one runs, one forms, one is in transit."""
 
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
@@ -39,7 +39,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
 
     Raises:
         SettingsError: a variable is missing or wrong.
-        TopologyError: queues.yaml is wrong. A model that is wrong is disabled alone.
+        TopologyError: queues.yaml is invalid. An invalid model is only disabled.
     """
     settings = settings_from(environment)
     topology = load_topology(settings.queues)
@@ -49,7 +49,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
     backend = WriteOnceSentinelBackend if "+sentinel://" in settings.state else WriteOnceBackend
     made = make_app(settings, topology, backend=_path(backend))
     made.conf.update(_worker_settings(context))
-    made.amqp.queues.select([options.hardware_class])  # Celery's remote control adds others
+    made.amqp.queues.select([options.hardware_class])  # Celery's remote control can add others
     made.steps["consumer"].update((Fetching, GroupedEvents))
     bind_context(made, context)
     made.task(bind=True, name=INFER, throws=(TaxiwayError,), acks_late=True, resultrepr_maxsize=SHOWN)(infer)
@@ -60,7 +60,7 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
 
 
 def serve(app: Celery, loglevel: str) -> int:
-    """Run the app's worker until it is stopped; its exit status. Its readiness is printed as one line of JSON."""
+    """Run the app's worker until it is stopped; returns its exit status. Prints one line of JSON when ready."""
     options = context_of(app).options
     label = options.device or f"{context_of(app).hardware.device}:0"
     name = f"{options.hardware_class}.{label.replace(':', '-')}@{socket.gethostname()}"
@@ -79,18 +79,18 @@ def serve(app: Celery, loglevel: str) -> int:
 
 
 def _read_plainly() -> None:
-    """Have kombu read JSON alone, and decompress nothing: it would do so before anybody has looked at the ticket."""
+    """Make kombu accept only uncompressed JSON: it decodes messages before their ticket is checked."""
     disable_insecure_serializers(["json"])
     for name in compression.encoders():
         compression.register(_refuse, _refuse, name)
 
 
 def _refuse(_: bytes) -> bytes:
-    raise ValueError("a compressed message is not read")
+    raise ValueError("compressed messages are not accepted")
 
 
 def infer(task: Task[Any, Any], *_args: Any, **_kwargs: Any) -> Any:
-    """Answer one request. The device has run it before Celery calls this: the outcome is in the task's request."""
+    """Return the outcome of one request. The device has already run it: the outcome is in Celery's task request."""
     return getattr(task.request, OUTCOME).unwrap()
 
 
@@ -101,7 +101,7 @@ def _worker_settings(context: WorkerContext) -> dict[str, Any]:
         "worker_prefetch_multiplier": PREFETCH * context.hardware.max_batch,
         "worker_redirect_stdouts": False,
         "worker_disable_rate_limits": True,
-        "worker_enable_prefetch_count_reduction": False,  # prefetch counts batches here, and claims end copies
+        "worker_enable_prefetch_count_reduction": False,  # prefetch counts batches; claims make copies harmless
     }
 
 

@@ -1,4 +1,4 @@
-"""What a worker process serves: its hardware class, its device's label and its files."""
+"""A worker process's configuration: its hardware class, device label and files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerOptions:
-    """Which class a worker serves, on which device. An empty `device` is the first of the class's kind.
+    """The class that a worker serves, and its device. An empty `device` means the first of the class's kind.
 
-    The file `alive`, if any, is touched with each heartbeat that the store took.
+    The file `alive`, if set, is touched after each heartbeat that the store accepted.
     """
 
     hardware_class: str
@@ -55,14 +55,14 @@ class WorkerContext:
         return self.topology.hardware[self.options.hardware_class]
 
     def warm(self) -> list[Model]:
-        """The models that the class keeps warm, as far as the catalogue serves them; others are logged."""
+        """The models that the class keeps warm; those that the catalogue does not serve are logged and skipped."""
         found = []
         for name in self.hardware.warm:
             try:
                 found.append(self.folder.catalogue.resolve(name))
             except (UnknownModelError, ModelUnavailableError) as error:
                 extra = {"class": self.options.hardware_class, "reason": error.message}
-                logger.error("a model that the class keeps warm is not served", extra=extra)
+                logger.error("warm model of the class is not served", extra=extra)
         return found
 
 

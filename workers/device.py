@@ -1,4 +1,4 @@
-"""The device that this process drives: what it is, what it has, and how busy it is."""
+"""The device that this process drives: its kind, its memory and its utilisation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _ADDRESS = re.compile(r"^(cpu|cuda|tpu)(?::(\d+)(?:-(\d+))?)?$")
 
 
 class DeviceMissingError(Exception):
-    """The device that was asked for is not on this machine."""
+    """The requested device is not on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device. `label` is what the operator calls it, `address` what runtimes understand; memory in bytes.
+    """One device. `label` is the operator's name for it, `address` the runtimes'; memory in bytes.
 
-    `kind` is what it really is: an emulated class runs on the CPU.
+    `kind` is its real kind: an emulated class runs on the CPU.
     """
 
     kind: DeviceKind
@@ -44,7 +44,7 @@ class Device:
 def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device:
     """The device `label` (`cpu:0`, `cpu:0-3`, `cuda:0`, `tpu:0`; empty for the first) for a worker of the class.
 
-    With `emulate` the CPU stands in for the class's kind of device, and says so.
+    With `emulate` the CPU stands in for the class's kind of device, marked as emulated.
 
     Raises:
         DeviceMissingError: the machine has no such device, or the label is for another kind.
@@ -70,7 +70,7 @@ def memory_free(device: Device) -> int:
 
 
 def utilisation(device: Device) -> float | None:
-    """Share of time that the device computed, 0 to 1, where the device itself measures it (NVIDIA)."""
+    """Fraction of time that the device was busy, 0 to 1, if the device measures it (NVIDIA)."""
     if device.kind != "cuda":
         return None
     pynvml.nvmlInit()
@@ -127,7 +127,7 @@ def _tpu(label: str) -> Device:
 
 
 def _tpu_devices() -> list[Any]:
-    import jax  # takes seconds, and only a machine with a TPU comes here
+    import jax  # the import takes seconds; only machines with a TPU get here
 
     return [device for device in jax.devices() if device.platform == "tpu"]
 

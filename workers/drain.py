@@ -1,4 +1,4 @@
-"""By when a worker that drains has stopped running work."""
+"""The time limit of a draining worker."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable
 
 PACKING = 1.0
-"""Seconds of its grace in which a worker runs nothing: it hands back what is left, and closes its connections."""
+"""Last seconds of a worker's grace, in which it runs nothing: it requeues its jobs and closes its connections."""
 
 MOMENT = 0.2
-"""Seconds that a thread has to write what it has, when the time is over."""
+"""Seconds that a thread has to finish its writes after the limit."""
 
-_TURN = 0.02  # seconds between two looks at what is to be done meanwhile
+_TURN = 0.02  # seconds between calls of `meanwhile`
 
 
 class Drain:
-    """The time by which nothing runs here any more. Threads may share it; signal handlers may bring it forward.
+    """The time after which no work runs here. Thread-safe; signal handlers may bring it forward.
 
-    `by` is of this host's monotonic clock, infinite for a worker that does not drain.
+    `by` is on this host's monotonic clock, infinite while the worker does not drain.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Drain:
 
     @property
     def begun(self) -> bool:
-        """Whether the worker drains."""
+        """Whether the worker is draining."""
         return self.by < math.inf
 
     @property
@@ -37,17 +37,17 @@ class Drain:
         return self.by - time.monotonic()
 
     def within(self, grace: float) -> None:
-        """Drain within `grace` seconds, or sooner where that was asked before."""
+        """Drain within `grace` seconds, or sooner if an earlier call asked for that."""
         self.by = min(self.by, time.monotonic() + max(grace - PACKING, 0.0))
 
     def wait_for(self, thread: threading.Thread, meanwhile: Callable[[], None]) -> None:
-        """Wait until the thread has ended, or until no work may run any more, a moment at least."""
+        """Wait until the thread has ended or the time limit has passed, but always for a short moment."""
         least = time.monotonic() + MOMENT
         while thread.is_alive() and (self.left > 0 or time.monotonic() < least):
             thread.join(_TURN)
             meanwhile()
 
     def stop(self, grace: float) -> None:
-        """Drain within `grace` seconds; asked again, at once."""
+        """Drain within `grace` seconds; a second call drains at once."""
         self._stops += 1
         self.within(grace if self._stops == 1 else 0.0)

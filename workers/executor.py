@@ -1,4 +1,4 @@
-"""The variants that a device has loaded, and how a batch runs on one of them: whole, or row by row."""
+"""Loads variants on the device and runs batches on them: whole, or row by row."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from workers.runtimes import Interruptible, ModelLoadError, Placed, Runtime, Wat
 logger = logging.getLogger(__name__)
 
 RETRY_LOAD = 60.0
-"""Seconds after which a variant that could not be loaded is tried again: a download may work then."""
+"""Seconds after which a failed load is retried: a download may work then."""
 
 CPU_SHARE = 0.8
-"""Share of a machine's memory that models may fill where the class names no limit."""
+"""Fraction of a machine's memory for models, if the class sets no limit."""
 
 
 Answer = Row | TaxiwayError | None
-"""A row's answer, or why it has none; None for a row that is still to run, or that nobody waits for any more."""
+"""A row's answer or error; None for a row that has not run yet or is no longer wanted."""
 
 
 @dataclass(slots=True, eq=False)
 class Loaded:
-    """A variant on the device, with what is known of how it runs there. One that is `in_use` is not unloaded.
+    """A loaded variant, with what is known of its performance on the device. It is not unloaded while `in_use`.
 
-    `seconds` is what loading it took, without what is done once: to fetch its artefacts and import its runtime.
-    `interruptible` is its runtime, where rows run one by one in a process of their own.
+    `seconds` is the load time without one-time work (fetching artefacts, importing the runtime). `interruptible` is its
+    runtime, if that runs rows one by one in a separate process.
     """
 
     key: str
@@ -67,10 +67,10 @@ class Loaded:
 
 
 class Executor:
-    """Loads variants within the device's memory, and runs batches on them. For the device thread, unless said.
+    """Loads variants within the device's memory, and runs batches on them. Device thread only, unless stated.
 
     Args:
-        book: profiles that batches are predicted by; model.yaml's without one.
+        book: profiles for predicting batch times; defaults to those in model.yaml.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class Executor:
         self._host_memory = min(self._budget, here) if device.kind == "cpu" else here
 
     def ready(self, model: Model, variant: str) -> Loaded | None:
-        """The variant if it is loaded as this very model describes it. Any thread may ask."""
+        """The variant, if it is loaded as described by exactly this model. Thread-safe."""
         loaded = self._loaded.get(variant_key(model.id, variant))
         return loaded if loaded is not None and loaded.model is model else None
 
     def is_current(self, model: Model) -> bool:
-        """Whether the catalogue has this very model; always, until a catalogue was given (`renew`)."""
+        """Whether the catalogue has exactly this model; always true until a catalogue is set (`renew`)."""
         return self._catalogue is None or self._catalogue.models.get(model.id) is model
 
     def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
-        """Go by another catalogue and other profiles: what is not in it as it was loaded is unloaded.
+        """Switch to a new catalogue and profiles, and unload variants whose description changed or is gone.
 
-        A variant in use is unloaded once it is not (`sweep`), and takes no more jobs.
+        A variant in use takes no more jobs, and is unloaded when it is free (`sweep`).
         """
         self._catalogue, self._book = catalogue, book
         for key, loaded in list(self._loaded.items()):
@@ -122,36 +122,36 @@ class Executor:
                 self._retired.append(self._loaded.pop(key))
                 self._tracks.pop(key, None)
                 self._uses.pop(key, None)
-        self.unavailable.clear()  # a repaired variant is tried at once; any other says again why it fails
+        self.unavailable.clear()  # retry at once: a repaired variant loads, any other fails again with its reason
         self.sweep()
 
     def lacks(self, key: str, reason: str) -> None:
-        """Note that a variant that was asked for is not in this worker's catalogue. Any thread may call it."""
+        """Record that a requested variant is not in this worker's catalogue. Thread-safe."""
         self._retry_at[key] = math.inf
         self.unavailable[key] = reason
 
     def sweep(self) -> None:
-        """Unload what the catalogue has no more and nothing uses any more."""
+        """Unload variants that are no longer in the catalogue or in use."""
         for loaded in [one for one in self._retired if not one.in_use]:
             self._retired.remove(loaded)
             loaded.runtime.unload()
             logger.info("unloaded", extra={"variant": loaded.key, "to_load": ""})
 
     def all_loaded(self) -> list[Loaded]:
-        """Every loaded variant. Any thread may ask."""
+        """Every loaded variant. Thread-safe."""
         return list(self._loaded.values())
 
     def track(self, loaded: Loaded) -> Track:
-        """How the variant's batches run against its profile, since this process began. Any thread may ask."""
+        """The variant's batch times against its profile, since this process started. Thread-safe."""
         return self._tracks.get(loaded.key) or begin(loaded.known.residual)
 
     def pace(self, key: str) -> float:
-        """What a variant's batches lately took, as a multiple of their profile. Any thread may ask."""
+        """Recent batch times of a variant, as a multiple of its profile. Thread-safe."""
         track = self._tracks.get(key)
         return 1.0 if track is None else track.pace
 
     def memory_used(self) -> int:
-        """Bytes that loaded variants hold. Any thread may ask."""
+        """Bytes held by loaded variants. Thread-safe."""
         return sum(_memory(loaded) for loaded in (*self.all_loaded(), *self._retired))
 
     def max_batch(self, loaded: Loaded) -> int:
@@ -159,11 +159,11 @@ class Executor:
         return most_rows(self.hardware, loaded.variant)
 
     def load(self, model: Model, variant: str) -> Loaded:
-        """The variant, loaded and warmed up; others make room for it.
+        """Load and warm up the variant, unloading others for its memory.
 
         Raises:
-            ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
-            InUseError: it has to wait for others.
+            ExecutionError: it cannot be loaded here; gives the reason, which is also kept in `unavailable`.
+            InUseError: the memory it needs is in use.
         """
         loaded = self.ready(model, variant)
         if loaded is None:
@@ -173,11 +173,11 @@ class Executor:
         return loaded
 
     def make_room(self, model: Model, variant: str, *, keeping: Collection[str] = ()) -> None:
-        """Unload what stands in the variant's way: the least valuable, but nothing in use, nor what `keeping` names.
+        """Unload the least valuable variants until there is memory; never one in use or in `keeping`.
 
         Raises:
-            ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
-            InUseError: it has to wait for others.
+            ExecutionError: it cannot be loaded here; gives the reason, which is also kept in `unavailable`.
+            InUseError: the memory it needs is in use.
         """
         key, described = variant_key(model.id, variant), model.variants[variant]
         if key in self.unavailable and time.monotonic() < self._retry_at[key]:
@@ -193,10 +193,10 @@ class Executor:
             logger.info("unloaded", extra={"variant": other, "to_load": key})
 
     def open(self, model: Model, variant: str) -> Loaded:
-        """The variant, loaded and warmed up, which has room and is not kept yet. Any thread may call it.
+        """Load and warm up a variant for which there is room; the caller then registers it with `keep`. Thread-safe.
 
         Raises:
-            ExecutionError: it cannot be loaded here; says why. It is then in `unavailable`.
+            ExecutionError: it cannot be loaded here; gives the reason, which is also kept in `unavailable`.
         """
         key = variant_key(model.id, variant)
         try:
@@ -205,28 +205,28 @@ class Executor:
             raise self._give_up(key, error) from error
 
     def keep(self, loaded: Loaded) -> None:
-        """Have batches run on a variant that was opened."""
+        """Register an opened variant, so that batches run on it."""
         self.unavailable.pop(loaded.key, None)
         self._loaded[loaded.key] = loaded
         self.used(loaded)
         logger.info("loaded", extra={"variant": loaded.key, "seconds": round(loaded.seconds, 3)})
 
     def unload(self, loaded: Loaded) -> None:
-        """Let go of a variant, and of what it holds."""
+        """Unload a variant and free its memory."""
         self._loaded.pop(loaded.key, None)
         loaded.runtime.unload()
 
     def used(self, loaded: Loaded) -> None:
-        """Count a use: by that and by `seconds` it is judged which variants stay."""
+        """Count a use: uses and `seconds` decide which variants stay loaded."""
         self._uses[loaded.key] = self._uses.get(loaded.key, Uses()).once_more(time.monotonic())
 
     def warm_up(self, model: Model) -> None:
-        """Load one variant of `model` before any is asked for: the fastest, by its profile, that can be loaded."""
+        """Load one variant of `model` in advance: the fastest, by profile, that can be loaded."""
         for name in self.fastest_first(model):
             try:
                 self.load(model, name)
             except ExecutionError:
-                continue  # `load` has said why, and the heartbeat will
+                continue  # `load` has logged why, and the heartbeat reports it
             return
         logger.warning("no variant of a warm model runs here", extra={"model": model.id})
 
@@ -237,19 +237,19 @@ class Executor:
         return [name for profile, name in sorted(able, key=lambda a: (a[0].latency(rows, model.expected_size), a[1]))]
 
     def runs_example(self, key: str) -> bool:
-        """Whether a variant answers its model's first example; False where it is not loaded, or there is none."""
+        """Whether a variant can answer its model's first example; False if it is not loaded or has no example."""
         loaded = self._loaded.get(key)
         if loaded is None or not loaded.model.examples:
             return False
         try:
             _warm_up(loaded, self._artefacts)
         except BaseException as error:  # runtimes and models raise what they like, SystemExit too
-            logger.warning("a model's own example fails", extra={"variant": key, "error": bounded(describe(error))})
+            logger.warning("model's example failed", extra={"variant": key, "error": bounded(describe(error))})
             return False
         return True
 
     def run(self, loaded: Loaded, items: Sequence[Item]) -> list[Row | TaxiwayError]:
-        """An answer or an error for each item, in order; an item that fails leaves the others their answers."""
+        """An answer or an error for each item, in order; a failed item does not affect the others."""
         self.used(loaded)
         started = time.monotonic()
         try:
@@ -259,7 +259,7 @@ class Executor:
             if len(items) == 1:
                 return [failed]
             extra = {"variant": loaded.key, "rows": len(items), "error": failed.message}
-            logger.warning("a batch failed: its halves run apart", extra=extra)
+            logger.warning("batch failed; running its halves separately", extra=extra)
             half = len(items) // 2
             return [*self.run(loaded, items[:half]), *self.run(loaded, items[half:])]
         self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - started)
@@ -311,7 +311,7 @@ class Executor:
         ]
 
     def _give_up(self, key: str, error: BaseException) -> ExecutionError:
-        """Note why the variant cannot be had; the error for who asked."""
+        """Record why the variant cannot be loaded; returns the error to raise."""
         known = isinstance(error, (ModelLoadError, ArtefactError, NoRoomError, TaxiwayError))
         self._retry_at[key] = time.monotonic() + RETRY_LOAD
         self.unavailable[key] = bounded(said(error) if known else describe(error))
@@ -331,19 +331,19 @@ class Executor:
         )
 
     def known(self, model: Model, name: str) -> Known:
-        """What is known of how a variant runs on this device, loaded or not. Any thread may ask."""
+        """The variant's profile on this device, loaded or not. Thread-safe."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
 
 def _runs_alike(one: Model, other: Model, variant: str) -> bool:
-    """Whether what was loaded of a variant by one description runs as it would by another."""
+    """Whether a variant loaded from one description behaves the same under another."""
     if one is other:
         return True
     return variant in other.variants and _what_runs(one, variant) == _what_runs(other, variant)
 
 
 def _what_runs(model: Model, variant: str) -> tuple[Any, ...]:
-    """All that decides how a loaded variant answers."""
+    """Everything that determines a loaded variant's answers."""
     runs = msgspec.structs.replace(model.variants[variant], profiles={}, accuracy=None, tolerance=Tolerance())
     pipeline = (model.pipeline, model.inputs, model.outputs, model.parameters, model.size_unit, model.buckets)
     return (runs, model.artefacts, *pipeline)
@@ -355,13 +355,13 @@ def most_rows(hardware: HardwareClass, variant: Variant) -> int:
 
 
 def _compiled_for(device: Device, cache: Path) -> Path:
-    """The folder of programs compiled for devices such as this one: others may lack its instructions."""
+    """The folder of programs compiled for this type of device: others may lack its instructions."""
     kind = "\n".join((device.kind, device.name, *device.instruction_sets))
     return cache / "compiled" / hashlib.sha256(kind.encode()).hexdigest()[:16]
 
 
 def _check_graph(model: Model, variant: str, files: Mapping[str, Path]) -> None:
-    """Refuse a graph that is not what model.yaml says: its first batch would fail less clearly. `ModelLoadError`."""
+    """Raise `ModelLoadError` for a graph that differs from model.yaml: its first batch would fail less clearly."""
     for where, expected, value in graph_contradictions(model, variant, files["graph"]) if "graph" in files else ():
         raise ModelLoadError(str(ModelError(model.file, where, expected, value)))
 
@@ -371,7 +371,7 @@ def _memory(loaded: Loaded) -> int:
 
 
 def _warm_up(loaded: Loaded, artefacts: ArtefactStore) -> None:
-    """Run the model's first example once, as briefly as its parameters allow, so that no caller pays for first use."""
+    """Run the model's first example once, with minimal parameters, so that no caller pays for first use."""
     for example in loaded.model.examples[:1]:
         inputs = artefacts.example(loaded.model, example)
         bound = bind(loaded.model, inputs, briefest(loaded.model))
@@ -379,7 +379,7 @@ def _warm_up(loaded: Loaded, artefacts: ArtefactStore) -> None:
 
 
 def briefest(model: Model) -> dict[str, Any]:
-    """The model's parameters for as little work as they allow."""
+    """The model's parameters set for the least work."""
     return {
         name: int(spec.minimum)
         for name, spec in model.parameters.items()
@@ -388,10 +388,10 @@ def briefest(model: Model) -> dict[str, Any]:
 
 
 def as_ours(variant: str, error: BaseException) -> TaxiwayError:
-    """An error of ours for whatever a variant raised: SystemExit and the like end the job, not the worker.
+    """Our error for any exception of a variant: SystemExit and the like end the job, not the worker.
 
     Raises:
-        DeviceLostError: it says that the device is lost.
+        DeviceLostError: the exception means that the device is lost.
     """
     cause = error.__cause__ if isinstance(error, TaxiwayError) else error
     fault = fault_of(cause) if isinstance(cause, Exception) else None
@@ -407,16 +407,16 @@ def as_ours(variant: str, error: BaseException) -> TaxiwayError:
 
 @dataclass(slots=True)
 class WatchedItem:
-    """A row, and who waits for it."""
+    """A row with the watch that tells whether it is still wanted."""
 
     item: Item
     watch: Watch
 
 
 def run_rows(executor: Executor, loaded: Loaded, runtime: Interruptible, rows: Sequence[WatchedItem]) -> list[Answer]:
-    """Run a batch row by row, on a runtime whose rows can be ended one by one: each succeeds or fails alone.
+    """Run a batch row by row, on a runtime that can interrupt single rows: each row succeeds or fails alone.
 
-    An answer for each row, in order. Once the runtime's process is gone the rest is still to run.
+    Returns an answer for each row, in order. If the runtime's process dies, the remaining rows have not run.
     """
     executor.used(loaded)
     answers: list[Answer] = [None] * len(rows)
@@ -463,12 +463,12 @@ def _run_row(loaded: Loaded, runtime: Interruptible, row: WatchedItem) -> Answer
 
 
 def _deserves_another(cause: BaseException | None, item: Item) -> bool:
-    """Whether a row that was out of memory runs once more, in a new process: what ran before it may have kept that."""
+    """Whether a row that ran out of memory is retried in a new process: earlier rows may have leaked memory."""
     return isinstance(cause, OutOfMemoryError) and cause.calls > 0 and not item.starved
 
 
 def _failed(loaded: Loaded, job: str, error: TaxiwayError) -> TaxiwayError:
-    """The error, which the log has with the callable's own traceback."""
+    """Return the error after logging it with the callable's traceback."""
     traceback = error.__cause__.traceback if isinstance(error.__cause__, CallError) else ""
     extra = {"job": job, "variant": loaded.key, "error": error.message}
     logger.warning("a callable failed", extra=extra | ({"traceback": traceback} if traceback else {}))

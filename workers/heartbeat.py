@@ -1,6 +1,6 @@
-"""Publishes once a second what the device is doing, and renews the claims of jobs that make progress.
+"""Publishes the device's state once a second, and renews the claims of jobs that make progress.
 
-A worker that can do neither ends itself, so that its supervisor starts another.
+A worker that can do neither exits, so that its supervisor starts another.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from workers.stages.ports import CeleryWorker
 logger = logging.getLogger(__name__)
 
 RENEWALS = 3
-"""A claim is renewed this many times within its lease, so that two may be lost."""
+"""Renewals of a claim within its lease: two may be lost."""
 
 HUNG = 75
-"""Exit status of a worker whose batch does not end (EX_TEMPFAIL of sysexits.h): its jobs run elsewhere."""
+"""Exit status of a worker with a hung batch (EX_TEMPFAIL of sysexits.h): its jobs run elsewhere."""
 
 STUCK = 120.0
-"""Seconds after which a process in which no thread got to run is ended, with every thread's traceback on stderr."""
+"""Seconds after which a process in which no Python thread runs is ended, with all tracebacks on stderr."""
 
 UNREACHED = 300.0
-"""Seconds without an answer of the store after which a worker that holds nothing ends: a new one looks it up again."""
+"""Seconds without an answer from the store after which an idle worker exits: a new one resolves the address again."""
 
 
 class Heartbeat:
-    """One device's heartbeat. The file `options.alive` is touched with each that the store took."""
+    """One device's heartbeat. The file `options.alive` is touched after each one that the store accepted."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Heartbeat:
             self._touch()
 
     def retire(self) -> None:
-        """Take the facts back, for good."""
+        """Delete the facts, and publish no more."""
         self._retired = True
         self._call(self._store.retire)
 
@@ -101,31 +101,31 @@ class Heartbeat:
         self._stopped.set()
 
     def shown(self) -> dict[str, Any]:
-        """The last facts, for Celery's `inspect stats` and Flower; without the histograms, which nobody reads there."""
+        """The last facts, for Celery's `inspect stats` and Flower, without the histograms."""
         plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self.facts, done={}))
         return plain
 
     def _touch(self) -> None:
-        """Touch the file by which a container's health is checked."""
+        """Touch the file for a container's health check."""
         if self._alive is not None:
             self._alive.touch()
 
     def _watch(self) -> None:
-        """End the process when its batch hangs: the claims end with their lease, and other workers take the jobs.
+        """End the process when its batch hangs: its claims expire, and other workers take the jobs.
 
-        One that holds nothing ends, too, when the store has not answered it for long.
+        An idle worker also ends when the store has not answered for `UNREACHED` seconds.
         """
         if time.monotonic() - self._answered_at > UNREACHED and not len(self._held):
-            logger.critical("the state store has not answered for long: the worker ends", extra={"seconds": UNREACHED})
+            logger.critical("state store unreachable; worker exits", extra={"seconds": UNREACHED})
             os._exit(HUNG)
         if self._device.hung(time.monotonic()):
             logger.critical(
-                "a batch or a load does not end: the worker gives its jobs up", extra={"jobs": len(self._held)}
+                "batch or load hung; worker exits and its jobs run elsewhere", extra={"jobs": len(self._held)}
             )
             os._exit(HUNG)
 
     def _call(self, call: Callable[[], Any]) -> bool:
-        """Call the store; False where it did not answer. While it is unavailable, that is logged once."""
+        """Call the store; False if it did not answer. An outage is logged once."""
         try:
             call()
         except BrokerUnavailableError as error:
@@ -175,13 +175,13 @@ class Heartbeat:
         )
 
     def _served(self) -> tuple[str, ...] | None:
-        """The classes that the worker takes from, its own first, as facts have them."""
+        """The classes that the worker serves, its own first, in the form of `DeviceFacts`."""
         own = self._hardware_class
         serves = tuple(sorted(self._celery.queues(), key=lambda name: (name != own, name)))
         return None if serves == (own,) else serves
 
     def _busy_share(self) -> float:
-        """Share of the time since the last look that the device computed."""
+        """Fraction of the time since the last heartbeat that the device was busy."""
         now = time.monotonic()
         computed = self._device.computed(now)
         then, had_computed = self._seen
@@ -190,12 +190,12 @@ class Heartbeat:
 
 
 def expect_life(seconds: float) -> None:
-    """End the process unless this is called again within so many seconds. It needs no thread of Python's for that."""
+    """End the process unless this is called again within `seconds`. Works even if no Python thread can run."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
 
 
 def _residuals(track: Track) -> tuple[float, ...]:
-    """The residuals by level as facts have them: without the last ones, where they repeat the one before."""
+    """The residuals by level in the form of `DeviceFacts`: without repeated values at the end."""
     residuals = [told_briefly(residual) for residual in track.residuals]
     while len(residuals) > 1 and residuals[-1] == residuals[-2]:
         residuals.pop()

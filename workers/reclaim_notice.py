@@ -1,4 +1,4 @@
-"""Watches for a reclaim notice of the machine: a signal, a file that appears, or a cloud's metadata address."""
+"""Watches for a reclaim notice: a signal, a file that appears, or a cloud's metadata address."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tasks.topology import Notice
 logger = logging.getLogger(__name__)
 
 SIGNAL = signal.SIGUSR2
-"""Celery has meanings for TERM, INT, QUIT, HUP and USR1; for this one only where CELERY_RDBSIG asks for a debugger."""
+"""The signal for a notice. Celery uses TERM, INT, QUIT, HUP and USR1; this one only if CELERY_RDBSIG is set."""
 
 LOOK = 1.0
-"""Seconds between two looks, the least that clouds ask for (Azure: once a second; AWS: every five seconds)."""
+"""Seconds between polls, the shortest that clouds recommend (Azure: once a second; AWS: every five seconds)."""
 
-_ANSWER = 2.0  # seconds within which a metadata address answers; it is on the machine itself
-_TOKEN_FOR = "21600"  # seconds that AWS lets a token live at most
+_ANSWER = 2.0  # time-out in seconds of a metadata address, which is local to the machine
+_TOKEN_FOR = "21600"  # seconds; AWS's maximum token lifetime
 
 
 class NoticeWatch:
-    """Looks for a notice until stopped.
+    """Polls for a notice until stopped.
 
     Args:
-        leave: called with the seconds until the machine is gone, and again with every look that still finds a notice.
+        leave: called with the seconds until the machine is gone, at every poll that finds a notice.
     """
 
     def __init__(self, notice: Notice, leave: Callable[[float], None]) -> None:
@@ -44,7 +44,7 @@ class NoticeWatch:
         self._address = Address(notice) if notice.url is not None else None
 
     def signal(self) -> None:
-        """Count a signal; a second one asks to exit at once. For its handler."""
+        """Count a signal; a second one means to exit at once. Called by the signal handler."""
         self._signals += 1
         self._wake.set()
 
@@ -54,7 +54,7 @@ class NoticeWatch:
         self._wake.set()
 
     def run(self) -> None:
-        """Look every `LOOK` seconds, and at once after a signal."""
+        """Poll every `LOOK` seconds, and at once after a signal."""
         while not self._stopped:
             self._wake.clear()
             grace = self.look()
@@ -63,7 +63,7 @@ class NoticeWatch:
             self._wake.wait(LOOK)
 
     def look(self) -> float | None:
-        """Seconds until the machine is gone; None where there is no notice."""
+        """Seconds until the machine is gone; None without a notice."""
         texts = (self._file(), self._address.text() if self._address is not None else None)
         graces = [grace_of(text, self._notice, time.time()) for text in texts if text is not None]
         if self._signals:
@@ -80,7 +80,7 @@ class NoticeWatch:
 
 
 class Address:
-    """A metadata address, which needs no proxy. One that does not answer is logged once."""
+    """A metadata address, asked without a proxy. An outage is logged once."""
 
     def __init__(self, notice: Notice) -> None:
         assert notice.url is not None
@@ -91,12 +91,12 @@ class Address:
         self._unavailable = False
 
     def text(self) -> str | None:
-        """What stands there; None where nothing does."""
+        """The text at the address; None if there is none."""
         try:
             found = self._ask()
         except httpx.HTTPError as error:
             if not self._unavailable:
-                logger.warning("cannot ask for a notice", extra={"url": self._url, "error": str(error)})
+                logger.warning("reclaim notice address unreachable", extra={"url": self._url, "error": str(error)})
             self._unavailable = True
             return None
         self._unavailable = False
@@ -114,7 +114,7 @@ class Address:
 
 
 def grace_of(text: str, notice: Notice, now: float) -> float | None:
-    """Seconds until the machine is gone, as `text` says at `now`, since the epoch; None where it is no notice."""
+    """Seconds until the machine is gone, from a notice's `text` at `now` (since the epoch); None if not a notice."""
     found = re.search(notice.says, text)
     if found is None:
         return None
@@ -122,6 +122,6 @@ def grace_of(text: str, notice: Notice, now: float) -> float | None:
     if said.get("seconds"):
         return float(said["seconds"])
     if said.get("at"):
-        with contextlib.suppress(ValueError):  # a time of another form: the notice holds all the same
+        with contextlib.suppress(ValueError):  # a time in another format: the notice is still valid
             return max(datetime.fromisoformat(said["at"]).timestamp() - now, 0.0)
     return notice.grace

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class FolderWatch:
-    """Looks at the folder once a second, on a thread of its own."""
+    """Checks the folder once a second, on its own thread."""
 
     def __init__(self, context: WorkerContext, device: DeviceStage, store: Store) -> None:
         self._context = context
@@ -26,7 +26,7 @@ class FolderWatch:
         context.folder.follow(lambda catalogue, book: device.renew(catalogue, book, warm=context.warm()))
 
     def run(self) -> None:
-        """Look until stopped."""
+        """Check until stopped."""
         self._context.folder.log_problems()
         while not self._stopped.is_set():
             self._report()
@@ -44,5 +44,5 @@ class FolderWatch:
     def _report(self) -> None:
         try:
             self._reporter.heard(self._store.watch(self._reporter.arguments()))
-        except BrokerUnavailableError as error:  # the heartbeat says so in the log; the folder is read all the same
+        except BrokerUnavailableError as error:  # the heartbeat logs the outage; the folder is read anyway
             logger.debug("cannot report the catalogue", extra={"error": error.message})

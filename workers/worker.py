@@ -1,14 +1,14 @@
-"""One device's worker: its stages, the queues between them, and the threads on which they run.
+"""One device's worker: its stages, the queues between them, and their threads.
 
     class queue ─► fetch ─────────► admit ─► DeviceQueue ─► device ─► EndingQueue ─► finish ─► state store
                      └► AdmitQueue ─┘ ▲                       │
     Celery's consumer ──────┘ ▲       │                       └────► PieceQueue ──► stream ─► state store
                               └── a retry, or a lost claim: from device and finish
 
-`HeldJobs` has every delivery between the class queue and its end. Beside the stages, a thread each: `heartbeat` renews
-what is held and publishes the device's facts, `cancellations` marks held jobs that were ended elsewhere, `reload`
-follows the models folder, and `notice` watches for a reclaim notice. Nothing here or in `stages/` imports Celery: what
-they need of it is `stages.ports.CeleryWorker`, and `celery_adapter.pool` starts the worker.
+`HeldJobs` has every delivery from the class queue to its end. Further threads: `heartbeat` renews claims and publishes
+the device's facts, `cancellations` marks held jobs that were cancelled or expired, `reload` follows the models folder,
+and `notice` watches for a reclaim notice. Nothing here or in `stages/` imports Celery: they use the interface
+`stages.ports.CeleryWorker`, and `celery_adapter.pool` starts the worker.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ from workers.stages.stream import StreamStage
 logger = logging.getLogger(__name__)
 
 NO_DEVICE = 3
-"""Exit status of a worker whose device is not there."""
+"""Exit status of a worker whose device is missing."""
 
 BROKEN = 70
 """Exit status of a worker that lost one of its threads (EX_SOFTWARE of sysexits.h): its supervisor starts another."""
 
 _YOUNG = 10_000
-"""New objects after which the garbage collector looks at them: a look takes half a millisecond."""
+"""New objects per garbage collection, which takes half a millisecond."""
 
 
 class Service(Protocol):
-    """What runs on a thread of its own."""
+    """A service with its own thread."""
 
     def run(self) -> None:
-        """Serve until stopped."""
+        """Run until stopped."""
 
     def stop(self) -> None:
         """End `run`. Any thread may call it."""
@@ -72,8 +72,8 @@ class Worker:
     """Composes the stages of one worker process.
 
     Args:
-        name: the worker's; claims carry it.
-        class_queue: where plain jobs' messages are; None where Celery's consumer receives all.
+        name: the worker's name, recorded in claims.
+        class_queue: source of plain jobs' messages; None if Celery's consumer receives all messages.
 
     Raises:
         SystemExit: the device is missing.
@@ -114,9 +114,9 @@ class Worker:
         }
 
     def start(self, after_finish: Mapping[str, Service]) -> None:
-        """Load what the class keeps warm, serve, and publish the first heartbeat.
+        """Load the class's warm models, start all services, and publish the first heartbeat.
 
-        `after_finish` are services of the adapter, which end after the finish stage.
+        `after_finish` are services of the adapter that are stopped after the finish stage.
         """
         self._services = {**self._stages, **after_finish, **self._beside}
         self._threads: dict[str, threading.Thread] = {}
@@ -137,36 +137,36 @@ class Worker:
         self._threads["heartbeat"] = start_thread("heartbeat", self.heartbeat.run)
 
     def receive(self, delivery: Delivery) -> None:
-        """Take a delivery that Celery's consumer received. Returns at once."""
+        """Accept a delivery that Celery's consumer received. Returns immediately."""
         self.held.hold([delivery])
         self.admissions.put(delivery)
 
     def unfit_for(self, hardware_class: str) -> str | None:
-        """Why the device may not serve a class; None where it may."""
+        """Why the device cannot serve a class; None if it can."""
         return unfit_for(hardware_class, self.heartbeat.facts, self.context.topology)
 
     def close(self) -> None:
-        """Drain within the grace of queues.yaml, and publish that."""
+        """Start to drain, within the grace of queues.yaml, and publish it."""
         self.drain.within(self.store.limits.grace)
         self.heartbeat.beat()
 
     def stop(self, meanwhile: Callable[[], None]) -> None:
-        """Finish what ends in time, stage by stage, and write it. `meanwhile` is called while a stage ends."""
+        """Finish and write, stage by stage, what ends in time. `meanwhile` is called while a stage ends."""
         self._shutdown.set()
         for name, service in self._services.items():
             service.stop()
             self.drain.wait_for(self._threads[name], meanwhile)
 
     def abandon(self) -> None:
-        """Begin nothing more; what runs is not waited for."""
+        """Start no more work, and do not wait for running work."""
         self._shutdown.set()
         if self.fetch is not None:
             self.fetch.stop()
 
     def requeue(self, meanwhile: Callable[[], None]) -> None:
-        """Return all that is held to its queues, and publish that the worker is gone.
+        """Return all held jobs to their queues, and publish that the worker is gone.
 
-        `meanwhile` is called once Celery was asked to return what it received.
+        `meanwhile` is called once Celery was asked to return the messages that it received.
         """
         self.held.requeue(self.held.all())
         meanwhile()
@@ -175,27 +175,27 @@ class Worker:
 
     @property
     def computes(self) -> bool:
-        """Whether the device thread still runs."""
+        """Whether the device thread is running."""
         return self._threads["device"].is_alive()
 
     def _report_occupied(self) -> None:
-        """Publish at once that a batch goes on though its jobs were ended: their work no longer counts elsewhere."""
+        """Publish at once that a batch still runs although its jobs ended: the store no longer counts their work."""
         if self._device.occupied(time.monotonic()):
             self.heartbeat.beat()
 
     def _reclaimed(self, grace: float) -> None:
-        """Drain and exit, for the machine is gone in so many seconds."""
+        """Drain and exit: the machine will be gone in `grace` seconds."""
         begins = not self.drain.begun
         self.drain.within(grace)
         if begins:
             extra = {"grace": grace, "held": len(self.held)}
-            logger.warning("the machine is to be reclaimed: the worker drains and leaves", extra=extra)
+            logger.warning("reclaim notice; worker drains and exits", extra=extra)
             self.heartbeat.beat()
             self._celery.exit(os.EX_OK)
 
 
 def open_class_queue(context: WorkerContext, name: str) -> ClassQueue | None:
-    """The class queues on Valkey and Redis; None where Celery's consumer receives all, from another kind of broker."""
+    """The class queues on Valkey and Redis; None for another broker, where Celery's consumer receives all messages."""
     settings = context.settings
     if settings.broker.partition("://")[0] not in STATES:
         return None
@@ -209,14 +209,14 @@ def open_class_queue(context: WorkerContext, name: str) -> ClassQueue | None:
 
 
 def start_thread(name: str, body: Callable[[], Any]) -> threading.Thread:
-    """A started thread; when its body fails the process ends, so that its supervisor starts another."""
+    """Start a thread; if its body fails, the process exits, so that its supervisor starts another."""
 
     def guarded() -> None:
         try:
             body()
         except BaseException:
             try:
-                logger.critical("a thread of the worker failed", extra={"loop": name}, exc_info=True)
+                logger.critical("worker thread failed", extra={"loop": name}, exc_info=True)
             finally:
                 os._exit(BROKEN)
 
@@ -230,14 +230,14 @@ def _executor(context: WorkerContext) -> Executor:
         device = find_device(context.hardware, context.options.device, emulate=context.options.emulate)
     except DeviceMissingError as error:
         logger.critical("no device", extra={"class": context.options.hardware_class, "reason": str(error)})
-        sys.stderr.write(f"{error}\nhint: start this class with --emulate to serve it on the CPU, marked as emulated\n")
+        sys.stderr.write(f"{error}\nhint: start the worker with --emulate to serve the class on the CPU\n")
         raise SystemExit(NO_DEVICE) from error
     artefacts = ArtefactStore(context.settings.cache)
     return Executor(context.hardware, device, artefacts, threads=context.options.threads, book=context.folder.book)
 
 
 def _tune_collector() -> None:
-    """Let the garbage collector pass over what stays: it took 30 of 100 µs of a worker's time an echo."""
+    """Exclude long-lived objects from garbage collection, which took 30 of 100 µs of a worker's time per echo job."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, 10, 10)

@@ -102,7 +102,7 @@ def park(fleet: tuple[Settings, RouterProcess], *, ending: JobState = JobState.D
     job = str(uuid.uuid4())
     message = infer_message(job, Request(model="echo", inputs="hello", deadline=30), reply="", origin="test")
     worker = WorkerStore(settings.state, "a@host", Limits())
-    error = DeadLetteredError("given up: 3 attempts to run it ended without an answer")
+    error = DeadLetteredError("given up after 3 attempts that ended without an answer")
     worker.finish([Ending(job, ending, failure_meta(job, error))])
     history = (Holder("a@host", 1.0, True), Holder("b@host", 2.0, False))
     worker.add_dead_letter(DeadLetter(error.message, 1e9, message, by="c@host", job=job, history=history))

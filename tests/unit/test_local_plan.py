@@ -102,10 +102,10 @@ def test_the_last_line_of_a_log_is_said_in_words(tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     log.write_text(
         '{"time": "…", "event": "loaded"}\n'
-        '{"event": "a thread of the worker failed", "error": "Traceback …:\\n  File …\\nValueError: no such key"}\n'
+        '{"event": "worker thread failed", "error": "Traceback …:\\n  File …\\nValueError: no such key"}\n'
         '{"ready": "worker", "worker": "cpu.batch.cpu-0@host"}\n'
     )
-    assert exit_of(70, log).last_line == "a thread of the worker failed: ValueError: no such key"
+    assert exit_of(70, log).last_line == "worker thread failed: ValueError: no such key"
     log.write_text("Illegal instruction\n\n")
     assert exit_of(-4, log).last_line == "Illegal instruction"
 

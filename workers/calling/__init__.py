@@ -28,4 +28,4 @@ class OutOfMemoryError(ProcessLostError):
 
 
 class NotWantedError(Exception):
-    """Nobody waits for the call any more: it did not begin, or was ended, and then its process is gone."""
+    """The call is no longer wanted: it was not started, or was terminated together with its process."""

@@ -48,7 +48,7 @@ class CeleryBridge:
         self._passing: set[str] = set()
 
     def follow(self, consumer: Any) -> None:
-        """Hand messages to this kombu consumer from now on, anew after each connection."""
+        """Use this kombu consumer from now on; called after each connection."""
         self._consumer = consumer
 
     def leave(self) -> None:

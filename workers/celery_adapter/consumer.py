@@ -36,7 +36,7 @@ class Fetching(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def start(self, consumer: Any) -> None:
-        """Start fetching, anew with each connection; not from classes of `-Q` that the device is not fit for."""
+        """Start fetching, after each connection; skips classes of `-Q` that the device cannot serve."""
         for queue in consumer.task_consumer.queues:
             reason = consumer.pool.unfit_for(queue.name)
             if reason is not None:
@@ -56,7 +56,7 @@ class GroupedEvents(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.events:Events",)
 
     def start(self, consumer: Any) -> None:
-        """Have the dispatcher wait, anew with each connection."""
+        """Make the dispatcher buffer events, after each connection."""
         dispatcher = consumer.event_dispatcher
         dispatcher.buffer_limit = EVENTS_AT_MOST
         dispatcher.on_send_buffered = None

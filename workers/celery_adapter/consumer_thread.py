@@ -28,7 +28,7 @@ class ConsumerThread:
         self._beat_at = 0.0
 
     def follow(self, loop: Any) -> None:
-        """Learn Celery's event loop, anew after each connection."""
+        """Set Celery's event loop; called after each connection."""
         self._loop = loop
         loop.call_soon(self.run)
 

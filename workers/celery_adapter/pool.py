@@ -68,11 +68,11 @@ class DevicePool(BasePool):
         return self.worker.unfit_for(hardware_class)
 
     def register_with_event_loop(self, loop: Any) -> None:
-        """Learn Celery's event loop, anew after each connection."""
+        """Set Celery's event loop; called after each connection."""
         self.bridge.thread.follow(loop)
 
     def connect(self, consumer: Any) -> None:
-        """Serve what Celery's consumer names, anew after each connection."""
+        """Serve the queues of Celery's consumer; called after each connection."""
         self.bridge.thread.connection, self.bridge.thread.qos = consumer.connection, consumer.qos
         if self.worker.fetch is not None:
             consumer.task_consumer.channel.qos.can_consume = lambda: False

@@ -1,8 +1,8 @@
-"""What Celery's consumer accepts: only what a router of this fleet ordered becomes a Celery request.
+"""What Celery's consumer accepts: only a message signed by a router of this fleet becomes a Celery request.
 
-The rest becomes a dead letter, and its job ends with an error. What a router ordered is ended under a claim, as a run
-would be. Of any other message nobody knows whose it is: it ends the job that it names only where no job of that id was
-ever accepted.
+Any other message becomes a dead letter, and its job ends with an error. A job that a router signed is ended under a
+claim, like a run. The origin of an unsigned message is unknown: it ends the job that it names only if no job of that id
+was ever accepted.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""A worker's decisions: functions from frozen values to values. Forbidden here: I/O, clocks and logging."""
+"""A worker's decisions: pure functions of frozen values. Forbidden here: I/O, clocks and logging."""

@@ -1,10 +1,10 @@
-"""When a batch runs, and which rows are in it. Pure: the clock and what waits are arguments.
+"""When a batch runs, and which rows it holds. Pure: the clock and the waiting rows are arguments.
 
-A batch is bounded in rows and in seconds: a batch that runs is not interrupted, so it is what others wait for.
+A batch is limited in rows and in seconds: a running batch cannot be interrupted, so all other work waits for it.
 
-The device never idles for rows that are not expected. A batch forms by itself while the one before it runs; a free
-device waits for more rows only while rows keep coming and are worth the wait of those that are there, while the most
-urgent one can spare the time, and never longer than `max_wait`.
+The device never idles for rows that are not expected. While a batch runs, the next one forms. A free device waits for
+more rows only if rows keep arriving, the expected gain outweighs the wait of the rows already there, and the most
+urgent row can spare the time; never longer than `max_wait`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from dataclasses import dataclass
 from tasks.topology import RUN_STRETCH
 
 QUIET = 3.0
-"""Gaps without an arrival after which no more rows are expected: 5 % of Poisson gaps are longer than three means."""
+"""Mean gaps without an arrival after which no more rows are expected: 5 % of Poisson gaps exceed three means."""
 
 _SMOOTHING = 0.2
-"""Weight of the newest gap in the mean."""
+"""Weight of the newest gap in the moving average."""
 
 Takes = Callable[[int, float], float]
-"""Seconds that a batch takes: of so many rows, whose sizes have this sum."""
+"""Predicts a batch's seconds from its number of rows and the sum of their sizes."""
 
 ALONE = math.inf
-"""The gap where no two arrivals were close enough to share a batch."""
+"""The gap when no two arrivals were close enough to share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPolicy:
-    """Most rows in a batch, and the longest that its first row waits for the others, in seconds.
+    """Maximum rows in a batch, and maximum seconds that its first row waits for others.
 
-    A batch of several rows takes at most `max_run` seconds, except as `RUN_STRETCH` says.
+    A batch of several rows takes at most `max_run` seconds, except as allowed by `RUN_STRETCH`.
     """
 
     max_batch: int
@@ -43,9 +43,9 @@ class BatchPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WaitingRows:
-    """The rows of one variant and size bucket that wait: how many, and when the first and the last came, in seconds.
+    """The waiting rows of one variant and size bucket: count, and arrival times of the first and the last, in seconds.
 
-    `start_by` is when a batch must start at the latest for the most urgent deadline, and `run` what it takes.
+    `start_by` is the latest start of a batch for the most urgent deadline, and `run` its predicted seconds.
     """
 
     rows: int
@@ -57,7 +57,7 @@ class WaitingRows:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One job's waiting rows, of a mean size. `deadline` is by the store's clock, infinite where there is none."""
+    """One job's waiting rows and their mean size. `deadline` is on the store's clock, infinite if there is none."""
 
     entry: int
     rows: int
@@ -68,7 +68,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Portion:
-    """How many rows of one job are in a batch."""
+    """The number of rows of one job in a batch."""
 
     entry: int
     rows: int
@@ -77,8 +77,8 @@ class Portion:
 def ready(waiting: WaitingRows, now: float, policy: BatchPolicy, gap: float) -> float:
     """Seconds until the batch should run; 0 means now.
 
-    `gap` is the mean of seconds between arrivals close enough to share a batch (`observe_gap`), `ALONE` where no more
-    are expected. To wait costs each row a gap; it saves the next one the whole run of a batch that it misses.
+    `gap` is the mean seconds between arrivals close enough to share a batch (`observe_gap`), `ALONE` if no more are
+    expected. Waiting costs each row one gap; it saves the next row from waiting for the whole batch it would miss.
     """
     full = waiting.rows >= policy.max_batch or policy.max_run <= waiting.run < math.inf
     if full or gap >= policy.max_wait or waiting.rows * gap >= waiting.run:
@@ -88,7 +88,7 @@ def ready(waiting: WaitingRows, now: float, policy: BatchPolicy, gap: float) -> 
 
 
 def form(shares: Sequence[Share], policy: BatchPolicy, takes: Takes) -> list[Portion]:
-    """The next batch: rows by deadline, then by arrival; as many as `fill` says."""
+    """The next batch: rows by deadline, then by arrival; as many as `fill` allows."""
     ordered = sorted(shares, key=urgency)
     front = cut([share.rows for share in ordered], policy.max_batch)
     sizes = [share.size for share, rows in zip(ordered, front, strict=False) for _ in range(rows)]
@@ -97,7 +97,7 @@ def form(shares: Sequence[Share], policy: BatchPolicy, takes: Takes) -> list[Por
 
 
 def fill(sizes: Sequence[float], policy: BatchPolicy, takes: Takes) -> int:
-    """How many of the first rows run together, by their sizes: at least one where there is one."""
+    """How many of the first rows run together, by their sizes; at least one if any waits."""
     most = min(len(sizes), policy.max_batch)
     if most <= 1 or policy.max_run == math.inf or takes(most, sum(sizes[:most])) <= policy.max_run:
         return most
@@ -111,7 +111,7 @@ def fill(sizes: Sequence[float], policy: BatchPolicy, takes: Takes) -> int:
 
 
 def cut(waiting: Sequence[int], room: int) -> list[int]:
-    """How many rows of each of the first jobs fill `room`, where so many wait; `waiting` is in the order of urgency."""
+    """How many rows to take from each of the first jobs to fill `room`; `waiting` has their row counts by urgency."""
     taken: list[int] = []
     for rows in waiting:
         if room == 0:
@@ -122,12 +122,12 @@ def cut(waiting: Sequence[int], room: int) -> list[int]:
 
 
 def urgency(share: Share) -> tuple[float, float, int]:
-    """Sorts shares, most urgent first."""
+    """Sort key of shares, most urgent first."""
     return share.deadline, share.arrived, share.entry
 
 
 def observe_gap(gap: float, observed: float) -> float:
-    """The mean gap after an arrival that came `observed` seconds after another while that one was still here."""
+    """The mean gap after an arrival `observed` seconds after another that was still unanswered."""
     return observed if gap == ALONE else (1 - _SMOOTHING) * gap + _SMOOTHING * observed
 
 
@@ -137,5 +137,5 @@ def widen_gap(gap: float) -> float:
 
 
 def bucket_of(size: int, buckets: Sequence[int]) -> int:
-    """The smallest bucket that a row of `size` fits in; the largest where none does. `buckets` ascend."""
+    """The smallest bucket that fits a row of `size`; else the largest. `buckets` ascend."""
     return buckets[min(bisect_left(buckets, size), len(buckets) - 1)]

@@ -1,4 +1,4 @@
-"""Which waiting jobs a worker that drains does not run to their end. Pure."""
+"""Which waiting jobs a draining worker cannot finish. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TypeVar
 Job = TypeVar("Job", bound=Hashable)
 
 Stint = tuple[Collection[Job], float]
-"""A batch that waits: the jobs that have rows in it, and the seconds that it takes once it runs."""
+"""A waiting batch: the jobs with rows in it, and its run time in seconds."""
 
 
 def unfinished(stints: Iterable[Stint[Job]], left: float) -> set[Job]:
-    """The jobs that do not end within `left` seconds, where batches run in this order, one after the other.
+    """The jobs that do not end within `left` seconds if the batches run one after another in this order.
 
-    A batch that would end too late is not run, nor one whose jobs all have rows in such a batch: what comes behind has
-    that time.
+    A batch is skipped if it would end too late, or if all its jobs have rows in a skipped batch: later batches get its
+    time.
     """
     late: set[Job] = set()
     spent = 0.0

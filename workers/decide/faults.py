@@ -1,7 +1,7 @@
-"""Which failures are the device's, not the request's: the table by which they are classified. Pure.
+"""Classifies failures: the table that separates device faults from request errors. Pure.
 
-A device that is out of memory may have some later. A device that is lost, or whose context is broken, answers nothing
-more in this process: the worker ends, and its jobs run elsewhere.
+A device that is out of memory may recover. A device that is lost, or whose context is broken, is unusable in this
+process: the worker exits, and its jobs run elsewhere.
 
 Source: the texts of CUDA's `cudaGetErrorString`, ONNX Runtime's arena and XLA's status codes.
 """
@@ -22,7 +22,7 @@ class Fault(Enum):
 
 
 class DeviceLostError(Exception):
-    """This process can use its device no more."""
+    """This process can no longer use its device."""
 
 
 _SIGNS: tuple[tuple[re.Pattern[str], Fault], ...] = (
@@ -43,9 +43,9 @@ _ADDRESS = re.compile(r"(<[^<>]*?)(?: object)? at 0x[0-9A-Fa-f]+(>)")
 
 
 def said(error: BaseException) -> str:
-    """An exception's text, without the addresses of objects in this process.
+    """An exception's text, without object addresses.
 
-    A model's own error may fail to have one.
+    A model's exception may fail to produce a text.
     """
     try:
         return _ADDRESS.sub(r"\1\2", str(error)[: 2 * MAX_ERROR])
@@ -54,15 +54,15 @@ def said(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """The error's type and what it says."""
+    """The error's type and text."""
     return f"{type(error).__name__}: {said(error)}"
 
 
 def fault_of(error: Exception) -> Fault | None:
-    """What an exception of a runtime says of the device; None where it says nothing of it.
+    """The device fault behind a runtime's exception; None if it is not a device fault.
 
-    A model's own errors differ by their text alone, which a request may shape: so only errors of a runtime's kind
-    count, and `ValueError`, `TypeError` and the like never do.
+    A model's own errors differ only by their text, which a request may control. So only exception types of runtimes
+    count; `ValueError`, `TypeError` and the like never do.
     """
     if isinstance(error, MemoryError):
         return Fault.MEMORY

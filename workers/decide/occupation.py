@@ -1,7 +1,7 @@
-"""How long a device goes on with rows of jobs that have ended. Pure.
+"""How long a device stays busy with rows of ended jobs. Pure.
 
-A batch of ONNX, torch or JAX cannot be ended. Once its jobs were cancelled or expired, the fleet's count of work has
-nothing of it left, and the device is busy all the same: its heartbeat says so.
+A batch of ONNX, torch or JAX cannot be interrupted. When its jobs are cancelled or expire, the fleet's work counters
+drop them although the device is still busy, so its heartbeat reports the occupied time.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FEWEST = 1.0
-"""Seconds that a batch at its predicted end is expected to go on: a heartbeat, so that it is looked at again."""
+"""Minimum remaining seconds assumed for a batch at its predicted end: one heartbeat, until the next check."""
 
 
 @dataclass(frozen=True, slots=True)
 class Occupation:
-    """A batch that runs and cannot be ended: when it began, by any clock, and its seconds by its profile."""
+    """A running batch that cannot be interrupted: its start, on any clock, and its predicted seconds."""
 
     began: float
     predicted: float
 
     def ends_in(self, now: float) -> float:
-        """Seconds until it ends; one that takes longer than predicted goes on for as long again as it is late."""
+        """Seconds until it ends; an overdue batch is assumed to need as long again as it is late."""
         return abs(self.predicted - (now - self.began))
 
     def longer_than(self, seconds: float, now: float) -> bool:
-        """Whether it takes so long, by its profile or already."""
+        """Whether it takes longer than `seconds`, by prediction or by now."""
         return max(self.predicted, now - self.began) > seconds
 
     def left(self, now: float, unwanted: float) -> float:
-        """Seconds that it goes on for the share `unwanted` of its rows.
+        """Remaining seconds attributed to the share `unwanted` of its rows.
 
-        One that takes longer than predicted is expected to go on for as long again as it is late.
+        An overdue batch is assumed to need as long again as it is late.
         """
         return unwanted * max(abs(self.predicted - (now - self.began)), FEWEST) if unwanted else 0.0

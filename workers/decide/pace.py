@@ -1,7 +1,7 @@
-"""How a variant's batches run against their profile: a pace, a residual quantile, and whether that drifted. Pure.
+"""A variant's batch times against its profile: pace, residual quantile and drift. Pure.
 
-A guarantee is `predicted · pace · residual`: the pace corrects the profile's mean, the residual R_p is how far single
-batches stray from that (DESIGN §7), learned for each priority level by the batches that had jobs of it.
+A guarantee is `predicted · pace · residual`. The pace corrects the profile's mean; the residual R_p bounds how far
+single batches deviate from it, learned per priority level from the batches with jobs of that level.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from taxiway.contract.keys import LEVELS
 
 QUANTILE = 0.95
-"""Share of batches that end within `predicted · pace · residual`."""
+"""Fraction of batches that end within `predicted · pace · residual`."""
 
 DRIFT = 2**0.5
-"""A pace this far from 1, either way, is drift: half of the slack that an unlearned guarantee has (R = 2) is gone."""
+"""A pace this far from 1, either way, is drift: it uses half the slack of an unlearned guarantee (R = 2)."""
 
 _WEIGHT = 0.1  # of the newest batch in the pace, once there are ten
-_OUTLIER = 4.0  # times the present pace: what a single batch counts for at most, in the pace
-_KEEP = 0.99  # of the histogram's weight at each new batch: about the last hundred count
-_ENOUGH = 10  # batches before drift is spoken of
+_OUTLIER = 4.0  # times the current pace: cap of a single batch's effect on the pace
+_KEEP = 0.99  # decay of the histogram per batch: about the last hundred count
+_ENOUGH = 10  # batches before drift is reported
 _STEP = 2 ** (1 / 8)  # width of a bin: a quantile is read to 9 %, upwards
 _LOWEST = 1 / 4  # upper edge of the first bin, of observed over predicted · pace
-_BINS = 49  # up to 16; what is slower counts there
+_BINS = 49  # up to 16; slower batches count in the last bin
 
 Histogram = tuple[float, ...]
 
@@ -43,12 +43,12 @@ class Track:
 
     @property
     def residuals(self) -> tuple[float, ...]:
-        """R_p by level: the upper edge of the bin in which the quantile of observed over `predicted · pace` lies."""
+        """R_p by level: the upper edge of the bin that contains the quantile of observed over `predicted · pace`."""
         return tuple(_residual(histogram) for histogram in self.histograms)
 
     @property
     def surely(self) -> float:
-        """What a prediction is multiplied by to hold for jobs of every level."""
+        """The factor that makes a prediction safe for jobs of every level."""
         return self.pace * max(self.residuals, default=1.0)
 
     @property
@@ -58,9 +58,9 @@ class Track:
 
 
 def begin(residual: float = 2.0) -> Track:
-    """The track of a variant that has not run: at every level its residual is what its profile says.
+    """The track of a variant that has not run: the residual of every level is the profile's.
 
-    That counts as one batch, so a learned quantile takes its place after about twenty of a level.
+    It counts as one batch, so a learned quantile replaces it after about twenty batches of a level.
     """
     place = _place(residual)
     return Track(histograms=(tuple(1.0 if i == place else 0.0 for i in range(_BINS)),) * LEVELS)
@@ -69,7 +69,7 @@ def begin(residual: float = 2.0) -> Track:
 def observe(track: Track, *, predicted: float, seconds: float, levels: Collection[int]) -> Track:
     """The track after one more batch, which had jobs of these levels.
 
-    A prediction that is not positive says nothing: the track is then unchanged.
+    A prediction that is not positive is ignored.
     """
     if predicted <= 0:
         return track

@@ -1,8 +1,9 @@
-"""Which loaded variants are unloaded for another. Pure: sizes, uses and the time are arguments.
+"""Which loaded variants are unloaded to make room. Pure: sizes, uses and the time are arguments.
 
-The least valuable leave: a variant is worth the seconds that loading it again takes, times how often it is used, a byte
-that it holds. Source: Cherkasova, Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy (HP
-Laboratories, 1998), whose ageing is here that uses fade.
+The least valuable variants are unloaded. A variant's value is its load time, times its use rate, per byte it holds.
+
+Source: Cherkasova, Improving WWW Proxies Performance with Greedy-Dual-Size-Frequency Caching Policy (HP Laboratories,
+1998), with decaying use rates in place of its ageing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 FADE = 300.0
-"""Seconds after which a use counts 1/e: some tens of the longest loads, so a pause between bursts costs no reload."""
+"""Seconds after which a use counts 1/e: tens of times the longest load, so a pause between bursts causes no reload."""
 
 
 class NoRoomError(Exception):
@@ -20,12 +21,12 @@ class NoRoomError(Exception):
 
 
 class InUseError(Exception):
-    """A variant needs memory that is held by others which are in use: it may be loaded once they are not."""
+    """The memory that a variant needs is held by variants in use; it can be loaded once they are free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """How often something is used: `rate` a second as of the last use, which was at `last`, in seconds."""
+    """A use rate: `rate` per second as of the last use, at time `last`."""
 
     rate: float = 0.0
     last: float = 0.0
@@ -50,7 +51,7 @@ class Resident:
     in_use: bool = False
 
     def value(self, now: float) -> float:
-        """Seconds of loading that a byte of it saves in a second."""
+        """Load seconds saved per second and byte."""
         return self.uses.at(now) * self.load / self.memory if self.memory else math.inf
 
 
@@ -59,7 +60,7 @@ def evict(loaded: Sequence[Resident], need: int, budget: int, now: float) -> lis
 
     Raises:
         NoRoomError: `need` alone is over the budget.
-        InUseError: it does not fit beside those in use.
+        InUseError: it does not fit next to the variants in use.
     """
     if need > budget:
         raise NoRoomError(f"needs {need} bytes, the device has {budget} for models")

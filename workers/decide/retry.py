@@ -1,7 +1,7 @@
 """Whether and when a job runs again after a device fault. Pure.
 
-A worker's retries are bounded by what it answered, so those of a class are, too: at most a tenth of its answers, and a
-few for each worker. A device on which everything fails soon retries nothing.
+Retries are limited to a tenth of a worker's answers plus a few per worker, which bounds them for a class too. A device
+on which everything fails soon stops retrying.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ SHARE = 0.1
 """Retries that each answer allows."""
 
 FLOOR = 10.0
-"""Retries that a worker may make before it has answered anything."""
+"""Retries that a worker may make before its first answer."""
 
 MOST_SAVED = 100.0
-"""Retries that may be saved up: a long time without faults allows no retry storm."""
+"""Maximum saved retries: a long time without faults does not allow a retry storm."""
 
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 30.0
-"""Seconds before the first retry, at most, and before any; doubled each time."""
+"""Maximum seconds before the first retry, doubled each time, and before any retry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How many retries may be made now."""
+    """The retry budget: how many retries are available now."""
 
     tokens: float = FLOOR
 
@@ -43,6 +43,6 @@ class Budget:
 
 
 def pause(retries: int, draw: float) -> float:
-    """Seconds before a job runs again that was retried so often; `draw` from [0, 1) keeps jobs apart."""
+    """Seconds before the next retry of a job; `draw` from [0, 1) is the jitter."""
     longest = min(FIRST_PAUSE * 2.0 ** min(retries, 20), LONGEST_PAUSE)
     return longest * (0.5 + draw / 2)

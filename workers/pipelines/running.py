@@ -68,7 +68,7 @@ class RunningRow:
 class RunningBatch:
     """Rows that a runtime generates together. For one thread.
 
-    When the runtime fails over several rows, each of them begins anew, alone, so that only those fail that cannot run.
+    If the runtime fails on several rows, each restarts alone, so that only the faulty rows fail.
 
     Args:
         begin: an empty sequel for a row.
@@ -145,7 +145,7 @@ class RunningBatch:
         return ended
 
     def _suspect(self, rows: list[RunningRow], error: BaseException) -> list[RunningRow]:
-        """Let rows begin anew, each alone; a row that was alone has failed."""
+        """Restart rows, each alone; a row that already ran alone fails."""
         if len(rows) == 1 and len(self._rows) == 1:
             rows[0].error = error
             return rows

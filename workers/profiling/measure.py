@@ -1,4 +1,4 @@
-"""Measures one variant in this process, which is started for it alone: its memory is nobody else's.
+"""Measures one variant in a process started only for it, so that all its memory is the variant's.
 
 Says on stdout, as JSON lines, how far it is, and at last the measurement or why there is none.
 """

@@ -82,7 +82,7 @@ class Interruptible(Protocol):
     def watched(self, watch: Watch) -> Runtime:
         """The same runtime for the next row, which is ended as soon as `watch` says so.
 
-        Its `run` takes one row, and raises `workers.calling.NotWantedError` where nobody waits for it any more. The
+        Its `run` takes one row, and raises `workers.calling.NotWantedError` if the row is no longer wanted. The
         cause of an `ExecutionError` is a `workers.calling.CallError`.
         """
 

@@ -66,7 +66,7 @@ class PythonRuntime:
         """One row's outputs, without the batch axis.
 
         Raises:
-            NotWantedError: nobody waits for it any more.
+            NotWantedError: the row is no longer wanted.
             ExecutionError: it failed; from a `CallError`.
         """
         if self._child is None:

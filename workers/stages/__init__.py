@@ -1,5 +1,5 @@
-"""The four stages of a job in a worker, fetch, admit, device and finish, and the stream of answers beside the last.
+"""The stages of a job in a worker: fetch, admit, device and finish, with stream beside finish.
 
-`queues` has what lies between them, `job` what passes through; `workers.worker` composes them. Forbidden here: to
-import Celery, which `ports` stands for.
+`queues` connects the stages, `job` defines what passes through them; `workers.worker` composes them. Forbidden here:
+importing Celery; `ports` is the interface to it.
 """

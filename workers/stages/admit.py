@@ -1,7 +1,7 @@
-"""Stage 2: claims jobs in bulk, and reads and prepares those that may run here.
+"""Stage 2: claims jobs in bulk, decodes them and prepares those that may run here.
 
-The fetch thread brings what it has claimed already; the admit thread claims what Celery's consumer received, and
-what another worker held a while ago. The device thread waits for neither.
+Jobs from the fetch thread are claimed already. The admit thread claims jobs from Celery's consumer, and jobs that
+another worker held at the last attempt. The device thread waits for neither.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink
 logger = logging.getLogger(__name__)
 
 LOOK_AGAIN = 1.0
-"""Longest pause, in seconds, before a job that another worker holds is looked at again."""
+"""Maximum seconds before the claim of a job that another worker holds is retried."""
 
 
 class AdmitStage:
     """Admits deliveries to the device.
 
     Args:
-        device: takes what may run.
-        finish: takes what ended before it ran.
-        shutdown: set once the worker stops: what cannot be read from the store then goes back to its queue.
+        device: receives jobs to run.
+        finish: receives jobs that ended before they ran.
+        shutdown: set when the worker stops; jobs whose blobs cannot be read then return to their queue.
     """
 
     def __init__(
@@ -68,23 +68,23 @@ class AdmitStage:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """End after what was put. Any thread may call it."""
+        """End after the queued deliveries. Thread-safe."""
         self._stopping.set()
         self._inbox.close()
 
     def run(self) -> None:
-        """Claim and admit what is due, until stopped."""
+        """Claim and admit due deliveries, until stopped."""
         while not self._stopping.is_set():
             due = self._inbox.take()
             if due:
                 claimed = [delivery for delivery in due if delivery.token and not delivery.lost]
                 self._admit(claimed, time.monotonic())  # they run again
-                with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages are delivered again
+                with contextlib.suppress(BrokerUnavailableError):  # stopping: the messages will be redelivered
                     self._claim([delivery for delivery in due if delivery.lost or not delivery.token])
         self._held.requeue(self._inbox.rest())
 
     def admit(self, deliveries: Sequence[Delivery], now: float) -> None:
-        """Admit deliveries by the answers to their claims, which the store gave at `now`. Any thread may call it."""
+        """Admit deliveries according to their claims, as of `now` on the store's clock. Thread-safe."""
         arrived = time.monotonic()
         self._device.clock = now - arrived
         able = []
@@ -112,7 +112,7 @@ class AdmitStage:
         self.admit(deliveries, now)
 
     def _fetch(self, found: Sequence[Reference]) -> Contents:
-        """The blobs of requests, once the store answers."""
+        """Fetch the blobs of requests, waiting until the store answers."""
         return insist(
             lambda: self._store.blobs(found),
             self._shutdown,
@@ -128,32 +128,32 @@ class AdmitStage:
             self._inbox.put(delivery, pause=min(max(claim.retry_in, 0.01), LOOK_AGAIN))
 
     def _give_up(self, delivery: Delivery) -> None:
-        """Fail a job whose runs ended its workers, and keep its message as a dead letter."""
+        """Fail a job that crashed its workers, and keep its message as a dead letter."""
         attempts = self._store.limits.attempts
-        error = DeadLetteredError(f"given up: {attempts} attempts to run it ended without an answer")
+        error = DeadLetteredError(f"given up after {attempts} attempts that ended without an answer")
         self._held.dead_letter(delivery, error.message)
         self._finish.put([Ended(delivery, Outcome(error=error))])
 
     def _admit(self, deliveries: Sequence[Delivery], arrived: float) -> None:
-        """Hand the jobs to the device, those at once whose inputs were fetched together."""
-        with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is unavailable: they return
+        """Pass the jobs to the device, in groups whose inputs were fetched together."""
+        with contextlib.suppress(BrokerUnavailableError):  # stopping while the store is unavailable: they are requeued
             for some, contents in self._reader.groups(deliveries):
                 self._device.put([job for one in some for job in self._admitted(one, arrived, contents)])
 
     def _admitted(self, delivery: Delivery, arrived: float, contents: Contents) -> list[Job]:
-        """The job, prepared where its variant is loaded already; none where it cannot be read."""
+        """The job, prepared if its variant is already loaded; empty if it cannot be read."""
         try:
             job = self._reader.read(delivery, arrived, contents)
             loaded = self._executor.ready(job.model, job.variant)
             if loaded is not None:
                 prepare(job, loaded)
         except TaxiwayError as error:
-            if isinstance(error, ModelUnavailableError):  # its folder may be behind the router's
+            if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
                 self._executor.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
             self._finish.put([Ended(delivery, Outcome(error=error))])
-        except Exception as error:  # for this one request, whatever it was
-            logger.exception("a request could not be read", extra={"job": delivery.job})
+        except Exception as error:  # any failure ends only this request
+            logger.exception("request could not be read", extra={"job": delivery.job})
             failed = ExecutionError(f"the request could not be read: {describe(error)}")
             self._finish.put([Ended(delivery, Outcome(error=failed))])
         else:

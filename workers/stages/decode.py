@@ -1,4 +1,4 @@
-"""How a message becomes a job: its ticket is checked, its request read, bound to its model and cut into rows."""
+"""Turns a message into a job: checks its ticket, reads the request, binds it to its model and splits it into rows."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ class _Embed(msgspec.Struct, frozen=True):
 
 
 Contents = Mapping[str, Buffer | None]
-"""The bytes that each `ref` stands for, None where they are gone."""
+"""The bytes of each `ref`, None if they have expired."""
 
 Fetch = Callable[[Sequence[Reference]], Contents]
-"""Gives the bytes that references stand for."""
+"""Fetches the bytes of references."""
 
 AT_ONCE = 4 * 2**20
-"""Bytes of blobs that are fetched together: so much waits in memory beside the largest request of all."""
+"""Bytes of blobs fetched together: the memory used besides the largest single request."""
 
 _decode_message = msgspec.json.Decoder(_Message).decode
 _decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Embed | None]).decode
 _decode_request = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
-_TAGGED = b'"__type__"'  # bytes in a body; other values are what they look like
+_TAGGED = b'"__type__"'  # marks encoded bytes in a body; all other values are plain JSON
 _NULL = msgspec.Raw(b"null")
 
 
 def read_plain(taken: Taken, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
-    """A plain job's delivery; None where Celery must handle the message: a canvas, an eta, or one to be refused."""
+    """A plain job's delivery; None if Celery must handle the message: a canvas, an eta, or one to be refused."""
     try:
         message = _decode_message(taken.raw)
         headers = message.headers
@@ -111,13 +111,13 @@ def _trail(headers: Headers) -> Trail | None:
 
 
 def _followed(embed: _Embed) -> bool:
-    """Whether other tasks follow from the job."""
+    """Whether other tasks (links, chains, chords) follow the job."""
     chord = embed.chord is not None and embed.chord != _NULL
     return bool(embed.callbacks or embed.errbacks or embed.chain or chord)
 
 
 class JobReader:
-    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests refer to."""
+    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests reference."""
 
     def __init__(self, folder: ModelsFolder, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
         self._fetch = fetch
@@ -125,7 +125,7 @@ class JobReader:
         self._hardware = hardware
 
     def groups(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
-        """The deliveries in order, in groups whose blobs are fetched together, each with those blobs.
+        """The deliveries in order, in groups with the blobs fetched for each group.
 
         Raises:
             BrokerUnavailableError: the store does not answer.
@@ -145,10 +145,10 @@ class JobReader:
         yield group, self._contents(found)
 
     def read(self, delivery: Delivery, now: float, contents: Contents) -> Job:
-        """The job, whose rows are bound and not prepared yet. `contents` has what its request refers to.
+        """The job, with its rows bound but not prepared. `contents` has the blobs of its request.
 
         Raises:
-            RequestError: the request is wrong.
+            RequestError: the request is invalid.
             ModelUnavailableError: the model is disabled or missing in this worker's catalogue, or lacks the variant.
         """
         ticket = delivery.ticket
@@ -176,17 +176,17 @@ class JobReader:
         )
 
     def _model(self, reference: str, variant: str) -> Model:
-        """The model with this variant: a router may have seen it in the folder a moment before this worker does.
+        """The model with this variant; a router may see a change of the models folder shortly before this worker.
 
         Raises:
-            ModelUnavailableError: it is disabled here, has the variant no more, or is not here (any more).
+            ModelUnavailableError: it is disabled here, no longer has the variant, or is not in the catalogue.
         """
         served = self._folder.catalogue.models.get(reference)
         if served is None or variant not in served.variants:
             self._folder.look()
         try:
             model = self._folder.catalogue.resolve(reference)
-        except UnknownModelError as error:  # the router that placed it knew it
+        except UnknownModelError as error:  # the router that placed the job knew it
             raise _gone(reference, "it is not in the models folder of the worker that it was placed on") from error
         if variant not in model.variants:
             listed = ", ".join(model.variants)
@@ -202,7 +202,7 @@ def _gone(model: str, reason: str) -> ModelUnavailableError:
 
 
 def _request(delivery: Delivery) -> Request:
-    """The request. A router has checked it once: what its type says is enough, unless it is written in another way."""
+    """The request. A router has validated it, so checking types is enough, unless it uses another message form."""
     if delivery.content_type == "application/json":
         try:
             request = _decode_request(delivery.body)[1]
@@ -214,26 +214,26 @@ def _request(delivery: Delivery) -> Request:
 
 
 def _untagged(request: Request) -> Request:
-    """The request with bytes for what stands for them. Raises `InvalidRequestError`."""
+    """The request with encoded bytes decoded. Raises `InvalidRequestError`."""
     inputs, parameters = from_wire(request.inputs), from_wire(request.parameters, "parameters")
     return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
 
 
 def with_blobs(request: Request, contents: Contents) -> Request:
-    """The request with the blobs in their places.
+    """The request with references replaced by blobs.
 
     Raises:
-        RequestError: a blob is gone, or is not the one that was signed for.
+        RequestError: a blob has expired, or differs from the signed digest.
     """
     inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
     return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
 
 
 def prepare(job: Job, loaded: Loaded) -> None:
-    """Turn the job's rows into items, and let all of them wait, each in the bucket of its size.
+    """Convert the job's rows to items, and add all of them to the buckets of their sizes.
 
     Raises:
-        RequestError: a row is wrong; names the input, and the row where there are several.
+        RequestError: a row is invalid; names the input, and the row if there are several.
         ExecutionError: the pipeline itself failed.
     """
     items: list[Item] = []
@@ -253,7 +253,7 @@ def prepare(job: Job, loaded: Loaded) -> None:
 
 
 def gather(job: Job) -> None:
-    """Let the prepared rows wait that have no answer, each in the bucket of its size."""
+    """Add the prepared rows without an answer to the buckets of their sizes."""
     job.waiting = {}
     for index, item in enumerate(job.items):
         if job.answers[index] is None:
@@ -261,7 +261,7 @@ def gather(job: Job) -> None:
 
 
 def named_row(error: TaxiwayError, index: int, job: Job) -> TaxiwayError:
-    """The error with the row's index, where the job has more than one: `inputs.image[3]: expected …`."""
+    """The error with the row's index if the job has several rows: `inputs.image[3]: expected …`."""
     if len(job.rows) == 1:
         return error
     field = str(error.details.get("field", ""))

@@ -1,11 +1,11 @@
-"""Stage 3: forms batches of rows, runs them, and passes on how each job ended. It never waits for a server.
+"""Stage 3: forms batches of rows, runs them, and passes on the outcome of each job. It never waits for a server.
 
-What is generated step by step joins a running batch as soon as it has room (`inflight`); between two of its steps one
-whole batch of another variant may run, the more urgent of both going first. Jobs whose variant is not loaded wait
-until it is, beside the lanes (`loads`).
+Rows of stepwise generation join a running batch as soon as it has room (`inflight`). Between two of its steps one whole
+batch of another variant may run; the more urgent of the two goes first. Jobs whose variant is not loaded wait for the
+load outside the lanes (`loads`).
 
-A row that runs in a process of its own, as those of Python callables do, does not keep the device from what is more
-urgent: while it runs, due batches of other variants run beside it.
+Python callables run their rows in a separate process. While such a row runs, due batches of other variants with more
+urgent jobs run on the device.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ from workers.stages.report import Batch, note
 logger = logging.getLogger(__name__)
 
 OTHERS_FIRST = 0.005
-"""Seconds for which a device that has its next batch leaves the queue to devices that have none."""
+"""Seconds for which a device that has its next batch leaves the queue to devices without one."""
 
 STALL = 20.0
-"""A batch that takes this many times what its profile says, and `limits.stall` besides, counts as hung.
+"""A batch that takes this multiple of its predicted time, plus `limits.stall`, counts as hung.
 
-First uses compile, so the limit is in minutes. One step of a generation may take no longer than the limit.
+The limit is minutes because the first use compiles. It also applies to a single step of a generation.
 """
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
-_SMOOTHING = 0.2  # of the rows of a job
+_SMOOTHING = 0.2  # weight of the newest job in the mean rows per job
 
 
 _OVER = 0.25  # seconds over which the rate of rows is measured
 
 
 class DeviceStage:
-    """One device's jobs, admitted, until their outcome.
+    """Runs the admitted jobs of one device until each has an outcome.
 
     Args:
-        finish: takes what ended.
-        stream: takes the pieces of answers that are read as they come.
-        admit: takes deliveries to be read again, and claimed again where their claim was lost.
-        drain: by when all must have ended that runs after `stop`.
+        finish: receives endings.
+        stream: receives the pieces of streamed answers.
+        admit: receives deliveries to be decoded again, and claimed again if their claim was lost.
+        drain: the time limit for work after `stop`.
 
-    `ahead` is the most seconds of work that nobody waits for which may wait here, beside the last that came.
-    `running` counts the rows on the device now, `busy` the seconds that batches which ended have computed.
+    `ahead` is the maximum of patient work (seconds) that may wait here, not counting the last job. `running` counts the
+    rows on the device now, `busy` the total seconds of finished batches.
     """
 
     def __init__(
@@ -109,23 +109,23 @@ class DeviceStage:
         self._loads = Loads(executor, wake=inbox.wake, fail=self._fail)
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
-        """Use another catalogue and other profiles, and keep these models warm. Any thread may call it.
+        """Switch to a new catalogue and profiles, and keep these models warm. Thread-safe.
 
-        A batch that runs ends as it began, and so does a generation; what waits is read again, for its model changed.
+        Running batches and generations finish with the old model; waiting jobs of changed models are decoded again.
         """
         self._renewals.append((catalogue, book, tuple(warm)))
         self._inbox.wake()
 
     def stop(self) -> None:
-        """Run what is here and ends in time, requeue the rest, and end. Any thread may call it."""
+        """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
         self._stopping.set()
         self._inbox.wake()
 
     def wait_for_room(self, longest: float) -> int:
-        """How many more jobs the next batches need, once they need some, or after `longest` seconds. Any thread may.
+        """Wait until the next batches need jobs, at most `longest` seconds; returns how many. Thread-safe.
 
-        As many as have the rows that there is room for, if they are like those that came lately: what is held here
-        cannot move, and more urgent jobs in the queue cannot pass it.
+        The number is the free rows divided by the recent rows per job. Jobs held here cannot move to another class, and
+        more urgent jobs in the queue cannot overtake them.
         """
         self._inbox.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
         self._inbox.wait_for(lambda: self._room(1) > 0 or self._stopping.is_set(), OTHERS_FIRST)
@@ -133,29 +133,30 @@ class DeviceStage:
         return math.ceil((room if room > 0 else self._room()) / self._inbox.rows_a_job)
 
     def levels(self) -> int:
-        """How many of a queue's levels, first ones first, may be taken from. Any thread may ask.
+        """How many of a queue's priority levels, first ones first, may be fetched. Thread-safe.
 
-        Patient work is taken only while less of it than `ahead` waits here: other devices may be free for it sooner.
+        Patient work is fetched only while less than `ahead` seconds of it wait here: other devices may be free for it
+        sooner.
         """
         lanes = [lane for lane in list(self._lanes.values()) if lane.patient and not self._joins(lane)]
         patient = self._inbox.patient + self._loads.patient + sum(lane.patient_seconds for lane in lanes)
         return PATIENT if patient >= self.ahead else LEVELS
 
     def computed(self, now: float) -> float:
-        """Seconds that the device has computed, with the batch that runs now. Any thread may ask."""
+        """Seconds that the device has computed, including the running batch. Thread-safe."""
         return self.busy + self.batch_age(now)
 
     def batch_age(self, now: float) -> float:
-        """Seconds for which the batch that runs now has run, 0 where none does. Any thread may ask."""
+        """Seconds for which the running batch has run, 0 if there is none. Thread-safe."""
         since = self._busy_since
         return max(now - since, 0.0) if since is not None else 0.0
 
     def hung(self, now: float) -> bool:
-        """Whether what runs or loads now takes so long that it will not end. Any thread may ask."""
+        """Whether the running batch or load counts as hung. Thread-safe."""
         return now > self._must_end_by or self._loads.hung(now)
 
     def occupied(self, now: float) -> float:
-        """Device seconds that the batch which runs will take for rows that nobody waits for. Any thread may ask."""
+        """Device seconds that the running batch will still spend on rows of ended jobs. Thread-safe."""
         whole = self._whole
         if whole is None:
             return 0.0
@@ -164,31 +165,31 @@ class DeviceStage:
         return occupation.left(now, unwanted / sum(len(rows) for _, rows in batch))
 
     def blocked(self, now: float) -> tuple[float, int]:
-        """Seconds until a long batch that cannot be interrupted ends, and its most urgent level; 0 where none runs.
+        """Seconds until a long, uninterruptible batch ends, and its most urgent level; 0 if there is none.
 
-        Any thread may ask.
+        Thread-safe.
         """
         whole = self._whole
         if whole is None or not whole[0].longer_than(self.executor.hardware.runs_at_most, now):
             return 0.0, 0
         levels = [job.ticket.level for job, _ in whole[1] if self._is_wanted(job)]
-        return (whole[0].ends_in(now), min(levels)) if levels else (0.0, 0)  # `occupied` has what nobody waits for
+        return (whole[0].ends_in(now), min(levels)) if levels else (0.0, 0)  # ended jobs count in `occupied`
 
     def run(self) -> None:
-        """Serve until stopped, and then what ends in time."""
+        """Run until stopped, then finish what ends in time."""
         wait = 0.0
         while not self._stopping.is_set():
             self._collect(wait)
             wait = self._turn(time.monotonic())
         while self._ends_in_time():
-            self._turn(math.inf)  # no rows come that a batch could wait for
+            self._turn(math.inf)  # no more rows will come for a batch to wait for
         self._loads.leave()
         for loaded in self.executor.all_loaded():
             if loaded.interruptible is not None:
                 self.executor.unload(loaded)  # and its process
 
     def _turn(self, now: float) -> float:
-        """Run a batch that is due, and a step of what is in flight; how long nothing is due."""
+        """Run a due batch, and a step of an in-flight batch; returns the seconds until something is due."""
         lane, wait = self._next(now)
         if lane is not None:
             self._serve(lane)
@@ -198,7 +199,7 @@ class DeviceStage:
         return wait
 
     def _ends_in_time(self) -> bool:
-        """Whether anything is left to run before the worker is gone; what does not end by then is requeued."""
+        """Whether anything is left to run before the time limit; jobs that would not end by then are requeued."""
         self._collect(0.0)
         left = self._drain.left
         late = {*unfinished(self._stints(), left), *self._inflight.late(left)}
@@ -210,23 +211,23 @@ class DeviceStage:
         return bool(self._inflight.rows) or any(self._lanes.values())
 
     def _stints(self) -> Iterator[Stint[Job]]:
-        """The batches that wait, in the order in which they run, and what each surely takes."""
+        """The waiting batches in running order, with a safe bound of their seconds."""
         surely = {loaded.key: self.executor.track(loaded).surely for loaded in self.executor.all_loaded()}
         for lane in sorted(filter(None, self._lanes.values()), key=Lane.turn):
             for jobs, seconds in lane.batches():
                 yield jobs, seconds * surely.get(lane.variant, math.inf)
 
     def _room(self, batches: int = AHEAD) -> int:
-        """Rows that may come until so many batches, or `AHEAD_FOR`, wait here; what is in flight counts as a batch."""
+        """Rows until `batches` batches, or `AHEAD_FOR` seconds of work, wait here; an in-flight batch counts as one."""
         lanes = [lane for lane in list(self._lanes.values()) if lane]
         batch = max([self.executor.hardware.max_batch, *(lane.policy.max_batch for lane in lanes)])
         rows = max(batches * batch, int(self._rate.rows * AHEAD_FOR))
         waiting = sum(lane.rows for lane in lanes)
-        beside = max(0, self._loads.rows - rows)  # as many again may wait for loads, and keep nobody out
+        beside = max(0, self._loads.rows - rows)  # as many again may wait for loads without taking room from others
         return rows - waiting - self._inflight.rows - self._inbox.rows - beside
 
     def _collect(self, wait: float) -> None:
-        """Take in all jobs that came, waiting up to `wait` seconds for the first."""
+        """Take all queued jobs, waiting up to `wait` seconds for the first."""
         jobs = self._inbox.take(wait, self._has_news)
         renewal = self._renewals.pop() if self._renewals and not self._calling else None
         if renewal is not None and not self._stopping.is_set():
@@ -237,14 +238,14 @@ class DeviceStage:
             self._take_in(job)
         if not self._stopping.is_set():
             self._loads.begin(self._in_lanes)
-        if jobs and self._loads.rows:  # they make room for others
+        if jobs and self._loads.rows:  # the new jobs may let other loads go ahead
             self._inbox.wake()
 
     def _has_news(self) -> bool:
         return self._loads.ended or self._stopping.is_set() or bool(self._renewals)
 
     def _renew(self, catalogue: Catalogue, book: ProfileBook, warm: Sequence[Model]) -> None:
-        """Unload what is gone, load what is to be warm, and have jobs of changed models read again."""
+        """Unload removed variants, load warm models, and have jobs of changed models decoded again."""
         self.executor.renew(catalogue, book)
         self._inflight.retire()
         waiting = set().union(*(lane.jobs() for lane in self._lanes.values()))
@@ -260,7 +261,7 @@ class DeviceStage:
         for model in warm:
             self._loads.want(model)
         for job in sorted(outdated, key=lambda job: job.arrived):
-            job.delivery.began = 0.0  # rows that ran already run again with the others
+            job.delivery.began = 0.0  # rows that already ran run again with the others
             self._admit.put(job.delivery)
 
     def _take_in(self, job: Job) -> None:
@@ -281,7 +282,7 @@ class DeviceStage:
             self._lane(loaded, bucket, job).add(job)
 
     def _in_lanes(self, urgency: Urgency) -> set[str]:
-        """The variants that jobs at least as urgent wait for in lanes."""
+        """The variants in lanes with jobs at least as urgent."""
         return {lane.variant for lane in self._lanes.values() if lane and lane.urgency()[:2] <= urgency}
 
     def _lane(self, loaded: Loaded, bucket: int, job: Job) -> Lane:
@@ -297,7 +298,7 @@ class DeviceStage:
         return self._lanes[key]
 
     def _next(self, now: float) -> tuple[Lane | None, float]:
-        """The lane whose batch runs now, or how long to wait for one."""
+        """The lane whose batch runs now, or the seconds to wait for one."""
         waits = [
             (lane.due(now, self._inbox.clock), lane) for lane in self._lanes.values() if lane and not self._joins(lane)
         ]
@@ -311,7 +312,7 @@ class DeviceStage:
         return self._inflight.serves(lane.variant)
 
     def _joining(self) -> Iterator[Lane]:
-        """For each running batch the lane whose rows join next: the most urgent, if there is room for one of them."""
+        """For each running batch, the most urgent lane with rows that can join, if there is room."""
         first: dict[str, Lane] = {}
         for lane in self._lanes.values():
             if lane and self._joins(lane) and self._loads.goes_ahead(lane.urgency()[:2]):
@@ -332,7 +333,7 @@ class DeviceStage:
             del self._lanes[lane.key]
 
     def _begin(self, batch: Portions) -> Portions:
-        """The part of the batch that may still run."""
+        """The part of the batch whose jobs may still run."""
         now = time.monotonic() + self._inbox.clock
         out = {job for job, _ in batch if not self._may_run(job, now)}
         fresh = [job for job, _ in batch if not job.delivery.began and job not in out]
@@ -347,21 +348,21 @@ class DeviceStage:
         return [(job, rows) for job, rows in batch if job not in out] if out else batch
 
     def _may_run(self, job: Job, now: float) -> bool:
-        """Whether the job is still wanted; where it is not, it leaves."""
+        """Whether the job may run; if not, it is removed."""
         delivery = job.delivery
         if self._celery.is_revoked(delivery.job):
             self._finish.put([Revoked(delivery)])
         elif job.deadline < now:
             self._finish.put([late(delivery, now)])
         elif delivery.lost:
-            self._admit.put(delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+            self._admit.put(delivery)  # its next claim tells whether it was cancelled or runs elsewhere
         elif not delivery.ended:
             return True
         self._leave(job)
         return False
 
     def _count(self, suspects: Sequence[Delivery]) -> bool:
-        """Have the store count a run before it begins, for it may end this worker; False while it does not answer."""
+        """Count a run in the store before it begins, since it may crash this worker; False without an answer."""
         begun = [(delivery.job, delivery.token, delivery.started) for delivery in suspects]
         try:
             insist(
@@ -403,7 +404,7 @@ class DeviceStage:
             self._take_up([job for job, rows in batch if job.delivery not in ended and _lacks(job, rows)])
 
     def _run_whole(self, loaded: Loaded, batch: Portions, items: Sequence[Item]) -> Sequence[Answer]:
-        """Run the batch, which cannot be ended; while it runs, `occupied` tells what of it nobody waits for."""
+        """Run the batch, which cannot be interrupted; meanwhile `occupied` gives the part spent on ended jobs."""
         now = time.monotonic()
         self._must_end_by = now + self.store.limits.stall + _time_limit(loaded, items)
         size = sum(item.size for item in items) / len(items)
@@ -415,14 +416,14 @@ class DeviceStage:
             self._whole = None
 
     def _run_rows(self, loaded: Loaded, runtime: Interruptible, batch: Portions) -> Sequence[Answer]:
-        """Run the batch row by row, each as long as it is wanted; a runtime that is lost with one is loaded again."""
+        """Run the batch row by row, each while it is wanted; a runtime lost with a row is loaded again."""
         rows = [WatchedItem(job.items[row], self._watch(loaded, job, row)) for job, rows in batch for row in rows]
         longest = sum(row.watch.seconds for row in rows)
         self._must_end_by = time.monotonic() + longest + self.store.limits.stall
-        self._calling = loaded.in_use = True  # what loads meanwhile takes its room from others, and no model changes
+        self._calling = loaded.in_use = True  # a load beside it must evict other variants, and no model changes
         answers = run_rows(self.executor, loaded, runtime, rows)
         self._calling = loaded.in_use = False
-        if self._fault is not None:  # of what ran beside it: not the row's, but this process's
+        if self._fault is not None:  # from a batch that ran beside it: a fault of this process, not of the row
             raise self._fault
         if not runtime.alive:
             self.executor.unload(loaded)
@@ -437,15 +438,15 @@ class DeviceStage:
         return Watch(job.delivery.job, goes_on, longest, "limits.stall in queues.yaml, and more")
 
     def _goes_on(self, job: Job) -> bool:
-        """Whether a row of the job that runs may go on; what is more urgent has run when it says so."""
+        """Whether the job's running row may continue; runs more urgent batches first."""
         try:
             self._run_beside(job)
-        except Exception as error:  # raised here, it would count as the row's own
+        except Exception as error:  # raised here, it would count as the row's error
             self._fault = error
         return self._fault is None and self._is_wanted(job)
 
     def _run_beside(self, job: Job) -> None:
-        """Run what is due and more urgent than the job, whose row goes on in its process meanwhile."""
+        """Run due batches that are more urgent than the job, while its row runs in its own process."""
         if job.delivery.suspect:  # it runs alone
             return
         started, outer = time.monotonic(), (self.running, self._must_end_by, self._busy_since)
@@ -459,7 +460,7 @@ class DeviceStage:
         self.running, self._must_end_by, self._busy_since = outer[0], outer[1] + seconds, outer[2]
 
     def _more_urgent(self, job: Job) -> Lane | None:
-        """The lane with the most urgent batch that is due, runs in this process, and goes before the job."""
+        """The lane with the most urgent due batch that runs in this process and precedes the job."""
         now = time.monotonic()
         due = [
             lane
@@ -474,13 +475,13 @@ class DeviceStage:
         return self._room_in(lane) > 0 if self._joins(lane) else lane.due(now, self._inbox.clock) <= 0
 
     def _is_wanted(self, job: Job) -> bool:
-        """Whether a job's rows may go on: somebody waits for them, and the worker has time to run them."""
+        """Whether a job's rows may continue: the job has not ended, and the worker has time to run them."""
         delivery = job.delivery
         ended = delivery.ended or delivery.lost or self._celery.is_revoked(delivery.job)
         return not ended and self._drain.left > 0 and job.deadline >= time.monotonic() + self._inbox.clock
 
     def _take_up(self, jobs: Sequence[Job]) -> None:
-        """Let jobs run on whose rows were cut short, where they are wanted; a worker that leaves gives them back."""
+        """Resume jobs whose rows were interrupted, if still wanted; a draining worker requeues them."""
         now = time.monotonic() + self._inbox.clock
         wanted = [job for job in jobs if self._may_run(job, now)]
         if self._drain.left > 0:
@@ -490,7 +491,7 @@ class DeviceStage:
                 self._take_in(job)
 
     def _step(self) -> None:
-        """One step of what is in flight; what ended with it is answered, and what nobody wants leaves."""
+        """Run one step of an in-flight batch; answer finished rows, and remove jobs that have ended."""
         started = self._busy_since = time.monotonic()
         self.running, self._must_end_by = self._inflight.rows, started + self.store.limits.stall
         finished = self._inflight.step()
@@ -504,7 +505,7 @@ class DeviceStage:
                 self._finish.put([Revoked(job.delivery)])
             elif job.delivery.lost:
                 self._take_out(job)
-                self._admit.put(job.delivery)  # its next claim tells why: it was cancelled, or runs elsewhere
+                self._admit.put(job.delivery)  # its next claim tells whether it was cancelled or runs elsewhere
         self.running = self._inflight.rows
 
     def _take_out(self, job: Job) -> None:
@@ -513,14 +514,14 @@ class DeviceStage:
         self._leave(job)
 
     def _await_load(self, jobs: Sequence[Job]) -> None:
-        """Let jobs wait, with all their rows that have no answer, until their variant is loaded again."""
+        """Make jobs wait, with all unanswered rows, until their variant is loaded again."""
         for job in jobs:
             self._leave(job)
             gather(job)
             self._loads.wait(job)
 
     def _answer(self, batch: Portions, answers: Sequence[Answer], seconds: float) -> list[Ending]:
-        """Give each job its answers; the jobs that ended with them."""
+        """Store the answers in their jobs; returns the jobs that ended."""
         endings: list[Ending] = []
         rest, ran = iter(answers), Batch(seconds, len(answers))
         for job, rows in batch:
@@ -532,7 +533,7 @@ class DeviceStage:
         return endings
 
     def _fail(self, jobs: Sequence[Job], error: TaxiwayError) -> None:
-        """End jobs that wait in no lane."""
+        """Fail jobs that are in no lane."""
         self._finish.put([Ended(job.delivery, Outcome(error=error)) for job in jobs])
 
     def _failed(self, job: Job, error: TaxiwayError) -> Ended:
@@ -547,7 +548,7 @@ class DeviceStage:
 
 
 class _RowRate:
-    """Rows a second, lately."""
+    """The recent rate of rows per second."""
 
     def __init__(self) -> None:
         self.rows = 0.0
@@ -555,7 +556,7 @@ class _RowRate:
         self._counted = 0
 
     def count(self, rows: int, now: float) -> None:
-        """Count rows that ran until now."""
+        """Count rows that have run."""
         self._counted += rows
         if now - self._since >= _OVER:
             self.rows = self._counted / (now - self._since)
@@ -563,20 +564,20 @@ class _RowRate:
 
 
 def _key(job: Job, bucket: int) -> Key:
-    """The lane of a job's rows of a bucket. A job that may have ended a worker is alone there, and ends no others.
+    """The lane of a job's rows of a bucket. A suspect job (its worker crashed) gets a lane to itself.
 
-    Each class forms batches by its own rules.
+    Each class has its own batching rules, so its own lanes.
     """
     return job.key, bucket, job.delivery.job if job.delivery.suspect else "", job.delivery.hardware_class
 
 
 def _lacks(job: Job, rows: Sequence[int]) -> bool:
-    """Whether one of the rows has no answer."""
+    """Whether any of the rows has no answer."""
     return any(job.answers[row] is None for row in rows)
 
 
 def _time_limit(loaded: Loaded, items: Sequence[Item]) -> float:
-    """Seconds that the batch may take by its profile."""
+    """The batch's time limit in seconds, from its profile."""
     profile = next(iter(loaded.variant.profiles.values()))
     size = sum(item.size for item in items) / len(items)
     return STALL * profile.latency(len(items), size)

@@ -1,10 +1,9 @@
-"""Stage 1, on Valkey and Redis: takes messages from the class queues in bulk, no more than the next batches need.
+"""Stage 1, on Valkey and Redis: fetches messages from the class queues in bulk, only as many as the next batches need.
 
-It takes none while more has run than is written: claims that are held must be renewed, and held jobs cannot move.
+It pauses while too many results are unwritten: held claims must be renewed, and held jobs cannot move.
 
-Plain jobs, claimed by the same step of the broker, are admitted at once, on this thread: that saves a burst the way
-through the admit queue. What Celery must handle itself (a canvas, an eta, a message to be refused) goes to its
-consumer.
+Plain jobs are claimed by the same broker script and admitted on this thread, which saves the admit queue. Messages that
+Celery must handle (a canvas, an eta, a message to be refused) go to its consumer.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ from workers.stages.queues import AdmitQueue, EndingQueue
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0
-"""Longest wait for messages, in seconds, before the queue is looked at again: a connection may have died in silence."""
+"""Maximum seconds of one wait for messages: a connection may have died silently."""
 
 _REST = 0.0002
-"""Seconds for which the device that was idle, and the finish stage, have the interpreter to themselves.
+"""Seconds for which this stage leaves the interpreter to the previously idle device and the finish stage.
 
-What comes next here would keep them from it: an echo takes 0.1 ms less from its message to its result.
+An echo job then takes 0.1 ms less from message to result.
 """
 
-_LOOKS = 4  # looks at the queue in the time that the patient work takes which waits here: its place is free by then
-_PAUSE = 0.2  # seconds before another try while the broker is unavailable
+_LOOKS = 4  # polls during the run time of the patient work waiting here, whose place is free by then
+_PAUSE = 0.2  # seconds before a retry while the broker is unavailable
 
 
 class FetchStage:
-    """Keeps the device in work from the class queues that Celery's consumer names.
+    """Keeps the device supplied from the class queues that Celery's consumer names.
 
     Args:
-        admissions: takes what is not claimed yet.
-        endings: says whether too many are unwritten.
-        admit: admits what is claimed.
-        device: says how many jobs it has room for.
+        admissions: receives deliveries that are not claimed yet.
+        endings: tells whether too many endings are unwritten.
+        admit: admits claimed deliveries.
+        device: tells how many jobs it has room for.
     """
 
     def __init__(
@@ -81,11 +80,11 @@ class FetchStage:
         self._stopping = threading.Event()
 
     def resume(self) -> None:
-        """Take messages from now on: Celery's consumer is connected."""
+        """Start fetching: Celery's consumer is connected."""
         self._resumed.set()
 
     def pause(self) -> None:
-        """Take nothing until resumed."""
+        """Stop fetching until resumed."""
         self._resumed.clear()
 
     def stop(self) -> None:
@@ -131,11 +130,11 @@ class FetchStage:
             time.sleep(_REST)
 
     def _queues(self) -> list[str]:
-        """What Celery's consumer consumes, the worker's own class first."""
+        """The queues that Celery's consumer names, the worker's own class first."""
         return sorted(self._celery.queues(), key=lambda name: (name != self._own, name))
 
     def _receive(self, haul: Haul) -> int:
-        """Pass on what was taken; how many messages it was."""
+        """Pass on fetched messages; returns their number."""
         claimed: list[Delivery] = []
         unused: list[tuple[str, str]] = []
         for one in haul.taken:
@@ -156,12 +155,12 @@ class FetchStage:
         return len(haul.taken)
 
     def _return(self, haul: Haul) -> None:
-        """Return what was taken from a queue that the worker has left meanwhile."""
+        """Return messages from a queue that the worker no longer consumes."""
         self._store.release([(one.job, one.token) for one in haul.taken if one.token])
         self._queue.put_back([one.tag for one in haul.taken])
 
     def _hand_over(self, taken: Taken, queue: str) -> None:
-        """Have Celery's consumer receive a message."""
+        """Pass a message to Celery's consumer."""
         try:
             envelope = decode_envelope(taken.raw)
             body = envelope.payload()

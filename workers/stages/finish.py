@@ -1,9 +1,9 @@
 """Stage 4: writes results in bulk, announces and acknowledges them.
 
-A plain job's result, its announcement and its acknowledgement are one step of the store, where that is the broker too;
-else the result comes first, so that a crash in between only repeats the job. A job that Celery's consumer received is
-then ended by Celery. Where other tasks follow from it (a link, a chain, a chord), Celery's order holds: they are sent
-before its result is written.
+If the store is also the broker, a plain job's result, announcement and acknowledgement are one script. Otherwise the
+result is written first, so that a crash in between only repeats the job. Jobs that Celery's consumer received are then
+finished by Celery. If other tasks follow the job (a link, a chain, a chord), Celery's order holds: they are sent before
+its result is written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from workers.stages.report import answer_of, generated_by
 logger = logging.getLogger(__name__)
 
 _MOST = 64
-"""Endings that one write carries: their clients and routers go on while the store writes the next."""
+"""Endings per write: their clients and routers proceed while the store writes the next ones."""
 
 Answer = TypeVar("Answer")
 
@@ -43,8 +43,8 @@ class FinishStage:
     """Ends deliveries.
 
     Args:
-        admit: takes deliveries whose claim was lost before their result was written: the next claim tells why.
-        class_queue: where plain jobs' messages are acknowledged; None where Celery's consumer receives all.
+        admit: receives deliveries whose claim was lost before their result was written; the next claim tells why.
+        class_queue: acknowledges plain jobs' messages; None if Celery's consumer receives all messages.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class FinishStage:
         self._started: list[Delivery] = []
 
     def report_started(self, deliveries: list[Delivery]) -> None:
-        """Tell the store that jobs run, and send the events that wait, soon. Any thread may ask."""
+        """Soon report running jobs to the store, and send pending events. Thread-safe."""
         self._started = deliveries
         self._inbox.wake()
 
     def stop(self) -> None:
-        """End after all that was put, or when the store does not answer."""
+        """End after the queued endings, or if the store does not answer."""
         self._given_up.set()
         self._inbox.close()
 
@@ -115,11 +115,11 @@ class FinishStage:
             for ending in endings:
                 if isinstance(ending, Dropped):
                     self._drop(ending.delivery)
-        except BrokerUnavailableError as error:  # the messages stay unacknowledged and are delivered again
+        except BrokerUnavailableError as error:  # unacknowledged messages are redelivered
             logger.error("results could not be written", extra={"jobs": len(endings), "error": error.message})
 
     def _outcome(self, ending: Ending) -> Ended | None:
-        """How a delivery ended; None where that is not for us to write."""
+        """The outcome to write for a delivery; None if there is none to write."""
         delivery = ending.delivery
         if delivery.ended or isinstance(ending, Dropped):
             return None
@@ -134,26 +134,26 @@ class FinishStage:
         return Ended(delivery, Outcome(error=JobCancelledError("the job was revoked")))
 
     def _reported(self, job: Job) -> Ended:
-        """The outcome of a job whose rows have their answers."""
+        """The outcome of a job with all rows answered."""
         blobs = ResultBlobs(self._store.limits.inline)
         try:
             result = answer_of(job, self._device, blobs)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
             outcome = Outcome(result, meta=meta, rows=len(job.rows), generated=generated_by(job))
-        except Exception as error:  # a model's outputs may be of any kind, and nested in any way
-            failed = ExecutionError(f"{job.variant}: an output has no form on the wire: {describe(error)}")
+        except Exception as error:  # a model's outputs may have any type and nesting
+            failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
             return Ended(job.delivery, Outcome(error=failed))
         return Ended(job.delivery, replace(outcome, blobs=blobs.kept))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
-        """Store what the results refer to, before them."""
+        """Store the blobs that the results reference, before the results."""
         kept = {ref: content for one in ended for ref, content in one.outcome.blobs.items()}
         if kept:
             self._insist(lambda: self._store.keep_blobs(kept))
 
     def _write(self, ended: Sequence[Ended]) -> None:
-        """Write the results of jobs from which nothing follows, all at once."""
+        """Write the results of jobs without follow-up tasks, in bulk."""
         if not ended:
             return
         endings = [self._ending(one) for one in ended]
@@ -166,9 +166,9 @@ class FinishStage:
             if done:
                 self._written(one, ending)
             elif one.delivery.claim is None or not one.delivery.token:
-                self._drop(one.delivery)  # what needs no claim is refused only where the job has ended
+                self._drop(one.delivery)  # an ending that needs no claim is refused only if the job has ended
             else:
-                self._write_anew(one)
+                self._write_again(one)
 
     def _written(self, ended: Ended, ending: StoredEnding) -> None:
         """Report a result that is stored."""
@@ -179,8 +179,8 @@ class FinishStage:
         elif removed:
             self._celery.report_end(delivery, ended.outcome)
 
-    def _write_anew(self, ended: Ended) -> None:
-        """Write the result under another claim, where the store lost the first one in a failover."""
+    def _write_again(self, ended: Ended) -> None:
+        """Write the result under a new claim, if the store lost the first one in a failover."""
         delivery = ended.delivery
         _, (claim,) = self._insist(lambda: self._store.claim([(delivery.job, 0.0)]))
         if claim.verdict is not Verdict.RUN:
@@ -190,12 +190,12 @@ class FinishStage:
         self._write([ended])
 
     def _lose(self, delivery: Delivery) -> None:
-        """Have a job claimed anew whose claim is lost: the next claim tells why, and whether it runs again."""
+        """Claim a job again whose claim was lost: the new claim tells why, and whether the job runs again."""
         delivery.lost = True
         self._admit.put(delivery)
 
     def _end_in_celerys_order(self, ended: Ended, task: CeleryTask) -> None:
-        """Send what follows from a job, then write its result: where its claim is still ours, or none is needed."""
+        """Send a job's follow-up tasks, then write its result, if its claim is still ours or none is needed."""
         delivery = ended.delivery
         claim = [(delivery.job, delivery.token)]
         if delivery.token and not self._insist(lambda: self._store.renew(claim))[0]:
@@ -208,7 +208,7 @@ class FinishStage:
         self._counters.count([ended])
 
     def _drop(self, delivery: Delivery) -> None:
-        """Acknowledge a job that had ended. Its worker may have died between the result and a chord's count."""
+        """Acknowledge a job that had already ended. Its worker may have died before a chord's count."""
         meta = self._insist(lambda: self._store.result(delivery.job))
         failure = failure_of(meta) if meta is not None else None
         error = error_of_code(failure.code, failure.message) if failure is not None else None
@@ -247,5 +247,5 @@ class FinishStage:
 
 
 def _followed(delivery: Delivery) -> bool:
-    """Whether other tasks follow from the job."""
+    """Whether other tasks follow the job."""
     return delivery.task is not None and delivery.task.followed

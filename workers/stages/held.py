@@ -1,4 +1,4 @@
-"""The jobs that this worker holds: their claims are renewed, and those that do not end here go back or are given up."""
+"""The jobs that this worker holds: renews their claims, and requeues or dead-letters those that do not end here."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from workers.stages.ports import CeleryWorker
 logger = logging.getLogger(__name__)
 
 _LISTEN = 1.0  # seconds for which one call listens
-_PAUSE = 0.5  # seconds before a store that is unavailable is asked again
+_PAUSE = 0.5  # seconds before a retry while the store is unavailable
 
 
 class HeldJobs:
-    """Every delivery that this worker holds. Threads may share it.
+    """Every delivery that this worker holds. Thread-safe.
 
     Args:
-        class_queue: where plain jobs' messages are; None where Celery's consumer receives all.
+        class_queue: source of plain jobs' messages; None if Celery's consumer receives all messages.
     """
 
     def __init__(self, store: Store, class_queue: ClassQueue | None, celery: CeleryWorker) -> None:
@@ -47,12 +47,12 @@ class HeldJobs:
             self._held[id(delivery)] = delivery
 
     def all(self, held_for: float = 0.0) -> list[Delivery]:
-        """Those that have been held for so many seconds, in the order in which they came."""
+        """Deliveries held for at least `held_for` seconds, in order of arrival."""
         before = time.monotonic() - held_for
         return [delivery for delivery in list(self._held.values()) if delivery.since <= before]
 
     def remove(self, delivery: Delivery) -> bool:
-        """Hold a delivery no longer, since it has ended here; False where it had already."""
+        """Remove a delivery that has ended here; False if it was already removed."""
         with self._lock:
             if delivery.ended:
                 return False
@@ -61,7 +61,7 @@ class HeldJobs:
             return True
 
     def renew(self, held_for: float) -> None:
-        """Renew the claims and messages held for so many seconds, mark the claims that are lost, and recover messages.
+        """Renew claims and messages held for at least `held_for` seconds, mark lost claims, and recover lost messages.
 
         Raises:
             BrokerUnavailableError: a server does not answer.
@@ -69,20 +69,20 @@ class HeldJobs:
         claimed = [(delivery, delivery.token) for delivery in self.all(held_for) if delivery.token]
         ours = self._store.renew([(delivery.job, token) for delivery, token in claimed])
         for (delivery, token), held in zip(claimed, ours, strict=True):
-            if not held and delivery.token == token:  # not claimed anew since
+            if not held and delivery.token == token:  # not claimed again since
                 delivery.lost = True
         if self._queue is not None:
             self._queue.keep(self._tags(held_for))
             self._queue.recover()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Return jobs, in the order in which they came, to the front of their queues; none if a server is unavailable.
+        """Return jobs, in order of arrival, to the front of their queues; none if a server is unavailable.
 
-        One whose run failed here, and was to be repeated, keeps its claim until the lease ends: that run counts, and
-        its last one is on its own.
+        A job that failed here and was to be retried keeps its claim until the lease ends: the failed run counts, and
+        the job's last run is alone on its device.
         """
         claimed = [delivery for delivery in deliveries if delivery.token]
-        with suppress(BrokerUnavailableError):  # their leases end by themselves
+        with suppress(BrokerUnavailableError):  # their leases expire
             self._store.release([(delivery.job, delivery.token) for delivery in claimed if not delivery.retries])
             self._store.let_lapse([(delivery.job, delivery.token) for delivery in claimed if delivery.retries])
             if self._queue is not None:
@@ -91,13 +91,13 @@ class HeldJobs:
                 self._release(delivery)
 
     def requeue_messages(self) -> None:
-        """Return the messages that are still held, also those that Celery holds, whatever becomes of their claims."""
+        """Return all messages still held, including Celery's, regardless of their claims."""
         if self._queue is not None:
-            with suppress(BrokerUnavailableError):  # they return when the lease ends
+            with suppress(BrokerUnavailableError):  # they return when the lease expires
                 self._queue.put_back(in_order(self._tags()))
 
     def dead_letter(self, delivery: Delivery, reason: str) -> None:
-        """Keep a job's message among the dead letters."""
+        """Store a job's message as a dead letter."""
         if delivery.task is not None:
             delivery.task.dead_letter(reason)
         elif self._queue is not None:
@@ -111,16 +111,16 @@ class HeldJobs:
             self._celery.report_release(delivery)
 
     def _tags(self, held_for: float = 0.0) -> list[str]:
-        """The tags of messages that Celery holds, and of those held here for so many seconds."""
+        """Tags of messages that Celery holds, and of those held here for at least `held_for` seconds."""
         return [*self._celery.tags(), *(delivery.tag for delivery in self.all(held_for) if delivery.tag)]
 
 
 class Cancellations:
-    """Marks held jobs that were ended elsewhere: cancelled, or past their deadline.
+    """Marks held jobs that were cancelled or expired.
 
-    What waits for the device is not run then, what generates stops at its next token, and a Python callable is ended. A
-    batch that cannot be interrupted goes on: the device's heartbeat says for how long. What is missed here, while the
-    store is unavailable, is learned when the claims are renewed.
+    Marked jobs that wait for the device do not run, generation stops at the next token, and a Python callable is
+    terminated. A batch that cannot be interrupted continues: the heartbeat reports for how long. Notifications missed
+    during an outage of the store are recovered when claims are renewed.
 
     Args:
         marked: called after each mark.
@@ -138,13 +138,13 @@ class Cancellations:
             try:
                 for job in self._store.withdrawn(_LISTEN):
                     self._mark(job)
-            except BrokerUnavailableError:  # the heartbeat logs it
+            except BrokerUnavailableError:  # logged by the heartbeat
                 self._stopping.wait(_PAUSE)
 
     def stop(self) -> None:
-        """End `run`, at once where the store answers. Any thread may call it."""
+        """End `run`, immediately if the store answers. Thread-safe."""
         self._stopping.set()
-        with suppress(BrokerUnavailableError):  # it ends by itself
+        with suppress(BrokerUnavailableError):  # `run` ends after its timeout
             self._store.wake_listener()
 
     def _mark(self, job: str) -> None:
@@ -155,12 +155,12 @@ class Cancellations:
 
 
 def in_order(tags: Sequence[str]) -> list[str]:
-    """Tags in the order in which their messages were taken."""
+    """Tags in the order in which their messages were fetched."""
     return sorted(tags, key=lambda tag: [int(part) for part in tag.split(".")[1:]])
 
 
 def add_dead_letter(store: Store, raw: bytes, reason: str, job: object) -> None:
-    """Keep a message among the dead letters, with the reason. It is never executed, whether or not that succeeds."""
+    """Store a message as a dead letter, with the reason. It is never executed, even if storing fails."""
     reason = bounded(reason)
     extra = {"job": job, "reason": reason}
     named = job if is_name(job) else ""
@@ -168,6 +168,6 @@ def add_dead_letter(store: Store, raw: bytes, reason: str, job: object) -> None:
         history = store.history(named)
         store.add_dead_letter(DeadLetter(reason, time.time(), raw, by=store.worker, job=named, history=history))
     except BrokerUnavailableError as error:
-        logger.error("a refused message could not be kept", extra={**extra, "error": error.message})
+        logger.error("refused message could not be stored as a dead letter", extra={**extra, "error": error.message})
         return
     logger.error("refused a message", extra=extra)

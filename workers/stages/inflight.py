@@ -1,6 +1,6 @@
-"""The jobs that a device generates step by step: they join and leave running batches, one a variant.
+"""In-flight batches of stepwise generation, one per variant, which rows join and leave.
 
-Between two steps whole batches of other variants may run.
+Between two steps, whole batches of other variants may run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stepwise(Protocol):
 
 @dataclass(slots=True)
 class _Running:
-    """A variant's running batch, and whose its rows are: a job, and the row's index there."""
+    """A variant's running batch, with the job and row index of each of its rows."""
 
     loaded: Loaded
     batch: RunningBatch
@@ -39,12 +39,12 @@ class _Running:
 
 
 class InFlight:
-    """All running batches of a device. For the device thread, unless said.
+    """All in-flight batches of a device. Device thread only, unless stated.
 
     Args:
-        stream: takes the pieces of answers that clients read as they come.
+        stream: receives the pieces of streamed answers.
 
-    `rows` counts those that run; any thread may read it.
+        `rows` counts the running rows; any thread may read it.
     """
 
     def __init__(self, executor: Executor, stream: PieceQueue) -> None:
@@ -54,20 +54,20 @@ class InFlight:
         self.rows = 0
 
     def jobs(self) -> set[Job]:
-        """The jobs that have rows here."""
+        """The jobs with rows here."""
         return {job for running in self._running.values() for job, _ in running.owners.values()}
 
     def serve(self, loaded: Loaded) -> bool:
-        """Whether the variant's rows run here, and not in whole batches; it is served from now on."""
+        """Start to serve the variant here, if it runs stepwise; whether it does."""
         if not isinstance(loaded.pipeline, Stepwise):
             return False
         running = self._running.get(loaded.key)
-        if running is None or running.loaded is not loaded:  # it was unloaded since, and loaded anew
+        if running is None or running.loaded is not loaded:  # the variant was reloaded since
             self._running[loaded.key] = _Running(loaded, loaded.pipeline.begin(loaded.runtime))
         return True
 
     def retire(self) -> None:
-        """Let rows of variants that are no longer in the catalogue run to their end, and no others join them."""
+        """Let running rows of variants that left the catalogue finish, and admit no new ones."""
         for key, running in list(self._running.items()):
             loaded = running.loaded
             if self._executor.ready(loaded.model, loaded.key.partition("/")[2]) is not loaded:
@@ -76,13 +76,13 @@ class InFlight:
                     self._running[f"{loaded.key}#{id(running):x}"] = running
 
     def serves(self, key: str) -> bool:
-        """Whether the variant of that key is served."""
+        """Whether the variant with this key is served here."""
         return key in self._running
 
     def room(self, key: str, size: int, *, alone: bool = False) -> int:
-        """How many more rows of a variant that is served, of up to `size` tokens, may join now.
+        """How many more rows of a served variant, of up to `size` tokens, may join now.
 
-        Nobody joins a job that may be why a worker ended; nor do the rows of one, which are `alone`, join others.
+        No row joins a suspect job, whose worker crashed, and rows of a suspect job (`alone`) join no others.
         """
         running = self._running[key]
         if running.owners and (alone or any(job.delivery.suspect for job, _ in running.owners.values())):
@@ -90,7 +90,7 @@ class InFlight:
         return min(running.batch.room(size), self._executor.max_batch(running.loaded) - len(running.owners))
 
     def join(self, key: str, portions: Portions) -> None:
-        """Let rows of a variant that is served take part from the next step on."""
+        """Add rows of a served variant to its batch from the next step on."""
         running = self._running[key]
         self._executor.used(running.loaded)
         for job, rows in portions:
@@ -99,7 +99,7 @@ class InFlight:
         self._counted(running)
 
     def step(self) -> list[tuple[Job, TaxiwayError | None]]:
-        """One step of one batch, each in its turn; the jobs that ended with it, and why where they failed."""
+        """Run one step of the next batch in turn; returns the jobs that ended, with their errors if they failed."""
         key = next(key for key, running in self._running.items() if running.owners)
         running = self._running[key] = self._running.pop(key)
         began = time.monotonic()
@@ -113,13 +113,13 @@ class InFlight:
         return finished
 
     def late(self, left: float) -> set[Job]:
-        """The jobs that may take longer than `left` seconds: how long an answer gets is known only at its end."""
+        """The jobs that may take longer than `left` seconds; an answer's length is unknown until its end."""
         return {
             job for running in self._running.values() for row, (job, _) in running.owners.items() if row.left > left
         }
 
     def drop(self, job: Job) -> None:
-        """Take a job's rows out, whatever they had."""
+        """Remove a job's rows, finished or not."""
         for running in self._running.values():
             rows = [row for row, (owner, _) in running.owners.items() if owner is job]
             running.batch.leave(rows)
@@ -128,7 +128,7 @@ class InFlight:
             self._counted(running)
 
     def _end(self, running: _Running, row: RunningRow) -> tuple[Job, TaxiwayError | None] | None:
-        """Give the job its row's answer; the job, where it ends with that."""
+        """Store the row's answer in its job; returns the job if that ended it."""
         job, index = running.owners.pop(row)
         job.device_time += row.device_time
         job.batch = max(job.batch, row.batch)

@@ -1,4 +1,4 @@
-"""A job inside a worker: how its message came, which of its rows still wait, and how it ends."""
+"""A job inside a worker: its delivery, its waiting rows, and its outcome."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.pipelines import Item, Row
 
 
 class Headers(msgspec.Struct, frozen=True):
-    """What Celery's headers say of a plain job: enough for its events."""
+    """The fields of Celery's headers needed for a plain job's events."""
 
     id: str
     task: str
@@ -41,19 +41,19 @@ class Headers(msgspec.Struct, frozen=True):
 
 
 class CeleryTask(Protocol):
-    """A job whose message Celery's consumer received: Celery acknowledges it and reports it. Any thread may call."""
+    """A job that Celery's consumer received: Celery acknowledges and reports it. Thread-safe."""
 
     @property
     def followed(self) -> bool:
-        """Whether other tasks follow from it: a link, an errback, a chain or a chord."""
+        """Whether other tasks follow it: a link, an errback, a chain or a chord."""
 
     def start(self) -> None:
         """Report that the job runs."""
 
     def finish(self, outcome: Outcome, token: str, written: StoredEnding | None) -> None:
-        """Send what follows from the job, report its end, and acknowledge it.
+        """Send the follow-up tasks, report the job's end, and acknowledge it.
 
-        `written` is the end that the store has; without it, the result is stored now, under the fencing token.
+        `written` is the ending in the store; without it, the result is stored now, under the fencing token.
         """
 
     def drop(self, error: TaxiwayError | None) -> None:
@@ -71,13 +71,13 @@ class CeleryTask(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message that this worker holds: taken from the class queue under `tag`, or received by Celery as a `task`.
+    """A message that this worker holds: fetched from the class queue under `tag`, or received by Celery as a `task`.
 
-    `hardware_class` is the one whose queue it came from: it runs by that class's part of the ticket. `claim` is the
-    store's latest answer, and `lost` says that the claim has ended since. `since` is when the worker took it, by the
-    monotonic clock. `received` and `began` are seconds since the epoch by this host's clock, for events; `started` is
-    the start by the store's clock. `began` is 0 until then. `trail` is the trace that it is part of. `retries` counts
-    its runs after device faults. `start_stored` says that the store knows of the start.
+    `hardware_class` is the class of its queue, whose part of the ticket applies. `claim` is the store's latest answer;
+    `lost` means that the claim has ended since. `since` is when the worker fetched it, on the monotonic clock.
+    `received` and `began` are seconds since the epoch on this host's clock, for events; `began` is 0 until the start.
+    `started` is the start on the store's clock. `trail` is its trace context. `retries` counts its runs after device
+    faults. `start_stored` means that the store has recorded the start.
     """
 
     job: str
@@ -101,22 +101,22 @@ class Delivery:
 
     @property
     def token(self) -> str:
-        """The fencing token of its claim; empty where it has none."""
+        """The fencing token of its claim; empty without a claim."""
         return self.claim.token if self.claim is not None else ""
 
     @property
     def suspect(self) -> bool:
-        """Whether a worker ended while it held the job: the job may be why."""
+        """Whether a worker crashed while it held the job, which may be the cause."""
         return self.claim is not None and self.claim.claims > 1
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job whose rows wait, run or are answered; only the device thread changes it.
+    """A job in the device stage; only the device thread changes it.
 
-    `hardware` is the class that it runs for, `key` names the variant. `deadline` is by the store's clock, infinite
-    where there is none. `waiting` maps a size bucket to the indices of rows that no batch took. With `stream` the
-    client reads the answer as it is generated.
+    `hardware` is the class that it runs for, `key` names the variant. `deadline` is on the store's clock, infinite if
+    there is none. `waiting` maps a size bucket to the indices of rows that are in no batch. With `stream` the answer is
+    streamed to the client.
     """
 
     delivery: Delivery
@@ -140,12 +140,12 @@ class Job:
 
     @property
     def ticket(self) -> Ticket:
-        """The router's order."""
+        """The router's ticket."""
         return self.delivery.ticket
 
     @property
     def attempt(self) -> int:
-        """How many claims the job has had, with the present one."""
+        """The number of the job's claims, including this one."""
         return int(self.delivery.token.rpartition("#")[2])
 
     @property
@@ -156,10 +156,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended: with a result in plain values, and `meta`, its form in the store; or with an error.
+    """How a job ended: a result in plain values with `meta`, its stored form; or an error.
 
-    `generated` is the length of each answer that a model generated, in tokens; `blobs` are the values that the result
-    refers to, and `rows` counts the request's.
+    `generated` is the length in tokens of each generated answer, `blobs` are the values that the result references, and
+    `rows` is the request's row count.
     """
 
     result: Result | None = None
@@ -170,7 +170,7 @@ class Outcome:
     blobs: Mapping[str, Buffer] = field(default_factory=dict)
 
     def unwrap(self) -> Any:
-        """The result as Celery passes it on; raises the error where that is how it ended."""
+        """The result in the form that Celery passes on; raises the error if the job failed."""
         if self.error is not None:
             raise self.error
         return msgspec.to_builtins(self.result)
@@ -178,7 +178,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A job whose rows all have their answers."""
+    """A job with all rows answered."""
 
     job: Job
 
@@ -190,7 +190,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A delivery and its outcome, written under its claim; without a claim, the job ends whoever holds it."""
+    """A delivery and its outcome, written under its claim; without a claim, it ends the job whatever its holder."""
 
     delivery: Delivery
     outcome: Outcome
@@ -214,7 +214,7 @@ Ending = Answered | Ended | Dropped | Revoked
 
 
 def late(delivery: Delivery, now: float) -> Ended:
-    """The end of a job whose deadline has passed; `now` is by the store's clock."""
+    """The ending of a job whose deadline has passed; `now` is on the store's clock."""
     ticket = delivery.ticket
     started = delivery.started if delivery.began else 0.0
     course = Course(now, ticket.deadline_at, ticket.accepted, delivery.hardware_class, started=started)

@@ -1,4 +1,4 @@
-"""The jobs whose rows of one variant and size bucket wait on a device."""
+"""A lane: the waiting rows of one variant and size bucket on a device."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Portions = list[tuple[Job, list[int]]]
 """Jobs with the indices of their rows that run together."""
 
 Key = tuple[str, int, str, str]
-"""A lane's: variant, size bucket, the job that is alone there, if it must be, and the hardware class."""
+"""A lane's key: variant, size bucket, the suspect job that it is reserved for, if any, and the hardware class."""
 
 _ORDER = itertools.count()
 
 
 class Lane:
-    """Rows of a variant that can run together. The device thread alone changes it; any may read `rows`.
+    """Rows of a variant that can run together. Only the device thread changes it; any thread may read `rows`.
 
-    `patient` of these are of jobs that nobody waits for.
+    `patient` counts the rows of jobs at patient levels.
 
     Args:
         profile: predicts what a batch takes.
-        pace: gives what batches lately took, as a multiple of that.
+        pace: gives recent batch times as a multiple of the prediction.
         retargeted: whether the class is not the worker's own.
-        own_process: whether the rows run in a process of their own.
+        own_process: whether the rows run in a separate process.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Lane:
         return self.rows > 0
 
     def add(self, job: Job) -> None:
-        """Add the job's rows of this bucket. The gap before them counts if others were not answered yet."""
+        """Add the job's rows of this bucket. The gap before them counts if earlier rows were still unanswered."""
         if job.arrived > self._newest:
             if self or job.arrived < self._answered:
                 self._gap = batcher.observe_gap(self._gap, (job.arrived - self._newest) / self._together)
@@ -79,13 +79,13 @@ class Lane:
         self._total += sum(self._sizes(job))
 
     def remove(self, job: Job) -> None:
-        """Take the job's rows out."""
+        """Remove the job's rows."""
         self._count(job, -len(job.waiting[self.bucket]))
         self._total -= sum(self._sizes(job))
         job.waiting[self.bucket] = []
 
     def jobs(self) -> set[Job]:
-        """The jobs that have rows here."""
+        """The jobs with rows here."""
         return {job for *_, job in self._urgent if job.waiting[self.bucket]}
 
     def due(self, now: float, clock: float) -> float:
@@ -101,17 +101,17 @@ class Lane:
         return wait
 
     def urgency(self) -> tuple[float, float, int]:
-        """Sorts lanes, the one with the most urgent job first."""
+        """Sort key of lanes, most urgent job first."""
         while not self._urgent[0][3].waiting[self.bucket]:
             heapq.heappop(self._urgent)
         return self._urgent[0][:3]
 
     def turn(self) -> tuple[bool, tuple[float, float, int]]:
-        """Sorts lanes by whose batch runs first: the worker's own class before others, then by urgency."""
+        """Sort key of lanes for running: the worker's own class before others, then by urgency."""
         return self.retargeted, self.urgency()
 
     def take(self, room: int) -> Portions:
-        """The rows of the next batch, at most `room`, which then no longer wait."""
+        """Take out the rows of the next batch, at most `room`."""
         room = min(room, self.policy.max_batch)
         if self._waiting:
             self._gap, self._waiting = batcher.widen_gap(self._gap), False
@@ -135,18 +135,18 @@ class Lane:
 
     @property
     def seconds(self) -> float:
-        """What the rows that wait here take, about, if they run in one batch. Any thread may read it."""
+        """Estimated seconds of the waiting rows in one batch. Any thread may read it."""
         rows, total = self.rows, self._total
         return self._takes(rows, total) if rows > 0 else 0.0
 
     @property
     def patient_seconds(self) -> float:
-        """The share of `seconds` that is of rows which nobody waits for. Any thread may read it."""
+        """The part of `seconds` for patient rows. Any thread may read it."""
         rows = self.rows
         return self.seconds * self.patient / rows if rows > 0 else 0.0
 
     def batches(self) -> Iterator[tuple[set[Job], float]]:
-        """The jobs of each batch that is to come, and the seconds that its profile gives it."""
+        """The jobs of each future batch, and its predicted seconds."""
         rows = [(head[3], size) for head in sorted(self._urgent) for size in self._sizes(head[3])]
         while rows:
             sizes = [size for _, size in rows[: self.policy.max_batch]]
@@ -155,7 +155,7 @@ class Lane:
             yield {job for job, _ in batch}, self.profile.latency(count, sum(sizes[:count]) / count)
 
     def answered(self, now: float) -> None:
-        """The batch that was taken has its answers."""
+        """Note that the batch taken last has been answered."""
         self._answered = now
 
     def _count(self, job: Job, rows: int) -> None:
@@ -164,14 +164,14 @@ class Lane:
             self.patient += rows
 
     def _sizes(self, job: Job) -> list[int]:
-        """The sizes of the job's rows that wait here."""
+        """The sizes of the job's waiting rows here."""
         return [job.items[row].size for row in job.waiting[self.bucket]]
 
     def _takes(self, rows: int, total: float) -> float:
         return self._pace() * self.profile.latency(rows, total / rows)
 
     def _heads(self, room: int) -> list[tuple[float, float, int, Job]]:
-        """The most urgent jobs, as many as fill `room` rows, out of the heap."""
+        """Pop the most urgent jobs that fill `room` rows from the heap."""
         heads, rows = [], 0
         while self._urgent and rows < room:
             head = heapq.heappop(self._urgent)

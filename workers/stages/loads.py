@@ -1,4 +1,4 @@
-"""The jobs whose variant is not loaded, and the load that runs for some of them while the device runs other batches."""
+"""Jobs that wait for their variant to load, and the load that runs while the device runs other batches."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from workers.stages.job import Job
 from workers.stages.queues import patient_seconds
 
 LOAD_AT_MOST = 3600.0
-"""Seconds of a load that count as progress: a download, and a recipe, which has 1,800 s. Longer ones hang."""
+"""Time limit in seconds of a load, after which it counts as hung: a download, and a recipe with up to 1,800 s."""
 
 LEAVE = 5.0
-"""Seconds that a worker which stops lets a load have, so that no native code is cut off where it need not be."""
+"""Seconds that a stopping worker waits for a load, to avoid interrupting native code."""
 
 Urgency = tuple[float, float]
-"""A job's deadline, and when it came: the least goes first."""
+"""A job's deadline and arrival: the lowest goes first."""
 
 _LAST: Urgency = (math.inf, math.inf)
 
 InLanes = Callable[[Urgency], Collection[str]]
-"""Gives the variants of jobs in lanes that are at least as urgent: they keep their memory until these have run."""
+"""Returns the variants of jobs in lanes that are at least as urgent; they stay loaded until these have run."""
 
 
 @dataclass(slots=True)
 class _Load:
-    """One load: its thread, and at last what came of it. Where nothing waits, `rest` is what is tried if it fails."""
+    """One load: its thread and outcome. If no job waits for it, `rest` are the variants to try when it fails."""
 
     key: str
     model: Model
@@ -43,13 +43,13 @@ class _Load:
 
 
 class Loads:
-    """What waits for a load. One runs at a time, on a thread of its own. For the device thread, unless said.
+    """Jobs that wait for loads. One load runs at a time, on its own thread. Device thread only, unless stated.
 
     Args:
         wake: called on the load's thread when it has ended.
-        fail: takes jobs whose variant cannot be had, and why.
+        fail: called with jobs whose variant cannot be loaded, and the error.
 
-    `rows` counts what waits; any thread may read it.
+        `rows` counts waiting rows; any thread may read it.
     """
 
     def __init__(
@@ -68,30 +68,30 @@ class Loads:
 
     @property
     def ended(self) -> bool:
-        """Whether a load has ended, and `finish` was not called since."""
+        """Whether a load has ended since the last call of `finish`."""
         return self._load is not None and self._load.outcome is not None
 
     def hung(self, now: float) -> bool:
-        """Whether the load takes so long that it will not end. Any thread may ask."""
+        """Whether the running load counts as hung. Thread-safe."""
         return now > self._must_end_by
 
     def wait(self, job: Job) -> None:
-        """Let a job wait for its variant."""
+        """Add a job that waits for its variant."""
         self._waiting.setdefault(job.key, []).append(job)
         self.rows += len(job.rows)
         self.patient += patient_seconds([job], self._executor)
 
     def want(self, model: Model) -> None:
-        """Load one variant of a model that no job waits for, once none waits for another: the fastest that loads."""
+        """Load the fastest loadable variant of a model that no job waits for, once no job waits for any load."""
         self._wanted.append((model, self._executor.fastest_first(model)))
 
     def replace(self, model: Model, variant: str) -> None:
-        """Load a variant again that was lost, once no job waits for a load."""
+        """Reload a lost variant, once no job waits for a load."""
         if (model, [variant]) not in self._wanted:
             self._wanted.append((model, [variant]))
 
     def drop_outdated(self) -> list[Job]:
-        """The jobs whose model the catalogue has no more as they were read; they wait no more."""
+        """Remove and return the jobs whose model has changed in the catalogue."""
         self._wanted = [one for one in self._wanted if self._executor.is_current(one[0])]
         dropped = []
         for key, jobs in list(self._waiting.items()):
@@ -105,16 +105,16 @@ class Loads:
         return dropped
 
     def goes_ahead(self, urgency: Urgency) -> bool:
-        """Whether what is so urgent may run before those that wait for the memory which it holds."""
+        """Whether work of this urgency may run before the jobs that wait for the memory that it holds."""
         return self._blocked is None or urgency <= self._blocked
 
     def finish(self) -> list[Job]:
-        """The jobs whose variant is loaded since the last call; those of one that failed end."""
+        """The jobs whose variant has loaded since the last call; jobs of a failed load are failed."""
         if self._load is None or self._load.outcome is None:
             return []
         load, outcome = self._load, self._load.outcome
         self._load, self._must_end_by = None, math.inf
-        if not self._executor.is_current(load.model):  # it was replaced meanwhile: who waits does so for the new one
+        if not self._executor.is_current(load.model):  # it was replaced meanwhile: jobs wait for the new version
             if isinstance(outcome, Loaded):
                 outcome.runtime.unload()
             return []
@@ -127,7 +127,7 @@ class Loads:
         return self._over(load.key)
 
     def begin(self, in_lanes: InLanes) -> None:
-        """Load for the most urgent job that memory can be had for, unless a load runs."""
+        """Start a load for the most urgent job whose variant can get memory, unless a load runs."""
         if self._load is not None:
             return
         self._blocked = None
@@ -146,7 +146,7 @@ class Loads:
         self._begin_wanted(in_lanes(_LAST))
 
     def _begin_wanted(self, keeping: Collection[str]) -> None:
-        """Load what is wanted and no job waits for; one that finds no room is loaded when a job asks for it."""
+        """Start a wanted load that no job waits for; without room it is loaded when a job needs it."""
         while self._wanted and self._load is None:
             model, names = self._wanted.pop(0)
             keys = [variant_key(model.id, name) for name in names]
@@ -156,19 +156,19 @@ class Loads:
                 self._executor.make_room(model, names[0], keeping=keeping)
             except InUseError:
                 continue
-            except ExecutionError:  # the executor has said why
+            except ExecutionError:  # logged by the executor
                 self._wanted.insert(0, (model, names[1:]))
             else:
                 self._start(_Load(keys[0], model, names[1:]), names[0])
 
     def give_up(self) -> list[Job]:
-        """The jobs that wait for a load, and wait no more."""
+        """Remove and return all jobs that wait for a load."""
         self._blocked = None
         self._wanted.clear()
         return [job for key in list(self._waiting) for job in self._over(key)]
 
     def leave(self) -> None:
-        """Begin no other load, and wait a little for the one that runs."""
+        """Start no more loads, and wait briefly for the running one."""
         if self._load is not None and self._load.thread is not None:
             self._load.thread.join(LEAVE)
 
@@ -185,7 +185,7 @@ class Loads:
         load.thread.start()
 
     def _over(self, key: str) -> list[Job]:
-        """The jobs that waited for the variant, and wait no more."""
+        """Remove and return the jobs that wait for the variant."""
         jobs = self._waiting.pop(key, [])
         self.rows -= sum(len(job.rows) for job in jobs)
         self.patient = self.patient - patient_seconds(jobs, self._executor) if self._waiting else 0.0

@@ -1,4 +1,4 @@
-"""What this worker did, as jobs end: counted for its heartbeat, and as spans for jobs that are traced."""
+"""Outcome counters for the worker's heartbeat, and spans of traced jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUCCEEDED = str(JobState.SUCCEEDED)
 
 @dataclass(slots=True)
 class _Class:
-    """What was done for one class so far."""
+    """The counters of one class."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
@@ -28,7 +28,7 @@ class _Class:
 
 
 class OutcomeCounters:
-    """Counts by hardware class. `device` is the device's label."""
+    """Counters by hardware class. `device` is the device's label."""
 
     def __init__(self, device: str) -> None:
         self._device = device
@@ -36,7 +36,7 @@ class OutcomeCounters:
         self._rejecting = threading.Lock()
 
     def count(self, ended: Iterable[Ended]) -> None:
-        """Count jobs whose results were written just now. For the finish thread."""
+        """Count jobs whose results were just written. Finish thread only."""
         now = time.time()
         for one in ended:
             self._count(one, now)
@@ -44,12 +44,12 @@ class OutcomeCounters:
                 self._trace(one, one.delivery.trail, now)
 
     def reject(self, hardware_class: str) -> None:
-        """Count a message of that class's queue that is refused: no router ordered it. Any thread may call it."""
+        """Count a refused message of that class's queue, which no router signed. Thread-safe."""
         with self._rejecting:
             self._of(hardware_class).rejected += 1
 
     def totals(self) -> dict[str, Done]:
-        """All that was done, by class. Any thread may ask."""
+        """All counters, by class. Thread-safe."""
         return {
             name: Done(
                 dict(one.outcomes),
@@ -98,7 +98,7 @@ class OutcomeCounters:
 
 
 def _share(ended: Ended, waited: float, now: float) -> Ran:
-    """What one job adds to its model's part."""
+    """One job's contribution to its model's counters."""
     total, result = waited + now - ended.delivery.began, ended.outcome.result
     if result is None:
         return Ran(failed=1, lost=total, last=now)
@@ -108,6 +108,6 @@ def _share(ended: Ended, waited: float, now: float) -> Ran:
 
 
 def _ran(ended: Ended, now: float) -> float:
-    """Seconds in batches; for a job that failed, all since it began."""
+    """Seconds in batches; for a failed job, all seconds since it began."""
     result = ended.outcome.result
     return min(result.report.run_time, now - ended.delivery.began) if result else now - ended.delivery.began

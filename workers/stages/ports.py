@@ -1,6 +1,6 @@
-"""What the stages need of the Celery worker around them; `workers.celery_adapter` implements it.
+"""The interface to the surrounding Celery worker; `workers.celery_adapter` implements it.
 
-A job that Celery's consumer itself received has a `job.CeleryTask` besides.
+A job that Celery's consumer received also has a `job.CeleryTask`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from workers.stages.job import Delivery, Outcome
 
 
 class CeleryWorker(Protocol):
-    """Celery's consumer, remote control and events. Any thread may call."""
+    """Celery's consumer, remote control and events. Thread-safe."""
 
     def queues(self) -> Sequence[str]:
         """The class queues that the worker consumes now."""
 
     def receive(self, envelope: Envelope, body: bytes, *, tag: str, queue: str) -> None:
-        """Have Celery's consumer receive a message of a class queue that it must handle itself: a canvas, an eta.
+        """Pass Celery's consumer a message of a class queue that it must handle itself: a canvas, an eta.
 
         Celery acknowledges it under `tag`.
         """
 
     @property
     def receiving(self) -> int:
-        """How many messages of `receive` the consumer has not seen yet."""
+        """How many messages passed to `receive` the consumer has not processed yet."""
 
     def tags(self) -> list[str]:
         """The tags of messages that it received and has not acknowledged."""
@@ -39,13 +39,13 @@ class CeleryWorker(Protocol):
         """Report to Celery's tools how a plain job ended here."""
 
     def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:
-        """Report that a plain job has left the worker unfinished; `error` is that of its stored result, if any."""
+        """Report that a plain job left the worker unfinished; `error` is from its stored result, if any."""
 
     def flush_events(self) -> None:
-        """Send the task events that wait. Only the finish thread calls it."""
+        """Send pending task events. Finish thread only."""
 
     def flush_full_group(self) -> None:
-        """Send the task events that wait if they fill a group. Only the finish thread calls it."""
+        """Send pending task events if they fill a group. Finish thread only."""
 
     def exit(self, status: int) -> None:
-        """Begin the worker's warm shutdown, with this exit status."""
+        """Start the worker's warm shutdown, with this exit status."""

@@ -1,4 +1,4 @@
-"""The queues between the stages, each of one type: deliveries, jobs, endings, pieces of streamed answers."""
+"""The queues between the stages, one per type: deliveries, jobs, endings, pieces of streamed answers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from workers.pipelines import Row
 from workers.stages.job import Delivery, Ending, Job
 
 AHEAD = 2
-"""Batches that wait here, claimed and prepared, while one runs."""
+"""Batches that wait, claimed and prepared, while one runs."""
 
 AHEAD_FOR = 0.025
-"""Seconds of work that may wait here where batches are short: one fetch then brings many."""
+"""Seconds of work that may wait if batches are short, so that one fetch brings many."""
 
 MAX_UNWRITTEN = 1024
-"""Endings that may wait before no more is fetched: what is written in some 50 ms (benchmarks.queue_depth)."""
+"""Maximum unwritten endings before fetching pauses: about 50 ms of writes (benchmarks.queue_depth)."""
 
 _SMOOTHING = 0.2  # of the rows of a job
 
 
 class AdmitQueue:
-    """Deliveries to be claimed, each once it is due. Any thread may put; the admit thread takes."""
+    """Deliveries to be claimed when due. Any thread may put; the admit thread takes."""
 
     def __init__(self) -> None:
         self._inbox: queue.SimpleQueue[tuple[float, Delivery] | None] = queue.SimpleQueue()
@@ -47,11 +47,11 @@ class AdmitQueue:
         self._inbox.put((time.monotonic() + pause, delivery))
 
     def close(self) -> None:
-        """Wake the taker, after all that was put."""
+        """End the queue: `take` returns once the queued deliveries are taken."""
         self._inbox.put(None)
 
     def take(self) -> list[Delivery]:
-        """What is due, once something is; maybe nothing after `close`."""
+        """Wait for due deliveries and return them; may be empty after `close`."""
         wait = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
         with contextlib.suppress(queue.Empty):
             got = self._inbox.get(timeout=wait)
@@ -64,15 +64,15 @@ class AdmitQueue:
         return due
 
     def rest(self) -> list[Delivery]:
-        """What is not due yet, the first due first."""
+        """Deliveries that are not due yet, in order of due time."""
         return [delivery for _, _, delivery in sorted(self._later)]
 
 
 class DeviceQueue:
     """Admitted jobs on their way to the device. Any thread may put; the device thread takes.
 
-    `rows` counts what waits, `patient` is the device seconds of those that nobody waits for, and `rows_a_job` the mean
-    of the jobs that came lately. `clock` is the store's time less this host's monotonic clock, which admission sets.
+    `rows` counts waiting rows, `patient` is the device seconds of patient ones, and `rows_a_job` the recent mean of
+    rows per job. `clock` is the store's time minus this host's monotonic clock; admission sets it.
     """
 
     def __init__(self, executor: Executor) -> None:
@@ -97,12 +97,12 @@ class DeviceQueue:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Have all that wait here look again. Any thread may call it."""
+        """Wake all waiting threads to check again. Thread-safe."""
         with self._changed:
             self._changed.notify_all()
 
     def take(self, longest: float, news: Callable[[], bool]) -> list[Job]:
-        """All jobs that came, waiting up to `longest` seconds for the first, or until there is other `news`."""
+        """All queued jobs, waiting up to `longest` seconds for the first, or until `news`."""
         with self._changed:
             if longest > 0:
                 self._changed.wait_for(lambda: bool(self._jobs) or news(), longest)
@@ -110,7 +110,7 @@ class DeviceQueue:
         return jobs
 
     def wait_for(self, condition: Callable[[], bool], longest: float) -> None:
-        """Wait until the condition holds, at most `longest` seconds: it is looked at with each `put` and `wake`."""
+        """Wait until the condition holds, at most `longest` seconds; it is checked at each `put` and `wake`."""
         with self._changed:
             self._changed.wait_for(condition, longest)
 
@@ -123,9 +123,9 @@ class EndingSink(Protocol):
 
 
 class EndingQueue:
-    """Endings on their way to be written. Any thread may put; the finish thread takes.
+    """Endings to be written. Any thread may put; the finish thread takes.
 
-    Bounded, through `wait_until_short`: their claims must be renewed, and their messages cannot move.
+    Bounded through `wait_until_short`: their claims must be renewed, and their messages cannot move.
     """
 
     def __init__(self) -> None:
@@ -141,15 +141,15 @@ class EndingQueue:
             self._inbox.put(endings)
 
     def wake(self) -> None:
-        """Let `take` return, with nothing if nothing is there. Any thread may call it."""
+        """Make `take` return, even with nothing. Thread-safe."""
         self._inbox.put(())
 
     def close(self) -> None:
-        """Say that nothing follows."""
+        """Mark the end of the queue."""
         self._inbox.put(None)
 
     def take(self) -> tuple[list[Ending], bool]:
-        """All that is there, once something is; and whether nothing follows."""
+        """Wait for endings and return all of them, and whether the queue has ended."""
         taken: list[Ending] = []
         got = self._inbox.get()
         while got is not None:
@@ -161,13 +161,13 @@ class EndingQueue:
         return taken, True
 
     def wrote(self, endings: int) -> None:
-        """Say that so many of those taken are written."""
+        """Note that this many of the taken endings are written."""
         with self._fewer:
             self._unwritten -= endings
             self._fewer.notify_all()
 
     def wait_until_short(self, longest: float) -> bool:
-        """Whether fewer than `MAX_UNWRITTEN` are unwritten, now or within `longest` seconds. Any thread may ask."""
+        """Wait up to `longest` seconds for fewer than `MAX_UNWRITTEN` unwritten; whether they are. Thread-safe."""
         with self._fewer:
             return self._fewer.wait_for(lambda: self._unwritten < MAX_UNWRITTEN, longest)
 
@@ -175,7 +175,7 @@ class EndingQueue:
 class PieceQueue:
     """Pieces of streamed answers, by job. Any thread may put; the stream thread takes.
 
-    Pieces of a job that come while others are written are joined.
+    Pieces of a job that arrive during a write are joined.
     """
 
     def __init__(self) -> None:
@@ -191,20 +191,20 @@ class PieceQueue:
             self._changed.notify()
 
     def close(self) -> None:
-        """Say that nothing follows. Any thread may call it."""
+        """Mark the end of the queue. Thread-safe."""
         with self._changed:
             self.closed = True
             self._changed.notify()
 
     def take(self) -> dict[str, Piece]:
-        """All that waits, at least one piece; nothing at the end."""
+        """Wait for pieces and return all of them; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self.closed)
             pieces, self._waiting = self._waiting, {}
         return pieces
 
     def put_back(self, pieces: dict[str, Piece], *, pause: float) -> None:
-        """Return what was not written, before what came since, and wait `pause` seconds, or until closed."""
+        """Put unwritten pieces back, before newer ones, and wait `pause` seconds or until closed."""
         with self._changed:
             since, self._waiting = self._waiting, pieces
             for job, piece in since.items():
@@ -219,12 +219,12 @@ class PieceQueue:
 
 
 def ahead_of(hardware: HardwareClass) -> float:
-    """Most seconds of patient work that a worker of the class takes from its queue before it runs."""
+    """Maximum seconds of patient work that a worker of the class holds before it runs."""
     return max(AHEAD * hardware.runs_at_most, 2 * AHEAD_FOR)
 
 
 def patient_seconds(jobs: Iterable[Job], executor: Executor) -> float:
-    """About how long the device takes for those of the jobs that nobody waits for."""
+    """Estimated device seconds of the patient jobs among these."""
     return sum(_seconds(job, executor) for job in jobs if job.ticket.level >= PATIENT)
 
 
@@ -235,7 +235,7 @@ def _seconds(job: Job, executor: Executor) -> float:
 
 
 def _size(job: Job, row: Row) -> int:
-    """The size of a row that is not prepared, as far as it tells it; an invalid row is refused later."""
+    """The estimated size of an unprepared row; an invalid row is rejected later."""
     with suppress(TaxiwayError, KeyError, TypeError, ValueError):
         return job.model.expected_size if job.model.size_unit == "tokens" else size_of_row(job.model, row)
     return job.model.expected_size

@@ -1,4 +1,4 @@
-"""The result of a job: its rows' answers put together, and where they ran, how long and at what cost."""
+"""Builds a job's result: the answers of its rows, and where, how long and at what cost they ran."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from workers.stages.job import Job
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch that ran: seconds, and rows of all its jobs together."""
+    """A batch that ran: its seconds and its rows."""
 
     seconds: float
     rows: int
@@ -32,7 +32,7 @@ class Batch:
 def note(
     job: Job, rows: Sequence[int], answers: Sequence[Row | TaxiwayError | None], batch: Batch
 ) -> TaxiwayError | None:
-    """Write the rows' answers and their share of the batch into the job; the first error among them."""
+    """Record the rows' answers and their share of the batch in the job; returns the first error."""
     job.run_time += batch.seconds
     job.device_time += batch.seconds * len(rows) / batch.rows
     job.batch = max(job.batch, batch.rows)
@@ -44,12 +44,12 @@ def note(
 
 
 def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
-    """The job's result in plain values: a bare value for a request of one row, a list or tensor for rows.
+    """The job's result in plain values: a single value for a request of one row, a list or tensor for several.
 
-    `blobs` takes what is too large for it.
+    `blobs` keeps values that are too large for it.
 
     Raises:
-        TaxiwayError: an output has no form on the wire.
+        TaxiwayError: an output cannot be encoded.
     """
     hardware_class = job.delivery.hardware_class
     return Result(
@@ -71,14 +71,14 @@ def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
 
 
 def generated_by(job: Job) -> tuple[int, ...]:
-    """The length of each answer that the job's model generated; none for other models."""
+    """The length of each generated answer; empty for other models."""
     if not generates(job.model):
         return ()
     return tuple(length_of(answer) for answer in job.answers if answer is not None)
 
 
 def _wanted(job: Job) -> list[TensorSpec]:
-    """The outputs that were asked for, in that order."""
+    """The requested outputs, in request order."""
     specs = {spec.name: spec for spec in job.model.outputs}
     return [specs[name] for name in job.outputs]
 

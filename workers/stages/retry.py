@@ -1,9 +1,9 @@
-"""Between device and finish: jobs that failed by a device fault run again, as far as the retry budget goes.
+"""Between device and finish: retries jobs that failed by a device fault, within the retry budget.
 
-A request's own error is never retried. A worker whose device has no memory left for what ran there before (a leak, or
-what a fault left behind) gives its jobs up and exits. A request may itself be too large for any device, so a variant
-that had no memory for several jobs in a row runs its model's own example: where that succeeds, the jobs were too large,
-and the worker stays.
+A request's own error is never retried. If the device has no memory left for work that it ran before (a leak, or the
+remains of a fault), the worker requeues its jobs and exits. A request may also be too large for any device: a variant
+that ran out of memory for several jobs in a row runs its model's example. If that succeeds, the jobs were too large and
+the worker stays.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from workers.stages.queues import AdmitQueue, EndingSink
 logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = os.EX_OSERR
-"""Exit status of a worker whose device has no memory left (71): its supervisor starts another."""
+"""Exit status of a worker whose device memory is exhausted (71): its supervisor starts another."""
 
 
 class OutOfMemoryPolicy:
-    """Watches how jobs end, and has the worker exit when its device has no memory left. For the device thread.
+    """Watches outcomes, and makes the worker exit when its device memory is exhausted. Device thread only.
 
     Args:
-        most: jobs in a row that a variant may have no memory for.
-        runs_example: whether a variant, by its key, still answers its model's example.
+        most: consecutive jobs for which a variant may be out of memory.
+        runs_example: whether a variant, by its key, can still run its model's example.
 
-    `exhausted` says that the device has no memory left.
+        `exhausted` means that the device memory is exhausted.
     """
 
     def __init__(self, most: int, runs_example: Callable[[str], bool], drain: Drain, celery: CeleryWorker) -> None:
@@ -45,7 +45,7 @@ class OutOfMemoryPolicy:
         self._starved: dict[str, set[str]] = {}
 
     def observe(self, endings: Sequence[Ending]) -> None:
-        """Learn from what ended."""
+        """Update from these endings."""
         for ending in endings:
             if isinstance(ending, Answered):
                 self._starved.pop(ending.job.key, None)
@@ -60,19 +60,19 @@ class OutOfMemoryPolicy:
         del self._starved[variant]
         self.exhausted = not self._runs_example(variant)
         if self.exhausted:
-            logger.critical("the device has no memory left: the worker gives its jobs up", extra={"variant": variant})
+            logger.critical("device memory exhausted; worker requeues its jobs and exits", extra={"variant": variant})
             self._drain.within(0.0)
             self._celery.exit(OUT_OF_MEMORY)
 
 
 class Retries:
-    """Passes endings on to the finish stage, but for jobs that run again. For the device thread.
+    """Passes endings to the finish stage, except jobs to be retried. Device thread only.
 
     Args:
-        finish: takes what ended.
-        admit: takes what runs again; its claim is kept.
-        attempts: most runs of one job.
-        memory: once it finds the device's memory exhausted, jobs that failed by that are kept for another worker.
+        finish: receives endings.
+        admit: receives deliveries to retry; their claims are kept.
+        attempts: maximum runs of one job.
+        memory: once exhausted, jobs that ran out of memory are kept for another worker.
     """
 
     def __init__(self, finish: EndingSink, admit: AdmitQueue, attempts: int, memory: OutOfMemoryPolicy) -> None:
@@ -83,7 +83,7 @@ class Retries:
         self._budget = Budget()
 
     def put(self, endings: Sequence[Ending]) -> None:
-        """Pass on what ended, and retry what may be retried."""
+        """Pass on endings, and retry where allowed."""
         self._memory.observe(endings)
         self._budget = self._budget.earned(sum(isinstance(ending, Answered) for ending in endings))
         self._finish.put([ending for ending in endings if not self._retried(ending)])
@@ -102,7 +102,7 @@ class Retries:
         return True
 
     def _affords(self, delivery: Delivery, error: TaxiwayError) -> bool:
-        """Whether a job may run once more; its retry is then paid for."""
+        """Whether a job may be retried; if so, the budget is charged."""
         if delivery.retries + 1 >= self._attempts:
             return False
         if not self._budget.allows:

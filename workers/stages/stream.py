@@ -1,4 +1,4 @@
-"""Stage 5, beside finish: appends pieces of generated answers to their jobs' streams, so that no device waits."""
+"""Stage 5, beside finish: appends pieces of generated answers to their jobs' streams without blocking the device."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from workers.stages.queues import PieceQueue
 
 logger = logging.getLogger(__name__)
 
-_PAUSE = 0.5  # seconds before a store that is unavailable is tried again
+_PAUSE = 0.5  # seconds before a retry while the store is unavailable
 
 
 class StreamStage:
-    """Writes pieces to the state store. What comes while some are written goes out together."""
+    """Writes pieces to the state store. Pieces that arrive during a write are sent together."""
 
     def __init__(self, inbox: PieceQueue, store: Store) -> None:
         self._inbox = inbox
@@ -22,7 +22,7 @@ class StreamStage:
         self._unavailable = False
 
     def run(self) -> None:
-        """Serve until the queue is closed and empty, or closed while the store is unavailable."""
+        """Run until the queue is closed and empty, or closed while the store is unavailable."""
         while pieces := self._inbox.take():
             try:
                 self._store.append(pieces)
@@ -37,5 +37,5 @@ class StreamStage:
                 self._unavailable = False
 
     def stop(self) -> None:
-        """End after what was put. Any thread may call it."""
+        """End after the queued pieces. Thread-safe."""
         self._inbox.close()
