@@ -99,7 +99,7 @@ def _nowhere(view: View, rules: Rebalance) -> Rows:
 
 TERMS = (
     Term("all terms"),
-    Term("wait", _all("beside", np.inf)),
+    Term("wait", _all("concurrent", np.inf)),
     Term("cold start", _all("load", 0.0)),
     Term("load share", lambda table: {"sharers": np.inf}),
     Term("residual", _all("residual", 1.0)),
