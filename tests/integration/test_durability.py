@@ -59,7 +59,7 @@ def test_what_a_broker_client_submitted_is_at_the_replica(pair: Pair) -> None:
             assert pair.replica.llen(ARRIVALS) == count
         pair.part()
         began = time.monotonic()
-        with pytest.raises(BrokerUnavailableError, match="no replica said"):
+        with pytest.raises(BrokerUnavailableError, match="no replica confirmed"):
             client.submit("echo", "alone")
         assert time.monotonic() - began < 2
 
