@@ -57,8 +57,8 @@ WORTHLESS = 0.001
 class Term:
     """A term of the cost model, and how it is switched off.
 
-    Columns of the candidate table and constants of `router.decide.placement` are others, and `kinds` of moves help
-    nobody.
+    Columns of the candidate table and constants of `router.decide.placement` are replaced, and moves of these `kinds`
+    are disabled.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _all(column: str, value: float) -> Callable[[CandidateTable], dict[str, Any]
 
 
 def _horizon(seconds: float) -> Callable[[CandidateTable], dict[str, Any]]:
-    """The same horizon for every class that is reserved for nobody else: the reserve goes by its own."""
+    """The same horizon for every class that is not reserved; reserved classes keep theirs."""
     return lambda table: {"horizon": np.where(table.reserved, table.horizon, seconds)}
 
 

@@ -71,7 +71,7 @@ def _milliseconds(call: Callable[[], object], calls: int) -> float:
 
 
 def _unwatched() -> None:
-    """Nobody ends these."""
+    """The calls of the benchmark are never cancelled."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Derives profiles of two accelerators that nobody here owns, an L4 and a TPU v5e, from public measurements.
+"""Derives profiles of two accelerators that were not available, an L4 and a TPU v5e, from public measurements.
 
 `python -m benchmarks.derive_profiles [--data ../shared/data] [--output models]` writes the profiles of MiniLM (the
 models embed and sentiment), prints each as one line, and checks the method on a device that it was not fitted to.

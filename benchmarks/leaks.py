@@ -80,7 +80,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
     "large": (10, lambda client, _: client.infer("echo", LARGE)),
     "under a key": (7, lambda client, number: client.infer("echo", LARGE, idempotency_key=f"{number // 64}")),
     "wrong inputs": (11, lambda client, _: client.infer("generate", {"no": "text"})),
-    "refused": (13, lambda client, _: client.infer("nobody-has-it", LARGE)),
+    "refused": (13, lambda client, _: client.infer("no-such-model", LARGE)),
     "past its deadline": (17, lambda client, number: client.infer("paced", number, deadline=0.002)),
     "cancelled": (19, _cancelled),
     "told as it comes": (997, _told),
@@ -129,7 +129,7 @@ async def send(broker: str, http: str, jobs: int) -> Counter[str]:
 
 
 def settled(store: redis.Redis, base: set[bytes]) -> set[bytes]:
-    """The keys once none is left that ends by itself, of those that are not in `base` and nobody renews."""
+    """The keys that are not in `base`, once all that expire without being renewed have expired."""
     end = time.monotonic() + SETTLED
     while True:
         found: Any = store.keys()

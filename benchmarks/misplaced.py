@@ -1,4 +1,4 @@
-"""Does a worker that joins get its half of what waits for another class, though whoever moves it is killed all along?
+"""Does a new worker get its half of the jobs waiting for another class, while leading routers are killed?
 
 `python -m benchmarks.misplaced [--broker amqp://…]` starts two routers and a worker, and submits `paced` jobs until
 20,000 wait for its class. Then a worker of another class of the same price joins, and the router that leads is killed
@@ -147,7 +147,7 @@ class Fleet:
         self.told |= {msgspec.json.decode(one, type=Moved).at for one in raw}
 
     def leader(self) -> tuple[str, int]:
-        """The lead's token, and the process that has it; nobody's where nobody leads."""
+        """The leader's token and its process id; empty and 0 without a leader."""
         token = (self.store.get(LEAD) or b"").decode()
         return token, int(token.split("-")[-2]) if token else 0
 
@@ -267,7 +267,7 @@ async def submit(fleet: Fleet, door: str, more: Callable[[], bool]) -> None:
 
 
 def kill_leaders(fleet: Fleet, kills: int, jobs: int) -> int:
-    """Kill whoever leads while it moves jobs, and start another, so many times; how many were killed.
+    """Kill the leader while it moves jobs and start another router, `kills` times; returns how many were killed.
 
     Each has moved some when it dies: how many is drawn again.
     """

@@ -164,7 +164,7 @@ def _workloads(text: str) -> list[Workload]:
 
 
 def _among(known: Iterable[str], text: str) -> list[str]:
-    """The names in a list separated by commas; an empty one is nobody."""
+    """The names in a comma-separated list; empty text gives none."""
     names = [name for name in text.split(",") if name]
     if unknown := set(names) - set(known):
         raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")

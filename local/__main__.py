@@ -51,7 +51,7 @@ _EXPECTED: dict[type[Exception], tuple[int, str]] = {
     StartError: (MISSING, ""),
     UnknownModelError: (USAGE, "`taxiway models` lists what a fleet can run"),
 }
-"""The exit code of each error that a user can do something about, and what."""
+"""The exit code and the hint for each error that a user can fix."""
 
 _ERROR = re.compile(r"^error: (.*)", re.MULTILINE | re.DOTALL)  # how a supervisor that ends says why
 
@@ -81,7 +81,7 @@ def main() -> None:
 @_data
 @_json
 @click.option("--detach", is_flag=True, help="Return once everything is ready; `down` stops it.")
-@click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked so.")
+@click.option("--emulate", multiple=True, metavar="CLASS", help="Serve this class on the CPU, marked as emulated.")
 @click.option("--workers", "counts", type=_Count(), multiple=True, help="Worker processes of a class.")
 @click.option("--autoscale", is_flag=True, help="Run as many workers as there is work for, within the cores.")
 @click.option("--flower/--no-flower", default=True, help="Whether to start Flower.")
@@ -101,7 +101,7 @@ def up(
     port: int,
     fetching: bool,
 ) -> None:
-    """Start the broker, a router, workers and Flower, and keep them up."""
+    """Start the broker, a router, workers and Flower, and keep them running."""
     if flower_port and not flower:
         raise click.UsageError("expected --flower-port or --no-flower, not both")
     options = Options(data=data_directory(data, os.environ), port=port, flower=flower, flower_port=flower_port)
@@ -130,9 +130,9 @@ def up(
 @_data
 @_json
 def down(data: Path | None, *, as_json: bool) -> None:
-    """Stop the fleet, once its workers have run what they hold, or at once for the second time.
+    """Stop the fleet after its workers have finished the jobs they hold; a second call stops it at once.
 
-    It is no error when there is none.
+    It is not an error if no fleet is running.
     """
     folder = data_directory(data, os.environ)
     with Console(stderr=True).status("workers finish what they run; Ctrl-C, or `taxiway down` again, ends them now"):
@@ -145,7 +145,7 @@ def down(data: Path | None, *, as_json: bool) -> None:
 @_data
 @_json
 def doctor(data: Path | None, *, as_json: bool) -> None:
-    """Say what this machine has, what is missing and how to get it, and how the fleet that runs here fares."""
+    """Report what this machine has, what is missing, how to install it, and the state of the local fleet."""
     findings = examine(look(), os.environ, read_fleet(data_directory(data, os.environ)))
     if as_json:
         click.echo(_text({"findings": findings}))
@@ -170,7 +170,7 @@ def fetch_command(models: Sequence[str]) -> None:
 @_json
 @click.option("--rows", is_flag=True, help="Show every input, not only a summary and some examples.")
 def demo_command(*, as_json: bool, rows: bool) -> None:
-    """Bring a fleet up, have real models answer real inputs on every hardware class, and stop it all."""
+    """Start a fleet, run real models on real inputs on every hardware class, and stop it."""
     console = Console(stderr=True)
     topology, machine, catalogue = _topology(), look(), _catalogue()
     emulated = absent(topology, machine)
@@ -199,10 +199,10 @@ def _catalogue() -> Catalogue:
 
 
 def _check() -> None:
-    """Say what is wrong with the configuration; a model that is wrong keeps only itself from starting.
+    """Report problems of the configuration; an invalid model only disables itself.
 
     Raises:
-        CommandError: queues.yaml names what is not there.
+        CommandError: queues.yaml is invalid.
     """
     found = check_configuration(queues_file(os.environ), models_folder(os.environ), cache_directory(os.environ))
     for verdict in found:
@@ -213,7 +213,7 @@ def _check() -> None:
 
 
 def _fetch_for(plan: Plan, topology: Topology) -> None:
-    """Fetch before anything is started: a worker that fetches while it serves makes its first callers wait."""
+    """Fetch weights before anything starts: otherwise a worker's first callers wait for the download."""
     catalogue = _catalogue()
     runtimes = runtimes_of(topology, {worker.hardware_class for worker in plan.workers}, look().runtimes)
     wanted = for_runtimes(catalogue.models.values(), runtimes)

@@ -1,4 +1,4 @@
-"""Starts and stops a local fleet's workers: of each class as many as a router says that there should be."""
+"""Starts and stops a local fleet's workers to match the number that a router wants for each class."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Autoscaler:
 
     Args:
         workers: every worker that may run here, with its plan.
-        ask: how many of a class there should be; None while nobody knows.
+        ask: how many workers a class should have; None while that is unknown.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Autoscaler:
         self._resize({name: bounds.least.get(name, 0) for name in self._slots})
 
     def tend(self) -> None:
-        """Ask again when it is time, and resize; what nobody knows stays as it is."""
+        """Periodically ask and resize; classes without an answer are left unchanged."""
         if time.monotonic() < self._due:
             return
         asked = {name: self._ask(name) for name in self._slots}

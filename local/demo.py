@@ -1,4 +1,4 @@
-"""The demo: a fleet comes up, real models answer real inputs on three hardware classes, and all is stopped again."""
+"""The demo: starts a fleet, runs real models on real inputs on three hardware classes, and stops it."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def _infer(client: AsyncClient, ask: Ask) -> Result:
 
 
 async def _patiently(infer: Callable[[], Awaitable[Result]]) -> Result:
-    """The answer; a fleet that is full is asked again when it said, as a well-behaved caller does."""
+    """The answer; an overloaded fleet is retried after the delay it asked for."""
     for _ in range(_ATTEMPTS):
         try:
             return await infer()

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and how to get it."""
+"""Reports what this machine has, what is missing, and how to install it."""
 
 from __future__ import annotations
 

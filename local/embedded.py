@@ -32,9 +32,9 @@ class EmbeddedValkeyError(Exception):
 class EmbeddedValkey:
     """A Valkey server on a loopback port with a password, which dies with this process.
 
-    Data, password, port and log are kept in `data`, so that a later server there has the same address and messages.
-    The append-only file is flushed every second: what is lost when the machine loses power. Start it from a thread
-    that lives as long as the server shall (`local.children`).
+    Data, password, port and log are kept in `data`, so that a later server there has the same address and messages. The
+    append-only file is flushed every second: a power failure loses at most the last second. Start it from a thread that
+    outlives the server (`local.children`).
 
     Args:
         data: made when it is not there; one server at a time.
@@ -65,7 +65,7 @@ class EmbeddedValkey:
         return self._process.poll() if self._process is not None else None
 
     def start(self) -> None:
-        """Start the server and wait until it answers; a server that died is started anew at the same address.
+        """Start the server and wait until it answers; a server that died is restarted at the same address.
 
         Raises:
             EmbeddedValkeyError: no binary, another server has the data, or it did not answer in time.
@@ -174,7 +174,7 @@ def kept_secret(path: Path) -> str:
 
 
 def kept_port(path: Path, usual: int = 0) -> int:
-    """The loopback port kept in `path`, else the `usual` one, where nobody listens now; else a free one. It is kept."""
+    """The loopback port stored in `path`, else `usual`, if free; otherwise any free port. The choice is stored."""
     last = int(path.read_text()) if path.exists() else usual
     port = last if last and _is_free(last) else _free_port()
     path.write_text(str(port))

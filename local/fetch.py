@@ -1,4 +1,4 @@
-"""Brings model weights into the cache, with progress for whoever waits."""
+"""Downloads model weights into the cache, with a progress display."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which workers to start on a machine: a decision from queues.yaml, the machine and what the user asked for."""
+"""Decides which workers to start on a machine, from queues.yaml, the machine and the user's options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax"}
 
 
 class PlanError(ValueError):
-    """What the user asked for cannot be started; the text says what could."""
+    """The requested fleet cannot be started; the text says what could be."""
 
 
 @dataclass(frozen=True, slots=True)

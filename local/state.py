@@ -1,4 +1,4 @@
-"""What a local fleet leaves in its data directory: who runs it, and where its doors are."""
+"""A local fleet's state in its data directory: its supervisor, and the addresses of its doors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import msgspec
 
 from local.supervisor import Exit
 
-_GLANCE = 0.5  # seconds; whoever asks for the supervisor's pid holds the lock for less
+_GLANCE = 0.5  # seconds; a query of the supervisor's pid holds the lock for less
 AT_ONCE = 20.0
 """Seconds in which a fleet that was told to stop for the second time is gone."""
 
@@ -86,7 +86,7 @@ def data_directory(given: Path | None, environment: Mapping[str, str]) -> Path:
 
 @contextmanager
 def supervising(data: Path) -> Iterator[None]:
-    """Hold the only right to run a fleet from `data`, under this process's id; leaves no `fleet.json` behind.
+    """Hold the exclusive lock to run a fleet from `data`, with this process's id; removes `fleet.json` at the end.
 
     Raises:
         AlreadyRunningError: another process holds it.
@@ -105,7 +105,7 @@ def supervising(data: Path) -> Iterator[None]:
 
 
 def supervisor_pid(data: Path) -> int | None:
-    """The process that runs a fleet from `data`, None where nobody does."""
+    """The pid of the supervisor that runs a fleet from `data`; None if there is none."""
     path = data / LOCK
     if not path.exists():
         return None

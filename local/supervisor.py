@@ -1,6 +1,6 @@
-"""Starts a fleet's processes, keeps them up, and stops them in order: workers, router, Flower, broker.
+"""Starts a fleet's processes, keeps them running, and stops them in order: workers, router, Flower, broker.
 
-A process that does not come up when the fleet starts ends the start; one that fails later is restarted, however often.
+If a process fails during the start, the start fails. A process that fails later is restarted, without a limit.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from local.embedded import EmbeddedValkey, EmbeddedValkeyError
 from tasks.settings import TREE
 
 TICK = 0.1
-"""Seconds between two looks at the processes."""
+"""Seconds between checks of the processes."""
 
 AT_ONCE = 5.0
-"""Seconds that a process has to end once it was asked for the second time."""
+"""Seconds that a process has to end after the second request."""
 
 FIRST_DELAY = 0.5
-"""Seconds before the first restart of a process that ended; doubled with each failure that follows."""
+"""Seconds before the first restart of a failed process; doubled with each further failure."""
 
 LONGEST_DELAY = 30.0
-"""Longest time in seconds before a restart: a process is never given up."""
+"""Maximum seconds before a restart: a process is never given up."""
 
 HEALTHY_AFTER = 60.0
 """Seconds for which a process must have been ready before its earlier failures no longer count."""
@@ -44,7 +44,7 @@ _LINE = 300  # characters of a log's last line
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: when (seconds since the epoch), why, and what the last line of its log says."""
+    """How a process ended: time (seconds since the epoch), reason, and the last line of its log."""
 
     at: float
     why: str
@@ -245,11 +245,11 @@ class StartError(Exception):
 
 
 class Supervisor:
-    """Keeps processes up until it is told to stop, from one thread: children are tied to that of their start.
+    """Keeps processes running until told to stop. For one thread: children die with the thread that started them.
 
     Args:
-        broker: the embedded server; None where the user has servers.
-        groups: processes in the order in which they are stopped; those of one group stop together.
+        broker: the embedded server; None if the user has servers.
+        groups: processes in stop order; those of one group stop together.
     """
 
     def __init__(self, broker: EmbeddedValkey | None, groups: Sequence[Sequence[SupervisedProcess]]) -> None:
@@ -290,7 +290,7 @@ class Supervisor:
         tend: Callable[[], None],
         failed: Callable[[SupervisedProcess], None] = lambda _: None,
     ) -> None:
-        """Start what is wanted and restart what fails, until told to stop.
+        """Start wanted processes and restart failed ones, until told to stop.
 
         `changed` is called after a process came up or ended, `failed` before that with one that ended unasked; `tend`
         may change what is wanted.
@@ -335,7 +335,7 @@ class Supervisor:
         return StartError(f"not ready within {patience:g} s: {names}; {first.log} ends with:\n{first.tail()}")
 
     def _watch_broker(self, changed: Callable[[], None]) -> None:
-        """Restart the broker where it ended; while it cannot be started, the others wait for it."""
+        """Restart the broker if it ended; other restarts wait until it is running."""
         if self._broker is None or self._broker.pid is not None or time.monotonic() < self._broker_due:
             return
         if self._broker.status is not None:
@@ -374,7 +374,7 @@ class Supervisor:
             changed()
 
     def _note_exit(self, process: SupervisedProcess) -> None:
-        """Note the failure, and end what the process had started: it belongs to nobody now."""
+        """Record the failure, and kill the orphaned children of the process."""
         process.note_exit()
         kill_group(process.process)
         assert process.last_exit is not None

@@ -1,4 +1,4 @@
-"""Brings a fleet up and keeps it up: the embedded broker or the user's servers, a router, workers and Flower."""
+"""Starts a fleet and keeps it running: the embedded broker or the user's servers, a router, workers and Flower."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from taxiway.valkey.blocking import Connections
 from taxiway.valkey.errors import ServerError
 
 START_PATIENCE = 240.0
-"""Seconds within which all must be ready: the first start compiles JAX programs on as little as one core."""
+"""Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""
 
 STOP_PATIENCE = 15.0
-"""Seconds that a process has to end when asked; a worker has `limits.grace` before them, to run what it holds."""
+"""Seconds that a process has to end when asked, for a worker after `limits.grace`, in which it finishes its jobs."""
 
-_GROUPS = 4  # that stop one after the other: workers, router, Flower, broker
-_QUICK = 1.0  # seconds for one look at a door on loopback
+_GROUPS = 4  # stopped one after another: workers, router, Flower, broker
+_QUICK = 1.0  # time-out in seconds of a health check on loopback
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asked for. Port 0: that of the last time, else the usual one, else a free one."""
+    """The user's options. Port 0 means the last port used, else the usual one, else a free one."""
 
     data: Path
     port: int = 0
@@ -69,13 +69,13 @@ def run_fleet(
     announce: Callable[[Fleet], None],
     bounds: Bounds | None = None,
 ) -> None:
-    """Bring the fleet up, call `announce` once all of it is ready, and keep it up until SIGTERM or SIGINT.
+    """Start the fleet, call `announce` when all of it is ready, and keep it running until SIGTERM or SIGINT.
 
-    With `bounds` of the plan's workers only those run that a router wants.
+    With `bounds`, only as many of the plan's workers run as a router wants.
 
     Raises:
         AlreadyRunningError: a fleet runs from the same data directory.
-        EmbeddedValkeyError, StartError, SettingsError: it cannot be brought up; nothing is left running.
+        EmbeddedValkeyError, StartError, SettingsError: it cannot be started; nothing is left running.
     """
     with supervising(options.data):
         broker = _broker(options.data, environment)
@@ -102,7 +102,7 @@ def run_fleet(
 
 
 def _tending(processes: _Processes, bounds: Bounds | None, environment: Mapping[str, str]) -> Callable[[], None]:
-    """What resizes classes as long as the fleet runs; without bounds nothing does."""
+    """The function that resizes classes while the fleet runs; does nothing without bounds."""
     if bounds is None:
         return lambda: None
     key = environment.get("TAXIWAY_KEY", "")
@@ -129,7 +129,7 @@ def _supervise(
 
 
 def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None:
-    """An embedded server, unless the user's servers hold both messages and state."""
+    """The embedded server; None if the user's servers hold both messages and state."""
     broker = environment.get("TAXIWAY_BROKER", "")
     state = environment.get("TAXIWAY_STATE", "")
     if broker and (state or not broker.startswith("amqp")):
@@ -138,7 +138,7 @@ def _broker(data: Path, environment: Mapping[str, str]) -> EmbeddedValkey | None
 
 
 def _settings(broker: EmbeddedValkey | None, data: Path, environment: Mapping[str, str]) -> Settings:
-    """The fleet's settings: what the user set, the embedded server for what they did not, files by absolute path."""
+    """The fleet's settings: the user's, with the embedded server as default, and absolute file paths."""
     told = {"TAXIWAY_SECRET": kept_secret(data / "signing.secret")}
     if broker is not None:
         told |= {"TAXIWAY_BROKER": broker.url, "TAXIWAY_STATE": broker.url}
@@ -234,7 +234,7 @@ def _state(process: SupervisedProcess) -> ProcessState:
 
 
 def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequence[ProcessState]:
-    """The embedded broker's state; nothing where the user has servers."""
+    """The embedded broker's state; empty if the user has servers."""
     if broker is None:
         return ()
     restarts, last_exit = supervisor.broker_restarts, supervisor.broker_exit
@@ -245,17 +245,17 @@ def _broker_state(broker: EmbeddedValkey | None, supervisor: Supervisor) -> Sequ
 
 
 def _forget_device(state: str, process: SupervisedProcess) -> None:
-    """Take back the heartbeat of a worker that failed, so that nothing is placed on it until another runs there."""
+    """Delete the heartbeat of a failed worker, so that nothing is placed on it until it is restarted."""
     worker = _said(process, "worker")
     if not worker:
         return
     with (
-        suppress(ServerError, OSError),  # then its heartbeat ends by itself
+        suppress(ServerError, OSError),  # its heartbeat then expires
         closing(Connections(state, answer=_QUICK)) as connections,
     ):
         connections.run(heartbeat_call(worker, b""))
 
 
 def _said(process: SupervisedProcess, field: str) -> Any:
-    """What the process said of itself when it was last ready; empty before that."""
+    """A field of the process's last ready line; empty before the first."""
     return process.said.get(field, "")

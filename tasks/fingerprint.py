@@ -34,8 +34,8 @@ _encode = msgspec.json.Encoder(order="deterministic", enc_hook=repr).encode
 class KeyUse(msgspec.Struct, frozen=True, array_like=True):
     """A use of an idempotency key, as `forwarding.FORWARD` takes it.
 
-    `submission` is the task id under which its submitter is told whether the job is the one that it asked for, empty
-    where nobody waits for that: by the stored result `same`, or by `other`, in which `FIRST` stands for a digest.
+    `submission` is the task id under which the submitter is notified whether the job matches its request, empty if it
+    does not wait for that: with the stored result `same`, or with `other`, in which `FIRST` stands for a digest.
     """
 
     digest: str

@@ -1,4 +1,4 @@
-"""What one device says of itself, once a heartbeat: the only thing that routers know of workers."""
+"""One device's facts, published with each heartbeat: all that routers know of workers."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     whose queues it takes from, its own first; None is its own alone. Sizes are bytes, `utilisation` is 0 to 1, `warm`
     and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not finished, `running`
     the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
-    that it still takes for rows which nobody waits for any more, `done` by class what the worker did since its start.
-    One that is `draining` takes no more.
+    that it will still spend on rows of ended jobs, `done` the worker's counters by class since its start. A `draining`
+    worker accepts no more jobs.
 
     `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too.

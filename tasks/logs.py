@@ -21,7 +21,7 @@ _SECRETS = re.compile(r"(?<=://)[^/@\s\"]*(?=@)|(?<=\btaxiway_)[\w-]{43}(?![\w-]
 
 
 def redacted(text: str) -> str:
-    """`text` without secrets: whoever writes what a library said of a failure cannot know what stands in it."""
+    """`text` without secrets: a library's error text may contain any."""
     return _SECRETS.sub("…", text)
 
 

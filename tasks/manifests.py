@@ -103,7 +103,7 @@ def _router(cluster: Cluster, scaled: Sequence[str]) -> Iterator[Manifest]:
         "env": [
             *container["env"],
             {"name": "TAXIWAY_KEYS", "value": "/keys/keys.jsonl"},
-            {"name": "TAXIWAY_PARTING", "value": "5"},  # until the Service sends nobody any more
+            {"name": "TAXIWAY_PARTING", "value": "5"},  # until the Service sends no more requests
             {"name": "TAXIWAY_STARTS", "value": ",".join(scaled)},
             {"name": "TAXIWAY_PRODUCER_SECRET", "valueFrom": {"secretKeyRef": _PRODUCERS}},
         ],

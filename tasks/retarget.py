@@ -1,4 +1,4 @@
-"""Which hardware classes a device may serve beside its own: what routers decide by, and workers insist on."""
+"""Which hardware classes a device may serve besides its own: routers decide by it, workers enforce it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def is_emulated(kind: DeviceKind, hardware: HardwareClass) -> bool:
 
 
 def _other_device(device: DeviceFacts, own: HardwareClass, other: HardwareClass) -> str | None:
-    """Nobody is emulated who was not started so, and then only as what they stand in for at home."""
+    """A device emulates only if it was started so, and only the kind of its own class."""
     if other.device != device.kind and not (device.emulated and other.device == own.device):
         return f"the class is for {other.device}, {device.device} is {device.kind}"
     memory = min(own.memory or device.memory_total, device.memory_total)
@@ -37,7 +37,7 @@ def _other_device(device: DeviceFacts, own: HardwareClass, other: HardwareClass)
 
 
 def _other_place(own: HardwareClass, other: HardwareClass) -> str | None:
-    """What may run only in a place, or not on spot capacity, is not to be run elsewhere by a device that is lent."""
+    """A retargeted device must not run work bound to a location it lacks, or work that may not run on spot capacity."""
     elsewhere = sorted(set(other.labels) - set(own.labels))
     if elsewhere:
         return f"the class is labelled {', '.join(elsewhere)}, which the device's own is not"

@@ -1,10 +1,10 @@
-"""A router's order to a worker: what to run, until when, at what price. Signed, and carried in the message's header.
+"""The ticket: a router's signed permission to run a job, with its expiry and prices, in the message's header.
 
-It travels as one text, the signature and then the ticket's JSON: no broker and no codec changes what was signed. The
-signature covers that JSON and the body, so a worker runs nothing that no router ordered. It does not cover the queue: a
+It is one string, the signature followed by the ticket's JSON, so that no broker or codec can change what was signed.
+The signature covers that JSON and the body: a worker runs only what a router signed. It does not cover the queue: a
 waiting message may move between the classes that the ticket allows.
 
-A fleet has one key, or several while one replaces another: the first signs, and what any of them signed is believed.
+A fleet has one key, or several during key rotation: the first one signs, and all of them verify.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _SIGNED = 2 * hashlib.sha256().digest_size
 
 
 class TicketError(Exception):
-    """A message's ticket is missing, altered or not for this place."""
+    """A message's ticket is missing, altered or not valid here."""
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One placement as a worker needs it.
+    """One placement, in the form that a worker needs.
 
     `variants` maps every hardware class that the job may run on to the variant it runs there. `accepted` and
-    `deadline_at` are seconds by the store's clock; a copy that comes after `deadline_at` is not run, so routers give
-    every ticket one (0 is none). `prices` are in US dollars an hour.
+    `deadline_at` are seconds by the store's clock; a copy that arrives after `deadline_at` is not run, so routers set
+    it on every ticket (0 means none). `prices` are in US dollars an hour.
     """
 
     job: str
@@ -51,7 +51,7 @@ _decode = msgspec.json.Decoder(Ticket).decode
 
 
 def sign(ticket: Ticket, body: bytes, keys: Sequence[bytes]) -> str:
-    """The ticket as it travels with `body`, signed by the first of the `keys`."""
+    """The ticket's wire form for `body`, signed with the first of the `keys`."""
     text = _encode(ticket)
     return signature(text, body, keys[0]) + text.decode()
 

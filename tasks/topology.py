@@ -30,18 +30,19 @@ Dollars = Annotated[float, msgspec.Meta(gt=0)]
 
 
 RUN_SHARE = 0.25
-"""Share of the tightest deadline that one batch may take: who comes as it begins still has most of its time."""
+"""Fraction of the tightest deadline that a batch may take: a job that arrives at its start keeps most of its time."""
 
 
 RUN_STRETCH = 1.25
-"""What a batch may take, as a multiple of its first row alone, where that takes longer than `max_run` already.
+"""Maximum time of a batch as a multiple of its first row alone, if that row already exceeds `max_run`.
 
-What all rows share (one reading of the weights) is then paid once; a second row that costs as much as the first waits.
+Cost shared by all rows (reading the weights once) is then paid once; a second row that costs as much as the first
+waits.
 """
 
 
 class TopologyError(DocumentError):
-    """queues.yaml is wrong: file, path inside it, what was expected and what came."""
+    """queues.yaml is invalid: names the file, the path inside it, what was expected and what was found."""
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +53,7 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The way from the routers to a class's devices: seconds each message takes, bytes a second, price of a GiB."""
+    """The link from routers to a class's devices: seconds per message, bytes per second, price per GiB."""
 
     delay: Seconds = 0.0
     bytes_per_second: Annotated[float, msgspec.Meta(gt=0)] = 1e9
@@ -60,7 +61,7 @@ class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How many devices a class may have, `spare` ones among them; None is no bound. A device takes `start` seconds."""
+    """Bounds of a class's device count, including `spare` ones; None: unbounded. A device starts in `start` s."""
 
     minimum: Annotated[int, msgspec.Meta(ge=0)] = 0
     maximum: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -69,11 +70,11 @@ class Scaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How a machine learns that it is to be reclaimed: a `file` that appears, or a `url` that is asked every second.
+    """How a machine receives its reclaim notice: a `file` that appears, or a `url` that is polled every second.
 
-    It is a notice where its text matches the regular expression `says`, as any does unless said. A group named `at` is
-    when the machine goes, in ISO 8601; one named `seconds`, in how many; without either it goes in `grace` seconds. A
-    `token_url` gives a token that requests carry (IMDSv2 of AWS).
+    The text is a notice if it matches the regular expression `says`, by default any text. The group `at` gives the time
+    at which the machine is gone, in ISO 8601, the group `seconds` the seconds until then; without either it is `grace`
+    seconds. `token_url` returns a token for the requests (AWS IMDSv2).
     """
 
     file: str | None = None
@@ -119,18 +120,18 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     @property
     def runs_at_most(self) -> float:
-        """Seconds that a batch of several rows may take; infinite where nothing bounds it."""
+        """Maximum seconds of a batch of several rows; infinite if unbounded."""
         return math.inf if self.max_run is None else self.max_run
 
     @property
     def dollars_per_second(self) -> float:
-        """What one device of the class costs a second, at its kind of capacity."""
+        """The price of one device of the class per second, on-demand or spot."""
         spot = self.price.spot_usd_per_hour if self.capacity == "spot" else None
         return (spot or self.price.usd_per_hour) / 3600
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Terms that a producer can ask for by one name."""
+    """Service terms under one name."""
 
     deadline: Annotated[float, msgspec.Meta(gt=0)] | None = None
     priority: Priority = "normal"
@@ -138,11 +139,11 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Rules for one tenant's requests: the only classes they may run on, and US dollars a day. None is no rule.
+    """Rules for one tenant's requests: the classes they may run on, and US dollars per day. None means no rule.
 
-    A tenant gets device time out of holding in proportion to its `weight`. Its keys may make so many
-    `requests_per_second` to each router, and the `bodies` of its requests may take so much memory there, as the limits
-    of these names say for others. It may have `max_depth` jobs that have not ended, each of up to `payload` bytes.
+    A tenant gets device time from holding in proportion to its `weight`. `requests_per_second` (per router) and
+    `bodies` (bytes of request bodies in memory there) override the limits of the same names. A tenant may have
+    `max_depth` unfinished jobs, each of up to `payload` bytes.
     """
 
     classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
@@ -271,7 +272,7 @@ def schema() -> dict[str, Any]:
 
 
 def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
-    """Path, expectation and value of what one field says against another."""
+    """Contradictions between fields: path, expectation and value of each."""
     services = f"one of {sorted(topology.service)}"
     if topology.default_service not in topology.service:
         yield "default_service", services, topology.default_service

@@ -1,8 +1,8 @@
-"""OpenTelemetry traces of jobs: a message carries its trace in W3C headers, and each station adds its spans.
+"""OpenTelemetry traces of jobs: a message carries its trace in W3C headers, and each process adds its spans.
 
-Only what came with a sampled `traceparent` is traced, so that any other job costs one look into its headers. The
-`tracestate` carries, beside what others put there, when the last station let the job go: the wait after it is a span of
-whoever ends it. Nothing of this is signed, for nothing is decided by it.
+Only jobs with a sampled `traceparent` are traced; any other job costs one header lookup. Our member of `tracestate` is
+the time at which the last process passed the job on; the process that ends the wait after it records that as a span.
+The headers are not signed, since no decision depends on them.
 
 Source: W3C Trace Context, level 1.
 """
@@ -69,7 +69,7 @@ def start_tracing(service: str, environment: Mapping[str, str]) -> None:
 
 
 def trail_of(headers: Mapping[str, Any]) -> Trail | None:
-    """The trail of a message; None where nobody traces it, or what its producer wrote is no trace."""
+    """The trace context of a message; None if it is not traced or its headers are invalid."""
     if TRACEPARENT not in headers:
         return None
     carried = {name: headers.get(name) for name in (TRACEPARENT, TRACESTATE)}

@@ -69,7 +69,7 @@ class Cable:
                     threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
     def _dial(self) -> socket.socket | None:
-        """A connection to the server; None where nobody listens there now."""
+        """A connection to the server; None if nothing listens there."""
         with suppress(OSError):
             return socket.create_connection(self._target)
         return None

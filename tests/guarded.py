@@ -204,7 +204,7 @@ def needed(program: str) -> str:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens at."""
+    """A loopback port on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

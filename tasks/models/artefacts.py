@@ -7,7 +7,7 @@
                                          what came of a download that was interrupted, until the next try
 
 A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the
-packages it names, so that a change in any of them makes it anew. Recipes run in a process of their own.
+packages it names, so that a change in any of them rebuilds it. Recipes run in a separate process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The model catalogue: what `models/<name>/model*.yaml` says, parsed once into frozen values.
+"""The model catalogue: `models/<name>/model*.yaml`, parsed once into frozen values.
 
 A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file
 `model.yaml` describes the current version; older versions stand beside it as `model-<version>.yaml`.
@@ -26,21 +26,21 @@ Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]
 
 TensorName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
-"""As the names in ONNX graphs are, which a model of the pipeline `tensors` passes on."""
+"""The form of names in ONNX graphs, which a model of the pipeline `tensors` uses unchanged."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class ModelError(DocumentError):
-    """A model.yaml is wrong: file, path inside it, what was expected and what came."""
+    """A model.yaml is invalid: names the file, the path inside it, what was expected and what was found."""
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One input or output. `shape` has -1 at `batch_axis`; other -1 axes may vary.
 
-    A `batch_axis` of None is an input that all rows of a batch share, such as a sample rate: rows with unlike values of
-    it run in batches of their own.
+    A `batch_axis` of None means that all rows of a batch share the input, such as a sample rate: rows with different
+    values run in separate batches.
     """
 
     name: TensorName
@@ -67,7 +67,7 @@ class Parameter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Fetched(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind"):
-    """An artefact taken from its source as it is; `sha256` is of the file itself and is checked before it is opened."""
+    """An artefact used as fetched; `sha256` is the hash of the file itself, checked before it is opened."""
 
     sha256: Sha256
     licence: str = ""
@@ -117,7 +117,7 @@ class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 _FIRST_AXIS_ONLY = frozenset({"python", "jax"})
-"""Runtimes that take a batch apart, or pad it, along the first axis."""
+"""Runtimes that split or pad a batch along the first axis."""
 
 Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
 
@@ -140,7 +140,7 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far a variant may be from the reference: least cosine, and least share of equal top answers."""
+    """Allowed deviation of a variant from the reference: minimum cosine, and minimum fraction of equal top answers."""
 
     cosine: float | None = None
     agreement: float | None = None
@@ -179,7 +179,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 def lacking(wanted: Collection[str], have: Collection[str]) -> list[str]:
-    """The instruction sets of `wanted` that a device which has these lacks.
+    """The instruction sets in `wanted` that a device with `have` lacks.
 
     A CUDA device runs what was built for any lower compute capability: `sm_89` meets `sm_80`. Suffixes are exact:
     nothing but `sm_90a` meets `sm_90a` (CUDA C++ Programming Guide, "Compute Capabilities").
@@ -259,11 +259,11 @@ class Catalogue:
         self._names = _names(models, self.disabled)
 
     def resolve(self, reference: str) -> Model:
-        """The model that `sentiment`, `sentiment:2` or `sentiment@stable` means.
+        """The model that a reference such as `sentiment`, `sentiment:2` or `sentiment@stable` names.
 
         Raises:
             ModelUnavailableError: it is disabled; says why.
-            UnknownModelError: nothing of that name; it lists near names.
+            UnknownModelError: no model of that name; lists similar names.
         """
         found = self._names.get(reference)
         if found is None:
@@ -271,11 +271,11 @@ class Catalogue:
         return found
 
     def serves(self, reference: str) -> bool:
-        """Whether `resolve` gives a model for the reference."""
+        """Whether `resolve` succeeds for the reference."""
         return reference in self._names
 
     def versions(self, name: str) -> list[Model]:
-        """The served versions of the model of that bare name, the oldest first."""
+        """The served versions of the model with this bare name, oldest first."""
         return sorted((model for model in self.models.values() if model.name == name), key=lambda model: model.version)
 
     def _missing(self, reference: str) -> TaxiwayError:

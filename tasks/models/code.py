@@ -76,7 +76,7 @@ class Code:
         return Path(spec.origin)
 
     def load(self) -> Callable[..., Any]:
-        """The function itself; its module is imported, a file beside model.yaml anew each time.
+        """The function itself, after importing its module; a file beside model.yaml is imported again each time.
 
         Raises:
             CodeError: the module has no such function.

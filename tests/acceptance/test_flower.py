@@ -1,4 +1,4 @@
-"""Flower shows the whole fleet to whoever opens its pages: looked at with a real browser."""
+"""Flower shows the whole fleet on its pages, checked with a real browser."""
 
 import html
 import os

@@ -18,7 +18,7 @@ from tests.chaos.history import (
     Refused,
     Stored,
     Submitted,
-    Unheard,
+    Unanswered,
 )
 
 CLOCKS = 0.25
@@ -54,7 +54,7 @@ class _Job:
     accepted: list[Accepted] = field(default_factory=list)
     cancelling: list[float] = field(default_factory=list)
     ends: list[Observed | Stored] = field(default_factory=list)
-    unheard: list[Unheard] = field(default_factory=list)
+    unanswered: list[Unanswered] = field(default_factory=list)
 
     @property
     def stored(self) -> Stored | None:
@@ -83,16 +83,16 @@ def _jobs(events: Sequence[AnyEvent]) -> list[_Job]:
         if isinstance(event, Accepted):
             jobs.setdefault(event.job, _Job(event.job)).accepted.append(event)
     for event in events:
-        if isinstance(event, Cancelling | Observed | Stored | Unheard) and event.job in jobs:
+        if isinstance(event, Cancelling | Observed | Stored | Unanswered) and event.job in jobs:
             _add(jobs[event.job], event)
     return list(jobs.values())
 
 
-def _add(job: _Job, event: Cancelling | Observed | Stored | Unheard) -> None:
+def _add(job: _Job, event: Cancelling | Observed | Stored | Unanswered) -> None:
     if isinstance(event, Cancelling):
         job.cancelling.append(event.at)
-    elif isinstance(event, Unheard):
-        job.unheard.append(event)
+    elif isinstance(event, Unanswered):
+        job.unanswered.append(event)
     else:
         job.ends.append(event)
 
@@ -103,7 +103,7 @@ def _violations(job: _Job, partings: Sequence[Parted]) -> Iterator[Violation]:
     yield from _wrong(job)
     yield from _early_or_late(job)
     yield from _unasked(job)
-    yield from _unheard(job)
+    yield from _unanswered(job)
 
 
 def _lost(job: _Job) -> Iterator[Violation]:
@@ -145,14 +145,14 @@ def _early_or_late(job: _Job) -> Iterator[Violation]:
 
 def _unasked(job: _Job) -> Iterator[Violation]:
     if any(end.state == JobState.CANCELLED for end in job.ends) and not job.cancelling:
-        yield Violation("unasked", job.job, "cancelled by nobody")
+        yield Violation("unasked", job.job, "cancelled without a request")
 
 
-def _unheard(job: _Job) -> Iterator[Violation]:
-    for waiter in job.unheard:
+def _unanswered(job: _Job) -> Iterator[Violation]:
+    for waiter in job.unanswered:
         if job.stored is not None and job.ended and job.stored.finished < waiter.at - HEARD:
             late = f"ended {waiter.at - job.stored.finished:.1f} s before its waiter at {waiter.door} gave up"
-            yield Violation("unheard", job.job, f"{late}: {waiter.told or 'told nothing'}")
+            yield Violation("unanswered", job.job, f"{late}: {waiter.told or 'told nothing'}")
 
 
 def _two_jobs_of_a_key(events: Iterable[AnyEvent]) -> Iterator[Violation]:
@@ -217,5 +217,5 @@ def _counts(
         "started late": broken["late"],
         "cancelled unasked": broken["unasked"],
         "two jobs of a key": broken["two jobs"],
-        "waiters not told": broken["unheard"],
+        "waiters not told": broken["unanswered"],
     }

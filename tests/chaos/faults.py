@@ -1,4 +1,4 @@
-"""Breaks things as planned, each at its time, and mends them after."""
+"""Injects planned faults, each at its time, and repairs them afterwards."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Breaker:
 
     @property
     def done(self) -> bool:
-        """Whether all that was planned has happened, and was mended."""
+        """Whether all planned faults have been injected and repaired."""
         return not self._due
 
     def expect(self, fault: Fault) -> None:
@@ -70,13 +70,13 @@ class Breaker:
 
     def _strike(self, fault: Fault) -> None:
         try:
-            mend = self._acts[fault.kind](fault)
+            repair = self._acts[fault.kind](fault)
         except SkippedError as why:
             self._recorder.note(Struck(fault=fault.kind, target=fault.target, skipped=str(why)))
             return
         self._recorder.note(Struck(fault=fault.kind, target=fault.target))
-        if mend is not None:
-            self._at(time.monotonic() + fault.seconds, mend)
+        if repair is not None:
+            self._at(time.monotonic() + fault.seconds, repair)
 
     def _kill(self, fault: Fault) -> None:
         if not self._fleet.crew.signal(self._named(fault.target), signal.SIGKILL):
@@ -154,7 +154,7 @@ class Breaker:
         parts = token.decode().rsplit("-", 2)
         name = self._fleet.crew.named(int(parts[1])) if len(parts) == 3 else ""
         if not name:
-            raise SkippedError("nobody leads")
+            raise SkippedError("there is no leader")
         return name
 
     def _server_pid(self, target: str) -> int:

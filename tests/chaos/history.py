@@ -59,8 +59,8 @@ class Observed(Event, kw_only=True):
     answer: int | None = None
 
 
-class Unheard(Event, kw_only=True):
-    """A producer waited for the job at a door as long as it would. `told` is the last that it heard instead."""
+class Unanswered(Event, kw_only=True):
+    """A producer's wait for the job at a door ended without a result. `told` is the last error that it got."""
 
     job: str
     door: str
@@ -100,7 +100,7 @@ class Stored(Event, kw_only=True):
     deadline_at: float = 0.0
 
 
-AnyEvent = Submitted | Accepted | Refused | Cancelling | Observed | Unheard | Struck | Parted | Ran | Stored
+AnyEvent = Submitted | Accepted | Refused | Cancelling | Observed | Unanswered | Struck | Parted | Ran | Stored
 
 
 class Recorder:

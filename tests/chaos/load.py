@@ -11,7 +11,7 @@ from contextlib import suppress
 from taxiway.contract.job import Result
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, ResultTimeoutError, TaxiwayError, UnknownJobError
 from tests.chaos.doors import Asked, Door
-from tests.chaos.history import Accepted, Cancelling, Recorder, Refused, Submitted, Unheard
+from tests.chaos.history import Accepted, Cancelling, Recorder, Refused, Submitted, Unanswered
 from tests.chaos.reading import observed
 from tests.chaos.wishes import Wish
 
@@ -123,7 +123,7 @@ class Load:
                 return job, name
 
     async def _hear(self, job: Asked, door: str) -> None:
-        """Note how the job ended; it is asked for again while nobody answers, or nobody knows it."""
+        """Record how the job ended; retried while the fleet does not answer or the job is unknown."""
         end: Result | TaxiwayError | None = None
         told = ""
         try:
@@ -136,6 +136,6 @@ class Load:
                 except TaxiwayError as error:
                     end = error
         except asyncio.CancelledError:
-            self._recorder.note(Unheard(job=job.id, door=door, told=told))
+            self._recorder.note(Unanswered(job=job.id, door=door, told=told))
             raise
         self._recorder.note(observed(job.id, door, end))

@@ -1,4 +1,4 @@
-"""Messages that are wrong in every way that whoever may write to the broker could think of."""
+"""Malformed messages of every kind that an account with write access to the broker could send."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.chaos.history import (
     Refused,
     Stored,
     Submitted,
-    Unheard,
+    Unanswered,
     read_history,
 )
 from tests.chaos.plan import LEADER, Kind, Kit, plan_faults
@@ -107,8 +107,8 @@ def test_a_job_that_nobody_cancelled_is_not_cancelled() -> None:
 
 
 def test_a_waiter_hears_of_an_end() -> None:
-    waiter = Unheard(at=90.0, job="a", door="client")
-    assert broken(submitted(), accepted(), waiter, stored(finished=20.0)) == ["unheard"]
+    waiter = Unanswered(at=90.0, job="a", door="client")
+    assert broken(submitted(), accepted(), waiter, stored(finished=20.0)) == ["unanswered"]
     assert broken(submitted(), accepted(), waiter, stored(finished=80.0)) == []
 
 
