@@ -159,8 +159,7 @@ class AsyncClient:
             options: see `Options`.
 
         Raises:
-            RequestError: a term is invalid. Errors that only a router detects are raised by `result`; at the HTTP door,
-                here.
+            RequestError: a term is invalid. At a broker, errors that only a router detects are raised by `result`.
             FleetUnavailable: the fleet did not accept it.
         """
         door = self._door

@@ -49,7 +49,7 @@ OTHERS_FIRST = 0.005
 STALL = 20.0
 """A batch that takes this multiple of its predicted time, plus `limits.stall`, counts as hung.
 
-The limit is minutes because the first use compiles. It also applies to a single step of a generation.
+`limits.stall` is minutes because the first use compiles. One step of a generation may take `limits.stall`.
 """
 
 _IDLE = 60.0  # seconds; any arrival ends the wait
