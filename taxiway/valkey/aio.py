@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from taxiway.contract.blobs import Buffer
 from taxiway.valkey.address import Address, Command, Place, Script, parse
 from taxiway.valkey.errors import ServerError, checked, is_away, is_unknown_script
 from taxiway.valkey.resp import Answers, pieces
@@ -107,8 +108,10 @@ class Connection:
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(_heed)
-        self._wire = await asyncio.shield(self._opening)
-        return self._wire
+        wire = await asyncio.shield(self._opening)
+        if wire.ended:  # since it was opened
+            raise ConnectionError("closed")
+        return wire
 
     async def _open(self) -> _Wire:
         places = self._address.places
@@ -116,7 +119,8 @@ class Connection:
         for place in places:
             try:
                 async with asyncio.timeout(self._patience / len(places)):
-                    return await self._reach(place)
+                    self._wire = await self._reach(place)  # here: who asked may have been cancelled
+                    return self._wire
             except (OSError, ServerError) as error:
                 failed = error if str(error) else TimeoutError(f"no connection within {self._patience:g} s")
         raise failed
@@ -161,11 +165,12 @@ class _Wire(asyncio.BufferedProtocol):
 
     def ask(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """The answers to commands, once all have come."""
+        sent = [*pieces(commands)]  # first, for one that cannot be encoded has no answer
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         self._asked.append(_Asked(len(commands), future, self._loop.time()))
         if self._watch is None and self._answer is not None:
             self._watch = self._loop.call_later(self._answer, self._look)
-        self.send(commands)
+        self._write(sent)
         return future
 
     def listen(self, commands: Sequence[Command], hear: Hear) -> asyncio.Future[None]:
@@ -176,9 +181,7 @@ class _Wire(asyncio.BufferedProtocol):
 
     def send(self, commands: Sequence[Command]) -> None:
         """Send commands."""
-        if not self._transport.is_closing():  # `connection_lost` tells of it
-            for piece in pieces(commands):
-                self._transport.write(piece)
+        self._write([*pieces(commands)])
 
     def end(self, error: Exception) -> None:
         """Close the connection, and tell `error` to those who wait."""
@@ -214,6 +217,11 @@ class _Wire(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         """Part of `asyncio.BaseProtocol`."""
         self.end(ConnectionError(str(error or "closed by the server")))
+
+    def _write(self, sent: Sequence[Buffer]) -> None:
+        if not self._transport.is_closing():  # `connection_lost` tells of it
+            for piece in sent:
+                self._transport.write(piece)
 
     def _receive(self, answer: Any) -> None:
         if self.ended:

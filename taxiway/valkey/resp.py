@@ -81,6 +81,7 @@ class Answers:
         self._reader = hiredis.Reader(replyError=ServerError)
         self._read = memoryview(bytearray(READ))
         self._large: Value | None = None
+        self._midway = False  # the reader has the begin of an answer, and may have no byte of it left to parse
 
     def buffer(self) -> memoryview:
         """Where the next bytes go."""
@@ -105,7 +106,7 @@ class Answers:
     def _values(self, count: int) -> Generator[Any, None, int]:
         """Give the values that come first, up to one that is large and not whole; where the rest begins."""
         at = 0
-        while at < count and self._read[at] == _VALUE and not self._reader.has_data():
+        while at < count and self._read[at] == _VALUE and not self._midway:
             head, found, _ = bytes(self._read[at : min(at + _LONGEST_HEAD, count)]).partition(END)
             length, begin = int(head[1:]) if found else 0, at + len(head) + len(END)
             end = begin + length + len(END)
@@ -118,9 +119,13 @@ class Answers:
         return at
 
     def _parsed(self, at: int, count: int) -> Iterator[Any]:
+        if at == count:
+            return
         try:
             self._reader.feed(self._read, at, count - at)  # type: ignore[arg-type]  # it takes any buffer
+            self._midway = True
             while (answer := self._reader.gets()) is not False:
+                self._midway = self._reader.has_data()
                 yield answer
         except hiredis.HiredisError as error:
             raise ConnectionError(str(error)) from error

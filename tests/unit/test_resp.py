@@ -1,8 +1,8 @@
 import hiredis
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxiway.valkey.resp import LARGE, Value, packed
+from taxiway.valkey.resp import LARGE, Answers, Value, packed
 
 LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 
@@ -28,3 +28,51 @@ def test_a_value_is_whole_when_nothing_is_missing_of_it_and_its_end(content, dat
         value.missing[:count] = line[at : at + count]
         value.came(count)
     assert value.content == content
+
+
+answers = st.recursive(
+    st.none() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=40) | st.sampled_from([b"v" * 1500, LONG]),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def said(answer: object) -> bytes:
+    """An answer as a server of RESP 2 sends it."""
+    match answer:
+        case None:
+            return b"$-1\r\n"
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(answer), answer)
+        case int():
+            return b":%d\r\n" % answer
+        case list():
+            return b"*%d\r\n" % len(answer) + b"".join(map(said, answer))
+    raise AssertionError(answer)
+
+
+def plain(answer: object) -> object:
+    return bytes(answer) if isinstance(answer, memoryview) else answer
+
+
+@settings(max_examples=50)
+@given(given=st.lists(answers, max_size=6), cuts=st.lists(st.integers(1, 2**17), min_size=1), small=st.booleans())
+def test_answers_are_the_same_wherever_what_is_received_was_cut(given, cuts, small):
+    sent, reader, found = b"".join(map(said, given)), Answers(), []
+    for number in range(len(sent) + len(cuts)):
+        if not sent:
+            break
+        piece = min(cuts[number % len(cuts)] if not small else 1 + cuts[number % len(cuts)] % 9, len(sent))
+        place = reader.buffer()
+        count = min(piece, len(place))
+        place[:count], sent = sent[:count], sent[count:]
+        found += [plain(answer) for answer in reader.received(count)]
+    assert found == given
+
+
+def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer():
+    reader, found = Answers(), []
+    for piece in (b"*3\r\n$1\r\na\r\n", b"$1\r\nb\r\n$1\r\nc\r\n", b"$1\r\nd\r\n"):
+        reader.buffer()[: len(piece)] = piece
+        found += reader.received(len(piece))
+    assert found == [[b"a", b"b", b"c"], b"d"]
