@@ -136,11 +136,12 @@ class FetchStage:
     def _receive(self, haul: Haul) -> int:
         """Pass on fetched messages; returns their number."""
         claimed: list[Delivery] = []
+        for_celery: list[Taken] = []
         unused: list[tuple[str, str]] = []
         for one in haul.taken:
             delivery = read_plain(one, self._secret, haul.queue)
             if delivery is None:
-                self._hand_over(one, haul.queue)
+                for_celery.append(one)
             elif delivery.claim is not None:
                 claimed.append(delivery)
             else:
@@ -149,6 +150,8 @@ class FetchStage:
             if one.token and (delivery is None or not delivery.claim):
                 unused.append((one.job, one.token))
         self._store.release(unused)
+        for one in for_celery:  # after their claims were released: Celery's consumer claims what it refuses
+            self._hand_over(one, haul.queue)
         self._held.hold(claimed)
         if claimed:
             self._admit.admit(claimed, haul.now)
