@@ -82,7 +82,7 @@ class Declared(Protocol):
 
     @property
     def batch_axis(self) -> int | None:
-        """Where the batch is; None where there is none."""
+        """Where the batch is; None where all rows share it."""
 
 
 Difference = tuple[str, str, object]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
+
+from tasks.models.graphs import Declared
 
 Kind = Literal["rows", "tokens", "pixels", "bytes", "value", "elements", "axis"]
 
@@ -19,26 +21,6 @@ EXPECTED = (
 
 _INTEGERS = ("UINT8", "INT8", "INT16", "INT32", "INT64")
 _INPUT = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<axis>[0-9]{1,2})\])?$")
-
-
-class Sized(Protocol):
-    """An input as model.yaml describes it (`catalogue.TensorSpec`)."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def datatype(self) -> str:
-        """Its datatype, of OIP."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-
-    @property
-    def batch_axis(self) -> int | None:
-        """Which axis of it is the batch; None where all rows share it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +39,7 @@ class UnitError(ValueError):
     """The text names no unit that a model with these inputs has."""
 
 
-def read_unit(text: str, inputs: Iterable[Sized], pipeline: str) -> Unit:
+def read_unit(text: str, inputs: Iterable[Declared], pipeline: str) -> Unit:
     """The unit that `text` names.
 
     Raises:
@@ -75,7 +57,7 @@ def read_unit(text: str, inputs: Iterable[Sized], pipeline: str) -> Unit:
     return _of_input(spec, int(found["axis"]) if found["axis"] else None)
 
 
-def _of_input(spec: Sized, axis: int | None) -> Unit:
+def _of_input(spec: Declared, axis: int | None) -> Unit:
     batch = spec.batch_axis
     if axis is not None:
         if axis == batch or axis >= len(spec.shape):

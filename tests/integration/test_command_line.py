@@ -13,25 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from taxiway.cli import main
 from taxiway.cli.address import find_fleet
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT
 
 NOBODY = "http://127.0.0.1:9"
-
-
-@pytest.fixture
-def cli(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name in ("TAXIWAY_URL", "TAXIWAY_DATA"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments, **settings):
-        return CliRunner().invoke(main, arguments, **settings)
-
-    return run
 
 
 def command_line(*arguments, **settings):

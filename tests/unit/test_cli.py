@@ -3,9 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from taxiway.cli import main
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.failure import EXIT_CODES, exit_code, hint_for
 from taxiway.cli.fleet import find_tree
@@ -36,18 +34,6 @@ REPORT = RunReport(
     cost=1.25e-6,
     reason="cheapest",
 )
-
-
-@pytest.fixture
-def cli(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name in ("TAXIWAY_URL", "TAXIWAY_DATA"):
-        monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments, **settings):
-        return CliRunner().invoke(main, arguments, **settings)
-
-    return run
 
 
 def test_help_names_every_verb_and_every_exit_code(cli):
