@@ -1,4 +1,8 @@
-"""One device: what runs on it now, which models it holds, and since when it is on."""
+"""One device: what runs on it now, which models it holds, and since when it is on.
+
+As a worker's device does (`workers/stages/device.py`), it runs one batch for each generating model. These take steps in
+turn, and between two steps one batch of another model may run as a whole.
+"""
 
 from __future__ import annotations
 
@@ -10,103 +14,138 @@ from simulator.traces.workload import Job
 from workers.decide.residency import Resident, Uses, evict
 
 _SAME_STEP = 1e-6
+_SAME_TIME = 1e-9
 
 
-class SteppingRun:
-    """A generating batch: jobs join between steps and leave with their last token.
+class Generation:
+    """The running batch of one generating model: `rows` in it, and the tokens that are `cached` for them."""
 
-    All rows advance together, so a job's end is a step number. While a prompt is read no row advances.
+    __slots__ = ("cached", "rows", "timing")
+
+    def __init__(self, timing: Stepping) -> None:
+        self.timing = timing
+        self.rows = 0
+        self.cached = 0.0
+
+
+class Run:
+    """All that runs on one device, from its first job to its last.
+
+    Every row of every generating model gets one token a cycle, so a job's end is a number of cycles. While a prompt is
+    read, a model is loaded or a whole batch runs, no row advances. `reserved` is the bytes that the rows' caches need
+    at their longest.
     """
 
-    __slots__ = ("_active", "_at", "_cached", "_reserved", "_stalled", "_step", "_steps", "began", "room", "timing")
+    __slots__ = (
+        "_active",
+        "_at",
+        "_cycle",
+        "_cycles",
+        "_stalled",
+        "_until",
+        "began",
+        "generations",
+        "next_whole",
+        "reserved",
+        "whole",
+    )
 
-    def __init__(self, timing: Stepping, now: float, *, load: float, room: float) -> None:
-        self.timing = timing
-        self.began = now
-        self.room = room
+    def __init__(self, now: float) -> None:
+        self.began = self.next_whole = now
+        self.generations: dict[int, Generation] = {}
+        self.whole: Sequence[Job] = ()
+        self.reserved = 0.0
         self._active: list[tuple[float, int, Job]] = []
-        self._at = now
-        self._stalled = now + load
-        self._steps = 0.0
-        self._step = 1.0
-        self._cached = 0.0
-        self._reserved = 0.0
+        self._at = self._stalled = self._until = now
+        self._cycles = 0.0
+        self._cycle = 1.0
 
     def __len__(self) -> int:
-        return len(self._active)
+        return len(self._active) + len(self.whole)
 
-    def fits(self, job: Job) -> bool:
-        """Whether all caches at their longest fit into `room` tokens: paging that never has to evict."""
-        return not self._active or self._reserved + job.size + job.output <= self.room
+    def models(self) -> set[int]:
+        """The models that are in use."""
+        used = set(self.generations)
+        if self.whole:
+            used.add(self.whole[0].model)
+        return used
 
-    def admit(self, job: Job, now: float) -> None:
-        """Add a job: its prompt is read at once."""
+    def rows(self, model: int) -> int:
+        """Rows in the running batch of a generating model."""
+        generation = self.generations.get(model)
+        return generation.rows if generation is not None else 0
+
+    def admit(self, job: Job, timing: Stepping, now: float, load: float) -> None:
+        """Add a job to its model's batch: the model is loaded, `load` seconds, and the prompt is read at once."""
         self._advance(now)
-        self._stalled = (self._stalled if self._stalled > now else now) + self.timing.prefill(job.size)
-        heappush(self._active, (self._steps + job.output, job.index, job))
-        self._cached += job.size
-        self._reserved += job.size + job.output
+        self._stalled = max(self._stalled, now) + load + timing.prefill(job.size)
+        heappush(self._active, (self._cycles + job.output, job.index, job))
+        generation = self.generations.setdefault(job.model, Generation(timing))
+        generation.rows += 1
+        generation.cached += job.size
+        self.reserved += (job.size + job.output) * timing.cache
+
+    def begin(self, jobs: Sequence[Job], seconds: float, now: float) -> None:
+        """Run a whole batch that takes this many seconds, loading included."""
+        self._advance(now)
+        self._stalled = self._until = max(self._stalled, now) + seconds
+        self.whole = jobs
 
     def next_end(self) -> float:
         """When the next job ends, if none joins. Call it after every change."""
-        left = self._active[0][0] - self._steps
-        rows = len(self._active)
-        self._step = self.timing.step(rows, self._cached + rows * left / 2)
-        return (self._stalled if self._stalled > self._at else self._at) + left * self._step
+        if not self._active:
+            return self._until
+        left = max(self._active[0][0] - self._cycles, 0.0)
+        self._cycle = self._seconds(left)
+        end = max(self._stalled, self._at) + left * self._cycle
+        return min(end, self._until) if self.whole else end
 
     def ended(self, now: float) -> list[Job]:
         """Remove and return the jobs that end now."""
         self._advance(now)
         done: list[Job] = []
-        while self._active and (not done or self._active[0][0] <= self._steps + _SAME_STEP):
+        if self.whole and self._until <= now + _SAME_TIME:
+            done += self.whole
+            self.whole = ()
+            self.next_whole = now + (self._seconds(0.0) if self._active else 0.0)
+        while self._active and self._stalled <= now + _SAME_TIME and self._active[0][0] <= self._cycles + _SAME_STEP:
             job = heappop(self._active)[2]
-            self._cached -= job.size + job.output
-            self._reserved -= job.size + job.output
+            self._leave(job)
             done.append(job)
         return done
 
+    def replace_timings(self, timings: Sequence[Timing | None], now: float) -> None:
+        """The steps from now on take other times; the whole batch that runs is not affected."""
+        self._advance(now)
+        for model, generation in self.generations.items():
+            timing = timings[model]
+            assert isinstance(timing, Stepping)
+            generation.timing = timing
+
     def jobs(self) -> list[Job]:
-        """All jobs in the batch."""
-        return [job for _, _, job in sorted(self._active, key=lambda entry: entry[1])]
+        """All jobs on the device, in order of arrival."""
+        return sorted([*(job for _, _, job in self._active), *self.whole], key=lambda job: job.index)
+
+    def _leave(self, job: Job) -> None:
+        generation = self.generations[job.model]
+        generation.rows -= 1
+        generation.cached -= job.size + job.output
+        self.reserved -= (job.size + job.output) * generation.timing.cache
+        if not generation.rows:
+            del self.generations[job.model]
+
+    def _seconds(self, left: float) -> float:
+        """Seconds of one cycle, on average over the next `left` cycles."""
+        return sum(g.timing.step(g.rows, g.cached + g.rows * left / 2) for g in self.generations.values())
 
     def _advance(self, now: float) -> None:
-        since = self._stalled if self._stalled > self._at else self._at
-        if now > since:
-            steps = (now - since) / self._step
-            self._steps += steps
-            self._cached += steps * len(self._active)
+        since = max(self._stalled, self._at)
+        if now > since and self._active:
+            cycles = (now - since) / self._cycle
+            self._cycles += cycles
+            for generation in self.generations.values():
+                generation.cached += cycles * generation.rows
         self._at = now
-
-
-class WholeRun:
-    """A batch that starts and ends as one."""
-
-    __slots__ = ("_jobs", "_until", "began", "timing")
-
-    def __init__(self, timing: Whole, jobs: Sequence[Job], now: float, *, load: float) -> None:
-        self.timing = timing
-        self.began = now
-        self._jobs = list(jobs)
-        self._until = now + load + timing.batch(len(self._jobs), sum(job.size + job.output for job in jobs))
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def next_end(self) -> float:
-        """When the batch ends."""
-        return self._until
-
-    def ended(self, now: float) -> list[Job]:
-        """All jobs of the batch."""
-        done, self._jobs = self._jobs, []
-        return done
-
-    def jobs(self) -> list[Job]:
-        """All jobs in the batch."""
-        return list(self._jobs)
-
-
-Run = SteppingRun | WholeRun
 
 
 class Device:
@@ -144,6 +183,14 @@ class Device:
         self.busy = 0.0
         self.powered = 0.0
 
+    def __len__(self) -> int:
+        return len(self.run) if self.run is not None else 0
+
+    @property
+    def available(self) -> bool:
+        """Whether it takes new work."""
+        return self.serving and not self.draining
+
     def switch_on(self, now: float) -> None:
         """Switch it on: it costs money from now on, and serves once it has started."""
         self.on_since = now
@@ -170,24 +217,60 @@ class Device:
             self.busy += now - self.run.began
             self.run = None
 
+    def can_admit(self, job: Job, timing: Stepping, slots: int) -> bool:
+        """Whether a job can join its model's batch: a slot is free, and all caches at their longest fit."""
+        run = self.run
+        if run is None:
+            return True
+        if run.rows(job.model) >= slots or not self.can_hold(job.model, timing):
+            return False
+        used = sum(self.resident[model].memory for model in run.models() | {job.model} if model in self.resident)
+        free = self.memory - used - (0 if job.model in self.resident else timing.memory)
+        return not run or run.reserved + (job.size + job.output) * timing.cache <= free
+
+    def can_begin(self, model: int, timing: Whole, now: float) -> bool:
+        """Whether a whole batch of a model can begin."""
+        run = self.run
+        if run is None:
+            return True
+        return not run.whole and run.next_whole <= now + _SAME_TIME and self.can_hold(model, timing)
+
+    def can_hold(self, model: int, timing: Timing) -> bool:
+        """Whether the model is resident, or fits beside those in use and their caches."""
+        if model in self.resident or self.run is None:
+            return True
+        used = sum(self.resident[other].memory for other in self.run.models())
+        return used + self.run.reserved + timing.memory <= self.memory
+
     def hold(self, model: int, timing: Timing, now: float) -> float:
         """Make the model resident and mark it as used; returns the seconds of loading it, 0 if it was resident."""
         held = self.resident.get(model)
         if held is None:
-            for leaving in evict(list(self.resident.values()), timing.memory, int(self.memory), now):
-                del self.resident[int(leaving)]
+            for leaving in self._evicted(timing.memory, now):
+                del self.resident[leaving]
         self.uses[model] = self.uses.get(model, Uses()).once_more(now)
         self.resident[model] = Resident(str(model), timing.memory, self.uses[model], timing.load)
         return timing.load if held is None else 0.0
 
-    def start_stepping(self, model: int, timing: Stepping, now: float) -> SteppingRun:
-        """Begin an empty generating batch."""
-        load = self.hold(model, timing, now)
-        free = self.memory - sum(resident.memory for resident in self.resident.values())
-        run = SteppingRun(timing, now, load=load, room=free / timing.cache)
-        self.run = run
-        return run
+    def admit(self, job: Job, timing: Stepping, now: float) -> None:
+        """Add a job to its model's running batch."""
+        load = self.hold(job.model, timing, now)
+        self._running(now).admit(job, timing, now, load)
 
-    def start_whole(self, model: int, timing: Whole, jobs: Sequence[Job], now: float) -> None:
-        """Begin a batch that runs as a whole."""
-        self.run = WholeRun(timing, jobs, now, load=self.hold(model, timing, now))
+    def begin(self, jobs: Sequence[Job], timing: Whole, now: float) -> float:
+        """Begin a batch that runs as a whole; returns its seconds without loading."""
+        load = self.hold(jobs[0].model, timing, now)
+        seconds = timing.batch(len(jobs), sum(job.size + job.output for job in jobs))
+        self._running(now).begin(jobs, load + seconds, now)
+        return seconds
+
+    def _running(self, now: float) -> Run:
+        if self.run is None:
+            self.run = Run(now)
+        return self.run
+
+    def _evicted(self, need: int, now: float) -> list[int]:
+        in_use = self.run.models() if self.run is not None else set()
+        used = sum(self.resident[model].memory for model in in_use)
+        idle = [resident for model, resident in self.resident.items() if model not in in_use]
+        return [int(name) for name in evict(idle, need, int(self.memory - used), now)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from heapq import heappop, heappush
 
 from simulator.device import Device
+from simulator.fleet import Event
 from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome, Summary, summarise
 from simulator.policies import policy as seam
 from simulator.policies.policy import Held, Policy, Shift
@@ -75,9 +77,20 @@ class Engine:
             device = pool.device_class
             for _ in range(max(device.initial, device.minimum)):
                 pool.switch_on(0.0, after=0.0)
+        for event in self.workload.fleet.events:
+            self.at(event.at, partial(self._change, event), None, 0)
         self.at(TICK, self._tick, None, 0)
         if self.policy.beat < math.inf:
             self.at(self.policy.beat, self._look, None, 0)
+
+    def _change(self, event: Event, device: Device | None, version: int, now: float) -> None:
+        pool = next(pool for pool in self.pools if pool.name == event.hardware_class)
+        if event.slower is not None:
+            pool.slow_down(event.slower, now)
+        elif event.available is not None:
+            pool.limit(event.available, now)
+        else:
+            pool.reclaim(now)
 
     def _arrive(self, job: Job, now: float) -> None:
         chosen = self.policy.choose(job, self.pools, now)

@@ -39,6 +39,8 @@ def _nearer(mean: Figures | None, figures: tuple[float, ...]) -> Figures:
     new = np.array(figures)
     if mean is None:
         return new
-    able = np.isfinite(new)
-    mean[able] += (new[able] - mean[able]) / MEMORY
+    able, seen = np.isfinite(new), np.isfinite(mean)
+    both = able & seen
+    mean[both] += (new[both] - mean[both]) / MEMORY
+    mean[able & ~seen] = new[able & ~seen]  # another service's jobs may run there
     return mean

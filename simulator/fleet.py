@@ -128,6 +128,28 @@ class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     preemptible: bool = False
 
 
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A change of a class's hardware, `at` seconds into the trace; exactly one of the three.
+
+    Work takes `slower` times its profile's seconds from then on. At most `available` devices may be on. All devices
+    that are on are `reclaimed`.
+    """
+
+    at: AtLeast0
+    hardware_class: ClassName = msgspec.field(name="class")
+    slower: Above | None = None
+    available: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    reclaimed: bool = False
+
+
+class Penalties(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """US dollars an hour that it costs when all of a service is late or refused."""
+
+    live: AtLeast0 = 0.0
+    standard: AtLeast0 = 0.0
+    bulk: AtLeast0 = 0.0
+
+
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
@@ -136,11 +158,16 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     default_model: str
     services: dict[str, Service]
     rebalance: Rebalance = Rebalance()
+    events: tuple[Event, ...] = ()
+    penalties: Penalties = Penalties()
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Device classes by name in the file's order, services in the order of `SERVICES`, and each model's timings."""
+    """Device classes by name in the file's order, services in the order of `SERVICES`, and each model's timings.
+
+    `penalties` are US dollars an hour by service.
+    """
 
     file: str
     classes: Mapping[str, DeviceClass]
@@ -148,6 +175,8 @@ class Fleet:
     default_model: str
     rebalance: Rebalance
     timings: Mapping[str, tuple[Timing | None, ...]]
+    events: tuple[Event, ...] = ()
+    penalties: tuple[float, ...] = (0.0,) * len(SERVICES)
 
     def models(self) -> list[str]:
         """The models that some class can run."""
@@ -169,7 +198,16 @@ def parse_fleet(text: str, file: str = "fleet.yaml") -> Fleet:
         what = f"one of the models that a class can run, {sorted(able)}"
         raise FleetError(file, "default_model", what, document.default_model)
     services = tuple(document.services[name] for name in SERVICES)
-    return Fleet(file, document.classes, services, document.default_model, document.rebalance, able)
+    return Fleet(
+        file=file,
+        classes=document.classes,
+        services=services,
+        default_model=document.default_model,
+        rebalance=document.rebalance,
+        timings=able,
+        events=tuple(sorted(document.events, key=lambda event: event.at)),
+        penalties=tuple(getattr(document.penalties, name) for name in SERVICES),
+    )
 
 
 def load_fleet(path: Path) -> Fleet:
@@ -220,6 +258,16 @@ def _contradictions(document: Document) -> Iterator[tuple[str, str, object]]:
             yield f"services.{name}", "a deadline or times_fastest, not both", service.deadline
     for name, device in document.classes.items():
         yield from _class_contradictions(f"classes.{name}", document, device)
+    for number, event in enumerate(document.events):
+        yield from _event_contradictions(f"events[{number}]", document, event)
+
+
+def _event_contradictions(path: str, document: Document, event: Event) -> Iterator[tuple[str, str, object]]:
+    if event.hardware_class not in document.classes:
+        yield f"{path}.class", f"one of the classes, {sorted(document.classes)}", event.hardware_class
+    changes = sum((event.slower is not None, event.available is not None, event.reclaimed))
+    if changes != 1:
+        yield path, "exactly one of slower, available and reclaimed", changes
 
 
 def _class_contradictions(path: str, document: Document, device: DeviceClass) -> Iterator[tuple[str, str, object]]:

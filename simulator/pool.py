@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from simulator.device import Device, SteppingRun
+from router.decide.scaling_rule import Density, Depth, Need, ScalingRule, density, devices_wanted
+from simulator.device import Device
 from simulator.fleet import USABLE, Fleet
-from simulator.queue import DeadlineQueue, LevelQueue, Order
-from simulator.scaling import Need, density, wanted
+from simulator.queue import ClassQueue, Order
 from simulator.timing import Stepping, Timing, Whole
 from simulator.traces.workload import Job
 from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
+
+BATCHES = 512
+"""Whole batches that a class remembers."""
 
 Action = Callable[[Device | None, int, float], None]
 """An event's callback: the device concerned, the version of it that was expected, and the time."""
@@ -35,7 +39,8 @@ class Pool:
 
     `serving` devices take work and `powered` ones cost money. `running` counts jobs, and `expected` those that wait
     elsewhere and will probably come here. `queued` is device seconds waiting, one figure per level, and `inside` those
-    of running jobs.
+    of running jobs. `available` is how many devices may be on, and `pace` the time that work takes over its profile's.
+    `batches` are the latest whole batches: when they began, their model and their seconds.
     """
 
     def __init__(
@@ -50,20 +55,26 @@ class Pool:
         self.start = device.start
         self.spot = device.spot
         self.usd_per_second = device.usd_per_second
-        self.serving = self.powered = self.expected = self.running = 0
+        self.serving = self.powered = self.expected = self.running = self.started = 0
+        self.available = device.count
+        self.pace = 1.0
+        self.batches: deque[tuple[float, int, float]] = deque(maxlen=BATCHES)
         self.queued = [0.0] * LEVELS
         self.inside = 0.0
         self.devices = [Device(number, device.memory * USABLE) for number in range(device.count)]
-        self.need = Need(device.count, device.start)
-        self._timings: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
+        self._profiles: tuple[Timing | None, ...] = tuple(fleet.timings[model][index] for model in models)
+        self._timings = self._profiles
         self._random = random.Random(f"{seed} {name}")
         self._hazard = (device.failures_per_hour + device.reclaims_per_hour * device.spot) / 3600
         self._world = world
         longest = math.inf if device.max_run is None else device.max_run
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
-        self.queue: LevelQueue | DeadlineQueue = LevelQueue() if order == "level" else DeadlineQueue()
+        self.queue = ClassQueue(order)
+        self._rule: ScalingRule = Density()
+        self._need = Need(device.count, device.start)
         self._density = self._peak = 0.0
         self._draining = 0
+        self._polled = -math.inf
         self._gap, self._newest, self._woken, self._paused = ALONE, 0.0, 0, False
 
     @property
@@ -78,7 +89,6 @@ class Pool:
 
     def back(self, most: int) -> Iterator[Job]:
         """Up to `most` waiting jobs of each level, last served first. Requires a queue by level."""
-        assert isinstance(self.queue, LevelQueue)
         return self.queue.back(most)
 
     def runs(self, job: Job) -> bool:
@@ -138,27 +148,58 @@ class Pool:
         self._density -= self._density_of(job)
 
     def feed(self, now: float) -> None:
-        """Give waiting jobs to devices with capacity, in the queue's order."""
-        while self.queue:
-            job = self.queue.first()
+        """Give waiting jobs to devices with capacity, in the queue's order; a model that must wait blocks no other."""
+        blocked: set[int] = set()
+        while job := next((job for job in self.queue.heads() if job.model not in blocked), None):
             if job.due <= now:
                 self._unqueue(job)
                 self._drop(job, now)
-                continue
-            timing = self._timings[job.model]
-            if isinstance(timing, Stepping):
-                if not self._admit(job, timing, now):
-                    return
-            elif not isinstance(timing, Whole) or not self._begin(job, timing, now):
-                return
+            elif not self._give(job, now):
+                blocked.add(job.model)
+
+    def _give(self, job: Job, now: float) -> bool:
+        timing = self._timings[job.model]
+        if isinstance(timing, Stepping):
+            return self._admit(job, timing, now)
+        return isinstance(timing, Whole) and self._begin(job, timing, now)
+
+    def follow(self, rule: ScalingRule) -> None:
+        """Scale by this rule from now on."""
+        self._rule = rule
+        self._need.keep_alive = self.start if rule.keep is None else rule.keep
+
+    def release(self) -> None:
+        """Switch off what is not needed now, without its keep-alive time."""
+        self._need.forget()
+
+    def slow_down(self, factor: float, now: float) -> None:
+        """Work takes `factor` times its profile's seconds from now on."""
+        self.pace = factor
+        self._timings = tuple(timing.slower(factor) if timing is not None else None for timing in self._profiles)
+        for device in self.devices:
+            if device.run is not None:
+                device.run.replace_timings(self._timings, now)
+                self._expect(device)
+
+    def limit(self, available: int, now: float) -> None:
+        """At most `available` devices may be on; further ones are lost, and the jobs that they ran are queued again."""
+        self.available = min(available, self.count)
+        for device in [device for device in self.devices if device.on_since is not None][self.available :]:
+            self._lose(device, now)
+        self.feed(now)
+
+    def reclaim(self, now: float) -> None:
+        """All devices that are on are lost; the jobs that they ran are queued again."""
+        for device in [device for device in self.devices if device.on_since is not None]:
+            self._lose(device, now)
+        self._grow(now)
 
     def tick(self, now: float) -> None:
         """Switch on devices that are needed, and switch off those not needed for their keep-alive time."""
         self._grow(now)
-        minimum, count = self.device_class.minimum, self.count
-        self.need.note(wanted(self._peak, self._jobs(), minimum=minimum, count=count), now)
+        self._need.note(self._wanted(self._peak), now)
         self._peak = self._density
-        keep = max(self.need.kept(self.powered, now), minimum)
+        keep = max(self._need.kept(self.powered, now), self.device_class.minimum)
         surplus = self.powered - self._draining - keep
         for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
             device.draining = True
@@ -171,7 +212,8 @@ class Pool:
         device = next(device for device in self.devices if device.on_since is None)
         device.switch_on(now)
         self.powered += 1
-        self.need.note(self.powered, now)
+        self.started += after > 0
+        self._need.note(self.powered, now)
         self._world.at(now + after, self._started, device, device.session)
         if self._hazard:
             self._world.at(now + self._random.expovariate(self._hazard), self._fail, device, device.session)
@@ -183,17 +225,21 @@ class Pool:
                 device.switch_off(now)
 
     def _fail(self, device: Device | None, session: int, now: float) -> None:
-        """The device fails at once; the jobs that it ran are queued again."""
+        """The device fails at once."""
         if device is None or device.session != session:
             return
-        self.serving -= device.serving and not device.draining
+        self._lose(device, now)
+        self._grow(now)
+        self.feed(now)
+
+    def _lose(self, device: Device, now: float) -> None:
+        """The device is gone; the jobs that it ran are queued again."""
+        self.serving -= device.available
         self._draining -= device.draining
         self.powered -= 1
         for job in device.switch_off(now):
             self._leave(job)
             self._push(job)
-        self._grow(now)
-        self.feed(now)
 
     def _started(self, device: Device | None, session: int, now: float) -> None:
         if device is not None and device.session == session:
@@ -202,37 +248,24 @@ class Pool:
             self.feed(now)
 
     def _admit(self, job: Job, timing: Stepping, now: float) -> bool:
-        device = self._device_for(job, timing)
-        if device is None:
+        """Add a generating job to the device with the fewest jobs among those with capacity."""
+        able = [device for device in self.devices if device.available and device.can_admit(job, timing, self.slots)]
+        if not able:
             return False
+        device = min(able, key=lambda device: (len(device), job.model not in device.resident))
         self._unqueue(job)
         self._enter(job)
-        run = device.run
-        if not isinstance(run, SteppingRun):
-            run = device.start_stepping(job.model, timing, now)
-        run.admit(job, now)
+        device.admit(job, timing, now)
         self._expect(device)
         return True
 
-    def _device_for(self, job: Job, timing: Stepping) -> Device | None:
-        """The device with the fewest jobs among those with capacity."""
-        best, fewest = None, self.slots
-        for device in self.devices:
-            run = device.run
-            if not device.serving or device.draining:
-                continue
-            if run is None:
-                return device
-            if len(run) < fewest and run.timing is timing and isinstance(run, SteppingRun) and run.fits(job):
-                best, fewest = device, len(run)
-        return best
-
     def _begin(self, first: Job, timing: Whole, now: float) -> bool:
-        device = next((d for d in self.devices if d.serving and not d.draining and d.run is None), None)
-        if device is None:
+        able = [d for d in self.devices if d.available and d.can_begin(first.model, timing, now)]
+        if not able:
             return False
-        crowd = WaitingRows(min(self.waiting, self.slots), first.queued, self._newest)
-        wait = ready(crowd, now, self._batching, self._gap)
+        device = min(able, key=lambda device: (len(device), first.model not in device.resident))
+        rows = min(self.queue.count(first.model), self.slots)
+        wait = ready(WaitingRows(rows, first.queued, self._newest), now, self._batching, self._gap)
         if wait > 0:
             self._paused = True
             self._woken += 1
@@ -240,15 +273,15 @@ class Pool:
             return False
         if self._paused:
             self._gap, self._paused = widen_gap(self._gap), False
-        batch = self._form(first.model, timing, now)
-        device.start_whole(first.model, timing, batch, now)
+        seconds = device.begin(self._form(first.model, timing, now), timing, now)
+        self.batches.append((now, first.model, seconds))
         self._expect(device)
         return True
 
     def _form(self, model: int, timing: Whole, now: float) -> list[Job]:
         """The next batch, formed as a worker does from what it prefetches: twice its largest batch, or one job."""
         most = 2 * self.slots if self.slots > 1 else 1
-        alike = [job for job in self.queue.front(most) if job.model == model and job.due > now]
+        alike = [job for job in self.queue.front(model, most) if job.due > now]
         shares = [Share(n, 1, job.due, job.queued, job.size + job.output) for n, job in enumerate(alike)]
         chosen = [alike[portion.entry] for portion in form(shares, self._batching, timing.batch)]
         for job in chosen:
@@ -274,9 +307,15 @@ class Pool:
             self._world.end(job, self, now, answered=True)
         if len(device.run):
             self._expect(device)
+            if not device.run.whole and device.run.next_whole > now:
+                self._world.at(device.run.next_whole, self._stepped, None, 0)
         else:
             device.rest(now)
             self._let_go(device, now)
+        self.feed(now)
+
+    def _stepped(self, device: Device | None, version: int, now: float) -> None:
+        """A device's generating models have taken a step since its last whole batch."""
         self.feed(now)
 
     def _let_go(self, device: Device, now: float) -> None:
@@ -287,8 +326,10 @@ class Pool:
             self._draining -= 1
 
     def _grow(self, now: float) -> None:
-        on = self.powered - self._draining
-        lacking = wanted(self._density, self._jobs(), minimum=self.device_class.minimum, count=self.count) - on
+        if isinstance(self._rule, Depth) and now < self._polled + self._rule.poll:
+            return
+        self._polled = now
+        lacking = self._wanted(self._density) - (self.powered - self._draining)
         if lacking <= 0:
             return
         for device in self.devices:
@@ -297,8 +338,11 @@ class Pool:
                 self._draining -= 1
                 self.serving += device.serving
                 lacking -= 1
-        for _ in range(min(lacking, self.count - self.powered)):
+        for _ in range(min(lacking, self.available - self.powered)):
             self.switch_on(now, after=self.start)
+
+    def _wanted(self, load: float) -> int:
+        return devices_wanted(self._rule, load, self._jobs(), minimum=self.device_class.minimum, count=self.available)
 
     def _jobs(self) -> int:
         return self.waiting + self.running + self.expected
@@ -337,4 +381,4 @@ class Pool:
 def _idleness(device: Device) -> tuple[bool, int, int]:
     """Sort key for devices: powered ones with the fewest jobs first."""
     gone = device.on_since is None or device.draining
-    return (gone, len(device.run) if device.run is not None else 0, -device.index)
+    return (gone, len(device), -device.index)

@@ -119,7 +119,7 @@ class Reader:
         """A job has ended, and its worker has learned by how much its run deviated from the prediction."""
         count = self._counts.pop(job.index)
         self._ending.append((now + self._surroundings.path, work_cell(pool.name, job.level), count.work))
-        ratio = float(self._random.choice(self._surroundings.strays))
+        ratio = pool.pace * float(self._random.choice(self._surroundings.strays))
         track = self._tracks[pool.name, count.model]
         self._tracks[pool.name, count.model] = observe(track, predicted=1.0, seconds=ratio, levels=(job.level,))
 

@@ -5,8 +5,8 @@ A request has a `size` (known on arrival: prompt tokens, rows of pixels) and an 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,9 @@ class Timing(Protocol):
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
         """Seconds until the answer if `rows` such requests always run together. Shapes: (n,), (n,) to (n,)."""
 
+    def slower(self, factor: float) -> Self:
+        """The timing of a device on which all but loading takes `factor` times as long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stepping:
@@ -109,6 +112,17 @@ class Stepping:
         compute = tokens * (self.per_token + self.per_pair * tokens)
         return (compute if compute > self.reading else self.reading) + self.overhead
 
+    def slower(self, factor: float) -> Self:
+        """As `Timing.slower`."""
+        return replace(
+            self,
+            per_token=self.per_token * factor,
+            per_pair=self.per_pair * factor,
+            reading=self.reading * factor,
+            per_cached=self.per_cached * factor,
+            overhead=self.overhead * factor,
+        )
+
     def step(self, rows: float, cached: float) -> float:
         """Seconds of one step over `rows` with `cached` tokens in total."""
         compute = rows * self.per_token
@@ -139,6 +153,10 @@ class Whole:
     def batch(self, rows: int, total: float) -> float:
         """Seconds of a batch of `rows` with a total size of `total`."""
         return max(self.floor, self.base + self.slope * total) if rows else 0.0
+
+    def slower(self, factor: float) -> Self:
+        """As `Timing.slower`."""
+        return replace(self, base=self.base * factor, slope=self.slope * factor, floor=self.floor * factor)
 
     def answer(self, size: Numbers, output: Numbers, rows: float) -> Numbers:
         """As `Timing.answer`."""

@@ -71,11 +71,7 @@ class Bound:
             requests=sum(self.asked.values()),
             attainment=possible,
             cost_usd=self.cost,
-            p50=None,
-            p99=None,
-            goodput=None,
-            moves=0,
-            utilisation={},
+            score=self.cost,
         )
 
 

@@ -139,13 +139,24 @@ def alone_and_work(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures,
     return alone, work, crowding
 
 
+def figures_of(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures, Figures, Figures]:
+    """`alone_and_work` of requests whose services are known: only preemptible work may run on spot devices."""
+    figures = alone_and_work(trace, fleet, output)
+    spot = np.array([device.spot for device in fleet.classes.values()])
+    firm = np.array([not service.preemptible for service in fleet.services])
+    barred = firm[trace.service][:, None] & spot[None, :]
+    for figure in figures:
+        figure[barred] = math.inf
+    return figures
+
+
 def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:
     """The requests in order of arrival, made in chunks."""
     trace = workload.trace
     for start in range(0, len(trace), _CHUNK):
         part = slice(start, start + _CHUNK)
         piece = trace.part(part)
-        figures = alone_and_work(piece, workload.fleet, piece.output if clairvoyant else piece.predicted)
+        figures = figures_of(piece, workload.fleet, piece.output if clairvoyant else piece.predicted)
         known = zip(*([tuple(row) for row in figure.tolist()] for figure in figures), strict=True)
         terms = zip(
             range(start, start + len(piece)),

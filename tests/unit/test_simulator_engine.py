@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.decide.scaling_rule import Density, Need, devices_wanted
 from router.service.snapshot_reader import BEAT
 from simulator.bounds.bound import lower_bound
 from simulator.engine import Engine, simulate
@@ -17,7 +18,6 @@ from simulator.fleet import Fleet, parse_fleet
 from simulator.outcome import ANSWERED, DROPPED, REFUSED
 from simulator.policies.catalogue import POLICIES
 from simulator.reader import Count, Reader, Surroundings, topology_of
-from simulator.scaling import Need, wanted
 from simulator.traces.synthetic import synthetic_trace
 from simulator.traces.trace import make_trace
 from simulator.traces.workload import Workload, jobs, prepare
@@ -38,7 +38,7 @@ classes:
 services:
   live: {share: 0.3, times_fastest: 2, priority: high}
   standard: {share: 0.4, deadline: 30}
-  bulk: {share: 0.3, deadline: 900, priority: low}
+  bulk: {share: 0.3, deadline: 900, priority: low, preemptible: true}
 """
 
 QUEUE = """
@@ -168,7 +168,7 @@ def test_who_answers_all_in_time_pays_at_least_the_bound(name: str) -> None:
 @settings(max_examples=40)
 @given(load=st.floats(0, 100), jobs=st.integers(0, 50), count=st.integers(1, 20), minimum=st.integers(0, 1))
 def test_the_scaling_rule_stays_within_its_bounds(load: float, jobs: int, count: int, minimum: int) -> None:
-    devices = wanted(load, jobs, minimum=minimum, count=count)
+    devices = devices_wanted(Density(), load, jobs, minimum=minimum, count=count)
     assert minimum <= devices <= count
     assert devices >= min(jobs, 1)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
@@ -20,7 +22,7 @@ from simulator.policies.central import Central
 from simulator.policies.policy import Policy, Shift
 from simulator.policies.taxiway import Taxiway
 from simulator.pool import Pool
-from simulator.queue import DeadlineQueue, LevelQueue
+from simulator.queue import ClassQueue
 from simulator.traces.trace import make_trace
 from simulator.traces.workload import Job, Workload, jobs, prepare
 from tests.unit.test_simulator_engine import chat
@@ -61,27 +63,44 @@ def indices(found: Sequence[Job]) -> list[int]:
 
 
 def test_a_queue_by_level_shows_both_of_its_ends_and_any_job_may_leave() -> None:
-    queue = LevelQueue()
+    queue = ClassQueue("level")
     waiting = some_jobs((2, 100), (1, 100), (2, 100), (1, 100))
     for job in waiting:
         queue.push(job)
-    assert indices(queue.front(3)) == [1, 3, 0]
+    assert indices(queue.front(0, 3)) == [1, 3, 0]
     assert indices(list(queue.back(1))) == [3, 2]
     queue.take(waiting[3])
-    assert indices(queue.front(9)) == [1, 0, 2]
-    assert len(queue) == 3
+    assert indices(queue.front(0, 9)) == [1, 0, 2]
+    assert (len(queue), queue.count(0)) == (3, 3)
 
 
 def test_a_queue_by_deadline_keeps_its_order_when_a_job_in_its_middle_leaves() -> None:
-    queue = DeadlineQueue()
+    queue = ClassQueue("deadline")
     waiting = some_jobs((1, 300), (1, 100), (1, 200))
     for job in waiting:
         queue.push(job)
     queue.take(waiting[2])
-    assert indices(queue.front(9)) == [1, 0]
+    assert indices(queue.front(0, 9)) == [1, 0]
     queue.take(waiting[1])
-    assert queue.first() is waiting[0]
-    assert len(queue) == 1
+    assert queue.heads() == [waiting[0]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9), st.integers(0, 2), st.booleans()), max_size=30))
+def test_a_queue_serves_each_model_by_level_and_order_of_joining(steps: list[tuple[int, int, int, bool]]) -> None:
+    queue, inside = ClassQueue("level"), list[Job]()
+    made = some_jobs(*((level, due) for level, due, _, _ in steps)) if steps else []
+    for (_, _, model, leaves), job in zip(steps, made, strict=True):
+        job.model = model
+        queue.push(job)
+        inside.append(job)
+        if leaves:
+            queue.take(inside.pop(len(inside) // 2))
+    served = sorted(inside, key=lambda job: (job.level, job.index))
+    for model in range(3):
+        assert queue.front(model, 99) == [job for job in served if job.model == model]
+    firsts = [next(job for job in served if job.model == model) for model in {job.model for job in served}]
+    assert queue.heads() == sorted(firsts, key=lambda job: (job.level, job.index))
+    assert list(queue.back(99)) == sorted(inside, key=lambda job: (job.level, -job.index))
 
 
 class Watched(Taxiway):

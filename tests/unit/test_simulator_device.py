@@ -1,0 +1,150 @@
+"""A simulated device runs several models as a worker's does, and its hardware changes as the fleet file says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from simulator.device import Device
+from simulator.engine import Engine, simulate
+from simulator.fleet import SERVICES, FleetError, parse_fleet
+from simulator.outcome import ANSWERED
+from simulator.policies.catalogue import POLICIES
+from simulator.policies.policy import ByLevel
+from simulator.pool import Pool
+from simulator.timing import Stepping, Whole
+from simulator.traces.trace import make_trace
+from simulator.traces.workload import Job, Workload, prepare
+
+FLEET = """
+default_model: chat
+models:
+  chat: {layers: 32, hidden: 2560, intermediate: 10240, heads: 32, kv_heads: 32, vocabulary: 51200, gated: false}
+classes:
+  gpu: {count: 2, minimum: 1, initial: 1, price: {usd_per_hour: 1}, memory: 24GiB, start: 10, max_batch: 8,
+        roofline: {peak_flops: 1.21e+14, bandwidth: 3.0e+11, host_link: 3.0e+10},
+        curves: {image: {base: 1, slope: 0, load: 0.1, memory: 1GiB},
+                 embed: {base: 0.1, slope: 0, load: 0.1, memory: 1GiB}}}
+  spot: {count: 2, price: {usd_per_hour: 1, spot_usd_per_hour: 0.1}, spot: true, memory: 24GiB, start: 10, max_batch: 8,
+         curves: {image: {base: 1, slope: 0, load: 0.1, memory: 1GiB}}}
+services:
+  live: {share: 1, deadline: 5}
+  standard: {share: 0}
+  bulk: {share: 0, preemptible: true}
+penalties: {live: 36, standard: 18, bulk: 9}
+"""
+
+CHAT = Stepping(load=0.0, memory=1, cache=0.0, per_token=0.0, per_pair=0.0, reading=0.1, per_cached=0.0, overhead=0.0)
+IMAGE = Whole(load=0.0, memory=1, base=1.0, slope=0.0, floor=0.0)
+
+
+def job(index: int, model: int, output: int = 0) -> Job:
+    return Job((index, 0.0, model, 1, output, 60.0, 0, 0, ""), ((1.0,), (1.0,), (0.0,)))
+
+
+def test_a_whole_batch_runs_between_two_steps_and_delays_the_running_one() -> None:
+    device = Device(0, memory=100)
+    device.admit(job(0, 0, output=10), CHAT, 0.0)
+    assert device.run is not None
+    assert device.run.next_end() == pytest.approx(1.1)  # the prompt, and ten steps
+    device.begin([job(1, 1)], IMAGE, 0.6)
+    assert device.run.next_end() == pytest.approx(1.6)
+    assert [ended.index for ended in device.run.ended(1.6)] == [1]
+    assert device.run.next_end() == pytest.approx(2.1)
+    assert not device.can_begin(1, IMAGE, 1.6)  # the running batch takes a step first
+    assert device.can_begin(1, IMAGE, 1.7)
+    assert [ended.index for ended in device.run.ended(2.1)] == [0]
+
+
+def test_two_generating_models_take_steps_in_turn() -> None:
+    device = Device(0, memory=100)
+    device.admit(job(0, 0, output=10), CHAT, 0.0)
+    device.admit(job(1, 1, output=10), CHAT, 0.0)
+    assert device.run is not None
+    assert device.run.next_end() == pytest.approx(0.2 + 10 * 0.2)
+
+
+def test_a_model_in_use_is_not_unloaded_for_another() -> None:
+    device = Device(0, memory=100)
+    large = Whole(load=0.0, memory=60, base=1.0, slope=0.0, floor=0.0)
+    device.admit(job(0, 0, output=10), Stepping(0.0, 60, 0.0, 0.0, 0.0, 0.1, 0.0, 0.0), 0.0)
+    assert not device.can_begin(1, large, 0.5)
+    assert device.run is not None
+    device.run.next_end()
+    assert device.run.ended(1.1)
+    device.rest(1.1)
+    assert device.can_begin(1, large, 1.1)
+    device.begin([job(1, 1)], large, 1.1)
+    assert set(device.resident) == {1}
+
+
+class First(ByLevel):
+    """All jobs go to the first class."""
+
+    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
+        return 0
+
+
+def workload(*rows: tuple[float, str], events: str = "", service: str = "live", output: int = 5) -> Workload:
+    fleet = parse_fleet(FLEET + events)
+    asked = {"size": 1, "output": output, "service": SERVICES.index(service)}
+    return prepare(make_trace([{"arrival": at, "model": model, **asked} for at, model in rows]), fleet, seed=1)
+
+
+def test_a_model_does_not_wait_for_jobs_of_another() -> None:
+    full = [(0.0, "chat")] * 9  # one more than the batch holds
+    outcome = Engine(workload(*full, (0.1, "embed"), service="bulk", output=200), First(), seed=1).run()
+    assert (outcome.state == ANSWERED).all()
+    assert outcome.latency[9] < 1 < outcome.latency[:9].min()
+
+
+def test_a_class_that_becomes_slower_takes_longer() -> None:
+    rows = ((0.0, "image"), (20.0, "image"))
+    usual = Engine(workload(*rows), First(), seed=1).run().latency
+    slow = Engine(workload(*rows, events="events: [{at: 10, class: gpu, slower: 3}]"), First(), seed=1).run().latency
+    assert slow[0] == usual[0]
+    assert slow[1] == pytest.approx(3 * usual[1], rel=0.01)
+
+
+@pytest.mark.parametrize("change", ["reclaimed: true", "available: 1"])
+def test_jobs_on_a_lost_device_are_answered_by_another(change: str) -> None:
+    rows = [(0.0, "image"), *((0.1 * n, "embed") for n in range(9))]
+    lost = f"events: [{{at: 0.5, class: gpu, {change}}}]"
+    assert (Engine(workload(*rows, events=lost, service="bulk"), First(), seed=1).run().state == ANSWERED).all()
+
+
+def test_a_class_without_available_devices_serves_nothing_until_it_has_some() -> None:
+    cut = "events: [{at: 0, class: gpu, available: 0}, {at: 3, class: gpu, available: 2}]"
+    run = Engine(workload((1.0, "image"), events=cut, service="bulk"), First(), seed=1)
+    assert run.run().latency[0] >= 12  # until 3 s, and a start
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_policy_runs_live_work_on_spot_devices(name: str) -> None:
+    work = workload(*((0.2 * n, "image") for n in range(20)))
+    run = Engine(work, POLICIES[name](work, 1), seed=1)
+    run.run()
+    assert sum(device.powered for device in run.pools[1].devices) == 0
+
+
+def test_the_score_adds_the_penalty_of_what_was_missed_to_the_cost() -> None:
+    work = workload((0.0, "image"), (3600.0, "image"), events="events: [{at: 1800, class: gpu, slower: 9}]")
+    summary = simulate("first", work, First(), seed=1)
+    assert summary.attainment["live"] == 0.5
+    assert summary.score == pytest.approx(summary.cost_usd + 36 * 0.5)
+    assert np.isclose(summary.cost_usd, 1.0, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ("{at: 1, class: cpu, slower: 2}", "events[0].class"),
+        ("{at: 1, class: gpu}", "exactly one of"),
+        ("{at: 1, class: gpu, slower: 2, available: 1}", "exactly one of"),
+    ],
+)
+def test_an_event_that_cannot_happen_is_refused(event: str, message: str) -> None:
+    with pytest.raises(FleetError, match=message.replace("[", r"\[").replace("]", r"\]")):
+        parse_fleet(FLEET + f"events: [{event}]")
