@@ -29,7 +29,7 @@ from router.access.file import KeyFile
 from router.access.keyring import KeysError
 from router.http.app import make_app
 from router.http.gate import is_loopback
-from router.http.serving.server import HttpServer, open_tls
+from router.http.server import HttpServer, open_tls
 from router.service.admission import Rules
 from router.service.arrivals import Router
 from tasks.document import DocumentError

@@ -1,5 +1,6 @@
 """The HTTP door: the Open Inference Protocol v2, and the jobs behind it.
 
-`protocol` and `metadata` convert values to the protocol's. `app` has the endpoints, and `serving/front` the busiest
-one. `streaming` sends answers as they are generated. `serving/server` serves them all in the router's event loop.
+`protocol` converts values to that protocol's. `app` has the endpoints; `inference` also serves the busiest one
+directly. `streaming` sends answers as they are generated. `gate` identifies callers, `bodies` bounds and inflates
+what they send. `server` serves all in the router's event loop, one `connection` per client.
 """

@@ -6,37 +6,34 @@ import importlib.metadata
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException, NotFoundException
+from litestar.params import Parameter, QueryParameter
 from litestar.response import Stream
 
 from broker.beside import beside
-from router.access.bodies import Bodies
 from router.access.file import KeyFile
-from router.access.rates import Rates
-from router.http import described, operations, pages, triton
+from router.access.limits import Bodies, Rates
+from router.http import described, triton
+from router.http.bodies import BodyLimits, Inflated
 from router.http.described import GenerateOperation, InferOperation, document
-from router.http.encoding import Inflated
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.gate import Gate, caller_of, claim, guard, needs
-from router.http.inference import Accepted, Inference
-from router.http.metadata import model_list, model_metadata, unready
-from router.http.protocol import InferRequest
-from router.http.reading import read_infer
-from router.http.serving.bodies import BodyLimits
-from router.http.serving.front import Front
+from router.http.inference import Accepted, Front, Inference, Traced
+from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
-from router.http.traces import Traced
 from router.operations.dead_letters import DeadLetters
 from router.operations.jobs import Jobs
 from router.operations.metrics import CONTENT_TYPE, exposition
+from router.operations.view import model_list, model_metadata, unready
 from router.service.arrivals import Router
 from taxiway.contract.binary import HEADER, OCTETS, Framed
 from taxiway.contract.blobs import gone
 from taxiway.contract.job import JobStatus
+from taxiway.contract.listing import USUAL, JobFilter, states_of
 from taxiway.contract.quoting import quoted
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError
 
@@ -45,6 +42,9 @@ _Json = Response[dict[str, Any]]
 
 EXTENSIONS = ["binary_tensor_data", "classification", "generate", "model_configuration", "statistics"]
 """Triton's names for the extensions of the protocol that this door supports."""
+
+MOST = 1000
+"""Most dead letters in one list; the default is a tenth of it."""
 
 _encode = msgspec.json.Encoder().encode
 _DOOR = "door"
@@ -56,6 +56,7 @@ class Door:
 
     router: Router
     inference: Inference
+    letters: DeadLetters
 
 
 def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
@@ -74,10 +75,9 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
         logging_config=None,
     )
     inference = Inference(router, Jobs(router))
-    app.state[pages.VERSION] = _version()
-    app.state[_DOOR] = Door(router, inference)
-    app.state[operations.DEAD_LETTERS] = DeadLetters(router)
-    app.state[operations.ROUTER] = app.state[triton.STATE] = router
+    app.state[described.VERSION] = _version()
+    app.state[_DOOR] = Door(router, inference, DeadLetters(router))
+    app.state[triton.ROUTER] = router
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
     return Gate(bounded, keys, Rates(router.rules.topology))
@@ -106,7 +106,7 @@ async def ready(request: _Any) -> _Json:
 @get("/v2/fleet", responses=described.FLEET)
 async def fleet(request: _Any) -> Response[bytes]:
     """Hardware classes with their queues and work, live devices, and the latest moves."""
-    return Response(_encode(await _door(request).router.view()), media_type=MediaType.JSON)
+    return _json(await _door(request).router.view())
 
 
 @get("/v1/scaling/{hardware_class:str}", responses=described.SCALING)
@@ -242,7 +242,7 @@ async def generate(request: _Any, model: str, version: str | None = None) -> Res
     answer = await _streaming(request).generate(_reference(model, version), await _read_generate(request))
     if isinstance(answer, Accepted):
         return _accepted(answer.job)
-    return Response(_encode(answer), media_type=MediaType.JSON)
+    return _json(answer)
 
 
 @post(
@@ -305,6 +305,61 @@ async def job_cancel(request: _Any, job: str) -> Response[bytes]:
     return _status(await _jobs(request).cancel(job), 200)
 
 
+@get("/v2/dead", responses=described.DEAD)
+async def dead_list(request: _Any, most: int = MOST // 10) -> Response[bytes]:
+    """Dead letters, latest first, up to `most`."""
+    if not 0 < most <= MOST:
+        raise InvalidRequestError(f"most: expected 1 to {MOST}, got {most}", field="most")
+    return _json({"letters": await _door(request).letters.list(most)})
+
+
+@get("/v2/dead/{letter:str}", responses=described.DEAD)
+async def dead_show(request: _Any, letter: str) -> Response[bytes]:
+    """One dead letter with its message."""
+    return _json(await _door(request).letters.show(letter))
+
+
+@post("/v2/dead/{letter:str}/replay", status_code=200, responses=described.DEAD)
+async def dead_replay(request: _Any, letter: str) -> Response[bytes]:
+    """Run a dead letter's job again."""
+    return _json({"id": letter, "job": await _door(request).letters.replay(letter)})
+
+
+@delete("/v2/dead/{letter:str}", status_code=200, responses=described.DEAD)
+async def dead_drop(request: _Any, letter: str) -> Response[bytes]:
+    """Delete a dead letter."""
+    await _door(request).letters.drop(letter)
+    return _json({"id": letter, "dropped": True})
+
+
+_States = Annotated[str, QueryParameter(name="state", description="Only jobs in these states, comma-separated.")]
+_Model = Annotated[str, Parameter(description="Only jobs of this model: `name`, `name:version` or `name@alias`.")]
+_Tenant = Annotated[str, Parameter(description="Only this tenant's jobs; with a key, only its own tenant is allowed.")]
+_Limit = Annotated[int, Parameter(description="Jobs per page, at most 1,000.")]
+_Cursor = Annotated[str, Parameter(description="The `next` of the previous page.")]
+
+
+@get("/v2/jobs", opt=needs("read"), responses=described.JOBS)
+async def jobs(
+    request: _Any,
+    states: _States = "",
+    model: _Model = "",
+    tenant: _Tenant = "",
+    limit: _Limit = USUAL,
+    cursor: _Cursor = "",
+) -> Response[bytes]:
+    """The fleet's jobs, latest first. While `next` is present more may follow, even after an empty page."""
+    router = _door(request).router
+    asked = {"tenant": tenant} if tenant else {}
+    claim(caller_of(request.scope), asked)
+    wanted = JobFilter(
+        states=states_of(name for name in states.split(",") if name),
+        model=router.rules.catalogue.resolve(model).id if "@" in model else model,
+        tenant=asked.get("tenant", ""),
+    )
+    return _json(await router.store.list_jobs(wanted, limit=limit, cursor=cursor))
+
+
 _ENDPOINTS = [
     server_metadata,
     live,
@@ -327,9 +382,13 @@ _ENDPOINTS = [
     blob,
     job_placement,
     job_cancel,
-    *pages.ENDPOINTS,
+    dead_list,
+    dead_show,
+    dead_replay,
+    dead_drop,
+    jobs,
+    *described.ENDPOINTS,
     *triton.ENDPOINTS,
-    *operations.ENDPOINTS,
 ]
 
 
@@ -404,3 +463,7 @@ def _version() -> str:
         return importlib.metadata.version("taxiway")
     except importlib.metadata.PackageNotFoundError:
         return "0"
+
+
+def _json(content: Any) -> Response[bytes]:
+    return Response(_encode(content), media_type=MediaType.JSON)

@@ -18,7 +18,7 @@ from litestar.handlers import BaseRouteHandler
 
 from router.access.file import KeyFile
 from router.access.keyring import TRUSTED, UNAUTHENTICATED, Caller, Scope
-from router.access.rates import Rates
+from router.access.limits import Rates
 from router.http.errors import body_of, headers_of
 from taxiway.contract.blobs import Buffer
 from taxiway.contract.quoting import quoted

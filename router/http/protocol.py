@@ -1,30 +1,75 @@
-"""The Open Inference Protocol v2: infer requests converted to ours, results to its answers.
+"""The Open Inference Protocol v2: infer requests read and converted to ours, results to its answers.
 
-Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md. Service terms and the model's
-parameters share `parameters`. A BYTES tensor with the parameter `"content_type": "base64"` holds base64 text, in both
-directions. A BYTES tensor may hold any JSON value if the model takes or gives one, with bytes in it tagged as `values`
-tags them. `taxiway.contract.binary` reads and writes the tensors that follow the JSON.
+Sources: kserve/open-inference-protocol, inference_rest.md and extension_binary_data.md; triton-inference-server/server,
+docs/protocol/extension_classification.md. Service terms and the model's parameters share `parameters`.
+
+- A BYTES tensor with the parameter `"content_type": "base64"` holds base64 text, in both directions. It may hold any
+  JSON value if the model takes or gives one; bytes in it are tagged as `values` tags them.
+- `taxiway.contract.binary` reads and writes the tensors that follow the JSON.
+- A call that decodes JSON holds the interpreter lock throughout. Numeric data of a large body is therefore left as text
+  at first, and then read in pieces; everything else is limited to what one call decodes in time.
+- An element of a classification is `value:index`, the largest values first. Models here have no label file, so there is
+  no third part; outputs of type BYTES (labels) are not supported.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from router.http.classification import classified
 from tasks.models.catalogue import Model, TensorSpec
 from taxiway.contract import binary
-from taxiway.contract.amounts import ELEMENTS, check_elements, elements_of
+from taxiway.contract.amounts import AT_ONCE, ELEMENTS, LARGE, check_elements, check_json, elements_of
+from taxiway.contract.blobs import Buffer
 from taxiway.contract.job import Result
-from taxiway.contract.quoting import cut
+from taxiway.contract.quoting import cut, quoted
 from taxiway.contract.request import TERMS, Priority, Request, parse_request
-from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, raw_bytes, to_array, to_wire
+from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
 from taxiway.errors import InvalidRequestError, wrong_field
+
+CLASSIFICATION = "classification"
+"""An output's parameter: how many of each row's largest values are wanted."""
+
+
+def classes_wanted(model: Model, outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, int]:
+    """The number of classes wanted of each output that has the parameter; `outputs` are parameters by name.
+
+    Raises:
+        InvalidRequestError: not a number, or the output has no numbers besides the batch axis; names the parameter.
+    """
+    specs = {spec.name: spec for spec in model.outputs}
+    return {
+        name: _count(parameters[CLASSIFICATION], specs[name])
+        for name, parameters in outputs.items()
+        if CLASSIFICATION in parameters and name in specs
+    }
+
+
+def classified(spec: TensorSpec, rows: np.ndarray, count: int) -> tuple[TensorSpec, list[list[str]]]:
+    """The output's new spec, and the largest values of each row, largest first; ties by index."""
+    flat = np.moveaxis(rows, spec.batch_axis or 0, 0).reshape(rows.shape[spec.batch_axis or 0], -1)
+    places = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :count]
+    written = "{}:{}" if flat.dtype.kind in "iub" else "{:f}:{}"
+    texts = [
+        [written.format(value, place) for value, place in zip(row[order].tolist(), order.tolist(), strict=True)]
+        for row, order in zip(flat, places, strict=True)
+    ]
+    return TensorSpec(spec.name, "BYTES", (-1, places.shape[1])), texts
+
+
+def _count(count: object, spec: TensorSpec) -> int:
+    field = f"outputs.{spec.name}.{CLASSIFICATION}"
+    if type(count) is not int or count < 1:
+        raise wrong_field(field, "a whole number >= 1", count)
+    if spec.datatype == "BYTES" or len(spec.shape) < 2:
+        raise wrong_field(field, "an output of several numbers a row", f"{spec.datatype} {list(spec.shape)}")
+    return count
+
 
 BINARY_OUTPUTS = "binary_data_output"
 """The request parameter that selects binary form for all outputs; an output's own `binary_data` overrides it."""
@@ -314,3 +359,136 @@ def _flat(value: Any, axes: int) -> list[Any]:
     for _ in range(axes - 1):
         flat = [below for row in flat for below in row]
     return list(flat)
+
+
+T = TypeVar("T")
+
+PIECE = 2**14
+"""Bytes of numbers decoded per call: 2 ms; 50 ms if every number is as slow to parse as possible."""
+
+_NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"{}")
+_NO_LISTS = b"[] \t\r\n"
+_BUT_LISTS = bytes(set(range(256)) - set(b"[],"))
+
+
+class _LargeTensor(msgspec.Struct, frozen=True):
+    """An input of which only name and datatype are decoded."""
+
+    name: str
+    shape: msgspec.Raw
+    datatype: str
+    data: msgspec.Raw = _NULL
+    parameters: msgspec.Raw = _EMPTY
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether its data can be read in pieces: numbers, possibly in lists."""
+        data = bytes(self.data)
+        return self.datatype in DATATYPES and data != b"null" and b'"' not in data and b"{" not in data
+
+
+class _LargeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An infer request whose inputs are decoded in part, and the rest not at all."""
+
+    inputs: list[_LargeTensor]
+    id: msgspec.Raw = _NULL
+    parameters: msgspec.Raw = _EMPTY
+    outputs: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_decode = msgspec.json.Decoder(InferRequest).decode
+_decode_large = msgspec.json.Decoder(_LargeRequest).decode
+_decode_list = msgspec.json.Decoder(list[Any]).decode
+
+
+def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEMENTS) -> InferRequest:
+    """The infer request in `body`; `header_length` is the header that says where its binary part begins.
+
+    Raises:
+        InvalidRequestError: names the wrong field.
+        RequestTooLargeError: more than `most` values in its JSON, or more than a fifth of that outside numeric tensors.
+    """
+    text, rest = binary.split(body, header_length)
+    infer = _read_json(text, _decode) if len(text) <= LARGE else _read_large(text, most)
+    sizes = [_binary_size(tensor) for tensor in infer.inputs]
+    if not rest and all(size is None for size in sizes):
+        return infer
+    pairs = zip(infer.inputs, binary.pieces(sizes, rest), strict=True)
+    inputs = [tensor if piece is None else msgspec.structs.replace(tensor, data=piece) for tensor, piece in pairs]
+    return msgspec.structs.replace(infer, inputs=inputs)
+
+
+def _binary_size(tensor: InputTensor) -> object:
+    """The number of bytes after the JSON that belong to the tensor; None if its data is in the JSON."""
+    size = tensor.parameters.get(binary.SIZE)
+    if (size is None) == (tensor.data is None):
+        field = field_of(tensor)
+        raise InvalidRequestError(f"{field}: expected either data or the parameter {binary.SIZE}", field=field)
+    return size
+
+
+def _read_json(text: Buffer, decode: Callable[[Buffer], T]) -> T:
+    try:
+        return decode(text)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        field = where.rstrip("`").lstrip(".") or "body"
+        raise InvalidRequestError(f"{cut(field)}: {cut(what[0].lower() + what[1:])}", field=field) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"body: expected JSON: {cut(str(error))}", field="body") from error
+
+
+def _read_large(text: Buffer, most: int) -> InferRequest:
+    check_json(text, most)
+    large = _read_json(text, _decode_large)
+    inputs = [msgspec.structs.replace(one, data=_NULL) if one.has_numbers else one for one in large.inputs]
+    rest = _encode_json(msgspec.structs.replace(large, inputs=inputs))
+    check_json(rest, most // AT_ONCE)
+    infer = _read_json(rest, _decode)
+    pairs = zip(infer.inputs, large.inputs, strict=True)
+    tensors = [_with_numbers(tensor, bytes(one.data)) if one.has_numbers else tensor for tensor, one in pairs]
+    return msgspec.structs.replace(infer, inputs=tensors)
+
+
+def _with_numbers(tensor: InputTensor, text: bytes) -> InputTensor:
+    """The tensor with the numbers in its JSON data: raw, row-major and little-endian.
+
+    Raises:
+        InvalidRequestError: lists of unequal lengths, or not numbers of its datatype.
+    """
+    field = field_of(tensor)
+    lists = text.translate(None, _BUT_LISTS)
+    if lists.count(b"[") > 1 and lists != _lists(tensor.shape, field, len(text)):
+        raise wrong_field(field, f"one list, or lists in lists by the shape {quoted(tensor.shape)}", "others")
+    pieces = [numbers(_decode_piece(piece, field), tensor.datatype, field) for piece in _pieces(text)]
+    array = np.concatenate(pieces) if pieces else np.empty(0, DATATYPES[tensor.datatype])
+    return msgspec.structs.replace(tensor, data=raw_bytes(array))
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """The numbers in nested lists, as flat lists of limited length."""
+    flat = text.translate(None, _NO_LISTS)
+    if not flat.strip(b","):  # lists of no elements
+        return
+    start = 0
+    while start < len(flat):
+        end = flat.find(b",", start + PIECE)
+        end = len(flat) if end < 0 else end
+        yield b"[%s]" % flat[start:end]
+        start = end + 1
+
+
+def _decode_piece(piece: bytes, field: str) -> list[Any]:
+    try:
+        return _decode_list(piece)
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"{field}: expected numbers: {cut(str(error))}", field=field) from error
+
+
+def _lists(shape: list[int], field: str, most: int) -> bytes:
+    """The brackets and commas of nested lists with this shape."""
+    elements_of(shape, field, most)
+    lists = b""
+    for length in reversed(shape):
+        lists = b"[%s]" % b",".join([lists] * length)
+    return lists

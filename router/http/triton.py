@@ -13,14 +13,14 @@ from litestar import MediaType, Request, Response, get, post
 
 from router.http import described
 from router.http.gate import needs
-from router.http.metadata import unready
+from router.operations.view import unready
 from router.service.arrivals import Router
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Model, TensorSpec
 from taxiway.contract.quoting import cut
 from taxiway.errors import InvalidRequestError
 
-STATE = "triton"
+ROUTER = "router"
 """Key of the `Router` in the application's state."""
 
 _Any = Request[Any, Any, Any]
@@ -170,7 +170,7 @@ def _resolved(request: _Any, model: str, version: str | None) -> Model:
 
 
 def _router(request: _Any) -> Router:
-    router: Router = request.app.state[STATE]
+    router: Router = request.app.state[ROUTER]
     return router
 
 

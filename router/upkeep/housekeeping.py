@@ -8,7 +8,7 @@ import time
 import msgspec
 
 from broker.port import Transport
-from router.http.metadata import model_list
+from router.operations.view import model_list
 from router.service.admission import Rules
 from router.service.decision import misdirected
 from router.service.snapshot_reader import FleetReader

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import uvloop
 
+from router.http.connection import HEAD, SLOWEST, WHOLE
 from router.http.gate import answer, is_loopback
-from router.http.serving.connection import HEAD, SLOWEST, WHOLE
-from router.http.serving.server import HttpServer, open_tls
+from router.http.server import HttpServer, open_tls
 from tasks.document import Size
 from tasks.topology import Limits
 from tests.certificates import self_signed
@@ -111,7 +111,7 @@ def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_t
 
 
 def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch):
-    monkeypatch.setattr("router.http.serving.connection.SILENT", 0.2)
+    monkeypatch.setattr("router.http.connection.SILENT", 0.2)
     with served(PATIENT) as server, connected(server.port) as client:
         client.sendall(GET)
         assert read(client).count(b"HTTP/1.1 ") == 1
@@ -249,7 +249,7 @@ def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_ans
 @pytest.mark.parametrize("head", [b"content-length: 100000", b"transfer-encoding: chunked"])
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "sending"])
 def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_connection(monkeypatch, head, silent):
-    monkeypatch.setattr("router.http.serving.connection.LINGER", 0.3)
+    monkeypatch.setattr("router.http.connection.LINGER", 0.3)
     with served(application=refuser) as server, connected(server.port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"\r\n\r\n1\r\nx")
         told = connection.recv(65536)

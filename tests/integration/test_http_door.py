@@ -17,7 +17,7 @@ import redis
 from local.embedded import EmbeddedValkey
 from router.decide.explain import read_basis
 from router.http.inference import Inference
-from router.http.reading import read_infer
+from router.http.protocol import read_infer
 from router.operations.jobs import Jobs
 from router.service.admission import Rules
 from router.service.arrivals import Router

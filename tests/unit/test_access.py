@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.access.__main__ import main
-from router.access.bodies import Bodies
 from router.access.file import read_keys, write_keys
 from router.access.keyring import PREFIX, SCOPES, Key, Keyring, KeysError, digest_of, parse_keys, written
-from router.access.rates import BURST, Rates, spend
+from router.access.limits import BURST, Bodies, Rates, spend
 from tasks.settings import TREE
 from tasks.topology import parse_topology
 from taxiway.errors import FleetUnavailable, RateLimitedError

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.encoding import inflate
+from router.http.bodies import inflate
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 

@@ -8,8 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.http.protocol import request_of
-from router.http.reading import read_infer
+from router.http.protocol import read_infer, request_of
 from tasks.fingerprint import FIRST, SHOWN, conflict, digest_of
 from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE

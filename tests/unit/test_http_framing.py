@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.serving.framing import Chunks, FramingError, framing_of
+from router.http.framing import Chunks, FramingError, framing_of
 
 CHUNKED = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 SIZES = st.sampled_from(

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.protocol import InferRequest, InputTensor, output_tensor, request_of
-from router.http.reading import read_infer
+from router.http.protocol import InferRequest, InputTensor, output_tensor, read_infer, request_of
 from tasks.models.catalogue import TensorSpec
 from taxiway.contract.amounts import ELEMENTS
 from taxiway.contract.values import DEEPEST, to_array, to_wire

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.protocol import request_of
-from router.http.reading import PIECE, read_infer
+from router.http.protocol import PIECE, read_infer, request_of
 from taxiway.contract.amounts import AT_ONCE, ELEMENTS, LARGE
 from taxiway.contract.values import to_array
 from taxiway.errors import InvalidRequestError, RequestTooLargeError

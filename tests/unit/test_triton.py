@@ -1,8 +1,15 @@
 import numpy as np
 import pytest
 
-from router.http.classification import classes_wanted, classified
-from router.http.protocol import InferRequest, WantedOutput, answer_of, request_of, wants_binary
+from router.http.protocol import (
+    InferRequest,
+    WantedOutput,
+    answer_of,
+    classes_wanted,
+    classified,
+    request_of,
+    wants_binary,
+)
 from router.http.triton import stats_of
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import TensorSpec, load_catalogue

@@ -28,8 +28,8 @@ from pathlib import Path
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from router.http.connection import Bounded, Connection, Shared
 from router.http.gate import Application
-from router.http.serving.connection import Bounded, Connection, Shared
 from tasks.topology import Limits
 
 _GRACE = 5.0  # seconds for open requests when the router stops, before their waits are ended

@@ -1,4 +1,7 @@
-"""Compressed request bodies: inflated before anything else reads them, within the limit of a body.
+"""Request bodies before anything reads them: the memory of all bodies is limited, and compressed ones are inflated.
+
+A body counts from its head to its answer, for as long as its request may hold it: with its declared length, or as it
+arrives if it declares none. A body over `limits.payload` by itself is not counted: its reader refuses it.
 
 Sources: RFC 9110, 8.4 (Content-Encoding; deflate is zlib's form) and 15.5.16 (415); RFC 7694 (Accept-Encoding in an
 answer); RFC 1952 (gzip).
@@ -11,11 +14,81 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.beside import beside
+from router.access.limits import Bodies
 from router.http.errors import body_of, headers_of
-from router.http.gate import Application, Message, Receive, Send, answer
+from router.http.gate import Application, Message, Receive, Send, answer, caller_of
 from taxiway.contract.amounts import LARGE
 from taxiway.contract.quoting import quoted
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, UnsupportedEncodingError
+from taxiway.errors import (
+    FleetUnavailable,
+    InvalidRequestError,
+    RequestTooLargeError,
+    TaxiwayError,
+    UnsupportedEncodingError,
+)
+
+
+class BodyLimits:
+    """ASGI middleware after the gate, which identifies the caller; `payload` is the limit of one body."""
+
+    def __init__(self, behind: Application, bodies: Bodies, payload: int) -> None:
+        self._behind = behind
+        self._payload = payload
+        self._bodies = bodies
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        length = _length_of(scope["headers"])
+        if length == 0 or (length is not None and length > self._payload):
+            await self._behind(scope, receive, send)
+            return
+        counted = _Counted(self._bodies, caller_of(scope).tenant or "", receive)
+        try:
+            if length is not None:
+                counted.take(length)
+        except FleetUnavailable as error:
+            await answer(send, error.status, headers_of(error), body_of(error))
+            return
+        try:
+            await self._behind(scope, receive if length is not None else counted.receive, send)
+        finally:
+            counted.give_back()
+
+
+class _Counted:
+    """One request's body."""
+
+    def __init__(self, bodies: Bodies, tenant: str, receive: Receive) -> None:
+        self._bodies = bodies
+        self._tenant = tenant
+        self._receive = receive
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Count `size` more bytes. Raises as `Bodies.take` does."""
+        self._bodies.take(self._tenant, size)
+        self._size += size
+
+    def give_back(self) -> None:
+        """Stop counting them."""
+        self._bodies.give_back(self._tenant, self._size)
+
+    async def receive(self) -> Message:
+        """The next part of the body, counted. Raises as `Bodies.take` does."""
+        message = await self._receive()
+        self.take(len(message.get("body", b"")))
+        return message
+
+
+def _length_of(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """The length of a body; None if undeclared."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+        if name == b"transfer-encoding":
+            return None
+    return 0
+
 
 ENCODINGS = "gzip, deflate"
 """Accepted encodings of a body, as in `Accept-Encoding`."""

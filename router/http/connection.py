@@ -23,8 +23,8 @@ from typing import Any, cast
 import numpy as np
 
 from router.http.errors import body_of, headers_of
+from router.http.framing import Chunks, Framing, FramingError, framing_of
 from router.http.gate import Application, Receive, Send
-from router.http.serving.framing import Chunks, Framing, FramingError, framing_of
 from tasks.topology import Limits
 from taxiway.errors import FleetUnavailable, RequestError, TaxiwayError
 

@@ -1,1 +1,0 @@
-"""How HTTP connections are served: parsing, limits on connections and bodies, and the server."""
