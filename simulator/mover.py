@@ -9,7 +9,7 @@ from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
 from router.decide.rebalance import Flows, Group, rebalance
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.waiting import backlogged, group_by_kind, magnitude, window_per_level
+from router.upkeep.mover import backlogged, group_by_kind, magnitude, window_per_level
 from simulator.policies.policy import Shift
 from simulator.pool import Pool
 from simulator.reader import Reader
@@ -19,7 +19,7 @@ from tasks.topology import Rebalance
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiting job, as `router.upkeep.waiting.Queued`."""
+    """A waiting job, as `router.upkeep.mover.Queued`."""
 
     queue: str
     level: int

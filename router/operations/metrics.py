@@ -1,7 +1,11 @@
-"""The fleet's metrics for Prometheus, listed in docs/metrics.md."""
+"""The fleet's metrics for Prometheus, listed in docs/metrics.md.
+
+Workers count outcomes and latencies since their start; `OutcomeCounters` sums their increments.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -11,7 +15,52 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from router.operations.view import ClassView, FleetView
-from tasks.heartbeat import BOUNDS
+from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, empty
+
+
+class OutcomeCounters:
+    """Sums since this router's first update. They never decrease when workers come and go.
+
+    `outcomes` counts jobs by class and final state. `latency` has the figures of `tasks.heartbeat` by class and stage.
+    `rejected` counts messages by class. `models` has each model's sums over all classes.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[tuple[str, ...]] = Counter()
+        self.latency: dict[tuple[str, ...], list[float]] = {}
+        self.rejected: Counter[tuple[str, ...]] = Counter()
+        self.models: dict[str, Ran] = {}
+        self._seen: dict[tuple[str, str], Done] = {}
+        self._started = False
+
+    def update(self, devices: Iterable[DeviceFacts]) -> None:
+        """Add what live devices did since the last update. The first update sets the baseline."""
+        for device in devices:
+            for hardware_class, done in device.done.items():
+                before = self._seen.get((device.worker, hardware_class), Done())
+                self._seen[device.worker, hardware_class] = done
+                if self._started:
+                    self._add(hardware_class, done, before)
+        self._started = True
+
+    def _add(self, hardware_class: str, done: Done, before: Done) -> None:
+        if _sum(done) < _sum(before):  # a new process under the same name
+            before = Done()
+        if done.rejected:
+            self.rejected[hardware_class,] += done.rejected - before.rejected
+        for outcome, jobs in done.outcomes.items():
+            self.outcomes[hardware_class, outcome] += jobs - before.outcomes.get(outcome, 0)
+        for model, ran in done.models.items():
+            self.models[model] = self.models.get(model, Ran()).plus(ran, before.models.get(model, Ran()))
+        for stage, figures in done.latency.items():
+            sums = self.latency.setdefault((hardware_class, stage), empty())
+            counted = before.latency.get(stage, empty())
+            sums[:] = [one + now - was for one, now, was in zip(sums, figures, counted, strict=True)]
+
+
+def _sum(done: Done) -> int:
+    return sum(done.outcomes.values()) + done.rejected
+
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The exposition format that `exposition` returns."""
@@ -45,7 +94,7 @@ Counts = Mapping[tuple[str, ...], float]
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Counters:
     """Counters since one router started.
 
     Counted by the router: `placed` by class and model, `moved` by source, target and kind, `refused` by error code,
@@ -63,7 +112,7 @@ class Done:
     rejected: Counts = field(default_factory=dict)
 
 
-def exposition(view: FleetView, done: Done) -> bytes:
+def exposition(view: FleetView, done: Counters) -> bytes:
     """All metrics in Prometheus's text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Families(view, done))
@@ -73,7 +122,7 @@ def exposition(view: FleetView, done: Done) -> bytes:
 class _Families(Collector):
     """One fleet view as metric families."""
 
-    def __init__(self, view: FleetView, done: Done) -> None:
+    def __init__(self, view: FleetView, done: Counters) -> None:
         self._view = view
         self._done = done
 

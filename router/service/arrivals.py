@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from broker.beside import beside
-from broker.port import Arrival, DeadLetter, QueueMover, Transport
+from broker.port import Arrival, DeadLetter, Outgoing, QueueMover, Transport
 from broker.rabbitmq.mover import RabbitQueueMover
 from broker.rabbitmq.queues import RabbitTransport
 from broker.valkey.leadership import Leadership
@@ -21,19 +21,15 @@ from broker.valkey.queues import ValkeyTransport
 from router.decide.depths import check_store
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
-from router.operations.metrics import Done
+from router.operations.metrics import Counters, OutcomeCounters
 from router.operations.view import FleetView, view_fleet
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
-from router.service.events import SentEvents
-from router.service.outcomes import OutcomeCounters
+from router.service.events import SentEvents, trace_placement, trace_refusal
 from router.service.reload import FolderWatch
-from router.service.results import Results
+from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from router.service.submissions import Submissions
-from router.service.traces import trace_placement, trace_refusal
-from router.service.wait_timeouts import WaitTimeouts
 from router.upkeep.deadlines import Deadlines
 from router.upkeep.housekeeping import Housekeeping
 from router.upkeep.leader import LEASE, Leader
@@ -46,8 +42,52 @@ from taxiway.contract.amounts import values_beyond
 from taxiway.contract.blobs import referred
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
+from taxiway.valkey.aio import settle
 
 logger = logging.getLogger(__name__)
+
+
+class Submissions:
+    """Forwards single messages; those that arrive while a call is in progress share the next one."""
+
+    def __init__(self, transport: Transport, fleet: FleetReader) -> None:
+        self._transport = transport
+        self._fleet = fleet
+        self._waiting: list[tuple[Outgoing, asyncio.Future[bool]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    def forward(self, outgoing: Outgoing) -> asyncio.Future[bool]:
+        """A future of whether the message was forwarded; False if its job already has a record.
+
+        It raises what the shared call raised: a `BrokerUnavailableError`, or an unexpected error.
+        """
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append((outgoing, done))
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+        return done
+
+    async def _send(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    async def _send_batch(self, batch: Sequence[tuple[Outgoing, asyncio.Future[bool]]]) -> None:
+        try:
+            snapshots = self._fleet.snapshots()
+            forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], snapshots)
+            self._fleet.kept(snapshots)
+            for (_, done), fresh in zip(batch, forwarded, strict=True):
+                settle(done, fresh)
+        except Exception as error:  # the next call is made regardless
+            if not isinstance(error, BrokerUnavailableError):
+                logger.exception("forwarding failed", extra={"messages": len(batch)})
+            for _, done in batch:
+                settle(done, error)
+
 
 IDLE = 1.0
 """Longest wait of an idle router for an arrival before it checks again, in seconds."""
@@ -176,9 +216,9 @@ class Router:
             message = f"the broker did not accept the request within {ACCEPT:g} s"
             raise BrokerUnavailableError(message, retry_after=1.0) from error
 
-    def done(self) -> Done:
+    def done(self) -> Counters:
         """Counters since this router started, for its metrics."""
-        return Done(
+        return Counters(
             placed=self.placed,
             moved=self.mover.moves,
             refused=self.refused,

@@ -1,13 +1,24 @@
-"""Celery's `task-sent` events for placed and moved jobs: Flower shows from them in which queue each job waits."""
+"""What a router reports of its jobs to other systems: Celery's `task-sent` events, and trace spans.
+
+Flower shows from the events in which queue each placed or moved job waits. Spans say what was placed, refused and
+moved, for messages that carry a trace context.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
+from opentelemetry.trace import Span, SpanKind
 
-from broker.port import Transport
+from broker.port import Step, Transport
+from router.decide.rebalance import Move
+from router.service.admission import Admitted
+from router.service.store import Store
+from tasks import tracing
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
@@ -70,3 +81,71 @@ class SentEvents:
             await transport.announce(ROUTING_KEY, _encode(events))
         except BrokerUnavailableError:
             return
+
+
+def trace_placement(admitted: Admitted, store: Store) -> None:
+    """Record how a job was placed or held; its message continues that trace. `store` provides the time."""
+    headers = admitted.outgoing.envelope.headers
+    trail = tracing.trail_of(headers)
+    if trail is None:
+        return
+    placement, at = admitted.placement, time.time()
+    decided = float(admitted.outgoing.fields["placed"]) or admitted.ticket.accepted
+    began = at - max(store.now() - decided, 0.0)
+    if trail.since:
+        tracing.wait(trail, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
+    attributes: tracing.Attributes = {
+        "taxiway.job": admitted.outgoing.job,
+        "taxiway.model": placement.table.model.id,
+        "taxiway.class": "" if placement.held else placement.candidate.hardware_class,
+        "taxiway.variant": placement.candidate.variant_name,
+        "taxiway.level": placement.level,
+        "taxiway.held": placement.held,
+        "taxiway.reason": placement.reason,
+    }
+    span = tracing.begin("place", trail, began, attributes, SpanKind.CONSUMER)
+    tracing.end(span, at)
+    tracing.mark(headers, span, at)
+
+
+def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
+    """Record that a job was not placed."""
+    trail = tracing.trail_of(headers)
+    if trail is not None:
+        at = time.time()
+        span = tracing.begin("place", trail, at, {"taxiway.job": job}, SpanKind.CONSUMER)
+        tracing.end(span, at, code)
+
+
+class MoveTraces:
+    """The spans of messages that are about to move together. Each continues its own trace, recorded once moved."""
+
+    def __init__(self, move: Move, steps: Sequence[Step]) -> None:
+        self._move = move
+        self._at = time.time()
+        self._begun: dict[str, tuple[tracing.Trail, Span]] = {}
+        for step in steps:
+            trail = tracing.trail_of(step.envelope.headers)
+            if trail is not None:
+                self._begun[step.peeked.job] = trail, self._begin(trail, step)
+
+    def end(self, steps: Sequence[Step]) -> None:
+        """Record the messages that moved, and their preceding wait."""
+        at = time.time()
+        for step in steps if self._begun else ():
+            if step.peeked.job in self._begun:
+                trail, span = self._begun[step.peeked.job]
+                tracing.wait(trail, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
+                tracing.end(span, at)
+
+    def _begin(self, trail: tracing.Trail, step: Step) -> Span:
+        attributes = {
+            "taxiway.job": step.peeked.job,
+            "taxiway.source": self._move.source,
+            "taxiway.target": self._move.target,
+            "taxiway.kind": self._move.kind,
+            "taxiway.reason": self._move.reason,
+        }
+        span = tracing.begin("move", trail, self._at, attributes)
+        tracing.mark(step.envelope.headers, span, self._at)
+        return span

@@ -1,4 +1,4 @@
-"""Receives results: one subscription per router, on which every waiting request is notified."""
+"""Receives results: one subscription per router notifies every waiting request; one periodic check bounds the waits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,45 @@ from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import Connection
 from taxiway.valkey.errors import ServerError
+
+CHECK_EVERY = 0.05
+"""Seconds between two checks: a wait ends up to this much late."""
+
+_Value = TypeVar("_Value")
+
+
+class WaitTimeouts:
+    """Bounds waits with one periodic check: setting and cancelling a timer for each costs a tenth of a request."""
+
+    def __init__(self) -> None:
+        self._until: dict[asyncio.Future[Any], float] = {}
+        self._checking = False
+
+    async def wait(self, future: asyncio.Future[_Value], longest: float) -> _Value:
+        """The result of `future`, within `longest` seconds plus `CHECK_EVERY`.
+
+        Raises:
+            TimeoutError: no result in time; the future has failed with this error.
+        """
+        loop = future.get_loop()
+        self._until[future] = loop.time() + longest
+        if not self._checking:
+            self._checking = True
+            loop.call_later(CHECK_EVERY, self._check, loop)
+        try:
+            return await future
+        finally:
+            del self._until[future]
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for future, until in self._until.items():
+            if now >= until:
+                give_up(future)
+        self._checking = bool(self._until)
+        if self._checking:
+            loop.call_later(CHECK_EVERY, self._check, loop)
+
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ The duties are moving, releasing, retargeting and housekeeping. Every router doe
 
 - ending jobs at their deadline: waiters are notified within `deadlines.TICK`, even while no router leads, and the
 router that placed a job knows its deadline; taking a group of jobs in the store is exclusive anyway;
-- having the append-only file rewritten (`service.aof`): a store that cannot write cannot elect a leader;
+- having the append-only file rewritten (`store.AppendOnlyFile`): a store that cannot write cannot elect a leader;
 - returning what was in flight under an ended session: each router checks when it renews its own session.
 """
 

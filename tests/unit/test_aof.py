@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from router.service.aof import leaves_holes
+from router.service.store import leaves_holes
 
 
 @pytest.mark.parametrize(

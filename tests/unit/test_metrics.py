@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.operations.metrics import Done, exposition
+from router.operations.metrics import Counters, exposition
 from router.operations.view import ClassView, FleetView
 from tasks.heartbeat import STAGES, count, empty
 from tests.unit.test_rebalance import two_classes
@@ -25,7 +25,7 @@ def figures(*seconds: float) -> list[float]:
     return counted
 
 
-DONE = Done(
+DONE = Counters(
     placed={("gpu", "generate:1"): 7},
     moved={("gpu", "cpu", "save"): 2},
     refused={("overloaded",): 4},
@@ -58,7 +58,7 @@ def a_class(**changes: object) -> ClassView:
     return ClassView(**(facts | changes))  # type: ignore[arg-type]
 
 
-def samples(view: FleetView, done: Done) -> dict[tuple[str, ...], float]:
+def samples(view: FleetView, done: Counters) -> dict[tuple[str, ...], float]:
     families = text_string_to_metric_families(exposition(view, done).decode())
     return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
@@ -95,7 +95,7 @@ def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> 
 
 
 def test_what_is_not_known_has_no_sample() -> None:
-    found = samples(view(gpu=a_class(replicas=None)), Done({}, {}))
+    found = samples(view(gpu=a_class(replicas=None)), Counters({}, {}))
     assert ("taxiway_wanted_replicas", "gpu") not in found
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 
-from router.service.outcomes import OutcomeCounters
+from router.operations.metrics import OutcomeCounters
 from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, count, empty
 from tests.builders import a_device
 

@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from broker.port import Outgoing
+from router.service.arrivals import Submissions
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from router.service.submissions import Submissions
 from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Limits, load_topology

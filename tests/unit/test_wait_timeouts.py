@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from router.service.wait_timeouts import WaitTimeouts
+from router.service.results import WaitTimeouts
 
 SOON = 20.0
 
