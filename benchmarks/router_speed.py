@@ -22,8 +22,8 @@ import redis
 
 from benchmarks.measure import answer, cpu_seconds, say
 from benchmarks.processes import Doors, fleet
-from broker.valkey.facts import heartbeat_call
 from broker.valkey.lua import run
+from broker.valkey.records import heartbeat_call
 from tasks.heartbeat import HEARTBEAT as BEAT
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.settings import TREE

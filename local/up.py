@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from broker.valkey.facts import heartbeat_call
+from broker.valkey.records import heartbeat_call
 from local.autoscale import Autoscaler, Bounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
 from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan

@@ -1,6 +1,6 @@
 """How all processes of a fleet hear that they shall look at their models folder now, and tell what they have.
 
-Each process calls `broker.valkey.facts.watch_call` once a second: it tells the store what it serves, where that
+Each process calls `broker.valkey.records.watch_call` once a second: it tells the store what it serves, where that
 changed, and hears how often an operator asked for a look (`RELOADS`). What it told is forgotten a minute after its last
 call.
 """

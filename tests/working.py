@@ -20,8 +20,8 @@ import msgspec
 import redis
 from kombu import Connection, Producer
 
-from broker.valkey.endings import Ending, finish_call
 from broker.valkey.lua import run
+from broker.valkey.records import Ending, finish_call
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings, cache_directory
 from tasks.ticket import Ticket, sign

@@ -15,7 +15,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 
 from broker.port import PEEK_BYTES, Head, Outgoing, Peeked, Shown, Step
 from broker.rabbitmq.queues import AWAY, amqp_errors, amqp_message, envelope_of
-from broker.valkey.moving import MoveRecords
+from broker.valkey.mover import MoveRecords
 from taxiway.contract.keys import LEVELS
 from taxiway.valkey.aio import ANSWER
 

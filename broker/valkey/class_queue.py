@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from broker.valkey.claims import Claim, claim_from
 from broker.valkey.lua import Call
+from broker.valkey.records import Claim, claim_from
 from tasks.topology import Limits
 from taxiway.contract.durability import refusal
 from taxiway.contract.keys import (
@@ -128,16 +128,16 @@ class ClassQueue:
     def put_back(self, tags: Sequence[str]) -> None:
         """Return messages, given in the order in which they were taken, to their places in their queues."""
         if tags:
-            self._run(Call("put_back", UNACKED, [*reversed(tags)]))
+            self._run(Call("queues/put_back", UNACKED, [*reversed(tags)]))
 
     def keep(self, tags: Sequence[str]) -> None:
         """Say that the messages are still held, or they return to their queues when a lease is over."""
         if tags:
-            self._run(Call("keep", UNACKED[1:], tags))
+            self._run(Call("queues/keep", UNACKED[1:], tags))
 
     def recover(self) -> int:
         """Return what a worker held that has been silent for a lease to its place in its queue; how many messages."""
-        recovered: int = self._run(Call("recover", UNACKED, [self._lease, MOST]))
+        recovered: int = self._run(Call("queues/recover", UNACKED, [self._lease, MOST]))
         return recovered
 
     def message(self, tag: str) -> bytes:
@@ -154,7 +154,7 @@ class ClassQueue:
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
         """A take from the queue; without these numbers, of what the last one left."""
         keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *priority_lists(queue)[:levels]]
-        return Call("take", keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, *most_and_number])
+        return Call("queues/take", keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, *most_and_number])
 
     def _haul(self, queue: str, answer: Sequence[bytes]) -> Haul:
         now, take, *rest = answer

@@ -117,7 +117,7 @@ def forward_call(
         args.append(len(jobs))
         for job in jobs:
             args += (job.reply, job.message, b"" if job.use is None else _use(job.use))
-    return Call("release_held" if held else "forward", keys, args)
+    return Call("routing/release_held" if held else "routing/forward", keys, args)
 
 
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
@@ -128,7 +128,7 @@ def forward_answer(answer: Sequence[Any]) -> Forwarded:
 
 def forget_call(since: str, keep_record: float, most: int) -> Call:
     """Takes up to `most` groups of jobs whose records are gone out of the index of jobs."""
-    return Call("forget_listed", [ACCEPTED], [since, keep_record, most])
+    return Call("jobs/forget_listed", [ACCEPTED], [since, keep_record, most])
 
 
 def _use(use: KeyUse) -> bytes:

@@ -49,7 +49,7 @@ class Drawn:
 
 def survey_call() -> Call:
     """Looks at what is held."""
-    return Call("survey", [HOLDING, RELEASED, HELD, WORK], [holding_key("")])
+    return Call("routing/survey", [HOLDING, RELEASED, HELD, WORK], [holding_key("")])
 
 
 def survey_answer(answer: Sequence[Any]) -> Survey:
@@ -65,7 +65,7 @@ def survey_answer(answer: Sequence[Any]) -> Survey:
 
 def draw_call(token: str, queue: str, most: int, lease: float) -> Call:
     """Takes a queue's first jobs, for the leader; what is not placed in `lease` seconds is held again."""
-    return Call("draw", [LEAD, holding_key(queue), RELEASED, HELD], [token, most, lease])
+    return Call("routing/draw", [LEAD, holding_key(queue), RELEASED, HELD], [token, most, lease])
 
 
 def draw_answer(answer: Sequence[bytes]) -> tuple[float, list[Drawn]]:

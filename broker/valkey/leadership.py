@@ -53,5 +53,7 @@ class Leadership:
 
     async def _lead(self, lease: float) -> str:
         with fleet_errors("state store"):
-            token: bytes = await self._connection.run(Call("lead", [LEAD, LEADS], [self._name, int(lease * 1000)]))
+            token: bytes = await self._connection.run(
+                Call("fleet/lead", [LEAD, LEADS], [self._name, int(lease * 1000)])
+            )
         return token.decode()

@@ -1,9 +1,9 @@
-"""Scripts that a Valkey or Redis server runs, each at once: files in `scripts/`, with shared parts in its `includes/`.
+"""Scripts that a Valkey or Redis server runs, each atomically: files in `scripts/`, with shared parts in `includes/`.
 
-A script is named by its file, whose header says what its keys and arguments are. The functions that make them, and read
-the answers, are beside each other by topic: `claims`, `endings`, `facts`, `forwarding`, `holding`, `deadlines`,
-`moving`. A script that begins with `#!lua flags=allow-oom` is run by a server whose memory is full: what ends accepted
-work makes room. Others are refused as a whole before they wrote anything.
+A script is named by its folder and file, for example `jobs/finish`. Its header describes its keys and arguments. The
+functions that make its calls and read its answers are together, by topic: `records`, `forwarding`, `holding`, `mover`,
+`queues`, `class_queue`. A server whose memory is full runs only scripts that begin with `#!lua flags=allow-oom`: they
+end accepted work, which frees memory. It refuses others before they write anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Script:
 
 
 class Call(NamedTuple):
-    """A script, by its file's name, with its keys and arguments."""
+    """A script, by its folder and file, with its keys and arguments."""
 
     name: str
     keys: Sequence[str]
@@ -53,7 +53,7 @@ class Call(NamedTuple):
 
 @cache
 def script(name: str) -> Script:
-    """The script of that file, each of its includes in the place where it is first named."""
+    """The script of that folder and file, with each include in the place where it is first named."""
     included = set[str]()
 
     def resolve(found: re.Match[str]) -> str:

@@ -1,17 +1,91 @@
-"""Moves on Valkey or Redis: one script, so that a message is in exactly one queue whenever anybody looks."""
+"""Moves of waiting messages: one script makes them, so that a message is always in exactly one queue.
+
+`MoveRecords` is what the state store keeps of moves, whatever the broker.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from broker.port import Head, Peeked, Shown, Step
-from broker.valkey.moving import MoveRecords, move_call, peek_call
+import msgspec
+
+from broker.port import PEEK_BYTES, Head, Moved, Peeked, Shown, Step
+from broker.valkey.lua import Call
 from broker.valkey.queues import addressed
-from taxiway.contract.keys import priority_lists
+from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import InvalidRequestError
 from taxiway.valkey.aio import Connection
 from taxiway.valkey.errors import fleet_errors
+
+MOVES_KEPT = 50
+"""Moves that are remembered for whoever looks at the fleet."""
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Moved).decode
+
+
+def peek_call(queue: str, most: int) -> Call:
+    """Shows up to `most` messages of each level of a queue, those served last, and how many there are in all."""
+    return Call("queues/peek", priority_lists(queue), [most, PEEK_BYTES])
+
+
+def move_call(token: str, steps: Sequence[Step], messages: Sequence[bytes], *, record: bool) -> Call:
+    """Moves messages, and records it; `messages` are the new ones as the broker keeps them, handles the old ones."""
+    keys, args = [LEAD, WORK], list[Any]([token])
+    for step, message in zip(steps, messages, strict=True):
+        peeked = step.peeked
+        keys += (priority_list(peeked.queue, peeked.level), priority_list(step.queue, peeked.level))
+        keys.append(job_key(peeked.job))
+        args += (peeked.handle, message, *(_fields(step) if record else (0,)))
+    return Call("queues/move", keys, args)
+
+
+def record_call(token: str, steps: Sequence[Step]) -> Call:
+    """Records moves that another server makes; answers 0 where the lead was lost."""
+    keys = [LEAD, WORK, *(job_key(step.peeked.job) for step in steps)]
+    return Call("queues/record_moves", keys, [token, *(part for step in steps for part in _fields(step))])
+
+
+def _fields(step: Step) -> tuple[Any, ...]:
+    return len(step.fields) * 2, *(text for pair in step.fields.items() for text in pair)
+
+
+class MoveRecords:
+    """What every queue mover keeps in the state store, whatever its broker."""
+
+    def __init__(self, url: str) -> None:
+        self._store = Connection(url)
+
+    async def records(self, jobs: Sequence[str], names: Sequence[str]) -> list[dict[str, str]]:
+        """See `QueueMover.records`."""
+        with fleet_errors("state store"):
+            found = await self._store.calls(*(("HMGET", job_key(job), *names) for job in jobs))
+        return [
+            {name: value.decode() for name, value in zip(names, values, strict=True) if value is not None}
+            for values in found
+        ]
+
+    async def record(self, token: str, steps: Sequence[Step]) -> bool:
+        """Record moves that another server makes; False where the lead was lost."""
+        with fleet_errors("state store"):
+            return bool(await self._store.run(record_call(token, steps)))
+
+    async def note_moves(self, moved: Sequence[Moved]) -> None:
+        """See `QueueMover.note_moves`."""
+        with fleet_errors("state store"):
+            await self._store.calls(("LPUSH", MOVES, *map(_encode, moved)), ("LTRIM", MOVES, 0, MOVES_KEPT - 1))
+
+    async def moves(self) -> list[Moved]:
+        """See `QueueMover.moves`."""
+        with fleet_errors("state store"):
+            kept = await self._store.call("LRANGE", MOVES, 0, MOVES_KEPT - 1)
+        return [_decode(raw) for raw in kept]
+
+    async def close(self) -> None:
+        """Disconnect."""
+        self._store.close()
 
 
 class ValkeyQueueMover(MoveRecords):

@@ -1,13 +1,16 @@
 """Arrivals and class queues on Valkey or Redis, where kombu keeps them.
 
-What a router takes is moved, on the server, into lists of its session, and stays there until it is forwarded. An idle
-router waits with `BLMOVE` into such lists, one a level: it wakes with the message, and one more call forwards it.
+What a router takes is moved, on the server, into lists of its session, and stays there until it is forwarded. A session
+lasts while its router signs it; what a router had in flight under a session that ended returns to the arrivals. An idle
+router waits with `BLMOVE` into such lists, one per level: it wakes with the message, and one more call forwards it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import math
+import time
 import uuid
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -19,15 +22,138 @@ from broker.beside import beside
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
 from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.lua import Call
-from broker.valkey.sessions import TAKES, Session
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import ARRIVALS, DEFAULT_QUEUE, INFER, LEVELS, priority_list, priority_lists, redis_priority
+from taxiway.contract.keys import (
+    ARRIVALS,
+    DEFAULT_QUEUE,
+    INFER,
+    LEVELS,
+    SESSIONS,
+    in_flight_key,
+    priority_list,
+    priority_lists,
+    redis_priority,
+    session_key,
+)
 from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey.address import parse
 from taxiway.valkey.aio import Connection
 from taxiway.valkey.errors import ServerError, fleet_errors
+
+LASTS = 5.0
+"""Seconds without a sign after which what a router took is put back."""
+
+RENEW = 1.0
+"""Seconds between two signs of life."""
+
+REMEMBERED = 1200.0
+"""Seconds for which an ended session is looked after: longer than Linux resends what a lost connection holds."""
+
+REMEMBERED_AT_MOST = 256
+"""Ended sessions that are looked after at once: a network that breaks every second leaves one each time."""
+
+RECENT = 60.0
+"""Seconds since its last sign for which an ended session is looked at each time; later, seldom."""
+
+SELDOM = 10
+"""Looks of which one is at all ended sessions, and the others at the recent ones."""
+
+TAKES = "takes"
+"""The list for what a router takes together; the others are for what it waits for, one a level."""
+
+SOURCES = (TAKES, *map(str, range(LEVELS)))
+
+
+class Session:
+    """One router's sessions, one after the other."""
+
+    def __init__(self, connection: Connection, router: str) -> None:
+        self._connection = connection
+        self._router = router
+        self._looks = 0
+        self._number = 0
+        self._ahead = 0.0
+        self.name, self._newborn, self._signed = "", True, -math.inf
+        self._begin()
+
+    @property
+    def key(self) -> str:
+        """The key of the present session."""
+        return session_key(self.name)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a sign."""
+        return time.monotonic() - self._signed > RENEW
+
+    def in_flight(self, source: str) -> str:
+        """The list of what was taken from `source` in the present session."""
+        return in_flight_key(self.name, source)
+
+    def now(self) -> float:
+        """The server's time, as of its last answer and this host's clock since."""
+        return time.monotonic() + self._ahead
+
+    def set_clock(self, now: float) -> None:
+        """Take the server's time from an answer that just came."""
+        self._ahead = now - time.monotonic()
+
+    async def sign(self) -> bool:
+        """Show that the router lives; False where its session had ended: then it has to `end`."""
+        name, newborn = self.name, self._newborn
+        now, lives = await self._connection.run(sign_call(name, LASTS, begins=newborn))
+        self.set_clock(float(now))
+        if name == self.name:
+            self._signed, self._newborn = time.monotonic(), False
+        return bool(lives)
+
+    async def end(self, *, reached: bool) -> None:
+        """End the present session, put back all that is in flight under it, and begin another.
+
+        `reached` says that the server answered every move into its lists, so that nobody has to look after it.
+        """
+        await self._connection.call("DEL", self.key)
+        await self._recover_all([self.name], remembered=-1.0 if reached else REMEMBERED)
+        self._begin()
+
+    async def give_back(self, lists: Sequence[str]) -> None:
+        """Put back what is in these lists; the session goes on."""
+        await self._connection.run(Call("fleet/session_give_back", [ARRIVALS, *lists]))
+
+    async def recover(self) -> int:
+        """Put back what is in flight under the sessions of others that ended; how many messages.
+
+        A session that ended long ago is looked at seldom.
+        """
+        self._looks += 1
+        oldest = "-inf" if self._looks % SELDOM == 0 else self.now() - LASTS - RECENT
+        sessions: list[Any] = await self._connection.call("ZRANGEBYSCORE", SESSIONS, oldest, "+inf")
+        names = [session.decode() for session in sessions]
+        return await self._recover_all([name for name in names if name != self.name], remembered=REMEMBERED)
+
+    async def _recover_all(self, sessions: Sequence[str], *, remembered: float) -> int:
+        return sum([int(await self._connection.run(recover_call(session, remembered))) for session in sessions])
+
+    def _begin(self) -> None:
+        self._number += 1
+        self.name = f"{self._router}.{self._number}"
+        self._newborn, self._signed = True, -math.inf
+
+
+def sign_call(session: str, lasts: float, *, begins: bool) -> Call:
+    """Shows that a session lasts; answers the time, and 0 where it had ended."""
+    return Call(
+        "fleet/session_sign", [SESSIONS, session_key(session)], [session, int(lasts * 1000), "1" if begins else ""]
+    )
+
+
+def recover_call(session: str, remembered: float, most: int = REMEMBERED_AT_MOST) -> Call:
+    """Puts back what is in flight under a session that ended; answers how many messages."""
+    keys = [SESSIONS, session_key(session), ARRIVALS, *(in_flight_key(session, source) for source in SOURCES)]
+    return Call("fleet/session_recover", keys, [session, remembered, most])
+
 
 _CONFIRMED_WITHIN = 0.6  # seconds: with the call itself less than a caller waits for
 _SEEN = {"state": JobState.QUEUED}
@@ -66,7 +192,7 @@ class ValkeyTransport:
     async def wait(self, longest: float) -> None:
         """Return when a message was moved out of one of the arrivals' lists, at the latest after `longest` seconds.
 
-        What is waited for must come before this session may end: `longest` is far less than `sessions.LASTS`. Raises at
+        What is waited for must come before this session may end: `longest` is far less than `LASTS`. Raises at
         once where the server refuses to move.
         """
         for level, name in enumerate(priority_lists(ARRIVALS)):
@@ -155,7 +281,7 @@ class ValkeyTransport:
     async def astray(self) -> list[Arrival]:
         """Requests among the oldest messages of Celery's default queue, which may be shared with other applications."""
         with fleet_errors("broker"):
-            found = await self._sends.run(Call("astray", [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"']))
+            found = await self._sends.run(Call("queues/astray", [DEFAULT_QUEUE], [_ASTRAY_AT_MOST, f'"{INFER}"']))
         return [one for one in (_arrival("", raw) for raw in found) if _is_request(one)]
 
     async def forget(self, astray: Sequence[Arrival]) -> None:

@@ -10,19 +10,21 @@ from typing import Any, TypeVar
 import msgspec
 
 from broker.port import DeadLetter, Holder
-from broker.valkey.claims import (
+from broker.valkey.lua import Call
+from broker.valkey.records import (
     Claim,
+    Ending,
     claim_answer,
     claim_call,
+    finish_call,
+    heartbeat_call,
     over_call,
     read_history,
     release_call,
     renew_call,
     start_call,
+    watch_call,
 )
-from broker.valkey.endings import Ending, finish_call
-from broker.valkey.facts import heartbeat_call, watch_call
-from broker.valkey.lua import Call
 from tasks.topology import Limits
 from taxiway.contract.blobs import Buffer, Reference
 from taxiway.contract.durability import outlasted, outlasting

@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from broker.beside import beside
-from broker.valkey.endings import Ending
+from broker.valkey.records import Ending
 from router.access.keyring import Caller, Scope
 from router.http.connection import WHOLE, Whole
 from router.http.errors import UNFORESEEN, body_of, headers_of, unforeseen

@@ -13,7 +13,7 @@ from operator import attrgetter
 import msgspec
 
 from broker.port import Outgoing
-from broker.valkey.deadlines import Course, exceeded
+from broker.valkey.records import Course, exceeded
 from router.decide.classify import Needs, needs_of
 from router.decide.depths import check_class, check_tenant
 from router.decide.explain import Explanation, explain

@@ -12,8 +12,8 @@ from typing import TypeGuard
 import msgspec
 
 from broker.port import Arrival
-from broker.valkey.endings import REFUSED, Ending
 from broker.valkey.holding import Drawn
+from broker.valkey.records import REFUSED, Ending
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, check_size
 from router.service.headers import Embed, check_embed, check_headers, read_embed

@@ -17,11 +17,9 @@ from typing import Any
 import msgspec
 
 from broker.port import DeadLetter
-from broker.valkey.deadlines import Overdue, overdue_answer, overdue_call
-from broker.valkey.endings import Ending, finish_call, revive_call
-from broker.valkey.facts import watch_call
 from broker.valkey.forwarding import forget_call
 from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_answer, survey_call
+from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
 from router.decide.tenants import day_of
 from router.service.decision import Refusal
 from tasks.reload import LIVE, Report

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from broker.valkey.deadlines import Overdue, exceeded
-from broker.valkey.endings import Ending
+from broker.valkey.records import Ending, Overdue, exceeded
 from router.service.store import Store
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.errors import BrokerUnavailableError

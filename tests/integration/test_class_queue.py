@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from broker.valkey.claims import Verdict
 from broker.valkey.class_queue import ClassQueue, Haul
-from broker.valkey.facts import heartbeat_call
 from broker.valkey.lua import run
+from broker.valkey.records import Verdict, heartbeat_call
 from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.keys import UNACKED, job_key, priority_list

@@ -13,10 +13,8 @@ import msgspec
 import pytest
 import redis
 
-from broker.valkey.claims import start_call
-from broker.valkey.deadlines import overdue_answer, overdue_call
-from broker.valkey.endings import Ending
 from broker.valkey.forwarding import Forward
+from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
 from broker.valkey.worker_store import Store as WorkerStore
 from router.service.store import Store as RouterStore
 from router.upkeep.deadlines import TICK, Deadlines

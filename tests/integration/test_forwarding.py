@@ -11,10 +11,9 @@ import pytest
 import redis
 
 from broker.port import InFlight, KeptSnapshot
-from broker.valkey.endings import Ending
 from broker.valkey.forwarding import Forward
-from broker.valkey.queues import ValkeyTransport
-from broker.valkey.sessions import TAKES
+from broker.valkey.queues import TAKES, ValkeyTransport
+from broker.valkey.records import Ending
 from tasks.settings import Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from celery import Celery
 
-from broker.valkey.endings import Ending, finish_call
 from broker.valkey.lua import run
+from broker.valkey.records import Ending, finish_call
 from broker.valkey.worker_store import Store
 from tasks.heartbeat import DeviceFacts
 from tasks.models.artefacts import ArtefactStore

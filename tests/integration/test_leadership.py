@@ -12,7 +12,7 @@ from broker.port import Peeked, Step
 from broker.valkey.holding import draw_answer, draw_call
 from broker.valkey.leadership import Leadership
 from broker.valkey.lua import run
-from broker.valkey.moving import move_call, record_call
+from broker.valkey.mover import move_call, record_call
 from router.upkeep.leader import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD

@@ -19,8 +19,7 @@ import redis
 
 import taxiway
 from broker.port import DeadLetter, Outgoing
-from broker.valkey.queues import ValkeyTransport
-from broker.valkey.sessions import LASTS, TAKES
+from broker.valkey.queues import LASTS, TAKES, ValkeyTransport
 from local.embedded import EmbeddedValkey
 from router.decide.explain import read_basis, unpack_snapshot
 from tasks.settings import TREE

@@ -10,10 +10,8 @@ import msgspec
 import pytest
 import redis
 
-from broker.valkey.claims import Verdict, release_call, renew_call, start_call
-from broker.valkey.endings import Ending
-from broker.valkey.facts import heartbeat_call
 from broker.valkey.forwarding import Forward
+from broker.valkey.records import Ending, Verdict, heartbeat_call, release_call, renew_call, start_call
 from tasks.models.lengths import bin_of, predicted, read_lengths
 from tasks.settings import Settings
 from taxiway.contract.job import JobState

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.valkey.claims import Claim, Verdict
+from broker.valkey.records import Claim, Verdict
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Model, load_catalogue
 from tasks.models.profiles import ProfileBook

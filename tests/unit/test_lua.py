@@ -8,7 +8,7 @@ from broker.valkey.lua import FOLDER, script
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import jobs_cell, turns_cell
 
-NAMES = sorted(path.stem for path in FOLDER.glob("*.lua"))
+NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in FOLDER.glob("*/*.lua") if path.parent.name != "includes")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ from celery import signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
-from broker.valkey.endings import Ending
+from broker.valkey.records import Ending
 from tasks.ticket import Ticket
 from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.bridge import CeleryBridge

@@ -14,7 +14,7 @@ from celery.app.task import Context
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from broker.valkey.endings import Ending
+from broker.valkey.records import Ending
 from broker.valkey.worker_store import Store
 from tasks.ticket import Ticket
 from tasks.tracing import trail_of

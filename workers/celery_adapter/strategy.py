@@ -17,8 +17,7 @@ from celery import Celery, signals
 from celery.app.task import Task
 from celery.worker.strategy import default
 
-from broker.valkey.claims import Verdict
-from broker.valkey.endings import REFUSED, Ending
+from broker.valkey.records import REFUSED, Ending, Verdict
 from broker.valkey.worker_store import Store
 from tasks.ticket import Ticket, TicketError, read_ticket
 from taxiway.contract.job import failure_meta, state_of

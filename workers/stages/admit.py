@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from broker.valkey.claims import Claim, Verdict
+from broker.valkey.records import Claim, Verdict
 from broker.valkey.worker_store import Store, insist
 from tasks.heartbeat import variant_key
 from taxiway.contract.blobs import Reference

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from broker.valkey.claims import Claim
-from broker.valkey.deadlines import Course, exceeded
-from broker.valkey.endings import Ending as StoredEnding
+from broker.valkey.records import Claim, Course, exceeded
+from broker.valkey.records import Ending as StoredEnding
 from tasks.models.catalogue import Model
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass

@@ -1,0 +1,256 @@
+"""What the state store records of jobs and processes: claims, deadlines, endings, heartbeats and catalogues.
+
+A claim is a worker's exclusive right to run a job, for a lease, under a fencing token. Deadlines are judged by the
+server's clock: jobs that are forwarded together are one group in a sorted set by their deadline. A job ends once, with
+its result, which is announced to whoever waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from broker.port import Holder
+from broker.valkey.lua import Call
+from tasks.models.lengths import bin_of
+from taxiway.contract.job import FINAL, JobState
+from taxiway.contract.keys import (
+    ARRIVALS,
+    CATALOGUES,
+    CATALOGUES_SEEN,
+    DEADLINES,
+    DEVICES,
+    HEARTBEATS,
+    HELD,
+    LENGTHS,
+    RELEASED,
+    RELOADS,
+    UNACKED,
+    WORK,
+    holding_key,
+    job_key,
+    kept_key,
+    reply_channel,
+    result_key,
+    withdrawn_channel,
+)
+from taxiway.errors import DeadlineExceededError
+
+
+class Verdict(StrEnum):
+    """The outcome of a claim."""
+
+    RUN = "run"
+    FINAL = "final"
+    LATE = "late"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One job's claim: its fencing token if it may run, seconds until the next attempt if it is held.
+
+    `attempts` counts the runs that are known to have begun. `claims` counts the claims that were not released, this one
+    included: more than one means that a worker ended while it held the job.
+    """
+
+    verdict: Verdict
+    token: str = ""
+    retry_in: float = 0.0
+    attempts: int = 0
+    claims: int = 1
+
+
+def claim_call(worker: str, lease: float, jobs: Sequence[tuple[str, float]]) -> Call:
+    """Claims jobs, given by id and deadline by the server's clock; 0 for none."""
+    return Call("jobs/claim", _results_and_records(jobs), [worker, lease, *(deadline for _, deadline in jobs)])
+
+
+def over_call(worker: str, jobs: Sequence[tuple[str, float]]) -> Call:
+    """Answers 1 for each of these jobs (as in `claim_call`) whose message may be deleted, once that is on disk."""
+    return Call("jobs/over", [kept_key(worker), *_results_and_records(jobs)], [deadline for _, deadline in jobs])
+
+
+def claim_answer(answer: Sequence[bytes]) -> tuple[float, list[Claim]]:
+    """The server's time, and each job's claim in order."""
+    return float(answer[0]), [claim_from(*pair) for pair in zip(answer[1::2], answer[2::2], strict=True)]
+
+
+def claim_from(verdict: bytes, value: bytes) -> Claim:
+    """One claim, as `includes/claimed.lua` answers it."""
+    if verdict == b"run":
+        token, attempts, claims = value.decode().rsplit(" ", 2)
+        return Claim(Verdict.RUN, token, attempts=int(attempts), claims=int(float(claims)))
+    kind = Verdict(verdict.decode())
+    return Claim(kind, retry_in=float(value) if kind is Verdict.HELD else 0.0)
+
+
+def read_history(text: str) -> tuple[Holder, ...]:
+    """The holders in a job's record, in order, as `includes/claimed.lua` writes them."""
+    lines = (line.rsplit(" ", 2) for line in text.splitlines())
+    return tuple(Holder(worker, float(since), state == JobState.RUNNING) for worker, since, state in lines)
+
+
+def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:
+    """Records that jobs run, given by id, token and start time by the server's clock."""
+    ids, tokens, times = zip(*jobs, strict=True)
+    return Call(
+        "jobs/start", _records(ids), [device, *(part for pair in zip(tokens, times, strict=True) for part in pair)]
+    )
+
+
+def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
+    """Prolongs claims, given by job and token; answers 1 for each that still holds."""
+    ids, tokens = zip(*claims, strict=True)
+    return Call("jobs/renew", _records(ids), [lease, *tokens])
+
+
+def release_call(claims: Iterable[tuple[str, str]]) -> Call:
+    """Releases claims, given by job and token."""
+    ids, tokens = zip(*claims, strict=True)
+    return Call("jobs/release", _records(ids), tokens)
+
+
+def _results_and_records(jobs: Sequence[tuple[str, float]]) -> list[str]:
+    return [key for job, _ in jobs for key in (result_key(job), job_key(job))]
+
+
+def _records(jobs: Iterable[Any]) -> list[str]:
+    return [job_key(job) for job in jobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """Where a job's time went until it was `ended` past its deadline. Times are by the store's clock; 0 if unknown.
+
+    It waited for its `hardware_class`: in holding if `held`, in the arrivals if it has no class yet. It ran since
+    `started`. A job without a deadline (`deadline_at` 0) did not run before its ticket expired.
+    """
+
+    ended: float
+    deadline_at: float
+    accepted: float = 0.0
+    hardware_class: str = ""
+    held: bool = False
+    started: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A job past its deadline, its client (empty if none), and where its time went."""
+
+    job: str
+    reply: str
+    course: Course
+
+
+def exceeded(course: Course) -> DeadlineExceededError:
+    """The error of a job past its deadline: the deadline, and where the time went, in seconds."""
+    accepted = course.accepted or course.ended
+    ran = max(course.ended - course.started, 0.0) if course.started else 0.0
+    queued = max(course.ended - accepted - ran, 0.0)
+    deadline = course.deadline_at - accepted
+    if not course.deadline_at:
+        what = "its ticket expired before it ran"
+    elif deadline <= 0:
+        return DeadlineExceededError(f"deadline exceeded: it passed {_seconds(-deadline)} before the job was accepted")
+    else:
+        what = f"deadline of {_seconds(deadline)} exceeded"
+    if course.held:
+        spent = f"held {_seconds(queued)}, because no queue had capacity"
+    else:
+        spent = f"queued {_seconds(queued)} on {course.hardware_class or ARRIVALS}"
+    told = f"{what}: {spent}, ran {_seconds(ran)}" if course.started else f"{what}: {spent}"
+    details = {"deadline": deadline if course.deadline_at else None, "queued": queued, "ran": ran}
+    rounded = {name: None if figure is None else round(figure, 6) for name, figure in details.items()}
+    return DeadlineExceededError(told, **rounded, hardware_class=course.hardware_class)
+
+
+def overdue_call(most: int, lease: float) -> Call:
+    """Takes up to `most` groups of due jobs. Jobs that have not ended after `lease` seconds are returned again."""
+    return Call("jobs/overdue", [DEADLINES], [most, lease])
+
+
+def overdue_answer(answer: Sequence[Any]) -> tuple[int, list[Overdue], float]:
+    """The number of groups that were due, their jobs, and the next due time; 0 for none."""
+    now, groups, due, *told = answer
+    jobs = [_overdue(float(now), *(field.decode() for field in told[n : n + 7])) for n in range(0, len(told), 7)]
+    return groups, jobs, float(due)
+
+
+def _overdue(
+    now: float, key: str, reply: str, state: str, due: str, accepted: str, hardware_class: str, started: str
+) -> Overdue:
+    course = Course(
+        ended=now,
+        deadline_at=float(due or 0),
+        accepted=float(accepted or 0),
+        hardware_class=hardware_class,
+        held=state == JobState.HELD,
+        started=float(started or 0) if state == JobState.RUNNING else 0.0,
+    )
+    return Overdue(key.removeprefix(job_key("")), reply, course)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{round(seconds, 6):.3g} s"  # clocks have microseconds
+
+
+REFUSED = "-"
+"""The token of a refused job: it does not end an accepted job of the same id."""
+
+_KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED)
+_PREFIXES = (reply_channel(""), withdrawn_channel(""), holding_key(""))
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED` only if it was never accepted.
+
+    `reply` is its client's name; empty if its record has it, or there is none. `generated` is the length of each answer
+    that it generated, in tokens. `started` and `device` say when and where it began to run, unless recorded before.
+    `tag` is its message's tag, if the same step acknowledges the message.
+    """
+
+    job: str
+    state: JobState
+    meta: bytes
+    token: str = ""
+    reply: str = ""
+    generated: Sequence[int] = ()
+    started: str = ""
+    device: str = ""
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.state in FINAL
+
+
+def finish_call(endings: Iterable[Ending], *, keep_result: float, keep_record: float) -> Call:
+    """Ends jobs; answers 1 for each whose result was written."""
+    keys: list[str] = [*_KEYS]
+    args: list[Any] = [int(keep_result), int(keep_record), *_PREFIXES]
+    for e in endings:
+        bins = msgspec.json.encode([bin_of(tokens) for tokens in e.generated]) if e.generated else b""
+        keys += (result_key(e.job), job_key(e.job))
+        args += (e.token, str(e.state), e.meta, e.reply, bins, e.started, e.device, e.tag)
+    return Call("jobs/finish", keys, args)
+
+
+def revive_call(job: str) -> Call:
+    """Lets a dead-lettered job start again; answers 0 if it did not end that way."""
+    return Call("jobs/revive", [job_key(job), result_key(job)])
+
+
+def heartbeat_call(worker: str, facts: bytes) -> Call:
+    """Publishes a device's facts under the server's time; without facts, removes the device."""
+    return Call("fleet/heartbeat", [DEVICES, HEARTBEATS], [worker, facts])
+
+
+def watch_call(arguments: Sequence[str | bytes]) -> Call:
+    """Reports what a process serves, as `tasks.reload.Reporter` has it; answers the number of reload requests."""
+    return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS], arguments)
