@@ -45,13 +45,9 @@ class Engine:
     def run(self, progress: Progress = lambda arrived: None) -> Outcome:
         """Play the whole trace, until the last request has ended and all devices are off."""
         self._begin()
-        events = self._events
         for job in jobs(self.workload, clairvoyant=self.policy.clairvoyant):
-            now = job.arrival
-            while events and events[0][0] <= now:
-                self._process_next()
-            self.now = now
-            self._arrive(job, now)
+            self._process_until(job.arrival)
+            self._arrive(job, job.arrival)
             if job.index % _REPORT_EVERY == 0:
                 progress(job.index)
         while self._inside:
@@ -120,6 +116,11 @@ class Engine:
         else:
             self._inside -= 1
             self.outcome.close(shift.job.index, REFUSED, math.nan)
+
+    def _process_until(self, time: float) -> None:
+        while self._events and self._events[0][0] <= time:
+            self._process_next()
+        self.now = time
 
     def _process_next(self) -> None:
         time, _, action, device, version = heappop(self._events)

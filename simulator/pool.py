@@ -103,6 +103,12 @@ class Pool:
         """Device seconds of all jobs here."""
         return sum(self.queued) + self.inside
 
+    def powered_seconds(self, now: float) -> float:
+        """Device seconds paid so far."""
+        return sum(
+            device.powered + (now - device.on_since if device.on_since is not None else 0.0) for device in self.devices
+        )
+
     def wait(self, job: Job) -> float:
         """Seconds until the job is expected to start."""
         if not self.serving:

@@ -1,0 +1,1 @@
+"""The tuner: plays recent arrivals in a simulation of the fleet, and finds the plan that serves them best."""
