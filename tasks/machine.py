@@ -33,8 +33,8 @@ class Machine:
     runtimes: dict[str, str]
 
     def devices(self, kind: str) -> int:
-        """How many devices of a kind (cpu, cuda, tpu) it has; the CPU counts by physical cores."""
-        return {"cpu": self.cores, "cuda": len(self.cuda), "tpu": self.tpu_chips}[kind]
+        """How many devices of a kind it has; the CPU counts by physical cores, and endpoints are elsewhere."""
+        return {"cpu": self.cores, "cuda": len(self.cuda), "tpu": self.tpu_chips, "endpoint": 0}[kind]
 
 
 def look() -> Machine:

@@ -1,7 +1,8 @@
 """queues.yaml: hardware classes with their queues and prices, services, tenants and limits.
 
 Parsed once into frozen values.
-Only this module knows the file's shape. `schema()` is its JSON Schema, kept in `queues.schema.json`.
+Only this module knows the file's shape, with `endpoints` for servers that run models. `schema()` is its JSON Schema,
+kept in `queues.schema.json`.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
+from tasks.endpoints import Endpoint
+from tasks.endpoints import contradictions as endpoint_contradictions
 from taxiway.contract.amounts import ELEMENTS
 from taxiway.contract.blobs import INLINE
 from taxiway.contract.durability import Durability
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.request import MAX_NAME, Priority
 
-DeviceKind = Literal["cpu", "cuda", "tpu"]
+DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -95,13 +98,16 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     A class of `spot` capacity takes only work that may be interrupted; `reclaims_per_hour` is how often a device goes.
     `notice` tells of that beforehand. `target` is the utilisation above which its time is made dearer, 0 to 1.
     At most `max_depth` jobs wait for it or run there, each of up to `payload` bytes: what is over it is refused.
+    An `endpoint` is a server that runs models. Its protocol is the only one of the class's `runtimes`, its slots are
+    `max_batch`, and no batch waits to form: these three fields are for other devices, which must have them.
     """
 
     device: DeviceKind
-    runtimes: Annotated[tuple[RuntimeName, ...], msgspec.Meta(min_length=1)]
+    endpoint: Endpoint | None = None
+    runtimes: Annotated[tuple[RuntimeName, ...], msgspec.Meta(min_length=1)] = ()
     concurrency: Positive | Literal["per-core"] = 1
-    max_batch: Positive
-    max_wait: Seconds
+    max_batch: Positive = 0
+    max_wait: Seconds = -1.0
     max_run: Annotated[float, msgspec.Meta(gt=0)] | None = None
     horizon: Seconds = 10.0
     price: Price
@@ -235,10 +241,19 @@ def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
     for path, expected, value in _contradictions(topology):
         raise TopologyError(file, path, expected, value)
     hardware = {
-        name: msgspec.structs.replace(one, max_run=longest_run(one, topology.service))
+        name: msgspec.structs.replace(_completed(one), max_run=longest_run(one, topology.service))
         for name, one in topology.hardware.items()
     }
     return msgspec.structs.replace(topology, hardware=hardware)
+
+
+def _completed(hardware: HardwareClass) -> HardwareClass:
+    """The class with what follows from its endpoint, if it has one."""
+    endpoint = hardware.endpoint
+    if endpoint is None:
+        return hardware
+    runtimes: tuple[str, ...] = (endpoint.protocol,)
+    return msgspec.structs.replace(hardware, runtimes=runtimes, max_batch=endpoint.slots, max_wait=0.0)
 
 
 def longest_run(hardware: HardwareClass, services: Mapping[str, Service]) -> float | None:
@@ -268,7 +283,20 @@ def load_topology(path: Path) -> Topology:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of queues.yaml."""
-    return json_schema(Topology)
+    described = json_schema(Topology)
+    hardware = described["$defs"][HardwareClass.__name__]
+    for name in _OF_DEVICES:
+        del hardware["properties"][name]["default"]
+    hardware["if"] = {"properties": {"device": {"const": "endpoint"}}}
+    hardware["then"] = {"required": ["endpoint"], "properties": dict.fromkeys(_OF_DEVICES, False)}
+    hardware["else"] = {"required": list(_OF_DEVICES), "properties": {"endpoint": False}}
+    return described
+
+
+_OF_DEVICES = ("runtimes", "max_batch", "max_wait")
+"""Fields that a class has if it is none of endpoints, and must have then."""
+
+_NOT_GIVEN: Mapping[str, object] = {"runtimes": (), "max_batch": 0, "max_wait": -1.0}
 
 
 def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
@@ -279,18 +307,43 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
     for name, hardware in topology.hardware.items():
         if hardware.reserve_for is not None and hardware.reserve_for not in topology.service:
             yield f"hardware.{name}.reserve_for", services, hardware.reserve_for
-        most, least = hardware.scaling.maximum, hardware.scaling.minimum
-        if most is not None and most < least:
-            yield f"hardware.{name}.scaling.maximum", f"at least minimum ({least})", most
         if name == ARRIVALS:
             yield f"hardware.{name}", "a name that is not the arrivals queue's", name
-        if not _is_pattern(hardware.notice.says):
-            yield f"hardware.{name}.notice.says", "a regular expression", hardware.notice.says
+        for place, expected, value in _class_contradictions(hardware):
+            yield f"hardware.{name}.{place}", expected, value
     yield from _unknown_classes(topology)
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
     yield from _too_small_for_a_body(topology)
+
+
+def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
+    most, least = hardware.scaling.maximum, hardware.scaling.minimum
+    if most is not None and most < least:
+        yield "scaling.maximum", f"at least minimum ({least})", most
+    if not _is_pattern(hardware.notice.says):
+        yield "notice.says", "a regular expression", hardware.notice.says
+    yield from _device_contradictions(hardware)
+
+
+def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
+    """What a class of endpoints, or one of other devices, has too much or too little."""
+    given = [name for name in _OF_DEVICES if getattr(hardware, name) != _NOT_GIVEN[name]]
+    if hardware.device != "endpoint":
+        for name in _OF_DEVICES:
+            if name not in given:
+                yield name, "a value", Verbatim("nothing")
+        if hardware.endpoint is not None:
+            yield "device", "endpoint, as the class has one", hardware.device
+        return
+    if hardware.endpoint is None:
+        yield "endpoint", "a value, as device is endpoint", Verbatim("nothing")
+        return
+    for name in given:
+        yield name, "nothing, as it follows from the endpoint", getattr(hardware, name)
+    for place, expected, value in endpoint_contradictions(hardware.endpoint):
+        yield f"endpoint.{place}", expected, value
 
 
 def _too_small_for_a_body(topology: Topology) -> Iterator[tuple[str, str, object]]:

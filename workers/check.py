@@ -78,6 +78,8 @@ def run_examples(catalogue: Catalogue, cache: Path, *, leaving_out: set[str]) ->
 def _run(model: Model, name: str, device: Device, artefacts: ArtefactStore) -> Verdict:
     subject, variant = f"{model.id}/{name}", model.variants[name]
     missing = lacking(variant.instruction_sets, device.instruction_sets)
+    if variant.on_endpoint:
+        return Verdict(subject=subject, level="ok", text="not run: it runs on endpoints")
     if variant.runtime not in device.runtimes:
         return Verdict(subject=subject, level="ok", text=f"not run: {variant.runtime} is not installed here")
     if device.kind not in variant.profiles or missing:

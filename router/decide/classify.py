@@ -155,7 +155,7 @@ def classify(
     candidates, refusals = [], []
     live = {name: fleet.of_class(name) for name in topology.hardware}
     for name, hardware, variant_name, variant in _pairs(model, topology):
-        reason = _class_refusal(variant, name, hardware, constraints)
+        reason = _class_refusal(model, variant, name, hardware, constraints)
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
             continue
@@ -174,17 +174,21 @@ def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClas
             yield name, hardware, variant_name, variant
 
 
-def _class_refusal(variant: Variant, name: str, hardware: HardwareClass, constraints: Constraints) -> str | None:
+def _class_refusal(
+    model: Model, variant: Variant, name: str, hardware: HardwareClass, constraints: Constraints
+) -> str | None:
     """Why no device of the class can ever run the variant under the constraints; None if one can."""
     allowed = constraints.classes
     if allowed is not None and name not in allowed:
         return f"the tenant may use {', '.join(allowed)}, not this class"
-    return _unfit(variant, hardware) or _forbidden(variant, hardware, constraints)
+    return _unfit(model, variant, hardware) or _forbidden(variant, hardware, constraints)
 
 
-def _unfit(variant: Variant, hardware: HardwareClass) -> str | None:
+def _unfit(model: Model, variant: Variant, hardware: HardwareClass) -> str | None:
     if variant.runtime not in hardware.runtimes:
         return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
+    if hardware.endpoint is not None and hardware.endpoint.name_of(model.name, model.version) is None:
+        return f"the class's endpoint serves {', '.join(hardware.endpoint.models)}, not {model.id}"
     if hardware.device not in variant.profiles and "cpu" not in variant.profiles:
         return f"the variant has no profile for {hardware.device}"
     if hardware.memory is not None and variant.memory > hardware.memory:

@@ -24,9 +24,10 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.service.headers import moment_of
 from tasks.fingerprint import KeyUse, key_use
 from tasks.models.catalogue import Catalogue, Model
+from tasks.models.chats import answer_limit
 from tasks.models.lengths import LONGEST, Lengths, generates, predicted
 from tasks.models.profiles import ProfileBook
-from tasks.models.sizes import measured, quantised, rows_of
+from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
 from taxiway.contract.keys import blob_key
@@ -231,6 +232,8 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> int:
     if not generates(model):
         return 0
     limit = request.parameters.get(LONGEST)
+    if model.pipeline == "chat":
+        limit = answer_limit(given_inputs(model, request.inputs).get(model.inputs[0].name)) or limit
     return predicted(lengths, limit if isinstance(limit, int) else int(model.parameters[LONGEST].default))
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
+from tasks.endpoints import PROTOCOLS
 from tasks.models.files import local_sha256, local_signature
 from tasks.models.graphs import GraphError, differences
 from tasks.models.units import EXPECTED, UnitError, read_unit
@@ -157,25 +158,35 @@ class CallLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     memory: Size | None = None
 
 
+_NO_MEMORY = Size(0)
+"""This very object is the memory of a variant that does not say it."""
+
+
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a model runs: on which runtime, in which precision, from which artefacts.
 
     `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
     artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.code` finds; only a
-    callable has `limits`.
+    callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has
+    neither artefacts nor `memory`, which every other variant has.
     """
 
     runtime: RuntimeName
     precision: Literal["fp32", "fp16", "bf16", "int8", "none"] = "none"
     artefacts: dict[str, str] = {}
     entry: str = ""
-    memory: Size
+    memory: Size = msgspec.field(default_factory=lambda: _NO_MEMORY)
     accuracy: float | None = None
     max_batch: Positive | None = None
     instruction_sets: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
     limits: CallLimits = CallLimits()
-    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu"], Profile], msgspec.Meta(min_length=1)]
+    profiles: Annotated[dict[Literal["cpu", "cuda", "tpu", "endpoint"], Profile], msgspec.Meta(min_length=1)]
+
+    @property
+    def on_endpoint(self) -> bool:
+        """Whether an endpoint runs it, and no device of ours."""
+        return self.runtime in PROTOCOLS
 
 
 def lacking(wanted: Collection[str], have: Collection[str]) -> list[str]:
@@ -197,6 +208,10 @@ def _capability(instruction_set: str) -> int:
     return int(number) if number != instruction_set and number.isdecimal() else 0
 
 
+SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}
+"""The pipelines of models that the endpoints of a protocol serve."""
+
+
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One version of one model.
 
@@ -213,7 +228,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     aliases: tuple[Name, ...] = ()
     summary: str
     licence: str
-    pipeline: Literal["tensors", "text", "image", "generation"]
+    pipeline: Literal["tensors", "text", "image", "generation", "chat"]
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1)]
     parameters: dict[str, Parameter] = {}
@@ -335,11 +350,33 @@ def _contradictions(model: Model) -> _Contradictions:
     for name, artefact in model.artefacts.items():
         yield from _artefact_contradictions(model, name, artefact)
     for name, variant in model.variants.items():
-        yield from _unknown(model, variant.artefacts, f"variants.{name}.artefacts")
-        if variant.runtime in ("torch", "jax", "python") and not variant.entry:
-            yield f"variants.{name}.entry", f"what the {variant.runtime} runtime shall run", variant.entry
-        if variant.runtime != "python" and variant.limits != CallLimits():
-            yield f"variants.{name}.limits", "limits only where the runtime is python", variant.runtime
+        for place, expected, value in _variant_contradictions(model, variant):
+            yield f"variants.{name}.{place}", expected, value
+
+
+def _variant_contradictions(model: Model, variant: Variant) -> _Contradictions:
+    yield from _unknown(model, variant.artefacts, "artefacts")
+    if variant.runtime in ("torch", "jax", "python") and not variant.entry:
+        yield "entry", f"what the {variant.runtime} runtime shall run", variant.entry
+    if variant.runtime != "python" and variant.limits != CallLimits():
+        yield "limits", "limits only where the runtime is python", variant.runtime
+    yield from _place_contradictions(model, variant)
+
+
+def _place_contradictions(model: Model, variant: Variant) -> _Contradictions:
+    """What does not fit a variant that runs on endpoints, or one that runs on devices of ours."""
+    if not variant.on_endpoint:
+        if variant.memory is _NO_MEMORY:
+            yield "memory", "a value", Verbatim("nothing")
+        if "endpoint" in variant.profiles:
+            yield "profiles.endpoint", f"no profile, as {variant.runtime} runs on no endpoint", Verbatim("one")
+        return
+    if set(variant.profiles) != {"endpoint"}:
+        yield "profiles", "a profile for endpoint alone", sorted(variant.profiles)
+    if variant.artefacts:
+        yield "artefacts", f"none where the runtime is {variant.runtime}", dict(variant.artefacts)
+    if model.pipeline not in SERVED_BY[variant.runtime]:
+        yield "runtime", f"a runtime for the pipeline {model.pipeline}", variant.runtime
 
 
 def _size_contradictions(model: Model) -> _Contradictions:

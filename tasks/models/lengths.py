@@ -31,7 +31,7 @@ _LAST = 81  # a million tokens; what is longer counts there
 
 def generates(model: Model) -> bool:
     """Whether the model's answers are as long as they turn out to be."""
-    return model.pipeline == "generation" and LONGEST in model.parameters
+    return model.pipeline in ("generation", "chat") and LONGEST in model.parameters
 
 
 def bin_of(tokens: int) -> int:

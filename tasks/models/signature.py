@@ -175,8 +175,8 @@ def _check_names(model: Model, given: Sequence[Any]) -> None:
 
 
 def _takes_any_json(model: Model) -> bool:
-    """Whether a BYTES element may be any JSON value: a model of tensors alone never looks inside."""
-    return model.pipeline == "tensors"
+    """Whether a BYTES element may be any JSON value: a chat is one, and a model of tensors never looks inside."""
+    return model.pipeline in ("tensors", "chat")
 
 
 def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:

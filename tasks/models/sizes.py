@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.chats import characters
 from tasks.models.image_header import pixels_of, read_base64, read_bytes
 from tasks.models.units import Unit, read_unit
 from taxiway.contract.blobs import is_reference
@@ -23,7 +24,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayErr
 CHARACTERS_PER_TOKEN = 4
 """Of English text in a WordPiece vocabulary, about."""
 
-TOKENS_AROUND = {"text": 2, "generation": 31}
+TOKENS_AROUND = {"text": 2, "generation": 31, "chat": 31}
 """Special tokens; SmolLM2's chat template with its system prompt."""
 
 DIGITS = 4
@@ -174,7 +175,8 @@ def _axis(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
 def _texts(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
     """Tokens of the first input's texts, from their lengths."""
     value = given.get(model.inputs[0].name)
-    lengths = [len(value)] if isinstance(value, str) else _lengths(value)
+    said = characters(value) if model.pipeline == "chat" else None
+    lengths = [said] if said is not None else [len(value)] if isinstance(value, str) else _lengths(value)
     around = TOKENS_AROUND.get(model.pipeline, 0)
     return [sum(lengths) // len(lengths) // CHARACTERS_PER_TOKEN + around] if lengths else []
 

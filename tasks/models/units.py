@@ -15,7 +15,7 @@ WORDS: tuple[Kind, ...] = ("rows", "tokens", "pixels", "bytes")
 """Units that are no input's; an input of the same name cannot be the unit."""
 
 EXPECTED = (
-    "rows, tokens (of a text or generation), pixels, bytes, or an input: the value of one with an integer a row, "
+    "rows, tokens (of a text, generation or chat), pixels, bytes, or an input: the value of one with an integer a row, "
     "the elements that a row of another has, or the length of one axis, as in input_ids[1]"
 )
 
@@ -47,7 +47,7 @@ def read_unit(text: str, inputs: Iterable[Declared], pipeline: str) -> Unit:
     """
     word = _OF_WORDS.get(text)
     if word is not None:
-        if word.kind == "tokens" and pipeline not in ("text", "generation"):
+        if word.kind == "tokens" and pipeline not in ("text", "generation", "chat"):
             raise UnitError(text)
         return word
     found = _INPUT.match(text)

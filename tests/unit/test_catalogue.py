@@ -19,6 +19,10 @@ from tests.unit.test_topology import paths
 SHA = "0" * 64
 
 
+ON_CPU = {"cpu": {"base": 0.1, "slope": 0}}
+REMOTE = {"endpoint": {"base": 0.1, "slope": 0}}
+
+
 def document(**fields: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "name": "sentiment",
@@ -74,6 +78,26 @@ def tensor(shape: list[int], batch_axis: int | None) -> dict[str, Any]:
         ),
         ({"inputs": [{"name": "text", "datatype": "FP32", "shape": [-1, 0]}]}, "inputs.0.shape: expected sizes >= 1"),
         ({"inputs": [tensor([2, 3], 1)]}, "inputs.0.shape: expected -1 at position 1: the batch axis, got [2, 3]"),
+        (
+            {"variants": {"onnx": {"runtime": "onnx", "profiles": ON_CPU}}},
+            "variants.onnx.memory: expected a value, got nothing",
+        ),
+        (
+            {"variants": {"onnx": {"runtime": "oip", "profiles": ON_CPU}}},
+            "variants.onnx.profiles: expected a profile for",
+        ),
+        (
+            {"variants": {"onnx": {"runtime": "oip", "profiles": REMOTE}}},
+            "variants.onnx.runtime: expected a runtime for the",
+        ),
+        (
+            {"variants": variants(runtime="openai", profiles=REMOTE)},
+            "variants.onnx.artefacts: expected none where the runtime is",
+        ),
+        (
+            {"variants": variants(profiles=REMOTE)},
+            "variants.onnx.profiles.endpoint: expected no profile, as onnx runs on no",
+        ),
         ({"inputs": [tensor([], None)], "pipeline": "tensors"}, "inputs: expected one with a batch axis"),
         ({"outputs": [tensor([3], None)]}, "outputs.0.batch_axis: expected a batch axis: each row has an answer"),
         ({"inputs": [tensor([2, -1], 1)]}, "inputs.0.batch_axis: expected 0, as the pipeline text batches its tensors"),

@@ -72,9 +72,23 @@ def test_any_slip_of_the_pen_is_a_topology_or_a_topology_error(start: int, lengt
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("hardware", "gpu.realtime", "device"), "npu", "device: expected one of ['cpu', 'cuda', 'tpu'], got 'npu'"),
+        (
+            ("hardware", "gpu.realtime", "device"),
+            "npu",
+            "device: expected one of ['cpu', 'cuda', 'endpoint', 'tpu'], got 'npu'",
+        ),
         (("hardware", "cpu.batch", "price"), MISSING, "hardware.cpu.batch.price: expected a value, got nothing"),
         (("hardware", "cpu.batch", "max_batch"), 0, "hardware.cpu.batch.max_batch: expected `int` >= 1, got 0"),
+        (
+            ("hardware", "cpu.batch", "max_batch"),
+            MISSING,
+            "hardware.cpu.batch.max_batch: expected a value, got nothing",
+        ),
+        (
+            ("hardware", "cpu.batch", "device"),
+            "endpoint",
+            "hardware.cpu.batch.endpoint: expected a value, as device is",
+        ),
         (("hardware", "cpu.batch", "max_batches"), 1, "(did you mean max_batch?), got 1"),
         (("hardware", "CPU"), {}, "hardware.CPU: expected a key that is `str` matching"),
         (("hardware", "taxiway.arrivals"), DOCUMENT["hardware"]["cpu.batch"], "that is not the arrivals queue's"),
@@ -150,3 +164,52 @@ def test_a_file_that_cannot_be_read_is_a_topology_error(content: bytes | None, t
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_the_schema_in_the_tree_is_the_one_that_the_types_give(name: str) -> None:
     assert (FOLDER / name).read_text(encoding="utf-8") == schemas()[name], "run: python -m tasks.schema"
+
+
+ENGINE: dict[str, Any] = {
+    "device": "endpoint",
+    "endpoint": {"protocol": "openai", "url": "http://engine:8000/v1/", "slots": 8, "models": {"chat": "SmolLM2"}},
+    "price": {"usd_per_hour": 1},
+}
+
+
+def with_engine(**fields: Any) -> Topology:
+    """The shipped document with a class of endpoints."""
+    endpoint = ENGINE["endpoint"] | fields.pop("endpoint", {})
+    engine = {**ENGINE, "endpoint": {name: value for name, value in endpoint.items() if value is not MISSING}, **fields}
+    return parse_topology(yaml.safe_dump(DOCUMENT | {"hardware": DOCUMENT["hardware"] | {"engine": engine}}))
+
+
+def test_a_class_of_endpoints_runs_its_protocol_in_its_slots() -> None:
+    one = with_engine().hardware["engine"]
+    assert (one.runtimes, one.max_batch, one.max_wait) == (("openai",), 8, 0.0)
+    assert one.endpoint is not None
+    assert one.endpoint.urls == ("http://engine:8000/v1",)
+    assert (one.endpoint.name_of("chat", 3), one.endpoint.name_of("other", 1)) == ("SmolLM2", None)
+    two = with_engine(endpoint={"url": ["http://a", "http://b"], "models": {"m": "x", "m:2": "y"}}).hardware["engine"]
+    assert two.endpoint is not None
+    assert two.endpoint.urls == ("http://a", "http://b")
+    assert (two.endpoint.name_of("m", 1), two.endpoint.name_of("m", 2)) == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"endpoint": {"protocol": "grpc"}}, "endpoint.protocol: expected one of ['oip', 'openai'], got 'grpc'"),
+        ({"endpoint": {"url": "engine:8000"}}, "hardware.engine.endpoint.url: expected `str` matching regex"),
+        ({"endpoint": {"url": ["http://a", "http://a/"]}}, "endpoint.url: expected each replica once"),
+        ({"endpoint": {"slots": 0}}, "hardware.engine.endpoint.slots: expected `int` >= 1, got 0"),
+        ({"endpoint": {"models": {}}}, "hardware.engine.endpoint.models: expected `object` of length >= 1, got {}"),
+        ({"endpoint": {"models": MISSING}}, "hardware.engine.endpoint.models: expected a value, got nothing"),
+        ({"endpoint": {"headers": {"a b": "c"}}}, "endpoint.headers.a b: expected a key that is `str` matching regex"),
+        ({"endpoint": {"tls": {"authorities": "ca.pem"}}}, "endpoint.url: expected https:// where tls is given"),
+        ({"endpoint": {"tls": {"key": "k.pem"}}}, "endpoint.tls.certificate: expected the certificate of the key"),
+        ({"endpoint": {"key": "secret"}}, "no such field, but one of ['connect_timeout',"),
+        ({"max_batch": 4}, "hardware.engine.max_batch: expected nothing, as it follows from the endpoint, got 4"),
+        ({"device": "cpu"}, "hardware.engine.runtimes: expected a value, got nothing"),
+    ],
+)
+def test_a_wrong_endpoint_says_where_and_what_was_expected(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        with_engine(**fields)
+    assert message in str(caught.value)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import click
 import msgspec
@@ -26,7 +27,7 @@ from workers.profiling.run import Task, run_all
 
 FAILED, USAGE, MISSING = 1, 2, 3  # exit statuses, as `taxiway` has them
 
-_KINDS: dict[str, DeviceKind] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
+_KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
 
 
 @click.command()
@@ -69,7 +70,7 @@ def main(
     sys.exit(FAILED if any(outcome.error for outcome in outcomes) else 0)
 
 
-def _kind(device: str) -> DeviceKind:
+def _kind(device: str) -> Literal["cpu", "cuda", "tpu"]:
     """The device's kind by its label."""
     kind = _KINDS.get(device.partition(":")[0])
     if kind is None:
@@ -114,6 +115,8 @@ def _left_out(model: Model, name: str, device: Device) -> str:
     """Why the device cannot run the variant; empty where it can."""
     variant = model.variants[name]
     missing = lacking(variant.instruction_sets, device.instruction_sets)
+    if variant.on_endpoint:
+        return "it runs on endpoints"
     if variant.runtime not in device.runtimes:
         return f"{variant.runtime} is not installed"
     if device.kind not in variant.profiles:

@@ -1,0 +1,77 @@
+"""The `endpoint` of a hardware class in queues.yaml: a server of somebody else that runs models, such as vLLM. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args
+
+import msgspec
+
+EndpointProtocol = Literal["openai", "oip"]
+
+PROTOCOLS: tuple[str, ...] = get_args(EndpointProtocol)
+"""Protocols that endpoints speak. A variant whose runtime has such a name runs on endpoints, in-process on nothing."""
+
+Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$", max_length=2048)]
+HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)]
+HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\x80-\U0010ffff]*$", max_length=4096)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Files in PEM: the authorities that may sign the server's certificate (default: the system's), and our own."""
+
+    authorities: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Probes of an endpoint: at the latest `every` seconds after the last answer, a GET of `path` below the URL.
+
+    Without a `path` it is the protocol's: the list of models, or the readiness of the server.
+    """
+
+    path: Annotated[str, msgspec.Meta(pattern=r"^/[^\s#]*$", max_length=2048)] | None = None
+    every: Seconds = 1.0
+
+
+class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A server that runs models, and its replicas.
+
+    `url` is where the protocol's paths begin: for `openai` it usually ends in `/v1`, for `oip` it is the server's root.
+    Several URLs are replicas, each driven by a worker of its own. `slots` is the requests that one replica runs at the
+    same time. `models` maps names of models, or `name:version`, to what the server calls them. `key_env` names the
+    environment variable of the worker that has the API key; `headers` are sent with each request.
+    """
+
+    protocol: EndpointProtocol
+    url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)]
+    slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
+    models: Annotated[dict[str, Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)]
+    key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    headers: dict[HeaderName, HeaderValue] = {}
+    tls: Tls = Tls()
+    connect_timeout: Seconds = 2.0
+    health: Health = Health()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Every replica's URL, without a slash at its end."""
+        given = (self.url,) if isinstance(self.url, str) else self.url
+        return tuple(url.rstrip("/") for url in given)
+
+    def name_of(self, name: str, version: int) -> str | None:
+        """What the server calls a model; None if it does not serve it."""
+        return self.models.get(f"{name}:{version}", self.models.get(name))
+
+
+def contradictions(endpoint: Endpoint) -> Iterator[tuple[str, str, object]]:
+    """Contradictions between the endpoint's fields: path inside it, expectation and value of each."""
+    tls = endpoint.tls
+    if tls.key is not None and tls.certificate is None:
+        yield "tls.certificate", "the certificate of the key", None
+    if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):
+        yield "url", "https:// where tls is given", endpoint.url
+    if len(set(endpoint.urls)) < len(endpoint.urls):
+        yield "url", "each replica once", endpoint.url
