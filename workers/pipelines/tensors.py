@@ -81,7 +81,7 @@ class TensorPipeline:
             outputs = runtime.run(self._stack([items[index].arrays for index in indices]))
             rows = {spec.name: read_output(spec, outputs.get(spec.name), len(indices)) for spec in self._model.outputs}
             for place, index in enumerate(indices):
-                answers[index] = {name: _plain(array, place) for name, array in rows.items()}
+                answers[index] = plain_row(rows, place)
         return answers
 
     def _together(self, arrays: Arrays) -> Hashable:
@@ -131,6 +131,11 @@ def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.nda
     if not np.can_cast(array.dtype, wanted, "same_kind"):
         raise ExecutionError(f"output {spec.name!r}: expected {spec.datatype}, got {array.dtype} values")
     return array.astype(wanted)
+
+
+def plain_row(outputs: Arrays, place: int = 0) -> Row:
+    """One row of outputs that have their rows on the first axis: arrays, or plain values where these are scalars."""
+    return {name: _plain(array, place) for name, array in outputs.items()}
 
 
 def _fits(wanted: Sequence[int], shape: Sequence[int]) -> bool:

@@ -1,0 +1,304 @@
+"""The protocols of endpoints: what is asked for, and how answers are read, without a server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taxiway.contract.binary import HEADER, SIZE, bytes_part
+from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from tests.unit.test_catalogue import model as described
+from workers.endpoints import oip, openai
+from workers.endpoints.asking import AskItem
+from workers.endpoints.faults import BUSY_FOR, LONGEST_WAIT, EndpointError, FaultKind, refused, retry_after
+from workers.pipelines import Row
+
+ENDPOINT = {"profiles": {"endpoint": {"base": 0.1, "slope": 0}}}
+TOKENS = {"parameters": {"max_tokens": {"type": "integer", "default": 64}}}
+CHAT = described(
+    pipeline="chat",
+    inputs=[{"name": "request", "datatype": "BYTES", "shape": [-1]}],
+    variants={"onnx": {"runtime": "openai", **ENDPOINT}},
+    **TOKENS,
+)
+PROMPT = described(
+    pipeline="generation",
+    inputs=[{"name": "prompt", "datatype": "BYTES", "shape": [-1]}],
+    variants={
+        "onnx": {"runtime": "openai", **ENDPOINT},
+        "raw": {"runtime": "openai", "entry": "completions", **ENDPOINT},
+    },
+    **TOKENS,
+)
+EMBED = described(
+    outputs=[{"name": "embedding", "datatype": "FP32", "shape": [-1, 3]}],
+    variants={"onnx": {"runtime": "openai", **ENDPOINT}},
+)
+TENSORS = described(
+    pipeline="tensors",
+    inputs=[
+        {"name": "x", "datatype": "FP32", "shape": [-1, 2]},
+        {"name": "word", "datatype": "BYTES", "shape": [-1]},
+        {"name": "rate", "datatype": "INT64", "shape": [1], "batch_axis": None},
+    ],
+    outputs=[{"name": "y", "datatype": "FP32", "shape": [-1, 2]}, {"name": "said", "datatype": "BYTES", "shape": [-1]}],
+    variants={"onnx": {"runtime": "oip", **ENDPOINT}},
+)
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def chat(request: Any, **parameters: Any) -> AskItem:
+    return openai.prepare(CHAT, CHAT.variants["onnx"], "m", {"request": request}, {"max_tokens": 64, **parameters})
+
+
+def sent(item: AskItem) -> Any:
+    assert item.ask is not None
+    return json.loads(item.ask.body)
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+
+
+def piece(finish: str | None = None, **delta: Any) -> bytes:
+    return event(choices=[{"index": 0, "delta": delta, "finish_reason": finish}])
+
+
+USAGE = {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+TELLING = b"".join(
+    [
+        piece(role="assistant", content=""),
+        b": keep-alive\n\n",
+        piece(content="Grüß "),
+        piece(content="Gott 🙂"),
+        piece("stop"),
+        event(choices=[], usage=USAGE),
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
+def read(raw: bytes, *sizes: int) -> tuple[str, Row]:
+    """What a streamed answer told, and was, when it came in pieces of these sizes."""
+    reader, told, at = openai.StreamReader(), "", 0
+    for size in (*sizes, len(raw)):
+        told += reader.feed(raw[at : at + size])
+        at += size
+    return told, reader.answer()
+
+
+def test_a_chat_is_streamed_and_its_own_fields_reach_the_engine() -> None:
+    request = HELLO | {"model": "gpt-4o", "stream": False, "temperature": 0.5, "tools": [], "max_tokens": 7}
+    item = chat(request)
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    assert sent(item) == HELLO | {"model": "m", "temperature": 0.5, "tools": [], "max_tokens": 7} | usage
+    assert sent(chat(HELLO))["max_tokens"] == 64
+    assert "max_tokens" not in sent(chat(HELLO | {"max_completion_tokens": 5}))
+    assert (item.size, item.parameters["max_tokens"]) == (8, 7)
+    assert sent(chat(json.dumps(HELLO)))["messages"] == HELLO["messages"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("no", "inputs.request: expected JSON, got 'no'"),
+        ([], "inputs.request: expected a chat request: an object with messages, got []"),
+        ({}, "inputs.request.messages: expected a list of objects with a role, got None"),
+        ({"messages": [{"content": "x"}]}, "inputs.request.messages: expected a list of objects with a role"),
+        (HELLO | {"n": 2}, "inputs.request.n: expected 1, as a job has one answer, got 2"),
+        (HELLO | {"max_tokens": 0}, "inputs.request.max_tokens: expected an integer >= 1, got 0"),
+    ],
+)
+def test_what_is_no_chat_is_the_callers_error(request_: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        chat(request_)
+    assert message in caught.value.message
+
+
+def test_an_image_that_came_as_bytes_is_a_data_url() -> None:
+    parts = [
+        {"type": "text", "text": "What?"},
+        {"type": "image_url", "image_url": {"url": b"\x89PNG..", "detail": "low"}},
+    ]
+    (message,) = sent(chat({"messages": [{"role": "user", "content": parts}]}))["messages"]
+    assert message["content"][1]["image_url"] == {"url": "data:image/png;base64,iVBORy4u", "detail": "low"}
+
+
+@given(sizes=st.lists(st.integers(0, 60), max_size=30))
+def test_a_streamed_answer_is_the_same_however_it_is_cut(sizes: list[int]) -> None:
+    told, answer = read(TELLING, *sizes)
+    assert told == answer["text"] == "Grüß Gott 🙂"
+    assert answer["message"] == {"role": "assistant", "content": "Grüß Gott 🙂"}
+    assert (answer["tokens"], answer["finish-reason"]) == (3, "stop")
+    assert answer["usage"] == USAGE | {"prompt_tokens_details": None}
+
+
+@given(length=st.integers(0, TELLING.index(b'"stop"')))
+def test_a_truncated_stream_is_the_endpoints_fault(length: int) -> None:
+    with pytest.raises(EndpointError, match="ended before the answer did") as caught:
+        read(TELLING[:length])
+    assert caught.value.kind is FaultKind.BROKEN
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"data: {\n\n", "malformed"),
+        (b"data: []\n\n", "malformed: Expected `object`, got `array`"),
+        (b"data: \xff\n\n", "malformed"),
+        (piece(content=3), "malformed: Expected `str | null`, got `int`"),
+        (event(error={"message": "out of memory"}), "in the middle of its answer: out of memory"),
+    ],
+)
+def test_a_malformed_stream_is_the_endpoints_fault(raw: bytes, reason: str) -> None:
+    with pytest.raises(EndpointError, match=reason):
+        read(piece(content="so far") + raw)
+
+
+def test_the_pieces_of_tool_calls_are_put_together() -> None:
+    first = {"index": 0, "id": "a", "type": "function", "function": {"name": "see", "arguments": ""}}
+    second = {"index": 1, "id": "b", "function": {"name": "hear", "arguments": "{}"}}
+    more = [{"index": 0, "function": {"arguments": part}} for part in ('{"x"', ": 1}")]
+    raw = piece(tool_calls=[first]) + b"".join(piece(tool_calls=[one]) for one in (more[0], second, more[1]))
+    told, answer = read(raw + piece("tool_calls"))
+    calls = answer["message"]["tool_calls"]
+    assert [(call["id"], call["function"]) for call in calls] == [
+        ("a", {"name": "see", "arguments": '{"x": 1}'}),
+        ("b", {"name": "hear", "arguments": "{}"}),
+    ]
+    assert (told, answer["message"]["content"], answer["tokens"], answer["usage"]) == ("", None, 4, None)
+
+
+def test_a_prompt_is_a_chat_or_sent_as_it_is() -> None:
+    given_ = {"max_tokens": 5, "temperature": 0, "seed": None}
+    alone, raw = (
+        openai.prepare(PROMPT, PROMPT.variants[name], "m", {"prompt": "Hi"}, given_) for name in ("onnx", "raw")
+    )
+    assert sent(alone)["messages"] == [{"role": "user", "content": "Hi"}]
+    assert sent(raw)["prompt"] == "Hi"
+    assert "seed" not in sent(raw)
+    assert raw.ask is not None
+    assert raw.ask.path == "/completions"
+    reader = raw.ask.read({})
+    assert reader.feed(event(choices=[{"index": 0, "text": "yes", "finish_reason": "length"}])) == "yes"
+    assert reader.answer()["finish-reason"] == "length"
+
+
+def test_an_embedding_is_read_as_an_array() -> None:
+    item = openai.prepare(EMBED, EMBED.variants["onnx"], "m", {"text": "Hi"}, {})
+    assert item.ask is not None
+    reader = item.ask.read({})
+    assert reader.feed(b'{"data": [{"embedding": [1, 2.5, 3]}]}') == ""
+    np.testing.assert_array_equal(reader.answer()["embedding"], np.array([1, 2.5, 3], np.float32))
+    empty = item.ask.read({})
+    empty.feed(b'{"data": []}')
+    with pytest.raises(EndpointError, match="expected one embedding, got 0"):
+        empty.answer()
+
+
+def tensors() -> AskItem:
+    row = {"x": [1.5, 2.0], "word": "ü", "rate": np.array([7])}
+    return oip.prepare(TENSORS, TENSORS.variants["onnx"], "a/b", row, {})
+
+
+def test_tensors_are_sent_in_binary() -> None:
+    ask = tensors().ask
+    assert ask is not None
+    length = int(ask.headers[HEADER])
+    asked, binary = json.loads(ask.body[:length]), ask.body[length:]
+    assert ask.path == "/v2/models/a%2Fb/infer"
+    assert [(one["name"], one["shape"], one["parameters"][SIZE]) for one in asked["inputs"]] == [
+        ("x", [1, 2], 8),
+        ("word", [1], 6),
+        ("rate", [1], 8),
+    ]
+    assert binary == np.array([1.5, 2], "<f4").tobytes() + bytes_part(["ü".encode()]) + np.array([7], "<i8").tobytes()
+
+
+def test_binary_and_plain_outputs_are_read() -> None:
+    ask = tensors().ask
+    assert ask is not None
+    said = bytes_part([b"ja"])
+    outputs = [
+        {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [3, 4.5]},
+        {"name": "said", "datatype": "BYTES", "shape": [1], "parameters": {SIZE: len(said)}},
+    ]
+    text = msgspec.json.encode({"outputs": outputs})
+    reader = ask.read({HEADER: str(len(text))})
+    reader.feed(text[:9])
+    reader.feed(text[9:] + said)
+    answer = reader.answer()
+    assert (list(answer["y"]), answer["said"]) == ([3, 4.5], "ja")
+    plain = ask.read({})
+    plain.feed(msgspec.json.encode({"outputs": [outputs[0], outputs[1] | {"data": ["ja"], "parameters": {}}]}))
+    assert plain.answer()["said"] == "ja"
+
+
+@given(
+    raw=st.binary(max_size=40) | st.sampled_from([b'{"outputs": []}', b'{"outputs": [{"name": "y"}]}']),
+    length=st.none() | st.text(max_size=3),
+)
+def test_any_other_answer_is_malformed(raw: bytes, length: str | None) -> None:
+    ask = tensors().ask
+    assert ask is not None
+    reader = ask.read({} if length is None else {HEADER: length})
+    reader.feed(raw)
+    with pytest.raises(EndpointError, match="malformed"):
+        reader.answer()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"error": {"message": "bad field"}}, InvalidRequestError),
+        (422, {"detail": "bad field"}, InvalidRequestError),
+        (400, {"error": {"message": "bad field", "code": "context_length_exceeded"}}, RequestTooLargeError),
+        (400, {"error": {"message": "bad field", "type": "exceed_context_size_error"}}, RequestTooLargeError),
+        (413, "bad field", RequestTooLargeError),
+    ],
+)
+def test_a_request_of_its_own_fault_ends_with_the_engines_words(status: int, body: Any, kind: type[Exception]) -> None:
+    error = refused(status, {}, msgspec.json.encode(body), 0.0)
+    assert type(error) is kind
+    assert "bad field" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "kind"),
+    [
+        (429, {}, FaultKind.BUSY),
+        (503, {"Retry-After": "3"}, FaultKind.BUSY),
+        (503, {}, FaultKind.BROKEN),
+        (500, {}, FaultKind.BROKEN),
+        (401, {}, FaultKind.UNREACHED),
+        (404, {}, FaultKind.UNREACHED),
+        (307, {}, FaultKind.UNREACHED),
+    ],
+)
+def test_everything_else_is_the_endpoints_fault(status: int, headers: dict[str, str], kind: FaultKind) -> None:
+    error = refused(status, headers, b"<html>no", 0.0)
+    assert isinstance(error, EndpointError)
+    assert error.kind is kind
+    assert "<html>no" in error.reason
+
+
+@given(
+    status=st.integers(201, 599),
+    body=st.binary(max_size=40) | st.sampled_from([b'{"error": 1}', b"[]", b'{"error": {"code": []}}']),
+)
+def test_any_status_and_body_is_somebodys_fault(status: int, body: bytes) -> None:
+    assert str(refused(status, {"Retry-After": "soon"}, body, 0.0))
+
+
+def test_retry_after_is_seconds_or_a_date_and_bounded() -> None:
+    assert retry_after("7", 0.0) == 7
+    assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 90.0) == 10
+    assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", 190.0) == 0
+    assert retry_after("9" * 400, 0.0) == LONGEST_WAIT
+    assert retry_after("soon", 0.0) == retry_after("", 0.0) == BUSY_FOR

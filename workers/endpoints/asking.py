@@ -1,0 +1,100 @@
+"""What a protocol makes of a row: an HTTP request, and a reader of its answer. No I/O."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tasks.models.catalogue import Model, Variant
+from workers.endpoints.faults import EndpointError, FaultKind
+from workers.pipelines import Item, Row
+
+MAX_ANSWER = 256 * 2**20
+"""Bytes of one answer; an endpoint that sends more is at fault."""
+
+
+class Reader(ABC):
+    """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends."""
+
+    done = False
+
+    @abstractmethod
+    def feed(self, chunk: bytes) -> str:
+        """Read a chunk; the generated text that it adds.
+
+        Raises:
+            EndpointError: it is malformed, or the endpoint reports a failure.
+        """
+
+    @abstractmethod
+    def answer(self) -> Row:
+        """The outputs by name, once the body has ended.
+
+        Raises:
+            EndpointError: the answer is truncated or malformed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A POST to `path` below the endpoint's URL, and what reads its answer, given the answer's headers."""
+
+    path: str
+    body: bytes
+    read: Callable[[Mapping[str, str]], Reader]
+    headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+
+
+@dataclass(slots=True)
+class AskItem(Item):
+    """A row that was prepared for an endpoint."""
+
+    ask: Ask | None = None
+
+
+class EndpointProtocol(Protocol):
+    """What a protocol's module has. `HEALTH` is the path that a probe gets."""
+
+    HEALTH: str
+
+    def prepare(self, model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+        """The row for the model that the endpoint calls `name`.
+
+        Raises:
+            RequestError: the row or a parameter is wrong.
+        """
+
+    def announced(self, body: bytes) -> Sequence[str] | None:
+        """The models that the answer to a probe lists; None where it lists none.
+
+        Raises:
+            EndpointError: it is malformed.
+        """
+
+
+class WholeReader(Reader):
+    """Reads an answer that is of use only as a whole, which `parse` turns into outputs."""
+
+    def __init__(self, parse: Callable[[bytes], Row]) -> None:
+        self._parse = parse
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> str:
+        """Keep the chunk; it adds no text."""
+        self._size += len(chunk)
+        if self._size > MAX_ANSWER:
+            raise malformed(f"more than {MAX_ANSWER} bytes")
+        self._parts.append(chunk)
+        return ""
+
+    def answer(self) -> Row:
+        """The outputs."""
+        return self._parse(b"".join(self._parts))
+
+
+def malformed(reason: str) -> EndpointError:
+    """The endpoint's fault for an answer that cannot be read."""
+    return EndpointError(FaultKind.BROKEN, f"the endpoint's answer is malformed: {reason}")

@@ -1,0 +1,127 @@
+"""The Open Inference Protocol v2 over HTTP, as Triton, MLServer, KServe and OpenVINO have it; tensors are binary.
+
+Source: kserve/open-inference-protocol, specification/protocol/inference_rest.md and extension_binary_data.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from tasks.models.catalogue import Model, TensorSpec, Variant
+from taxiway.contract.binary import (
+    HEADER,
+    OCTETS,
+    SIZE,
+    Framed,
+    bytes_elements,
+    bytes_part,
+    pieces,
+    split,
+)
+from taxiway.contract.values import raw_bytes, to_array
+from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
+from workers.endpoints.asking import Ask, AskItem, WholeReader, malformed
+from workers.pipelines import Row
+from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
+
+HEALTH = "/v2/health/ready"
+"""What a server answers with 200 once it serves."""
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    name: str
+    shape: list[int]
+    datatype: str
+    data: Any = None
+    parameters: dict[str, Any] = {}
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    outputs: list[_Tensor]
+
+
+_answer = msgspec.json.Decoder(_Answer).decode
+
+
+def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    """See `asking.EndpointProtocol`."""
+    item = TensorPipeline(model).prepare(row, parameters)
+    tensors = [_encoded(spec, item.arrays[spec.name]) for spec in model.inputs if spec.name in item.arrays]
+    given = {key: value for key, value in parameters.items() if value is not None}
+    body = {
+        "inputs": [described for described, _ in tensors],
+        "outputs": [{"name": spec.name, "parameters": {"binary_data": True}} for spec in model.outputs],
+        **({"parameters": given} if given else {}),
+    }
+    framed = Framed(msgspec.json.encode(body), [part for _, part in tensors])
+    headers = {"Content-Type": OCTETS, HEADER: str(len(framed.text))}
+
+    def read(answered: Mapping[str, str]) -> WholeReader:
+        return WholeReader(lambda raw: _parse(model, raw, answered.get(HEADER)))
+
+    path = f"/v2/models/{quote(name, safe='')}/infer"
+    return AskItem(item.arrays, item.size, parameters, ask=Ask(path, framed.body, read, headers))
+
+
+def announced(body: bytes) -> Sequence[str] | None:
+    """Nothing: readiness lists no models."""
+    return None
+
+
+def _encoded(spec: TensorSpec, row: np.ndarray) -> tuple[dict[str, Any], bytes | memoryview]:
+    """A tensor's description and its binary data, with the row on its batch axis."""
+    array = row if spec.batch_axis is None else np.expand_dims(row, spec.batch_axis)
+    if spec.datatype == "BYTES":
+        part: bytes | memoryview = bytes_part([_as_bytes(spec, element) for element in array.reshape(-1)])
+    else:
+        part = raw_bytes(array)
+    shape, size = list(array.shape), len(part)
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "parameters": {SIZE: size}}, part
+
+
+def _as_bytes(spec: TensorSpec, element: Any) -> bytes:
+    if isinstance(element, str):
+        return element.encode()
+    if isinstance(element, bytes):
+        return element
+    field = f"inputs.{spec.name}"
+    raise InvalidRequestError(f"{field}: expected text or bytes, got {type(element).__name__}", field=field)
+
+
+def _parse(model: Model, raw: bytes, header_length: str | None) -> Row:
+    """The outputs of a request of one row."""
+    try:
+        text, rest = split(raw, header_length)
+        outputs = _answer(bytes(text)).outputs
+        parts = pieces([output.parameters.get(SIZE) for output in outputs], rest)
+        arrays = {output.name: _decoded(output, part) for output, part in zip(outputs, parts, strict=True)}
+        return plain_row({spec.name: read_output(spec, arrays.get(spec.name), 1) for spec in model.outputs})
+    except (msgspec.MsgspecError, UnicodeDecodeError, InvalidRequestError, ExecutionError) as error:
+        raise malformed(error.message if isinstance(error, TaxiwayError) else str(error)) from error
+
+
+def _decoded(output: _Tensor, part: memoryview | None) -> np.ndarray:
+    data = output.data if part is None else part
+    if output.datatype != "BYTES":
+        return to_array({"datatype": output.datatype, "shape": output.shape, "data": data}, output.name)
+    if any(length < 0 for length in output.shape):
+        raise malformed(f"{output.name}: shape {output.shape}")
+    count = int(np.prod(output.shape))
+    elements = data if part is None else [_text(one) for one in bytes_elements(part, count, output.name)]
+    if not isinstance(elements, list) or len(elements) != count:
+        raise malformed(f"{output.name}: expected {count} elements")
+    array = np.empty(count, object)
+    array[:] = elements
+    return array.reshape(output.shape)
+
+
+def _text(element: bytes) -> str | bytes:
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        return element

@@ -1,0 +1,256 @@
+"""The API of OpenAI, as vLLM, SGLang, llama.cpp, TGI and hosted providers have it.
+
+Chats and generations are always streamed from the engine, so that tokens, usage and aborts are known as they happen.
+A variant with the entry `completions` sends its prompt as it is; else a prompt is a chat's only message.
+
+Source: https://platform.openai.com/docs/api-reference.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from tasks.models.catalogue import Model, Variant
+from tasks.models.chats import answer_limit, characters, read_chat
+from tasks.models.lengths import LONGEST
+from tasks.models.sizes import CHARACTERS_PER_TOKEN
+from taxiway.contract.quoting import cut
+from workers.endpoints.asking import Ask, AskItem, Reader, WholeReader, malformed
+from workers.endpoints.faults import EndpointError, FaultKind
+from workers.endpoints.sse import EventParser, EventTooLargeError
+from workers.pipelines import Row
+from workers.pipelines.text import read_text
+
+HEALTH = "/models"
+"""Where an endpoint lists its models."""
+
+_END = "[DONE]"
+_IMAGES = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
+_COMPLETIONS = "completions"
+
+Value = TypeVar("Value")
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens as the engine counts them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+
+
+class _Call(msgspec.Struct, frozen=True):
+    index: int = 0
+    id: str | None = None
+    type: str | None = None
+    function: dict[str, Any] = {}
+
+
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(msgspec.Struct, frozen=True):
+    index: int = 0
+    delta: _Delta = _Delta()
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct, frozen=True):
+    choices: list[_Choice] = []
+    usage: Usage | None = None
+    error: Any = None
+
+
+class _Embedding(msgspec.Struct, frozen=True):
+    embedding: list[float]
+
+
+class _Embeddings(msgspec.Struct, frozen=True):
+    data: list[_Embedding]
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _Models(msgspec.Struct, frozen=True):
+    data: list[_Listed]
+
+
+_chunk = msgspec.json.Decoder(_Chunk).decode
+_embeddings = msgspec.json.Decoder(_Embeddings).decode
+_models = msgspec.json.Decoder(_Models).decode
+
+
+def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    """See `asking.EndpointProtocol`."""
+    return _PREPARE[model.pipeline](model, variant, name, row, parameters)
+
+
+def announced(body: bytes) -> Sequence[str] | None:
+    """The ids in a list of models."""
+    return [one.id for one in _decoded(_models, body).data]
+
+
+class StreamReader(Reader):
+    """Reads a streamed chat or completion: `message`, `text`, `tokens`, `finish-reason` and `usage`."""
+
+    def __init__(self) -> None:
+        self._events = EventParser()
+        self._text: list[str] = []
+        self._extra: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._finish = ""
+        self._usage: Usage | None = None
+        self._pieces = 0
+
+    def feed(self, chunk: bytes) -> str:
+        """The text that the chunk's events add."""
+        try:
+            events = self._events.feed(chunk)
+        except EventTooLargeError as error:
+            raise malformed(str(error)) from error
+        return "".join(self._take(event.data) for event in events)
+
+    def answer(self) -> Row:
+        """The whole answer. An engine that did not count its tokens sent about one in each piece."""
+        if not self._finish:
+            raise EndpointError(FaultKind.BROKEN, "the endpoint's stream ended before the answer did")
+        text, usage = "".join(self._text), self._usage
+        return {
+            "message": self._message(text),
+            "text": text,
+            "tokens": usage.completion_tokens if usage is not None else self._pieces,
+            "finish-reason": self._finish,
+            "usage": None if usage is None else msgspec.to_builtins(usage),
+        }
+
+    def _take(self, text: str) -> str:
+        if self.done:
+            return ""
+        if text == _END:
+            self.done = True
+            return ""
+        chunk = _decoded(_chunk, text)
+        if chunk.error is not None:
+            raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
+        self._usage = chunk.usage or self._usage
+        return "".join(self._add(choice) for choice in chunk.choices if choice.index == 0)
+
+    def _add(self, choice: _Choice) -> str:
+        self._finish = choice.finish_reason or self._finish
+        delta, text = choice.delta, choice.delta.content or choice.text or ""
+        for name in ("reasoning_content", "refusal"):
+            if (more := getattr(delta, name)) is not None:
+                self._extra.setdefault(name, []).append(more)
+        for call in delta.tool_calls or ():
+            self._add_call(call)
+        self._pieces += bool(text or delta.reasoning_content or delta.tool_calls)
+        self._text.append(text)
+        return text
+
+    def _add_call(self, call: _Call) -> None:
+        """Add a piece of a tool call: its arguments come in parts."""
+        whole = self._calls.setdefault(call.index, {"id": "", "type": "function", "function": {}})
+        whole |= {name: value for name, value in (("id", call.id), ("type", call.type)) if value}
+        function = whole["function"]
+        for name, value in call.function.items():
+            function[name] = function.get(name, "") + value if isinstance(value, str) else value
+
+    def _message(self, text: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if self._calls else "")}
+        message |= {name: "".join(parts) for name, parts in self._extra.items()}
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+        return message
+
+
+def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    first = model.inputs[0].name
+    chat = read_chat(row.get(first), f"inputs.{first}")
+    limit = answer_limit(chat) or int(parameters[LONGEST])
+    size = (characters(chat) or 0) // CHARACTERS_PER_TOKEN + limit
+    if "max_completion_tokens" not in chat:
+        chat["max_tokens"] = limit
+    chat["messages"] = [_with_images(message) for message in chat["messages"]]
+    return _streamed("/chat/completions", name, chat, size, {**parameters, LONGEST: limit})
+
+
+def _prepare_prompt(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    prompt = read_text(model.inputs[0].name, row)
+    given = {key: value for key, value in parameters.items() if value is not None}
+    size = len(prompt) // CHARACTERS_PER_TOKEN + int(parameters[LONGEST])
+    if variant.entry == _COMPLETIONS:
+        return _streamed("/completions", name, {"prompt": prompt, **given}, size, parameters)
+    messages = [{"role": "user", "content": prompt}]
+    return _streamed("/chat/completions", name, {"messages": messages, **given}, size, parameters)
+
+
+def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+    text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
+    body = {"model": name, "input": text, "encoding_format": "float"}
+
+    def parse(raw: bytes) -> Row:
+        data = _decoded(_embeddings, raw).data
+        if len(data) != 1:
+            raise malformed(f"expected one embedding, got {len(data)}")
+        return {output: np.array(data[0].embedding, np.float32)}
+
+    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: WholeReader(parse))
+    return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
+
+
+_PREPARE: Mapping[str, Callable[[Model, Variant, str, Row, Mapping[str, Any]], AskItem]] = {
+    "chat": _prepare_chat,
+    "generation": _prepare_prompt,
+    "text": _prepare_text,
+}
+
+
+def _streamed(path: str, name: str, body: dict[str, Any], size: int, parameters: Mapping[str, Any]) -> AskItem:
+    asked = {**body, "model": name, "stream": True, "stream_options": {"include_usage": True}}
+    return AskItem({}, size, parameters, ask=Ask(path, msgspec.json.encode(asked), lambda _: StreamReader()))
+
+
+def _with_images(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with images that came as bytes as data URLs, which is the form that engines take."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": [_with_image(part) for part in content]}
+
+
+def _with_image(part: Any) -> Any:
+    image = part.get("image_url") if isinstance(part, dict) else None
+    if not isinstance(image, dict):
+        return part
+    url = image.get("url")
+    if not isinstance(url, bytes | bytearray | memoryview):
+        return part
+    content = bytes(url)
+    kind = next((kind for mark, kind in _IMAGES.items() if content.startswith(mark)), "octet-stream")
+    data = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {**part, "image_url": {**image, "url": data}}
+
+
+def _decoded(decode: Callable[[bytes | str], Value], raw: bytes | str) -> Value:
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(str(error)) from error
+
+
+def _said(chunk: _Chunk) -> str:
+    error = chunk.error
+    return cut(str(error.get("message", error) if isinstance(error, dict) else error), 500)
