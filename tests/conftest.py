@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
-from taxiway.cli import main
+from tests.command_line import CommandLine
 from tests.working import empty_fleet
 
 # No deadline: a busy machine is no failure, and pytest-timeout ends what hangs. Nor is a draw of many situations that
@@ -53,13 +51,9 @@ def amqp_url() -> str:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> CommandLine:
     """The command line in this process, in an empty folder and without a fleet's address."""
     monkeypatch.chdir(tmp_path)
     for name in ("TAXIWAY_URL", "TAXIWAY_DATA"):
         monkeypatch.delenv(name, raising=False)
-
-    def run(*arguments: str, **settings: Any) -> Result:
-        return CliRunner().invoke(main, arguments, **settings)
-
-    return run
+    return CommandLine()

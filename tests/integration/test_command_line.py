@@ -1,5 +1,7 @@
 """The command line as a process of its own: start-up, exit codes, streams and signals."""
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -11,28 +13,30 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from taxiway.cli.address import find_fleet
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT
+from tests.command_line import CommandLine
 
 NOBODY = "http://127.0.0.1:9"
 
 
-def command_line(*arguments, **settings):
+def command_line(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "taxiway", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, **settings)
 
 
-def processor_seconds():
+def processor_seconds() -> float:
     """What the processes that this one started and that have ended took: other load on the machine adds little."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def test_help_costs_less_than_150_milliseconds():
-    def seconds():
+def test_help_costs_less_than_150_milliseconds() -> None:
+    def seconds() -> float:
         before = processor_seconds()
         assert command_line("--help").returncode == 0
         return processor_seconds() - before
@@ -40,7 +44,7 @@ def test_help_costs_less_than_150_milliseconds():
     assert min(seconds() for _ in range(5)) < 0.15
 
 
-def test_no_library_of_a_door_is_imported_for_help():
+def test_no_library_of_a_door_is_imported_for_help() -> None:
     code = (
         "import sys; from taxiway.cli import main; main(['submit', '--help'], standalone_mode=False);"
         "print([m for m in ('redis', 'aiohttp', 'rich') if m in sys.modules])"
@@ -51,7 +55,7 @@ def test_no_library_of_a_door_is_imported_for_help():
 
 
 @pytest.mark.parametrize("url", [NOBODY, "redis://127.0.0.1:9"])
-def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_than_two_seconds(url):
+def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_than_two_seconds(url: str) -> None:
     before, began = processor_seconds(), time.monotonic()
     done = command_line("submit", "echo", "--text", "a", "--url", url)
 
@@ -62,7 +66,7 @@ def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_t
     assert "hint: " in done.stderr
 
 
-def test_an_interrupt_exits_with_130():
+def test_an_interrupt_exits_with_130() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         command = [sys.executable, "-m", "taxiway", "result", "x", "--wait", "30", "--url", url]
@@ -75,7 +79,7 @@ def test_an_interrupt_exits_with_130():
 
 
 @pytest.mark.parametrize("verb", ["up", "down", "doctor"])
-def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path, verb):
+def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed(tmp_path: Path, verb: str) -> None:
     package = Path(__file__).parents[2] / "taxiway"
     shutil.copytree(package, tmp_path / "site" / "taxiway")
     (tmp_path / "here").mkdir()
@@ -97,7 +101,7 @@ def test_the_fleets_verbs_say_what_is_missing_where_only_the_client_is_installed
     assert "make setup" in done.stderr
 
 
-def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(tmp_path):
+def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "__init__.py").write_text("raise SystemExit('the wrong tasks')")
     tree = str(Path(__file__).parents[2])
@@ -108,7 +112,7 @@ def test_the_fleets_verbs_run_from_any_folder_even_one_that_has_a_tasks_package(
     assert done.returncode == 0
 
 
-def test_what_is_missing_in_a_command_is_said_by_the_fleets_own_command_line(tmp_path):
+def test_what_is_missing_in_a_command_is_said_by_the_fleets_own_command_line(tmp_path: Path) -> None:
     done = command_line("up", "--workers", "nonsense", "--data", str(tmp_path))
 
     assert done.returncode == 2
@@ -116,11 +120,11 @@ def test_what_is_missing_in_a_command_is_said_by_the_fleets_own_command_line(tmp
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_is_printed(cli, shell):
+def test_a_completion_script_is_printed(cli: CommandLine, shell: str) -> None:
     assert "_TAXIWAY_COMPLETE" in cli("completion", shell).stdout
 
 
-def test_the_completion_script_completes_verbs():
+def test_the_completion_script_completes_verbs() -> None:
     words = {"COMP_WORDS": "taxiway sub", "COMP_CWORD": "1", "_TAXIWAY_COMPLETE": "bash_complete"}
     code = "from taxiway.cli import main; main(prog_name='taxiway')"
     command = [sys.executable, "-c", code]
@@ -138,7 +142,7 @@ def test_the_completion_script_completes_verbs():
         (["keys", "new"], "Usage: taxiway keys new "),
     ],
 )
-def test_a_usage_error_names_the_command_that_was_typed(arguments, usage):
+def test_a_usage_error_names_the_command_that_was_typed(arguments: list[str], usage: str) -> None:
     done = command_line(*arguments)
 
     assert done.returncode == 2
@@ -146,7 +150,7 @@ def test_a_usage_error_names_the_command_that_was_typed(arguments, usage):
     assert "python -m" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path):
+def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
         done = command_line("up", "--detach", "--data", str(tmp_path), "--flower-port", str(port))
@@ -157,7 +161,7 @@ def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path):
     assert hint.startswith("hint: ")
 
 
-def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path, cli):
+def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path: Path, cli: CommandLine) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     (tmp_path / "fleet.json").write_text(json.dumps({"http": NOBODY, "pid": ended.pid}))
@@ -168,7 +172,7 @@ def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path, cli):
     assert find_fleet("http://elsewhere", tmp_path, {}) == "http://elsewhere"
 
 
-def test_a_fleet_is_not_started_on_a_server_that_does_not_answer(tmp_path):
+def test_a_fleet_is_not_started_on_a_server_that_does_not_answer(tmp_path: Path) -> None:
     broker = {"TAXIWAY_BROKER": "redis://:secret-word@127.0.0.1:9/0"}
     done = command_line("up", "--detach", "--data", str(tmp_path), env={**os.environ, **broker})
 

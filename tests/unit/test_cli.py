@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path
@@ -21,6 +23,7 @@ from taxiway.cli.show import (
 )
 from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
+from tests.command_line import CommandLine
 
 NOBODY = "http://127.0.0.1:9"
 REPORT = RunReport(
@@ -36,7 +39,7 @@ REPORT = RunReport(
 )
 
 
-def test_help_names_every_verb_and_every_exit_code(cli):
+def test_help_names_every_verb_and_every_exit_code(cli: CommandLine) -> None:
     told = cli("--help").stdout
 
     assert all(re.search(rf"^  {verb} ", told, re.MULTILINE) for verb in COMMANDS)
@@ -44,7 +47,7 @@ def test_help_names_every_verb_and_every_exit_code(cli):
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_every_verb_has_help_that_begins_as_the_table_says(cli, verb):
+def test_every_verb_has_help_that_begins_as_the_table_says(cli: CommandLine, verb: str) -> None:
     answer = cli(verb, "--help")
 
     assert answer.exit_code == 0
@@ -68,11 +71,11 @@ def test_every_verb_has_help_that_begins_as_the_table_says(cli, verb):
         ["fly"],
     ],
 )
-def test_wrong_usage_exits_with_2(cli, arguments):
+def test_wrong_usage_exits_with_2(cli: CommandLine, arguments: list[str]) -> None:
     assert cli(*arguments).exit_code == 2
 
 
-def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli):
+def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli: CommandLine) -> None:
     answer = cli("submit", "echo", "--text", "a", "--deadline", "nan", "--url", NOBODY)
 
     assert answer.exit_code == 2
@@ -82,7 +85,7 @@ def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli):
 @pytest.mark.parametrize(
     "arguments", [["submit", "echo", "--text", "a"], ["status"], ["models"], ["result", "x"], ["explain", "x"]]
 )
-def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli, arguments):
+def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli: CommandLine, arguments: list[str]) -> None:
     answer = cli(*arguments)
 
     assert answer.exit_code == 4
@@ -90,7 +93,9 @@ def test_a_fleet_that_is_not_there_exits_with_4_and_a_hint(cli, arguments):
     assert re.match(r"error: no fleet runs from .taxiway\nhint: start a fleet with `taxiway up", answer.stderr)
 
 
-def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs_here(tmp_path, monkeypatch):
+def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (".taxiway", "elsewhere", "named"):
         Path(folder).mkdir()
@@ -105,7 +110,7 @@ def test_the_fleet_is_the_one_given_else_the_environments_else_the_one_that_runs
     assert find_fleet("http://option", None, environment) == "http://option"
 
 
-def test_a_checkout_is_known_by_its_files(tmp_path):
+def test_a_checkout_is_known_by_its_files(tmp_path: Path) -> None:
     tree = Path(__file__).parents[2]
 
     assert find_tree([tmp_path, tree]) == tree
@@ -115,11 +120,11 @@ def test_a_checkout_is_known_by_its_files(tmp_path):
     ("raw", "value"),
     [(b'{"a": 1}', {"a": 1}), (b"3.5", 3.5), (b"plain words", "plain words"), (b"\xff\xd8", b"\xff\xd8")],
 )
-def test_standard_input_is_json_else_text_else_bytes(raw, value):
+def test_standard_input_is_json_else_text_else_bytes(raw: bytes, value: object) -> None:
     assert json_or_text(raw) == value
 
 
-def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are():
+def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are() -> None:
     assert exit_code(UnknownModelError("")) == 2
     assert exit_code(DeadlineExceededError("")) == 1
     assert exit_code(OverloadedError("")) == 4
@@ -127,20 +132,20 @@ def test_errors_of_the_fleet_have_an_exit_code_by_whose_fault_they_are():
     assert hint_for(OverloadedError("", retry_after=3.0)).endswith("(in 3 s)")
 
 
-def test_a_report_says_that_its_device_was_emulated():
+def test_a_report_says_that_its_device_was_emulated() -> None:
     assert report_line(REPORT) == (
         "gpu.realtime · onnx-int8 · cpu:0 (emulated) · waited 2 ms · ran 1.50 s in a batch of 3 · $1.25e-06 · cheapest"
     )
 
 
-def test_long_values_are_cut_and_say_how_long_they_are():
+def test_long_values_are_cut_and_say_how_long_they_are() -> None:
     assert brief([0.5] * 384).endswith("… 384 in all]")
     assert brief(b"12345") == "5 bytes"
     assert brief({"label": "cat", "score": 0.987654321}) == "label cat, score 0.987654"
     assert duration(0.0123) == "12.3 ms"
 
 
-def test_rows_are_a_table_and_a_vector_is_one_line(capsys):
+def test_rows_are_a_table_and_a_vector_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     show_result(Result(model="m:1", outputs={"label": ["good", "bad"], "score": [0.9, 0.8]}, report=REPORT))
     rows = capsys.readouterr().out.splitlines()
     show_result(Result(model="m:1", outputs={"embedding": [0.5] * 384}, report=REPORT))
@@ -150,7 +155,7 @@ def test_rows_are_a_table_and_a_vector_is_one_line(capsys):
     assert len(vector) == 2
 
 
-def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys):
+def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     record = JobRecord(id="j", state=JobState.QUEUED, model="echo:1", hardware_class="cpu.batch", reason="a [bold] one")
     show_status(JobStatus(record=record, position=3, eta=0.5))
     shown = capsys.readouterr().out
@@ -161,7 +166,9 @@ def test_a_status_shows_what_is_known_and_leaves_out_the_rest(capsys):
     assert "deadline" not in shown
 
 
-def test_a_placement_shows_its_reason_and_its_table(capsys, monkeypatch):
+def test_a_placement_shows_its_reason_and_its_table(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     seconds = {"transfer": 0.0, "wait": 0.5, "load": 0.0, "run": 0.25, "guaranteed": 1.5}
     figures = {"finish": 0.75, "cost": 1e-6, "warm": True, **seconds}
@@ -184,7 +191,7 @@ def test_a_placement_shows_its_reason_and_its_table(capsys, monkeypatch):
     assert "note" not in shown
 
 
-def test_models_and_fleet_are_tables(capsys):
+def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None:
     model = {
         "name": "echo",
         "versions": ["1"],
@@ -204,7 +211,7 @@ def test_models_and_fleet_are_tables(capsys):
     assert "these figures are stale" in shown
 
 
-def test_the_key_goes_to_routers_alone():
+def test_the_key_goes_to_routers_alone() -> None:
     environment = {"TAXIWAY_KEY": "taxiway_one"}
 
     assert key_for("http://router", environment) == key_for("https://router", environment) == "taxiway_one"
