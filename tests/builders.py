@@ -15,27 +15,47 @@ TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 
 
 def a_ticket(job: str = "j", model: str = "echo:1", **fields: Any) -> Ticket:
-    usual = {"variants": {}, "prices": {}, "accepted": 0.0, "deadline_at": 0.0, "level": 1, "reason": "a test"}
+    usual: dict[str, Any] = {
+        "variants": {},
+        "prices": {},
+        "accepted": 0.0,
+        "deadline_at": 0.0,
+        "level": 1,
+        "reason": "a test",
+    }
     return Ticket(job=job, task=INFER, model=model, **(usual | fields))
 
 
 def a_delivery(ticket: Ticket | None = None, body: bytes = b"", **fields: Any) -> Delivery:
     """A message with that ticket that came at the beginning of the epoch."""
     ticket = ticket or a_ticket()
-    usual = {"received": 0.0, "hardware_class": "cpu.batch"}
+    usual: dict[str, Any] = {"received": 0.0, "hardware_class": "cpu.batch"}
     return Delivery(ticket.job, ticket, body, "application/json", **(usual | fields))
 
 
 def a_device(hardware_class: str = "cpu.batch", **fields: Any) -> DeviceFacts:
     """What the first device of a class reports."""
-    usual = {"worker": f"{hardware_class}@host", "device": "cpu:0", "kind": "cpu", "emulated": False, "name": "test"}
-    memory = {"memory_total": 2**34, "memory_free": 2**34}
-    return DeviceFacts(hardware_class=hardware_class, **(usual | memory | fields))
+    usual: dict[str, Any] = {
+        "worker": f"{hardware_class}@host",
+        "device": "cpu:0",
+        "kind": "cpu",
+        "emulated": False,
+        "name": "test",
+        "memory_total": 2**34,
+        "memory_free": 2**34,
+    }
+    return DeviceFacts(hardware_class=hardware_class, **(usual | fields))
 
 
 def a_class(dollars: float = 1.0, **fields: Any) -> HardwareClass:
     """Some processors at that price an hour."""
-    usual = {"device": "cpu", "runtimes": ("echo",), "max_batch": 4, "max_wait": 0.0, "price": Price(dollars)}
+    usual: dict[str, Any] = {
+        "device": "cpu",
+        "runtimes": ("echo",),
+        "max_batch": 4,
+        "max_wait": 0.0,
+        "price": Price(dollars),
+    }
     return HardwareClass(**(usual | fields))
 
 

@@ -81,8 +81,8 @@ def spinner_graph(taken: str, given: str, *, turns: int = 1) -> bytes:
     ]
     numbers = {"zero": 0, "one": 1, "each": turns}
     constants = [helper.make_tensor(name, TensorProto.INT64, [], [n]) for name, n in numbers.items()]
-    tensors = [[_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given)]
-    return _model(nodes, *tensors, constants)
+    inputs, outputs = ([_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given))
+    return _model(nodes, inputs, outputs, constants)
 
 
 def hungry_graph(taken: str, given: str, *, numbers: int) -> bytes:
@@ -96,8 +96,8 @@ def hungry_graph(taken: str, given: str, *, numbers: int) -> bytes:
         helper.make_node("Add", [taken, "nothing"], [given]),
     ]
     constants = [helper.make_tensor("wanted", TensorProto.INT64, [1], [numbers])]
-    tensors = [[_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given)]
-    return _model(nodes, *tensors, constants)
+    inputs, outputs = ([_value(name, TensorProto.INT64, ["batch"])] for name in (taken, given))
+    return _model(nodes, inputs, outputs, constants)
 
 
 SCALE_SPECS: dict[str, Any] = {

@@ -28,6 +28,7 @@ from taxiway.contract.job import JobState, Result, RunReport, success_meta
 from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
+from tests.stored import as_bytes
 
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 
@@ -53,8 +54,8 @@ def router_process(
     command = [sys.executable, "-m", module, "--port", "0", *options]
     variables = {**os.environ, **settings.environment(), **(environment or {})}
     process = subprocess.Popen(command, cwd=TREE, env=variables, stdout=subprocess.PIPE, stderr=log)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield RouterProcess(process, json.loads(process.stdout.readline())["http"])
     finally:
         process.kill()
@@ -132,7 +133,7 @@ class EchoDevice:
                 continue
             popped = self._broker.blpop(priority_lists(self.hardware_class), timeout=0.1)
             if popped is not None:
-                self._answer(popped[1])
+                self._answer(as_bytes(popped[1]))
 
     def _answer(self, raw: bytes) -> None:
         envelope = decode_envelope(raw)

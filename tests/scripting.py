@@ -14,6 +14,7 @@ from broker.valkey.queues import TAKES, recover_call, sign_call
 from broker.valkey.records import Claim, Ending, claim_answer, claim_call, finish_call
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import WORK, in_flight_key, job_key, session_key, work_cell
+from tests.stored import as_bytes, fields_of
 
 LEASE = 30.0
 CELL = work_cell("cpu.batch", 1)
@@ -24,7 +25,9 @@ def is_held(client: redis.Redis, job: str) -> bool:
     """Whether a worker holds a job that has not ended, and the lease is not over."""
     state, holder, until = client.hmget(job_key(job), "state", "holder", "held_until")
     seconds, microseconds = client.time()
-    return bool(holder) and state not in {one.encode() for one in FINAL} and float(until) > seconds + microseconds / 1e6
+    if not holder or state in {one.encode() for one in FINAL}:
+        return False
+    return float(as_bytes(until)) > seconds + microseconds / 1e6
 
 
 class Store:
@@ -80,7 +83,7 @@ class Store:
 
     def record(self, job: str) -> dict[str, str]:
         """A job's record."""
-        return {name.decode(): value.decode() for name, value in self.client.hgetall(job_key(job)).items()}
+        return fields_of(self.client, job_key(job))
 
 
 def placed(job: str, message: bytes = b"m", **fields: str) -> Forward:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import router.__main__ as shipped
+from router.service.admission import Rules
+from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from tests.routing import RouterProcess, router_process
 
@@ -87,11 +89,11 @@ def main() -> int:
     """The router's own command."""
     serve = shipped.serve
 
-    async def ticking(*args: Any) -> int:
+    async def ticking(settings: Settings, rules: Rules, folder: ModelsFolder, door: shipped.Door) -> int:
         with Path(os.environ[_FILE]).open("a", buffering=1) as file:
             ticker = asyncio.create_task(_tick(file))
             try:
-                return await serve(*args)
+                return await serve(settings, rules, folder, door)
             finally:
                 ticker.cancel()
 

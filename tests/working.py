@@ -39,6 +39,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
 from tests.graphs import onnx_variant, spinner_graph, write_model
+from tests.stored import as_bytes
 
 CLASS = "cpu.batch"
 
@@ -150,8 +151,8 @@ def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterat
     command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", CLASS, *options]
     environment = {**os.environ, **settings.environment()}
     process = subprocess.Popen(command, cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield WorkerProcess(process, json.loads(process.stdout.readline())["worker"])
     finally:
         process.kill()
@@ -213,7 +214,7 @@ class Tower:
 
     def route(self, model: str) -> int:
         """Sign and queue what plain Celery wrote to the arrivals; how many messages."""
-        taken = [raw for name in priority_lists(ARRIVALS) for raw in self.state.rpop(name, 100) or []]
+        taken = [as_bytes(raw) for name in priority_lists(ARRIVALS) for raw in self.state.rpop(name, 100) or []]
         self.queue(*(self._signed(decode_envelope(raw), model, {}) for raw in taken))
         return len(taken)
 
@@ -230,9 +231,9 @@ class Tower:
         """The stored result's bytes."""
         end = time.monotonic() + within
         while time.monotonic() < end:
-            raw: bytes | None = self.state.get(result_key(job))
+            raw = self.state.get(result_key(job))
             if raw is not None:
-                return raw
+                return as_bytes(raw)
             time.sleep(0.005)
         raise AssertionError(f"job {job} has no result after {within:g} s")
 

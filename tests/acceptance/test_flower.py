@@ -1,18 +1,23 @@
 """Flower shows the whole fleet on its pages, checked with a real browser."""
 
+from __future__ import annotations
+
 import html
 import os
 import re
 import shutil
 import subprocess
 import time
+from typing import Any
 
 import httpx
 import pytest
 
 import taxiway
+from local.state import Fleet
 from tasks.settings import TREE
 from tasks.topology import load_topology
+from taxiway.client.sync_client import Job
 
 QUIET = (
     "--headless",
@@ -27,7 +32,7 @@ QUIET = (
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> str:
     """Chromium's path."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None and os.environ.get("CI"):
@@ -38,10 +43,10 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def page(browser, fleet, tmp_path_factory):
+def page(browser: str, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory):
     """A function that gives the text of one of Flower's pages once its scripts have run for some seconds."""
 
-    def read(path):
+    def read(path) -> str:
         profile = tmp_path_factory.mktemp("chromium")
         flags = [*QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom"]
         done = subprocess.run(
@@ -52,14 +57,14 @@ def page(browser, fleet, tmp_path_factory):
     return read
 
 
-def text_of(page):
+def text_of(page: str) -> str:
     """What a page says, words apart where cells and blocks are; names stay whole across the marks inside them."""
     said = re.sub(r"<(script|style)\b.*?</\1>|</?(td|th|tr|div|p|li|dt|dd|br|h\d)\b[^>]*>", " ", page, flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", "", said)).split())
 
 
 @pytest.fixture(scope="module")
-def finished(fleet):
+def finished(fleet: Fleet) -> str:
     """The id of a job that ended, whose events have reached Flower."""
     with taxiway.Client(fleet.broker) as client:
         job = client.submit("echo", "seen from the tower", deadline=30)
@@ -68,21 +73,21 @@ def finished(fleet):
     return job.id
 
 
-def within(seconds, condition):
+def within(seconds: int, condition) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.1)
 
 
-def test_the_first_page_shows_a_worker_of_every_class_as_online(page):
+def test_the_first_page_shows_a_worker_of_every_class_as_online(page) -> None:
     shown = page("/workers")
 
     for hardware_class in load_topology(TREE / "queues.yaml").hardware:
         assert re.search(rf"{re.escape(hardware_class)}\.\S+@\S+\s+Online", shown), f"no {hardware_class} in:\n{shown}"
 
 
-def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page, finished):
+def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page, finished: str) -> None:
     shown = page("/tasks")
 
     assert "taxiway.infer" in shown
@@ -90,7 +95,7 @@ def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page, finished):
     assert "SUCCESS" in shown
 
 
-def test_the_page_of_one_task_shows_where_it_was_placed(page, finished, fleet):
+def test_the_page_of_one_task_shows_where_it_was_placed(page, finished: str, fleet: Fleet) -> None:
     with taxiway.Client(fleet.broker) as client:
         report = client.job(finished).result(timeout=10).report
     shown = page(f"/task/{finished}")
@@ -100,13 +105,13 @@ def test_the_page_of_one_task_shows_where_it_was_placed(page, finished, fleet):
     assert report.variant in shown
 
 
-def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet):
+def test_jobs_that_expired_or_were_cancelled_are_shown_as_such(fleet: Fleet) -> None:
     with taxiway.Client(fleet.http) as client:
         expired = client.submit("echo", "too late", deadline=1e-6)
         cancelled = client.submit("generate", "Count slowly.", deadline=3000, parameters={"max_tokens": 512})
         cancelled.cancel()
 
-    def shown(job):
+    def shown(job: Job) -> Any | str:
         page = httpx.get(f"{fleet.flower}/task/{job.id}")
         return text_of(page.text) if page.status_code == 200 else ""
 

@@ -1,12 +1,18 @@
 """Where a real fleet runs what it gets, and what it says of that. Deadlines come from the fleet's own figures."""
 
+from __future__ import annotations
+
 import contextlib
 import math
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import taxiway
+from local.state import Fleet
+from taxiway.client.sync_client import Client
 from taxiway.errors import DeadlineExceededError
 
 CPU, ACCELERATOR = "cpu.batch", "gpu.realtime"
@@ -17,35 +23,35 @@ ROOM = 5  # requests of a burst that the CPU class has time for
 
 
 @pytest.fixture(scope="module")
-def client(fleet):
+def client(fleet: Fleet) -> Iterator[Client]:
     with taxiway.Client(fleet.http) as client:
         yield client
 
 
 @pytest.fixture(autouse=True)
-def calm(client):
+def calm(client: Client) -> None:
     """Nothing waits on the CPU class, nor on the accelerator class, when a test begins."""
     within(30, lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0)
 
 
-def within(seconds, condition):
+def within(seconds: int, condition) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not true within {seconds} s"
 
 
-def waits(client, hardware_class):
+def waits(client: Client, hardware_class: str):
     """Seconds that work of the last level would wait there."""
     told = client.what_if("paced", "is anybody there?", service="bulk")
     return min(row["wait"] for row in told["considered"] if row["hardware_class"] == hardware_class)
 
 
-def soonest(told, hardware_class, figure="guaranteed"):
+def soonest(told: dict[str, Any], hardware_class: str, figure: str = "guaranteed"):
     """The least of a figure over what was considered of a class."""
     return min(row[figure] for row in told["considered"] if row["hardware_class"] == hardware_class)
 
 
-def test_sentiment_at_low_load_runs_on_the_cpu(client):
+def test_sentiment_at_low_load_runs_on_the_cpu(client: Client) -> None:
     job = client.submit("sentiment", "What a smooth and friendly flight, thank you!", deadline=30)
     report = job.result(timeout=60).report
 
@@ -56,7 +62,7 @@ def test_sentiment_at_low_load_runs_on_the_cpu(client):
     assert all(row["cost"] > soonest(job.placement(), CPU, "cost") for row in dearer)
 
 
-def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_accelerator(client):
+def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_accelerator(client: Client) -> None:
     long = {"model": "generate", "inputs": "Tell a story about a pilot.", "parameters": {"max_tokens": 96}}
     before = []
     told = client.what_if(**long, deadline=600)
@@ -79,7 +85,7 @@ def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_acce
         assert job.result(timeout=60).report.hardware_class == ACCELERATOR
 
 
-def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client):
+def test_a_burst_of_live_work_spills_from_the_cpu_and_returns(client: Client) -> None:
     rows = [f"row {n}" for n in range(64)]  # more than any largest batch, so that no traffic makes a request cheaper
     idle = client.what_if("paced", rows, service="live", deadline=1)
     deadline = ROOM * soonest(idle, CPU)

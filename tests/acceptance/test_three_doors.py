@@ -1,33 +1,48 @@
 """The same request through every door of a real fleet gives the same answer, or the same error."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 import taxiway
+from local.state import Fleet
+from taxiway.client.sync_client import Client
 from taxiway.errors import InvalidRequestError, RequestError, UnknownModelError, UnplaceableError
 
 TEXT = "What a smooth and friendly flight, thank you!"
 
 
 @pytest.fixture(scope="module", params=["broker", "http"])
-def client(request, fleet):
+def client(request: pytest.FixtureRequest, fleet: Fleet) -> Iterator[Client]:
     with taxiway.Client(getattr(fleet, request.param)) as client:
         yield client
 
 
-def infer(fleet, model, value, *, datatype="BYTES", name="text", headers=None, **parameters):
+def infer(
+    fleet: Fleet,
+    model: str,
+    value: list[Any],
+    *,
+    datatype: str = "BYTES",
+    name: str = "text",
+    headers: dict[str, Any] | None = None,
+    **parameters: int,
+) -> httpx.Response:
     tensor = {"name": name, "shape": [len(value)], "datatype": datatype, "data": value}
     body = {"inputs": [tensor], "parameters": parameters}
     return httpx.post(f"{fleet.http}/v2/models/{model}/infer", json=body, headers=headers, timeout=60)
 
 
-def test_a_client_gets_a_real_answer_with_its_placement(client):
+def test_a_client_gets_a_real_answer_with_its_placement(client: Client) -> None:
     result = client.submit("sentiment", TEXT, deadline=30).result(timeout=60)
 
     assert result.outputs["label"] == "positive"
@@ -37,7 +52,7 @@ def test_a_client_gets_a_real_answer_with_its_placement(client):
     assert result.report.cost > 0
 
 
-def test_a_generated_answer_is_told_as_it_comes(client):
+def test_a_generated_answer_is_told_as_it_comes(client: Client) -> None:
     told = client.stream("generate", "Write one sentence about the sea.", timeout=120, deadline=60)
     *pieces, result = told
 
@@ -45,7 +60,7 @@ def test_a_generated_answer_is_told_as_it_comes(client):
     assert "".join(pieces) == result.outputs["text"]
 
 
-def test_server_sent_events_tell_an_answer_and_end_with_its_outputs(fleet):
+def test_server_sent_events_tell_an_answer_and_end_with_its_outputs(fleet: Fleet) -> None:
     asked = {"text_input": "Write one sentence about the sea.", "parameters": {"deadline": 60}}
     with httpx.stream("POST", f"{fleet.http}/v2/models/generate/generate_stream", json=asked, timeout=120) as answer:
         events = answer.read().decode().strip().split("\n\n")
@@ -56,7 +71,7 @@ def test_server_sent_events_tell_an_answer_and_end_with_its_outputs(fleet):
     assert "".join(texts) == json.loads(content)["outputs"][0]["data"][0]
 
 
-def test_many_rows_are_answered_in_order(client):
+def test_many_rows_are_answered_in_order(client: Client) -> None:
     texts = [TEXT, "The seat was broken and the crew was rude.", TEXT]
 
     result = client.infer("sentiment", texts, deadline=30)
@@ -64,16 +79,16 @@ def test_many_rows_are_answered_in_order(client):
     assert result.outputs["label"] == ["positive", "negative", "positive"]
 
 
-def test_both_clients_give_equal_outputs(fleet):
+def test_both_clients_give_equal_outputs(fleet: Fleet) -> None:
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
         for value in (TEXT, [TEXT, TEXT]):
             assert one.infer("echo", value, deadline=30).outputs == other.infer("echo", value, deadline=30).outputs
 
 
-def test_an_async_client_awaits_jobs(fleet):
+def test_an_async_client_awaits_jobs(fleet: Fleet) -> None:
     import asyncio
 
-    async def ask():
+    async def ask() -> list[Any]:
         async with taxiway.AsyncClient(fleet.broker) as client:
             jobs = [await client.submit("echo", f"row {n}", deadline=30) for n in range(20)]
             return [(await job).outputs for job in jobs]
@@ -83,13 +98,13 @@ def test_an_async_client_awaits_jobs(fleet):
     assert [answer["payload"] for answer in answers] == [f"row {n}" for n in range(20)]
 
 
-def test_map_keeps_the_order_of_its_inputs(client):
+def test_map_keeps_the_order_of_its_inputs(client: Client) -> None:
     results = client.map("echo", (f"row {n}" for n in range(100)), window=16, deadline=60)
 
     assert [r.outputs["payload"] for r in results] == [f"row {n}" for n in range(100)]
 
 
-def test_the_http_door_speaks_open_inference_protocol(fleet):
+def test_the_http_door_speaks_open_inference_protocol(fleet: Fleet) -> None:
     answer = infer(fleet, "sentiment", [TEXT], deadline=30).raise_for_status().json()
 
     assert answer["model_name"] == "sentiment"
@@ -97,7 +112,7 @@ def test_the_http_door_speaks_open_inference_protocol(fleet):
     assert label == {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["positive"]}
 
 
-def test_an_asynchronous_request_is_polled_to_its_result(fleet):
+def test_an_asynchronous_request_is_polled_to_its_result(fleet: Fleet) -> None:
     accepted = infer(fleet, "echo", ["later"], name="payload", headers={"Prefer": "respond-async"}, deadline=30)
 
     assert accepted.status_code == 202
@@ -109,7 +124,7 @@ def test_an_asynchronous_request_is_polled_to_its_result(fleet):
     assert answer["outputs"][0]["data"] == ["later"]
 
 
-def test_a_plain_celery_producer_needs_no_taxiway(fleet, tmp_path):
+def test_a_plain_celery_producer_needs_no_taxiway(fleet: Fleet, tmp_path: Path) -> None:
     script = textwrap.dedent(
         """
         import json, sys
@@ -162,7 +177,9 @@ def run_without_taxiway(folder: Path, script: str, *arguments: str) -> str:
         ("classify-image", b"\xff\xd8\xff\xe0 not a jpeg", {}, InvalidRequestError, "image"),
     ],
 )
-def test_bad_input_gets_the_same_named_error_at_every_door(client, model, value, terms, expected, field):
+def test_bad_input_gets_the_same_named_error_at_every_door(
+    client: Client, model: str, value: str | bytes, terms, expected, field: str | None
+) -> None:
     with pytest.raises(RequestError) as caught:
         client.submit(model, value, **{"deadline": 30, **terms}).result(timeout=60)
 
@@ -171,7 +188,7 @@ def test_bad_input_gets_the_same_named_error_at_every_door(client, model, value,
         assert field in str(caught.value)
 
 
-def test_a_failing_row_does_not_fail_its_batch_mates(client):
+def test_a_failing_row_does_not_fail_its_batch_mates(client: Client) -> None:
     jobs = [client.submit("sentiment", text, deadline=30) for text in (TEXT, "", TEXT)]
 
     assert jobs[0].result(timeout=60).outputs["label"] == "positive"
@@ -184,7 +201,7 @@ def test_a_failing_row_does_not_fail_its_batch_mates(client):
     assert jobs[0].status().error is None
 
 
-def test_one_idempotency_key_is_one_job_across_doors(fleet):
+def test_one_idempotency_key_is_one_job_across_doors(fleet: Fleet) -> None:
     terms = {"deadline": 30, "tenant": "tower", "idempotency_key": "flight-17"}
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
         first, second = one.submit("echo", "once", **terms), other.submit("echo", "once", **terms)
@@ -196,7 +213,7 @@ def test_one_idempotency_key_is_one_job_across_doors(fleet):
                 client.submit("echo", "twice", **terms).result(timeout=60)
 
 
-def test_a_cancelled_job_says_so(client):
+def test_a_cancelled_job_says_so(client: Client) -> None:
     job = client.submit("generate", "Count slowly.", deadline=3000, service="bulk", parameters={"max_tokens": 512})
     job.cancel()
 
@@ -204,7 +221,7 @@ def test_a_cancelled_job_says_so(client):
         job.result(timeout=60)
 
 
-def test_a_job_past_its_deadline_is_not_answered(client):
+def test_a_job_past_its_deadline_is_not_answered(client: Client) -> None:
     job = client.submit("echo", "too late", deadline=1e-6)
 
     with pytest.raises(taxiway.DeadlineExceededError, match=r"^deadline of 1e-06 s exceeded: "):
@@ -219,7 +236,7 @@ def test_a_job_past_its_deadline_is_not_answered(client):
         ("/nowhere", 404, None),
     ],
 )
-def test_unknown_things_are_404_in_one_form(fleet, path, status, code):
+def test_unknown_things_are_404_in_one_form(fleet: Fleet, path: str, status: int, code: str | None) -> None:
     answer = httpx.get(fleet.http + path)
 
     assert answer.status_code == status
@@ -227,14 +244,14 @@ def test_unknown_things_are_404_in_one_form(fleet, path, status, code):
     assert code is None or answer.json()["code"] == code
 
 
-def test_a_body_over_the_limit_is_413(fleet):
+def test_a_body_over_the_limit_is_413(fleet: Fleet) -> None:
     answer = infer(fleet, "echo", ["x" * (17 * 2**20)], name="payload")
 
     assert answer.status_code == 413
     assert answer.json()["code"] == "too_large"
 
 
-def test_text_that_is_not_json_is_400(fleet):
+def test_text_that_is_not_json_is_400(fleet: Fleet) -> None:
     answer = httpx.post(
         f"{fleet.http}/v2/models/echo/infer", content=b"{nope", headers={"content-type": "application/json"}
     )

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import celery
 import kombu.exceptions
 import redis.exceptions
-from celery.backends.redis import RedisBackend
+from celery.states import READY_STATES
 
 import taxiway
 from taxiway.contract.durability import Durability
@@ -61,8 +61,8 @@ class ClientDoor:
 
     async def submit(self, wish: Wish) -> Asked:
         """Ask for the job."""
-        terms = {"deadline": wish.deadline or None, "idempotency_key": wish.key or None}
-        return await self.client.submit(wish.model, wish.number, **terms)
+        deadline, key = wish.deadline or None, wish.key or None
+        return await self.client.submit(wish.model, wish.number, deadline=deadline, idempotency_key=key)
 
     async def close(self) -> None:
         """Disconnect."""
@@ -113,12 +113,12 @@ class CeleryDoor:
         self._app.send_task(INFER, task_id=job, kwargs=asked, queue=ARRIVALS, retry=False, ignore_result=True)
 
     def _read(self, job: str) -> ResultMeta | None:
-        backend: RedisBackend = self._app.backend
+        backend = self._app.backend
         try:
             meta = backend.get_task_meta(job, cache=False)
         except _AWAY:
             return None
-        if meta["status"] not in celery.states.READY_STATES:
+        if meta["status"] not in READY_STATES:
             return None
         return ResultMeta(task_id=job, status=meta["status"], result=_plain(meta["result"]))
 

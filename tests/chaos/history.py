@@ -16,7 +16,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=T
     at: float = msgspec.field(default_factory=time.time)
 
 
-class Submitted(Event, kw_only=True):
+class Submitted(Event, frozen=True, kw_only=True):
     """A producer began to ask for job `number`. `deadline` is in seconds, 0 for none."""
 
     number: int
@@ -25,7 +25,7 @@ class Submitted(Event, kw_only=True):
     key: str = ""
 
 
-class Accepted(Event, kw_only=True):
+class Accepted(Event, frozen=True, kw_only=True):
     """A submit that was called at `began` returned at a door, `replicated` where that is what the door says."""
 
     number: int
@@ -35,7 +35,7 @@ class Accepted(Event, kw_only=True):
     replicated: bool = False
 
 
-class Refused(Event, kw_only=True):
+class Refused(Event, frozen=True, kw_only=True):
     """The submit failed for good; what it asked for may run all the same where that is `unclear`."""
 
     number: int
@@ -43,13 +43,13 @@ class Refused(Event, kw_only=True):
     unclear: bool = False
 
 
-class Cancelling(Event, kw_only=True):
+class Cancelling(Event, frozen=True, kw_only=True):
     """A producer asked that the job does not run."""
 
     job: str
 
 
-class Observed(Event, kw_only=True):
+class Observed(Event, frozen=True, kw_only=True):
     """A producer was told at a door how the job ended. `answer` is the number that came, `digest` covers all."""
 
     job: str
@@ -59,7 +59,7 @@ class Observed(Event, kw_only=True):
     answer: int | None = None
 
 
-class Unanswered(Event, kw_only=True):
+class Unanswered(Event, frozen=True, kw_only=True):
     """A producer's wait for the job at a door ended without a result. `told` is the last error that it got."""
 
     job: str
@@ -67,7 +67,7 @@ class Unanswered(Event, kw_only=True):
     told: str = ""
 
 
-class Struck(Event, kw_only=True):
+class Struck(Event, frozen=True, kw_only=True):
     """A fault began: what, and to whom. `skipped` says why it could not be."""
 
     fault: str
@@ -75,19 +75,19 @@ class Struck(Event, kw_only=True):
     skipped: str = ""
 
 
-class Parted(Event, kw_only=True):
+class Parted(Event, frozen=True, kw_only=True):
     """The store has failed over: what was written in the `window` seconds before may be lost."""
 
     window: float
 
 
-class Ran(Event, kw_only=True):
+class Ran(Event, frozen=True, kw_only=True):
     """A model ran job `number` to its end; when is not known."""
 
     number: int
 
 
-class Stored(Event, kw_only=True):
+class Stored(Event, frozen=True, kw_only=True):
     """The job as the state store has it once all is calm; times by the store's clock. `digest` is the result's."""
 
     job: str

@@ -1,24 +1,28 @@
 """Hooks of schemathesis: most requests name what there is, so that they get further; in the end, what was answered."""
 
+from __future__ import annotations
+
 import atexit
 import os
 import sys
 import zlib
 from collections import Counter
+from typing import Any
 
 import schemathesis
+from schemathesis.hooks import HookContext
 
 JOBS = os.environ["FUZZING_JOBS"].split()
 _answers = Counter()
 
 
-def often(value):
+def often(value) -> bool:
     """True for three values in four, always for the same ones."""
     return _number(value) % 4 > 0
 
 
 @schemathesis.hook
-def map_path_parameters(context, parameters):
+def map_path_parameters(context: HookContext, parameters):
     if not parameters or not often(parameters):
         return parameters
     there = {"model": "echo", "version": "1", "job": JOBS[_number(parameters) % len(JOBS)]}
@@ -26,13 +30,13 @@ def map_path_parameters(context, parameters):
 
 
 @schemathesis.hook
-def map_headers(context, headers):
+def map_headers(context: HookContext, headers) -> dict[str, Any] | Any:
     raw = "Inference-Header-Content-Length"
     return {name: value for name, value in headers.items() if name != raw} if headers and often(headers) else headers
 
 
 @schemathesis.hook
-def map_body(context, body):
+def map_body(context: HookContext, body):
     inputs = body.get("inputs") if isinstance(body, dict) else None
     if not isinstance(inputs, list) or not often(body):
         return body
@@ -41,7 +45,7 @@ def map_body(context, body):
 
 
 @schemathesis.hook
-def after_call(context, case, response):
+def after_call(context: HookContext, case, response) -> None:
     _answers[case.operation.label, response.status_code] += 1
 
 
@@ -54,11 +58,11 @@ def _known(tensor):
     return {**tensor, "name": "payload", "datatype": "BYTES", "shape": shape, "data": data, "parameters": {}}
 
 
-def _number(value):
+def _number(value) -> int:
     return zlib.crc32(repr(value).encode("utf-8", "surrogatepass"))
 
 
 @atexit.register
-def _tell():
+def _tell() -> None:
     for (label, status), count in sorted(_answers.items()):
         sys.stderr.write(f"{label} {status}: {count}\n")

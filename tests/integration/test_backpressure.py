@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 import taxiway
+from tasks.settings import Settings
 from taxiway.errors import DeadlineExceededError, OverloadedError
 from tests.routing import router_process
 from tests.working import worker_process, worker_settings
@@ -24,13 +27,13 @@ ROWS = ["x"] * 96  # three full batches: 25 ms of the device
 
 
 @pytest.fixture
-def fleet(settings, tmp_path):
+def fleet(settings: Settings, tmp_path: Path) -> Iterator[Settings]:
     worker = worker_settings(settings, tmp_path, QUEUES)
     with worker_process(worker), router_process(worker):
         yield worker
 
 
-async def passing(broker, service):
+async def passing(broker: str, service: str) -> bool:
     """Whether a tenant that asks for a fifth of the device is answered while another one's flood still waits."""
     async with taxiway.AsyncClient(broker) as client:
         for tenant in ("flooding", "other"):
@@ -42,12 +45,12 @@ async def passing(broker, service):
         return not await flood[-1].done()
 
 
-def test_one_tenants_flood_waits_and_anothers_work_passes_it(fleet):
+def test_one_tenants_flood_waits_and_anothers_work_passes_it(fleet: Settings) -> None:
     asyncio.run(passing(fleet.broker, "live"))  # within its deadline of a second, or it would raise
     assert asyncio.run(passing(fleet.broker, "bulk"))  # and that flood takes ten seconds
 
 
-async def refused(broker):
+async def refused(broker: str) -> tuple[int, int, list[float | None]]:
     """How many of a hundred live jobs are answered; when the others are told to come again; one that does."""
     async with taxiway.AsyncClient(broker) as client:
         asked = [client.infer("paced", ROWS) for _ in range(100)]
@@ -59,7 +62,7 @@ async def refused(broker):
         return len(told), len(late), [error.retry_after for error in told]
 
 
-def test_what_cannot_be_done_in_time_is_refused_and_done_when_it_comes_again_as_told(fleet):
+def test_what_cannot_be_done_in_time_is_refused_and_done_when_it_comes_again_as_told(fleet: Settings) -> None:
     told, late, after = asyncio.run(refused(fleet.broker))
 
     assert told > 30  # two and a half seconds of work, due within one

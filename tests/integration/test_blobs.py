@@ -1,9 +1,13 @@
 """Large tensors through a real router and worker: beside their messages, whichever door they come by."""
 
+from __future__ import annotations
+
 import hashlib
 import secrets
 import struct
 import uuid
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import msgspec
@@ -11,15 +15,16 @@ import numpy as np
 import pytest
 import redis
 from celery import Celery
+from celery.result import AsyncResult
 
 import taxiway
 from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
+from tasks.settings import Settings, settings_from
 from taxiway.contract.binary import HEADER
 from taxiway.contract.blobs import INLINE
 from taxiway.contract.keys import blob_key
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
-from tests.routing import eventually, router_process
+from tests.routing import RouterProcess, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 
 MIRROR = """
@@ -46,7 +51,7 @@ SMALL = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("blobs")
     with EmbeddedValkey(folder) as server:
         own = settings_from(
@@ -61,7 +66,7 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fleet(settings):
+def fleet(settings: Settings) -> Iterator[RouterProcess]:
     with router_process(settings) as router, worker_process(settings):
         with taxiway.Client(router.http) as client:
             eventually(lambda: client.fleet()["devices"])
@@ -69,30 +74,30 @@ def fleet(settings):
 
 
 @pytest.fixture(scope="module")
-def store(settings):
+def store(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.state) as store:
         yield store
 
 
 @pytest.fixture(params=["broker", "http"])
-def door(request, settings, fleet):
+def door(request: pytest.FixtureRequest, settings: Settings, fleet: RouterProcess) -> str:
     return settings.broker if request.param == "broker" else fleet.http
 
 
 @pytest.fixture
-def celery(settings, fleet):
+def celery(settings: Settings, fleet: RouterProcess) -> Iterator[Celery]:
     app = Celery(broker=settings.broker, backend=settings.state, set_as_current=False)
     yield app
     app.close()
 
 
-def ask_by_hand(celery, reference):
+def ask_by_hand(celery: Celery, reference) -> AsyncResult[Any]:
     asked = {"model": "echo", "inputs": reference}
     return celery.send_task("taxiway.infer", kwargs=asked, queue="taxiway.arrivals", ignore_result=True)
 
 
 @pytest.mark.parametrize("given", [LARGE, SMALL, LARGE[:1], LARGE[:, ::2]], ids=["large", "small", "row", "strided"])
-def test_an_array_comes_back_as_the_same_array_from_either_door(door, given):
+def test_an_array_comes_back_as_the_same_array_from_either_door(door: str, given: np.ndarray) -> None:
     with taxiway.Client(door, arrays=True) as client:
         back = client.infer("mirror", given, timeout=20).outputs["x"]
 
@@ -100,13 +105,13 @@ def test_an_array_comes_back_as_the_same_array_from_either_door(door, given):
     assert np.array_equal(back, given)
 
 
-def test_without_arrays_it_comes_back_as_lists(door):
+def test_without_arrays_it_comes_back_as_lists(door: str) -> None:
     with taxiway.Client(door) as client:
         assert client.infer("mirror", LARGE, timeout=20).outputs["x"] == LARGE.tolist()
         assert client.infer("mirror", SMALL[0], timeout=20).outputs["x"] == SMALL[0].tolist()
 
 
-def test_large_bytes_come_back_as_the_same_bytes_also_to_one_who_asks_later(door):
+def test_large_bytes_come_back_as_the_same_bytes_also_to_one_who_asks_later(door: str) -> None:
     given = secrets.token_bytes(INLINE + 1)
     with taxiway.Client(door) as client:
         job = client.submit("echo", {"a": [given, "text"]})
@@ -115,7 +120,9 @@ def test_large_bytes_come_back_as_the_same_bytes_also_to_one_who_asks_later(door
         assert client.job(job.id).result(timeout=20).outputs == {"payload": {"a": [given, "text"]}}
 
 
-def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_for_its_time(door, store):
+def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_for_its_time(
+    door: str, store: redis.Redis
+) -> None:
     before = set(store.keys(blob_key("*")))
     with taxiway.Client(door, arrays=True) as client:
         client.infer("mirror", LARGE, timeout=20)
@@ -125,7 +132,7 @@ def test_what_was_asked_with_is_dropped_when_the_job_ends_and_the_answer_stays_f
     assert store.get(left) == LARGE.tobytes()
 
 
-def test_plain_celery_gets_a_link_to_the_http_door(celery, fleet):
+def test_plain_celery_gets_a_link_to_the_http_door(celery: Celery, fleet: RouterProcess) -> None:
     inputs = {"shape": [1, 100_000], "datatype": "FP32", "data": LARGE[0].tobytes()}
     asked = celery.send_task(
         "taxiway.infer", kwargs={"model": "mirror", "inputs": inputs}, queue="taxiway.arrivals", serializer="json"
@@ -138,7 +145,7 @@ def test_plain_celery_gets_a_link_to_the_http_door(celery, fleet):
     assert linked.content == LARGE[0].tobytes()
 
 
-def test_a_link_whose_time_is_over_says_so(fleet):
+def test_a_link_whose_time_is_over_says_so(fleet: RouterProcess) -> None:
     answer = httpx.get(f"{fleet.http}/v2/blobs/{uuid.uuid4().hex}", trust_env=False)
 
     assert (answer.status_code, answer.json()["code"]) == (410, "result_expired")
@@ -157,7 +164,9 @@ def test_a_link_whose_time_is_over_says_so(fleet):
     ],
     ids=["as it is", "other digest", "other size", "no digest", "gone", "another key", "too large"],
 )
-def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(settings, celery, store, altered, error):
+def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(
+    settings: Settings, celery: Celery, store: redis.Redis, altered, error
+) -> None:
     ref = uuid.uuid4().hex
     store.set(blob_key(ref), b"abc", ex=60)
     made = {"datatype": "BYTES", "ref": ref, "bytes": 3, "digest": hashlib.sha256(b"abc").hexdigest()}
@@ -171,22 +180,29 @@ def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(settings, celery,
                 client.job(asked.id).result(timeout=20)
 
 
-def test_what_travels_beside_a_message_counts_as_its_payload(door):
+def test_what_travels_beside_a_message_counts_as_its_payload(door: str) -> None:
     with taxiway.Client(door) as client, pytest.raises(RequestTooLargeError):
         client.infer("mirror", np.zeros((1, 600_000), np.float32), timeout=20)
 
 
-def raw_infer(fleet, fields, parts=b"", *, length=None, model="mirror"):
+def raw_infer(
+    fleet: RouterProcess,
+    fields: dict[str, Any] | dict[str, Any],
+    parts: bytes = b"",
+    *,
+    length: str | None = None,
+    model: str = "mirror",
+) -> httpx.Response:
     text = msgspec.json.encode(fields)
     headers = {HEADER: str(len(text)) if length is None else length, "content-type": "application/octet-stream"}
     return httpx.post(f"{fleet.http}/v2/models/{model}/infer", content=text + parts, headers=headers, trust_env=False)
 
 
-def tensor(**fields):
+def tensor(**fields: dict[str, Any] | str) -> dict[str, Any]:
     return {"name": "x", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": 24}} | fields
 
 
-def test_an_infer_request_may_carry_its_tensors_raw_and_ask_for_raw_ones(fleet):
+def test_an_infer_request_may_carry_its_tensors_raw_and_ask_for_raw_ones(fleet: RouterProcess) -> None:
     note = {"name": "note", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 12}}
     asked = {"inputs": [tensor(), note], "parameters": {"binary_data_output": True}}
     notes = struct.pack("<I", 2) + b"ab" + struct.pack("<I", 2) + b"\xff\xfe"
@@ -199,7 +215,7 @@ def test_an_infer_request_may_carry_its_tensors_raw_and_ask_for_raw_ones(fleet):
     assert answer.content[length:] == SMALL.tobytes() + notes
 
 
-def test_each_output_may_be_asked_for_raw_or_not(fleet):
+def test_each_output_may_be_asked_for_raw_or_not(fleet: RouterProcess) -> None:
     outputs = [{"name": "x", "parameters": {"binary_data": False}}]
     asked = {"inputs": [tensor()], "outputs": outputs, "parameters": {"binary_data_output": True}}
     answer = raw_infer(fleet, asked, SMALL.tobytes())
@@ -225,12 +241,14 @@ def test_each_output_may_be_asked_for_raw_or_not(fleet):
         ([tensor(name="note", shape=[2], datatype="BYTES")], b"\0" * 24, None, "inputs.note"),
     ],
 )
-def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(fleet, inputs, parts, length, field):
+def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(
+    fleet: RouterProcess, inputs: list[Any], parts: bytes, length: str | None, field: str
+) -> None:
     answer = raw_infer(fleet, {"inputs": inputs}, parts, length=length, model="noted")
 
     told = answer.json()
     assert (answer.status_code, told["code"], told["details"]["field"]) == (400, "invalid_request", field)
 
 
-def test_the_server_says_that_it_takes_raw_tensors(fleet):
+def test_the_server_says_that_it_takes_raw_tensors(fleet: RouterProcess) -> None:
     assert "binary_tensor_data" in httpx.get(f"{fleet.http}/v2", trust_env=False).json()["extensions"]

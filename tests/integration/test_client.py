@@ -1,10 +1,15 @@
 """The client at the broker's door, against a real Valkey server."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import signal
 import threading
 import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +20,8 @@ from kombu import Connection, Queue
 
 import taxiway
 from local.embedded import EmbeddedValkey
+from tasks.settings import Settings
+from taxiway.client.sync_client import Client
 from taxiway.contract.blobs import ResultBlobs
 from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
@@ -36,23 +43,23 @@ NOBODY = "redis://127.0.0.1:9/0"
 
 
 @pytest.fixture
-def url(settings):
+def url(settings: Settings) -> str:
     return settings.broker
 
 
 @pytest.fixture
-def store(url):
+def store(url: str) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(url) as store:
         yield store
 
 
 @pytest.fixture
-def client(url):
+def client(url: str) -> Iterator[Client]:
     with taxiway.Client(url) as client:
         yield client
 
 
-def test_a_request_is_answered_with_its_outputs_and_its_report(url, client):
+def test_a_request_is_answered_with_its_outputs_and_its_report(url: str, client: Client) -> None:
     with Responder(url):
         result = client.submit("echo", "hello").result(timeout=10)
 
@@ -61,7 +68,7 @@ def test_a_request_is_answered_with_its_outputs_and_its_report(url, client):
     assert result.report == REPORT
 
 
-def test_bytes_and_arrays_travel_and_come_back_as_bytes_and_nested_lists(url, client):
+def test_bytes_and_arrays_travel_and_come_back_as_bytes_and_nested_lists(url: str, client: Client) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     with Responder(url):
         answers = [client.infer("echo", value, timeout=10).outputs["payload"] for value in (b"\xff\x00", array)]
@@ -69,8 +76,8 @@ def test_bytes_and_arrays_travel_and_come_back_as_bytes_and_nested_lists(url, cl
     assert answers == [b"\xff\x00", [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]
 
 
-def test_an_error_of_the_job_is_raised_as_its_own_class_with_its_details(url, client):
-    def refuse(request):
+def test_an_error_of_the_job_is_raised_as_its_own_class_with_its_details(url: str, client: Client) -> None:
+    def refuse(request) -> None:
         raise UnknownModelError("unknown model 'ecko'", near=["echo"])
 
     with Responder(url, refuse):
@@ -81,14 +88,14 @@ def test_an_error_of_the_job_is_raised_as_its_own_class_with_its_details(url, cl
     assert caught.value.details == {"near": ["echo"]}
 
 
-def test_a_wrong_term_is_refused_before_anything_is_sent(client, store):
+def test_a_wrong_term_is_refused_before_anything_is_sent(client: Client, store: redis.Redis) -> None:
     with pytest.raises(InvalidRequestError, match="deadline"):
         client.submit("echo", "hello", deadline=float("nan"))
 
     assert store.llen(ARRIVALS) == 0
 
 
-def test_kombu_reads_the_message_that_the_client_writes(url, client):
+def test_kombu_reads_the_message_that_the_client_writes(url: str, client: Client) -> None:
     job = client.submit("echo", b"\x00\x01", deadline=3, priority="high")
 
     with Connection(url) as connection, connection.SimpleQueue(Queue(ARRIVALS)) as arrivals:
@@ -103,13 +110,13 @@ def test_kombu_reads_the_message_that_the_client_writes(url, client):
 
 
 @pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")  # Celery's own call
-def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_channel(url, client):
+def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_channel(url: str, client: Client) -> None:
     app = Celery(broker=url, backend=url, set_as_current=False)
     app.conf.update(task_default_queue=ARRIVALS, broker_connection_retry_on_startup=True)
     begin = threading.Event()
 
     @app.task(name=INFER, shared=False)
-    def infer(model, inputs):
+    def infer(model, inputs) -> dict[str, Any]:
         begin.wait(10)
         report = {name: getattr(REPORT, name) for name in REPORT.__struct_fields__}
         return {"model": f"{model}:1", "outputs": {"payload": inputs}, "report": report}
@@ -122,8 +129,8 @@ def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_cha
     assert result.outputs == {"payload": "from afar"}
 
 
-def test_submits_made_at_once_go_out_in_few_pushes(url, store):
-    async def submit_all():
+def test_submits_made_at_once_go_out_in_few_pushes(url: str, store: redis.Redis) -> None:
+    async def submit_all() -> None:
         async with taxiway.AsyncClient(url) as client:
             await asyncio.gather(*(client.submit("echo", n) for n in range(1000)))
 
@@ -134,12 +141,12 @@ def test_submits_made_at_once_go_out_in_few_pushes(url, store):
     assert pushes(store) - before <= 5
 
 
-def pushes(store):
+def pushes(store: redis.Redis):
     return store.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"]
 
 
-def test_arrivals_keep_the_order_in_which_they_were_submitted(url):
-    async def submit_all():
+def test_arrivals_keep_the_order_in_which_they_were_submitted(url: str) -> None:
+    async def submit_all() -> list[Any]:
         async with taxiway.AsyncClient(url) as client:
             jobs = await asyncio.gather(*(client.submit("echo", n) for n in range(700)))
             return [job.id for job in jobs]
@@ -151,7 +158,7 @@ def test_arrivals_keep_the_order_in_which_they_were_submitted(url):
     assert [envelope.headers["id"] for envelope in responder.taken] == ids
 
 
-def test_a_job_of_another_client_is_answered_from_its_stored_result(url, client):
+def test_a_job_of_another_client_is_answered_from_its_stored_result(url: str, client: Client) -> None:
     with Responder(url), taxiway.Client(url) as other:
         job = other.submit("echo", "theirs")
         job.result(timeout=10)
@@ -159,7 +166,7 @@ def test_a_job_of_another_client_is_answered_from_its_stored_result(url, client)
         assert client.job(job.id).result(timeout=10).outputs == {"payload": "theirs"}
 
 
-def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client, store):
+def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client: Client, store: redis.Redis) -> None:
     threading.Timer(0.3, finish, (store, "theirs", lambda: said("late"))).start()
     started = time.monotonic()
 
@@ -167,11 +174,13 @@ def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client, stor
     assert time.monotonic() - started < 1
 
 
-def said(value):
+def said(value: str) -> Result:
     return echo(Request(model="echo", inputs=value))
 
 
-def test_a_result_announced_while_the_subscription_is_cut_is_not_missed(url, client, store):
+def test_a_result_announced_while_the_subscription_is_cut_is_not_missed(
+    url: str, client: Client, store: redis.Redis
+) -> None:
     job = client.submit("echo", "hello")
     with pytest.raises(ResultTimeoutError):
         job.result(timeout=0.2)
@@ -182,7 +191,7 @@ def test_a_result_announced_while_the_subscription_is_cut_is_not_missed(url, cli
     assert job.result(timeout=10).outputs == {"payload": "while you were away"}
 
 
-def test_a_result_that_was_kept_for_its_time_is_expired(client, store):
+def test_a_result_that_was_kept_for_its_time_is_expired(client: Client, store: redis.Redis) -> None:
     store.hset(job_key("old"), mapping={"state": "running"})
     finish(store, "old", lambda: said("gone"))
     store.delete(result_key("old"))
@@ -191,7 +200,7 @@ def test_a_result_that_was_kept_for_its_time_is_expired(client, store):
         client.job("old").result(timeout=10)
 
 
-def test_a_caller_that_will_not_wait_longer_is_told_so_and_may_ask_again(url, client):
+def test_a_caller_that_will_not_wait_longer_is_told_so_and_may_ask_again(url: str, client: Client) -> None:
     job = client.submit("echo", "hello")
     for handle in (job, client.job(job.id)):
         with pytest.raises(ResultTimeoutError):
@@ -201,7 +210,7 @@ def test_a_caller_that_will_not_wait_longer_is_told_so_and_may_ask_again(url, cl
         assert job.result(timeout=10).outputs == {"payload": "hello"}
 
 
-def test_a_job_is_accepted_until_a_router_writes_its_record(client, store):
+def test_a_job_is_accepted_until_a_router_writes_its_record(client: Client, store: redis.Redis) -> None:
     job = client.submit("echo", "hello")
     assert job.status().record.state is JobState.ACCEPTED
     assert not job.done()
@@ -212,7 +221,9 @@ def test_a_job_is_accepted_until_a_router_writes_its_record(client, store):
     assert (record.state, record.hardware_class, record.level) == (JobState.QUEUED, "cpu.batch", 2)
 
 
-def test_a_job_whose_record_is_gone_still_has_the_state_that_its_result_tells(url, client, store):
+def test_a_job_whose_record_is_gone_still_has_the_state_that_its_result_tells(
+    url: str, client: Client, store: redis.Redis
+) -> None:
     with Responder(url):
         job = client.submit("echo", "hello")
         job.result(timeout=10)
@@ -222,7 +233,7 @@ def test_a_job_whose_record_is_gone_still_has_the_state_that_its_result_tells(ur
     assert job.done()
 
 
-def test_cancelling_sends_a_message_that_names_the_job(url, client):
+def test_cancelling_sends_a_message_that_names_the_job(url: str, client: Client) -> None:
     job = client.submit("echo", "hello")
     job.cancel()
 
@@ -235,7 +246,7 @@ def test_cancelling_sends_a_message_that_names_the_job(url, client):
     assert cancelled.payload[0] == [job.id]
 
 
-def test_one_idempotency_key_is_one_job_with_one_answer(url, client):
+def test_one_idempotency_key_is_one_job_with_one_answer(url: str, client: Client) -> None:
     with Responder(url), taxiway.Client(url) as other:
         jobs = [c.submit("echo", "once", idempotency_key="flight-17") for c in (client, other)]
 
@@ -243,10 +254,10 @@ def test_one_idempotency_key_is_one_job_with_one_answer(url, client):
         assert jobs[0].result(timeout=10) == jobs[1].result(timeout=10)
 
 
-def test_map_yields_in_order_and_keeps_its_window(url, client):
+def test_map_yields_in_order_and_keeps_its_window(url: str, client: Client) -> None:
     drawn = []
 
-    def inputs():
+    def inputs() -> Iterator[int]:
         for n in range(50):
             drawn.append(n)
             yield n
@@ -261,8 +272,8 @@ def test_map_yields_in_order_and_keeps_its_window(url, client):
     assert ahead == 8
 
 
-def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url, client):
-    def answer(request):
+def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url: str, client: Client) -> None:
+    def answer(request) -> Result:
         if request.inputs == 3:
             raise InvalidRequestError("inputs: expected another number, got 3", field="inputs")
         return echo(request)
@@ -276,13 +287,13 @@ def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url, client):
     assert good == [0, 1, 2]
 
 
-def test_the_async_map_takes_an_async_iterator(url):
-    async def inputs():
+def test_the_async_map_takes_an_async_iterator(url: str) -> None:
+    async def inputs() -> AsyncIterator[int]:
         for n in range(20):
             await asyncio.sleep(0)
             yield n
 
-    async def ask():
+    async def ask() -> list[Any]:
         async with taxiway.AsyncClient(url) as client:
             return [r.outputs["payload"] async for r in client.map("echo", inputs(), window=4, timeout=10)]
 
@@ -293,12 +304,12 @@ def test_the_async_map_takes_an_async_iterator(url):
 class LastFirst(Responder):
     """Answers the third of three requests, and the others once that answer was `heard`."""
 
-    def __init__(self, url):
+    def __init__(self, url) -> None:
         super().__init__(url)
         self.heard = threading.Event()
         self._held = []
 
-    def _handle(self, store, envelope):
+    def _handle(self, store: redis.Redis, envelope) -> None:
         self._held.append(envelope)
         if len(self._held) == 3:
             super()._handle(store, self._held.pop())
@@ -307,7 +318,7 @@ class LastFirst(Responder):
                 super()._handle(store, held)
 
 
-def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(url, client):
+def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(url: str, client: Client) -> None:
     with LastFirst(url) as responder:
         answers = []
         for place, result in client.map_as_completed("echo", "abc", timeout=10):
@@ -318,8 +329,8 @@ def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(url,
     assert sorted(answers) == [(0, "a"), (1, "b"), (2, "c")]
 
 
-def test_an_answer_comes_as_soon_as_it_is_there_to_an_async_client(url):
-    async def ask(responder):
+def test_an_answer_comes_as_soon_as_it_is_there_to_an_async_client(url: str) -> None:
+    async def ask(responder) -> list[tuple[int, Any]]:
         answers = []
         async with taxiway.AsyncClient(url) as client:
             async for place, result in client.map_as_completed("echo", "abc", timeout=10):
@@ -334,10 +345,10 @@ def test_an_answer_comes_as_soon_as_it_is_there_to_an_async_client(url):
     assert sorted(answers) == [(0, "a"), (1, "b"), (2, "c")]
 
 
-def test_no_more_than_the_window_is_under_way_however_they_come(url, client):
+def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client: Client) -> None:
     drawn = []
 
-    async def ask():
+    async def ask() -> None:
         async with taxiway.AsyncClient(url) as own:
             answers = own.map_as_completed("echo", map(drawn.append, range(50)), window=3, timeout=10)
             with pytest.raises(InvalidRequestError, match="inputs"):
@@ -352,8 +363,8 @@ def test_no_more_than_the_window_is_under_way_however_they_come(url, client):
 
 
 @pytest.mark.parametrize("name", ["map", "map_as_completed"])
-def test_progress_is_told_after_each_answer(url, client, name):
-    async def ask(told):
+def test_progress_is_told_after_each_answer(url: str, client: Client, name: str) -> None:
+    async def ask(told) -> list[Any]:
         async with taxiway.AsyncClient(url) as own:
             return [r async for r in getattr(own, name)("echo", range(5), timeout=10, progress=told.append)]
 
@@ -365,7 +376,7 @@ def test_progress_is_told_after_each_answer(url, client, name):
     assert told == told_blocking == [1, 2, 3, 4, 5]
 
 
-def test_jobs_come_in_the_order_in_which_they_end(client, store):
+def test_jobs_come_in_the_order_in_which_they_end(client: Client, store: redis.Redis) -> None:
     jobs = [client.submit("echo", n) for n in range(3)]
     store.delete(ARRIVALS)
     ended = client.as_completed(jobs)
@@ -377,12 +388,12 @@ def test_jobs_come_in_the_order_in_which_they_end(client, store):
     assert order == [job.id for job in reversed(jobs)]
 
 
-def reply_of(client):
+def reply_of(client: Client):
     return client._client._opened._name
 
 
-def test_an_async_job_is_awaited(url):
-    async def ask():
+def test_an_async_job_is_awaited(url: str) -> None:
+    async def ask() -> list[Any]:
         async with taxiway.AsyncClient(url) as client:
             jobs = [await client.submit("echo", n) for n in range(20)]
             return [(await job).outputs["payload"] for job in jobs]
@@ -391,10 +402,10 @@ def test_an_async_job_is_awaited(url):
         assert asyncio.run(ask()) == list(range(20))
 
 
-def test_threads_share_one_client(url, client):
+def test_threads_share_one_client(url: str, client: Client) -> None:
     answers = {}
 
-    def ask(n):
+    def ask(n: list[Any]) -> None:
         answers[n] = [client.infer("echo", [n, m], timeout=20).outputs["payload"] for m in range(20)]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
@@ -407,7 +418,7 @@ def test_threads_share_one_client(url, client):
     assert answers == {n: [[n, m] for m in range(20)] for n in range(8)}
 
 
-def test_an_interrupt_ends_the_call_and_not_the_client(url, client):
+def test_an_interrupt_ends_the_call_and_not_the_client(url: str, client: Client) -> None:
     job = client.submit("echo", "hello")
     threading.Timer(0.2, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
 
@@ -418,7 +429,7 @@ def test_an_interrupt_ends_the_call_and_not_the_client(url, client):
         assert job.result(timeout=10).outputs == {"payload": "hello"}
 
 
-def test_a_closed_client_says_that_it_is_closed(url):
+def test_a_closed_client_says_that_it_is_closed(url: str) -> None:
     client = taxiway.Client(url)
     client.submit("echo", "hello")
     client.close()
@@ -428,7 +439,7 @@ def test_a_closed_client_says_that_it_is_closed(url):
         client.submit("echo", "hello")
 
 
-def test_closing_ends_the_wait_of_another_thread(url):
+def test_closing_ends_the_wait_of_another_thread(url: str) -> None:
     client = taxiway.Client(url)
     job = client.submit("echo", "hello")
     threading.Timer(0.2, client.close).start()
@@ -438,7 +449,7 @@ def test_closing_ends_the_wait_of_another_thread(url):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 warns of what this test is about
-def test_a_forked_child_is_told_to_make_its_own_client(client):
+def test_a_forked_child_is_told_to_make_its_own_client(client: Client) -> None:
     client.submit("echo", "hello")
     child = os.fork()
     if child == 0:
@@ -462,7 +473,7 @@ def test_a_forked_child_is_told_to_make_its_own_client(client):
     ],
     ids=["submit", "infer", "result", "status", "cancel"],
 )
-def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call):
+def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call) -> None:
     with taxiway.Client(NOBODY) as client:
         started = time.monotonic()
         with pytest.raises(BrokerUnavailableError):
@@ -471,7 +482,7 @@ def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call):
         assert time.monotonic() - started < 2
 
 
-def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(tmp_path):
+def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server, taxiway.Client(server.url) as client:
         job = client.submit("echo", "before")
         os.kill(server.pid, signal.SIGSTOP)
@@ -489,7 +500,7 @@ def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_wh
             assert client.infer("echo", "after", timeout=10).outputs == {"payload": "after"}
 
 
-def test_a_wait_goes_on_while_the_broker_restarts(tmp_path):
+def test_a_wait_goes_on_while_the_broker_restarts(tmp_path: Path) -> None:
     answers = []
     with taxiway.Client(restart(tmp_path)) as client:
         with EmbeddedValkey(tmp_path):
@@ -502,13 +513,13 @@ def test_a_wait_goes_on_while_the_broker_restarts(tmp_path):
     assert answers[0].outputs == {"payload": "patience"}
 
 
-def restart(folder):
+def restart(folder: Path) -> str:
     """The address that a server in `folder` keeps."""
     with EmbeddedValkey(folder) as server:
         return server.url
 
 
-def test_a_submit_waits_for_the_broker_as_long_as_it_is_told(tmp_path):
+def test_a_submit_waits_for_the_broker_as_long_as_it_is_told(tmp_path: Path) -> None:
     url = restart(tmp_path)
     answers = []
     with taxiway.Client(url, connect_timeout=20) as client:
@@ -520,7 +531,7 @@ def test_a_submit_waits_for_the_broker_as_long_as_it_is_told(tmp_path):
     assert answers[0].outputs == {"payload": "patience"}
 
 
-def test_a_wrong_password_is_said_at_once(url):
+def test_a_wrong_password_is_said_at_once(url: str) -> None:
     host = url.rpartition("@")[2]
     with taxiway.Client(f"redis://:wrong@{host}") as client:
         started = time.monotonic()
@@ -530,14 +541,14 @@ def test_a_wrong_password_is_said_at_once(url):
         assert time.monotonic() - started < 0.5
 
 
-def wait_until(condition, timeout=10):
+def wait_until(condition, timeout: int = 10) -> None:
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.01)
 
 
-def test_every_wait_goes_on_while_the_broker_restarts(tmp_path):
+def test_every_wait_goes_on_while_the_broker_restarts(tmp_path: Path) -> None:
     answers = {}
     with taxiway.Client(restart(tmp_path), connect_timeout=0.3) as client, taxiway.Client(restart(tmp_path)) as other:
         with EmbeddedValkey(tmp_path) as server, redis.Redis.from_url(server.url) as store:
@@ -562,10 +573,10 @@ def test_every_wait_goes_on_while_the_broker_restarts(tmp_path):
     assert answers.keys() == jobs.keys()
 
 
-def test_a_large_answer_is_waited_for_through_an_outage(tmp_path):
+def test_a_large_answer_is_waited_for_through_an_outage(tmp_path: Path) -> None:
     large = b"x" * 50_000
 
-    def refer(request):
+    def refer(request: None) -> Result:
         return Result(model="echo:1", outputs={"payload": reference}, report=REPORT)
 
     kept = ResultBlobs(0)
@@ -588,7 +599,7 @@ def test_a_large_answer_is_waited_for_through_an_outage(tmp_path):
             cable.close()
 
 
-def test_an_id_of_no_job_is_unknown_by_every_call(client, store):
+def test_an_id_of_no_job_is_unknown_by_every_call(client: Client, store: redis.Redis) -> None:
     job = client.job("00000000-0000-4000-8000-000000000000")
     for call in (job.status, job.placement, job.done, job.cancel):
         with pytest.raises(UnknownJobError, match="no router has recorded it"):
@@ -602,7 +613,7 @@ def test_an_id_of_no_job_is_unknown_by_every_call(client, store):
     assert store.llen(ARRIVALS) == 0
 
 
-def test_a_job_that_was_submitted_here_is_known_before_any_router_has_seen_it(client):
+def test_a_job_that_was_submitted_here_is_known_before_any_router_has_seen_it(client: Client) -> None:
     for job in (client.submit("echo", "hello"), client.submit("echo", "hello", idempotency_key="flight-18")):
         assert job.status().record.state is JobState.ACCEPTED
         assert job.placement()["state"] == "accepted"

@@ -1,5 +1,7 @@
 """The client at the HTTP door of a real router, with the smallest worker behind it."""
 
+from __future__ import annotations
+
 import asyncio
 import os
 import secrets
@@ -7,7 +9,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +20,7 @@ import redis
 import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings
+from taxiway.client.sync_client import Client
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import priority_lists
 from taxiway.errors import (
@@ -28,11 +33,11 @@ from taxiway.errors import (
     UnknownModelError,
 )
 from tests.cable import Cable
-from tests.routing import EchoDevice, eventually, router_process
+from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("door")
     with EmbeddedValkey(folder) as server:
         yield Settings(
@@ -46,26 +51,26 @@ def settings(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def router(settings):
+def router(settings: Settings) -> Iterator[RouterProcess]:
     with router_process(settings) as router:
         yield router
 
 
 @pytest.fixture
-def client(router):
+def client(router: RouterProcess) -> Iterator[Client]:
     with taxiway.Client(router.http) as client:
         yield client
 
 
 @pytest.fixture
-def device(settings, client):
+def device(settings: Settings, client: Client) -> Iterator[EchoDevice]:
     with EchoDevice(settings) as device:
         eventually(lambda: len(client.fleet()["devices"]) == 1)
         yield device
 
 
 @pytest.fixture
-def idle_device(settings, client):
+def idle_device(settings: Settings, client: Client) -> Iterator[EchoDevice]:
     with EchoDevice(settings, answering=False) as device:
         eventually(lambda: len(client.fleet()["devices"]) == 1)
         yield device
@@ -83,7 +88,9 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=str)
-def test_both_doors_give_equal_results_for_equal_requests(settings, client, device, value):
+def test_both_doors_give_equal_results_for_equal_requests(
+    settings: Settings, client: Client, device: EchoDevice, value
+) -> None:
     with taxiway.Client(settings.broker) as other:
         ours, theirs = client.infer("echo", value, timeout=10), other.infer("echo", value, timeout=10)
 
@@ -91,7 +98,7 @@ def test_both_doors_give_equal_results_for_equal_requests(settings, client, devi
     assert (ours.model, ours.report.hardware_class) == (theirs.model, theirs.report.hardware_class)
 
 
-def test_a_submitted_job_is_polled_to_its_result(client, device):
+def test_a_submitted_job_is_polled_to_its_result(client: Client, device: EchoDevice) -> None:
     job = client.submit("echo", "hello", deadline=30)
 
     assert job.result(timeout=10).outputs == {"payload": "hello"}
@@ -100,18 +107,18 @@ def test_a_submitted_job_is_polled_to_its_result(client, device):
     assert job.placement()["reason"]
 
 
-def test_a_job_known_by_its_id_alone_gives_a_bare_value_for_one_row(client, device):
+def test_a_job_known_by_its_id_alone_gives_a_bare_value_for_one_row(client: Client, device: EchoDevice) -> None:
     job = client.submit("echo", "hello")
 
     assert client.job(job.id).result(timeout=10).outputs == {"payload": "hello"}
 
 
-def test_map_yields_in_order(client, device):
+def test_map_yields_in_order(client: Client, device: EchoDevice) -> None:
     assert [r.outputs["payload"] for r in client.map("echo", range(40), window=8)] == list(range(40))
 
 
-def test_the_async_client_awaits_jobs(router, device):
-    async def ask():
+def test_the_async_client_awaits_jobs(router: RouterProcess, device: EchoDevice) -> None:
+    async def ask() -> list[Any]:
         async with taxiway.AsyncClient(router.http) as client:
             jobs = [await client.submit("echo", n) for n in range(10)]
             return [(await job).outputs["payload"] for job in jobs]
@@ -119,12 +126,12 @@ def test_the_async_client_awaits_jobs(router, device):
     assert asyncio.run(ask()) == list(range(10))
 
 
-def test_models_and_fleet_tell_what_is_there(client, device):
+def test_models_and_fleet_tell_what_is_there(client: Client, device: EchoDevice) -> None:
     assert "echo" in {model["name"] for model in client.models()}
     assert "cpu.batch" in client.fleet()["classes"]
 
 
-def test_a_request_is_explained_without_being_submitted(client, device):
+def test_a_request_is_explained_without_being_submitted(client: Client, device: EchoDevice) -> None:
     told = client.what_if("echo", ["a", "b"], deadline=30)
     dear = client.what_if("echo", "a", budget=1e-15)
 
@@ -132,36 +139,36 @@ def test_a_request_is_explained_without_being_submitted(client, device):
     assert (dear["hardware_class"], dear["error"]) == (None, "invalid_request")
 
 
-def test_a_broker_explains_no_request_that_was_not_submitted(settings):
+def test_a_broker_explains_no_request_that_was_not_submitted(settings: Settings) -> None:
     with taxiway.Client(settings.broker) as client, pytest.raises(InvalidRequestError, match="what_if"):
         client.what_if("echo", "a")
 
 
-def test_an_unknown_model_is_raised_with_near_names(client):
+def test_an_unknown_model_is_raised_with_near_names(client: Client) -> None:
     with pytest.raises(UnknownModelError) as caught:
         client.submit("ecko", "hello")
 
     assert "echo" in caught.value.details["near"]
 
 
-def test_an_unknown_job_is_raised(client):
+def test_an_unknown_job_is_raised(client: Client) -> None:
     with pytest.raises(UnknownJobError):
         client.job("nothing").result(timeout=1)
 
 
-def test_an_unknown_input_is_refused(client):
+def test_an_unknown_input_is_refused(client: Client) -> None:
     with pytest.raises(InvalidRequestError, match="melody"):
         client.submit("echo", [{"name": "melody", "shape": [1], "datatype": "BYTES", "data": ["la"]}])
 
 
-def test_a_refused_term_names_its_field_and_retry_time_comes_along(client):
+def test_a_refused_term_names_its_field_and_retry_time_comes_along(client: Client) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         client.submit("echo", "hello", service="platinum")
 
     assert "service" in caught.value.message
 
 
-def test_a_caller_that_will_not_wait_longer_is_told_so(client, idle_device):
+def test_a_caller_that_will_not_wait_longer_is_told_so(client: Client, idle_device: EchoDevice) -> None:
     job = client.submit("echo", "hello")
     started = time.monotonic()
 
@@ -173,7 +180,7 @@ def test_a_caller_that_will_not_wait_longer_is_told_so(client, idle_device):
     assert time.monotonic() - started < 2
 
 
-def test_a_cancelled_job_says_so(client, idle_device):
+def test_a_cancelled_job_says_so(client: Client, idle_device: EchoDevice) -> None:
     job = client.submit("echo", "hello")
     job.cancel()
     job.cancel()
@@ -192,7 +199,7 @@ def test_a_cancelled_job_says_so(client, idle_device):
     ],
     ids=["infer", "result", "status", "models"],
 )
-def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call):
+def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call) -> None:
     with taxiway.Client("http://127.0.0.1:9") as client:
         started = time.monotonic()
         with pytest.raises(BrokerUnavailableError, match="router"):
@@ -201,7 +208,9 @@ def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call):
         assert time.monotonic() - started < 2
 
 
-def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(settings, device):
+def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(
+    settings: Settings, device: EchoDevice
+) -> None:
     with router_process(settings) as router, taxiway.Client(router.http) as client:
         eventually(lambda: client.fleet()["devices"])
         client.infer("echo", "before", timeout=10)
@@ -218,7 +227,9 @@ def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_wh
         assert client.infer("echo", "after", timeout=10).outputs == {"payload": "after"}
 
 
-def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(router, client, device):
+def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(
+    router: RouterProcess, client: Client, device: EchoDevice
+) -> None:
     job = client.submit("echo", "patience")
     parts = urlsplit(router.http)
     cable = Cable(parts.hostname, parts.port)
@@ -232,8 +243,8 @@ def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(rout
 
 
 def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_runs_once(
-    router, settings, idle_device
-):
+    router: RouterProcess, settings: Settings, idle_device: EchoDevice
+) -> None:
     parts, answers = urlsplit(router.http), []
     cable = Cable(parts.hostname, parts.port)
     with redis.Redis.from_url(settings.state) as state:
@@ -255,7 +266,7 @@ def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_
     assert len(device.done) == 1
 
 
-def test_an_answer_that_is_not_taxiways_is_told_as_such():
+def test_an_answer_that_is_not_taxiways_is_told_as_such() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_answer_as_a_proxy, args=(listener,), daemon=True).start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -263,7 +274,7 @@ def test_an_answer_that_is_not_taxiways_is_told_as_such():
             client.models()
 
 
-def _answer_as_a_proxy(listener):
+def _answer_as_a_proxy(listener) -> None:
     connection, _ = listener.accept()
     with connection:
         connection.recv(65536)

@@ -1,7 +1,10 @@
 """Who waits hears of an end that nobody announced to it: at a router and in the client, on a real Valkey server."""
 
+from __future__ import annotations
+
 import asyncio
 import uuid
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit, urlunsplit
 
@@ -10,6 +13,7 @@ import redis
 
 from router.service.results import Results
 from router.service.store import Store
+from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.client.replies import Replies
 from taxiway.client.valkey_link import ValkeyLink
@@ -22,19 +26,19 @@ SOON = 20.0
 
 
 @pytest.fixture
-def store(settings):
+def store(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.state) as client:
         yield client
 
 
 @pytest.fixture
-def name():
+def name() -> str:
     """Nobody else listens under it: channels are one namespace for all of a server's databases."""
     return uuid.uuid4().hex
 
 
 @asynccontextmanager
-async def router_results(url, name):
+async def router_results(url: str, name: str) -> AsyncIterator[Results]:
     store = Store(url, Limits())
     results = Results(url, store, name, pause=PAUSE)
     listening = asyncio.create_task(results.run())
@@ -48,7 +52,7 @@ async def router_results(url, name):
 
 
 @asynccontextmanager
-async def client_replies(url, name):
+async def client_replies(url: str, name: str) -> AsyncIterator[Replies]:
     link = ValkeyLink(url, 1.5)
     replies = Replies(link, reply_channel(name), pause=PAUSE)
     try:
@@ -58,14 +62,14 @@ async def client_replies(url, name):
         await link.close()
 
 
-async def subscribed(store, name, *, times=1):
+async def subscribed(store: redis.Redis, name: str, *, times: int = 1) -> None:
     """Returns once so many connections have subscribed to a reply channel."""
     async with asyncio.timeout(SOON):
         while store.pubsub_numsub(reply_channel(name))[0][1] < times:
             await asyncio.sleep(0.01)
 
 
-def test_a_router_finds_a_result_that_was_never_announced(settings, store, name):
+def test_a_router_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
     async def scenario():
         async with router_results(settings.state, name) as results:
             await subscribed(store, name)
@@ -77,8 +81,8 @@ def test_a_router_finds_a_result_that_was_never_announced(settings, store, name)
     assert asyncio.run(scenario()) == META
 
 
-def test_a_client_finds_a_result_that_was_never_announced(settings, store, name):
-    async def scenario():
+def test_a_client_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
+    async def scenario() -> bytes:
         async with client_replies(settings.state, name) as replies:
             future = replies.expect("j")
             await subscribed(store, name)
@@ -89,12 +93,14 @@ def test_a_client_finds_a_result_that_was_never_announced(settings, store, name)
     assert asyncio.run(scenario()) == META
 
 
-def test_a_router_gives_up_a_subscription_that_has_become_silent(settings, store, name):
+def test_a_router_gives_up_a_subscription_that_has_become_silent(
+    settings: Settings, store: redis.Redis, name: str
+) -> None:
     parts = urlsplit(settings.state)
     cable = Cable(parts.hostname, parts.port)
     url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
 
-    async def scenario():
+    async def scenario() -> None:
         async with router_results(url, name):
             await subscribed(store, name)
             cable.forget()

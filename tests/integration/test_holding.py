@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import kombu
 import pytest
 import redis
 
-from taxiway.contract.job import JobState, read_meta, read_result, record_from
+from tasks.settings import Settings
+from taxiway.contract.job import JobState, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     HELD,
@@ -28,6 +32,7 @@ from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, decode_envelope, infer_message
 from taxiway.errors import DeadlineExceededError
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.stored import record_of
 from tests.working import worker_process, worker_settings
 
 HORIZON = 1.0
@@ -48,13 +53,13 @@ BOUND = work_cell("cpu.batch", 3)
 
 
 @pytest.fixture
-def fleet(settings, tmp_path):
+def fleet(settings: Settings, tmp_path: Path) -> Settings:
     """Settings of a fleet of one class with a short horizon; broker and state are one Valkey."""
     return worker_settings(settings, tmp_path, QUEUES)
 
 
 @pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def either(request, fleet):
+def either(request: pytest.FixtureRequest, fleet: Settings) -> Settings:
     """The same with each broker, its queues empty."""
     if request.param == "valkey":
         return fleet
@@ -64,12 +69,12 @@ def either(request, fleet):
 
 
 @pytest.fixture
-def store(settings):
+def store(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.state) as client:
         yield client
 
 
-def publish(settings, raws):
+def publish(settings: Settings, raws: list[Any]) -> None:
     """Write messages to the arrivals of either broker."""
     if settings.broker_is_state:
         with redis.Redis.from_url(settings.broker) as client:
@@ -88,7 +93,7 @@ def publish(settings, raws):
             )
 
 
-def send(settings, count=1, **terms):
+def send(settings: Settings, count: int = 1, **terms: Any) -> list[str]:
     """Ask for so many `paced` jobs; their ids."""
     jobs = [str(uuid.uuid4()) for _ in range(count)]
     asked = {"model": "paced", "inputs": "x", "service": "bulk", **terms}
@@ -96,30 +101,28 @@ def send(settings, count=1, **terms):
     return jobs
 
 
-def record(store, job):
-    return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()})
-
-
-def bound_seconds(store):
+def bound_seconds(store: redis.Redis) -> float:
     return float(store.hget(WORK, BOUND) or 0)
 
 
-def fill(settings, store, **terms):
+def fill(settings: Settings, store: redis.Redis, **terms: int) -> str:
     """Bind a horizon's worth of jobs and hold another, then one more that has to be held; that one's id.
 
     Between two readings a router takes devices to work, and releases: what is held before the one makes up for that.
     """
     while not store.hlen(HELD):  # what a job takes falls with the rate at which they come
         last = send(settings, int(HORIZON / ALONE), **terms)[-1]
-        eventually(lambda last=last: record(store, last).state is not JobState.ACCEPTED)
+        eventually(lambda last=last: record_of(store, last).state is not JobState.ACCEPTED)
     return send(settings, 1 + int(HORIZON / ALONE), **terms)[-1]
 
 
-def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_device_never_idles(either, store):
+def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_device_never_idles(
+    either: Settings, store: redis.Redis
+) -> None:
     with router_process(either):
         with EchoDevice(either, answering=False):
             jobs = send(either, 1500)
-            eventually(lambda: record(store, jobs[-1]).state is JobState.HELD, within=60)
+            eventually(lambda: record_of(store, jobs[-1]).state is JobState.HELD, within=60)
         bound = []
         with worker_process(either):
             while store.hlen(HELD) > 0:
@@ -128,14 +131,14 @@ def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_devi
             ended = [eventually(lambda job=job: store.get(result_key(job)), within=30) for job in jobs]
 
     assert {read_meta(meta).status for meta in ended} == {"SUCCESS"}
-    assert {record(store, job).attempts for job in jobs} == {1}
+    assert {record_of(store, job).attempts for job in jobs} == {1}
     assert max(bound) <= 2 * HORIZON  # a batch of arrivals may be on its way while the work is read
     assert sum(seconds > 0.05 for seconds in bound) >= 0.9 * len(bound) >= 20
     assert not any(store.exists(key) for key in (HOLDING, HELD, RELEASED))
     assert all(abs(float(store.hget(WORK, cell) or 0)) < 1e-6 for cell in (BOUND, held_cell("cpu.batch", 3)))
 
 
-def test_a_held_job_says_so_and_why_and_is_placed_when_its_queue_drains(fleet, store):
+def test_a_held_job_says_so_and_why_and_is_placed_when_its_queue_drains(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet) as router:
         job = fill(fleet, store)
         status = eventually(lambda: (a := httpx.get(f"{router.http}/v2/jobs/{job}", trust_env=False)).is_success and a)
@@ -150,15 +153,15 @@ def test_a_held_job_says_so_and_why_and_is_placed_when_its_queue_drains(fleet, s
     with EchoDevice(fleet), router_process(fleet):
         meta = eventually(lambda: store.get(result_key(job)))
     assert read_result(read_meta(meta)).outputs == {"payload": "x"}
-    done = record(store, job)
+    done = record_of(store, job)
     assert done.hardware_class == "cpu.batch"
     assert done.accepted < done.placed
 
 
-def test_a_held_job_is_cancelled_at_once(either, store):
+def test_a_held_job_is_cancelled_at_once(either: Settings, store: redis.Redis) -> None:
     with EchoDevice(either, answering=False), router_process(either):
         job = fill(either, store)
-        eventually(lambda: record(store, job).state is JobState.HELD)
+        eventually(lambda: record_of(store, job).state is JobState.HELD)
         publish(either, [cancel_message(job, origin="test")])
         meta = read_meta(eventually(lambda: store.get(result_key(job))))
 
@@ -166,11 +169,11 @@ def test_a_held_job_is_cancelled_at_once(either, store):
     assert not store.hexists(HELD, job_key(job))
 
 
-def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet, store):
+def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet):
         fill(fleet, store, deadline=500)
         [job] = send(fleet, deadline=4)
-        held = eventually(lambda: record(store, job).state is JobState.HELD and record(store, job))
+        held = eventually(lambda: record_of(store, job).state is JobState.HELD and record_of(store, job))
         meta = eventually(lambda: store.get(result_key(job)))
 
     assert held.deadline_at - held.accepted == pytest.approx(4)
@@ -178,46 +181,48 @@ def test_a_held_job_past_its_deadline_ends_though_no_queue_has_room(fleet, store
         read_result(read_meta(meta))
 
 
-def test_jobs_leave_holding_by_their_deadlines(fleet, store):
+def test_jobs_leave_holding_by_their_deadlines(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet):
         first = fill(fleet, store)
         soon = send(fleet, 5, deadline=5000)
-        eventually(lambda: all(record(store, job).state is JobState.HELD for job in soon))
+        eventually(lambda: all(record_of(store, job).state is JobState.HELD for job in soon))
     with EchoDevice(fleet) as device, router_process(fleet):
         eventually(lambda: {first, *soon} <= set(device.done))
 
-    assert max(record(store, job).placed for job in soon) <= record(store, first).placed
+    assert max(record_of(store, job).placed for job in soon) <= record_of(store, first).placed
 
 
-def test_tenants_leave_holding_in_proportion_to_their_weights(fleet, store):
+def test_tenants_leave_holding_in_proportion_to_their_weights(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet):
         fill(fleet, store)
         lab, shop = send(fleet, 600, tenant="lab"), send(fleet, 600, tenant="shop")
-        eventually(lambda: record(store, shop[-1]).state is record(store, lab[-1]).state is JobState.HELD)
+        eventually(lambda: record_of(store, shop[-1]).state is record_of(store, lab[-1]).state is JobState.HELD)
     with EchoDevice(fleet) as device, router_process(fleet):
         eventually(lambda: {*lab, *shop} <= set(device.done), within=20)
 
-    first = sorted([*lab, *shop], key=lambda job: record(store, job).placed)[:600]
+    first = sorted([*lab, *shop], key=lambda job: record_of(store, job).placed)[:600]
     assert len(set(first) & set(shop)) == pytest.approx(450, abs=130)  # a share is kept to a draw
 
 
-def test_without_routers_holding_waits_and_with_one_back_it_flows(either, store):
+def test_without_routers_holding_waits_and_with_one_back_it_flows(either: Settings, store: redis.Redis) -> None:
     with EchoDevice(either, answering=False):
         with router_process(either) as router:
             job = fill(either, store)
-            eventually(lambda: record(store, job).state is JobState.HELD)
+            eventually(lambda: record_of(store, job).state is JobState.HELD)
             router.process.kill()
             router.process.wait()
-        assert record(store, job).state is JobState.HELD
+        assert record_of(store, job).state is JobState.HELD
     with EchoDevice(either) as device, router_process(either):
         if either.broker_is_state:
             eventually(lambda: job in device.done)
         else:
             store.hset(WORK, BOUND, 0.0)  # the device of this test answers on Valkey alone
-            eventually(lambda: record(store, job).state is JobState.QUEUED)
+            eventually(lambda: record_of(store, job).state is JobState.QUEUED)
 
 
-def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(fleet, store):
+def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(
+    fleet: Settings, store: redis.Redis
+) -> None:
     with EchoDevice(fleet) as device:
         with router_process(fleet):
             jobs = send(fleet, 1500)
@@ -233,10 +238,10 @@ def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(flee
     assert len(device.done) == len(set(device.done)) == len(jobs)
 
 
-def test_a_second_arrival_of_a_held_job_is_dropped(fleet, store):
+def test_a_second_arrival_of_a_held_job_is_dropped(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet):
         job = fill(fleet, store)
-        eventually(lambda: record(store, job).state is JobState.HELD)
+        eventually(lambda: record_of(store, job).state is JobState.HELD)
         held = store.hlen(HELD)
         publish(fleet, [infer_message(job, Request(model="paced", inputs="x"), reply="", origin="test")])
         last = send(fleet)[0]
@@ -245,11 +250,11 @@ def test_a_second_arrival_of_a_held_job_is_dropped(fleet, store):
     assert store.hlen(HELD) == held + 1
 
 
-def test_work_for_people_passes_what_is_held(fleet, store):
+def test_work_for_people_passes_what_is_held(fleet: Settings, store: redis.Redis) -> None:
     with EchoDevice(fleet, answering=False), router_process(fleet):
         fill(fleet, store)
         [job] = send(fleet, deadline=0.9, service="standard")
-        eventually(lambda: record(store, job).state is not JobState.ACCEPTED)
+        eventually(lambda: record_of(store, job).state is not JobState.ACCEPTED)
 
-    assert record(store, job).state is JobState.QUEUED
+    assert record_of(store, job).state is JobState.QUEUED
     assert store.llen(priority_lists("cpu.batch")[0]) == 1

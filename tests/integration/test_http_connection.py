@@ -1,18 +1,23 @@
 """What a client may do to the HTTP door's connections, by real sockets to a real server before a small application."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import uvloop
 
 from router.http.connection import HEAD, SLOWEST, WHOLE
-from router.http.gate import answer, is_loopback
+from router.http.gate import Receive, Send, answer, is_loopback
 from router.http.server import HttpServer, open_tls
 from tasks.document import Size
 from tasks.topology import Limits
@@ -26,7 +31,7 @@ PATIENT = Limits(head=30, body=30, connections=3, payload=Size(2**22))
 LIMITS = Limits(head=0.3, body=0.6, connections=3, payload=Size(2**21))
 
 
-async def application(scope, receive, send):
+async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Answers with what it read; a path tells it to answer at once, or at length."""
     body = b""
     while scope["path"] != "/early":
@@ -40,26 +45,28 @@ async def application(scope, receive, send):
     await send({"type": "http.response.body", "body": bytes(LARGE) if scope["path"] == "/large" else b"%d" % len(body)})
 
 
-async def reader(scope, receive, send):
+async def reader(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Answers with the body itself, read straight into its place."""
     begin = (await receive())["body"]
     body = await scope["extensions"][WHOLE](begin, int(dict(scope["headers"])[b"content-length"]))
     await answer(send, 200, {}, b"left" if body is None else body)
 
 
-async def refuser(scope, receive, send):
+async def refuser(scope: dict[str, Any], receive: Receive, send: Send) -> None:
     """Answers before anything of a body is read."""
     await answer(send, 403, {"content-type": "text/plain"}, b"no", b"body")
 
 
 @contextlib.contextmanager
-def served(limits=LIMITS, tls=None, application=application):
+def served(
+    limits: Limits = LIMITS, tls: ssl.SSLContext | ssl.SSLContext | None = None, application=application
+) -> Iterator[HttpServer]:
     """A server on a thread of its own."""
     loop, ready = uvloop.new_event_loop(), threading.Event()
     server = HttpServer(application, "127.0.0.1", 0, limits, tls)
     stopping = asyncio.Event()
 
-    async def serve():
+    async def serve() -> None:
         await server.start()
         ready.set()
         await stopping.wait()
@@ -77,23 +84,23 @@ def served(limits=LIMITS, tls=None, application=application):
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[HttpServer]:
     with served() as server:
         yield server
 
 
 @pytest.fixture
-def port(server):
+def port(server: HttpServer) -> int:
     return server.port
 
 
 @contextlib.contextmanager
-def connected(port):
+def connected(port: int) -> Iterator[socket.socket]:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         yield connection
 
 
-def read(connection):
+def read(connection: socket.socket) -> bytes:
     """All that comes until the server closes."""
     told = b""
     with contextlib.suppress(ConnectionResetError):
@@ -102,7 +109,7 @@ def read(connection):
     return told
 
 
-def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_take_for_its_next(port):
+def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_take_for_its_next(port: int) -> None:
     with connected(port) as connection:
         assert read(connection) == b""
     with connected(port) as connection:
@@ -110,14 +117,14 @@ def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_t
         assert read(connection).count(b"HTTP/1.1 ") == 1
 
 
-def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch):
+def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.http.connection.SILENT", 0.2)
     with served(PATIENT) as server, connected(server.port) as client:
         client.sendall(GET)
         assert read(client).count(b"HTTP/1.1 ") == 1
 
 
-def test_a_whole_answer_has_its_length_and_to_head_no_body():
+def test_a_whole_answer_has_its_length_and_to_head_no_body() -> None:
     with served(PATIENT, application=refuser) as server, connected(server.port) as client:
         client.sendall(GET.replace(b"GET", b"HEAD") + GET.replace(b"host", b"connection: close\r\nhost"))
         told = read(client)
@@ -131,7 +138,7 @@ def test_a_whole_answer_has_its_length_and_to_head_no_body():
 
 
 @pytest.mark.parametrize(("drop", "told"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"])
-def test_a_client_that_drips_its_head_is_let_go(port, drop, told):
+def test_a_client_that_drips_its_head_is_let_go(port: int, drop: bytes, told: bytes) -> None:
     with connected(port) as connection:
         connection.sendall(GET[:-2] if told else b"")
         connection.settimeout(0.05)
@@ -147,13 +154,13 @@ def test_a_client_that_drips_its_head_is_let_go(port, drop, told):
 @pytest.mark.parametrize(
     "head", [b"content-length: 100\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n1\r\n"], ids=["declared", "chunked"]
 )
-def test_a_client_that_never_ends_its_body_is_let_go(port, head):
+def test_a_client_that_never_ends_its_body_is_let_go(port: int, head: bytes) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"x")
         assert read(connection).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_client_that_is_slow_and_steady_may_go_on(port):
+def test_a_client_that_is_slow_and_steady_may_go_on(port: int) -> None:
     half = SLOWEST + 2**16
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n" % (2 * half))
@@ -165,7 +172,7 @@ def test_a_client_that_is_slow_and_steady_may_go_on(port):
         assert b"\r\n%d\r\n" % (2 * half) in connection.recv(65536)
 
 
-def test_a_client_that_reads_slowly_and_steadily_is_told_all(port):
+def test_a_client_that_reads_slowly_and_steadily_is_told_all(port: int) -> None:
     idle, other = socket.socketpair()
     idle.settimeout(LIMITS.body / 2)
     with connected(port) as connection, idle, other:
@@ -178,7 +185,7 @@ def test_a_client_that_reads_slowly_and_steadily_is_told_all(port):
     assert told > LARGE
 
 
-def test_a_client_that_does_not_read_is_let_go(server):
+def test_a_client_that_does_not_read_is_let_go(server: HttpServer) -> None:
     with connected(server.port) as connection:
         connection.sendall(GET.replace(b"/a", b"/long"))
         connection.recv(1)
@@ -186,7 +193,7 @@ def test_a_client_that_does_not_read_is_let_go(server):
         assert len(read(connection)) < 1000 * 2**16
 
 
-def test_a_body_that_goes_on_after_its_answer_is_cut_off(port):
+def test_a_body_that_goes_on_after_its_answer_is_cut_off(port: int) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /early HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
@@ -196,7 +203,7 @@ def test_a_body_that_goes_on_after_its_answer_is_cut_off(port):
 
 
 @pytest.mark.parametrize("part", [b"x: " + b"y" * 4 * HEAD, b"x: y\r\n" * HEAD], ids=["one header", "many headers"])
-def test_a_head_without_measure_is_refused(port, part):
+def test_a_head_without_measure_is_refused(port: int, part: bytes) -> None:
     with connected(port) as connection:
         with contextlib.suppress(ConnectionError):
             for at in range(0, len(part), 4096):
@@ -204,7 +211,7 @@ def test_a_head_without_measure_is_refused(port, part):
         assert read(connection).startswith(b"HTTP/1.1 431 ")
 
 
-def test_trailers_without_measure_are_refused(port):
+def test_trailers_without_measure_are_refused(port: int) -> None:
     with connected(port) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ")
@@ -225,7 +232,7 @@ def test_trailers_without_measure_are_refused(port):
         b"x y: z\r\n\r\n",
     ],
 )
-def test_lengths_that_contradict_and_what_is_not_http_are_refused(port, head):
+def test_lengths_that_contradict_and_what_is_not_http_are_refused(port: int, head: bytes) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head)
         told = read(connection)
@@ -236,7 +243,9 @@ def test_lengths_that_contradict_and_what_is_not_http_are_refused(port, head):
 @pytest.mark.parametrize(
     ("junk", "status"), [(b"JUNK\x00\r\n\r\n", b"400 "), (b"\x16\x03\r\n\r\n", b"400 "), (b"cdef", b"408 ")]
 )
-def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_answer(port, junk, status):
+def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_answer(
+    port: int, junk: bytes, status: bytes
+) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nab" + junk)
         told = read(connection)
@@ -248,7 +257,9 @@ def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_ans
 
 @pytest.mark.parametrize("head", [b"content-length: 100000", b"transfer-encoding: chunked"])
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "sending"])
-def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_connection(monkeypatch, head, silent):
+def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_connection(
+    monkeypatch: pytest.MonkeyPatch, head: bytes, silent: bool
+) -> None:
     monkeypatch.setattr("router.http.connection.LINGER", 0.3)
     with served(application=refuser) as server, connected(server.port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"\r\n\r\n1\r\nx")
@@ -264,7 +275,7 @@ def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_
     assert told.endswith(b"nobody")
 
 
-def test_an_answer_before_a_body_reaches_a_client_that_reads_only_after_it_sent_all():
+def test_an_answer_before_a_body_reaches_a_client_that_reads_only_after_it_sent_all() -> None:
     with served(PATIENT, application=refuser) as server, connected(server.port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\n" % PATIENT.payload)
         connection.sendall(bytes(PATIENT.payload))
@@ -272,7 +283,9 @@ def test_an_answer_before_a_body_reaches_a_client_that_reads_only_after_it_sent_
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
-def test_a_request_that_would_rather_speak_another_protocol_is_answered_with_its_body(port, protocol):
+def test_a_request_that_would_rather_speak_another_protocol_is_answered_with_its_body(
+    port: int, protocol: bytes
+) -> None:
     wish = b"connection: upgrade, http2-settings\r\nhttp2-settings: AAMAAABk\r\nupgrade: " + protocol + b"\r\n"
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + wish + b"content-length: 5\r\n\r\nhello")
@@ -281,10 +294,10 @@ def test_a_request_that_would_rather_speak_another_protocol_is_answered_with_its
         assert read(connection).count(b"HTTP/1.1 200 ") == 1
 
 
-def test_requests_of_one_connection_are_served_one_after_another_and_in_order():
+def test_requests_of_one_connection_are_served_one_after_another_and_in_order() -> None:
     running, most = 0, 0
 
-    async def slow(scope, receive, send):
+    async def slow(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
@@ -302,10 +315,10 @@ def test_requests_of_one_connection_are_served_one_after_another_and_in_order():
     assert most == 1
 
 
-def test_the_head_of_an_answer_does_not_wait_for_its_body():
+def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
     told = threading.Event()
 
-    async def late(scope, receive, send):
+    async def late(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"location", b"/there")]})
         assert await asyncio.to_thread(told.wait, 5)
         await send({"type": "http.response.body", "body": b"at last"})
@@ -320,7 +333,7 @@ def test_the_head_of_an_answer_does_not_wait_for_its_body():
     assert b"at last" in body
 
 
-def test_a_server_that_parts_ends_a_connection_with_the_answer_under_way_though_more_was_asked():
+def test_a_server_that_parts_ends_a_connection_with_the_answer_under_way_though_more_was_asked() -> None:
     with served(PATIENT) as server, connected(server.port) as connection:
         server.part()
         connection.sendall(GET * 1000)
@@ -336,7 +349,9 @@ def test_a_server_that_parts_ends_a_connection_with_the_answer_under_way_though_
     [GET, b"POST /a HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"],
     ids=["get", "chunked"],
 )
-def test_a_connection_that_sends_requests_without_end_takes_little_memory(server, request_, reads):
+def test_a_connection_that_sends_requests_without_end_takes_little_memory(
+    server: HttpServer, request_: bytes, reads: bool
+) -> None:
     """uvicorn alone takes 4.5 kB for each: some 70 MB for these."""
     requests, process = request_ * 500, psutil.Process()
     sent, before, grown = 0, process.memory_info().rss, 0
@@ -354,13 +369,13 @@ def test_a_connection_that_sends_requests_without_end_takes_little_memory(server
     assert grown < 4 * 2**20
 
 
-def test_requests_in_one_piece_are_answered_one_after_the_other(port):
+def test_requests_in_one_piece_are_answered_one_after_the_other(port: int) -> None:
     with connected(port) as connection:
         connection.sendall(GET + GET + GET.replace(b"host", b"connection: close\r\nhost"))
         assert read(connection).count(b"HTTP/1.1 200 ") == 3
 
 
-def test_one_connection_too_many_is_told_to_come_back():
+def test_one_connection_too_many_is_told_to_come_back() -> None:
     with served() as server, contextlib.ExitStack() as stack:
         held = [stack.enter_context(connected(server.port)) for _ in range(LIMITS.connections)]
         for connection in held:
@@ -373,7 +388,7 @@ def test_one_connection_too_many_is_told_to_come_back():
         assert b"retry-after: 1\r\n" in told
 
 
-def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path):
+def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     with served(tls=open_tls(certificate, key)) as server:
         with connected(server.port) as connection:
@@ -386,7 +401,9 @@ def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path):
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
-def test_a_body_that_is_read_straight_into_its_place_is_whole_and_what_follows_it_is_served(tmp_path, tls):
+def test_a_body_that_is_read_straight_into_its_place_is_whole_and_what_follows_it_is_served(
+    tmp_path: Path, tls: bool
+) -> None:
     certificate, key = self_signed(tmp_path)
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(served(PATIENT, open_tls(certificate, key) if tls else None, reader))
@@ -402,7 +419,7 @@ def test_a_body_that_is_read_straight_into_its_place_is_whole_and_what_follows_i
     assert told.count(BODY) == 2
 
 
-def test_a_sender_that_leaves_within_its_body_is_not_waited_for():
+def test_a_sender_that_leaves_within_its_body_is_not_waited_for() -> None:
     with served(PATIENT, application=reader) as server:
         with connected(server.port) as connection:
             connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n\r\nx" % len(BODY))
@@ -415,5 +432,5 @@ def test_a_sender_that_leaves_within_its_body_is_not_waited_for():
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
     + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example.org")],
 )
-def test_only_the_loopback_is_this_machine_alone(host, here):
+def test_only_the_loopback_is_this_machine_alone(host, here) -> None:
     assert is_loopback(host) is here

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import asyncio
 import base64
 import concurrent.futures
@@ -8,6 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -15,7 +20,7 @@ import pytest
 import redis
 
 from local.embedded import EmbeddedValkey
-from router.decide.explain import read_basis
+from router.decide.explain import Basis, read_basis
 from router.http.inference import Inference
 from router.http.protocol import read_infer
 from router.operations.jobs import Jobs
@@ -23,7 +28,7 @@ from router.service.admission import Rules
 from router.service.arrivals import Router
 from tasks.models.catalogue import load_catalogue
 from tasks.models.folder import ModelsFolder
-from tasks.settings import TREE, settings_from
+from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result
 from taxiway.contract.keys import job_key, priority_lists, result_key, snapshot_key
@@ -32,64 +37,70 @@ from tests.routing import EchoDevice, eventually, router_process
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a fleet that all tests of answered requests share: a router takes a second to start."""
     with EmbeddedValkey(tmp_path_factory.mktemp("shared")) as server:
         yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
 
 
 @pytest.fixture(scope="module")
-def device(shared):
+def device(shared: Settings) -> Iterator[EchoDevice]:
     with EchoDevice(shared) as device:
         yield device
 
 
 @pytest.fixture(scope="module")
-def http(shared, device):
+def http(shared: Settings, device: EchoDevice) -> Iterator[httpx.Client]:
     with router_process(shared) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
-def lone(settings):
+def lone(settings: Settings) -> Iterator[httpx.Client]:
     """The HTTP door of a router without any device."""
     with router_process(settings) as router, httpx.Client(base_url=router.http, timeout=30, trust_env=False) as client:
         yield client
 
 
 @pytest.fixture
-def idle(settings, lone):
+def idle(settings: Settings, lone: httpx.Client) -> Iterator[httpx.Client]:
     """The HTTP door of a router whose device answers nothing."""
     with EchoDevice(settings, answering=False):
         yield lone
 
 
 @pytest.fixture
-def store(shared):
+def store(shared: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(shared.state) as client:
         yield client
 
 
-def body(*rows, parameters=None, tensor=None, **fields):
+def body(*rows: str, parameters: dict[str, Any] | None = None, tensor=None, **fields) -> dict[str, Any]:
     named = {"name": "payload", "shape": [len(rows)], "datatype": "BYTES", "data": list(rows), **(tensor or {})}
     return {"inputs": [named], "parameters": {"deadline": 30, **(parameters or {})}, **fields}
 
 
-def infer(http, *rows, model="echo", headers=None, **arguments):
+def infer(
+    http: httpx.Client,
+    *rows: str,
+    model: str = "echo",
+    headers: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> httpx.Response:
     return http.post(f"/v2/models/{model}/infer", json=body(*rows, **arguments), headers=headers)
 
 
-def accept(http, *rows, **arguments):
+def accept(http: httpx.Client, *rows: str, **arguments: dict[str, Any] | dict[str, str]):
     accepted = infer(http, *rows, headers={"prefer": "respond-async"}, **arguments)
     assert accepted.status_code == 202, accepted.text
     return accepted.json()["id"]
 
 
-def basis_of(store, job):
+def basis_of(store: redis.Redis, job) -> Basis | None:
     return read_basis(store.hget(job_key(job), "basis").decode())
 
 
-def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(http):
+def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(http: httpx.Client) -> None:
     whole = msgspec.json.encode(body("hello"))
     headers = {"content-type": "application/json"}
 
@@ -101,7 +112,7 @@ def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(ht
         assert answer.json()["outputs"][0]["data"] == ["hello"]
 
 
-def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http):
+def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http: httpx.Client) -> None:
     answer = infer(http, "a", "b").json()
 
     assert (answer["model_name"], answer["model_version"]) == ("echo", "1")
@@ -110,11 +121,11 @@ def test_an_infer_request_is_answered_with_its_outputs_and_how_it_ran(http):
     assert answer["parameters"]["job"] == answer["id"]
 
 
-def test_an_answer_carries_the_requests_own_id(http):
+def test_an_answer_carries_the_requests_own_id(http: httpx.Client) -> None:
     assert infer(http, "a", id="mine").json()["id"] == "mine"
 
 
-def test_bytes_travel_as_base64_in_both_directions(http):
+def test_bytes_travel_as_base64_in_both_directions(http: httpx.Client) -> None:
     text = base64.b64encode(b"\x00\xff").decode()
 
     answer = infer(http, text, tensor={"parameters": {"content_type": "base64"}}).json()
@@ -124,24 +135,24 @@ def test_bytes_travel_as_base64_in_both_directions(http):
 
 
 @pytest.mark.parametrize("model", ["echo/versions/1", "echo:1", "echo@stable"])
-def test_a_model_is_found_by_version_and_alias(http, model):
+def test_a_model_is_found_by_version_and_alias(http: httpx.Client, model: str) -> None:
     assert infer(http, "a", model=model).status_code == 200
 
 
-def test_a_caller_who_would_rather_poll_than_wait_says_for_how_long(idle):
+def test_a_caller_who_would_rather_poll_than_wait_says_for_how_long(idle: httpx.Client) -> None:
     answer = infer(idle, "a", headers={"prefer": "wait=0"})
 
     assert (answer.status_code, answer.headers["location"]) == (202, f"/v2/jobs/{answer.json()['id']}")
 
 
-def test_many_requests_at_once_get_their_own_answers(http):
+def test_many_requests_at_once_get_their_own_answers(http: httpx.Client) -> None:
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda n: infer(http, str(n)).json()["outputs"][0]["data"], range(200)))
 
     assert answers == [[str(n)] for n in range(200)]
 
 
-def test_an_asynchronous_request_is_polled_to_its_result(http):
+def test_an_asynchronous_request_is_polled_to_its_result(http: httpx.Client) -> None:
     accepted = infer(http, "a", headers={"prefer": "respond-async"})
     where = accepted.headers["location"]
 
@@ -153,7 +164,7 @@ def test_an_asynchronous_request_is_polled_to_its_result(http):
     assert answer["outputs"][0]["data"] == ["a"]
 
 
-def test_a_waiting_job_tells_its_position_and_when_it_may_be_done(idle):
+def test_a_waiting_job_tells_its_position_and_when_it_may_be_done(idle: httpx.Client) -> None:
     first, second = accept(idle, "a"), accept(idle, "b")
 
     status = idle.get(f"/v2/jobs/{second}").json()
@@ -164,7 +175,7 @@ def test_a_waiting_job_tells_its_position_and_when_it_may_be_done(idle):
     assert idle.get(f"/v2/jobs/{first}/result").status_code == 202
 
 
-def test_a_long_poll_returns_as_soon_as_the_job_ends(idle):
+def test_a_long_poll_returns_as_soon_as_the_job_ends(idle: httpx.Client) -> None:
     job = accept(idle, "a")
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         poll = pool.submit(lambda: idle.get(f"/v2/jobs/{job}", params={"wait": 20}))
@@ -175,7 +186,7 @@ def test_a_long_poll_returns_as_soon_as_the_job_ends(idle):
     assert time.monotonic() - cancelled < 2
 
 
-def test_a_cancelled_job_stays_cancelled(idle):
+def test_a_cancelled_job_stays_cancelled(idle: httpx.Client) -> None:
     job = accept(idle, "a")
 
     first, again = idle.delete(f"/v2/jobs/{job}"), idle.delete(f"/v2/jobs/{job}")
@@ -186,7 +197,7 @@ def test_a_cancelled_job_stays_cancelled(idle):
     assert (answer.status_code, answer.json()["code"]) == (409, "cancelled")
 
 
-def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle):
+def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle: httpx.Client) -> None:
     began = time.monotonic()
 
     answer = infer(idle, "a", parameters={"deadline": 0.5})
@@ -195,13 +206,13 @@ def test_a_request_that_no_device_runs_in_time_ends_at_its_deadline(idle):
     assert 0.5 - 0.1 <= time.monotonic() - began < 1  # the promise, and a busy machine
 
 
-def test_a_poller_learns_that_the_deadline_passed(idle):
+def test_a_poller_learns_that_the_deadline_passed(idle: httpx.Client) -> None:
     job = accept(idle, "a", parameters={"deadline": 0.5})
 
     assert idle.get(f"/v2/jobs/{job}", params={"wait": 10}).json()["state"] == "expired"
 
 
-def test_a_result_that_is_gone_is_told_from_one_that_never_was(http, store):
+def test_a_result_that_is_gone_is_told_from_one_that_never_was(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
     http.get(f"/v2/jobs/{job}", params={"wait": 10})
     store.delete(result_key(job))
@@ -212,7 +223,7 @@ def test_a_result_that_is_gone_is_told_from_one_that_never_was(http, store):
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_job")
 
 
-def test_the_same_idempotency_key_gives_the_same_job(device, http):
+def test_the_same_idempotency_key_gives_the_same_job(device: EchoDevice, http: httpx.Client) -> None:
     terms = {"tenant": "t", "idempotency_key": "k"}
 
     first = accept(http, "a", parameters=terms)
@@ -223,7 +234,7 @@ def test_the_same_idempotency_key_gives_the_same_job(device, http):
     assert accept(http, "a", parameters={**terms, "tenant": "u"}) != first
 
 
-def test_a_placement_is_explained_with_what_was_not_chosen(http):
+def test_a_placement_is_explained_with_what_was_not_chosen(http: httpx.Client) -> None:
     job = accept(http, "a")
 
     placement = http.get(f"/v2/jobs/{job}/placement").json()
@@ -236,14 +247,16 @@ def test_a_placement_is_explained_with_what_was_not_chosen(http):
     assert {r["hardware_class"] for r in placement["considered"] + placement["refused"]} >= {"cpu.batch", "tpu.bulk"}
 
 
-def test_a_job_keeps_little_for_its_explanation(http, store):
+def test_a_job_keeps_little_for_its_explanation(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
 
     assert len(store.hget(job_key(job), "basis")) < 500
     assert store.ttl(snapshot_key(basis_of(store, job).snapshot)) > 3500
 
 
-def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said(http, store):
+def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said(
+    http: httpx.Client, store: redis.Redis
+) -> None:
     job = accept(http, "a")
     ended = msgspec.structs.replace(basis_of(store, job), snapshot="another")  # deleted, it would be so for other jobs
     store.hset(job_key(job), "basis", msgspec.json.encode(ended))
@@ -255,7 +268,7 @@ def test_when_the_fleets_state_is_gone_the_reason_alone_is_left_and_that_is_said
     assert "limits.keep_explanation" in placement["note"]
 
 
-def test_a_choice_that_would_differ_now_is_said_to_differ(http, store):
+def test_a_choice_that_would_differ_now_is_said_to_differ(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
     store.hset(job_key(job), "variant", "gone")
 
@@ -265,7 +278,7 @@ def test_a_choice_that_would_differ_now_is_said_to_differ(http, store):
     assert "cpu.batch/echo: cheapest" in note
 
 
-def test_a_job_whose_model_was_taken_away_has_its_reason_left(http, store):
+def test_a_job_whose_model_was_taken_away_has_its_reason_left(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
     store.hset(job_key(job), "model", "gone:1")
 
@@ -276,7 +289,7 @@ def test_a_job_whose_model_was_taken_away_has_its_reason_left(http, store):
 
 
 @pytest.mark.parametrize("path", ["/v2/models/echo/placement", "/v2/models/echo/versions/1/placement"])
-def test_a_request_is_explained_and_not_submitted(http, store, path):
+def test_a_request_is_explained_and_not_submitted(http: httpx.Client, store: redis.Redis, path: str) -> None:
     before = set(store.scan_iter(job_key("*")))
 
     answer = http.post(path, json=body("a"))
@@ -288,21 +301,21 @@ def test_a_request_is_explained_and_not_submitted(http, store, path):
     assert set(store.scan_iter(job_key("*"))) == before
 
 
-def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_way(http):
+def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_way(http: httpx.Client) -> None:
     told = http.post("/v2/models/echo/placement", json=body("a", parameters={"budget": 1e-15})).json()
 
     assert (told["error"], told["hardware_class"]) == ("invalid_request", None)
     assert told["considered"][0]["why_not"].startswith("over budget")
 
 
-def simulation(samples):
+def simulation(samples: int) -> dict[str, Any]:
     """The body of a request to monte-carlo."""
     named = {"samples": samples, "seed": 1}
     inputs = [{"name": name, "shape": [1], "datatype": "INT64", "data": [value]} for name, value in named.items()]
     return {"inputs": inputs, "parameters": {"deadline": 30}}
 
 
-def test_what_if_tells_a_long_simulation_from_a_short_one(http):
+def test_what_if_tells_a_long_simulation_from_a_short_one(http: httpx.Client) -> None:
     asked = [http.post("/v2/models/monte-carlo/placement", json=simulation(samples)) for samples in (10**3, 10**7)]
 
     short, long = (answer.json()["considered"][0] for answer in asked)
@@ -311,14 +324,14 @@ def test_what_if_tells_a_long_simulation_from_a_short_one(http):
 
 
 @pytest.mark.parametrize("what", ["infer", "placement"])
-def test_a_row_over_its_models_limit_is_refused_at_the_door_with_both_figures(http, what):
+def test_a_row_over_its_models_limit_is_refused_at_the_door_with_both_figures(http: httpx.Client, what: str) -> None:
     answer = http.post(f"/v2/models/monte-carlo/{what}", json=simulation(20_000_000))
 
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert "expected at most 10000000, got 20000000" in answer.json()["error"]
 
 
-def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http):
+def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http: httpx.Client) -> None:
     answer = http.post("/v2/models/echo/placement", json=body("a", parameters={"deadline": -1}))
 
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "deadline")
@@ -347,7 +360,9 @@ def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http):
         ({"outputs": [{"name": "label"}]}, 400, "invalid_request", "outputs"),
     ],
 )
-def test_a_wrong_request_is_refused_by_name(http, arguments, status, code, field):
+def test_a_wrong_request_is_refused_by_name(
+    http: httpx.Client, arguments, status: int, code: str, field: str | None
+) -> None:
     answer = infer(http, "a", **arguments)
 
     told = answer.json()
@@ -356,7 +371,7 @@ def test_a_wrong_request_is_refused_by_name(http, arguments, status, code, field
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"inputs": 1}', b"[" * 100_000])
-def test_a_body_that_is_no_infer_request_is_refused(http, content):
+def test_a_body_that_is_no_infer_request_is_refused(http: httpx.Client, content: bytes) -> None:
     answer = http.post("/v2/models/echo/infer", content=content)
 
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
@@ -370,7 +385,7 @@ def test_a_body_that_is_no_infer_request_is_refused(http, content):
     ],
     ids=["declared", "chunked"],
 )
-def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http, sent):
+def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http: httpx.Client, sent: bytes) -> None:
     with socket.create_connection((http.base_url.host, http.base_url.port), timeout=20) as connection:
         connection.sendall(b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\n" + sent)
         answer = connection.makefile("rb").readline()
@@ -378,7 +393,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_read_whole(http, sent):
     assert answer.startswith(b"HTTP/1.1 413 ")
 
 
-def test_a_body_over_the_limit_is_told_so(http):
+def test_a_body_over_the_limit_is_told_so(http: httpx.Client) -> None:
     answer = http.post("/v2/models/echo/infer", content=b"x" * (17 * 2**20))
 
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
@@ -396,14 +411,14 @@ def test_a_body_over_the_limit_is_told_so(http):
         ("GET", "/v2/jobs/none?wait=nan", 400, "invalid_request"),
     ],
 )
-def test_every_error_has_one_form(http, method, path, status, code):
+def test_every_error_has_one_form(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
     answer = http.request(method, path)
 
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert set(answer.json()) == {"error", "code", "details"}
 
 
-def test_without_a_device_the_answer_is_to_come_back_later(lone):
+def test_without_a_device_the_answer_is_to_come_back_later(lone: httpx.Client) -> None:
     answer = infer(lone, "a")
 
     assert (answer.status_code, answer.json()["code"]) == (503, "no_device")
@@ -427,7 +442,7 @@ OWN = [
 ]
 
 
-def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_without_any(settings):
+def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_without_any(settings: Settings) -> None:
     with (
         router_process(settings, None, ["--starts", "cpu.batch"]) as router,
         httpx.Client(base_url=router.http, timeout=30, trust_env=False) as http,
@@ -436,7 +451,7 @@ def test_a_class_whose_devices_are_started_when_they_are_wanted_takes_work_witho
         assert http.get(f"/v2/jobs/{job}").json()["hardware_class"] == "cpu.batch"
 
 
-def test_a_router_does_not_start_for_a_class_that_is_not_there(settings):
+def test_a_router_does_not_start_for_a_class_that_is_not_there(settings: Settings) -> None:
     command = [sys.executable, "-m", "router", "--port", "0", "--starts", "cpu.bath"]
     done = subprocess.run(
         command, cwd=TREE, env={**os.environ, **settings.environment()}, capture_output=True, text=True, check=False
@@ -447,7 +462,7 @@ def test_a_router_does_not_start_for_a_class_that_is_not_there(settings):
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=lambda headers: "=".join(*headers.items()))
-def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http, headers):
+def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Client, headers) -> None:
     answers = [infer(http, "a", headers=headers), http.get("/v2/health/live", headers=headers)]
 
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "forbidden")] * 2
@@ -455,11 +470,11 @@ def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http, headers):
 
 
 @pytest.mark.parametrize("headers", OWN, ids=lambda headers: "=".join(*headers.items()))
-def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(http, headers):
+def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(http: httpx.Client, headers) -> None:
     assert infer(http, "a", headers=headers).status_code == 200
 
 
-def test_models_and_fleet_are_described(http):
+def test_models_and_fleet_are_described(http: httpx.Client) -> None:
     assert http.get("/v2").json()["name"] == "taxiway"
     assert http.get("/v2/health/live").status_code == http.get("/v2/health/ready").status_code == 200
     assert http.get("/v2/models/echo/ready").json() == {"name": "echo", "ready": True}
@@ -470,7 +485,7 @@ def test_models_and_fleet_are_described(http):
     assert "inputs" in infer_path["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
-def test_the_openapi_document_has_what_every_endpoint_refuses_and_which_need_no_key(http):
+def test_the_openapi_document_has_what_every_endpoint_refuses_and_which_need_no_key(http: httpx.Client) -> None:
     paths = http.get("/schema/openapi.json").json()["paths"]
     operations = {(verb, path): one for path, verbs in paths.items() for verb, one in verbs.items()}
     keyless = {path for (_, path), one in operations.items() if one.get("security") == [{}]}
@@ -481,7 +496,7 @@ def test_the_openapi_document_has_what_every_endpoint_refuses_and_which_need_no_
         assert refused <= one["responses"].keys(), f"{verb} {path}"
 
 
-def test_an_infer_request_goes_straight_to_a_class_queue(settings, idle):
+def test_an_infer_request_goes_straight_to_a_class_queue(settings: Settings, idle: httpx.Client) -> None:
     job = accept(idle, "a")
 
     with redis.Redis.from_url(settings.state) as store:
@@ -492,12 +507,12 @@ def test_an_infer_request_goes_straight_to_a_class_queue(settings, idle):
 class Astray(Router):
     """Fails as nobody foresaw, once it has forwarded a request."""
 
-    async def forward(self, admitted):
+    async def forward(self, admitted) -> None:
         await super().forward(admitted)
         raise KeyError(admitted.outgoing.job)
 
 
-async def ended_astray(router):
+async def ended_astray(router: Astray):
     """A job that was forwarded so, and ended; where the machine stalls, another one than the first."""
     inference = Inference(router, Jobs(router))
     while True:
@@ -512,7 +527,7 @@ async def ended_astray(router):
             await asyncio.sleep(0.05)
 
 
-def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(settings):
+def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(settings: Settings) -> None:
     async def scenario():
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
         router = Astray(settings, rules, "astray", ModelsFolder(settings.models, settings.queues))
@@ -527,7 +542,7 @@ def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(
         read_result(meta)
 
 
-def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path, settings):
+def test_with_its_broker_away_the_door_says_so_within_two_seconds(tmp_path: Path, settings: Settings) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
         own = dataclasses.replace(settings, broker=server.url, state=server.url)
         with router_process(own) as router, httpx.Client(base_url=router.http, trust_env=False) as http:

@@ -1,11 +1,14 @@
 """What clients of other servers expect of the HTTP door: compressed bodies, Triton's endpoints, pages."""
 
+from __future__ import annotations
+
 import gzip
 import json
 import secrets
 import shutil
 import subprocess
 import zlib
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -19,7 +22,7 @@ BODY = {"inputs": [ROW], "parameters": {"deadline": 30}}
 
 
 @pytest.fixture(scope="module")
-def http(tmp_path_factory):
+def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """The HTTP door of a router before one device."""
     with EmbeddedValkey(tmp_path_factory.mktemp("features")) as server:
         settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
@@ -32,12 +35,12 @@ def http(tmp_path_factory):
             yield http
 
 
-def post(http, path, content, coding, **headers):
+def post(http: httpx.Client, path: str, content: bytes | Iterator[bytes], coding: str, **headers) -> httpx.Response:
     return http.post(path, content=content, headers={"content-encoding": coding, **headers})
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", "deflate"])
-def test_a_compressed_body_is_read_as_one_that_is_not(http, coding):
+def test_a_compressed_body_is_read_as_one_that_is_not(http: httpx.Client, coding: str) -> None:
     plain = json.dumps(BODY).encode()
     content = zlib.compress(plain) if coding == "deflate" else gzip.compress(plain)
 
@@ -48,7 +51,7 @@ def test_a_compressed_body_is_read_as_one_that_is_not(http, coding):
     assert post(http, "/v2/models/echo/placement", content, coding).json()["model"] == "echo:1"
 
 
-def test_raw_tensors_may_be_compressed_with_their_json(http):
+def test_raw_tensors_may_be_compressed_with_their_json(http: httpx.Client) -> None:
     raw = b"\x03\x00\x00\x00abc"
     head = {"name": "payload", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}}
     text = json.dumps({"inputs": [head]}).encode()
@@ -60,7 +63,7 @@ def test_raw_tensors_may_be_compressed_with_their_json(http):
 
 
 @pytest.mark.parametrize("coding", ["br", "compress", "zstd", "gzip, gzip"])
-def test_another_encoding_is_refused_with_those_that_are_read(http, coding):
+def test_another_encoding_is_refused_with_those_that_are_read(http: httpx.Client, coding: str) -> None:
     answers = [post(http, f"/v2/models/echo/{verb}", b"x" * 100_000, coding) for verb in ("infer", "placement")]
 
     for answer in answers:
@@ -68,19 +71,19 @@ def test_another_encoding_is_refused_with_those_that_are_read(http, coding):
         assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
-def test_a_body_that_inflates_beyond_the_limit_is_refused(http):
+def test_a_body_that_inflates_beyond_the_limit_is_refused(http: httpx.Client) -> None:
     answer = post(http, "/v2/models/echo/infer", gzip.compress(bytes(2**25)), "gzip")
 
     assert (answer.status_code, answer.json()["details"]["limit"]) == (413, "payload")
 
 
-def test_a_body_that_is_no_gzip_is_refused_by_name(http):
+def test_a_body_that_is_no_gzip_is_refused_by_name(http: httpx.Client) -> None:
     answer = post(http, "/v2/models/echo/infer", b"not gzip", "gzip")
 
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "body")
 
 
-def test_the_index_has_every_model_and_asked_for_ready_ones_those_that_could_run(http):
+def test_the_index_has_every_model_and_asked_for_ready_ones_those_that_could_run(http: httpx.Client) -> None:
     listed = http.post("/v2/repository/index").json()
     ready = http.post("/v2/repository/index", json={"ready": True}).json()
 
@@ -91,7 +94,7 @@ def test_the_index_has_every_model_and_asked_for_ready_ones_those_that_could_run
     assert http.post("/v2/repository/index", content=b'{"ready": 3}').status_code == 400
 
 
-def test_a_models_configuration_is_tritons_as_far_as_it_is_true(http):
+def test_a_models_configuration_is_tritons_as_far_as_it_is_true(http: httpx.Client) -> None:
     config = http.get("/v2/models/echo/config").json()
 
     assert (config["name"], config["platform"], config["max_batch_size"]) == ("echo", "taxiway_tensors", 1024)
@@ -100,7 +103,7 @@ def test_a_models_configuration_is_tritons_as_far_as_it_is_true(http):
     assert http.get("/v2/models/nobody/config").status_code == 404
 
 
-def test_statistics_have_a_part_for_each_model_and_version(http):
+def test_statistics_have_a_part_for_each_model_and_version(http: httpx.Client) -> None:
     (echo,) = http.get("/v2/models/echo/stats").json()["model_stats"]
 
     assert (echo["name"], echo["version"], echo["inference_stats"]["success"]["count"]) == ("echo", "1", 0)
@@ -110,7 +113,7 @@ def test_statistics_have_a_part_for_each_model_and_version(http):
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**64 - 1, "low")])
-def test_a_priority_in_numbers_is_tritons(http, number, name):
+def test_a_priority_in_numbers_is_tritons(http: httpx.Client, number: int, name: str | None) -> None:
     levels = []
     for priority in (number, name):
         body = {"inputs": [ROW], "parameters": {"deadline": 30, "priority": priority}}
@@ -120,21 +123,21 @@ def test_a_priority_in_numbers_is_tritons(http, number, name):
     assert levels[0] == levels[1]
 
 
-def test_a_negative_priority_is_refused_by_name(http):
+def test_a_negative_priority_is_refused_by_name(http: httpx.Client) -> None:
     answer = http.post("/v2/models/echo/infer", json={"inputs": [ROW], "parameters": {"priority": -1}})
 
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "priority")
 
 
 @pytest.mark.parametrize("count", [1, 0, "2", True])
-def test_classes_of_an_output_without_numbers_are_refused_by_name(http, count):
+def test_classes_of_an_output_without_numbers_are_refused_by_name(http: httpx.Client, count: int | str | bool) -> None:
     outputs = [{"name": "payload", "parameters": {"classification": count}}]
     answer = http.post("/v2/models/echo/infer", json=BODY | {"outputs": outputs})
 
     assert (answer.status_code, answer.json()["details"]["field"]) == (400, "outputs.payload.classification")
 
 
-def test_the_root_says_what_this_is_in_json_and_in_html(http):
+def test_the_root_says_what_this_is_in_json_and_in_html(http: httpx.Client) -> None:
     told = http.get("/").json()
     page = http.get("/", headers={"accept": "text/html,*/*"})
 
@@ -144,7 +147,7 @@ def test_the_root_says_what_this_is_in_json_and_in_html(http):
     assert all(f'href="{path}"' in page.text for path in told["links"].values())
 
 
-def test_the_page_of_the_api_asks_no_other_host(http):
+def test_the_page_of_the_api_asks_no_other_host(http: httpx.Client) -> None:
     page = http.get("/docs")
 
     assert (page.status_code, page.headers["content-type"].partition(";")[0]) == (200, "text/html")
@@ -153,7 +156,7 @@ def test_the_page_of_the_api_asks_no_other_host(http):
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium on the PATH")
-def test_a_browser_shows_every_endpoint_of_the_api(http):
+def test_a_browser_shows_every_endpoint_of_the_api(http: httpx.Client) -> None:
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000", "--dump-dom"]
     shown = subprocess.run(
         [*command, f"{http.base_url}/docs"], capture_output=True, text=True, check=True, timeout=60

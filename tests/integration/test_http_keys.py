@@ -1,11 +1,16 @@
 """The HTTP door with keys and under TLS, at a router as it ships."""
 
+from __future__ import annotations
+
 import json
 import secrets
 import ssl
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +19,7 @@ import taxiway
 from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
 from router.access.keyring import Key, digest_of
-from tasks.settings import TREE, settings_from
+from tasks.settings import TREE, Settings, settings_from
 from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
 from tests.certificates import self_signed
 from tests.routing import EchoDevice, eventually, router_process
@@ -35,19 +40,19 @@ QUEUES = (
 ).read_text() + "\ntenants: {slow: {requests_per_second: 0.5}, busy: {requests_per_second: 50}}\n"
 
 
-def keys_of(names):
+def keys_of(names: dict[str, tuple[str, tuple[str, ...]]] | set[str]) -> list[Any]:
     return [
         Key(id=name, digest=digest_of(SECRETS[name]), tenant=OWNERS[name][0], scopes=OWNERS[name][1]) for name in names
     ]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keys")
 
 
 @pytest.fixture(scope="module")
-def door(folder):
+def door(folder: Path) -> Iterator[str]:
     """The address of a router under TLS that knows keys, before one device; its log and certificate in `folder`."""
     certificate, key = self_signed(folder)
     keys, queues = folder / "keys.jsonl", folder / "queues.yaml"
@@ -62,7 +67,7 @@ def door(folder):
 
 
 @contextmanager
-def asking(door, folder, name=None, secret=None):
+def asking(door: str, folder: Path, name: str | None = None, secret: str | None = None) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {secret or SECRETS[name]}"} if name or secret else {}
     trust = ssl.create_default_context(cafile=folder / "cert.pem")
     with httpx.Client(base_url=door, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
@@ -70,13 +75,13 @@ def asking(door, folder, name=None, secret=None):
 
 
 @pytest.fixture(scope="module")
-def lab(door, folder):
+def lab(door: str, folder: Path) -> Iterator[httpx.Client]:
     with asking(door, folder, "lab") as http:
         yield http
 
 
 @pytest.fixture(scope="module")
-def shop(door, folder):
+def shop(door: str, folder: Path) -> Iterator[httpx.Client]:
     with asking(door, folder, "shop") as http:
         yield http
 
@@ -85,7 +90,7 @@ WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
 
 
 @pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
-def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
+def test_without_a_good_key_only_the_health_is_told(door: str, folder: Path, secret) -> None:
     with asking(door, folder, secret=secret) as http:
         refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
         health = [http.get("/v2/health/live"), http.get("/v2/health/ready"), http.get("/docs")]
@@ -123,7 +128,9 @@ def test_without_a_good_key_only_the_health_is_told(door, folder, secret):
         ("GET", "/v2/dead", {"ops"}),
     ],
 )
-def test_a_key_may_do_what_its_scopes_say_and_nothing_else(door, folder, method, path, who):
+def test_a_key_may_do_what_its_scopes_say_and_nothing_else(
+    door: str, folder: Path, method: str, path: str, who: set[str]
+) -> None:
     allowed = set()
     for name in OWNERS.keys() - {"slow", "busy"}:
         with asking(door, folder, name) as http:
@@ -135,7 +142,7 @@ def test_a_key_may_do_what_its_scopes_say_and_nothing_else(door, folder, method,
     assert allowed == who
 
 
-def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab, shop):
+def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab: httpx.Client, shop: httpx.Client) -> None:
     job = lab.post("/v2/models/echo/infer", json=BODY, headers={"prefer": "respond-async"}).headers["location"]
     ways = [("GET", job), ("GET", f"{job}/result"), ("GET", f"{job}/placement"), ("GET", f"{job}/stream")]
 
@@ -149,7 +156,7 @@ def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab, shop):
     assert told[0].json()["error"].partition("'")[0] == unknown.json()["error"].partition("'")[0]
 
 
-def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab, shop):
+def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab: httpx.Client, shop: httpx.Client) -> None:
     named = BODY | {"parameters": {"tenant": "shop"}}
     text = {"text_input": "a", "parameters": {"tenant": "shop"}}
     refused = [lab.post(f"/v2/models/echo/{verb}", json=named) for verb in ("infer", "placement")]
@@ -159,14 +166,14 @@ def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab, shop):
     assert shop.post("/v2/models/echo/infer", json=named).status_code == 200
 
 
-def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab, shop):
+def test_the_same_idempotency_key_is_another_job_for_another_tenant(lab: httpx.Client, shop: httpx.Client) -> None:
     body = BODY | {"parameters": {"idempotency_key": "one"}}
     jobs = [http.post("/v2/models/echo/infer", json=body).json()["parameters"]["job"] for http in (lab, shop, lab)]
 
     assert jobs[0] == jobs[2] != jobs[1]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back(door, folder):
+def test_who_asks_too_often_is_told_when_to_come_back(door: str, folder: Path) -> None:
     with asking(door, folder, "slow") as http:
         answers = [http.get("/v2/models") for _ in range(2)]
 
@@ -175,7 +182,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(door, folder):
     assert answers[1].json()["error"].startswith("rate limit exceeded: tenant 'slow' may make 0.5 requests/s")
 
 
-def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door, folder):
+def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_nothing(door: str, folder: Path) -> None:
     keys, log = folder / "keys.jsonl", folder / "router.log"
     with asking(door, folder, "writer") as http:
         assert http.get("/v2").status_code == 200
@@ -188,7 +195,7 @@ def test_a_revoked_key_is_refused_within_a_second_and_a_broken_file_changes_noth
         assert eventually(lambda: http.get("/v2").status_code == 200, within=3)
 
 
-def test_the_python_client_brings_its_key_over_tls(door, folder, monkeypatch):
+def test_the_python_client_brings_its_key_over_tls(door: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BrokerUnavailableError, match="certificate"), taxiway.Client(door) as client:
         client.models()
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
@@ -205,7 +212,9 @@ def test_the_python_client_brings_its_key_over_tls(door, folder, monkeypatch):
         client.models()
 
 
-def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_rest(door, folder, monkeypatch):
+def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_rest(
+    door: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
     texts = [str(n) for n in range(120)]
 
@@ -216,7 +225,7 @@ def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_res
     assert answers == texts
 
 
-def test_no_key_stands_in_the_log_or_in_an_answer(door, folder, lab):
+def test_no_key_stands_in_the_log_or_in_an_answer(door: str, folder: Path, lab: httpx.Client) -> None:
     told = [
         lab.get("/v2/jobs/none").text,
         lab.post("/v2/models/echo/infer", content=SECRETS["lab"]).text,
@@ -230,13 +239,13 @@ def test_no_key_stands_in_the_log_or_in_an_answer(door, folder, lab):
     assert digest_of(SECRETS["lab"]) not in log
 
 
-def test_a_door_with_keys_answers_by_any_name(door, folder):
+def test_a_door_with_keys_answers_by_any_name(door: str, folder: Path) -> None:
     with asking(door, folder, "lab") as http:
         headers = {"host": "taxiway.example.org", "origin": "https://example.org"}
         assert http.get("/v2", headers=headers).status_code == 200
 
 
-def test_a_router_that_would_be_open_to_everybody_does_not_start(settings):
+def test_a_router_that_would_be_open_to_everybody_does_not_start(settings: Settings) -> None:
     command = [sys.executable, "-m", "router", "--port", "0", "--host", "0.0.0.0"]
     done = subprocess.run(
         command, cwd=TREE, env=settings.environment(), capture_output=True, text=True, timeout=20, check=False

@@ -1,10 +1,13 @@
 """The client's HTTP connections, against a server of the test that answers whatever it is told to."""
 
+from __future__ import annotations
+
 import asyncio
 import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -17,13 +20,13 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 class Server:
     """Answers each request with the next of `answers`, cut into pieces; the last one again and again. None: never."""
 
-    def __init__(self, *answers):
+    def __init__(self, *answers) -> None:
         self.answers = list(answers)
         self.requests = []
         self.connections = 0
         self.open = set()
 
-    async def serve(self, reader, writer):
+    async def serve(self, reader, writer) -> None:
         self.connections += 1
         self.open.add(writer)
         try:
@@ -45,7 +48,7 @@ class Server:
             writer.close()
 
 
-def run(server, use, *, patience=0.6, path="", silence=SILENCE):
+def run(server, use, *, patience: float = 0.6, path: str = "", silence: float = SILENCE):
     """What `use` makes of a link to the server."""
 
     async def main():
@@ -63,8 +66,8 @@ def run(server, use, *, patience=0.6, path="", silence=SILENCE):
     return asyncio.run(main())
 
 
-def test_one_connection_serves_one_call_after_the_other():
-    async def use(link):
+def test_one_connection_serves_one_call_after_the_other() -> None:
+    async def use(link: HttpLink) -> list[Any]:
         return [(await link.ask("GET", "/a")).body for _ in range(3)]
 
     server = Server(OK)
@@ -73,8 +76,8 @@ def test_one_connection_serves_one_call_after_the_other():
     assert server.connections == 1
 
 
-def test_calls_at_the_same_time_have_a_connection_each():
-    async def use(link):
+def test_calls_at_the_same_time_have_a_connection_each() -> None:
+    async def use(link: HttpLink) -> list[Any]:
         answers = await asyncio.gather(*(link.ask("POST", "/a", [b"x" * size]) for size in (0, 10, 200_000)))
         return [answer.status for answer in answers]
 
@@ -95,15 +98,15 @@ def test_calls_at_the_same_time_have_a_connection_each():
     ],
     ids=["in pieces", "chunked", "after an interim one", "until the end"],
 )
-def test_an_answer_is_read_however_it_is_sent(answer):
-    async def use(link):
+def test_an_answer_is_read_however_it_is_sent(answer: list[bytes]) -> None:
+    async def use(link: HttpLink) -> bytes:
         return (await link.ask("GET", "/a")).body
 
     assert run(Server(answer), use) == b"body"
 
 
-def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one():
-    async def use(link):
+def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one() -> None:
+    async def use(link: HttpLink) -> tuple[bytes, Any, Any]:
         heard = []
         good = await link.ask("GET", "/a", sink=heard.append)
         bad = await link.ask("GET", "/a", sink=heard.append)
@@ -115,8 +118,8 @@ def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one():
     assert run(Server(chunked, wrong), use) == (b"body", b"", b"wrong")
 
 
-def test_a_connection_that_the_server_closed_is_not_used_again():
-    async def use(link):
+def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
+    async def use(link: HttpLink) -> tuple[Any, Any]:
         first = await link.ask("GET", "/a")
         await asyncio.sleep(0.05)  # the server's end of the connection arrives
         return first.body, (await link.ask("GET", "/a")).body
@@ -127,8 +130,8 @@ def test_a_connection_that_the_server_closed_is_not_used_again():
     assert server.connections == 2
 
 
-def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one():
-    async def use(link):
+def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one() -> None:
+    async def use(link: HttpLink) -> bytes:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
                 await link.ask("GET", "/slow")
@@ -145,16 +148,16 @@ def test_a_call_that_is_given_up_leaves_no_answer_to_the_next_one():
     [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nhalf", b"close: this is no HTTP\r\n\r\n"],
     ids=["cut short", "not HTTP"],
 )
-def test_an_answer_that_breaks_off_is_no_answer(answer):
-    async def use(link):
+def test_an_answer_that_breaks_off_is_no_answer(answer: bytes) -> None:
+    async def use(link: HttpLink) -> None:
         with pytest.raises(BrokerUnavailableError):
             await link.ask("GET", "/a")
 
     run(Server(answer), use)
 
 
-def test_a_silent_server_is_given_up_within_the_patience():
-    async def use(link):
+def test_a_silent_server_is_given_up_within_the_patience() -> None:
+    async def use(link: HttpLink) -> float:
         clock = asyncio.get_running_loop().time
         started = clock()
         with pytest.raises(BrokerUnavailableError):
@@ -164,39 +167,39 @@ def test_a_silent_server_is_given_up_within_the_patience():
     assert run(Server(None), use) < 0.6 + 0.3
 
 
-def test_a_server_that_lives_may_take_longer_than_the_patience():
+def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
     class Slow(Server):
-        async def serve(self, reader, writer):
+        async def serve(self, reader, writer) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             if b"/slow" in head:
                 await asyncio.sleep(1.2)
             writer.write(OK)
             writer.close()
 
-    async def use(link):
+    async def use(link: HttpLink) -> bytes:
         return (await link.ask("GET", "/slow")).body
 
     assert run(Slow(OK), use) == b"ok"
 
 
-def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_call_made_again():
+def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_call_made_again() -> None:
     class Forgetful(Server):
-        async def serve(self, reader, writer):
+        async def serve(self, reader, writer) -> None:
             self.open.add(writer)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             asked = [request for request in self.requests if b"/a" in request]
             if self.requests[-1] not in asked or len(asked) > 1:
                 writer.write(OK)
 
-    async def use(link):
+    async def use(link: HttpLink) -> bytes:
         return (await asyncio.wait_for(link.ask("GET", "/a"), 20)).body
 
     assert run(Forgetful(), use, silence=0.3) == b"ok"
 
 
-def test_a_body_that_a_server_stops_taking_is_sent_again_to_another():
+def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
     class Forgetful(Server):
-        async def serve(self, reader, writer):
+        async def serve(self, reader, writer) -> None:
             self.open.add(writer)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             if b"POST" not in self.requests[-1]:
@@ -205,22 +208,22 @@ def test_a_body_that_a_server_stops_taking_is_sent_again_to_another():
                 await reader.readexactly(20_000_000)
                 writer.write(OK)
 
-    async def use(link):
+    async def use(link: HttpLink) -> bytes:
         return (await asyncio.wait_for(link.ask("POST", "/a", [b"x" * 20_000_000]), 20)).body
 
     assert run(Forgetful(), use, silence=0.3) == b"ok"
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-def test_what_must_happen_once_is_sent_once(method):
+def test_what_must_happen_once_is_sent_once(method: str) -> None:
     class Leaving(Server):
-        async def serve(self, reader, writer):
+        async def serve(self, reader, writer) -> None:
             for answer in (OK, b""):
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 writer.write(answer)
             writer.close()
 
-    async def use(link):
+    async def use(link: HttpLink) -> None:
         assert (await link.ask("GET", "/a")).ok
         with pytest.raises(BrokenOffError):
             await link.ask(method, "/a", once=True)
@@ -231,8 +234,8 @@ def test_what_must_happen_once_is_sent_once(method):
     assert len(server.requests) == 2
 
 
-def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch):
-    async def use(link):
+def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(link: HttpLink) -> None:
         url = f"http://user:pass@{link.url.removeprefix('http://')}"
         monkeypatch.setenv("http_proxy", url)
         monkeypatch.setenv("https_proxy", url)
@@ -258,7 +261,7 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch
     assert not any(b"near.example" in request for request in server.requests)
 
 
-def test_a_proxy_of_another_kind_is_refused(monkeypatch):
+def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "socks5://me:secret@127.0.0.1:9")
 
     with pytest.raises(InvalidRequestError, match="HTTP_PROXY") as refused:
@@ -272,31 +275,31 @@ class Mute(asyncio.Protocol):
 
     answering = False
 
-    def __init__(self, made):
+    def __init__(self, made) -> None:
         self._made = made
 
-    def connection_made(self, transport):
+    def connection_made(self, transport) -> None:
         self._transport = transport
         self._made.append(self)
 
-    def data_received(self, data):
+    def data_received(self, data) -> None:
         if self.answering:
             self._transport.write(OK)
 
-    def abort(self):
+    def abort(self) -> None:
         self._transport.abort()
 
 
-def test_of_many_who_wait_for_a_server_that_was_silent_one_asks_for_all():
+def test_of_many_who_wait_for_a_server_that_was_silent_one_asks_for_all() -> None:
     made = []
 
-    def connection():
+    def connection() -> Mute:
         return Mute(made)
 
-    async def ask_together(link):
+    async def ask_together(link: HttpLink) -> list[Any | BaseException]:
         return await asyncio.gather(*(link.ask("GET", "/a") for _ in range(40)), return_exceptions=True)
 
-    async def scenario():
+    async def scenario() -> tuple[list[Any], int]:
         listening = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
         link = HttpLink(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 0.6)
         try:
@@ -320,8 +323,8 @@ def test_of_many_who_wait_for_a_server_that_was_silent_one_asks_for_all():
     assert connections < 2 * 40  # the first forty have one each; then there are those that ask whether it lives
 
 
-def test_the_addresss_own_path_and_password_go_along():
-    async def use(link):
+def test_the_addresss_own_path_and_password_go_along() -> None:
+    async def use(link: HttpLink) -> None:
         await link.ask("GET", "/a", headers={"accept": "x/y"})
 
     server = Server(OK)
@@ -332,12 +335,12 @@ def test_the_addresss_own_path_and_password_go_along():
 
 
 @contextmanager
-def socket_that_reads(heard, reply=OK):
+def socket_that_reads(heard: list[Any], reply: bytes = OK):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def answer():
+        def answer() -> None:
             connection, _ = listener.accept()
             with connection:
                 heard.append(connection.recv(65536))
@@ -349,10 +352,10 @@ def socket_that_reads(heard, reply=OK):
         thread.join()
 
 
-def test_a_name_and_password_in_the_address_are_told_as_http_tells_them():
+def test_a_name_and_password_in_the_address_are_told_as_http_tells_them() -> None:
     heard = []
 
-    async def use(port):
+    async def use(port: int) -> None:
         link = HttpLink(f"http://me:p%40ss@127.0.0.1:{port}", 1.0)
         await link.ask("GET", "/a")
         await link.close()
@@ -364,12 +367,12 @@ def test_a_name_and_password_in_the_address_are_told_as_http_tells_them():
     assert f"host: 127.0.0.1:{port}\r\n".encode() in heard[0].lower()
 
 
-def test_an_address_without_a_host_is_refused():
+def test_an_address_without_a_host_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="host"):
         HttpLink("http://", 1.0)
 
 
-def test_a_client_that_is_not_closed_ends_in_silence_with_its_process():
+def test_a_client_that_is_not_closed_ends_in_silence_with_its_process() -> None:
     code = "import sys, taxiway; print(taxiway.Client(sys.argv[1]).models())"
     answer = b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"models":[]}'
 

@@ -1,11 +1,14 @@
 """What clients can make a router hold, at a router as it ships."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import re
 import secrets
 import select
 import socket
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -15,7 +18,7 @@ from router.access.file import write_keys
 from router.access.keyring import Key, digest_of
 from tasks.settings import settings_from
 from tests.fuzzing.connections import LIVE, ask_without_end
-from tests.routing import EchoDevice, router_process
+from tests.routing import EchoDevice, RouterProcess, router_process
 from tests.waiting import until
 
 MIB = 2**20
@@ -31,7 +34,7 @@ limits: {payload: 4MiB, bodies: 16MiB, all_bodies: 24MiB}
 
 
 @pytest.fixture(scope="module")
-def router(tmp_path_factory):
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RouterProcess]:
     """A router before one device, whose tenants may hold four bodies each, and all of them six."""
     folder = tmp_path_factory.mktemp("memory")
     (folder / "queues.yaml").write_text(QUEUES)
@@ -45,19 +48,21 @@ def router(tmp_path_factory):
 
 
 @pytest.fixture
-def port(router):
+def port(router: RouterProcess) -> int:
     return int(router.http.rpartition(":")[2])
 
 
 @pytest.fixture
-def grown(router):
+def grown(router: RouterProcess):
     """Bytes by which the router's memory has grown since the test began."""
     process = psutil.Process(router.process.pid)
     before = process.memory_info().rss
     return lambda: process.memory_info().rss - before
 
 
-def begun(port, tenant, *, length=None, sent=b"", path="/v2/models/echo/infer"):
+def begun(
+    port: int, tenant: str, *, length: int | None = None, sent: bytes = b"", path: str = "/v2/models/echo/infer"
+) -> socket.socket:
     """A connection on which a request of the tenant began."""
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {SECRETS[tenant]}\r\n"
     framed = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
@@ -66,14 +71,14 @@ def begun(port, tenant, *, length=None, sent=b"", path="/v2/models/echo/infer"):
     return connection
 
 
-def pushed(connection, piece, count):
+def pushed(connection: socket.socket, piece: bytes, count: int) -> None:
     """Send a piece so many times, unless the other side will not have it."""
     with contextlib.suppress(OSError):
         for _ in range(count):
             connection.sendall(piece)
 
 
-def told(connection):
+def told(connection: socket.socket) -> bytes:
     """All that comes until the router closes."""
     heard = b""
     with contextlib.suppress(ConnectionResetError):
@@ -82,18 +87,20 @@ def told(connection):
     return heard
 
 
-def status_of(port, tenant, body):
+def status_of(port: int, tenant: str, body: bytes) -> int:
     with begun(port, tenant, length=len(body), sent=body) as connection:
         return int(connection.recv(65536).split()[1])
 
 
-def is_answered(port, tenant):
+def is_answered(port: int, tenant: str) -> bool:
     data = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
     return status_of(port, tenant, json.dumps(data).encode()) == 200
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
-def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(port, router, reads):
+def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(
+    port: int, router: RouterProcess, reads: bool
+) -> None:
     process = psutil.Process(router.process.pid)
     ask_without_end(port, reads=reads, seconds=0.3)  # what is made once is there
     before = process.memory_info().rss
@@ -104,7 +111,7 @@ def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(po
     assert process.memory_info().rss - before < 4 * MIB
 
 
-def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are_served(port, grown):
+def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are_served(port: int, grown) -> None:
     with contextlib.ExitStack() as stack:
         many = [stack.enter_context(begun(port, "lab", length=4 * MIB, sent=b"x")) for _ in range(30)]
         refused = [connection for connection in many[4:] if b"429" in connection.recv(12)]
@@ -118,7 +125,7 @@ def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are
     assert until(lambda: is_answered(port, "lab"), patience=5)
 
 
-def test_bodies_of_no_declared_length_count_as_they_come(port, grown):
+def test_bodies_of_no_declared_length_count_as_they_come(port: int, grown) -> None:
     with contextlib.ExitStack() as stack:
         path = "/v2/models/echo/placement"
         many = [stack.enter_context(begun(port, "lab", path=path)) for _ in range(8)]
@@ -134,7 +141,7 @@ def test_bodies_of_no_declared_length_count_as_they_come(port, grown):
     assert until(lambda: is_answered(port, "lab"), patience=5)
 
 
-def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port):
+def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> None:
     with contextlib.ExitStack() as stack:
         for tenant, count in [("wide", 3), ("shop", 3)]:
             for _ in range(count):
@@ -147,7 +154,7 @@ def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port):
     assert until(lambda: is_answered(port, "lab"), patience=5)
 
 
-def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(port):
+def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n"
         connection.sendall(head)

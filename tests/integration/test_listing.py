@@ -1,10 +1,15 @@
 """`GET /v2/jobs`, the client's `jobs` at both doors, and `taxiway jobs`."""
 
+from __future__ import annotations
+
 import json
 import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -15,33 +20,34 @@ import taxiway
 from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
 from router.access.keyring import SCOPES, Key, digest_of
-from tasks.settings import TREE, settings_from
+from tasks.settings import TREE, Settings, settings_from
+from taxiway.client.sync_client import Client
 from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import InvalidRequestError
 from tests.routing import EchoDevice, eventually, router_process
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with EmbeddedValkey(tmp_path_factory.mktemp("listing")) as server:
         yield settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
 
 
 @pytest.fixture(scope="module")
-def device(settings):
+def device(settings: Settings) -> Iterator[EchoDevice]:
     with EchoDevice(settings) as device:
         yield device
 
 
 @pytest.fixture(scope="module")
-def door(settings, device):
+def door(settings: Settings, device: EchoDevice) -> Iterator[str]:
     with router_process(settings) as router, httpx.Client(base_url=router.http) as http:
         eventually(lambda: http.get("/v2/models/echo/ready").status_code == 200)
         yield router.http
 
 
 @pytest.fixture(scope="module")
-def jobs(settings, door, device):
+def jobs(settings: Settings, door: str, device: EchoDevice) -> Iterator[dict[str, Any]]:
     """Ids of what was asked, the first first: 20 of the tenant a, in one burst, then 3 of b, one of them cancelled."""
     with taxiway.Client(settings.broker) as broker, taxiway.Client(door) as http:
         burst = [broker.submit("echo", str(n), tenant="a", deadline=60) for n in range(20)]
@@ -59,12 +65,12 @@ def jobs(settings, door, device):
 
 
 @pytest.fixture(params=["http", "broker"])
-def client(request, settings, door):
+def client(request: pytest.FixtureRequest, settings: Settings, door: str) -> Iterator[Client]:
     with taxiway.Client(door if request.param == "http" else settings.broker) as client:
         yield client
 
 
-def all_pages(client, **asked):
+def all_pages(client: Client, **asked: list[Any]) -> list[Any]:
     pages = [client.jobs(**asked)]
     while pages[-1].next is not None:
         pages.append(client.jobs(**asked, cursor=pages[-1].next))
@@ -72,14 +78,16 @@ def all_pages(client, **asked):
 
 
 @pytest.mark.parametrize("limit", [1, 3, 7, 1000])
-def test_pages_of_any_size_have_every_job_once_the_latest_first(client, jobs, limit):
+def test_pages_of_any_size_have_every_job_once_the_latest_first(
+    client: Client, jobs: dict[str, Any], limit: int
+) -> None:
     found = all_pages(client, limit=limit)
 
     assert len({job.id for job in found}) == len(found) == 24
     assert [job.accepted for job in found] == sorted((job.accepted for job in found), reverse=True)
 
 
-def test_jobs_are_filtered_by_state_model_and_tenant(client, jobs):
+def test_jobs_are_filtered_by_state_model_and_tenant(client: Client, jobs: dict[str, Any]) -> None:
     assert {job.id for job in all_pages(client, tenant="a", limit=4)} == jobs["a"]
     assert {job.id for job in all_pages(client, model="echo", tenant="a")} == jobs["a"]
     assert len(all_pages(client, model="echo:1")) == 23
@@ -90,7 +98,7 @@ def test_jobs_are_filtered_by_state_model_and_tenant(client, jobs):
     )
 
 
-def test_a_job_that_was_refused_is_listed_as_what_it_was(client, jobs):
+def test_a_job_that_was_refused_is_listed_as_what_it_was(client: Client, jobs: dict[str, Any]) -> None:
     (found,) = all_pages(client, states=["failed"])
 
     assert (found.id, found.model, found.tenant) == (jobs["refused"], "nobody-has-it", "b")
@@ -100,18 +108,22 @@ def test_a_job_that_was_refused_is_listed_as_what_it_was(client, jobs):
     ("wrong", "field"),
     [({"states": ["lost"]}, "state"), ({"limit": 0}, "limit"), ({"limit": 1001}, "limit"), ({"cursor": "x"}, "cursor")],
 )
-def test_a_wrong_question_is_refused_by_name(client, jobs, wrong, field):
+def test_a_wrong_question_is_refused_by_name(
+    client: Client, jobs: dict[str, Any], wrong: dict[str, list[str]] | dict[str, int] | dict[str, str], field: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: ") as told:
         client.jobs(**wrong)
     assert told.value.details["field"] == field
 
 
 @pytest.mark.parametrize("where", ["http", "broker"])
-def test_the_command_line_lists_jobs_at_both_doors(settings, door, jobs, where):
+def test_the_command_line_lists_jobs_at_both_doors(
+    settings: Settings, door: str, jobs: dict[str, Any], where: str
+) -> None:
     command = [sys.executable, "-m", "taxiway", "jobs", "--url", door if where == "http" else settings.broker]
     environment = {**os.environ, "COLUMNS": "160"}
 
-    def run(*options):
+    def run(*options) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*command, *options], cwd=TREE, env=environment, capture_output=True, text=True, check=True
         )
@@ -125,7 +137,7 @@ def test_the_command_line_lists_jobs_at_both_doors(settings, door, jobs, where):
     assert {line.split()[1] for line in table[2:]} == {"cancelled", "failed"}
 
 
-def test_what_expired_leaves_the_index(settings, door, jobs):
+def test_what_expired_leaves_the_index(settings: Settings, door: str, jobs: dict[str, Any]) -> None:
     with redis.Redis.from_url(settings.state) as store:
         old, gone = 1000.0, msgspec.msgpack.encode([job_key("gone"), job_key("gone-too")])
         there = msgspec.msgpack.encode([job_key("gone"), job_key(jobs["cancelled"])])
@@ -136,7 +148,9 @@ def test_what_expired_leaves_the_index(settings, door, jobs):
         store.zrem(ACCEPTED, there)
 
 
-def test_with_a_key_a_tenants_own_jobs_alone_are_listed(settings, jobs, tmp_path):
+def test_with_a_key_a_tenants_own_jobs_alone_are_listed(
+    settings: Settings, jobs: dict[str, Any], tmp_path: Path
+) -> None:
     secret = f"taxiway_{secrets.token_urlsafe(32)}"
     write_keys(tmp_path / "keys", [Key(id="a", digest=digest_of(secret), tenant="a", scopes=SCOPES)])
     headers = {"authorization": f"Bearer {secret}"}

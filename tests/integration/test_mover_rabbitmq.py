@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import celery
@@ -32,7 +33,7 @@ TWINS = ("cpu.a", "cpu.b")
 
 
 @pytest.fixture
-def twins(settings: Settings, amqp_url: str, tmp_path) -> Iterator[Settings]:
+def twins(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Settings]:
     """Two classes of the same price behind RabbitMQ; their queues are deleted afterwards."""
     (tmp_path / "queues.yaml").write_text(QUEUES)
     empty_queues(amqp_url, TWINS)

@@ -1,23 +1,27 @@
 """What operators see of a fleet: overview, `taxiway top`, scaling and metrics."""
 
+from __future__ import annotations
+
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 import redis
 from prometheus_client.parser import text_string_to_metric_families
 
-from tasks.settings import TREE
+from tasks.settings import TREE, Settings
 from taxiway.contract.keys import STARTS
 from tests.routing import EchoDevice, eventually, router_process
 
 
 @pytest.fixture
-def http(settings):
+def http(settings: Settings) -> Iterator[httpx.Client]:
     """The HTTP door of a router whose device answers nothing, with three bulk jobs that wait."""
     row = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["x"]}
     body = {"inputs": [row], "parameters": {"service": "bulk"}}
@@ -32,18 +36,18 @@ def http(settings):
         yield client
 
 
-def overview(http):
+def overview(http: httpx.Client):
     return http.get("/v2/fleet").json()
 
 
-def top(http, *options):
+def top(http: httpx.Client, *options: str) -> str:
     command = [sys.executable, "-m", "taxiway", "top", "--url", str(http.base_url), *options]
     return subprocess.run(
         command, cwd=TREE, env={**os.environ, "COLUMNS": "80"}, capture_output=True, text=True, check=True
     ).stdout
 
 
-def test_the_overview_counts_what_waits_and_since_when(http):
+def test_the_overview_counts_what_waits_and_since_when(http: httpx.Client) -> None:
     one = eventually(lambda: (found := overview(http)["classes"]["cpu.batch"])["devices"] == 1 and found)
     assert sum(one["depth"]) == 3
     assert 0 < one["oldest"] < 30
@@ -52,13 +56,13 @@ def test_the_overview_counts_what_waits_and_since_when(http):
     assert overview(http)["classes"]["gpu.realtime"]["devices"] == 0
 
 
-def test_a_jobs_position_counts_the_jobs_that_come_before_it(http):
-    def submit(**terms):
+def test_a_jobs_position_counts_the_jobs_that_come_before_it(http: httpx.Client) -> None:
+    def submit(**terms: Any):
         row = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["x"]}
         body = {"inputs": [row], "parameters": terms}
         return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"}).json()["id"]
 
-    def positions(*jobs):
+    def positions(*jobs) -> list[Any]:
         return [http.get(f"/v2/jobs/{job}").json()["position"] for job in jobs]
 
     first, second = submit(service="bulk"), submit(service="bulk")  # behind the three that wait
@@ -69,7 +73,7 @@ def test_a_jobs_position_counts_the_jobs_that_come_before_it(http):
     assert positions(urgent, second) == [0, 4]
 
 
-def test_top_fits_80_columns_and_names_every_class(http):
+def test_top_fits_80_columns_and_names_every_class(http: httpx.Client) -> None:
     eventually(lambda: overview(http)["classes"]["cpu.batch"]["devices"] == 1)
     shown = top(http, "--once")
     assert max(map(len, shown.splitlines())) <= 80
@@ -78,14 +82,16 @@ def test_top_fits_80_columns_and_names_every_class(http):
     assert json.loads(top(http, "--json"))["classes"]["cpu.batch"]["devices"] == 1
 
 
-def test_a_class_has_a_number_of_replicas_with_its_reason(http):
+def test_a_class_has_a_number_of_replicas_with_its_reason(http: httpx.Client) -> None:
     eventually(lambda: http.get("/v1/scaling/cpu.batch").json().get("replicas") == 1)
     assert set(http.get("/v1/scaling/cpu.batch").json()) == {"class", "replicas", "devices", "reason"}
     assert http.get("/v1/scaling/gpu.realtime").json()["replicas"] == 0
     assert http.get("/v1/scaling/nowhere").status_code == 404
 
 
-def test_what_is_asked_by_get_changes_nothing_and_who_starts_devices_says_so_by_post(http, settings):
+def test_what_is_asked_by_get_changes_nothing_and_who_starts_devices_says_so_by_post(
+    http: httpx.Client, settings: Settings
+) -> None:
     eventually(lambda: http.get("/v1/scaling/gpu.realtime").status_code == 200)
     assert http.get("/v1/scaling/gpu.realtime", params={"starts": "true"}).status_code == 200
     with redis.Redis.from_url(settings.state) as store:
@@ -98,7 +104,7 @@ def test_what_is_asked_by_get_changes_nothing_and_who_starts_devices_says_so_by_
     assert http.post("/v1/scaling/nowhere/starts").status_code == 404
 
 
-def test_prometheus_reads_the_metrics(http):
+def test_prometheus_reads_the_metrics(http: httpx.Client) -> None:
     eventually(lambda: overview(http)["classes"]["cpu.batch"]["devices"] == 1)
     families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").text)}
     waiting = {tuple(s.labels.values()): s.value for s in families["taxiway_waiting"].samples}
@@ -107,7 +113,7 @@ def test_prometheus_reads_the_metrics(http):
     assert (placed.labels, placed.value) == ({"class": "cpu.batch", "model": "echo:1"}, 3)
 
 
-def test_a_router_whose_port_is_taken_says_so_in_one_line(settings):
+def test_a_router_whose_port_is_taken_says_so_in_one_line(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = str(listening.getsockname()[1])
         command = [sys.executable, "-m", "router", "--port", port]

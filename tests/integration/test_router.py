@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import json
@@ -9,7 +11,10 @@ import textwrap
 import threading
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 import celery
 import httpx
@@ -18,12 +23,12 @@ import pytest
 import redis
 
 import taxiway
-from broker.port import DeadLetter, Outgoing
+from broker.port import Arrival, DeadLetter, Outgoing
 from broker.valkey.queues import LASTS, TAKES, ValkeyTransport
 from local.embedded import EmbeddedValkey
 from router.decide.explain import read_basis, unpack_snapshot
-from tasks.settings import TREE
-from taxiway.contract.job import JobState, read_meta, read_result, record_from
+from tasks.settings import TREE, Settings
+from taxiway.contract.job import JobState, Result, read_meta, read_result
 from taxiway.contract.keys import (
     ARRIVALS,
     DEAD,
@@ -44,70 +49,80 @@ from taxiway.contract.keys import (
 from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, infer_message
 from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
-from tests.routing import EchoDevice, eventually, router_process
+from tests.routing import EchoDevice, RouterProcess, eventually, router_process
+from tests.stored import record_of
 
 
 @pytest.fixture
-def store(settings):
+def store(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.state) as client:
         yield client
 
 
 @pytest.fixture
-def router(settings):
+def router(settings: Settings) -> Iterator[RouterProcess]:
     with router_process(settings) as router:
         yield router
 
 
 @pytest.fixture
-def device(settings):
+def device(settings: Settings) -> Iterator[EchoDevice]:
     with EchoDevice(settings) as device:
         yield device
 
 
 @pytest.fixture
-def idle_device(settings):
+def idle_device(settings: Settings) -> Iterator[EchoDevice]:
     with EchoDevice(settings, answering=False) as device:
         yield device
 
 
-def send(store, *, model="echo", inputs="hello", job=None, reply="", level=0, **terms):
+def send(
+    store: redis.Redis,
+    *,
+    model: str = "echo",
+    inputs: str = "hello",
+    job=None,
+    reply: str = "",
+    level: int = 0,
+    **terms: Any,
+):
     job = job or str(uuid.uuid4())
     message = infer_message(job, Request(model=model, inputs=inputs, **terms), reply=reply, origin="test")
     store.lpush(priority_list(ARRIVALS, level), message)
     return job
 
 
-def result(store, job, *, within=10.0):
+def result(store: redis.Redis, job, *, within: float = 10.0) -> Result:
     return read_result(read_meta(eventually(lambda: store.get(result_key(job)), within=within)))
 
 
-def record(store, job):
-    return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()})
-
-
-def waiting(store, queue="cpu.batch"):
+def waiting(store: redis.Redis, queue: str = "cpu.batch") -> Any | int:
     return sum(store.llen(name) for name in priority_lists(queue))
 
 
-def test_an_arrival_reaches_a_worker_and_its_record_tells_the_story(store, device, router):
+def test_an_arrival_reaches_a_worker_and_its_record_tells_the_story(
+    store: redis.Redis, device: EchoDevice, router: RouterProcess
+) -> None:
     job = send(store, deadline=30)
 
     assert result(store, job).outputs == {"payload": "hello"}
-    done = record(store, job)
+    done = record_of(store, job)
     assert done.state is JobState.SUCCEEDED
     assert (done.hardware_class, done.variant, done.model) == ("cpu.batch", "echo", "echo:1")
     assert done.accepted <= done.started <= done.finished <= done.deadline_at
 
 
-def test_arrivals_of_every_priority_are_taken(store, device, router):
+def test_arrivals_of_every_priority_are_taken(store: redis.Redis, device: EchoDevice, router: RouterProcess) -> None:
     jobs = [send(store, level=level, deadline=30) for level in range(4)]
 
     for job in jobs:
         assert result(store, job, within=1.0)
 
 
-def test_the_work_placed_is_counted_until_it_is_done(store, device, router):
+def test_the_work_placed_is_counted_until_it_is_done(
+    store: redis.Redis, device: EchoDevice, router: RouterProcess
+) -> None:
     jobs = [send(store, model="paced", inputs="x", deadline=60) for _ in range(20)]
     for job in jobs:
         result(store, job)
@@ -119,7 +134,9 @@ def test_the_work_placed_is_counted_until_it_is_done(store, device, router):
     assert all(abs(seconds) < 1e-9 for seconds in placed.values())
 
 
-def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(store, device, router):
+def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(
+    store: redis.Redis, device: EchoDevice, router: RouterProcess
+) -> None:
     pubsub = store.pubsub()
     pubsub.subscribe(reply_channel("c1"))
 
@@ -134,7 +151,9 @@ def test_a_refusal_is_a_celery_failure_and_is_announced_to_its_client(store, dev
     pubsub.close()
 
 
-def test_a_copy_that_is_refused_leaves_the_accepted_job_alone(store, idle_device, router):
+def test_a_copy_that_is_refused_leaves_the_accepted_job_alone(
+    store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
+) -> None:
     job = send(store, deadline=30)
     eventually(lambda: store.exists(job_key(job)))
 
@@ -143,11 +162,13 @@ def test_a_copy_that_is_refused_leaves_the_accepted_job_alone(store, idle_device
 
     with pytest.raises(TaxiwayError):
         result(store, other)
-    assert record(store, job).state is JobState.QUEUED
+    assert record_of(store, job).state is JobState.QUEUED
     assert not store.exists(result_key(job))
 
 
-def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest(settings, store, device):
+def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest(
+    settings: Settings, store: redis.Redis, device: EchoDevice
+) -> None:
     signing = dataclasses.replace(settings, producers=(b"p" * 16,))
     unsigned = send(store, deadline=30)
     with router_process(signing), taxiway.Client(settings.broker, key=(b"p" * 16).hex()) as producer:
@@ -157,7 +178,9 @@ def test_where_producers_sign_a_router_takes_what_they_signed_and_parks_the_rest
     assert not store.exists(job_key(unsigned), result_key(unsigned))
 
 
-def test_what_is_no_message_is_parked_and_the_router_goes_on(store, device, router):
+def test_what_is_no_message_is_parked_and_the_router_goes_on(
+    store: redis.Redis, device: EchoDevice, router: RouterProcess
+) -> None:
     for raw in (b"\x00\xff", b"{}", b'{"body":"%%%","headers":{},"properties":{}}'):
         store.lpush(ARRIVALS, raw)
     job = send(store)
@@ -167,18 +190,22 @@ def test_what_is_no_message_is_parked_and_the_router_goes_on(store, device, rout
     assert all(json.loads(letter)["reason"] for letter in letters)
 
 
-def test_a_cancelled_job_is_revoked_while_it_waits(store, idle_device, router):
+def test_a_cancelled_job_is_revoked_while_it_waits(
+    store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
+) -> None:
     job = send(store, deadline=60)
-    eventually(lambda: record(store, job).state is JobState.QUEUED)
+    eventually(lambda: record_of(store, job).state is JobState.QUEUED)
 
     store.lpush(ARRIVALS, cancel_message(job, origin="test"))
 
     meta = read_meta(eventually(lambda: store.get(result_key(job))))
     assert meta.status == "REVOKED"
-    assert record(store, job).state is JobState.CANCELLED
+    assert record_of(store, job).state is JobState.CANCELLED
 
 
-def test_a_second_arrival_of_a_job_is_dropped(store, idle_device, router):
+def test_a_second_arrival_of_a_job_is_dropped(
+    store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
+) -> None:
     job = send(store, deadline=60)
     send(store, job=job, deadline=60)
 
@@ -188,7 +215,9 @@ def test_a_second_arrival_of_a_job_is_dropped(store, idle_device, router):
     assert waiting(store) == 2
 
 
-def test_a_second_arrival_of_a_finished_job_is_answered_to_its_own_client(store, device, router):
+def test_a_second_arrival_of_a_finished_job_is_answered_to_its_own_client(
+    store: redis.Redis, device: EchoDevice, router: RouterProcess
+) -> None:
     job = send(store, reply="c1")
     result(store, job)
     pubsub = store.pubsub()
@@ -201,7 +230,7 @@ def test_a_second_arrival_of_a_finished_job_is_answered_to_its_own_client(store,
     pubsub.close()
 
 
-def test_without_a_live_device_the_job_is_refused(store, router):
+def test_without_a_live_device_the_job_is_refused(store: redis.Redis, router: RouterProcess) -> None:
     job = send(store)
 
     with pytest.raises(TaxiwayError) as caught:
@@ -209,7 +238,9 @@ def test_without_a_live_device_the_job_is_refused(store, router):
     assert caught.value.code == "no_device"
 
 
-def test_two_routers_share_the_arrivals(settings, store, device, router):
+def test_two_routers_share_the_arrivals(
+    settings: Settings, store: redis.Redis, device: EchoDevice, router: RouterProcess
+) -> None:
     with router_process(settings):
         jobs = [send(store, deadline=60) for _ in range(500)]
         for job in jobs:
@@ -218,7 +249,9 @@ def test_two_routers_share_the_arrivals(settings, store, device, router):
     assert len(device.done) == len(set(device.done)) == 500
 
 
-def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, idle_device):
+def test_what_a_killed_router_had_taken_is_placed_by_another(
+    settings: Settings, store: redis.Redis, idle_device: EchoDevice
+) -> None:
     jobs = [send(store, deadline=600) for _ in range(20)]
     victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment(settings))
     eventually(lambda: store.llen(in_flight_key("victim.1", TAKES)) == 20)
@@ -229,7 +262,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(settings, store, id
 
     with router_process(settings):
         for job in jobs:
-            eventually(lambda job=job: record(store, job).state is JobState.QUEUED, within=LASTS + 5)
+            eventually(lambda job=job: record_of(store, job).state is JobState.QUEUED, within=LASTS + 5)
     assert waiting(store) == 20
     assert not store.exists(in_flight_key("victim.1", TAKES))
 
@@ -250,11 +283,11 @@ TAKE_AND_HANG = textwrap.dedent(
 )
 
 
-def environment(settings):
+def environment(settings: Settings) -> dict[str, Any]:
     return {**os.environ, **settings.environment()}
 
 
-def test_a_router_killed_under_load_loses_nothing(settings, store, device):
+def test_a_router_killed_under_load_loses_nothing(settings: Settings, store: redis.Redis, device: EchoDevice) -> None:
     jobs = []
     for _ in range(3):
         with router_process(settings) as router:
@@ -268,8 +301,10 @@ def test_a_router_killed_under_load_loses_nothing(settings, store, device):
     assert len(device.done) == len(set(device.done)) == len(jobs)
 
 
-def test_a_revived_router_does_not_forward_what_was_put_back(settings, store, idle_device):
-    async def scenario():
+def test_a_revived_router_does_not_forward_what_was_put_back(
+    settings: Settings, store: redis.Redis, idle_device: EchoDevice
+) -> None:
+    async def scenario() -> tuple[list[bool], int]:
         url = settings.broker
         revived = ValkeyTransport(broker=url, state=url, name="revived", keep_record=60)
         other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
@@ -289,8 +324,8 @@ def test_a_revived_router_does_not_forward_what_was_put_back(settings, store, id
     assert waiting(store) == 0
 
 
-def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings, store):
-    async def scenario():
+def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Settings, store: redis.Redis) -> None:
+    async def scenario() -> tuple[int, list[bool], list[Any]]:
         url = settings.broker
         idle = ValkeyTransport(broker=url, state=url, name="idle", keep_record=60)
         other = ValkeyTransport(broker=url, state=url, name="other", keep_record=60)
@@ -314,8 +349,8 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings, store
     assert asyncio.run(scenario()) == (1, [False], [True])
 
 
-def test_what_arrives_while_a_router_forwards_is_taken_next(settings, store):
-    async def scenario():
+def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, store: redis.Redis) -> None:
+    async def scenario() -> bool:
         router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
         first = await asyncio.to_thread(send, store)
         [arrival] = (await router.take()).arrivals
@@ -330,8 +365,10 @@ def test_what_arrives_while_a_router_forwards_is_taken_next(settings, store):
     assert not store.exists(*priority_lists(ARRIVALS))
 
 
-def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered(settings, store):
-    async def scenario():
+def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered(
+    settings: Settings, store: redis.Redis
+) -> None:
+    async def scenario() -> tuple[Any, bool]:
         router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
         early = [await asyncio.to_thread(send, store) for _ in range(2)]
         taken = list((await router.take()).arrivals)
@@ -352,23 +389,23 @@ def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered
     assert not store.exists(*priority_lists(ARRIVALS))
 
 
-def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings, store):
+def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Settings, store: redis.Redis) -> None:
     request = Request(model="echo", inputs="hello")
 
-    async def woken(router):
+    async def woken(router: ValkeyTransport) -> Sequence[Arrival]:
         waiting = asyncio.create_task(router.wait(5.0))
         store.lpush(ARRIVALS, *(infer_message(job, request, reply="", origin="test") for job in "abcd"))
         await waiting
         return (await router.take()).arrivals
 
-    async def all_of(router):
+    async def all_of(router: ValkeyTransport) -> None:
         taken = await woken(router)
         while len(taken) < 4:
             await router.forward([outgoing(arrival, arrival.envelope.headers["id"]) for arrival in taken])
             taken += (await router.take()).arrivals
         await router.settle(sorted({arrival.tag for arrival in taken}))
 
-    async def scenario():
+    async def scenario() -> int:
         router = ValkeyTransport(broker=settings.broker, state=settings.broker, name="r", keep_record=60)
         await router.take()
         await all_of(router)
@@ -379,12 +416,14 @@ def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings, stor
     assert asyncio.run(scenario()) == 4
 
 
-def outgoing(arrival, job):
+def outgoing(arrival: Arrival, job) -> Outgoing:
     fields = {"state": "queued", "cell": "c|1", "work": "1"}
     return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)
 
 
-def test_a_router_that_stops_finishes_what_it_took(settings, store, idle_device):
+def test_a_router_that_stops_finishes_what_it_took(
+    settings: Settings, store: redis.Redis, idle_device: EchoDevice
+) -> None:
     with router_process(settings) as router:
         jobs = [send(store, deadline=600) for _ in range(400)]
         eventually(lambda: waiting(store) > 0)
@@ -395,7 +434,7 @@ def test_a_router_that_stops_finishes_what_it_took(settings, store, idle_device)
     assert waiting(store) + arrived == len(jobs)
 
 
-def test_a_router_that_is_to_stop_says_so_and_serves_on_for_a_while(settings, device):
+def test_a_router_that_is_to_stop_says_so_and_serves_on_for_a_while(settings: Settings, device: EchoDevice) -> None:
     body = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}
     with router_process(settings, options=["--parting", "30"]) as router, httpx.Client(trust_env=False) as http:
         eventually(lambda: http.get(f"{router.http}/v2/health/ready").status_code == 200)
@@ -407,7 +446,7 @@ def test_a_router_that_is_to_stop_says_so_and_serves_on_for_a_while(settings, de
         assert router.process.wait(timeout=10) == 0
 
 
-def test_a_router_and_its_broker_find_each_other_again(tmp_path, settings):
+def test_a_router_and_its_broker_find_each_other_again(tmp_path: Path, settings: Settings) -> None:
     log = tmp_path / "router.log"
     with EmbeddedValkey(tmp_path / "valkey") as server, log.open("wb") as errors:
         own = dataclasses.replace(settings, broker=server.url, state=server.url)
@@ -423,18 +462,22 @@ def test_a_router_and_its_broker_find_each_other_again(tmp_path, settings):
     assert log.read_text().count("server available again") == 1
 
 
-def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways(tmp_path, settings, store):
+def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways(
+    tmp_path: Path, settings: Settings, store: redis.Redis
+) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
         apart = dataclasses.replace(settings, broker=server.url)
         with router_process(apart), EchoDevice(apart), redis.Redis.from_url(server.url) as broker:
             job = send(broker, deadline=30)
 
             assert result(store, job).outputs == {"payload": "hello"}
-            assert record(store, job).state is JobState.SUCCEEDED
+            assert record_of(store, job).state is JobState.SUCCEEDED
             assert broker.get(result_key(job)) is None
 
 
-def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(store, idle_device, router):
+def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(
+    store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
+) -> None:
     job = send(store, deadline=30)
     basis = read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode())
 
@@ -443,7 +486,9 @@ def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(store, idle_d
     assert [d.hardware_class for d in unpack_snapshot(kept).devices] == ["cpu.batch"]
 
 
-def test_with_the_state_on_another_server_placements_are_explained_from_there(tmp_path, settings, store):
+def test_with_the_state_on_another_server_placements_are_explained_from_there(
+    tmp_path: Path, settings: Settings, store: redis.Redis
+) -> None:
     with EmbeddedValkey(tmp_path / "valkey") as server:
         apart = dataclasses.replace(settings, broker=server.url)
         with router_process(apart) as router, EchoDevice(apart), redis.Redis.from_url(server.url) as broker:
@@ -456,7 +501,9 @@ def test_with_the_state_on_another_server_placements_are_explained_from_there(tm
             assert list(broker.scan_iter(snapshot_key("*"))) == []
 
 
-def test_a_plain_celery_worker_understands_what_the_router_forwards(settings, store, idle_device, router, tmp_path):
+def test_a_plain_celery_worker_understands_what_the_router_forwards(
+    settings: Settings, store: redis.Redis, idle_device: EchoDevice, router: RouterProcess, tmp_path: Path
+) -> None:
     worker = subprocess.Popen(
         [sys.executable, "-c", PLAIN_WORKER, settings.broker], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
@@ -488,7 +535,9 @@ PLAIN_WORKER = textwrap.dedent(
 )
 
 
-def test_celery_events_tell_of_placed_jobs(settings, store, idle_device, router):
+def test_celery_events_tell_of_placed_jobs(
+    settings: Settings, store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
+) -> None:
     app = celery.Celery(broker=settings.broker)
     heard = []
     with app.connection_for_read() as connection:
@@ -505,8 +554,8 @@ def test_celery_events_tell_of_placed_jobs(settings, store, idle_device, router)
     assert [(event["uuid"], event["queue"]) for event in heard] == [(job, "cpu.batch")]
 
 
-def test_an_unreachable_broker_is_told_within_two_seconds():
-    async def ask():
+def test_an_unreachable_broker_is_told_within_two_seconds() -> None:
+    async def ask() -> float:
         transport = ValkeyTransport(
             broker="redis://127.0.0.1:1/0", state="redis://127.0.0.1:1/0", name="x", keep_record=1
         )
@@ -519,14 +568,18 @@ def test_an_unreachable_broker_is_told_within_two_seconds():
     assert asyncio.run(ask()) < 2
 
 
-def ruled_settings(settings, folder, tenants):
+def ruled_settings(
+    settings: Settings, folder: Path, tenants: dict[str, Any] | dict[str, dict[str, list[str]]]
+) -> Settings:
     """The settings with these tenants in queues.yaml."""
     queues = folder / "queues.yaml"
     queues.write_text(settings.queues.read_text() + f"\ntenants: {json.dumps(tenants)}\n")
     return dataclasses.replace(settings, queues=queues)
 
 
-def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(settings, store, device, tmp_path):
+def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(
+    settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
+) -> None:
     with router_process(ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 4e-7}})):
         jobs = [send(store, model="paced", inputs="x", tenant="lab", deadline=60) for _ in range(20)]
         other = send(store, model="paced", inputs="x", tenant="other", deadline=60)
@@ -542,7 +595,9 @@ def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(settings, 
     assert 0 < float(store.hget(key, "lab")) <= 4e-7
 
 
-def test_another_router_knows_what_a_tenant_has_spent(settings, store, device, tmp_path):
+def test_another_router_knows_what_a_tenant_has_spent(
+    settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
+) -> None:
     ruled = ruled_settings(settings, tmp_path, {"lab": {"usd_per_day": 1.0}})
     seconds, _ = store.time()
     store.hset(spent_key(datetime.fromtimestamp(seconds, UTC).date().isoformat()), "lab", 1.0)
@@ -553,7 +608,9 @@ def test_another_router_knows_what_a_tenant_has_spent(settings, store, device, t
             result(store, job)
 
 
-def test_a_tenants_request_runs_on_its_classes_alone(settings, store, device, tmp_path):
+def test_a_tenants_request_runs_on_its_classes_alone(
+    settings: Settings, store: redis.Redis, device: EchoDevice, tmp_path: Path
+) -> None:
     rules = {"lab": {"classes": ["cpu.batch"]}, "shop": {"classes": ["gpu.realtime"]}}
     with (
         EchoDevice(settings, hardware_class="gpu.realtime") as dear,

@@ -1,5 +1,9 @@
 """Which doors a router opens, and which it does not."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 
 from router.__main__ import options, read_door
@@ -19,12 +23,12 @@ from tests.certificates import self_signed
         (["--keys", "none.jsonl", "--host", "0.0.0.0"], KeysError, "a readable file of keys"),
     ],
 )
-def test_a_door_that_would_be_open_or_broken_is_not_opened(given, error, said):
+def test_a_door_that_would_be_open_or_broken_is_not_opened(given: list[str], error, said: str) -> None:
     with pytest.raises(error, match=said):
         read_door(options({}).parse_args(given))
 
 
-def test_a_door_is_on_the_loopback_without_keys_unless_it_is_told_otherwise(tmp_path):
+def test_a_door_is_on_the_loopback_without_keys_unless_it_is_told_otherwise(tmp_path: Path) -> None:
     keys = tmp_path / "keys.jsonl"
     write_keys(keys, [])
     certificate, key = self_signed(tmp_path)

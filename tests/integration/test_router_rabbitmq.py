@@ -1,9 +1,14 @@
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import celery
@@ -13,19 +18,20 @@ import pytest
 import redis
 
 import taxiway
-from broker.port import Outgoing
+from broker.port import Arrival, Outgoing
 from broker.rabbitmq.queues import RabbitTransport
 from tasks.celery_app import class_queue
-from tasks.settings import TREE
+from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
 from tasks.topology import load_topology
-from taxiway.contract.job import JobState, read_meta, record_from
+from taxiway.contract.job import JobState, read_meta
 from taxiway.contract.keys import ARRIVALS, INFER, WORK, job_key, result_key
 from taxiway.contract.request import job_id, parse_request
 from taxiway.contract.wire import HEADER
 from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.stored import record_of
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -33,31 +39,31 @@ CLASSES = sorted(load_topology(TREE / "queues.yaml").hardware)
 
 
 @pytest.fixture
-def rabbit(settings, amqp_url):
+def rabbit(settings: Settings, amqp_url: str) -> Settings:
     """Settings with RabbitMQ as the broker, its queues empty."""
     empty_queues(amqp_url, CLASSES)
     return dataclasses.replace(settings, broker=amqp_url)
 
 
 @pytest.fixture
-def store(settings):
+def store(settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(settings.state) as client:
         yield client
 
 
 @pytest.fixture
-def producer(rabbit):
+def producer(rabbit: Settings) -> Iterator[celery.Celery]:
     app = celery.Celery(broker=rabbit.broker, backend=rabbit.state)
     yield app
     app.close()
 
 
-def send(app, **kwargs):
+def send(app: celery.Celery, **kwargs: Any) -> str:
     given = {"model": "echo", "inputs": "hello", "deadline": 60, **kwargs}
     return app.send_task(INFER, kwargs=given, queue=ARRIVALS).id
 
 
-def receive(rabbit, queue, count):
+def receive(rabbit: Settings, queue: str, count: int) -> list[Any]:
     """That many messages of a class queue, as kombu reads them."""
     messages = []
     with kombu.Connection(rabbit.broker) as connection:
@@ -67,17 +73,19 @@ def receive(rabbit, queue, count):
     return messages
 
 
-def waiting(rabbit, queue):
+def waiting(rabbit: Settings, queue: str):
     """Messages that wait in a class's queue."""
     with kombu.Connection(rabbit.broker) as connection:
         return class_queue(queue).bind(connection.default_channel).queue_declare(passive=True).message_count
 
 
-def state(store, job):
-    return record_from(job, {k.decode(): v.decode() for k, v in store.hgetall(job_key(job)).items()}).state
+def state(store: redis.Redis, job: str) -> JobState:
+    return record_of(store, job).state
 
 
-def test_an_arrival_reaches_its_class_queue_as_a_celery_message(rabbit, store, producer):
+def test_an_arrival_reaches_its_class_queue_as_a_celery_message(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery
+) -> None:
     with EchoDevice(rabbit, answering=False), router_process(rabbit):
         job = send(producer)
         (message,) = receive(rabbit, "cpu.batch", 1)
@@ -89,7 +97,7 @@ def test_an_arrival_reaches_its_class_queue_as_a_celery_message(rabbit, store, p
     assert state(store, job) is JobState.QUEUED
 
 
-def test_urgent_jobs_leave_the_class_queue_first(rabbit, store, producer):
+def test_urgent_jobs_leave_the_class_queue_first(rabbit: Settings, store: redis.Redis, producer: celery.Celery) -> None:
     with EchoDevice(rabbit, answering=False), router_process(rabbit):
         slow, fast = send(producer, deadline=5000, priority="low"), send(producer, priority="high")
         eventually(lambda: waiting(rabbit, "cpu.batch") == 2)  # a job is recorded before it is published
@@ -98,7 +106,7 @@ def test_urgent_jobs_leave_the_class_queue_first(rabbit, store, producer):
     assert [m.headers["id"] for m in messages] == [fast, slow]
 
 
-def test_a_refusal_reaches_the_producer(rabbit, store, producer):
+def test_a_refusal_reaches_the_producer(rabbit: Settings, store: redis.Redis, producer: celery.Celery) -> None:
     with EchoDevice(rabbit, answering=False), router_process(rabbit):
         job = send(producer, model="ecko")
 
@@ -107,7 +115,7 @@ def test_a_refusal_reaches_the_producer(rabbit, store, producer):
     assert (meta.status, meta.result["exc_type"]) == ("FAILURE", "UnknownModelError")
 
 
-def test_the_http_door_places_on_rabbitmq_too(rabbit, store):
+def test_the_http_door_places_on_rabbitmq_too(rabbit: Settings, store: redis.Redis) -> None:
     tensor = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}
     with EchoDevice(rabbit, answering=False), router_process(rabbit) as router:
         path = f"{router.http}/v2/models/echo/infer"
@@ -117,12 +125,12 @@ def test_the_http_door_places_on_rabbitmq_too(rabbit, store):
     assert message.headers["id"] == accepted.json()["id"]
 
 
-def test_what_the_http_door_recorded_and_could_not_publish_is_ended(rabbit, store):
+def test_what_the_http_door_recorded_and_could_not_publish_is_ended(rabbit: Settings, store: redis.Redis) -> None:
     tensor = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}
     with EchoDevice(rabbit, answering=False), router_process(rabbit) as router:
         path, asked = f"{router.http}/v2/models/echo/infer", {"inputs": [tensor]}
 
-        def refused():  # a router that connects declares the queue again
+        def refused() -> bool:  # a router that connects declares the queue again
             with kombu.Connection(rabbit.broker) as connection:
                 class_queue("cpu.batch").bind(connection.default_channel).delete()
             return httpx.post(path, json=asked, headers={"prefer": "respond-async"}).status_code == 503
@@ -134,7 +142,7 @@ def test_what_the_http_door_recorded_and_could_not_publish_is_ended(rabbit, stor
     assert sum(int(left) for cell, left in store.hgetall(WORK).items() if cell.endswith(b"|jobs")) == len(jobs) - 1
 
 
-def test_a_placement_on_rabbitmq_is_explained(rabbit, producer):
+def test_a_placement_on_rabbitmq_is_explained(rabbit: Settings, producer: celery.Celery) -> None:
     with EchoDevice(rabbit, answering=False), router_process(rabbit) as router:
         job = send(producer)
         path = f"{router.http}/v2/jobs/{job}/placement"
@@ -144,7 +152,9 @@ def test_a_placement_on_rabbitmq_is_explained(rabbit, producer):
     assert [row["hardware_class"] for row in placed["considered"] if row["chosen"]] == ["cpu.batch"]
 
 
-def test_what_a_killed_router_had_taken_is_placed_by_another(rabbit, store, producer):
+def test_what_a_killed_router_had_taken_is_placed_by_another(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery
+) -> None:
     jobs = [send(producer) for _ in range(20)]
     environment = {**rabbit.environment(), "PATH": "/usr/bin"}
     victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment, stdout=subprocess.PIPE)
@@ -181,11 +191,11 @@ TAKE_AND_HANG = textwrap.dedent(
 )
 
 
-def transport_of(rabbit):
+def transport_of(rabbit: Settings) -> RabbitTransport:
     return RabbitTransport(broker=rabbit.broker, state=rabbit.state, name="t", keep_record=60, queues=CLASSES)
 
 
-async def take_one(transport):
+async def take_one(transport: RabbitTransport) -> Arrival:
     while True:
         await transport.wait(1)
         taken = await transport.take()
@@ -193,16 +203,18 @@ async def take_one(transport):
             return taken.arrivals[0]
 
 
-def outgoing(arrival, job):
+def outgoing(arrival: Arrival, job: str) -> Outgoing:
     fields = {"state": "queued", "cell": "cpu.batch|1", "work": "1"}
     return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)
 
 
-def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(rabbit, store, producer):
+def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery
+) -> None:
     job = send(producer)
     store.hset(job_key(job), mapping={"state": "queued", "cell": "cpu.batch|1", "work": "1"})
 
-    async def scenario():
+    async def scenario() -> list[Any]:
         transport = transport_of(rabbit)
         answers = [await transport.forward([outgoing(await take_one(transport), job)])]
         await transport.close()
@@ -212,7 +224,9 @@ def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(rabbi
     assert len(receive(rabbit, "cpu.batch", 1)) == 1
 
 
-def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(rabbit, store):
+def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(
+    rabbit: Settings, store: redis.Redis
+) -> None:
     job = job_id(parse_request({"model": "echo", "inputs": "hello", "idempotency_key": "once"}))
     store.hset(job_key(job), mapping={"state": "queued", "cell": "cpu.batch|1", "work": "1"})
     with EchoDevice(rabbit, answering=False), router_process(rabbit) as router, taxiway.Client(router.http) as client:
@@ -221,10 +235,12 @@ def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(rabbi
     assert message.headers["id"] == job
 
 
-def test_a_job_that_was_published_is_not_published_again(rabbit, store, producer):
+def test_a_job_that_was_published_is_not_published_again(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery
+) -> None:
     job = send(producer)
 
-    async def scenario():
+    async def scenario() -> tuple[Any, Any]:
         transport = transport_of(rabbit)
         first = await transport.forward([outgoing(await take_one(transport), job)])
         producer.send_task(INFER, kwargs={}, queue=ARRIVALS, task_id=job)
@@ -236,11 +252,13 @@ def test_a_job_that_was_published_is_not_published_again(rabbit, store, producer
     assert waiting(rabbit, "cpu.batch") == 1
 
 
-def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(rabbit, store, producer):
+def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery
+) -> None:
     job = send(producer)
     store.hset(job_key(job), mapping={"state": "running", "cell": "cpu.batch|1", "work": "1"})
 
-    async def scenario():
+    async def scenario() -> list[bool]:
         transport = transport_of(rabbit)
         forwarded = await transport.forward([outgoing(await take_one(transport), job)])
         await transport.close()
@@ -250,10 +268,10 @@ def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(rabbit, 
     assert waiting(rabbit, "cpu.batch") == 0
 
 
-def test_what_was_abandoned_is_taken_again(rabbit, producer):
+def test_what_was_abandoned_is_taken_again(rabbit: Settings, producer: celery.Celery) -> None:
     job = send(producer)
 
-    async def scenario():
+    async def scenario() -> list[Any]:
         transport = transport_of(rabbit)
         first = await take_one(transport)
         transport.abandon()
@@ -265,8 +283,8 @@ def test_what_was_abandoned_is_taken_again(rabbit, producer):
     assert asyncio.run(scenario()) == [job, job]
 
 
-def test_an_unreachable_broker_is_told_within_two_seconds(rabbit):
-    async def scenario():
+def test_an_unreachable_broker_is_told_within_two_seconds(rabbit: Settings) -> None:
+    async def scenario() -> None:
         transport = transport_of(dataclasses.replace(rabbit, broker="amqp://guest:guest@127.0.0.1:1/"))
         with pytest.raises(BrokerUnavailableError):
             async with asyncio.timeout(2):
@@ -276,7 +294,9 @@ def test_an_unreachable_broker_is_told_within_two_seconds(rabbit):
     asyncio.run(scenario())
 
 
-def test_a_router_and_its_broker_find_each_other_again(rabbit, store, producer, tmp_path):
+def test_a_router_and_its_broker_find_each_other_again(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery, tmp_path: Path
+) -> None:
     parts = urlsplit(rabbit.broker)
     cable, log = Cable(parts.hostname, parts.port or 5672), tmp_path / "router.log"
     credentials = parts.netloc.rpartition("@")[0]

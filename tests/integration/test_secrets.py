@@ -1,5 +1,7 @@
 """Servers that are away are named without their passwords."""
 
+from __future__ import annotations
+
 import asyncio
 
 import pytest
@@ -14,11 +16,11 @@ PASSWORD = "hush-hush"
 
 
 @pytest.mark.parametrize("url", ["amqp://me:{}@127.0.0.1:9/", "redis://:{}@127.0.0.1:9/0"])
-def test_a_broker_that_is_away_is_named_without_its_password(url):
+def test_a_broker_that_is_away_is_named_without_its_password(url: str) -> None:
     state = f"redis://:{PASSWORD}@127.0.0.1:9/0"
     named = {"broker": url.format(PASSWORD), "state": state, "name": "test", "keep_record": 1}
 
-    async def take():
+    async def take() -> None:
         rabbit = url.startswith("amqp")
         transport = RabbitTransport(**named, queues=[ARRIVALS]) if rabbit else ValkeyTransport(**named)
         try:
@@ -33,7 +35,7 @@ def test_a_broker_that_is_away_is_named_without_its_password(url):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
-def test_a_client_tells_its_address_without_the_password(scheme):
+def test_a_client_tells_its_address_without_the_password(scheme: str) -> None:
     address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
     with pytest.raises(TaxiwayError) as told, Client(address, connect_timeout=0.1) as client:
         client.submit("echo", "a")

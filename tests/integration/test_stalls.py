@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 import redis
 
 from local.embedded import EmbeddedValkey
-from tasks.settings import settings_from
+from tasks.settings import Settings, settings_from
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.contract.request import new_id
 from taxiway.contract.wire import encode_envelope, task_envelope
 from tests.routing import EchoDevice, eventually
-from tests.ticking import LONGEST, ticking_router
+from tests.ticking import LONGEST, Stalls, ticking_router
 
 FULL = 16 * 2**20 - 2**12
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, httpx.Client, Stalls]]:
     """Settings, the HTTP door and the stalls of a router before one device."""
     folder = tmp_path_factory.mktemp("stalls")
     with EmbeddedValkey(folder / "valkey") as server:
@@ -36,7 +38,7 @@ def fleet(tmp_path_factory):
             yield settings, http, stalls
 
 
-def tensor(data, shape=None, datatype="BYTES", name="payload"):
+def tensor(data: bytes, shape=None, datatype: str = "BYTES", name: str = "payload") -> bytes:
     count = data.count(b",") + 1
     return b'{"inputs":[{"name":"%s","shape":%s,"datatype":"%s","data":[%s]}]}' % (
         name.encode(),
@@ -46,11 +48,11 @@ def tensor(data, shape=None, datatype="BYTES", name="payload"):
     )
 
 
-def many(element, size=FULL):
+def many(element: bytes, size: int = FULL) -> bytes:
     return b",".join([element] * (size // (len(element) + 1)))
 
 
-def raw(shape, content):
+def raw(shape: list[Any], content: bytes) -> tuple[Any, dict[str, str]]:
     head = {"name": "payload", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": len(content)}}
     text = json.dumps({"inputs": [head]}).encode()
     return text + content, {"inference-header-content-length": str(len(text))}
@@ -79,7 +81,7 @@ INFERS = {
 
 
 @pytest.mark.parametrize("what", INFERS)
-def test_no_infer_request_holds_the_event_loop(fleet, what):
+def test_no_infer_request_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], what) -> None:
     _, http, stalls = fleet
     content, headers, status = INFERS[what]
     answers = []
@@ -92,7 +94,7 @@ def test_no_infer_request_holds_the_event_loop(fleet, what):
 
 
 @pytest.mark.parametrize("verb", ["generate", "generate_stream"])
-def test_no_request_to_generate_holds_the_event_loop(fleet, verb):
+def test_no_request_to_generate_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], verb: str) -> None:
     _, http, stalls = fleet
     large = b'{"text_input":"a","parameters":{"stop":[%s]}}' % many(b"[]")
     answers = []
@@ -112,10 +114,10 @@ ARRIVING = {
 
 
 @pytest.mark.parametrize("what", ARRIVING)
-def test_no_arrival_holds_the_event_loop(fleet, what):
+def test_no_arrival_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], what) -> None:
     settings, http, stalls = fleet
 
-    def arrive():
+    def arrive() -> None:
         job = new_id()
         broker.lpush(ARRIVALS, encode_envelope(task_envelope(INFER, job, ARRIVING[what], header={}, origin="test")))
         assert eventually(lambda: http.get(f"/v2/jobs/{job}").json().get("state") in FINAL)

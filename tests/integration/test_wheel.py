@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,7 +11,7 @@ from tasks.settings import TREE
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(TREE)]
     done = subprocess.run(build, capture_output=True, text=True, timeout=120, check=False)
@@ -18,13 +21,13 @@ def wheel(tmp_path_factory):
         yield archive
 
 
-def test_the_wheel_holds_one_top_level_name(wheel):
+def test_the_wheel_holds_one_top_level_name(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
 
     assert {top for top in tops if not top.endswith(".dist-info")} == {"taxiway"}
 
 
-def test_the_wheel_says_that_it_is_typed_and_has_the_command(wheel):
+def test_the_wheel_says_that_it_is_typed_and_has_the_command(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
 
@@ -32,7 +35,7 @@ def test_the_wheel_says_that_it_is_typed_and_has_the_command(wheel):
     assert "taxiway = taxiway.cli:main" in wheel.read(entry_points).decode()
 
 
-def test_the_wheel_needs_none_of_the_fleets_packages(wheel):
+def test_the_wheel_needs_none_of_the_fleets_packages(wheel: zipfile.ZipFile) -> None:
     (metadata,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
     needed = [line for line in wheel.read(metadata).decode().splitlines() if line.startswith("Requires-Dist:")]
 

@@ -23,7 +23,7 @@ from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
-from taxiway.contract.job import JobState, failure_meta, read_meta, record_from
+from taxiway.contract.job import JobState, failure_meta, read_meta
 from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, HEARTBEATS, INFER, job_key, reply_channel, result_key
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import (
@@ -36,6 +36,7 @@ from taxiway.errors import (
 )
 from tests.routing import eventually
 from tests.scripting import is_held
+from tests.stored import record_of
 from tests.working import (
     CLASS,
     LONG,
@@ -55,8 +56,7 @@ from workers.stages.retry import OUT_OF_MEMORY
 
 
 def state_of_job(tower: Tower, job: str) -> JobState:
-    fields = tower.state.hgetall(job_key(job))
-    return record_from(job, {name.decode(): value.decode() for name, value in fields.items()}).state
+    return record_of(tower.state, job).state
 
 
 @pytest.mark.usefixtures("worker")

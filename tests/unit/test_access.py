@@ -1,7 +1,10 @@
 """Keys, their file, how often a tenant may ask, and how much at once."""
 
+from __future__ import annotations
+
 import stat
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -32,12 +35,12 @@ rings = st.lists(keys, max_size=4, unique_by=(lambda key: key.id, lambda key: ke
 
 
 @given(rings)
-def test_keys_come_back_from_their_file(known):
+def test_keys_come_back_from_their_file(known: list[Key]) -> None:
     assert parse_keys(written(known), "keys").keys == tuple(known)
 
 
 @given(st.text(), st.binary())
-def test_any_text_is_keys_or_an_error_and_nobody_elses_secret_is_good(text, secret):
+def test_any_text_is_keys_or_an_error_and_nobody_elses_secret_is_good(text: str, secret: bytes) -> None:
     try:
         ring = parse_keys(text, "keys")
     except KeysError:
@@ -46,17 +49,17 @@ def test_any_text_is_keys_or_an_error_and_nobody_elses_secret_is_good(text, secr
 
 
 @given(rings, st.binary(max_size=64), st.floats(0, 4e9))
-def test_a_secret_is_good_only_for_its_digest_and_in_time(known, secret, now):
+def test_a_secret_is_good_only_for_its_digest_and_in_time(known: list[Key], secret: bytes, now: float) -> None:
     caller = Keyring(known).caller(secret, now)
     good = [key for key in known if key.digest == digest_of_bytes(secret)]
     assert (caller is not None) == any(key.expires is None or now < key.expires.timestamp() for key in good)
 
 
-def digest_of_bytes(secret):
+def digest_of_bytes(secret: bytes) -> str:
     return digest_of(secret.decode("latin-1")) if secret.isascii() else ""
 
 
-def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires():
+def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires() -> None:
     ring = Keyring([KEY, Key(id="two", digest=digest_of("other"), tenant="ops", scopes=("admin",), expires=NEVER)])
 
     first, second = ring.caller(b"secret", 0.0), ring.caller(b"other", NEVER.timestamp() - 1)
@@ -72,7 +75,7 @@ def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires():
     ["SECRET", '{"id": "SECRET"}', '{"SECRET": 1}', written([KEY]).replace("lab", ""), written([KEY, KEY])]
     + [written([KEY]).replace(was, "SECRET") for was in (KEY.digest, "submit")],
 )
-def test_a_wrong_file_is_refused_by_its_line_and_never_shown(line):
+def test_a_wrong_file_is_refused_by_its_line_and_never_shown(line: str) -> None:
     with pytest.raises(KeysError) as told:
         parse_keys(f"\n{line}\n", "keys.jsonl")
 
@@ -80,7 +83,7 @@ def test_a_wrong_file_is_refused_by_its_line_and_never_shown(line):
     assert "SECRET" not in str(told.value)
 
 
-def test_the_file_is_its_owners_alone_and_keeps_another_mode(tmp_path):
+def test_the_file_is_its_owners_alone_and_keeps_another_mode(tmp_path: Path) -> None:
     path = tmp_path / "keys.jsonl"
 
     write_keys(path, [KEY])
@@ -93,10 +96,10 @@ def test_the_file_is_its_owners_alone_and_keeps_another_mode(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path):
+def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
     path = tmp_path / "keys.jsonl"
 
-    def run(*arguments):
+    def run(*arguments: str) -> str:
         done = CliRunner().invoke(main, [*arguments, "--file", str(path)], catch_exceptions=False)
         assert done.exit_code == 0
         return done.stdout
@@ -116,7 +119,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path):
 
 
 @given(st.floats(0.01, 1e5), st.lists(st.floats(0, 3), min_size=1, max_size=30), st.floats(0, 1e6))
-def test_no_tenant_is_let_by_faster_than_its_rate_and_its_burst(rate, pauses, start):
+def test_no_tenant_is_let_by_faster_than_its_rate_and_its_burst(rate: float, pauses: list[float], start: float) -> None:
     now, full_at, taken, first = start, 0.0, 0, start
     for pause in pauses:
         now += pause
@@ -126,7 +129,7 @@ def test_no_tenant_is_let_by_faster_than_its_rate_and_its_burst(rate, pauses, st
     assert taken <= (now - first) * rate + max(BURST * rate, 1) + 1e-3
 
 
-def test_a_tenants_own_rate_goes_before_the_limit():
+def test_a_tenants_own_rate_goes_before_the_limit() -> None:
     text = (TREE / "queues.yaml").read_text() + "\ntenants: {slow: {requests_per_second: 2}, other: {weight: 2}}\n"
     rates = Rates(parse_topology(text))
 
@@ -142,7 +145,7 @@ BODIES = parse_topology(
 
 
 @given(st.lists(st.tuples(st.sampled_from(["lab", "shop", "wide"]), st.integers(0, 17)), max_size=40))
-def test_bodies_never_take_more_than_a_tenants_limit_or_the_routers(asked):
+def test_bodies_never_take_more_than_a_tenants_limit_or_the_routers(asked: list[tuple[str, int]]) -> None:
     bodies, held = Bodies(BODIES), []
     most = {"lab": 16, "shop": 16, "wide": 20}
     for tenant, size in asked:

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import ssl
 
 import pytest
@@ -31,23 +33,23 @@ from taxiway.valkey.address import Address, parse
         ("rediss://h/1?ssl_cert_reqs=none", Address((("h", 6379),), database=1, tls={"ssl_cert_reqs": "none"})),
     ],
 )
-def test_an_address_says_where_a_server_is_and_who_asks(url, address):
+def test_an_address_says_where_a_server_is_and_who_asks(url: str, address: Address) -> None:
     assert parse(url) == address
 
 
 @pytest.mark.parametrize("url", ["http://h", "redis+sentinel://h:26379/0", "redis://h:x", "redis://h/zero", "h:6379"])
-def test_what_is_no_address_is_refused(url):
+def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         parse(url)
 
 
-def test_a_connection_begins_with_its_account_and_its_database():
+def test_a_connection_begins_with_its_account_and_its_database() -> None:
     assert parse("redis://h").greeting == []
     assert parse("redis://:p@h/2").greeting == [("AUTH", "p"), ("SELECT", 2)]
     assert parse("redis://u:p@h").greeting == [("AUTH", "u", "p")]
 
 
-def test_who_was_named_the_primary_must_be_one():
+def test_who_was_named_the_primary_must_be_one() -> None:
     address = parse("redis+sentinel://h?service=fleet")
     assert address.greeting == [("HELLO", 2)]
     address.check_greeting([[b"proto", 2, b"role", b"master"]])
@@ -58,11 +60,11 @@ def test_who_was_named_the_primary_must_be_one():
         address.named(None)
 
 
-def test_a_password_is_not_shown():
+def test_a_password_is_not_shown() -> None:
     assert "secret" not in repr(parse("redis://u:secret@h"))
 
 
-def test_certificates_are_verified_unless_the_address_says_otherwise():
+def test_certificates_are_verified_unless_the_address_says_otherwise() -> None:
     verified = parse("rediss://h").context()
     assert (verified.verify_mode, verified.check_hostname) == (ssl.CERT_REQUIRED, True)
     by_any_name = parse("rediss://h?ssl_check_hostname=false").context()

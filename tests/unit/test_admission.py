@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import base64
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,8 +17,9 @@ from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
 from router.decide.tenants import Tenants, day_of
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Order, Rules, admit, size_of
+from router.service.admission import Admitted, Order, Rules, admit, size_of
 from router.service.decision import Decision, decide, undecidable
+from tasks.heartbeat import DeviceFacts
 from tasks.models.catalogue import TensorSpec, load_catalogue
 from tasks.models.lengths import bin_of
 from tasks.models.sizes import rows_of
@@ -47,7 +51,7 @@ RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models
 NOW = 1_700_000_000.0
 
 
-def device(hardware_class="cpu.batch", runtimes=("echo", "onnx")):
+def device(hardware_class: str = "cpu.batch", runtimes: tuple[str, str, str] = ("echo", "onnx")) -> DeviceFacts:
     emulated = hardware_class != "cpu.batch"
     return a_device(hardware_class, emulated=emulated, runtimes=runtimes, warm=("echo:1/echo",))
 
@@ -55,29 +59,31 @@ def device(hardware_class="cpu.batch", runtimes=("echo", "onnx")):
 FLEET = FleetSnapshot(devices=(device(), device("gpu.realtime")))
 
 
-def seen(fleet):
+def seen(fleet: FleetSnapshot) -> WorkingSnapshot:
     return WorkingSnapshot(RULES.topology, RULES.book, fleet)
 
 
-def arrival(raw):
+def arrival(raw: bytes) -> Arrival:
     return Arrival("7.1", raw, decode_envelope(raw))
 
 
-def decision(fleet=FLEET, *, headers=None, job="j1", **fields):
+def decision(
+    fleet: FleetSnapshot = FLEET, *, headers: dict[str, Any] | None = None, job: str = "j1", **fields: Any
+) -> Decision:
     request = Request(**{"model": "echo", "inputs": "hello", **fields})
     envelope = task_envelope(INFER, job, request_body(request), header={"reply": "c1"}, origin="test")
     envelope.headers.update(headers or {})
     return decide(Arrival("7.1", b"raw", envelope), RULES, seen(fleet), NOW)
 
 
-def error_of(decided: Decision):
+def error_of(decided: Decision) -> Exception:
     assert decided.ending is not None
     with pytest.raises(Exception) as caught:
         read_result(read_meta(decided.ending.meta))
     return caught.value
 
 
-def alike(working, jobs, **fields):
+def alike(working: WorkingSnapshot, jobs: list[str], **fields: Any) -> list[Admitted | None]:
     """What becomes of arrivals that ask for the same, each counted before the next."""
     admitted = []
     for job in jobs:
@@ -88,7 +94,7 @@ def alike(working, jobs, **fields):
     return admitted
 
 
-def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_its_own():
+def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_its_own() -> None:
     one, other = alike(seen(FLEET), ["j1", "j2"])
     different = alike(seen(FLEET), ["j3"], deadline=2)[0]
 
@@ -101,29 +107,29 @@ def test_arrivals_that_ask_for_the_same_share_a_record_and_each_has_a_ticket_of_
     assert [(t.job, t.reply) for t in tickets] == [("j1", "c-j1"), ("j2", "c-j2")]
 
 
-def test_where_work_waits_a_burst_is_placed_from_figures_that_hold_for_a_batch():
+def test_where_work_waits_a_burst_is_placed_from_figures_that_hold_for_a_batch() -> None:
     idle = replace(FLEET, rates={flow("cpu.batch", "paced:1"): 3000.0})
     busy = replace(idle, work={"cpu.batch": (0.2, 0.0, 0.0, 0.0)})
 
-    def bases(fleet):
+    def bases(fleet: FleetSnapshot) -> int:
         admitted = alike(seen(fleet), [f"j{n}" for n in range(64)], model="paced")
         return len({one.outgoing.fields["basis"] for one in admitted})
 
     assert bases(busy) <= 64 / 16 < bases(idle)  # 16 rows fill a batch of the class
 
 
-def test_requests_of_about_the_same_size_are_placed_alike():
+def test_requests_of_about_the_same_size_are_placed_alike() -> None:
     one, longer, longest = alike_texts("x" * 1000, "x" * 1010, "x" * 4000)
     assert one.outgoing.fields is longer.outgoing.fields
     assert one.outgoing.fields is not longest.outgoing.fields
 
 
-def alike_texts(*texts):
+def alike_texts(*texts: str) -> list[Any]:
     working = seen(FLEET)
     return [alike(working, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts)]
 
 
-def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it():
+def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it() -> None:
     jobs = [f"j{n}" for n in range(200)]
     admitted = alike(seen(FLEET), jobs, deadline=600)
 
@@ -141,7 +147,7 @@ def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it()
         )
 
 
-def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_worker_accepts():
+def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_worker_accepts() -> None:
     raw = infer_message("j1", Request(model="echo", inputs="hello", deadline=5), reply="c1", origin="test")
     body = decode_envelope(raw).payload()
 
@@ -155,7 +161,7 @@ def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_wor
     assert admitted.outgoing.queue in ticket.variants
 
 
-def test_the_record_tells_where_the_job_is_and_why():
+def test_the_record_tells_where_the_job_is_and_why() -> None:
     outgoing = decision(deadline=5).admitted.outgoing
 
     record = record_from("j1", outgoing.fields)
@@ -166,7 +172,7 @@ def test_the_record_tells_where_the_job_is_and_why():
     assert read_basis(outgoing.fields["basis"]).needs.deadline == 5
 
 
-def test_a_job_without_a_deadline_has_none_in_its_ticket():
+def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
     rules = Rules(
         msgspec.structs.replace(
             RULES.topology,
@@ -187,14 +193,14 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket():
     assert NOW + keep in forward_call([forward]).args  # the time by which it is ended
 
 
-def test_celerys_expires_shortens_the_deadline():
+def test_celerys_expires_shortens_the_deadline() -> None:
     expires = datetime.fromtimestamp(NOW + 2, UTC).isoformat()
 
     assert decision(deadline=30, headers={"expires": expires}).admitted.ticket.deadline_at == NOW + 2
     assert decision(deadline=1, headers={"expires": expires}).admitted.ticket.deadline_at == NOW + 1
 
 
-def test_a_message_that_expired_before_it_was_placed_ends_as_expired():
+def test_a_message_that_expired_before_it_was_placed_ends_as_expired() -> None:
     expires = datetime.fromtimestamp(NOW - 1, UTC).isoformat()
 
     decided = decision(headers={"expires": expires})
@@ -205,11 +211,11 @@ def test_a_message_that_expired_before_it_was_placed_ends_as_expired():
 
 
 @pytest.mark.parametrize("expires", ["soon", 7, ["x"]])
-def test_an_expires_that_is_no_date_is_named(expires):
+def test_an_expires_that_is_no_date_is_named(expires: object) -> None:
     assert error_of(decision(headers={"expires": expires})).details["field"] == "expires"
 
 
-def test_an_idempotency_key_must_give_the_messages_id():
+def test_an_idempotency_key_must_give_the_messages_id() -> None:
     refused = decision(idempotency_key="k1", job="other")
     agreed = decision(idempotency_key="k1", job=job_id(Request(model="echo", inputs="hello", idempotency_key="k1")))
 
@@ -217,14 +223,14 @@ def test_an_idempotency_key_must_give_the_messages_id():
     assert agreed.admitted is not None
 
 
-def test_a_refusal_goes_to_the_client_that_asked():
+def test_a_refusal_goes_to_the_client_that_asked() -> None:
     decided = decision(model="ecko")
 
     assert decided.ending.reply == "c1"
     assert error_of(decided).details["near"]
 
 
-def test_a_body_over_the_limit_is_refused():
+def test_a_body_over_the_limit_is_refused() -> None:
     limits = msgspec.structs.replace(RULES.topology.limits, payload=100)
     rules = Rules(msgspec.structs.replace(RULES.topology, limits=limits), RULES.catalogue, RULES.secret)
     raw = infer_message("j1", Request(model="echo", inputs="x" * 200), reply="", origin="t")
@@ -235,29 +241,29 @@ def test_a_body_over_the_limit_is_refused():
     assert error.details["limit"] == "payload"
 
 
-def test_without_a_live_device_the_job_fails_as_the_fleets_fault():
+def test_without_a_live_device_the_job_fails_as_the_fleets_fault() -> None:
     assert isinstance(error_of(decision(FleetSnapshot())), NoDeviceError)
 
 
-def test_a_stale_fleet_still_places_and_says_so():
+def test_a_stale_fleet_still_places_and_says_so() -> None:
     admitted = decision(FleetSnapshot(stale=True)).admitted
 
     assert "queues.yaml only" in admitted.placement.reason
 
 
-def test_a_cancel_message_names_the_job_to_cancel():
+def test_a_cancel_message_names_the_job_to_cancel() -> None:
     decided = decide(arrival(cancel_message("j9", origin="t")), RULES, seen(FLEET), NOW)
 
     assert decided == Decision("7.1", cancel="j9")
 
 
-def test_a_cancel_message_without_an_id_ends_itself():
+def test_a_cancel_message_without_an_id_ends_itself() -> None:
     envelope = task_envelope(CANCEL, "c1", b"[[],{},{}]", header={}, origin="t")
 
     assert isinstance(error_of(decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)), InvalidRequestError)
 
 
-def test_another_task_is_parked_and_its_producer_is_told():
+def test_another_task_is_parked_and_its_producer_is_told() -> None:
     envelope = task_envelope("tasks.add", "j1", b"[[],{},{}]", header={}, origin="t")
 
     decided = decide(Arrival("1", b"", envelope), RULES, seen(FLEET), NOW)
@@ -266,7 +272,7 @@ def test_another_task_is_parked_and_its_producer_is_told():
     assert error_of(decided).details["field"] == "task"
 
 
-def test_who_waits_for_what_a_router_fails_to_decide_is_told():
+def test_who_waits_for_what_a_router_fails_to_decide_is_told() -> None:
     message = infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
 
     decided = undecidable(arrival(message), KeyError("a fault of ours"))
@@ -276,7 +282,7 @@ def test_who_waits_for_what_a_router_fails_to_decide_is_told():
     assert undecidable(Arrival("7.1", b"{", None, "no message"), KeyError()).ending is None
 
 
-def test_what_cannot_be_read_is_parked():
+def test_what_cannot_be_read_is_parked() -> None:
     assert decide(Arrival("1", b"\x00", None, "not a message"), RULES, seen(FLEET), NOW) == Decision(
         "1", letter="not a message"
     )
@@ -294,7 +300,7 @@ json_values = st.recursive(
     body=st.binary(max_size=60) | json_values.map(lambda v: msgspec.json.encode([[], v, {}])),
     known=st.booleans(),
 )
-def test_nothing_that_a_producer_writes_makes_deciding_fail(headers, body, known):
+def test_nothing_that_a_producer_writes_makes_deciding_fail(headers: dict[str, Any], body: bytes, known: bool) -> None:
     if known:
         headers = {**headers, "task": INFER, "id": "j1"}
     envelope = Envelope(body=base64.b64encode(body).decode(), headers=headers, properties={"body_encoding": "base64"})
@@ -316,14 +322,16 @@ def test_nothing_that_a_producer_writes_makes_deciding_fail(headers, body, known
         ("sentiment", None, 1),
     ],
 )
-def test_rows_are_counted_without_reading_values(model, inputs, rows):
+def test_rows_are_counted_without_reading_values(model: str, inputs: Any, rows: int) -> None:
     assert rows_of(RULES.catalogue.resolve(model), inputs) == rows
 
 
 @pytest.mark.parametrize(
     "state", [{"shape": [2, 5, 128], "datatype": "FP32", "data": b""}, [[[0.0] * 128] * 5] * 2, [[0.0] * 128] * 2]
 )
-def test_rows_are_counted_along_the_batch_axis(state):
+def test_rows_are_counted_along_the_batch_axis(
+    state: object,
+) -> None:
     specs = (TensorSpec("sr", "INT64", (), batch_axis=None), TensorSpec("state", "FP32", (2, -1, 128), batch_axis=1))
     model = msgspec.structs.replace(RULES.catalogue.resolve("echo"), inputs=specs)
     rows = 1 if isinstance(state, list) and len(state[0]) == 128 else 5
@@ -331,10 +339,10 @@ def test_rows_are_counted_along_the_batch_axis(state):
     assert rows_of(model, {"sr": 8000, "state": state}) == rows
 
 
-def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut():
+def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
     model = RULES.catalogue.resolve("sentiment")
 
-    def size(text):
+    def size(text: str) -> int:
         return size_of(model, Request(model="sentiment", inputs=text), {})
 
     assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
@@ -344,12 +352,12 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut():
 SIMULATING = FleetSnapshot(devices=(device(runtimes=("python", "echo", "onnx")),))
 
 
-def simulated(samples, **terms):
+def simulated(samples: list[Any], **terms: float) -> Decision:
     """What becomes of a simulation of so many samples."""
     return decision(SIMULATING, model="monte-carlo", inputs={"samples": samples, "seed": 1}, **terms)
 
 
-def test_work_counts_by_the_size_of_the_rows():
+def test_work_counts_by_the_size_of_the_rows() -> None:
     inputs = {"samples": [10_000_000, 2_000_000], "seed": [1, 2]}
     decisions = (
         simulated(10_000_000, deadline=600),
@@ -364,14 +372,14 @@ def test_work_counts_by_the_size_of_the_rows():
     assert unlike == pytest.approx(1.2 * one, rel=0.15)
 
 
-def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small():
+def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small() -> None:
     short, long = (simulated(samples, deadline=0.25).admitted.placement for samples in (100_000, 10_000_000))
 
     assert "guaranteed in" in short.reason
     assert "guaranteed in" not in long.reason
 
 
-def test_rows_of_about_the_same_size_are_placed_alike_and_unlike_ones_are_not():
+def test_rows_of_about_the_same_size_are_placed_alike_and_unlike_ones_are_not() -> None:
     working = seen(SIMULATING)
     needs = [
         alike(working, [f"j{samples}"], model="monte-carlo", inputs={"samples": samples, "seed": 1}, deadline=600)[0]
@@ -381,25 +389,25 @@ def test_rows_of_about_the_same_size_are_placed_alike_and_unlike_ones_are_not():
 
 
 @pytest.mark.parametrize("samples", [10_000_001, 10**300])
-def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(samples):
+def test_a_row_over_its_models_limit_is_refused_from_the_arrivals_too(samples: int) -> None:
     error = error_of(simulated(samples))
 
     assert isinstance(error, (RequestTooLargeError, InvalidRequestError))
     assert len(error.message) < 200
 
 
-def test_the_rows_of_an_input_are_counted_that_is_not_the_first():
+def test_the_rows_of_an_input_are_counted_that_is_not_the_first() -> None:
     pixels = {"pixels": {"shape": [3, 224, 224, 3], "datatype": "FP32", "data": []}}
     assert rows_of(RULES.catalogue.resolve("classify-image"), pixels) == 3
 
 
-def generation(lengths, **parameters):
+def generation(lengths: dict[str, Any] | dict[int, float], **parameters: int) -> int:
     """The size of a prompt of forty characters, answers before it having been as `lengths` say."""
     request = Request(model="generate", inputs="x" * 40, parameters=parameters)
     return size_of(RULES.catalogue.resolve("generate"), request, lengths)
 
 
-def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones_let_expect():
+def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones_let_expect() -> None:
     chat = generation({}, max_tokens=0)
 
     assert generation({}, max_tokens=64) == chat + 32
@@ -411,13 +419,15 @@ def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones
     lengths=st.dictionaries(st.integers(0, 81), st.floats(0.01, 100)),
     most=st.integers() | st.none() | st.text() | st.booleans(),
 )
-def test_a_generation_is_never_larger_than_it_may_become_whatever_is_asked(lengths, most):
+def test_a_generation_is_never_larger_than_it_may_become_whatever_is_asked(
+    lengths: dict[int, float], most: object
+) -> None:
     allowed = max(most, 0) if isinstance(most, int) else 64
 
     assert 0 <= generation(lengths, max_tokens=most) - generation({}, max_tokens=0) <= allowed
 
 
-def ruled(tenants=None, **rules):
+def ruled(tenants: Tenants | None = None, **rules: Any) -> tuple[Decision, WorkingSnapshot]:
     """What becomes of a request of the tenant `lab` under these rules."""
     topology = msgspec.structs.replace(RULES.topology, tenants={"lab": Tenant(**rules)})
     raw = infer_message("j1", Request(model="echo", inputs="hello", tenant="lab"), reply="c1", origin="test")
@@ -425,7 +435,7 @@ def ruled(tenants=None, **rules):
     return decide(arrival(raw), Rules(topology, RULES.catalogue, RULES.secret), working, NOW), working
 
 
-def test_a_tenants_request_goes_only_to_its_classes():
+def test_a_tenants_request_goes_only_to_its_classes() -> None:
     refused = error_of(ruled(classes=("tpu.bulk",))[0])
 
     assert ruled(classes=("cpu.batch",))[0].admitted.ticket.variants == {"cpu.batch": "echo"}
@@ -433,7 +443,7 @@ def test_a_tenants_request_goes_only_to_its_classes():
     assert ruled(classes=("gpu.realtime",))[0].admitted.outgoing.queue == "gpu.realtime"
 
 
-def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_budget():
+def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_budget() -> None:
     decided, working = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
     placement, fields = decided.admitted.placement, decided.admitted.outgoing.fields
 
@@ -446,7 +456,7 @@ def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_bud
     assert not {"spent", "cost"} & set(decision().admitted.outgoing.fields)
 
 
-def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins():
+def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins() -> None:
     decided, _ = ruled(Tenants({}, day_of(NOW), {"lab": 1.0}), usd_per_day=1.0)
 
     error = error_of(decided)
@@ -455,14 +465,14 @@ def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins():
     assert NOW + error.retry_after == pytest.approx(1_700_006_400)
 
 
-def test_only_what_generates_is_recorded_to_be_learned_from():
+def test_only_what_generates_is_recorded_to_be_learned_from() -> None:
     generating = FleetSnapshot(devices=(device(),))
 
     assert decision(generating, model="generate", inputs="Hello.", deadline=600).admitted.outgoing.fields["lengths"]
     assert "lengths" not in decision().admitted.outgoing.fields
 
 
-def deep(levels, innermost):
+def deep(levels: int, innermost: str | int) -> Any:
     return innermost if not levels else [deep(levels - 1, innermost)]
 
 
@@ -483,7 +493,7 @@ def deep(levels, innermost):
         (b'[[], {"model": "echo", "inputs": [' + b"0," * 1_000_001 + b"0]}, {}]", "at most 500000 values in JSON"),
     ],
 )
-def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(body, expected):
+def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refused(body: bytes, expected: str) -> None:
     envelope = task_envelope(INFER, "j1", body, header={}, origin="test")
     decided = decide(Arrival("7.1", b"raw", envelope), RULES, seen(FLEET), NOW)
     error = error_of(decided)
@@ -513,13 +523,13 @@ def test_a_body_that_some_part_of_the_fleet_could_not_take_ends_its_job_as_refus
         ({"other": {1, 2}.__iter__()}, "headers: expected values that JSON can hold"),
     ],
 )
-def test_headers_that_celery_could_not_read_end_their_job_as_refused(headers, expected):
+def test_headers_that_celery_could_not_read_end_their_job_as_refused(headers: dict[str, Any], expected: str) -> None:
     error = error_of(decision(headers=headers))
     assert isinstance(error, InvalidRequestError | RequestTooLargeError)
     assert expected in error.message
 
 
-def test_headers_as_celery_writes_them_are_taken():
+def test_headers_as_celery_writes_them_are_taken() -> None:
     celerys = {
         "lang": "py", "eta": "2023-11-14T23:13:23.5+01:00", "expires": "2200-01-01T00:00:00", "group": None,
         "group_index": 0, "retries": 0, "timelimit": [None, 3.5], "root_id": "r", "parent_id": None,
@@ -530,7 +540,7 @@ def test_headers_as_celery_writes_them_are_taken():
     assert decision(headers=celerys).admitted is not None
 
 
-def test_an_encoding_that_is_not_utf_8_is_refused():
+def test_an_encoding_that_is_not_utf_8_is_refused() -> None:
     for encoding, fine in (("utf-8", True), ("US-ASCII", True), ("binary", True), ("klingon", False), ("\0", False)):
         raw = msgspec.json.encode(msgspec.structs.replace(decode_envelope(an_arrival()), content_encoding=encoding))
         decided = decide(arrival(raw), RULES, seen(FLEET), NOW)
@@ -538,7 +548,7 @@ def test_an_encoding_that_is_not_utf_8_is_refused():
         assert fine or "content-encoding: expected utf-8" in error_of(decided).message
 
 
-def an_arrival():
+def an_arrival() -> bytes:
     return infer_message("j1", Request(model="echo", inputs="hello"), reply="c1", origin="test")
 
 
@@ -555,7 +565,7 @@ def an_arrival():
         ([], "embed: expected `object | null`, got `array`"),
     ],
 )
-def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(embed, expected):
+def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(embed: object, expected: str) -> None:
     body = msgspec.json.encode([[], {"model": "echo", "inputs": "hello"}, embed])
     error = error_of(
         decide(Arrival("7.1", b"raw", task_envelope(INFER, "j1", body, header={}, origin="t")), RULES, seen(FLEET), NOW)
@@ -564,7 +574,7 @@ def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(emb
     assert expected in error.message
 
 
-def test_a_job_that_is_to_begin_after_its_deadline_is_refused():
+def test_a_job_that_is_to_begin_after_its_deadline_is_refused() -> None:
     soon, late = (datetime.fromtimestamp(NOW + seconds, UTC).isoformat() for seconds in (3, 60))
     assert decision(headers={"eta": soon}, deadline=5).admitted is not None
     for terms in ({"deadline": 5}, {}):

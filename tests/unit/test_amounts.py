@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import time
 
 import msgspec
@@ -17,17 +19,19 @@ JSON = st.recursive(
 )
 
 
-def values_in(value):
+def values_in(value: object) -> int:
     below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + sum(map(values_in, below))
 
 
 @given(JSON)
-def test_json_has_no_more_values_than_its_commas_and_brackets_say(value):
+def test_json_has_no_more_values_than_its_commas_and_brackets_say(
+    value: object,
+) -> None:
     assert values_in(value) <= count_values(msgspec.json.encode(value))
 
 
-def test_json_of_too_many_values_is_refused_and_a_long_text_is_not():
+def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
     check_json(b'["' + b"a" * 2**24 + b'"]', 10)
     with pytest.raises(RequestTooLargeError, match=r"limits\.elements") as told:
         check_json(b"1," * LARGE, 10)
@@ -39,7 +43,7 @@ def test_json_of_too_many_values_is_refused_and_a_long_text_is_not():
     "shape",
     ["x", [-1], [1.0], [True], [None], [2**63], [10**5000], [1] * (RANK + 1), [2**32, 2**32], [2**62, 2]],
 )
-def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape):
+def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
     began = time.thread_time()
     with pytest.raises(InvalidRequestError, match="expected a shape") as told:
         elements_of(shape, "inputs.x")
@@ -49,7 +53,7 @@ def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape):
 
 
 @given(st.lists(st.integers(0, 40), max_size=5))
-def test_a_shape_has_the_product_of_its_lengths(shape):
+def test_a_shape_has_the_product_of_its_lengths(shape: list[int]) -> None:
     product = 1
     for length in shape:
         product *= length
@@ -57,18 +61,20 @@ def test_a_shape_has_the_product_of_its_lengths(shape):
     assert elements_of(shape, "x") == product
 
 
-def test_lengths_of_no_elements_may_be_long():
+def test_lengths_of_no_elements_may_be_long() -> None:
     assert elements_of([0, 2**62, 2**62], "x") == 0
 
 
 @pytest.mark.parametrize("data", [b"\x00" * 8, [1.0, 2.0]])
-def test_a_tensor_whose_data_does_not_fill_its_shape_names_both_figures(data):
+def test_a_tensor_whose_data_does_not_fill_its_shape_names_both_figures(data: object) -> None:
     with pytest.raises(InvalidRequestError, match=r"expected 3 elements of FP32 for shape \[3\], got 2"):
         to_array({"shape": [3], "datatype": "FP32", "data": data}, "inputs.x")
 
 
 @given(st.recursive(JSON | st.binary(), lambda below: st.lists(below) | st.tuples(below)))
-def test_a_value_is_quoted_in_few_characters(value):
+def test_a_value_is_quoted_in_few_characters(
+    value: object,
+) -> None:
     assert len(quoted(value)) <= QUOTED
 
 
@@ -77,17 +83,17 @@ def test_a_value_is_quoted_in_few_characters(value):
     ["a" * 2**24, b"a" * 2**24, 10**100_000, [10**100_000] * 5, [[1] * 10**6] * 5, dict.fromkeys(range(10**6))],
     ids=["text", "bytes", "integer", "integers", "lists", "mapping"],
 )
-def test_a_large_value_is_quoted_without_a_look_at_all_of_it(value):
+def test_a_large_value_is_quoted_without_a_look_at_all_of_it(value: object) -> None:
     began = time.thread_time()
 
     assert 0 < len(quoted(value)) <= QUOTED
     assert time.thread_time() - began < 0.01
 
 
-def test_a_message_of_too_many_headers_is_no_message():
+def test_a_message_of_too_many_headers_is_no_message() -> None:
     with pytest.raises(InvalidRequestError, match=f"at most {ELEMENTS} values"):
         decode_envelope(b'{"body":"","headers":{"a":[%s]},"properties":{}}' % b",".join([b"1"] * (ELEMENTS + 1)))
 
 
-def test_what_stands_in_a_text_is_not_counted_as_values():
+def test_what_stands_in_a_text_is_not_counted_as_values() -> None:
     check_json(msgspec.json.encode({"inputs": ',[{\\" 1e308 ' * ELEMENTS}))

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from taxiway.errors import InvalidRequestError
 
 
 @given(st.binary(min_size=1), st.lists(st.binary()))
-def test_what_is_framed_is_split_into_the_same_parts(text, parts):
+def test_what_is_framed_is_split_into_the_same_parts(text: bytes, parts: list[bytes]) -> None:
     whole = Framed(text, parts)
     head, rest = split(whole.body, whole.headers.get(HEADER))
 
@@ -16,12 +18,12 @@ def test_what_is_framed_is_split_into_the_same_parts(text, parts):
 
 
 @given(st.lists(st.binary()))
-def test_bytes_elements_are_the_same_after_their_way(elements):
+def test_bytes_elements_are_the_same_after_their_way(elements: list[bytes]) -> None:
     assert bytes_elements(memoryview(bytes_part(elements)), len(elements), "x") == elements
 
 
 @given(st.binary(), st.integers(0, 5))
-def test_any_bytes_are_elements_or_refused(part, count):
+def test_any_bytes_are_elements_or_refused(part: bytes, count: int) -> None:
     try:
         elements = bytes_elements(memoryview(part), count, "x")
     except InvalidRequestError:
@@ -30,16 +32,16 @@ def test_any_bytes_are_elements_or_refused(part, count):
 
 
 @pytest.mark.parametrize("length", ["0", "4", "-1", "x", "", "1.0", "²"])
-def test_a_header_that_bounds_no_json_is_refused(length):
+def test_a_header_that_bounds_no_json_is_refused(length: str) -> None:
     with pytest.raises(InvalidRequestError, match=HEADER):
         split(b"abc", length)
 
 
 @pytest.mark.parametrize("sizes", [[4], [2], [-1], ["3"], [True], [1.0], [2, 2], []])
-def test_sizes_that_do_not_add_up_are_refused(sizes):
+def test_sizes_that_do_not_add_up_are_refused(sizes: list[object]) -> None:
     with pytest.raises(InvalidRequestError, match="binary_data_size"):
         list(pieces(sizes, memoryview(b"abc")))
 
 
-def test_a_tensor_whose_data_is_in_the_json_takes_no_piece():
+def test_a_tensor_whose_data_is_in_the_json_takes_no_piece() -> None:
     assert list(pieces([None, 0, None], memoryview(b""))) == [None, b"", None]

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import hashlib
 import json
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,27 +24,27 @@ VALUES = st.recursive(
 DTYPES = st.sampled_from(sorted(DATATYPES.values()))
 
 
-def read(value, kept):
+def read(value: object, kept: dict[str, bytes | bytearray | memoryview]) -> Any:
     """What a reader on the other side of the wire gets."""
     return resolved(from_wire(json.loads(msgspec.json.encode(value))), kept)
 
 
 @given(VALUES, st.integers(-1, 64))
-def test_whatever_travels_beside_its_message_is_read_as_if_it_had_not(value, limit):
+def test_whatever_travels_beside_its_message_is_read_as_if_it_had_not(value: object, limit: int) -> None:
     blobs = Blobs(limit)
 
     assert read(to_wire(value, "inputs", blobs), blobs.kept) == from_wire(to_wire(value))
 
 
 @given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=0, min_side=0), elements={"allow_nan": False}))
-def test_an_array_beside_its_message_is_the_same_array(array):
+def test_an_array_beside_its_message_is_the_same_array(array: np.ndarray) -> None:
     blobs = Blobs(limit=-1)
     tensor = read(to_wire(array, "inputs", blobs), blobs.kept)
 
     assert np.array_equal(to_array(tensor, "inputs"), array)
 
 
-def test_an_array_that_lies_in_order_is_not_copied():
+def test_an_array_that_lies_in_order_is_not_copied() -> None:
     array, blobs = np.zeros(1000, np.float32), Blobs(limit=10)
     to_wire(array, "inputs", blobs)
     (content,) = blobs.kept.values()
@@ -50,7 +53,7 @@ def test_an_array_that_lies_in_order_is_not_copied():
     assert np.frombuffer(content, np.float32)[0] == 1.0
 
 
-def test_a_value_up_to_the_limit_stays_in_its_message():
+def test_a_value_up_to_the_limit_stays_in_its_message() -> None:
     blobs = Blobs(limit=8)
 
     to_wire([b"12345678", np.zeros(2, np.float32), {"a": b"x"}], "inputs", blobs)
@@ -58,7 +61,7 @@ def test_a_value_up_to_the_limit_stays_in_its_message():
     assert blobs.kept == {}
 
 
-def test_a_requests_reference_tells_the_digest_and_a_results_where_the_door_has_it():
+def test_a_requests_reference_tells_the_digest_and_a_results_where_the_door_has_it() -> None:
     asked, answered = Blobs(limit=2), ResultBlobs(limit=2)
     reference, result = to_wire(b"abc", "inputs", asked), to_wire(b"abc", "x", answered)
 
@@ -76,7 +79,7 @@ def test_a_requests_reference_tells_the_digest_and_a_results_where_the_door_has_
     }
 
 
-def test_a_request_is_read_back_with_its_references():
+def test_a_request_is_read_back_with_its_references() -> None:
     blobs = Blobs(limit=2)
     body = request_body(parse_request({"model": "m", "inputs": {"a": [b"abc", "text"]}}), blobs)
     request = read_request(body, "application/json")
@@ -86,12 +89,12 @@ def test_a_request_is_read_back_with_its_references():
     assert resolved(request.inputs, blobs.kept) == {"a": [b"abc", "text"]}
 
 
-def test_a_message_without_references_is_seen_to_have_none():
+def test_a_message_without_references_is_seen_to_have_none() -> None:
     assert not may_refer(request_body(parse_request({"model": "m", "inputs": ["text", 'a "ref": in text']})))
 
 
 @pytest.mark.parametrize("content", [b"abd", b"ab", b"abcd", b""])
-def test_other_bytes_than_were_signed_for_are_refused(content):
+def test_other_bytes_than_were_signed_for_are_refused(content: bytes) -> None:
     blobs = Blobs(limit=2)
     reference = to_wire(b"abc", "inputs", blobs)
 
@@ -99,7 +102,7 @@ def test_other_bytes_than_were_signed_for_are_refused(content):
         resolved(reference, {reference["ref"]: content})
 
 
-def test_a_blob_that_is_gone_is_said_to_be():
+def test_a_blob_that_is_gone_is_said_to_be() -> None:
     blobs = Blobs(limit=2)
     reference = to_wire(b"abc", "inputs", blobs)
 
@@ -110,7 +113,7 @@ def test_a_blob_that_is_gone_is_said_to_be():
 @pytest.mark.parametrize(
     "fields", [{"ref": "job:1"}, {"ref": 7}, {"bytes": -1}, {"bytes": "3"}, {"datatype": 1}, {"digest": None}]
 )
-def test_a_malformed_reference_is_refused(fields):
+def test_a_malformed_reference_is_refused(fields: dict[str, object]) -> None:
     reference = {"ref": "0" * 32, "bytes": 3, "datatype": "BYTES", "digest": ""} | fields
 
     with pytest.raises(InvalidRequestError, match="ref"):

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from celery.app.utils import Settings
+
 from tasks.celery_app import make_app
 from tasks.settings import settings_from
 from tasks.topology import load_topology
@@ -5,12 +9,12 @@ from tasks.topology import load_topology
 SENTINELS = "redis+sentinel://u:p%2F@a:1,b/2?service=fleet&sentinel_password=s"
 
 
-def app_of(url):
+def app_of(url: str) -> Settings:
     settings = settings_from({"TAXIWAY_BROKER": url, "TAXIWAY_SECRET": "00" * 32})
     return make_app(settings, load_topology(settings.queues), backend="module:Backend").conf
 
 
-def test_celery_is_told_of_sentinels_in_its_own_form():
+def test_celery_is_told_of_sentinels_in_its_own_form() -> None:
     conf = app_of(SENTINELS)
     address = "sentinel://u:p%2F@a:1/2;sentinel://u:p%2F@b:26379/2"
     watched = {"master_name": "fleet", "sentinel_kwargs": {"password": "s"}}
@@ -21,7 +25,7 @@ def test_celery_is_told_of_sentinels_in_its_own_form():
     assert conf.result_backend_transport_options == watched
 
 
-def test_celery_is_told_of_tls_at_sentinels_and_at_the_primary():
+def test_celery_is_told_of_tls_at_sentinels_and_at_the_primary() -> None:
     conf = app_of(SENTINELS.replace("redis+", "rediss+") + "&ssl_ca_certs=ca.pem")
     tls = {"ssl_ca_certs": "ca.pem", "ssl_cert_reqs": "required"}
 

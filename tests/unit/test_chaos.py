@@ -53,7 +53,9 @@ def observed(job: str = "a", *, at: float = 2.0, state: str = "succeeded", diges
     return Observed(at=at, job=job, door="client", state=state, digest=digest, answer=1)
 
 
-def stored(state: str = "succeeded", *, at: float = 99.0, digest: str = "x", answer: int | None = 1, **times: float):
+def stored(
+    state: str = "succeeded", *, at: float = 99.0, digest: str = "x", answer: int | None = 1, **times: float
+) -> Stored:
     return Stored(at=at, job="a", state=state, digest=digest, answer=answer, **times)
 
 

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pytest
 
 import taxiway
@@ -6,33 +8,33 @@ from taxiway.errors import InvalidRequestError
 
 
 @pytest.mark.parametrize("name", taxiway.__all__)
-def test_every_name_that_is_promised_is_there(name):
+def test_every_name_that_is_promised_is_there(name: str) -> None:
     assert getattr(taxiway, name).__name__ == name
 
 
-def test_every_error_is_promised():
+def test_every_error_is_promised() -> None:
     tree = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 
     assert tree <= set(taxiway.__all__)
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         taxiway.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("url", ["amqp://localhost", "localhost:6379", "", "redis://localhost:port"])
-def test_an_address_of_another_kind_is_refused(url):
+def test_an_address_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError, match="url"):
         taxiway.Client(url)
 
 
 @pytest.mark.parametrize("door", ["redis://127.0.0.1:9", "http://127.0.0.1:9"])
-def test_one_idempotency_key_for_a_map_is_refused(door):
+def test_one_idempotency_key_for_a_map_is_refused(door: str) -> None:
     with taxiway.Client(door) as client, pytest.raises(InvalidRequestError, match="idempotency_key"):
         next(client.map("echo", [1, 2], idempotency_key="one"))
 
 
-def test_what_only_a_router_knows_is_not_asked_of_a_broker():
+def test_what_only_a_router_knows_is_not_asked_of_a_broker() -> None:
     with taxiway.Client("redis://127.0.0.1:9") as client, pytest.raises(InvalidRequestError, match="http"):
         client.fleet()

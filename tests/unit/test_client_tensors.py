@@ -1,5 +1,9 @@
+from __future__ import annotations
+
 import json
 import struct
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +25,18 @@ SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
 @given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
-def test_an_array_on_the_wire_becomes_the_lists_that_numpy_makes_of_it(array):
+def test_an_array_on_the_wire_becomes_the_lists_that_numpy_makes_of_it(
+    array: np.ndarray,
+) -> None:
     assert plain(from_wire(to_wire(array))) == array.tolist()
 
 
 @given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
-def test_flat_elements_nest_as_numpy_nests_them(array):
+def test_flat_elements_nest_as_numpy_nests_them(array: np.ndarray) -> None:
     assert nest(array.reshape(-1).tolist(), array.shape) == array.tolist()
 
 
-def test_a_list_of_tensors_becomes_lists_or_arrays_and_other_values_stay():
+def test_a_list_of_tensors_becomes_lists_or_arrays_and_other_values_stay() -> None:
     tensors = [from_wire(to_wire(np.ones(2, np.float32)))] * 2
 
     assert plain(tensors) == [[1.0, 1.0], [1.0, 1.0]]
@@ -39,18 +45,18 @@ def test_a_list_of_tensors_becomes_lists_or_arrays_and_other_values_stay():
 
 
 @given(arrays.arrays(DTYPES, SHAPES, elements={"allow_nan": False}))
-def test_an_array_on_the_wire_is_the_same_array_again(given):
+def test_an_array_on_the_wire_is_the_same_array_again(given: np.ndarray) -> None:
     back = array(from_wire(to_wire(given)))
 
     assert back.dtype == given.dtype
     assert np.array_equal(back, given)
 
 
-def test_one_text_is_a_row_without_a_batch_axis():
+def test_one_text_is_a_row_without_a_batch_axis() -> None:
     assert encode_inputs([TEXT], "hello") == ([{**TEXT, "shape": [1], "data": ["hello"]}], True)
 
 
-def test_a_list_of_texts_is_a_batch():
+def test_a_list_of_texts_is_a_batch() -> None:
     assert encode_inputs([TEXT], ["a", "b"]) == ([{**TEXT, "shape": [2], "data": ["a", "b"]}], False)
 
 
@@ -59,15 +65,19 @@ RATE = {"name": "rate", "datatype": "INT64", "shape": [], "batch_axis": None}
 
 
 @pytest.mark.parametrize("state", [[[1.0], [2.0]], np.array([[1.0], [2.0]], np.float32)])
-def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stays_as_it_is(state):
+def test_a_row_gets_its_batch_axis_where_the_model_has_it_and_what_has_none_stays_as_it_is(
+    state: np.ndarray,
+) -> None:
     (tensor, rate), single = encode_inputs([STATE, RATE], {"state": state, "rate": 8000})
 
     assert (tensor["shape"], rate["shape"], rate["data"], single) == ([2, 1, 1], [], [8000], True)
 
 
 @pytest.mark.parametrize("show", [plain, array])
-def test_one_row_comes_back_without_its_batch_axis_and_several_as_the_model_gives_them(show):
-    def decoded(shape):
+def test_one_row_comes_back_without_its_batch_axis_and_several_as_the_model_gives_them(
+    show: Callable[[Any], Any],
+) -> None:
+    def decoded(shape: list[Any]) -> object:
         data = [float(n) for n in range(4)][: int(np.prod(shape))]
         sent = {"name": "state", "datatype": "FP32", "shape": shape, "data": data, "parameters": {"batch_axis": 1}}
         return np.asarray(decode_outputs([sent], None, show)["state"]).tolist()
@@ -76,7 +86,7 @@ def test_one_row_comes_back_without_its_batch_axis_and_several_as_the_model_give
     assert decoded([2, 2, 1]) == [[[0.0], [1.0]], [[2.0], [3.0]]]
 
 
-def test_bytes_travel_behind_the_json_each_after_its_length():
+def test_bytes_travel_behind_the_json_each_after_its_length() -> None:
     tensors, single = encode_inputs([TEXT], [b"\xff", b"a"])
     framed = body({}, tensors)
     text, rest = split(framed.body, str(framed.header_length))
@@ -88,7 +98,9 @@ def test_bytes_travel_behind_the_json_each_after_its_length():
 
 
 @given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=2, max_dims=3), elements={"allow_nan": False}))
-def test_an_array_travels_behind_the_json_as_it_lies_in_memory(given):
+def test_an_array_travels_behind_the_json_as_it_lies_in_memory(
+    given: np.ndarray,
+) -> None:
     spec = {"name": "x", "datatype": "FP32", "shape": [-1] * given.ndim}
     tensors, _ = encode_inputs([spec], given)
     framed = body({"parameters": {}}, tensors)
@@ -99,7 +111,7 @@ def test_an_array_travels_behind_the_json_as_it_lies_in_memory(given):
     assert plain(back) == given.tolist()
 
 
-def test_bytes_beside_other_values_are_tagged():
+def test_bytes_beside_other_values_are_tagged() -> None:
     tensors, _ = encode_inputs([TEXT], [b"\xff", "a", {"b": b"\x00"}])
     framed = body({}, tensors)
 
@@ -107,7 +119,7 @@ def test_bytes_beside_other_values_are_tagged():
     assert from_wire(tensor["data"]) == [b"\xff", "a", {"b": b"\x00"}]
 
 
-def test_what_has_nothing_raw_is_json_alone():
+def test_what_has_nothing_raw_is_json_alone() -> None:
     tensors, _ = encode_inputs([TEXT], ["a"])
 
     framed = body({}, tensors)
@@ -129,7 +141,9 @@ def test_what_has_nothing_raw_is_json_alone():
         (STEPS, np.int64(5), [1], True),
     ],
 )
-def test_a_batch_axis_is_added_where_it_is_missing(spec, value, shape, single):
+def test_a_batch_axis_is_added_where_it_is_missing(
+    spec: dict[str, Sequence[object]], value: object, shape: list[int], single: bool
+) -> None:
     (tensor,), alone = encode_inputs([spec], value)
 
     assert tensor["shape"] == shape
@@ -137,13 +151,13 @@ def test_a_batch_axis_is_added_where_it_is_missing(spec, value, shape, single):
     assert alone is single
 
 
-def test_an_array_keeps_its_own_datatype_for_the_router_to_judge():
+def test_an_array_keeps_its_own_datatype_for_the_router_to_judge() -> None:
     (tensor,), _ = encode_inputs([POINT], np.zeros(2, np.float64))
 
     assert tensor["datatype"] == "FP64"
 
 
-def test_inputs_are_named_by_a_mapping_and_a_lone_one_need_not_be():
+def test_inputs_are_named_by_a_mapping_and_a_lone_one_need_not_be() -> None:
     named, _ = encode_inputs([TEXT, STEPS], {"steps": 3, "text": "a"})
     alone, _ = encode_inputs([TEXT], {"text": "a"})
 
@@ -151,30 +165,30 @@ def test_inputs_are_named_by_a_mapping_and_a_lone_one_need_not_be():
     assert alone == encode_inputs([TEXT], "a")[0]
 
 
-def test_a_mapping_that_names_no_input_is_itself_the_value():
+def test_a_mapping_that_names_no_input_is_itself_the_value() -> None:
     (tensor,), single = encode_inputs([TEXT], {"flight": "TX 42"})
 
     assert tensor["data"] == [{"flight": "TX 42"}]
     assert single
 
 
-def test_oip_tensors_pass_as_they_are():
+def test_oip_tensors_pass_as_they_are() -> None:
     given = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [[1.0, 2.0]]}
 
     assert encode_inputs([POINT], [given]) == ([{**given, "data": [1.0, 2.0]}], False)
 
 
-def test_a_batch_axis_on_some_inputs_only_is_refused():
+def test_a_batch_axis_on_some_inputs_only_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="batch axis"):
         encode_inputs([TEXT, STEPS], {"text": ["a", "b"], "steps": 3})
 
 
-def test_a_value_that_has_no_form_on_the_wire_is_refused():
+def test_a_value_that_has_no_form_on_the_wire_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="set"):
         encode_inputs([TEXT], {"a", "b"})
 
 
-def test_outputs_are_bare_where_the_request_was():
+def test_outputs_are_bare_where_the_request_was() -> None:
     label = {"name": "label", "shape": [1], "datatype": "BYTES", "data": ["good"]}
     point = {"name": "point", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}
 
@@ -183,7 +197,7 @@ def test_outputs_are_bare_where_the_request_was():
     assert decode_outputs([label, point], None, plain) == {"label": "good", "point": [1.0, 2.0]}
 
 
-def test_outputs_in_base64_are_bytes():
+def test_outputs_in_base64_are_bytes() -> None:
     image = {
         "name": "image",
         "shape": [2],

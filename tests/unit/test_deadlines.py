@@ -1,5 +1,7 @@
 """What is said of a job past its deadline."""
 
+from __future__ import annotations
+
 import pytest
 
 from broker.valkey.records import Course, exceeded
@@ -19,11 +21,11 @@ from broker.valkey.records import Course, exceeded
         (Course(7300.0, 0.0, 100.0, "tpu.bulk"), "its ticket expired before it ran: queued 7200 s on tpu.bulk"),
     ],
 )
-def test_the_text_has_the_deadline_and_where_the_time_went(course, message):
+def test_the_text_has_the_deadline_and_where_the_time_went(course: Course, message: str) -> None:
     assert exceeded(course).message == message
 
 
-def test_the_details_have_the_figures():
+def test_the_details_have_the_figures() -> None:
     error = exceeded(Course(105.0, 105.0, 100.0, "cpu.batch", started=104.1))
 
     assert error.details == {"deadline": 5.0, "queued": 4.1, "ran": 0.9, "hardware_class": "cpu.batch"}

@@ -1,6 +1,9 @@
 """What the demo shows of its answers."""
 
+from __future__ import annotations
+
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,7 +18,9 @@ LAPTOP = Machine(cores=2, memory=0, memory_free=0, instruction_sets=(), cuda=(),
 REASON = "cheapest of two that meet 45 s; the other is past its horizon by so much work that it would be late by far"
 
 
-def answer(model, hardware_class, *, service="standard", waited=0.1, text="an answer " * 20):
+def answer(
+    model: str, hardware_class: str, *, service: str = "standard", waited: float = 0.1, text: str = "an answer " * 20
+) -> Answer:
     report = RunReport(
         hardware_class=hardware_class,
         variant="onnx-int8",
@@ -42,7 +47,7 @@ ANSWERS = [
 ]
 
 
-def test_a_summary_is_one_line_a_class_and_model_with_medians():
+def test_a_summary_is_one_line_a_class_and_model_with_medians() -> None:
     rows = summaries(ANSWERS)
 
     assert [(row.hardware_class, row.model, row.answers) for row in rows] == [
@@ -55,8 +60,8 @@ def test_a_summary_is_one_line_a_class_and_model_with_medians():
     assert rows[1].cost == pytest.approx(1e-6)
 
 
-def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes():
-    def told(most):
+def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes() -> None:
+    def told(most: int) -> list[Any]:
         return [(one.ask.model, one.result.report.hardware_class) for one in contrasts(ANSWERS, most)]
 
     assert told(5) == [
@@ -68,7 +73,7 @@ def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes():
     assert told(2) == told(5)[:2]
 
 
-def test_the_demo_fits_100_columns_and_explains_what_is_emulated():
+def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:
     written = io.StringIO()
     show_answers(ANSWERS, LAPTOP, Console(file=written, width=100))
     lines = written.getvalue().splitlines()

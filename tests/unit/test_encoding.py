@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import gzip
 import tracemalloc
 
@@ -10,12 +12,12 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayErr
 
 
 @given(st.binary(max_size=300))
-def test_what_was_compressed_comes_out_as_it_was(content):
+def test_what_was_compressed_comes_out_as_it_was(content: bytes) -> None:
     assert inflate(gzip.compress(content), len(content)) == content
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_are_inflated_or_refused(content):
+def test_any_bytes_are_inflated_or_refused(content: bytes) -> None:
     for sent in (content, b"\x1f\x8b\x08\x00" + content, gzip.compress(content)[:-1], gzip.compress(content) + b"x"):
         try:
             inflate(sent, 2**16)
@@ -28,12 +30,12 @@ def test_any_bytes_are_inflated_or_refused(content):
     [gzip.compress(b"abc")[:-1], gzip.compress(b"abc") + b"x", gzip.compress(b"a") * 2, b""],
     ids=["cut", "with a byte more", "twice", "empty"],
 )
-def test_a_part_of_a_member_and_more_than_one_are_refused(sent):
+def test_a_part_of_a_member_and_more_than_one_are_refused(sent: bytes) -> None:
     with pytest.raises(InvalidRequestError, match=r"expected .*gzip"):
         inflate(sent, 2**16)
 
 
-def test_a_bomb_is_refused_in_little_memory():
+def test_a_bomb_is_refused_in_little_memory() -> None:
     bomb = gzip.compress(bytes(2**26))
     tracemalloc.start()
     try:

@@ -225,7 +225,7 @@ def test_binary_and_plain_outputs_are_read() -> None:
     ask = tensors().ask
     assert ask is not None
     said = bytes_part([b"ja"])
-    outputs = [
+    outputs: list[dict[str, Any]] = [
         {"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [3, 4.5]},
         {"name": "said", "datatype": "BYTES", "shape": [1], "parameters": {SIZE: len(said)}},
     ]

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import contextlib
 
 import numpy as np
@@ -39,14 +41,16 @@ TOP = TensorSpec("top", "BYTES", (-1, 2))
         (TOP, [["cat", "dog"], ["dog", "cat"]], [2, 2], ["cat", "dog", "dog", "cat"]),
     ],
 )
-def test_an_output_has_its_batch_axis_whether_it_came_with_it_or_not(spec, value, shape, data):
+def test_an_output_has_its_batch_axis_whether_it_came_with_it_or_not(
+    spec: TensorSpec, value: object, shape: list[int], data: list[object]
+) -> None:
     output = output_tensor(spec, value)
 
     assert (output.shape, output.data) == (shape, data)
 
 
 @given(st.lists(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2), min_size=1, max_size=5))
-def test_a_tensor_comes_out_as_it_went_in(rows):
+def test_a_tensor_comes_out_as_it_went_in(rows: list[list[float]]) -> None:
     array = np.asarray(rows, np.float32)
     infer = InferRequest([InputTensor("vector", list(array.shape), "FP32", array.reshape(-1).tolist())])
 
@@ -57,7 +61,7 @@ def test_a_tensor_comes_out_as_it_went_in(rows):
     assert (output.shape, output.data) == (list(array.shape), array.reshape(-1).tolist())
 
 
-def test_terms_and_the_models_parameters_are_told_apart():
+def test_terms_and_the_models_parameters_are_told_apart() -> None:
     infer = read_infer(b'{"inputs": [], "parameters": {"deadline": 2, "max_tokens": 5, "tenant": null}}')
 
     request = request_of("m", infer)
@@ -66,7 +70,7 @@ def test_terms_and_the_models_parameters_are_told_apart():
 
 
 @given(st.binary(max_size=80))
-def test_any_body_is_read_or_refused(body):
+def test_any_body_is_read_or_refused(body: bytes) -> None:
     try:
         request_of("m", read_infer(body))
     except TaxiwayError as error:
@@ -75,7 +79,7 @@ def test_any_body_is_read_or_refused(body):
 
 @pytest.mark.parametrize("opened", [b"[", b'{"a":'])
 @pytest.mark.parametrize("levels", [DEEPEST, 500, 900, 980, 100_000])
-def test_json_of_any_depth_is_read_or_refused(opened, levels):
+def test_json_of_any_depth_is_read_or_refused(opened: bytes, levels: int) -> None:
     value = opened * levels + b"1" + (b"]" if opened == b"[" else b"}") * levels
     tensor = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "%s", "data": [%s]}]}'
     with pytest.raises(InvalidRequestError):
@@ -85,7 +89,7 @@ def test_json_of_any_depth_is_read_or_refused(opened, levels):
             request_of("m", read_infer(body))
 
 
-def test_json_that_would_grow_beyond_measure_is_refused_before_it_is_read():
+def test_json_that_would_grow_beyond_measure_is_refused_before_it_is_read() -> None:
     rows = b"[]," * ELEMENTS + b"[]"
     body = b'{"inputs": [{"name": "a", "shape": [1], "datatype": "BYTES", "data": [%s]}, "%s"]}'
 
@@ -94,7 +98,7 @@ def test_json_that_would_grow_beyond_measure_is_refused_before_it_is_read():
 
 
 @given(st.lists(st.integers(-2, 4), max_size=3), st.lists(st.floats() | st.text(max_size=3) | st.none(), max_size=6))
-def test_any_tensor_is_read_or_refused(shape, data):
+def test_any_tensor_is_read_or_refused(shape: list[int], data: list[float | str | None]) -> None:
     for datatype in ("FP32", "INT8", "BYTES", "FP99"):
         try:
             to_wire(request_of("m", InferRequest([InputTensor("vector", shape, datatype, data)])).inputs)

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +16,14 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 PADDING = '"%s"' % ("x" * LARGE)
 
 
-def body(data, shape, datatype="FP32", large=True):
+def body(data: list[Any], shape: list[Any], datatype: str = "FP32", large: bool = True) -> bytes:
     """An infer request with one tensor, whose JSON is large or not."""
     head = json.dumps({"name": "a", "shape": shape, "datatype": datatype})[:-1]
     text = data if isinstance(data, str) else json.dumps(data)
     return f'{{"inputs":[{head},"data":{text}}}],"id":{PADDING if large else "null"}}}'.encode()
 
 
-def read(content):
+def read(content: bytes) -> np.ndarray:
     (tensor,) = request_of("m", read_infer(content)).inputs
     return to_array(tensor, "a")
 
@@ -29,7 +32,7 @@ NUMBERS = st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False
 
 
 @given(st.data(), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans())
-def test_large_json_is_read_as_small_json_is(data, shape, nested):
+def test_large_json_is_read_as_small_json_is(data: st.DataObject, shape: list[int], nested: bool) -> None:
     count = int(np.prod(shape))
     flat = np.asarray(data.draw(st.lists(NUMBERS, min_size=count, max_size=count)), np.float32)
     value = flat.reshape(shape).tolist() if nested else flat.tolist()
@@ -47,23 +50,23 @@ def test_large_json_is_read_as_small_json_is(data, shape, nested):
         ("FP32", [1, 2, 3]), ("FP32", "7"),
     ],
 )  # fmt: skip
-def test_what_small_json_may_not_have_large_json_may_not_have(datatype, data):
+def test_what_small_json_may_not_have_large_json_may_not_have(datatype: str, data: object) -> None:
     for large in (False, True):
         with pytest.raises(InvalidRequestError):
             read(body(data, [2], datatype, large=large))
 
 
-def test_numbers_at_the_seams_of_pieces_stay_whole():
+def test_numbers_at_the_seams_of_pieces_stay_whole() -> None:
     values = list(range(10**6, 10**6 + 3 * PIECE // 8))
 
     assert read(body(values, [len(values)], "INT64")).tolist() == values
 
 
-def test_truths_are_read_in_pieces_too():
+def test_truths_are_read_in_pieces_too() -> None:
     assert read(body([True, False, True], [3], "BOOL")).tolist() == [True, False, True]
 
 
-def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values():
+def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values() -> None:
     numbers = body([0] * (ELEMENTS - 100), [ELEMENTS - 100], "INT8")
     texts = body(["a"] * (ELEMENTS // AT_ONCE + 1), [1], "BYTES")
 
@@ -73,14 +76,14 @@ def test_beside_tensors_of_numbers_json_holds_a_fifth_of_the_values():
 
 
 @pytest.mark.parametrize("number", ["1e308", "-1.5E-320", "1e0000300", "9" * 4000])
-def test_numbers_that_take_long_to_read_count_as_many(number):
+def test_numbers_that_take_long_to_read_count_as_many(number: str) -> None:
     content = body(f"[{','.join([number] * 10_000)}]", [10_000], "FP64")
 
     with pytest.raises(RequestTooLargeError):
         read_infer(content)
 
 
-def test_text_that_looks_like_such_numbers_counts_as_text():
+def test_text_that_looks_like_such_numbers_counts_as_text() -> None:
     text = "deadbeef" * 2000 + "1e308" * 20_000 + "e000000 " * 20_000
 
     assert read_infer(body(json.dumps([text]), [1], "BYTES")).inputs[0].data == [text]

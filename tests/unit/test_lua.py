@@ -1,5 +1,7 @@
 """The scripts as text: what they say that Python says, too, and that each can be sent."""
 
+from __future__ import annotations
+
 import re
 
 import pytest
@@ -12,7 +14,7 @@ NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in FOLDER.glob("*/*.lu
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_has_its_includes_and_a_header_that_says_what_it_takes_and_why_it_may_run_twice(name):
+def test_a_script_has_its_includes_and_a_header_that_says_what_it_takes_and_why_it_may_run_twice(name: str) -> None:
     text = script(name).text
     assert "@include" not in text
     assert text.startswith(("#!lua flags=allow-oom\n--", "--"))
@@ -21,7 +23,7 @@ def test_a_script_has_its_includes_and_a_header_that_says_what_it_takes_and_why_
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_script_holds_each_include_once_and_names_no_key(name):
+def test_a_script_holds_each_include_once_and_names_no_key(name: str) -> None:
     text = script(name).text
     functions = re.findall(r"^local function (\w+)", text, re.MULTILINE)
     assert len(functions) == len(set(functions))
@@ -29,16 +31,16 @@ def test_a_script_holds_each_include_once_and_names_no_key(name):
     assert "celery-task-meta" not in text
 
 
-def test_the_states_in_which_a_job_has_ended_are_those_of_the_contract():
+def test_the_states_in_which_a_job_has_ended_are_those_of_the_contract() -> None:
     text = (FOLDER / "includes" / "final.lua").read_text()
     assert set(re.findall(r"(\w+) = true", text)) == FINAL
 
 
-def test_the_cells_beside_device_seconds_are_those_of_the_contract():
+def test_the_cells_beside_device_seconds_are_those_of_the_contract() -> None:
     text = (FOLDER / "includes" / "cells.lua").read_text()
     assert set(re.findall(r"'(\|\w+)'", text)) == {jobs_cell(""), turns_cell("")}
 
 
-def test_every_include_is_used():
+def test_every_include_is_used() -> None:
     used = {name for path in FOLDER.rglob("*.lua") for name in re.findall(r'@include "(\w+)"', path.read_text())}
     assert used == {path.stem for path in (FOLDER / "includes").glob("*.lua")}

@@ -1,7 +1,10 @@
 """What earlier releases wrote is understood, and so is what the next one adds to it, where that is safe."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,10 +32,10 @@ RELEASES = sorted(Path(tests.recorded.__file__).parent.glob("*.json"))
 JSON = ("cancellation", "arrival", "order", "failure", "letter", "result", "facts")
 
 
-def newer(text):
+def newer(text: str | bytes) -> str:
     """The JSON text with a field that no release knows in each of its objects but those that are an answer's values."""
 
-    def added(value, name=""):
+    def added(value: Any, name: str = "") -> Any:
         if isinstance(value, list):
             return [added(one) for one in value]
         if not isinstance(value, dict) or name in ("outputs", "details", "latency", "outcomes", "pace", "residual"):
@@ -47,18 +50,18 @@ def newer(text):
 @pytest.fixture(
     params=[(path, later) for path in RELEASES for later in (False, True)], ids=lambda p: f"{p[0].stem}{'+' * p[1]}"
 )
-def recorded(request):
+def recorded(request: pytest.FixtureRequest) -> Any:
     """What a release wrote; with a plus as one that adds fields would."""
     path, later = request.param
     texts = json.loads(path.read_bytes())
     return texts if not later else {**texts, **{name: newer(texts[name]) for name in JSON}}
 
 
-def test_the_present_release_is_among_the_recorded():
+def test_the_present_release_is_among_the_recorded() -> None:
     assert (Path(tests.recorded.__file__).parent / "0.1.0.json") in RELEASES
 
 
-def test_an_arrival_is_the_request_that_it_was(recorded):
+def test_an_arrival_is_the_request_that_it_was(recorded: Any) -> None:
     envelope = decode_envelope(recorded["arrival"])
     request = read_request(envelope.payload(), envelope.content_type)
 
@@ -67,14 +70,14 @@ def test_an_arrival_is_the_request_that_it_was(recorded):
     assert envelope.headers["id"] == job_id(request)
 
 
-def test_a_cancellation_names_its_job(recorded):
+def test_a_cancellation_names_its_job(recorded: Any) -> None:
     rules = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), KEYS)
     raw = recorded["cancellation"].encode()
 
     assert decide(Arrival("", raw, decode_envelope(raw)), rules, None, 0.0).cancel == "unknown"
 
 
-def test_a_workers_order_is_signed_for_the_body_that_it_came_with(recorded):
+def test_a_workers_order_is_signed_for_the_body_that_it_came_with(recorded: Any) -> None:
     envelope = decode_envelope(recorded["order"])
     ticket = read_ticket(envelope.headers[HEADER], envelope.payload(), KEYS)
 
@@ -82,7 +85,7 @@ def test_a_workers_order_is_signed_for_the_body_that_it_came_with(recorded):
     assert ticket.deadline_at == pytest.approx(ticket.accepted + 600)
 
 
-def test_an_order_that_says_more_than_is_understood_is_not_run():
+def test_an_order_that_says_more_than_is_understood_is_not_run() -> None:
     class Newer(Ticket, frozen=True, kw_only=True):
         of_the_future: int = 1
 
@@ -92,7 +95,7 @@ def test_an_order_that_says_more_than_is_understood_is_not_run():
         read_ticket(sign(ticket, b"", KEYS), b"", KEYS)
 
 
-def test_a_record_tells_of_its_job(recorded):
+def test_a_record_tells_of_its_job(recorded: Any) -> None:
     later = {"of_the_future": "1"}
     record = record_from("j", {**recorded["record"], **later})
     ended = record_from("j", {**recorded["ended"], **later})
@@ -103,7 +106,7 @@ def test_a_record_tells_of_its_job(recorded):
     assert read_basis(recorded["record"]["basis"]).needs.deadline == 600
 
 
-def test_results_and_errors_are_what_they_were(recorded):
+def test_results_and_errors_are_what_they_were(recorded: Any) -> None:
     answer = read_answer(recorded["result"].encode())
 
     assert (answer.model, answer.outputs) == ("echo:1", {"payload": INPUTS})
@@ -112,7 +115,7 @@ def test_results_and_errors_are_what_they_were(recorded):
         read_result(read_meta(recorded["failure"]))
 
 
-def test_a_devices_facts_make_it_known(recorded):
+def test_a_devices_facts_make_it_known(recorded: Any) -> None:
     facts = {"w": recorded["facts"].encode()}
     (device,) = snapshot_from(FleetFacts(now=0.0, devices=facts, heartbeats={"w": 0.0}, work={})).devices
 
@@ -121,14 +124,14 @@ def test_a_devices_facts_make_it_known(recorded):
     assert device.done["cpu.batch"].outcomes["succeeded"] == 1
 
 
-def test_a_dead_letter_has_its_message(recorded):
+def test_a_dead_letter_has_its_message(recorded: Any) -> None:
     letter = msgspec.json.decode(recorded["letter"], type=DeadLetter)
 
     assert letter.message == b"this is no message"
     assert "expected a Celery message" in letter.reason
 
 
-def test_a_piece_of_an_answer_is_in_its_place(recorded):
+def test_a_piece_of_an_answer_is_in_its_place(recorded: Any) -> None:
     fields = {name.encode(): value.encode() for name, value in recorded["piece"].items()}
 
     assert read_piece({**fields, b"of_the_future": b"1"}) == Piece(1, 4, "two ")

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import hiredis
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,17 +10,19 @@ LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 
 
 @given(st.lists(st.text() | st.binary() | st.integers() | st.just(LONG), min_size=1))
-def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_not(command):
+def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_not(
+    command: list[str | bytes | int],
+) -> None:
     assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))
 
 
-def test_a_large_value_is_sent_from_where_it_lies():
+def test_a_large_value_is_sent_from_where_it_lies() -> None:
     view = memoryview(bytearray(LONG))
     assert any(isinstance(piece, memoryview) and piece.obj is view.obj for piece in packed(["SET", "k", view]))
 
 
 @given(st.binary(), st.data())
-def test_a_value_is_whole_when_nothing_is_missing_of_it_and_its_end(content, data):
+def test_a_value_is_whole_when_nothing_is_missing_of_it_and_its_end(content: bytes, data: st.DataObject) -> None:
     line = content + b"\r\n"
     begin = data.draw(st.integers(0, len(line)))
     value = Value(len(content), line[:begin])
@@ -57,7 +61,9 @@ def plain(answer: object) -> object:
 
 @settings(max_examples=50)
 @given(given=st.lists(answers, max_size=6), cuts=st.lists(st.integers(1, 2**17), min_size=1), small=st.booleans())
-def test_answers_are_the_same_wherever_what_is_received_was_cut(given, cuts, small):
+def test_answers_are_the_same_wherever_what_is_received_was_cut(
+    given: list[object], cuts: list[int], small: bool
+) -> None:
     sent, reader, found = b"".join(map(said, given)), Answers(), []
     for number in range(len(sent) + len(cuts)):
         if not sent:
@@ -70,7 +76,7 @@ def test_answers_are_the_same_wherever_what_is_received_was_cut(given, cuts, sma
     assert found == given
 
 
-def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer():
+def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer() -> None:
     reader, found = Answers(), []
     for piece in (b"*3\r\n$1\r\na\r\n", b"$1\r\nb\r\n$1\r\nc\r\n", b"$1\r\nd\r\n"):
         reader.buffer()[: len(piece)] = piece

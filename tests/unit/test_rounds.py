@@ -1,12 +1,14 @@
 """Whose result is read without having been heard of, look after look."""
 
+from __future__ import annotations
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taxiway.client.rounds import AT_ONCE, Rounds
 
 
-def test_nothing_is_read_before_it_has_waited_for_a_look():
+def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
     rounds = Rounds()
 
     assert rounds.take({"a", "b"}) == []
@@ -14,7 +16,7 @@ def test_nothing_is_read_before_it_has_waited_for_a_look():
     assert sorted(rounds.take({"b", "c"})) == ["b", "c"]
 
 
-def test_what_was_told_meanwhile_is_not_read():
+def test_what_was_told_meanwhile_is_not_read() -> None:
     rounds = Rounds()
     rounds.take({"a", "b"})
 
@@ -22,7 +24,7 @@ def test_what_was_told_meanwhile_is_not_read():
 
 
 @given(st.integers(0, 3 * AT_ONCE))
-def test_each_of_many_has_its_turn_before_any_comes_again(count):
+def test_each_of_many_has_its_turn_before_any_comes_again(count: int) -> None:
     waiting, rounds = {str(number): None for number in range(count)}, Rounds()
     rounds.take(waiting)
 

@@ -1,8 +1,11 @@
 """Passwords, keys and the signing secret stand in no log line, no error and no representation."""
 
+from __future__ import annotations
+
 import logging
 import secrets
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +23,7 @@ KEY = f"taxiway_{secrets.token_urlsafe(32)}"
 SECRET = "ab" * 32
 
 
-def logged(message, *args, **extra):
+def logged(message: str, *args: object, **extra: str) -> str:
     try:
         raise OSError(f"no way to amqp://me:{PASSWORD}@host/vhost for {KEY}")
     except OSError:
@@ -30,7 +33,7 @@ def logged(message, *args, **extra):
     return JsonLines().format(record)
 
 
-def test_what_is_logged_holds_no_password_and_no_key():
+def test_what_is_logged_holds_no_password_and_no_key() -> None:
     line = logged(f"at redis://:{PASSWORD}@host:1/0", url=f"rediss://me:{PASSWORD}@host", header=f"Bearer {PASSWORD}")
 
     assert PASSWORD not in line
@@ -40,32 +43,32 @@ def test_what_is_logged_holds_no_password_and_no_key():
 
 
 @pytest.mark.parametrize("text", ["http://host/a@b", "mail me@host", "taxiway_short", "a: //b", "10:00 // x @ y"])
-def test_what_is_no_secret_stays(text):
+def test_what_is_no_secret_stays(text: str) -> None:
     assert redacted(text) == text
 
 
-def test_no_answer_of_the_http_door_tells_where_the_broker_is_reached_with_what():
+def test_no_answer_of_the_http_door_tells_where_the_broker_is_reached_with_what() -> None:
     assert PASSWORD.encode() not in body_of(BrokerUnavailableError(f"redis://:{PASSWORD}@host did not answer"))
 
 
 @pytest.mark.parametrize(
     "url", [f"redis://me:{PASSWORD}/@host", f"http://me:{PASSWORD}@", f"http://me:{PASSWORD}/@host"]
 )
-def test_a_wrong_address_is_not_told_with_its_password(url):
+def test_a_wrong_address_is_not_told_with_its_password(url: str) -> None:
     with pytest.raises(TaxiwayError) as told:
         Client(url)
 
     assert PASSWORD not in str(told.value)
 
 
-def test_a_key_that_cannot_be_one_is_not_shown_and_one_for_a_broker_is_refused():
+def test_a_key_that_cannot_be_one_is_not_shown_and_one_for_a_broker_is_refused() -> None:
     for url, key in (("http://host", f"{PASSWORD}\r\nx: y"), ("redis://host", PASSWORD)):
         with pytest.raises(TaxiwayError) as told:
             Client(url, key=key)
         assert PASSWORD not in str(told.value)
 
 
-def test_settings_and_rules_show_no_secret(tmp_path):
+def test_settings_and_rules_show_no_secret(tmp_path: Path) -> None:
     settings = settings_from({"TAXIWAY_BROKER": f"redis://:{PASSWORD}@host", "TAXIWAY_SECRET": SECRET})
     rules = Rules(load_topology(settings.queues), Catalogue({}), settings.secret)
 

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
@@ -22,15 +26,19 @@ CATALOGUE = load_catalogue(TREE / "models")
 TOPOLOGY = load_topology(TREE / "queues.yaml")
 
 
-def device(worker, **more):
+def device(worker: str, **more: Any) -> bytes:
     return msgspec.json.encode(a_device(worker=worker, runtimes=("echo",), **more))
 
 
-def facts(devices=None, heartbeats=None, work=None):
+def facts(
+    devices: dict[str, Any] | None = None,
+    heartbeats: dict[str, float] | dict[str, Any] | None = None,
+    work: dict[str, Any] | None = None,
+) -> FleetFacts:
     return FleetFacts(NOW, devices or {}, heartbeats or {}, work or {})
 
 
-def test_a_device_counts_as_long_as_its_heartbeat_is_young():
+def test_a_device_counts_as_long_as_its_heartbeat_is_young() -> None:
     heartbeats = {"young": NOW - GONE_AFTER, "old": NOW - GONE_AFTER - 0.1}
 
     snapshot = snapshot_from(facts({"young": device("young"), "old": device("old")}, heartbeats))
@@ -38,14 +46,14 @@ def test_a_device_counts_as_long_as_its_heartbeat_is_young():
     assert [d.worker for d in snapshot.devices] == ["young"]
 
 
-def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused():
+def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
     began, ended = 1000.0, 1060.0
     refusal = Refusal()
     for now in np.arange(began, ended + 0.1, 0.25):
         refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
     beats = {"lived": began - 1, "was gone": began - GONE_AFTER - 1, "beats again": ended + 2}
 
-    def live(now):
+    def live(now: float) -> list[Any]:
         told = FleetFacts(now, {name: device(name) for name in beats}, beats, {})
         return [one.worker for one in snapshot_from(told, refusal.after(told)).devices]
 
@@ -54,7 +62,7 @@ def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused():
     assert live(ended + GONE_AFTER + 1) == ["beats again"]
 
 
-def test_a_second_refusal_long_after_the_first_excuses_nobody_who_was_gone_before():
+def test_a_second_refusal_long_after_the_first_excuses_nobody_who_was_gone_before() -> None:
     refusal = Refusal()
     for now in (1000.0, 2000.0):
         refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
@@ -63,7 +71,7 @@ def test_a_second_refusal_long_after_the_first_excuses_nobody_who_was_gone_befor
     assert refusal.lives(1999.0, now=2000.0 + GONE_AFTER)
 
 
-def test_a_device_that_drains_is_seen_and_serves_no_class():
+def test_a_device_that_drains_is_seen_and_serves_no_class() -> None:
     devices = {"stays": device("stays"), "leaves": device("leaves", draining=True)}
 
     snapshot = snapshot_from(facts(devices, dict.fromkeys(devices, NOW)))
@@ -73,20 +81,20 @@ def test_a_device_that_drains_is_seen_and_serves_no_class():
     assert [d.worker for d in snapshot.own("cpu.batch")] == ["stays"]
 
 
-def test_a_device_that_cannot_be_read_is_left_out():
+def test_a_device_that_cannot_be_read_is_left_out() -> None:
     snapshot = snapshot_from(facts({"a": b"{", "b": device("b")}, {"a": NOW, "b": NOW, "c": NOW}))
 
     assert [d.worker for d in snapshot.devices] == ["b"]
 
 
-def test_work_is_told_by_class_and_level_and_is_never_negative():
+def test_work_is_told_by_class_and_level_and_is_never_negative() -> None:
     snapshot = snapshot_from(facts(work={"cpu.batch|0": -1e-12, "cpu.batch|2": 3.0, "nonsense": 1.0, "x|9": 1.0}))
 
     assert snapshot.work == {"cpu.batch": (0.0, 0.0, 3.0, 0.0)}
     assert not snapshot.stale
 
 
-def test_what_nobody_waits_for_and_cannot_be_ended_is_work_before_all_else():
+def test_what_nobody_waits_for_and_cannot_be_ended_is_work_before_all_else() -> None:
     devices = {"a": device("a", occupied=20.0), "b": device("b", occupied=5.0), "c": device("c")}
     beats = {"a": NOW - 1.5, "b": NOW, "c": NOW}
 
@@ -95,18 +103,18 @@ def test_what_nobody_waits_for_and_cannot_be_ended_is_work_before_all_else():
     assert snapshot.work == {"cpu.batch": (23.5, 0.0, 3.0, 0.0)}
 
 
-def test_what_occupies_a_device_that_leaves_or_is_over_since_its_heartbeat_is_no_work():
+def test_what_occupies_a_device_that_leaves_or_is_over_since_its_heartbeat_is_no_work() -> None:
     devices = {"leaves": device("leaves", occupied=20.0, draining=True), "over": device("over", occupied=1.0)}
 
     assert snapshot_from(facts(devices, {"leaves": NOW, "over": NOW - 2.0})).work == {}
 
 
-def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between_two_readings():
+def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between_two_readings() -> None:
     fleet = snapshot_from(facts({"a": device("a", occupied=20.0), "b": device("b")}, {"a": NOW, "b": NOW}))
     model = CATALOGUE.resolve("echo")
     working = WorkingSnapshot(TOPOLOGY, ProfileBook(), fleet)
 
-    def wait():
+    def wait() -> float:
         table = working.table(model, Constraints())
         (index,) = [i for i, c in enumerate(table.candidates) if c.hardware_class == "cpu.batch"]
         return wait_of(table, working.ahead().sum(axis=1))[index]
@@ -117,13 +125,13 @@ def test_a_request_waits_for_what_occupies_the_devices_of_its_class_also_between
     assert wait() == pytest.approx((16.0 + 2.0) / 2)
 
 
-def test_a_class_is_startable_for_a_while_after_somebody_said_that_they_start_its_devices():
+def test_a_class_is_startable_for_a_while_after_somebody_said_that_they_start_its_devices() -> None:
     said = {"late": NOW - STARTS_FOR - 1.0, "now": NOW}
 
     assert snapshot_from(FleetFacts(NOW, {}, {}, {}, starts=said)).startable == ("now",)
 
 
-def test_a_class_that_the_router_was_started_for_is_startable_always():
+def test_a_class_that_the_router_was_started_for_is_startable_always() -> None:
     assert snapshot_from(FleetFacts(NOW, {}, {}, {}), starts={"gpu"}).startable == ("gpu",)
 
 
@@ -132,7 +140,9 @@ def test_a_class_that_the_router_was_started_for_is_startable_always():
     devices=st.integers(0, 8),
     seconds=st.floats(0, 10),
 )
-def test_as_time_passes_devices_work_off_what_waits_first_levels_first(work, devices, seconds):
+def test_as_time_passes_devices_work_off_what_waits_first_levels_first(
+    work: list[float], devices: int, seconds: float
+) -> None:
     backlog = Backlog(("cpu",), {"cpu": tuple(work)})
 
     backlog.serve(np.array([devices * seconds]))
@@ -145,7 +155,7 @@ def test_as_time_passes_devices_work_off_what_waits_first_levels_first(work, dev
         assert list(left[level:]) == work[level:]
 
 
-def test_a_long_batch_ends_by_so_much_sooner_as_the_heartbeat_is_old():
+def test_a_long_batch_ends_by_so_much_sooner_as_the_heartbeat_is_old() -> None:
     devices = {"a": device("a", blocked=3.0, blocked_by=2), "b": device("b", blocked=0.5, blocked_by=2)}
 
     seen = snapshot_from(facts(devices, {"a": NOW - 1.0, "b": NOW - 1.0})).devices

@@ -1,7 +1,11 @@
 """What the router's own door forwards, on a transport whose calls the test ends."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -22,15 +26,15 @@ UNFORESEEN = KeyError("gpu.none")
 class Lane:
     """A transport that only forwards: each call waits until the test has answered it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._calls = asyncio.Queue()
 
-    async def forward(self, messages, snapshots=()):
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[bool]:
         answer = asyncio.get_running_loop().create_future()
         self._calls.put_nowait(([message.job for message in messages], answer))
         return await answer
 
-    async def call(self):
+    async def call(self) -> tuple[list[str], asyncio.Future[Any]]:
         """The jobs of the next call, and what answers it."""
         return await asyncio.wait_for(self._calls.get(), SOON)
 
@@ -38,25 +42,25 @@ class Lane:
 class Door:
     """Requests that wait for an outbox."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lane = Lane()
         fleet = FleetReader(Store("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({}))
         self._submissions = Submissions(self.lane, fleet)
 
-    def ask(self, *jobs):
+    def ask(self, *jobs: str) -> list[asyncio.Future[bool]]:
         """A task for each job, that forwards it."""
         envelope = Envelope(body="", headers={}, properties={})
         messages = [Outgoing(tag="", queue="q", level=0, envelope=envelope, job=job) for job in jobs]
         return [asyncio.ensure_future(self._submissions.forward(message)) for message in messages]
 
 
-async def ended(asked):
+async def ended(asked: list[asyncio.Future[bool]]) -> list[bool | BaseException]:
     """What each was told."""
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
-def test_those_who_come_while_a_call_is_under_way_share_the_next_one():
-    async def scenario():
+def test_those_who_come_while_a_call_is_under_way_share_the_next_one() -> None:
+    async def scenario() -> list[bool | BaseException]:
         door = Door()
         first = door.ask("a")
         jobs, answer = await door.lane.call()
@@ -73,8 +77,10 @@ def test_those_who_come_while_a_call_is_under_way_share_the_next_one():
 
 
 @pytest.mark.parametrize("error", [BrokerUnavailableError("away"), UNFORESEEN], ids=["away", "unforeseen"])
-def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(error):
-    async def scenario():
+def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
+    error: BrokerUnavailableError | KeyError,
+) -> None:
+    async def scenario() -> list[bool | BaseException]:
         door = Door()
         failing = door.ask("a", "b")
         _, answer = await door.lane.call()
@@ -93,8 +99,8 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(er
     assert asyncio.run(scenario()) == [error, error]
 
 
-def test_answers_that_are_too_few_are_told_to_those_who_got_none():
-    async def scenario():
+def test_answers_that_are_too_few_are_told_to_those_who_got_none() -> None:
+    async def scenario() -> list[bool | BaseException]:
         door = Door()
         asked = door.ask("a", "b")
         (await door.lane.call())[1].set_result([True])
@@ -106,8 +112,10 @@ def test_answers_that_are_too_few_are_told_to_those_who_got_none():
 
 
 @pytest.mark.parametrize(("error", "logged"), [(BrokerUnavailableError("away"), []), (UNFORESEEN, [UNFORESEEN])])
-def test_an_error_is_logged_where_nobody_foresaw_it_though_those_who_asked_are_gone(caplog, error, logged):
-    async def scenario():
+def test_an_error_is_logged_where_nobody_foresaw_it_though_those_who_asked_are_gone(
+    caplog: pytest.LogCaptureFixture, error: BrokerUnavailableError | KeyError, logged: list[Exception]
+) -> None:
+    async def scenario() -> None:
         door = Door()
         asked = door.ask("a")
         _, answer = await door.lane.call()

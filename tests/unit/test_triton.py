@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -25,21 +27,21 @@ REPORT = RunReport(
 )  # fmt: skip
 
 
-def test_an_output_of_classes_has_the_largest_values_with_their_places_the_largest_first():
+def test_an_output_of_classes_has_the_largest_values_with_their_places_the_largest_first() -> None:
     spec, rows = classified(VECTOR, np.asarray([[0.25, 0.5, 0.125], [1.0, 1.0, 2.0]], np.float32), 2)
 
     assert (spec.datatype, spec.shape) == ("BYTES", (-1, 2))
     assert rows == [["0.500000:1", "0.250000:0"], ["2.000000:2", "1.000000:0"]]
 
 
-def test_integers_are_written_as_such_and_more_classes_than_there_are_are_all_of_them():
+def test_integers_are_written_as_such_and_more_classes_than_there_are_are_all_of_them() -> None:
     spec, rows = classified(TensorSpec("n", "INT64", (-1, 2)), np.asarray([[3, 7]]), 9)
 
     assert (spec.shape, rows) == ((-1, 2), [["7:1", "3:0"]])
 
 
 @pytest.mark.parametrize("raw", [False, True])
-def test_an_answer_has_the_classes_that_the_request_wants(raw):
+def test_an_answer_has_the_classes_that_the_request_wants(raw: bool) -> None:
     outputs = [{"name": VECTOR.name, "parameters": {"classification": 1, "binary_data": raw}}]
     infer = InferRequest([], outputs=[WantedOutput(**output) for output in outputs])
     row = {"shape": [3], "datatype": "FP32", "data": [0.0, 3.5, 1.0]}
@@ -54,18 +56,18 @@ def test_an_answer_has_the_classes_that_the_request_wants(raw):
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "1", True, None])
-def test_a_number_of_classes_is_one_or_refused_by_name(count):
+def test_a_number_of_classes_is_one_or_refused_by_name(count: object) -> None:
     with pytest.raises(InvalidRequestError) as told:
         classes_wanted(EMBED, {VECTOR.name: {"classification": count}})
     assert told.value.details["field"] == f"outputs.{VECTOR.name}.classification"
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**70, "low")])
-def test_a_number_is_a_priority(number, name):
+def test_a_number_is_a_priority(number: int, name: str | None) -> None:
     assert request_of("m", InferRequest([], parameters={"priority": number})).priority == name
 
 
-def test_statistics_are_counts_and_nanoseconds():
+def test_statistics_are_counts_and_nanoseconds() -> None:
     told = stats_of(
         EMBED, Ran(answered=4, failed=1, rows=8, batches=2.0, queue=0.5, run=0.25, total=1.0, lost=3.0, last=7.0)
     )

@@ -1,6 +1,10 @@
 """Waits that end when their time is over, in one event loop."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -9,13 +13,13 @@ from router.service.results import WaitTimeouts
 SOON = 20.0
 
 
-async def ended(waits):
+async def ended(waits: list[Coroutine[Any, Any, Any]]) -> list[Any]:
     """What each gave."""
     return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), SOON)
 
 
-def test_a_wait_gives_what_came_and_ends_when_its_time_is_over():
-    async def scenario():
+def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
+    async def scenario() -> list[Any]:
         patience, loop = WaitTimeouts(), asyncio.get_running_loop()
         came, late, never = (loop.create_future() for _ in range(3))
         waits = [patience.wait(came, SOON), patience.wait(late, 2 * SOON), patience.wait(never, 0.1)]
@@ -31,8 +35,8 @@ def test_a_wait_gives_what_came_and_ends_when_its_time_is_over():
     assert (came, late, type(never)) == ("came", "late", TimeoutError)
 
 
-def test_a_wait_after_others_had_ended_ends_too():
-    async def scenario():
+def test_a_wait_after_others_had_ended_ends_too() -> None:
+    async def scenario() -> list[Any]:
         patience, loop = WaitTimeouts(), asyncio.get_running_loop()
         told = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
         return [type(error) for (error,) in told]
@@ -40,8 +44,8 @@ def test_a_wait_after_others_had_ended_ends_too():
     assert asyncio.run(scenario()) == [TimeoutError] * 3
 
 
-def test_a_wait_that_is_cancelled_is_forgotten():
-    async def scenario():
+def test_a_wait_that_is_cancelled_is_forgotten() -> None:
+    async def scenario() -> tuple[type[Any], type[Any]]:
         patience, loop = WaitTimeouts(), asyncio.get_running_loop()
         given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
         await asyncio.sleep(0)
