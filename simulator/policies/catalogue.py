@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping
 from simulator.policies.balancing import JoinShortestQueue, LeastWork, PowerOfTwo
 from simulator.policies.blind import AlwaysCheapest, AlwaysFastest, Random, RoundRobin, Static
 from simulator.policies.central import Central
+from simulator.policies.fixed import Fixed
 from simulator.policies.policy import Policy
 from simulator.policies.spilling import ClairvoyantDeadline, DeadlineSpill, InfaasLike, ThresholdSpill
 from simulator.policies.taxiway import Taxiway
 from simulator.traces.workload import Workload
+from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
 
 Maker = Callable[[Workload, int], Policy]
 """Makes a policy for one run, from the workload (its fleet and models) and a seed."""
 
 POLICIES: Mapping[str, Maker] = {
     "taxiway": lambda workload, seed: Taxiway(workload, seed=seed),
+    "tuned-split": lambda workload, seed: Fixed(tuned_split(workload, seed)),
+    "pinned": lambda workload, seed: Fixed(pinned(workload, seed)),
+    "tuned-plan": lambda workload, seed: Fixed(tuned_plan(workload, seed)),
     "static": lambda workload, seed: Static(),
     "random": lambda workload, seed: Random(seed),
     "round-robin": lambda workload, seed: RoundRobin(),
@@ -31,4 +36,4 @@ POLICIES: Mapping[str, Maker] = {
     "central-queue": lambda workload, seed: Central(),
     "clairvoyant-edf": lambda workload, seed: ClairvoyantDeadline(),
 }
-"""taxiway's own decision first, then the baselines, then the clairvoyant policy."""
+"""taxiway's own decision first, then what an operator would tune, the baselines, and the clairvoyant policy."""

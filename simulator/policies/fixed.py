@@ -49,9 +49,9 @@ class Fixed(ByLevel):
 
 
 def able_classes(fleet: Fleet, models: Sequence[str]) -> dict[Cell, list[int]]:
-    """The classes that each cell may run on: only preemptible services use spot devices."""
+    """The classes that each cell may run on, if there are any: only preemptible services use spot devices."""
     spot = [device.spot for device in fleet.classes.values()]
-    return {
+    able = {
         (model, service): [
             place
             for place, timing in enumerate(fleet.timings[name])
@@ -60,3 +60,4 @@ def able_classes(fleet: Fleet, models: Sequence[str]) -> dict[Cell, list[int]]:
         for model, name in enumerate(models)
         for service, terms in enumerate(fleet.services)
     }
+    return {cell: places for cell, places in able.items() if places}

@@ -42,6 +42,7 @@ class Search:
     """Descent from an assignment, by at most a number of plays.
 
     What it tries first is random, but weighted: cells and classes that cost most, or are late most, come first.
+    `able` are the classes that each cell may use.
     """
 
     def __init__(self, twin: Twin, seed: int) -> None:
@@ -50,9 +51,9 @@ class Search:
         self._random = random.Random(seed)
         self._usd = [device.usd_per_second for device in self._fleet.classes.values()]
         models = twin.window.workload.trace.models
-        self._able = able_classes(self._fleet, models)
+        self.able = able_classes(self._fleet, models)
         self._alone, self._unit = _seconds_by_cell(twin.window, twin.conditions.pace)
-        self._cells = [cell for cell in self._able if cell in self._unit]
+        self._cells = [cell for cell in self.able if cell in self._unit]
 
     def descend(self, start: Assignment, plays: int) -> Found:
         """Take the first step that is better until none is, or the plays are used up."""
@@ -77,12 +78,12 @@ class Search:
 
     def starts(self) -> list[Assignment]:
         """Assignments to begin with: live work on its fastest class or on its cheapest, under three rules."""
-        cheapest = {cell: min(places, key=lambda place: self._cost(cell, place)) for cell, places in self._able.items()}
+        cheapest = {cell: min(places, key=lambda place: self.cost(cell, place)) for cell, places in self.able.items()}
         fastest = {
             cell: min(places, key=lambda place: self._alone[cell][place]) if cell in self._alone else cheapest[cell]
-            for cell, places in self._able.items()
+            for cell, places in self.able.items()
         }
-        mixed = {cell: fastest[cell] if cell[1] == 0 else cheapest[cell] for cell in self._able}
+        mixed = {cell: fastest[cell] if cell[1] == 0 else cheapest[cell] for cell in self.able}
         return [
             Assignment(classes, (rule,) * len(self._usd))
             for rule in (RULES[0], RULES[1], Depth(jobs=8.0))
@@ -93,7 +94,8 @@ class Search:
         """The best of `starts`."""
         return min(self.starts(), key=lambda start: self._twin.play(start).score)
 
-    def _cost(self, cell: Cell, place: int) -> float:
+    def cost(self, cell: Cell, place: int) -> float:
+        """US dollars of a request of the cell on a class, on average; the price of a second where none is known."""
         return self._unit[cell][place] * self._usd[place] if cell in self._unit else self._usd[place]
 
     def _weights(self, assignment: Assignment, played: Played) -> Mapping[Cell, float]:
@@ -105,7 +107,7 @@ class Search:
             of_service = trace.service == cell[1]
             rows = of_service & (trace.model == cell[0])
             late = float((~played.timely[rows]).sum()) / max(int(of_service.sum()), 1)
-            used = 3600 * float(rows.sum()) / span * self._cost(cell, assignment.classes[cell])
+            used = 3600 * float(rows.sum()) / span * self.cost(cell, assignment.classes[cell])
             weights[cell] = 0.02 * penalties[0] / 4 + penalties[cell[1]] * late + used
         return weights
 
@@ -123,11 +125,11 @@ class Search:
     def _other_classes(self, now: Assignment, weights: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
         """A cell goes to another class, or a model's live and standard work together."""
         for cell, weight in weights.items():
-            for place in self._able[cell]:
-                yield weight / len(self._able[cell]), _moved(now, {cell: place})
+            for place in self.able[cell]:
+                yield weight / len(self.able[cell]), _moved(now, {cell: place})
         for model in {cell[0] for cell in weights}:
             mine = sum(weight for cell, weight in weights.items() if cell[0] == model)
-            places = self._able[model, 0]
+            places = self.able[model, 0]
             for place in places:
                 yield 0.4 * mine / len(places), _moved(now, {(model, 0): place, (model, 1): place})
 
@@ -146,9 +148,9 @@ class Search:
             moves: dict[Cell, int] = {}
             mine = [cell for cell in weights if now.classes[cell] == place]
             for cell in mine:
-                rest = [other for other in self._able[cell] if other in used and other != place]
+                rest = [other for other in self.able[cell] if other in used and other != place]
                 if rest:
-                    moves[cell] = min((self._cost(cell, other), other) for other in rest)[1]
+                    moves[cell] = min((self.cost(cell, other), other) for other in rest)[1]
             if len(moves) == len(mine):
                 yield 0.1 * sum(weights.values()), _moved(now, moves)
 

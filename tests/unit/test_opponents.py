@@ -1,0 +1,112 @@
+"""What an operator tunes on the first half of a trace: it is found, it is the same again, and it knows no more."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from router.decide.scaling_rule import Density, Depth
+from simulator.engine import simulate
+from simulator.fleet import Event, parse_fleet
+from simulator.policies.catalogue import POLICIES
+from simulator.policies.fixed import Assignment, Fixed
+from simulator.traces.synthetic import synthetic_trace
+from simulator.traces.trace import joined, make_trace
+from simulator.traces.workload import Workload, prepare
+from simulator.tuning.opponents import descend, pinned, recorded, tuned_plan, tuned_split
+
+FLEET = """
+default_model: quick
+classes:
+  cheap: {count: 4, initial: 1, price: {usd_per_hour: 0.2}, memory: 8GiB, start: 5, max_batch: 4,
+          curves: {quick: {base: 0.05, slope: 0.01, load: 0.1}, heavy: {base: 0.5, slope: 0.5, load: 0.1}}}
+  dear: {count: 4, initial: 1, price: {usd_per_hour: 2}, memory: 8GiB, start: 5, max_batch: 16,
+         curves: {quick: {base: 0.01, slope: 0.001, load: 0.1}, heavy: {base: 0.05, slope: 0.02, load: 0.1}}}
+  spot: {count: 4, price: {usd_per_hour: 2, spot_usd_per_hour: 0.1}, spot: true, memory: 8GiB, start: 5, max_batch: 16,
+         curves: {quick: {base: 0.01, slope: 0.001, load: 0.1}, heavy: {base: 0.05, slope: 0.02, load: 0.1}}}
+services:
+  live: {share: 0.5, deadline: 1}
+  standard: {share: 0.3, deadline: 20}
+  bulk: {share: 0.2, deadline: 200, preemptible: true}
+penalties: {live: 48, standard: 24, bulk: 12}
+"""
+
+SPOT = 2
+
+Tune = Callable[[Workload, int], Assignment]
+
+opponents = pytest.mark.parametrize("tune", [tuned_split, pinned, tuned_plan])
+
+
+def workload() -> Workload:
+    each = [
+        synthetic_trace(f"poisson:rate={rate},duration=80,size=1,output=1,seed={seed}", model=model)
+        for seed, (model, rate) in enumerate((("quick", 4), ("heavy", 1)))
+    ]
+    return prepare(joined(each), parse_fleet(FLEET), seed=1)
+
+
+def changed_later(work: Workload) -> Workload:
+    """The same until half time; then a class becomes slow, and all requests are heavy."""
+    trace, middle = work.trace, float(work.trace.arrival[-1]) / 2
+    model = np.where(trace.arrival < middle, trace.model, trace.models.index("heavy"))
+    slow = Event(at=middle, hardware_class="cheap", slower=9.0)
+    return replace(work, trace=replace(trace, model=model), fleet=replace(work.fleet, events=(slow,)))
+
+
+def score(work: Workload, assignment: Assignment) -> float:
+    return simulate("fixed", work, Fixed(assignment), seed=1).score
+
+
+@opponents
+def test_what_happens_in_the_second_half_is_unknown(tune: Tune) -> None:
+    assert tune(changed_later(workload()), 1).key == tune(workload(), 1).key
+
+
+@opponents
+def test_tuning_beats_serving_all_on_the_cheapest_class(tune: Tune) -> None:
+    work = workload()
+    all_cheap = Assignment(dict.fromkeys(itertools.product(range(2), range(3)), 0), (Density(),) * 3)
+    assert score(work, tune(work, 1)) < score(work, all_cheap)
+
+
+@opponents
+def test_requests_that_all_arrive_at_once_leave_nothing_to_tune_on(tune: Tune) -> None:
+    work = prepare(make_trace([{"arrival": 0.0, "model": "quick", "size": 1}] * 3), parse_fleet(FLEET), seed=1)
+    assert tune(work, 1).classes.keys() == {(0, service) for service in range(3)}
+
+
+def test_a_tuned_split_is_among_the_best_tenth_of_all_splits() -> None:
+    work = workload()
+    known = recorded(work).workload
+    cells = list(itertools.product(range(2), range(3)))
+    every = itertools.product(*([0, 1] if service < 2 else [1, 2] for _, service in cells))
+    scores = [score(known, Assignment(dict(zip(cells, places, strict=True)), (Density(),) * 3)) for places in every]
+    assert score(known, tuned_split(work, 1)) <= np.quantile(scores, 0.1)
+
+
+def test_pinning_gives_a_model_one_class_without_spot_and_scales_on_depth() -> None:
+    found = pinned(workload(), 1)
+    for model in range(2):
+        (place,) = {found.classes[model, service] for service in range(3)}
+        assert place != SPOT
+    assert all(isinstance(rule, Depth) for rule in found.rules)
+
+
+def test_a_descent_uses_no_more_plays_than_it_may() -> None:
+    work = workload()
+    start = Assignment(dict.fromkeys(itertools.product(range(2), range(3)), 1), (Density(),) * 3)
+    found = descend(work, start, [{(0, 0): 0}, {(0, 1): 0}, {(1, 2): 2}], plays=3, seed=1)
+    assert found.plays == 3
+    assert found.score == score(work, found.assignment) <= score(work, start)
+
+
+def test_the_policies_of_operators_are_in_the_catalogue() -> None:
+    work = workload()
+    for name, tune in (("tuned-split", tuned_split), ("pinned", pinned), ("tuned-plan", tuned_plan)):
+        found = simulate("fixed", work, Fixed(tune(work, 1)), seed=1).score
+        assert simulate(name, work, POLICIES[name](work, 1), seed=1).score == found
