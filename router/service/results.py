@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from router.service.store import Store
-from taxiway.client.rounds import PAUSE, Rounds
+from taxiway.client.valkey_link import PAUSE, Rounds
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import Connection

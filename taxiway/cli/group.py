@@ -1,4 +1,7 @@
-"""The root command. Its table names every verb, so that help needs no verb's module."""
+"""The root command, and how a command fails: its exit code, an `error:` line and a `hint:` line.
+
+Its table names every verb, so that help needs no verb's module.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,93 @@ import importlib.metadata
 from typing import Any
 
 import click
+from click.shell_completion import get_completion_class
 
-from taxiway.cli.failure import EXIT_CODES, INTERRUPTED, CommandError, exit_code, hint_for, report
-from taxiway.errors import TaxiwayError
+from taxiway.errors import (
+    BrokerFullError,
+    BrokerUnavailableError,
+    ModelUnavailableError,
+    NoDeviceError,
+    OverloadedError,
+    ResultTimeoutError,
+    TaxiwayError,
+    UnauthenticatedError,
+    UnknownModelError,
+    UnplaceableError,
+)
+
+OK, JOB_FAILED, USAGE, MISSING, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+EXIT_CODES = {
+    OK: "done",
+    JOB_FAILED: "the job failed, was cancelled or missed its deadline",
+    USAGE: "usage error, or a request that can never succeed",
+    MISSING: "something is missing on this machine",
+    UNAVAILABLE: "no fleet, or it cannot answer now or in time",
+    INTERRUPTED: "interrupted",
+}
+"""The meaning of each exit code."""
+
+_HINTS: dict[type[TaxiwayError], str] = {
+    UnauthenticatedError: "set TAXIWAY_KEY to the API key from the fleet's operator",
+    UnknownModelError: "`taxiway models` lists what the fleet can run",
+    UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
+    BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
+    BrokerUnavailableError: "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL",
+    ModelUnavailableError: "`taxiway check` says what to repair; a running fleet detects the repair by itself",
+    NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",
+    OverloadedError: "try again later, or allow a longer --deadline",
+    ResultTimeoutError: "the job continues; `taxiway result ID --wait SECONDS` waits for it again",
+}
+
+
+class CommandError(Exception):
+    """A command failed for a reason outside the fleet."""
+
+    def __init__(self, message: str, *, hint: str, code: int) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+def exit_code(error: TaxiwayError) -> int:
+    """The exit code for an error of the fleet."""
+    return error.exit_code
+
+
+def hint_for(error: TaxiwayError) -> str:
+    """What to do about the error; empty if unknown."""
+    hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
+    if error.retry_after is not None:
+        return f"{hint or 'try again'} (in {error.retry_after:g} s)"
+    return hint
+
+
+def report(message: str, hint: str) -> None:
+    """Print `error: …` to stderr, and `hint: …` if there is one."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(message, err=True)
+    if hint:
+        click.secho("hint: ", fg="cyan", bold=True, nl=False, err=True)
+        click.echo(hint, err=True)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the script as JSON.")
+@click.pass_context
+def completion(ctx: click.Context, *, shell: str, as_json: bool) -> None:
+    """Print SHELL's completion script. To use it now: `eval "$(taxiway completion bash)"`."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(ctx.find_root().command, {}, "taxiway", "_TAXIWAY_COMPLETE").source()
+    if as_json:
+        from taxiway.cli.address import print_json
+
+        print_json({"shell": shell, "script": script})
+        return
+    click.echo(script)
+
 
 COMMANDS = {
     "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
@@ -22,15 +109,15 @@ COMMANDS = {
     "top": ("taxiway.cli.top", "Show the whole fleet, live."),
     "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
     "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
-    "dead": ("taxiway.cli.dead", "Inspect, replay or drop dead letters."),
-    "models": ("taxiway.cli.models", "List what the fleet can run."),
+    "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
+    "models": ("taxiway.cli.jobs", "List what the fleet can run."),
     "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
-    "reload": ("taxiway.cli.models", "Make all processes reread their models folder."),
+    "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP door."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
     "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
-    "completion": ("taxiway.cli.completion", "Print a shell's completion script."),
+    "completion": ("taxiway.cli.group", "Print a shell's completion script."),
 }
 """For each verb, the module with the command of the same name, and its help text."""
 

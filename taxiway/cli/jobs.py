@@ -1,4 +1,4 @@
-"""`result`, `status`, `jobs`, `explain`, `cancel`: inspect and cancel jobs."""
+"""Verbs that ask a running fleet: its jobs, its dead letters, and the models that it can run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import click
 import msgspec
 
 from taxiway.cli.address import ask, fleet_options, print_json, processes_here
-from taxiway.cli.failure import UNAVAILABLE, USAGE, CommandError
-from taxiway.cli.request_options import inputs_of, request_options
-from taxiway.cli.submit import print_result
+from taxiway.cli.group import JOB_FAILED, UNAVAILABLE, USAGE, CommandError
+from taxiway.cli.submit import inputs_of, print_result, request_options
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, JobState, JobStatus
 from taxiway.contract.listing import MOST, JobPage
-from taxiway.errors import FleetUnavailable, RequestError
+from taxiway.errors import FleetUnavailable, RequestError, UnknownModelError
 
 _CANCEL = 3.0  # seconds to wait for the end of a cancelled job
 _LOOK = 0.1  # seconds between polls
@@ -233,3 +232,111 @@ def _show_fleet(fleet: dict[str, Any], *, as_json: bool) -> None:
     from taxiway.cli.show import show_fleet
 
     show_fleet(fleet)
+
+
+_MOST = 100
+
+
+@click.group()
+def dead() -> None:
+    """Inspect, replay or drop dead letters.
+
+    Dead letters are jobs that crashed their workers, and messages that no worker may run. Each verb takes --json.
+    """
+
+
+@dead.command("list")
+@click.option("--most", type=click.IntRange(1, 1000), default=_MOST, show_default=True, help="Letters to list.")
+@fleet_options
+def list_(*, most: int, url: str | None, data: Path | None, as_json: bool) -> None:
+    """List dead letters, most recent first."""
+    letters = ask(url, data, lambda client: client.dead.list(most))
+    if as_json:
+        print_json(letters)
+        return
+    from taxiway.cli.show import show_letters
+
+    show_letters(letters)
+
+
+@dead.command()
+@click.argument("letter")
+@fleet_options
+def show(letter: str, *, url: str | None, data: Path | None, as_json: bool) -> None:
+    """Show a LETTER: its reason, the workers that its job crashed, and the message."""
+    opened = ask(url, data, lambda client: client.dead.show(letter))
+    if as_json:
+        print_json(opened)
+        return
+    from taxiway.cli.show import show_letter
+
+    show_letter(opened)
+
+
+@dead.command()
+@click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
+@fleet_options
+def replay(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
+    """Run the job of each LETTER again under the same id, and delete the letter."""
+
+    async def replayed(client: AsyncClient) -> dict[str, str]:
+        return {letter: await client.dead.replay(letter) for letter in letters}
+
+    jobs = ask(url, data, replayed)
+    if as_json:
+        print_json(jobs)
+        return
+    for job in jobs.values():
+        click.echo(job)
+
+
+@dead.command()
+@click.argument("letters", metavar="LETTER...", nargs=-1, required=True)
+@fleet_options
+def drop(letters: tuple[str, ...], *, url: str | None, data: Path | None, as_json: bool) -> None:
+    """Delete each LETTER. Its job stays dead."""
+
+    async def dropped(client: AsyncClient) -> None:
+        for letter in letters:
+            await client.dead.drop(letter)
+
+    ask(url, data, dropped)
+    if as_json:
+        print_json({"dropped": letters})
+
+
+@click.command()
+@click.argument("name", required=False)
+@fleet_options
+def models(name: str | None, *, url: str | None, data: Path | None, as_json: bool) -> None:
+    """List what the fleet can run, or only model NAME."""
+    found = ask(url, data, lambda client: client.models())
+    if name is not None:
+        found = [model for model in found if model["name"] == name]
+        if not found:
+            raise UnknownModelError(f"unknown model {name!r}", model=name)
+    if as_json:
+        print_json(found)
+        return
+    from taxiway.cli.show import show_models
+
+    show_models(found)
+
+
+@click.command()
+@fleet_options
+def reload(*, url: str | None, data: Path | None, as_json: bool) -> None:
+    """Make every router and worker reread its models folder, and show what each serves.
+
+    Most changes are detected within a second without this command. Exits with 1 if a process did not answer, or a model
+    is disabled or served in an older version of its files.
+    """
+    processes = ask(url, data, lambda client: client.reload())
+    if as_json:
+        print_json(processes)
+    else:
+        from taxiway.cli.show import show_reload
+
+        show_reload(processes)
+    if any(not one["answered"] or one["disabled"] or one["outdated"] for one in processes):
+        raise SystemExit(JOB_FAILED)

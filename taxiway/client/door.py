@@ -1,4 +1,7 @@
-"""The `Door` interface: a client's transport. Each kind of address has one module, which alone imports its library."""
+"""The `Door` interface: a client's transport, and the calls about dead letters that every door passes on.
+
+Each kind of address has one module, which alone imports its library.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import importlib
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from taxiway.client.tensors import Show
 from taxiway.contract.durability import Durability
@@ -109,3 +112,31 @@ def open_door(
         raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
     opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, durability)
     return opened
+
+
+class DeadLetters:
+    """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown letter id."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def list(self, most: int) -> list[dict[str, Any]]:
+        """Letters, most recent first: id, reason, time, reporter, job, and the workers that died holding it."""
+        letters: list[dict[str, Any]] = (await self._door.administer("GET", f"/v2/dead?most={most}"))["letters"]
+        return letters
+
+    async def show(self, letter: str) -> dict[str, Any]:
+        """One letter with its message."""
+        return await self._door.administer("GET", _path(letter))
+
+    async def replay(self, letter: str) -> str:
+        """Run the letter's job again from the beginning. Returns the job's id, which does not change."""
+        return str((await self._door.administer("POST", f"{_path(letter)}/replay"))["job"])
+
+    async def drop(self, letter: str) -> None:
+        """Forget a letter."""
+        await self._door.administer("DELETE", _path(letter))
+
+
+def _path(letter: str) -> str:
+    return f"/v2/dead/{quote(letter, safe='')}"

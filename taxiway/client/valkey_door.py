@@ -15,10 +15,8 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from taxiway.client.door import Receipt
-from taxiway.client.piece_reader import PieceReader
-from taxiway.client.replies import Replies
 from taxiway.client.tensors import Show
-from taxiway.client.valkey_link import ValkeyLink
+from taxiway.client.valkey_link import PieceReader, Replies, ValkeyLink
 from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.durability import Durability
 from taxiway.contract.job import (

@@ -15,8 +15,7 @@ from router.service.results import Results
 from router.service.store import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.client.replies import Replies
-from taxiway.client.valkey_link import ValkeyLink
+from taxiway.client.valkey_link import Replies, ValkeyLink
 from taxiway.contract.keys import reply_channel, result_key
 from tests.cable import Cable
 

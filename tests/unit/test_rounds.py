@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.client.rounds import AT_ONCE, Rounds
+from taxiway.client.valkey_link import AT_ONCE, Rounds
 
 
 def test_nothing_is_read_before_it_has_waited_for_a_look() -> None:
