@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from taxiway.contract.amounts import LARGE
+from taxiway.contract.bounds import LARGE
 
 P = ParamSpec("P")
 T = TypeVar("T")

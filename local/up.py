@@ -21,7 +21,7 @@ from local.state import Fleet, ProcessState, RunningWorker, supervising, write_f
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
 from taxiway.valkey.blocking import Connections
-from taxiway.valkey.errors import ServerError
+from taxiway.valkey.resp import ServerError
 
 START_PATIENCE = 240.0
 """Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from taxiway.contract.quoting import quoted
+from taxiway.errors import quoted
 
 Value = TypeVar("Value")
 

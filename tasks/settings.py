@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from taxiway.contract.signing import SHORTEST, read_key
+from taxiway.contract.wire import SHORTEST, read_key
 
 TREE = Path(__file__).resolve().parent.parent
 """The checkout that these packages run from."""

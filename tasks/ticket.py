@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from taxiway.contract.signing import key_id, signature, signed_by
+from taxiway.contract.wire import key_id, signature, signed_by
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
 

@@ -18,8 +18,8 @@ import msgspec
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.endpoints import Endpoint
 from tasks.endpoints import contradictions as endpoint_contradictions
-from taxiway.contract.amounts import ELEMENTS
 from taxiway.contract.blobs import INLINE
+from taxiway.contract.bounds import ELEMENTS
 from taxiway.contract.durability import Durability
 from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.request import MAX_NAME, Priority

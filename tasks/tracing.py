@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from tasks.settings import SettingsError
-from taxiway.contract.tracing import TRACEPARENT, TRACESTATE
+from taxiway.contract.wire import TRACEPARENT, TRACESTATE
 
 EXPORTER = "OTEL_TRACES_EXPORTER"
 """The standard variable that names exporters. Without it nothing is exported, whatever is installed."""

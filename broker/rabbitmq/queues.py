@@ -30,7 +30,7 @@ from taxiway.contract.keys import ARRIVALS, amqp_priority, job_key
 from taxiway.contract.wire import Envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import ANSWER, Connection
-from taxiway.valkey.errors import fleet_errors
+from taxiway.valkey.resp import fleet_errors
 
 _EVENTS = "celeryev"  # Celery's exchange for events
 AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIteration)

@@ -35,7 +35,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.valkey.address import parse
 from taxiway.valkey.blocking import ANSWER, Connection, Connections
-from taxiway.valkey.errors import ServerError, checked, fleet_errors, is_unknown_script
+from taxiway.valkey.resp import ServerError, checked, fleet_errors, is_unknown_script
 
 MOST = 256
 """Messages that one script takes, so that the server is not blocked for long by one worker."""

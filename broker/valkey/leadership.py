@@ -10,7 +10,7 @@ from broker.valkey.lua import Call
 from taxiway.contract.keys import LEAD, LEADS
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.errors import fleet_errors
+from taxiway.valkey.resp import fleet_errors
 
 
 class Leadership:

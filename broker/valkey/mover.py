@@ -17,7 +17,7 @@ from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, pri
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import InvalidRequestError
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.errors import fleet_errors
+from taxiway.valkey.resp import fleet_errors
 
 MOVES_KEPT = 50
 """Moves that are remembered for whoever looks at the fleet."""

@@ -40,7 +40,7 @@ from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from taxiway.valkey.address import parse
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.errors import ServerError, fleet_errors
+from taxiway.valkey.resp import ServerError, fleet_errors
 
 LASTS = 5.0
 """Seconds without a sign after which what a router took is put back."""

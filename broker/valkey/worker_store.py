@@ -34,7 +34,7 @@ from taxiway.contract.streaming import KEEP, MOST_PIECES, Piece
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.address import Command
 from taxiway.valkey.blocking import ANSWER, Connection, Connections
-from taxiway.valkey.errors import checked, fleet_errors
+from taxiway.valkey.resp import checked, fleet_errors
 
 logger = logging.getLogger(__name__)
 

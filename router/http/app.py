@@ -34,8 +34,7 @@ from taxiway.contract.binary import HEADER, OCTETS, Framed
 from taxiway.contract.blobs import gone
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
-from taxiway.contract.quoting import quoted
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError, quoted
 
 _Any = Request[Any, Any, Any]
 _Json = Response[dict[str, Any]]

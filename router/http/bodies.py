@@ -17,14 +17,14 @@ from broker.beside import beside
 from router.access.limits import Bodies
 from router.http.errors import body_of, headers_of
 from router.http.gate import Application, Message, Receive, Send, answer, caller_of
-from taxiway.contract.amounts import LARGE
-from taxiway.contract.quoting import quoted
+from taxiway.contract.bounds import LARGE
 from taxiway.errors import (
     FleetUnavailable,
     InvalidRequestError,
     RequestTooLargeError,
     TaxiwayError,
     UnsupportedEncodingError,
+    quoted,
 )
 
 

@@ -21,8 +21,7 @@ from router.access.keyring import TRUSTED, UNAUTHENTICATED, Caller, Scope
 from router.access.limits import Rates
 from router.http.errors import body_of, headers_of
 from taxiway.contract.blobs import Buffer
-from taxiway.contract.quoting import quoted
-from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError
+from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
 
 Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

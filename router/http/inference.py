@@ -50,8 +50,7 @@ from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolve
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import job_id
-from taxiway.contract.tracing import TRACEPARENT, TRACESTATE
-from taxiway.contract.wire import request_body, task_envelope
+from taxiway.contract.wire import TRACEPARENT, TRACESTATE, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 
 _TRACEPARENT = TRACEPARENT.encode()

@@ -24,13 +24,12 @@ import numpy as np
 
 from tasks.models.catalogue import Model, TensorSpec
 from taxiway.contract import binary
-from taxiway.contract.amounts import AT_ONCE, ELEMENTS, LARGE, check_elements, check_json, elements_of
 from taxiway.contract.blobs import Buffer
+from taxiway.contract.bounds import AT_ONCE, ELEMENTS, LARGE, check_elements, check_json, elements_of
 from taxiway.contract.job import Result
-from taxiway.contract.quoting import cut, quoted
 from taxiway.contract.request import TERMS, Priority, Request, parse_request
 from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
-from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.errors import InvalidRequestError, cut, quoted, wrong_field
 
 CLASSIFICATION = "classification"
 """An output's parameter: how many of each row's largest values are wanted."""

@@ -19,11 +19,10 @@ from router.http.protocol import InferAnswer, InferRequest, InputTensor
 from router.operations.jobs import Jobs
 from router.service.arrivals import Router
 from tasks.models.lengths import generates
-from taxiway.contract.amounts import AT_ONCE, ELEMENTS, check_json
+from taxiway.contract.bounds import AT_ONCE, ELEMENTS, check_json
 from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.quoting import cut
 from taxiway.contract.streaming import TEXT, Event, Lost, Piece, Position, Progress, Restarted, follow, read_position
-from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, wrong_field
+from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, cut, wrong_field
 
 MEDIA_TYPE = "text/event-stream"
 

@@ -17,8 +17,7 @@ from router.operations.view import unready
 from router.service.arrivals import Router
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Model, TensorSpec
-from taxiway.contract.quoting import cut
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, cut
 
 ROUTER = "router"
 """Key of the `Router` in the application's state."""

@@ -14,9 +14,8 @@ import msgspec
 from broker.port import Arrival, DeadLetter, Holder
 from router.service.arrivals import Router
 from taxiway.contract.job import read_meta, read_result
-from taxiway.contract.quoting import quoted
 from taxiway.contract.wire import Envelope, decode_envelope
-from taxiway.errors import InvalidRequestError, UnknownLetterError
+from taxiway.errors import InvalidRequestError, UnknownLetterError, quoted
 
 _PAGE = 200  # dead letters read at once
 _NAME = 12  # hexadecimal digits

@@ -38,8 +38,8 @@ from router.upkeep.releaser import Releaser
 from router.upkeep.retargeter import Retargeter
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
-from taxiway.contract.amounts import values_beyond
 from taxiway.contract.blobs import referred
+from taxiway.contract.bounds import values_beyond
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.valkey.aio import settle

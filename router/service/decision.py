@@ -18,14 +18,13 @@ from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Admitted, Order, Rules, admit, check_size
 from router.service.headers import Embed, check_embed, check_headers, read_embed
 from tasks.topology import Limits
-from taxiway.contract.amounts import check_json
 from taxiway.contract.blobs import may_refer, references
+from taxiway.contract.bounds import check_json
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
-from taxiway.contract.quoting import cut, quoted
 from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
-from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError
+from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted
 
 _decode_body = msgspec.json.Decoder(tuple[tuple[()], Request, Embed | None]).decode
 

@@ -57,7 +57,7 @@ from taxiway.contract.streaming import Piece, read_piece
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
 from taxiway.valkey.address import Command
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.errors import ServerError, fleet_errors
+from taxiway.valkey.resp import ServerError, fleet_errors
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,8 @@ from tasks.endpoints import PROTOCOLS
 from tasks.models.files import local_sha256, local_signature
 from tasks.models.graphs import GraphError, differences
 from tasks.models.units import EXPECTED, UnitError, read_unit
-from taxiway.contract.quoting import cut, quoted
 from taxiway.contract.request import TERMS
-from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError
+from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError, cut, quoted
 
 Datatype = Literal["BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)]

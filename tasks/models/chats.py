@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from taxiway.contract.quoting import quoted
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, quoted
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _IGNORED = ("model", "stream", "stream_options")  # taxiway says itself what these are

@@ -15,9 +15,8 @@ import numpy as np
 
 from tasks.models.catalogue import Model, Parameter, TensorSpec
 from tasks.models.lengths import generates
-from taxiway.contract.quoting import cut
 from taxiway.contract.values import axis_on_some, is_tensor, numbers, to_array
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, wrong_field
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, cut, wrong_field
 
 Row = Mapping[str, Any]
 """One row: a plain value for each BYTES input, an array without the batch axis for each other."""

@@ -24,7 +24,7 @@ from taxiway.contract.job import JobStatus, Result, RunReport
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id
 from taxiway.contract.streaming import Event, Lost, Restarted, Told
-from taxiway.contract.tracing import submitting
+from taxiway.contract.wire import submitting
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,

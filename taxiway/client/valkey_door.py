@@ -38,10 +38,8 @@ from taxiway.contract.job import (
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.request import Request, job_id, new_id
-from taxiway.contract.signing import read_key
 from taxiway.contract.streaming import Progress, Told, follow
-from taxiway.contract.tracing import Carried, submitting
-from taxiway.contract.wire import cancel_message, infer_message
+from taxiway.contract.wire import Carried, cancel_message, infer_message, read_key, submitting
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
 from taxiway.valkey.aio import settle
 

@@ -22,7 +22,7 @@ from taxiway.contract.keys import ARRIVALS, blob_key, job_key, result_key, strea
 from taxiway.contract.streaming import Piece, read_piece
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError
 from taxiway.valkey.aio import Connection, settle
-from taxiway.valkey.errors import ServerError
+from taxiway.valkey.resp import ServerError
 
 PAUSE = 3.0
 """Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from taxiway.contract.blobs import Buffer
-from taxiway.contract.quoting import quoted
-from taxiway.errors import InvalidRequestError
+from taxiway.errors import InvalidRequestError, quoted
 
 HEADER = "inference-header-content-length"
 """The header with the length of the body's JSON in bytes."""

@@ -15,8 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from taxiway.contract.quoting import cut
-from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError
+from taxiway.errors import InvalidRequestError, ResultExpiredError, TaxiwayError, cut
 
 INLINE = 16 * 2**10
 """Values up to this many bytes stay in the message, unless `limits.inline` in queues.yaml sets another limit."""

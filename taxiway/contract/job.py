@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from taxiway.contract.quoting import cut, quoted
 from taxiway.contract.values import from_wire
 from taxiway.errors import (
     DeadLetteredError,
@@ -20,7 +19,9 @@ from taxiway.errors import (
     ResultExpiredError,
     TaxiwayError,
     UnknownJobError,
+    cut,
     error_from,
+    quoted,
 )
 
 

@@ -13,8 +13,7 @@ from typing import Any, Literal, TypeGuard, get_args
 import msgspec
 
 from taxiway.contract.bounds import check_values
-from taxiway.contract.quoting import QUOTED, cut
-from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.errors import QUOTED, InvalidRequestError, cut, wrong_field
 
 Priority = Literal["high", "normal", "low"]
 

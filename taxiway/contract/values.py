@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
-from taxiway.contract.amounts import elements_of
-from taxiway.contract.bounds import DEEPEST
-from taxiway.contract.quoting import cut, quoted
-from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.contract.bounds import DEEPEST, elements_of
+from taxiway.errors import InvalidRequestError, cut, quoted, wrong_field
 
 if TYPE_CHECKING:
     import numpy as np

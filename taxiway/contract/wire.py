@@ -1,27 +1,119 @@
 """The message a producer writes: Celery's task protocol 2, in kombu's envelope for Valkey and Redis.
 
-Source: Celery's "Message Protocol" (version 2) and kombu's virtual transport. A worker of plain Celery reads it.
+A worker of plain Celery reads it. A producer may sign a message (HMAC-SHA-256), and its trace continues in the message
+if its process uses OpenTelemetry, which is not a dependency.
+
+Sources: Celery's "Message Protocol" (version 2); kombu's virtual transport; W3C Trace Context, level 1.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import re
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from taxiway.contract.amounts import ELEMENTS, values_beyond
 from taxiway.contract.blobs import Blobs
+from taxiway.contract.bounds import ELEMENTS, values_beyond
 from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
-from taxiway.contract.quoting import cut
 from taxiway.contract.request import Request, new_id, parse_request
-from taxiway.contract.signing import key_id, signature, signed_by
-from taxiway.contract.tracing import Carried
 from taxiway.contract.values import from_wire, to_wire
-from taxiway.errors import InvalidRequestError, wrong_field
+from taxiway.errors import InvalidRequestError, cut, wrong_field
+
+SHORTEST = 16
+"""Minimum bytes of a key."""
+
+
+def read_key(text: str) -> bytes:
+    """The key from hexadecimal `text`.
+
+    Raises:
+        ValueError: not hexadecimal, or too short.
+    """
+    key = bytes.fromhex(text)
+    if len(key) < SHORTEST:
+        raise ValueError(f"expected at least {2 * SHORTEST} hexadecimal digits")
+    return key
+
+
+def key_id(key: bytes) -> str:
+    """A key's name for logs and errors, which reveals nothing of the key."""
+    return hashlib.sha256(b"taxiway key\n" + key).hexdigest()[:8]
+
+
+def signature(text: bytes, body: bytes, key: bytes) -> str:
+    """Sign both together. JSON has no line breaks outside strings, so that no two pairs give the same bytes."""
+    code = _keyed(key).copy()
+    code.update(text)
+    code.update(b"\n")
+    code.update(body)
+    return code.hexdigest()
+
+
+def signed_by(keys: Sequence[bytes], given: str, text: bytes, body: bytes) -> bool:
+    """Whether the signature matches one of the `keys`; compared in constant time."""
+    told = given.encode(errors="replace")
+    return any(hmac.compare_digest(told, signature(text, body, key).encode()) for key in keys)
+
+
+@lru_cache(maxsize=8)
+def _keyed(key: bytes) -> hmac.HMAC:
+    """Created once: with cold caches, looking up the algorithm takes ten times as long as a signature."""
+    return hmac.new(key, digestmod="sha256")
+
+
+TRACEPARENT = "traceparent"
+"""The header with a message's trace id and parent span id."""
+
+TRACESTATE = "tracestate"
+"""The header for vendor-specific trace data."""
+
+Carried = Mapping[str, str]
+"""Both headers; empty without tracing."""
+
+_API = "opentelemetry.trace"
+_NO_SPAN: AbstractContextManager[Carried] = nullcontext({})
+
+
+def submitting(model: str, job: str = "") -> AbstractContextManager[Carried]:
+    """The span of a submission, as a context manager; yields the headers that the request carries.
+
+    A process that traces has imported OpenTelemetry; in any other this costs one dictionary lookup. If the caller's
+    span is not sampled, this one is not either.
+    """
+    api = sys.modules.get(_API)
+    return _submitting(api, model, job) if api is not None and _traces(api) else _NO_SPAN
+
+
+def _traces(api: Any) -> bool:
+    around = api.get_current_span()
+    if around is api.INVALID_SPAN:
+        return not isinstance(api.get_tracer_provider(), api.ProxyTracerProvider)
+    return bool(around.get_span_context().trace_flags.sampled)
+
+
+@contextmanager
+def _submitting(api: Any, model: str, job: str) -> Iterator[Carried]:
+    attributes = {"taxiway.model": model, **({"taxiway.job": job} if job else {})}
+    tracer = api.get_tracer("taxiway")
+    with tracer.start_as_current_span("taxiway.submit", kind=api.SpanKind.PRODUCER, attributes=attributes) as span:
+        came = span.get_span_context()
+        yield _carried(came) if came.is_valid and came.trace_flags.sampled else {}
+
+
+def _carried(came: Any) -> Carried:
+    parent = f"00-{came.trace_id:032x}-{came.span_id:016x}-{came.trace_flags:02x}"
+    state = came.trace_state.to_header()
+    return {TRACEPARENT: parent, TRACESTATE: state} if state else {TRACEPARENT: parent}
+
 
 HEADER = "taxiway"
 """The message header with taxiway's own fields."""

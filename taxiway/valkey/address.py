@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from taxiway.valkey.errors import checked, is_away
+from taxiway.valkey.resp import checked, is_away
 
 Place = str | tuple[str, int]
 """The path of a Unix socket, or a host and a port."""

@@ -14,8 +14,7 @@ from typing import Any
 
 from taxiway.contract.blobs import Buffer
 from taxiway.valkey.address import Address, Command, Place, Script, parse
-from taxiway.valkey.errors import ServerError, checked, is_away, is_unknown_script
-from taxiway.valkey.resp import Answers, pieces
+from taxiway.valkey.resp import Answers, ServerError, checked, is_away, is_unknown_script, pieces
 
 ANSWER = 1.5
 """Seconds within which a server must answer: a caller is told within two."""

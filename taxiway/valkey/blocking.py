@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from taxiway.valkey.address import Address, Command, Place, Script, parse
-from taxiway.valkey.errors import ServerError, checked, is_away, is_unknown_script
-from taxiway.valkey.resp import Answers, pieces
+from taxiway.valkey.resp import Answers, ServerError, checked, is_away, is_unknown_script, pieces
 
 ANSWER = 5.0
 """Seconds within which a server must answer a worker: scripts over a whole batch of large results take some."""

@@ -20,7 +20,7 @@ from tasks.settings import TREE, Settings
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey import aio, blocking
-from taxiway.valkey.errors import ServerError, fleet_errors
+from taxiway.valkey.resp import ServerError, fleet_errors
 from tests.cable import Cable
 
 SOON = 20.0

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.amounts import ELEMENTS, LARGE, RANK, check_json, count_values, elements_of
-from taxiway.contract.quoting import QUOTED, quoted
+from taxiway.contract.bounds import ELEMENTS, LARGE, RANK, check_json, count_values, elements_of
 from taxiway.contract.values import to_array
 from taxiway.contract.wire import decode_envelope
-from taxiway.errors import InvalidRequestError, RequestTooLargeError
+from taxiway.errors import QUOTED, InvalidRequestError, RequestTooLargeError, quoted
 
 JSON = st.recursive(
     st.none() | st.integers() | st.text(),

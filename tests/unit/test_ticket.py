@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.ticket import Ticket, TicketError, read_ticket, sign
-from taxiway.contract.signing import key_id
+from taxiway.contract.wire import key_id
 from tests.unit.strategies import json_values
 
 KEY, BODY = (b"k" * 32,), b"[[], {}, {}]"

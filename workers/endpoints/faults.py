@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from taxiway.contract.quoting import cut
-from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
+from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError, cut
 
 LONGEST_WAIT = 300.0
 """Most seconds for which a `Retry-After` is obeyed before the endpoint is asked again."""

@@ -19,7 +19,7 @@ from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import answer_limit, characters, read_chat
 from tasks.models.lengths import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
-from taxiway.contract.quoting import cut
+from taxiway.errors import cut
 from workers.endpoints.asking import Ask, AskItem, Reader, WholeReader, malformed
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.sse import EventParser, EventTooLargeError

@@ -21,9 +21,8 @@ from tasks.tracing import Trail, trail_of
 from taxiway.contract.blobs import Buffer, Reference, may_refer, referred, resolved
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request
-from taxiway.contract.tracing import TRACEPARENT, TRACESTATE
 from taxiway.contract.values import from_wire
-from taxiway.contract.wire import read_request
+from taxiway.contract.wire import TRACEPARENT, TRACESTATE, read_request
 from taxiway.errors import ExecutionError, ModelUnavailableError, TaxiwayError, UnknownModelError
 from workers.decide.batcher import bucket_of
 from workers.decide.faults import describe
