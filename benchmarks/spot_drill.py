@@ -31,7 +31,7 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import TREE
 from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.errors import OverloadedError, ResultTimeoutError, TaxiwayError
-from workers.reclaim_notice import SIGNAL
+from workers.drain import SIGNAL
 
 WORKERS, RECLAIMED = 4, 3
 

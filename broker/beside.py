@@ -1,7 +1,7 @@
 """What takes long with a large body or message, beside the event loop: on one thread, so that the loop waits for one.
 
 Python's interpreter lock lets the loop's thread in at each 5 ms, but not in the midst of a call into C: what runs here
-is bounded so that no such call takes over 100 ms (`amounts.ELEMENTS`).
+is bounded so that no such call takes over 100 ms (`bounds.ELEMENTS`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stands for the Celery worker around the stages (`workers.stages.ports.CeleryWorker`), and for its queues."""
+"""Stands for the Celery worker around the stages (`workers.stages.job.CeleryWorker`), and for its queues."""
 
 from __future__ import annotations
 

@@ -24,10 +24,9 @@ from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
 from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend, WriteOnceSentinelBackend
 from workers.celery_adapter.consumer import Fetching, GroupedEvents
-from workers.celery_adapter.context import bind_context, context_of
 from workers.celery_adapter.events import SHOWN
 from workers.celery_adapter.pool import DevicePool
-from workers.celery_adapter.strategy import ordered
+from workers.celery_adapter.strategy import bind_context, context_of, ordered
 from workers.context import WorkerContext, options_from
 
 PREFETCH = 3

@@ -1,6 +1,7 @@
-"""Publishes the device's state once a second, and renews the claims of jobs that make progress.
+"""What a worker does each second: publishes the device's state, renews claims, and follows the models folder.
 
-A worker that can do neither exits, so that its supervisor starts another.
+Claims are renewed for jobs that make progress. A worker that can do neither exits, so that its supervisor starts
+another.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from typing import Any
 
 import msgspec
 
+from broker.valkey.worker_store import Store
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
+from tasks.models.folder import LOOK
+from tasks.reload import Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
-from workers.context import WorkerOptions
+from workers.context import WorkerContext, WorkerOptions
 from workers.decide.pace import Track
 from workers.device import memory_free, utilisation
 from workers.drain import Drain
 from workers.stages.device import DeviceStage
 from workers.stages.held import HeldJobs
+from workers.stages.job import CeleryWorker
 from workers.stages.outcomes import OutcomeCounters
-from workers.stages.ports import CeleryWorker
 
 logger = logging.getLogger(__name__)
 
@@ -200,3 +204,36 @@ def _residuals(track: Track) -> tuple[float, ...]:
     while len(residuals) > 1 and residuals[-1] == residuals[-2]:
         residuals.pop()
     return tuple(residuals)
+
+
+class FolderWatch:
+    """Checks the folder once a second, on its own thread."""
+
+    def __init__(self, context: WorkerContext, device: DeviceStage, store: Store) -> None:
+        self._context = context
+        self._store = store
+        self._reporter = Reporter(context.folder, "worker", store.worker)
+        self._stopped = threading.Event()
+        context.folder.follow(lambda catalogue, book: device.renew(catalogue, book, warm=context.warm()))
+
+    def run(self) -> None:
+        """Check until stopped."""
+        self._context.folder.log_problems()
+        while not self._stopped.is_set():
+            self._report()
+            asked = self._reporter.asked
+            self._context.folder.look(closely=asked)
+            if asked:
+                self._reporter.looked()
+            else:
+                self._stopped.wait(LOOK)
+
+    def stop(self) -> None:
+        """End `run`. Any thread may call it."""
+        self._stopped.set()
+
+    def _report(self) -> None:
+        try:
+            self._reporter.heard(self._store.watch(self._reporter.arguments()))
+        except BrokerUnavailableError as error:  # the heartbeat logs the outage; the folder is read anyway
+            logger.debug("cannot report the catalogue", extra={"error": error.message})

@@ -29,22 +29,18 @@ from tasks.retarget import unfit_for
 from tasks.settings import STATES
 from workers.context import WorkerContext
 from workers.device import DeviceMissingError, find_device
-from workers.drain import Drain
+from workers.drain import Drain, NoticeWatch
 from workers.executor import Executor
-from workers.heartbeat import Heartbeat
-from workers.reclaim_notice import NoticeWatch
-from workers.reload import FolderWatch
+from workers.heartbeat import FolderWatch, Heartbeat
 from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
 from workers.stages.fetch import FetchStage
-from workers.stages.finish import FinishStage
+from workers.stages.finish import FinishStage, StreamStage
 from workers.stages.held import Cancellations, HeldJobs
-from workers.stages.job import Delivery
+from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.outcomes import OutcomeCounters
-from workers.stages.ports import CeleryWorker
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, ahead_of
 from workers.stages.retry import OutOfMemoryPolicy, Retries
-from workers.stages.stream import StreamStage
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from tests.working import (
     worker_process,
     worker_settings,
 )
+from workers.drain import SIGNAL
 from workers.heartbeat import HUNG
-from workers.reclaim_notice import SIGNAL
 
 LEASE = 1.0  # as QUEUES has it
 ENDLESS = {"samples": [10**12], "seed": [1]}

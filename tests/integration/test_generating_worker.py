@@ -25,8 +25,8 @@ from tests.decoding import tiny_model
 from tests.routing import eventually
 from tests.scripting import is_held
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
+from workers.drain import SIGNAL
 from workers.pipelines import open_pipeline
-from workers.reclaim_notice import SIGNAL
 from workers.runtimes import Placed, open_runtime
 
 PROMPT = {"variant": "onnx", "parameters": {"max_tokens": 40}}

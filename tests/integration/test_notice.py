@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tasks.topology import Notice
-from workers.reclaim_notice import NoticeWatch
+from workers.drain import NoticeWatch
 
 
 class Metadata(ThreadingHTTPServer):

@@ -51,7 +51,7 @@ from tests.working import (
     worker_process,
     worker_settings,
 )
-from workers.decide.retry import FIRST_PAUSE
+from workers.decide.faults import FIRST_PAUSE
 from workers.stages.retry import OUT_OF_MEMORY
 
 

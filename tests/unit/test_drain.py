@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.decide.drain import unfinished
+from workers.decide.occupation import unfinished
 from workers.drain import PACKING, Drain
 
 STINTS = st.lists(st.tuples(st.sets(st.integers(0, 9), min_size=1), st.floats(0.001, 10)), max_size=12)

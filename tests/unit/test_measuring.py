@@ -8,12 +8,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_profiles import MEASURED, MODEL, seconds
-from workers.profiling.calm import CALM, Run, calmest
-from workers.profiling.fit import Curve, Timed, fit, residuals
-from workers.profiling.grid import FULL, QUICK, grid, powers, repeats, thinned
-from workers.profiling.measure import Said
-from workers.profiling.outcome import Outcome
-from workers.profiling.report import formula, remarks
+from workers.profiling.fit import FULL, QUICK, Curve, Timed, fit, grid, powers, repeats, residuals, thinned
+from workers.profiling.measure import CALM, Run, Said, calmest
+from workers.profiling.report import Outcome, formula, remarks
 
 curves = st.builds(
     Curve,

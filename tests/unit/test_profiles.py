@@ -31,7 +31,7 @@ from tasks.models.profiles import (
 )
 from tasks.settings import TREE
 from tests.builders import a_text_model
-from workers.profiling.outcome import Outcome, write
+from workers.profiling.report import Outcome, write
 
 TODAY = datetime.date(2026, 6, 1)
 DEFAULT = Profile(base=0.5, slope=0.01, load=3.0)

@@ -10,7 +10,7 @@ import yaml
 
 from tasks.settings import TREE
 from tasks.topology import Notice, TopologyError, parse_topology
-from workers.reclaim_notice import NoticeWatch, grace_of
+from workers.drain import NoticeWatch, grace_of
 
 AWS = Notice(says='"time": *"(?P<at>[^"]+)"')
 AZURE = Notice(says='"EventType": *"Preempt"')

@@ -12,8 +12,18 @@ from tasks.topology import load_topology
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
-from workers.decide.faults import DeviceLostError, Fault, fault_of
-from workers.decide.retry import FIRST_PAUSE, FLOOR, LONGEST_PAUSE, MOST_SAVED, SHARE, Budget, pause
+from workers.decide.faults import (
+    FIRST_PAUSE,
+    FLOOR,
+    LONGEST_PAUSE,
+    MOST_SAVED,
+    SHARE,
+    Budget,
+    DeviceLostError,
+    Fault,
+    fault_of,
+    pause,
+)
 from workers.drain import Drain
 from workers.executor import as_ours
 from workers.stages.job import Answered, Delivery, Dropped, Ended, Ending, Job, Outcome

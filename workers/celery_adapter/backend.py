@@ -14,8 +14,7 @@ from tasks.ticket import Ticket
 from taxiway.contract.job import JobState, failure_meta, state_of
 from taxiway.contract.wire import HEADER
 from taxiway.errors import ExecutionError, JobCancelledError, TaxiwayError
-from workers.celery_adapter.context import context_of
-from workers.celery_adapter.strategy import bytes_of
+from workers.celery_adapter.strategy import bytes_of, context_of
 from workers.stages.job import Outcome
 
 logger = logging.getLogger(__name__)

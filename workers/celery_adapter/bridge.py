@@ -1,4 +1,4 @@
-"""Celery's worker as the stages see it (`workers.stages.ports.CeleryWorker`)."""
+"""Celery's worker as the stages see it (`workers.stages.job.CeleryWorker`)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from taxiway.contract.keys import INFER
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.celery_adapter import events
+from workers.celery_adapter.consumer import Inspection
 from workers.celery_adapter.consumer_thread import ConsumerThread
 from workers.celery_adapter.events import AT_MOST, TaskEvents
-from workers.celery_adapter.inspection import Inspection
 from workers.stages.held import in_order
 from workers.stages.job import Delivery, Outcome
 

@@ -15,12 +15,11 @@ from celery.worker import state
 
 from broker.valkey.records import Ending
 from tasks.ticket import Ticket
-from workers.celery_adapter.acknowledgements import Acknowledgements
 from workers.celery_adapter.bridge import CeleryBridge
-from workers.celery_adapter.context import context_of
+from workers.celery_adapter.consumer_thread import Acknowledgements
 from workers.celery_adapter.received import ReceivedTask
-from workers.celery_adapter.strategy import class_of, refuse
-from workers.reclaim_notice import SIGNAL as NOTICE
+from workers.celery_adapter.strategy import class_of, context_of, refuse
+from workers.drain import SIGNAL as NOTICE
 from workers.worker import Worker, open_class_queue
 
 logger = logging.getLogger(__name__)

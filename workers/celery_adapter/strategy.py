@@ -11,6 +11,7 @@ import base64
 import logging
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 from celery import Celery, signals
@@ -25,9 +26,21 @@ from taxiway.contract.keys import INFER
 from taxiway.contract.request import is_name
 from taxiway.contract.wire import HEADER, Envelope, encode_envelope, misplaced
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, bounded
-from workers.celery_adapter.context import context_of
 from workers.context import WorkerContext
 from workers.stages.held import add_dead_letter
+
+_contexts: WeakKeyDictionary[Celery, WorkerContext] = WeakKeyDictionary()
+
+
+def bind_context(app: Celery, context: WorkerContext) -> None:
+    """Give the app its configuration."""
+    _contexts[app] = context
+
+
+def context_of(app: Celery) -> WorkerContext:
+    """The configuration that the app was given."""
+    return _contexts[app]
+
 
 logger = logging.getLogger(__name__)
 

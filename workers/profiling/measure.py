@@ -9,6 +9,8 @@ import datetime
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +24,123 @@ from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Model, load_catalogue
 from tasks.models.lengths import ran_size
 from tasks.models.profiles import Measurement, Point
+from tasks.models.signature import bind
+from tasks.models.sizes import unit_of
 from tasks.settings import cache_directory
 from tasks.topology import HardwareClass, Price
 from taxiway.errors import TaxiwayError
 from workers.device import Device, DeviceMissingError, find_device, memory_free
 from workers.executor import Executor, Loaded
-from workers.pipelines import Item, Row
-from workers.profiling.calm import Run, calmest, timed
-from workers.profiling.fit import Timed, fit, residuals, rounded
-from workers.profiling.grid import FULL, QUICK, Plan, grid, repeats
-from workers.profiling.samples import Samples, SizeError
+from workers.pipelines import Item, Pipeline, Row
+from workers.profiling.fit import FULL, QUICK, Plan, Timed, fit, grid, repeats, residuals, rounded
 from workers.runtimes import ModelLoadError, import_runtime
+
+CALM = 0.05
+"""Share of a run's seconds that threads may have waited for the processor, for the run to count as undisturbed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Seconds of one batch, and seconds that this process's threads waited for a processor in them."""
+
+    seconds: float
+    waited: float
+
+    @property
+    def disturbed(self) -> float:
+        """Share of its seconds in which it waited."""
+        return min(1.0, self.waited / self.seconds) if self.seconds > 0 else 0.0
+
+
+def timed(batch: Callable[[], object]) -> Run:
+    """Run the batch."""
+    waited, began = _waited(), time.perf_counter()
+    batch()
+    seconds = time.perf_counter() - began
+    return Run(seconds, max(0.0, _waited() - waited))
+
+
+def calmest(runs: Sequence[Run], fewest: int) -> list[Run]:
+    """The undisturbed runs where there are at least `fewest`, else the `fewest` that were disturbed least."""
+    calm = [run for run in runs if run.disturbed <= CALM]
+    return calm if len(calm) >= fewest else sorted(runs, key=lambda run: run.disturbed)[:fewest]
+
+
+def _waited() -> float:
+    """Seconds that the process's threads have waited on run queues (proc(5): schedstat); 0 where nothing tells."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text().split()[1])
+        except (OSError, IndexError):  # the thread has ended, or the kernel keeps no such figures
+            continue
+    return total / 1e9
+
+
+_WORDS = ("a", "quiet", "harbour", "town", "wakes", "slowly", "while", "ferries", "leave", "for", "the", "islands", ".")
+
+_LONG_ANSWER = "Write a very long story about a lighthouse keeper, with many details, and do not stop."
+
+_ANSWER_SHARE = 0.5
+"""Of a generation's size, what the answer has: the rest is the chat with its prompt."""
+
+
+class SizeError(Exception):
+    """No row of that size can be made for the model."""
+
+
+class Samples:
+    """Rows for one model, prepared by its pipeline."""
+
+    def __init__(self, model: Model, pipeline: Pipeline, artefacts: ArtefactStore) -> None:
+        self._model = model
+        self._pipeline = pipeline
+        self._artefacts = artefacts
+
+    def item(self, size: int) -> Item:
+        """A row of the size, or of the nearest that the model allows.
+
+        Raises:
+            SizeError: the model has no example to make one from.
+        """
+        if self._model.pipeline == "text":
+            return self._largest(size, {})
+        if self._model.pipeline == "generation":
+            return self._generation(size)
+        return self._from_example(size)
+
+    def _prepared(self, row: Row, parameters: Mapping[str, Any]) -> Item:
+        return self._pipeline.prepare(row, parameters)
+
+    def _generation(self, size: int) -> Item:
+        """A prompt that asks for a long answer, lengthened to the size; half of it is for the answer."""
+        bare = self._prepared(self._words(0, _LONG_ANSWER), {"max_tokens": 1}).size - 1
+        answer = max(1, min(int(size * _ANSWER_SHARE), size - bare))
+        return self._largest(size, {"max_tokens": answer}, _LONG_ANSWER)
+
+    def _largest(self, size: int, parameters: Mapping[str, Any], end: str = "") -> Item:
+        """The row of most words before `end` that is no larger than the size; with none at least it has `end`."""
+        low, high = 0 if end else 1, size
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._prepared(self._words(middle, end), parameters).size <= size:
+                low = middle
+            else:
+                high = middle - 1
+        return self._prepared(self._words(low, end), parameters)
+
+    def _words(self, count: int, end: str) -> Row:
+        words = " ".join(_WORDS[i % len(_WORDS)] for i in range(count))
+        return {self._model.inputs[0].name: f"{words} {end}".strip()}
+
+    def _from_example(self, size: int) -> Item:
+        if not self._model.examples:
+            raise SizeError(f"{self._model.id} has no example to measure with")
+        inputs = self._artefacts.example(self._model, self._model.examples[0])
+        row = dict(bind(self._model, inputs, {}).rows[0])
+        unit = unit_of(self._model)
+        return self._prepared(row | {unit.name: size} if unit.kind == "value" else row, {})
+
 
 _CORNERS = 4  # points of the grid that are timed even when the budget is spent: without them a curve extrapolates
 

@@ -25,8 +25,7 @@ from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.decide.batcher import BatchPolicy
-from workers.decide.drain import Stint, unfinished
-from workers.decide.occupation import Occupation
+from workers.decide.occupation import Occupation, Stint, unfinished
 from workers.drain import Drain
 from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows
 from workers.pipelines import Item
@@ -34,12 +33,11 @@ from workers.runtimes import Interruptible, Watch
 from workers.stages.decode import gather, prepare
 from workers.stages.held import HeldJobs
 from workers.stages.inflight import InFlight
-from workers.stages.job import Answered, Delivery, Ended, Ending, Job, Outcome, Revoked, late
+from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending, Job, Outcome, Revoked, late
 from workers.stages.lane import Key, Lane, Portions
 from workers.stages.loads import Loads, Urgency
-from workers.stages.ports import CeleryWorker
+from workers.stages.outcomes import Batch, note
 from workers.stages.queues import AHEAD, AHEAD_FOR, AdmitQueue, DeviceQueue, EndingSink, PieceQueue, ahead_of
-from workers.stages.report import Batch, note
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,8 @@ from workers.stages.admit import AdmitStage
 from workers.stages.decode import read_plain
 from workers.stages.device import DeviceStage
 from workers.stages.held import HeldJobs, add_dead_letter
-from workers.stages.job import Delivery
+from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.outcomes import OutcomeCounters
-from workers.stages.ports import CeleryWorker
 from workers.stages.queues import AdmitQueue, EndingQueue
 
 logger = logging.getLogger(__name__)

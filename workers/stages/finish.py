@@ -25,11 +25,9 @@ from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledE
 from workers.decide.faults import describe
 from workers.device import Device
 from workers.stages.held import HeldJobs
-from workers.stages.job import Answered, CeleryTask, Delivery, Dropped, Ended, Ending, Job, Outcome
-from workers.stages.outcomes import OutcomeCounters
-from workers.stages.ports import CeleryWorker
-from workers.stages.queues import AdmitQueue, EndingQueue
-from workers.stages.report import answer_of, generated_by
+from workers.stages.job import Answered, CeleryTask, CeleryWorker, Delivery, Dropped, Ended, Ending, Job, Outcome
+from workers.stages.outcomes import OutcomeCounters, answer_of, generated_by
+from workers.stages.queues import AdmitQueue, EndingQueue, PieceQueue
 
 logger = logging.getLogger(__name__)
 
@@ -249,3 +247,37 @@ class FinishStage:
 def _followed(delivery: Delivery) -> bool:
     """Whether other tasks follow the job."""
     return delivery.task is not None and delivery.task.followed
+
+
+_PAUSE = 0.5  # seconds before a retry while the store is unavailable
+
+
+class StreamStage:
+    """Stage 5, beside finish: appends pieces of generated answers to their streams without blocking the device.
+
+    Pieces that arrive during a write are sent together.
+    """
+
+    def __init__(self, inbox: PieceQueue, store: Store) -> None:
+        self._inbox = inbox
+        self._store = store
+        self._unavailable = False
+
+    def run(self) -> None:
+        """Run until the queue is closed and empty, or closed while the store is unavailable."""
+        while pieces := self._inbox.take():
+            try:
+                self._store.append(pieces)
+            except BrokerUnavailableError as error:
+                if self._inbox.closed:
+                    return
+                if not self._unavailable:
+                    logger.warning("cannot stream answers", extra={"jobs": len(pieces), "error": error.message})
+                self._unavailable = True
+                self._inbox.put_back(pieces, pause=_PAUSE)
+            else:
+                self._unavailable = False
+
+    def stop(self) -> None:
+        """End after the queued pieces. Thread-safe."""
+        self._inbox.close()

@@ -13,8 +13,7 @@ from broker.valkey.class_queue import ClassQueue
 from broker.valkey.worker_store import Store
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, bounded
-from workers.stages.job import Delivery
-from workers.stages.ports import CeleryWorker
+from workers.stages.job import CeleryWorker, Delivery
 
 logger = logging.getLogger(__name__)
 

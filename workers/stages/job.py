@@ -1,9 +1,9 @@
-"""A job inside a worker: its delivery, its waiting rows, and its outcome."""
+"""A job inside a worker: its delivery, waiting rows and outcome. `CeleryWorker` is what the stages need of Celery."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from tasks.topology import HardwareClass
 from tasks.tracing import Trail
 from taxiway.contract.blobs import Buffer
 from taxiway.contract.job import Result
+from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.pipelines import Item, Row
 
@@ -218,3 +219,41 @@ def late(delivery: Delivery, now: float) -> Ended:
     started = delivery.started if delivery.began else 0.0
     course = Course(now, ticket.deadline_at, ticket.accepted, delivery.hardware_class, started=started)
     return Ended(delivery, Outcome(error=exceeded(course)))
+
+
+class CeleryWorker(Protocol):
+    """Celery's consumer, remote control and events. Thread-safe."""
+
+    def queues(self) -> Sequence[str]:
+        """The class queues that the worker consumes now."""
+
+    def receive(self, envelope: Envelope, body: bytes, *, tag: str, queue: str) -> None:
+        """Pass Celery's consumer a message of a class queue that it must handle itself: a canvas, an eta.
+
+        Celery acknowledges it under `tag`.
+        """
+
+    @property
+    def receiving(self) -> int:
+        """How many messages passed to `receive` the consumer has not processed yet."""
+
+    def tags(self) -> list[str]:
+        """The tags of messages that it received and has not acknowledged."""
+
+    def is_revoked(self, job: str) -> bool:
+        """Whether remote control revoked the job."""
+
+    def report_end(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Report to Celery's tools how a plain job ended here."""
+
+    def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:
+        """Report that a plain job left the worker unfinished; `error` is from its stored result, if any."""
+
+    def flush_events(self) -> None:
+        """Send pending task events. Finish thread only."""
+
+    def flush_full_group(self) -> None:
+        """Send pending task events if they fill a group. Finish thread only."""
+
+    def exit(self, status: int) -> None:
+        """Start the worker's warm shutdown, with this exit status."""

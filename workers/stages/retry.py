@@ -14,10 +14,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from taxiway.errors import DeviceFaultError, FleetUnavailable, TaxiwayError
-from workers.decide.retry import LONGEST_PAUSE, Budget, pause
+from workers.decide.faults import LONGEST_PAUSE, Budget, pause
 from workers.drain import Drain
-from workers.stages.job import Answered, Delivery, Ended, Ending
-from workers.stages.ports import CeleryWorker
+from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending
 from workers.stages.queues import AdmitQueue, EndingSink
 
 logger = logging.getLogger(__name__)
