@@ -16,7 +16,7 @@ import msgspec
 from rich.console import Console
 
 from local.autoscale import Bounds, most_workers
-from local.demo import DEMO_COUNTS, answer_all, demo_fleet, plain
+from local.demo import DEMO_COUNTS, answer_all, artefacts_of_examples, asks, demo_fleet, plain
 from local.doctor import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
 from local.fetch import fetch, for_runtimes, runtimes_of
@@ -25,7 +25,6 @@ from local.show import SCREEN, console_of, show_answers, show_findings, show_fle
 from local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from local.supervisor import StartError, in_tree, own_command
 from local.up import Options, run_fleet
-from local.workload import artefacts_of_examples, asks
 from tasks.check import QUEUES, check_configuration
 from tasks.document import DocumentError
 from tasks.logs import log_to_stderr

@@ -19,8 +19,7 @@ import msgspec
 
 from broker.valkey.worker_store import Store
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
-from tasks.models.folder import LOOK
-from tasks.reload import Reporter
+from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.context import WorkerContext, WorkerOptions
 from workers.decide.pace import Track

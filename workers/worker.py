@@ -24,8 +24,8 @@ from typing import Any, Protocol
 
 from broker.valkey.class_queue import ClassQueue
 from broker.valkey.worker_store import Store
+from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
-from tasks.retarget import unfit_for
 from tasks.settings import STATES
 from workers.context import WorkerContext
 from workers.device import DeviceMissingError, find_device

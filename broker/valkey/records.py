@@ -252,5 +252,5 @@ def heartbeat_call(worker: str, facts: bytes) -> Call:
 
 
 def watch_call(arguments: Sequence[str | bytes]) -> Call:
-    """Reports what a process serves, as `tasks.reload.Reporter` has it; answers the number of reload requests."""
+    """Reports what a process serves, as a `Reporter` has it; answers the number of reload requests."""
     return Call("fleet/watch", [CATALOGUES, CATALOGUES_SEEN, RELOADS], arguments)

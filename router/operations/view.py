@@ -17,9 +17,8 @@ from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from tasks.heartbeat import HEARTBEAT, DeviceFacts
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, is_emulated
 from tasks.models.catalogue import Catalogue, Model, TensorSpec, Variant
-from tasks.retarget import is_emulated
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.values import BATCH_AXIS

@@ -11,8 +11,7 @@ import msgspec
 from router.service.admission import Rules
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from tasks.models.folder import LOOK, ModelsFolder, changes
-from tasks.reload import Report, Reporter
+from tasks.models.folder import LOOK, ModelsFolder, Report, Reporter, changes
 from taxiway.errors import BrokerUnavailableError
 
 ANSWER_WITHIN = 10.0

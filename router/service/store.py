@@ -22,7 +22,7 @@ from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
 from router.decide.tenants import day_of
 from router.service.decision import Refusal
-from tasks.reload import LIVE, Report
+from tasks.models.folder import LIVE, Report
 from tasks.topology import Limits
 from taxiway.contract.blobs import KEPT, Buffer
 from taxiway.contract.job import JobState, failure_meta

@@ -26,7 +26,9 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, UrlFile, WheelMember
+import numpy as np
+
+from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, TensorSpec, UrlFile, WheelMember
 from tasks.models.code import Code, CodeError, recipe_code
 from tasks.models.sources import (
     InterruptedDownloadError,
@@ -303,3 +305,38 @@ def _wrong(expected: str, got: str, remedy: str) -> str:
 
 def _silent(description: str, done: int, total: int | None) -> None:
     """The progress of who did not ask for it."""
+
+
+_TEXT = "A quiet harbour town wakes slowly."
+
+
+def try_inputs(model: Model, artefacts: ArtefactStore) -> tuple[Any, bool]:
+    """Inputs of a request, and whether they are the model's own example.
+
+    Raises:
+        ArtefactError: the example is an artefact that cannot be had.
+    """
+    if model.examples:
+        return artefacts.example(model, model.examples[0]), True
+    return made_inputs(model), False
+
+
+def made_inputs(model: Model) -> dict[str, Any]:
+    """Inputs of one row, of the shapes and datatypes that model.yaml declares: ones, halves or a short text.
+
+    Of an axis that may vary there is one; an image model gets its pixels.
+    """
+    wanted = [spec for spec in model.inputs if not spec.optional] or [_plainest(model)]
+    return {spec.name: _made(spec) for spec in wanted}
+
+
+def _plainest(model: Model) -> TensorSpec:
+    """Of inputs that are all optional, one of numbers where there is one."""
+    return next((spec for spec in model.inputs if spec.datatype != "BYTES"), model.inputs[0])
+
+
+def _made(spec: TensorSpec) -> Any:
+    if spec.datatype == "BYTES":
+        return _TEXT
+    shape = [max(length, 1) for length in spec.row_shape]
+    return np.full(shape, 0.5 if spec.datatype.startswith("FP") else 1).tolist()

@@ -16,8 +16,7 @@ import msgspec
 
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.endpoints import PROTOCOLS
-from tasks.models.files import local_sha256, local_signature
-from tasks.models.graphs import GraphError, differences
+from tasks.models.files import GraphError, differences, local_sha256, local_signature
 from tasks.models.units import EXPECTED, UnitError, read_unit
 from taxiway.contract.request import TERMS
 from taxiway.errors import ModelUnavailableError, TaxiwayError, UnknownModelError, cut, quoted

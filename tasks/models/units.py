@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from tasks.models.graphs import Declared
+from tasks.models.files import Declared
 
 Kind = Literal["rows", "tokens", "pixels", "bytes", "value", "elements", "axis"]
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tasks.check import QUEUES, Verdict, check_configuration
-from tasks.models.examples import made_inputs
+from tasks.models.artefacts import made_inputs
 from tasks.models.signature import bind
 from tasks.settings import TREE
 from tests.graphs import SCALE_SPECS, VAD_SPECS, graph_model, scale_graph, vad_graph, write_model

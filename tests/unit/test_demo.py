@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from local.demo import Answer, contrasts, summaries
+from local.demo import Answer, Ask, contrasts, summaries
 from local.show import show_answers
-from local.workload import Ask
 from tasks.machine import Machine
 from taxiway import Result, RunReport
 

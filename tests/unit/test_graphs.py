@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.models.graphs import GraphError, GraphTensor, Signature, read_signature
+from tasks.models.files import GraphError, GraphTensor, Signature, read_signature
 from tests.graphs import scale_graph, vad_graph
 
 

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 import yaml
 
-from tasks.models.folder import ModelsFolder, changes
+from tasks.models.folder import ModelsFolder, Report, Reporter, changes
 from tasks.models.profiles import ProfileBook
-from tasks.reload import Report, Reporter
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 
 PROFILE = """

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from router.decide.retarget import SETTLED, Action, Conditions, Retarget, retarget
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import DeviceFacts
-from tasks.retarget import is_emulated, unfit_for
+from tasks.heartbeat import DeviceFacts, is_emulated, unfit_for
 from tasks.topology import Topology, parse_topology
 from tests.builders import a_device
 from tests.unit.strategies import topologies

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.models.catalogue import Model, ModelError, TensorSpec, load_catalogue, parse_model
-from tasks.models.image_header import pixels_of, read_base64, read_bytes
 from tasks.models.signature import bind
-from tasks.models.sizes import measured, quantised, rows_of, size_of_row
+from tasks.models.sizes import measured, pixels_of, quantised, read_base64, read_bytes, rows_of, size_of_row
 from tasks.models.units import UnitError, read_unit
 from tasks.settings import TREE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError

@@ -15,10 +15,9 @@ import numpy as np
 from opentelemetry.trace import SpanKind
 
 from tasks import tracing
-from tasks.heartbeat import STAGES, Done, Ran, Stage, count, empty
+from tasks.heartbeat import STAGES, Done, Ran, Stage, count, empty, is_emulated
 from tasks.models.catalogue import TensorSpec
 from tasks.models.lengths import generates, length_of
-from tasks.retarget import is_emulated
 from taxiway.contract.blobs import ResultBlobs
 from taxiway.contract.job import JobState, Result, RunReport, state_of
 from taxiway.contract.values import to_wire
