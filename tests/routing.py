@@ -28,7 +28,7 @@ from taxiway.contract.job import JobState, Result, RunReport, success_meta
 from taxiway.contract.keys import ARRIVALS, priority_lists
 from taxiway.contract.values import to_wire
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
-from tests.stored import as_bytes
+from tests.narrowing import as_bytes
 
 CLASSES = ("cpu.batch", "gpu.realtime", "tpu.bulk")
 
@@ -180,6 +180,13 @@ def empty_queues(url: str, classes: Iterable[str]) -> None:
             bound = queue.bind(connection.default_channel)
             bound.declare()
             bound.purge()
+
+
+def depth_on_rabbitmq(url: str, hardware_class: str) -> int:
+    """Messages that wait in a class's queue."""
+    with kombu.Connection(url) as connection:
+        declared: Any = class_queue(hardware_class).bind(connection.default_channel).queue_declare(passive=True)
+        return int(declared.message_count)
 
 
 def eventually(condition: Callable[[], Any], *, within: float = 10.0) -> Any:

@@ -14,7 +14,8 @@ from broker.valkey.queues import TAKES, recover_call, sign_call
 from broker.valkey.records import Claim, Ending, claim_answer, claim_call, finish_call
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import WORK, in_flight_key, job_key, session_key, work_cell
-from tests.stored import as_bytes, fields_of
+from tests.narrowing import as_bytes
+from tests.stored import fields_of
 
 LEASE = 30.0
 CELL = work_cell("cpu.batch", 1)

@@ -1,17 +1,16 @@
-"""What a database holds, as bytes and text. redis-py's types also name text, which only a client that decodes gives."""
+"""What a database holds of jobs and devices."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import msgspec
 import redis
 
+from tasks.heartbeat import DeviceFacts
 from taxiway.contract.job import JobRecord, record_from
-from taxiway.contract.keys import job_key
-
-
-def as_bytes(value: object) -> bytes:
-    """A command's answer that must be bytes."""
-    assert isinstance(value, bytes), value
-    return value
+from taxiway.contract.keys import DEVICES, job_key
+from tests.narrowing import as_bytes
 
 
 def fields_of(client: redis.Redis, key: str) -> dict[str, str]:
@@ -22,3 +21,14 @@ def fields_of(client: redis.Redis, key: str) -> dict[str, str]:
 def record_of(client: redis.Redis, job: str) -> JobRecord:
     """A job's record."""
     return record_from(job, fields_of(client, job_key(job)))
+
+
+def facts_of(client: redis.Redis, worker: str) -> DeviceFacts:
+    """What a worker last reported of its device."""
+    return msgspec.json.decode(as_bytes(client.hget(DEVICES, worker)), type=DeviceFacts)
+
+
+def scores(client: redis.Redis, key: str) -> dict[str, float]:
+    """A sorted set's members in order, each with its score."""
+    found: Any = client.zrange(key, 0, -1, withscores=True)
+    return {as_bytes(name).decode(): float(score) for name, score in found}

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 import redis
+from celery import Celery
 from kombu import Connection, Producer
 
 from broker.valkey.lua import run
@@ -39,7 +40,7 @@ from taxiway.contract.keys import (
 from taxiway.contract.wire import HEADER, Envelope, decode_envelope, encode_envelope, task_envelope
 from taxiway.errors import JobCancelledError
 from tests.graphs import onnx_variant, spinner_graph, write_model
-from tests.stored import as_bytes
+from tests.narrowing import as_bytes
 
 CLASS = "cpu.batch"
 
@@ -158,6 +159,11 @@ def worker_process(settings: Settings, *options: str, log: Any = None) -> Iterat
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def inspect(app: Celery, worker: WorkerProcess) -> Any:
+    """Celery's inspection of one worker; by its types every answer may be None, as from a worker that is gone."""
+    return app.control.inspect([worker.name])
 
 
 class Tower:

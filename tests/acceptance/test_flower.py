@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -43,10 +44,10 @@ def browser() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(browser: str, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory):
+def page(browser: str, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """A function that gives the text of one of Flower's pages once its scripts have run for some seconds."""
 
-    def read(path) -> str:
+    def read(path: str) -> str:
         profile = tmp_path_factory.mktemp("chromium")
         flags = [*QUIET, f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom"]
         done = subprocess.run(
@@ -73,21 +74,21 @@ def finished(fleet: Fleet) -> str:
     return job.id
 
 
-def within(seconds: int, condition) -> None:
+def within(seconds: int, condition: Callable[[], bool]) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not true within {seconds} s"
         time.sleep(0.1)
 
 
-def test_the_first_page_shows_a_worker_of_every_class_as_online(page) -> None:
+def test_the_first_page_shows_a_worker_of_every_class_as_online(page: Callable[[str], str]) -> None:
     shown = page("/workers")
 
     for hardware_class in load_topology(TREE / "queues.yaml").hardware:
         assert re.search(rf"{re.escape(hardware_class)}\.\S+@\S+\s+Online", shown), f"no {hardware_class} in:\n{shown}"
 
 
-def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page, finished: str) -> None:
+def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page: Callable[[str], str], finished: str) -> None:
     shown = page("/tasks")
 
     assert "taxiway.infer" in shown
@@ -95,7 +96,9 @@ def test_the_page_of_tasks_shows_the_task_by_its_name_and_state(page, finished: 
     assert "SUCCESS" in shown
 
 
-def test_the_page_of_one_task_shows_where_it_was_placed(page, finished: str, fleet: Fleet) -> None:
+def test_the_page_of_one_task_shows_where_it_was_placed(
+    page: Callable[[str], str], finished: str, fleet: Fleet
+) -> None:
     with taxiway.Client(fleet.broker) as client:
         report = client.job(finished).result(timeout=10).report
     shown = page(f"/task/{finished}")

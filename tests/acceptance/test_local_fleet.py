@@ -17,6 +17,7 @@ from local.state import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from tests.acceptance.running import start_fleet, taxiway
+from tests.narrowing import present
 from tests.waiting import gone, until
 
 SCALED = """
@@ -125,9 +126,9 @@ def test_a_class_that_is_scaled_begins_with_no_worker_gets_one_for_its_first_job
         assert fleet.workers == ()
         with Client(fleet.http) as client:
             job = client.submit("echo", "first")
-            assert until(lambda: read_fleet(data).workers != (), patience=30)
+            assert until(lambda: present(read_fleet(data)).workers != (), patience=30)
             assert job.result(timeout=30).outputs == {"payload": "first"}
-        assert until(lambda: read_fleet(data).workers == (), patience=30)
+        assert until(lambda: present(read_fleet(data)).workers == (), patience=30)
     finally:
         taxiway("down", "--data", str(data))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -34,19 +34,19 @@ def calm(client: Client) -> None:
     within(30, lambda: waits(client, CPU) == waits(client, ACCELERATOR) == 0)
 
 
-def within(seconds: int, condition) -> None:
+def within(seconds: int, condition: Callable[[], bool]) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not true within {seconds} s"
 
 
-def waits(client: Client, hardware_class: str):
+def waits(client: Client, hardware_class: str) -> float:
     """Seconds that work of the last level would wait there."""
     told = client.what_if("paced", "is anybody there?", service="bulk")
     return min(row["wait"] for row in told["considered"] if row["hardware_class"] == hardware_class)
 
 
-def soonest(told: dict[str, Any], hardware_class: str, figure: str = "guaranteed"):
+def soonest(told: dict[str, Any], hardware_class: str, figure: str = "guaranteed") -> float:
     """The least of a figure over what was considered of a class."""
     return min(row[figure] for row in told["considered"] if row["hardware_class"] == hardware_class)
 
@@ -63,8 +63,12 @@ def test_sentiment_at_low_load_runs_on_the_cpu(client: Client) -> None:
 
 
 def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_accelerator(client: Client) -> None:
-    long = {"model": "generate", "inputs": "Tell a story about a pilot.", "parameters": {"max_tokens": 96}}
-    before = []
+    long: dict[str, Any] = {
+        "model": "generate",
+        "inputs": "Tell a story about a pilot.",
+        "parameters": {"max_tokens": 96},
+    }
+    before: list[taxiway.Job] = []
     told = client.what_if(**long, deadline=600)
     while soonest(told, CPU) < BUSIER * soonest(told, ACCELERATOR):
         assert len(before) < 100

@@ -56,8 +56,9 @@ def test_a_generated_answer_is_told_as_it_comes(client: Client) -> None:
     told = client.stream("generate", "Write one sentence about the sea.", timeout=120, deadline=60)
     *pieces, result = told
 
+    assert isinstance(result, taxiway.Result)
     assert len(pieces) > 5
-    assert "".join(pieces) == result.outputs["text"]
+    assert "".join(map(str, pieces)) == result.outputs["text"]
 
 
 def test_server_sent_events_tell_an_answer_and_end_with_its_outputs(fleet: Fleet) -> None:
@@ -150,7 +151,7 @@ def test_a_plain_celery_producer_needs_no_taxiway(fleet: Fleet, tmp_path: Path) 
 
 def run_without_taxiway(folder: Path, script: str, *arguments: str) -> str:
     """Run a script in a virtual environment of its own that holds Celery and redis, and no taxiway."""
-    python = folder / "venv" / "bin" / "python"
+    python = str(folder / "venv" / "bin" / "python")
     subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=120)
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "celery[redis]"]
     subprocess.run(install, check=True, timeout=240)
@@ -178,7 +179,12 @@ def run_without_taxiway(folder: Path, script: str, *arguments: str) -> str:
     ],
 )
 def test_bad_input_gets_the_same_named_error_at_every_door(
-    client: Client, model: str, value: str | bytes, terms, expected, field: str | None
+    client: Client,
+    model: str,
+    value: str | bytes,
+    terms: dict[str, Any],
+    expected: type[RequestError],
+    field: str | None,
 ) -> None:
     with pytest.raises(RequestError) as caught:
         client.submit(model, value, **{"deadline": 30, **terms}).result(timeout=60)
@@ -196,13 +202,14 @@ def test_a_failing_row_does_not_fail_its_batch_mates(client: Client) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         jobs[1].result(timeout=60)
     status = jobs[1].status()
+    assert status.error is not None
     assert (status.record.state, status.error.code) == ("failed", "invalid_request")
     assert status.error.message == caught.value.message
     assert jobs[0].status().error is None
 
 
 def test_one_idempotency_key_is_one_job_across_doors(fleet: Fleet) -> None:
-    terms = {"deadline": 30, "tenant": "tower", "idempotency_key": "flight-17"}
+    terms: dict[str, Any] = {"deadline": 30, "tenant": "tower", "idempotency_key": "flight-17"}
     with taxiway.Client(fleet.broker) as one, taxiway.Client(fleet.http) as other:
         first, second = one.submit("echo", "once", **terms), other.submit("echo", "once", **terms)
 

@@ -13,16 +13,16 @@ import schemathesis
 from schemathesis.hooks import HookContext
 
 JOBS = os.environ["FUZZING_JOBS"].split()
-_answers = Counter()
+_answers: Counter[tuple[str, int]] = Counter()
 
 
-def often(value) -> bool:
+def often(value: object) -> bool:
     """True for three values in four, always for the same ones."""
     return _number(value) % 4 > 0
 
 
 @schemathesis.hook
-def map_path_parameters(context: HookContext, parameters):
+def map_path_parameters(context: HookContext, parameters: dict[str, Any] | None) -> dict[str, Any] | None:
     if not parameters or not often(parameters):
         return parameters
     there = {"model": "echo", "version": "1", "job": JOBS[_number(parameters) % len(JOBS)]}
@@ -30,13 +30,13 @@ def map_path_parameters(context: HookContext, parameters):
 
 
 @schemathesis.hook
-def map_headers(context: HookContext, headers) -> dict[str, Any] | Any:
+def map_headers(context: HookContext, headers: dict[str, Any] | None) -> dict[str, Any] | Any:
     raw = "Inference-Header-Content-Length"
     return {name: value for name, value in headers.items() if name != raw} if headers and often(headers) else headers
 
 
 @schemathesis.hook
-def map_body(context: HookContext, body):
+def map_body(context: HookContext, body: Any) -> Any:
     inputs = body.get("inputs") if isinstance(body, dict) else None
     if not isinstance(inputs, list) or not often(body):
         return body
@@ -45,11 +45,11 @@ def map_body(context: HookContext, body):
 
 
 @schemathesis.hook
-def after_call(context: HookContext, case, response) -> None:
+def after_call(context: HookContext, case: schemathesis.Case, response: schemathesis.Response) -> None:
     _answers[case.operation.label, response.status_code] += 1
 
 
-def _known(tensor):
+def _known(tensor: Any) -> Any:
     if not isinstance(tensor, dict):
         return tensor
     data = tensor.get("data") or ["a"]
@@ -58,7 +58,7 @@ def _known(tensor):
     return {**tensor, "name": "payload", "datatype": "BYTES", "shape": shape, "data": data, "parameters": {}}
 
 
-def _number(value) -> int:
+def _number(value: object) -> int:
     return zlib.crc32(repr(value).encode("utf-8", "surrogatepass"))
 
 

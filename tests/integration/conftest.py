@@ -11,6 +11,7 @@ from celery import Celery
 
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER
+from tests.producing import stop_listening
 from tests.working import Tower, WorkerProcess, worker_process, worker_settings
 
 
@@ -37,7 +38,6 @@ def producer(fleet: Settings) -> Iterator[Celery]:
     app.conf.task_routes = {INFER: {"queue": ARRIVALS}}
     yield app
     gc.collect()  # an AsyncResult that is left unsubscribes when it is collected: now, while the server is there
-    app.backend.result_consumer.stop()
-    app.backend.client.connection_pool.disconnect()
+    stop_listening(app)
     app.close()
     gc.collect()

@@ -54,6 +54,7 @@ class FileServer(BaseHTTPRequestHandler):
         moved = self.path == "/away"
         self.send_response(200 if known else 302 if moved else 404)
         if moved:
+            assert isinstance(self.server, Server)
             self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/weights.bin")
         if self.path != "/long":
             self.send_header("Content-Length", str(len(CONTENT) if known else 0))

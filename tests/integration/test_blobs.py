@@ -91,7 +91,7 @@ def celery(settings: Settings, fleet: RouterProcess) -> Iterator[Celery]:
     app.close()
 
 
-def ask_by_hand(celery: Celery, reference) -> AsyncResult[Any]:
+def ask_by_hand(celery: Celery, reference: dict[str, Any]) -> AsyncResult[Any]:
     asked = {"model": "echo", "inputs": reference}
     return celery.send_task("taxiway.infer", kwargs=asked, queue="taxiway.arrivals", ignore_result=True)
 
@@ -165,7 +165,7 @@ def test_a_link_whose_time_is_over_says_so(fleet: RouterProcess) -> None:
     ids=["as it is", "other digest", "other size", "no digest", "gone", "another key", "too large"],
 )
 def test_a_reference_must_be_to_the_bytes_that_it_was_made_for(
-    settings: Settings, celery: Celery, store: redis.Redis, altered, error
+    settings: Settings, celery: Celery, store: redis.Redis, altered: dict[str, Any], error: type[Exception] | None
 ) -> None:
     ref = uuid.uuid4().hex
     store.set(blob_key(ref), b"abc", ex=60)
@@ -198,7 +198,7 @@ def raw_infer(
     return httpx.post(f"{fleet.http}/v2/models/{model}/infer", content=text + parts, headers=headers, trust_env=False)
 
 
-def tensor(**fields: dict[str, Any] | str) -> dict[str, Any]:
+def tensor(**fields: Any) -> dict[str, Any]:
     return {"name": "x", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": 24}} | fields
 
 

@@ -6,10 +6,13 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 import taxiway
 from tasks.settings import TREE, Settings
@@ -27,6 +30,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.errors import BrokerUnavailableError
 from tests.guarded import Guarded, guarded_valkey
+from tests.producing import stop_listening
 from tests.routing import router_process
 from tests.working import CLASS, worker_process, worker_settings
 
@@ -108,7 +112,7 @@ def test_plain_celery_produces_with_the_same_account(guarded: Guarded) -> None:
     with Celery("lab", broker=url, backend=url, set_as_current=False) as app:
         sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, queue=ARRIVALS)
         assert sent.get(timeout=20)["outputs"] == {"payload": "hello"}
-        app.backend.result_consumer.stop()
+        stop_listening(app)
 
 
 @pytest.mark.usefixtures("fleet")
@@ -123,7 +127,8 @@ def test_flower_sees_events_and_asks_workers(guarded: Guarded) -> None:
         assert app.control.inspect(timeout=10, limit=1).ping()
         receiver = app.events.Receiver(connection, handlers={"*": hear})
         receiver.capture(timeout=20)
-        assert connection.default_channel.client.llen(CLASS) == 0
+        channel: Any = connection.default_channel
+        assert channel.client.llen(CLASS) == 0
     assert heard
 
 
@@ -145,8 +150,13 @@ def test_nobody_is_let_in_without_an_account_a_certificate_or_tls(guarded: Guard
     pairs = (("cert", "pem"), ("key", "key"))
     ours = {"ssl_ca_certs": str(guarded.folder / "ca.pem")}
     proven = ours | {f"ssl_{kind}file": str(guarded.folder / f"client.{end}") for kind, end in pairs}
-    for options in ({}, {"ssl": True, **ours}, {"ssl": True, **proven}, {"ssl": True, **proven, "password": "guess"}):
-        with redis.Redis("localhost", guarded.port, retry=None, **options) as client, pytest.raises(redis.RedisError):
+    secured = {"ssl": True, **proven}
+    tries: list[dict[str, Any]] = [{}, {"ssl": True, **ours}, secured, {**secured, "password": "guess"}]
+    for options in tries:
+        with (
+            redis.Redis("localhost", guarded.port, retry=Retry(NoBackoff(), 0), **options) as client,
+            pytest.raises(redis.RedisError),
+        ):
             client.get(result_key("j"))
 
 

@@ -21,8 +21,9 @@ from kombu import Connection
 
 from tasks.settings import TREE, Settings
 from taxiway.contract.keys import ARRIVALS, INFER
+from tests.narrowing import present
 from tests.routing import empty_queues, eventually, router_process
-from tests.working import CLASS, LONG, LONGER, WorkerProcess, worker_process, worker_settings
+from tests.working import CLASS, LONG, LONGER, WorkerProcess, inspect, worker_process, worker_settings
 
 BROKERS = ["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)]
 
@@ -52,8 +53,8 @@ def infer(producer: Celery, inputs: Any, model: str = "echo") -> Signature[Any]:
 def running(producer: Celery, worker: WorkerProcess, inputs: Any = LONG) -> AsyncResult[Any]:
     """A long job that `inspect active` shows."""
     sent = infer(producer, inputs, "slab").apply_async()
-    inspect = producer.control.inspect([worker.name])
-    eventually(lambda: sent.id in [task["id"] for task in (inspect.active() or {}).get(worker.name, ())], within=30)
+    inspection = inspect(producer, worker)
+    eventually(lambda: sent.id in [task["id"] for task in (inspection.active() or {}).get(worker.name, ())], within=30)
     return sent
 
 
@@ -65,6 +66,10 @@ def next_of(connection: Connection, name: str) -> Any:
     return message
 
 
+def state_of(answer: AsyncResult[Any]) -> str:
+    return answer.state
+
+
 def payload(answer: AsyncResult[Any]) -> Any:
     return answer.get(timeout=30)["outputs"]["payload"]
 
@@ -73,10 +78,10 @@ def test_a_result_stays_pending_until_it_is_there_and_is_stored_whether_or_not_i
     served: WorkerProcess, producer: Celery
 ) -> None:
     busy = running(producer, served)
-    assert busy.state == "PENDING"
+    assert state_of(busy) == "PENDING"
     ignored = infer(producer, "kept").apply_async(ignore_result=True)
     assert busy.get(timeout=30)["model"] == "slab:1"
-    assert busy.state == "SUCCESS"
+    assert state_of(busy) == "SUCCESS"
     assert payload(producer.AsyncResult(ignored.id)) == "kept"
 
 
@@ -126,10 +131,10 @@ def test_revoke_ends_a_job_that_waits_and_with_terminate_one_that_runs(
 ) -> None:
     busy = running(producer, served, LONGER)
     revoked = busy if terminate else infer(producer, LONG, "slab").apply_async()
-    inspect = producer.control.inspect([served.name])
-    eventually(lambda: terminate or inspect.reserved()[served.name])
+    inspection = inspect(producer, served)
+    eventually(lambda: terminate or inspection.reserved()[served.name])
     revoked.revoke(terminate=terminate)
-    eventually(lambda: revoked.state == "REVOKED", within=30)
+    eventually(lambda: state_of(revoked) == "REVOKED", within=30)
     assert payload(infer(producer, "next").apply_async()) == "next"
 
 
@@ -137,8 +142,8 @@ def test_task_time_limits_rate_limits_and_pool_commands_change_nothing(served: W
     control = producer.control
     assert control.rate_limit(INFER, "1/h", reply=True, destination=[served.name])
     for command in (control.pool_grow, control.pool_shrink):
-        assert served.name in command(1, reply=True, destination=[served.name])[0]
-    (scaled,) = control.autoscale(2, 1, reply=True, destination=[served.name])
+        assert served.name in present(command(1, reply=True, destination=[served.name]))[0]
+    (scaled,) = present(control.autoscale(2, 1, reply=True, destination=[served.name]))
     assert "error" in scaled[served.name]
     limited = infer(producer, LONG, "slab").apply_async(time_limit=0.2, soft_time_limit=0.1)
     assert limited.get(timeout=30)["model"] == "slab:1"
@@ -149,19 +154,19 @@ def test_a_failure_of_the_model_is_final_whatever_the_retry_policy(served: Worke
     failing = infer(producer, {"samples": [0], "seed": [1]}, "slab").apply_async(retry=True)
     with pytest.raises(Exception, match="division by zero"):
         failing.get(timeout=30)
-    assert producer.control.inspect([served.name]).stats()[served.name]["total"] == {INFER: 1}
+    assert inspect(producer, served).stats()[served.name]["total"] == {INFER: 1}
 
 
 def test_inspect_and_queue_commands_work(served: WorkerProcess, producer: Celery) -> None:
-    inspect, control = producer.control.inspect([served.name]), producer.control
-    assert served.name in (inspect.ping() or {})
-    assert INFER in inspect.registered()[served.name]
-    assert [queue["name"] for queue in inspect.active_queues()[served.name]] == [CLASS]
+    inspection, control = inspect(producer, served), producer.control
+    assert served.name in (inspection.ping() or {})
+    assert INFER in inspection.registered()[served.name]
+    assert [queue["name"] for queue in inspection.active_queues()[served.name]] == [CLASS]
     control.cancel_consumer(CLASS, reply=True)
-    eventually(lambda: not inspect.active_queues()[served.name])
+    eventually(lambda: not inspection.active_queues()[served.name])
     control.add_consumer(CLASS, reply=True)
     assert payload(infer(producer, "again").apply_async()) == "again"
-    (refused,) = control.add_consumer("gpu.realtime", reply=True, destination=[served.name])
+    (refused,) = present(control.add_consumer("gpu.realtime", reply=True, destination=[served.name]))
     assert "error" in refused[served.name]
 
 

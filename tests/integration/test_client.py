@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from kombu import Connection, Queue
+from kombu import Connection
 
 import taxiway
 from local.embedded import EmbeddedValkey
@@ -27,6 +27,7 @@ from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
 from taxiway.contract.request import Request
 from taxiway.contract.values import to_wire
+from taxiway.contract.wire import Envelope
 from taxiway.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
@@ -37,6 +38,7 @@ from taxiway.errors import (
 )
 from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder, echo, finish
+from tests.narrowing import present
 
 NOBODY = "redis://127.0.0.1:9/0"
 """The discard port, where no Valkey listens."""
@@ -77,7 +79,7 @@ def test_bytes_and_arrays_travel_and_come_back_as_bytes_and_nested_lists(url: st
 
 
 def test_an_error_of_the_job_is_raised_as_its_own_class_with_its_details(url: str, client: Client) -> None:
-    def refuse(request) -> None:
+    def refuse(request: Request) -> Result:
         raise UnknownModelError("unknown model 'ecko'", near=["echo"])
 
     with Responder(url, refuse):
@@ -98,7 +100,7 @@ def test_a_wrong_term_is_refused_before_anything_is_sent(client: Client, store: 
 def test_kombu_reads_the_message_that_the_client_writes(url: str, client: Client) -> None:
     job = client.submit("echo", b"\x00\x01", deadline=3, priority="high")
 
-    with Connection(url) as connection, connection.SimpleQueue(Queue(ARRIVALS)) as arrivals:
+    with Connection(url) as connection, connection.SimpleQueue(ARRIVALS) as arrivals:
         message = arrivals.get(timeout=5)
         message.ack()
 
@@ -116,7 +118,7 @@ def test_a_plain_celery_worker_runs_a_job_and_the_client_hears_it_on_celerys_cha
     begin = threading.Event()
 
     @app.task(name=INFER, shared=False)
-    def infer(model, inputs) -> dict[str, Any]:
+    def infer(model: str, inputs: Any) -> dict[str, Any]:
         begin.wait(10)
         report = {name: getattr(REPORT, name) for name in REPORT.__struct_fields__}
         return {"model": f"{model}:1", "outputs": {"payload": inputs}, "report": report}
@@ -141,12 +143,12 @@ def test_submits_made_at_once_go_out_in_few_pushes(url: str, store: redis.Redis)
     assert pushes(store) - before <= 5
 
 
-def pushes(store: redis.Redis):
+def pushes(store: redis.Redis) -> int:
     return store.info("commandstats").get("cmdstat_lpush", {"calls": 0})["calls"]
 
 
 def test_arrivals_keep_the_order_in_which_they_were_submitted(url: str) -> None:
-    async def submit_all() -> list[Any]:
+    async def submit_all() -> list[str]:
         async with taxiway.AsyncClient(url) as client:
             jobs = await asyncio.gather(*(client.submit("echo", n) for n in range(700)))
             return [job.id for job in jobs]
@@ -237,7 +239,7 @@ def test_cancelling_sends_a_message_that_names_the_job(url: str, client: Client)
     job = client.submit("echo", "hello")
     job.cancel()
 
-    with Connection(url) as connection, connection.SimpleQueue(Queue(ARRIVALS)) as arrivals:
+    with Connection(url) as connection, connection.SimpleQueue(ARRIVALS) as arrivals:
         submitted, cancelled = arrivals.get(timeout=5), arrivals.get(timeout=5)
         submitted.ack()
         cancelled.ack()
@@ -273,7 +275,7 @@ def test_map_yields_in_order_and_keeps_its_window(url: str, client: Client) -> N
 
 
 def test_map_raises_the_error_of_the_first_that_fails_in_its_turn(url: str, client: Client) -> None:
-    def answer(request) -> Result:
+    def answer(request: Request) -> Result:
         if request.inputs == 3:
             raise InvalidRequestError("inputs: expected another number, got 3", field="inputs")
         return echo(request)
@@ -293,7 +295,7 @@ def test_the_async_map_takes_an_async_iterator(url: str) -> None:
             await asyncio.sleep(0)
             yield n
 
-    async def ask() -> list[Any]:
+    async def ask() -> list[object]:
         async with taxiway.AsyncClient(url) as client:
             return [r.outputs["payload"] async for r in client.map("echo", inputs(), window=4, timeout=10)]
 
@@ -304,12 +306,12 @@ def test_the_async_map_takes_an_async_iterator(url: str) -> None:
 class LastFirst(Responder):
     """Answers the third of three requests, and the others once that answer was `heard`."""
 
-    def __init__(self, url) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__(url)
         self.heard = threading.Event()
-        self._held = []
+        self._held: list[Envelope] = []
 
-    def _handle(self, store: redis.Redis, envelope) -> None:
+    def _handle(self, store: redis.Redis, envelope: Envelope) -> None:
         self._held.append(envelope)
         if len(self._held) == 3:
             super()._handle(store, self._held.pop())
@@ -330,7 +332,7 @@ def test_an_answer_comes_as_soon_as_it_is_there_with_the_place_of_its_input(url:
 
 
 def test_an_answer_comes_as_soon_as_it_is_there_to_an_async_client(url: str) -> None:
-    async def ask(responder) -> list[tuple[int, Any]]:
+    async def ask(responder: LastFirst) -> list[tuple[int, object]]:
         answers = []
         async with taxiway.AsyncClient(url) as client:
             async for place, result in client.map_as_completed("echo", "abc", timeout=10):
@@ -346,7 +348,7 @@ def test_an_answer_comes_as_soon_as_it_is_there_to_an_async_client(url: str) -> 
 
 
 def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client: Client) -> None:
-    drawn = []
+    drawn: list[int] = []
 
     async def ask() -> None:
         async with taxiway.AsyncClient(url) as own:
@@ -364,11 +366,12 @@ def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client
 
 @pytest.mark.parametrize("name", ["map", "map_as_completed"])
 def test_progress_is_told_after_each_answer(url: str, client: Client, name: str) -> None:
-    async def ask(told) -> list[Any]:
+    async def ask(told: list[int]) -> list[object]:
         async with taxiway.AsyncClient(url) as own:
             return [r async for r in getattr(own, name)("echo", range(5), timeout=10, progress=told.append)]
 
-    told, told_blocking = [], []
+    told: list[int] = []
+    told_blocking: list[int] = []
     with Responder(url):
         asyncio.run(ask(told))
         list(getattr(client, name)("echo", range(5), timeout=10, progress=told_blocking.append))
@@ -388,12 +391,13 @@ def test_jobs_come_in_the_order_in_which_they_end(client: Client, store: redis.R
     assert order == [job.id for job in reversed(jobs)]
 
 
-def reply_of(client: Client):
-    return client._client._opened._name
+def reply_of(client: Client) -> str:
+    door: Any = client._client._opened
+    return door._name
 
 
 def test_an_async_job_is_awaited(url: str) -> None:
-    async def ask() -> list[Any]:
+    async def ask() -> list[object]:
         async with taxiway.AsyncClient(url) as client:
             jobs = [await client.submit("echo", n) for n in range(20)]
             return [(await job).outputs["payload"] for job in jobs]
@@ -405,7 +409,7 @@ def test_an_async_job_is_awaited(url: str) -> None:
 def test_threads_share_one_client(url: str, client: Client) -> None:
     answers = {}
 
-    def ask(n: list[Any]) -> None:
+    def ask(n: int) -> None:
         answers[n] = [client.infer("echo", [n, m], timeout=20).outputs["payload"] for m in range(20)]
 
     threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
@@ -473,7 +477,7 @@ def test_a_forked_child_is_told_to_make_its_own_client(client: Client) -> None:
     ],
     ids=["submit", "infer", "result", "status", "cancel"],
 )
-def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call) -> None:
+def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call: Callable[[Client], object]) -> None:
     with taxiway.Client(NOBODY) as client:
         started = time.monotonic()
         with pytest.raises(BrokerUnavailableError):
@@ -485,7 +489,7 @@ def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call) -> 
 def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_when_it_goes_on(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server, taxiway.Client(server.url) as client:
         job = client.submit("echo", "before")
-        os.kill(server.pid, signal.SIGSTOP)
+        os.kill(present(server.pid), signal.SIGSTOP)
         try:
             for call in (job.result, job.status, lambda: client.submit("echo", "meanwhile")):
                 started = time.monotonic()
@@ -493,7 +497,7 @@ def test_calls_to_a_broker_that_stands_still_fail_within_two_seconds_and_work_wh
                     call()
                 assert time.monotonic() - started < 2
         finally:
-            os.kill(server.pid, signal.SIGCONT)
+            os.kill(present(server.pid), signal.SIGCONT)
 
         with Responder(server.url):
             assert job.result(timeout=10).outputs == {"payload": "before"}
@@ -541,7 +545,7 @@ def test_a_wrong_password_is_said_at_once(url: str) -> None:
         assert time.monotonic() - started < 0.5
 
 
-def wait_until(condition, timeout: int = 10) -> None:
+def wait_until(condition: Callable[[], object], timeout: int = 10) -> None:
     until = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < until

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings
 from taxiway.client.sync_client import Client
-from taxiway.contract.job import JobState
+from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import priority_lists
 from taxiway.errors import (
     BrokerUnavailableError,
@@ -33,6 +33,7 @@ from taxiway.errors import (
     UnknownModelError,
 )
 from tests.cable import Cable
+from tests.narrowing import present
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
 
 
@@ -89,7 +90,7 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=str)
 def test_both_doors_give_equal_results_for_equal_requests(
-    settings: Settings, client: Client, device: EchoDevice, value
+    settings: Settings, client: Client, device: EchoDevice, value: object
 ) -> None:
     with taxiway.Client(settings.broker) as other:
         ours, theirs = client.infer("echo", value, timeout=10), other.infer("echo", value, timeout=10)
@@ -199,7 +200,7 @@ def test_a_cancelled_job_says_so(client: Client, idle_device: EchoDevice) -> Non
     ],
     ids=["infer", "result", "status", "models"],
 )
-def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call) -> None:
+def test_a_call_to_a_router_that_is_not_there_fails_within_two_seconds(call: Callable[[Client], object]) -> None:
     with taxiway.Client("http://127.0.0.1:9") as client:
         started = time.monotonic()
         with pytest.raises(BrokerUnavailableError, match="router"):
@@ -216,7 +217,11 @@ def test_calls_to_a_router_that_stands_still_fail_within_two_seconds_and_work_wh
         client.infer("echo", "before", timeout=10)
         os.kill(router.process.pid, signal.SIGSTOP)
         try:
-            for call in (lambda: client.infer("echo", "meanwhile"), lambda: client.job("some").result()):
+            calls: list[Callable[[], object]] = [
+                lambda: client.infer("echo", "meanwhile"),
+                lambda: client.job("some").result(),
+            ]
+            for call in calls:
                 started = time.monotonic()
                 with pytest.raises(BrokerUnavailableError):
                     call()
@@ -232,7 +237,7 @@ def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(
 ) -> None:
     job = client.submit("echo", "patience")
     parts = urlsplit(router.http)
-    cable = Cable(parts.hostname, parts.port)
+    cable = Cable(present(parts.hostname), present(parts.port))
     cable.pull()
     threading.Timer(1.0, cable.plug).start()
     try:
@@ -245,8 +250,9 @@ def test_a_wait_for_some_seconds_goes_on_while_the_router_cannot_be_reached(
 def test_an_answer_is_waited_for_while_the_router_cannot_be_reached_and_its_job_runs_once(
     router: RouterProcess, settings: Settings, idle_device: EchoDevice
 ) -> None:
-    parts, answers = urlsplit(router.http), []
-    cable = Cable(parts.hostname, parts.port)
+    parts = urlsplit(router.http)
+    answers: list[Result] = []
+    cable = Cable(present(parts.hostname), present(parts.port))
     with redis.Redis.from_url(settings.state) as state:
         try:
             url = f"http://127.0.0.1:{cable.port}"
@@ -274,7 +280,7 @@ def test_an_answer_that_is_not_taxiways_is_told_as_such() -> None:
             client.models()
 
 
-def _answer_as_a_proxy(listener) -> None:
+def _answer_as_a_proxy(listener: socket.socket) -> None:
     connection, _ = listener.accept()
     with connection:
         connection.recv(65536)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -135,7 +136,7 @@ def test_a_reader_who_stops_leaves_no_connection_behind(
 
     job = submit(client)
     teller.tell(job.id, "one ", at=0)
-    told = job.stream(timeout=20)
+    told: Any = job.stream(timeout=20)  # a generator
     assert next(told) == "one "
     told.close()
     assert until(lambda: connections() == 0)
@@ -154,4 +155,4 @@ def test_an_asyncio_reader_is_told_the_same(settings: Settings, teller: Teller) 
 
 def test_a_stream_is_asked_for_by_yes_or_no(client: taxiway.Client) -> None:
     with pytest.raises(InvalidRequestError, match="stream: expected `bool"):
-        client.submit("tell", "me", stream="yes")
+        client.submit("tell", "me", stream=cast(bool, "yes"))

@@ -7,6 +7,7 @@ import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import msgspec
@@ -28,6 +29,7 @@ from taxiway.errors import DeadlineExceededError
 from tests.celery_double import NoCelery
 from tests.routing import EchoDevice, eventually, router_process
 from tests.scripting import Store, placed
+from tests.stored import scores
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import Delivery
 
@@ -50,7 +52,7 @@ async def fire(settings: Settings) -> int:
         await router.close()
 
 
-def alike(*jobs: str, **fields: str) -> list[Forward]:
+def alike(*jobs: str, **fields: Any) -> list[Forward]:
     """Jobs that are forwarded as one group."""
     first, *rest = (placed(job, **fields) for job in jobs)
     return [first, *(msgspec.structs.replace(one, fields=first.fields) for one in rest)]
@@ -115,7 +117,7 @@ def test_a_job_that_was_placed_anew_is_due_at_its_new_deadline_only(store: Store
     store.forward(placed("j", deadline_at="1.5"))
     store.forward(msgspec.structs.replace(placed("j", deadline_at=later), was="queued"))
     assert overdue(store) == []
-    assert [float(score) for _, score in store.client.zrange(DEADLINES, 0, -1, withscores=True)] == [float(later)]
+    assert list(scores(store.client, DEADLINES).values()) == [float(later)]
 
 
 def test_a_router_ends_what_is_overdue_also_while_it_runs(settings: Settings, store: Store) -> None:

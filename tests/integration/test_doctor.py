@@ -26,7 +26,7 @@ from tests.waiting import until
 def open_server() -> Iterator[str]:
     """A Valkey that lets anybody in."""
     port = free_port()
-    command = [find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    command: list[str | Path] = [find_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         url = f"redis://127.0.0.1:{port}/0"
         with redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.05), 100)) as client:

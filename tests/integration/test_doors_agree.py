@@ -21,6 +21,7 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import settings_from
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.errors import RequestError
+from tests.producing import stop_listening
 from tests.routing import eventually, router_process
 from tests.working import worker_process, worker_settings
 
@@ -80,8 +81,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         celery = Celery("lab", broker=settings.broker, backend=settings.state, set_as_current=False)
         yield Fleet(stack.enter_context(redis.Redis.from_url(settings.state)), broker, http, celery)
         gc.collect()
-        celery.backend.result_consumer.stop()
-        celery.backend.client.connection_pool.disconnect()
+        stop_listening(celery)
         celery.close()
         gc.collect()
 

@@ -19,8 +19,10 @@ from tasks.settings import Settings
 from tasks.topology import Limits
 from taxiway.contract.keys import DEVICES, UNACKED, job_key, priority_list, result_key
 from taxiway.contract.wire import Envelope
+from tests.narrowing import as_bytes
 from tests.routing import empty_queues, eventually
 from tests.scripting import is_held
+from tests.stored import fields_of
 from tests.working import (
     CLASS,
     LONG,
@@ -72,7 +74,7 @@ def facts(tower: Tower, worker: str) -> DeviceFacts:
 
 def is_with(tower: Tower, job: str, worker: str) -> bool:
     """Whether the worker has the job, or anybody has answered it."""
-    holder: bytes = tower.state.hget(job_key(job), "holder") or b""
+    holder = as_bytes(tower.state.hget(job_key(job), "holder") or b"")
     return holder.startswith(worker.encode()) or bool(tower.state.exists(result_key(job)))
 
 
@@ -159,5 +161,5 @@ def test_a_worker_whose_batch_hangs_ends_itself_and_its_mates_are_answered_elsew
         reports = [tower.result(job_of(mate)).report for mate in mates]
     assert {(report.device, report.batch) for report in reports} == {("cpu:1", 1)}  # each alone: any may be why
     for mate in mates:
-        history = read_history(tower.state.hget(job_key(job_of(mate)), "history").decode())
+        history = read_history(fields_of(tower.state, job_key(job_of(mate)))["history"])
         assert [holder.worker for holder in history] == [first.name]

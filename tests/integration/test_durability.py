@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import celery
@@ -21,6 +22,7 @@ from tasks.settings import TREE, Settings, settings_from
 from taxiway import Client
 from taxiway.contract.keys import ARRIVALS, INFER, job_key
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from tests.producing import stop_listening
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings
 
@@ -98,8 +100,9 @@ def quorum(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Settin
 
 def _delete(url: str, names: Sequence[str]) -> None:
     with kombu.Connection(url) as connection:
+        channel: Any = connection.default_channel
         for name in names:
-            connection.default_channel.queue_delete(name)
+            channel.queue_delete(name)
 
 
 @pytest.mark.rabbitmq
@@ -118,8 +121,7 @@ def test_on_rabbitmq_a_job_goes_through_quorum_queues(quorum: Settings) -> None:
             app.conf.update(task_queues=[queue], broker_transport_options={"confirm_publish": True})
             sent = app.send_task(INFER, kwargs={"model": "echo", "inputs": "by Celery"}, queue=ARRIVALS)
             assert sent.get(timeout=20)["outputs"] == {"payload": "by Celery"}
-            app.backend.result_consumer.stop()
-            app.backend.client.connection_pool.disconnect()
+            stop_listening(app)
 
 
 def test_a_router_says_itself_how_durable_its_jobs_are() -> None:

@@ -31,6 +31,7 @@ from taxiway.contract.keys import (
 from taxiway.errors import BrokerUnavailableError
 from tests.routing import eventually
 from tests.scripting import RECORD, Store, placed
+from tests.stored import scores
 
 
 @pytest.fixture
@@ -254,24 +255,24 @@ async def opened(settings: Settings) -> ValkeyTransport:
 
 
 def test_a_session_whose_moves_were_all_answered_is_forgotten_as_it_ends(settings: Settings, store: Store) -> None:
-    async def sessions() -> list[bytes]:
+    async def sessions() -> list[str]:
         transport = await opened(settings)
         await transport.retire()
         await transport.close()
-        return list(store.client.zrange(SESSIONS, 0, -1))
+        return list(scores(store.client, SESSIONS))
 
-    assert not [session for session in asyncio.run(sessions()) if session.startswith(b"router.")]
+    assert not [session for session in asyncio.run(sessions()) if session.startswith("router.")]
 
 
 def test_a_session_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
-    async def sessions() -> list[bytes]:
+    async def sessions() -> list[str]:
         transport = await opened(settings)
         await transport.wait(0.05)
         await transport.retire()
         await transport.close()
-        return list(store.client.zrange(SESSIONS, 0, -1))
+        return list(scores(store.client, SESSIONS))
 
-    assert b"router.1" in asyncio.run(sessions())
+    assert "router.1" in asyncio.run(sessions())
 
 
 async def patiently_taken(transport: ValkeyTransport) -> InFlight:
@@ -284,7 +285,7 @@ async def patiently_taken(transport: ValkeyTransport) -> InFlight:
 
 
 def test_a_router_whose_connections_break_as_it_waits_begins_another_session(settings: Settings, store: Store) -> None:
-    async def taken() -> tuple[int, list[bytes]]:
+    async def taken() -> tuple[int, list[str]]:
         transport = await opened(settings)
         waiting = asyncio.create_task(transport.wait(10))
         await asyncio.to_thread(eventually, lambda: store.client.info("clients")["blocked_clients"] == LEVELS)
@@ -294,8 +295,8 @@ def test_a_router_whose_connections_break_as_it_waits_begins_another_session(set
         store.client.lpush(ARRIVALS, b"{}")
         found = await patiently_taken(transport)
         await transport.close()
-        return len(found.arrivals), list(store.client.zrange(SESSIONS, 0, -1))
+        return len(found.arrivals), list(scores(store.client, SESSIONS))
 
     arrivals, sessions = asyncio.run(taken())
     assert arrivals == 1
-    assert b"router.1" in sessions  # a move on a broken connection may still come
+    assert "router.1" in sessions  # a move on a broken connection may still come

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_every_door_says_that_the_disk_is_full_and_nothing_ends_for_want_of_a_de
                     door.infer("echo", "no room", timeout=10)
         store.empty()
         eventually(lambda: writes(client))
-        asked = [eventually(lambda door=door: accepted(door)) for door in (http, broker)]
+        asked = [eventually(partial(accepted, door)) for door in (http, broker)]
         with device:
             assert [job.result(timeout=10).outputs for job in asked] == [{"payload": "after"}] * 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,8 +23,11 @@ from taxiway.contract.keys import DEVICES, job_key, stream_key
 from taxiway.contract.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
 from taxiway.errors import InvalidRequestError, JobCancelledError
 from tests.decoding import tiny_model
+from tests.narrowing import as_bytes
+from tests.producing import stop_listening
 from tests.routing import eventually
 from tests.scripting import is_held
+from tests.stored import facts_of
 from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_settings
 from workers.drain import SIGNAL
 from workers.pipelines import open_pipeline
@@ -43,7 +47,8 @@ def fleet(settings: Settings, tmp_path: Path) -> Settings:
 
 def told(tower: Tower, job: str) -> list[Piece]:
     """The pieces in the job's stream."""
-    return [read_piece(fields) for _, fields in tower.state.xrange(stream_key(job))]
+    entries: Any = tower.state.xrange(stream_key(job))
+    return [read_piece(fields) for _, fields in entries]
 
 
 def whole(tower: Tower, job: str, text: str) -> list[Piece]:
@@ -57,7 +62,7 @@ def running(tower: Tower) -> int:
 
 
 def state_of(tower: Tower, job: str) -> str:
-    return (tower.state.hget(job_key(job), "state") or b"").decode()
+    return as_bytes(tower.state.hget(job_key(job), "state") or b"").decode()
 
 
 def cancel(tower: Tower, job: str) -> None:
@@ -117,7 +122,7 @@ def test_a_revoked_generation_leaves_the_device(tower: Tower, worker: WorkerProc
     with Celery("lab", broker=fleet.broker, backend=fleet.state, set_as_current=False) as app:
         app.control.revoke(job, destination=[worker.name])
         eventually(lambda: running(tower) == 0 and tower.unacknowledged() == 0, within=5)
-        app.backend.client.connection_pool.disconnect()
+        stop_listening(app)
     with pytest.raises(JobCancelledError):
         tower.result(job)
 
@@ -190,7 +195,7 @@ def test_models_that_do_not_fit_together_take_turns(settings: Settings, tmp_path
         for n in range(12):
             jobs += [tower.order("tiny", f"prompt {n}", **PROMPT), tower.order("slab", {"samples": [10], "seed": [n]})]
         answers = [tower.result(job, within=60) for job in jobs]
-        facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+        facts = facts_of(tower.state, worker.name)
     assert {answer.model for answer in answers} == {"tiny:1", "slab:1"}
     assert not {"tiny:1/onnx", "slab:1/python"} <= set(facts.warm)
 
@@ -200,7 +205,7 @@ def test_a_worker_that_leaves_at_once_gives_its_running_generation_back(fleet: S
         job = tower.order("tiny", "long", **ENDLESS)
         eventually(lambda: state_of(tower, job) == "running")
         worker.process.send_signal(SIGNAL)
-        eventually(lambda: b'"draining":true' in tower.state.hget(DEVICES, worker.name))
+        eventually(lambda: facts_of(tower.state, worker.name).draining)
         worker.process.send_signal(SIGNAL)  # for the second time: now
         assert worker.process.wait(10) == 0
     assert (state_of(tower, job), tower.waiting(), is_held(tower.state, job)) == ("queued", 1, False)

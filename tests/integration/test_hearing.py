@@ -18,6 +18,7 @@ from tasks.topology import Limits
 from taxiway.client.valkey_link import Replies, ValkeyLink
 from taxiway.contract.keys import reply_channel, result_key
 from tests.cable import Cable
+from tests.narrowing import present
 
 META = b'{"task_id": "j", "status": "SUCCESS"}'
 PAUSE = 0.1
@@ -69,7 +70,7 @@ async def subscribed(store: redis.Redis, name: str, *, times: int = 1) -> None:
 
 
 def test_a_router_finds_a_result_that_was_never_announced(settings: Settings, store: redis.Redis, name: str) -> None:
-    async def scenario():
+    async def scenario() -> bytes:
         async with router_results(settings.state, name) as results:
             await subscribed(store, name)
             with results.expect("j") as future:
@@ -96,7 +97,7 @@ def test_a_router_gives_up_a_subscription_that_has_become_silent(
     settings: Settings, store: redis.Redis, name: str
 ) -> None:
     parts = urlsplit(settings.state)
-    cable = Cable(parts.hostname, parts.port)
+    cable = Cable(present(parts.hostname), present(parts.port))
     url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
 
     async def scenario() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def store(settings: Settings) -> Iterator[redis.Redis]:
         yield client
 
 
-def publish(settings: Settings, raws: list[Any]) -> None:
+def publish(settings: Settings, raws: list[bytes]) -> None:
     """Write messages to the arrivals of either broker."""
     if settings.broker_is_state:
         with redis.Redis.from_url(settings.broker) as client:
@@ -105,6 +106,14 @@ def bound_seconds(store: redis.Redis) -> float:
     return float(store.hget(WORK, BOUND) or 0)
 
 
+def is_placed_or_held(store: redis.Redis, job: str) -> bool:
+    return record_of(store, job).state is not JobState.ACCEPTED
+
+
+def holds_fewer_than(store: redis.Redis, count: int) -> bool:
+    return store.hlen(HELD) < count or count == 0
+
+
 def fill(settings: Settings, store: redis.Redis, **terms: int) -> str:
     """Bind a horizon's worth of jobs and hold another, then one more that has to be held; that one's id.
 
@@ -112,7 +121,7 @@ def fill(settings: Settings, store: redis.Redis, **terms: int) -> str:
     """
     while not store.hlen(HELD):  # what a job takes falls with the rate at which they come
         last = send(settings, int(HORIZON / ALONE), **terms)[-1]
-        eventually(lambda last=last: record_of(store, last).state is not JobState.ACCEPTED)
+        eventually(partial(is_placed_or_held, store, last))
     return send(settings, 1 + int(HORIZON / ALONE), **terms)[-1]
 
 
@@ -128,7 +137,7 @@ def test_a_flood_waits_in_holding_while_its_class_keeps_its_horizon_and_its_devi
             while store.hlen(HELD) > 0:
                 bound.append(bound_seconds(store))
                 time.sleep(0.01)
-            ended = [eventually(lambda job=job: store.get(result_key(job)), within=30) for job in jobs]
+            ended = [eventually(partial(store.get, result_key(job)), within=30) for job in jobs]
 
     assert {read_meta(meta).status for meta in ended} == {"SUCCESS"}
     assert {record_of(store, job).attempts for job in jobs} == {1}
@@ -229,8 +238,7 @@ def test_routers_that_die_while_they_release_lose_no_job_and_run_none_twice(
             eventually(lambda: store.hlen(HELD) > 300)
         for _ in range(3):
             with router_process(fleet) as router:
-                before = store.hlen(HELD)
-                eventually(lambda before=before: store.hlen(HELD) < before or before == 0, within=5)
+                eventually(partial(holds_fewer_than, store, store.hlen(HELD)), within=5)
                 router.process.kill()
         with router_process(fleet), router_process(fleet):
             eventually(lambda: set(jobs) <= set(device.done), within=30)

@@ -17,7 +17,7 @@ import pytest
 import uvloop
 
 from router.http.connection import HEAD, SLOWEST, WHOLE
-from router.http.gate import Receive, Send, answer, is_loopback
+from router.http.gate import Application, Receive, Send, answer, is_loopback
 from router.http.server import HttpServer, open_tls
 from tasks.document import Size
 from tasks.topology import Limits
@@ -59,7 +59,7 @@ async def refuser(scope: dict[str, Any], receive: Receive, send: Send) -> None:
 
 @contextlib.contextmanager
 def served(
-    limits: Limits = LIMITS, tls: ssl.SSLContext | ssl.SSLContext | None = None, application=application
+    limits: Limits = LIMITS, tls: ssl.SSLContext | ssl.SSLContext | None = None, application: Application = application
 ) -> Iterator[HttpServer]:
     """A server on a thread of its own."""
     loop, ready = uvloop.new_event_loop(), threading.Event()
@@ -432,5 +432,5 @@ def test_a_sender_that_leaves_within_its_body_is_not_waited_for() -> None:
     [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True)]
     + [(host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "", "127.0.0.1.example.org")],
 )
-def test_only_the_loopback_is_this_machine_alone(host, here) -> None:
+def test_only_the_loopback_is_this_machine_alone(host: str, here: bool) -> None:
     assert is_loopback(host) is here

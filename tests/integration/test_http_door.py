@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import msgspec
@@ -24,7 +24,7 @@ from router.decide.explain import Basis, read_basis
 from router.http.inference import Inference
 from router.http.protocol import read_infer
 from router.operations.jobs import Jobs
-from router.service.admission import Rules
+from router.service.admission import Admitted, Rules
 from router.service.arrivals import Router
 from tasks.models.catalogue import load_catalogue
 from tasks.models.folder import ModelsFolder
@@ -33,7 +33,9 @@ from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result
 from taxiway.contract.keys import job_key, priority_lists, result_key, snapshot_key
 from taxiway.errors import FleetUnavailable, TaxiwayError
+from tests.narrowing import present
 from tests.routing import EchoDevice, eventually, router_process
+from tests.stored import fields_of
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def store(shared: Settings) -> Iterator[redis.Redis]:
         yield client
 
 
-def body(*rows: str, parameters: dict[str, Any] | None = None, tensor=None, **fields) -> dict[str, Any]:
+def body(
+    *rows: str, parameters: dict[str, Any] | None = None, tensor: dict[str, Any] | None = None, **fields: Any
+) -> dict[str, Any]:
     named = {"name": "payload", "shape": [len(rows)], "datatype": "BYTES", "data": list(rows), **(tensor or {})}
     return {"inputs": [named], "parameters": {"deadline": 30, **(parameters or {})}, **fields}
 
@@ -90,14 +94,14 @@ def infer(
     return http.post(f"/v2/models/{model}/infer", json=body(*rows, **arguments), headers=headers)
 
 
-def accept(http: httpx.Client, *rows: str, **arguments: dict[str, Any] | dict[str, str]):
+def accept(http: httpx.Client, *rows: str, **arguments: Any) -> str:
     accepted = infer(http, *rows, headers={"prefer": "respond-async"}, **arguments)
     assert accepted.status_code == 202, accepted.text
     return accepted.json()["id"]
 
 
-def basis_of(store: redis.Redis, job) -> Basis | None:
-    return read_basis(store.hget(job_key(job), "basis").decode())
+def basis_of(store: redis.Redis, job: str) -> Basis:
+    return present(read_basis(fields_of(store, job_key(job))["basis"]))
 
 
 def test_a_request_in_chunks_and_one_with_a_version_are_answered_as_any_other(http: httpx.Client) -> None:
@@ -250,7 +254,7 @@ def test_a_placement_is_explained_with_what_was_not_chosen(http: httpx.Client) -
 def test_a_job_keeps_little_for_its_explanation(http: httpx.Client, store: redis.Redis) -> None:
     job = accept(http, "a")
 
-    assert len(store.hget(job_key(job), "basis")) < 500
+    assert len(fields_of(store, job_key(job))["basis"]) < 500
     assert store.ttl(snapshot_key(basis_of(store, job).snapshot)) > 3500
 
 
@@ -361,7 +365,7 @@ def test_a_wrong_request_is_refused_by_name_before_it_is_explained(http: httpx.C
     ],
 )
 def test_a_wrong_request_is_refused_by_name(
-    http: httpx.Client, arguments, status: int, code: str, field: str | None
+    http: httpx.Client, arguments: dict[str, Any], status: int, code: str, field: str | None
 ) -> None:
     answer = infer(http, "a", **arguments)
 
@@ -462,7 +466,7 @@ def test_a_router_does_not_start_for_a_class_that_is_not_there(settings: Setting
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=lambda headers: "=".join(*headers.items()))
-def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Client, headers) -> None:
+def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Client, headers: dict[str, str]) -> None:
     answers = [infer(http, "a", headers=headers), http.get("/v2/health/live", headers=headers)]
 
     assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(403, "forbidden")] * 2
@@ -470,7 +474,9 @@ def test_a_page_of_another_site_may_not_ask_a_door_without_keys(http: httpx.Clie
 
 
 @pytest.mark.parametrize("headers", OWN, ids=lambda headers: "=".join(*headers.items()))
-def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(http: httpx.Client, headers) -> None:
+def test_this_machine_may_ask_a_door_without_keys_by_each_of_its_own_names(
+    http: httpx.Client, headers: dict[str, str]
+) -> None:
     assert infer(http, "a", headers=headers).status_code == 200
 
 
@@ -507,12 +513,12 @@ def test_an_infer_request_goes_straight_to_a_class_queue(settings: Settings, idl
 class Astray(Router):
     """Fails as nobody foresaw, once it has forwarded a request."""
 
-    async def forward(self, admitted) -> None:
+    async def forward(self, admitted: Admitted) -> NoReturn:
         await super().forward(admitted)
         raise KeyError(admitted.outgoing.job)
 
 
-async def ended_astray(router: Astray):
+async def ended_astray(router: Astray) -> str:
     """A job that was forwarded so, and ended; where the machine stalls, another one than the first."""
     inference = Inference(router, Jobs(router))
     while True:
@@ -528,7 +534,7 @@ async def ended_astray(router: Astray):
 
 
 def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(settings: Settings) -> None:
-    async def scenario():
+    async def scenario() -> str:
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
         router = Astray(settings, rules, "astray", ModelsFolder(settings.models, settings.queues))
         try:

@@ -35,7 +35,9 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
             yield http
 
 
-def post(http: httpx.Client, path: str, content: bytes | Iterator[bytes], coding: str, **headers) -> httpx.Response:
+def post(
+    http: httpx.Client, path: str, content: bytes | Iterator[bytes], coding: str, **headers: str
+) -> httpx.Response:
     return http.post(path, content=content, headers={"content-encoding": coding, **headers})
 
 

@@ -7,10 +7,9 @@ import secrets
 import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,14 +17,14 @@ import pytest
 import taxiway
 from local.embedded import EmbeddedValkey
 from router.access.file import write_keys
-from router.access.keyring import Key, digest_of
+from router.access.keyring import Key, Scope, digest_of
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
 from tests.certificates import self_signed
 from tests.routing import EchoDevice, eventually, router_process
 
 BODY = {"inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}], "parameters": {}}
-OWNERS = {
+OWNERS: dict[str, tuple[str, tuple[Scope, ...]]] = {
     "lab": ("lab", ("submit", "read")),
     "shop": ("shop", ("submit", "read")),
     "writer": ("lab", ("submit",)),
@@ -40,7 +39,7 @@ QUEUES = (
 ).read_text() + "\ntenants: {slow: {requests_per_second: 0.5}, busy: {requests_per_second: 50}}\n"
 
 
-def keys_of(names: dict[str, tuple[str, tuple[str, ...]]] | set[str]) -> list[Any]:
+def keys_of(names: Iterable[str]) -> list[Key]:
     return [
         Key(id=name, digest=digest_of(SECRETS[name]), tenant=OWNERS[name][0], scopes=OWNERS[name][1]) for name in names
     ]
@@ -68,7 +67,8 @@ def door(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def asking(door: str, folder: Path, name: str | None = None, secret: str | None = None) -> Iterator[httpx.Client]:
-    headers = {"authorization": f"Bearer {secret or SECRETS[name]}"} if name or secret else {}
+    secret = SECRETS[name] if name else secret
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
     trust = ssl.create_default_context(cafile=folder / "cert.pem")
     with httpx.Client(base_url=door, headers=headers, timeout=20, verify=trust, trust_env=False) as http:
         yield http
@@ -90,7 +90,7 @@ WRONG = [None, "taxiway_wrong", "", SECRETS["lab"][:-1], SECRETS["lab"] + "x"]
 
 
 @pytest.mark.parametrize("secret", WRONG, ids=["none", "unknown", "empty", "cut", "longer"])
-def test_without_a_good_key_only_the_health_is_told(door: str, folder: Path, secret) -> None:
+def test_without_a_good_key_only_the_health_is_told(door: str, folder: Path, secret: str | None) -> None:
     with asking(door, folder, secret=secret) as http:
         refused = [http.get("/v2/models"), http.post("/v2/models/echo/infer", json=BODY), http.get("/metrics")]
         health = [http.get("/v2/health/live"), http.get("/v2/health/ready"), http.get("/docs")]

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar
 
 import pytest
 
 from taxiway.client.http_link import SILENCE, BrokenOffError, HttpLink, Response
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
+T = TypeVar("T")
+Answer = bytes | list[bytes] | None
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
 class Server:
     """Answers each request with the next of `answers`, cut into pieces; the last one again and again. None: never."""
 
-    def __init__(self, *answers) -> None:
+    def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
-        self.requests = []
+        self.requests: list[bytes] = []
         self.connections = 0
-        self.open = set()
+        self.open: set[asyncio.StreamWriter] = set()
 
-    async def serve(self, reader, writer) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         self.open.add(writer)
         try:
@@ -48,10 +52,17 @@ class Server:
             writer.close()
 
 
-def run(server, use, *, patience: float = 0.6, path: str = "", silence: float = SILENCE):
+def run(
+    server: Server,
+    use: Callable[[HttpLink], Awaitable[T]],
+    *,
+    patience: float = 0.6,
+    path: str = "",
+    silence: float = SILENCE,
+) -> T:
     """What `use` makes of a link to the server."""
 
-    async def main():
+    async def main() -> T:
         listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
         link = HttpLink(f"http://127.0.0.1:{port}{path}", patience, silence=silence)
@@ -67,7 +78,7 @@ def run(server, use, *, patience: float = 0.6, path: str = "", silence: float = 
 
 
 def test_one_connection_serves_one_call_after_the_other() -> None:
-    async def use(link: HttpLink) -> list[Any]:
+    async def use(link: HttpLink) -> list[object]:
         return [(await link.ask("GET", "/a")).body for _ in range(3)]
 
     server = Server(OK)
@@ -77,7 +88,7 @@ def test_one_connection_serves_one_call_after_the_other() -> None:
 
 
 def test_calls_at_the_same_time_have_a_connection_each() -> None:
-    async def use(link: HttpLink) -> list[Any]:
+    async def use(link: HttpLink) -> list[int]:
         answers = await asyncio.gather(*(link.ask("POST", "/a", [b"x" * size]) for size in (0, 10, 200_000)))
         return [answer.status for answer in answers]
 
@@ -106,8 +117,8 @@ def test_an_answer_is_read_however_it_is_sent(answer: list[bytes]) -> None:
 
 
 def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one() -> None:
-    async def use(link: HttpLink) -> tuple[bytes, Any, Any]:
-        heard = []
+    async def use(link: HttpLink) -> tuple[object, ...]:
+        heard: list[bytes] = []
         good = await link.ask("GET", "/a", sink=heard.append)
         bad = await link.ask("GET", "/a", sink=heard.append)
         return b"".join(heard), good.body, bad.body
@@ -119,7 +130,7 @@ def test_a_sink_gets_the_pieces_of_a_good_answer_and_nothing_of_a_bad_one() -> N
 
 
 def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
-    async def use(link: HttpLink) -> tuple[Any, Any]:
+    async def use(link: HttpLink) -> tuple[object, ...]:
         first = await link.ask("GET", "/a")
         await asyncio.sleep(0.05)  # the server's end of the connection arrives
         return first.body, (await link.ask("GET", "/a")).body
@@ -169,7 +180,7 @@ def test_a_silent_server_is_given_up_within_the_patience() -> None:
 
 def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
     class Slow(Server):
-        async def serve(self, reader, writer) -> None:
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             if b"/slow" in head:
                 await asyncio.sleep(1.2)
@@ -184,7 +195,7 @@ def test_a_server_that_lives_may_take_longer_than_the_patience() -> None:
 
 def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_call_made_again() -> None:
     class Forgetful(Server):
-        async def serve(self, reader, writer) -> None:
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.open.add(writer)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             asked = [request for request in self.requests if b"/a" in request]
@@ -199,7 +210,7 @@ def test_a_connection_that_a_living_server_has_forgotten_is_given_up_and_its_cal
 
 def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
     class Forgetful(Server):
-        async def serve(self, reader, writer) -> None:
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             self.open.add(writer)
             self.requests.append(await reader.readuntil(b"\r\n\r\n"))
             if b"POST" not in self.requests[-1]:
@@ -217,7 +228,7 @@ def test_a_body_that_a_server_stops_taking_is_sent_again_to_another() -> None:
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 def test_what_must_happen_once_is_sent_once(method: str) -> None:
     class Leaving(Server):
-        async def serve(self, reader, writer) -> None:
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             for answer in (OK, b""):
                 self.requests.append(await reader.readuntil(b"\r\n\r\n"))
                 writer.write(answer)
@@ -249,7 +260,8 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_this_machine(monkeypatch
             finally:
                 await other.close()
 
-    server, answers = Server(OK, OK, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n"), []
+    server = Server(OK, OK, b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+    answers: list[object] = []
     run(server, use)
 
     assert answers == [b"ok", b"ok", False, False]
@@ -275,14 +287,15 @@ class Mute(asyncio.Protocol):
 
     answering = False
 
-    def __init__(self, made) -> None:
+    def __init__(self, made: list[Mute]) -> None:
         self._made = made
 
-    def connection_made(self, transport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._made.append(self)
 
-    def data_received(self, data) -> None:
+    def data_received(self, data: bytes) -> None:
         if self.answering:
             self._transport.write(OK)
 
@@ -291,15 +304,15 @@ class Mute(asyncio.Protocol):
 
 
 def test_of_many_who_wait_for_a_server_that_was_silent_one_asks_for_all() -> None:
-    made = []
+    made: list[Mute] = []
 
     def connection() -> Mute:
         return Mute(made)
 
-    async def ask_together(link: HttpLink) -> list[Any | BaseException]:
+    async def ask_together(link: HttpLink) -> list[Response | BaseException]:
         return await asyncio.gather(*(link.ask("GET", "/a") for _ in range(40)), return_exceptions=True)
 
-    async def scenario() -> tuple[list[Any], int]:
+    async def scenario() -> tuple[list[list[Response | BaseException]], int]:
         listening = await asyncio.get_running_loop().create_server(connection, "127.0.0.1", 0)
         link = HttpLink(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}", 0.6)
         try:
@@ -335,9 +348,7 @@ def test_the_addresss_own_path_and_password_go_along() -> None:
 
 
 @contextmanager
-def socket_that_reads(heard: list[Any], reply: bytes = OK):
-    import socket
-
+def socket_that_reads(heard: list[bytes], reply: bytes = OK) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -353,7 +364,7 @@ def socket_that_reads(heard: list[Any], reply: bytes = OK):
 
 
 def test_a_name_and_password_in_the_address_are_told_as_http_tells_them() -> None:
-    heard = []
+    heard: list[bytes] = []
 
     async def use(port: int) -> None:
         link = HttpLink(f"http://me:p%40ss@127.0.0.1:{port}", 1.0)

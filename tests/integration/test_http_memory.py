@@ -8,7 +8,7 @@ import re
 import secrets
 import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -53,7 +53,7 @@ def port(router: RouterProcess) -> int:
 
 
 @pytest.fixture
-def grown(router: RouterProcess):
+def grown(router: RouterProcess) -> Callable[[], int]:
     """Bytes by which the router's memory has grown since the test began."""
     process = psutil.Process(router.process.pid)
     before = process.memory_info().rss
@@ -111,7 +111,9 @@ def test_a_connection_without_a_key_that_asks_without_end_takes_little_memory(
     assert process.memory_info().rss - before < 4 * MIB
 
 
-def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are_served(port: int, grown) -> None:
+def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are_served(
+    port: int, grown: Callable[[], int]
+) -> None:
     with contextlib.ExitStack() as stack:
         many = [stack.enter_context(begun(port, "lab", length=4 * MIB, sent=b"x")) for _ in range(30)]
         refused = [connection for connection in many[4:] if b"429" in connection.recv(12)]
@@ -125,14 +127,14 @@ def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are
     assert until(lambda: is_answered(port, "lab"), patience=5)
 
 
-def test_bodies_of_no_declared_length_count_as_they_come(port: int, grown) -> None:
+def test_bodies_of_no_declared_length_count_as_they_come(port: int, grown: Callable[[], int]) -> None:
     with contextlib.ExitStack() as stack:
         path = "/v2/models/echo/placement"
         many = [stack.enter_context(begun(port, "lab", path=path)) for _ in range(8)]
         for _ in range(3):
             for connection in many:
                 pushed(connection, b"%x\r\n%s\r\n" % (MIB, bytes(MIB)), 1)
-        assert until(lambda: select.select(many, [], [], 0)[0])  # a refusal came, though no body is whole
+        assert until(lambda: bool(select.select(many, [], [], 0)[0]))  # a refusal came, though no body is whole
         assert grown() < 40 * MIB
         for connection in many:
             pushed(connection, b"0\r\n\r\n", 1)

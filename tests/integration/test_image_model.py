@@ -254,7 +254,7 @@ def test_a_checkpoint_that_would_unpack_to_more_than_it_is_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsafeCheckpointError, match=message):
-        read_checkpoint(checkpoint(tmp_path / "m.pth", **({"count": 100, "shape": (2, 3)} | changes)))
+        read_checkpoint(checkpoint(tmp_path / "m.pth", **{"count": 100, "shape": (2, 3), **changes}))
 
 
 def test_a_picture_of_more_scans_than_any_camera_makes_is_refused_before_it_is_decoded() -> None:

@@ -17,6 +17,7 @@ from taxiway.contract.keys import ARRIVALS, LENGTHS, job_key, lengths_cell, resu
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
 from tests.routing import eventually, router_process
+from tests.stored import fields_of
 from tests.working import QUEUES, worker_process, worker_settings
 
 pytestmark = pytest.mark.models
@@ -30,7 +31,7 @@ def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list
     request = Request(model="generate", inputs=prompts, parameters={"max_tokens": 256, "stop": ["e"]}, tenant=tenant)
     state.lpush(ARRIVALS, infer_message(job, msgspec.structs.replace(request, deadline=60), reply="", origin="test"))
     answer = read_result(read_meta(eventually(lambda: state.get(result_key(job)), within=60)))
-    basis = read_basis((state.hget(job_key(job), "basis") or b"").decode())
+    basis = read_basis(fields_of(state, job_key(job))["basis"])
     assert basis is not None
     return answer.outputs["tokens"], basis.needs.size
 

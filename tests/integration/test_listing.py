@@ -22,6 +22,7 @@ from router.access.file import write_keys
 from router.access.keyring import SCOPES, Key, digest_of
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.client.sync_client import Client
+from taxiway.contract.job import JobRecord
 from taxiway.contract.keys import ACCEPTED, job_key
 from taxiway.errors import InvalidRequestError
 from tests.routing import EchoDevice, eventually, router_process
@@ -70,7 +71,7 @@ def client(request: pytest.FixtureRequest, settings: Settings, door: str) -> Ite
         yield client
 
 
-def all_pages(client: Client, **asked: list[Any]) -> list[Any]:
+def all_pages(client: Client, **asked: Any) -> list[JobRecord]:
     pages = [client.jobs(**asked)]
     while pages[-1].next is not None:
         pages.append(client.jobs(**asked, cursor=pages[-1].next))
@@ -109,7 +110,7 @@ def test_a_job_that_was_refused_is_listed_as_what_it_was(client: Client, jobs: d
     [({"states": ["lost"]}, "state"), ({"limit": 0}, "limit"), ({"limit": 1001}, "limit"), ({"cursor": "x"}, "cursor")],
 )
 def test_a_wrong_question_is_refused_by_name(
-    client: Client, jobs: dict[str, Any], wrong: dict[str, list[str]] | dict[str, int] | dict[str, str], field: str
+    client: Client, jobs: dict[str, Any], wrong: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: ") as told:
         client.jobs(**wrong)
@@ -123,7 +124,7 @@ def test_the_command_line_lists_jobs_at_both_doors(
     command = [sys.executable, "-m", "taxiway", "jobs", "--url", door if where == "http" else settings.broker]
     environment = {**os.environ, "COLUMNS": "160"}
 
-    def run(*options) -> subprocess.CompletedProcess[str]:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*command, *options], cwd=TREE, env=environment, capture_output=True, text=True, check=True
         )

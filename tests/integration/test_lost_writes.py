@@ -9,14 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import kombu
 import pytest
 import redis
 
 from local.embedded import EmbeddedValkey
-from tasks.celery_app import class_queue
 from tasks.settings import Settings
-from tests.routing import empty_queues, eventually
+from tests.routing import depth_on_rabbitmq, empty_queues, eventually
 from tests.working import CLASS, Tower, worker_process, worker_settings
 
 pytestmark = pytest.mark.rabbitmq
@@ -60,12 +58,6 @@ def fleet(server: EmbeddedValkey, settings: Settings, tmp_path: Path, amqp_url: 
     return worker_settings(replace(settings, broker=amqp_url, state=server.url), tmp_path)
 
 
-def waiting(fleet: Settings) -> int:
-    """Messages in the class's queue that no worker has."""
-    with kombu.Connection(fleet.broker) as connection:
-        return int(class_queue(CLASS)(connection.default_channel).queue_declare(passive=True).message_count)
-
-
 def test_an_answer_that_is_lost_is_written_again(server: EmbeddedValkey, fleet: Settings) -> None:
     with Tower(fleet) as tower, worker_process(fleet):
         store = Forgetful(server)
@@ -107,4 +99,4 @@ def test_a_worker_that_stops_has_what_it_wrote_acknowledged(fleet: Settings) -> 
             tower.result(message.headers["id"])
         worker.process.terminate()
         worker.process.wait(20)
-        assert waiting(fleet) == 0
+        assert depth_on_rabbitmq(fleet.broker, CLASS) == 0

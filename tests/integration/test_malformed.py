@@ -7,7 +7,6 @@ import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +123,10 @@ def test_a_worker_on_rabbitmq_goes_on_as_well(settings: Settings, amqp_url: str,
         assert worker.process.poll() is None
 
 
+def nested(levels: int) -> object:
+    return {"a": nested(levels - 1)} if levels else 1
+
+
 AMQP_ODD: tuple[dict[str, Any], ...] = (
     {"x": "\ud800"},
     {"id": "i\ud800"},
@@ -135,7 +138,7 @@ AMQP_ODD: tuple[dict[str, Any], ...] = (
     {"argsrepr": b"abc"},
     {"stamped_headers": "x"},
     {"taxiway": {"reply": b"x"}},
-    {"x": reduce(lambda below, _: {"a": below}, range(150), 1)},
+    {"x": nested(150)},
 )
 """Headers that AMQP can carry, and JSON or UTF-8 cannot."""
 
@@ -151,8 +154,14 @@ def test_odd_headers_on_rabbitmq_end_neither_a_router_nor_a_worker_and_every_job
         with Connection(amqp_url) as connection, connection.channel() as channel:
             for queue, (n, odd) in itertools.product((ARRIVALS, CLASS), enumerate(AMQP_ODD)):
                 headers = {"task": INFER, "id": f"{queue}-{n}", **odd}
-                content = {"content_type": "application/json", "content_encoding": "utf-8"}
-                Producer(channel).publish(body, exchange=queue, routing_key=queue, headers=headers, **content)
+                Producer(channel).publish(
+                    body,
+                    exchange=queue,
+                    routing_key=queue,
+                    headers=headers,
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                )
         for queue, (n, odd) in itertools.product((ARRIVALS, CLASS), enumerate(AMQP_ODD)):
             if "id" not in odd:
                 tower.await_meta(f"{queue}-{n}")

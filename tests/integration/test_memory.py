@@ -110,7 +110,7 @@ def _refused(http: httpx.Client) -> httpx.Response | None:
 def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "queues.yaml").write_text(BOUNDED)
     fleet = dataclasses.replace(settings, queues=tmp_path / "queues.yaml")
-    body = {
+    body: dict[str, Any] = {
         "inputs": [{"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
         "parameters": {"tenant": "lab"},
     }
@@ -121,7 +121,7 @@ def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Setting
         EchoDevice(fleet, answering=False),
     ):
 
-        def ask(body: dict[str, object] = body) -> httpx.Response:
+        def ask(body: dict[str, Any] = body) -> httpx.Response:
             return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"})
 
         accepted = [ask() for _ in range(3)]
@@ -129,7 +129,7 @@ def test_a_tenant_over_its_depth_is_refused_until_its_jobs_end(settings: Setting
         refused = ask()
         assert (refused.status_code, refused.json()["details"]["limit"]) == (429, "tenants.lab.max_depth")
         assert refused.headers["retry-after"] == "1"
-        large = ask({**body, "inputs": [{**body["inputs"][0], "data": ["a" * 2000]}]})  # type: ignore[dict-item, index]
+        large = ask({**body, "inputs": [{**body["inputs"][0], "data": ["a" * 2000]}]})
         assert (large.status_code, large.json()["details"]["limit"]) == (413, "tenants.lab.payload")
         assert state.hget(WORK, tenant_cell("lab")) == b"3"
         http.delete(accepted[0].json()["location"])

@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -32,7 +34,9 @@ from taxiway.contract.keys import (
 )
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
+from tests.narrowing import as_bytes
 from tests.routing import EchoDevice, eventually, router_process
+from tests.stored import fields_of, record_of
 from tests.working import worker_process
 
 QUEUES = """
@@ -65,7 +69,7 @@ def twins(settings: Settings, tmp_path: Path) -> Settings:
 class Fleet:
     store: redis.Redis
 
-    def send(self, count: int, **terms: object) -> list[str]:
+    def send(self, count: int, **terms: Any) -> list[str]:
         jobs = [str(uuid.uuid4()) for _ in range(count)]
         for job in jobs:
             message = infer_message(job, Request(model="paced", inputs=job, **terms), reply="", origin="test")
@@ -78,15 +82,15 @@ class Fleet:
         eventually(lambda: all(self.results(jobs)), within=90)
         return time.monotonic() - started
 
-    def live(self) -> list[str]:
+    def live(self) -> list[Any]:
         now = self.store.time()[0]
-        return self.store.zrangebyscore(HEARTBEATS, now - GONE_AFTER, "+inf")
+        return list(self.store.zrangebyscore(HEARTBEATS, now - GONE_AFTER, "+inf"))
 
     def waiting(self, hardware_class: str) -> int:
         return sum(int(self.store.llen(name)) for name in priority_lists(hardware_class))
 
-    def results(self, jobs: list[str]) -> list[bytes | None]:
-        return self.store.mget([result_key(job) for job in jobs])
+    def results(self, jobs: list[str]) -> list[Any]:
+        return list(self.store.mget([result_key(job) for job in jobs]))
 
     def result(self, job: str) -> Result:
         return read_result(read_meta(eventually(lambda: self.store.get(result_key(job)))))
@@ -108,9 +112,9 @@ def test_waiting_work_moves_to_a_class_that_became_idle_and_runs_once(twins: Set
         eventually(lambda: len(second.done) > 100, within=20)
         assert len(set(second.done)) == len(second.done)
         moved = second.done[0]
-        record = {name.decode(): value.decode() for name, value in fleet.store.hgetall(job_key(moved)).items()}
+        record = fields_of(fleet.store, job_key(moved))
         assert record["hardware_class"] == "cpu.b"
-        assert 0 <= int(record["turn"]) < int(fleet.store.hget(WORK, turns_cell(record["cell"])))
+        assert 0 <= int(record["turn"]) < int(as_bytes(fleet.store.hget(WORK, turns_cell(record["cell"]))))
         (move,) = json.loads(record["moves"])
         assert (move["source"], move["target"], move["kind"]) == ("cpu.a", "cpu.b", "balance")
         result = fleet.result(moved)
@@ -142,7 +146,7 @@ def test_a_message_that_no_router_signed_is_left_where_it_is(twins: Settings) ->
         fleet.send(300)
         eventually(lambda: fleet.waiting("cpu.a") == 300, within=20)
         name = priority_list("cpu.a", 2)
-        forged = json.loads(fleet.store.lindex(name, 0))
+        forged = json.loads(as_bytes(fleet.store.lindex(name, 0)))
         forged["headers"]["taxiway"] = forged["headers"]["taxiway"].replace("level", "Level")
         fleet.store.lpop(name)
         fleet.store.lpush(name, json.dumps(forged))
@@ -150,6 +154,10 @@ def test_a_message_that_no_router_signed_is_left_where_it_is(twins: Settings) ->
         eventually(lambda: fleet.waiting("cpu.b") > 50, within=20)
         left = [json.loads(raw)["headers"]["id"] for raw in fleet.store.lrange(name, 0, -1)]
         assert forged["headers"]["id"] in left
+
+
+def has_more_than(device: EchoDevice, count: int) -> bool:
+    return len(device.done) > count
 
 
 def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Settings) -> None:
@@ -160,9 +168,9 @@ def test_every_job_is_answered_once_while_those_that_lead_are_killed(twins: Sett
         idle = stack.enter_context(EchoDevice(twins, hardware_class="cpu.b"))
         with EchoDevice(twins, hardware_class="cpu.a", answering=False):
             for _ in range(4):
-                before = len(idle.done)
+                more = partial(has_more_than, idle, len(idle.done))
                 with router_process(twins) as router:
-                    eventually(lambda before=before: len(idle.done) > before, within=20)
+                    eventually(more, within=20)
                     os.kill(router.process.pid, signal.SIGKILL)
         busy = stack.enter_context(EchoDevice(twins, hardware_class="cpu.a"))
         eventually(lambda: all(fleet.results(jobs)), within=60)
@@ -190,11 +198,11 @@ def test_two_workers_share_what_was_placed_on_one_and_both_work_to_the_end(twins
         for name in ("cpu.a", "cpu.b"):
             stack.enter_context(worker_process(twins, "--class", name))
         eventually(lambda: all(fleet.results(jobs)), within=90)
-        ran: dict[bytes, list[float]] = {b"cpu.a": [], b"cpu.b": []}
+        ran: dict[str, list[float]] = {"cpu.a": [], "cpu.b": []}
         for job in jobs:
-            where, finished, attempts = fleet.store.hmget(job_key(job), "hardware_class", "finished", "attempts")
-            ran[where].append(float(finished))
-            assert attempts == b"1"
+            record = record_of(fleet.store, job)
+            ran[record.hardware_class].append(record.finished)
+            assert record.attempts == 1
         # However fast each of them was: with work left in one queue, neither was without any.
         begun, ends = max(map(min, ran.values())), sorted(map(max, ran.values()))
         assert ends[1] - ends[0] < 0.2 * (ends[1] - begun)

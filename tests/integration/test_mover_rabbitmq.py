@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import celery
@@ -24,7 +25,7 @@ from taxiway.contract.keys import ARRIVALS, INFER, job_key, result_key
 from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable
 from tests.integration.test_mover import QUEUES
-from tests.routing import EchoDevice, empty_queues, eventually, router_process
+from tests.routing import EchoDevice, depth_on_rabbitmq, empty_queues, eventually, router_process
 from tests.working import worker_process
 
 pytestmark = pytest.mark.rabbitmq
@@ -43,11 +44,6 @@ def twins(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Setting
             queue.bind(connection.default_channel).delete()
 
 
-def depth(settings: Settings, hardware_class: str) -> int:
-    with kombu.Connection(settings.broker) as connection:
-        return class_queue(hardware_class).bind(connection.default_channel).queue_declare(passive=True).message_count
-
-
 def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins: Settings) -> None:
     with redis.Redis.from_url(twins.state) as store, ExitStack() as stack:
         with celery.Celery(broker=twins.broker, backend=twins.state) as producer:
@@ -58,7 +54,7 @@ def test_waiting_work_moves_and_runs_once_while_those_that_lead_are_killed(twins
                 for _ in range(1200)
             ]
         with router_process(twins), EchoDevice(twins, hardware_class="cpu.a", answering=False):
-            eventually(lambda: depth(twins, "cpu.a") == 1200, within=30)
+            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 1200, within=30)
         stack.enter_context(worker_process(twins, "--class", "cpu.b"))
         for _ in range(3):
             with router_process(twins) as router:
@@ -80,12 +76,12 @@ def test_of_two_copies_of_a_job_that_wait_one_moves(twins: Settings) -> None:
                 producer.send_task(INFER, kwargs=asked, queue=ARRIVALS, ignore_result=True)
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.a", answering=False))
         with router_process(twins):
-            eventually(lambda: depth(twins, "cpu.a") == 100, within=20)
+            eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 100, within=20)
         double(twins, "cpu.a")
-        eventually(lambda: depth(twins, "cpu.a") == 200)
+        eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.a") == 200)
         stack.enter_context(EchoDevice(twins, hardware_class="cpu.b", answering=False))
         router = stack.enter_context(router_process(twins))
-        eventually(lambda: depth(twins, "cpu.b") > 20, within=20)
+        eventually(lambda: depth_on_rabbitmq(twins.broker, "cpu.b") > 20, within=20)
         router.process.send_signal(signal.SIGTERM)
         assert router.process.wait(10) == 0
 
@@ -94,7 +90,10 @@ def double(settings: Settings, hardware_class: str) -> None:
     """Each message that waits stands there twice, as after a publish that was confirmed too late."""
     with kombu.Connection(settings.broker) as connection:
         queue, producer = class_queue(hardware_class).bind(connection.default_channel), kombu.Producer(connection)
-        for message in [queue.get(no_ack=True) for _ in range(depth(settings, hardware_class))]:
+        messages: list[Any] = [
+            queue.get(no_ack=True) for _ in range(depth_on_rabbitmq(settings.broker, hardware_class))
+        ]
+        for message in messages:
             for _ in range(2):
                 producer.publish(
                     message.body,
@@ -136,7 +135,7 @@ def test_what_was_shown_by_a_connection_that_ended_is_not_moved(twins: Settings)
 
     assert asyncio.run(scenario()) == [False, False]
     cable.close()
-    eventually(lambda: (depth(twins, "cpu.a"), depth(twins, "cpu.b")) == (4, 0))
+    eventually(lambda: (depth_on_rabbitmq(twins.broker, "cpu.a"), depth_on_rabbitmq(twins.broker, "cpu.b")) == (4, 0))
 
 
 def moved(store: redis.Redis, jobs: list[str]) -> list[str]:

@@ -36,7 +36,7 @@ def http(settings: Settings) -> Iterator[httpx.Client]:
         yield client
 
 
-def overview(http: httpx.Client):
+def overview(http: httpx.Client) -> dict[str, Any]:
     return http.get("/v2/fleet").json()
 
 
@@ -57,12 +57,12 @@ def test_the_overview_counts_what_waits_and_since_when(http: httpx.Client) -> No
 
 
 def test_a_jobs_position_counts_the_jobs_that_come_before_it(http: httpx.Client) -> None:
-    def submit(**terms: Any):
+    def submit(**terms: Any) -> str:
         row = {"name": "payload", "shape": [1], "datatype": "BYTES", "data": ["x"]}
         body = {"inputs": [row], "parameters": terms}
         return http.post("/v2/models/echo/infer", json=body, headers={"prefer": "respond-async"}).json()["id"]
 
-    def positions(*jobs) -> list[Any]:
+    def positions(*jobs: str) -> list[int]:
         return [http.get(f"/v2/jobs/{job}").json()["position"] for job in jobs]
 
     first, second = submit(service="bulk"), submit(service="bulk")  # behind the three that wait

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import amqp
 import kombu
@@ -19,6 +19,7 @@ from tasks.settings import Settings
 from tasks.topology import load_topology
 from taxiway.contract.keys import ARRIVALS, INFER
 from tests.guarded import Guarded, guarded_rabbit
+from tests.producing import stop_listening
 from tests.routing import eventually, router_process
 from tests.working import CLASS, worker_process, worker_settings
 
@@ -79,7 +80,7 @@ def declared(guarded: Guarded) -> bool:
     """Whether a router has declared the arrivals."""
     with opened(guarded, "router") as connection, connection.channel() as channel:
         try:
-            channel.queue_declare(ARRIVALS, passive=True)
+            cast(Any, channel).queue_declare(ARRIVALS, passive=True)
         except amqp.exceptions.NotFound:
             return False
         return True
@@ -88,11 +89,15 @@ def declared(guarded: Guarded) -> bool:
 def test_each_account_does_its_work(guarded: Guarded, fleet: Settings) -> None:
     with Celery("lab", backend=fleet.state, set_as_current=False) as producer, opened(guarded, "producer") as link:
         queue = kombu.Queue(ARRIVALS, no_declare=True)
-        there = {"queue": queue, "exchange": ARRIVALS, "routing_key": ARRIVALS}  # else through amq.default
+        there: dict[str, Any] = {
+            "queue": queue,
+            "exchange": ARRIVALS,
+            "routing_key": ARRIVALS,
+        }  # else through amq.default
         eventually(lambda: declared(guarded))
         sent = producer.send_task(INFER, kwargs={"model": "echo", "inputs": "hello"}, connection=link, **there)
         assert sent.get(timeout=30)["outputs"] == {"payload": "hello"}
-        producer.backend.result_consumer.stop()
+        stop_listening(producer)
 
     heard: list[str] = []
     with make_app(replace(fleet, broker=guarded.url("flower")), load_topology(fleet.queues)) as flower:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from tasks.heartbeat import DeviceFacts
 from tasks.settings import Settings
 from taxiway import Client
 from taxiway.contract.keys import DEVICES
+from tests.narrowing import present
 from tests.routing import EchoDevice, empty_queues, eventually, router_process
 from tests.working import worker_process
 
@@ -32,7 +32,7 @@ rebalance: {tick: 0.1, retarget: 0.3}
 
 
 @pytest.fixture(params=["valkey", pytest.param("rabbitmq", marks=pytest.mark.rabbitmq)])
-def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[Settings]:
+def fleet(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Settings:
     (tmp_path / "queues.yaml").write_text(QUEUES)
     fleet = replace(settings, queues=tmp_path / "queues.yaml")
     if request.param == "rabbitmq":
@@ -73,7 +73,7 @@ def test_an_operator_lends_a_worker_by_celerys_own_commands_and_only_where_it_is
     app = Celery("operator", broker=settings.broker, backend=settings.state, set_as_current=False)
     fleet = replace(settings, queues=tmp_path / "queues.yaml")
     with redis.Redis.from_url(fleet.state) as store, worker_process(fleet, "--class", "cpu.day") as worker:
-        (told,) = app.control.add_consumer("gpu.realtime", reply=True, limit=1)
+        (told,) = present(app.control.add_consumer("gpu.realtime", reply=True, limit=1))
         assert told == {worker.name: {"error": "the class is for cuda, cpu:0 is cpu"}}
         app.control.add_consumer("cpu.night", reply=True, limit=1)
         eventually(lambda: classes_of(store, worker.name) == ("cpu.day", "cpu.night"))

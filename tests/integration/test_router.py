@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ from taxiway.contract.keys import (
 from taxiway.contract.request import Request
 from taxiway.contract.wire import cancel_message, infer_message
 from taxiway.errors import BrokerUnavailableError, OverloadedError, TaxiwayError
+from tests.narrowing import as_bytes, present
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
-from tests.stored import record_of
+from tests.stored import fields_of, record_of
 
 
 @pytest.fixture
@@ -82,22 +84,30 @@ def send(
     *,
     model: str = "echo",
     inputs: str = "hello",
-    job=None,
+    job: str | None = None,
     reply: str = "",
     level: int = 0,
     **terms: Any,
-):
+) -> str:
     job = job or str(uuid.uuid4())
     message = infer_message(job, Request(model=model, inputs=inputs, **terms), reply=reply, origin="test")
     store.lpush(priority_list(ARRIVALS, level), message)
     return job
 
 
-def result(store: redis.Redis, job, *, within: float = 10.0) -> Result:
+def result(store: redis.Redis, job: str, *, within: float = 10.0) -> Result:
     return read_result(read_meta(eventually(lambda: store.get(result_key(job)), within=within)))
 
 
-def waiting(store: redis.Redis, queue: str = "cpu.batch") -> Any | int:
+def is_queued(store: redis.Redis, job: str) -> bool:
+    return record_of(store, job).state is JobState.QUEUED
+
+
+def id_of(arrival: Arrival) -> str:
+    return str(present(arrival.envelope).headers["id"])
+
+
+def waiting(store: redis.Redis, queue: str = "cpu.batch") -> int:
     return sum(store.llen(name) for name in priority_lists(queue))
 
 
@@ -127,9 +137,9 @@ def test_the_work_placed_is_counted_until_it_is_done(
     for job in jobs:
         result(store, job)
 
-    placed = {cell: float(figure) for cell, figure in store.hgetall(WORK).items()}
-    assert placed.pop(arrived_cell("cpu.batch", "paced:1").encode()) == 20
-    placed = {cell: figure for cell, figure in placed.items() if not cell.endswith(TURNS.encode())}  # never fewer
+    placed = {cell: float(figure) for cell, figure in fields_of(store, WORK).items()}
+    assert placed.pop(arrived_cell("cpu.batch", "paced:1")) == 20
+    placed = {cell: figure for cell, figure in placed.items() if not cell.endswith(TURNS)}  # never fewer
     assert placed
     assert all(abs(seconds) < 1e-9 for seconds in placed.values())
 
@@ -262,7 +272,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(
 
     with router_process(settings):
         for job in jobs:
-            eventually(lambda job=job: record_of(store, job).state is JobState.QUEUED, within=LASTS + 5)
+            eventually(partial(is_queued, store, job), within=LASTS + 5)
     assert waiting(store) == 20
     assert not store.exists(in_flight_key("victim.1", TAKES))
 
@@ -344,7 +354,7 @@ def test_what_an_idle_router_waited_for_is_put_back_when_it_dies(settings: Setti
                 await other.tidy()  # what the idle one still waited for reached it late
         await other.close()
         await idle.close()
-        return put_back, answers, [a.envelope.headers["id"] == job for a in again]
+        return put_back, answers, [id_of(a) == job for a in again]
 
     assert asyncio.run(scenario()) == (1, [False], [True])
 
@@ -359,7 +369,7 @@ def test_what_arrives_while_a_router_forwards_is_taken_next(settings: Settings, 
         taken = await router.take()
         await router.settle([a.tag for a in taken.arrivals])
         await router.close()
-        return [a.envelope.headers["id"] for a in taken.arrivals] == later
+        return [id_of(a) for a in taken.arrivals] == later
 
     assert asyncio.run(scenario())
     assert not store.exists(*priority_lists(ARRIVALS))
@@ -383,7 +393,7 @@ def test_nothing_is_taken_in_the_place_of_arrivals_that_are_still_to_be_answered
         taken += (await router.take()).arrivals
         await router.settle([taken[3].tag])
         await router.close()
-        return left, [arrival.envelope.headers["id"] for arrival in taken] == [*early, woken, late]
+        return left, [id_of(arrival) for arrival in taken] == [*early, woken, late]
 
     assert asyncio.run(scenario()) == (1, True)
     assert not store.exists(*priority_lists(ARRIVALS))
@@ -399,9 +409,9 @@ def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Sett
         return (await router.take()).arrivals
 
     async def all_of(router: ValkeyTransport) -> None:
-        taken = await woken(router)
+        taken = list(await woken(router))
         while len(taken) < 4:
-            await router.forward([outgoing(arrival, arrival.envelope.headers["id"]) for arrival in taken])
+            await router.forward([outgoing(arrival, id_of(arrival)) for arrival in taken])
             taken += (await router.take()).arrivals
         await router.settle(sorted({arrival.tag for arrival in taken}))
 
@@ -416,9 +426,9 @@ def test_where_arrivals_come_in_bursts_one_wake_takes_all_of_them(settings: Sett
     assert asyncio.run(scenario()) == 4
 
 
-def outgoing(arrival: Arrival, job) -> Outgoing:
+def outgoing(arrival: Arrival, job: str) -> Outgoing:
     fields = {"state": "queued", "cell": "c|1", "work": "1"}
-    return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)
+    return Outgoing(arrival.tag, "cpu.batch", 1, present(arrival.envelope), job, fields)
 
 
 def test_a_router_that_stops_finishes_what_it_took(
@@ -479,11 +489,11 @@ def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(
     store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
 ) -> None:
     job = send(store, deadline=30)
-    basis = read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode())
+    basis = present(read_basis(eventually(lambda: store.hget(job_key(job), "basis")).decode()))
 
-    kept = store.get(snapshot_key(basis.snapshot))
+    kept = as_bytes(store.get(snapshot_key(basis.snapshot)))
 
-    assert [d.hardware_class for d in unpack_snapshot(kept).devices] == ["cpu.batch"]
+    assert [d.hardware_class for d in present(unpack_snapshot(kept)).devices] == ["cpu.batch"]
 
 
 def test_with_the_state_on_another_server_placements_are_explained_from_there(
@@ -539,7 +549,7 @@ def test_celery_events_tell_of_placed_jobs(
     settings: Settings, store: redis.Redis, idle_device: EchoDevice, router: RouterProcess
 ) -> None:
     app = celery.Celery(broker=settings.broker)
-    heard = []
+    heard: list[dict[str, Any]] = []
     with app.connection_for_read() as connection:
         receiver = app.events.Receiver(connection, handlers={"task-sent": heard.append})
         capture = threading.Thread(target=receiver.capture, kwargs={"wakeup": False})
@@ -585,14 +595,14 @@ def test_a_tenant_is_refused_once_its_day_is_spent_and_others_are_not(
         other = send(store, model="paced", inputs="x", tenant="other", deadline=60)
 
         assert result(store, other).outputs == {"payload": "x"}
-        ended = [read_meta(eventually(lambda job=job: store.get(result_key(job)))) for job in jobs]
+        ended = [read_meta(eventually(partial(store.get, result_key(job)))) for job in jobs]
 
     refused = [meta.result for meta in ended if meta.status == "FAILURE"]
     [key] = store.keys(spent_key("*"))
     assert 0 < len(refused) < len(jobs)
     assert {one["exc_type"] for one in refused} == {"OverloadedError"}
     assert all(0 < one["details"]["retry_after"] <= 86400 for one in refused)
-    assert 0 < float(store.hget(key, "lab")) <= 4e-7
+    assert 0 < float(as_bytes(store.hget(key, "lab"))) <= 4e-7
 
 
 def test_another_router_knows_what_a_tenant_has_spent(

@@ -11,6 +11,7 @@ from router.access.file import write_keys
 from router.access.keyring import KeysError
 from tasks.settings import SettingsError
 from tests.certificates import self_signed
+from tests.narrowing import present
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from tests.certificates import self_signed
         (["--keys", "none.jsonl", "--host", "0.0.0.0"], KeysError, "a readable file of keys"),
     ],
 )
-def test_a_door_that_would_be_open_or_broken_is_not_opened(given: list[str], error, said: str) -> None:
+def test_a_door_that_would_be_open_or_broken_is_not_opened(given: list[str], error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         read_door(options({}).parse_args(given))
 
@@ -39,5 +40,5 @@ def test_a_door_is_on_the_loopback_without_keys_unless_it_is_told_otherwise(tmp_
 
     assert (plain.host, plain.port, plain.keys, plain.tls) == ("127.0.0.1", 8080, None, None)
     assert (open_to_all.host, open_to_all.port) == ("0.0.0.0", 1)
-    assert open_to_all.keys.caller(b"") is None
+    assert present(open_to_all.keys).caller(b"") is None
     assert open_to_all.tls is not None

@@ -30,8 +30,9 @@ from taxiway.contract.request import job_id, parse_request
 from taxiway.contract.wire import HEADER
 from taxiway.errors import BrokerUnavailableError
 from tests.cable import Cable
-from tests.routing import EchoDevice, empty_queues, eventually, router_process
-from tests.stored import record_of
+from tests.narrowing import as_bytes, present
+from tests.routing import EchoDevice, depth_on_rabbitmq, empty_queues, eventually, router_process
+from tests.stored import fields_of, record_of
 
 pytestmark = pytest.mark.rabbitmq
 
@@ -65,18 +66,12 @@ def send(app: celery.Celery, **kwargs: Any) -> str:
 
 def receive(rabbit: Settings, queue: str, count: int) -> list[Any]:
     """That many messages of a class queue, as kombu reads them."""
-    messages = []
+    messages: list[Any] = []
     with kombu.Connection(rabbit.broker) as connection:
         bound = class_queue(queue).bind(connection.default_channel)
         while len(messages) < count:
             messages.append(eventually(lambda: bound.get(no_ack=True)))
     return messages
-
-
-def waiting(rabbit: Settings, queue: str):
-    """Messages that wait in a class's queue."""
-    with kombu.Connection(rabbit.broker) as connection:
-        return class_queue(queue).bind(connection.default_channel).queue_declare(passive=True).message_count
 
 
 def state(store: redis.Redis, job: str) -> JobState:
@@ -100,7 +95,9 @@ def test_an_arrival_reaches_its_class_queue_as_a_celery_message(
 def test_urgent_jobs_leave_the_class_queue_first(rabbit: Settings, store: redis.Redis, producer: celery.Celery) -> None:
     with EchoDevice(rabbit, answering=False), router_process(rabbit):
         slow, fast = send(producer, deadline=5000, priority="low"), send(producer, priority="high")
-        eventually(lambda: waiting(rabbit, "cpu.batch") == 2)  # a job is recorded before it is published
+        eventually(
+            lambda: depth_on_rabbitmq(rabbit.broker, "cpu.batch") == 2
+        )  # a job is recorded before it is published
         messages = receive(rabbit, "cpu.batch", 2)
 
     assert [m.headers["id"] for m in messages] == [fast, slow]
@@ -138,8 +135,9 @@ def test_what_the_http_door_recorded_and_could_not_publish_is_ended(rabbit: Sett
         eventually(refused)
     jobs = [key.decode().removeprefix(job_key("")) for key in store.scan_iter(job_key("*"))]
     (ended,) = (job for job in jobs if state(store, job) is JobState.FAILED)
-    assert read_meta(store.get(result_key(ended))).result["exc_type"] == "BrokerUnavailableError"
-    assert sum(int(left) for cell, left in store.hgetall(WORK).items() if cell.endswith(b"|jobs")) == len(jobs) - 1
+    assert read_meta(as_bytes(store.get(result_key(ended)))).result["exc_type"] == "BrokerUnavailableError"
+    left = [int(count) for cell, count in fields_of(store, WORK).items() if cell.endswith("|jobs")]
+    assert sum(left) == len(jobs) - 1
 
 
 def test_a_placement_on_rabbitmq_is_explained(rabbit: Settings, producer: celery.Celery) -> None:
@@ -158,6 +156,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(
     jobs = [send(producer) for _ in range(20)]
     environment = {**rabbit.environment(), "PATH": "/usr/bin"}
     victim = subprocess.Popen([sys.executable, "-c", TAKE_AND_HANG], cwd=TREE, env=environment, stdout=subprocess.PIPE)
+    assert victim.stdout is not None
     assert victim.stdout.readline() == b"20\n"
 
     victim.send_signal(signal.SIGKILL)
@@ -205,7 +204,7 @@ async def take_one(transport: RabbitTransport) -> Arrival:
 
 def outgoing(arrival: Arrival, job: str) -> Outgoing:
     fields = {"state": "queued", "cell": "cpu.batch|1", "work": "1"}
-    return Outgoing(arrival.tag, "cpu.batch", 1, arrival.envelope, job, fields)
+    return Outgoing(arrival.tag, "cpu.batch", 1, present(arrival.envelope), job, fields)
 
 
 def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(
@@ -249,7 +248,7 @@ def test_a_job_that_was_published_is_not_published_again(
         return first, again
 
     assert asyncio.run(scenario()) == ([True], [False])
-    assert waiting(rabbit, "cpu.batch") == 1
+    assert depth_on_rabbitmq(rabbit.broker, "cpu.batch") == 1
 
 
 def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(
@@ -265,7 +264,7 @@ def test_a_job_that_runs_was_published_though_its_router_did_not_say_so(
         return forwarded
 
     assert asyncio.run(scenario()) == [False]
-    assert waiting(rabbit, "cpu.batch") == 0
+    assert depth_on_rabbitmq(rabbit.broker, "cpu.batch") == 0
 
 
 def test_what_was_abandoned_is_taken_again(rabbit: Settings, producer: celery.Celery) -> None:
@@ -278,7 +277,7 @@ def test_what_was_abandoned_is_taken_again(rabbit: Settings, producer: celery.Ce
         again = await take_one(transport)
         await transport.settle([again.tag])
         await transport.close()
-        return [first.envelope.headers["id"], again.envelope.headers["id"]]
+        return [present(one.envelope).headers["id"] for one in (first, again)]
 
     assert asyncio.run(scenario()) == [job, job]
 
@@ -298,7 +297,7 @@ def test_a_router_and_its_broker_find_each_other_again(
     rabbit: Settings, store: redis.Redis, producer: celery.Celery, tmp_path: Path
 ) -> None:
     parts = urlsplit(rabbit.broker)
-    cable, log = Cable(parts.hostname, parts.port or 5672), tmp_path / "router.log"
+    cable, log = Cable(present(parts.hostname), parts.port or 5672), tmp_path / "router.log"
     credentials = parts.netloc.rpartition("@")[0]
     through = dataclasses.replace(rabbit, broker=f"amqp://{credentials}@127.0.0.1:{cable.port}{parts.path}")
     with EchoDevice(rabbit, answering=False), log.open("wb") as errors, router_process(through, log=errors):
@@ -310,7 +309,7 @@ def test_a_router_and_its_broker_find_each_other_again(
         cable.plug()
 
         eventually(lambda: all(state(store, job) is JobState.QUEUED for job in jobs))
-        arrived = set()  # a job may come twice: published, and the cable cut before that was known
+        arrived: set[str] = set()  # a job may come twice: published, and the cable cut before that was known
         while arrived != {before, *jobs}:
             arrived |= {m.headers["id"] for m in receive(rabbit, "cpu.batch", 1)}
     cable.close()

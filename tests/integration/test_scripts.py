@@ -27,6 +27,7 @@ from taxiway.contract.keys import (
     result_key,
     spent_key,
 )
+from tests.narrowing import as_bytes
 from tests.scripting import LEASE, Store, is_held, placed
 from tests.waiting import until
 
@@ -277,7 +278,7 @@ def answered(store: Store, tokens: int, *, times: int, tenant: str = "lab") -> d
         job = str(uuid.uuid4())
         store.forward(placed(job, lengths=cell))
         store.finish(generated(job, *[tokens] * 10))
-    return dict(read_lengths(store.client.hget(LENGTHS, cell)))
+    return dict(read_lengths(as_bytes(store.client.hget(LENGTHS, cell))))
 
 
 def test_the_lengths_of_answers_are_learned_and_earlier_ones_fade(store: Store) -> None:

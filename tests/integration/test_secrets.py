@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ PASSWORD = "hush-hush"
 @pytest.mark.parametrize("url", ["amqp://me:{}@127.0.0.1:9/", "redis://:{}@127.0.0.1:9/0"])
 def test_a_broker_that_is_away_is_named_without_its_password(url: str) -> None:
     state = f"redis://:{PASSWORD}@127.0.0.1:9/0"
-    named = {"broker": url.format(PASSWORD), "state": state, "name": "test", "keep_record": 1}
+    named: dict[str, Any] = {"broker": url.format(PASSWORD), "state": state, "name": "test", "keep_record": 1}
 
     async def take() -> None:
         rabbit = url.startswith("amqp")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -38,7 +37,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, 
             yield settings, http, stalls
 
 
-def tensor(data: bytes, shape=None, datatype: str = "BYTES", name: str = "payload") -> bytes:
+def tensor(data: bytes, shape: list[int] | None = None, datatype: str = "BYTES", name: str = "payload") -> bytes:
     count = data.count(b",") + 1
     return b'{"inputs":[{"name":"%s","shape":%s,"datatype":"%s","data":[%s]}]}' % (
         name.encode(),
@@ -52,7 +51,7 @@ def many(element: bytes, size: int = FULL) -> bytes:
     return b",".join([element] * (size // (len(element) + 1)))
 
 
-def raw(shape: list[Any], content: bytes) -> tuple[Any, dict[str, str]]:
+def raw(shape: list[int], content: bytes) -> tuple[bytes, dict[str, str]]:
     head = {"name": "payload", "shape": shape, "datatype": "BYTES", "parameters": {"binary_data_size": len(content)}}
     text = json.dumps({"inputs": [head]}).encode()
     return text + content, {"inference-header-content-length": str(len(text))}
@@ -81,7 +80,7 @@ INFERS = {
 
 
 @pytest.mark.parametrize("what", INFERS)
-def test_no_infer_request_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], what) -> None:
+def test_no_infer_request_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], what: str) -> None:
     _, http, stalls = fleet
     content, headers, status = INFERS[what]
     answers = []
@@ -114,7 +113,7 @@ ARRIVING = {
 
 
 @pytest.mark.parametrize("what", ARRIVING)
-def test_no_arrival_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], what) -> None:
+def test_no_arrival_holds_the_event_loop(fleet: tuple[Settings, httpx.Client, Stalls], what: str) -> None:
     settings, http, stalls = fleet
 
     def arrive() -> None:

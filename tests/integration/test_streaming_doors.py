@@ -116,9 +116,11 @@ def test_who_waits_at_a_router_that_stops_is_told_the_rest_by_another(fleet: Set
             await asyncio.to_thread(eventually, lambda: not ready(first))
             stopping.send_signal(signal.SIGTERM)  # for the second time: now
             assert await asyncio.to_thread(stopping.wait, 5) == 0
-            *texts[1:], result = [event async for event in told]
+            *rest, result = [event async for event in told]
+            assert isinstance(result, Result)
+            texts += map(str, rest)
             results = [result, await waiting, await polling]
-            return ["".join(map(str, texts)), *(str(one.outputs["text"]) for one in results)]
+            return ["".join(texts), *(str(one.outputs["text"]) for one in results)]
 
     with router_process(fleet) as first:
         eventually(lambda: ready(first))

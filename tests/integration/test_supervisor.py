@@ -103,7 +103,12 @@ def test_a_process_that_is_killed_is_restarted_and_its_exit_is_explained(
         first = worker.process.pid
         os.kill(first, signal.SIGKILL)
         known: list[bool] = []  # what it said, such as where its door is
-        assert until(lambda: known.append("number" in worker.said) or (worker.restarts == 1 and worker.ready))
+
+        def restarted() -> bool:
+            known.append("number" in worker.said)
+            return worker.restarts == 1 and worker.ready
+
+        assert until(restarted)
         assert all(known)
         assert worker.process.pid != first
         assert failed == ["worker"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ with taxiway.Client(sys.argv[1]) as client:
 
 
 @pytest.fixture
-def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in export_to(tmp_path).items():
         monkeypatch.setenv(name, value)
     return tmp_path

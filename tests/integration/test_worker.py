@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ from taxiway.errors import (
 )
 from tests.routing import eventually
 from tests.scripting import is_held
-from tests.stored import record_of
+from tests.stored import facts_of, fields_of, record_of, scores
 from tests.working import (
     CLASS,
     LONG,
@@ -188,23 +189,18 @@ def test_a_device_stays_busy_in_the_snapshot_with_a_cancelled_batch_that_cannot_
     with worker_process(fleet) as worker:
         job = tower.order("spinner", {"turns": [10**15]})
         eventually(lambda: is_running(tower, job))
-        assert (facts_of(tower, worker).occupied, snapshot(tower).work) == (0.0, {})
-        eventually(lambda: facts_of(tower, worker).blocked > 35.0)  # more urgent work waits for it
+        assert (facts_of(tower.state, worker.name).occupied, snapshot(tower).work) == (0.0, {})
+        eventually(lambda: facts_of(tower.state, worker.name).blocked > 35.0)  # more urgent work waits for it
         tower.cancel(job)
-        eventually(lambda: facts_of(tower, worker).occupied, within=0.9)  # before the next heartbeat is due
+        eventually(lambda: facts_of(tower.state, worker.name).occupied, within=0.9)  # before the next heartbeat is due
         assert 35.0 < snapshot(tower).ahead(CLASS, 0) < 50.0
-
-
-def facts_of(tower: Tower, worker: WorkerProcess) -> DeviceFacts:
-    return msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
 
 
 def snapshot(tower: Tower) -> FleetSnapshot:
     """What a router reads of the fleet now."""
     seconds, microseconds = tower.state.time()
-    beats = {name.decode(): at for name, at in tower.state.zrange(HEARTBEATS, 0, -1, withscores=True)}
-    devices = {name.decode(): raw for name, raw in tower.state.hgetall(DEVICES).items()}
-    return snapshot_from(FleetFacts(seconds + microseconds / 1e6, devices, beats, {}))
+    devices = {name: raw.encode() for name, raw in fields_of(tower.state, DEVICES).items()}
+    return snapshot_from(FleetFacts(seconds + microseconds / 1e6, devices, scores(tower.state, HEARTBEATS), {}))
 
 
 def test_a_job_that_was_ended_unheard_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
@@ -294,7 +290,7 @@ def test_a_link_a_chain_and_an_errback_are_followed(tower: Tower, producer: Cele
     with pytest.raises(ExecutionError, match="division by zero"):
         tower.result(bad)
     for queue in ("lab.link", "lab.chain"):
-        raw = eventually(lambda queue=queue: tower.state.lindex(queue, 0))
+        raw = eventually(partial(tower.state.lindex, queue, 0))
         args, _, _ = msgspec.json.decode(decode_envelope(raw).payload())
         assert args[0]["outputs"] == {"payload": "hello"}
     eventually(lambda: tower.state.llen("lab.errback") == 1)
@@ -330,7 +326,7 @@ def test_a_job_revoked_by_celery_is_not_run(fleet: Settings, tower: Tower, produ
 
 
 def test_a_worker_tells_what_its_device_is_and_has_warm(worker: WorkerProcess, tower: Tower) -> None:
-    facts = facts_of(tower, worker)
+    facts = facts_of(tower.state, worker.name)
     assert (facts.hardware_class, facts.device, facts.kind, facts.emulated) == (CLASS, "cpu:0", "cpu", False)
     assert facts.warm == ("echo:1/echo", "slab:1/python")
     assert facts.memory_total > facts.memory_free > 0
@@ -343,7 +339,7 @@ def test_a_variant_that_cannot_load_fails_its_jobs_and_not_the_worker(worker: Wo
         tower.result(job)
 
     def unavailable() -> bool:
-        facts = msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts)
+        facts = facts_of(tower.state, worker.name)
         return "slab:1/missing" in facts.unavailable
 
     eventually(unavailable)
@@ -394,14 +390,14 @@ def rejected(tower: Tower) -> int:
 
 def warm(tower: Tower, worker: WorkerProcess) -> set[str]:
     """What the worker's heartbeat says that it has loaded."""
-    return set(msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts).warm)
+    return set(facts_of(tower.state, worker.name).warm)
 
 
 def test_a_device_is_shown_as_used_while_a_long_batch_still_runs(worker: WorkerProcess, tower: Tower) -> None:
     job = tower.order("slab", LONGER)
 
     def used() -> float:
-        return msgspec.json.decode(tower.state.hget(DEVICES, worker.name), type=DeviceFacts).utilisation
+        return facts_of(tower.state, worker.name).utilisation
 
     eventually(lambda: used() > 0.9 or tower.state.exists(result_key(job)), within=60)
     assert not tower.state.exists(result_key(job))

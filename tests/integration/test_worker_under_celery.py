@@ -18,9 +18,21 @@ from tasks.settings import Settings
 from taxiway.contract.job import JobState, record_from
 from taxiway.contract.keys import INFER, job_key
 from taxiway.errors import ExecutionError, JobCancelledError
+from tests.narrowing import present
 from tests.routing import eventually
+from tests.stored import fields_of
 from tests.waiting import until
-from tests.working import CLASS, LONG, LONGER, Tower, WorkerProcess, is_running, worker_process, worker_settings
+from tests.working import (
+    CLASS,
+    LONG,
+    LONGER,
+    Tower,
+    WorkerProcess,
+    inspect,
+    is_running,
+    worker_process,
+    worker_settings,
+)
 
 
 def running(tower: Tower, inputs: Mapping[str, Any] = LONG) -> str:
@@ -33,24 +45,24 @@ def running(tower: Tower, inputs: Mapping[str, Any] = LONG) -> str:
 def test_inspect_shows_what_runs_and_what_waits(worker: WorkerProcess, tower: Tower, producer: Celery) -> None:
     busy = running(tower, LONGER)
     waiting = tower.order("echo", "next")
-    inspect = producer.control.inspect([worker.name])
-    eventually(lambda: inspect.reserved()[worker.name])
-    assert [task["id"] for task in inspect.active()[worker.name]] == [busy]
-    assert [task["id"] for task in inspect.reserved()[worker.name]] == [waiting]
-    assert inspect.query_task(busy)[worker.name][busy][0] == "active"
-    assert INFER in inspect.registered()[worker.name]
+    inspection = inspect(producer, worker)
+    eventually(lambda: inspection.reserved()[worker.name])
+    assert [task["id"] for task in inspection.active()[worker.name]] == [busy]
+    assert [task["id"] for task in inspection.reserved()[worker.name]] == [waiting]
+    assert inspection.query_task(busy)[worker.name][busy][0] == "active"
+    assert INFER in inspection.registered()[worker.name]
     tower.result(busy, within=30)
     tower.result(waiting)
-    eventually(lambda: not inspect.active()[worker.name] and not inspect.reserved()[worker.name])
-    assert inspect.stats()[worker.name]["total"] == {INFER: 2}
+    eventually(lambda: not inspection.active()[worker.name] and not inspection.reserved()[worker.name])
+    assert inspection.stats()[worker.name]["total"] == {INFER: 2}
 
 
 def test_a_running_job_that_is_terminated_is_revoked_and_its_answer_dropped(
     worker: WorkerProcess, tower: Tower, producer: Celery
 ) -> None:
     busy = running(tower)
-    inspect = producer.control.inspect([worker.name])
-    eventually(lambda: inspect.active()[worker.name])
+    inspection = inspect(producer, worker)
+    eventually(lambda: inspection.active()[worker.name])
     producer.control.revoke(busy, terminate=True)
     with pytest.raises(JobCancelledError):
         tower.result(busy)
@@ -62,9 +74,9 @@ def test_a_running_job_that_is_terminated_is_revoked_and_its_answer_dropped(
 def test_a_queue_that_is_cancelled_is_left_alone_until_it_is_added_again(
     worker: WorkerProcess, tower: Tower, producer: Celery
 ) -> None:
-    inspect = producer.control.inspect([worker.name])
+    inspection = inspect(producer, worker)
     producer.control.cancel_consumer(CLASS, reply=True)
-    eventually(lambda: not inspect.active_queues()[worker.name])
+    eventually(lambda: not inspection.active_queues()[worker.name])
     job = tower.order("echo", "later")
     assert not until(lambda: tower.waiting() == 0, patience=0.5)
     producer.control.add_consumer(CLASS, reply=True)
@@ -75,7 +87,7 @@ def test_commands_for_pools_of_many_processes_leave_the_worker_at_work(
     worker: WorkerProcess, tower: Tower, producer: Celery
 ) -> None:
     for command in (producer.control.pool_grow, producer.control.pool_shrink):
-        assert worker.name in command(1, reply=True, destination=[worker.name])[0]
+        assert worker.name in present(command(1, reply=True, destination=[worker.name]))[0]
     assert tower.result(tower.order("echo", "still here")).outputs == {"payload": "still here"}
 
 
@@ -99,8 +111,8 @@ def test_what_is_scheduled_returns_to_the_queue_at_a_warm_shutdown(
     with worker_process(fleet) as worker:
         producer.send_task(INFER, kwargs={"model": "echo", "inputs": 1}, countdown=60)
         tower.route("echo")
-        inspect = producer.control.inspect([worker.name])
-        eventually(lambda: inspect.scheduled()[worker.name])
+        inspection = inspect(producer, worker)
+        eventually(lambda: inspection.scheduled()[worker.name])
         worker.process.send_signal(signal.SIGTERM)
         assert worker.process.wait(30) == 0
     assert (tower.waiting(), tower.unacknowledged()) == (1, 0)
@@ -207,6 +219,6 @@ def test_a_job_that_is_cancelled_while_it_waits_in_the_worker_is_not_run(worker:
         tower.result(job)
     tower.result(busy, within=30)
     eventually(lambda: tower.unacknowledged() == 0)
-    fields = {k.decode(): v.decode() for k, v in tower.state.hgetall(job_key(job)).items()}
+    fields = fields_of(tower.state, job_key(job))
     record = record_from(job, fields)
     assert (record.state, record.attempts) == (JobState.CANCELLED, 0)

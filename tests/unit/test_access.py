@@ -18,6 +18,7 @@ from router.access.limits import BURST, Bodies, Rates, spend
 from tasks.settings import TREE
 from tasks.topology import parse_topology
 from taxiway.errors import FleetUnavailable, RateLimitedError
+from tests.narrowing import present
 
 KEY = Key(id="one", digest=digest_of("secret"), tenant="lab", scopes=("submit",))
 NEVER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -62,10 +63,11 @@ def digest_of_bytes(secret: bytes) -> str:
 def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires() -> None:
     ring = Keyring([KEY, Key(id="two", digest=digest_of("other"), tenant="ops", scopes=("admin",), expires=NEVER)])
 
-    first, second = ring.caller(b"secret", 0.0), ring.caller(b"other", NEVER.timestamp() - 1)
+    first = present(ring.caller(b"secret", 0.0))
+    second = present(ring.caller(b"other", NEVER.timestamp() - 1))
 
-    assert (first.key, first.tenant, first.scopes) == ("one", "lab", {"submit"})
-    assert (second.key, second.tenant, second.scopes) == ("two", "ops", {"admin"})
+    assert (first.key, first.tenant, first.scopes) == ("one", "lab", frozenset({"submit"}))
+    assert (second.key, second.tenant, second.scopes) == ("two", "ops", frozenset({"admin"}))
     assert ring.caller(b"other", NEVER.timestamp()) is None
     assert ring.caller(b"", 0.0) is ring.caller(b"secre", 0.0) is None
 
@@ -110,7 +112,7 @@ def test_a_key_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
 
     assert (secret.startswith(PREFIX), len(secret)) == (True, len(PREFIX) + 43)
     assert secret not in path.read_text() + listed
-    assert Keyring([key]).caller(secret.encode(), 0.0).tenant == "lab"
+    assert present(Keyring([key]).caller(secret.encode(), 0.0)).tenant == "lab"
     assert listed.startswith(f"{key.id}  lab  read  until ")
     run("revoke", key.id)
     assert read_keys(path).keys == ()
@@ -146,7 +148,8 @@ BODIES = parse_topology(
 
 @given(st.lists(st.tuples(st.sampled_from(["lab", "shop", "wide"]), st.integers(0, 17)), max_size=40))
 def test_bodies_never_take_more_than_a_tenants_limit_or_the_routers(asked: list[tuple[str, int]]) -> None:
-    bodies, held = Bodies(BODIES), []
+    bodies = Bodies(BODIES)
+    held: list[tuple[str, int]] = []
     most = {"lab": 16, "shop": 16, "wide": 20}
     for tenant, size in asked:
         own, all_ = sum(s for t, s in held if t == tenant), sum(s for _, s in held)

@@ -5,6 +5,7 @@ import ssl
 import pytest
 
 from taxiway.valkey.address import Address, parse
+from tests.narrowing import present
 
 
 @pytest.mark.parametrize(
@@ -65,9 +66,9 @@ def test_a_password_is_not_shown() -> None:
 
 
 def test_certificates_are_verified_unless_the_address_says_otherwise() -> None:
-    verified = parse("rediss://h").context()
+    verified = present(parse("rediss://h").context())
     assert (verified.verify_mode, verified.check_hostname) == (ssl.CERT_REQUIRED, True)
-    by_any_name = parse("rediss://h?ssl_check_hostname=false").context()
+    by_any_name = present(parse("rediss://h?ssl_check_hostname=false").context())
     assert (by_any_name.verify_mode, by_any_name.check_hostname) == (ssl.CERT_REQUIRED, False)
-    assert parse("rediss://h?ssl_cert_reqs=none").context().verify_mode == ssl.CERT_NONE
+    assert present(parse("rediss://h?ssl_cert_reqs=none").context()).verify_mode == ssl.CERT_NONE
     assert parse("redis://h").context() is None

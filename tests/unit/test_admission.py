@@ -44,14 +44,16 @@ from taxiway.errors import (
     NoDeviceError,
     OverloadedError,
     RequestTooLargeError,
+    TaxiwayError,
 )
 from tests.builders import a_device
+from tests.narrowing import present
 
 RULES = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), secret=(b"0123456789abcdef",))
 NOW = 1_700_000_000.0
 
 
-def device(hardware_class: str = "cpu.batch", runtimes: tuple[str, str, str] = ("echo", "onnx")) -> DeviceFacts:
+def device(hardware_class: str = "cpu.batch", runtimes: tuple[str, ...] = ("echo", "onnx")) -> DeviceFacts:
     emulated = hardware_class != "cpu.batch"
     return a_device(hardware_class, emulated=emulated, runtimes=runtimes, warm=("echo:1/echo",))
 
@@ -76,20 +78,20 @@ def decision(
     return decide(Arrival("7.1", b"raw", envelope), RULES, seen(fleet), NOW)
 
 
-def error_of(decided: Decision) -> Exception:
+def error_of(decided: Decision) -> TaxiwayError:
     assert decided.ending is not None
-    with pytest.raises(Exception) as caught:
+    with pytest.raises(TaxiwayError) as caught:
         read_result(read_meta(decided.ending.meta))
     return caught.value
 
 
-def alike(working: WorkingSnapshot, jobs: list[str], **fields: Any) -> list[Admitted | None]:
+def alike(working: WorkingSnapshot, jobs: list[str], **fields: Any) -> list[Admitted]:
     """What becomes of arrivals that ask for the same, each counted before the next."""
     admitted = []
     for job in jobs:
         request = Request(**{"model": "echo", "inputs": "hello", **fields})
         raw = infer_message(job, request, reply=f"c-{job}", origin="test")
-        admitted.append(decide(arrival(raw), RULES, working, NOW).admitted)
+        admitted.append(present(decide(arrival(raw), RULES, working, NOW).admitted))
         working.count(admitted[-1].placement, "default")
     return admitted
 
@@ -124,7 +126,7 @@ def test_requests_of_about_the_same_size_are_placed_alike() -> None:
     assert one.outgoing.fields is not longest.outgoing.fields
 
 
-def alike_texts(*texts: str) -> list[Any]:
+def alike_texts(*texts: str) -> list[Admitted]:
     working = seen(FLEET)
     return [alike(working, [f"j{n}"], inputs=text)[0] for n, text in enumerate(texts)]
 
@@ -137,7 +139,7 @@ def test_every_placement_of_a_burst_is_explained_exactly_by_what_is_kept_of_it()
     assert 1 < len(bases) < len(jobs)
     for job, one in zip(jobs, admitted, strict=True):
         fields = one.outgoing.fields
-        basis = read_basis(fields["basis"])
+        basis = present(read_basis(fields["basis"]))
         model = RULES.catalogue.resolve("echo")
         table = explain_record(model, basis, RULES.topology, FLEET, RULES.book, seed=seed_of(job))
         assert (table.hardware_class, table.variant, table.reason) == (
@@ -151,7 +153,7 @@ def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_wor
     raw = infer_message("j1", Request(model="echo", inputs="hello", deadline=5), reply="c1", origin="test")
     body = decode_envelope(raw).payload()
 
-    admitted = decide(arrival(raw), RULES, seen(FLEET), NOW).admitted
+    admitted = present(decide(arrival(raw), RULES, seen(FLEET), NOW).admitted)
 
     assert admitted.outgoing.envelope.payload() == body
     ticket = read_ticket(admitted.outgoing.envelope.headers[HEADER], body, RULES.secret)
@@ -162,14 +164,14 @@ def test_an_arrival_is_forwarded_with_its_body_untouched_and_a_ticket_that_a_wor
 
 
 def test_the_record_tells_where_the_job_is_and_why() -> None:
-    outgoing = decision(deadline=5).admitted.outgoing
+    outgoing = present(decision(deadline=5).admitted).outgoing
 
     record = record_from("j1", outgoing.fields)
 
     assert record.state is JobState.QUEUED
     assert (record.model, record.hardware_class, record.variant) == ("echo:1", "cpu.batch", "echo")
     assert record.reason and record.reason in outgoing.envelope.headers["kwargsrepr"]
-    assert read_basis(outgoing.fields["basis"]).needs.deadline == 5
+    assert present(read_basis(outgoing.fields["basis"])).needs.deadline == 5
 
 
 def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
@@ -196,8 +198,10 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
 def test_celerys_expires_shortens_the_deadline() -> None:
     expires = datetime.fromtimestamp(NOW + 2, UTC).isoformat()
 
-    assert decision(deadline=30, headers={"expires": expires}).admitted.ticket.deadline_at == NOW + 2
-    assert decision(deadline=1, headers={"expires": expires}).admitted.ticket.deadline_at == NOW + 1
+    def deadline_at(deadline: float) -> float:
+        return present(decision(deadline=deadline, headers={"expires": expires}).admitted).ticket.deadline_at
+
+    assert (deadline_at(30), deadline_at(1)) == (NOW + 2, NOW + 1)
 
 
 def test_a_message_that_expired_before_it_was_placed_ends_as_expired() -> None:
@@ -205,7 +209,7 @@ def test_a_message_that_expired_before_it_was_placed_ends_as_expired() -> None:
 
     decided = decision(headers={"expires": expires})
 
-    assert decided.ending.state is JobState.EXPIRED
+    assert present(decided.ending).state is JobState.EXPIRED
     assert isinstance(error_of(decided), DeadlineExceededError)
     assert error_of(decided).message == "deadline exceeded: it passed 1 s before the job was accepted"
 
@@ -226,7 +230,7 @@ def test_an_idempotency_key_must_give_the_messages_id() -> None:
 def test_a_refusal_goes_to_the_client_that_asked() -> None:
     decided = decision(model="ecko")
 
-    assert decided.ending.reply == "c1"
+    assert present(decided.ending).reply == "c1"
     assert error_of(decided).details["near"]
 
 
@@ -235,7 +239,7 @@ def test_a_body_over_the_limit_is_refused() -> None:
     rules = Rules(msgspec.structs.replace(RULES.topology, limits=limits), RULES.catalogue, RULES.secret)
     raw = infer_message("j1", Request(model="echo", inputs="x" * 200), reply="", origin="t")
 
-    error = error_of(decide(arrival(raw), rules, FLEET, NOW))
+    error = error_of(decide(arrival(raw), rules, seen(FLEET), NOW))
 
     assert isinstance(error, RequestTooLargeError)
     assert error.details["limit"] == "payload"
@@ -246,7 +250,7 @@ def test_without_a_live_device_the_job_fails_as_the_fleets_fault() -> None:
 
 
 def test_a_stale_fleet_still_places_and_says_so() -> None:
-    admitted = decision(FleetSnapshot(stale=True)).admitted
+    admitted = present(decision(FleetSnapshot(stale=True)).admitted)
 
     assert "queues.yaml only" in admitted.placement.reason
 
@@ -278,7 +282,8 @@ def test_who_waits_for_what_a_router_fails_to_decide_is_told() -> None:
     decided = undecidable(arrival(message), KeyError("a fault of ours"))
 
     assert "a fault of ours" in decided.letter
-    assert (decided.ending.job, decided.ending.state, decided.ending.reply) == ("j1", JobState.DEAD, "c1")
+    ending = present(decided.ending)
+    assert (ending.job, ending.state, ending.reply) == ("j1", JobState.DEAD, "c1")
     assert undecidable(Arrival("7.1", b"{", None, "no message"), KeyError()).ending is None
 
 
@@ -352,7 +357,7 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
 SIMULATING = FleetSnapshot(devices=(device(runtimes=("python", "echo", "onnx")),))
 
 
-def simulated(samples: list[Any], **terms: float) -> Decision:
+def simulated(samples: object, **terms: Any) -> Decision:
     """What becomes of a simulation of so many samples."""
     return decision(SIMULATING, model="monte-carlo", inputs={"samples": samples, "seed": 1}, **terms)
 
@@ -365,7 +370,7 @@ def test_work_counts_by_the_size_of_the_rows() -> None:
         simulated([10_000_000] * 3, deadline=600),
         decision(SIMULATING, model="monte-carlo", inputs=inputs, deadline=600),
     )
-    one, small, three, unlike = (float(made.admitted.outgoing.fields["work"]) for made in decisions)
+    one, small, three, unlike = (float(present(made.admitted).outgoing.fields["work"]) for made in decisions)
 
     assert one > 100 * small
     assert three == pytest.approx(3 * one, rel=0.01)
@@ -373,7 +378,7 @@ def test_work_counts_by_the_size_of_the_rows() -> None:
 
 
 def test_what_cannot_end_in_time_is_not_promised_as_if_it_were_small() -> None:
-    short, long = (simulated(samples, deadline=0.25).admitted.placement for samples in (100_000, 10_000_000))
+    short, long = (present(simulated(samples, deadline=0.25).admitted).placement for samples in (100_000, 10_000_000))
 
     assert "guaranteed in" in short.reason
     assert "guaranteed in" not in long.reason
@@ -401,7 +406,7 @@ def test_the_rows_of_an_input_are_counted_that_is_not_the_first() -> None:
     assert rows_of(RULES.catalogue.resolve("classify-image"), pixels) == 3
 
 
-def generation(lengths: dict[str, Any] | dict[int, float], **parameters: int) -> int:
+def generation(lengths: dict[int, float], **parameters: object) -> int:
     """The size of a prompt of forty characters, answers before it having been as `lengths` say."""
     request = Request(model="generate", inputs="x" * 40, parameters=parameters)
     return size_of(RULES.catalogue.resolve("generate"), request, lengths)
@@ -438,22 +443,23 @@ def ruled(tenants: Tenants | None = None, **rules: Any) -> tuple[Decision, Worki
 def test_a_tenants_request_goes_only_to_its_classes() -> None:
     refused = error_of(ruled(classes=("tpu.bulk",))[0])
 
-    assert ruled(classes=("cpu.batch",))[0].admitted.ticket.variants == {"cpu.batch": "echo"}
+    assert present(ruled(classes=("cpu.batch",))[0].admitted).ticket.variants == {"cpu.batch": "echo"}
     assert isinstance(refused, NoDeviceError)
-    assert ruled(classes=("gpu.realtime",))[0].admitted.outgoing.queue == "gpu.realtime"
+    assert present(ruled(classes=("gpu.realtime",))[0].admitted).outgoing.queue == "gpu.realtime"
 
 
 def test_what_a_tenants_request_costs_is_recorded_and_counted_where_it_has_a_budget() -> None:
     decided, working = ruled(Tenants({}, day_of(NOW), {"lab": 0.5}), usd_per_day=1.0)
-    placement, fields = decided.admitted.placement, decided.admitted.outgoing.fields
+    admitted = present(decided.admitted)
+    placement, fields = admitted.placement, admitted.outgoing.fields
 
     working.count(placement, "lab")
 
     assert fields["spent"] == spent_key("2023-11-14")
     assert float(fields["cost"]) == placement.cost > 0
     again, _ = ruled(working.tenants, usd_per_day=1.0)
-    assert again.admitted.placement.needs.allowance.left == 0.5 - placement.cost
-    assert not {"spent", "cost"} & set(decision().admitted.outgoing.fields)
+    assert present(present(again.admitted).placement.needs.allowance).left == 0.5 - placement.cost
+    assert not {"spent", "cost"} & set(present(decision().admitted).outgoing.fields)
 
 
 def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins() -> None:
@@ -462,14 +468,15 @@ def test_a_tenant_that_spent_its_day_is_told_when_the_next_one_begins() -> None:
     error = error_of(decided)
 
     assert isinstance(error, OverloadedError)
-    assert NOW + error.retry_after == pytest.approx(1_700_006_400)
+    assert NOW + present(error.retry_after) == pytest.approx(1_700_006_400)
 
 
 def test_only_what_generates_is_recorded_to_be_learned_from() -> None:
     generating = FleetSnapshot(devices=(device(),))
 
-    assert decision(generating, model="generate", inputs="Hello.", deadline=600).admitted.outgoing.fields["lengths"]
-    assert "lengths" not in decision().admitted.outgoing.fields
+    generated = decision(generating, model="generate", inputs="Hello.", deadline=600)
+    assert present(generated.admitted).outgoing.fields["lengths"]
+    assert "lengths" not in present(decision().admitted).outgoing.fields
 
 
 def deep(levels: int, innermost: str | int) -> Any:
@@ -577,7 +584,8 @@ def test_what_follows_from_a_task_and_cannot_be_sent_ends_its_job_as_refused(emb
 def test_a_job_that_is_to_begin_after_its_deadline_is_refused() -> None:
     soon, late = (datetime.fromtimestamp(NOW + seconds, UTC).isoformat() for seconds in (3, 60))
     assert decision(headers={"eta": soon}, deadline=5).admitted is not None
-    for terms in ({"deadline": 5}, {}):
+    cases: tuple[dict[str, Any], ...] = ({"deadline": 5}, {})
+    for terms in cases:
         error = error_of(decision(headers={"eta": late}, **terms))
         assert isinstance(error, InvalidRequestError)
         assert "eta: expected a time before the job's deadline, got one 55 s after it" in error.message

@@ -347,7 +347,7 @@ def test_every_shipped_model_is_read() -> None:
 
 def test_a_profile_gives_the_latency_of_a_batch_and_never_less_than_its_floor() -> None:
     profile = Profile(base=0.1, slope=0.01, floor=0.3)
-    assert (profile.latency(4, 10), profile.latency(1, 1)) == (pytest.approx(0.5), 0.3)
+    assert (profile.latency(4, 10), profile.latency(1, 1)) == pytest.approx((0.5, 0.3))
 
 
 SHIPPED = [path.read_text(encoding="utf-8") for path in sorted((TREE / "models").glob("*/model.yaml"))]

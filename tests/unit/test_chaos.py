@@ -91,9 +91,11 @@ def test_an_answer_of_another_job_is_wrong() -> None:
 
 
 def test_a_job_expires_after_its_deadline_only() -> None:
-    end = {"deadline_at": 50.0, "answer": None}
-    assert broken(submitted(), accepted(), stored("expired", finished=49.0, **end)) == ["early"]
-    assert broken(submitted(), accepted(), stored("expired", finished=50.1, **end)) == []
+    def expired(finished: float) -> Stored:
+        return stored("expired", finished=finished, deadline_at=50.0, answer=None)
+
+    assert broken(submitted(), accepted(), expired(49.0)) == ["early"]
+    assert broken(submitted(), accepted(), expired(50.1)) == []
     assert broken(submitted(), accepted(), stored("expired", finished=50.0, answer=None)) == ["early"]
 
 
@@ -115,7 +117,13 @@ def test_a_waiter_hears_of_an_end() -> None:
 
 
 def test_a_key_gives_one_job() -> None:
-    again = [submitted(key="k"), accepted("a"), accepted("b"), stored(), Stored(job="b", state="failed", digest="")]
+    again: list[AnyEvent] = [
+        submitted(key="k"),
+        accepted("a"),
+        accepted("b"),
+        stored(),
+        Stored(job="b", state="failed", digest=""),
+    ]
     assert broken(*again) == ["two jobs"]
 
 
@@ -153,7 +161,7 @@ def test_what_was_heard_while_a_submit_went_on_through_a_failover_may_be_taken_b
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    events = [submitted(key="k"), accepted(), observed(), Parted(at=3.0, window=1.0), stored()]
+    events: list[AnyEvent] = [submitted(key="k"), accepted(), observed(), Parted(at=3.0, window=1.0), stored()]
     recorder = Recorder(tmp_path / "history")
     recorder.note(*events[:2])
     recorder.note(*events[2:])

@@ -61,7 +61,7 @@ def test_a_list_of_texts_is_a_batch() -> None:
 
 
 STATE = {"name": "state", "datatype": "FP32", "shape": [2, -1, 1], "batch_axis": 1}
-RATE = {"name": "rate", "datatype": "INT64", "shape": [], "batch_axis": None}
+RATE: dict[str, Any] = {"name": "rate", "datatype": "INT64", "shape": [], "batch_axis": None}
 
 
 @pytest.mark.parametrize("state", [[[1.0], [2.0]], np.array([[1.0], [2.0]], np.float32)])

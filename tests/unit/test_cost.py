@@ -44,7 +44,7 @@ def estimated(*devices: DeviceFacts, needs: Needs = ONE_ROW, ahead: float = 0.0,
 
 def test_a_warm_device_pays_no_load() -> None:
     figures = estimated(WARM)
-    assert (figures.load, figures.run) == (0.0, pytest.approx(0.2))
+    assert (figures.load, figures.run) == pytest.approx((0.0, 0.2))
     assert figures.cost == pytest.approx(0.2 * 3.6 / 3600)
     assert figures.finish == pytest.approx(0.2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +11,7 @@ from local.demo import Answer, Ask, contrasts, summaries
 from local.show import show_answers
 from tasks.machine import Machine
 from taxiway import Result, RunReport
+from tests.narrowing import present
 
 LAPTOP = Machine(cores=2, memory=0, memory_free=0, instruction_sets=(), cuda=(), tpu_chips=0, runtimes={})
 REASON = "cheapest of two that meet 45 s; the other is past its horizon by so much work that it would be late by far"
@@ -60,8 +60,8 @@ def test_a_summary_is_one_line_a_class_and_model_with_medians() -> None:
 
 
 def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes() -> None:
-    def told(most: int) -> list[Any]:
-        return [(one.ask.model, one.result.report.hardware_class) for one in contrasts(ANSWERS, most)]
+    def told(most: int) -> list[tuple[str, str]]:
+        return [(one.ask.model, present(one.result).report.hardware_class) for one in contrasts(ANSWERS, most)]
 
     assert told(5) == [
         ("generate", "cpu.batch"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from celery import Celery
 
@@ -27,7 +28,7 @@ def held(*deliveries: Delivery) -> HeldJobs:
 
 
 def inspection() -> Inspection:
-    app = Celery(set_as_current=False)
+    app: Any = Celery(set_as_current=False)  # its stubs know neither its clock nor this use of `task`
     events = TaskEvents("w", app.clock, lambda topic, message: None)
     return Inspection(app.task(nothing, name=INFER, shared=False), "w", events, ConsumerThread())
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from taxiway.errors import InvalidRequestError, RequestTooLargeError
 PADDING = '"%s"' % ("x" * LARGE)
 
 
-def body(data: list[Any], shape: list[Any], datatype: str = "FP32", large: bool = True) -> bytes:
+def body(data: object, shape: list[int], datatype: str = "FP32", large: bool = True) -> bytes:
     """An infer request with one tensor, whose JSON is large or not."""
     head = json.dumps({"name": "a", "shape": shape, "datatype": datatype})[:-1]
     text = data if isinstance(data, str) else json.dumps(data)

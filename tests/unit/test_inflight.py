@@ -171,8 +171,9 @@ def test_a_job_whose_row_cannot_run_fails_alone_and_names_the_row(deck: Deck) ->
     errors = dict(deck.finish())
     assert errors.keys() == {good, bad}
     assert errors[good] is None and good.done
-    assert isinstance(errors[bad], ExecutionError)
-    assert errors[bad].details["row"] == 1
+    error = errors[bad]
+    assert isinstance(error, ExecutionError)
+    assert error.details["row"] == 1
 
 
 def test_pieces_are_streamed_only_of_jobs_that_ask_and_make_up_the_answer(deck: Deck) -> None:

@@ -233,7 +233,7 @@ def has_capacity(option: Option, needs: Needs) -> bool:
 
 
 def model(**variants: Variant) -> Model:
-    return a_text_model(**(variants or {"fast": variant()}))
+    return a_text_model("sentiment", **(variants or {"fast": variant()}))
 
 
 def variant(run: float = 0.1, **fields: Any) -> Variant:

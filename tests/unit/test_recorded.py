@@ -12,6 +12,8 @@ import pytest
 import tests.recorded
 from broker.port import Arrival, DeadLetter
 from router.decide.explain import read_basis
+from router.decide.snapshot import FleetSnapshot
+from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import Rules
 from router.service.decision import decide
 from router.service.snapshot_reader import snapshot_from
@@ -25,6 +27,7 @@ from taxiway.contract.request import job_id
 from taxiway.contract.streaming import Piece, read_piece
 from taxiway.contract.wire import HEADER, decode_envelope, read_request
 from taxiway.errors import UnknownModelError
+from tests.narrowing import present
 from tests.recorded.__main__ import INPUTS, SECRET
 
 KEYS = (bytes.fromhex(SECRET),)
@@ -73,8 +76,9 @@ def test_an_arrival_is_the_request_that_it_was(recorded: Any) -> None:
 def test_a_cancellation_names_its_job(recorded: Any) -> None:
     rules = Rules(load_topology(TREE / "queues.yaml"), load_catalogue(TREE / "models"), KEYS)
     raw = recorded["cancellation"].encode()
+    working = WorkingSnapshot(rules.topology, rules.book, FleetSnapshot())
 
-    assert decide(Arrival("", raw, decode_envelope(raw)), rules, None, 0.0).cancel == "unknown"
+    assert decide(Arrival("", raw, decode_envelope(raw)), rules, working, 0.0).cancel == "unknown"
 
 
 def test_a_workers_order_is_signed_for_the_body_that_it_came_with(recorded: Any) -> None:
@@ -89,7 +93,14 @@ def test_an_order_that_says_more_than_is_understood_is_not_run() -> None:
     class Newer(Ticket, frozen=True, kw_only=True):
         of_the_future: int = 1
 
-    facts = {"variants": {}, "prices": {}, "accepted": 0.0, "deadline_at": 0.0, "level": 0, "reason": ""}
+    facts: dict[str, Any] = {
+        "variants": {},
+        "prices": {},
+        "accepted": 0.0,
+        "deadline_at": 0.0,
+        "level": 0,
+        "reason": "",
+    }
     ticket = Newer(job="j", task="t", model="m", **facts)
     with pytest.raises(TicketError, match="of_the_future"):
         read_ticket(sign(ticket, b"", KEYS), b"", KEYS)
@@ -103,7 +114,7 @@ def test_a_record_tells_of_its_job(recorded: Any) -> None:
     assert (record.state, record.tenant, record.hardware_class) == (JobState.QUEUED, "lab", "cpu.batch")
     assert (ended.state, ended.attempts, ended.device) == (JobState.SUCCEEDED, 1, "cpu:0")
     assert record.accepted <= ended.started <= ended.finished
-    assert read_basis(recorded["record"]["basis"]).needs.deadline == 600
+    assert present(read_basis(recorded["record"]["basis"])).needs.deadline == 600
 
 
 def test_results_and_errors_are_what_they_were(recorded: Any) -> None:

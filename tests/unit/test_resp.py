@@ -13,7 +13,7 @@ LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 def test_a_command_is_packed_to_the_same_bytes_whether_its_values_are_large_or_not(
     command: list[str | bytes | int],
 ) -> None:
-    assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))
+    assert b"".join(packed(command)) == hiredis.pack_command(tuple(command))  # type: ignore[arg-type]  # declared as a tuple of one
 
 
 def test_a_large_value_is_sent_from_where_it_lies() -> None:
@@ -77,7 +77,8 @@ def test_answers_are_the_same_wherever_what_is_received_was_cut(
 
 
 def test_an_array_that_was_cut_between_two_of_its_values_stays_one_answer() -> None:
-    reader, found = Answers(), []
+    reader = Answers()
+    found: list[object] = []
     for piece in (b"*3\r\n$1\r\na\r\n", b"$1\r\nb\r\n$1\r\nc\r\n", b"$1\r\nd\r\n"):
         reader.buffer()[: len(piece)] = piece
         found += reader.received(len(piece))

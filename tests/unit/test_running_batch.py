@@ -47,7 +47,7 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 def finish(batch: RunningBatch) -> list[RunningRow]:
     """Step until all rows have ended; the rows in the order in which they did."""
-    ended = []
+    ended: list[RunningRow] = []
     for _ in range(1000):
         if not batch.rows:
             return ended

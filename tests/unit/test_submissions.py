@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import pytest
 
-from broker.port import Outgoing
+from broker.port import Outgoing, Transport
 from router.service.arrivals import Submissions
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
@@ -18,6 +18,7 @@ from tasks.settings import TREE
 from tasks.topology import Limits, load_topology
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
+from tests.narrowing import present
 
 SOON = 20.0
 UNFORESEEN = KeyError("gpu.none")
@@ -27,14 +28,14 @@ class Lane:
     """A transport that only forwards: each call waits until the test has answered it."""
 
     def __init__(self) -> None:
-        self._calls = asyncio.Queue()
+        self._calls: asyncio.Queue[tuple[list[str], asyncio.Future[list[bool]]]] = asyncio.Queue()
 
     async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[object] = ()) -> list[bool]:
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         self._calls.put_nowait(([message.job for message in messages], answer))
         return await answer
 
-    async def call(self) -> tuple[list[str], asyncio.Future[Any]]:
+    async def call(self) -> tuple[list[str], asyncio.Future[list[bool]]]:
         """The jobs of the next call, and what answers it."""
         return await asyncio.wait_for(self._calls.get(), SOON)
 
@@ -45,7 +46,7 @@ class Door:
     def __init__(self) -> None:
         self.lane = Lane()
         fleet = FleetReader(Store("redis://127.0.0.1", Limits()), load_topology(TREE / "queues.yaml"), ProfileBook({}))
-        self._submissions = Submissions(self.lane, fleet)
+        self._submissions = Submissions(cast(Transport, self.lane), fleet)
 
     def ask(self, *jobs: str) -> list[asyncio.Future[bool]]:
         """A task for each job, that forwards it."""
@@ -127,4 +128,4 @@ def test_an_error_is_logged_where_nobody_foresaw_it_though_those_who_asked_are_g
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(scenario())
-    assert [record.exc_info[1] for record in caplog.records] == logged
+    assert [present(record.exc_info)[1] for record in caplog.records] == logged

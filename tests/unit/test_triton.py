@@ -42,10 +42,10 @@ def test_integers_are_written_as_such_and_more_classes_than_there_are_are_all_of
 
 @pytest.mark.parametrize("raw", [False, True])
 def test_an_answer_has_the_classes_that_the_request_wants(raw: bool) -> None:
-    outputs = [{"name": VECTOR.name, "parameters": {"classification": 1, "binary_data": raw}}]
-    infer = InferRequest([], outputs=[WantedOutput(**output) for output in outputs])
+    parameters = {"classification": 1, "binary_data": raw}
+    infer = InferRequest([], outputs=[WantedOutput(name=VECTOR.name, parameters=parameters)])
     row = {"shape": [3], "datatype": "FP32", "data": [0.0, 3.5, 1.0]}
-    wanted = classes_wanted(EMBED, {VECTOR.name: outputs[0]["parameters"]})
+    wanted = classes_wanted(EMBED, {VECTOR.name: parameters})
 
     framed = answer_of(EMBED, "j", Result(model="embed:1", outputs={VECTOR.name: row}, report=REPORT),
                        wants_binary(infer), None, wanted)  # fmt: skip

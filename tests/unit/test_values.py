@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import enum
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -44,7 +44,9 @@ def test_what_celerys_own_json_writes_is_read(value: Any) -> None:
 @pytest.mark.parametrize("name", sorted(DATATYPES.values()))
 @pytest.mark.parametrize("order", ["<", ">"])
 @given(data=st.data())
-def test_an_array_comes_back_with_its_type_shape_and_values(name: str, order: str, data: st.DataObject) -> None:
+def test_an_array_comes_back_with_its_type_shape_and_values(
+    name: str, order: Literal["<", ">"], data: st.DataObject
+) -> None:
     dtype = np.dtype(name).newbyteorder(order)
     array = data.draw(arrays.arrays(dtype, arrays.array_shapes(min_dims=0, min_side=0, max_dims=3, max_side=4)))
     for view in (array, array.T, array[..., ::2] if array.ndim else array):

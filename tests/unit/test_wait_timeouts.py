@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from router.service.results import WaitTimeouts
 SOON = 20.0
 
 
-async def ended(waits: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+async def ended(waits: Sequence[Awaitable[Any]]) -> list[Any]:
     """What each gave."""
     return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), SOON)
 

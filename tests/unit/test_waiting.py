@@ -10,9 +10,10 @@ from router.upkeep.mover import rest_of_move
 from tasks.ticket import read_ticket
 from taxiway.contract.job import JobState, MoveRecord
 from taxiway.contract.wire import HEADER
+from tests.narrowing import present
 from tests.unit.test_admission import RULES, decision
 
-PLACED = decision(deadline=600).admitted
+PLACED = present(decision(deadline=600).admitted)
 HERE = PLACED.outgoing.queue
 PEEKED = Peeked(HERE, 1, "handle", PLACED.outgoing.envelope)
 
