@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from broker.valkey.holding import Line
-from router.decide.fairness import FairOrder, HeldKind, Turn
+from broker.valkey.holding import HoldingQueue
+from router.decide.fairness import FairOrder, HeldKind, Releasable
 from simulator.traces.workload import Job
 
 
@@ -32,7 +32,7 @@ class Holding:
 
     def next(self, kinds: Iterable[HeldKind]) -> HeldKind:
         """The one of these kinds that is released next."""
-        return self._order.next(self._turn(kind) for kind in kinds).kind
+        return self._order.next(self._releasable(kind) for kind in kinds).kind
 
     def first(self, kind: HeldKind) -> Job:
         """The job of a kind with the earliest deadline."""
@@ -47,6 +47,6 @@ class Holding:
         heappop(self._queues[kind])
         self._order.charge(kind.tenant, dollars)
 
-    def _turn(self, kind: HeldKind) -> Turn:
+    def _releasable(self, kind: HeldKind) -> Releasable:
         due, _, job = self._queues[kind][0]
-        return Turn(Line(kind.queue, due, job.level, self.count(kind)), kind)
+        return Releasable(HoldingQueue(kind.queue, due, job.level, self.count(kind)), kind)

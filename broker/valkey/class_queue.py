@@ -1,10 +1,10 @@
-"""A worker's hold on its class's queue on Valkey or Redis, beside kombu and in kombu's own lists, hash and index.
+"""A worker's side of its class queue on Valkey or Redis, compatible with kombu: the same lists, hash and index.
 
-One script takes messages by priority into the unacked hash, and claims their jobs, so that other workers and all tools
-that read them go on as before. An idle worker blocks on `BLMOVE queue queue RIGHT RIGHT`, which leaves a message where
-it was, with the script behind it in the same connection: one answer wakes it and brings what it wakes for. That script
-takes what the worker said last that it has room for, once, whichever list wakes it. kombu's own way costs two round
-trips and 150 µs a message. What a silent worker held comes back to the front of its queue; kombu would put it last, by
+One script moves messages by priority into the unacked hash and claims their jobs, so other workers and tools that read
+these keys keep working. An idle worker blocks on `BLMOVE queue queue RIGHT RIGHT`, which leaves the message in place;
+the script is pipelined behind it on the same connection, so one answer wakes the worker and brings its messages. The
+script takes as many as the worker last said it has room for, once, whichever list woke it. kombu needs two round trips
+and 150 µs a message. The messages of a silent worker return to the front of their queue; kombu would put them last, by
 some host's clock.
 """
 
@@ -38,16 +38,16 @@ from taxiway.valkey.blocking import ANSWER, Connection, Connections
 from taxiway.valkey.resp import ServerError, checked, fleet_errors, is_unknown_script
 
 MOST = 256
-"""Messages that one script takes, so that the server is not blocked for long by one worker."""
+"""Most messages that one script takes: a limit on how long one worker blocks the server."""
 
 _ENDLESS = 1e18  # seconds
 
-_USED = b"0 0"  # says a room that was given to `wait`, and was taken
+_USED = b"0 0"  # the room that `wait` announced has been used
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """One message with its tag, and the claim on the job that it names."""
+class FetchedMessage:
+    """A message with its tag and the claim on its job."""
 
     tag: str
     raw: bytes
@@ -56,26 +56,26 @@ class Taken:
 
     @property
     def token(self) -> str:
-        """The token under which the job was claimed; empty where it was not."""
+        """The claim's fencing token; empty without a claim."""
         return self.claim.token if self.claim is not None else ""
 
 
 @dataclass(frozen=True, slots=True)
-class Haul:
-    """What one script took from a queue, first served first, at `now` by the store's clock."""
+class Fetched:
+    """What one script took from a queue, in serving order, at `now` by the store's clock."""
 
     queue: str
     now: float
-    taken: list[Taken]
+    messages: list[FetchedMessage]
 
 
 class ClassQueue:
-    """A worker's hold on the queues that it consumes. Threads may share it, but for `take` and `wait`, which one calls.
+    """A worker's side of the queues that it consumes. Thread-safe, except `take` and `wait`: one thread calls these.
 
     Args:
         worker: the worker's name; claims carry it.
-        claiming: whether broker and state are one server, so that what is taken is claimed by the same step.
-        ahead: seconds of patient work after which a take takes no more of it, where broker and state are one server.
+        claiming: whether broker and state are one server, so that taking a message also claims its job.
+        ahead: most seconds of patient work that a worker takes, where broker and state are one server.
     """
 
     def __init__(self, url: str, worker: str, limits: Limits, *, claiming: bool, ahead: float = math.inf) -> None:
@@ -93,19 +93,19 @@ class ClassQueue:
         self._free: list[Connection] = []  # of those that block
         self._rope, self._bell = socket.socketpair()
 
-    def take(self, queue: str, most: int, levels: int = LEVELS) -> Haul:
-        """Up to `most` messages by priority, then by age, with the claims on their jobs; `wait` takes the rest.
+    def take(self, queue: str, most: int, levels: int = LEVELS) -> Fetched:
+        """Up to `most` messages of the queue's first `levels`, by priority, then by age, with the claims on their jobs.
 
-        Only those of the queue's first `levels` are taken.
+        `wait` takes the rest as it arrives.
         """
-        self._takes += 2  # each take has its number: the second is of what `wait` takes
+        self._takes += 2  # each take has a number, and what `wait` takes has the next one
         call = self._take_call(queue, levels, min(most, MOST), self._takes)
-        return self._haul(queue, self._run(call))
+        return self._fetched(queue, self._run(call))
 
-    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Haul]:
-        """What came as the first message stood in one of the queues' `levels`, at the latest after `longest` seconds.
+    def wait(self, queues: Sequence[str], longest: float, levels: int = LEVELS) -> list[Fetched]:
+        """Block for up to `longest` seconds until a message is in one of the queues' `levels`; what was taken then.
 
-        It is no more than the last `take` was short of, and of one queue; nothing where only a look is worthwhile.
+        It takes at most what the last `take` was short of, from one queue. An empty list means: call `take`.
         """
         try:
             lists = [(name, queue) for queue in queues for name in priority_lists(queue)[:levels]]
@@ -116,11 +116,11 @@ class ClassQueue:
             raise refusal("broker", error) from error
 
     def wake(self) -> None:
-        """End `wait`, now and for good. Any thread may."""
+        """End `wait` permanently. Thread-safe."""
         self._rope.close()
 
     def acknowledge(self, tags: Sequence[str]) -> None:
-        """Forget messages that were answered."""
+        """Acknowledge messages."""
         if tags:
             with fleet_errors("broker"):
                 self._connections.calls(("ZREM", UNACKED[1], *tags), ("HDEL", UNACKED[0], *tags))
@@ -131,78 +131,80 @@ class ClassQueue:
             self._run(Call("queues/put_back", UNACKED, [*reversed(tags)]))
 
     def keep(self, tags: Sequence[str]) -> None:
-        """Say that the messages are still held, or they return to their queues when a lease is over."""
+        """Renew the lease on messages; without it they return to their queues when it expires."""
         if tags:
             self._run(Call("queues/keep", UNACKED[1:], tags))
 
     def recover(self) -> int:
-        """Return what a worker held that has been silent for a lease to its place in its queue; how many messages."""
+        """Return the messages of workers that were silent for a lease to their queues; how many."""
         recovered: int = self._run(Call("queues/recover", UNACKED, [self._lease, MOST]))
         return recovered
 
     def message(self, tag: str) -> bytes:
-        """A message that is held, as it was taken; empty where it is not held any more."""
+        """An unacknowledged message's bytes; empty if it is no longer held."""
         with fleet_errors("broker"):
             entry: bytes = self._connections.call("HGET", UNACKED[0], tag) or b""
         return entry[1:].rsplit(b', "', 2)[0]
 
     def publish(self, topic: str, message: bytes) -> None:
-        """Publish on a fanout exchange of kombu's: `topic` is its name, a slash and the routing key."""
+        """Publish on a kombu fanout exchange: `topic` is its name, a slash and the routing key."""
         with fleet_errors("broker"):
             self._connections.call("PUBLISH", self._events + topic, message)
 
     def _take_call(self, queue: str, levels: int, *most_and_number: int) -> Call:
-        """A take from the queue; without these numbers, of what the last one left."""
+        """A call that takes from the queue; without the numbers, what the last take left room for."""
         keys = [*UNACKED, self._room, DEVICES, HEARTBEATS, *priority_lists(queue)[:levels]]
         return Call("queues/take", keys, [self._tags, f', "{queue}", "{queue}"]', *self._claim_args, *most_and_number])
 
-    def _haul(self, queue: str, answer: Sequence[bytes]) -> Haul:
+    def _fetched(self, queue: str, answer: Sequence[bytes]) -> Fetched:
         now, take, *rest = answer
         prefix = f"{self._tags}{take.decode()}."
-        taken = [
-            Taken(f"{prefix}{n}", rest[at], rest[at + 1].decode(errors="replace"), _claim(*rest[at + 2 : at + 4]))
+        messages = [
+            FetchedMessage(
+                f"{prefix}{n}", rest[at], rest[at + 1].decode(errors="replace"), _claim(*rest[at + 2 : at + 4])
+            )
             for n, at in enumerate(range(0, len(rest), 4))
         ]
-        return Haul(queue, float(now), taken)
+        return Fetched(queue, float(now), messages)
 
-    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int) -> list[Haul]:
-        for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker has left
+    def _wait(self, lists: Sequence[tuple[str, str]], longest: float, levels: int) -> list[Fetched]:
+        for name in self._blocked.keys() - {name for name, _ in lists}:  # of a class that the worker no longer serves
             self._leave(name)
         for name, queue in lists:
             if name not in self._blocked:
                 self._blocked[name] = self._block(name, queue, levels)
-        hauls = self._woken(dict(lists), longest)
-        if not hauls and self._connections.call("GETDEL", self._room) == _USED:
-            hauls += self._woken(dict(lists), ANSWER)  # it was taken just now
-        return hauls
+        fetches = self._woken(dict(lists), longest)
+        if not fetches and self._connections.call("GETDEL", self._room) == _USED:
+            fetches += self._woken(dict(lists), ANSWER)  # taken in the meantime
+        return fetches
 
     def _block(self, name: str, queue: str, levels: int) -> Connection:
-        """A connection that waits for a message in the list, and then takes from the queue."""
+        """A connection that blocks until the list has a message, then takes from the queue."""
         connection = self._free.pop() if self._free else Connection(self._url)
         connection.send([("BLMOVE", name, name, "RIGHT", "RIGHT", 0), self._take_call(queue, levels).command])
         return connection
 
-    def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Haul]:
-        """What the connections have taken that a message wakes within `longest` seconds."""
+    def _woken(self, queue_of: Mapping[str, str], longest: float) -> list[Fetched]:
+        """What the connections took that were woken within `longest` seconds."""
         poller = select.poll()
         poller.register(self._bell, select.POLLIN)
         listening = {connection.fileno(): name for name, connection in self._blocked.items()}
         for descriptor in listening:
             poller.register(descriptor, select.POLLIN)
         woken = [listening[descriptor] for descriptor, _ in poller.poll(longest * 1000) if descriptor in listening]
-        hauls = [self._haul(queue_of[name], answer) for name in woken if (answer := self._answer(name))]
-        return [haul for haul in hauls if haul.taken]
+        fetches = [self._fetched(queue_of[name], answer) for name in woken if (answer := self._answer(name))]
+        return [fetched for fetched in fetches if fetched.messages]
 
     def _answer(self, name: str) -> list[bytes]:
-        """What the script said behind the message that woke the connection."""
+        """The script's answer, which follows the answer that woke the connection."""
         connection = self._blocked.pop(name)
         moved, answer = connection.read(2)
         self._free.append(connection)
         checked([moved])
         if isinstance(answer, ServerError) and is_unknown_script(answer):
-            return []  # the server was started anew: the next take gives it the script
-        taken: list[bytes] = checked([answer])[0]
-        return taken
+            return []  # the server restarted: the next take loads the script again
+        found: list[bytes] = checked([answer])[0]
+        return found
 
     def _leave(self, name: str) -> None:
         connection = self._blocked.pop(name)

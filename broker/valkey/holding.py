@@ -1,8 +1,8 @@
-"""Holding: where jobs wait that no class can take soon, bound to nothing.
+"""Holding: where jobs wait that no class can start soon, bound to no class.
 
-Whatever the broker, holding is in the state store, beside the jobs' records: a queue for all jobs of one tenant that
-have the same candidates, ordered by deadline. `forwarding` puts jobs in and, when they are placed, takes them out.
-The leader draws jobs for some seconds; what it has not placed by then goes back. So none is lost with it.
+With either broker, holding is in the state store, beside the jobs' records: one queue, ordered by deadline, for all
+jobs of a tenant that have the same candidates. `forwarding` adds jobs, and removes them when they are placed. The
+leader draws jobs for a few seconds; what it has not placed by then returns, so a leader's crash loses none.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from taxiway.contract.keys import HELD, HOLDING, LEAD, RELEASED, WORK, holding_k
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A holding queue: its name, the deadline and the level of the job that is first in it, and the number of its jobs.
+class HoldingQueue:
+    """A holding queue: its name, the deadline and level of its first job, and its number of jobs.
 
-    The deadline is by the store's clock, beyond 1e10 for a job that has none.
+    The deadline is by the store's clock; above 1e10 for a job without one.
     """
 
-    queue: str
+    name: str
     due: float
     level: int
     jobs: int
@@ -30,16 +30,16 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The server's time, the holding queues, and the cells of `keys.WORK`."""
+    """The server's time, the cells of `keys.WORK`, and the holding queues."""
 
     now: float
     work: Mapping[str, float]
-    lines: Sequence[Line]
+    queues: Sequence[HoldingQueue]
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A job taken out of holding to be placed; times by the store's clock, `deadline_at` 0 where there is none."""
+    """A job taken out of holding to be placed; times by the store's clock, `deadline_at` 0 if it has none."""
 
     message: bytes
     accepted: float
@@ -48,23 +48,23 @@ class Drawn:
 
 
 def survey_call() -> Call:
-    """Looks at what is held."""
+    """Reads what is held."""
     return Call("routing/survey", [HOLDING, RELEASED, HELD, WORK], [holding_key("")])
 
 
 def survey_answer(answer: Sequence[Any]) -> Survey:
-    """What was seen."""
+    """The answer's content."""
     cells = zip(answer[1][::2], answer[1][1::2], strict=True)
-    lines = zip(answer[2::4], answer[3::4], answer[4::4], answer[5::4], strict=True)
+    queues = zip(answer[2::4], answer[3::4], answer[4::4], answer[5::4], strict=True)
     return Survey(
         now=float(answer[0]),
         work={cell.decode(): float(figure) for cell, figure in cells},
-        lines=[Line(queue.decode(), float(due), int(level), int(jobs)) for queue, due, level, jobs in lines],
+        queues=[HoldingQueue(name.decode(), float(due), int(level), int(jobs)) for name, due, level, jobs in queues],
     )
 
 
 def draw_call(token: str, queue: str, most: int, lease: float) -> Call:
-    """Takes a queue's first jobs, for the leader; what is not placed in `lease` seconds is held again."""
+    """Takes a queue's first jobs for the leader; what is not placed within `lease` seconds is held again."""
     return Call("routing/draw", [LEAD, holding_key(queue), RELEASED, HELD], [token, most, lease])
 
 

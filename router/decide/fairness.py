@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from broker.valkey.holding import Line
+from broker.valkey.holding import HoldingQueue
 from router.decide.classify import Constraints
 from tasks.topology import Tenant
 
@@ -41,10 +41,10 @@ def kind_of(queue: str) -> HeldKind | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Releasable:
     """A holding queue that may be released from, and the kind of its jobs."""
 
-    line: Line
+    queue: HoldingQueue
     kind: HeldKind
 
 
@@ -65,9 +65,9 @@ class FairOrder:
         floor = min((spent for name, spent in self._virtual_time.items() if name in present), default=0.0)
         self._virtual_time = {name: self._virtual_time.get(name, floor) for name in present}
 
-    def next(self, turns: Iterable[Turn]) -> Turn:
+    def next(self, ready: Iterable[Releasable]) -> Releasable:
         """The next queue to release from: the earliest deadline of the tenant with the least virtual time."""
-        return min(turns, key=lambda turn: (self._virtual_time[turn.kind.tenant], turn.line.due, turn.line.queue))
+        return min(ready, key=lambda one: (self._virtual_time[one.kind.tenant], one.queue.due, one.queue.name))
 
     def charge(self, tenant: str, dollars: float) -> None:
         """Add the cost of a tenant's released jobs to its virtual time."""

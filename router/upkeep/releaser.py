@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from broker.port import Transport
-from broker.valkey.holding import Drawn, Line
+from broker.valkey.holding import Drawn, HoldingQueue
 from broker.valkey.leadership import Leadership
 from router.decide.capacity import has_capacity
-from router.decide.fairness import FairOrder, Turn, kind_of
+from router.decide.fairness import FairOrder, Releasable, kind_of
 from router.service.admission import Admitted, Rules
 from router.service.decision import Decision, decide_held
 from router.service.snapshot_reader import BEAT, FleetReader
@@ -75,40 +75,36 @@ class Releaser(Duty):
     async def _release_due(self) -> bool:
         """Release as many jobs as fill the queues to their horizons; returns whether any were held."""
         survey = await self._store.survey()
-        if not survey.lines or self._fleet.working.fleet.stale:
+        if not survey.queues or self._fleet.working.fleet.stale:
             return False
         self._fleet.replace_work(survey.work)
-        turns = [turn for line in survey.lines if (turn := self._turn(line)) is not None]
-        self._order.set_present(turn.kind.tenant for turn in turns)
-        ready = {turn: 0 for turn in turns if turn.line.due <= survey.now or self._has_capacity(turn)}
+        found = [one for queue in survey.queues if (one := _releasable(queue)) is not None]
+        self._order.set_present(one.kind.tenant for one in found)
+        ready = {one: 0 for one in found if one.queue.due <= survey.now or self._has_capacity(one)}
         until = time.monotonic() + BEAT
         while ready and time.monotonic() < until:
-            turn = self._order.next(ready)
-            chunk = _CHUNKS[min(ready[turn], len(_CHUNKS) - 1)]
-            if await self._release(turn, chunk):
-                ready[turn] += 1
+            first = self._order.next(ready)
+            chunk = _CHUNKS[min(ready[first], len(_CHUNKS) - 1)]
+            if await self._release(first, chunk):
+                ready[first] += 1
             else:
-                del ready[turn]
+                del ready[first]
         return True
 
-    def _turn(self, line: Line) -> Turn | None:
-        kind = kind_of(line.queue)
-        return None if kind is None else Turn(line, kind)
-
-    def _has_capacity(self, turn: Turn) -> bool:
+    def _has_capacity(self, held: Releasable) -> bool:
         """Whether a job of the queue may be placed now. If its model is gone it may, to notify its submitter."""
         working = self._fleet.working
         try:
-            table = working.table(self._rules.catalogue.resolve(turn.kind.model), turn.kind.constraints)
+            table = working.table(self._rules.catalogue.resolve(held.kind.model), held.kind.constraints)
         except (UnknownModelError, ModelUnavailableError):
             return True
-        work_limit = working.tenants.shares.work_limit(turn.kind.tenant)
-        return has_capacity(table, turn.line.level, working.ahead(released=True), brief=work_limit)
+        work_limit = working.tenants.shares.work_limit(held.kind.tenant)
+        return has_capacity(table, held.queue.level, working.ahead(released=True), brief=work_limit)
 
-    async def _release(self, turn: Turn, most: int) -> bool:
+    async def _release(self, held: Releasable, most: int) -> bool:
         """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
-        now, drawn = await self._store.draw(self._leadership.token, turn.line.queue, most, LEASE)
-        company = min(turn.line.jobs, self._batch)
+        now, drawn = await self._store.draw(self._leadership.token, held.queue.name, most, LEASE)
+        company = min(held.queue.jobs, self._batch)
         decisions = [self._decide(one, now, company) for one in drawn]
         admitted = [d.admitted for d in decisions if d.admitted is not None]
         bound = [one for one in admitted if not one.placement.held]
@@ -120,7 +116,7 @@ class Releaser(Duty):
             await self._store.finish(endings)
         if back:
             await self._store.give_back(back)
-        self._order.charge(turn.kind.tenant, sum(one.placement.device_dollars for one in bound))
+        self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
         return len(drawn) == most and not back
 
     def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
@@ -134,3 +130,8 @@ class Releaser(Duty):
             snapshots = self._fleet.snapshots()
             await self._transport.release([one.outgoing for one in bound], snapshots)
             self._fleet.kept(snapshots)
+
+
+def _releasable(queue: HoldingQueue) -> Releasable | None:
+    kind = kind_of(queue.name)
+    return None if kind is None else Releasable(queue, kind)

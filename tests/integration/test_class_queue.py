@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from broker.valkey.class_queue import ClassQueue, Haul
+from broker.valkey.class_queue import ClassQueue, Fetched
 from broker.valkey.lua import run
 from broker.valkey.records import Verdict, heartbeat_call
 from tasks.settings import Settings
@@ -40,20 +40,20 @@ class Waiter(threading.Thread):
 
     def __init__(self, queue: ClassQueue, broker: redis.Redis, *queues: str, longest: float = LONG) -> None:
         super().__init__(daemon=True)
-        self.hauls: list[Haul] = []
+        self.fetches: list[Fetched] = []
         blocked = broker.info("clients")["blocked_clients"] + 1
         self._wait = lambda: queue.wait(queues or [QUEUE], longest)
         self.start()
         assert until(lambda: broker.info("clients")["blocked_clients"] >= blocked)
 
     def run(self) -> None:
-        self.hauls = self._wait()
+        self.fetches = self._wait()
 
     def messages(self) -> list[bytes]:
         """What it took."""
         self.join(LONG)
         assert not self.is_alive()
-        return [one.raw for haul in self.hauls for one in haul.taken]
+        return [one.raw for fetched in self.fetches for one in fetched.messages]
 
 
 def waiting(broker: redis.Redis, queue: str = QUEUE) -> int:
@@ -62,7 +62,7 @@ def waiting(broker: redis.Redis, queue: str = QUEUE) -> int:
 
 def test_what_wakes_an_idle_worker_comes_with_all_that_it_has_room_for(queue: ClassQueue, broker: redis.Redis) -> None:
     broker.lpush(priority_list(QUEUE, 1), b"first")
-    assert [one.raw for one in queue.take(QUEUE, 3).taken] == [b"first"]
+    assert [one.raw for one in queue.take(QUEUE, 3).messages] == [b"first"]
     waiter = Waiter(queue, broker)
     broker.lpush(priority_list(QUEUE, 2), b"second", b"third", b"fourth")
     assert waiter.messages() == [b"second", b"third"]
@@ -75,17 +75,17 @@ def test_the_tags_of_what_was_waited_for_follow_those_of_the_take_before(
 ) -> None:
     messages = [b'{"properties": {"priority": 0}, "body": "%d"}' % number for number in range(3)]
     broker.lpush(QUEUE, messages[0])
-    [first] = queue.take(QUEUE, 9).taken
+    [first] = queue.take(QUEUE, 9).messages
     waiter = Waiter(queue, broker)
     broker.lpush(QUEUE, messages[1])
     waiter.messages()
     broker.lpush(QUEUE, messages[2])
-    [third] = queue.take(QUEUE, 9).taken
-    tags = [first.tag, waiter.hauls[0].taken[0].tag, third.tag]
+    [third] = queue.take(QUEUE, 9).messages
+    tags = [first.tag, waiter.fetches[0].messages[0].tag, third.tag]
     takes = [int(tag.split(".")[1]) for tag in tags]
     assert takes == sorted(set(takes))
     queue.put_back(tags)
-    assert [one.raw for one in queue.take(QUEUE, 9).taken] == messages
+    assert [one.raw for one in queue.take(QUEUE, 9).messages] == messages
 
 
 def test_a_worker_that_is_full_takes_nothing_though_its_connections_wait(
@@ -94,7 +94,7 @@ def test_a_worker_that_is_full_takes_nothing_though_its_connections_wait(
     queue.take(QUEUE, 1)
     assert Waiter(queue, broker, longest=0.05).messages() == []
     broker.lpush(priority_list(QUEUE, 3), b"only")
-    assert [one.raw for one in queue.take(QUEUE, 1).taken] == [b"only"]  # no room is left
+    assert [one.raw for one in queue.take(QUEUE, 1).messages] == [b"only"]  # no room is left
     broker.lpush(QUEUE, b"movable")
     assert queue.wait([QUEUE], LONG) == []
     assert waiting(broker) == 1
@@ -105,7 +105,7 @@ def test_nothing_is_taken_between_two_waits(queue: ClassQueue, broker: redis.Red
     assert Waiter(queue, broker, longest=0.05).messages() == []
     broker.lpush(QUEUE, b"movable")
     assert (waiting(broker), broker.hlen(UNACKED[0])) == (1, 0)
-    assert [one.raw for one in queue.take(QUEUE, 5).taken] == [b"movable"]
+    assert [one.raw for one in queue.take(QUEUE, 5).messages] == [b"movable"]
 
 
 def test_the_room_is_used_once_whichever_queue_wakes_first(queue: ClassQueue, broker: redis.Redis) -> None:
@@ -136,7 +136,7 @@ def test_a_server_that_forgot_the_script_is_given_it_again(queue: ClassQueue, br
     broker.script_flush()
     broker.lpush(QUEUE, b"message")
     assert waiter.messages() == []
-    assert [one.raw for one in queue.take(QUEUE, 5).taken] == [b"message"]
+    assert [one.raw for one in queue.take(QUEUE, 5).messages] == [b"message"]
 
 
 ORDER = b'{"headers": {"taxiway": "{\\"job\\":\\"lost\\"}"}, "properties": {"priority": 0}}'
@@ -168,11 +168,11 @@ def test_a_job_that_may_have_ended_its_worker_is_run_by_another_device_of_the_cl
     beat(broker, "b@host", b'{"hardware_class": "gpu.realtime", "serves": ["gpu.realtime", "cpu.batch"]}')
     lose(broker, "a@host", ago=0.1)
     broker.lpush(QUEUE, b"other")
-    assert [one.raw for one in queue.take(QUEUE, 9).taken] == [b"other"]
+    assert [one.raw for one in queue.take(QUEUE, 9).messages] == [b"other"]
     assert waiting(broker) == 0
     assert another.recover() == 0
     assert until(lambda: another.recover() == 1 or waiting(broker) == 1, patience=3)
-    [taken] = another.take(QUEUE, 9).taken
+    [taken] = another.take(QUEUE, 9).messages
     assert (taken.raw, taken.job) == (ORDER, "lost")
     assert taken.claim is not None
     assert (taken.claim.verdict, taken.claim.claims) == (Verdict.RUN, 1)
@@ -194,7 +194,7 @@ def test_a_job_is_not_kept_waiting_for_a_device_that_does_not_take_it(
     if facts:
         beat(broker, "b@host", facts)
     lose(broker, "a@host", ago=ago)
-    assert [one.raw for one in queue.take(QUEUE, 9).taken] == [ORDER]
+    assert [one.raw for one in queue.take(QUEUE, 9).messages] == [ORDER]
 
 
 @pytest.fixture
@@ -212,8 +212,8 @@ def queued(broker: redis.Redis, level: int, *jobs: str, work: float) -> None:
         broker.lpush(priority_list(QUEUE, level), ORDER.replace(b"lost", job.encode()))
 
 
-def taken_jobs(haul: Haul) -> list[str]:
-    return [one.job for one in haul.taken]
+def taken_jobs(fetched: Fetched) -> list[str]:
+    return [one.job for one in fetched.messages]
 
 
 def test_no_more_patient_work_is_taken_at_once_than_its_seconds_allow_and_all_that_is_urgent(
@@ -236,6 +236,6 @@ def test_a_worker_with_enough_patient_work_takes_and_waits_for_what_is_urgent_al
 
     assert taken_jobs(bounded.take(QUEUE, 9, levels=2)) == []
     queued(broker, 0, "urgent", work=0.1)
-    [haul] = bounded.wait([QUEUE], LONG, levels=2)
-    assert taken_jobs(haul) == ["urgent"]
+    [fetched] = bounded.wait([QUEUE], LONG, levels=2)
+    assert taken_jobs(fetched) == ["urgent"]
     assert taken_jobs(bounded.take(QUEUE, 9)) == ["patient"]

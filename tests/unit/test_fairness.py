@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.valkey.holding import Line
+from broker.valkey.holding import HoldingQueue
 from router.decide.classify import Constraints
-from router.decide.fairness import FairOrder, HeldKind, Turn, kind_of
+from router.decide.fairness import FairOrder, HeldKind, Releasable, kind_of
 from tasks.topology import Tenant
 
 names = st.text(min_size=1, max_size=12)
@@ -25,9 +25,9 @@ kinds = st.builds(
 )
 
 
-def turn(tenant: str, due: float = 1e10, model: str = "m:1") -> Turn:
+def held(tenant: str, due: float = 1e10, model: str = "m:1") -> Releasable:
     kind = HeldKind(tenant, model, Constraints())
-    return Turn(Line(kind.queue, due, level=3, jobs=10), kind)
+    return Releasable(HoldingQueue(kind.queue, due, level=3, jobs=10), kind)
 
 
 @given(kind=kinds)
@@ -45,27 +45,27 @@ def test_a_queue_that_another_release_named_is_left_alone() -> None:
 
 
 def test_a_tenants_own_jobs_leave_by_deadline() -> None:
-    turns = FairOrder({})
-    turns.set_present(["lab"])
-    assert turns.next([turn("lab", due=20.0), turn("lab", due=10.0, model="n:1")]).line.due == 10.0
+    order = FairOrder({})
+    order.set_present(["lab"])
+    assert order.next([held("lab", due=20.0), held("lab", due=10.0, model="n:1")]).queue.due == 10.0
 
 
 @given(weight=st.integers(1, 8), steps=st.integers(100, 300))
 def test_tenants_have_device_time_in_proportion_to_their_weights(weight: int, steps: int) -> None:
-    turns = FairOrder({"shop": Tenant(weight=weight)})
-    turns.set_present(["lab", "shop"])
+    order = FairOrder({"shop": Tenant(weight=weight)})
+    order.set_present(["lab", "shop"])
     had = {"lab": 0, "shop": 0}
     for _ in range(steps):
-        tenant = turns.next([turn("lab"), turn("shop")]).kind.tenant
-        turns.charge(tenant, 1.0)
+        tenant = order.next([held("lab"), held("shop")]).kind.tenant
+        order.charge(tenant, 1.0)
         had[tenant] += 1
     assert had["shop"] == pytest.approx(weight * had["lab"], abs=weight + 1)
 
 
 def test_a_tenant_that_comes_back_has_saved_up_no_turns() -> None:
-    turns = FairOrder({})
-    turns.set_present(["lab"])
-    turns.charge("lab", 100.0)
-    turns.set_present(["lab", "shop"])
-    turns.charge("shop", 1.0)
-    assert turns.next([turn("lab"), turn("shop")]).kind.tenant == "lab"
+    order = FairOrder({})
+    order.set_present(["lab"])
+    order.charge("lab", 100.0)
+    order.set_present(["lab", "shop"])
+    order.charge("shop", 1.0)
+    assert order.next([held("lab"), held("shop")]).kind.tenant == "lab"

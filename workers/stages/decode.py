@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from broker.valkey.class_queue import Taken
+from broker.valkey.class_queue import FetchedMessage
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
@@ -68,7 +68,7 @@ _TAGGED = b'"__type__"'  # marks encoded bytes in a body; all other values are p
 _NULL = msgspec.Raw(b"null")
 
 
-def read_plain(taken: Taken, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
+def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
     """A plain job's delivery; None if Celery must handle the message: a canvas, an eta, or one to be refused."""
     try:
         message = _decode_message(taken.raw)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 
-from broker.valkey.class_queue import ClassQueue, Haul, Taken
+from broker.valkey.class_queue import ClassQueue, Fetched, FetchedMessage
 from broker.valkey.worker_store import Store
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
@@ -120,25 +120,25 @@ class FetchStage:
             if room > 0:
                 room -= self._receive(self._queue.take(queue, room, levels))
         longest = LOOK if levels == LEVELS else self._device.ahead / _LOOKS
-        if room > 0 and (hauls := self._queue.wait(queues, longest, levels)):
-            for haul in hauls:
-                if self._resumed.is_set() and haul.queue in self._queues():
-                    self._receive(haul)
+        if room > 0 and (fetches := self._queue.wait(queues, longest, levels)):
+            for fetched in fetches:
+                if self._resumed.is_set() and fetched.queue in self._queues():
+                    self._receive(fetched)
                 else:
-                    self._return(haul)
+                    self._return(fetched)
             time.sleep(_REST)
 
     def _queues(self) -> list[str]:
         """The queues that Celery's consumer names, the worker's own class first."""
         return sorted(self._celery.queues(), key=lambda name: (name != self._own, name))
 
-    def _receive(self, haul: Haul) -> int:
+    def _receive(self, fetched: Fetched) -> int:
         """Pass on fetched messages; returns their number."""
         claimed: list[Delivery] = []
-        for_celery: list[Taken] = []
+        for_celery: list[FetchedMessage] = []
         unused: list[tuple[str, str]] = []
-        for one in haul.taken:
-            delivery = read_plain(one, self._secret, haul.queue)
+        for one in fetched.messages:
+            delivery = read_plain(one, self._secret, fetched.queue)
             if delivery is None:
                 for_celery.append(one)
             elif delivery.claim is not None:
@@ -150,18 +150,18 @@ class FetchStage:
                 unused.append((one.job, one.token))
         self._store.release(unused)
         for one in for_celery:  # after their claims were released: Celery's consumer claims what it refuses
-            self._hand_over(one, haul.queue)
+            self._hand_over(one, fetched.queue)
         self._held.hold(claimed)
         if claimed:
-            self._admit.admit(claimed, haul.now)
-        return len(haul.taken)
+            self._admit.admit(claimed, fetched.now)
+        return len(fetched.messages)
 
-    def _return(self, haul: Haul) -> None:
+    def _return(self, fetched: Fetched) -> None:
         """Return messages from a queue that the worker no longer consumes."""
-        self._store.release([(one.job, one.token) for one in haul.taken if one.token])
-        self._queue.put_back([one.tag for one in haul.taken])
+        self._store.release([(one.job, one.token) for one in fetched.messages if one.token])
+        self._queue.put_back([one.tag for one in fetched.messages])
 
-    def _hand_over(self, taken: Taken, queue: str) -> None:
+    def _hand_over(self, taken: FetchedMessage, queue: str) -> None:
         """Pass a message to Celery's consumer."""
         try:
             envelope = decode_envelope(taken.raw)
