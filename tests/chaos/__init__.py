@@ -1,5 +1,6 @@
-"""A fleet under load while its processes, servers and cables are broken by a seeded plan: `make chaos`.
+"""Fault injection into a fleet under load, by a plan generated from a seed: `make chaos`.
 
-`plan` says what breaks when, `load` asks for jobs and `history` keeps what producers saw, `faults` break things in the
-`fleet`, and `checker` holds the history and the state store against docs/guarantees.md.
+`plan` and `workload` decide the faults and the jobs. `load` submits the jobs, `faults` injects the faults into the
+`fleet`, and `history` keeps what producers observed. `checker` checks it and the state store against
+docs/guarantees.md.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos`: breaks a fleet under load, and says whether docs/guarantees.md held."""
+"""`python -m tests.chaos`: injects faults into a fleet under load, and checks docs/guarantees.md."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import msgspec
 
 from tests.chaos.checker import Report, check
 from tests.chaos.doors import CeleryDoor, ClientDoor, Door
-from tests.chaos.faults import Breaker
-from tests.chaos.fleet import Fleet, left_behind, running_fleet
-from tests.chaos.history import Accepted, Recorder, Struck, read_history
+from tests.chaos.faults import FaultInjector
+from tests.chaos.fleet import Fleet, orphans, running_fleet
+from tests.chaos.history import Accepted, FaultInjected, Recorder, read_history
 from tests.chaos.load import Load
 from tests.chaos.plan import plan_faults
 from tests.chaos.rabbit import SERVER
-from tests.chaos.reading import read_notes, read_store
-from tests.chaos.wishes import Wish, draw_wishes
+from tests.chaos.results import read_notes, read_store
+from tests.chaos.workload import JobSpec, generate_jobs
 
 BROKERS = ("valkey", "rabbitmq")
 
@@ -37,31 +37,31 @@ _TICK = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of all with each broker.
+    """The size of a run with each broker.
 
-    After the last fault a run goes on until every waiter was answered, or none was for `calm` seconds: a busy machine
-    works a backlog off more slowly, and loses none of it.
+    After the last fault a run goes on until every waiter has its result, or none got one for `quiet` seconds: a busy
+    machine drains a backlog more slowly without losing any of it.
     """
 
     seconds: float
     jobs: int
     kills: int
-    calm: float
+    quiet: float
 
 
-LONG = Size(seconds=450, jobs=50_000, kills=60, calm=60)
-SHORT = Size(seconds=90, jobs=5_000, kills=12, calm=30)
+LONG = Size(seconds=450, jobs=50_000, kills=60, quiet=60)
+SHORT = Size(seconds=90, jobs=5_000, kills=12, quiet=30)
 
 
 def main() -> int:
-    """Run once with each broker; 1 where a promise was broken."""
+    """Run once with each broker; 1 if a guarantee was violated."""
     given = _options().parse_args()
     asked = {name: getattr(given, name) for name in ("seconds", "jobs", "kills")}
     size = replace(SHORT if given.short else LONG, **{name: value for name, value in asked.items() if value})
     broken = False
     for broker in given.broker or BROKERS:
         if broker == "rabbitmq" and not SERVER.exists():
-            _say({"broker": broker, "skipped": f"{SERVER} is not there (Debian: rabbitmq-server)"})
+            _print_line({"broker": broker, "skipped": f"{SERVER} is not installed (Debian: rabbitmq-server)"})
             continue
         broken |= _run(broker, size, given.seed, given.keep)
     return int(broken)
@@ -69,18 +69,18 @@ def main() -> int:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="five minutes in all: fewer of all")
+    parser.add_argument("--short", action="store_true", help="a shorter run: five minutes in all")
     parser.add_argument("--seconds", type=float, help=f"of load and faults, with each broker ({LONG.seconds})")
     parser.add_argument("--jobs", type=int, help=f"with each broker ({LONG.jobs})")
     parser.add_argument("--kills", type=int, help=f"of workers, with each broker ({LONG.kills})")
-    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides the faults and the jobs")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="of the faults and the jobs")
     parser.add_argument("--broker", choices=BROKERS, action="append", help="only this one")
     parser.add_argument("--keep", type=Path, help="a folder for the history and the logs")
     return parser
 
 
 def _run(broker: str, size: Size, seed: int, keep: Path | None) -> bool:
-    """One broker's run; whether a promise was broken."""
+    """Run with one broker; whether a guarantee was violated."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as name:
         folder = Path(name) if keep is None else keep / broker
@@ -90,43 +90,43 @@ def _run(broker: str, size: Size, seed: int, keep: Path | None) -> bool:
         events = list(read_history(history))
     report = check(events)
     for violation in report.violations[:20]:
-        sys.stderr.write(f"{violation.promise}: job {violation.job}: {violation.why}\n")
-    left = left_behind(folder / "notes")
-    line = _line(broker, seed, report, [event for event in events if isinstance(event, Struck)], ends, began)
-    _say(line | {"processes left behind": len(left)})
+        sys.stderr.write(f"{violation.guarantee}: job {violation.job}: {violation.why}\n")
+    left = orphans(folder / "notes")
+    line = _summary(broker, seed, report, [event for event in events if isinstance(event, FaultInjected)], ends, began)
+    _print_line(line | {"processes left behind": len(left)})
     return bool(report.violations or left)
 
 
 def _record(folder: Path, history: Path, broker: str, size: Size, seed: int) -> Counter[str]:
-    """Break a fleet under load, and write down all that was seen; how often which process ended how."""
+    """Inject faults into a fleet under load and record all events; returns how often each process exited how."""
     recorder = Recorder(history)
     with running_fleet(folder, rabbitmq=broker == "rabbitmq") as fleet:
         load = Load(lambda: _doors(fleet), recorder)
         numbers = itertools.count(size.jobs + 1)
         doors = list(_doors_of(fleet))
-        breaker = Breaker(fleet, recorder, lambda model: load.ask(Wish(next(numbers), doors, model)))
-        for fault in plan_faults(seed, size.seconds, fleet.kit(), size.kills):
-            breaker.expect(fault)
-        load.start(list(draw_wishes(seed, size.jobs, doors)), size.seconds)
-        _tend(fleet, load, breaker, size)
+        injector = FaultInjector(fleet, recorder, lambda model: load.submit(JobSpec(next(numbers), doors, model)))
+        for fault in plan_faults(seed, size.seconds, fleet.targets(), size.kills):
+            injector.schedule(fault)
+        load.start(list(generate_jobs(seed, size.jobs, doors)), size.seconds)
+        _run_to_the_end(fleet, load, injector, size)
         load.stop()
         jobs = {event.job: None for event in read_history(history) if isinstance(event, Accepted)}
         for _ in range(2):
             asyncio.run(read_store(fleet.store.primary.url, jobs, recorder))
         read_notes(fleet.notes, recorder)
-        ends = fleet.crew.ends
+        ends = fleet.processes.ends
     recorder.close()
     return ends
 
 
-def _tend(fleet: Fleet, load: Load, breaker: Breaker, size: Size) -> None:
-    """Break and repair until all was asked for and answered, or nothing was answered for a while."""
+def _run_to_the_end(fleet: Fleet, load: Load, injector: FaultInjector, size: Size) -> None:
+    """Inject and repair faults until every job has its result, or none got one for a while."""
     until, fewest = math.inf, math.inf
-    while not (load.settled and breaker.done) and time.monotonic() < until:
-        breaker.tend()
-        fleet.crew.tend()
-        if load.asked and breaker.done and load.waiting < fewest:
-            until, fewest = time.monotonic() + size.calm, load.waiting
+    while not (load.settled and injector.done) and time.monotonic() < until:
+        injector.poll()
+        fleet.processes.poll()
+        if load.all_submitted and injector.done and load.waiting < fewest:
+            until, fewest = time.monotonic() + size.quiet, load.waiting
         time.sleep(_TICK)
 
 
@@ -136,7 +136,7 @@ def _doors_of(fleet: Fleet) -> tuple[str, ...]:
 
 
 def _doors(fleet: Fleet) -> dict[str, Door]:
-    """Opened in the loop that uses them."""
+    """Must be called in the event loop that uses them."""
     doors: dict[str, Door] = {name: ClientDoor(url) for name, url in fleet.http.items()}
     doors["celery"] = CeleryDoor(fleet.settings.broker, fleet.settings.state)
     if fleet.broker is None:
@@ -145,25 +145,25 @@ def _doors(fleet: Fleet) -> dict[str, Door]:
     return doors
 
 
-def _line(
-    broker: str, seed: int, report: Report, struck: Sequence[Struck], ends: Counter[str], began: float
+def _summary(
+    broker: str, seed: int, report: Report, injected: Sequence[FaultInjected], ends: Counter[str], began: float
 ) -> dict[str, Any]:
     return {
-        "question": "what is promised, under faults",
+        "question": "guarantees under faults",
         "broker": broker,
         "seed": seed,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "seconds": round(time.monotonic() - began),
         **report.counts,
         "oldest loss in a failover": round(report.lost_age, 3),
-        "faults": dict(Counter(f"{event.fault} {event.target}" for event in struck if not event.skipped)),
-        "skipped": dict(Counter(f"{event.fault}: {event.skipped}" for event in struck if event.skipped)),
+        "faults": dict(Counter(f"{event.fault} {event.target}" for event in injected if not event.skipped)),
+        "skipped": dict(Counter(f"{event.fault}: {event.skipped}" for event in injected if event.skipped)),
         "ends": dict(ends),
         "violations": len(report.violations),
     }
 
 
-def _say(line: dict[str, Any]) -> None:
+def _print_line(line: dict[str, Any]) -> None:
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Holds a history against docs/guarantees.md: what was promised, counted, and each violation in words. Pure."""
+"""Checks a history against docs/guarantees.md: counts what happened, and describes each violation. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from taxiway.contract.job import FINAL, JobState
 from tests.chaos.history import (
     Accepted,
     AnyEvent,
-    Cancelling,
+    CancelRequested,
+    FailedOver,
     Observed,
-    Parted,
     Ran,
     Refused,
     Stored,
@@ -22,24 +22,24 @@ from tests.chaos.history import (
 )
 
 CLOCKS = 0.25
-"""Seconds by which the times of one host's processes, taken one after the other on a busy machine, may differ."""
+"""Tolerance in seconds between timestamps of two processes on one busy host."""
 
-HEARD = 30.0
-"""Seconds after its end within which a job's waiter has heard of it, whatever broke meanwhile."""
+NOTIFIED_WITHIN = 30.0
+"""Seconds after a job's end within which its waiter must be notified, whatever fails meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A promise that was not kept for a job."""
+    """A guarantee that was violated for a job."""
 
-    promise: str
+    guarantee: str
     job: str
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How often what happened, and each violation. `lost_age`: the oldest acceptance that a failover lost, seconds."""
+    """Event counts and violations. `lost_age`: age in seconds of the oldest acceptance that a failover lost."""
 
     counts: dict[str, int]
     violations: Sequence[Violation]
@@ -48,11 +48,11 @@ class Report:
 
 @dataclass(slots=True)
 class _Job:
-    """One accepted job, and all that was seen of it."""
+    """One accepted job and its events."""
 
     job: str
     accepted: list[Accepted] = field(default_factory=list)
-    cancelling: list[float] = field(default_factory=list)
+    cancel_requests: list[float] = field(default_factory=list)
     ends: list[Observed | Stored] = field(default_factory=list)
     unanswered: list[Unanswered] = field(default_factory=list)
 
@@ -66,43 +66,43 @@ class _Job:
 
 
 def check(history: Iterable[AnyEvent]) -> Report:
-    """Hold the whole history of a run against the promises."""
+    """Check the whole history of a run against the guarantees."""
     events = list(history)
-    jobs, partings = _jobs(events), [event for event in events if isinstance(event, Parted)]
-    excused = {job.job: age for job in jobs if (age := _lost_by_failover(job, partings)) is not None}
-    violations = [*_two_jobs_of_a_key(events)]
+    jobs, failovers = _jobs(events), [event for event in events if isinstance(event, FailedOver)]
+    excused = {job.job: age for job in jobs if (age := _lost_by_failover(job, failovers)) is not None}
+    violations = [*_duplicate_jobs_of_a_key(events)]
     for job in jobs:
-        violations += (v for v in _violations(job, partings) if job.job not in excused or v.promise != "lost")
+        violations += (v for v in _violations(job, failovers) if job.job not in excused or v.guarantee != "lost")
     return Report(_counts(events, jobs, violations, len(excused)), violations, max(excused.values(), default=0.0))
 
 
 def _jobs(events: Sequence[AnyEvent]) -> list[_Job]:
-    """What is known of each job that was accepted."""
+    """Each accepted job with its events."""
     jobs: dict[str, _Job] = {}
     for event in events:
         if isinstance(event, Accepted):
             jobs.setdefault(event.job, _Job(event.job)).accepted.append(event)
     for event in events:
-        if isinstance(event, Cancelling | Observed | Stored | Unanswered) and event.job in jobs:
+        if isinstance(event, CancelRequested | Observed | Stored | Unanswered) and event.job in jobs:
             _add(jobs[event.job], event)
     return list(jobs.values())
 
 
-def _add(job: _Job, event: Cancelling | Observed | Stored | Unanswered) -> None:
-    if isinstance(event, Cancelling):
-        job.cancelling.append(event.at)
+def _add(job: _Job, event: CancelRequested | Observed | Stored | Unanswered) -> None:
+    if isinstance(event, CancelRequested):
+        job.cancel_requests.append(event.at)
     elif isinstance(event, Unanswered):
         job.unanswered.append(event)
     else:
         job.ends.append(event)
 
 
-def _violations(job: _Job, partings: Sequence[Parted]) -> Iterator[Violation]:
+def _violations(job: _Job, failovers: Sequence[FailedOver]) -> Iterator[Violation]:
     yield from _lost(job)
-    yield from _changed(job, partings)
+    yield from _changed(job, failovers)
     yield from _wrong(job)
     yield from _early_or_late(job)
-    yield from _unasked(job)
+    yield from _cancelled_unrequested(job)
     yield from _unanswered(job)
 
 
@@ -112,13 +112,13 @@ def _lost(job: _Job) -> Iterator[Violation]:
         yield Violation("lost", job.job, f"accepted at {job.accepted[0].at:.3f}, and the store has {seen}")
 
 
-def _changed(job: _Job, partings: Sequence[Parted]) -> Iterator[Violation]:
-    """What was read once reads the same ever after, but for what a failover took back."""
+def _changed(job: _Job, failovers: Sequence[FailedOver]) -> Iterator[Violation]:
+    """A final state that was read must not change, except where a failover lost it."""
     final = [end for end in job.ends if end.state in FINAL]
     for before, after in pairwise(final):
         same = (before.state, before.digest) == (after.state, after.digest)
-        taken_back = (parting.at <= after.at and _heard_in_window(job, before, parting) for parting in partings)
-        if not same and not any(taken_back):
+        undone = (failover.at <= after.at and _observed_in_window(job, before, failover) for failover in failovers)
+        if not same and not any(undone):
             yield Violation("changed", job.job, f"{before.state} {before.digest}, then {after.state} {after.digest}")
 
 
@@ -130,7 +130,7 @@ def _wrong(job: _Job) -> Iterator[Violation]:
 
 
 def _early_or_late(job: _Job) -> Iterator[Violation]:
-    """A job expires after its deadline only, and is not started behind it."""
+    """A job expires only after its deadline, and does not start after it."""
     stored = job.stored
     if stored is None:
         return
@@ -143,62 +143,62 @@ def _early_or_late(job: _Job) -> Iterator[Violation]:
         yield Violation("late", job.job, f"started {stored.started - due:.3f} s after its deadline")
 
 
-def _unasked(job: _Job) -> Iterator[Violation]:
-    if any(end.state == JobState.CANCELLED for end in job.ends) and not job.cancelling:
-        yield Violation("unasked", job.job, "cancelled without a request")
+def _cancelled_unrequested(job: _Job) -> Iterator[Violation]:
+    if any(end.state == JobState.CANCELLED for end in job.ends) and not job.cancel_requests:
+        yield Violation("unrequested", job.job, "cancelled without a request")
 
 
 def _unanswered(job: _Job) -> Iterator[Violation]:
     for waiter in job.unanswered:
-        if job.stored is not None and job.ended and job.stored.finished < waiter.at - HEARD:
+        if job.stored is not None and job.ended and job.stored.finished < waiter.at - NOTIFIED_WITHIN:
             late = f"ended {waiter.at - job.stored.finished:.1f} s before its waiter at {waiter.door} gave up"
-            yield Violation("unanswered", job.job, f"{late}: {waiter.told or 'told nothing'}")
+            yield Violation("unanswered", job.job, f"{late}: {waiter.error or 'no error'}")
 
 
-def _two_jobs_of_a_key(events: Iterable[AnyEvent]) -> Iterator[Violation]:
-    asked = {event.number: event.key for event in events if isinstance(event, Submitted)}
-    of_key: dict[str, set[str]] = defaultdict(set)
+def _duplicate_jobs_of_a_key(events: Iterable[AnyEvent]) -> Iterator[Violation]:
+    key_of = {event.number: event.key for event in events if isinstance(event, Submitted)}
+    by_key: dict[str, set[str]] = defaultdict(set)
     for event in events:
-        if isinstance(event, Accepted) and asked[event.number]:
-            of_key[asked[event.number]].add(event.job)
-    for key, jobs in of_key.items():
+        if isinstance(event, Accepted) and key_of[event.number]:
+            by_key[key_of[event.number]].add(event.job)
+    for key, jobs in by_key.items():
         if len(jobs) > 1:
             yield Violation("two jobs", sorted(jobs)[0], f"key {key!r} gave {len(jobs)} jobs")
 
 
-def _lost_by_failover(job: _Job, partings: Iterable[Parted]) -> float | None:
-    """How old the acceptance of a lost job was when a failover took it back; None where none may have."""
+def _lost_by_failover(job: _Job, failovers: Iterable[FailedOver]) -> float | None:
+    """Age of a lost job's acceptance at the failover that lost it; None if no failover explains the loss."""
     if job.ended or any(accepted.replicated for accepted in job.accepted):
         return None
     ages = [
-        parting.at - accepted.at
-        for parting in partings
+        failover.at - accepted.at
+        for failover in failovers
         for accepted in job.accepted
-        if accepted.began - CLOCKS <= parting.at <= accepted.at + parting.window
+        if accepted.began - CLOCKS <= failover.at <= accepted.at + failover.window
     ]
     return max(0.0, min(ages)) if ages else None
 
 
-def _heard_in_window(job: _Job, end: Observed | Stored, parting: Parted) -> bool:
-    """Whether what was read at an end may have come in a failover's window.
+def _observed_in_window(job: _Job, end: Observed | Stored, failover: FailedOver) -> bool:
+    """Whether an observed end may have been lost by a failover.
 
-    A client may be notified of the end before its submit returns, which is retried through a failover: what it has when
-    the submit returns came at any time since the call.
+    A client may be notified of the end before its submit returns, and a submit is retried through a failover. So what
+    it knows when the submit returns may have arrived at any time since the call.
     """
     for accepted in job.accepted:
         if 0 <= end.at - accepted.at <= CLOCKS:
-            return accepted.began - CLOCKS <= parting.at <= end.at + parting.window
-    return _in_window(parting, end.at)
+            return accepted.began - CLOCKS <= failover.at <= end.at + failover.window
+    return _in_window(failover, end.at)
 
 
-def _in_window(parting: Parted, at: float) -> bool:
-    return -CLOCKS <= parting.at - at <= parting.window
+def _in_window(failover: FailedOver, at: float) -> bool:
+    return -CLOCKS <= failover.at - at <= failover.window
 
 
 def _counts(
     events: Sequence[AnyEvent], jobs: Sequence[_Job], violations: Sequence[Violation], excused: int
 ) -> dict[str, int]:
-    broken = Counter(violation.promise for violation in violations)
+    broken = Counter(violation.guarantee for violation in violations)
     ran = Counter(event.number for event in events if isinstance(event, Ran))
     states = Counter(job.stored.state for job in jobs if job.stored is not None)
     return {
@@ -215,7 +215,7 @@ def _counts(
         "wrong answers": broken["wrong"],
         "expired early": broken["early"],
         "started late": broken["late"],
-        "cancelled unasked": broken["unasked"],
+        "cancelled without a request": broken["unrequested"],
         "two jobs of a key": broken["two jobs"],
-        "waiters not told": broken["unanswered"],
+        "waiters not notified": broken["unanswered"],
     }

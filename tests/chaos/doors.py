@@ -20,13 +20,13 @@ from taxiway.contract.job import Result, ResultMeta, read_result
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.contract.request import job_id, parse_request
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, error_from
-from tests.chaos.wishes import Wish
+from tests.chaos.workload import JobSpec
 
 _AWAY = (kombu.exceptions.OperationalError, redis.exceptions.RedisError, OSError)
-_POLL = (0.2, 3.0)  # seconds between two looks of plain Celery for a result, at first and at most
+_POLL = (0.2, 3.0)  # seconds between two polls of plain Celery for a result: the first and the longest
 
 
-class Asked(Protocol):
+class AcceptedJob(Protocol):
     """A job that a door accepted; `taxiway.AsyncJob` is one."""
 
     @property
@@ -34,10 +34,10 @@ class Asked(Protocol):
         """The job's id."""
 
     async def result(self, timeout: float | None = None) -> Result:
-        """The answer, or the error that the job ended with."""
+        """The result, or raises the error that the job ended with."""
 
     async def cancel(self) -> None:
-        """Ask that it does not run."""
+        """Cancel the job."""
 
 
 class Door(Protocol):
@@ -45,8 +45,8 @@ class Door(Protocol):
 
     replicated: bool
 
-    async def submit(self, wish: Wish) -> Asked:
-        """Ask for the job."""
+    async def submit(self, spec: JobSpec) -> AcceptedJob:
+        """Submit the job."""
 
     async def close(self) -> None:
         """Disconnect."""
@@ -59,10 +59,10 @@ class ClientDoor:
         self.replicated = durability == "replicated"
         self.client = taxiway.AsyncClient(url, durability=durability)
 
-    async def submit(self, wish: Wish) -> Asked:
-        """Ask for the job."""
-        deadline, key = wish.deadline or None, wish.key or None
-        return await self.client.submit(wish.model, wish.number, deadline=deadline, idempotency_key=key)
+    async def submit(self, spec: JobSpec) -> AcceptedJob:
+        """Submit the job."""
+        deadline, key = spec.deadline or None, spec.key or None
+        return await self.client.submit(spec.model, spec.number, deadline=deadline, idempotency_key=key)
 
     async def close(self) -> None:
         """Disconnect."""
@@ -70,7 +70,7 @@ class ClientDoor:
 
 
 class CeleryDoor:
-    """Celery without taxiway, on threads of its own; a key is both the job's and its message's."""
+    """Celery without taxiway, on its own threads. An idempotency key determines both the job's and the message's id."""
 
     replicated = False
 
@@ -82,14 +82,14 @@ class CeleryDoor:
         self._app.conf.task_queues = [kombu.Queue(ARRIVALS)]
         self._senders, self._readers = ThreadPoolExecutor(4, "celery-send"), ThreadPoolExecutor(4, "celery-read")
 
-    async def submit(self, wish: Wish) -> Asked:
-        """Ask for the job."""
-        asked = {"model": wish.model, "inputs": wish.number}
-        terms = {"deadline": wish.deadline, "idempotency_key": wish.key}
-        asked |= {name: value for name, value in terms.items() if value}
-        job = job_id(parse_request(asked))
+    async def submit(self, spec: JobSpec) -> AcceptedJob:
+        """Submit the job."""
+        kwargs = {"model": spec.model, "inputs": spec.number}
+        terms = {"deadline": spec.deadline, "idempotency_key": spec.key}
+        kwargs |= {name: value for name, value in terms.items() if value}
+        job = job_id(parse_request(kwargs))
         try:
-            await _in_thread(self._senders, lambda: self._send(job, asked))
+            await _in_thread(self._senders, lambda: self._send(job, kwargs))
         except _AWAY as error:
             raise BrokerUnavailableError(f"Celery: {error}") from error
         return _CeleryJob(self, job)
@@ -99,7 +99,7 @@ class CeleryDoor:
         await _in_thread(self._senders, lambda: self._app.control.revoke(job))
 
     async def read(self, job: str) -> ResultMeta | None:
-        """What Celery's backend has of an ended job."""
+        """An ended job's result from Celery's backend; None if it has none."""
         found: ResultMeta | None = await _in_thread(self._readers, lambda: self._read(job))
         return found
 
@@ -109,8 +109,8 @@ class CeleryDoor:
             threads.shutdown(wait=False, cancel_futures=True)
         self._app.close()
 
-    def _send(self, job: str, asked: dict[str, Any]) -> None:
-        self._app.send_task(INFER, task_id=job, kwargs=asked, queue=ARRIVALS, retry=False, ignore_result=True)
+    def _send(self, job: str, kwargs: dict[str, Any]) -> None:
+        self._app.send_task(INFER, task_id=job, kwargs=kwargs, queue=ARRIVALS, retry=False, ignore_result=True)
 
     def _read(self, job: str) -> ResultMeta | None:
         backend = self._app.backend
@@ -125,25 +125,25 @@ class CeleryDoor:
 
 @dataclass(frozen=True, slots=True)
 class _CeleryJob:
-    """A job of plain Celery's."""
+    """A job submitted by plain Celery."""
 
     door: CeleryDoor
     id: str
 
     async def result(self, timeout: float | None = None) -> Result:
-        """The answer, asked for again and again."""
+        """The result, by polling."""
         assert timeout is not None
         until = time.monotonic() + timeout
         pause, longest = _POLL
         while (meta := await self.door.read(self.id)) is None:
             if time.monotonic() > until:
-                raise ResultTimeoutError("Celery was told nothing")
+                raise ResultTimeoutError("Celery has no result")
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
         return read_result(meta)
 
     async def cancel(self) -> None:
-        """Revoke it."""
+        """Revoke the job."""
         await self.door.cancel(self.id)
 
 
@@ -152,7 +152,7 @@ async def _in_thread(threads: ThreadPoolExecutor, call: Callable[[], Any]) -> An
 
 
 def _plain(result: Any) -> Any:
-    """A result as it is stored; Celery makes an exception of a failure."""
+    """A result as it is stored: Celery turns a failure into an exception."""
     if not isinstance(result, Exception):
         return result
     named = error_from(type(result).__name__, str(result))

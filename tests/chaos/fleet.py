@@ -1,4 +1,4 @@
-"""What is broken: servers, cables, routers and workers, as they ship, in one folder."""
+"""The fleet under test: servers, cables, routers and workers as shipped, in one folder."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from local.embedded import kept_port
 from local.supervisor import SupervisedProcess
 from tasks.settings import TREE, Settings, settings_from
 from tests.cable import Cable
-from tests.chaos.crew import Crew
-from tests.chaos.plan import Kit
+from tests.chaos.plan import Targets
+from tests.chaos.processes import Processes
 from tests.chaos.rabbit import RabbitServer
 from tests.chaos.store import Store
 from tests.graphs import hungry_graph, onnx_variant, spinner_graph, write_model
@@ -41,31 +41,31 @@ default_service: standard
 limits: {lease: 2, stall: 4, grace: 5, keep_result: 7200, requests_per_second: 100000}
 """
 
-_START = 120.0  # seconds within which all is ready
-NOTED = "TAXIWAY_NOTED"
-"""Names the file in which the model `tally` notes its calls."""
+_START = 120.0  # seconds within which the fleet must be ready
+NOTES_FILE = "TAXIWAY_NOTED"
+"""Variable with the file to which the model `tally` appends its calls."""
 
-_ENDS = ("workers", "routers", "producers")
+_SIDES = ("workers", "routers", "producers")
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All that there is, by name. `broker` is None where the store is the broker; `urls` are the producers'."""
+    """A running fleet, its parts by name. `broker` is None if the store is the broker; `settings` are for producers."""
 
     store: Store
     broker: RabbitServer | None
-    crew: Crew
+    processes: Processes
     cables: Mapping[str, Cable]
     clocks: Mapping[str, Path]
     settings: Settings
     http: Mapping[str, str]
     notes: Path
 
-    def kit(self) -> Kit:
-        """The names of what can be broken."""
+    def targets(self) -> Targets:
+        """The names of possible fault targets."""
         servers = ["store"] if self.broker is None else ["store", "broker"]
         names = self.http, [f"worker-{n}" for n in range(sum(WORKERS.values()))]
-        return Kit(
+        return Targets(
             workers=names[1],
             routers=list(names[0]),
             servers=servers,
@@ -75,21 +75,21 @@ class Fleet:
         )
 
 
-def left_behind(notes: Path) -> list[int]:
-    """Processes of callables that outlived the fleet with these notes."""
-    return [process.pid for process in psutil.process_iter() if _notes_of(process) == str(notes)]
+def orphans(notes: Path) -> list[int]:
+    """Processes of callables that outlived the fleet with this notes file."""
+    return [process.pid for process in psutil.process_iter() if _notes_file_of(process) == str(notes)]
 
 
-def _notes_of(process: psutil.Process) -> str | None:
+def _notes_file_of(process: psutil.Process) -> str | None:
     try:
-        return process.environ().get(NOTED) if process.pid != os.getpid() else None
+        return process.environ().get(NOTES_FILE) if process.pid != os.getpid() else None
     except (psutil.Error, OSError):
         return None
 
 
 @contextmanager
 def running_fleet(folder: Path, *, rabbitmq: bool) -> Iterator[Fleet]:
-    """A fleet that is ready; all of it has ended afterwards."""
+    """A fleet that is ready; stopped afterwards."""
     store = Store(folder / "store", replicated=not rabbitmq)
     broker = RabbitServer(folder / "rabbitmq") if rabbitmq else None
     fleet = None
@@ -98,12 +98,12 @@ def running_fleet(folder: Path, *, rabbitmq: bool) -> Iterator[Fleet]:
         if broker is not None:
             broker.start()
         fleet = _fleet(folder, store, broker)
-        fleet.crew.start()
+        fleet.processes.start()
         _await_ready(fleet)
         yield fleet
     finally:
         if fleet is not None:
-            fleet.crew.stop()
+            fleet.processes.stop()
             for cable in fleet.cables.values():
                 cable.close()
         if broker is not None:
@@ -112,17 +112,17 @@ def running_fleet(folder: Path, *, rabbitmq: bool) -> Iterator[Fleet]:
 
 
 def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
-    cables = {f"{end} to store": Cable("127.0.0.1", store.port) for end in _ENDS}
+    cables = {f"{side} to store": Cable("127.0.0.1", store.port) for side in _SIDES}
     if broker is not None:
-        cables |= {f"{end} to broker": Cable("127.0.0.1", broker.port) for end in _ENDS}
+        cables |= {f"{side} to broker": Cable("127.0.0.1", broker.port) for side in _SIDES}
     secret = secrets.token_hex(32)
 
-    def settings(end: str) -> Settings:
-        state = _through(store.primary.url, cables[f"{end} to store"])
-        through = state if broker is None else _through(broker.url, cables[f"{end} to broker"])
-        told = {"STATE": state, "BROKER": through, "SECRET": secret}
-        told |= {"QUEUES": str(folder / "queues.yaml"), "MODELS": str(folder / "models")}
-        return settings_from({f"TAXIWAY_{name}": value for name, value in told.items()})
+    def settings(side: str) -> Settings:
+        state = _through(store.primary.url, cables[f"{side} to store"])
+        through = state if broker is None else _through(broker.url, cables[f"{side} to broker"])
+        variables = {"STATE": state, "BROKER": through, "SECRET": secret}
+        variables |= {"QUEUES": str(folder / "queues.yaml"), "MODELS": str(folder / "models")}
+        return settings_from({f"TAXIWAY_{name}": value for name, value in variables.items()})
 
     (folder / "queues.yaml").write_text(QUEUES)
     (folder / "logs").mkdir()
@@ -132,21 +132,21 @@ def _fleet(folder: Path, store: Store, broker: RabbitServer | None) -> Fleet:
     notes, clocks = folder / "notes", _clocks(folder)
     ports = {f"router-{n}": kept_port(folder / f"router-{n}.port") for n in range(ROUTERS)}
 
-    def process(name: str, arguments: list[str], end: str) -> SupervisedProcess:
-        told = {**os.environ, **settings(end).environment(), NOTED: str(notes), "OMP_NUM_THREADS": "1"}
+    def process(name: str, arguments: list[str], side: str) -> SupervisedProcess:
+        variables = {**os.environ, **settings(side).environment(), NOTES_FILE: str(notes), "OMP_NUM_THREADS": "1"}
         if name in clocks:
-            told |= _faked(clocks[name])
-        return SupervisedProcess(name, arguments, told, folder / "logs", announces=True)
+            variables |= _fake_time(clocks[name])
+        return SupervisedProcess(name, arguments, variables, folder / "logs", announces=True)
 
-    crew = {name: process(name, _router(port), "routers") for name, port in ports.items()}
+    processes = {name: process(name, _router(port), "routers") for name, port in ports.items()}
     classes = [name for name, count in WORKERS.items() for _ in range(count)]
-    crew |= {f"worker-{n}": process(f"worker-{n}", _worker(c, n), "workers") for n, c in enumerate(classes)}
+    processes |= {f"worker-{n}": process(f"worker-{n}", _worker(c, n), "workers") for n, c in enumerate(classes)}
     http = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    return Fleet(store, broker, Crew(crew), cables, clocks, settings("producers"), http, notes)
+    return Fleet(store, broker, Processes(processes), cables, clocks, settings("producers"), http, notes)
 
 
 def _write_graphs(models: Path) -> None:
-    """The models whose harm no process of their own contains: one never ends, one wants more memory than there is."""
+    """Harmful models that run inside the worker's process: one never ends, one needs more memory than there is."""
     number = [{"name": "number", "datatype": "INT64", "shape": [-1]}]
     graphs = {
         "spin": spinner_graph("number", "number-after", turns=2**40),
@@ -167,13 +167,13 @@ def _worker(hardware_class: str, number: int) -> list[str]:
 
 
 def _through(url: str, cable: Cable) -> str:
-    """The address at the near end of a cable."""
+    """The address at a cable's near end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{cable.port}"))
 
 
 def _clocks(folder: Path) -> dict[str, Path]:
-    """The file that holds the clock of each process whose time can be stepped; none without libfaketime."""
+    """The clock files of the processes whose time can be stepped; empty without libfaketime."""
     if find_faketime() is None:
         return {}
     clocks = {name: folder / f"{name}.clock" for name in ("router-0", "worker-0")}
@@ -183,11 +183,11 @@ def _clocks(folder: Path) -> dict[str, Path]:
 
 
 def find_faketime() -> Path | None:
-    """libfaketime's library for programs with threads (Debian: `faketime`)."""
+    """libfaketime's library for threaded programs (Debian: `faketime`)."""
     return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
 
 
-def _faked(clock: Path) -> dict[str, str]:
+def _fake_time(clock: Path) -> dict[str, str]:
     return {
         "LD_PRELOAD": str(find_faketime()),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -198,7 +198,7 @@ def _faked(clock: Path) -> dict[str, str]:
 
 def _await_ready(fleet: Fleet) -> None:
     end = time.monotonic() + _START
-    while not (fleet.crew.ready and all(map(_answers, fleet.http.values()))):
+    while not (fleet.processes.ready and all(map(_answers, fleet.http.values()))):
         if time.monotonic() > end:
             raise RuntimeError("the fleet did not become ready: see its logs")
         time.sleep(0.1)

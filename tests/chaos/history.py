@@ -1,4 +1,4 @@
-"""What happened: an event a line of JSON, as they were seen. Times are this host's, since the epoch."""
+"""Events of a run, one JSON object a line, in the order observed. Times are this host's, since the epoch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import msgspec
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
-    """Something that was seen at a time."""
+    """An event and its time."""
 
     at: float = msgspec.field(default_factory=time.time)
 
 
 class Submitted(Event, frozen=True, kw_only=True):
-    """A producer began to ask for job `number`. `deadline` is in seconds, 0 for none."""
+    """A producer began to submit job `number`. `deadline` is in seconds, 0 for none."""
 
     number: int
     model: str
@@ -26,7 +26,7 @@ class Submitted(Event, frozen=True, kw_only=True):
 
 
 class Accepted(Event, frozen=True, kw_only=True):
-    """A submit that was called at `began` returned at a door, `replicated` where that is what the door says."""
+    """A submit that began at `began` returned at a door; `replicated` if the door confirmed replication."""
 
     number: int
     job: str
@@ -36,21 +36,21 @@ class Accepted(Event, frozen=True, kw_only=True):
 
 
 class Refused(Event, frozen=True, kw_only=True):
-    """The submit failed for good; what it asked for may run all the same where that is `unclear`."""
+    """The submit failed permanently; if `unclear`, the job may run all the same."""
 
     number: int
     error: str
     unclear: bool = False
 
 
-class Cancelling(Event, frozen=True, kw_only=True):
-    """A producer asked that the job does not run."""
+class CancelRequested(Event, frozen=True, kw_only=True):
+    """A producer requested cancellation."""
 
     job: str
 
 
 class Observed(Event, frozen=True, kw_only=True):
-    """A producer was told at a door how the job ended. `answer` is the number that came, `digest` covers all."""
+    """A producer learned at a door how the job ended. `answer` is the result's number, `digest` is over all of it."""
 
     job: str
     door: str
@@ -60,35 +60,35 @@ class Observed(Event, frozen=True, kw_only=True):
 
 
 class Unanswered(Event, frozen=True, kw_only=True):
-    """A producer's wait for the job at a door ended without a result. `told` is the last error that it got."""
+    """A producer's wait for the job at a door ended without a result. `error` is the last error that it got."""
 
     job: str
     door: str
-    told: str = ""
+    error: str = ""
 
 
-class Struck(Event, frozen=True, kw_only=True):
-    """A fault began: what, and to whom. `skipped` says why it could not be."""
+class FaultInjected(Event, frozen=True, kw_only=True):
+    """A fault was injected into a target. `skipped` is the reason why it was not."""
 
     fault: str
     target: str = ""
     skipped: str = ""
 
 
-class Parted(Event, frozen=True, kw_only=True):
-    """The store has failed over: what was written in the `window` seconds before may be lost."""
+class FailedOver(Event, frozen=True, kw_only=True):
+    """The store failed over: writes of the last `window` seconds may be lost."""
 
     window: float
 
 
 class Ran(Event, frozen=True, kw_only=True):
-    """A model ran job `number` to its end; when is not known."""
+    """A model ran job `number` to its end, at an unknown time."""
 
     number: int
 
 
 class Stored(Event, frozen=True, kw_only=True):
-    """The job as the state store has it once all is calm; times by the store's clock. `digest` is the result's."""
+    """The job's record in the state store after the run; times by the store's clock. `digest` is the result's."""
 
     job: str
     state: str
@@ -100,30 +100,32 @@ class Stored(Event, frozen=True, kw_only=True):
     deadline_at: float = 0.0
 
 
-AnyEvent = Submitted | Accepted | Refused | Cancelling | Observed | Unanswered | Struck | Parted | Ran | Stored
+AnyEvent = (
+    Submitted | Accepted | Refused | CancelRequested | Observed | Unanswered | FaultInjected | FailedOver | Ran | Stored
+)
 
 
 class Recorder:
-    """Appends events to a file. Any thread may."""
+    """Appends events to a file. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._encode = msgspec.json.Encoder().encode
 
-    def note(self, *events: AnyEvent) -> None:
-        """Write them down now."""
+    def record(self, *events: AnyEvent) -> None:
+        """Append events."""
         lines = b"".join(self._encode(event) + b"\n" for event in events)
-        with self._turn:
+        with self._lock:
             self._file.write(lines)
 
     def close(self) -> None:
-        """Nothing is noted after this."""
+        """Close the file."""
         self._file.close()
 
 
 def read_history(path: Path) -> Iterator[AnyEvent]:
-    """The events in the file, the first first."""
+    """The file's events, oldest first."""
     decode = msgspec.json.Decoder(AnyEvent).decode
     with path.open("rb") as lines:
         for line in lines:

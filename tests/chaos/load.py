@@ -1,4 +1,4 @@
-"""Producers: ask for jobs at all doors, wait for their answers, and write down what they were told."""
+"""Producers: submit jobs at all doors, wait for their results, and record what they observe."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from contextlib import suppress
 
 from taxiway.contract.job import Result
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, ResultTimeoutError, TaxiwayError, UnknownJobError
-from tests.chaos.doors import Asked, Door
-from tests.chaos.history import Accepted, Cancelling, Recorder, Refused, Submitted, Unanswered
-from tests.chaos.reading import observed
-from tests.chaos.wishes import Wish
+from tests.chaos.doors import AcceptedJob, Door
+from tests.chaos.history import Accepted, CancelRequested, Recorder, Refused, Submitted, Unanswered
+from tests.chaos.results import observed
+from tests.chaos.workload import JobSpec
 
-INSISTING = 20.0
-"""Seconds for which a producer asks again, under the same key, after a submit that failed."""
+RETRY_FOR = 20.0
+"""Seconds for which a producer retries a failed submit under the same key."""
 
-_PAUSE = 0.3  # seconds before it asks again
+_PAUSE = 0.3  # seconds before a retry
 
 
 class Load:
-    """Producers on a thread of their own, where `open_doors` is called. `asked` says that all wishes were asked for."""
+    """Producers on a thread of their own, which calls `open_doors`."""
 
     def __init__(self, open_doors: Callable[[], Mapping[str, Door]], recorder: Recorder) -> None:
         self._open, self._recorder = open_doors, recorder
@@ -30,44 +30,44 @@ class Load:
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self.asked = False
+        self.all_submitted = False
 
     @property
     def settled(self) -> bool:
-        """Whether all was asked for, and every waiter was told."""
-        return self.asked and not self.waiting
+        """Whether all jobs were submitted and every waiter was notified."""
+        return self.all_submitted and not self.waiting
 
     @property
     def waiting(self) -> int:
-        """How many requests are not answered yet."""
+        """How many jobs have no result yet."""
         return len(self._tasks)
 
-    def start(self, wishes: Sequence[Wish], seconds: float) -> None:
-        """Begin to ask for the wishes, evenly over so many seconds."""
+    def start(self, specs: Sequence[JobSpec], seconds: float) -> None:
+        """Begin to submit the jobs, evenly over so many seconds."""
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._ask_all(wishes, seconds), self._loop)
+        asyncio.run_coroutine_threadsafe(self._submit_all(specs, seconds), self._loop)
 
-    def ask(self, wish: Wish) -> None:
-        """Ask for one more. Any thread may."""
-        self._loop.call_soon_threadsafe(self._begin, wish)
+    def submit(self, spec: JobSpec) -> None:
+        """Submit one more job. Thread-safe."""
+        self._loop.call_soon_threadsafe(self._begin, spec)
 
     def stop(self) -> None:
-        """Give up on what is not settled yet."""
+        """Stop waiting for jobs that have no result."""
         asyncio.run_coroutine_threadsafe(self._give_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _ask_all(self, wishes: Sequence[Wish], seconds: float) -> None:
+    async def _submit_all(self, specs: Sequence[JobSpec], seconds: float) -> None:
         self._doors = self._open()
         began = time.monotonic()
-        for place, wish in enumerate(wishes):
-            await asyncio.sleep(max(0.0, began + place * seconds / len(wishes) - time.monotonic()))
-            self._begin(wish)
-        self.asked = True
+        for place, spec in enumerate(specs):
+            await asyncio.sleep(max(0.0, began + place * seconds / len(specs) - time.monotonic()))
+            self._begin(spec)
+        self.all_submitted = True
 
-    def _begin(self, wish: Wish) -> None:
-        task = self._loop.create_task(self._serve(wish))
+    def _begin(self, spec: JobSpec) -> None:
+        task = self._loop.create_task(self._produce(spec))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -79,63 +79,63 @@ class Load:
         for door in self._doors.values():
             await door.close()
 
-    async def _serve(self, wish: Wish) -> None:
-        self._recorder.note(Submitted(number=wish.number, model=wish.model, deadline=wish.deadline, key=wish.key))
-        if wish.again:
-            await asyncio.gather(self._follow(wish, wish.doors), self._follow(wish, wish.doors[::-1]))
+    async def _produce(self, spec: JobSpec) -> None:
+        self._recorder.record(Submitted(number=spec.number, model=spec.model, deadline=spec.deadline, key=spec.key))
+        if spec.twice:
+            await asyncio.gather(self._submit_and_wait(spec, spec.doors), self._submit_and_wait(spec, spec.doors[::-1]))
         else:
-            await self._follow(wish, wish.doors)
+            await self._submit_and_wait(spec, spec.doors)
 
-    async def _follow(self, wish: Wish, doors: Sequence[str]) -> None:
-        """Submit, and wait for the end."""
-        accepted = await self._insist(wish, doors)
+    async def _submit_and_wait(self, spec: JobSpec, doors: Sequence[str]) -> None:
+        """Submit the job, cancel it if specified, and wait for its end."""
+        accepted = await self._submit(spec, doors)
         if accepted is None:
             return
         job, door = accepted
-        if wish.cancel:
-            self._recorder.note(Cancelling(job=job.id))
+        if spec.cancel:
+            self._recorder.record(CancelRequested(job=job.id))
             with suppress(TaxiwayError):
                 await job.cancel()
-        await self._hear(job, door)
+        await self._record_end(job, door)
 
-    async def _insist(self, wish: Wish, doors: Sequence[str]) -> tuple[Asked, str] | None:
-        """The job, once a door took it, and the door. What has a key is asked for again elsewhere."""
-        until = time.monotonic() + (INSISTING if wish.key else 0.0)
-        turn = 0
+    async def _submit(self, spec: JobSpec, doors: Sequence[str]) -> tuple[AcceptedJob, str] | None:
+        """The job and the door that accepted it, None if refused. A job with a key is retried at the next door."""
+        until = time.monotonic() + (RETRY_FOR if spec.key else 0.0)
+        attempt = 0
         while True:
-            name, began = doors[turn % len(doors)], time.time()
+            name, began = doors[attempt % len(doors)], time.time()
             try:
-                job = await self._doors[name].submit(wish)
+                job = await self._doors[name].submit(spec)
             except FleetUnavailable as error:
                 if time.monotonic() >= until:
                     unclear = isinstance(error, BrokerUnavailableError)
-                    self._recorder.note(Refused(number=wish.number, error=error.code, unclear=unclear))
+                    self._recorder.record(Refused(number=spec.number, error=error.code, unclear=unclear))
                     return None
-                turn += 1
+                attempt += 1
                 await asyncio.sleep(_PAUSE)
             except TaxiwayError as error:
-                self._recorder.note(Refused(number=wish.number, error=error.code))
+                self._recorder.record(Refused(number=spec.number, error=error.code))
                 return None
             else:
                 replicated = self._doors[name].replicated
-                accepted = Accepted(number=wish.number, job=job.id, door=name, began=began, replicated=replicated)
-                self._recorder.note(accepted)
+                accepted = Accepted(number=spec.number, job=job.id, door=name, began=began, replicated=replicated)
+                self._recorder.record(accepted)
                 return job, name
 
-    async def _hear(self, job: Asked, door: str) -> None:
-        """Record how the job ended; retried while the fleet does not answer or the job is unknown."""
+    async def _record_end(self, job: AcceptedJob, door: str) -> None:
+        """Record how the job ended; retried while the fleet is unavailable or the job is unknown."""
         end: Result | TaxiwayError | None = None
-        told = ""
+        last_error = ""
         try:
             while end is None:
                 try:
                     end = await job.result(60.0)
                 except (BrokerUnavailableError, ResultTimeoutError, UnknownJobError) as error:
-                    told = error.message
+                    last_error = error.message
                     await asyncio.sleep(_PAUSE)
                 except TaxiwayError as error:
                     end = error
         except asyncio.CancelledError:
-            self._recorder.note(Unanswered(job=job.id, door=door, told=told))
+            self._recorder.record(Unanswered(job=job.id, door=door, error=last_error))
             raise
-        self._recorder.note(observed(job.id, door, end))
+        self._recorder.record(observed(job.id, door, end))

@@ -1,4 +1,4 @@
-"""What breaks when: a list of faults that a seed decides. Pure."""
+"""The plan: which faults are injected when, generated from a seed. Pure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from random import Random
 
 
 class Kind(StrEnum):
-    """What can be done to a fleet."""
+    """A kind of fault."""
 
-    KILL = "kill -9"  # of a process, which is started again
+    KILL = "kill -9"  # of a process, which is restarted
     FREEZE = "SIGSTOP"  # of a process or a server, and SIGCONT
     RESTART = "kill -9 and restart"  # of a server, from its log
     FAIL_OVER = "failover"  # from the store to its replica
     CUT = "cut"  # all connections of a cable
     PULL = "unplug"  # a cable
-    DELAY = "delay"  # what goes through a cable
+    DELAY = "delay"  # of a cable's traffic
     FILL = "disk full"  # of a server's log
     STEP = "clock step"  # of a process
-    ASK = "ask for"  # a model that does harm
+    ASK = "ask for"  # a harmful model
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, `at` seconds after the load begins, for so many `seconds`."""
+    """One fault, `at` seconds after the load begins, that lasts `seconds`."""
 
     at: float
     kind: Kind
@@ -34,8 +34,8 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Kit:
-    """What there is to break, by name. `servers` are the store and, where it is another one, the broker."""
+class Targets:
+    """The names of possible targets. `servers` are the store and, if it is separate, the broker."""
 
     workers: Sequence[str]
     routers: Sequence[str]
@@ -46,75 +46,79 @@ class Kit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Habit:
-    """How often a minute a kind of fault befalls one of `targets`, and for how long at most."""
+class _FaultRate:
+    """How often per minute a kind of fault is injected into one of `targets`, and its longest duration in seconds."""
 
     kind: Kind
     targets: Sequence[str]
-    a_minute: float
+    per_minute: float
     longest: float = 0.0
 
 
 LEADER = "leader"
-"""The router that moves waiting work when the fault is due, whichever that is."""
+"""Whichever router is the leader when the fault is due."""
 
 HARMFUL = ("hang", "hog", "leak", "crash", "spin", "starve")
-"""Models that do harm: Python callables to their own process, `spin` and `starve` (ONNX) to their worker."""
+"""Harmful models: Python callables harm their own process, `spin` and `starve` (ONNX) their worker."""
 
-_SHORTEST = 0.2  # of the longest that a fault of its kind lasts
-_SERVED = 0.6  # of the time between two faults of servers: the rest is calm
+_SHORTEST = 0.2  # of the longest duration of a kind: the shortest
+_SERVER_SHARE = 0.6  # of the time between two server faults that one may last
 
 
-def plan_faults(seed: int, seconds: float, kit: Kit, kills: int) -> tuple[Fault, ...]:
-    """The faults of a run of so many `seconds`, in order; exactly `kills` of them kill workers."""
+def plan_faults(seed: int, seconds: float, targets: Targets, kills: int) -> tuple[Fault, ...]:
+    """The faults of a run of `seconds`, in order; exactly `kills` of them kill workers."""
     random = Random(seed)
-    faults = [*_kills(random, seconds, kit, kills), *_scattered(random, seconds, kit), *_served(random, seconds, kit)]
+    faults = [
+        *_worker_kills(random, seconds, targets, kills),
+        *_overlapping_faults(random, seconds, targets),
+        *_server_faults(random, seconds, targets),
+    ]
     return tuple(sorted(faults, key=lambda fault: (fault.at, fault.kind, fault.target)))
 
 
-def _kills(random: Random, seconds: float, kit: Kit, kills: int) -> Iterator[Fault]:
-    """Each worker in its turn, at a time by chance within an even share of the whole."""
+def _worker_kills(random: Random, seconds: float, targets: Targets, kills: int) -> Iterator[Fault]:
+    """Kills of workers in rotation, each at a random time within an equal share of the run."""
     for number in range(kills):
         at = (number + random.random()) * seconds / kills
-        yield Fault(at, Kind.KILL, kit.workers[number % len(kit.workers)])
+        yield Fault(at, Kind.KILL, targets.workers[number % len(targets.workers)])
 
 
-def _scattered(random: Random, seconds: float, kit: Kit) -> Iterator[Fault]:
-    """What may befall several at once."""
-    for habit in (
-        _Habit(Kind.KILL, kit.routers, 2),
-        _Habit(Kind.KILL, [LEADER], 1),
-        _Habit(Kind.FREEZE, kit.workers, 1, 20),
-        _Habit(Kind.FREEZE, [*kit.routers, LEADER], 1, 20),
-        _Habit(Kind.CUT, kit.cables, 2),
-        _Habit(Kind.PULL, kit.cables, 0.5, 5),
-        _Habit(Kind.DELAY, kit.cables, 1, 10),
-        _Habit(Kind.STEP, kit.clocks, 0.5, 20),
-        *(_Habit(Kind.ASK, [model], 0.7) for model in HARMFUL),
+def _overlapping_faults(random: Random, seconds: float, targets: Targets) -> Iterator[Fault]:
+    """Faults that may overlap."""
+    for rate in (
+        _FaultRate(Kind.KILL, targets.routers, 2),
+        _FaultRate(Kind.KILL, [LEADER], 1),
+        _FaultRate(Kind.FREEZE, targets.workers, 1, 20),
+        _FaultRate(Kind.FREEZE, [*targets.routers, LEADER], 1, 20),
+        _FaultRate(Kind.CUT, targets.cables, 2),
+        _FaultRate(Kind.PULL, targets.cables, 0.5, 5),
+        _FaultRate(Kind.DELAY, targets.cables, 1, 10),
+        _FaultRate(Kind.STEP, targets.clocks, 0.5, 20),
+        *(_FaultRate(Kind.ASK, [model], 0.7) for model in HARMFUL),
     ):
-        for _ in range(_times(habit, seconds)):
-            yield _fault(random, habit, random.uniform(0, seconds), seconds)
+        for _ in range(_times(rate, seconds)):
+            yield _fault(random, rate, random.uniform(0, seconds), seconds)
 
 
-def _served(random: Random, seconds: float, kit: Kit) -> Iterator[Fault]:
-    """What befalls servers: one after the other, with calm between."""
-    habits = [
-        _Habit(Kind.RESTART, kit.servers, 0.7),
-        _Habit(Kind.FREEZE, kit.servers, 0.3, 5),
-        _Habit(Kind.FILL, kit.servers[:1], 0.3, 5),
-        *([_Habit(Kind.FAIL_OVER, kit.servers[:1], 0.5)] if kit.replicated else []),
+def _server_faults(random: Random, seconds: float, targets: Targets) -> Iterator[Fault]:
+    """Server faults: one at a time, with pauses between."""
+    rates = [
+        _FaultRate(Kind.RESTART, targets.servers, 0.7),
+        _FaultRate(Kind.FREEZE, targets.servers, 0.3, 5),
+        _FaultRate(Kind.FILL, targets.servers[:1], 0.3, 5),
+        *([_FaultRate(Kind.FAIL_OVER, targets.servers[:1], 0.5)] if targets.replicated else []),
     ]
-    due = [habit for habit in habits for _ in range(_times(habit, seconds))]
+    due = [rate for rate in rates for _ in range(_times(rate, seconds))]
     random.shuffle(due)
     share = seconds / len(due)
-    for place, habit in enumerate(due):
-        yield _fault(random, habit, (place + random.random() * (1 - _SERVED)) * share, share * _SERVED)
+    for place, rate in enumerate(due):
+        yield _fault(random, rate, (place + random.random() * (1 - _SERVER_SHARE)) * share, share * _SERVER_SHARE)
 
 
-def _times(habit: _Habit, seconds: float) -> int:
-    return max(1, round(habit.a_minute * seconds / 60))
+def _times(rate: _FaultRate, seconds: float) -> int:
+    return max(1, round(rate.per_minute * seconds / 60))
 
 
-def _fault(random: Random, habit: _Habit, at: float, most: float) -> Fault:
-    lasting = min(habit.longest * random.uniform(_SHORTEST, 1), most)
-    return Fault(at, habit.kind, random.choice(habit.targets), lasting)
+def _fault(random: Random, rate: _FaultRate, at: float, most: float) -> Fault:
+    duration = min(rate.longest * random.uniform(_SHORTEST, 1), most)
+    return Fault(at, rate.kind, random.choice(rate.targets), duration)

@@ -1,4 +1,4 @@
-"""A RabbitMQ server of the suite's own, which may be killed."""
+"""A RabbitMQ server that the suite starts and may kill."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from local.children import kill_group, start_child
 from local.embedded import kept_port
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-"""Debian's; the wrapper on the PATH would become another user."""
+"""Debian's path; the wrapper on the PATH switches to another user."""
 
-_PATIENCE = 90.0  # seconds within which it answers
+_TIMEOUT = 90.0  # seconds within which it must answer
 
 
 class RabbitServer:
-    """A node of its own in `folder`, on a loopback port, with a name server of its own. Starts again where it was."""
+    """A node in `folder` on a loopback port, with its own name server. A restart keeps its data."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ class RabbitServer:
 
     @property
     def pid(self) -> int | None:
-        """The server's process, None when it is not running."""
+        """The server's process id; None if it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     @property
@@ -41,10 +41,10 @@ class RabbitServer:
         return f"amqp://guest:guest@127.0.0.1:{self.port}//"
 
     def start(self) -> None:
-        """Start it, and wait until it answers.
+        """Start the server, and wait until it answers.
 
         Raises:
-            RuntimeError: it did not in time.
+            RuntimeError: it did not answer in time.
         """
         configuration = self._folder / "rabbitmq.conf"
         configuration.write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\nlog.console.level = warning\n")
@@ -52,20 +52,20 @@ class RabbitServer:
             self._process = start_child(
                 [str(SERVER)], environment=self._environment(), output=log.fileno(), errors=log.fileno()
             )
-        end = time.monotonic() + _PATIENCE
+        end = time.monotonic() + _TIMEOUT
         while not self._answers():
             if time.monotonic() > end or self._process.poll() is not None:
                 raise RuntimeError(f"RabbitMQ did not start: see {self._folder / 'console.log'}")
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """kill -9, of all that belongs to it."""
+        """`kill -9` of the process group."""
         if self._process is not None:
             kill_group(self._process)
             self._process.wait()
 
     def stop(self) -> None:
-        """End it, and the name server that it alone used."""
+        """Stop the server and its name server."""
         self.kill()
         subprocess.run(["epmd", "-kill"], env=self._environment(), capture_output=True, check=False)
 

@@ -1,4 +1,4 @@
-"""The state store: a Valkey server, a replica beside it where there is one, and the small disks of their logs."""
+"""The state store: a Valkey server, optionally with a replica, and the small disks for their logs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.cable import Cable
 DISK = "768m"
 """The size of a server's disk."""
 
-LAG = 0.1
-"""Seconds that the replica is behind, in each direction: what was accepted in that time is lost with its primary."""
+REPLICATION_DELAY = 0.1
+"""Seconds of delay between primary and replica, each way: writes of that time are lost with the primary."""
 
-IN_STEP = 5.0
-"""Seconds within which a replica must confirm what its primary has, or it is not failed over to."""
+IN_SYNC = 5.0
+"""Seconds within which a replica must confirm its primary's writes; otherwise there is no failover to it."""
 
-_PATIENCE = 60.0  # seconds until a replica has all
+_TIMEOUT = 60.0  # seconds until a replica has all data
 
 _MARK = "chaos:mark"
 
 
 class Store:
-    """A primary and its replica, which change roles when it fails over. All calls come from one thread."""
+    """A primary and its replica, which change roles at a failover. For one thread."""
 
     def __init__(self, folder: Path, *, replicated: bool) -> None:
         self._servers = [_server(folder / name) for name in (("a", "b") if replicated else ("a",))]
@@ -39,33 +39,33 @@ class Store:
 
     @property
     def primary(self) -> EmbeddedValkey:
-        """The server that is written to."""
+        """The server that takes writes."""
         return self._servers[0]
 
     @property
     def port(self) -> int:
-        """Where the primary is."""
+        """The primary's port."""
         port = urlsplit(self.primary.url).port
         assert port is not None
         return port
 
     @property
     def has_disks(self) -> bool:
-        """Whether the logs are on small disks: only root can make some."""
+        """Whether the logs are on small disks, which only root can mount."""
         return bool(self._disks)
 
     def start(self) -> None:
-        """Start all; the replica has what the primary has."""
+        """Start the servers; returns when the replica has the primary's data."""
         self.primary.start()
         for replica in self._servers[1:]:
             replica.start()
             self._follow(replica)
-        if not self.in_step(_PATIENCE):
-            raise RuntimeError("the replica does not follow")
+        if not self.in_sync(_TIMEOUT):
+            raise RuntimeError("the replica did not get in sync")
 
-    def in_step(self, patience: float) -> bool:
-        """Whether the replica has all within so many seconds."""
-        end = time.monotonic() + patience
+    def in_sync(self, timeout: float) -> bool:
+        """Whether the replica is in sync within `timeout` seconds."""
+        end = time.monotonic() + timeout
         while not all(map(_linked, self._servers[1:])):
             if time.monotonic() > end:
                 return False
@@ -73,25 +73,25 @@ class Store:
         return True
 
     def kill(self) -> None:
-        """kill -9 of the primary."""
+        """`kill -9` of the primary."""
         _kill(self.primary)
 
     def restart(self) -> None:
-        """Start the primary again, from its log."""
+        """Restart the primary from its log."""
         self.primary.start()
 
     def fail_over(self) -> float | None:
-        """Kill the primary, and make its replica the primary: what was still on its way there is lost.
+        """Kill the primary and promote its replica; writes that had not reached the replica are lost.
 
-        Returns how long ago the last write was made that the replica is known to have, in seconds: what came after it
-        may be lost. None where the replica is too far behind, and all is left as it was.
+        Returns the age in seconds of the last write that the replica certainly has: later ones may be lost. Returns
+        None and changes nothing if the replica is too far behind.
         """
         old, new = self._servers
         assert self._link is not None
         marked = time.monotonic()
         with _client(old) as client:
             client.set(_MARK, marked)
-            if not client.wait(1, int(IN_STEP * 1000)):
+            if not client.wait(1, int(IN_SYNC * 1000)):
                 return None
         self._link.pull()
         _kill(old)
@@ -101,13 +101,13 @@ class Store:
         return time.monotonic() - marked
 
     def rejoin(self) -> None:
-        """Start the one that was killed as a replica of the other."""
+        """Start the killed server as a replica of the other."""
         replica = self._servers[1]
         replica.start()
         self._follow(replica)
 
     def fill(self) -> None:
-        """Leave no room on the primary's disk."""
+        """Fill the primary's disk."""
         with _ballast(self.primary).open("wb") as file:
             step = 2**20
             while step:
@@ -118,12 +118,12 @@ class Store:
                     step //= 4
 
     def empty(self) -> None:
-        """Make room on all disks again."""
+        """Free the disks again."""
         for server in self._servers:
             _ballast(server).unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """Stop all, and give the disks back."""
+        """Stop the servers and unmount the disks."""
         for server in self._servers:
             if server.pid is not None:
                 os.kill(server.pid, signal.SIGCONT)
@@ -134,11 +134,11 @@ class Store:
             subprocess.run(["umount", disk], check=False)
 
     def _follow(self, replica: EmbeddedValkey) -> None:
-        """Make it follow the primary, through a slow cable."""
+        """Make it a replica of the primary, through a slow cable."""
         if self._link is not None:
             self._link.close()
         self._link = Cable("127.0.0.1", self.port)
-        self._link.delay = LAG
+        self._link.delay = REPLICATION_DELAY
         with _client(self.primary) as client:
             client.config_set("repl-diskless-sync-delay", 0)
         with _client(replica) as client:
@@ -147,7 +147,7 @@ class Store:
 
 
 def _server(folder: Path) -> EmbeddedValkey:
-    """A server in the folder; all servers have one password, as all of a real failover have."""
+    """A server in the folder. Both share a password, as in a real failover setup."""
     folder.mkdir(parents=True)
     secret = kept_secret(folder.parent / "password")
     (folder / "valkey.password").write_text(secret)

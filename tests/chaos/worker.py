@@ -1,4 +1,4 @@
-"""A worker whose memory is bounded as a container's is.
+"""A worker with a memory limit, as in a container.
 
 `python -m tests.chaos.worker --class cpu.batch`.
 """
@@ -10,7 +10,7 @@ import resource
 from workers.__main__ import main
 
 ADDRESSES = 3 * 2**29
-"""Bytes of address space: a worker that runs small models uses half."""
+"""Bytes of address space; a worker with small models uses half."""
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))

@@ -1,4 +1,4 @@
-"""The fault suite's own decisions: the checker on histories written by hand, the plan, and what producers ask for."""
+"""The fault suite's own decisions: the checker on histories written by hand, the plan and the workload."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.chaos.checker import Report, check
 from tests.chaos.history import (
     Accepted,
     AnyEvent,
-    Cancelling,
+    CancelRequested,
+    FailedOver,
     Observed,
-    Parted,
     Ran,
     Recorder,
     Refused,
@@ -26,10 +26,10 @@ from tests.chaos.history import (
     Unanswered,
     read_history,
 )
-from tests.chaos.plan import LEADER, Kind, Kit, plan_faults
-from tests.chaos.wishes import draw_wishes
+from tests.chaos.plan import LEADER, Kind, Targets, plan_faults
+from tests.chaos.workload import generate_jobs
 
-KIT = Kit(
+TARGETS = Targets(
     workers=["worker-0", "worker-1", "worker-2"],
     routers=["router-0", "router-1"],
     servers=["store"],
@@ -60,11 +60,11 @@ def stored(
 
 
 def broken(*events: AnyEvent) -> list[str]:
-    """The promises that a history breaks."""
-    return [violation.promise for violation in check(events).violations]
+    """The guarantees that a history violates."""
+    return [violation.guarantee for violation in check(events).violations]
 
 
-def test_a_job_that_ended_once_and_reads_the_same_keeps_every_promise() -> None:
+def test_a_job_that_ended_once_with_one_result_violates_nothing() -> None:
     report = check([submitted(), accepted(), observed(), Ran(number=1), stored(), stored()])
     assert report == Report(report.counts, [], 0.0)
     counts = {"submitted": 1, "accepted": 1, "finished once": 1, "succeeded": 1, "results read": 3}
@@ -76,11 +76,11 @@ def test_an_accepted_job_without_a_final_state_is_lost(end: Sequence[AnyEvent]) 
     assert broken(submitted(), accepted(), *end) == ["lost"]
 
 
-def test_what_was_refused_need_not_end() -> None:
+def test_a_refused_job_need_not_end() -> None:
     assert broken(submitted(), Refused(number=1, error="broker_unavailable", unclear=True)) == []
 
 
-def test_a_result_that_reads_otherwise_later_has_changed() -> None:
+def test_a_result_that_later_differs_has_changed() -> None:
     assert broken(submitted(), accepted(), observed(digest="x"), stored(digest="y")) == ["changed"]
     assert broken(submitted(), accepted(), observed(state="expired"), stored()) == ["changed"]
     assert broken(submitted(), accepted(), stored(), stored(digest="y")) == ["changed"]
@@ -99,18 +99,18 @@ def test_a_job_expires_after_its_deadline_only() -> None:
     assert broken(submitted(), accepted(), stored("expired", finished=50.0, answer=None)) == ["early"]
 
 
-def test_a_job_is_not_started_behind_its_deadline() -> None:
+def test_a_job_does_not_start_after_its_deadline() -> None:
     assert broken(submitted(), accepted(), stored(deadline_at=50.0, started=51.0)) == ["late"]
     assert broken(submitted(), accepted(), stored(deadline_at=50.0, started=49.9, finished=51.0)) == []
 
 
-def test_a_job_that_nobody_cancelled_is_not_cancelled() -> None:
+def test_a_job_is_cancelled_only_on_request() -> None:
     end = stored("cancelled", answer=None)
-    assert broken(submitted(), accepted(), end) == ["unasked"]
-    assert broken(submitted(), accepted(), Cancelling(job="a"), end) == []
+    assert broken(submitted(), accepted(), end) == ["unrequested"]
+    assert broken(submitted(), accepted(), CancelRequested(job="a"), end) == []
 
 
-def test_a_waiter_hears_of_an_end() -> None:
+def test_a_waiter_is_notified_of_its_jobs_end() -> None:
     waiter = Unanswered(at=90.0, job="a", door="client")
     assert broken(submitted(), accepted(), waiter, stored(finished=20.0)) == ["unanswered"]
     assert broken(submitted(), accepted(), waiter, stored(finished=80.0)) == []
@@ -134,70 +134,72 @@ def test_runs_after_the_first_are_counted_as_duplicates() -> None:
 
 
 def test_a_failover_may_lose_what_was_written_in_its_window_and_nothing_else() -> None:
-    parted = Parted(at=10.0, window=1.0)
-    report = check([submitted(), accepted(at=9.6), parted])
+    failed_over = FailedOver(at=10.0, window=1.0)
+    report = check([submitted(), accepted(at=9.6), failed_over])
     assert (report.violations, report.counts["lost in a failover's window"]) == ([], 1)
     assert report.lost_age == pytest.approx(0.4)
-    assert broken(submitted(), accepted(at=8.9), parted) == ["lost"]
-    assert broken(submitted(), accepted(at=10.5), parted) == ["lost"]
-    assert broken(submitted(), accepted(at=10.5, took=0.6), parted) == []
-    assert broken(submitted(), accepted(at=9.6, replicated=True), parted) == ["lost"]
+    assert broken(submitted(), accepted(at=8.9), failed_over) == ["lost"]
+    assert broken(submitted(), accepted(at=10.5), failed_over) == ["lost"]
+    assert broken(submitted(), accepted(at=10.5, took=0.6), failed_over) == []
+    assert broken(submitted(), accepted(at=9.6, replicated=True), failed_over) == ["lost"]
 
 
-def test_a_failover_may_take_back_what_was_read_in_its_window_and_nothing_else() -> None:
-    parted, end = Parted(at=10.0, window=1.0), stored(digest="y")
-    assert broken(submitted(), accepted(), observed(at=9.5), parted, end) == []
-    assert broken(submitted(), accepted(), observed(at=8.5), parted, end) == ["changed"]
-    assert broken(submitted(), accepted(), observed(at=11.0), parted, end) == ["changed"]
+def test_a_failover_may_undo_what_was_read_in_its_window_and_nothing_else() -> None:
+    failed_over, end = FailedOver(at=10.0, window=1.0), stored(digest="y")
+    assert broken(submitted(), accepted(), observed(at=9.5), failed_over, end) == []
+    assert broken(submitted(), accepted(), observed(at=8.5), failed_over, end) == ["changed"]
+    assert broken(submitted(), accepted(), observed(at=11.0), failed_over, end) == ["changed"]
 
 
-def test_what_was_heard_while_a_submit_went_on_through_a_failover_may_be_taken_back_by_it() -> None:
-    parted, end = Parted(at=10.0, window=1.0), stored(digest="y")
+def test_what_was_observed_during_a_submit_through_a_failover_may_be_undone_by_it() -> None:
+    failed_over, end = FailedOver(at=10.0, window=1.0), stored(digest="y")
     late = accepted(at=11.5, took=1.7, replicated=True)
-    assert broken(submitted(), parted, late, observed(at=11.51), end) == []
-    assert broken(submitted(), parted, late, observed(at=12.0), end) == ["changed"]
+    assert broken(submitted(), failed_over, late, observed(at=11.51), end) == []
+    assert broken(submitted(), failed_over, late, observed(at=12.0), end) == ["changed"]
     later = accepted(at=11.5, took=0.5, replicated=True)
-    assert broken(submitted(), parted, later, observed(at=11.51), end) == ["changed"]
+    assert broken(submitted(), failed_over, later, observed(at=11.51), end) == ["changed"]
 
 
 def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
-    events: list[AnyEvent] = [submitted(key="k"), accepted(), observed(), Parted(at=3.0, window=1.0), stored()]
+    events: list[AnyEvent] = [submitted(key="k"), accepted(), observed(), FailedOver(at=3.0, window=1.0), stored()]
     recorder = Recorder(tmp_path / "history")
-    recorder.note(*events[:2])
-    recorder.note(*events[2:])
+    recorder.record(*events[:2])
+    recorder.record(*events[2:])
     recorder.close()
     assert list(read_history(tmp_path / "history")) == events
 
 
 @given(seed=st.integers(0, 2**32), seconds=st.floats(20, 1200), kills=st.integers(1, 200))
-def test_a_plan_is_the_seeds_own_and_kills_as_many_workers_as_it_is_told(seed: int, seconds: float, kills: int) -> None:
-    faults = plan_faults(seed, seconds, KIT, kills)
-    assert faults == plan_faults(seed, seconds, KIT, kills)
+def test_a_plan_follows_from_its_seed_and_kills_the_given_number_of_workers(
+    seed: int, seconds: float, kills: int
+) -> None:
+    faults = plan_faults(seed, seconds, TARGETS, kills)
+    assert faults == plan_faults(seed, seconds, TARGETS, kills)
     assert list(faults) == sorted(faults, key=lambda fault: fault.at)
     assert all(0 <= fault.at <= seconds for fault in faults)
     assert all(0 <= fault.seconds <= 20 for fault in faults)
     assert {fault.kind for fault in faults} == set(Kind)
     killed = Counter(fault.target for fault in faults if fault.kind is Kind.KILL)
-    assert sum(killed[worker] for worker in KIT.workers) == kills
+    assert sum(killed[worker] for worker in TARGETS.workers) == kills
     assert killed[LEADER] >= 1
 
 
 @given(seed=st.integers(0, 2**32))
 def test_faults_of_a_server_never_overlap(seed: int) -> None:
-    of_servers = [fault for fault in plan_faults(seed, 300, KIT, 10) if fault.target == "store"]
+    of_servers = [fault for fault in plan_faults(seed, 300, TARGETS, 10) if fault.target == "store"]
     assert all(a.at + a.seconds < b.at for a, b in itertools.pairwise(of_servers))
 
 
 def test_without_a_replica_nothing_fails_over() -> None:
-    alone = Kit(**{name: getattr(KIT, name) for name in Kit.__slots__} | {"replicated": False})
+    alone = Targets(**{name: getattr(TARGETS, name) for name in Targets.__slots__} | {"replicated": False})
     assert Kind.FAIL_OVER not in {fault.kind for fault in plan_faults(1, 300, alone, 10)}
 
 
-def test_wishes_are_the_seeds_own_and_only_what_has_a_key_is_asked_for_again() -> None:
-    wishes = list(draw_wishes(7, 2000, ["a", "b"]))
-    assert wishes == list(draw_wishes(7, 2000, ["a", "b"]))
-    assert [wish.number for wish in wishes] == list(range(1, 2001))
-    assert all(wish.key for wish in wishes if wish.again)
-    assert {wish.model for wish in wishes} == {"tally", "echo", "garbage", "leak"}
-    assert any(wish.again for wish in wishes) and any(wish.cancel for wish in wishes)
-    assert {wish.deadline for wish in wishes} == {0.0, 0.2, 1.0, 5.0}
+def test_the_workload_follows_from_its_seed_and_only_jobs_with_a_key_are_submitted_twice() -> None:
+    specs = list(generate_jobs(7, 2000, ["a", "b"]))
+    assert specs == list(generate_jobs(7, 2000, ["a", "b"]))
+    assert [spec.number for spec in specs] == list(range(1, 2001))
+    assert all(spec.key for spec in specs if spec.twice)
+    assert {spec.model for spec in specs} == {"tally", "echo", "garbage", "leak"}
+    assert any(spec.twice for spec in specs) and any(spec.cancel for spec in specs)
+    assert {spec.deadline for spec in specs} == {0.0, 0.2, 1.0, 5.0}

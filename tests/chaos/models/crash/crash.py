@@ -1,4 +1,4 @@
-"""Ends its process, as a fault in native code does."""
+"""Crashes its process, like a fault in native code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers with what is no answer: another way with each number."""
+"""Returns invalid results, of a different kind for each number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Never ends: its worker ends its process after `limits.stall`."""
+"""Never ends: the worker kills its process after `limits.stall`."""
 
 from __future__ import annotations
 

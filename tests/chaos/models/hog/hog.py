@@ -1,4 +1,4 @@
-"""Wants more memory than its process may have."""
+"""Allocates more memory than its process may have."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def call(number: int) -> dict[str, int]:
-    """The number, where there are 64 GiB to be had."""
+    """The number, if 64 GiB can be allocated."""
     return {"number": int(np.ones(2**33)[0]) * int(number)}

@@ -1,4 +1,4 @@
-"""Keeps 128 MiB of address space with each call."""
+"""Leaks 128 MiB of address space per call."""
 
 from __future__ import annotations
 

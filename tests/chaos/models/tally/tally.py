@@ -1,4 +1,4 @@
-"""Notes that it ran to its end: a line in the file that `TAXIWAY_NOTED` names."""
+"""Appends a line to the file named by `TAXIWAY_NOTED` when it ran to its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def call(number: int) -> dict[str, int]:
-    """The number that was given; one that runs to its end twice is noted twice."""
+    """The given number; a job that ran to its end twice has two lines."""
     with Path(os.environ["TAXIWAY_NOTED"]).open("ab", buffering=0) as notes:
         notes.write(b"%d\n" % int(number))
     return {"number": int(number)}

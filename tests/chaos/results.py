@@ -1,4 +1,4 @@
-"""What an end of a job comes to in the history, and the ends that the state store has once all is calm."""
+"""Converts results to events, and reads every job's result from the state store after the run."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from taxiway.contract.job import FINAL, JobState, Result, state_of
 from taxiway.errors import ResultTimeoutError, TaxiwayError, UnknownJobError
 from tests.chaos.history import Observed, Ran, Recorder, Stored
 
-_AT_ONCE = 256  # jobs that are read at a time
+_CONCURRENT = 256  # jobs that are read concurrently
 
 
 def observed(job: str, door: str, end: Result | TaxiwayError) -> Observed:
-    """What a producer was told."""
-    return Observed(job=job, door=door, **_told(end))
+    """The event of a producer that learned how its job ended."""
+    return Observed(job=job, door=door, **_outcome_of(end))
 
 
 async def read_store(url: str, jobs: Iterable[str], recorder: Recorder) -> None:
-    """Write down how each job ended, as the state store has it now."""
-    turn = asyncio.Semaphore(_AT_ONCE)
+    """Record how each job ended, from the state store."""
+    limit = asyncio.Semaphore(_CONCURRENT)
     async with taxiway.AsyncClient(url, connect_timeout=20) as client:
 
         async def read(job: str) -> None:
-            async with turn:
-                recorder.note(await _stored(client.job(job)))
+            async with limit:
+                recorder.record(await _stored(client.job(job)))
 
         await asyncio.gather(*map(read, jobs))
 
 
 def read_notes(path: Path, recorder: Recorder) -> None:
-    """Write down what ran to its end; number 0 is what workers warm up with."""
+    """Record which jobs models ran to their end; number 0 is a worker's warm-up."""
     numbers = path.read_text().split() if path.exists() else []
-    recorder.note(*(Ran(number=int(number)) for number in numbers if int(number)))
+    recorder.record(*(Ran(number=int(number)) for number in numbers if int(number)))
 
 
 async def _stored(job: taxiway.AsyncJob) -> Stored:
@@ -50,17 +50,17 @@ async def _stored(job: taxiway.AsyncJob) -> Stored:
     if record.state not in FINAL:
         return Stored(job=job.id, state=record.state, digest="", **times)
     try:
-        told = _told(await job.result(20.0))
+        outcome = _outcome_of(await job.result(20.0))
     except ResultTimeoutError:
-        told = {"state": "final without a result", "digest": ""}
+        outcome = {"state": "final without a result", "digest": ""}
     except TaxiwayError as error:
-        told = _told(error)
-    if told["state"] != record.state:
-        told["state"] = f"{record.state} with the result of {told['state']}"
-    return Stored(job=job.id, **told, **times)
+        outcome = _outcome_of(error)
+    if outcome["state"] != record.state:
+        outcome["state"] = f"{record.state} with the result of {outcome['state']}"
+    return Stored(job=job.id, **outcome, **times)
 
 
-def _told(end: Result | TaxiwayError) -> dict[str, Any]:
+def _outcome_of(end: Result | TaxiwayError) -> dict[str, Any]:
     if isinstance(end, TaxiwayError):
         return {"state": str(state_of(end)), "digest": end.code}
     outputs = {name: _single(value) for name, value in end.outputs.items()}
@@ -71,5 +71,5 @@ def _told(end: Result | TaxiwayError) -> dict[str, Any]:
 
 
 def _single(value: Any) -> Any:
-    """A request's only row as it is: who reads a job that came by HTTP at another door gets a list of one."""
+    """The only row of a one-row list: a job submitted over HTTP reads as a list of one at another door."""
     return value[0] if isinstance(value, list) and len(value) == 1 else value

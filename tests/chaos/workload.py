@@ -1,4 +1,4 @@
-"""What producers ask for: a list of jobs that a seed decides. Pure."""
+"""The jobs that producers submit, generated from a seed. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from random import Random
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """One job. `doors` are tried in turn; `again` asks for it at two of them at once, `cancel` regrets it at once.
+class JobSpec:
+    """One job to submit.
 
-    `key` is its idempotency key; `deadline` is in seconds, 0 for none.
+    `doors` are tried in order; with `twice` it is submitted at two of them at the same time, with `cancel` it is
+    cancelled at once. `key` is its idempotency key; `deadline` is in seconds, 0 for none.
     """
 
     number: int
@@ -19,27 +20,27 @@ class Wish:
     model: str
     deadline: float = 0.0
     key: str = ""
-    again: bool = False
+    twice: bool = False
     cancel: bool = False
 
 
 MODELS = {"tally": 60, "echo": 36, "garbage": 3, "leak": 1}
-"""Of a hundred jobs; `tests.chaos.plan.HARMFUL` are asked for beside them."""
+"""Models with their share of jobs in percent; the models of `tests.chaos.plan.HARMFUL` are requested in addition."""
 
-_KEYED, _AGAIN, _CANCELLED, _DUE = 0.5, 0.2, 0.03, 0.15
+_KEYED, _TWICE, _CANCELLED, _WITH_DEADLINE = 0.5, 0.2, 0.03, 0.15
 
 
-def draw_wishes(seed: int, jobs: int, doors: Sequence[str]) -> Iterator[Wish]:
+def generate_jobs(seed: int, jobs: int, doors: Sequence[str]) -> Iterator[JobSpec]:
     """The jobs of a run, numbered from 1."""
     random = Random(seed)
     for number in range(1, jobs + 1):
         keyed = random.random() < _KEYED
-        yield Wish(
+        yield JobSpec(
             number=number,
             doors=random.sample(doors, len(doors)),
             model=random.choices(list(MODELS), list(MODELS.values()))[0],
-            deadline=random.choice((0.2, 1.0, 5.0)) if random.random() < _DUE else 0.0,
+            deadline=random.choice((0.2, 1.0, 5.0)) if random.random() < _WITH_DEADLINE else 0.0,
             key=f"{seed}-{number}" if keyed else "",
-            again=keyed and random.random() < _AGAIN,
+            twice=keyed and random.random() < _TWICE,
             cancel=random.random() < _CANCELLED,
         )
