@@ -28,7 +28,7 @@ def facts_of(client: redis.Redis, worker: str) -> DeviceFacts:
     return msgspec.json.decode(as_bytes(client.hget(DEVICES, worker)), type=DeviceFacts)
 
 
-def scores(client: redis.Redis, key: str) -> dict[str, float]:
+def scores(client: redis.Redis, key: str) -> dict[bytes, float]:
     """A sorted set's members in order, each with its score."""
     found: Any = client.zrange(key, 0, -1, withscores=True)
-    return {as_bytes(name).decode(): float(score) for name, score in found}
+    return {as_bytes(name): float(score) for name, score in found}

@@ -255,24 +255,24 @@ async def opened(settings: Settings) -> ValkeyTransport:
 
 
 def test_a_session_whose_moves_were_all_answered_is_forgotten_as_it_ends(settings: Settings, store: Store) -> None:
-    async def sessions() -> list[str]:
+    async def sessions() -> list[bytes]:
         transport = await opened(settings)
         await transport.retire()
         await transport.close()
         return list(scores(store.client, SESSIONS))
 
-    assert not [session for session in asyncio.run(sessions()) if session.startswith("router.")]
+    assert not [session for session in asyncio.run(sessions()) if session.startswith(b"router.")]
 
 
 def test_a_session_under_which_a_router_still_waited_is_looked_after(settings: Settings, store: Store) -> None:
-    async def sessions() -> list[str]:
+    async def sessions() -> list[bytes]:
         transport = await opened(settings)
         await transport.wait(0.05)
         await transport.retire()
         await transport.close()
         return list(scores(store.client, SESSIONS))
 
-    assert "router.1" in asyncio.run(sessions())
+    assert b"router.1" in asyncio.run(sessions())
 
 
 async def patiently_taken(transport: ValkeyTransport) -> InFlight:
@@ -285,7 +285,7 @@ async def patiently_taken(transport: ValkeyTransport) -> InFlight:
 
 
 def test_a_router_whose_connections_break_as_it_waits_begins_another_session(settings: Settings, store: Store) -> None:
-    async def taken() -> tuple[int, list[str]]:
+    async def taken() -> tuple[int, list[bytes]]:
         transport = await opened(settings)
         waiting = asyncio.create_task(transport.wait(10))
         await asyncio.to_thread(eventually, lambda: store.client.info("clients")["blocked_clients"] == LEVELS)
@@ -299,4 +299,4 @@ def test_a_router_whose_connections_break_as_it_waits_begins_another_session(set
 
     arrivals, sessions = asyncio.run(taken())
     assert arrivals == 1
-    assert "router.1" in sessions  # a move on a broken connection may still come
+    assert b"router.1" in sessions  # a move on a broken connection may still come

@@ -200,7 +200,8 @@ def snapshot(tower: Tower) -> FleetSnapshot:
     """What a router reads of the fleet now."""
     seconds, microseconds = tower.state.time()
     devices = {name: raw.encode() for name, raw in fields_of(tower.state, DEVICES).items()}
-    return snapshot_from(FleetFacts(seconds + microseconds / 1e6, devices, scores(tower.state, HEARTBEATS), {}))
+    beats = {name.decode(): at for name, at in scores(tower.state, HEARTBEATS).items()}
+    return snapshot_from(FleetFacts(seconds + microseconds / 1e6, devices, beats, {}))
 
 
 def test_a_job_that_was_ended_unheard_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
