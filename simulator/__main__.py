@@ -32,6 +32,7 @@ from simulator.reports.report import figures, json_lines, usage
 from simulator.traces.synthetic import is_spec, synthetic_trace
 from simulator.traces.trace import AZURE, GENERIC, Trace, TraceError, joined, read_trace
 from simulator.traces.workload import Workload, prepare
+from simulator.trials.catalogue import TRIALS
 from taxiway.cli.fleet import shown_as
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
@@ -52,8 +53,16 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--trace", "source", required=True, help="A CSV file, or a text such as poisson:rate=50,duration=600.")
-@click.option("--fleet", "fleet_file", required=True, type=click.Path(path_type=Path), help="The fleet file (YAML).")
+@click.option("--trace", "source", help="A CSV file, or a text such as poisson:rate=50,duration=600.")
+@click.option("--fleet", "fleet_file", type=click.Path(path_type=Path), help="The fleet file (YAML).")
+@click.option(
+    "--trial", type=click.Choice(list(TRIALS)), help="Instead of trace and fleet: a trial with several models."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="The folder of the Azure LLM traces, for a trial's language models; synthetic without.",
+)
 @click.option("--policy", "name", type=click.Choice(sorted(POLICIES)), default="taxiway", show_default=True)
 @click.option("--compare", is_flag=True, help="Run every policy, and compute the lower bound on cost.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
@@ -67,8 +76,10 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per policy.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
 def simulate(
-    source: str,
-    fleet_file: Path,
+    source: str | None,
+    fleet_file: Path | None,
+    trial: str | None,
+    data: Path | None,
     name: str,
     compare: bool,
     seed: int,
@@ -77,14 +88,19 @@ def simulate(
     plot: Path | None,
 ) -> None:
     """Replay a trace on a modelled fleet, and print what policies attain and cost."""
+    if bool(trial) == bool(source or fleet_file) or bool(source) != bool(fleet_file):
+        raise click.UsageError("give either --trial, or --trace and --fleet")
     with _exit_on_error():
-        workload = _workload(source, fleet_file, seed=seed, load=load)
+        if source and fleet_file:
+            workload, what = _workload(source, fleet_file, seed=seed, load=load), f"{Path(source).name}"
+        else:
+            chosen = TRIALS[trial or ""]
+            workload, what = chosen.workload(chosen.trace(seed, data).at_load(load, seed=seed)), f"the trial {trial}"
         summaries = _compared(workload, seed) if compare else [_run(name, workload, seed)]
         if plot is not None:
             title = "What each policy attains and costs"
-            subtitle = (
-                f"{len(workload):,} requests of {Path(source).name} on {fleet_file.name}, load {load:g}, seed {seed}"
-            )
+            on = Path(workload.fleet.file).name
+            subtitle = f"{len(workload):,} requests of {what} on {on}, load {load:g}, seed {seed}"
             plot.write_text(page(summaries, title=title, subtitle=subtitle), encoding="utf-8")
     if as_json:
         click.echo(json_lines(summaries), nl=False)

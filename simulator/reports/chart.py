@@ -134,7 +134,15 @@ def _is_free(placed: Sequence[tuple[float, float, float]], left: float, right: f
 
 def _table(summaries: Sequence[Summary], own: str) -> str:
     classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
-    heads = ["policy", *(f"{name} in time" for name in SERVICES), "cost", "p50", "p99", *(f"{c} busy" for c in classes)]
+    heads = [
+        "policy",
+        *(f"{name} in time" for name in SERVICES),
+        "cost",
+        "score",
+        "p50",
+        "p99",
+        *(f"{c} busy" for c in classes),
+    ]
     rows = "".join(
         f"<tr{_own(s.policy == own)}>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(s, classes))}</tr>"
         for s in summaries
@@ -149,6 +157,7 @@ def _cells(summary: Summary, classes: Sequence[str]) -> list[str]:
         summary.policy,
         *attained,
         f"${summary.cost_usd:.2f}",
+        f"${summary.score:.2f}",
         seconds(summary.p50),
         seconds(summary.p99),
         *used,

@@ -19,9 +19,10 @@ def json_lines(summaries: Sequence[Summary]) -> str:
 
 def figures(summaries: Sequence[Summary]) -> Table:
     """What each policy attains and costs, one row per policy."""
-    shown = _table((*SERVICES, "cost", "p50", "p99", "goodput", "moves"))
+    shown = _table((*SERVICES, "cost", "score", "p50", "p99", "goodput", "moves"))
     for summary in summaries:
-        cells = [*(percent(summary.attainment[name]) for name in SERVICES), f"${summary.cost_usd:.2f}"]
+        cells = [percent(summary.attainment[name]) for name in SERVICES]
+        cells += [f"${summary.cost_usd:.2f}", f"${summary.score:.2f}"]
         cells += [seconds(summary.p50), seconds(summary.p99), _rate(summary.goodput), str(summary.moves)]
         shown.add_row(summary.policy, *map(Text, cells))
     return shown

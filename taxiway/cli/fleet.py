@@ -30,6 +30,7 @@ The scopes are described in docs/security.md."""
 _SIMULATE = """\b
 --trace TRACE    a CSV file, or poisson:rate=50,duration=600,seed=1
 --fleet FILE     a fleet file, such as simulator/fleets/azure-mixed.yaml
+--trial NAME     instead of both: steady, drift, throttled or edge; --data DIR has Azure's traces
 --policy NAME    one policy [taxiway]; --compare runs them all
 --load X         multiply the request rate by X
 --seed N         seed of the random numbers

@@ -11,7 +11,8 @@ import pytest
 
 TREE = Path(__file__).parents[2]
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
-KEYS = ["policy", "requests", "attainment", "cost_usd", "p50", "p99", "goodput", "moves", "utilisation"]
+KEYS = ["policy", "requests", "attainment", "cost_usd", "score", "p50", "p99", "goodput", "moves", "utilisation"]
+MORE = ["live_by_model", "p99_by_service", "starts_usd", "idle_usd", "refused"]
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +26,7 @@ def test_a_comparison_prints_one_object_a_policy_and_draws_a_page_without_networ
     told = simulate("--trace", spec, "--fleet", str(FLEET), "--compare", "--json", "--plot", str(page))
     assert (told.returncode, told.stderr) == (0, "")
     objects = [json.loads(line) for line in told.stdout.splitlines()]
-    assert all(list(found) == KEYS for found in objects)
+    assert all(list(found) == KEYS + MORE for found in objects)
     assert all(list(found["attainment"]) == ["live", "standard", "bulk"] for found in objects)
     assert {"taxiway", "static", "clairvoyant-edf", "lp-bound"} <= {found["policy"] for found in objects}
     text = page.read_text(encoding="utf-8")
@@ -39,6 +40,21 @@ def test_one_policy_is_shown_as_a_table() -> None:
     assert told.returncode == 0
     assert "static" in told.stdout
     assert "taxiway" not in told.stdout
+
+
+def test_a_trial_needs_no_files() -> None:
+    told = simulate("--trial", "edge", "--policy", "static", "--load", "0.1", "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    found = json.loads(told.stdout)
+    assert set(found["live_by_model"]) == {"sentiment", "sentiment.p", "image", "image.p"}
+    assert found["score"] >= found["cost_usd"]
+
+
+def test_a_trial_and_a_trace_are_alternatives() -> None:
+    for given in (["--trial", "edge", "--fleet", str(FLEET)], ["--fleet", str(FLEET)], []):
+        told = simulate(*given)
+        assert told.returncode == 2
+        assert "give either --trial, or --trace and --fleet" in told.stderr
 
 
 @pytest.mark.parametrize(
