@@ -1,6 +1,6 @@
-"""Whether queues.yaml, the models and their files are as they should be, from what is on this machine: nothing runs.
+"""Checks queues.yaml, the models and their files on this machine, without running anything.
 
-`workers.check` runs the models besides.
+`workers.check` also runs the models.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from taxiway.errors import ModelUnavailableError, UnknownModelError
 Level = Literal["ok", "warning", "error"]
 
 QUEUES = "queues.yaml"
-"""The subject of what is said of queues.yaml."""
+"""The subject of verdicts on queues.yaml."""
 
-_HEADER = 8  # bytes before a safetensors file's header, which tell its length
-_LONGEST_HEADER = 100 * 2**20  # bytes, as the format has it
+_HEADER = 8  # bytes of a safetensors file that give its header's length
+_LONGEST_HEADER = 100 * 2**20  # bytes; the format's limit
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a check says of a subject: queues.yaml, a model (`name:version`) or a variant (`name:version/variant`)."""
+    """The result of checking queues.yaml, a model (`name:version`) or a variant (`name:version/variant`)."""
 
     subject: str
     level: Level
@@ -38,9 +38,9 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict]:
-    """What there is to say of a fleet with this queues.yaml and these models.
+    """The verdicts on a fleet with this queues.yaml and these models.
 
-    Artefacts are looked at where `cache` has them; the others are named as not checked.
+    Artefacts in `cache` are checked; the others are listed as not checked.
     """
     topology, verdicts = _topology(queues)
     catalogue = load_catalogue(models)
@@ -48,7 +48,7 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
         verdicts += _runtimes(topology)
         verdicts += _warm(topology, catalogue)
     if not catalogue.models and not catalogue.disabled:
-        verdicts.append(Verdict(subject=str(models), level="error", text="expected models there, got none"))
+        verdicts.append(Verdict(subject=str(models), level="error", text="expected model folders, found none"))
     for name, reason in sorted(catalogue.disabled.items()):
         verdicts.append(Verdict(subject=name, level="error", text=reason, hint=_REPAIR))
     store = ArtefactStore(cache)
@@ -57,8 +57,8 @@ def check_configuration(queues: Path, models: Path, cache: Path) -> list[Verdict
     return verdicts
 
 
-_ELSEWHERE = "correct the name, or install its package where the workers are; it may be missing here"
-_REPAIR = "it is disabled until that is corrected; a running fleet notices the repair by itself"
+_ELSEWHERE = "correct the name, or install its package on the workers (it may be missing on this machine)"
+_REPAIR = "the model is disabled until this is corrected; a running fleet picks up the correction"
 
 
 def _topology(queues: Path) -> tuple[Topology | None, list[Verdict]]:
@@ -74,7 +74,7 @@ def _topology(queues: Path) -> tuple[Topology | None, list[Verdict]]:
 
 
 def _runtimes(topology: Topology) -> Iterator[Verdict]:
-    """The runtimes of classes that are not ours, and that no package here registers."""
+    """Runtimes of classes that are neither built in nor registered by an installed package."""
     for name, hardware in sorted(topology.hardware.items()):
         for place, runtime in enumerate(hardware.runtimes):
             try:
@@ -85,7 +85,7 @@ def _runtimes(topology: Topology) -> Iterator[Verdict]:
 
 
 def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
-    """What classes keep warm and cannot have."""
+    """Models that classes should keep warm and cannot."""
     for name, hardware in sorted(topology.hardware.items()):
         for place, reference in enumerate(hardware.warm):
             verdict = _warm_model(catalogue, hardware, reference, where=f"hardware.{name}.warm.{place}")
@@ -94,7 +94,7 @@ def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
 
 
 def _warm_model(catalogue: Catalogue, hardware: HardwareClass, reference: str, *, where: str) -> Verdict | None:
-    """Why a class cannot keep a model warm; None where it can."""
+    """Why a class cannot keep a model warm; None if it can."""
     try:
         model = catalogue.resolve(reference)
     except UnknownModelError as error:
@@ -116,20 +116,22 @@ def _runs(model: Model, hardware: HardwareClass) -> bool:
 
 
 def _model(model: Model, topology: Topology | None, store: ArtefactStore) -> Iterator[Verdict]:
-    """One verdict for the model, and one for each of its variants that is wrong."""
+    """A verdict for the model, and one for each invalid variant."""
     unchecked: set[str] = set()
     found = [verdict for name in sorted(model.variants) for verdict in _variant(model, name, store, unchecked)]
     if topology is not None and not any(_runs(model, hardware) for hardware in topology.hardware.values()):
         runtimes = ", ".join(sorted({variant.runtime for variant in model.variants.values()}))
         found.append(Verdict(subject=model.id, level="warning", text=f"no class of queues.yaml runs {runtimes}"))
     variants = f"{len(model.variants)} variants" if len(model.variants) > 1 else "1 variant"
-    missing = f"; not checked, for they are not on this machine: {', '.join(sorted(unchecked))}" if unchecked else ""
+    missing = (
+        f"; not checked, because they are not on this machine: {', '.join(sorted(unchecked))}" if unchecked else ""
+    )
     yield Verdict(subject=model.id, level="ok", text=f"{variants}{missing}")
     yield from found
 
 
 def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str]) -> Iterator[Verdict]:
-    """What is wrong with a variant; the artefacts that could not be looked at are added to `unchecked`."""
+    """The defects of a variant; artefacts that are not on this machine are added to `unchecked`."""
     variant, subject = model.variants[name], f"{model.id}/{name}"
     try:
         if variant.runtime in ENTRIES:
@@ -148,7 +150,7 @@ def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str])
             continue
         if path is None:
             unchecked.add(artefact)
-        elif reason := _flaw(model, name, role, path):
+        elif reason := _defect(model, name, role, path):
             yield Verdict(subject=subject, level="error", text=reason)
 
 
@@ -157,18 +159,18 @@ def _made_by(model: Model) -> str:
     return f"made by the recipes {', '.join(derived)}; `make setup` installs what ours need"
 
 
-def _flaw(model: Model, variant: str, role: str, path: Path) -> str:
-    """What is wrong with an artefact's file, seen without opening its weights; empty where nothing is."""
+def _defect(model: Model, variant: str, role: str, path: Path) -> str:
+    """An artefact file's defect, found without reading its weights; empty if it has none."""
     if role == "graph":
         for where, expected, value in graph_contradictions(model, variant, path):
             return str(ModelError(model.file, where, expected, value))
     if role == "weights" or path.suffix == ".safetensors":
-        return _safetensors_flaw(path)
+        return _safetensors_defect(path)
     return ""
 
 
-def _safetensors_flaw(path: Path) -> str:
-    """Whether a file is as long as its header says. Source: the format's description, huggingface/safetensors."""
+def _safetensors_defect(path: Path) -> str:
+    """A mismatch between a file's length and its header. Source: the format's description, huggingface/safetensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_HEADER), "little")
         header = file.read(length) if length <= _LONGEST_HEADER else b""
@@ -176,6 +178,6 @@ def _safetensors_flaw(path: Path) -> str:
         tensors = [one for name, one in json.loads(header).items() if name != "__metadata__"]
         end = _HEADER + length + max((one["data_offsets"][1] for one in tensors), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return f"expected safetensors, got {path.name}, whose header is none"
+        return f"expected safetensors, got {path.name}, which has no valid header"
     size = path.stat().st_size
     return "" if size == end else f"expected {end} bytes by the header of {path.name}, got {size}"

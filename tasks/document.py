@@ -1,4 +1,4 @@
-"""Reads a YAML document into a frozen value; what is wrong is named by file, path, expectation and value."""
+"""Parses a YAML document into a frozen value. Errors give the file, path, expectation and value."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ RuntimeName = Annotated[
     str,
     msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64, examples=["onnx", "torch", "jax", "python", "echo"]),
 ]
-"""A runtime of ours, or one that an installed package registers (`tasks.models.code`)."""
+"""A built-in runtime, or one that an installed package registers (`tasks.models.code`)."""
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]+)?)\s*(B|KiB|MiB|GiB|TiB)$")
 _FLOAT = re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
 _LARGEST = 2**63 - 1
-_MOST_VALUES = 100_000  # aliases of aliases can stand for more values than memory holds
+_MOST_VALUES = 100_000  # nested aliases can expand to more values than memory holds
 _DEEPEST = 32
 _WHERE = re.compile(r"(?s)(.*?)(?: - at `(key` in `)?\$(.*)`)?")
-"""msgspec's message: what was expected, whether a key was wrong, and the steps to the place."""
+"""msgspec's message: the expectation, whether it is about a key, and the path."""
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _ANY_KEY = "..."
 
 
 class Verbatim(str):
-    """Text that errors show as it is, where a value would be shown."""
+    """Text that errors show in place of a value, unquoted."""
 
     __slots__ = ()
 
@@ -49,7 +49,7 @@ class Size(int):
 
 
 class DocumentError(ValueError):
-    """A document is wrong: `path` is the place inside `file`, in dots; `expected` and `value` say why."""
+    """A document is invalid: `path` is the dotted path inside `file`; `expected` and `value` give the reason."""
 
     def __init__(self, file: str, path: str, expected: str, value: object) -> None:
         super().__init__(f"{file}: {path or 'document'}: expected {expected}, got {quoted(value)}")
@@ -60,7 +60,7 @@ class DocumentError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML, with YAML 1.2's floats (`1e-3` is text in 1.1), and no key twice in a mapping."""
+    """Safe YAML with YAML 1.2 floats (`1e-3` is text in 1.1) and without duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
@@ -79,7 +79,7 @@ def parse_size(value: object) -> Size:
     """Bytes from a number or from text such as `24GiB`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: any other value.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return Size(value)
@@ -93,16 +93,16 @@ def parse_document(text: str, kind: type[Value], *, file: str, error: type[Docum
     """The `kind` that the YAML `text` describes; `file` is only named in errors.
 
     Raises:
-        DocumentError: as `error`; also for text that is not YAML, for values that JSON lacks (dates, NaN, infinities,
-            integers beyond 64 bits) anywhere, and for a key that stands twice in a mapping.
+        DocumentError: as `error`; also for text that is not YAML, for values that JSON cannot represent (dates,
+            NaN, infinities, integers beyond 64 bits), and for duplicate keys.
     """
     raw = _read(text, file, error)
-    for path, expected, value in _strange(raw):
+    for path, expected, value in _unsupported(raw):
         raise error(file, path, expected, value)
     try:
         return convert(raw, kind)
     except msgspec.ValidationError as wrong:
-        steps, expected, value = _fault(raw, kind, str(wrong))
+        steps, expected, value = _located(raw, kind, str(wrong))
         raise error(file, ".".join(steps), expected, value) from wrong
 
 
@@ -116,26 +116,26 @@ def json_schema(kind: type[Any]) -> dict[str, Any]:
     return msgspec.json.schema(kind, schema_hook=_size_schema)
 
 
-def _fault(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:
-    """Path, expectation and value of what msgspec's `message` is about."""
+def _located(raw: object, kind: type[Any], message: str) -> tuple[Sequence[str], str, object]:
+    """Path, expectation and value that msgspec's `message` describes."""
     text, of_key, where = cast(re.Match[str], _WHERE.fullmatch(message)).groups()
     steps = [name or index for name, index in _STEP.findall(where or "")]
     path = _resolved(raw, kind, [*steps, _ANY_KEY] if of_key else steps, message)
     types = _types(inspect.type_info(kind), raw, path[:-1] if of_key else path)
     if of_key:
         keys = [one.key_type for one in types if isinstance(one, inspect.DictType)]
-        return path, f"a key that is {_plainly(text, keys)}", path[-1]
+        return path, f"a key that is {_expectation(text, keys)}", path[-1]
     value = _value(raw, path)
     if missing := re.search("required field `(.*)`", text):
         tags = [one.tag for one in types if isinstance(one, inspect.StructType) and one.tag_field == missing[1]]
         return [*path, missing[1]], f"one of {tags}" if tags else "a value", Verbatim("nothing")
     if unknown := re.search("unknown field `(.*)`", text):
         return [*path, unknown[1]], _known_fields(unknown[1], value, types), value[unknown[1]]
-    return path, _plainly(text, types), value
+    return path, _expectation(text, types), value
 
 
 def _resolved(raw: object, kind: type[Any], steps: list[str], message: str) -> list[str]:
-    """`steps` with keys for `...`, under which msgspec does not name the item of a mapping."""
+    """`steps` with the actual keys in place of msgspec's `...` for an item of a mapping."""
     for place in [index for index, step in enumerate(steps) if step == _ANY_KEY]:
         before = steps[:place]
         mapping = cast(dict[str, object], _value(raw, before))
@@ -148,7 +148,7 @@ def _resolved(raw: object, kind: type[Any], steps: list[str], message: str) -> l
 
 
 def _fails(raw: object, kind: type[Any], message: str) -> bool:
-    """Whether `raw` is no `kind` for the reason in `message`."""
+    """Whether `raw` fails as a `kind` with this `message`."""
     try:
         convert(raw, kind)
     except msgspec.ValidationError as wrong:
@@ -172,7 +172,7 @@ def _value(raw: Any, path: Sequence[str]) -> Any:
 
 
 def _types(kind: inspect.Type, raw: Any, path: Sequence[str]) -> list[inspect.Type]:
-    """Each type that the value at `path` may have."""
+    """The types that the value at `path` may have."""
     types = _members(kind)
     for step in path:
         types = [member for one in types for inner in _inner(one, raw, step) for member in _members(inner)]
@@ -185,7 +185,7 @@ def _members(kind: inspect.Type) -> list[inspect.Type]:
 
 
 def _inner(kind: inspect.Type, raw: Any, step: str) -> list[inspect.Type]:
-    """What stands at `step` of a `kind`; nothing if `raw` is tagged as another one."""
+    """The types at `step` of a `kind`; empty if `raw` has another kind's tag."""
     if isinstance(kind, inspect.StructType) and isinstance(raw, dict):
         if step == kind.tag_field:
             return [inspect.LiteralType((kind.tag,))]
@@ -200,15 +200,15 @@ def _is_tagged(raw: Mapping[str, object], kind: inspect.StructType) -> bool:
 
 
 def _known_fields(name: str, raw: Mapping[str, object], types: Sequence[inspect.Type]) -> str:
-    """What was expected where a struct lacks the field `name`."""
+    """The expectation for a struct that has no field `name`."""
     structs = [one for one in types if isinstance(one, inspect.StructType) and _is_tagged(raw, one)]
     known = sorted({field.encode_name for struct in structs for field in struct.fields})
     near = difflib.get_close_matches(name, known, n=1)
     return f"no such field, but one of {known}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
-def _plainly(text: str, types: Sequence[inspect.Type]) -> str:
-    """What msgspec's `text` expects, without what came; the choices, where only some values are allowed."""
+def _expectation(text: str, types: Sequence[inspect.Type]) -> str:
+    """The expectation in msgspec's `text`, without the value; the choices, if only some values are allowed."""
     if not text.startswith("Invalid"):
         return re.sub("^[Ee]xpected ", "", text).partition(", got ")[0]
     choices = [value for one in types if isinstance(one, inspect.LiteralType) for value in one.values]
@@ -234,18 +234,18 @@ def _read(text: str, file: str, error: type[DocumentError]) -> object:
     except yaml.MarkedYAMLError as broken:
         mark = broken.problem_mark
         path = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise error(file, path, "YAML", Verbatim(broken.problem or broken.context or "text that is none")) from broken
+        raise error(file, path, "YAML", Verbatim(broken.problem or broken.context or "text that is not")) from broken
     except yaml.YAMLError as broken:
         raise error(file, "", "YAML", Verbatim(str(broken).replace("\n", " "))) from broken
     except RecursionError as broken:
         raise error(file, "", f"at most {_DEEPEST} levels", Verbatim("more")) from broken
     except (ValueError, LookupError, AttributeError) as broken:
-        # PyYAML's constructors let these out, for `2024-13-01`, `!!int ''` and `!!timestamp x`
+        # PyYAML's constructors raise these for `2024-13-01`, `!!int ''` and `!!timestamp x`
         raise error(file, "", "YAML", Verbatim(f"a value that cannot be read: {broken}")) from broken
 
 
-def _strange(raw: object) -> Iterator[tuple[str, str, object]]:
-    """Path, expectation and value of what no document may hold."""
+def _unsupported(raw: object) -> Iterator[tuple[str, str, object]]:
+    """Path, expectation and value of what no document may contain."""
     left, seen = [("", 0, raw)], 0
     while left:
         path, depth, value = left.pop()
@@ -269,7 +269,7 @@ def _children(value: object) -> list[tuple[object, object]]:
 
 
 def _plain_expectation(value: object) -> str | None:
-    """What was expected instead of a scalar that JSON lacks; None where there is nothing to say."""
+    """The expectation for a scalar that JSON cannot represent; None for any other value."""
     if isinstance(value, float):
         return None if math.isfinite(value) else "a finite number"
     if isinstance(value, int):

@@ -1,8 +1,7 @@
 """queues.yaml: hardware classes with their queues and prices, services, tenants and limits.
 
-Parsed once into frozen values.
-Only this module knows the file's shape, with `endpoints` for servers that run models. `schema()` is its JSON Schema,
-kept in `queues.schema.json`.
+Only this module and `endpoints` (servers that run models) know the file's shape. It is parsed once, into frozen values.
+`schema()` is its JSON Schema, kept in `queues.schema.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ Dollars = Annotated[float, msgspec.Meta(gt=0)]
 
 
 RUN_SHARE = 0.25
-"""Fraction of the tightest deadline that a batch may take: a job that arrives at its start keeps most of its time."""
+"""Fraction of the tightest deadline that a batch may take; a job that arrives at its start keeps most of its time."""
 
 
 RUN_STRETCH = 1.25
@@ -91,15 +90,15 @@ class Notice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A kind of device with a queue of its own.
 
-    `concurrency` is worker processes on one machine; `max_wait` is the longest that a batch forms, and `horizon` the
-    most work that is bound to the queue, both in seconds; `warm` names models that a worker loads before it consumes.
-    A batch holds no more rows than take `max_run` seconds, unless one alone takes longer: who is due soon does not wait
-    behind it for more. Where it is not given, `longest_run` says it.
-    A class of `spot` capacity takes only work that may be interrupted; `reclaims_per_hour` is how often a device goes.
-    `notice` tells of that beforehand. `target` is the utilisation above which its time is made dearer, 0 to 1.
-    At most `max_depth` jobs wait for it or run there, each of up to `payload` bytes: what is over it is refused.
-    An `endpoint` is a server that runs models. Its protocol is the only one of the class's `runtimes`, its slots are
-    `max_batch`, and no batch waits to form: these three fields are for other devices, which must have them.
+    `concurrency` is worker processes per machine. `max_wait` is the longest time that a batch forms, and `horizon` the
+    most work bound to the queue, both in seconds. `warm` names models that a worker loads before it consumes.
+    A batch holds no more rows than run in `max_run` seconds, unless one row takes longer, so urgent jobs do not wait
+    behind it. The default is `longest_run`.
+    A class of `spot` capacity takes only preemptible work; `reclaims_per_hour` is how often a device is reclaimed, and
+    `notice` how that is announced. `target` is the utilisation above which its time costs more, 0 to 1.
+    At most `max_depth` jobs wait or run in the class, each of up to `payload` bytes; others are refused.
+    An `endpoint` is a server that runs models. Its protocol is the class's only one of `runtimes`, its slots are
+    `max_batch`, and batches do not wait to form. These three fields are required for, and limited to, other devices.
     """
 
     device: DeviceKind
@@ -162,20 +161,20 @@ class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Every bound that an operator can set; sizes in bytes, times in seconds.
+    """Limits that an operator can set; sizes in bytes, times in seconds.
 
-    `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor, and a value of
-    more than `inline` bytes travels beside its message; `keep_result` and `keep_record` are how long a result and what
-    is known of its job stay, and `keep_explanation` what placements are worked out again from; `lease` is how long a
-    worker may be silent before its jobs run elsewhere; one that is told to stop is gone within `grace`, and one whose
-    batch takes `stall` and twenty times what its profile says ends itself; `wait` bounds one long poll. A job is given
-    up after `attempts` runs that ended without an answer. A worker leaves that had no memory for `memory_faults` jobs
-    in a row of a model, nor for the model's example. What the HTTP door takes is accepted once it is `written`, or
-    `replicated` (`durability`); it takes nothing above the share `memory` of what the state store may hold.
+    `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor. A value of more
+    than `inline` bytes is stored beside its message. `keep_result`, `keep_record` and `keep_explanation` are how long
+    a result, its job's record and the snapshots of placements are kept. After `lease` seconds of silence a worker's
+    jobs run elsewhere. A worker exits within `grace` of a stop signal, and kills itself when a batch takes both `stall`
+    seconds and twenty times its profile. `wait` bounds one long poll. A job is dead-lettered after `attempts` runs
+    without a result. A worker exits after `memory_faults` consecutive out-of-memory jobs of a model whose example
+    fails, too. The HTTP door acknowledges a job once it is `written` or `replicated` (`durability`), and accepts none
+    while the state store uses more than the share `memory` of its limit.
 
-    Of a router's HTTP door: it holds so many `connections`; a tenant's keys may make `requests_per_second`; a client
-    has `head` seconds to send what stands before a request's body, and sends or reads a MiB, or all, in `body`. Of the
-    requests that are not answered yet, `bodies` bounds the bytes of one tenant's bodies, `all_bodies` of everybody's.
+    Limits of a router's HTTP door: the number of `connections`; `requests_per_second` of a tenant's keys; `head`
+    seconds for a request's head, and `body` seconds to send or read a MiB or the rest; bytes of unanswered requests'
+    bodies, per tenant (`bodies`) and in total (`all_bodies`).
     """
 
     payload: Size = msgspec.field(default_factory=lambda: Size(16 * 2**20))  # a schema cannot show a `Size`
@@ -203,11 +202,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How waiting work may move between classes.
 
-    Every `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, or what keeps their new class
-    busy for two ticks; each job at most `max_moves_per_job` times, and none goes back the way of the last `still`
-    ticks. A move to level queues must gain `min_gain` of the time to the answer, and twice `move_cost` seconds.
-    `window` is the jobs that a tick looks at in all. A device is lent to another class where that starves,
-    and it idles, for `retarget` seconds, and is back as long after the last work there; None lends none.
+    Per `tick` seconds at most `max_share_per_tick` of a class's waiting jobs leave it, or as many as keep their new
+    class busy for two ticks. A job moves at most `max_moves_per_job` times, and not back along a move of the last
+    `still` ticks. A balancing move must gain `min_gain` of the time to the answer, and twice `move_cost` seconds.
+    `window` is the number of jobs that a tick examines. A device that idled for `retarget` seconds while another class
+    had work and no device serves that class, until `retarget` seconds after its last work there; None disables this.
     """
 
     tick: Annotated[float, msgspec.Meta(ge=0.05)] = 0.5
@@ -235,7 +234,7 @@ def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
     """The topology that the YAML `text` describes.
 
     Raises:
-        TopologyError: naming `file`, the path inside it, what was expected and what came.
+        TopologyError: names `file`, the path inside it, the expectation and the value.
     """
     topology = parse_document(text, Topology, file=file, error=TopologyError)
     for path, expected, value in _contradictions(topology):
@@ -248,7 +247,7 @@ def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
 
 
 def _completed(hardware: HardwareClass) -> HardwareClass:
-    """The class with what follows from its endpoint, if it has one."""
+    """The class with the fields that follow from its endpoint, if it has one."""
     endpoint = hardware.endpoint
     if endpoint is None:
         return hardware
@@ -257,9 +256,9 @@ def _completed(hardware: HardwareClass) -> HardwareClass:
 
 
 def longest_run(hardware: HardwareClass, services: Mapping[str, Service]) -> float | None:
-    """The class's `max_run`: its own, else `RUN_SHARE` of the tightest deadline among the services that it may serve.
+    """The class's `max_run`: its own, else `RUN_SHARE` of the tightest deadline of the services that it may serve.
 
-    None where none of these has a deadline. Spot capacity serves only what may be interrupted.
+    None if none of these has a deadline. Spot capacity serves only preemptible services.
     """
     if hardware.max_run is not None:
         return hardware.max_run
@@ -272,7 +271,7 @@ def load_topology(path: Path) -> Topology:
     """Read `path`.
 
     Raises:
-        TopologyError: the file is missing or wrong.
+        TopologyError: the file is missing or invalid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -294,7 +293,7 @@ def schema() -> dict[str, Any]:
 
 
 _OF_DEVICES = ("runtimes", "max_batch", "max_wait")
-"""Fields that a class has if it is none of endpoints, and must have then."""
+"""Fields that are required for, and limited to, classes without an endpoint."""
 
 _NOT_GIVEN: Mapping[str, object] = {"runtimes": (), "max_batch": 0, "max_wait": -1.0}
 
@@ -315,7 +314,7 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
-    yield from _too_small_for_a_body(topology)
+    yield from _body_limits_below_payload(topology)
 
 
 def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
@@ -328,7 +327,7 @@ def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, o
 
 
 def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
-    """What a class of endpoints, or one of other devices, has too much or too little."""
+    """Fields that a class with or without an endpoint must not have, or lacks."""
     given = [name for name in _OF_DEVICES if getattr(hardware, name) != _NOT_GIVEN[name]]
     if hardware.device != "endpoint":
         for name in _OF_DEVICES:
@@ -346,8 +345,8 @@ def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, 
         yield f"endpoint.{place}", expected, value
 
 
-def _too_small_for_a_body(topology: Topology) -> Iterator[tuple[str, str, object]]:
-    """Bounds of all bodies under which the largest body could never be sent."""
+def _body_limits_below_payload(topology: Topology) -> Iterator[tuple[str, str, object]]:
+    """Body limits below the largest allowed body, which could then never be sent."""
     limits = topology.limits
     least = f"at least payload ({limits.payload})"
     for place, most in [("limits.bodies", limits.bodies), ("limits.all_bodies", limits.all_bodies)]:

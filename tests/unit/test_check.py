@@ -73,7 +73,7 @@ def test_a_wrong_queues_yaml_leaves_the_models_checked(folder: Path) -> None:
 
 
 def test_an_empty_folder_of_models_is_an_error(tmp_path: Path) -> None:
-    assert any("expected models there, got none" in verdict.text for verdict in checked(tmp_path, warm=[]))
+    assert any("expected model folders, found none" in verdict.text for verdict in checked(tmp_path, warm=[]))
 
 
 def test_what_is_not_on_this_machine_is_named_as_not_checked(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_what_is_not_on_this_machine_is_named_as_not_checked(folder: Path) -> No
     (folder / "models/embed/model.yaml").write_text(yaml.safe_dump({**fields, "artefacts": {"graph": url}}))
     checked(folder)
     found = check_configuration(folder / "queues.yaml", folder / "models", folder / "cache")
-    assert found[1].text == "1 variant; not checked, for they are not on this machine: graph"
+    assert found[1].text == "1 variant; not checked, because they are not on this machine: graph"
     place = folder / "cache" / "sha256" / ("0" * 64) / "graph.onnx"
     place.parent.mkdir(parents=True)
     place.write_bytes(vad_graph())
@@ -101,7 +101,7 @@ def safetensors(length: int) -> bytes:
     [
         (safetensors(8), "minilm", ""),
         (safetensors(7), "minilm", " bytes by the header of w.safetensors, got "),
-        (b"pickle", "minilm", "expected safetensors, got w.safetensors, whose header is none"),
+        (b"pickle", "minilm", "expected safetensors, got w.safetensors, which has no valid header"),
         (
             safetensors(8),
             "minilmm",
