@@ -145,8 +145,8 @@ def test_a_text_longer_than_256_tokens_is_cut_there(model: str, name: str) -> No
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("", "inputs.text: expected text, got an empty one"),
-        (" \n\t", "inputs.text: expected text, got an empty one"),
+        ("", "inputs.text: expected a text that is not empty"),
+        (" \n\t", "inputs.text: expected a text that is not empty"),
         (None, "inputs.text: expected text, got NoneType"),
         (["a", "b"], "inputs.text: expected text, got list"),
         (b"\xff\xfe", "inputs.text: expected UTF-8"),

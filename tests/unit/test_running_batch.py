@@ -10,8 +10,8 @@ import pytest
 from taxiway.errors import ExecutionError
 from tests.decoding import VOCABULARY, tiny_decoder
 from workers.pipelines import Item
-from workers.pipelines.running import FEWEST_READ, MAX_HELD, RunningBatch, RunningRow
-from workers.pipelines.sampling import Sequel, Wishes
+from workers.pipelines.running import MAX_HELD, MIN_PREFILL, RunningBatch, RunningRow
+from workers.pipelines.sampling import GeneratedText, SamplingParameters
 from workers.runtimes.onnx_decoder import OnnxDecoder
 
 NO_TOKEN = VOCABULARY + 1
@@ -25,15 +25,15 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> OnnxDecoder:
 @pytest.fixture
 def batch(decoder: OnnxDecoder) -> Iterator[RunningBatch]:
     empty = decoder.memory()
-    running = RunningBatch(decoder, begin, hold_up=0.0)
+    running = RunningBatch(decoder, begin, prefill_time=0.0)
     yield running
     running.leave(running.rows)
     assert decoder.memory() == empty
 
 
-def begin(item: Item) -> Sequel:
-    wishes = Wishes(item.parameters["most"], temperature=item.parameters.get("temperature", 0.0), seed=5)
-    return Sequel(wishes, frozenset(), lambda tokens: "".join(chr(65 + token) for token in tokens))
+def begin(item: Item) -> GeneratedText:
+    sampling = SamplingParameters(item.parameters["most"], temperature=item.parameters.get("temperature", 0.0), seed=5)
+    return GeneratedText(sampling, frozenset(), lambda tokens: "".join(chr(65 + token) for token in tokens))
 
 
 def row(prompt: Sequence[int], most: int, **parameters: float) -> Item:
@@ -57,7 +57,7 @@ def finish(batch: RunningBatch) -> list[RunningRow]:
 
 def alone(batch: RunningBatch, item: Item) -> str:
     batch.join(item)
-    return finish(batch)[0].sequel.text
+    return finish(batch)[0].generated.text
 
 
 ITEMS = [row(prompt(5 + 3 * n, seed=n), 4 + n, temperature=n % 2) for n in range(5)]
@@ -69,7 +69,7 @@ def test_a_row_that_ends_leaves_at_once_and_the_others_go_on(batch: RunningBatch
         pass
     assert ended == [short]
     assert batch.rows == [long]
-    assert len(long.sequel.tokens) == 2
+    assert len(long.generated.tokens) == 2
 
 
 def test_a_row_joins_a_batch_that_runs_and_gets_the_answer_that_it_gets_alone(batch: RunningBatch) -> None:
@@ -80,24 +80,24 @@ def test_a_row_joins_a_batch_that_runs_and_gets_the_answer_that_it_gets_alone(ba
         batch.step()
         if waiting:
             rows.append(batch.join(waiting.pop(0)))
-    assert [r.sequel.text for r in rows] == wanted
-    assert all(r.sequel.finish == "length" for r in rows)
+    assert [r.generated.text for r in rows] == wanted
+    assert all(r.generated.finish == "length" for r in rows)
 
 
 def test_a_prompt_read_in_pieces_gets_the_answer_of_one_read_whole(batch: RunningBatch, decoder: OnnxDecoder) -> None:
-    item = row(prompt(5 * FEWEST_READ), 3)
+    item = row(prompt(5 * MIN_PREFILL), 3)
     tokens = [int(decoder.admit([0], [item.arrays["tokens"]])[0].argmax())]
     for _ in range(2):
         tokens.append(int(decoder.step([0], tokens[-1:])[0].argmax()))
     decoder.evict([0])
     batch.join(row(prompt(4), 20))
-    while not batch.rows[0].sequel.tokens:
+    while not batch.rows[0].generated.tokens:
         batch.step()
     in_pieces = batch.join(item)
     batch.step()
-    assert in_pieces.read == FEWEST_READ
+    assert in_pieces.prefilled == MIN_PREFILL
     finish(batch)
-    assert in_pieces.sequel.tokens == tokens
+    assert in_pieces.generated.tokens == tokens
 
 
 def test_rows_that_run_get_a_token_at_each_step_while_a_long_prompt_is_read(batch: RunningBatch) -> None:
@@ -105,11 +105,11 @@ def test_rows_that_run_get_a_token_at_each_step_while_a_long_prompt_is_read(batc
     batch.step()
     long = batch.join(row(prompt(1500), 1))
     steps = 0
-    while long.read < 1500:
+    while long.prefilled < 1500:
         batch.step()
         steps += 1
-    assert steps == -(-1500 // FEWEST_READ)
-    assert len(running.sequel.tokens) == 1 + steps
+    assert steps == -(-1500 // MIN_PREFILL)
+    assert len(running.generated.tokens) == 1 + steps
 
 
 def test_what_a_batch_may_hold_is_bounded_by_its_largest_row(batch: RunningBatch) -> None:
@@ -126,7 +126,7 @@ def test_a_row_over_the_bound_runs_when_it_is_alone(batch: RunningBatch) -> None
 def test_memory_comes_back_when_a_large_row_ends(batch: RunningBatch, decoder: OnnxDecoder) -> None:
     batch.join(row(prompt(4), 92))
     large = batch.join(row(prompt(1900), 2))
-    while not large.sequel.tokens:
+    while not large.generated.tokens:
         batch.step()
     held = decoder.memory()
     assert batch.step() == [large]
@@ -139,7 +139,7 @@ def test_a_dropped_row_is_never_heard_of_again(batch: RunningBatch) -> None:
     batch.step()
     batch.leave([dropped])
     assert finish(batch) == [other]
-    assert other.sequel.text == alone(batch, row(prompt(5, seed=1), 5))
+    assert other.generated.text == alone(batch, row(prompt(5, seed=1), 5))
 
 
 def test_only_the_row_that_cannot_run_fails_and_the_others_begin_anew(batch: RunningBatch) -> None:
@@ -149,7 +149,7 @@ def test_only_the_row_that_cannot_run_fails_and_the_others_begin_anew(batch: Run
     assert sorted(map(id, ended)) == sorted(map(id, rows))
     assert isinstance(rows[2].error, ExecutionError)
     good = [r for r in rows if r is not rows[2]]
-    assert [r.sequel.text for r in good] == wanted
+    assert [r.generated.text for r in good] == wanted
     assert not any(r.error for r in good)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pipelines.sampling import Sequel, Spelling, Wishes, choose, cut_at, open_end, passed
+from workers.pipelines.sampling import Detokenizer, GeneratedText, SamplingParameters, choose, cut_at, open_end, passed
 
 WORDS = ("<end>", "one ", "two ", "three ")
 ENDS = frozenset({0})
@@ -18,28 +18,28 @@ def spell(tokens: Sequence[int]) -> str:
     return "".join(WORDS[token] for token in tokens)
 
 
-def after(wishes: Wishes, *tokens: int) -> Sequel:
+def after(sampling: SamplingParameters, *tokens: int) -> GeneratedText:
     """A sequel that takes `tokens` until it is finished."""
-    sequel = Sequel(wishes, ENDS, spell)
+    generated = GeneratedText(sampling, ENDS, spell)
     for token in tokens:
-        if sequel.finish is None:
-            sequel.take(token)
-    return sequel
+        if generated.finish is None:
+            generated.take(token)
+    return generated
 
 
 def test_a_text_ends_at_the_token_that_ends_texts_and_does_not_count_it() -> None:
-    sequel = after(Wishes(9), 1, 2, 0, 3)
-    assert (sequel.text, len(sequel.tokens), sequel.finish) == ("one two ", 2, "stop")
+    generated = after(SamplingParameters(9), 1, 2, 0, 3)
+    assert (generated.text, len(generated.tokens), generated.finish) == ("one two ", 2, "stop")
 
 
 def test_a_text_ends_at_its_most_tokens() -> None:
-    sequel = after(Wishes(2), 1, 2, 3)
-    assert (sequel.text, len(sequel.tokens), sequel.finish) == ("one two ", 2, "length")
+    generated = after(SamplingParameters(2), 1, 2, 3)
+    assert (generated.text, len(generated.tokens), generated.finish) == ("one two ", 2, "length")
 
 
 def test_a_text_ends_before_the_first_stop_that_it_comes_to_even_across_tokens() -> None:
-    sequel = after(Wishes(9, stop=("three", "e tw")), 1, 2, 3)
-    assert (sequel.text, sequel.finish) == ("on", "stop")
+    generated = after(SamplingParameters(9, stop=("three", "e tw")), 1, 2, 3)
+    assert (generated.text, generated.finish) == ("on", "stop")
 
 
 def test_the_earliest_of_several_stops_cuts() -> None:
@@ -53,47 +53,47 @@ def spell_bytes(tokens: Sequence[int]) -> str:
 
 
 @given(st.text(max_size=12))
-def test_no_character_is_told_before_its_last_byte_and_all_of_them_are_told(text: str) -> None:
-    spelling = Spelling(spell_bytes)
+def test_a_character_appears_with_its_last_byte_and_none_is_lost(text: str) -> None:
+    detokenizer = Detokenizer(spell_bytes)
     for byte in text.encode():
-        spelling.add(byte)
-        assert text.startswith(spelling.text)
-    assert spelling.text == text.removesuffix("\ufffd")
-    spelling.end()
-    assert spelling.text == text
+        detokenizer.add(byte)
+        assert text.startswith(detokenizer.text)
+    assert detokenizer.text == text.removesuffix("\ufffd")
+    detokenizer.end()
+    assert detokenizer.text == text
 
 
 @given(st.binary(max_size=12))
-def test_bytes_that_are_no_text_are_told_as_they_decode_together(raw: bytes) -> None:
-    spelling = Spelling(spell_bytes)
-    told = []
+def test_invalid_bytes_decode_as_they_do_all_at_once(raw: bytes) -> None:
+    detokenizer = Detokenizer(spell_bytes)
+    streamed = []
     for byte in raw:
-        spelling.add(byte)
-        told.append(spelling.text)
-    spelling.end()
-    assert spelling.text == spell_bytes(raw)
-    assert all(spelling.text.startswith(part) for part in told)
+        detokenizer.add(byte)
+        streamed.append(detokenizer.text)
+    detokenizer.end()
+    assert detokenizer.text == spell_bytes(raw)
+    assert all(detokenizer.text.startswith(part) for part in streamed)
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.lists(st.sampled_from(["e t", "two", "ee one", "o"]), max_size=3))
-def test_what_is_told_as_it_comes_is_the_whole_answer(tokens: list[int], stops: list[str]) -> None:
-    sequel, told = Sequel(Wishes(9, stop=tuple(stops)), ENDS, spell), ""
+def test_the_streamed_pieces_are_the_whole_answer(tokens: list[int], stops: list[str]) -> None:
+    generated, streamed = GeneratedText(SamplingParameters(9, stop=tuple(stops)), ENDS, spell), ""
     for token in [*tokens, 0]:
-        sequel.take(token)
-        told += sequel.fresh()
-        if sequel.finish:
+        generated.take(token)
+        streamed += generated.new_text()
+        if generated.finish:
             break
-    assert told == sequel.text
-    assert not any(stop in told for stop in stops)
+    assert streamed == generated.text
+    assert not any(stop in streamed for stop in stops)
 
 
-def test_text_that_may_begin_a_stop_is_told_once_it_does_not() -> None:
-    sequel = Sequel(Wishes(9, stop=("two three",)), ENDS, spell)
-    told = []
+def test_text_that_may_begin_a_stop_is_streamed_once_it_does_not() -> None:
+    generated = GeneratedText(SamplingParameters(9, stop=("two three",)), ENDS, spell)
+    streamed = []
     for token in (1, 2, 2, 1):
-        sequel.take(token)
-        told.append(sequel.fresh())
-    assert told == ["one ", "", "two ", "two one "]
+        generated.take(token)
+        streamed.append(generated.new_text())
+    assert streamed == ["one ", "", "two ", "two one "]
     assert open_end("so on", ("one", "once")) == 2
 
 
@@ -139,9 +139,9 @@ def test_the_same_seed_draws_the_same_text_and_another_seed_may_not() -> None:
     flat = np.zeros(len(WORDS), np.float32)
 
     def text(seed: int) -> list[int]:
-        sequel = Sequel(Wishes(40, temperature=1, seed=seed), frozenset(), spell)
-        while sequel.finish is None:
-            sequel.take(choose_one(flat, sequel.temperature, sequel.draw()))
-        return sequel.tokens
+        generated = GeneratedText(SamplingParameters(40, temperature=1, seed=seed), frozenset(), spell)
+        while generated.finish is None:
+            generated.take(choose_one(flat, generated.temperature, generated.draw()))
+        return generated.tokens
 
     assert text(1) == text(1) != text(2)

@@ -1,7 +1,7 @@
-"""Turns a request's rows into tensors, runs batches of them on a runtime, and turns tensors into answers.
+"""Converts a request's rows to tensors, runs batches of them on a runtime, and converts tensors to answers.
 
-One file a kind of model: `tensors` (arrays in, arrays out), `text`, `image`, `generation`; the last has its batches in
-`running` and its choices in `sampling`.
+One file per kind of model: `tensors` (arrays in, arrays out), `text`, `image` and `generation`, which uses `running`
+for its batches and `sampling` for its tokens.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from tasks.models.catalogue import Model, Variant
 from workers.runtimes import Arrays, Placed, Runtime
 
 Row = Mapping[str, Any]
-"""One row of a request: a plain value (str, bytes, number, nested list or array) for each input's name."""
+"""One row of a request: a plain value (str, bytes, number, nested list or array) by input name."""
 
 
 @dataclass(slots=True)
 class Item:
-    """One row, prepared: arrays without the batch axis, the size that buckets and profiles count, parameters.
+    """A prepared row: arrays without the batch axis, its size in the units of buckets and profiles, and parameters.
 
-    `level` is its job's priority level, which no pipeline sees; `starved` says that it ran out of memory once, in a
-    process that had run others.
+    `level` is its job's priority level, which pipelines ignore. `starved` means that it ran out of memory once, in a
+    process that had run other rows.
     """
 
     arrays: Arrays
@@ -34,24 +34,24 @@ class Item:
 
 
 class Pipeline(Protocol):
-    """What surrounds a graph. Made once for a model variant; `prepare` may run beside `run`, on another thread."""
+    """Pre- and postprocessing of a model variant. `prepare` may run concurrently with `run`, on another thread."""
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        """The row as tensors.
+        """Convert a row to tensors.
 
         Raises:
-            InvalidRequestError: the row is wrong; names the input.
+            InvalidRequestError: the row is invalid; names the input.
         """
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """One answer an item, in order: plain JSON values or arrays by output name.
+        """One answer per item, in order: plain JSON values or arrays by output name.
 
-        Items share a size bucket. Raises `ExecutionError`, which then holds for the whole batch.
+        Items share a size bucket. An `ExecutionError` applies to the whole batch.
         """
 
 
 def open_pipeline(model: Model, variant: Variant, placed: Placed) -> Pipeline:
-    """The pipeline that `model` names, with its tokenizer, labels or head read from the variant's files."""
+    """The pipeline that `model` names, with its tokenizer, labels or head from the variant's files."""
     module = importlib.import_module(f"workers.pipelines.{model.pipeline}")
     opened: Pipeline = module.open_pipeline(model, variant, placed)
     return opened

@@ -1,4 +1,4 @@
-"""A prompt in, and out what a small chat model answers: token by token, in a batch that rows join and leave."""
+"""Text generation by a small chat model with continuous batching."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tasks.models.catalogue import Model, Variant
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Item, Row
 from workers.pipelines.running import RunningBatch
-from workers.pipelines.sampling import Sequel, read_wishes
+from workers.pipelines.sampling import GeneratedText, read_sampling
 from workers.pipelines.text import read_text
 from workers.runtimes import ModelLoadError, Placed, Runtime
 from workers.runtimes.stepping import SteppingRuntime
@@ -21,11 +21,11 @@ from workers.runtimes.stepping import SteppingRuntime
 MAX_STOPS = 4
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-"""The system's part of a chat without one of its own, from the chat template inside SmolLM2's GGUF file."""
+"""The default system prompt, from the chat template in SmolLM2's GGUF file."""
 
 
 class ChatTemplate:
-    """Wraps a prompt as SmolLM2 was trained to read it. What a prompt spells never becomes a control token."""
+    """SmolLM2's chat template. Text in a prompt never becomes a control token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -35,11 +35,11 @@ class ChatTemplate:
         self._after = [*self._encode("\n"), self._control("<|im_start|>"), *self._encode("assistant\n")]
 
     def tokens(self, prompt: str) -> list[int]:
-        """The whole chat up to where the answer begins."""
+        """The tokens of the chat up to the answer."""
         return [*self._before, *self._part(f"user\n{prompt}"), *self._after]
 
     def text(self, tokens: Sequence[int]) -> str:
-        """What the tokens say."""
+        """The tokens' text."""
         decoded: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return decoded
 
@@ -58,10 +58,10 @@ class ChatTemplate:
 
 
 class GenerationPipeline:
-    """Reads prompts, and lets a running batch answer them.
+    """Tokenises prompts and generates answers in a running batch.
 
     Args:
-        model: its first input is the prompt; its last bucket is the most tokens of prompt and answer together.
+        model: its first input is the prompt; its last bucket is the most tokens of prompt and answer in total.
         template: the chat around a prompt.
     """
 
@@ -72,11 +72,11 @@ class GenerationPipeline:
         self._template = template
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        """The chat's tokens; the size is theirs and those that the answer may have.
+        """The chat's tokens; the size is their number plus the answer's limit.
 
         Raises:
-            InvalidRequestError: no prompt, an empty one, one that is not UTF-8, or too many or empty stops.
-            RequestTooLargeError: prompt and answer do not fit in the context, or the prompt is over `text.MAX_BYTES`.
+            InvalidRequestError: the prompt is missing, empty or not UTF-8, or there are too many or empty stops.
+            RequestTooLargeError: prompt and answer exceed the context, or the prompt exceeds `text.MAX_BYTES`.
         """
         wanted = {**self._defaults, **parameters}
         _check_stops(wanted.get("stop"))
@@ -89,8 +89,8 @@ class GenerationPipeline:
         return Item({"tokens": np.array(ids, np.int64)}, size, wanted)
 
     def begin(self, runtime: Runtime) -> RunningBatch:
-        """An empty batch, for items of this pipeline."""
-        return RunningBatch(cast(SteppingRuntime, runtime), self._sequel)
+        """An empty batch for items of this pipeline."""
+        return RunningBatch(cast(SteppingRuntime, runtime), self._generated)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
         """`text`, `tokens` and `finish-reason` for each item. As many run together as memory allows."""
@@ -106,8 +106,8 @@ class GenerationPipeline:
             batch.leave(batch.rows)
         return [row.answer for row in rows]
 
-    def _sequel(self, item: Item) -> Sequel:
-        return Sequel(read_wishes(item.parameters), self._template.ends, self._template.text)
+    def _generated(self, item: Item) -> GeneratedText:
+        return GeneratedText(read_sampling(item.parameters), self._template.ends, self._template.text)
 
 
 def _check_stops(stops: Any) -> None:

@@ -1,4 +1,4 @@
-"""A photograph in, and out what is on it: JPEG or PNG bytes, or pixels that the caller prepared.
+"""Image classification of JPEG or PNG bytes, or of pixels that the caller prepared.
 
 The graph takes `pixels`, float32 (batch, side, side, 3) from 0 to 1, and gives `logits`, float32 (batch, labels).
 """
@@ -26,28 +26,28 @@ from workers.runtimes import Placed, Runtime
 FORMATS = ("JPEG", "PNG")
 
 MAX_PIXELS = 32_000_000
-"""The largest photograph that is decoded, in pixels: about 100 MB as red, green and blue bytes."""
+"""The largest image that is decoded, in pixels: about 100 MB as RGB."""
 
 MAX_SCANS = 100
-"""The most passes over the picture that a JPEG may make: each costs time, whatever it holds. Cameras make about ten."""
+"""The most scans of a progressive JPEG: each costs time, whatever it contains. Cameras write about ten."""
 
 MARGIN = 32
 """Pixels: the crop is side / (side + MARGIN) of the shorter side, as EfficientNet was evaluated (Tan and Le 2019)."""
 
 _BEST = 5
-_SHOWN = 8  # bytes of what is no photograph
-_SCAN = b"\xff\xda"  # the marker that begins one; no other byte follows 0xff in a picture's data but 0x00 and restarts
+_SHOWN = 8  # bytes of an invalid image that the error shows
+_SCAN = b"\xff\xda"  # the marker of a scan; inside image data 0xff is followed only by 0x00 or a restart marker
 
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, struct.error, zlib.error)
-"""What Pillow raises on broken files, found by feeding it some."""
+"""What Pillow raises on corrupt files, found by experiment."""
 
 
 class ImagePipeline:
-    """Decodes, crops and scales photographs, and names what the graph sees.
+    """Decodes, crops and scales images, and labels them.
 
     Args:
-        model: whose inputs are `image` and `pixels`, of which a row has one.
-        labels: the names of the graph's classes, in order.
+        model: has the inputs `image` and `pixels`, of which a row has one.
+        labels: the class names in the graph's order.
     """
 
     def __init__(self, model: Model, labels: Sequence[str]) -> None:
@@ -58,11 +58,11 @@ class ImagePipeline:
         self._labels = labels
 
     def prepare(self, row: Row, parameters: Mapping[str, Any]) -> Item:
-        """The row as `pixels`; a photograph's as bytes, a quarter of what the graph gets, until its batch runs.
+        """The row as `pixels`; an image stays uint8, a quarter of the graph's float32, until its batch runs.
 
         Raises:
-            InvalidRequestError: neither or both inputs, bytes that are no JPEG or PNG, pixels outside 0 to 1.
-            RequestTooLargeError: a photograph over `MAX_PIXELS`, or over the model's last bucket.
+            InvalidRequestError: neither or both inputs, bytes that are not JPEG or PNG, or pixels outside 0 to 1.
+            RequestTooLargeError: an image over `MAX_PIXELS` or the model's last bucket.
         """
         given = {name: value for name, value in row.items() if value is not None}
         if len(given) != 1 or not given.keys() <= {"image", "pixels"}:
@@ -72,7 +72,7 @@ class ImagePipeline:
         return Item({"pixels": pixels}, size_of_row(self._model, given), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """`label` and `score`, and the best five as `labels` and `scores`, for each item."""
+        """`label` and `score`, and the top five as `labels` and `scores`, for each item."""
         logits = runtime.run({"pixels": batch_of([item.arrays["pixels"] for item in items])})["logits"]
         raised = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = raised / raised.sum(axis=1, keepdims=True)
@@ -93,11 +93,11 @@ class ImagePipeline:
 
 
 def decode(value: object, side: int) -> np.ndarray:
-    """A photograph's bytes as uint8 (side, side, 3): its middle, scaled by bicubic interpolation.
+    """An image's bytes as uint8 (side, side, 3): its centre crop, scaled by bicubic interpolation.
 
     Raises:
-        InvalidRequestError: not bytes, no JPEG or PNG, one that is cut short, or a JPEG of over `MAX_SCANS`.
-        RequestTooLargeError: over `MAX_PIXELS`; told from its header, before it is decoded.
+        InvalidRequestError: not bytes, not a JPEG or PNG, truncated, or a JPEG with over `MAX_SCANS`.
+        RequestTooLargeError: over `MAX_PIXELS` by its header, before it is decoded.
     """
     if not isinstance(value, bytes | bytearray | memoryview):
         message = f"inputs.image: expected JPEG or PNG bytes, got {type(value).__name__}"
@@ -117,12 +117,12 @@ def decode(value: object, side: int) -> np.ndarray:
         )
         raise InvalidRequestError(message, field="inputs.image") from error
     except _BROKEN as error:
-        message = f"inputs.image: expected a whole JPEG or PNG, got one that is broken: {said(error)}"
+        message = f"inputs.image: expected a valid JPEG or PNG, got a corrupt one: {said(error)}"
         raise InvalidRequestError(message, field="inputs.image") from error
 
 
 def _cropped(image: Image.Image, side: int) -> np.ndarray:
-    image.draft("RGB", (4 * side, 4 * side))  # lets a large JPEG be decoded at a half, a quarter or an eighth
+    image.draft("RGB", (4 * side, 4 * side))  # lets a large JPEG be decoded at 1/2, 1/4 or 1/8 of its size
     ImageOps.exif_transpose(image, in_place=True)
     upright = image if image.mode == "RGB" else image.convert("RGB")
     width, height = upright.size

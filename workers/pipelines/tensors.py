@@ -1,4 +1,4 @@
-"""Models whose inputs and outputs are tensors: values are checked against model.yaml and stacked, nothing more.
+"""Models with tensors as inputs and outputs: values are only validated against model.yaml and stacked.
 
 A BYTES tensor holds Python values (text, bytes or any JSON value), each as one element of an object array.
 """
@@ -30,14 +30,14 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 
 _ACCEPTED = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
-"""By the kind of the wanted dtype (numpy's letters), the kinds of value that it takes."""
+"""The kinds of value that a dtype accepts, by kind (numpy's letters)."""
 
 
 class TensorPipeline:
-    """Checks and stacks rows, each tensor along its batch axis.
+    """Validates rows and stacks them, each tensor along its batch axis.
 
-    Rows whose tensors differ in name or shape run as batches of their own, and so do rows that differ in an input
-    without a batch axis.
+    Rows run in separate batches if their tensors differ in name or shape, or in the value of an input without a batch
+    axis.
     """
 
     def __init__(self, model: Model) -> None:
@@ -48,8 +48,8 @@ class TensorPipeline:
         """The row as arrays of the declared types, without the batch axis.
 
         Raises:
-            InvalidRequestError: a name or a value is wrong.
-            RequestTooLargeError: it is over the model's last bucket.
+            InvalidRequestError: a name or a value is invalid.
+            RequestTooLargeError: the row exceeds the model's last bucket.
         """
         known = {spec.name for spec in self._model.inputs}
         for name in row:
@@ -68,14 +68,14 @@ class TensorPipeline:
         return Item(arrays, size_of_row(self._model, arrays), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """Outputs by name for each item, in order: arrays, or plain values where the element is a scalar.
+        """Outputs by name for each item, in order: arrays, or plain values for scalars.
 
         Raises:
-            ExecutionError: they are not what the model declares.
+            ExecutionError: the outputs do not match the model's declaration.
         """
         alike: dict[Hashable, list[int]] = {}
         for index, item in enumerate(items):
-            alike.setdefault(self._together(item.arrays), []).append(index)
+            alike.setdefault(self._batch_key(item.arrays), []).append(index)
         answers: list[Row] = [{}] * len(items)
         for indices in alike.values():
             outputs = runtime.run(self._stack([items[index].arrays for index in indices]))
@@ -84,14 +84,14 @@ class TensorPipeline:
                 answers[index] = plain_row(rows, place)
         return answers
 
-    def _together(self, arrays: Arrays) -> Hashable:
-        """The same for rows that may run in one batch."""
+    def _batch_key(self, arrays: Arrays) -> Hashable:
+        """A key that is equal for rows that may share a batch."""
         return tuple(
             (name, array.shape, array.tobytes() if self._axes[name] is None else None) for name, array in arrays.items()
         )
 
     def _stack(self, rows: Sequence[Arrays]) -> dict[str, np.ndarray]:
-        """One batch from rows that may run together."""
+        """Stack rows into one batch."""
         return {
             name: first if (axis := self._axes[name]) is None else np.stack([row[name] for row in rows], axis)
             for name, first in rows[0].items()
@@ -102,7 +102,7 @@ def read_tensor(spec: TensorSpec, value: object) -> np.ndarray:
     """One row's value as an array of the tensor's dtype, and of its shape without the batch axis.
 
     Raises:
-        InvalidRequestError: another kind of value, a value that the dtype cannot hold, or another shape.
+        InvalidRequestError: the value has another kind or shape, or the dtype cannot represent it.
     """
     array = _element(value) if spec.datatype == "BYTES" and len(spec.shape) == 1 else _numbers(spec, value)
     wanted = spec.row_shape
@@ -115,13 +115,13 @@ def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.nda
     """A batch's output in its declared dtype, its rows on the first axis.
 
     Raises:
-        ExecutionError: it is missing, or of another shape or kind: what a runtime gives may be anything.
+        ExecutionError: it is missing, or of another shape or kind.
     """
     if array is None:
         raise ExecutionError(f"output {spec.name!r} is missing")
     axis = spec.batch_axis or 0
     shape = (*spec.shape[:axis], rows, *spec.shape[axis + 1 :])
-    free = spec.datatype == "BYTES" and len(spec.shape) == 1  # each element is any value
+    free = spec.datatype == "BYTES" and len(spec.shape) == 1  # an element may be any value
     if not _fits(shape, array.shape[:1] if free else array.shape):
         raise ExecutionError(f"output {spec.name!r}: expected shape {list(shape)}, got {list(array.shape)}")
     wanted = np.dtype(DTYPES[spec.datatype])
@@ -134,7 +134,7 @@ def read_output(spec: TensorSpec, array: np.ndarray | None, rows: int) -> np.nda
 
 
 def plain_row(outputs: Arrays, place: int = 0) -> Row:
-    """One row of outputs that have their rows on the first axis: arrays, or plain values where these are scalars."""
+    """One row of outputs with rows on the first axis: arrays, or plain values for scalars."""
     return {name: _plain(array, place) for name, array in outputs.items()}
 
 
@@ -143,7 +143,7 @@ def _fits(wanted: Sequence[int], shape: Sequence[int]) -> bool:
 
 
 def _numbers(spec: TensorSpec, value: object) -> np.ndarray:
-    """Floats may lose precision, and integers may become floats; no value may turn into another."""
+    """Convert numbers. Floats may lose precision and integers may become floats; values must not change otherwise."""
     wanted = np.dtype(DTYPES[spec.datatype])
     try:
         array = np.asarray(value, wanted if spec.datatype == "BYTES" else None)
@@ -162,7 +162,7 @@ def _numbers(spec: TensorSpec, value: object) -> np.ndarray:
 
 
 def _element(value: object) -> np.ndarray:
-    """A 0-dimensional object array that holds the value itself, even where it is a list or an array."""
+    """A 0-dimensional object array of the value itself, even if it is a list or an array."""
     array = np.empty((), object)
     array[()] = value
     return array
@@ -178,5 +178,5 @@ def _plain(array: np.ndarray, place: int) -> Any:
 
 
 def open_pipeline(model: Model, variant: Variant, placed: Placed) -> TensorPipeline:
-    """The pipeline for one variant; it reads no files."""
+    """The pipeline for one variant; it needs no files."""
     return TensorPipeline(model)

@@ -1,4 +1,4 @@
-"""Text in, and out what a sentence encoder says of it: its embedding, or a label where the variant has a head.
+"""A sentence encoder: the embedding of a text, or a label if the variant has a head.
 
 The graph takes `input_ids` and `attention_mask`, int64 (batch, tokens), and gives `sentence_embedding`, float32
 (batch, width). The head is linear over the embedding: `weight` (labels, width) and `bias` (labels).
@@ -20,21 +20,21 @@ from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Placed, Runtime
 
 LABELS = ("negative", "positive")
-"""The head's rows, in order."""
+"""The head's classes, in order."""
 
 MAX_BYTES = 64 * 2**10
-"""The largest text in UTF-8; a longer one is refused, where one of more tokens than the last bucket is cut."""
+"""The largest text in UTF-8 bytes. A larger one is refused; one of more tokens than the last bucket is truncated."""
 
 
 class TextPipeline:
     """Tokenises texts, pads a batch to a common length, and reads the graph's embeddings.
 
     Args:
-        model: its first input is the text; its last bucket is the most tokens that count.
-        tokenizer: whose own padding and truncation are replaced.
-        lengths: token counts to pad to, rising, for a runtime that compiles for each shape; else a batch is as long as
-            its longest text.
-        head: `weight` and `bias` of a classifier, or nothing for embeddings.
+        model: its first input is the text; its last bucket is the maximum number of tokens.
+        tokenizer: its padding and truncation are replaced.
+        lengths: token counts to pad to, ascending, for a runtime that compiles per shape; otherwise a batch is as long
+            as its longest text.
+        head: `weight` and `bias` of a classifier; empty for embeddings.
     """
 
     def __init__(self, model: Model, tokenizer: Tokenizer, lengths: Sequence[int], head: Arrays) -> None:
@@ -49,14 +49,14 @@ class TextPipeline:
         """The text's tokens; its size is their number.
 
         Raises:
-            InvalidRequestError: no text, an empty one, or one that is not UTF-8.
-            RequestTooLargeError: over `MAX_BYTES`.
+            InvalidRequestError: the text is missing, empty or not UTF-8.
+            RequestTooLargeError: the text exceeds `MAX_BYTES`.
         """
         ids = self._tokenizer.encode(read_text(self._input, row)).ids
         return Item({"input_ids": np.array(ids, np.int64)}, len(ids), parameters)
 
     def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """`embedding` for each item, or `label` and `score` where there is a head."""
+        """`embedding` for each item, or `label` and `score` with a head."""
         outputs = runtime.run(self._pad([item.arrays["input_ids"] for item in items]))
         embeddings = outputs["sentence_embedding"]
         if self._head:
@@ -75,11 +75,11 @@ class TextPipeline:
 
 
 def read_text(name: str, row: Row) -> str:
-    """The text that the row has for the input `name`.
+    """The row's text for the input `name`.
 
     Raises:
-        InvalidRequestError: none, an empty one, or one that is not UTF-8.
-        RequestTooLargeError: over `MAX_BYTES`.
+        InvalidRequestError: it is missing, empty or not UTF-8.
+        RequestTooLargeError: the text exceeds `MAX_BYTES`.
     """
     field = f"inputs.{name}"
     value = row.get(name)
@@ -93,7 +93,7 @@ def read_text(name: str, row: Row) -> str:
         message = f"{field}: expected at most {MAX_BYTES} bytes of text, got {size}"
         raise RequestTooLargeError(message, field=field, limit=MAX_BYTES)
     if not text.strip():
-        raise InvalidRequestError(f"{field}: expected text, got an empty one", field=field)
+        raise InvalidRequestError(f"{field}: expected a text that is not empty", field=field)
     return text
 
 

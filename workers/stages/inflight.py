@@ -143,8 +143,8 @@ class InFlight:
         pieces = []
         for row in (*running.batch.rows, *ended):
             job, _ = running.owners[row]
-            at = row.sequel.told
-            if job.stream and (text := row.sequel.fresh()):
+            at = row.generated.emitted
+            if job.stream and (text := row.generated.new_text()):
                 pieces.append((job.delivery.job, Piece(job.attempt, at, text)))
         if pieces:
             self._stream.put(pieces)
