@@ -223,9 +223,9 @@ def test_a_job_of_many_batches_that_cannot_be_ended_is_left_after_the_one_that_r
 @pytest.mark.parametrize(
     ("deed", "number", "text"),
     [
-        ("crash", 1, "deeds:1/python: its process was ended by SIGSEGV during the call"),
+        ("crash", 1, "deeds:1/python: its process was killed by SIGSEGV during the call"),
         ("leave", 3, "deeds:1/python: its process ended with exit status 3 during the call"),
-        ("hold", 600, r"deeds:1/python: it held \d+ MiB of memory, over its limit of 256 MiB"),
+        ("hold", 600, r"deeds:1/python: it used \d+ MiB of memory, over its limit of 256 MiB"),
         ("exit", 1, "deeds:1/python: SystemExit: 3"),
         ("interrupt", 1, "deeds:1/python: KeyboardInterrupt: "),
         ("close", 1, "deeds:1/python: GeneratorExit: "),

@@ -243,10 +243,10 @@ def test_what_a_callable_started_ends_with_it_though_it_ignores_sigterm(child: C
 @pytest.mark.parametrize(
     ("deed", "number", "text"),
     [
-        ("crash", 1, "its process was ended by SIGSEGV during the call"),
+        ("crash", 1, "its process was killed by SIGSEGV during the call"),
         ("leave", 3, "its process ended with exit status 3 during the call"),
-        ("hold", 600, r"it held \d+ MiB of memory, over its limit of 256 MiB"),
-        ("hold in a child", 600, r"it held \d+ MiB of memory, over its limit of 256 MiB"),
+        ("hold", 600, r"it used \d+ MiB of memory, over its limit of 256 MiB"),
+        ("hold in a child", 600, r"it used \d+ MiB of memory, over its limit of 256 MiB"),
         ("no memory", 1, "MemoryError: as numpy says"),
     ],
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.test_profiles import MEASURED, MODEL, seconds
 from workers.profiling.fit import FULL, QUICK, Curve, Timed, fit, grid, powers, repeats, residuals, thinned
-from workers.profiling.measure import CALM, Run, Said, calmest
+from workers.profiling.measure import CALM, ProgressMessage, Run, least_disturbed
 from workers.profiling.report import Outcome, formula, remarks
 
 curves = st.builds(
@@ -112,7 +112,7 @@ runs = st.lists(st.builds(Run, seconds=st.floats(0.001, 1), waited=st.floats(0, 
 
 @given(runs, st.integers(1, 4))
 def test_disturbed_runs_count_only_where_there_are_too_few_calm_ones(found: list[Run], fewest: int) -> None:
-    kept = calmest(found, fewest)
+    kept = least_disturbed(found, fewest)
     calm = [run for run in found if run.disturbed <= CALM]
     assert kept == calm if len(calm) >= fewest else len(kept) == min(fewest, len(found))
 
@@ -122,19 +122,19 @@ def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
     assert formula(msgspec.structs.replace(MEASURED, base=0.0, step=0.5, floor=0.0)) == "500 ms·s + 100 µs·b·s"
     told = remarks(
         [
-            Outcome(model="m:1", variant="a", left_out="torch is not installed"),
+            Outcome(model="m:1", variant="a", skipped="torch is not installed"),
             Outcome(model="m:1", variant="b", error="no weights"),
             Outcome(model="m:1", variant="c", measurement=msgspec.structs.replace(MEASURED, disturbed=0.25)),
             Outcome(model="m:1", variant="d", measurement=MEASURED),
         ]
     )
     assert list(told) == [
-        "left out: m:1/a: torch is not installed",
+        "skipped: m:1/a: torch is not installed",
         "failed: m:1/b: no weights",
-        "disturbed: m:1/c: others had the processor for 25% of its seconds",
+        "disturbed: m:1/c: other processes used the processor for 25% of its seconds",
     ]
 
 
 def test_a_measuring_process_says_its_measurement_as_json() -> None:
-    line = msgspec.json.encode(Said(measurement=MEASURED), enc_hook=int)
+    line = msgspec.json.encode(ProgressMessage(measurement=MEASURED), enc_hook=int)
     assert msgspec.json.decode(line)["measurement"]["points"][0] == [1, 16, 0.0036]

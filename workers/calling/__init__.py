@@ -1,14 +1,14 @@
-"""Runs Python callables in processes of their own, which can be ended while a call runs.
+"""Runs Python callables in child processes, which can be killed during a call.
 
-`child` is the worker's side, `callee` what runs in the process, `channel` what passes between the two, and `keeper`
-ends the processes of a worker that was killed. Nothing here knows of jobs, models or Celery.
+`child` is the worker's side, `callee` runs in the child process, `channel` connects the two, and `keeper` kills the
+children of a worker that was killed. Nothing here depends on jobs, models or Celery.
 """
 
 from __future__ import annotations
 
 
 class CallError(Exception):
-    """A call failed, and its process goes on. `traceback` is the callable's own, empty where it has none."""
+    """A call failed; its process continues. `traceback` is the callable's, empty if there is none."""
 
     def __init__(self, text: str, traceback: str = "") -> None:
         super().__init__(text)
@@ -16,11 +16,11 @@ class CallError(Exception):
 
 
 class ProcessLostError(CallError):
-    """A call failed, and its process is gone: it crashed, or went over a limit."""
+    """A call failed and its process is gone: it crashed or exceeded a limit."""
 
 
 class OutOfMemoryError(ProcessLostError):
-    """A call failed, and its process is gone, for want of memory. `calls` before it were answered by that process."""
+    """A call failed and its process is gone: it ran out of memory, after `calls` successful calls."""
 
     def __init__(self, text: str, traceback: str = "", *, calls: int) -> None:
         super().__init__(text, traceback)
@@ -28,4 +28,4 @@ class OutOfMemoryError(ProcessLostError):
 
 
 class NotWantedError(Exception):
-    """The call is no longer wanted: it was not started, or was terminated together with its process."""
+    """The call is no longer wanted: it was not started, or was terminated with its process."""

@@ -1,7 +1,7 @@
-"""`python -m workers.calling.callee SOCKET MEMORY`: imports one callable, then answers calls until the worker is gone.
+"""`python -m workers.calling.callee SOCKET MEMORY`: imports a callable and serves calls until the worker exits.
 
-Whatever the callable raises, prints or gives back ends as an answer that can be read. What it writes to stdout goes to
-stderr, the worker's log: stdout is where a worker says that it is ready.
+Whatever the callable raises or returns becomes a readable answer. Its stdout goes to stderr, the worker's log, because
+a worker announces on stdout that it is ready.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ TEXT = 4096
 """Most bytes of an error's text."""
 
 TRACEBACK = 64 * 2**10
-"""Most bytes of a traceback: its end, where the error is."""
+"""Most bytes of a traceback; the end is kept, where the error is."""
 
 RAISED, REFUSED, STARVED, ANSWERED = "raised", "refused", "starved", "answered"
-"""What an answer says: the callable raised; it raised an error of ours; it had no memory; it gave something back."""
+"""Kinds of answers: the callable raised; it raised a taxiway error; it ran out of memory; it returned."""
 
 Call = Callable[..., Mapping[str, Any]]
 
 
 def main(connection: int, memory: int) -> None:
-    """Serve."""
-    _settle()
+    """Serve calls."""
+    _prepare_process()
     with socket.socket(fileno=connection) as end, contextlib.suppress(ClosedError):
         channel = Channel(end, memory)
         call = _imported(channel)
@@ -46,16 +46,16 @@ def main(connection: int, memory: int) -> None:
         while call is not None:
             answer = _answer(call, channel.receive())
             if os.getpid() != own:
-                os._exit(os.EX_OK)  # a process that the callable forked, and that came back from it as well
+                os._exit(os.EX_OK)  # a process that the callable forked and that returned from the call, too
             _reply(channel, answer)
 
 
 def _imported(channel: Channel) -> Call | None:
-    """The callable that the worker names, once it is told that it is there; None where it cannot be had."""
+    """Import the callable that the worker names and report it; None if the import failed."""
     code = Code(channel.receive())
     try:
         call: Call = code.load()
-    except BaseException as error:  # a module may raise anything, SystemExit too
+    except BaseException as error:  # a module may raise anything, even SystemExit
         channel.send(_failure(error))
         return None
     channel.send([ANSWERED, {}])
@@ -66,12 +66,12 @@ def _answer(call: Call, inputs: Mapping[str, np.ndarray]) -> list[Any]:
     try:
         given = call(**{name: array[()] for name, array in inputs.items()})
         return [ANSWERED, {name: _as_array(value) for name, value in given.items()}]
-    except BaseException as error:  # SystemExit and its kin end the call, not the process
+    except BaseException as error:  # SystemExit and the like end the call, not the process
         return _failure(error)
 
 
 def _as_array(value: Any) -> np.ndarray:
-    """The value as an array; lists of unlike lengths are one element."""
+    """The value as an array; a ragged list becomes one element."""
     try:
         return np.asarray(value)
     except ValueError:
@@ -100,7 +100,7 @@ def _reply(channel: Channel, answer: list[Any]) -> None:
 def _described(error: BaseException) -> str:
     try:
         return str(error)
-    except BaseException as second:  # an error may fail at its own text
+    except BaseException as second:  # an error's text may raise
         return f"no text: {type(second).__name__}"
 
 
@@ -117,12 +117,12 @@ def _cut(text: str, most: int) -> str:
 
 
 def _clean(text: str) -> str:
-    """The text without lone surrogates, which UTF-8 does not have."""
+    """The text without lone surrogates, which UTF-8 cannot encode."""
     return text.encode(errors="replace").decode()
 
 
-def _settle() -> None:
-    """Make a good victim: what it prints is readable, a crash says where, and out of memory this process goes first."""
+def _prepare_process() -> None:
+    """Prepare the process: readable output, a traceback on a crash, and first choice of the out-of-memory killer."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -1,8 +1,8 @@
-"""What passes between a worker and a process that runs a callable: one value at a time, in turn.
+"""A channel between a worker and a child process: one value at a time, in turns.
 
-A value is what msgpack holds, and numpy arrays; nothing is pickled. A short message travels on a socket. Arrays of
-more than `APART` bytes, and messages of more than `INLINE`, are written into memory that both processes share: a memfd,
-which has no name in the file system and is gone with the last of the two. Neither side can shrink it.
+Values are msgpack types and numpy arrays; nothing is pickled. Short messages are sent on a socket. Arrays of more than
+`SHARED_FROM` bytes and messages of more than `INLINE` are written to shared memory: a memfd, which has no name in the
+file system and is freed with the last of the two processes. Neither side can shrink it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ import msgspec
 import numpy as np
 
 INLINE = 32 * 2**10
-"""Most bytes of a message on the socket: a sixth of what Linux lets one packet have by default."""
+"""Most bytes of a message on the socket: a sixth of Linux's default packet limit."""
 
-APART = 4 * 2**10
+SHARED_FROM = 4 * 2**10
 """Most bytes of an array inside a message."""
 
 KEPT = 2**20
-"""Bytes of shared memory that stay allocated between two calls."""
+"""Bytes of shared memory that stay allocated between calls."""
 
 _ALIGNED = 64  # bytes: a cache line, and more than any element
-_RAW = "biufcSMm"  # kinds of dtype (numpy's letters) whose elements are their bytes
-_ONE_BY_ONE = "OU"  # and those whose elements are values: text is checked, and shorter
+_RAW = "biufcSMm"  # kinds of dtype (numpy's letters) that are sent as raw bytes
+_ONE_BY_ONE = "OU"  # and those sent as a list of values: text is validated, and shorter
 _ARRAY, _OBJECTS = 1, 2  # codes of msgpack's extensions
-_HERE, _SHARED = b"h", b"s"  # how a packet begins
+_INLINE_PACKET, _SHARED_PACKET = b"h", b"s"  # a packet's first byte
 
 
 class ClosedError(Exception):
-    """The other side is gone."""
+    """The other side has closed the channel."""
 
 
 class FormError(Exception):
-    """A value cannot be sent, or a message cannot be read; the text says why."""
+    """A value cannot be sent, or a message cannot be read; the text gives the reason."""
 
 
 class Channel:
@@ -53,15 +53,15 @@ class Channel:
         self._encoder = msgspec.msgpack.Encoder(enc_hook=self._extension)
 
     def set_timeout(self, seconds: float | None) -> None:
-        """How long `receive` waits before it raises `TimeoutError`; None is as long as it takes."""
+        """How long `receive` waits before it raises `TimeoutError`; None waits indefinitely."""
         self._socket.settimeout(seconds)
 
     def send(self, value: Any) -> None:
         """Send a value.
 
         Raises:
-            FormError: it has no form here; nothing was sent.
-            ClosedError: the other side is gone.
+            FormError: it cannot be encoded; nothing was sent.
+            ClosedError: the other side has closed the channel.
         """
         self._end = 0
         try:
@@ -70,9 +70,9 @@ class Channel:
             raise FormError(f"{type(error).__name__}: {error}") from error
         if len(message) > INLINE:
             place = [self._put(message), len(message)]
-            packet = _SHARED + msgspec.msgpack.encode(place)
+            packet = _SHARED_PACKET + msgspec.msgpack.encode(place)
         else:
-            packet = _HERE + message
+            packet = _INLINE_PACKET + message
         try:
             self._socket.sendall(packet)
         except OSError as error:
@@ -83,8 +83,8 @@ class Channel:
 
         Raises:
             TimeoutError: none came in time; it may come later.
-            FormError: what came cannot be read.
-            ClosedError: the other side is gone.
+            FormError: it cannot be decoded.
+            ClosedError: the other side has closed the channel.
         """
         try:
             packet = self._socket.recv(INLINE + 64)
@@ -95,7 +95,7 @@ class Channel:
         if not packet:
             raise ClosedError
         try:
-            if packet[:1] == _HERE:
+            if packet[:1] == _INLINE_PACKET:
                 return self._decoder.decode(packet[1:])
             at, size = msgspec.msgpack.decode(packet[1:], type=tuple[int, int])
             return self._decoder.decode(self._view(at, size))
@@ -103,19 +103,19 @@ class Channel:
             raise FormError(f"{type(error).__name__}: {error}") from error
 
     def trim(self) -> None:
-        """Give the pages back that the last messages took beyond `KEPT`."""
+        """Free the pages beyond `KEPT` that the last messages used."""
         if self._highest > KEPT:
             self._cover(self._highest)
             self._map.madvise(mmap.MADV_REMOVE, KEPT, len(self._map) - KEPT)
         self._highest = 0
 
     def close(self) -> None:
-        """Let the other side see that this one is gone, and give the memory back."""
+        """Close the channel and free the memory; the other side notices."""
         self._socket.close()
         os.close(self._memory)
 
     def _extension(self, value: Any) -> Any:
-        """What msgspec cannot encode by itself."""
+        """Encode what msgspec cannot encode itself."""
         if isinstance(value, np.generic):
             return value.item()
         if not isinstance(value, np.ndarray):
@@ -125,7 +125,7 @@ class Channel:
         if value.dtype.kind not in _RAW:
             raise TypeError(f"an array of dtype {value.dtype} cannot be sent")
         at, content = -1, b""
-        if value.nbytes > APART:
+        if value.nbytes > SHARED_FROM:
             at = self._put(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         else:
             content = value.tobytes()
@@ -151,7 +151,7 @@ class Channel:
         return np.frombuffer(source, dtype, math.prod(shape)).copy().reshape(shape)
 
     def _put(self, content: bytes | memoryview) -> int:
-        """Write into shared memory; where."""
+        """Write to shared memory; returns the offset."""
         at = -(-self._end // _ALIGNED) * _ALIGNED
         self._end = at + len(content)
         self._cover(self._end)
@@ -160,15 +160,15 @@ class Channel:
         return at
 
     def _view(self, at: int, size: int) -> memoryview:
-        """A part of shared memory. Raises `ValueError` where there is none."""
+        """A part of shared memory. Raises `ValueError` if it is out of range."""
         if at < 0 or size < 0 or at + size > os.fstat(self._memory).st_size:
-            raise ValueError(f"expected a place in shared memory, got {size} bytes at {at}")
+            raise ValueError(f"expected a range of shared memory, got {size} bytes at {at}")
         self._cover(at + size)
         self._highest = max(self._highest, at + size)
         return memoryview(self._map)[at : at + size]
 
     def _cover(self, end: int) -> None:
-        """Have the map reach as far as `end`; either side may have made the memory larger."""
+        """Extend the mapping to `end`; either side may have grown the memory."""
         if end <= len(self._map):
             return
         size = os.fstat(self._memory).st_size
@@ -179,7 +179,7 @@ class Channel:
 
 
 def shared_memory() -> int:
-    """The descriptor of a new memfd of `KEPT` bytes, which can grow and never shrink."""
+    """The descriptor of a new memfd of `KEPT` bytes, which can grow but not shrink."""
     memory = os.memfd_create("taxiway-call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(memory, KEPT)
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
@@ -187,7 +187,7 @@ def shared_memory() -> int:
 
 
 def _objects(elements: list[Any]) -> np.ndarray:
-    """A flat object array that holds the values themselves, also where these are lists or arrays."""
+    """A flat object array of the values themselves, even if they are lists or arrays."""
     array = np.empty(len(elements), object)
     for index, element in enumerate(elements):
         array[index] = element

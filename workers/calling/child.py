@@ -1,4 +1,4 @@
-"""A worker's side of a callable's process: starts it, calls it, watches it, and ends it with all that it started."""
+"""The worker's side of a callable's process: starts it, calls it, watches it, and kills it with its descendants."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from workers.calling.channel import Channel, ClosedError, FormError, shared_memo
 from workers.calling.keeper import own_keeper
 
 LOOK = 0.02
-"""Seconds between two looks at whether a call is wanted, late, or holds too much."""
+"""Seconds between two checks of whether a call is still wanted, in time and within its memory."""
 
 LOOK_AROUND = 0.5
-"""Seconds between two looks at all that the callable started: each reads the whole of /proc."""
+"""Seconds between two checks of the callable's descendants: each reads all of /proc."""
 
 GRACE = 0.2
-"""Seconds that a process has to end between SIGTERM and SIGKILL; the device waits for them."""
+"""Seconds between SIGTERM and SIGKILL, during which the device waits."""
 
 _PRIVATE = ("TAXIWAY_BROKER", "TAXIWAY_STATE", "TAXIWAY_SECRET", "TAXIWAY_PRODUCER_SECRET")
-"""Variables that no callable needs: passwords and keys."""
+"""Variables with passwords and keys, which no callable needs."""
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_PGRP, _RSS = 2, 21  # fields of /proc/<pid>/stat behind the name: proc(5) counts them from 3
+_PGRP, _RSS = 2, 21  # fields of /proc/<pid>/stat after the name, which proc(5) numbers from 3
 
 
 class Child:
-    """A process that has imported one callable. Calls come from one thread at a time; any may `end` it between them.
+    """A process with one imported callable. One thread at a time may call it; any thread may `end` it between calls.
 
     Args:
-        code: the function that is called.
-        memory: most bytes in memory of the process and all that it starts; 0 for no limit.
+        code: the function to call.
+        memory: most bytes in memory of the process and its descendants; 0 for no limit.
 
-    `calls` counts those that were answered.
+    `calls` counts the successful calls.
     """
 
     def __init__(self, code: Code, *, memory: int = 0) -> None:
@@ -65,19 +65,19 @@ class Child:
                 raise
         self.pid = self._process.pid
         own_keeper().keep(self.pid)
-        with suppress(ClosedError):  # `await_ready` says so
+        with suppress(ClosedError):  # `await_ready` raises it
             self._channel.send(code.reference)
 
     @property
     def alive(self) -> bool:
-        """Whether it was not ended. Any thread may ask."""
+        """Whether it was not ended. Thread-safe."""
         return self._channel is not None
 
     def await_ready(self) -> None:
         """Wait until the callable is imported.
 
         Raises:
-            CallError: it cannot be; the process is gone then.
+            CallError: the import failed; the process is gone.
         """
         try:
             self._answer(lambda: None)
@@ -85,19 +85,19 @@ class Child:
             self.end()
             raise
 
-    def call(self, inputs: Mapping[str, np.ndarray], look: Callable[[], None]) -> Mapping[str, np.ndarray]:
-        """What the callable gives for these arguments, an array for each of its names.
+    def call(self, inputs: Mapping[str, np.ndarray], check: Callable[[], None]) -> Mapping[str, np.ndarray]:
+        """Call the callable; returns an array for each output name.
 
         Args:
-            inputs: an array for each argument; the callable gets the element of one without axes.
-            look: called some fifty times a second while the call runs. What it raises ends the call and the process,
-                and is raised: `NotWantedError`, or a `ProcessLostError` that says which limit was passed.
+            inputs: an array for each argument; the callable gets the element of a 0-dimensional one.
+            check: called about fifty times a second during the call. If it raises, the process is ended and the error
+                raised: `NotWantedError`, or a `ProcessLostError` that names the exceeded limit.
 
         Raises:
-            CallError: the call failed; `alive` says whether the process goes on.
-            TaxiwayError: the callable raised one.
+            CallError: the call failed; `alive` tells whether the process continues.
+            TaxiwayError: the callable raised it.
         """
-        look()
+        check()
         channel = self._open()
         try:
             channel.send(inputs)
@@ -105,13 +105,13 @@ class Child:
             raise CallError(f"its inputs cannot be sent to the callable: {error}") from error
         except ClosedError as error:
             raise self._lost() from error
-        answer = self._answer(look)
+        answer = self._answer(check)
         self.calls += 1
         channel.trim()
         return answer
 
     def memory(self) -> int:
-        """Bytes that the process has in memory, without what it started; 0 once it was ended. Any thread may ask."""
+        """Bytes of the process in memory, without descendants; 0 after `end`. Thread-safe."""
         if not self.alive:
             return 0
         with suppress(OSError, ValueError, IndexError):
@@ -119,7 +119,7 @@ class Child:
         return 0
 
     def end(self) -> int:
-        """End the process and all that it started, within `GRACE`; its exit status, as subprocess has it."""
+        """Kill the process and its descendants within `GRACE`; returns its exit status as in `subprocess`."""
         with self._ending:
             if self._channel is not None:
                 self._channel.close()
@@ -128,21 +128,23 @@ class Child:
                 end = time.monotonic() + GRACE
                 while not _has_ended(self.pid) and time.monotonic() < end:
                     time.sleep(0.001)
-                _signal_group(self.pid, signal.SIGKILL)  # before it is reaped: until then the group's number is its own
+                _signal_group(
+                    self.pid, signal.SIGKILL
+                )  # before it is reaped: until then the group's id cannot be reused
                 self._process.wait()
                 _reap(self.pid)
-                own_keeper().let_go(self.pid)
+                own_keeper().release(self.pid)
             return self._process.wait()
 
-    def _answer(self, look: Callable[[], None]) -> Mapping[str, np.ndarray]:
+    def _answer(self, check: Callable[[], None]) -> Mapping[str, np.ndarray]:
         channel, look_around = self._open(), time.monotonic() + LOOK_AROUND
         while True:
             try:
                 return self._read(channel.receive())
             except TimeoutError:
-                around = time.monotonic() >= look_around
-                look_around += LOOK_AROUND if around else 0.0
-                self._watch(look, around=around)
+                whole_group = time.monotonic() >= look_around
+                look_around += LOOK_AROUND if whole_group else 0.0
+                self._watch(check, whole_group=whole_group)
             except ClosedError as error:
                 raise self._lost() from error
             except FormError as error:
@@ -154,28 +156,28 @@ class Child:
             case [str(kind), dict(outputs)] if kind == ANSWERED:
                 return outputs
             case [str(kind), str(name), str(text), dict(details)] if kind == REFUSED:
-                raise _theirs(name, text, details)
+                raise _error_from(name, text, details)
             case [str(kind), str(text), str(traceback)] if kind == STARVED:
-                self.end()  # what it kept of earlier calls goes with it
+                self.end()  # which also frees what it kept of earlier calls
                 raise OutOfMemoryError(text, traceback, calls=self.calls)
             case [_, str(text), str(traceback)]:
                 raise CallError(text, traceback)
         self.end()
-        raise ProcessLostError("its answer cannot be read: not one of the forms that answers have")
+        raise ProcessLostError("its answer cannot be read: unknown kind of answer")
 
-    def _watch(self, look: Callable[[], None], *, around: bool) -> None:
+    def _watch(self, check: Callable[[], None], *, whole_group: bool) -> None:
         try:
-            look()
-            held = group_memory(self.pid) if around else self.memory()
+            check()
+            held = group_memory(self.pid) if whole_group else self.memory()
             if 0 < self._memory < held:
-                text = f"it held {_mebibytes(held)} of memory, over its limit of {_mebibytes(self._memory)}"
+                text = f"it used {_mebibytes(held)} of memory, over its limit of {_mebibytes(self._memory)}"
                 raise OutOfMemoryError(text, calls=self.calls)
         except (NotWantedError, ProcessLostError):
             self.end()
             raise
 
     def _lost(self) -> ProcessLostError:
-        """Why the process is gone, which ended by itself."""
+        """The error for a process that exited by itself."""
         status = _status(self.pid, self._process)
         self.end()
         return ProcessLostError(f"its process {_how_it_ended(status)} during the call")
@@ -187,11 +189,11 @@ class Child:
 
 
 def _start(connection: int, shared: int) -> subprocess.Popen[bytes]:
-    """The process, which gets both descriptors."""
+    """Start the process with both descriptors."""
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "workers.calling.callee", str(connection), str(shared)],
         stdin=subprocess.DEVNULL,
-        stdout=2,  # a worker's own stdout says when it is ready
+        stdout=2,  # a worker announces on stdout that it is ready
         env=_environment(),
         pass_fds=(connection, shared),
         start_new_session=True,
@@ -199,24 +201,24 @@ def _start(connection: int, shared: int) -> subprocess.Popen[bytes]:
 
 
 def group_memory(group: int) -> int:
-    """Bytes that a process group has in memory; pages that processes share count for each."""
+    """Bytes of a process group in memory; shared pages count for each process."""
     return sum(_memory_in_group(entry.path, group) for entry in os.scandir("/proc") if entry.name.isdigit())
 
 
 def _memory_in_group(path: str, group: int) -> int:
-    with suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+    with suppress(OSError, ValueError, IndexError):  # it has exited
         fields = Path(path, "stat").read_bytes().rpartition(b")")[2].split()
         return int(fields[_RSS]) * _PAGE if int(fields[_PGRP]) == group else 0
     return 0
 
 
 def _environment() -> dict[str, str]:
-    """The worker's own, without its secrets, and so that its packages are found where the worker has them from."""
+    """The worker's environment without its secrets, with the worker's import path."""
     kept = {name: value for name, value in os.environ.items() if name not in _PRIVATE}
     return kept | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
 
 
-def _theirs(name: str, text: str, details: dict[str, Any]) -> TaxiwayError:
+def _error_from(name: str, text: str, details: dict[str, Any]) -> TaxiwayError:
     return error_from(name, text, {key: value for key, value in details.items() if isinstance(key, str)})
 
 
@@ -225,7 +227,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def _status(pid: int, process: subprocess.Popen[bytes]) -> int:
-    """The exit status of a process that closed its end: it has ended, or is about to. It is not reaped."""
+    """The exit status of a process that closed its end and has exited or is about to. It is not reaped."""
     end = time.monotonic() + GRACE
     while time.monotonic() < end:
         ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
@@ -239,8 +241,8 @@ def _how_it_ended(status: int) -> str:
     if status >= 0:
         return f"ended with exit status {status}"
     name = signal.Signals(-status).name
-    hint = ", as Linux does where a machine is out of memory" if -status == signal.SIGKILL else ""
-    return f"was ended by {name}{hint}"
+    hint = ", which Linux does when memory is exhausted" if -status == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
 
 
 def _signal_group(group: int, which: signal.Signals) -> None:
@@ -249,7 +251,7 @@ def _signal_group(group: int, which: signal.Signals) -> None:
 
 
 def _reap(group: int) -> None:
-    """Take the exit status of what the callable left to this process, which is the first of its container then."""
+    """Reap descendants that the callable left to this process, which is then the container's init."""
     end = time.monotonic() + GRACE
     with suppress(ChildProcessError):
         while time.monotonic() < end:

@@ -1,8 +1,8 @@
-"""Ends the process groups of a worker that is gone, however it ended, `kill -9` included.
+"""Kills a worker's process groups when the worker is gone, even after `kill -9`.
 
-Run as a script, it reads lines from a pipe whose other end only the worker holds: `+GROUP` to keep a group, `-GROUP` to
-let go of it. At the end of the pipe it kills what it keeps. It has a session of its own, which a signal to the worker's
-group does not reach, and ignores requests to end.
+Run as a script, it reads lines from a pipe whose other end only the worker holds: `+GROUP` to watch a group,
+`-GROUP` to release it. When the pipe closes, it kills the watched groups. It runs in its own session, which a signal to
+the worker's group does not reach, and ignores termination signals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 class Keeper:
-    """This process's keeper, which is started for the first group. Threads may share it."""
+    """This process's keeper, which starts with the first group. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,21 +28,21 @@ class Keeper:
         self._process: subprocess.Popen[bytes] | None = None
 
     def keep(self, group: int) -> None:
-        """End the group when this process is gone."""
+        """Kill the group when this process is gone."""
         with self._lock:
             self._groups.add(group)
-            self._tell(b"+%d\n" % group)
+            self._send(b"+%d\n" % group)
 
-    def let_go(self, group: int) -> None:
-        """The group has ended."""
+    def release(self, group: int) -> None:
+        """The group has exited."""
         with self._lock:
             self._groups.discard(group)
-            self._tell(b"-%d\n" % group)
+            self._send(b"-%d\n" % group)
 
-    def _tell(self, line: bytes) -> None:
+    def _send(self, line: bytes) -> None:
         try:
             self._write(line)
-        except BrokenPipeError:  # somebody ended it
+        except BrokenPipeError:  # it was killed
             self._process = None
             self._write(b"".join(b"+%d\n" % group for group in self._groups))
 
@@ -52,7 +52,7 @@ class Keeper:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0, start_new_session=True
             )
-            atexit.register(self._process.communicate)  # closes the pipe, and waits until it has done its work
+            atexit.register(self._process.communicate)  # closes the pipe and waits for it to exit
         assert self._process.stdin is not None
         self._process.stdin.write(lines)
 

@@ -25,16 +25,16 @@ from tasks.topology import DeviceKind, load_topology
 from taxiway.cli.fleet import shown_as
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 from workers.device import Device, DeviceMissingError, find_device
-from workers.profiling.measure import Said, bench_class
+from workers.profiling.measure import ProgressMessage, bench_class
 from workers.profiling.report import Outcome, show, write
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
-"""As a worker with one thread runs (`workers.__main__`)."""
+"""The environment of a worker with one thread (`workers.__main__`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A variant to measure. `left_out` says why it cannot be; `max_rows` is the largest batch of the device's kind."""
+    """A variant to measure. `skipped` is the reason why it cannot be; `max_rows` is the device's largest batch."""
 
     model: Model
     variant: str
@@ -42,10 +42,10 @@ class Task:
     device: Device
     max_rows: int
     quick: bool
-    left_out: str = ""
+    skipped: str = ""
 
     def command(self) -> list[str]:
-        """The command that measures it."""
+        """The command that measures the variant."""
         options = {
             "--models": str(self.models),
             "--model": self.model.id,
@@ -71,30 +71,32 @@ def run_all(tasks: Sequence[Task], console: Console) -> list[Outcome]:
 
 
 def _outcome(task: Task, bars: Progress) -> Outcome:
-    if task.left_out:
-        return Outcome(model=task.model.id, variant=task.variant, left_out=task.left_out)
+    if task.skipped:
+        return Outcome(model=task.model.id, variant=task.variant, skipped=task.skipped)
     bar = bars.add_task(variant_key(task.model.id, task.variant), total=None)
     with tempfile.TemporaryFile("w+") as log:
         said = _follow(task, log, bars, bar)
         if said.measurement is None and not said.error:
             log.seek(0)
-            said = Said(error=" ".join(log.read().strip().splitlines()[-3:]) or "its process ended without a word")
+            said = ProgressMessage(
+                error=" ".join(log.read().strip().splitlines()[-3:]) or "its process exited without a result"
+            )
     bars.remove_task(bar)
     return Outcome(model=task.model.id, variant=task.variant, measurement=said.measurement, error=said.error)
 
 
-def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> Said:
-    """Run the task's process to its end; the last that it said. The process ends with this one."""
-    last = Said()
+def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> ProgressMessage:
+    """Run the task's process to its end; returns its last message. The process ends with this one."""
+    last = ProgressMessage()
     environment = os.environ | _ONE_THREAD
     with subprocess.Popen(
         task.command(), cwd=TREE, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
     ) as process:
         assert process.stdout is not None
-        ours = (line for line in process.stdout if line.startswith("{"))  # a runtime may print what it likes
+        ours = (line for line in process.stdout if line.startswith("{"))  # a runtime may print other lines
         try:
             for line in ours:
-                last = convert(msgspec.json.decode(line), Said)
+                last = convert(msgspec.json.decode(line), ProgressMessage)
                 name = variant_key(task.model.id, task.variant)
                 bars.update(bar, description=f"{name} {last.next}", completed=last.done, total=last.of or None)
         finally:
@@ -102,7 +104,7 @@ def _follow(task: Task, log: IO[str], bars: Progress, bar: TaskID) -> Said:
     return last
 
 
-FAILED, USAGE, MISSING = 1, 2, 3  # exit statuses, as `taxiway` has them
+FAILED, USAGE, MISSING = 1, 2, 3  # the exit statuses of `taxiway`
 
 _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda", "tpu": "tpu"}
 
@@ -113,7 +115,7 @@ _KINDS: dict[str, Literal["cpu", "cuda", "tpu"]] = {"cpu": "cpu", "cuda": "cuda"
 @click.option("--device", default="cpu:0", metavar="DEVICE", help="cpu:0, cuda:0 or tpu:0.", show_default=True)
 @click.option("--quick", is_flag=True, help="About 12 seconds a variant instead of 60.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Where models' folders are [models/].")
+@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the models [models/].")
 def main(
     names: Sequence[str],
     variants: Sequence[str],
@@ -125,7 +127,7 @@ def main(
 ) -> None:
     """Measure how models run on this machine: load time, memory, and latency over batch and size.
 
-    Each variant is measured in a process of its own. Nothing else should run meanwhile.
+    Each variant is measured in a process of its own. Run nothing else on the machine meanwhile.
     """
     root = models_folder(os.environ).absolute()
     console = Console(stderr=True)
@@ -156,7 +158,7 @@ def _kind(device: str) -> Literal["cpu", "cuda", "tpu"]:
 
 
 def _chosen(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
-    """The models of those names, else the current version of each."""
+    """The named models, or the current version of every model."""
     if names:
         return list({model.id: model for model in map(catalogue.resolve, names)}.values())
     bare = sorted({model.name for model in catalogue.models.values()})
@@ -164,10 +166,10 @@ def _chosen(catalogue: Catalogue, names: Sequence[str]) -> list[Model]:
 
 
 def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, root: Path, *, quick: bool) -> list[Task]:
-    """A task for each variant, with why it is left out where the device cannot run it.
+    """A task for each variant; it is skipped if the device cannot run it.
 
     Raises:
-        BadParameter: no model has a variant of a name that was asked for.
+        BadParameter: no model has a variant of a given name.
     """
     known = {name for model in models for name in model.variants}
     for name in variants:
@@ -175,7 +177,7 @@ def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, roo
             raise click.BadParameter(f"--variant: expected one of {sorted(known)}, got {name!r}")
     rows = _max_rows(device.kind)
     return [
-        Task(model, name, root, device, rows, quick, _left_out(model, name, device))
+        Task(model, name, root, device, rows, quick, _reason_to_skip(model, name, device))
         for model in models
         for name in sorted(model.variants)
         if not variants or name in variants
@@ -183,13 +185,13 @@ def _tasks(models: Sequence[Model], variants: Sequence[str], device: Device, roo
 
 
 def _max_rows(kind: DeviceKind) -> int:
-    """The largest batch that a class of this kind of device runs here."""
+    """The largest batch of the classes of this kind of device."""
     topology = load_topology(queues_file(os.environ))
     return max((h.max_batch for h in topology.hardware.values() if h.device == kind), default=32)
 
 
-def _left_out(model: Model, name: str, device: Device) -> str:
-    """Why the device cannot run the variant; empty where it can."""
+def _reason_to_skip(model: Model, name: str, device: Device) -> str:
+    """The reason why the device cannot run the variant; empty if it can."""
     variant = model.variants[name]
     missing = lacking(variant.instruction_sets, device.instruction_sets)
     if variant.on_endpoint:

@@ -1,4 +1,4 @@
-"""Fits `max(floor, base + step·size + slope·rows·size)` to measured batches, and says how well it does. Pure."""
+"""Chooses the batches to time, and fits `max(floor, base + step·size + slope·rows·size)` to their times. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tasks.models.catalogue import Model
 from tasks.models.profiles import Residuals
 
 SIZES = 4
-"""Sizes that are measured of a model: more buckets than these are thinned out evenly."""
+"""Most sizes measured per model: of more buckets an even selection is taken."""
 
 LARGEST_GENERATION = 192
-"""Tokens beyond which a generation is not measured: one batch would take the whole budget."""
+"""Largest generation measured, in tokens: a larger batch would take the whole budget."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long one variant may take: seconds for all runs, and how often a batch is run at least and at most."""
+    """The budget of one variant: seconds for all runs, and the least and most runs of a batch."""
 
     budget: float
     fewest: int
@@ -32,7 +32,7 @@ QUICK = Plan(budget=12.0, fewest=2, most=9)
 
 
 def grid(model: Model, max_rows: int) -> list[tuple[int, int]]:
-    """(rows, size) of the batches to time: corners first, so that what a spent budget leaves out lies between them."""
+    """(rows, size) of the batches to time: corners first, so points that the budget does not cover lie between them."""
     rows = powers(max_rows)
     sizes = thinned(_sizes(model), SIZES)
     points = [(r, s) for r in rows for s in sizes]
@@ -43,20 +43,20 @@ def grid(model: Model, max_rows: int) -> list[tuple[int, int]]:
 
 
 def powers(largest: int) -> list[int]:
-    """1, 2, 4, … and `largest` itself; of more than six, every second but the last."""
+    """1, 2, 4, … and `largest`; of more than six only every second, and the last."""
     found = [2**i for i in range(largest.bit_length()) if 2**i < largest] + [largest]
     return found if len(found) <= 6 else [*found[:-1:2], largest]
 
 
 def thinned(values: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the values, evenly spread, the first and the last among them."""
+    """At most `count` of the values, evenly spread, with the first and the last."""
     if len(values) <= count:
         return list(values)
     return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
 def repeats(plan: Plan, seconds: float, left: float, points_left: int) -> int:
-    """How often a batch of these seconds is run when `left` seconds are left for it and the points after it."""
+    """The number of runs of a batch of `seconds`, if `left` seconds remain for it and the points after it."""
     share = left / max(points_left, 1)
     return max(plan.fewest, min(plan.most, int(share / max(seconds, 1e-9))))
 
@@ -69,13 +69,13 @@ def _sizes(model: Model) -> list[int]:
 
 _BASE, _SLOPE, _STEP = 0, 1, 2  # columns of the design
 _WORTH = 0.7
-"""`step` is used where it brings the mean error to this share or less: a curve of fewer terms extrapolates better."""
+"""`step` is used if it reduces the mean error to this share or less: a curve of fewer terms extrapolates better."""
 
 _ROUNDS = 6  # reweightings; the weights change little after four
 _HUBER = 1.345
-"""Multiples of the errors' scale beyond which a point counts less (Huber 1964: 95 % efficient on normal errors)."""
+"""Multiple of the errors' scale above which a point has less weight (Huber 1964: 95 % efficient for normal errors)."""
 
-_DIGITS = 4  # significant, of a fitted figure
+_DIGITS = 4  # significant digits of a fitted figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,13 @@ class Curve:
 
 
 def fit(points: Sequence[Timed]) -> Curve:
-    """The curve with the least relative errors, none of its terms negative, outliers counting less.
+    """The curve of non-negative terms with the least relative errors; outliers have less weight.
 
     Args:
         points: at least one, of positive seconds.
 
-    Every split of the points into those that only the floor explains and the others is tried: n points have n splits,
-    for the floor takes the fastest.
+    Every split of the points into those on the floor and the others is tried. n points have n splits, because the floor
+    takes the fastest.
     """
     ordered = sorted(points, key=lambda p: (p.seconds, p.rows * p.size, p.rows))
     rows = np.array([p.rows for p in ordered], float)
@@ -127,7 +127,7 @@ def fit(points: Sequence[Timed]) -> Curve:
 
 
 def residuals(points: Sequence[Timed], curve: Curve) -> Residuals:
-    """Quantiles of observed over predicted seconds over all runs, each point weighing the same."""
+    """Quantiles of observed over predicted seconds of all runs, with equal weight for each point."""
     ratios, weights = [], []
     for point in points:
         predicted = curve.latency(point.rows, point.size)
@@ -145,7 +145,7 @@ def rounded(value: float) -> float:
 
 
 def _place(share: np.ndarray, quantile: float) -> int:
-    """The first place at which the cumulated share reaches the quantile."""
+    """The first index at which the cumulative share reaches the quantile."""
     return min(int(np.searchsorted(share, quantile - 1e-9)), len(share) - 1)
 
 
@@ -155,7 +155,7 @@ def _best_split(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...
 
 
 def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -> Iterator[Curve]:
-    """A curve for each number of fastest points that only the floor explains."""
+    """A curve for each number of fastest points on the floor."""
     for below in range(len(seconds)):
         floor = _robust(np.ones((below, 1)), seconds[:below])[0] if below else 0.0
         terms = np.zeros(3)
@@ -168,7 +168,7 @@ def _splits(design: np.ndarray, seconds: np.ndarray, columns: tuple[int, ...]) -
 
 
 def _robust(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Non-negative terms of least squares on relative errors, reweighted by Huber's rule."""
+    """Non-negative least squares on relative errors, reweighted by Huber's rule."""
     scaled = design / seconds[:, None]
     weights = np.ones(len(seconds))
     terms = _non_negative(scaled, weights)
@@ -181,7 +181,7 @@ def _robust(design: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def _non_negative(scaled: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Least squares of `scaled @ terms` against ones with no negative term: the best of every subset of the terms."""
+    """Non-negative least squares of `scaled @ terms` against ones: the best over all subsets of the terms."""
     root = np.sqrt(weights)
     best, least = np.zeros(scaled.shape[1]), float(np.inf)
     for count in range(1, scaled.shape[1] + 1):

@@ -1,6 +1,6 @@
-"""Measures one variant in a process started only for it, so that all its memory is the variant's.
+"""Measures one variant in a process of its own, whose memory is then the variant's.
 
-Says on stdout, as JSON lines, how far it is, and at last the measurement or why there is none.
+Writes progress to stdout as JSON lines, and finally the measurement or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from workers.profiling.fit import FULL, QUICK, Plan, Timed, fit, grid, repeats, 
 from workers.runtimes import ModelLoadError, import_runtime
 
 CALM = 0.05
-"""Share of a run's seconds that threads may have waited for the processor, for the run to count as undisturbed."""
+"""Largest share of a run that its threads may wait for a processor if it counts as undisturbed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds of one batch, and seconds that this process's threads waited for a processor in them."""
+    """Seconds of one batch, and the seconds of them in which this process's threads waited for a processor."""
 
     seconds: float
     waited: float
 
     @property
     def disturbed(self) -> float:
-        """Share of its seconds in which it waited."""
+        """Share of the seconds spent waiting."""
         return min(1.0, self.waited / self.seconds) if self.seconds > 0 else 0.0
 
 
@@ -60,19 +60,19 @@ def timed(batch: Callable[[], object]) -> Run:
     return Run(seconds, max(0.0, _waited() - waited))
 
 
-def calmest(runs: Sequence[Run], fewest: int) -> list[Run]:
-    """The undisturbed runs where there are at least `fewest`, else the `fewest` that were disturbed least."""
+def least_disturbed(runs: Sequence[Run], fewest: int) -> list[Run]:
+    """The undisturbed runs if there are at least `fewest`, else the `fewest` least disturbed."""
     calm = [run for run in runs if run.disturbed <= CALM]
     return calm if len(calm) >= fewest else sorted(runs, key=lambda run: run.disturbed)[:fewest]
 
 
 def _waited() -> float:
-    """Seconds that the process's threads have waited on run queues (proc(5): schedstat); 0 where nothing tells."""
+    """Seconds that the process's threads have waited on run queues (proc(5): schedstat); 0 if unavailable."""
     total = 0
     for task in Path("/proc/self/task").glob("*/schedstat"):
         try:
             total += int(task.read_text().split()[1])
-        except (OSError, IndexError):  # the thread has ended, or the kernel keeps no such figures
+        except (OSError, IndexError):  # the thread has ended, or the kernel has no such statistics
             continue
     return total / 1e9
 
@@ -82,7 +82,7 @@ _WORDS = ("a", "quiet", "harbour", "town", "wakes", "slowly", "while", "ferries"
 _LONG_ANSWER = "Write a very long story about a lighthouse keeper, with many details, and do not stop."
 
 _ANSWER_SHARE = 0.5
-"""Of a generation's size, what the answer has: the rest is the chat with its prompt."""
+"""The answer's share of a generation's size; the rest is the chat with its prompt."""
 
 
 class SizeError(Exception):
@@ -101,7 +101,7 @@ class Samples:
         """A row of the size, or of the nearest that the model allows.
 
         Raises:
-            SizeError: the model has no example to make one from.
+            SizeError: the model has no example.
         """
         if self._model.pipeline == "text":
             return self._largest(size, {})
@@ -113,13 +113,13 @@ class Samples:
         return self._pipeline.prepare(row, parameters)
 
     def _generation(self, size: int) -> Item:
-        """A prompt that asks for a long answer, lengthened to the size; half of it is for the answer."""
+        """A prompt for a long answer, padded so that half of the size is left for the answer."""
         bare = self._prepared(self._words(0, _LONG_ANSWER), {"max_tokens": 1}).size - 1
         answer = max(1, min(int(size * _ANSWER_SHARE), size - bare))
         return self._largest(size, {"max_tokens": answer}, _LONG_ANSWER)
 
     def _largest(self, size: int, parameters: Mapping[str, Any], end: str = "") -> Item:
-        """The row of most words before `end` that is no larger than the size; with none at least it has `end`."""
+        """The row with the most words before `end` that does not exceed the size; at least `end` alone."""
         low, high = 0 if end else 1, size
         while low < high:
             middle = (low + high + 1) // 2
@@ -142,17 +142,17 @@ class Samples:
         return self._prepared(row | {unit.name: size} if unit.kind == "value" else row, {})
 
 
-_CORNERS = 4  # points of the grid that are timed even when the budget is spent: without them a curve extrapolates
+_CORNERS = 4  # points of the grid that are always timed: without them a curve extrapolates
 
 _WARM = 1.1
-"""A first run up to this multiple of the second was warm already."""
+"""A first run of up to this multiple of the second counts as warm."""
 
 Progress = Any
-"""Called with points done, points in all, and what comes next."""
+"""Called with the points done, the total, and the next point."""
 
 
-class Said(msgspec.Struct, omit_defaults=True):
-    """One line of what the process says."""
+class ProgressMessage(msgspec.Struct, omit_defaults=True):
+    """One line of the process's output."""
 
     done: int = 0
     of: int = 0
@@ -187,22 +187,22 @@ class Subject:
         self.memory = self.peak = self._memory()
 
     def samples(self) -> Samples:
-        """Rows for it."""
+        """Makes rows for the variant."""
         return Samples(self.model, self.loaded.pipeline, self._artefacts)
 
     def run(self, items: list[Item]) -> list[Row]:
-        """One batch. Raises what the model raises."""
+        """Run one batch. Raises what the model raises."""
         answers = self.loaded.pipeline.run(self.loaded.runtime, items)
         self.peak = max(self.peak, self._memory())
         return answers
 
     def _memory(self) -> int:
-        """Bytes that the variant holds, those of its own process included."""
+        """Bytes that the variant uses, including its own process's."""
         apart = self.loaded.runtime.memory() if self.loaded.interruptible is not None else 0
         return max(0, self._held() - self._before) + apart
 
     def _held(self) -> int:
-        """Bytes that this process has in memory, or that are taken on the device."""
+        """Bytes of this process in memory, or in use on the device."""
         if self._device.kind == "cpu":
             return int(psutil.Process().memory_info().rss)
         return self._device.memory - memory_free(self._device)
@@ -212,7 +212,7 @@ def measure(subject: Subject, plan: Plan, say: Progress) -> Measurement:
     """Time the variant's grid of batches within the plan's budget, and fit its curve.
 
     Raises:
-        SizeError: the model has no example to measure with.
+        SizeError: the model has no example.
         TaxiwayError: it cannot run.
     """
     points = grid(subject.model, subject.max_rows)
@@ -232,9 +232,9 @@ def measure(subject: Subject, plan: Plan, say: Progress) -> Measurement:
 
 
 def _time(subject: Subject, items: list[Item], plan: Plan, budget: tuple[float, int]) -> tuple[list[Run], float]:
-    """The runs of one batch, and the size that its rows really had.
+    """The runs of one batch, and the actual size of its rows.
 
-    The first run warms up: it counts only where it was no slower than the next, for it may have compiled the shape.
+    The first run may compile the shape; it counts only if it was not slower than the next one.
     """
     ends, points_left = budget
     answers: list[Row] = []
@@ -245,7 +245,7 @@ def _time(subject: Subject, items: list[Item], plan: Plan, budget: tuple[float, 
     count = repeats(plan, runs[0].seconds, ends - time.perf_counter(), points_left)
     runs += [timed(lambda: subject.run(items)) for _ in range(count - len(runs))]
     sizes = [ran_size(subject.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
-    return calmest(runs, plan.fewest), sum(sizes) / len(sizes)
+    return least_disturbed(runs, plan.fewest), sum(sizes) / len(sizes)
 
 
 def _measurement(subject: Subject, measured: list[Timed], runs: list[Run]) -> Measurement:
@@ -280,31 +280,31 @@ def _measurement(subject: Subject, measured: list[Timed], runs: list[Run]) -> Me
 def main(
     models: Path, model: str, variant: str, kind: Literal["cpu", "cuda", "tpu"], device: str, max_rows: int, quick: bool
 ) -> None:
-    """Measure one variant and say so."""
+    """Measure one variant."""
     cache = cache_directory(os.environ)
     described = load_catalogue(models).resolve(model)
     try:
-        ArtefactStore(cache).files(described, variant)  # what has to be fetched or converted is no part of loading
+        ArtefactStore(cache).files(described, variant)  # fetching and conversion are not part of loading
         found = find_device(bench_class(kind), device, emulate=False)
         subject = Subject(described, variant, found, ArtefactStore(cache), max_rows)
-        measurement = measure(subject, QUICK if quick else FULL, _say_progress)
+        measurement = measure(subject, QUICK if quick else FULL, _send_progress)
     except (ArtefactError, ModelLoadError, SizeError, TaxiwayError, DeviceMissingError) as error:
-        _say(Said(error=str(error)))
+        _send(ProgressMessage(error=str(error)))
         sys.exit(1)
-    _say(Said(measurement=measurement))
+    _send(ProgressMessage(measurement=measurement))
 
 
 def bench_class(kind: Literal["cpu", "cuda", "tpu"]) -> HardwareClass:
-    """A class of that kind of device, to find one by."""
+    """A hardware class of that kind of device."""
     price = Price(usd_per_hour=1.0)
     return HardwareClass(device=kind, runtimes=("echo",), max_batch=1, max_wait=0.0, price=price)
 
 
-def _say_progress(done: int, of: int, what: str) -> None:
-    _say(Said(done=done, of=of, next=what))
+def _send_progress(done: int, of: int, what: str) -> None:
+    _send(ProgressMessage(done=done, of=of, next=what))
 
 
-def _say(said: Said) -> None:
+def _send(said: ProgressMessage) -> None:
     sys.stdout.write(msgspec.json.encode(said, enc_hook=int).decode() + "\n")
     sys.stdout.flush()
 

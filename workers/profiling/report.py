@@ -1,4 +1,4 @@
-"""The table that people read after measuring."""
+"""The result of measuring: profile files, and a table for people."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from tasks.models.profiles import (
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A measurement, or why there is none: `left_out` where it was not tried, `error` where it failed."""
+    """A measurement, or the reason why there is none: `skipped` if it was not tried, `error` if it failed."""
 
     model: str
     variant: str
     measurement: Measurement | None = None
-    left_out: str = ""
+    skipped: str = ""
     error: str = ""
 
 
 def write(outcomes: Sequence[Outcome], device: Processor, root: Path) -> list[Path]:
-    """Write a file for each model that was measured; their paths.
+    """Write a profile file for each measured model; returns the paths.
 
-    Variants that an older file has and that were not measured now stay in it.
+    Variants in an older file that were not measured now are kept.
     """
     paths = []
     for model in dict.fromkeys(outcome.model for outcome in outcomes if outcome.measurement):
@@ -49,7 +49,7 @@ def write(outcomes: Sequence[Outcome], device: Processor, root: Path) -> list[Pa
 
 
 def _kept(path: Path, model: str, device: Processor) -> dict[str, Measurement]:
-    """The variants of an older measurement of this version of the model on this device."""
+    """The variants of an older measurement of this model version on this device."""
     try:
         old = load_profile(path)
     except ProfileError:
@@ -59,13 +59,13 @@ def _kept(path: Path, model: str, device: Processor) -> dict[str, Measurement]:
 
 
 DISTURBED = 0.1
-"""Share of the timed seconds in which others had the processor, from which on a variant is said to be disturbed."""
+"""Share of timed seconds lost to other processes above which a variant is reported as disturbed."""
 
 _COLUMNS = ("variant", "load", "memory", "seconds a batch of b rows of size s", "p50", "p95", "points")
 
 
 def show(outcomes: Sequence[Outcome], files: Sequence[Path], device: Processor, console: Console) -> None:
-    """Print the fits, what could not be measured, and where the files are."""
+    """Print the fits, what could not be measured, and the files' paths."""
     table = Table(title=f"{device.kind}: {device.name}", caption="p50, p95: observed over predicted seconds")
     for name in _COLUMNS:
         table.add_column(name, justify="right" if name not in (_COLUMNS[0], _COLUMNS[3]) else "left")
@@ -81,19 +81,20 @@ def show(outcomes: Sequence[Outcome], files: Sequence[Path], device: Processor, 
 
 
 def remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """A line for each variant that was left out, failed or was disturbed."""
+    """A line for each variant that was skipped, failed or was disturbed."""
     for outcome in outcomes:
         name = f"{outcome.model}/{outcome.variant}"
-        if outcome.left_out:
-            yield f"left out: {name}: {outcome.left_out}"
+        if outcome.skipped:
+            yield f"skipped: {name}: {outcome.skipped}"
         elif outcome.error:
             yield f"failed: {name}: {outcome.error}"
         elif outcome.measurement and outcome.measurement.disturbed > DISTURBED:
-            yield f"disturbed: {name}: others had the processor for {outcome.measurement.disturbed:.0%} of its seconds"
+            share = outcome.measurement.disturbed
+            yield f"disturbed: {name}: other processes used the processor for {share:.0%} of its seconds"
 
 
 def formula(found: Measurement) -> str:
-    """The fitted curve without the terms that are zero: `max(3 ms, 2 ms + 0.11 ms·b·s)`."""
+    """The fitted curve without zero terms: `max(3 ms, 2 ms + 0.11 ms·b·s)`."""
     terms = ((found.base, ""), (found.step, "·s"), (found.slope, "·b·s"))
     curve = " + ".join(f"{_seconds(value)}{unit}" for value, unit in terms if value) or "0"
     return f"max({_seconds(found.floor)}, {curve})" if found.floor else curve
@@ -106,7 +107,7 @@ def _cells(found: Measurement) -> tuple[str, ...]:
 
 
 def _seconds(value: float) -> str:
-    """A duration in the unit that fits."""
+    """A duration in a suitable unit."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
