@@ -1,13 +1,13 @@
-"""What is each term of the cost model worth, and each kind of move? All but one at a time, beside all of them.
+"""What is each term of the cost model, and each kind of move, worth? An ablation: all but one of them, against all.
 
 `python -m benchmarks.ablations` plays both Azure traces at half the load at which static routing answers 95 % of live
 requests in time, and at that load, and a synthetic trace on `ablations.yaml`, where models do not fit together, devices
 start cold and some are spot. It prints what each term changes in attainment (points) and in cost; `--json` prints one
-JSON line a figure. A term is switched off in the candidate table that the decision reads, or in the constant or the
-table that it goes by: the decision itself has no switches. Other horizons stand beside them, and one central queue
-where every job is bound at the last moment.
+JSON line per figure. A term is disabled in the candidate table, constant or rule table that the decision reads; the
+decision itself has no switches. Other horizons, and one central queue that binds each job at the last moment, are
+compared, too.
 
-The simulator has no links and no shadow prices, so that transfer, egress and shadow price change nothing here.
+The simulator has no links and no shadow prices, so transfer, egress and shadow price have no effect here.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ RATES = {"rank": 4.0, "embed": 10.0, "vision": 0.3}
 SHARES = (0.5, 1.0)
 
 WORTHLESS = 0.001
-"""A term that changes no attainment by more than this, and no cost by ten times as much, is worth nothing here."""
+"""A term is worthless here if it changes attainment by at most this, and cost by at most ten times as much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A term of the cost model, and how it is switched off.
+    """A term of the cost model, and how it is disabled.
 
     Columns of the candidate table and constants of `router.decide.placement` are replaced, and moves of these `kinds`
     are disabled.
@@ -67,12 +67,12 @@ class Term:
     kinds: tuple[Kind, ...] = ()
 
     def without(self, table: CandidateTable) -> CandidateTable:
-        """The candidate table as if the term were not in the model."""
+        """The candidate table without the term."""
         return replace(table, **self.columns(table))
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """The constants as if the term were not in the model."""
+        """The constants without the term."""
         with ExitStack() as stack:
             for name, value in self.constants.items():
                 stack.callback(setattr, placement, name, getattr(placement, name))
@@ -84,12 +84,12 @@ class Term:
 
 
 def _all(column: str, value: float) -> Callable[[CandidateTable], dict[str, Any]]:
-    """A column of the candidate table with one figure for every candidate."""
+    """A column of the candidate table with the same figure for every candidate."""
     return lambda table: {column: np.full_like(getattr(table, column), value)}
 
 
 def _horizon(seconds: float) -> Callable[[CandidateTable], dict[str, Any]]:
-    """The same horizon for every class that is not reserved; reserved classes keep theirs."""
+    """The same horizon for every class that is not reserved; reserved classes keep their own."""
     return lambda table: {"horizon": np.where(table.reserved, table.horizon, seconds)}
 
 
@@ -119,10 +119,10 @@ TERMS = (
     Term("all moves", kinds=tuple(Kind)),
     *(Term(f"horizon {seconds:g} s", _horizon(seconds)) for seconds in (1, 5, 30, 300)),
 )
-"""The whole model first, then what it is without each of its terms, and with other horizons."""
+"""The whole model, then the model without each term, and with other horizons."""
 
 CENTRAL = "central-queue"
-"""The policy that binds every job at the last moment, beside them."""
+"""The policy that binds every job at the last moment, for comparison."""
 
 
 class Without(Taxiway):
@@ -138,7 +138,7 @@ class Without(Taxiway):
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A trace at a share of a load: its workloads by seed, with the bound of each."""
+    """A trace at a share of a load: its workloads by seed, each with its lower bound."""
 
     trace: str
     share: float
@@ -148,16 +148,16 @@ class Scene:
 
     @classmethod
     def of(cls, trace: str, share: float, load: float, workloads: Mapping[int, Workload]) -> Scene:
-        """The scene with its bounds worked out."""
+        """The scene with its lower bounds."""
         return cls(trace, share, load, workloads, {seed: lower_bound(each) for seed, each in workloads.items()})
 
     def without(self, term: Term) -> Figure:
-        """What placement without the term attains and costs, on average over the seeds."""
+        """Mean attainment and cost of placement without the term, over the seeds."""
         with term.switched_off():
             return self.played(term.name, lambda on, chance: Without(on, term, seed=chance))
 
     def played(self, name: str, make: Maker) -> Figure:
-        """What a policy attains and costs, on average over the seeds."""
+        """Mean attainment and cost of a policy, over the seeds."""
         runs = []
         for seed, workload in self.workloads.items():
             found = run(name, make, workload, seed)
@@ -166,7 +166,7 @@ class Scene:
 
 
 def worthless(with_all: Figure, without: Figure) -> bool:
-    """Whether nothing gets better or worse by leaving the term out."""
+    """Whether leaving the term out changes nothing."""
     moved = [abs(getattr(with_all, name) - getattr(without, name)) for name in SERVICES]
     return max(moved) <= WORTHLESS and abs(without.cost / with_all.cost - 1) <= 10 * WORTHLESS
 
@@ -183,7 +183,7 @@ def _bursts(model: str, rate: float, seed: int) -> Trace:
 
 
 def table(figures: Sequence[Figure]) -> Table:
-    """What each term is worth on one trace at one load: points of attainment and cost that leaving it out loses."""
+    """The worth of each term on one trace at one load: the attainment in points and the cost lost without it."""
     whole = figures[0]
     title = f"\n{whole.trace}, {whole.share:g} of load {whole.load:.2f}: what leaving a term out changes"
     shown = Table("without", *SERVICES, "cost", "", title=title, box=None, title_justify="left")
@@ -199,7 +199,7 @@ def table(figures: Sequence[Figure]) -> Table:
 
 
 def main() -> None:
-    """Play all, and print what each term is worth."""
+    """Simulate all variants, and print the worth of each term."""
     options = parser("ablations", __doc__, (*TRACES, MIXED))
     options.add_argument("--share", action="append", type=float, help=f"of the load; {SHARES}, unless named")
     options.add_argument("--term", action="append", choices=[term.name for term in TERMS[1:]], help="all, unless named")
@@ -217,7 +217,7 @@ def main() -> None:
 
 
 def play(scene: Scene, terms: Sequence[Term], *, told: bool) -> list[Figure]:
-    """The scene without each term, the whole model first; `told` prints a JSON line each as it comes."""
+    """Simulate the scene with the whole model, then without each term; `told` prints each result as a JSON line."""
     figures: list[Figure] = []
     rows: list[Term | str] = [*terms, CENTRAL]
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -1,4 +1,4 @@
-"""Figures as bars in one HTML page that needs no network: each panel one measure, each bar one contestant."""
+"""Bar charts in one self-contained HTML page: a panel per measure, a bar per contestant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ svg .limit{stroke:var(--own);stroke-dasharray:5 4}
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One contestant's figure in each round; `own` ones stand out."""
+    """A contestant's figure in each round; `own` bars are highlighted."""
 
     name: str
     figures: Sequence[float]
@@ -38,13 +38,13 @@ class Bar:
 
     @property
     def median(self) -> float:
-        """The bar's length; a line from the least figure to the largest lies over its end."""
+        """The bar's length; a line over its end spans the least to the largest figure."""
         return statistics.median(self.figures)
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One measure of all contestants; `limit` is a mark to hold them against, in the same unit, and its name."""
+    """One measure of all contestants; `limit` is a reference in the same unit, with its name."""
 
     title: str
     unit: str
@@ -54,7 +54,7 @@ class Panel:
 
 
 def write_chart(path: Path, title: str, subtitle: str, panels: Sequence[Panel]) -> None:
-    """Write the page, and say where on stderr."""
+    """Write the page, and print its path to stderr."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page(title, subtitle, panels), encoding="utf-8")
     sys.stderr.write(f"chart: {path}\n")

@@ -1,7 +1,7 @@
-"""A workload's model as a plain batch loop in one process: what every contestant runs, and by itself the limit.
+"""A workload's model in a plain batch loop in one process: what every contestant runs, and by itself the upper limit.
 
-`python -m benchmarks.batch_loop --seconds 3` loads the model of its plan, says that it is ready, waits for a line on
-stdin, and says how many items it got through.
+`python -m benchmarks.batch_loop --seconds 3` loads the model of its plan, announces that it is ready, waits for a line
+on stdin, and prints how many items it processed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from workers.pipelines import Row, open_pipeline
 from workers.runtimes import Placed, open_runtime
 
 MODELS = "TAXIWAY_MODELS"
-"""The variable that names the catalogue's folder, as it does for the fleet."""
+"""The variable with the catalogue's folder, the same as the fleet's."""
 
 
 class BatchLoop:
-    """The plan's model, loaded. Call it with payloads; it answers each with JSON values. Any thread may call.
+    """The plan's model, loaded. A call with payloads returns JSON values for each. Thread-safe.
 
     Args:
         models: the catalogue's folder.
@@ -51,7 +51,7 @@ class BatchLoop:
         self._device = nullcontext() if plan.workload.reentrant else threading.Lock()
 
     def __call__(self, given: Sequence[Any]) -> list[Any]:
-        """An answer for each payload, run in batches of at most the plan's rows."""
+        """Answer each payload, in batches of at most the plan's rows."""
         items = [self._pipeline.prepare(row_of(self.workload, one), self._parameters) for one in given]
         answers: list[Row] = []
         for first in range(0, len(items), self.rows):
@@ -66,7 +66,7 @@ def open_loop() -> BatchLoop:
 
 
 def items_in(answers: Sequence[Any]) -> float:
-    """Items that the answers hold: tokens where there are some, else one each."""
+    """The number of items in the answers: tokens if there are any, else one each."""
     return sum(answer["tokens"] if isinstance(answer, dict) and "tokens" in answer else 1 for answer in answers)
 
 

@@ -1,4 +1,4 @@
-"""How each contestant is asked: taxiway by its client, Celery by its own, servers by HTTP. See `load.Ask`."""
+"""How each contestant is called: taxiway by its client, Celery by its own, servers over HTTP. See `load.Ask`."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _PATIENCE = 90.0  # seconds for one answer
 
 
 class Caller(Protocol):
-    """Asks one contestant; an asynchronous context manager."""
+    """Sends requests to one contestant; an asynchronous context manager."""
 
     async def __aenter__(self) -> Caller:
         """Connect."""
 
     async def __aexit__(self, *_: object) -> None:
-        """Let go."""
+        """Disconnect."""
 
     async def ask(self, number: int) -> float:
         """The items in the answer to request `number`. Raises `OSError`, `ValueError` or `RuntimeError`."""
 
     async def alone(self, number: int) -> float:
-        """The same, as a caller asks that has nothing else to do."""
+        """The same for a caller with a single request at a time."""
 
 
 class ClientCaller:
-    """taxiway's own client for asyncio, by way of arrivals and router. Arrays go in as numpy has them."""
+    """taxiway's asyncio client, through arrivals and router. Arrays are sent as numpy arrays."""
 
     def __init__(self, plan: Plan, broker: str) -> None:
         self._client = taxiway.AsyncClient(broker)
@@ -68,9 +68,9 @@ class ClientCaller:
 
 
 class CeleryCaller:
-    """Plain Celery's own client: `apply_async`, and results heard on its one subscription.
+    """Plain Celery's client: `apply_async`, with results from its one subscription.
 
-    Alone it is `delay().get()`. Saturated, one thread sends and hears, as fast as Celery's client does both.
+    A single request is `delay().get()`. Under saturation one thread sends and receives, as fast as Celery's client can.
     """
 
     def __init__(self, plan: Plan, broker: str, task: str) -> None:
@@ -81,7 +81,7 @@ class CeleryCaller:
         self._heard: Any = None
 
     async def __aenter__(self) -> CeleryCaller:
-        await self.alone(0)  # it loads the model, and subscribes
+        await self.alone(0)  # loads the model and subscribes
         self._heard = self._results._pubsub.connection
         asyncio.get_running_loop().add_reader(self._heard._sock, self._hear)
         return self
@@ -115,7 +115,7 @@ class CeleryCaller:
 
 
 def door_caller(plan: Plan, http: str) -> HttpCaller:
-    """The HTTP door, by the Open Inference Protocol in JSON."""
+    """The HTTP door, with the Open Inference Protocol in JSON."""
     bodies = [oip_body(plan, payload) for payload in payloads(plan)]
     return HttpCaller(
         port=int(http.rpartition(":")[2]),
@@ -127,7 +127,7 @@ def door_caller(plan: Plan, http: str) -> HttpCaller:
 
 
 def peer_caller(plan: Plan, path: str, body: Callable[[Any], bytes]) -> HttpCaller:
-    """A peer's server; `body` is a payload as it wants it."""
+    """A peer's server; `body` encodes a payload for it."""
     bodies = [body(payload) for payload in payloads(plan)]
     kind = "image/jpeg" if bodies[0][:2] == b"\xff\xd8" else "application/json"
     return HttpCaller(port=plan.port, path=path, bodies=bodies, kind=kind, count=_counting(plan, _json_tokens))

@@ -1,6 +1,6 @@
 """What does it cost to call a Python callable in a process of its own? `python -m benchmarks.calling`.
 
-Calls of the model `monte-carlo` with one sample against the same in this process, and arrays there and back.
+Compares calls of the model `monte-carlo` with one sample, and round trips of arrays, with the same in this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from workers.calling.child import Child
 REPEATS = 9
 CALLS = 1000
 SIZES = (2**20, 2**24)
-"""Bytes of the arrays: a photograph's, and the largest request by default."""
+"""Array sizes in bytes: a photograph, and the default limit of a request."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The workloads' models, each with the one variant that every contestant runs: the router has nothing to choose."""
+"""The workloads' models, each with the single variant that every contestant runs, so the router has no choice."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def write_catalogue(folder: Path, workloads: Iterable[Workload]) -> None:
 
 
 def plan_of(workload: Workload, models: Path) -> Plan:
-    """The workload with its artefacts, fetched or derived where the cache has none; one process of one thread.
+    """The workload with its artefacts, fetched or derived if they are not in the cache; one process of one thread.
 
     Raises:
-        ArtefactError: one cannot be had.
+        ArtefactError: one is not available.
     """
     store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(models).resolve(workload.model)
     files = {role: str(path) for role, path in store.files(model, workload.variant).items()}
@@ -62,5 +62,5 @@ def plan_of(workload: Workload, models: Path) -> Plan:
 
 
 def queues_of(model: str, *, rows: int, wait: float = 0.0, keep: int = KEEP) -> str:
-    """A queues.yaml of one class for one model: rows a batch, seconds that one waits, seconds that results stay."""
+    """A queues.yaml of one class and one model: rows per batch, seconds that it waits, seconds of results."""
     return _QUEUES.format(model=model, rows=rows, wait=wait, keep=keep)

@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started: taxiway, Celery in three ways, and four model servers."""
+"""The contestants and how each is started: taxiway, Celery in three configurations, and four model servers."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ PATIENCE = 120.0
 """Seconds within which a server must answer its first request."""
 
 THREADS = 32
-"""Of Celery's threads pool, where threads only wait."""
+"""Threads of Celery's thread pool for a workload that only waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """A contestant that is running: who asks it, by the name that figures get, and its processes by what they are."""
+    """A running contestant: its callers by their names in the results, and its processes by role."""
 
     callers: Mapping[str, Callable[[], Caller]]
     processes: Mapping[str, list[int]]
 
 
 Start = Callable[[Plan, Path, Path], AbstractContextManager[Up]]
-"""Runs a contestant for a plan; the folders are for its files, and the catalogue."""
+"""Runs a contestant for a plan, with a folder for its files and the catalogue's folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A peer that is asked over HTTP.
+    """A peer with an HTTP interface.
 
     Attributes:
-        command: what its interpreter is given.
+        command: the arguments of its interpreter.
         body: a payload as a request's body.
     """
 
@@ -73,7 +73,7 @@ class Server:
 
 @contextmanager
 def start_fleet(plan: Plan, folder: Path, models: Path) -> Iterator[Up]:
-    """taxiway: broker, router and the plan's workers, asked by the client and at the HTTP door. See `Start`."""
+    """taxiway: broker, router and the plan's workers, called by the client and at the HTTP door. See `Start`."""
     queues = folder / "queues.yaml"
     queues.write_text(queues_of(plan.workload.model, rows=plan.rows, wait=plan.workload.wait))
     threads = ["--threads", str(plan.threads)]
@@ -90,7 +90,7 @@ def start_fleet(plan: Plan, folder: Path, models: Path) -> Iterator[Up]:
 
 @dataclass(frozen=True, slots=True)
 class Celery:
-    """Plain Celery on a Valkey of its own that is as durable as the fleet's: append-only file, flushed every second."""
+    """Plain Celery on its own Valkey with the fleet's durability: append-only file, flushed every second."""
 
     name: str
     pool: str
@@ -116,7 +116,7 @@ class Celery:
 
 
 def waiting_threads(plan: Plan) -> int:
-    """Threads that hold a request each while it waits; where they compute, as many as there are cores."""
+    """One thread per outstanding request if the workload waits; if it computes, one per core."""
     return plan.processes if plan.workload.computes else THREADS
 
 

@@ -1,11 +1,11 @@
-"""Derives profiles of two accelerators that were not available, an L4 and a TPU v5e, from public measurements.
+"""Derives profiles of two unavailable accelerators, an L4 and a TPU v5e, from public measurements.
 
 `python -m benchmarks.derive_profiles [--data ../shared/data] [--output models]` writes the profiles of MiniLM (the
-models embed and sentiment), prints each as one line, and checks the method on a device that it was not fitted to.
+models embed and sentiment), prints each as one line, and validates the method on a device that it was not fitted to.
 
-The method is a roofline: a batch takes what its launches take, and then the slowest of reading the weights, moving the
-activations and computing. The shares of the peaks that engines reach come from the rows named in each file. An engine
-less good than the rows' own (TensorRT, Flax) is slower than these figures: that is what R = 2 and the warning are for.
+The method is a roofline: a batch takes its launch time plus the slowest of reading the weights, moving the activations
+and computing. The shares of peak that engines reach come from the rows named in each file. An engine that is less
+efficient than theirs (TensorRT, Flax) is slower than these figures; R = 2 and the warning account for that.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PUBLISHED = "2024-08-28"
 """The day on which MLPerf Inference v4.1 was published."""
 
 SQUAD_TOKENS = 177.0
-"""Mean tokens of a bert-99 sample. Assumed: engines leave padding out, and at its full 384 an L4 would be at 98 % of
-its peak."""
+"""Mean tokens of a bert-99 sample. Assumed: engines skip padding; with all 384 tokens an L4 would be at 98 % of its
+peak."""
 
 SDXL_OPERATIONS = 20 * 2 * 5.98e12
 """Operations of a stable-diffusion-xl sample: 20 steps, each of two passes of a network of 5.98e12. Assumed."""
@@ -39,7 +39,7 @@ EAGER_TRAFFIC = 38
 """Activations that one layer reads and writes, in widths a token, with no operation fused into another."""
 
 FUSED_TRAFFIC = 26
-"""The same where XLA fuses what is element by element into its neighbours."""
+"""The same if XLA fuses element-wise operations into their neighbours."""
 
 _BERT = ("Offline", "SingleStream")
 _BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
@@ -50,7 +50,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A transformer encoder whose feed-forward part is four times as wide as it is."""
+    """A transformer encoder whose feed-forward layers are four times its width."""
 
     width: int
     layers: int
@@ -61,7 +61,7 @@ class Encoder:
         return 12.0 * self.width**2 * self.layers
 
     def operations(self, tokens: float) -> float:
-        """Operations a token in a sequence of so many."""
+        """Operations per token in a sequence of that many tokens."""
         return 2 * self.weights + 4 * tokens * self.width * self.layers
 
 
@@ -71,7 +71,7 @@ MINILM = Encoder(384, 6)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a device reaches: shares of its peaks, and seconds of launches a layer and a batch."""
+    """What a device reaches: shares of its peaks, and launch seconds per layer and per batch."""
 
     peak: Row
     compute: float
@@ -99,7 +99,7 @@ def only(rows: Sequence[Row], **wanted: str) -> Row:
     """The one row with these values.
 
     Raises:
-        ValueError: none or several are.
+        ValueError: there is none, or several.
     """
     found = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     if len(found) != 1:
@@ -108,13 +108,13 @@ def only(rows: Sequence[Row], **wanted: str) -> Row:
 
 
 def share_of_bandwidth(vidur: Row, a100: Row) -> float:
-    """The share that an element-by-element operation reaches: phi-2's activation, four times 2,560 wide, in fp16."""
+    """The share of peak of an element-wise operation: phi-2's activation, 4 × 2,560 wide, in fp16."""
     moved = 2 * 4 * 2560 * 2 * float(vidur["num_tokens"])
     return moved / (float(vidur["mlp_act_ms"]) * 1e-3) / float(a100["memory_bandwidth_bytes_per_s"])
 
 
 def bert_engine(offline: Row, single: Row, peak: Row, memory: float) -> Engine:
-    """What a device reaches on bert-99: compute by its Offline rate, launches by what Single Stream has left."""
+    """What a device reaches on bert-99: compute from its Offline rate, launches from what Single Stream leaves."""
     each = float(offline["samples_per_second"]) / float(offline["accelerator_count"])
     operations = SQUAD_TOKENS * BERT_LARGE.operations(SQUAD_TOKENS)
     reading = BERT_LARGE.weights / (memory * float(peak["memory_bandwidth_bytes_per_s"]))
@@ -124,7 +124,7 @@ def bert_engine(offline: Row, single: Row, peak: Row, memory: float) -> Engine:
 
 
 def sdxl_engine(offline: Row, peak: Row, memory: float, a_batch: float) -> Engine:
-    """What a device reaches on stable-diffusion-xl; no row tells what a batch costs whatever its size."""
+    """What a device reaches on stable-diffusion-xl; no row gives a batch's fixed cost."""
     each = float(offline["samples_per_second"]) / float(offline["accelerator_count"])
     return Engine(peak, each * SDXL_OPERATIONS / float(peak["peak_bf16_flops"]), memory, 0.0, a_batch)
 
@@ -155,7 +155,7 @@ def name_of(row: Row) -> str:
 
 
 def check(engine: Engine, offline: Row, single: Row, peak: Row) -> str:
-    """How well the L4's shares tell bert-99 on another device, as one line of JSON."""
+    """How well the L4's shares predict bert-99 on another device, as one line of JSON."""
     other = Engine(peak, engine.compute, engine.memory, engine.a_layer, engine.a_batch)
     rate = other.rate("int8") / (SQUAD_TOKENS * BERT_LARGE.operations(SQUAD_TOKENS))
     latency = engine.a_layer * BERT_LARGE.layers + BERT_LARGE.weights / other.bandwidth()
@@ -218,7 +218,7 @@ def _profile(model: Model, device: Processor, engine: Engine, rows: tuple[str, .
 
 
 def main() -> None:
-    """Derive and write the profiles, or say that the data is not there."""
+    """Derive and write the profiles, or report that the data is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=TREE.parent / "shared" / "data")
     parser.add_argument("--output", type=Path, default=TREE / "models")

@@ -1,10 +1,10 @@
 """What does a flash crowd cost, with the rebalancer and without?
 
 `python -m benchmarks.flash_crowd` starts a router, two workers of a cheap class and one of a dear class that is
-reserved for live work, and sends `paced` jobs of 25 ms at random moments, the same in both runs: bulk work for 70 % of
-the fleet, and live work for 5 %, for 30 s ten times as much. It prints the share of live jobs that were answered in
-time, and what bulk was answered in the two minutes from the crowd's first moment, beside as much time before it. The
-exit status is 1 where less than 99 % of the live jobs are in time, or bulk loses more than a tenth.
+reserved for live work, and sends `paced` jobs of 25 ms at random times, the same in both runs: bulk work for 70 % of
+the fleet and live work for 5 %, which is ten times as much for 30 s. It prints the share of live jobs answered in time,
+and the bulk throughput of the two minutes from the crowd's start against the two minutes before. The exit status is 1
+if less than 99 % of the live jobs are in time, or bulk loses more than a tenth.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS = 96
 """Rows of a job, three full batches: 25 ms of a device."""
 
 CAPACITY = 3 / 0.0246
-"""Jobs a second that the three devices can do."""
+"""The capacity of the three devices in jobs per second."""
 
 DEADLINE = 0.25
 """Of live jobs, in seconds."""
@@ -48,7 +48,7 @@ default_service: live
 """
 
 WITHOUT = "rebalance: {max_moves_per_job: 0}\n"
-"""What keeps every job where it was placed."""
+"""Configuration that disables moves."""
 
 WORKERS = (
     ("--class", "cpu.batch", "--device", "cpu:0"),
@@ -73,14 +73,14 @@ SEED = 7
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A job: when it was sent, when it was answered (None where it was not), both in seconds since the beginning."""
+    """A job: when it was sent and when it was answered (None if it was not), in seconds since the start."""
 
     sent: float
     answered: float | None
 
     @property
     def in_time(self) -> bool:
-        """Whether a live job was."""
+        """Whether a live job was answered in time."""
         return self.answered is not None and self.answered - self.sent <= DEADLINE
 
 
@@ -97,12 +97,12 @@ class Run:
         return sum(one.in_time for one in asked) / max(len(asked), 1)
 
     def done(self, begin: float, end: float) -> float:
-        """Bulk jobs answered a second in this time."""
+        """Bulk jobs answered per second in this time."""
         return sum(begin <= (one.answered or -1.0) < end for one in self.bulk) / (end - begin)
 
     @property
     def lost(self) -> float:
-        """The share of its throughput that bulk lost in the two minutes, against what was sent in them."""
+        """The share of bulk throughput lost in the two minutes, relative to what was sent in them."""
         sent = sum(one.sent >= CALM for one in self.bulk) / AFTER
         return 1 - self.done(CALM, CALM + AFTER) / sent
 
@@ -133,7 +133,7 @@ def one_run(queues: str) -> Run:
 
 
 async def crowd(broker: str) -> Run:
-    """Send everything; what became of it by the end."""
+    """Send everything; returns the outcomes at the end."""
     async with taxiway.AsyncClient(broker) as client:
         began = time.perf_counter()
 
@@ -146,7 +146,7 @@ async def crowd(broker: str) -> Run:
 
 
 async def asking(client: taxiway.AsyncClient, service: str, moments: Sequence[float], began: float) -> list[Asked]:
-    """Ask at these moments; what was not answered by the end counts as unanswered."""
+    """Send requests at these times; what has no answer by the end counts as unanswered."""
 
     async def ask(due: float) -> Asked:
         with contextlib.suppress(OverloadedError, DeadlineExceededError):
@@ -165,7 +165,7 @@ async def asking(client: taxiway.AsyncClient, service: str, moments: Sequence[fl
 
 
 def arrivals(stream: str, begin: float, seconds: float, load: float) -> Iterator[float]:
-    """Moments of a Poisson process, the same for the same stream, for a share of what the fleet can do."""
+    """Times of a Poisson process for a share of the fleet's capacity, reproducible per stream."""
     moments, now = random.Random(f"{SEED} {stream}"), 0.0
     while (now := now + moments.expovariate(load * CAPACITY)) < seconds:
         yield begin + now

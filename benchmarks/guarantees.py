@@ -1,9 +1,9 @@
-"""How late does a waiter hear of its deadline when no worker lives, and what does a replica cost a submit?
+"""How late is a waiter notified of its deadline when no worker is alive, and what does a replica cost a submit?
 
 `python -m benchmarks.guarantees` starts a Valkey with a replica (append-only files, flushed every second), a router,
-and a worker that is stopped before it is asked anything. Jobs get deadlines spread over two seconds; a waiter's
-lateness is from its job's deadline on record to when it heard. Submits that wait for the replica and submits that do
-not take turns.
+and a worker that is stopped before any request. Jobs have deadlines spread over two seconds; a waiter's lateness is the
+time from its job's recorded deadline to its notification. Submits that wait for the replica alternate with submits
+that do not.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _pair(folder: Path) -> Iterator[str]:
 
 
 async def _lateness(url: str, jobs: int) -> list[float]:
-    """Seconds from each job's deadline until its waiter heard."""
+    """Seconds from each job's deadline to its waiter's notification."""
     async with AsyncClient(url) as client:
         asked = [await client.submit("echo", n, deadline=2 + 2 * n / jobs) for n in range(jobs)]
         heard = await asyncio.gather(*map(_heard, asked))

@@ -1,6 +1,6 @@
-"""A lean HTTP/1.1 client, so that what is measured is the server: as many connections as there are requests at once.
+"""A minimal HTTP/1.1 client that keeps the measurement on the server, with one connection per concurrent request.
 
-Bodies are made beforehand; of an answer only the status and the length are read, and its content where items are in it.
+Bodies are made beforehand. Of an answer only status and length are read, and the content if it has items.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class HttpCaller:
     """Posts bodies to one path of a loopback server.
 
     Args:
-        bodies: requests, asked in turn.
+        bodies: requests, sent in rotation.
         count: the items in an answer's body.
     """
 
@@ -49,7 +49,7 @@ class HttpCaller:
         return self._count(await self.body(number))
 
     async def alone(self, number: int) -> float:
-        """The same, for a caller that does nothing else."""
+        """The same for a caller with a single request at a time."""
         return await self.ask(number)
 
     async def body(self, number: int) -> bytes:
@@ -62,7 +62,7 @@ class HttpCaller:
     def _unused(self) -> _Connection | None:
         while self._free:
             connection = self._free.pop()
-            if connection.open:  # servers close those that were idle for some seconds
+            if connection.open:  # servers close connections that were idle for some seconds
                 return connection
         return None
 
@@ -73,7 +73,7 @@ class HttpCaller:
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time. What fails leaves it closed and out of the pool."""
+    """A connection with one request at a time. After a failure it is closed and removed from the pool."""
 
     def __init__(self) -> None:
         self.open = True

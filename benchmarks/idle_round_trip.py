@@ -1,9 +1,9 @@
 """How long is one idle round trip of `echo`: taxiway's Python client and its HTTP door, beside plain Celery?
 
 `python -m benchmarks.idle_round_trip` starts one Valkey (append-only file, flushed every second), a router, a cpu.batch
-worker and a plain Celery worker with an echo task, and asks one request at a time. Within a round the paths take turns
-of a few requests each, so that whatever else the machine does meets them all alike. It prints the p50 and p99 of each
-path, and the ratios of the client's and the HTTP door's p50 to plain Celery's in the same round.
+worker and a plain Celery worker with an echo task, and asks one request at a time. Within a round the paths alternate
+after a few requests each, so other load on the machine affects all alike. It prints the p50 and p99 of each path, and
+the ratios of the client's and the HTTP door's p50 to plain Celery's in the same round.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from benchmarks.processes import Doors, fleet_and_peer
 from benchmarks.workloads import TEXT
 
 TARGETS = {"client": 0.6, "http": 0.65}
-"""The largest ratios to plain Celery's p50 that the fleet is built for."""
+"""Target: the largest ratios to plain Celery's p50."""
 
 WARM_UP = 50
 """Requests of each path before the first round."""
 
 TURN = 20
-"""Requests that a path makes before the next path's turn."""
+"""Consecutive requests of a path before the next path follows."""
 
 RoundTrip = Callable[[], object]
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measured(doors: Doors, *, requests: int, rounds: int) -> dict[str, list[list[float]]]:
-    """For each path, a list a round of seconds a request."""
+    """For each path, per round, the seconds of each request."""
     with taxiway.Client(doors.broker) as client, taxiway.Client(doors.http) as http:
         paths: dict[str, RoundTrip] = {
             "celery": lambda: echo.delay(TEXT).get(timeout=10),
@@ -69,7 +69,7 @@ def _one_round(paths: Mapping[str, RoundTrip], *, turns: int) -> dict[str, list[
 
 
 def timed(ask: RoundTrip, requests: int) -> list[float]:
-    """Seconds that each of `requests` round trips took, one after the other."""
+    """Seconds of each of `requests` sequential round trips."""
     gc.collect()
     taken = []
     for _ in range(requests):

@@ -1,4 +1,4 @@
-"""Peers' virtual environments, in the user's cache: made when they are first wanted, and kept."""
+"""Peers' virtual environments in the user's cache, created on first use and kept."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from tasks.settings import cache_directory
 
 MODEL_PACKAGES = ("numpy", "onnxruntime", "pillow", "tokenizers", "msgspec", "pyyaml", "safetensors")
-"""What the batch loop needs, in the versions that the fleet has: a peer must not win or lose by its runtime."""
+"""The batch loop's packages in the fleet's versions, so results do not depend on the runtime's version."""
 
 _PATIENCE = 1200  # seconds for one installation
 
 
 class AbsentError(Exception):
-    """A peer cannot be run on this machine; the text says why."""
+    """A peer cannot run on this machine; the text gives the reason."""
 
 
 def interpreter(peer: str, packages: Sequence[str]) -> str:

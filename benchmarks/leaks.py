@@ -1,9 +1,9 @@
-"""What do jobs leave behind in the broker once their time is over?
+"""What do jobs leave behind in the broker after they expired?
 
-`python -m benchmarks.leaks [--jobs 100000]` sends a fleet jobs that end in every way: answered, failed by their inputs,
-refused, cancelled, past their deadline; with large values beside their messages, under idempotency keys that others
-used before, held for their tenant, told as they are generated, at the broker's door and at the HTTP door. Results and
-records are kept for two seconds. It prints how many keys there are more than before the first of them, and the memory.
+`python -m benchmarks.leaks [--jobs 100000]` sends jobs that end in every way: succeeded, failed, refused,
+cancelled, expired; with large values beside their messages, with reused idempotency keys, held for their tenant, and
+streamed, at the broker's door and at the HTTP door. Results and records are kept for two seconds. It prints how many
+more keys, and how much more memory, there are than before.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ limits: {keep_result: 2, keep_record: 2, keep_explanation: 2}
 """
 
 SUBMITTERS = 256
-"""Jobs under way at once."""
+"""Concurrent jobs."""
 
 WARM = 1_000
-"""Jobs before the base is taken: of every kind, so that what is kept for good is there."""
+"""Jobs of every kind before the baseline, so it includes keys that are kept permanently."""
 
 SETTLED = 300.0
-"""Longest wait until nothing of the jobs is left: streams are kept for two minutes."""
+"""Longest wait until all traces of jobs have expired: streams are kept for two minutes."""
 
 RENEWED = (session_key(""), room_key(""), LEAD)
-"""Beginnings of keys that a router or a worker renews as long as it lives."""
+"""Prefixes of keys that a running router or worker renews."""
 
 FOR_GOOD = -1
-"""What the server says of the time that is left to a key which does not end by itself."""
+"""The server's TTL of a key without an expiry."""
 
 LARGE = b"x" * 20_000
 """A value that travels beside its message."""
@@ -85,7 +85,7 @@ KINDS: dict[str, tuple[int, Kind]] = {
     "cancelled": (19, _cancelled),
     "told as it comes": (997, _told),
 }
-"""What is sent: a job is of the last kind whose figure divides its number."""
+"""The kinds of jobs: a job is of the last kind whose figure divides its number."""
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 async def send(broker: str, http: str, jobs: int) -> Counter[str]:
-    """Send so many by both doors in turn; how they ended."""
+    """Send jobs by both doors in alternation; returns how they ended."""
     numbers, outcomes = iter(range(1, jobs + 1)), Counter[str]()
     async with AsyncClient(broker, connect_timeout=60) as one, AsyncClient(http, connect_timeout=60) as other:
 

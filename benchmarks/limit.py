@@ -1,4 +1,4 @@
-"""The in-process limit of a workload: batch loops side by side, with no queue and no server before them."""
+"""The in-process limit of a workload: parallel batch loops without a queue or a server."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from benchmarks.workloads import Plan
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What the loops of one plan reached together: items a second, and processor seconds an item."""
+    """The loops' total throughput in items per second, and processor seconds per item."""
 
     rate: float
     cpu: float
 
 
 def measure_limit(plan: Plan, models: Path, folder: Path, *, seconds: float) -> Limit:
-    """Run the plan's loops side by side.
+    """Run the plan's loops in parallel.
 
     Raises:
-        NotReadyError: one did not load its model, or ended.
+        NotReadyError: one failed to load its model, or exited.
     """
     command = [sys.executable, "-m", "benchmarks.batch_loop", "--seconds", str(seconds)]
     variables, log = plan.environment() | {MODELS: str(models)}, folder / "limit.log"
@@ -51,7 +51,7 @@ def measure_limit(plan: Plan, models: Path, folder: Path, *, seconds: float) -> 
 
 
 def layouts(plan: Plan) -> Iterator[Plan]:
-    """How the machine's cores may be shared out: threads of one process, or a process for each core."""
+    """The possible layouts on the machine's cores: threads of one process, or a process per core."""
     cores = os.cpu_count() or 1
     if not plan.workload.computes or cores == 1:
         yield plan
@@ -61,7 +61,7 @@ def layouts(plan: Plan) -> Iterator[Plan]:
 
 
 def best_layout(plan: Plan, models: Path, folder: Path, *, seconds: float) -> Plan:
-    """The layout whose loops get through most; every contestant gets it."""
+    """The layout with the highest throughput, which every contestant uses."""
     reached = [(measure_limit(each, models, folder, seconds=seconds).rate, each) for each in layouts(plan)]
     return max(reached, key=lambda pair: pair[0])[1]
 
@@ -72,7 +72,7 @@ def _line(says: IO[bytes] | None, log: Path, patience: float) -> dict[str, float
     line = says.readline() if heard else b""
     if not line:
         raise NotReadyError(
-            f"a batch loop said nothing within {patience:g} s; {log} ends with:\n{log.read_text()[-500:]}"
+            f"a batch loop printed nothing within {patience:g} s; {log} ends with:\n{log.read_text()[-500:]}"
         )
     said: dict[str, float] = json.loads(line)
     return said

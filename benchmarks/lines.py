@@ -1,4 +1,4 @@
-"""Figures over time as lines, in one SVG file that a document can show: each panel one measure, each line one run."""
+"""Line charts over time in one SVG file for a document: a panel per measure, a line per run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#667080}.title{font
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One run's figures at moments in seconds; `own` ones stand out."""
+    """One run's figures over time in seconds; `own` lines are highlighted."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -31,7 +31,7 @@ class Line:
 
     @property
     def kind(self) -> str:
-        """How it is drawn."""
+        """The line's style."""
         return "own" if self.own else "other"
 
 
@@ -44,7 +44,7 @@ class Panel:
 
 
 def write_lines(path: Path, panels: Sequence[Panel], *, band: tuple[float, float, str]) -> None:
-    """Write the file, and say where on stderr. `band` marks a time, in seconds, and names it."""
+    """Write the file, and print its path to stderr. `band` highlights a period in seconds, with its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(picture(panels, band=band), encoding="utf-8")
     sys.stderr.write(f"chart: {path}\n")

@@ -1,6 +1,6 @@
-"""Load on one contestant: requests one after the other, a constant number outstanding, or arrivals that do not wait.
+"""Load on one contestant: sequential requests, a constant number outstanding, or open-loop arrivals.
 
-Every loop gives the requests that it made; rates and latencies are read off these.
+Every loop returns its requests; rates and latencies are computed from these.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import msgspec
 
 Ask = Callable[[int], Awaitable[float]]
-"""Makes the request of that number, and gives the items in its answer: 1, or tokens."""
+"""Sends the request of that number; returns the items in its answer: 1, or its tokens."""
 
 MOST_FAILURES = 0.01
-"""Share of requests that may fail in a loop before its figures say nothing."""
+"""Largest share of failed requests with which a loop's figures are valid."""
 
 
 class UnreliableError(Exception):
@@ -26,9 +26,9 @@ class UnreliableError(Exception):
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """One answered request: when it was due and when its answer was there, by `time.perf_counter`, and its items.
+    """One answered request: its due time, its completion time (`time.perf_counter`), and its items.
 
-    Python's collector does not look at it: of 100,000 it would look for 0.1 s at a time, in the midst of a loop.
+    It is excluded from garbage collection, which would take 0.1 s at a time for 100,000 of them during a loop.
     """
 
     began: float
@@ -37,33 +37,33 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def seconds(self) -> float:
-        """How long its caller waited."""
+        """The caller's latency in seconds."""
         return self.ended - self.began
 
 
 @dataclass(slots=True)
 class Window:
-    """Between which instants a saturated loop counts."""
+    """The measurement window of a saturated loop."""
 
     opens: float
     closes: float
 
     def items(self, requests: Sequence[Request]) -> float:
-        """The items served between them.
+        """The items served in the window.
 
-        A request counts by the share of its time that lies inside, so that a window needs no whole number of batches.
+        A request counts by the share of its time inside the window, which therefore need not hold whole batches.
         """
         inside = ((max(self.opens, r.began), min(self.closes, r.ended), r) for r in requests)
         return sum(r.items * (end - begin) / r.seconds for begin, end, r in inside if end > begin)
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """The window's length in seconds."""
         return self.closes - self.opens
 
 
 class Recorder:
-    """Asks, and keeps what was answered."""
+    """Sends requests and keeps the answered ones."""
 
     def __init__(self, ask: Ask) -> None:
         self.requests: list[Request] = []
@@ -71,12 +71,12 @@ class Recorder:
         self._failures: list[Exception] = []
 
     async def request(self, number: int, began: float) -> None:
-        """Ask; a failure is counted, not raised."""
+        """Send a request; a failure is counted, not raised."""
         try:
             items = await self._ask(number)
         except (OSError, ValueError, RuntimeError) as error:
             self._failures.append(error)
-            await asyncio.sleep(0.01)  # a refused connection answers at once: do not spin
+            await asyncio.sleep(0.01)  # a refused connection fails at once: do not spin
         else:
             self.requests.append(Request(began, time.perf_counter(), items))
 
@@ -94,7 +94,7 @@ class Recorder:
 
 
 async def one_by_one(ask: Ask, *, seconds: float, least: int) -> list[Request]:
-    """Requests one after the other for `seconds`, and at least so many."""
+    """Sequential requests for `seconds`, and at least the given number."""
     recorder, ends, number = Recorder(ask), time.perf_counter() + seconds, 0
     while number < least or time.perf_counter() < ends:
         await recorder.request(number, time.perf_counter())
@@ -105,9 +105,9 @@ async def one_by_one(ask: Ask, *, seconds: float, least: int) -> list[Request]:
 async def saturated(
     ask: Ask, *, outstanding: int, seconds: float, mark: Callable[[], None]
 ) -> tuple[list[Request], Window]:
-    """A constant number outstanding; the window opens when each caller has been answered once, and stays `seconds`.
+    """A constant number of outstanding requests. The window opens once each caller was answered, and lasts `seconds`.
 
-    `mark` is called as it opens and as it closes. What is outstanding then is waited for.
+    `mark` is called when it opens and when it closes. Requests outstanding at the end are awaited.
     """
     recorder, window = Recorder(ask), Window(0.0, float("inf"))
     fresh = outstanding
@@ -132,9 +132,9 @@ async def saturated(
 
 
 async def arriving(ask: Ask, *, rate: float, seconds: float, seed: int) -> list[Request]:
-    """Poisson arrivals of `rate` a second, whether or not earlier ones are answered.
+    """Open-loop Poisson arrivals of `rate` per second.
 
-    A request's time counts from when it was due, so that a client that falls behind hides nothing.
+    Latency counts from the due time, so a client that falls behind does not hide latency.
     """
     draw, recorder = random.Random(seed), Recorder(ask)
     began = time.perf_counter()

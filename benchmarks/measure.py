@@ -1,4 +1,4 @@
-"""What benchmarks share: statistics, the machine they ran on, and the line that each answer is printed as."""
+"""Shared by benchmarks: statistics, the machine's description, and the output line."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from tasks.settings import TREE
 CPUINFO = Path("/proc/cpuinfo")
 
 CHARTS = TREE / "build" / "benchmarks"
-"""Where benchmarks write their charts unless told otherwise."""
+"""The default folder for charts."""
 
 Line = dict[str, object]
 
 
 def say(line: Mapping[str, object]) -> None:
-    """Print one answer as a JSON line."""
+    """Print a result as a JSON line."""
     sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     sys.stdout.flush()
 
 
 def answer(question: str, figures: Sequence[float], **more: object) -> Line:
-    """The line of one answer: the question, the machine, the figures' summary, and what else is to be said."""
+    """A result's line: the question, the machine, the figures' summary, and further fields."""
     return {"question": question, **machine(), **summary(figures), **more}
 
 
 def summary(figures: Sequence[float]) -> Line:
-    """Repeats, median and spread (largest less smallest), to four digits or the thousandth."""
+    """Repeats, median and spread (largest minus smallest), to four digits or the thousandth."""
     spread = max(figures) - min(figures)
     return {"repeats": len(figures), "median": _short(statistics.median(figures)), "spread": _short(spread)}
 
 
 def percentile(taken: Sequence[float], share: float) -> float:
-    """The smallest of `taken` that `share` percent of them do not exceed."""
+    """The percentile `share` of `taken`."""
     return sorted(taken)[math.ceil(len(taken) * share / 100) - 1]
 
 
 @functools.cache
 def machine() -> Line:
-    """The commit and the device that the figures are of."""
+    """The commit and the device of the figures."""
     git = ["git", "-C", str(TREE), "describe", "--always", "--dirty"]
     described = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {"commit": described or "uncommitted", "device": f"{os.cpu_count()} cores, {processor()}"}
 
 
 def processor() -> str:
-    """The processor's name, as Linux tells it."""
+    """The processor's name, from Linux."""
     names = [line.partition(":")[2].strip() for line in CPUINFO.read_text().splitlines() if line[:10] == "model name"]
     return names[0] if names else platform.machine()
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process and those below it have used; one that ended meanwhile counts no more."""
+    """Processor time of a process and its descendants; a descendant that has exited is not counted."""
     seconds = 0.0
     for process in tree(pid):
         try:
@@ -74,7 +74,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """The process and all below it; none where it has ended."""
+    """The process and its descendants; empty if it has exited."""
     try:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]

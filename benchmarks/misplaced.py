@@ -1,12 +1,11 @@
-"""Does a new worker get its half of the jobs waiting for another class, while leading routers are killed?
+"""Does a new worker get its half of the jobs that wait for another class, while leaders are killed?
 
 `python -m benchmarks.misplaced [--broker amqp://…]` starts two routers and a worker, and submits `paced` jobs until
-20,000 wait for its class. Then a worker of another class of the same price joins, and the router that leads is killed
-(`kill -9`) as soon as jobs begin to move, 20 times; a standby goes on, and a new one is started. All must be answered
-within 1.15 times what a perfect split would take: what the same workers took for jobs that were placed on both, before
-and after, for other load on the machine comes and goes. That each ran once is checked from its record, where workers
-count their claims and their runs, and from what the store announced, for every result that is written is announced. The
-exit status is 1 where any of it does not hold.
+20,000 wait for its class. Then a worker of another class of the same price joins, and the leader is killed
+(`kill -9`) as soon as jobs begin to move, 20 times; a standby takes over, and a new router starts. All jobs must be
+answered within 1.15 times the time of a perfect split. That time is measured before and after, with the same workers
+and jobs placed on both, because other load on the machine varies. That each job ran once is checked from its record,
+which counts claims and runs, and from the announcements of results. The exit status is 1 if any check fails.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from taxiway.contract.keys import ARRIVALS, DEVICES, LEAD, MOVES, WORK, job_key,
 HERE, THERE = "cpu.here", "cpu.there"
 
 ROWS = 16
-"""Rows of a job, and of the largest batch: a job takes its device 6.6 ms, whatever else waits."""
+"""Rows of a job, which fill the largest batch: a job takes 6.6 ms of its device."""
 
 QUEUES = f"""
 hardware:
@@ -67,37 +66,37 @@ SECONDS = 0.0066
 """Device seconds of a job."""
 
 LEVEL = 2
-"""Where bulk work waits."""
+"""The priority level of bulk work."""
 
 TARGET = 1.15
-"""The longest that all may take, as a multiple of what a perfect split would."""
+"""Target: largest time as a multiple of a perfect split's."""
 
 MEASURED = 2000
-"""Jobs that are placed on both classes before and after, to see what a perfect split takes."""
+"""Jobs placed on both classes before and after, to measure a perfect split."""
 
 SUBMITTERS = 64
-"""Submissions under way at once."""
+"""Concurrent submissions."""
 
 ANYWHERE = ("--host", "127.0.0.1", "--port", "0")
-"""Where a router listens."""
+"""A router's port."""
 
 SEED = 7
 
 JOINING = 600
-"""Jobs that the first worker does, about, while the second one starts."""
+"""Approximate number of jobs that the first worker finishes while the second one starts."""
 
 SHARE = 0.7
-"""Of the jobs, as many as are to move, about: the kills come evenly while they do."""
+"""Approximate share of the jobs that move; the kills are spread evenly over them."""
 
 STUCK = 60.0
-"""Seconds without an answer after which the run has failed."""
+"""Seconds without a finished job after which the run has failed."""
 
 
 @dataclass(slots=True)
 class Fleet:
-    """Processes on one broker, and what the store announces: `written` is how often each job's result was.
+    """Processes on one broker, and the store's announcements: `written` counts those of each job's result.
 
-    `sent` maps the jobs to their inputs, and `told` are the times of the moves that a router lived to tell of.
+    `sent` maps jobs to their inputs, and `told` are the times of moves that a router recorded before it was killed.
     """
 
     settings: Settings
@@ -115,7 +114,7 @@ class Fleet:
         return len(self.sent) - len(self.written)
 
     def start(self, module: str, *options: str) -> Callable[[], None]:
-        """A worker or a router, as long as the fleet lives, or until what is returned is called."""
+        """Start a worker or a router; it ends with the fleet, or when the returned function is called."""
         alone = self.stack.enter_context(contextlib.ExitStack())
         log = self.folder / f"{module}-{next(self._logs)}.log"
         command = [sys.executable, "-m", module, *options]
@@ -134,7 +133,7 @@ class Fleet:
         return float(self.store.hget(WORK, work_cell(hardware_class, LEVEL)) or 0)
 
     def listen(self) -> None:
-        """Count what the store announces, until it ends."""
+        """Count the store's announcements until it stops."""
         heard = self.store.pubsub(ignore_subscribe_messages=True)
         heard.psubscribe(f"{result_key('')}*")
         with contextlib.suppress(redis.ConnectionError):
@@ -142,7 +141,7 @@ class Fleet:
                 self.written[message["channel"].decode().removeprefix(result_key(""))] += 1
 
     def hear_of_moves(self) -> None:
-        """Note the moves that routers told of lately."""
+        """Collect the moves that routers recorded recently."""
         raw: Any = self.store.lrange(MOVES, 0, -1)
         self.told |= {msgspec.json.decode(one, type=Moved).at for one in raw}
 
@@ -154,10 +153,10 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the jobs that waited.
+    """The outcome of the waiting jobs.
 
-    Of `cut` ticks some jobs had moved when their router was killed. `lost` jobs have no result, or a wrong one; those
-    done `again` were claimed, ran or were answered more than once.
+    `cut` counts ticks that were partly done when their router was killed. `lost` jobs have no result or a wrong one;
+    jobs done `again` were claimed, run or answered more than once.
     """
 
     jobs: int
@@ -171,7 +170,7 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        """How long they took, as a multiple of a perfect split."""
+        """Their time as a multiple of a perfect split's."""
         return self.seconds / self.perfect
 
 
@@ -218,7 +217,7 @@ def delete_queues(broker: str) -> None:
 
 
 def misplaced(fleet: Fleet, jobs: int, kills: int) -> Outcome:
-    """Let `jobs` wait for one class, start a worker of the other, and see what becomes of them."""
+    """Let `jobs` wait for one class, start a worker of the other, and return the outcome."""
     door = fleet.door()
     fleet.start("workers", "--class", HERE, "--device", "cpu:0")
     stop = fleet.start("workers", "--class", THERE, "--device", "cpu:1")
@@ -243,7 +242,7 @@ def misplaced(fleet: Fleet, jobs: int, kills: int) -> Outcome:
 
 
 def seconds_each(fleet: Fleet, door: str) -> float:
-    """Seconds a job, when jobs are placed on both classes: between a tenth and nine tenths of `MEASURED`."""
+    """Seconds per job when jobs are placed on both classes, from the 10th to the 90th percent of `MEASURED`."""
     already, seen = len(fleet.sent), list[tuple[float, int]]()
     asyncio.run(submit(fleet, door, lambda: len(fleet.sent) - already < MEASURED))
     while fleet.unanswered:
@@ -255,7 +254,7 @@ def seconds_each(fleet: Fleet, door: str) -> float:
 
 
 async def submit(fleet: Fleet, door: str, more: Callable[[], bool]) -> None:
-    """Submit jobs while there are to be `more`."""
+    """Submit jobs until `more` is false."""
     async with taxiway.AsyncClient(door) as client:
 
         async def submitter(number: int) -> None:
@@ -269,7 +268,7 @@ async def submit(fleet: Fleet, door: str, more: Callable[[], bool]) -> None:
 def kill_leaders(fleet: Fleet, kills: int, jobs: int) -> int:
     """Kill the leader while it moves jobs and start another router, `kills` times; returns how many were killed.
 
-    Each has moved some when it dies: how many is drawn again.
+    Each is killed after a random number of moves.
     """
     numbers, dead, moved, before = random.Random(SEED), set[str](), 0.0, fleet.work(THERE)
     longest = SHARE * jobs / kills * SECONDS
@@ -293,7 +292,7 @@ def await_that(fleet: Fleet, condition: Callable[[], bool]) -> None:
     """Wait until the condition is true.
 
     Raises:
-        TimeoutError: no job was answered for `STUCK` seconds.
+        TimeoutError: no job was finished for `STUCK` seconds.
     """
     answered, since = len(fleet.written), time.monotonic()
     while not condition():
@@ -306,7 +305,7 @@ def await_that(fleet: Fleet, condition: Callable[[], bool]) -> None:
 
 
 def outcome_of(fleet: Fleet, jobs: int, *, seconds: float, perfect: float, killed: int) -> Outcome:
-    """Read what the records say of every job that was sent."""
+    """Read the record of every job that was sent."""
     moves, lost, again = Counter[float](), 0, 0
     for job, inputs in fleet.sent.items():
         meta = fleet.store.get(result_key(job))

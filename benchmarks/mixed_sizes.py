@@ -1,9 +1,9 @@
 """Are live requests in time behind simulations that each hold a device for longer than their deadline?
 
 `python -m benchmarks.mixed_sizes` starts a router and two CPU workers with the shipped queues.yaml and models, and
-submits simulations of 10 million samples (about half a second each) to an idle fleet, as bulk. At once a stream of live
-sentiment requests follows, until all simulations have ended. A request is in time if its caller has the answer within
-the deadline of the service `live`. The exit status is 1 where less than 99 % of them are.
+submits simulations of 10 million samples (about half a second each) to an idle fleet, as bulk. A stream of live
+sentiment requests follows at once, until all simulations have ended. A request is in time if its caller has the answer
+within the deadline of the service `live`. The exit status is 1 if less than 99 % are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUEUES = TREE / "queues.yaml"
 WORKERS = [["--class", "cpu.batch", "--device", f"cpu:{number}"] for number in range(2)]
 
 SAMPLES = 10_000_000
-"""Samples of a simulation: the most that the model takes."""
+"""Samples of a simulation: the model's maximum."""
 
 LIVE, BULK = "live", "bulk"
 
@@ -44,7 +44,7 @@ TEXT = "The crew was kind and the landing smooth."
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Seconds until each live request's answer, None where it had none, and until each simulation's."""
+    """Seconds until each live request's answer (None without one), and until each simulation's."""
 
     live: list[float | None]
     bulk: list[float]
@@ -94,9 +94,9 @@ def one_run(simulations: int, rate: float) -> Run:
 
 
 async def mixed(broker: str, simulations: int, rate: float) -> tuple[list[float | None], list[float]]:
-    """Submit the simulations, and ask live until they have ended."""
+    """Submit the simulations, and send live requests until they have ended."""
     async with taxiway.AsyncClient(broker) as client:
-        await asked(client, LIVE)  # the client's own first use
+        await asked(client, LIVE)  # warms up the client
         jobs = [asyncio.create_task(simulated(client, seed)) for seed in range(simulations)]
         requests = []
         for pause in pauses(rate):
@@ -115,7 +115,7 @@ async def simulated(client: taxiway.AsyncClient, seed: int) -> float:
 
 
 async def asked(client: taxiway.AsyncClient, service: str) -> float | None:
-    """Seconds until a sentiment request's answer; None where it was refused or expired."""
+    """Seconds until a sentiment request's answer; None if it was refused or expired."""
     began = time.perf_counter()
     try:
         await client.infer("sentiment", TEXT, service=service)

@@ -1,4 +1,4 @@
-"""The suite's figures as panels of bars: what each contestant reached against the limit, and how long it took."""
+"""The suite's figures as bar charts: each contestant's throughput against the limit, and its latencies."""
 
 from __future__ import annotations
 

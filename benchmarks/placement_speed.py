@@ -1,7 +1,9 @@
-"""How long does a placement take? Printed as JSON lines: 1,000 in a row over 100 candidates, and single ones over 6.
+"""How long does a placement take: 1,000 in a row over 100 candidates, and single ones over 6?
 
-And how long does it take to see the fleet again: from the store's keys, with 1,000 workers and a million waiting jobs,
-to a snapshot, shadow prices and the first candidate table? Run `python -m benchmarks.placement_speed`.
+And how long does a refresh of the fleet's state take: from the store's keys, with 1,000 workers and a million waiting
+jobs, to a snapshot, shadow prices and the first candidate table?
+
+`python -m benchmarks.placement_speed` prints JSON lines.
 """
 
 from __future__ import annotations
@@ -35,14 +37,14 @@ REPEATS = 9
 TEXT = TensorSpec(name="text", datatype="BYTES", shape=(-1,))
 
 WORKERS, CLASSES, MODELS, WAITING = 1000, 10, 20, 1_000_000
-"""The large fleet: its workers, in classes alike in number, what they hold, and the jobs that wait in their queues."""
+"""The large fleet: its workers in classes of equal size, the models that they hold, and the jobs in their queues."""
 
 JOB_SECONDS = 0.02
-"""Device seconds of a waiting job: they are counted by class and level, never one by one."""
+"""Device seconds of a waiting job; they are summed by class and level."""
 
 
 def model_of(variants: int) -> Model:
-    """A model with so many variants, each slower than the one before."""
+    """A model with this many variants, each slower than the previous one."""
     return Model(
         name="m",
         version=1,
@@ -60,7 +62,7 @@ def model_of(variants: int) -> Model:
 
 
 def topology_of(classes: int) -> Topology:
-    """So many hardware classes, each dearer than the one before."""
+    """This many hardware classes, each more expensive than the previous one."""
     hardware = {
         f"c{n}": HardwareClass(
             device="cpu", runtimes=("onnx",), max_batch=32, max_wait=0.002, price=Price(0.05 * (n + 1))
@@ -71,7 +73,7 @@ def topology_of(classes: int) -> Topology:
 
 
 def device_of(hardware_class: str, number: int, warm: tuple[str, ...]) -> DeviceFacts:
-    """One live device that holds `warm`, with what it learned of each."""
+    """One live device with `warm` models and its learned figures for each."""
     return DeviceFacts(
         worker=f"{hardware_class}.{number}",
         hardware_class=hardware_class,
@@ -100,7 +102,7 @@ def table_of(classes: int, variants: int) -> CandidateTable:
 
 
 def facts_of_a_large_fleet(topology: Topology) -> FleetFacts:
-    """The store's keys as a fleet of `WORKERS` with `WAITING` jobs leaves them."""
+    """The store's keys for a fleet of `WORKERS` with `WAITING` jobs."""
     warm = tuple(variant_key(f"{'m' if n == 0 else f'm{n}'}:1", "v0") for n in range(4))
     devices = [device_of(name, n, warm) for name in topology.hardware for n in range(WORKERS // len(topology.hardware))]
     seconds = WAITING * JOB_SECONDS / (len(topology.hardware) * LEVELS)
@@ -124,7 +126,7 @@ def seconds_to_see(facts: FleetFacts, model: Model, topology: Topology) -> float
 
 
 def seconds_of_each(table: CandidateTable, requests: int) -> list[float]:
-    """Seconds of each of `requests` placements in a row, each counting the work of those before."""
+    """Seconds of each of `requests` consecutive placements, each with the work of the previous ones added."""
     backlog = Backlog(table.classes, {})
     taken = []
     for seed in range(requests):
@@ -166,7 +168,7 @@ def main() -> None:
     large, model = topology_of(CLASSES), model_of(2)
     facts = facts_of_a_large_fleet(large)
     report(
-        f"microseconds from the store's keys to a board, {WORKERS:,} workers and {WAITING:,} waiting jobs",
+        f"microseconds from the store's keys to a candidate table, {WORKERS:,} workers and {WAITING:,} waiting jobs",
         lambda: seconds_to_see(facts, model, large),
         at_most=50_000,
     )

@@ -1,6 +1,6 @@
-"""The peer: an ordinary Celery app with one task that returns its argument, set as careful as the fleet's own.
+"""The peer: an ordinary Celery app with one task that returns its argument, with the fleet's delivery settings.
 
-Its worker is told where the broker and the results are by Celery's own CELERY_BROKER_URL and CELERY_RESULT_BACKEND.
+Its worker reads Celery's own CELERY_BROKER_URL and CELERY_RESULT_BACKEND.
 """
 
 from __future__ import annotations

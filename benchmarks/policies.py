@@ -1,9 +1,9 @@
 """Does taxiway's placement meet its targets on the two Azure traces, beside every other policy and the lower bound?
 
 `python -m benchmarks.policies` finds, for each trace, the load up to which static routing answers 95 % of live requests
-in time (where it never does, the load at which it answers most), and plays every policy at shares of that load. It
-prints what each attains and costs, how many times the bound for just those answers that is, and for each target whether
-it holds. `--json` prints one JSON line a figure instead.
+in time (if it never does, the load at which it answers most), and simulates every policy at shares of that load. It
+prints each policy's attainment and cost, the cost as a multiple of the lower bound for the same answers, and whether
+each target is met. `--json` prints one JSON line a figure instead.
 """
 
 from __future__ import annotations
@@ -38,26 +38,27 @@ TRACES = ("conv", "code")
 SHARES = (0.3, 0.6, 0.9, 1.0, 1.2)
 
 ATTAINED = 0.95
-"""The share of live requests that static routing shall answer in time at share 1 of the load."""
+"""The share of live requests that static routing answers in time at share 1 of the load."""
 
 LOADS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Where the bisection begins: between the last of these that is attained and twice as much."""
+"""Start of the bisection: between the last of these loads that is attained and twice as much."""
 
 NARROW = 1.02
-"""How near the bisection goes, as a ratio of loads."""
+"""Precision of the bisection, as a ratio of loads."""
 
 OURS, CLAIRVOYANT = "taxiway", "clairvoyant-edf"
 
 WITHIN, BOUNDED, UNDERCUT = 0.01, 1.15, 0.02
-"""Points of live attainment behind the clairvoyant; cost over the bound; what an equal baseline may cost less."""
+"""Targets: points of live attainment behind the clairvoyant policy; cost over the bound; by how much an equal baseline
+may be cheaper."""
 
 EQUAL = 0.001
-"""Attainment that counts as no less, in each service: a request in a thousand."""
+"""Tolerance of attainment in each service: one request in a thousand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What a policy attains and costs at a share of the load, on average over the seeds; `bound` is for its answers."""
+    """A policy's mean attainment and cost at a share of the load, over the seeds; `bound` is for its answers."""
 
     trace: str
     share: float
@@ -70,13 +71,13 @@ class Figure:
     bound: float
 
     def attains(self, other: Figure) -> bool:
-        """Whether it attains as much as the other, in every service."""
+        """Whether its attainment is at least the other's in every service."""
         return all(getattr(self, name) >= getattr(other, name) - EQUAL for name in SERVICES)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target on a trace, whether it holds, and the figures that say so."""
+    """A target on a trace, whether it is met, and the figures that show it."""
 
     trace: str
     target: str
@@ -85,7 +86,7 @@ class Target:
 
 
 class Bench:
-    """The Azure traces on the example fleet, both `part` times smaller; workloads and bounds are worked out once."""
+    """The Azure traces on the example fleet, both `part` times smaller; workloads and bounds are computed once."""
 
     def __init__(self, data: Path, part: int = 1) -> None:
         self.fleet: Fleet = smaller(load_fleet(FLEET), part)
@@ -102,7 +103,7 @@ class Bench:
         return prepare(self._traces[trace].at_load(load / self._part, seed=seed), self.fleet, seed=seed)
 
     def saturation(self, trace: str, seed: int) -> float:
-        """The load up to which static routing attains `ATTAINED`, by bisection; where it never does, its best load."""
+        """The load up to which static routing attains `ATTAINED`, by bisection; its best load if it never does."""
         tried = {load: self._static(trace, load, seed) for load in LOADS}
         reached = [load for load, attained in tried.items() if attained >= ATTAINED]
         if not reached:
@@ -118,7 +119,7 @@ class Bench:
 
 
 def smaller(fleet: Fleet, part: int) -> Fleet:
-    """A fleet with so many times fewer devices of each class."""
+    """A fleet with the number of devices of each class divided by this."""
     classes = {
         name: msgspec.structs.replace(device, count=max(device.count // part, 1), initial=device.initial // part)
         for name, device in fleet.classes.items()
@@ -132,7 +133,7 @@ def run(name: str, make: Maker, workload: Workload, seed: int) -> Summary:
 
 
 def mean(trace: str, share: float, load: float, runs: Sequence[tuple[Summary, float]]) -> Figure:
-    """The runs of one policy, each with the bound for its answers, taken together."""
+    """The combined runs of one policy, each with the bound for its answers."""
     attained = {name: sum(run.attainment[name] or 0.0 for run, _ in runs) / len(runs) for name in SERVICES}
     cost, bound = (sum(figures) / len(runs) for figures in zip(*((r.cost_usd, b) for r, b in runs), strict=True))
     return Figure(trace, share, load, runs[0][0].policy, **attained, cost=cost, bound=bound)
@@ -150,7 +151,7 @@ def measured(
 
 
 def targets(trace: str, figures: Sequence[Figure]) -> list[Target]:
-    """The issue's targets, held against figures of one trace that are there."""
+    """The targets, checked against the available figures of one trace."""
     ours = {figure.share: figure for figure in figures if figure.policy == OURS}
     others = [figure for figure in figures if figure.policy not in (OURS, CLAIRVOYANT)]
     equal = [other for other in others if other.share in ours and other.attains(ours[other.share])]
@@ -176,7 +177,7 @@ def _named(others: Sequence[Figure], ours: Figure) -> str:
 
 
 def table(figures: Sequence[Figure], title: str) -> Table:
-    """Figures of one trace and share, as people read them."""
+    """Figures of one trace and share, for people."""
     shown = Table("policy", *SERVICES, "cost", "times the bound", title=title, box=None, title_justify="left")
     for figure in figures:
         attained = [percent(getattr(figure, name)) for name in SERVICES]
@@ -200,7 +201,7 @@ def parser(name: str, description: str | None, traces: Sequence[str] = TRACES) -
 
 
 def main() -> None:
-    """Play all, and print figures and targets."""
+    """Simulate all policies, and print figures and targets."""
     options = parser("policies", __doc__)
     options.add_argument("--share", action="append", type=float, help=f"of the load; {SHARES}, unless named")
     options.add_argument("--policy", action="append", choices=sorted(POLICIES), help="all, unless named")
@@ -222,7 +223,7 @@ def main() -> None:
 
 
 def show(figures: Sequence[Figure], title: str, console: Console | None) -> None:
-    """Print figures as a table, or as JSON lines where there is no console."""
+    """Print figures as a table, or as JSON lines without a console."""
     if console is not None:
         console.print(table(figures, title))
         return
@@ -231,7 +232,7 @@ def show(figures: Sequence[Figure], title: str, console: Console | None) -> None
 
 
 def judge(found: Iterable[Target], console: Console | None) -> None:
-    """Print whether each target holds, for people or as JSON lines."""
+    """Print whether each target is met, for people or as JSON lines."""
     for target in found:
         if console is None:
             say({"question": "targets", **machine(), **asdict(target)})

@@ -1,4 +1,4 @@
-"""Starts what a benchmark measures, as it ships: the embedded broker, a router, workers, and the peer's worker."""
+"""Starts what a benchmark measures, as shipped: the embedded broker, a router, workers, and the peer's worker."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, cache_directory
 
 PATIENCE = 60.0
-"""Seconds within which a process must be ready, and end when asked."""
+"""Seconds within which a process must become ready, and exit when terminated."""
 
 
 class NotReadyError(Exception):
-    """A process ended or said nothing in time; the text ends with its log."""
+    """A process exited or was not ready in time; the text ends with its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doors:
-    """Where the fleet is reached, and its processes by what they are."""
+    """The fleet's addresses, and its processes by role."""
 
     broker: str
     http: str
@@ -44,7 +44,7 @@ class Doors:
 def fleet_and_peer(folder: Path) -> Iterator[Doors]:
     """A router and one cpu.batch worker, and beside them a plain Celery worker, all on one Valkey in `folder`.
 
-    The fleet has database 0 and the peer database 1, so that neither hears the other's broadcasts.
+    The fleet uses database 0 and the peer database 1, so neither receives the other's broadcasts.
     """
     workers = [["--class", "cpu.batch", "--device", "cpu:0"]]
     with (
@@ -68,9 +68,9 @@ def fleet(
 
 @contextmanager
 def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) -> Iterator[Doors]:
-    """Workers and then a router, on a broker that is there already; their logs go to `folder`.
+    """Workers and then a router, on a running broker; their logs go to `folder`.
 
-    A router without a worker would refuse what waits in arrivals.
+    A router without a worker would refuse the jobs in arrivals.
     """
     variables, router = settings.environment(), ["-m", "router", "--host", "127.0.0.1", "--port", "0"]
     with contextlib.ExitStack() as stack:
@@ -84,7 +84,7 @@ def serving(folder: Path, settings: Settings, workers: Sequence[Sequence[str]]) 
 
 
 def broker_settings(url: str, queues: Path, models: Path = TREE / "models") -> Settings:
-    """What the processes of a fleet are told whose broker and state are one Valkey."""
+    """The environment of a fleet whose broker and state store are one Valkey."""
     return Settings(
         broker=url,
         state=url,
@@ -109,7 +109,7 @@ def started(arguments: list[str], variables: Mapping[str, str], log: Path) -> It
 
 @contextmanager
 def _peer_worker(url: str, log: Path) -> Iterator[None]:
-    """The plain Celery worker on Celery's default pool with one process."""
+    """The plain Celery worker, with Celery's default pool and one process."""
     command = [sys.executable, "-m", "celery", "--app", "benchmarks.plain_celery", "worker"]
     options = ["--pool", "prefork", "--concurrency", "1", "--task-events", "--loglevel", "warning"]
     variables = {"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
@@ -124,9 +124,9 @@ def _peer_worker(url: str, log: Path) -> Iterator[None]:
 def running(
     command: Sequence[str], variables: Mapping[str, str], log: Path, *, output: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process while the block runs; it and all that it started have ended afterwards.
+    """A process for the duration of the block; it and its descendants have exited afterwards.
 
-    What it says goes to `log`; its stdout goes to `output` where that is given: a pipe must be read, or it fills.
+    Its output goes to `log`; its stdout goes to `output` if given. A pipe must be read, or it fills up.
     """
     environment = {**os.environ, "PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1", **variables}
     with log.open("ab") as said:
@@ -143,7 +143,7 @@ def running(
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:
-    """Kill those that are still there a second later: some servers leave a process behind."""
+    """Kill processes that still run after a second: some servers leave one behind."""
     _, alive = psutil.wait_procs(processes, timeout=1)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,9 +1,8 @@
 """Does a job cost the same in a queue of a million as in one of ten thousand: to submit, to drain, and in memory?
 
 `python -m benchmarks.queue_depth [--jobs 1000000]` submits `echo` jobs by the client while no router and no worker
-runs, so that all of them wait; then it starts both and looks at the queues until they are empty. The small queue is
-filled and drained before and after the large one. At the end it reads the results of some jobs: all must have
-succeeded.
+runs, so all of them wait; then it starts both and polls the queues until they are empty. The small queue is filled and
+drained before and after the large one. At the end it reads the results of a sample of jobs, which must have succeeded.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from taxiway.contract.keys import ARRIVALS, priority_lists, result_key
 SMALL = 10_000
 
 TARGET = 1.2
-"""The largest ratio of a job's cost in the large queue to that in the small one."""
+"""Target: the largest ratio of a job's cost in the large queue to that in the small one."""
 
 SUBMITTERS = 256
-"""Submissions under way at once."""
+"""Concurrent submissions."""
 
 SAMPLE = 1000
 """Jobs whose results are read at the end."""
@@ -53,7 +52,7 @@ UNACKED = "unacked"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one job cost in a queue of `jobs`: microseconds to submit and to drain, bytes while it waits."""
+    """The cost of one job in a queue of `jobs`: microseconds to submit and to drain, bytes while it waits."""
 
     jobs: int
     submit: float
@@ -75,7 +74,7 @@ def main() -> None:
 
 
 def one_queue(jobs: int) -> Cost:
-    """Fill a queue on a new broker, and drain it."""
+    """Fill and drain a queue on a new broker."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "queues.yaml").write_text(queues_of("echo", rows=64, keep=3600))
@@ -96,7 +95,7 @@ def one_queue(jobs: int) -> Cost:
 
 
 async def submit(broker: str, jobs: int) -> list[str]:
-    """Submit so many; the ids of some of them."""
+    """Submit this many jobs; returns a sample of their ids."""
     numbers, sample = iter(range(jobs)), []
     step = max(1, jobs // SAMPLE)
     async with taxiway.AsyncClient(broker) as client:
@@ -112,10 +111,10 @@ async def submit(broker: str, jobs: int) -> list[str]:
 
 
 def drain(store: redis.Redis, jobs: int) -> float:
-    """Seconds a job, between a twentieth and nineteen twentieths of them: the start of processes does not count.
+    """Seconds per job between 5 % and 95 % of the jobs, which excludes the start of processes.
 
     Raises:
-        TimeoutError: nothing was done for `STUCK` seconds.
+        TimeoutError: no progress for `STUCK` seconds.
     """
     seen, moved = [(time.perf_counter(), depth(store))], time.perf_counter()
     while seen[-1][1]:
@@ -131,7 +130,7 @@ def drain(store: redis.Redis, jobs: int) -> float:
 
 
 def depth(store: redis.Redis) -> int:
-    """Jobs that wait for the router or the worker, or that either holds."""
+    """Jobs that wait for, or are held by, the router or the worker."""
     with store.pipeline(transaction=False) as asked:
         for queue in itertools.chain(priority_lists(ARRIVALS), priority_lists(CLASS)):
             asked.llen(queue)

@@ -1,4 +1,4 @@
-"""The ratios that taxiway is built for, each of figures of the same round."""
+"""Target ratios, each of figures of the same round."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Figures = Mapping[tuple[str, str], Sequence[float]]
-"""A figure a round by contestant and measure."""
+"""The figure of each round by contestant and measure."""
 
 BATCH = 1000 * (0.005 + 32 * 0.0001)
 """Milliseconds of W1's full batch: workers/runtimes/echo.py."""
@@ -18,11 +18,11 @@ SERVERS = ("litserve", "mosec", "ray", "bentoml")
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One contestant's measure over that of the best of others (or over a constant), and what it should be.
+    """The ratio of one contestant's measure to the best of others, or to a constant, with its target.
 
     Attributes:
-        against: contestants; none where `constant` stands for them.
-        at_least: whether the target is a least, and the best of the others the largest; else the reverse.
+        against: contestants; none if there is a `constant`.
+        at_least: whether the target is a minimum and the best is the largest; otherwise the reverse.
     """
 
     contestant: str
@@ -35,11 +35,11 @@ class Ratio:
 
     @property
     def question(self) -> str:
-        """In words."""
+        """The ratio's description."""
         return f"ratio of {self.contestant} {self.measure} to {self.of or ' or '.join(self.against)}"
 
     def rounds(self, figures: Figures) -> list[float]:
-        """The ratio in each round; none where one of its sides was not measured."""
+        """The ratio in each round; empty if one side was not measured."""
         own = figures.get((self.contestant, self.measure), ())
         others = [figures[name, self.measure] for name in self.against if (name, self.measure) in figures]
         best = max if self.at_least else min

@@ -1,8 +1,8 @@
 """How long does a tick of the rebalancer take with 1,000 workers and a million waiting jobs? Printed as JSON lines.
 
-Ten classes of a hundred devices have all the jobs, in one level of their queues or in all four; models, sizes and times
-left are mixed. What a tick looks at of them (`rebalance.window` of queues.yaml) is grouped, and the moves are decided:
-processor time of both together, without what it takes to read the jobs. Run `python -m benchmarks.rebalance_speed`.
+Ten classes of a hundred devices have all the jobs, in one level of their queues or in all four, of mixed models, sizes
+and times left. A tick groups the jobs that it examines (`rebalance.window` of queues.yaml) and decides the moves. The
+figure is the processor time of both, without reading the jobs. Run `python -m benchmarks.rebalance_speed`.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ AT_MOST = 0.050
 """Seconds that a tick may take."""
 
 MODELS = 4
-"""Models that wait in each queue; sizes and times left differ by up to four times."""
+"""Models that wait in each queue; sizes and times left differ by a factor of up to four."""
 
 RULES = Rebalance()
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A large fleet as the rebalancer sees it: what a tick looks at, and what the queues hold."""
+    """A large fleet as the rebalancer sees it: the jobs that a tick examines, and the queues' contents."""
 
     working: WorkingSnapshot
     jobs: Sequence[Waiting]
@@ -96,7 +96,7 @@ def main() -> None:
     """Measure and print."""
     for filled in (1, LEVELS):
         scene = scene_of(filled)
-        scene.tick()  # lays the candidate tables out, as a reading does
+        scene.tick()  # builds the candidate tables, as a refresh does
         taken = [1e3 * seconds_of(scene) for _ in range(REPEATS)]
         levels = "one level" if filled == 1 else f"{filled} levels"
         question = f"milliseconds a tick, {WORKERS:,} workers, {WAITING:,} jobs in {levels} of {CLASSES} queues"

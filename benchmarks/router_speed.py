@@ -1,8 +1,8 @@
 """How much processor time does a message cost on its way through a router, and how much of the broker's?
 
 `python -m benchmarks.router_speed` starts one Valkey (append-only file, flushed every second) and a router, puts echo
-requests into the arrivals all at once, and waits until the last one stands in its class queue, placed, signed and
-recorded. Nothing else runs: the device that the router sees only shows that it lives.
+requests into the arrivals all at once, and waits until the last one is in its class queue, placed, signed and recorded.
+Nothing else runs: the device that the router sees only sends heartbeats.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from taxiway.contract.wire import infer_message
 HARDWARE_CLASS = "cpu.batch"
 
 STAGED = "benchmark:staged"
-"""Where messages are put before they all arrive at once."""
+"""The list for messages before they all arrive at once."""
 
 TEXT = "What a smooth and friendly flight, thank you!"
 
 TARGET = 35.0
-"""Microseconds of the router's time that a message may cost."""
+"""Target: microseconds of router time per message."""
 
 PATIENCE = 120.0
 """Seconds within which all messages must be placed."""
@@ -65,7 +65,7 @@ def main() -> None:
 
 @contextmanager
 def living_device(url: str) -> Iterator[None]:
-    """Facts of one device, written again as often as a worker does, while the block runs."""
+    """Heartbeats of one device at a worker's rate, for the duration of the block."""
     facts = DeviceFacts(
         worker="benchmark",
         hardware_class=HARDWARE_CLASS,
@@ -98,7 +98,7 @@ def living_device(url: str) -> Iterator[None]:
 
 
 def drain(doors: Doors, store: redis.Redis, messages: int) -> dict[str, float]:
-    """Let so many messages arrive: each process's microseconds a message, and messages a second as `rate`."""
+    """Let messages arrive; returns each process's microseconds per message, and messages per second as `rate`."""
     _stage(store, messages)
     before, began = _used(doors), time.perf_counter()
     store.rename(STAGED, ARRIVALS)

@@ -1,8 +1,8 @@
-"""How many requests a second does the simulator play on one core, by policy?
+"""How many requests per second does the simulator process on one core, by policy?
 
-`python -m benchmarks.simulator_speed` makes a Poisson trace of a million requests for the example fleet, of a load that
-it can bear, and plays it under each policy. It prints one JSON line a policy: requests a second of processor time, the
-seconds that all took, and the most memory that the process held.
+`python -m benchmarks.simulator_speed` makes a Poisson trace of a million requests at a load that the example fleet can
+serve, and simulates each policy. It prints one JSON line per policy: requests per second of processor time, the total
+seconds, and the process's peak memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def measured(name: str, requests: int) -> dict[str, object]:
-    """Requests a second of processor time, from the making of the trace to the summary."""
+    """Requests per second of processor time, from the generation of the trace to the summary."""
     began = time.process_time()
     fleet = load_fleet(FLEET)
     trace = synthetic_trace(f"poisson:rate={RATE},duration={requests / RATE},seed={SEED}", model=fleet.default_model)

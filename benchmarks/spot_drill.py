@@ -1,9 +1,9 @@
-"""What becomes of jobs when three of four workers are reclaimed at once, under load?
+"""What happens to jobs when three of four workers are reclaimed at once under load?
 
 `python -m benchmarks.spot_drill` runs a router and four workers, with live requests that arrive at random over a
 backlog of bulk. Three workers get a notice of five seconds (SIGUSR2), and are killed when these are over, as a cloud
-does. It counts what was lost, what ran to its end twice, and the live requests that were answered within their deadline
-before the notice, from then until five seconds after the kill, and later. Then it does the same without a notice.
+does. It counts lost jobs, jobs that ran to their end twice, and live requests answered within their deadline before the
+notice, from then until five seconds after the kill, and later. Then it does the same without a notice.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ BEFORE = 5.0
 """Seconds of load before the notice."""
 
 AFTER = 5.0
-"""Seconds after the kill in which the fleet is still held to recover."""
+"""Seconds after the kill that count as recovery."""
 
 LATER = 5.0
 """Seconds of load beyond these."""
 
 PACE = 0.01
-"""Seconds that a job runs: a worker does not quite 100 a second."""
+"""Seconds that a job runs: a worker finishes nearly 100 per second."""
 
 LIVE = 30.0
 """Live requests a second: a third of what one worker can do."""
@@ -59,7 +59,7 @@ DEADLINE = 1.0
 """Seconds within which a live request is answered."""
 
 PATIENCE = 120.0
-"""Seconds after which a job that was not heard of is lost."""
+"""Seconds without a result after which a job counts as lost."""
 
 QUEUES = f"""
 hardware:
@@ -83,7 +83,7 @@ limits: {{lease: 5}}
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request: when it was made and ended, by `time.perf_counter`, and how: answered, refused, lost, an error."""
+    """One request: its start and end (`time.perf_counter`), and its outcome: answered, refused, lost, an error."""
 
     number: int
     began: float
@@ -93,7 +93,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Drill:
-    """All that was asked, when workers were reclaimed, and how many of these were still there to be killed."""
+    """All requests, the time at which workers were reclaimed, and how many of these still ran at the kill."""
 
     live: Sequence[Asked]
     bulk: Sequence[Asked]
@@ -102,18 +102,18 @@ class Drill:
 
 
 def main() -> None:
-    """Run both drills, and print a line of each."""
+    """Run both drills, and print a line for each."""
     for noticed in (True, False):
         with tempfile.TemporaryDirectory() as name, _fleet(Path(name)) as (broker, workers):
             notes = Path(name) / "notes"
-            notes.unlink()  # what ran as the workers warmed up
+            notes.unlink()  # the workers' warm-up calls
             drill = uvloop.run(_load(broker, workers[:RECLAIMED], noticed=noticed))
             ran = Counter(notes.read_text().split())
         say(line(drill, ran, noticed=noticed))
 
 
 def line(drill: Drill, ran: Counter[str], *, noticed: bool) -> Line:
-    """What is printed; `ran` counts how often each number ran to its end."""
+    """The output line; `ran` counts how often each number ran to its end."""
     recovered = drill.reclaimed + NOTICE + AFTER
     spans = {
         "before": [one for one in drill.live if one.ended < drill.reclaimed],
@@ -134,7 +134,7 @@ def line(drill: Drill, ran: Counter[str], *, noticed: bool) -> Line:
 
 
 def attainment(asked: Sequence[Asked]) -> float:
-    """The share that was answered within the deadline; one that was refused was not."""
+    """The share answered within the deadline; refused requests count as not answered."""
     good = sum(one.how == "answered" and one.ended - one.began <= DEADLINE for one in asked)
     return round(good / len(asked), 4) if asked else 1.0
 
@@ -157,7 +157,7 @@ def _fleet(folder: Path) -> Iterator[tuple[str, list[int]]]:
 
 
 async def _load(broker: str, reclaimed: Sequence[int], *, noticed: bool) -> Drill:
-    """Load, and reclaim some workers meanwhile."""
+    """Generate load, and reclaim some workers meanwhile."""
     async with taxiway.AsyncClient(broker) as client:
         jobs = await asyncio.gather(*(client.submit("noted", _inputs(n), service="bulk") for n in range(BULK)))
         await _placed(broker)
@@ -173,14 +173,14 @@ async def _load(broker: str, reclaimed: Sequence[int], *, noticed: bool) -> Dril
 
 
 async def _placed(broker: str) -> None:
-    """Return when routers have placed all that arrived: the flood at the start is not what is asked about."""
+    """Return when routers have placed all arrivals, to exclude the initial backlog from the measurement."""
     async with redis.asyncio.Redis.from_url(broker) as store:
         while await store.exists(*priority_lists(ARRIVALS)):
             await asyncio.sleep(0.05)
 
 
 async def _arrivals(client: taxiway.AsyncClient, seconds: float) -> list[Asked]:
-    """Live requests, which arrive at random and do not wait for one another."""
+    """Open-loop live requests at random times."""
     draw, running = random.Random(7), []
     due = time.perf_counter()
     ends = due + seconds
@@ -211,7 +211,7 @@ def _inputs(number: int) -> dict[str, float]:
 
 
 def _tell(workers: Sequence[int], what: signal.Signals) -> int:
-    """Send a signal to those that still run; how many do."""
+    """Send a signal to the processes that still run; returns how many."""
     alive = [pid for pid in workers if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
     for pid in alive:
         os.kill(pid, what)

@@ -1,7 +1,7 @@
 """How long do `taxiway --help` and `import taxiway` take, Python's own start included?
 
-`python -m benchmarks.start_up` starts each so often in turn, and an empty Python beside them. Compiled modules are kept
-where Python finds them again, as on any user's machine.
+`python -m benchmarks.start_up` starts each repeatedly in alternation, with an empty Python for comparison. Compiled
+modules are cached, as on a user's machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TARGETS = {"import taxiway": 150.0, "taxiway --help": 120.0}
 
 
 def main() -> None:
-    """Measure, print a line each, and write the chart."""
+    """Measure, print a line for each, and write the chart."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start_up", description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="starts of each command; the median counts")
     parser.add_argument("--chart", type=Path, default=CHARTS / "start_up.html", help="where the chart is written")
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measured(repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of each start by command; one start of each before them counts for nothing."""
+    """Milliseconds of each start by command, after one warm-up start of each."""
     taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as compiled:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

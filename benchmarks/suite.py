@@ -1,10 +1,10 @@
-"""How much of a machine does a queue cost? taxiway, Celery and four model servers on five workloads, beside the limit.
+"""How much of a machine does a queue cost? taxiway, Celery and four model servers on five workloads, against the limit.
 
-`python -m benchmarks.suite [--only W0,W1] [--peers mosec,ray] [--seconds 10] [--rounds 3]` starts every contestant in
-turn, several rounds of them, and asks each alike: one request at a time, as many outstanding as the workload says, and
-Poisson arrivals of half the rate that it reached just before. In the same rounds it runs the model in a bare loop on
-the same cores: the limit. It prints a JSON line a figure, the median of the rounds with their spread, then the ratios
-that taxiway is built for, and writes a chart.
+`python -m benchmarks.suite [--only W0,W1] [--peers mosec,ray] [--seconds 10] [--rounds 3]` runs every contestant in
+several rounds with the same load: sequential requests, the workload's number of outstanding requests, and Poisson
+arrivals at half the throughput just reached. In the same rounds it runs the model in a bare loop on the same cores,
+which is the limit. It prints a JSON line per figure (the median of the rounds and their spread), then the target
+ratios, and writes a chart.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from benchmarks.workloads import WORKLOADS, Plan, Workload
 
 LIMIT = "limit"
 
-_TERMINATED = 128 + signal.SIGTERM  # as a shell says it
+_TERMINATED = 128 + signal.SIGTERM  # as a shell reports it
 
 Key = tuple[str, str]
 """A contestant and a measure."""
@@ -45,7 +45,7 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Results:
-    """What was measured of one workload: a figure a round by contestant and measure, units, and who was absent."""
+    """One workload's results: the figure of each round by contestant and measure, units, and absent contestants."""
 
     plan: Plan
     figures: dict[Key, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -58,17 +58,17 @@ class Results:
         return self.plan.workload
 
     def add(self, contestant: str, measure: str, unit: str, figure: float) -> None:
-        """Keep one round's figure."""
+        """Add one round's figure."""
         self.figures[contestant, measure].append(figure)
         self.units[measure] = unit.replace("item", self.workload.unit.rstrip("s"))
 
     def leave_out(self, name: str, error: Exception) -> None:
-        """Remember why a contestant is absent from now on."""
+        """Record why a contestant is absent from now on."""
         self.absent[name] = str(error) or "it did not get through in time"
         _progress(self, name, f"absent: {self.absent[name]}")
 
     def lines(self) -> Iterator[Line]:
-        """A line a figure, then a line a ratio, then a line for each who is absent."""
+        """A line per figure, per ratio, and per absent contestant."""
         about = {"workload": self.workload.name, "workers": self.plan.workers, "threads": self.plan.threads}
         for (contestant, measure), rounds in self.figures.items():
             question = f"{self.workload.name} {self.workload.title}: {contestant} {measure}, {self.units[measure]}"
@@ -82,7 +82,7 @@ class Results:
 
 
 class Suite:
-    """Runs the rounds of one workload after the other."""
+    """Runs the rounds of each workload."""
 
     def __init__(self, folder: Path, *, seconds: float, contestants: Sequence[str]) -> None:
         self._folder = folder
@@ -91,7 +91,7 @@ class Suite:
         self._contestants = contestants
 
     def run(self, workload: Workload, rounds: int) -> Results:
-        """All rounds of a workload. Who cannot be run is absent from then on."""
+        """Run all rounds of a workload. A contestant that cannot run is absent from then on."""
         plan = plan_of(workload, self._models)
         results = Results(best_layout(plan, self._models, self._folder, seconds=self._seconds * workload.stretch / 2))
         for number in range(rounds):
@@ -134,7 +134,7 @@ class Suite:
 def main() -> None:
     """Measure, print every figure, and write the chart."""
     given = _arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that what runs is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))  # so that child processes are stopped
     with tempfile.TemporaryDirectory() as folder:
         write_catalogue(Path(folder) / "models", given.only)
         suite = Suite(Path(folder), seconds=given.seconds, contestants=["taxiway", *given.peers])

@@ -1,4 +1,4 @@
-"""The suite's lines as Markdown tables, one a workload, for docs/benchmarks.md: `python -m benchmarks.table FILE`."""
+"""The suite's lines as Markdown tables, one per workload, for docs/benchmarks.md: `python -m benchmarks.table FILE`."""
 
 from __future__ import annotations
 

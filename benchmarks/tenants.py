@@ -1,9 +1,9 @@
-"""Does one tenant's flood spoil another's answers?
+"""Does one tenant's flood delay another's answers?
 
 `python -m benchmarks.tenants` starts a router and a worker of one class, and lets two tenants send `paced` jobs at
-random moments, each for a third of what the device can do. Then one of them sends ten times as much. For each service
-it prints the other's p99 in the flood as a multiple of that in the calm before, and the share of its jobs that were
-answered in time. The exit status is 1 where a p99 is more than 1.5 times as long, or a hundredth more is not answered.
+random times, each for a third of the device's capacity. Then one of them sends ten times as much. For each service it
+prints the other's p99 during the flood as a multiple of its p99 before, and the share of its jobs answered in time. The
+exit status is 1 if a p99 is more than 1.5 times as long, or 1 % more jobs have no answer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS = 96
 """Rows of a job, three full batches: 25 ms of the device."""
 
 CAPACITY = 1 / 0.0246
-"""Jobs a second that the device can do."""
+"""The device's capacity in jobs per second."""
 
 QUEUES = """
 hardware:
@@ -44,16 +44,16 @@ default_service: standard
 SERVICES = ("live", "standard", "bulk")
 
 SHARE = 1 / 3
-"""Of the device's time, that a tenant asks for in the calm."""
+"""Share of the device's time that a tenant requests before the flood."""
 
 FLOOD = 10
-"""Times as much that the one tenant sends in the flood."""
+"""Multiple of that load which the one tenant sends in the flood."""
 
 TARGET = 1.5
-"""The longest p99 of the other in the flood, as a multiple of that in the calm."""
+"""Target: the other tenant's largest p99 in the flood, as a multiple of that before."""
 
 MISSED = 0.01
-"""The largest share of its jobs that is answered in the calm, and not in the flood."""
+"""Target: the largest share of its jobs that is answered before, and not in the flood."""
 
 SEED = 7
 
@@ -86,11 +86,11 @@ def one_service(service: str, seconds: float) -> bool:
 
 
 Phase = tuple[list[float], float]
-"""How long the other tenant's jobs took, in seconds, infinite without an answer; and the device time in use."""
+"""The other tenant's latencies in seconds, infinite without an answer, and the device time in use."""
 
 
 async def phases(broker: str, service: str, seconds: float) -> tuple[Phase, Phase]:
-    """The calm, then the flood."""
+    """Measure before the flood, then during it."""
     async with taxiway.AsyncClient(broker) as client:
 
         async def phase(seconds: float, load: float) -> Phase:
@@ -108,9 +108,9 @@ async def phases(broker: str, service: str, seconds: float) -> tuple[Phase, Phas
 async def sent(
     client: taxiway.AsyncClient, service: str, tenant: str, seconds: float, load: float, done: list[float]
 ) -> list[float]:
-    """Send jobs at random moments for some seconds, for `load` times what the device can do; how long each took.
+    """Send jobs at random times for some seconds, at `load` times the device's capacity; returns their latencies.
 
-    `done` gets the same of those that were answered.
+    `done` gets those of answered jobs.
     """
 
     async def ask(number: int) -> float:
@@ -131,7 +131,7 @@ async def sent(
 
 
 def arrivals(stream: str, seconds: float, rate: float) -> Iterator[float]:
-    """Moments of a Poisson process, the same for the same stream."""
+    """Times of a Poisson process, reproducible per stream."""
     moments, now = random.Random(f"{SEED} {stream}"), 0.0
     while (now := now + moments.expovariate(rate)) < seconds:
         yield now

@@ -1,8 +1,8 @@
-"""What does a large tensor's round trip cost, beside writing and reading its bytes to the broker once each way?
+"""What does a large tensor's round trip cost, compared to writing and reading its bytes at the broker, once each way?
 
-`python -m benchmarks.tensors` starts a broker, a router and a worker that gives back what it gets, and asks for tensors
-of 1 MB and 8 MB (float32) one at a time, by the client and at the HTTP door. In turn with them it stores the same bytes
-in the same Valkey, reads them, and does both once more: what an ideal queue would have to do.
+`python -m benchmarks.tensors` starts a broker, a router and a worker that returns its input, and sends tensors of 1 MB
+and 8 MB (float32) one at a time, by the client and at the HTTP door. In alternation it writes and reads the same bytes
+in the same Valkey twice, which is the minimum for any queue.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SIZES = {"1 MB": 10**6, "8 MB": 8 * 10**6}
 """Bytes."""
 
 TARGET = 1.5
-"""The largest ratio to the bytes' own way."""
+"""Target: the largest ratio to writing and reading the bytes."""
 
 MODEL = "echo-tensor"
 
 SEED = 7
 
 RoundTrip = Callable[[], Any]
-"""Gives back the tensor."""
+"""Returns the tensor."""
 
 Rounds = dict[str, list[float]]
 """Milliseconds of each round's median by path."""
@@ -83,7 +83,7 @@ def round_trips(doors: Doors, size: int, *, requests: int, rounds: int) -> Round
 
 
 def _is_able(path: str, ask: RoundTrip, tensor: np.ndarray) -> bool:
-    """Warm a path up, and see that it gives back what it got; one that cannot carry so much says so."""
+    """Warm up a path and check that it returns the tensor; a path with a lower size limit is reported."""
     try:
         got = np.asarray(ask(), np.float32)
     except TaxiwayError as error:
@@ -95,7 +95,7 @@ def _is_able(path: str, ask: RoundTrip, tensor: np.ndarray) -> bool:
 
 
 def write_and_read(store: redis.Redis, tensor: np.ndarray) -> np.ndarray:
-    """Store the tensor's bytes and read them, twice: once for the way in, once for the way out."""
+    """Write and read the tensor's bytes twice: once for each way."""
     read = b""
     for key in ("benchmark:in", "benchmark:out"):
         store.set(key, tensor.data)
@@ -115,7 +115,7 @@ def _one_round(paths: Mapping[str, RoundTrip], requests: int) -> dict[str, float
 
 
 def lines(measured: Mapping[str, Rounds]) -> Iterator[Line]:
-    """What is printed: milliseconds of each path, then the ratio of ours to the bytes' own way."""
+    """The output: milliseconds of each path, then our ratio to writing and reading the bytes."""
     for size, rounds in measured.items():
         for path, taken in rounds.items():
             yield answer(f"round trip of a tensor of {size}, {path} p50 ms", taken)

@@ -1,11 +1,11 @@
-"""Does the simulator tell what a real fleet does? The same trace through real workers and through the simulator.
+"""Does the simulator predict a real fleet? The same trace through real workers and through the simulator.
 
 `python -m benchmarks.validation` starts a router and a worker for each of two hardware classes, sends a seeded trace of
-bursts for `paced` (an emulated accelerator, alike on any machine) as fast as it says, and plays the same trace through
-the simulator with the same curves, prices and batching. Every round has a fleet of its own that has learned nothing.
-What a request takes beside its device is no part of the simulator, so it is measured on that fleet before the trace and
-given to it: the median latency of `echo`, asked as the trace's beginning asks (processes that slept answer later than
-the closed loop of `benchmarks.idle_round_trip` finds them), and what a batch takes on a busy device beside its curve.
+bursts for `paced` (an emulated accelerator, the same on any machine) in real time, and simulates the same trace with
+the same curves, prices and batching. Every round uses a new fleet that has learned nothing. The simulator has no model
+of a request's overhead, so it is measured on that fleet before the trace: the median latency of `echo` under the
+trace's initial load (idle processes answer later than in the closed loop of `benchmarks.idle_round_trip`), and a
+batch's overhead on a busy device.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ SHARES = {"live": 0.3, "standard": 0.4, "bulk": 0.3}
 """Of the trace's requests."""
 
 TRACE = "mmpp:low=40,high=160,stay=5,size=1,output=0,spread=0"
-"""Lulls of 40 requests a second, and bursts of 160: a paced device that takes one at a time answers 196."""
+"""Lulls of 40 requests per second and bursts of 160; a paced device that takes one at a time answers 196."""
 
 SEED = 7
 
 ATTAINMENT_WITHIN = 3.0
-"""Points by which the share answered in time may differ."""
+"""Tolerance in points of the share answered in time."""
 
 LATENCY_WITHIN = 20.0
-"""Percent by which a latency may differ."""
+"""Tolerance in percent of a latency."""
 
 BEGINNING = 400
-"""Requests of the trace that `echo` is asked for first."""
+"""Requests of the trace that are first sent to `echo`."""
 
 BURST = 128
-"""Requests at once, of which the device's turn is measured."""
+"""Concurrent requests in the measurement of a batch's overhead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One round: seconds a request, NaN where it got no answer, of shape (n,); then the constants."""
+    """One round: seconds per request, NaN without an answer, of shape (n,); then the constants."""
 
     workload: Workload
     real: Column
@@ -82,14 +82,14 @@ class Run:
     pace: float
 
     def attained(self, taken: Column, service: int) -> float:
-        """Percent of a service's requests that were answered in time."""
+        """Percentage of a service's requests answered in time."""
         trace = self.workload.trace
         return 100 * float((taken <= trace.deadline)[trace.service == service].mean())
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure as it was in each round, really and simulated; `relative` ones are compared in percent."""
+    """One figure of each round, real and simulated; `relative` ones are compared in percent."""
 
     what: str
     real: Sequence[float]
@@ -98,7 +98,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """How far the simulated median is above the real one."""
+        """The simulated median minus the real one."""
         real, simulated = statistics.median(self.real), statistics.median(self.simulated)
         return 100 * (simulated / real - 1) if self.relative else simulated - real
 
@@ -114,7 +114,7 @@ class Comparison:
 
 
 def main() -> None:
-    """Measure, print every figure, and say whether the simulator may be believed."""
+    """Measure, print every figure, and whether the simulator is accurate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=__doc__)
     parser.add_argument("--seconds", type=int, default=180, help="length of the trace")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median of each figure counts")
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: float) -> Fleet:
-    """One device of each class that never goes off, whose batches take `pace` times the curve's seconds and a turn."""
+    """One device of each class, always on, whose batches take `pace` times the curve's seconds plus the overhead."""
     classes = {
         name: {
             "count": 1,
@@ -155,7 +155,7 @@ def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: fl
 
 
 def one_round(seconds: int) -> Run:
-    """The trace through a fresh fleet, and through the simulator."""
+    """Run the trace on a new fleet and in the simulator."""
     topology, model = load_topology(QUEUES), load_catalogue(TREE / "models").resolve("paced")
     curve = model.variants[model.reference].profiles["cpu"]
     trace = synthetic_trace(f"{TRACE},duration={seconds},seed={SEED}", model="paced")
@@ -176,11 +176,11 @@ def simulated_seconds(workload: Workload, around: Surroundings) -> Column:
 
 
 async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
-    """Seconds between two batches on a busy device, and run times over what the curve says, of shape (BURST,).
+    """Seconds between two batches on a busy device, and run times over the curve's, of shape (BURST,).
 
-    Between batches the device's thread claims, prepares and reports; a sleep that ends late makes a batch longer.
-    Measured where a device always has a batch to run: between the first and the last answer of a burst of bulk work,
-    which all goes to the cheapest class.
+    Between batches the device's thread claims, prepares and reports; a late wake-up lengthens a batch. Measured while
+    a device always has work: between the first and the last answer of a burst of bulk work, which all goes to the
+    cheapest class.
     """
     async with taxiway.AsyncClient(url) as client:
 
@@ -197,7 +197,7 @@ async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
 
 
 async def replayed(url: str, model: str, trace: Trace) -> Column:
-    """Seconds that each request of the trace took, asked of `model`; NaN where it ended in an error. Shape (n,)."""
+    """Seconds of each request of the trace, sent to `model`; NaN if it failed. Shape (n,)."""
     async with taxiway.AsyncClient(url) as client:
 
         async def seconds(service: str, index: int) -> float:
@@ -235,13 +235,13 @@ def comparisons(runs: Sequence[Run]) -> list[Comparison]:
 
 
 def answered(taken: Column) -> list[float]:
-    """The seconds of those that got an answer."""
+    """The latencies of answered requests in seconds."""
     seconds: list[float] = taken[~np.isnan(taken)].tolist()
     return seconds
 
 
 def line_of(one: Comparison) -> dict[str, object]:
-    """One figure of both, with its target."""
+    """One figure, real and simulated, with its target."""
     return {
         "question": f"simulator against real fleet: {one.what}",
         "repeats": len(one.real),
@@ -256,7 +256,7 @@ def line_of(one: Comparison) -> dict[str, object]:
 
 
 def constants_of(runs: Sequence[Run]) -> Iterator[dict[str, object]]:
-    """What was measured before the trace, and given to the simulator."""
+    """Parameters of the simulator that were measured before the trace."""
     constants = {
         "latency of echo, ms": [1000 * run.trip for run in runs],
         "a device's turn between two batches, ms": [1000 * run.turn for run in runs],
@@ -267,7 +267,7 @@ def constants_of(runs: Sequence[Run]) -> Iterator[dict[str, object]]:
 
 
 def verdict(compared: Sequence[Comparison]) -> dict[str, object]:
-    """Whether all figures are within their targets, or which are not."""
+    """Whether all figures are within their targets, and which are not."""
     outside = "; ".join(one.what for one in compared if not one.holds)
     answer = f"no: {outside}" if outside else "yes"
     return {"question": "simulator against real fleet: are all figures within their targets?", "answer": answer}

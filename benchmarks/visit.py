@@ -1,4 +1,4 @@
-"""One visit to one contestant that is up: idle, saturated, and at half of what it reached."""
+"""The measurements of one running contestant: idle, saturated, and at half of its throughput."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from benchmarks.measure import cpu_seconds, percentile
 from benchmarks.workloads import Workload
 
 LEAST = 5
-"""Idle requests, however long they take."""
+"""Least number of idle requests."""
 
 PATIENCE = 90.0
-"""Seconds that a visit may take beside ten times its loops: answers of a slow contestant are waited for."""
+"""Longest visit in seconds, in addition to ten times its loops: a slow contestant's answers are awaited."""
 
 WARM_UP = 0.2
-"""Seconds that a batch's worth of requests are outstanding before anything counts, once each was answered."""
+"""Seconds of warm-up with a batch's worth of outstanding requests, after each was answered once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a visit gave: items a second, seconds of the loops' requests, processor seconds an item by process."""
+    """A visit's results: items per second, the requests' latencies, and processor seconds per item by process."""
 
     rate: float
     idle: list[float]
@@ -50,11 +50,11 @@ class Figures:
 async def visit(
     caller: Caller, processes: Mapping[str, list[int]], workload: Workload, *, seconds: float, seed: int
 ) -> Figures:
-    """Measure a contestant that is up.
+    """Measure a running contestant.
 
     Raises:
         UnreliableError: too many requests failed.
-        TimeoutError: it did not get through in many times the time.
+        TimeoutError: it took many times the expected time.
     """
     spent = seconds * workload.stretch
     async with asyncio.timeout(PATIENCE + 10 * spent), caller:

@@ -1,4 +1,4 @@
-"""What is asked of every contestant, W0 to W4. The servers' own virtual environments import this: no more than stdlib.
+"""The workloads of every contestant, W0 to W4. The servers' virtual environments import this: standard library only.
 
 A contestant's processes read their `Plan` from one environment variable.
 """
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "TAXIWAY_BENCHMARK"
-"""Holds the plan, for processes of a contestant."""
+"""The variable with the plan, for a contestant's processes."""
 
 TEXT = "What a smooth and friendly flight, thank you!"
-"""What is echoed: a short text, as sentiment gets."""
+"""The echoed text: short, like sentiment's inputs."""
 
 TOKENS = 32
 """Token ids in a W2 request, and the most tokens of a W4 answer."""
 
 PAYLOADS = 64
-"""Different requests of a workload; they are asked in turn."""
+"""Distinct requests of a workload, sent in rotation."""
 
 KEEP = 60
-"""Seconds that results are kept, by the fleet and by Celery."""
+"""Seconds that results are kept by the fleet and by Celery."""
 
 SEED = 7
 
@@ -44,11 +44,11 @@ class Workload:
     Attributes:
         model: in the catalogue that `benchmarks.catalogue` writes; `variant` is the only one in it.
         max_batch: most rows in a batch.
-        wait: seconds that servers which must be told wait for a batch to fill.
+        wait: seconds that a batch waits to fill, for servers that need the setting.
         outstanding: requests at once when saturated.
-        computes: whether it takes processor time, so that every core should run it; else one process has the device.
+        computes: whether it uses the processor, so every core should run it; otherwise one process has the device.
         reentrant: whether one loaded model may run several batches at once.
-        stretch: times as long as asked for the loops run, where an answer takes seconds.
+        stretch: multiple of the requested loop length, for answers that take seconds.
     """
 
     name: str
@@ -94,7 +94,7 @@ WORKLOADS = {
 class Plan:
     """How a contestant serves a workload: `workers` processes of `threads` threads, on a loopback port.
 
-    `files` are the variant's artefacts by role, `photos` the JPEG files that W3 asks about.
+    `files` are the variant's artefacts by role, `photos` the JPEG files of W3.
     """
 
     workload: Workload
@@ -106,16 +106,16 @@ class Plan:
 
     @property
     def processes(self) -> int:
-        """Processes for servers that batch nothing: one for a device, and one for each core where there is none."""
+        """Processes for servers without batching: one for a device, or one per core without a device."""
         return 1 if self.workload.name == "W1" else max(self.workers, os.cpu_count() or 1)
 
     @property
     def rows(self) -> int:
-        """Most rows in one batch of one process: a small number outstanding is shared among all."""
+        """Most rows in a process's batch: few outstanding requests are shared among the processes."""
         return min(self.workload.max_batch, -(-self.workload.outstanding // self.workers))
 
     def environment(self) -> dict[str, str]:
-        """The variable that gives a process this plan, and the threads of its numeric libraries."""
+        """A process's variables: this plan, and the threads of its numeric libraries."""
         return {
             VARIABLE: json.dumps({**dataclasses.asdict(self), "workload": self.workload.name}),
             "OMP_NUM_THREADS": str(self.threads),
@@ -125,13 +125,13 @@ class Plan:
 
 
 def plan_from_environment() -> Plan:
-    """The plan of the contestant that this process belongs to."""
+    """The plan of this process's contestant."""
     said = json.loads(os.environ[VARIABLE])
     return Plan(**{**said, "workload": WORKLOADS[said["workload"]]})
 
 
 def payloads(plan: Plan) -> list[Any]:
-    """What is asked, in turn: JSON values, or for W3 a JPEG's bytes."""
+    """The requests' payloads in order: JSON values, or a JPEG's bytes for W3."""
     draw = random.Random(SEED)
     match plan.workload.name:
         case "W2":
@@ -146,7 +146,7 @@ def payloads(plan: Plan) -> list[Any]:
 
 
 def row_of(workload: Workload, payload: Any) -> dict[str, Any]:
-    """The payload as the model's inputs by name. A photograph may come as bytes or as base64 text."""
+    """The payload as the model's inputs by name. A photograph may be bytes or base64 text."""
     if workload.name == "W2":
         return dict(payload)
     if workload.name == "W3":
