@@ -58,7 +58,7 @@ def _producer() -> str:
     """A selector for each kind of key: what may be written may not be erased, replaced or read.
 
     Celery binds the arrivals' queue before it publishes, and publishes without reading the bindings. So producers may
-    add to those sets, and no account may read them: a forged binding redirects nobody's messages.
+    add to those sets, and no account may read them: a forged binding has no effect.
     """
     arrivals, bindings = _queues("~", [keys.ARRIVALS]), _bound([keys.ARRIVALS])
     read = (_RESULTS[0], keys.job_key("*"), keys.stream_key("*"), keys.blob_key("*"), keys.MODELS)

@@ -198,7 +198,7 @@ class Transport(Protocol):
         """Take these out of that queue; what else is there stays as it is."""
 
     async def announce(self, routing_key: str, event: bytes) -> None:
-        """Publish a Celery event, for whoever listens."""
+        """Publish a Celery event."""
 
     async def close(self) -> None:
         """Stop, leaving nothing taken behind."""
@@ -224,7 +224,7 @@ class QueueMover(Protocol):
         """Which messages moved; the others were taken meanwhile, or the lead was lost."""
 
     async def note_moves(self, moved: Sequence[Moved]) -> None:
-        """Keep moves that were made, for whoever looks at the fleet."""
+        """Record moves for operators."""
 
     async def moves(self) -> list[Moved]:
         """The last moves of the fleet, the latest first."""

@@ -100,7 +100,7 @@ def _digest(image: str) -> str:
 
 
 def audit(folder: Path) -> int:
-    """Tell of known vulnerabilities; 1 where there are any, 0 where there are none or nobody can be asked."""
+    """Print known vulnerabilities; 1 if there are any, 0 if there are none or the database is unreachable."""
     python, found = _tool(folder, _AUDITOR), 0
     for image in IMAGES:
         command = [python, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--format", "json"]

@@ -38,7 +38,7 @@ class RabbitQueueMover(MoveRecords):
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
         self._shown: dict[int, AbstractIncomingMessage] = {}
-        self._handles = itertools.count()  # delivery tags begin anew with each connection
+        self._handles = itertools.count()  # delivery tags restart with each connection
 
     async def head(self, queue: str) -> Head:
         """See `QueueMover`: RabbitMQ tells how many wait in all."""

@@ -37,7 +37,7 @@ AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIterati
 # aiormq ends calls under way with whatever ended its reader: StopAsyncIteration too, and CancelledError unasked
 
 SET_UP = 10.0
-"""Seconds within which a new connection is of use: it asks for much, and one that is given up begins anew."""
+"""Seconds to set up a new connection, which takes many calls; an attempt that is given up starts over."""
 
 _PUBLISHED = "published"  # a field of the job's record
 
@@ -56,7 +56,7 @@ class _Session:
     lost: bool = False
 
     def lose(self, *_: object) -> None:
-        """Note that it ended, and wake whoever waits for deliveries."""
+        """Record that the connection ended, and wake the reader of deliveries."""
         self.lost = True
         self.arrived.set()
 
@@ -190,8 +190,10 @@ class RabbitTransport:
         unpublished = await self._unpublished([messages[n] for n in old]) if old else []
         again = [n for n, is_due in zip(old, unpublished, strict=True) if is_due]
         if again:
-            anew = [msgspec.structs.replace(self._recorded(messages[n]), was=JobState.QUEUED, use=None) for n in again]
-            for n, done in zip(again, (await self._run_record([], anew)).done, strict=True):
+            republished = [
+                msgspec.structs.replace(self._recorded(messages[n]), was=JobState.QUEUED, use=None) for n in again
+            ]
+            for n, done in zip(again, (await self._run_record([], republished)).done, strict=True):
                 due[n] = done
         return due
 

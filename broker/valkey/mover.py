@@ -20,7 +20,7 @@ from taxiway.valkey.aio import Connection
 from taxiway.valkey.resp import fleet_errors
 
 MOVES_KEPT = 50
-"""Moves that are remembered for whoever looks at the fleet."""
+"""Number of recent moves that are kept for operators."""
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Moved).decode

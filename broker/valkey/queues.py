@@ -112,7 +112,7 @@ class Session:
     async def end(self, *, reached: bool) -> None:
         """End the present session, put back all that is in flight under it, and begin another.
 
-        `reached` says that the server answered every move into its lists, so that nobody has to look after it.
+        `reached` means that the server answered every move into its lists, so no router has to recover the session.
         """
         await self._connection.call("DEL", self.key)
         await self._recover_all([self.name], remembered=-1.0 if reached else REMEMBERED)
@@ -267,7 +267,7 @@ class ValkeyTransport:
         self._abandoned = True
 
     async def retire(self) -> None:
-        """Put back what `wait` moved and nobody took; the session that begins takes nothing."""
+        """Put back what `wait` moved and was not taken; the new session takes nothing."""
         with fleet_errors("broker"):
             await self._end_session()
 
@@ -311,7 +311,7 @@ class ValkeyTransport:
         self._rung.set()
 
     def _woken(self) -> list[tuple[str, bytes]]:
-        """What `wait` moved and nobody had yet, first served first."""
+        """What `wait` moved and was not taken yet, in serving order."""
         woken = []
         for level in sorted(level for level, wait in self._waits.items() if wait.done()):
             with self._answered():
@@ -324,7 +324,7 @@ class ValkeyTransport:
 
     @contextmanager
     def _answered(self) -> Iterator[None]:
-        """Notes it where nobody can tell what a call moved; one that the server refused moved nothing."""
+        """Records that a call's moves are unknown, unless the server refused it."""
         try:
             yield
         except BaseException as error:

@@ -2,7 +2,7 @@
 
 A claim is a worker's exclusive right to run a job, for a lease, under a fencing token. Deadlines are judged by the
 server's clock: jobs that are forwarded together are one group in a sorted set by their deadline. A job ends once, with
-its result, which is announced to whoever waits.
+its result, which is announced to its waiters.
 """
 
 from __future__ import annotations

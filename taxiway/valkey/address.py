@@ -66,7 +66,7 @@ class Address:
         """Raise what keeps a connection from use.
 
         Raises:
-            ConnectionError: the server takes nobody now, or is no primary.
+            ConnectionError: the server accepts no clients now, or is not a primary.
             ServerError: it refuses this account, or this database.
         """
         for answer in answers:
@@ -87,7 +87,7 @@ class Address:
         return answer[0].decode(), int(answer[1])
 
     def context(self) -> ssl.SSLContext | None:
-        """How TLS is spoken: the files are read anew, for they may have been renewed."""
+        """The TLS context; the files are read on every call because they may have been renewed."""
         if self.tls is None:
             return None
         context = ssl.create_default_context(cafile=self.tls.get("ssl_ca_certs"))

@@ -1,7 +1,7 @@
-"""The asyncio connection: for any number of callers, with answers parsed in C as they come, many in a turn of the loop.
+"""The asyncio connection: for any number of callers, with answers parsed in C, many per iteration of the event loop.
 
-redis-py takes a coroutine's turn for each answer, some 8 µs, and as long again around a call. A large value is copied
-by nobody on its way: it is sent from where it lies, and read into memory of its own.
+redis-py switches coroutines for each answer, which takes 8 µs, and as long again per call. A large value is not copied:
+it is sent from its own memory, and read into memory of its own.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ async def _open(address: Address, place: Place, answer: float | None) -> _Wire:
 
 
 def _heed(opening: asyncio.Task[Any]) -> None:
-    """Take note of a failure that nobody waits for any more."""
+    """Retrieve the exception of a call whose caller is gone."""
     if not opening.cancelled():
         opening.exception()
 

@@ -18,7 +18,7 @@ ANSWER = 5.0
 
 
 class Connection:
-    """One connection, for one thread at a time; opened with the first call, and anew after it was cut or a fork.
+    """One connection, for one thread at a time; opened with the first call, and reopened after it was lost or a fork.
 
     Raises `OSError` and `ServerError`.
     """
@@ -94,7 +94,7 @@ class Connection:
         self._came.clear()
 
     def _ready(self) -> socket.socket:
-        """Connected, anew where the server ended the connection, or it is the parent process's."""
+        """The connected socket; reconnects if the server closed it, or if it belongs to the parent process."""
         if self._socket is not None and (self._process != os.getpid() or _speaks(self._socket)):
             self.close()
         if self._socket is None:

@@ -146,7 +146,7 @@ def test_an_account_can_do_nothing_else(guarded: Guarded, account: str) -> None:
                 pytest.fail(f"{command} was answered: {client.execute_command(*command)}")
 
 
-def test_nobody_is_let_in_without_an_account_a_certificate_or_tls(guarded: Guarded) -> None:
+def test_access_needs_an_account_a_certificate_and_tls(guarded: Guarded) -> None:
     pairs = (("cert", "pem"), ("key", "key"))
     ours = {"ssl_ca_certs": str(guarded.folder / "ca.pem")}
     proven = ours | {f"ssl_{kind}file": str(guarded.folder / f"client.{end}") for kind, end in pairs}

@@ -221,7 +221,7 @@ def answers(server: redis.Redis, account: str, calls: Iterable[list[str]]) -> li
 
 def held(server: redis.Redis, account: str, commands: list[Command]) -> list[Command]:
     """The commands that the account may run with some key, or without any."""
-    told = answers(server, account, [one.call(*["a key of nobody"] * len(one.places)) for one in commands])
+    told = answers(server, account, [one.call(*["a key of no account"] * len(one.places)) for one in commands])
     return [command for command, answer in zip(commands, told, strict=True) if "to run the" not in answer]
 
 

@@ -1,4 +1,4 @@
-"""Python callables in a real worker: whatever one does ends its own job alone, and what nobody waits for is ended."""
+"""Python callables in a real worker: a misbehaving one ends only its own job, and a call without a waiter is ended."""
 
 from __future__ import annotations
 

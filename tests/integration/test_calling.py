@@ -221,7 +221,7 @@ def test_a_callable_sees_none_of_the_worker_s_secrets(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("deed", ["sleep", "spin"])
-def test_a_call_that_nobody_waits_for_is_ended_with_its_process(child: Child, notes: Path, deed: str) -> None:
+def test_a_call_without_a_waiter_is_ended_with_its_process(child: Child, notes: Path, deed: str) -> None:
     began = time.monotonic()
     with pytest.raises(NotWantedError):
         ask(child, deed, 600, after(0.2, NotWantedError()))

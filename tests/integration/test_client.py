@@ -40,7 +40,7 @@ from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder, echo, finish
 from tests.narrowing import present
 
-NOBODY = "redis://127.0.0.1:9/0"
+NO_SERVER = "redis://127.0.0.1:9/0"
 """The discard port, where no Valkey listens."""
 
 
@@ -478,7 +478,7 @@ def test_a_forked_child_is_told_to_make_its_own_client(client: Client) -> None:
     ids=["submit", "infer", "result", "status", "cancel"],
 )
 def test_a_call_to_a_broker_that_is_not_there_fails_within_two_seconds(call: Callable[[Client], object]) -> None:
-    with taxiway.Client(NOBODY) as client:
+    with taxiway.Client(NO_SERVER) as client:
         started = time.monotonic()
         with pytest.raises(BrokerUnavailableError):
             call(client)

@@ -21,7 +21,7 @@ from taxiway.cli.address import find_fleet
 from taxiway.client.asyncio_client import CONNECT_TIMEOUT
 from tests.command_line import CommandLine
 
-NOBODY = "http://127.0.0.1:9"
+NO_SERVER = "http://127.0.0.1:9"
 
 
 def command_line(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -54,7 +54,7 @@ def test_no_library_of_a_door_is_imported_for_help() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("url", [NOBODY, "redis://127.0.0.1:9"])
+@pytest.mark.parametrize("url", [NO_SERVER, "redis://127.0.0.1:9"])
 def test_a_fleet_that_does_not_answer_exits_with_4_and_is_waited_for_no_longer_than_two_seconds(url: str) -> None:
     before, began = processor_seconds(), time.monotonic()
     done = command_line("submit", "echo", "--text", "a", "--url", url)
@@ -164,7 +164,7 @@ def test_a_port_that_is_taken_is_one_line_and_a_hint(tmp_path: Path) -> None:
 def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path: Path, cli: CommandLine) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
-    (tmp_path / "fleet.json").write_text(json.dumps({"http": NOBODY, "pid": ended.pid}))
+    (tmp_path / "fleet.json").write_text(json.dumps({"http": NO_SERVER, "pid": ended.pid}))
     told = cli("status", "--data", str(tmp_path))
 
     assert told.exit_code == 4

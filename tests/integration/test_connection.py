@@ -86,7 +86,7 @@ def test_a_script_runs_also_where_the_server_forgot_it(settings: Settings) -> No
     connections.close()
 
 
-def test_a_connection_that_the_server_ended_is_opened_anew(settings: Settings) -> None:
+def test_a_connection_that_the_server_closed_is_reopened(settings: Settings) -> None:
     async def scenario() -> bytes:
         connection = aio.Connection(settings.state)
         await connection.call("CLIENT", "SETNAME", "ended")

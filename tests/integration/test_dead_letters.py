@@ -122,7 +122,7 @@ def test_a_letter_is_listed_shown_and_dropped(fleet: tuple[Settings, RouterProce
     assert "no dead letter" in run(fleet, "show", listed["id"], code=2)
 
 
-def test_a_replayed_job_begins_anew_under_its_id(fleet: tuple[Settings, RouterProcess], state: redis.Redis) -> None:
+def test_a_replayed_job_starts_over_under_its_id(fleet: tuple[Settings, RouterProcess], state: redis.Redis) -> None:
     job = park(fleet)
     [listed] = json.loads(run(fleet, "list", "--json"))
     assert run(fleet, "replay", listed["id"]).strip() == job

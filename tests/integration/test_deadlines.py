@@ -1,4 +1,4 @@
-"""Jobs end at their deadline, by the store's clock, whoever has them; their waiters and their workers hear of it."""
+"""Jobs end at their deadline, by the store's clock, wherever they are; their waiters and workers are notified."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_jobs_that_ended_are_not_overdue_and_their_group_is_forgotten(store: Sto
     assert store.client.zcard(DEADLINES) == 0
 
 
-def test_the_rest_of_a_group_comes_again_when_nobody_ended_it(store: Store) -> None:
+def test_the_rest_of_a_group_comes_again_if_it_was_not_ended(store: Store) -> None:
     store.forward(*alike("ended", "left", deadline_at="1.5"))
     store.finish(cancelled("ended"))
     for _ in range(2):
@@ -112,7 +112,7 @@ def test_the_rest_of_a_group_comes_again_when_nobody_ended_it(store: Store) -> N
     assert store.client.zcard(DEADLINES) == 0
 
 
-def test_a_job_that_was_placed_anew_is_due_at_its_new_deadline_only(store: Store) -> None:
+def test_a_job_that_was_placed_again_is_due_at_its_new_deadline_only(store: Store) -> None:
     later = f"{store.client.time()[0] + 60}.5"
     store.forward(placed("j", deadline_at="1.5"))
     store.forward(msgspec.structs.replace(placed("j", deadline_at=later), was="queued"))

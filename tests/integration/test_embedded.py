@@ -90,7 +90,7 @@ def test_the_server_dies_when_its_parent_is_killed_and_keeps_what_it_had(tmp_pat
         assert client.get("kept") == b"yes"
 
 
-def test_a_server_that_was_killed_is_started_anew_at_the_same_address(tmp_path: Path) -> None:
+def test_a_server_that_was_killed_is_restarted_at_the_same_address(tmp_path: Path) -> None:
     with EmbeddedValkey(tmp_path) as server:
         url, pid = server.url, server.pid
         assert pid is not None

@@ -158,7 +158,7 @@ def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> No
     )
 
 
-def test_a_record_lasts_beyond_its_jobs_deadline_and_not_for_ever(store: Store) -> None:
+def test_a_record_outlives_its_jobs_deadline_and_expires(store: Store) -> None:
     now = store.client.time()[0]
     for job, deadline in (("near", now + 600), ("past", now - 600), ("never", 1e300), ("none", 0)):
         assert store.forward(placed(job, deadline_at=repr(float(deadline)))) == [True]

@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         store.stop()
 
 
-def test_a_log_that_a_full_disk_cut_short_is_written_anew_and_can_be_read(settings: Settings, store: Store) -> None:
+def test_a_log_that_a_full_disk_truncated_is_rewritten_and_can_be_read(settings: Settings, store: Store) -> None:
     url = store.primary.url
     with redis.Redis.from_url(url) as client, router_process(replace(settings, broker=url, state=url)):
         rewrite(client)  # Valkey leaves holes in a log that it has rewritten

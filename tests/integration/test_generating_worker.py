@@ -72,7 +72,7 @@ def cancel(tower: Tower, job: str) -> None:
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_answer_is_what_the_model_says_alone_whoever_ran_with_it(tower: Tower, fleet: Settings) -> None:
+def test_an_answer_does_not_depend_on_the_rows_that_ran_with_it(tower: Tower, fleet: Settings) -> None:
     messages = [tower.message("tiny", f"prompt {n}", **PROMPT) for n in range(20)]
     tower.queue(*messages)
     answers = [tower.result(m.headers["id"]) for m in messages]
@@ -139,7 +139,7 @@ def test_an_answer_is_told_as_it_comes_and_the_stream_is_forgotten_soon(tower: T
 
 
 @pytest.mark.usefixtures("worker")
-def test_an_answer_that_nobody_reads_as_it_comes_has_no_stream(tower: Tower) -> None:
+def test_an_answer_without_a_streaming_reader_has_no_stream(tower: Tower) -> None:
     job = tower.order("tiny", "tell me later", **PROMPT)
     tower.result(job)
     assert not tower.state.exists(stream_key(job))
@@ -154,7 +154,7 @@ def test_only_one_generated_answer_can_be_told_as_it_comes(tower: Tower) -> None
     assert several.value.details["field"] == "stream"
 
 
-def test_an_answer_whose_worker_is_killed_begins_anew_and_says_so(fleet: Settings, tower: Tower) -> None:
+def test_an_answer_whose_worker_is_killed_restarts_and_says_so(fleet: Settings, tower: Tower) -> None:
     asked = {"variant": "onnx", "stream": True, "parameters": {"max_tokens": 500}}
     with worker_process(fleet) as first:
         job = tower.order("tiny", "tell me", **asked)

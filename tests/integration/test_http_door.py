@@ -511,7 +511,7 @@ def test_an_infer_request_goes_straight_to_a_class_queue(settings: Settings, idl
 
 
 class Astray(Router):
-    """Fails as nobody foresaw, once it has forwarded a request."""
+    """Fails unexpectedly once it has forwarded a request."""
 
     async def forward(self, admitted: Admitted) -> NoReturn:
         await super().forward(admitted)
@@ -533,7 +533,7 @@ async def ended_astray(router: Astray) -> str:
             await asyncio.sleep(0.05)
 
 
-def test_a_request_whose_forwarding_failed_as_nobody_foresaw_is_not_left_to_run(settings: Settings) -> None:
+def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(settings: Settings) -> None:
     async def scenario() -> str:
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
         router = Astray(settings, rules, "astray", ModelsFolder(settings.models, settings.queues))

@@ -102,7 +102,7 @@ def test_a_models_configuration_is_tritons_as_far_as_it_is_true(http: httpx.Clie
     assert (config["name"], config["platform"], config["max_batch_size"]) == ("echo", "taxiway_tensors", 1024)
     assert config["input"] == config["output"] == [{"name": "payload", "data_type": "TYPE_STRING", "dims": [1]}]
     assert http.get("/v2/models/echo/versions/1/config").json() == config
-    assert http.get("/v2/models/nobody/config").status_code == 404
+    assert http.get("/v2/models/no-such-model/config").status_code == 404
 
 
 def test_statistics_have_a_part_for_each_model_and_version(http: httpx.Client) -> None:
@@ -111,7 +111,7 @@ def test_statistics_have_a_part_for_each_model_and_version(http: httpx.Client) -
     assert (echo["name"], echo["version"], echo["inference_stats"]["success"]["count"]) == ("echo", "1", 0)
     assert http.get("/v2/models/echo/versions/1/stats").json() == {"model_stats": [echo]}
     assert echo in http.get("/v2/models/stats").json()["model_stats"]
-    assert http.get("/v2/models/nobody/stats").status_code == 404
+    assert http.get("/v2/models/no-such-model/stats").status_code == 404
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**64 - 1, "low")])

@@ -1,4 +1,4 @@
-"""The same tenant and key are the same job as long as its record is kept, whoever submits it where."""
+"""The same tenant and key are the same job while its record is kept, from any submitter at any door."""
 
 from __future__ import annotations
 

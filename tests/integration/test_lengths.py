@@ -36,7 +36,7 @@ def ask(state: redis.Redis, prompts: str | list[str], tenant: str) -> tuple[list
     return answer.outputs["tokens"], basis.needs.size
 
 
-def test_the_answers_to_a_tenant_size_its_next_request_and_nobody_elses(settings: Settings, tmp_path: Path) -> None:
+def test_the_answers_to_a_tenant_size_only_its_own_next_request(settings: Settings, tmp_path: Path) -> None:
     fleet = worker_settings(settings, tmp_path, GENERATING)
     (fleet.models / "generate").symlink_to(TREE / "models" / "generate")
     cell = lengths_cell("generate:1", "lab")

@@ -59,7 +59,7 @@ def jobs(settings: Settings, door: str, device: EchoDevice) -> Iterator[dict[str
         with device.pause():
             late = http.submit("echo", "three", tenant="b", service="bulk")
             late.cancel()
-        refused = broker.submit("nobody-has-it", "x", tenant="b")
+        refused = broker.submit("no-such-model", "x", tenant="b")
         with pytest.raises(taxiway.TaxiwayError):
             refused.result(20)
         yield {"a": {job.id for job in burst}, "cancelled": late.id, "refused": refused.id}
@@ -102,7 +102,7 @@ def test_jobs_are_filtered_by_state_model_and_tenant(client: Client, jobs: dict[
 def test_a_job_that_was_refused_is_listed_as_what_it_was(client: Client, jobs: dict[str, Any]) -> None:
     (found,) = all_pages(client, states=["failed"])
 
-    assert (found.id, found.model, found.tenant) == (jobs["refused"], "nobody-has-it", "b")
+    assert (found.id, found.model, found.tenant) == (jobs["refused"], "no-such-model", "b")
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Sett
         assert {client.submit("echo", large, deadline=600, idempotency_key="one").id for client in (broker, http)} == {
             first.id
         }
-        refused = broker.submit("nobody-has-it", large)
+        refused = broker.submit("no-such-model", large)
         with pytest.raises(UnknownModelError):
             refused.result(10)
         eventually(lambda: state.keys("taxiway:blob:*") == own)

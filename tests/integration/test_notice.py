@@ -85,4 +85,4 @@ def test_the_watch_tells_of_a_notice_until_it_is_stopped(metadata: Metadata) -> 
 
 
 def test_an_address_that_does_not_answer_is_no_notice() -> None:
-    assert watch_of(9, print).look() is None  # the discard port, where nobody listens
+    assert watch_of(9, print).look() is None  # the discard port, without a listener

@@ -186,7 +186,7 @@ def test_a_reader_who_comes_back_is_told_what_it_has_not_read(http: httpx.Client
         rest = list(events(response))
     assert text_of(rest)
     assert text_of(read) + text_of(rest) == rest[-1]["data"]["outputs"][0]["data"][0]
-    with http.stream("GET", where) as response:  # and whoever comes late is told all of it
+    with http.stream("GET", where) as response:  # a late reader gets all of it
         assert text_of(list(events(response))) == text_of(read) + text_of(rest)
 
 
@@ -213,10 +213,10 @@ def test_a_restart_and_a_loss_are_events_of_their_own(
         eventually(lambda: state.exists(stream_key(job.id)))
         told = job.stream(timeout=60)
         assert isinstance(next(told), str)
-        for piece in (Piece(7, 0, "anew "), Piece(7, 9, "on")):
+        for piece in (Piece(7, 0, "again "), Piece(7, 9, "on")):
             state.xadd(stream_key(job.id), piece.fields())
-        rest = [event for event in iter(lambda: next(told), "on") if not isinstance(event, str) or event == "anew "]
-        assert rest == [Restarted(7), "anew ", Lost(4)]
+        rest = [event for event in iter(lambda: next(told), "on") if not isinstance(event, str) or event == "again "]
+        assert rest == [Restarted(7), "again ", Lost(4)]
         job.cancel()
 
 

@@ -204,14 +204,14 @@ def snapshot(tower: Tower) -> FleetSnapshot:
     return snapshot_from(FleetFacts(seconds + microseconds / 1e6, devices, beats, {}))
 
 
-def test_a_job_that_was_ended_unheard_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
+def test_a_job_that_was_ended_without_notice_while_it_waited_runs_once_at_most(fleet: Settings, tower: Tower) -> None:
     fleet.queues.write_text(QUEUES.replace("lease: 1", "lease: 60"))
     with worker_process(fleet):
         running = tower.order("slab", LONG)
         eventually(lambda: is_running(tower, running))
         job = tower.order("echo", 1)
         eventually(lambda: is_held(tower.state, job))
-        tower.state.hset(job_key(job), "state", "cancelled")  # and nobody tells the worker, which asks in 20 s
+        tower.state.hset(job_key(job), "state", "cancelled")  # without notice to the worker, which checks after 20 s
         tower.result(running)
         eventually(lambda: tower.unacknowledged() == 0, within=5)
         assert tower.state.exists(result_key(job)) == 0
@@ -270,7 +270,7 @@ def test_a_ticket_for_another_class_is_parked(tower: Tower) -> None:
 
 @pytest.mark.parametrize("task", ["celery.map", "os.system"])
 @pytest.mark.usefixtures("worker")
-def test_another_task_is_never_run_and_ends_nobodys_job(tower: Tower, task: str) -> None:
+def test_another_task_is_never_run_and_ends_no_job(tower: Tower, task: str) -> None:
     message = tower.message("echo", "hello")
     message.headers["task"] = task
     tower.state.hset(job_key(message.headers["id"]), "state", JobState.QUEUED)  # the job that the message names

@@ -41,7 +41,7 @@ def test_keys_come_back_from_their_file(known: list[Key]) -> None:
 
 
 @given(st.text(), st.binary())
-def test_any_text_is_keys_or_an_error_and_nobody_elses_secret_is_good(text: str, secret: bytes) -> None:
+def test_any_text_is_keys_or_an_error_and_accepts_no_other_secret(text: str, secret: bytes) -> None:
     try:
         ring = parse_keys(text, "keys")
     except KeysError:

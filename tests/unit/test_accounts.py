@@ -33,7 +33,7 @@ def test_without_passwords_of_ones_own_each_account_gets_a_new_one() -> None:
     assert len({*first.values(), *second.values()}) == 2 * len(ACCOUNTS)
 
 
-def test_an_acl_file_is_a_line_an_account_and_lets_nobody_in_by_default() -> None:
+def test_an_acl_file_has_a_line_per_account_and_refuses_by_default() -> None:
     default, *accounts = valkey_accounts(CLASSES, PASSWORDS).splitlines()
     assert default == "user default off"
     assert [line.split()[1] for line in accounts] == list(ACCOUNTS)

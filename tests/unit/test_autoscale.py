@@ -72,7 +72,7 @@ def test_no_class_gets_more_than_is_wanted_or_allowed_and_none_that_may_run_gets
     assert sum(sharing) <= max(cores, len(sharing))
 
 
-def test_what_nobody_knows_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_class_of_unknown_need_keeps_its_workers(tmp_path: Path) -> None:
     workers = slots(tmp_path, 3)
     scaler = Autoscaler(workers, Bounds({"cpu": 2}, 4), lambda name: None)
     assert wanted(workers) == [True, True, False]

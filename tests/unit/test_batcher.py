@@ -121,7 +121,7 @@ def test_a_full_batch_runs_at_once() -> None:
     assert ready(WaitingRows(16, 0.0, 0.0), 0.0, POLICY, gap=0.001) == 0.0
 
 
-def test_a_row_runs_at_once_when_nobody_has_ever_come_while_another_waited() -> None:
+def test_a_row_runs_at_once_if_none_ever_came_while_another_waited() -> None:
     assert ready(WaitingRows(1, 0.0, 0.0), 0.0, POLICY, ALONE) == 0.0
 
 
@@ -129,7 +129,7 @@ def test_a_row_waits_while_others_keep_coming() -> None:
     assert ready(WaitingRows(3, 0.0, 0.010), 0.010, POLICY, gap=0.002) > 0
 
 
-def test_a_batch_stops_waiting_when_nobody_came_for_three_gaps() -> None:
+def test_a_batch_stops_waiting_when_none_came_for_three_gaps() -> None:
     assert ready(WaitingRows(3, 0.0, 0.010), 0.017, POLICY, gap=0.002) == 0.0
 
 

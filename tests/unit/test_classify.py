@@ -85,7 +85,7 @@ def test_every_class_and_variant_is_a_candidate_or_refused_with_a_reason(
 
 
 @given(situation=situations())
-def test_what_is_refused_for_ever_is_refused_whatever_the_fleet(
+def test_a_permanent_refusal_does_not_depend_on_the_fleet(
     situation: tuple[Model, Needs, Topology, FleetSnapshot],
 ) -> None:
     model, needs, topology, fleet = situation

@@ -24,7 +24,7 @@ from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunRepo
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from tests.command_line import CommandLine
 
-NOBODY = "http://127.0.0.1:9"
+NO_SERVER = "http://127.0.0.1:9"
 REPORT = RunReport(
     hardware_class="gpu.realtime",
     variant="onnx-int8",
@@ -75,7 +75,7 @@ def test_wrong_usage_exits_with_2(cli: CommandLine, arguments: list[str]) -> Non
 
 
 def test_a_term_that_means_nothing_exits_with_2_and_names_its_field(cli: CommandLine) -> None:
-    answer = cli("submit", "echo", "--text", "a", "--deadline", "nan", "--url", NOBODY)
+    answer = cli("submit", "echo", "--text", "a", "--deadline", "nan", "--url", NO_SERVER)
 
     assert answer.exit_code == 2
     assert answer.stderr.startswith("error: deadline: expected a finite number > 0")

@@ -227,7 +227,7 @@ def test_what_may_have_more_tokens_than_there_is_time_for_is_late(deck: Deck) ->
     assert deck.inflight.late(20 * step) == {long}
 
 
-def test_rows_in_flight_run_to_their_end_when_their_model_is_replaced_and_nobody_joins_them(deck: Deck) -> None:
+def test_rows_in_flight_run_to_their_end_when_their_model_is_replaced_and_none_joins_them(deck: Deck) -> None:
     deck.join(job := deck.job("one", max_tokens=9))
     deck.finish()
     deck.join(again := deck.job("one", max_tokens=9))

@@ -1,4 +1,4 @@
-"""How long a device goes on with what nobody waits for."""
+"""How long a device is occupied by rows without a waiter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_batch_goes_on_for_what_its_profile_says_and_a_late_one_for_as_long_ag
     assert BATCH.left(now, 1.0) == pytest.approx(left)
 
 
-def test_only_the_rows_that_nobody_waits_for_count() -> None:
+def test_only_rows_without_a_waiter_count() -> None:
     assert BATCH.left(110.0, 0.0) == 0.0
     assert BATCH.left(110.0, 0.25) == pytest.approx(5.0)
 

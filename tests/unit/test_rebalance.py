@@ -339,7 +339,7 @@ def test_a_way_back_is_closed_for_some_ticks_and_opens_again() -> None:
     assert closed == [True, True, True, False, False]
 
 
-def test_nobody_waiting_means_no_moves() -> None:
+def test_without_waiting_jobs_there_are_no_moves() -> None:
     assert rebalance([], {}, {}, RULES) == []
 
 

@@ -50,7 +50,7 @@ def after(
     return retarget(fleet, topology, conditions, PATIENCE)
 
 
-def test_an_idle_device_is_lent_to_a_class_that_nobody_serves() -> None:
+def test_an_idle_device_is_lent_to_a_class_without_a_device() -> None:
     (lent,) = after(FleetSnapshot((device("a"),), work=waiting(night=0.1)))
     assert (lent.worker, lent.hardware_class, lent.action) == ("a", "cpu.night", "add_consumer")
     assert lent.reason == "0.1 device seconds wait for cpu.night (0 devices serve it)"

@@ -28,7 +28,7 @@ def test_all_that_a_worker_did_which_came_later_is_counted() -> None:
     assert outcomes.outcomes["cpu", "succeeded"] == 4
 
 
-def test_sums_never_fall_when_workers_go_or_are_started_anew() -> None:
+def test_sums_never_fall_when_workers_leave_or_restart() -> None:
     outcomes = OutcomeCounters()
     outcomes.update([a_worker("a", 0), a_worker("b", 0)])
     outcomes.update([a_worker("a", 5), a_worker("b", 5)])

@@ -142,7 +142,7 @@ def test_a_dropped_row_is_never_heard_of_again(batch: RunningBatch) -> None:
     assert other.generated.text == alone(batch, row(prompt(5, seed=1), 5))
 
 
-def test_only_the_row_that_cannot_run_fails_and_the_others_begin_anew(batch: RunningBatch) -> None:
+def test_only_the_row_that_cannot_run_fails_and_the_others_restart(batch: RunningBatch) -> None:
     wanted = [alone(batch, item) for item in ITEMS[:3]]
     rows = [batch.join(item) for item in (*ITEMS[:2], row([1, NO_TOKEN, 2], 3), ITEMS[2])]
     ended = finish(batch)
@@ -153,7 +153,7 @@ def test_only_the_row_that_cannot_run_fails_and_the_others_begin_anew(batch: Run
     assert not any(r.error for r in good)
 
 
-def test_nobody_joins_while_failed_rows_run_alone(batch: RunningBatch) -> None:
+def test_no_row_joins_while_failed_rows_run_alone(batch: RunningBatch) -> None:
     for item in (ITEMS[0], row([NO_TOKEN], 3)):
         batch.join(item)
     batch.step()

@@ -173,7 +173,7 @@ def test_the_scaling_rule_stays_within_its_bounds(load: float, jobs: int, count:
     assert devices >= min(jobs, 1)
 
 
-def test_a_device_goes_when_nobody_needed_it_for_its_keep_alive() -> None:
+def test_a_device_stops_when_it_was_unused_for_its_keep_alive() -> None:
     need = Need(3, keep_alive=60)
     need.note(3, 0.0)
     need.note(1, 30.0)

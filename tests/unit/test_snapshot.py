@@ -62,7 +62,7 @@ def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
     assert live(ended + GONE_AFTER + 1) == ["beats again"]
 
 
-def test_a_second_refusal_long_after_the_first_excuses_nobody_who_was_gone_before() -> None:
+def test_a_second_refusal_long_after_the_first_excuses_no_device_that_was_gone_before() -> None:
     refusal = Refusal()
     for now in (1000.0, 2000.0):
         refusal = refusal.after(FleetFacts(now, {}, {}, {}, refuses=True))
@@ -94,7 +94,7 @@ def test_work_is_told_by_class_and_level_and_is_never_negative() -> None:
     assert not snapshot.stale
 
 
-def test_what_nobody_waits_for_and_cannot_be_ended_is_work_before_all_else() -> None:
+def test_what_has_no_waiter_and_cannot_be_ended_is_work_ahead_of_all_other() -> None:
     devices = {"a": device("a", occupied=20.0), "b": device("b", occupied=5.0), "c": device("c")}
     beats = {"a": NOW - 1.5, "b": NOW, "c": NOW}
 

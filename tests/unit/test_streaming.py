@@ -41,13 +41,13 @@ def test_what_a_slow_reader_missed_is_counted() -> None:
     assert progress.end(result("one two three four five")) == [" five"]
 
 
-def test_a_new_attempt_begins_anew_and_the_old_one_is_heard_no_more() -> None:
+def test_a_new_attempt_restarts_the_text_and_the_old_one_is_ignored() -> None:
     progress = Progress()
     old, new = pieces("one ", "two "), pieces("uno ", "dos", attempt=2)
     assert tell(progress, [old[0], new[0], old[1], new[1]]) == ["one ", Restarted(2), "uno ", "dos"]
 
 
-def test_an_attempt_that_begins_anew_says_so() -> None:
+def test_an_attempt_that_restarts_says_so() -> None:
     assert tell(Progress(), [*pieces("one ", "two "), *pieces("one")]) == ["one ", "two ", Restarted(1), "one"]
 
 
@@ -61,7 +61,7 @@ def test_a_piece_that_comes_twice_is_told_once() -> None:
     assert tell(Progress(), [one, two, two, Piece(1, 4, "two three")]) == ["one ", "two ", "three"]
 
 
-def test_a_result_of_another_attempt_than_was_told_begins_anew() -> None:
+def test_a_result_of_another_attempt_than_the_streamed_one_restarts() -> None:
     progress = Progress()
     tell(progress, pieces("one ", "two "))
     assert progress.end(result("uno dos tres")) == [Restarted(2), "uno dos tres"]

@@ -113,7 +113,7 @@ def test_answers_that_are_too_few_are_told_to_those_who_got_none() -> None:
 
 
 @pytest.mark.parametrize(("error", "logged"), [(BrokerUnavailableError("away"), []), (UNFORESEEN, [UNFORESEEN])])
-def test_an_error_is_logged_where_nobody_foresaw_it_though_those_who_asked_are_gone(
+def test_an_unexpected_error_is_logged_though_its_callers_are_gone(
     caplog: pytest.LogCaptureFixture, error: BrokerUnavailableError | KeyError, logged: list[Exception]
 ) -> None:
     async def scenario() -> None:

@@ -107,7 +107,7 @@ def test_tenants_that_flood_are_given_device_time_by_their_weights(weight: int) 
 
 
 @given(had=st.dictionaries(st.sampled_from("abcdef"), st.floats(0, 100)), later=st.floats(0, 100))
-def test_somebody_always_passes_and_time_alone_makes_nobody_crowd(had: dict[str, float], later: float) -> None:
+def test_some_tenant_always_passes_and_time_alone_puts_none_over_its_share(had: dict[str, float], later: float) -> None:
     shares = Shares({})
     for tenant, dollars in had.items():
         shares.charge(tenant, dollars)

@@ -1,4 +1,4 @@
-"""Who waits hears of an end that nobody announced to it: at a router and in the client, on a real Valkey server."""
+"""A waiter learns of a job's end although the announcement was lost: in a router and in the client, on Valkey."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def store(settings: Settings) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def name() -> str:
-    """Nobody else listens under it: channels are one namespace for all of a server's databases."""
+    """A unique name: channels are one namespace for all of a server's databases."""
     return uuid.uuid4().hex
 
 
