@@ -21,6 +21,12 @@ RESIDENCE = 60.0
 """Approximate seconds that a loaded variant stays resident; its load cost is shared by the jobs that arrive meanwhile.
 """
 
+FULL = 16
+"""Rows that share the price of a generating model's steps, whatever batch it has now.
+
+At the price of the present batch, work would stay on a class that already runs one, however expensive it is. Source:
+three simulated fleets of five models, 900 s each: live attainment +1.1 to +3.2 points, cost -11 to +1 %."""
+
 Column = np.ndarray
 """float64 of shape (candidates,)."""
 
@@ -33,6 +39,8 @@ class CandidateTable:
     least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
     of those devices. `load` is the expected seconds of loading. `concurrent` is device seconds of work that runs
     concurrently with a new job and does not delay it: a full batch if rows join and leave between steps, else 0.
+    `billed` is the rows that share a generated row's price; None if batches run as a whole: their price is shared by
+    the batch that forms.
     `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of
     less urgent work. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows
     in a batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device
@@ -57,6 +65,7 @@ class CandidateTable:
     floor: Column
     load: Column
     concurrent: Column
+    billed: Column | None
     blocked: np.ndarray
     residual: np.ndarray
     limit: Column
@@ -92,6 +101,7 @@ def build_table(
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
     total = sum(flows.values())
+    limit = np.array([_limit(c) for c in candidates], dtype=np.float64)
     return CandidateTable(
         model=model,
         classes=classes,
@@ -102,7 +112,8 @@ def build_table(
         servers=servers,
         live=np.array(live, dtype=bool),
         reserved=np.array([c.hardware.reserve_for not in (None, constraints.service) for c in candidates], dtype=bool),
-        limit=np.array([_limit(c) for c in candidates], dtype=np.float64),
+        limit=limit,
+        billed=billed(limit) if generates(model) else None,
         max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
         blocked=np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T,
@@ -113,6 +124,12 @@ def build_table(
         **_device_columns(seen),
         **_class_columns([c.hardware for c in candidates]),
     )
+
+
+def billed(limit: Column) -> Column:
+    """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
+    rows: Column = np.minimum(limit, FULL)
+    return rows
 
 
 def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:

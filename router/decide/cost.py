@@ -85,9 +85,12 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
 
     Time is estimated with the batches of the class's own traffic, cost with the batches that all of the model's traffic
     would form there. The fleet then finds the class where the model is cheapest as a whole, even if none of it runs
-    there yet.
+    there yet. A generated row costs its share of a full batch.
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
+    if table.billed is not None:
+        alone, each = table.base + table.step * needs.size, table.slope * needs.size
+        work_if_all_came = np.maximum(table.floor, alone + each * table.billed) / table.billed * needs.rows
     wait = wait_of(table, ahead) + table.blocked[needs.level]
     transfer = table.link_delay + table.link_seconds * needs.payload
     finish = transfer + wait + table.load + run

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from router.decide.candidates import CandidateTable
+from router.decide.candidates import CandidateTable, billed
 from router.decide.capacity import has_capacity
 from router.decide.classify import Constraints, Needs
 from router.decide.fairness import HeldKind
@@ -158,6 +158,7 @@ class Taxiway(ByLevel):
             base=alone - each,
             slope=each,
             concurrent=table.limit * work,
+            billed=billed(table.limit),
             limit=np.minimum(company + 1.0, table.limit),
             max_run=np.full_like(table.max_run, np.inf),  # the expected batch is already running
             rates=np.full_like(table.rates, _ENDLESS),

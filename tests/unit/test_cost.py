@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decide.candidates import RESIDENCE, CandidateTable, build_table
+from router.decide.candidates import FULL, RESIDENCE, CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, shadow_prices
 from router.decide.snapshot import FleetSnapshot
@@ -65,11 +65,28 @@ def test_a_device_that_is_lent_counts_in_both_classes_and_one_that_serves_nothin
     assert (len(fleet.own("cpu")), len(fleet.own("other"))) == (2, 0)
 
 
+GENERATING = msgspec.structs.replace(
+    MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10
+)
+
+
+@pytest.mark.parametrize(("max_batch", "rows"), [(8, 8), (64, FULL)])
+def test_a_generated_row_costs_its_share_of_a_full_batch_whatever_batch_it_has_now(max_batch: int, rows: int) -> None:
+    topology = a_topology(cpu=msgspec.structs.replace(CLASS, max_batch=max_batch))
+
+    def figures(**rates: float) -> Estimate:
+        fleet = FleetSnapshot((WARM,), rates=rates)
+        return estimate_figures(
+            build_table(GENERATING, Constraints(), topology, fleet, ProfileBook()), ONE_ROW, np.zeros(1)
+        ).at(0)
+
+    quiet, busy = figures(), figures(**{FLOW: 8.0})
+    assert quiet.cost == busy.cost == pytest.approx(PROFILE.latency(rows, 10) / rows * 3.6 / 3600)
+    assert quiet.work > busy.work
+
+
 def test_a_row_that_joins_a_running_batch_waits_only_for_what_has_no_room_in_it() -> None:
-    generating = msgspec.structs.replace(
-        MODEL, pipeline="generation", parameters={"max_tokens": Parameter(type="integer", default=8)}, expected_size=10
-    )
-    table = build_table(generating, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
+    table = build_table(GENERATING, Constraints(), TOPOLOGY, FleetSnapshot((WARM,)), ProfileBook())
     full = PROFILE.latency(8, 10)
     waits = [estimate_figures(table, ONE_ROW, np.array([ahead])).at(0).wait for ahead in (full / 2, full, full + 3)]
     assert waits == pytest.approx([0.0, 0.0, 3.0])
