@@ -1,7 +1,8 @@
 """Least rights at the broker, from the names that the fleet uses: `python -m broker.accounts`.
 
 Each account can do its own work and no more: a producer writes arrivals and reads answers, a router does all that moves
-a request, a worker takes from the classes' queues and ends jobs, Flower looks on and sends Celery's remote control.
+a request, a worker takes from the classes' queues and ends jobs, Flower looks on and sends Celery's remote control, and
+a tuner reads the history of arrivals and writes its plan.
 What is written for Valkey and Redis (an ACL file) and for RabbitMQ (definitions) holds digests, and no password.
 """
 
@@ -23,8 +24,8 @@ import click
 from tasks.topology import TopologyError, load_topology
 from taxiway.contract import keys
 
-ACCOUNTS = ("producer", "router", "worker", "flower")
-"""The accounts' names."""
+ACCOUNTS = ("producer", "router", "worker", "flower", "tuner")
+"""The accounts' names. The tuner has none at RabbitMQ."""
 
 _NOTHING = "resetchannels -@all"  # before each account's own rights
 _GREETING = "+auth +hello +ping +select +quit +client|setinfo +client|setname"
@@ -49,6 +50,7 @@ def valkey_accounts(classes: Iterable[str], passwords: Mapping[str, str], databa
         "router": f"{_router(names)} {fanouts}",
         "worker": f"{_worker(names)} {fanouts}",
         "flower": f"{_flower()} {fanouts}",
+        "tuner": _tuner(),
     }
     accounts = [f"user {one} on #{_sha256(passwords[one])} {_NOTHING} {rules[one]}" for one in ACCOUNTS]
     return "\n".join(["user default off", *accounts, ""])
@@ -112,6 +114,12 @@ def _flower() -> str:
     return " ".join([_GREETING, looks, *grants])
 
 
+def _tuner() -> str:
+    """What arrived and what became of it, and the plan that it makes of that."""
+    history = _grant("+hget +hgetall", [f"%R~{name}" for name in (keys.HISTORY, keys.history_key("*"))])
+    return " ".join([_GREETING, "+time", history, _grant("+get +set +del", [f"~{keys.PLAN}"])])
+
+
 def _grant(commands: str, patterns: Iterable[str]) -> str:
     """A selector: these commands on these keys, beside what else the account may do."""
     return f"({commands} {' '.join(patterns)})"
@@ -155,7 +163,7 @@ def rabbit_accounts(classes: Iterable[str], passwords: Mapping[str, str], vhost:
     }
     users = [
         {"name": one, "password_hash": _salted(passwords[one]), "hashing_algorithm": _HASHING, "tags": []}
-        for one in ACCOUNTS
+        for one in rights
     ]
     permissions = [
         {"user": one, "vhost": vhost, "configure": configure, "write": write, "read": read}
@@ -197,8 +205,9 @@ def passwords_from(environment: Mapping[str, str]) -> dict[str, str]:
 def main(queues: Path, acl: Path | None, database: int, definitions: Path | None, vhost: str) -> None:
     """Write the broker's accounts, and print their passwords as JSON.
 
-    A password comes from TAXIWAY_PRODUCER_PASSWORD, TAXIWAY_ROUTER_PASSWORD, TAXIWAY_WORKER_PASSWORD and
-    TAXIWAY_FLOWER_PASSWORD; who has none gets a new one. Nothing that is written holds a password.
+    A password comes from TAXIWAY_PRODUCER_PASSWORD, TAXIWAY_ROUTER_PASSWORD, TAXIWAY_WORKER_PASSWORD,
+    TAXIWAY_FLOWER_PASSWORD and TAXIWAY_TUNER_PASSWORD; who has none gets a new one. Nothing that is written holds a
+    password.
     """
     try:
         classes = load_topology(queues).hardware

@@ -165,7 +165,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     `payload` bounds one request, `elements` the values in its JSON and the elements of a BYTES tensor. A value of more
     than `inline` bytes is stored beside its message. `keep_result`, `keep_record` and `keep_explanation` are how long
-    a result, its job's record and the snapshots of placements are kept. After `lease` seconds of silence a worker's
+    a result, its job's record and the snapshots of placements are kept. The history of arrivals is kept for
+    `keep_history`, in at most `history` bytes of the state store. After `lease` seconds of silence a worker's
     jobs run elsewhere. A worker exits within `grace` of a stop signal, and kills itself when a batch takes both `stall`
     seconds and twenty times its profile. `wait` bounds one long poll. A job is dead-lettered after `attempts` runs
     without a result. A worker exits after `memory_faults` consecutive out-of-memory jobs of a model whose example
@@ -183,6 +184,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     keep_result: Annotated[int, msgspec.Meta(ge=1)] = 3600
     keep_record: Annotated[int, msgspec.Meta(ge=1)] = 86400
     keep_explanation: Annotated[int, msgspec.Meta(ge=1)] = 3600
+    keep_history: Annotated[int, msgspec.Meta(ge=3600)] = 14 * 86400
+    history: Size = msgspec.field(default_factory=lambda: Size(128 * 2**20))
     lease: Annotated[float, msgspec.Meta(ge=1)] = 15.0
     grace: Seconds = 60.0
     stall: Annotated[float, msgspec.Meta(gt=0)] = 120.0

@@ -2,8 +2,8 @@
 
 A script is named by its folder and file, for example `jobs/finish`. Its header describes its keys and arguments. The
 functions that make its calls and read its answers are together, by topic: `records`, `forwarding`, `holding`, `mover`,
-`queues`, `class_queue`. A server whose memory is full runs only scripts that begin with `#!lua flags=allow-oom`: they
-end accepted work, which frees memory. It refuses others before they write anything.
+`queues`, `class_queue`, `history`. A server whose memory is full runs only scripts that begin with
+`#!lua flags=allow-oom`: they end accepted work, which frees memory. It refuses others before they write anything.
 """
 
 from __future__ import annotations

@@ -55,10 +55,10 @@ class Allowance:
 class Needs:
     """A request's service terms, with defaults from queues.yaml. Seconds and US dollars.
 
-    `size` is the size of one row in the model's unit. `payload` is the number of bytes sent to the device. Without an
-    `allowance`, the tenant's spending is unbounded. `company` is the expected batch: the number of jobs of the same
-    kind released from holding together with it. `brief` is set for a tenant over its fair share (`tenants.Shares`): the
-    seconds of work that may be bound ahead of the request.
+    `size` is the size of one row in the model's unit, `output` the predicted answer's part of it. `payload` is the
+    number of bytes sent to the device. Without an `allowance`, the tenant's spending is unbounded. `company` is the
+    expected batch: the number of jobs of the same kind released from holding together with it. `brief` is set for a
+    tenant over its fair share (`tenants.Shares`): the seconds of work that may be bound ahead of the request.
     """
 
     deadline: float | None
@@ -71,6 +71,7 @@ class Needs:
     allowance: Allowance | None = None
     company: int = 0
     brief: float | None = None
+    output: int = 0
 
     @property
     def affordable(self) -> float:
@@ -113,6 +114,7 @@ def needs_of(
     allowance: Allowance | None = None,
     company: int = 0,
     brief: float | None = None,
+    output: int = 0,
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
@@ -136,6 +138,7 @@ def needs_of(
         allowance=allowance,
         company=company,
         brief=brief,
+        output=output,
     )
 
 

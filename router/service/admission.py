@@ -180,13 +180,13 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> Cach
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
-    rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
-    key = (*_terms_of(request), rows, size, order.payload, order.company)
+    rows, (size, output) = rows_of(model, request.inputs), _size(model, request, working.tenants)
+    key = (*_terms_of(request), rows, size, output, order.payload, order.company)
     known = working.cached(key) if until is None else None
     if known is not None:
         return known
     check_terms(request)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, until=until)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, output=output, until=until)
     cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
         working.keep(key, cached)
@@ -201,30 +201,32 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     """
     request = order.request
     model = rules.catalogue.resolve(request.model)
-    rows, size = rows_of(model, request.inputs), _size(model, request, working.tenants)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, until=_until(order))
+    rows, (size, output) = rows_of(model, request.inputs), _size(model, request, working.tenants)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, output=output, until=_until(order))
     table = working.table(model, needs.constraints)
     return model, explain(
         table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
     )
 
 
-def size_of(model: Model, request: Request, lengths: Lengths) -> int:
-    """The mean size of the request's rows, measured without decoding them.
+def size_of(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]:
+    """The mean size of the request's rows, measured without decoding them, and the generated answer's part of it.
 
     A generated answer counts with the length predicted from `lengths`, those of earlier answers.
 
     Raises:
         InvalidRequestError, RequestTooLargeError: as `sizes.measured`.
     """
-    size = measured(model, request.inputs) + _answer(model, request, lengths)
-    return min(size, model.buckets[-1])  # longer texts are truncated there; anything else larger was refused
+    answer = _answer(model, request, lengths)
+    size = measured(model, request.inputs) + answer
+    return min(size, model.buckets[-1]), answer  # longer texts are cut there; anything else larger was refused
 
 
-def _size(model: Model, request: Request, tenants: Tenants) -> int:
+def _size(model: Model, request: Request, tenants: Tenants) -> tuple[int, int]:
     """`size_of`, rounded to a few digits: requests of about the same size share a cached choice."""
     lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
-    return quantised(model, size_of(model, request, lengths))
+    size, answer = size_of(model, request, lengths)
+    return quantised(model, size), answer
 
 
 def _answer(model: Model, request: Request, lengths: Lengths) -> int:
@@ -237,7 +239,9 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> int:
     return predicted(lengths, limit if isinstance(limit, int) else int(model.parameters[LONGEST].default))
 
 
-def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, until: float | None) -> Needs:
+def _needs(
+    order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, output: int, until: float | None
+) -> Needs:
     request = order.request
     needs = needs_of(
         request,
@@ -248,6 +252,7 @@ def _needs(order: Order, topology: Topology, tenants: Tenants, *, rows: int, siz
         allowance=tenants.allowance(request.tenant, topology, order.moment),
         company=order.company,
         brief=tenants.shares.work_limit(request.tenant),
+        output=output,
     )
     if until is None:
         return needs

@@ -21,6 +21,7 @@ from broker.valkey.queues import ValkeyTransport
 from router.decide.depths import check_store
 from router.decide.scaling import Scaler
 from router.decide.working_snapshot import WorkingSnapshot
+from router.history.recorder import Recorder
 from router.operations.metrics import Counters, OutcomeCounters
 from router.operations.view import FleetView, view_fleet
 from router.service.admission import Admitted, Order, Rules, admit
@@ -133,7 +134,9 @@ class Router:
         self._releaser = Releaser(self.leadership, rules, self.store, self.transport, self.fleet, placed=self._count)
         retargeter = Retargeter(settings, rules.topology, self.fleet, self.store)
         housekeeping = Housekeeping(self.transport, self.store, self.fleet, rules)
-        self._leader = Leader(self.leadership, (self.mover, self._releaser, retargeter, housekeeping), tick)
+        self._recorder = Recorder(settings.state, self.store, rules.topology.limits)
+        duties = (self.mover, self._releaser, retargeter, housekeeping, self._recorder)
+        self._leader = Leader(self.leadership, duties, tick)
         self._deadlines = Deadlines(self.store)
         self._stopping = False
         self._idle = False
@@ -179,6 +182,7 @@ class Router:
         await self.retire()
         await _end([*self._turning, *self._keepers])
         await self.results.close()
+        await self._recorder.close()
         await self.leadership.close()
         await self.queue_mover.close()
         await self.transport.close()

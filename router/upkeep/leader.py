@@ -1,6 +1,7 @@
 """What one router does for the fleet while it leads: duties, each with its own tick, and one election for all.
 
-The duties are moving, releasing, retargeting and housekeeping. Every router does the following itself:
+The duties are moving, releasing, retargeting, housekeeping and recording the history. Every router does the following
+itself:
 
 - ending jobs at their deadline: waiters are notified within `deadlines.TICK`, even while no router leads, and the
 router that placed a job knows its deadline; taking a group of jobs in the store is exclusive anyway;

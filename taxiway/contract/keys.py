@@ -81,6 +81,18 @@ MOVES = "taxiway:moves"
 MODELS = "taxiway:models"
 """The routers' models as `GET /v2/models` lists them, in JSON, for clients of the broker."""
 
+HISTORY = "taxiway:history"
+"""Hash of an hour to the bytes that are kept of its arrivals at its `history_key`, and of `RECORDED` to a time."""
+
+RECORDED = "until"
+"""The field of `HISTORY` with the time, by the store's clock, up to which arrivals are recorded."""
+
+HISTORY_OPEN = "taxiway:history-open"
+"""Sorted set of slices of the history in which some jobs had not ended, by the time to look at them again."""
+
+PLAN = "taxiway:plan"
+"""The tuner's plan: which hardware classes it prefers for each model and service."""
+
 UNACKED = ("unacked", "unacked_index")
 """kombu's hash of unacknowledged messages, and its index by time."""
 
@@ -226,3 +238,8 @@ def lengths_cell(model: str, tenant: str) -> str:
 def spent_key(day: str) -> str:
     """Hash of tenant to the US dollars that its jobs placed on `day` cost; the day is a date by the store's clock."""
     return f"taxiway:spent:{day}"
+
+
+def history_key(hour: str) -> str:
+    """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.history.columns`); `hour` is its UTC hour."""
+    return f"taxiway:history:{hour}"

@@ -52,7 +52,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "SESSIONS", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
-            *("MODELS", "ACCEPTED"),
+            *("MODELS", "ACCEPTED", "HISTORY", "HISTORY_OPEN", "history_key", "PLAN"),
         ),
         ALL,
     ),
@@ -78,6 +78,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "control": CONTROL,
         "events": CONTROL,
     },
+    "tuner": {"HISTORY": "hget hgetall", "history_key": "hget hgetall", "PLAN": "get set del"},
 }
 """Every kind of key that an account reaches, and the commands with which it does. All else must be refused."""
 
@@ -92,6 +93,7 @@ KEYLESS = {
     "router": f"{SERVING} {CLUSTER} bgrewriteaof",
     "worker": f"{SERVING} {CLUSTER} waitaof",
     "flower": f"{GREETING} {HEARING} multi exec script|load script|exists time info",
+    "tuner": f"{GREETING} time",
 }
 """The commands without keys that an account holds."""
 
@@ -117,6 +119,7 @@ HEARD = {
     "router": SERVED,
     "worker": SERVED,
     "flower": {one for one in SERVED if one.endswith(("control", "events"))},
+    "tuner": set(),
 }
 """What an account may do with which channel."""
 
@@ -145,7 +148,7 @@ def kinds() -> dict[str, list[str]]:
     found |= {
         name: [value]
         for name, value in names.items()
-        if name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "INFER", "CANCEL")
+        if name not in ("ARRIVALS", "ARRIVED", "COUNT", "TURNS", "WAITING", "RECORDED", "INFER", "CANCEL")
     }
     found |= {name: [make(*"12"[: len(inspect.signature(make).parameters)])] for name, make in makers.items()}
     return found

@@ -178,7 +178,7 @@ def test_what_came_beside_a_message_that_became_no_job_is_dropped(settings: Sett
 
 
 def _settled(state: redis.Redis) -> list[bytes]:
-    """The keys, once none of a job is left; without the room of an idle worker, which renews that."""
-    keys = sorted(key for key in state.scan_iter() if not key.startswith(b"taxiway:room:"))
+    """The keys, once none of a job is left; without an idle worker's room, which it renews, and the bounded history."""
+    keys = sorted(key for key in state.scan_iter() if not key.startswith((b"taxiway:room:", b"taxiway:history")))
     passing = ("taxiway:job:", "celery-task-meta-", "taxiway:blob:", "taxiway:snapshot:", DEADLINES)
     return [] if any(key.decode().startswith(passing) for key in keys) else keys

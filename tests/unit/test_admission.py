@@ -348,7 +348,7 @@ def test_a_longer_text_is_a_larger_row_up_to_where_it_is_cut() -> None:
     model = RULES.catalogue.resolve("sentiment")
 
     def size(text: str) -> int:
-        return size_of(model, Request(model="sentiment", inputs=text), {})
+        return size_of(model, Request(model="sentiment", inputs=text), {})[0]
 
     assert size("short") < size("a longer text " * 10) < size("x" * 10_000)
     assert size("x" * 10_000) == model.buckets[-1]
@@ -409,7 +409,7 @@ def test_the_rows_of_an_input_are_counted_that_is_not_the_first() -> None:
 def generation(lengths: dict[int, float], **parameters: object) -> int:
     """The size of a prompt of forty characters, answers before it having been as `lengths` say."""
     request = Request(model="generate", inputs="x" * 40, parameters=parameters)
-    return size_of(RULES.catalogue.resolve("generate"), request, lengths)
+    return size_of(RULES.catalogue.resolve("generate"), request, lengths)[0]
 
 
 def test_a_generation_is_as_large_as_its_prompt_and_the_answer_that_earlier_ones_let_expect() -> None:

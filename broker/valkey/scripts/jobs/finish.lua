@@ -50,6 +50,7 @@ for k = 7, #KEYS, 2 do
     else
       redis.call('HSET', job, 'state', state, 'finished', finished)
     end
+    if bins ~= '' then redis.call('HSET', job, 'generated', bins) end
     redis.call('EXPIRE', job, keep_record)
     if token == '' then withdraw(holder, job) end
     redis.call('PUBLISH', result, meta)

@@ -1,0 +1,237 @@
+"""The history's columns, how a slice of them is stored, and which slices are due. Pure.
+
+A slice has the jobs that were accepted within `SLICE` seconds. A slice without jobs is stored, too, as nothing: one
+that is not stored was not observed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.valkey.history import Observed
+from router.decide.classify import level_of
+from router.decide.explain import read_basis
+from taxiway.contract.request import Priority
+
+SLICE = 30
+"""Seconds of arrivals that are stored together; an hour has a whole number of slices."""
+
+SETTLE = 5.0
+"""Seconds after the end of a slice in which its last jobs are recorded."""
+
+AGAIN = (120.0, 600.0, 3600.0, 21600.0, 86400.0)
+"""Ages of a slice, in seconds, at which it is observed again while some of its jobs have not ended."""
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+
+STATES = ("accepted", "queued", "held", "running", "succeeded", "failed", "expired", "cancelled", "dead", "refused")
+"""A job's last known state, stored by number: `JobState`, and `refused` for one that was never placed."""
+
+ENDED, REFUSED = STATES.index("succeeded"), STATES.index("refused")
+"""The number of the first state in which a job has ended, and of the last."""
+
+NAMED = ("model", "tenant", "service", "locality", "hardware_class")
+"""Columns that index names."""
+
+JOB = np.dtype(
+    [
+        *(("arrival", "<f8"), ("model", "<u2"), ("tenant", "<u4"), ("service", "<u2"), ("locality", "<u2")),
+        *(("rows", "<u4"), ("size", "<u4"), ("expected", "<u4"), ("output", "<i4")),
+        *(("deadline", "<f4"), ("priority", "i1")),
+        *(("state", "u1"), ("hardware_class", "<u2"), ("seconds", "<f4"), ("ran", "<f4")),
+    ]
+)
+"""The columns: one field of each job. Stored slices have the same fields, but `arrival` as `_STORED`."""
+
+Jobs = NDArray[Any]
+
+_STORED = "<u4"  # microseconds since the begin of the slice
+_OUTCOME = np.dtype([("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrivals:
+    """Accepted jobs in order of arrival and what became of them: `jobs["size"]` is a column, of shape (n,).
+
+    `arrival` is Unix time by the store's clock. `size` is the size of each of `rows` rows in the model's unit, without
+    the answer, of which `expected` tokens were predicted and `output` generated (-1: unknown), on average of the rows.
+    `deadline` is seconds from arrival, NaN if there is none; `priority` indexes `PRIORITIES` (-1: unknown), `state`
+    `STATES`. `seconds` are those from arrival to the end, NaN if it has not ended; `ran` are those of them since its
+    batch began, NaN if it did not. The columns `NAMED` index `names[column]`, where an empty name stands for none.
+    `unseen` are the spans that were not observed (begin, end).
+    """
+
+    names: Mapping[str, tuple[str, ...]]
+    jobs: Jobs
+    unseen: tuple[tuple[float, float], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    @property
+    def open(self) -> int:
+        """How many of the jobs had not ended."""
+        return int((self.jobs["state"] < ENDED).sum())
+
+
+class Terms(NamedTuple):
+    """What jobs asked for, as placement understood it."""
+
+    service: str = ""
+    locality: str = ""
+    rows: int = 0
+    size: int = 0
+    expected: int = 0
+    priority: int = -1
+
+
+@lru_cache(maxsize=4096)
+def terms_of(basis: str) -> Terms:
+    """The terms in a record's basis; `Terms()` if it has none, or another release wrote it."""
+    read = read_basis(basis)
+    if read is None:
+        return Terms()
+    needs, place = read.needs, read.needs.constraints
+    alike = [n for n, name in enumerate(PRIORITIES) if level_of(needs.deadline, name) == needs.level]
+    priority = PRIORITIES.index("normal") if PRIORITIES.index("normal") in alike else next(iter(alike), -1)
+    size = max(round(needs.size) - needs.output, 0)
+    return Terms(place.service, place.locality or "", needs.rows, size, needs.output, priority)
+
+
+def arrivals_of(observed: Observed) -> Arrivals:
+    """The columns of what was read from the records."""
+    groups, outcomes = observed.groups, np.frombuffer(observed.outcomes, _OUTCOME)
+    terms = [terms_of(group.basis) for group in groups]
+    texts = {
+        "model": [group.model for group in groups],
+        "tenant": [group.tenant for group in groups],
+        "service": [one.service for one in terms],
+        "locality": [one.locality for one in terms],
+    }
+    names = {column: tuple(dict.fromkeys(values)) for column, values in texts.items()}
+    each: dict[str, Sequence[float]] = {
+        "arrival": [group.accepted for group in groups],
+        "deadline": [group.due - group.accepted if group.due else math.nan for group in groups],
+        **{name: [getattr(one, name) for one in terms] for name in ("rows", "size", "expected", "priority")},
+        **{column: _indices(values, names[column]) for column, values in texts.items()},
+    }
+    jobs, counts = np.empty(len(outcomes), JOB), np.array([group.jobs for group in groups], int)
+    for column, values in each.items():
+        jobs[column] = np.repeat(np.array(values), counts)
+    jobs["output"] = -1
+    jobs["output"][list(observed.generated)] = list(observed.generated.values())
+    jobs["state"] = np.where((jobs["rows"] == 0) & (outcomes["state"] >= ENDED), REFUSED, outcomes["state"])
+    jobs["hardware_class"] = outcomes["hardware_class"]
+    for column in ("seconds", "ran"):
+        jobs[column] = np.where((jobs["state"] >= ENDED) & (outcomes[column] >= 0), outcomes[column], math.nan)
+    return Arrivals(names | {"hardware_class": ("", *observed.classes)}, jobs)
+
+
+def _indices(values: Sequence[str], names: Sequence[str]) -> list[int]:
+    numbers = {name: n for n, name in enumerate(names)}
+    return [numbers[value] for value in values]
+
+
+def joined(parts: Sequence[Arrivals]) -> Arrivals:
+    """All jobs of several parts, in order of arrival."""
+    jobs = np.concatenate([np.empty(0, JOB), *(part.jobs for part in parts)])
+    names = {}
+    for column in NAMED:
+        tables = [part.names[column] for part in parts]
+        names[column] = tuple(dict.fromkeys(name for table in tables for name in table))
+        numbers = [
+            np.array(_indices(table, names[column]), int)[part.jobs[column]]
+            for table, part in zip(tables, parts, strict=True)
+        ]
+        jobs[column] = np.concatenate([np.empty(0, int), *numbers])
+    unseen = tuple(sorted(span for part in parts for span in part.unseen))
+    return Arrivals(names, jobs[np.argsort(jobs["arrival"], kind="stable")], unseen)
+
+
+def pack(begin: int, arrivals: Arrivals) -> bytes:
+    """A slice as stored: its columns one after the other, deflated; nothing if it has no jobs."""
+    if not len(arrivals):
+        return b""
+    columns = {column: arrivals.jobs[column].tobytes() for column in JOB.fields or ()}
+    columns["arrival"] = np.rint((arrivals.jobs["arrival"] - begin) * 1e6).astype(_STORED).tobytes()
+    return zlib.compress(msgspec.msgpack.encode((arrivals.names, columns)), 1)
+
+
+_unpack = msgspec.msgpack.Decoder(tuple[dict[str, tuple[str, ...]], dict[str, bytes]]).decode
+
+
+def unpack(begin: int, packed: bytes) -> Arrivals | None:
+    """The jobs of a stored slice; None if it cannot be read."""
+    if not packed:
+        return joined(())
+    try:
+        names, columns = _unpack(zlib.decompress(packed))
+        jobs = np.empty(len(columns["rows"]) // JOB["rows"].itemsize, JOB)
+        for column, (kind, *_) in (JOB.fields or {}).items():
+            jobs[column] = np.frombuffer(columns[column], _STORED if column == "arrival" else kind)
+        jobs["arrival"] = begin + jobs["arrival"] / 1e6
+        known = all(jobs[column].max(initial=0) < len(names[column]) for column in NAMED)
+    except (zlib.error, msgspec.MsgspecError, KeyError, ValueError):
+        return None
+    return Arrivals(names, jobs) if known else None
+
+
+def assembled(slices: Mapping[int, bytes], begin: float, end: float) -> Arrivals:
+    """The jobs that were accepted from `begin` until before `end`, from the stored slices, which are named by begin."""
+    found, unseen = [], list[tuple[float, float]]()
+    for start in range(slice_of(begin), math.ceil(end), SLICE):
+        one = unpack(start, slices[start]) if start in slices else None
+        if one is not None:
+            found.append(one)
+        elif unseen and unseen[-1][1] == start:
+            unseen[-1] = unseen[-1][0], min(start + SLICE, end)
+        else:
+            unseen.append((max(start, begin), min(start + SLICE, end)))
+    every = joined(found)
+    arrival = every.jobs["arrival"]
+    return replace(every, jobs=every.jobs[(arrival >= begin) & (arrival < end)], unseen=tuple(unseen))
+
+
+def slice_of(moment: float) -> int:
+    """The begin of the slice that `moment` is in."""
+    return int(moment // SLICE) * SLICE
+
+
+def hour_of(begin: float) -> str:
+    """The UTC hour of a moment, such as 2026-11-27T15; hours sort by time."""
+    return datetime.fromtimestamp(begin, UTC).strftime("%Y-%m-%dT%H")
+
+
+def fresh_slices(until: float | None, now: float, *, longest: float, most: int) -> list[int]:
+    """The slices to observe for the first time, earliest first: those after `until` that are over, up to `most`.
+
+    Without an `until`, the history begins now. What is older than `longest` seconds is not caught up.
+    """
+    begin = slice_of(now) if until is None else max(slice_of(until), slice_of(now - longest))
+    return [*range(begin, math.floor(now - SETTLE) - SLICE + 1, SLICE)][:most]
+
+
+def again_at(begin: int, arrivals: Arrivals, now: float) -> float | None:
+    """When to observe a slice again; None if all its jobs have ended, or it is too old."""
+    return next((begin + age for age in AGAIN if begin + age > now), None) if arrivals.open else None
+
+
+def surplus_hours(sizes: Mapping[str, int], now: float, *, keep: float, most: int) -> list[str]:
+    """The hours to delete: those over for longer than `keep` seconds, and the oldest while all exceed `most` bytes."""
+    oldest, total, deleted = hour_of(now - keep), sum(sizes.values()), []
+    for hour in sorted(sizes):
+        if hour >= oldest and total <= most:
+            break
+        deleted.append(hour)
+        total -= sizes[hour]
+    return deleted

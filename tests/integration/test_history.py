@@ -1,0 +1,250 @@
+"""The history on a real Valkey: recorded by the leader from the jobs' records, and read back with outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import redis
+
+import taxiway
+from broker.valkey.records import Ending
+from router.decide.classify import Needs
+from router.decide.explain import basis_text
+from router.history.columns import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
+from router.history.reader import LAG, History
+from router.history.recorder import Recorder
+from tasks.models.lengths import bin_of, tokens_of
+from tasks.settings import Settings
+from tasks.topology import Limits
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import HISTORY, LEAD, history_key, job_key
+from tests.routing import EchoDevice, eventually, router_process
+from tests.scripting import Store, placed
+from tests.stored import fields_of
+
+LIMITS = Limits()
+BASIS = basis_text(Needs(deadline=5.0, level=1, rows=2, size=12), "s.1", (), np.zeros((0, 4)))
+
+
+class Fleet:
+    """The state store, with a clock for the leader; each leader is a new one."""
+
+    def __init__(self, settings: Settings, client: redis.Redis) -> None:
+        self.settings, self.store, self.history = settings, Store(client), History(settings.state)
+        self.began = slice_of(time.time() - 120)
+        self.now = self.began + 0.5
+        self.lead()
+
+    def lead(self, limits: Limits = LIMITS, ticks: int = 1) -> None:
+        """Let a router that was just elected do its duty."""
+
+        async def ticked() -> None:
+            recorder = Recorder(self.settings.state, clock, limits)
+            for _ in range(ticks):
+                await recorder.tick()
+            await recorder.close()
+
+        clock: Any = SimpleNamespace(stored_now=lambda: self.now)
+        asyncio.run(ticked())
+
+    def accept(self, *jobs: str, after: float, **fields: str) -> None:
+        """Forward jobs, accepted so many seconds after the begin."""
+        at = self.began + after
+        due = {"accepted": repr(at), "deadline_at": repr(at + 3600), "basis": BASIS, "tenant": "acme"}
+        record = placed("j", b"m", hardware_class="cpu.batch", **due | fields)
+        assert all(self.store.forward(*(msgspec.structs.replace(record, job=job) for job in jobs)))
+
+    def finish(self, job: str, state: JobState = JobState.SUCCEEDED, **fields: Any) -> None:
+        assert self.store.finish(Ending(job, state, b"answer", **fields)) == [1]
+
+    def read(self) -> Arrivals:
+        """All that is recorded."""
+        return self.history._read(self.began, self.began + 90)
+
+
+@pytest.fixture
+def fleet(settings: Settings) -> Iterator[Fleet]:
+    with redis.Redis.from_url(settings.state) as client:
+        fleet = Fleet(settings, client)
+        yield fleet
+        fleet.history.close()
+
+
+def states(arrivals: Arrivals) -> list[str]:
+    return [STATES[state] for state in arrivals.jobs["state"]]
+
+
+def test_jobs_are_recorded_with_what_became_of_them(fleet: Fleet) -> None:
+    started = time.time() - 1
+    fleet.accept("a", "b", "c", after=1.0)
+    fleet.accept("d", after=2.5, deadline_at="0.0", lengths="echo:1|acme", model="generate:1")
+    fleet.finish("a", started=repr(started), device="cpu:0")
+    fleet.finish("b", JobState.EXPIRED)
+    fleet.finish("d", generated=(40, 60))
+    fleet.now = fleet.began + 36
+
+    fleet.lead()
+
+    read = fleet.read()
+    jobs = read.jobs
+    assert jobs["arrival"].tolist() == pytest.approx([fleet.began + at for at in (1.0, 1.0, 1.0, 2.5)], abs=1e-6)
+    assert states(read) == ["succeeded", "expired", "queued", "succeeded"]
+    assert [read.names["model"][one] for one in jobs["model"]] == ["echo:1"] * 3 + ["generate:1"]
+    assert {read.names["tenant"][one] for one in jobs["tenant"]} == {"acme"}
+    assert {read.names["hardware_class"][one] for one in jobs["hardware_class"]} == {"cpu.batch"}
+    assert (jobs["rows"].tolist(), jobs["size"].tolist()) == ([2] * 4, [12] * 4)
+    assert jobs["output"].tolist() == [-1, -1, -1, round((tokens_of(bin_of(40)) + tokens_of(bin_of(60))) / 2)]
+    assert jobs["deadline"].tolist()[:3] == [3600.0] * 3
+    assert math.isnan(jobs["deadline"][3])
+    assert jobs["ran"][0] == pytest.approx(time.time() - started, abs=2)
+    assert jobs["seconds"][0] == pytest.approx(time.time() - fleet.began - 1, abs=2)
+    assert np.isnan(jobs["seconds"]).tolist() == [False, False, True, False]
+    assert read.unseen == ((fleet.began + SLICE, fleet.began + 90),)
+
+
+def test_a_job_that_ends_later_is_recorded_again_and_its_slice_is_left_alone_after_that(fleet: Fleet) -> None:
+    fleet.accept("a", "b", after=1.0)
+    fleet.finish("a")
+    for age in (40.0, AGAIN[0] + 1):
+        fleet.now = fleet.began + age
+        fleet.lead()
+        assert states(fleet.read()) == ["succeeded", "queued"]
+    fleet.finish("b", JobState.FAILED)
+    fleet.now = fleet.began + AGAIN[1] + 1
+
+    fleet.lead()
+
+    assert states(fleet.read()) == ["succeeded", "failed"]
+    fleet.store.client.delete(job_key("a"), job_key("b"))
+    fleet.now = fleet.began + AGAIN[2] + 1
+    fleet.lead()
+    assert states(fleet.read()) == ["succeeded", "failed"]
+
+
+def test_what_is_recorded_stays_when_records_expire_before_all_jobs_ended(fleet: Fleet) -> None:
+    fleet.accept("a", "b", after=1.0)
+    fleet.finish("a")
+    fleet.now = fleet.began + 40
+    fleet.lead()
+    fleet.store.client.delete(job_key("a"))
+    fleet.now = fleet.began + AGAIN[0] + 1
+
+    fleet.lead()
+
+    assert states(fleet.read()) == ["succeeded", "queued"]
+
+
+def test_the_next_leader_goes_on_where_the_last_one_was_and_records_nothing_twice(fleet: Fleet) -> None:
+    fleet.accept("a", after=1.0)
+    fleet.now = fleet.began + 36
+    fleet.lead()
+    fleet.accept("b", after=31.0)
+    fleet.accept("c", after=61.0)
+    fleet.now = fleet.began + 96
+
+    fleet.lead(ticks=2)
+
+    assert fleet.read().jobs["arrival"] - fleet.began == pytest.approx([1.0, 31.0, 61.0], abs=1e-6)
+    assert fleet.read().unseen == ()
+
+
+def test_more_jobs_than_one_call_reads_are_all_recorded(fleet: Fleet) -> None:
+    for n in range(7):
+        fleet.accept(*(f"{n}.{m}" for m in range(100)), after=1.0 + n)
+    for n in range(300):
+        fleet.accept(f"one {n}", after=9.0 + n / 100)
+    fleet.now = fleet.began + 36
+
+    fleet.lead()
+
+    assert len(fleet.read()) == 1000
+
+
+def test_a_store_that_lost_everything_has_a_gap_and_a_history_from_then_on(fleet: Fleet) -> None:
+    fleet.accept("a", after=1.0)
+    fleet.now = fleet.began + 36
+    fleet.lead()
+    fleet.store.client.flushdb()
+    fleet.now = fleet.began + 61
+    fleet.lead()
+    fleet.accept("b", after=62.0)
+    fleet.now = fleet.began + 96
+
+    fleet.lead()
+
+    assert fleet.read().jobs["arrival"] - fleet.began == pytest.approx([62.0], abs=1e-6)
+    assert fleet.read().unseen == ((fleet.began, fleet.began + 60),)
+
+
+def test_the_history_stays_within_its_bytes_and_its_time(fleet: Fleet) -> None:
+    fleet.began = slice_of(time.time() - 3 * 3600)
+    fleet.now = float(fleet.began)
+    fleet.store.client.delete(HISTORY)
+    fleet.lead()
+    for n in range(3):
+        fleet.accept(*(f"{n}.{m}" for m in range(50)), after=n * 3600 + 1.0)
+    limits = msgspec.structs.replace(LIMITS, history=700)
+    fleet.now = fleet.began + 2 * 3600 + 36
+    fleet.lead(limits, ticks=70)
+
+    hours = [hour_of(fleet.began + n * 3600) for n in range(3)]
+    kept = [fleet.store.client.hvals(history_key(hour)) for hour in hours]
+
+    sizes = {name: int(size) for name, size in fields_of(fleet.store.client, HISTORY).items() if name != "until"}
+    assert kept[0] == []
+    assert sizes == {hour: sum(map(len, values)) for hour, values in zip(hours, kept, strict=True) if values}
+    assert 0 < sum(sizes.values()) <= 700
+    lasts = fleet.store.client.ttl(history_key(hours[2]))
+    assert lasts == pytest.approx(LIMITS.keep_history, abs=3600)
+
+
+def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings: Settings) -> None:
+    history = History(settings.state)
+    with (
+        EchoDevice(settings) as device,
+        router_process(settings) as first,
+        router_process(settings) as second,
+        redis.Redis.from_url(settings.state, decode_responses=True) as store,
+        taxiway.Client(settings.broker) as client,
+    ):
+        began = history.now()
+        eventually(lambda: store.exists(LEAD))
+        jobs = [client.submit("echo", ["x", "y"], service="standard", tenant="acme", deadline=120) for _ in range(20)]
+        for job in jobs:
+            job.result(30)
+        refused = client.submit("nobody-has-it", "x")
+        with pytest.raises(taxiway.TaxiwayError):
+            refused.result(30)
+        leads = [one for one in (first, second) if f"-{one.process.pid}-" in store.get(LEAD)]
+        leads[0].process.kill()
+        with device.pause():
+            late = client.submit("echo", "late", service="bulk")
+            read = eventually(lambda: whole(history.read_recent(began), 22), within=LAG + 40)
+            late.cancel()
+    jobs_of = {
+        name: [
+            state
+            for state, model in zip(states(read), read.jobs["model"], strict=True)
+            if read.names["model"][model] == name
+        ]
+        for name in read.names["model"]
+    }
+    assert jobs_of == {"echo:1": ["succeeded"] * 20 + ["queued"], "nobody-has-it": ["refused"]}
+    echoes = read.jobs[read.jobs["rows"] == 2]
+    assert {read.names["service"][one] for one in echoes["service"]} == {"standard"}
+    assert echoes["deadline"].tolist() == [120.0] * 20
+    assert (echoes["seconds"] < 30).all() and (echoes["ran"] >= 0).all()
+    history.close()
+
+
+def whole(read: Arrivals, jobs: int) -> Arrivals | None:
+    assert len(read) <= jobs
+    return read if len(read) == jobs else None

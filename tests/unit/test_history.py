@@ -1,0 +1,243 @@
+"""The history's columns: what is read from records, stored, trimmed and read back."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.valkey import history
+from broker.valkey.history import Group, Observed
+from router.decide.classify import Constraints, Needs, level_of
+from router.decide.explain import basis_text
+from router.history.columns import (
+    AGAIN,
+    ENDED,
+    JOB,
+    NAMED,
+    PRIORITIES,
+    REFUSED,
+    SETTLE,
+    SLICE,
+    STATES,
+    Arrivals,
+    Terms,
+    again_at,
+    arrivals_of,
+    assembled,
+    fresh_slices,
+    hour_of,
+    joined,
+    pack,
+    slice_of,
+    surplus_hours,
+    terms_of,
+    unpack,
+)
+from taxiway.contract.request import Priority
+
+BEGIN = 1_764_256_500  # the begin of a slice
+NAMES = st.lists(st.text(max_size=8), min_size=1, max_size=4, unique=True).map(tuple)
+SECONDS = st.one_of(st.just(math.nan), st.floats(0, 1e5, width=32))
+FIELDS = tuple(JOB.fields or ())
+NOWHERE = np.zeros((0, 4))
+
+
+@st.composite
+def slices(draw: st.DrawFn, begin: int = BEGIN, most: int = 12) -> Arrivals:
+    names = {column: draw(NAMES) for column in NAMED}
+    jobs = np.zeros(draw(st.integers(0, most)), JOB)
+    for job in jobs:
+        job["arrival"] = begin + draw(st.integers(0, SLICE * 1_000_000 - 1)) / 1e6
+        for column in NAMED:
+            job[column] = draw(st.integers(0, len(names[column]) - 1))
+        for column in ("rows", "size", "expected"):
+            job[column] = draw(st.integers(0, 2**32 - 1))
+        job["output"], job["priority"] = draw(st.integers(-1, 2**31 - 1)), draw(st.integers(-1, 2))
+        job["state"] = draw(st.integers(0, len(STATES) - 1))
+        job["deadline"], job["seconds"], job["ran"] = draw(SECONDS), draw(SECONDS), draw(SECONDS)
+    return Arrivals(names, jobs[np.argsort(jobs["arrival"], kind="stable")])
+
+
+def rows(arrivals: Arrivals) -> list[tuple[str, ...]]:
+    """Every job, with names instead of their numbers."""
+    told = [
+        tuple(arrivals.names[column][job[column]] if column in NAMED else repr(job[column].item()) for column in FIELDS)
+        for job in arrivals.jobs
+    ]
+    return sorted(told)
+
+
+@given(slices())
+def test_a_slice_is_read_back_as_it_was_stored(arrivals: Arrivals) -> None:
+    read = unpack(BEGIN, pack(BEGIN, arrivals))
+
+    assert read is not None
+    assert np.abs(read.jobs["arrival"] - arrivals.jobs["arrival"]).max(initial=0) <= 1e-6
+    read.jobs["arrival"] = arrivals.jobs["arrival"]
+    assert rows(read) == rows(arrivals)
+
+
+@given(st.binary(max_size=60), slices(), st.data())
+def test_bytes_that_are_no_slice_are_none(other: bytes, arrivals: Arrivals, data: st.DataObject) -> None:
+    packed = pack(BEGIN, arrivals)
+    cut = packed[: data.draw(st.integers(1, len(packed)))] if packed else b"\0"
+
+    for raw in (b"\0" + other, cut if cut != packed else b"\0"):
+        assert unpack(BEGIN, raw) is None
+    names, columns = (
+        arrivals.names,
+        {column: arrivals.jobs[column].tobytes() for column in FIELDS if column != "ran"},
+    )
+    assert unpack(BEGIN, zlib.compress(msgspec.msgpack.encode((names, columns)))) is None
+
+
+@given(st.lists(slices(), max_size=4))
+def test_parts_are_joined_in_order_of_arrival_under_the_same_names(parts: list[Arrivals]) -> None:
+    every = joined(parts)
+
+    assert rows(every) == sorted(row for part in parts for row in rows(part))
+    assert (np.diff(every.jobs["arrival"]) >= 0).all()
+    assert every.open == sum(part.open for part in parts)
+
+
+@given(
+    stored=st.dictionaries(st.integers(0, 9), st.integers(0, 5), max_size=8),
+    span=st.tuples(st.floats(0, 9.9), st.floats(0, 9.9)),
+)
+def test_what_was_not_observed_and_only_that_is_unseen(stored: dict[int, int], span: tuple[float, float]) -> None:
+    begin, end = (BEGIN + one * SLICE for one in sorted(span))
+    named = {BEGIN + n * SLICE: a_slice(BEGIN + n * SLICE, count) for n, count in stored.items()}
+
+    read = assembled({at: pack(at, part) for at, part in named.items()}, begin, end)
+
+    assert len(read) == sum(begin <= at < end for part in named.values() for at in part.jobs["arrival"])
+    for moment in np.linspace(begin, end, 41)[:-1]:
+        seen = not any(start <= moment < stop for start, stop in read.unseen)
+        assert seen == (slice_of(moment) in named) or begin == end
+    assert all(later[0] > earlier[1] for earlier, later in zip(read.unseen, read.unseen[1:], strict=False))
+
+
+def a_slice(begin: int, count: int) -> Arrivals:
+    jobs = np.zeros(count, JOB)
+    jobs["arrival"] = begin + np.arange(count) * SLICE / 8
+    return Arrivals(dict.fromkeys(NAMED, ("x",)), jobs)
+
+
+def test_a_slice_without_jobs_was_observed_and_is_stored_as_nothing() -> None:
+    assert pack(BEGIN, joined(())) == b""
+    assert assembled({BEGIN: b""}, BEGIN, BEGIN + SLICE).unseen == ()
+    assert assembled({}, BEGIN, BEGIN + SLICE).unseen == ((BEGIN, BEGIN + SLICE),)
+
+
+def basis(**fields: Any) -> str:
+    needs = Needs(**({"deadline": 5.0, "level": 1, "rows": 2, "size": 12} | fields))
+    return basis_text(needs, "s.1", (), NOWHERE)
+
+
+@given(
+    deadline=st.one_of(st.none(), st.floats(0.01, 1e5)),
+    priority=st.sampled_from(PRIORITIES),
+    locality=st.one_of(st.none(), st.just("eu")),
+)
+def test_the_terms_are_those_of_the_placement(deadline: float | None, priority: Priority, locality: str | None) -> None:
+    level = level_of(deadline, priority)
+    place = Constraints("live", locality)
+
+    terms = terms_of(basis(deadline=deadline, level=level, size=150, output=100, constraints=place))
+
+    assert terms[:5] == ("live", locality or "", 2, 50, 100)
+    assert level_of(deadline, PRIORITIES[terms.priority]) == level
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
+def test_a_basis_of_another_release_has_no_terms(text: str) -> None:
+    assert terms_of(text) == Terms()
+
+
+def test_the_columns_have_what_the_records_say() -> None:
+    outcomes = np.array(
+        [(4, 1, 0.5, 0.2), (1, 1, -1, -1), (6, 2, 5.0, -1), (5, 0, 0.001, -1)],
+        [("state", "u1"), ("hardware_class", "u1"), ("seconds", "<f4"), ("ran", "<f4")],
+    )
+    groups = (
+        Group(BEGIN + 0.25, BEGIN + 5.25, 3, "echo:1", "acme", basis(constraints=Constraints("live"))),
+        Group(BEGIN + 1.0, 0.0, 1, "nobody-has-it", "", ""),
+    )
+
+    read = arrivals_of(Observed(2, ("cpu.batch", "gpu.realtime"), groups, outcomes.tobytes(), {0: 7}))
+
+    states = [STATES[one] for one in read.jobs["state"]]
+    assert states == ["succeeded", "queued", "expired", "refused"]
+    assert [read.names["hardware_class"][one] for one in read.jobs["hardware_class"]] == [
+        *("cpu.batch", "cpu.batch", "gpu.realtime", "")
+    ]
+    assert read.jobs["output"].tolist() == [7, -1, -1, -1]
+    assert read.jobs["deadline"][:3].tolist() == [5.0] * 3
+    assert np.isnan(read.jobs["deadline"][3])
+    assert np.isnan(read.jobs["seconds"]).tolist() == [False, True, False, False]
+    assert np.isnan(read.jobs["ran"]).tolist() == [False, True, True, True]
+    assert (read.open, len(arrivals_of(Observed(0, (), (), b"", {})))) == (1, 0)
+
+
+def test_states_are_numbered_as_the_script_numbers_them() -> None:
+    assert STATES[:-1] == history.STATES
+    assert ENDED < REFUSED == len(STATES) - 1
+
+
+@given(
+    until=st.one_of(st.none(), st.floats(BEGIN - 1e5, BEGIN + 1e5)),
+    now=st.floats(BEGIN, BEGIN + 1e5),
+    most=st.integers(1, 50),
+)
+def test_slices_are_observed_in_order_once_they_have_settled_and_none_twice(
+    until: float | None, now: float, most: int
+) -> None:
+    fresh = fresh_slices(until, now, longest=3600, most=most)
+
+    assert fresh == sorted(set(fresh))
+    assert len(fresh) <= most
+    assert all(begin % SLICE == 0 and begin + SLICE + SETTLE <= now for begin in fresh)
+    if fresh and until is not None:
+        assert fresh[0] == max(slice_of(until), slice_of(now - 3600))
+        assert fresh_slices(fresh[-1] + SLICE, now, longest=3600, most=most)[:1] != fresh[-1:]
+
+
+def test_a_slice_is_observed_again_ever_later_while_a_job_of_it_has_not_ended() -> None:
+    some = a_slice(BEGIN, 2)
+    times, now = [], BEGIN + 40.0
+    while (at := again_at(BEGIN, some, now)) is not None:
+        times.append(at - BEGIN)
+        now = at
+    assert tuple(times) == AGAIN
+    some.jobs["state"] = ENDED
+    assert again_at(BEGIN, some, BEGIN + 40.0) is None
+
+
+@given(st.dictionaries(st.integers(0, 400), st.integers(0, 1000), max_size=30), st.integers(0, 5000))
+def test_the_oldest_hours_are_deleted_until_the_rest_is_within_both_limits(sizes: dict[int, int], most: int) -> None:
+    now = BEGIN + 400 * 3600
+    hours = {hour_of(BEGIN + n * 3600): size for n, size in sizes.items()}
+
+    deleted = surplus_hours(hours, now, keep=300 * 3600, most=most)
+
+    left = {hour: size for hour, size in hours.items() if hour not in deleted}
+    assert deleted == sorted(hours)[: len(deleted)]
+    assert sum(left.values()) <= most
+    assert all(hour >= hour_of(now - 300 * 3600) for hour in left)
+    if deleted:
+        kept_one_more = sum(left.values()) + hours[deleted[-1]] > most
+        assert kept_one_more or deleted[-1] < hour_of(now - 300 * 3600)
+
+
+def test_the_jobs_of_a_span_are_those_accepted_in_it() -> None:
+    two = a_slice(BEGIN, 8)
+    read = assembled({BEGIN: pack(BEGIN, two)}, BEGIN + 5, BEGIN + 20)
+    assert read.jobs["arrival"].min() >= BEGIN + 5
+    assert read.jobs["arrival"].max() < BEGIN + 20
