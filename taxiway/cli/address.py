@@ -27,6 +27,7 @@ class _FleetFile(msgspec.Struct):
     """`fleet.json`, which remains after a supervisor was killed."""
 
     http: str
+    state: str = ""
     pid: int = 0
     processes: list[dict[str, Any]] = []
 
@@ -53,9 +54,21 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
     Raises:
         CommandError: no local fleet is running.
     """
-    given = url or environment.get("TAXIWAY_URL")
-    if given:
-        return given
+    return url or environment.get("TAXIWAY_URL") or _local_fleet(data, environment).http
+
+
+def find_store(url: str | None, data: Path | None, environment: Mapping[str, str]) -> str:
+    """The state store's address: as given, else from the environment, else that of the local fleet.
+
+    Raises:
+        CommandError: no local fleet is running.
+    """
+    broker = environment.get("TAXIWAY_BROKER", "")
+    given = url or environment.get("TAXIWAY_STATE") or (broker if broker.startswith("redis") else "")
+    return given or _local_fleet(data, environment).state
+
+
+def _local_fleet(data: Path | None, environment: Mapping[str, str]) -> _FleetFile:
     folder = _directory(data, environment)
     try:
         fleet = _read_fleet(folder)
@@ -64,7 +77,7 @@ def find_fleet(url: str | None, data: Path | None, environment: Mapping[str, str
     if fleet.abandoned:
         why = f"its supervisor, process {fleet.pid}, has ended"
         raise CommandError(f"no fleet runs from {folder}: {why}", hint=NO_FLEET, code=UNAVAILABLE)
-    return fleet.http
+    return fleet
 
 
 def processes_here(url: str | None, data: Path | None, environment: Mapping[str, str]) -> list[dict[str, Any]]:

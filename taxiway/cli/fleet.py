@@ -50,6 +50,16 @@ _PLAN = """\b
 
 The method is described in docs/planner.md."""
 
+_HISTORY = """\b
+(nothing)      the last 24 hours by model and service
+--day DAY      instead: a UTC day, such as 2026-11-27
+export DAY     a day's arrivals as a trace for `taxiway simulate`, a CSV file
+--url URL      the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
+--data DIR     data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
+--json         one JSON object; with export one per job, with what became of it
+
+What is recorded is described in docs/operations.md."""
+
 _data = click.option("--data", metavar="DIR", help="Data directory [TAXIWAY_DATA, else .taxiway].")
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
@@ -164,6 +174,13 @@ def simulate(arguments: tuple[str, ...]) -> None:
 def plan(arguments: tuple[str, ...]) -> None:
     """Find the cheapest instances that serve a load in time, and verify them by simulation."""
     become("simulator", ["plan", *arguments], verb="plan")
+
+
+@click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_HISTORY)
+@click.argument("arguments", metavar="[export DAY] [...]", nargs=-1, type=click.UNPROCESSED)
+def history(arguments: tuple[str, ...]) -> None:
+    """Show what arrived at the fleet and what became of it, or export it as a trace."""
+    become("simulator.history", list(arguments), verb="history")
 
 
 def find_tree(places: Iterable[Path]) -> Path:

@@ -116,6 +116,7 @@ COMMANDS = {
     "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP door."),
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
+    "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),
     "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
     "completion": ("taxiway.cli.group", "Print a shell's completion script."),
 }

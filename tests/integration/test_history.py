@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +26,11 @@ from router.decide.explain import basis_text
 from router.history.columns import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
 from router.history.reader import LAG, History
 from router.history.recorder import Recorder
+from simulator.traces.trace import read_trace
 from tasks.models.lengths import bin_of, tokens_of
-from tasks.settings import Settings
+from tasks.settings import TREE, Settings
 from tasks.topology import Limits
+from taxiway.cli.group import MISSING
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import HISTORY, LEAD, history_key, job_key
 from tests.routing import EchoDevice, eventually, router_process
@@ -248,3 +255,35 @@ def test_two_routers_record_what_was_asked_though_the_leader_is_killed(settings:
 def whole(read: Arrivals, jobs: int) -> Arrivals | None:
     assert len(read) <= jobs
     return read if len(read) == jobs else None
+
+
+def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TAXIWAY_STATE": settings.state, "COLUMNS": "160"}
+    call = [sys.executable, "-m", "taxiway", "history", *arguments]
+    return subprocess.run(call, cwd=TREE, env=environment, capture_output=True, text=True)
+
+
+def test_a_day_is_summed_up_and_exported_as_a_trace_and_an_empty_one_is_an_error(fleet: Fleet, tmp_path: Path) -> None:
+    fleet.accept("a", "b", after=1.0)
+    fleet.finish("a", started=repr(time.time()), device="cpu:0")
+    fleet.now = fleet.began + 36
+    fleet.lead()
+    day = hour_of(fleet.began).partition("T")[0]
+    (tmp_path / "trace.csv").write_text(command(fleet.settings, "export", day).stdout)
+
+    trace = read_trace(tmp_path / "trace.csv", model="unused")
+    exported = [json.loads(line) for line in command(fleet.settings, "export", day, "--json").stdout.splitlines()]
+    shown, told = (command(fleet.settings, "--day", day, *option) for option in ((), ("--json",)))
+    empty = command(fleet.settings, "export", "2020-02-29")
+
+    assert (trace.models, trace.size.tolist(), trace.deadline.tolist()) == (("echo",), [24, 24], [3600.0] * 2)
+    assert [(job["model"], job["state"], job["hardware_class"]) for job in exported] == [
+        ("echo:1", "succeeded", "cpu.batch"),
+        ("echo:1", "queued", "cpu.batch"),
+    ]
+    assert (exported[0]["ran"] >= 0, exported[1]["seconds"]) == (True, None)
+    assert "echo:1" in shown.stdout and "warning: not recorded: " in shown.stderr
+    (share,) = json.loads(told.stdout)["shares"]
+    assert (share["jobs"], share["answered"], share["open"], share["timely"]) == (2, 1, 1, 1.0)
+    assert (empty.returncode, empty.stdout) == (MISSING, "")
+    assert "error: no arrivals are recorded on 2020-02-29\nhint: " in empty.stderr

@@ -1,0 +1,170 @@
+"""`python -m simulator.history`: what arrived at the fleet and what became of it, summed up or as a trace.
+
+Data to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from router.history.columns import ENDED, JOB, NAMED, PRIORITIES, STATES, Arrivals, Jobs
+from router.history.reader import History
+from simulator.reports.report import percent, seconds
+from simulator.traces.history import trace_of, write_trace
+from taxiway.cli.address import find_store
+from taxiway.cli.fleet import shown_as
+from taxiway.cli.group import MISSING, CommandError, exit_code, hint_for, report
+from taxiway.errors import TaxiwayError
+
+_DAY = 86400.0
+_EMPTY = "the leading router records arrivals 40 s after they came, and keeps them for limits.keep_history"
+_ANSWERED, _CANCELLED, _REFUSED = (STATES.index(state) for state in ("succeeded", "cancelled", "refused"))
+
+_url = click.option("--url", help="The state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet].")
+_data = click.option(
+    "--data", type=click.Path(path_type=Path), help="Data directory of a local fleet [TAXIWAY_DATA, else .taxiway]."
+)
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """The jobs of one model and service, how they ended, and the seconds that the answered ones took.
+
+    `timely` is the share answered within the deadline of those that ended and were not cancelled; None if there are
+    none. `failed` counts those that expired, too.
+    """
+
+    model: str
+    service: str
+    jobs: int
+    open: int
+    answered: int
+    failed: int
+    cancelled: int
+    refused: int
+    timely: float | None
+    p50: float | None
+    p95: float | None
+
+
+def shares_of(arrivals: Arrivals) -> list[Share]:
+    """The jobs by model and service, those with most jobs first."""
+    jobs = arrivals.jobs
+    kinds = jobs["model"].astype(np.int64) * len(arrivals.names["service"]) + jobs["service"]
+    shares = [_share(arrivals, jobs[kinds == kind]) for kind in np.unique(kinds)]
+    return sorted(shares, key=lambda share: (-share.jobs, share.model, share.service))
+
+
+def _share(arrivals: Arrivals, jobs: Jobs) -> Share:
+    state = jobs["state"]
+    answered = state == _ANSWERED
+    counted = int(((state >= ENDED) & (state != _CANCELLED)).sum())
+    timely = int((answered & ~(jobs["seconds"] > jobs["deadline"])).sum())
+    taken = jobs["seconds"][answered]
+    return Share(
+        model=arrivals.names["model"][jobs["model"][0]],
+        service=arrivals.names["service"][jobs["service"][0]],
+        jobs=len(jobs),
+        open=int((state < ENDED).sum()),
+        answered=int(answered.sum()),
+        failed=counted - int(answered.sum()) - int((state == _REFUSED).sum()),
+        cancelled=int((state == _CANCELLED).sum()),
+        refused=int((state == _REFUSED).sum()),
+        timely=timely / counted if counted else None,
+        p50=round(float(np.quantile(taken, 0.5)), 6) if len(taken) else None,
+        p95=round(float(np.quantile(taken, 0.95)), 6) if len(taken) else None,
+    )
+
+
+@click.group(invoke_without_command=True)
+@_url
+@_data
+@click.option("--day", type=click.DateTime(["%Y-%m-%d"]), help="A UTC day [the last 24 hours].")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.pass_context
+def main(ctx: click.Context, url: str | None, data: Path | None, day: datetime | None, *, as_json: bool) -> None:
+    """Sum up what arrived at the fleet, and what became of it, by model and service."""
+    if ctx.invoked_subcommand is not None:
+        return
+    arrivals = _read(url, data, day)
+    shares = shares_of(arrivals)
+    if as_json:
+        click.echo(msgspec.json.encode({"shares": shares, "unseen": arrivals.unseen}))
+    else:
+        Console(width=shutil.get_terminal_size((160, 24)).columns).print(_table(shares))
+
+
+@main.command()
+@click.argument("day", type=click.DateTime(["%Y-%m-%d"]))
+@_url
+@_data
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per job, with what became of it.")
+def export(day: datetime, url: str | None, data: Path | None, *, as_json: bool) -> None:
+    """Print a UTC day's arrivals as a trace for `taxiway simulate`, a CSV file."""
+    arrivals = _read(url, data, day)
+    if as_json:
+        for job in _told(arrivals):
+            click.echo(msgspec.json.encode(job))
+    else:
+        write_trace(trace_of(arrivals), sys.stdout)
+
+
+def _read(url: str | None, data: Path | None, day: datetime | None) -> Arrivals:
+    """The arrivals of a day, or of the last 24 hours; spans that were not observed are reported on stderr.
+
+    Raises:
+        CommandError: there are none.
+    """
+    history = History(find_store(url, data, os.environ))
+    arrivals = history.read_recent(history.now() - _DAY) if day is None else history.read_day(day.date())
+    if not len(arrivals):
+        when = "in the last 24 hours" if day is None else f"on {day.date()}"
+        raise CommandError(f"no arrivals are recorded {when}", hint=_EMPTY, code=MISSING)
+    for begin, end in arrivals.unseen:
+        span = " to ".join(datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S") for at in (begin, end))
+        click.echo(f"warning: not recorded: {span} UTC", err=True)
+    return arrivals
+
+
+def _told(arrivals: Arrivals) -> Iterator[dict[str, Any]]:
+    """Each job as a JSON object: names and states in words, null where a figure is unknown."""
+    columns = {column: arrivals.jobs[column].tolist() for column in JOB.fields or ()}
+    for values in zip(*columns.values(), strict=True):
+        job = dict(zip(columns, values, strict=True))
+        job |= {column: arrivals.names[column][job[column]] for column in NAMED}
+        job |= {column: None for column in ("deadline", "seconds", "ran") if math.isnan(job[column])}
+        job["priority"] = PRIORITIES[job["priority"]] if job["priority"] >= 0 else None
+        yield job | {"state": STATES[job["state"]], "output": job["output"] if job["output"] >= 0 else None}
+
+
+def _table(shares: Sequence[Share]) -> Table:
+    table = Table(*Share.__struct_fields__, box=None, pad_edge=False)
+    for share in shares:
+        figures = {**msgspec.structs.asdict(share), "timely": percent(share.timely)}
+        figures |= {"p50": seconds(share.p50), "p95": seconds(share.p95)}
+        table.add_row(*(Text(str(figure)) for figure in figures.values()))
+    return table
+
+
+if __name__ == "__main__":
+    try:
+        main(prog_name=shown_as("python -m simulator.history"))
+    except CommandError as error:
+        report(str(error), error.hint)
+        sys.exit(error.code)
+    except TaxiwayError as error:
+        report(error.message, hint_for(error))
+        sys.exit(exit_code(error))

@@ -1,0 +1,107 @@
+"""The fleet's own arrivals as a trace, as a CSV file, and summed up."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.history.columns import JOB, NAMED, STATES, Arrivals
+from simulator.fleet import SERVICES
+from simulator.history import shares_of
+from simulator.traces.history import trace_of, write_trace
+from simulator.traces.trace import PRIORITIES, UNSET, read_trace
+
+NAMES = {
+    **dict.fromkeys(NAMED, ("x",)),
+    "model": ("echo:1", 'odd, "name":2'),
+    "tenant": ("", "a,b"),
+    "service": (*SERVICES, "nightly"),
+}
+DEADLINES = st.one_of(st.just(math.nan), st.floats(0.5, 2**20, width=32))
+
+
+@st.composite
+def recorded(draw: st.DrawFn) -> Arrivals:
+    jobs = np.zeros(draw(st.integers(1, 8)), JOB)
+    jobs["arrival"] = sorted(draw(st.integers(0, 86_400_000_000)) / 1e6 for _ in jobs)
+    for job in jobs:
+        job["model"], job["tenant"], job["service"] = (draw(st.integers(0, n)) for n in (1, 1, 3))
+        job["rows"], job["size"], job["expected"] = (draw(st.integers(1, n)) for n in (4, 10**9, 4000))
+        job["output"], job["priority"] = draw(st.integers(-1, 4000)), draw(st.integers(-1, 2))
+        job["deadline"], job["state"] = draw(DEADLINES), draw(st.integers(0, len(STATES) - 2))
+    return Arrivals(NAMES, jobs)
+
+
+@given(arrivals=recorded())
+def test_a_day_that_was_exported_is_read_as_the_trace_that_it_is(
+    tmp_path_factory: pytest.TempPathFactory, arrivals: Arrivals
+) -> None:
+    trace, lines = trace_of(arrivals), io.StringIO()
+    file = tmp_path_factory.getbasetemp() / "exported.csv"
+
+    write_trace(trace, lines)
+    file.write_text(lines.getvalue())
+    read = read_trace(Path(file), model="unused")
+
+    assert read.arrival == pytest.approx(trace.arrival, abs=2e-6)
+    assert read.deadline == pytest.approx(trace.deadline, nan_ok=True)
+    for column in ("size", "output", "priority", "service"):
+        assert getattr(read, column).tolist() == getattr(trace, column).tolist()
+    assert [read.models[n] for n in read.model] == [trace.models[n].partition(":")[0] for n in trace.model]
+    assert [read.tenants[n] for n in read.tenant] == [trace.tenants[n] for n in trace.tenant]
+
+
+def some(**columns: Sequence[float]) -> Arrivals:
+    jobs = np.zeros(len(next(iter(columns.values()))), JOB)
+    jobs["rows"], jobs["size"], jobs["output"] = 1, 1, -1
+    for column, values in columns.items():
+        jobs[column] = values
+    return Arrivals(NAMES, jobs)
+
+
+def state(name: str) -> int:
+    return STATES.index(name)
+
+
+def test_a_refused_request_is_in_no_trace_and_unknown_terms_are_unset() -> None:
+    states = [state("succeeded"), state("refused"), state("queued")]
+    trace = trace_of(some(arrival=[100, 101, 103], service=[0, 0, 3], state=states, priority=[0, 1, -1]))
+
+    assert trace.arrival.tolist() == [0.0, 3.0]
+    assert trace.service.tolist() == [0, UNSET]
+    assert trace.priority.tolist() == [0, UNSET]
+    assert PRIORITIES[trace.priority[0]] == "high"
+    assert len(trace_of(some(arrival=[]))) == 0
+
+
+def test_a_request_is_as_large_as_its_rows_and_generates_what_it_did_or_was_expected_to() -> None:
+    trace = trace_of(some(rows=[2, 3], size=[100, 10], expected=[40, 40], output=[50, -1]))
+
+    assert trace.size.tolist() == [200, 30]
+    assert trace.output.tolist() == [100, 120]
+    assert trace.predicted.tolist() == [80, 120]
+
+
+def test_jobs_are_summed_up_by_model_and_service() -> None:
+    ends = ["succeeded", "succeeded", "succeeded", "expired", "cancelled", "queued", "refused", "failed"]
+    arrivals = some(
+        state=[state(end) for end in ends],
+        seconds=[1, 3, 2, 5, 1, math.nan, 0, 1],
+        deadline=[2, 2, math.nan, 5, 5, 5, 5, 5],
+        model=[0] * 6 + [1, 1],
+        service=[1] * 6 + [0, 0],
+    )
+
+    first, second = shares_of(arrivals)
+
+    assert (first.model, first.service, first.jobs) == ("echo:1", "standard", 6)
+    assert (first.open, first.answered, first.failed, first.cancelled, first.refused) == (1, 3, 1, 1, 0)
+    assert (first.timely, first.p50) == (0.5, 2.0)
+    assert (second.failed, second.refused, second.timely, second.p50) == (1, 1, 0.0, None)
