@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from router.decide.classify import Candidate, Constraints, Refusal, classify
+from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import DeviceFacts, variant_key
 from tasks.models.catalogue import Model
@@ -46,7 +47,8 @@ class CandidateTable:
     in a batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device
     second, `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2,
     candidates), is the rows per second that reach each device of the class, and that would if all of the model's
-    traffic went there. `sharers` is the rows that arrive while a loaded variant stays resident.
+    traffic went there. `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the
+    plan says about these requests; without one, `unplanned` says why, unless there is no plan at all.
     """
 
     model: Model
@@ -80,6 +82,8 @@ class CandidateTable:
     rates: np.ndarray
     sharers: float
     stale: bool
+    guide: Guide | None = None
+    unplanned: str = ""
 
 
 def build_table(
@@ -102,6 +106,7 @@ def build_table(
     here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
     total = sum(flows.values())
     limit = np.array([_limit(c) for c in candidates], dtype=np.float64)
+    guide, unplanned = _guide(model, constraints, known, candidates)
     return CandidateTable(
         model=model,
         classes=classes,
@@ -121,6 +126,8 @@ def build_table(
         rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
         stale=fleet.stale,
+        guide=guide,
+        unplanned=unplanned,
         **_device_columns(seen),
         **_class_columns([c.hardware for c in candidates]),
     )
@@ -130,6 +137,23 @@ def billed(limit: Column) -> Column:
     """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
     rows: Column = np.minimum(limit, FULL)
     return rows
+
+
+def _guide(
+    model: Model, constraints: Constraints, fleet: FleetSnapshot, candidates: Sequence[Candidate]
+) -> tuple[Guide | None, str]:
+    """The table's `guide` and `unplanned`."""
+    plan = fleet.plan
+    if plan is None:
+        return None, fleet.unplanned
+    cell = plan.cell(model.id, constraints.service, constraints.locality)
+    if cell is None:
+        return None, f"plan {plan.number} does not cover these requests"
+    moving_to = cell.classes[:1] if cell.handover is not None else ()
+    now_in = preferred_class(cell, {name: len(fleet.of_class(name)) for name in moving_to}, fleet.now)
+    serve = {candidate.hardware_class for candidate in candidates if candidate.devices}
+    guide = guide_of(plan, cell, [candidate.hardware_class for candidate in candidates], serve, now_in)
+    return guide, f"plan {plan.number} prefers {now_in}, where these requests may not run" if guide is None else ""
 
 
 def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:

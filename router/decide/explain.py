@@ -15,7 +15,7 @@ from router.decide.candidates import CandidateTable, build_table
 from router.decide.capacity import horizon
 from router.decide.classify import Needs
 from router.decide.cost import Figures, estimate_figures
-from router.decide.placement import choose, reserved_and_busy
+from router.decide.placement import choose, prefer, reserved_and_busy, route_by_plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
@@ -157,6 +157,9 @@ class _Rows:
         self._chosen = chosen
         self._figures: Figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
         self._reserved_and_busy = reserved_and_busy(table, work)
+        able = table.live & (self._figures.cost <= needs.affordable)
+        free = prefer(~self._reserved_and_busy, able)
+        self._planned = route_by_plan(table, needs, self._figures, free, work).among
         self._most = horizon(table, needs)
         self._within_horizon = self._figures.wait <= self._most
 
@@ -199,12 +202,21 @@ class _Rows:
             return f"over budget: {cost:.3g} USD, limit {max(most, 0.0):.3g}"
         if self._reserved_and_busy[index]:
             return f"reserved for {self._table.candidates[index].hardware.reserve_for}, and the class is busy"
+        if self._planned is not None and not self._planned[index]:
+            return f"not planned: {self._why_not_planned(index)}"
         if self._chosen is None or self._sure(self._chosen):
             return self._lateness(index) or self._over_horizon(index) or self._compare(index, self._chosen)
         finish = self._figures.finish
         if finish[index] > finish[self._chosen]:
             return f"later: expected in {finish[index]:.3g} s"
         return self._over_horizon(index) or self._compare(index, self._chosen)
+
+    def _why_not_planned(self, index: int) -> str:
+        guide = self._table.guide
+        assert guide is not None
+        if guide.preferred[index]:
+            return f"would be late: expected in {self._figures.finish[index]:.3g} s"
+        return f"the plan prefers {guide.hardware_class}"
 
     def _sure(self, index: int) -> bool:
         deadline = self._needs.deadline

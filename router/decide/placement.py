@@ -35,6 +35,14 @@ RESERVED_SHARE = 0.25
 Source: `taxiway simulate` on the Azure conversation trace at load 17: admitting all work that no other class has in
 time costs 2.5 points of live attainment, and gains 0.9 points of standard work's."""
 
+SURELY = 0.8
+"""A request leaves its planned class only for one where it is guaranteed within this share of its deadline."""
+
+HALF_BUSY = 0.5
+"""A request leaves its planned class only for one with less work ahead of it than this share of a full batch.
+
+Source of both: shared/trials. Leaving for merely likely places made a tuned split worse on every trial."""
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -137,7 +145,7 @@ class Choice:
     """The candidates that are equally good for every request with these needs, while the work ahead is unchanged.
 
     `equals` are their rows in the candidate table. `why` gives the reason for one of them. `within_horizon` says whose
-    queues have capacity.
+    queues have capacity. `route` is what the plan has to do with it.
     """
 
     table: CandidateTable
@@ -146,6 +154,7 @@ class Choice:
     equals: Sequence[int]
     why: Callable[[int], str]
     within_horizon: np.ndarray
+    route: Route
     _picked: dict[int, Placement] = field(default_factory=dict)
 
     @property
@@ -153,7 +162,10 @@ class Choice:
         """Change of the work ahead, in device seconds, that does not affect the decision.
 
         It is one batch per device, because rows that share a batch finish together, or the backlog if that is less.
+        None where requests leave the plan: each leaves only for where there is next to no work.
         """
+        if self.route.leaves:
+            return 0.0
         alike = np.minimum(full_batch(self.table, self.needs.size), self.figures.wait) * self.table.servers
         return float(alike[list(self.equals)].min())
 
@@ -172,7 +184,7 @@ class Choice:
         return picked
 
     def _reason(self, index: int) -> str:
-        reason = self.why(index) if self.within_horizon[index] else self._held_reason(index)
+        reason = self.route.note + (self.why(index) if self.within_horizon[index] else self._held_reason(index))
         if not self.table.stale:
             return reason
         return f"from queues.yaml only, the fleet snapshot is stale: {reason}"
@@ -232,10 +244,76 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
         raise _unplaceable(table)
     figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(table, needs, figures)
-    free = _prefer(~reserved_and_busy(table, work), able)
+    free = prefer(~reserved_and_busy(table, work), able)
+    route = route_by_plan(table, needs, figures, free, work)
+    if route.among is not None:
+        able = free = route.among
     within_horizon = figures.wait <= horizon(table, needs)
     equals, why = _contenders(table, needs, figures, able=able, free=free, within_horizon=within_horizon)
-    return Choice(table, needs, figures, equals, why, within_horizon)
+    return Choice(table, needs, figures, equals, why, within_horizon, route)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """The candidates that the plan leaves to choose `among`; None if it has no say. `note` begins the reason.
+
+    `leaves` if they are not of the preferred class.
+    """
+
+    among: np.ndarray | None
+    note: str = ""
+    leaves: bool = False
+
+
+_UNPLANNED = Route(None)
+
+
+def route_by_plan(table: CandidateTable, needs: Needs, figures: Figures, free: np.ndarray, work: np.ndarray) -> Route:
+    """What the plan says about a request: to use the preferred class, or another one that surely saves it.
+
+    It leaves the preferred class only if it is surely late there. A class that has no devices yet makes no request late
+    that another class could take: then there is no plan for it.
+
+    Args:
+        table: as in `choose`.
+        needs: as in `choose`.
+        figures: of all candidates.
+        free: the candidates that could be chosen.
+        work: as in `choose`.
+    """
+    guide = table.guide
+    if guide is None:
+        return Route(None, f"no plan: {table.unplanned}; ") if table.unplanned else _UNPLANNED
+    planned = free & guide.preferred
+    if not planned.any():
+        return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
+    deadline = needs.deadline
+    if deadline is None or (figures.finish[planned] <= deadline).any():
+        return Route(planned, "planned: ")
+    if not (planned & guide.serve).any():
+        return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
+    safe = free & _surely_in_time(table, needs, figures, work) & (_run_alone(table, needs) <= guide.spill)
+    if not safe.any():
+        return Route(planned, "planned: ")
+    finish = float(figures.finish[planned].min())
+    return Route(safe, f"left the plan: {guide.hardware_class} would take {finish:.3g} s; ", leaves=True)
+
+
+def _surely_in_time(table: CandidateTable, needs: Needs, figures: Figures, work: np.ndarray) -> np.ndarray:
+    """Candidates that are sure to answer well within the deadline, and have hardly any work of its level or above."""
+    assert needs.deadline is not None
+    ahead = work[:, : needs.level + 1].sum(axis=1)[table.queue] / table.servers
+    sure: np.ndarray = (figures.guaranteed <= SURELY * needs.deadline) & (
+        ahead <= HALF_BUSY * full_batch(table, needs.size)
+    )
+    return sure
+
+
+def _run_alone(table: CandidateTable, needs: Needs) -> np.ndarray:
+    """Seconds that each candidate takes for the request's rows alone."""
+    rows = np.minimum(float(needs.rows), table.limit)
+    seconds: np.ndarray = np.maximum(table.floor, table.base + (table.step + table.slope * rows) * needs.size)
+    return seconds
 
 
 def reserved_and_busy(table: CandidateTable, work: np.ndarray) -> np.ndarray:
@@ -301,7 +379,7 @@ def _contenders(
     """
     deadline = needs.deadline
     if deadline is None:
-        chosen = _by_cost(table, figures, _prefer(within_horizon, free))[:1]
+        chosen = _by_cost(table, figures, prefer(within_horizon, free))[:1]
         return (
             chosen,
             lambda i: "cheapest; no deadline" + _cheaper_rejected(table, figures, free & ~within_horizon, math.inf, i),
@@ -310,10 +388,10 @@ def _contenders(
     sure = free & meets
     if sure.any():
         passed_over = (able & ~meets) | (sure & ~within_horizon)
-        return _cheapest(table, figures, _prefer(within_horizon, sure)), partial(
+        return _cheapest(table, figures, prefer(within_horizon, sure)), partial(
             _in_time_reason, table, figures, passed_over, deadline
         )
-    pool = _prefer(within_horizon & (figures.finish <= deadline), free)
+    pool = prefer(within_horizon & (figures.finish <= deadline), free)
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
     if finish <= deadline:
@@ -325,7 +403,7 @@ def _contenders(
             retry_after=float(figures.finish[in_time_if_idle].min()) - deadline,
         )
     own = np.array([candidate.hardware.reserve_for == needs.constraints.service for candidate in table.candidates])
-    earliest = _earliest(figures, _prefer(own, free))
+    earliest = _earliest(figures, prefer(own, free))
     finish = float(figures.finish[earliest])
     return [earliest], lambda _: f"earliest; no idle device would meet {deadline:g} s ({finish:.3g} s expected)"
 
@@ -348,7 +426,7 @@ def _cheapest(table: CandidateTable, figures: Figures, sure: np.ndarray) -> list
     return near
 
 
-def _prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
+def prefer(within_horizon: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """The candidates in both `pool` and `within_horizon`; all of `pool` if there are none."""
     open_now: np.ndarray = pool & within_horizon
     return open_now if open_now.any() else pool

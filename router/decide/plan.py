@@ -6,14 +6,32 @@ JSON, so it is a msgspec value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
+import numpy as np
 
 from router.decide.scaling_rule import ScalingRule
 
 STALE = 600.0
 """Seconds after which a plan is no longer followed: five periods of the tuner."""
+
+PLAN_AT_MOST = 64 * 1024
+"""Bytes of a stored plan: 400 cells. It is kept with every snapshot that explanations are computed from."""
+
+SPILL_RUN = 0.25
+"""The longest run that planned work may have to wait for at its preferred class, as a share of its deadline.
+
+Source: shared/trials. Other limits of leaving a plan were worse than never leaving it."""
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class PlanError(ValueError):
+    """A stored plan that cannot be read; the text says why."""
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,17 +41,22 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     former: str
-    devices: int
+    devices: Count
     latest: float
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """The requests of a model, a service and a locality, and the classes that they prefer, best first."""
+    """The requests of a model, a service and a locality, and the classes that they prefer, best first.
+
+    `model` is the model's id. `deadline` is the tightest deadline among its recent requests, in seconds; None if none
+    had one.
+    """
 
     model: str
     service: str
     locality: str | None = None
-    classes: tuple[str, ...]
+    classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    deadline: float | None = None
     handover: Handover | None = None
 
 
@@ -41,7 +64,7 @@ class ClassPlan(msgspec.Struct, frozen=True, kw_only=True):
     """How a class scales, and how many devices the plan expects it to need."""
 
     rule: ScalingRule
-    devices: int
+    devices: Count
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,3 +99,104 @@ def preferred_class(cell: Cell, serving: Mapping[str, int], now: float) -> str:
     if handover is None or now > handover.latest or serving.get(first, 0) >= handover.devices:
         return first
     return handover.former
+
+
+_decode = msgspec.json.Decoder(Plan).decode
+
+
+def parse_plan(raw: bytes) -> Plan:
+    """The plan in the state store. Raises `PlanError` if it is longer than `PLAN_AT_MOST`, or is not one."""
+    if len(raw) > PLAN_AT_MOST:
+        raise PlanError(f"expected at most {PLAN_AT_MOST} bytes")
+    try:
+        return _decode(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise PlanError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed:
+    """What is stored as the plan, and the plan in it; None if it is not followed, and `why`. Empty if none is stored.
+
+    `stored` is the plan even if it is stale; None if it cannot be read.
+    """
+
+    raw: bytes = b""
+    stored: Plan | None = None
+    plan: Plan | None = None
+    why: str = ""
+
+
+NO_PLAN = Followed()
+
+
+def follow(raw: bytes, now: float, before: Followed = NO_PLAN) -> Followed:
+    """The plan to follow at `now` seconds of the store's clock; what `before` read is not parsed again."""
+    if not raw:
+        return NO_PLAN
+    if raw == before.raw:
+        stored, why = before.stored, before.why
+    else:
+        stored, why = _read(raw)
+    if stored is None:
+        return Followed(raw, why=why)
+    if stored.stale(now):
+        return Followed(raw, stored, why=f"plan {stored.number} is stale (older than {STALE:g} s)")
+    return Followed(raw, stored, stored)
+
+
+def _read(raw: bytes) -> tuple[Plan | None, str]:
+    try:
+        return parse_plan(raw), ""
+    except PlanError as error:
+        return None, f"the stored plan cannot be read: {error}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guide:
+    """What a plan says about one kind of request, as columns over its candidates, in their order.
+
+    Candidates are `preferred` if their class is the one to use now, `hardware_class`, and `serve` if they have devices.
+    A request may leave its class for a candidate on which it runs alone for at most `spill` seconds: then it does not
+    hold up what the plan places there. None may leave for a class without devices, or one that the plan does not use.
+    """
+
+    hardware_class: str
+    preferred: np.ndarray
+    serve: np.ndarray
+    spill: np.ndarray
+
+
+def guide_of(plan: Plan, cell: Cell, candidates: Sequence[str], serve: Collection[str], now_in: str) -> Guide | None:
+    """The guide for a cell's requests; None if they have no candidate on the classes that the plan prefers.
+
+    Args:
+        plan: the plan to follow.
+        cell: the requests' part of it.
+        candidates: the class of each candidate.
+        serve: the classes on which candidates have devices.
+        now_in: the cell's class at present (`preferred_class`).
+    """
+    preferred = next((name for name in (now_in, *cell.classes) if name in candidates), None)
+    if preferred is None:
+        return None
+    longest = _longest_runs(plan, cell.model)
+    return Guide(
+        preferred,
+        preferred=np.array([name == preferred for name in candidates], dtype=bool),
+        serve=np.array([name in serve for name in candidates], dtype=bool),
+        spill=np.array([longest.get(name, 0.0) if name in serve else 0.0 for name in candidates], dtype=np.float64),
+    )
+
+
+def _longest_runs(plan: Plan, model: str) -> dict[str, float]:
+    """The longest run of the model's requests on each class in use that does not hold up what the plan places there."""
+    longest = dict.fromkeys(plan.classes, math.inf)
+    own = set()
+    for cell in plan.cells:
+        name = cell.classes[0]
+        if cell.model == model:
+            own.add(name)
+        elif cell.deadline is not None and name in longest:
+            longest[name] = min(longest[name], SPILL_RUN * cell.deadline)
+    return longest | {name: math.inf for name in own if name in longest}

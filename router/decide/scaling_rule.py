@@ -6,6 +6,7 @@ The router's autoscaler and the simulator apply the same functions.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import msgspec
 
@@ -14,6 +15,9 @@ TARGET = 0.65
 
 LONGEST = 3600.0
 """Seconds within which work without a deadline must be done."""
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 KEEP_ALIVE = 300.0
 """Seconds before a device that is not needed is switched off, for rules on queue depth. Source: KEDA's cooldown."""
@@ -25,8 +29,8 @@ class Density(msgspec.Struct, frozen=True, tag="density", kw_only=True):
     A device that is not needed is kept for `keep` seconds; for as long as its start takes if None.
     """
 
-    target: float = TARGET
-    keep: float | None = None
+    target: Positive = TARGET
+    keep: Seconds | None = None
 
 
 class Depth(msgspec.Struct, frozen=True, tag="depth", kw_only=True):
@@ -35,9 +39,9 @@ class Depth(msgspec.Struct, frozen=True, tag="depth", kw_only=True):
     `poll` is the seconds between two evaluations that may add devices.
     """
 
-    jobs: float
-    keep: float = KEEP_ALIVE
-    poll: float = 15.0
+    jobs: Positive
+    keep: Seconds = KEEP_ALIVE
+    poll: Seconds = 15.0
 
 
 ScalingRule = Density | Depth

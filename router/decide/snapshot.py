@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from router.decide.plan import Plan
 from tasks.heartbeat import DeviceFacts
 from taxiway.contract.keys import LEVELS
 
@@ -19,8 +20,9 @@ class FleetSnapshot:
     first; it includes `occupied`, the seconds that devices still spend on cancelled or expired work. `held` is the same
     for jobs in holding, by the class expected to take them. `rates` maps each model's traffic to a class (`keys.flow`)
     to its rows per second. `shadow` maps each class to its shadow price in US dollars per device second. `startable`
-    classes are scaled: devices are started on demand. A `stale` snapshot could not be read in time: decisions then use
-    queues.yaml only, and say so.
+    classes are scaled: devices are started on demand. It was taken at `now` seconds of the store's clock. Without a
+    `plan` to follow, `unplanned` says what is wrong with the stored one, if there is any. A `stale` snapshot could not
+    be read in time: decisions then use queues.yaml only, and say so.
     """
 
     devices: tuple[DeviceFacts, ...] = ()
@@ -31,6 +33,9 @@ class FleetSnapshot:
     startable: tuple[str, ...] = ()
     stale: bool = False
     occupied: Mapping[str, float] = field(default_factory=dict)
+    now: float = 0.0
+    plan: Plan | None = None
+    unplanned: str = ""
 
     def of_class(self, hardware_class: str) -> tuple[DeviceFacts, ...]:
         """The live devices that serve a class, its own and those retargeted to it, by name."""

@@ -18,6 +18,7 @@ from router.decide.cost import shadow_prices
 from router.decide.depths import Depths, depths_from
 from router.decide.explain import pack_snapshot
 from router.decide.placement import Placement
+from router.decide.plan import NO_PLAN, Followed, follow
 from router.decide.snapshot import FleetSnapshot, occupied_by, with_occupied
 from router.decide.tenants import Shares, Tenants, day_of
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
@@ -74,6 +75,7 @@ class FleetReader:
         self._updated_at = time.monotonic()
         self._arrived: Arrived | None = None
         self.heartbeats: Mapping[str, float] = {}
+        self._followed = NO_PLAN
         self._refusal = Refusal()
 
     @property
@@ -110,6 +112,8 @@ class FleetReader:
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
         self._refusal = self._refusal.after(facts)
         fleet = snapshot_from(facts, self._refusal, self._starts)
+        self._follow(follow(facts.plan, facts.now, self._followed))
+        fleet = replace(fleet, plan=self._followed.plan, unplanned=self._followed.why)
         fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
         fleet = replace(fleet, shadow=shadow_prices(self._topology, fleet))
         tenants = Tenants(facts.lengths, day_of(facts.now), facts.spent, self.shares)
@@ -155,6 +159,12 @@ class FleetReader:
         if names:
             left = [working for working in self._unstored if working.snapshot_name not in names]
             self._unstored = deque(left, maxlen=_UNSTORED_LIMIT)
+
+    def _follow(self, followed: Followed) -> None:
+        """Follow another plan from now on, or none; what is wrong with one is logged once."""
+        if followed.why and not self._followed.why:
+            logger.warning("plan not followed", extra={"reason": followed.why})
+        self._followed = followed
 
     def _go_stale(self) -> None:
         self._set_fleet(replace(self._working.fleet, stale=True), self._working.tenants)
@@ -226,7 +236,7 @@ def snapshot_from(facts: FleetFacts, refusal: Refusal = NEVER, starts: Set[str] 
     startable = tuple(sorted(said | starts))
     occupied = occupied_by(devices, {name: facts.now - at for name, at in facts.heartbeats.items()})
     work = with_occupied(work, occupied)
-    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied)
+    return FleetSnapshot(devices=devices, work=work, held=held, startable=startable, occupied=occupied, now=facts.now)
 
 
 def _since(device: DeviceFacts, age: float) -> DeviceFacts:

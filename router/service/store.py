@@ -20,6 +20,7 @@ from broker.port import DeadLetter
 from broker.valkey.forwarding import forget_call
 from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_answer, survey_call
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
+from router.decide.plan import PLAN_AT_MOST
 from router.decide.tenants import day_of
 from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report
@@ -36,6 +37,7 @@ from taxiway.contract.keys import (
     HELD,
     LENGTHS,
     MODELS,
+    PLAN,
     RELEASED,
     RELOADS,
     STARTS,
@@ -60,6 +62,9 @@ from taxiway.valkey.aio import Connection
 from taxiway.valkey.resp import ServerError, fleet_errors
 
 logger = logging.getLogger(__name__)
+
+PLAN_EVERY = 1.0
+"""Seconds between two readings of the plan."""
 
 _FIRST_REDIS, _LAST_REDIS, _LAST_VALKEY = (7, 0, 0), (7, 4, 999), (9, 1, 2)
 
@@ -152,7 +157,8 @@ class FleetFacts:
     """The fleet's keys, read together.
 
     `now` is the store's time, `spent` is for its day, and `used` is the share of its memory that the store uses. A
-    store that `refuses` cannot write to its disk and accepts no writes.
+    store that `refuses` cannot write to its disk and accepts no writes. `plan` is the plan as stored, one byte longer
+    than it may be at most; empty if there is none.
     """
 
     now: float
@@ -164,6 +170,7 @@ class FleetFacts:
     spent: Mapping[str, float] = field(default_factory=dict)
     used: float = 0.0
     refuses: bool = False
+    plan: bytes = b""
 
 
 class Store:
@@ -184,6 +191,7 @@ class Store:
         self._limits = limits
         self._ahead = 0.0
         self._forgotten = "-inf"
+        self._plan, self._plan_read_at = b"", -inf
         self._turn: float | None = None  # the time returned in this iteration of the event loop
 
     def now(self) -> float:
@@ -208,6 +216,7 @@ class Store:
     async def facts(self) -> FleetFacts:
         """All facts that the fleet reports, in one round trip."""
         day = day_of(self.now())
+        plan_due = time.monotonic() - self._plan_read_at >= PLAN_EVERY
         with fleet_errors(_SERVER):
             answers = await self._periodic.calls(
                 ("TIME",),
@@ -218,8 +227,11 @@ class Store:
                 ("HGETALL", STARTS),
                 ("HGETALL", spent_key(day)),
                 ("INFO", "server", "memory", "persistence", "errorstats"),
+                *([("GETRANGE", PLAN, 0, PLAN_AT_MOST)] if plan_due else []),
             )
-            time_of, devices, heartbeats, work, lengths, starts, spent, info = answers
+            time_of, devices, heartbeats, work, lengths, starts, spent, info, *plan = answers
+            if plan:
+                self._plan, self._plan_read_at = bytes(plan[0]), time.monotonic()
             values = _info_values(info)
             await self._file.observe(values)
             now = int(time_of[0]) + int(time_of[1]) / 1e6
@@ -236,6 +248,7 @@ class Store:
             spent=_figures(spent),
             used=_used(values),
             refuses=self._file.refuses,
+            plan=self._plan,
         )
 
     async def record(self, job: str) -> dict[str, str]:

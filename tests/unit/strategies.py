@@ -15,6 +15,8 @@ import msgspec
 from hypothesis import strategies as st
 
 from router.decide.classify import Allowance, Constraints, Needs
+from router.decide.plan import Cell, ClassPlan, Handover, Plan
+from router.decide.scaling_rule import Density, Depth
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts, variant_key
@@ -202,3 +204,30 @@ def situations(**fixed: Any) -> st.SearchStrategy[tuple[Model, Needs, Topology, 
     """A request's model and needs, a topology, and a fleet of it."""
     drawn = st.tuples(models(), needs(**fixed), topologies(), _fleets)
     return drawn.map(lambda one: (*one[:3], _of(one[3], one[0], one[2])))
+
+
+@cache
+def plans() -> st.SearchStrategy[Plan]:
+    """Plans as a tuner should not make them, too: classes that do not exist, or may not run what is planned there."""
+    named = st.sampled_from([*CLASSES, "gone"])
+    cell = st.builds(
+        Cell,
+        model=st.just("sentiment:1"),
+        service=st.sampled_from(SERVICES),
+        locality=mostly(None, st.sampled_from(LABELS)),
+        classes=st.lists(named, min_size=1, max_size=4).map(tuple),
+        deadline=st.none() | st.floats(0.001, 100),
+        handover=mostly(
+            None, st.builds(Handover, former=named, devices=st.integers(0, 3), latest=st.floats(0, 2, allow_nan=False))
+        ),
+    )
+    rule = st.builds(Density, target=st.floats(0.01, 4), keep=st.none() | st.floats(0, 600)) | st.builds(
+        Depth, jobs=st.floats(0.1, 100), keep=st.floats(0, 600), poll=st.floats(0, 60)
+    )
+    return st.builds(
+        Plan,
+        number=st.integers(0, 9),
+        made=st.just(0.0),
+        cells=st.lists(cell, max_size=6).map(tuple),
+        classes=st.dictionaries(named, st.builds(ClassPlan, rule=rule, devices=st.integers(0, 5)), max_size=4),
+    )

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from router.decide.plan import STALE, Cell, ClassPlan, Handover, Plan, preferred_class
+from router.decide.plan import (
+    NO_PLAN,
+    PLAN_AT_MOST,
+    STALE,
+    Cell,
+    ClassPlan,
+    Handover,
+    Plan,
+    PlanError,
+    follow,
+    parse_plan,
+    preferred_class,
+)
 from router.decide.scaling_rule import Density, Depth
 
 MOVING = Cell(
@@ -26,3 +41,38 @@ def test_a_plan_crosses_the_store_unchanged_and_becomes_stale() -> None:
     assert plan.cell("m", "bulk") is None
     assert not plan.stale(50.0 + STALE)
     assert plan.stale(51.0 + STALE)
+
+
+STORED = msgspec.json.encode(Plan(number=3, made=50.0, cells=(MOVING,), classes={}))
+
+
+def test_a_stored_plan_is_followed_until_it_is_stale() -> None:
+    followed = follow(STORED, 60.0)
+    assert followed.plan is not None
+    assert followed.plan.number == 3
+    again = follow(STORED, 51.0 + STALE, followed)
+    assert (again.plan, again.stored) == (None, followed.plan)
+    assert again.why == "plan 3 is stale (older than 600 s)"
+    assert follow(b"", 60.0, followed) == NO_PLAN
+
+
+def test_a_plan_that_cannot_be_read_is_not_followed() -> None:
+    for raw in (b"{", b"{}", b"x" * (PLAN_AT_MOST + 1), STORED.replace(b'["new","old"]', b"[]")):
+        followed = follow(raw, 60.0)
+        assert followed.plan is None
+        assert followed.why.startswith("the stored plan cannot be read: ")
+        assert follow(raw, 61.0, followed).why == followed.why
+
+
+@given(st.binary(max_size=200) | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(msgspec.json.encode))
+def test_reading_a_plan_gives_one_or_says_what_is_wrong(raw: bytes) -> None:
+    try:
+        parse_plan(raw)
+    except PlanError as error:
+        assert str(error)
+
+
+def test_a_rule_that_no_class_can_follow_is_refused() -> None:
+    rule = b'{"number":1,"made":0,"cells":[],"classes":{"a":{"devices":1,"rule":{"type":"depth","jobs":0}}}}'
+    with pytest.raises(PlanError, match="jobs"):
+        parse_plan(rule)

@@ -1,0 +1,81 @@
+"""A plan in the state store: routers follow it within a second, ignore what is stale or broken, and explain which."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import redis
+
+from router.decide.plan import STALE, Cell, ClassPlan, Plan
+from router.decide.scaling_rule import Density
+from tasks.settings import Settings
+from taxiway.contract.keys import ARRIVALS, PLAN, job_key
+from taxiway.contract.request import Request
+from taxiway.contract.wire import infer_message
+from tests.routing import EchoDevice, RouterProcess, eventually, router_process
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Any]:
+    with redis.Redis.from_url(settings.state) as client:
+        yield client
+
+
+@pytest.fixture
+def router(settings: Settings) -> Iterator[RouterProcess]:
+    """A router before a device of two classes: cpu.batch is cheaper than tpu.bulk."""
+    devices = [EchoDevice(settings, hardware_class=name) for name in ("cpu.batch", "tpu.bulk")]
+    with devices[0], devices[1], router_process(settings) as router:
+        yield router
+
+
+def a_plan(store: Any, *classes: str, age: float = 0.0) -> bytes:
+    cell = Cell(model="echo:1", service="standard", classes=classes)
+    used = {classes[0]: ClassPlan(rule=Density(), devices=1)}
+    return msgspec.json.encode(Plan(number=1, made=store.time()[0] - age, cells=(cell,), classes=used))
+
+
+def placed(store: Any) -> tuple[str, str, str]:
+    """The class of a new job with its reason, and its id."""
+    job = str(uuid.uuid4())
+    store.lpush(ARRIVALS, infer_message(job, Request(model="echo", inputs="x"), reply="", origin="test"))
+    fields = ("hardware_class", "reason")
+    name, reason = eventually(lambda: all(found := store.hmget(job_key(job), fields)) and found)
+    return name.decode(), reason.decode(), job
+
+
+def followed(store: Any, beginning: str) -> tuple[str, str, str]:
+    """The first new job whose reason begins so."""
+    return eventually(lambda: (one := placed(store))[1].startswith(beginning) and one)
+
+
+def test_a_stored_plan_decides_the_class_and_the_job_explains_so(store: Any, router: RouterProcess) -> None:
+    assert placed(store)[0] == "cpu.batch"
+    store.set(PLAN, a_plan(store, "tpu.bulk", "cpu.batch"))
+    began = time.monotonic()
+    name, _, job = followed(store, "planned: ")
+    assert time.monotonic() - began < 3
+    assert name == "tpu.bulk"
+
+    explained = httpx.get(f"{router.http}/v2/jobs/{job}/placement").json()
+
+    rows = {row["hardware_class"]: row["why_not"] for row in explained["considered"]}
+    assert rows["cpu.batch"] == "not planned: the plan prefers tpu.bulk"
+    assert rows["tpu.bulk"] is None
+
+
+def test_a_plan_that_is_stale_or_broken_is_not_followed_and_the_reason_says_so(
+    store: Any, router: RouterProcess
+) -> None:
+    store.set(PLAN, a_plan(store, "tpu.bulk", age=STALE + 10))
+    assert followed(store, "no plan: plan 1 is stale")[0] == "cpu.batch"
+    store.set(PLAN, b"{")
+    assert followed(store, "no plan: the stored plan cannot be read: ")[0] == "cpu.batch"
+    store.delete(PLAN)
+    assert followed(store, "cheapest")[0] == "cpu.batch"

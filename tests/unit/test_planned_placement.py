@@ -1,0 +1,197 @@
+"""Placement by a plan: it uses the preferred class, leaves it only where that helps, and breaks no constraint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from router.decide.candidates import build_table
+from router.decide.classify import Constraints, Needs
+from router.decide.explain import Explanation, explain, pack_snapshot, unpack_snapshot
+from router.decide.placement import Placement, choose, place, weigh
+from router.decide.plan import Cell, ClassPlan, Handover, Plan
+from router.decide.scaling_rule import Density
+from router.decide.snapshot import Backlog, FleetSnapshot
+from tasks.document import Size
+from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.profiles import ProfileBook
+from tasks.topology import DeviceKind, HardwareClass, Price, Service, Topology
+from taxiway.errors import OverloadedError, TaxiwayError
+from tests.builders import a_device, a_text_model
+from tests.unit.strategies import plans, situations
+
+Situation = tuple[Model, Needs, Topology, FleetSnapshot]
+
+HARDWARE: dict[str, Any] = {"runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0, "horizon": 10.0, "labels": ("lab",)}
+TOPOLOGY = Topology(
+    hardware={
+        "cheap": HardwareClass(device="cpu", price=Price(usd_per_hour=0.05), **HARDWARE),
+        "dear": HardwareClass(device="cuda", price=Price(usd_per_hour=2.0), **HARDWARE),
+        "other": HardwareClass(device="tpu", price=Price(usd_per_hour=1.0), **(HARDWARE | {"labels": ()})),
+    },
+    service={"live": Service(deadline=0.25), "standard": Service(deadline=5.0), "bulk": Service()},
+    default_service="standard",
+)
+PROFILES: dict[DeviceKind, Profile] = {
+    "cpu": Profile(0.05, 0.001),
+    "cuda": Profile(0.01, 0.0001),
+    "tpu": Profile(0.02, 0.001),
+}
+ONNX = Variant(runtime="onnx", memory=Size(2**20), profiles=PROFILES)
+MODEL = a_text_model(onnx=ONNX)
+HELD: dict[str, Any] = {"runtimes": ("onnx",), "warm": ("sentiment:1/onnx",)}
+DEVICES = (
+    a_device(worker="c", hardware_class="cheap", kind="cpu", **HELD),
+    a_device(worker="d", hardware_class="dear", kind="cuda", **HELD),
+    a_device(worker="o", hardware_class="other", kind="tpu", **HELD),
+)
+LIVE = Needs(deadline=0.25, level=0, rows=1, size=1, constraints=Constraints("live"))
+BULK = Needs(deadline=None, level=2, rows=1, size=1, constraints=Constraints("bulk"))
+BUSY = {"dear": (3.0, 0.0, 0.0, 0.0)}
+
+
+def a_cell(*classes: str, service: str = "live", model: str = "sentiment:1", **fields: Any) -> Cell:
+    return Cell(model=model, service=service, classes=classes, **fields)
+
+
+def a_plan(*cells: Cell, used: tuple[str, ...] = ("cheap", "dear")) -> Plan:
+    classes = {name: ClassPlan(rule=Density(), devices=1) for name in used}
+    return Plan(number=7, made=0.0, cells=cells, classes=classes)
+
+
+def a_fleet(plan: Plan | None, **fields: Any) -> FleetSnapshot:
+    return FleetSnapshot(**({"devices": DEVICES, "plan": plan, "now": 10.0} | fields))
+
+
+def placed(fleet: FleetSnapshot, needs: Needs = LIVE, topology: Topology = TOPOLOGY) -> Placement:
+    return place(MODEL, needs, topology, fleet)
+
+
+def explained(fleet: FleetSnapshot, needs: Needs = LIVE) -> Explanation:
+    table = build_table(MODEL, needs.constraints, TOPOLOGY, fleet, ProfileBook())
+    return explain(table, needs, Backlog(table.classes, fleet.work).seconds, seed=0)
+
+
+def test_a_request_goes_to_its_preferred_class_though_another_is_cheaper() -> None:
+    assert placed(a_fleet(None)).candidate.hardware_class == "cheap"
+    placement = placed(a_fleet(a_plan(a_cell("dear", "cheap"))))
+    assert placement.candidate.hardware_class == "dear"
+    assert placement.reason.startswith("planned: cheapest that meets 0.25 s")
+
+
+def test_each_service_and_locality_has_a_cell_of_its_own() -> None:
+    plan = a_plan(a_cell("dear"), a_cell("cheap", service="bulk"), a_cell("cheap", locality="lab"))
+    assert placed(a_fleet(plan), BULK).candidate.hardware_class == "cheap"
+    private = replace(LIVE, constraints=Constraints("live", "lab"))
+    assert placed(a_fleet(plan), private).candidate.hardware_class == "cheap"
+    standard = replace(LIVE, deadline=5.0, constraints=Constraints("standard"))
+    assert placed(a_fleet(plan), standard).reason.startswith("no plan: plan 7 does not cover these requests; ")
+
+
+def test_a_cell_that_moves_is_served_by_its_former_class_until_the_new_one_serves() -> None:
+    moving = a_cell("dear", "cheap", handover=Handover(former="cheap", devices=1, latest=100.0))
+    starting = a_fleet(a_plan(moving), devices=DEVICES[:1], startable=("dear",))
+    assert placed(starting).candidate.hardware_class == "cheap"
+    assert placed(a_fleet(a_plan(moving))).candidate.hardware_class == "dear"
+
+
+def test_urgent_work_does_not_wait_for_the_first_device_of_its_preferred_class() -> None:
+    starting = a_fleet(a_plan(a_cell("dear")), devices=DEVICES[:1], startable=("dear",))
+    placement = placed(starting)
+    assert placement.candidate.hardware_class == "cheap"
+    assert placement.reason.startswith("no plan: dear has no device yet; ")
+    assert placed(starting, replace(BULK, constraints=Constraints("live"))).candidate.hardware_class == "dear"
+
+
+def test_a_request_leaves_the_plan_only_if_it_is_surely_late_there_and_surely_in_time_elsewhere() -> None:
+    plan = a_plan(a_cell("dear"), a_cell("cheap", service="standard"))
+    left = placed(a_fleet(plan, work=BUSY))
+    assert left.candidate.hardware_class == "cheap"
+    assert left.reason.startswith("left the plan: dear would take 3.01 s; ")
+    both = BUSY | {"cheap": (0.2, 0.0, 0.0, 0.0)}
+    with pytest.raises(OverloadedError):
+        placed(a_fleet(plan, work=both))
+
+
+def test_a_request_never_leaves_for_a_class_that_the_plan_does_not_use() -> None:
+    with pytest.raises(OverloadedError):
+        placed(a_fleet(a_plan(a_cell("dear"), used=("dear",)), work=BUSY))
+
+
+def test_a_request_does_not_hold_up_what_is_planned_elsewhere() -> None:
+    planned_there = a_cell("cheap", model="other:1", deadline=0.2)
+    with pytest.raises(OverloadedError):
+        placed(a_fleet(a_plan(a_cell("dear"), planned_there), work=BUSY))
+    patient = a_cell("cheap", model="other:1", deadline=0.3)
+    assert placed(a_fleet(a_plan(a_cell("dear"), patient), work=BUSY)).candidate.hardware_class == "cheap"
+
+
+def test_an_explanation_names_the_preferred_class() -> None:
+    rows = {row.hardware_class: row.why_not for row in explained(a_fleet(a_plan(a_cell("dear")))).considered}
+    assert rows == {
+        "cheap": "not planned: the plan prefers dear",
+        "dear": None,
+        "other": "not planned: the plan prefers dear",
+    }
+    left = explained(a_fleet(a_plan(a_cell("dear"), a_cell("cheap", service="standard")), work=BUSY))
+    assert {row.hardware_class: row.why_not for row in left.considered} == {
+        "cheap": None,
+        "dear": "not planned: would be late: expected in 3.01 s",
+        "other": "not planned: the plan prefers dear",
+    }
+
+
+def test_a_choice_outside_the_plan_is_not_reused_as_work_grows() -> None:
+    plan = a_plan(a_cell("dear"), a_cell("cheap", service="standard"))
+    fleet = a_fleet(plan, work=BUSY)
+    table = build_table(MODEL, LIVE.constraints, TOPOLOGY, fleet, ProfileBook())
+    assert weigh(table, LIVE, Backlog(table.classes, fleet.work).seconds).tolerance == 0.0
+
+
+def test_a_stored_snapshot_has_its_plan() -> None:
+    fleet = a_fleet(a_plan(a_cell("dear", handover=Handover(former="cheap", devices=1, latest=1.0))))
+    assert unpack_snapshot(pack_snapshot(fleet)) == fleet
+
+
+@given(situation=situations(), plan=plans())
+def test_a_plan_never_makes_an_infeasible_candidate_the_choice(situation: Situation, plan: Plan) -> None:
+    model, needs, topology, fleet = situation
+    try:
+        unplanned: Placement | None = place(model, needs, topology, fleet)
+    except OverloadedError:
+        unplanned = None
+    except TaxiwayError as error:
+        with pytest.raises(type(error)):
+            place(model, needs, topology, replace(fleet, plan=plan))
+        return
+    try:
+        planned = place(model, needs, topology, replace(fleet, plan=plan))
+    except OverloadedError:
+        return
+    candidate, limits = planned.candidate, needs.constraints
+    assert candidate.devices
+    assert limits.locality is None or limits.locality in candidate.hardware.labels
+    assert limits.classes is None or candidate.hardware_class in limits.classes
+    assert limits.preemptible or candidate.hardware.capacity != "spot"
+    assert planned.cost <= needs.affordable
+    if unplanned is not None:
+        able = {(option.candidate.hardware_class, option.candidate.variant_name) for option in unplanned.options}
+        assert (candidate.hardware_class, candidate.variant_name) in able
+
+
+@given(situation=situations(), plan=plans())
+def test_every_planned_choice_is_explained_alike(situation: Situation, plan: Plan) -> None:
+    model, needs, topology, fleet = situation
+    table = build_table(model, needs.constraints, topology, replace(fleet, plan=plan), ProfileBook())
+    work = Backlog(table.classes, fleet.work).seconds
+    found = explain(table, needs, work, seed=1)
+    try:
+        placement = choose(table, needs, work, seed=1)
+    except TaxiwayError as error:
+        assert found.reason == error.message
+        return
+    assert found.reason == placement.reason
+    assert all(row.chosen != bool(row.why_not) for row in found.considered)
