@@ -38,17 +38,17 @@ class CandidateTable:
 
     `queue` indexes `classes`. `live`: the candidate has devices, or its class can start some. `servers` counts them, at
     least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
-    of those devices. `load` is the expected seconds of loading. `concurrent` is device seconds of work that runs
-    concurrently with a new job and does not delay it: a full batch if rows join and leave between steps, else 0.
-    `billed` is the rows that share a generated row's price; None if batches run as a whole: their price is shared by
-    the batch that forms.
-    `blocked`, of shape (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of
-    less urgent work. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows
-    in a batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device
-    second, `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2,
-    candidates), is the rows per second that reach each device of the class, and that would if all of the model's
-    traffic went there. `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the
-    plan says about these requests; without one, `unplanned` says why, unless there is no plan at all.
+    of those devices. `load` is the expected seconds until the variant is loaded, `loading` those of them that are not
+    the start of a device. `concurrent` is device seconds of work that runs concurrently with a new job and does not
+    delay it: a full batch if rows join and leave between steps, else 0. `billed` is the rows that share a generated
+    row's price; None if batches run as a whole: their price is shared by the batch that forms. `blocked`, of shape
+    (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of less urgent work.
+    `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a batch.
+    `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
+    `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2, candidates),
+    is the rows per second that reach each device of the class, and that would if all of the model's traffic went there.
+    `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the plan says about these
+    requests; without one, `unplanned` says why, unless there is no plan at all.
     """
 
     model: Model
@@ -66,6 +66,7 @@ class CandidateTable:
     slope: Column
     floor: Column
     load: Column
+    loading: Column
     concurrent: Column
     billed: Column | None
     blocked: np.ndarray
@@ -166,7 +167,8 @@ def _device_columns(seen: Sequence[_Seen]) -> dict[str, Column]:
         "step": column(lambda s: s.step),
         "slope": column(lambda s: s.slope),
         "floor": column(lambda s: s.floor),
-        "load": column(lambda s: (1.0 - s.warm) * s.load),
+        "load": column(lambda s: (1.0 - s.warm) * (s.start + s.loading)),
+        "loading": column(lambda s: (1.0 - s.warm) * s.loading),
         "concurrent": column(lambda s: s.concurrent),
     }
 
@@ -194,14 +196,15 @@ class _Seen:
     step: float
     slope: float
     floor: float
-    load: float
+    start: float
+    loading: float
     concurrent: float
     residual: tuple[float, ...]
     warning: str | None
 
     @classmethod
     def of(cls, candidate: Candidate, model: Model, book: ProfileBook, *, startable: Sequence[str]) -> _Seen:
-        """The aggregate of the candidate's devices; without any, `load` includes the start of a device."""
+        """The aggregate of the candidate's devices; without any, `start` is the start of a device."""
         coming = not candidate.devices and candidate.hardware_class in startable
         start = candidate.hardware.scaling.start if coming else 0.0
         key = variant_key(model.id, candidate.variant_name)
@@ -221,7 +224,8 @@ class _Seen:
             step=mean([pace * p.step for pace, p in zip(paces, profiles, strict=True)]),
             slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
             floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
-            load=start + mean([p.load for p in profiles]),
+            start=start,
+            loading=mean([p.load for p in profiles]),
             concurrent=mean(full) if generates(model) else 0.0,
             residual=tuple(_residual(known, key, level) for level in range(LEVELS)),
             warning=f"no device is live: one starts in {start:g} s" if coming else _warning(known),

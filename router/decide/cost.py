@@ -85,7 +85,8 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
 
     Time is estimated with the batches of the class's own traffic, cost with the batches that all of the model's traffic
     would form there. The fleet then finds the class where the model is cheapest as a whole, even if none of it runs
-    there yet. A generated row costs its share of a full batch.
+    there yet. A generated row costs its share of a full batch. The start of a device adds nothing to a request's cost:
+    it serves all that runs there until the device is switched off.
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     if table.billed is not None:
@@ -95,7 +96,7 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     transfer = table.link_delay + table.link_seconds * needs.payload
     finish = transfer + wait + table.load + run
     sharers = max(1.0, table.sharers / needs.rows)
-    paid = work_if_all_came * (1.0 + table.spot_loss * run / 2) + table.load / sharers
+    paid = work_if_all_came * (1.0 + table.spot_loss * run / 2) + table.loading / sharers
     cost = table.dollars * paid + table.shadow * work_if_all_came + table.egress * needs.payload
     return Figures(transfer, wait, table.load, run, work, cost, finish, finish * table.residual[needs.level])
 

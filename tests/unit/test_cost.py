@@ -99,6 +99,12 @@ def test_a_cold_device_pays_its_load_in_time_and_in_money() -> None:
     assert figures.cost == pytest.approx(2.2 * 3.6 / 3600)
 
 
+def test_a_device_that_must_be_started_costs_its_load_but_not_its_start() -> None:
+    figures = estimated(startable=("cpu",))
+    assert figures.load == pytest.approx(CLASS.scaling.start + 2.0)
+    assert figures.cost == pytest.approx(estimated(COLD).cost)
+
+
 def test_a_load_is_expected_as_often_as_a_device_is_cold() -> None:
     assert estimated(WARM, COLD).load == pytest.approx(1.0)
 
