@@ -288,15 +288,15 @@ def route_by_plan(table: CandidateTable, needs: Needs, figures: Figures, free: n
     if not planned.any():
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
-    if deadline is None or (figures.finish[planned] <= deadline).any():
+    finish = figures.finish[planned]
+    if deadline is None or (finish <= deadline).any():
         return Route(planned, "planned: ")
     if not (planned & guide.serve).any():
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
     safe = free & _surely_in_time(table, needs, figures, work) & (_run_alone(table, needs) <= guide.spill)
     if not safe.any():
         return Route(planned, "planned: ")
-    finish = float(figures.finish[planned].min())
-    return Route(safe, f"left the plan: {guide.hardware_class} would take {finish:.3g} s; ", leaves=True)
+    return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
 
 
 def _surely_in_time(table: CandidateTable, needs: Needs, figures: Figures, work: np.ndarray) -> np.ndarray:

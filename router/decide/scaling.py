@@ -1,6 +1,7 @@
 """How many devices a class should have (DESIGN §7): enough for the arriving load, and to serve the backlog in time.
 
-KEDA, Prometheus and the local autoscaler all get the same answer.
+A class that a plan uses follows the plan's rule; the others follow the rule here, `replicas`. KEDA, Prometheus and the
+local autoscaler all get the same answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 from router.decide.classify import level_of
+from router.decide.plan import Cell, ClassPlan
+from router.decide.scaling_rule import LONGEST, Density, Depth, Need, devices_wanted
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -29,6 +32,12 @@ QUANTILE = 0.95
 
 NEGLIGIBLE = 1e-9
 """Device seconds (per second, or of work) below which a sum counts as zero: rounding errors."""
+
+MOST = 1000
+"""Devices of a class that has no `scaling.maximum`."""
+
+TRICKLE = 0.01
+"""Rows per second of a model from which it counts as in use: about one within the last 25 s (`RATE_MEMORY` 5 s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +61,19 @@ class ScalingTarget:
 
 @dataclass(slots=True)
 class Scaler:
-    """Per-class state: load samples of the last `MAX_WINDOW` seconds, and recent scaling targets."""
+    """Per-class state: load samples of the last `MAX_WINDOW` seconds, recent scaling targets, and those by the plan."""
 
     topology: Topology
+    _planned: dict[str, PlannedClass] = field(default_factory=dict)
+    _by_plan: dict[str, ScalingTarget] = field(default_factory=dict)
     _samples: dict[str, deque[Sample]] = field(default_factory=dict)
     _recent: dict[str, deque[tuple[float, int]]] = field(default_factory=dict)
 
-    def observe(self, fleet: FleetSnapshot, now: float) -> None:
-        """Sample the fleet as it is at `now`, in seconds of any monotonic clock."""
+    def observe(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float] | None = None) -> None:
+        """Sample the fleet as it is at `now`, in seconds of any monotonic clock.
+
+        `jobs` are the unfinished ones of each class.
+        """
         for name, hardware in self.topology.hardware.items():
             busy = sum(device.utilisation for device in fleet.devices if device.busy_for == name)
             samples = self._samples.setdefault(name, deque())
@@ -70,12 +84,31 @@ class Scaler:
             recent.append((now, replicas(hardware, deadlines(self.topology), samples).replicas))
             while recent[0][0] < now - hardware.scaling.start:
                 recent.popleft()
+        self._follow(fleet, now, jobs or {})
+
+    def _follow(self, fleet: FleetSnapshot, now: float, jobs: Mapping[str, float]) -> None:
+        """Scale by the fleet's plan; without one, what is known of the last one is forgotten."""
+        self._by_plan = {}
+        if fleet.plan is None:
+            self._planned.clear()
+            return
+        moving = any(_moves(cell, fleet) for cell in fleet.plan.cells)
+        due = deadlines(self.topology)
+        for name, hardware in self.topology.hardware.items():
+            here = Load.of(name, hardware, self._samples[name][-1], due, fleet, self.topology, jobs.get(name, 0.0))
+            state = self._planned.setdefault(name, PlannedClass(hardware, here.devices, now))
+            planned = fleet.plan.classes.get(name)
+            if planned is not None:
+                self._by_plan[name] = state.use(planned, fleet.plan.number, here, now)
+            elif not moving:
+                self._by_plan[name] = state.leave(here, now)
 
     def targets(self) -> Mapping[str, ScalingTarget]:
         """The scaling target of each class; empty before the first sample."""
         due = deadlines(self.topology)
         return {
-            name: with_recent(
+            name: self._by_plan.get(name)
+            or with_recent(
                 replicas(hardware, due, self._samples[name]), [count for _, count in self._recent[name]], hardware
             )
             for name, hardware in self.topology.hardware.items()
@@ -159,3 +192,120 @@ def _devices_needed(work: Sequence[float], due: Sequence[float], level: int, har
 def _time_available(due: Sequence[float], level: int, hardware: HardwareClass) -> float:
     """Seconds that a level's work may wait: its deadline less a start, but at least a horizon."""
     return max(min(due[level], 1e6) - hardware.scaling.start, hardware.horizon, 1e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a plan's rules read of a class: live devices, unfinished jobs, their `density`, and the least it must have.
+
+    The density is the sum over levels of the work there over the time that the level has (`scaling_rule.density`). The
+    simulator sums over jobs, each with its own deadline and at most one device. Here the jobs of a level count with its
+    tightest deadline, so that no job is read one by one: the sum is equal if all have that deadline, else larger.
+    """
+
+    devices: int
+    jobs: int
+    density: float
+    least: int
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        hardware: HardwareClass,
+        sample: Sample,
+        due: Sequence[float],
+        fleet: FleetSnapshot,
+        topology: Topology,
+        jobs: float,
+    ) -> Load:
+        """The load in a sample of a class, under the fleet's plan."""
+        assert fleet.plan is not None
+        cells = [cell for cell in fleet.plan.cells if cell.classes[0] == name]
+        tightest = _tightest(cells, due, topology)
+        density = sum(work / max(min(tightest[level], LONGEST), 1e-3) for level, work in enumerate(sample.work))
+        queued = max(_devices_needed(sample.work, due, level, hardware) for level in range(LEVELS))
+        awake = any(_cannot_wait(cell, hardware, fleet) for cell in cells)
+        return cls(sample.devices, round(jobs), density, max(queued, int(awake)))
+
+
+class PlannedClass:
+    """When each device of a class was needed, by a plan's rule or by the work that waits."""
+
+    def __init__(self, hardware: HardwareClass, devices: int, now: float) -> None:
+        scaling = hardware.scaling
+        self._most = MOST if scaling.maximum is None else scaling.maximum
+        self._minimum, self._start = scaling.minimum, scaling.start
+        self._target = min(devices, self._most)
+        self._need = Need(self._most, scaling.start)
+        self._need.note(self._target, now)
+        self._number: int | None = None
+        self._polled = -math.inf
+
+    def use(self, planned: ClassPlan, number: int, load: Load, now: float) -> ScalingTarget:
+        """The target by the plan's rule. A new plan's devices are started at once, before work moves to them."""
+        rule = planned.rule
+        self._need.keep_alive = self._start if rule.keep is None else rule.keep
+        made = planned.devices if number != self._number else 0
+        self._number = number
+        want = devices_wanted(rule, load.density, load.jobs, minimum=self._minimum, count=self._most)
+        due = not isinstance(rule, Depth) or now >= self._polled + rule.poll
+        if due:
+            self._polled = now
+        grown = max(want if due else 0, load.least, made)
+        return self._scale(grown, max(want, grown), load, now, _ruled(rule, load))
+
+    def leave(self, load: Load, now: float) -> ScalingTarget:
+        """The target of a class that the plan does not use: its minimum, unless work waits there."""
+        self._need.keep_alive = self._start
+        if self._number != _UNUSED:
+            self._number, self._target = _UNUSED, 0
+            self._need.forget()
+        return self._scale(load.least, load.least, load, now, "the plan does not use the class")
+
+    def _scale(self, grown: int, wanted: int, load: Load, now: float, why: str) -> ScalingTarget:
+        """Grow to `grown` devices, and keep those of which `wanted` were needed within the keep-alive time."""
+        self._need.note(min(wanted, self._most), now)
+        running = max(self._target, min(grown, self._most))
+        needed = max(self._need.kept(running, now), min(running, wanted))
+        self._target = min(max(needed, self._minimum), self._most)
+        if self._target > max(wanted, self._minimum):
+            why += f"; {self._target} were needed within the last {self._need.keep_alive:g} s"
+        return ScalingTarget(self._target, load.devices, f"planned: {why}")
+
+
+_UNUSED = -1  # the number of no plan
+
+
+def _ruled(rule: Density | Depth, load: Load) -> str:
+    if isinstance(rule, Density):
+        return f"work fills {load.density:.3g} devices until it is due, at {rule.target:.0%} utilisation"
+    return f"{load.jobs} unfinished jobs, one device for each {rule.jobs:g}"
+
+
+def _moves(cell: Cell, fleet: FleetSnapshot) -> bool:
+    """Whether the cell still waits for devices of its new class."""
+    handover = cell.handover
+    if handover is None or fleet.now > handover.latest:
+        return False
+    return len(fleet.of_class(cell.classes[0])) < handover.devices
+
+
+def _tightest(cells: Sequence[Cell], due: Sequence[float], topology: Topology) -> list[float]:
+    """The tightest deadline of each level's planned requests, in seconds; that of the level's services if none is."""
+    tightest = [math.inf] * LEVELS
+    for cell in cells:
+        service = topology.service.get(cell.service)
+        if service is not None:
+            level = level_of(service.deadline, service.priority)
+            deadline = service.deadline if cell.deadline is None else cell.deadline
+            tightest[level] = min(tightest[level], math.inf if deadline is None else deadline)
+    return [own if own < math.inf else other for own, other in zip(tightest, due, strict=True)]
+
+
+def _cannot_wait(cell: Cell, hardware: HardwareClass, fleet: FleetSnapshot) -> bool:
+    """Whether the cell's model is in use, and its requests would be late if a device had to start first."""
+    if cell.deadline is None or cell.deadline >= hardware.scaling.start:
+        return False
+    rate = sum(rate for flow, rate in fleet.rates.items() if flow.rpartition("|")[2] == cell.model)
+    return rate >= TRICKLE

@@ -370,7 +370,8 @@ class Router:
     async def _tidy(self) -> None:
         while True:
             if not self.fleet.working.fleet.stale:
-                self.scaler.observe(self.fleet.working.fleet, time.monotonic())
+                working = self.fleet.working
+                self.scaler.observe(working.fleet, time.monotonic(), working.depths.classes)
                 self.outcomes.update(self.fleet.working.fleet.devices)
             with contextlib.suppress(BrokerUnavailableError):  # the consuming loop reports it
                 recovered = await self.transport.tidy()
