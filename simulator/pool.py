@@ -16,9 +16,7 @@ from simulator.timing import Stepping, Timing, Whole
 from simulator.traces.workload import Job
 from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
-
-BATCHES = 512
-"""Whole batches that a class remembers."""
+from workers.decide.blocking import BATCHES
 
 Action = Callable[[Device | None, int, float], None]
 """An event's callback: the device concerned, the version of it that was expected, and the time."""

@@ -22,6 +22,7 @@ from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
 from tasks.topology import HardwareClass, Scaling, Service, Topology
 from taxiway.contract.keys import arrived_cell, held_cell, work_cell
+from workers.decide.blocking import blocking_by_model
 from workers.decide.pace import Track, begin, observe
 
 
@@ -138,15 +139,17 @@ class Reader:
             self._working.replace_work(work, held)
             return
         self._serving, self._heartbeat = serving, now + HEARTBEAT
-        devices = tuple(device for pool in pools for device in self._devices_of(pool))
+        devices = tuple(device for pool in pools for device in self._devices_of(pool, now))
         startable = tuple(pool.name for pool in pools if not pool.serving)
         fleet = FleetSnapshot(devices=devices, work=work, held=held, rates=self._arrived.rates, startable=startable)
         self._working = WorkingSnapshot(self._topology, self._book, fleet)
 
-    def _devices_of(self, pool: Pool) -> list[DeviceFacts]:
+    def _devices_of(self, pool: Pool, now: float) -> list[DeviceFacts]:
         """The class's serving devices."""
         able = [model for model, row in zip(self.models, self._timings, strict=True) if row[pool.index] is not None]
         learned = {variant_key(model.id, model.reference): self._tracks[pool.name, model.id] for model in able}
+        newest = ((began, self.models[model].id, seconds) for began, model, seconds in reversed(pool.batches))
+        blocking = blocking_by_model(newest, now, pool.serving)
         return [
             DeviceFacts(
                 worker=f"{pool.name}.{number:03}",
@@ -159,6 +162,7 @@ class Reader:
                 memory_free=1,
                 runtimes=("echo",),
                 warm=tuple(sorted(learned)),
+                blocking=blocking,
                 pace={key: track.pace for key, track in learned.items()},
                 residual={key: track.residuals for key, track in learned.items()},
             )

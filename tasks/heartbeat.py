@@ -23,6 +23,9 @@ GONE_AFTER = 5 * HEARTBEAT
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 """Upper bounds of the buckets, in seconds: from an echo's batch to a bulk job's hour."""
 
+ANY = ""
+"""Any model that a device has not run lately, in `DeviceFacts.blocking`."""
+
 Stage = Literal["queue", "run", "total"]
 """What a latency is of: from acceptance to the start, the batches it ran in, from acceptance to the result."""
 
@@ -93,7 +96,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     worker accepts no more jobs.
 
     `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
-    `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too.
+    `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
+    seconds that a job of a model may wait for a batch of another (`blocking_of`).
 
     For each warm variant, `pace` is observed over predicted run time, and `residual` (R_p) what 95 % of batches stay
     within, as a multiple of predicted times pace, by priority level: a deadline tells of sizes, so that no two levels
@@ -121,6 +125,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     occupied: float = 0.0
     blocked: float = 0.0
     blocked_by: int = 0
+    blocking: dict[str, float] = {}
     pace: dict[str, float] = {}
     residual: dict[str, tuple[float, ...]] = {}
     drifted: tuple[str, ...] = ()
@@ -139,6 +144,10 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def busy_for(self) -> str:
         """The class that its time counts for: the one that it is lent to, else its own."""
         return self.classes[-1] if self.classes else self.hardware_class
+
+    def blocking_of(self, model: str) -> float:
+        """Seconds that a job of a model may wait for a batch of another."""
+        return self.blocking.get(model, self.blocking.get(ANY, 0.0))
 
     def residual_of(self, variant: str, level: int) -> float | None:
         """What was learned of a variant's batches with jobs of one level; None where nothing was."""

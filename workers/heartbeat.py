@@ -169,6 +169,7 @@ class Heartbeat:
             occupied=told_briefly(self._device.occupied(time.monotonic())),
             blocked=told_briefly(blocked),
             blocked_by=blocked_by,
+            blocking=self._device.blocking(time.monotonic()),
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),

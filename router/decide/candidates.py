@@ -42,9 +42,10 @@ class CandidateTable:
     the start of a device. `concurrent` is device seconds of work that runs concurrently with a new job and does not
     delay it: a full batch if rows join and leave between steps, else 0. `billed` is the rows that share a generated
     row's price; None if batches run as a whole: their price is shared by the batch that forms. `blocked`, of shape
-    (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of less urgent work.
-    `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a batch.
-    `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
+    (LEVELS, candidates), is the seconds until the first of the devices finishes a long batch of less urgent work;
+    `blocking`, of that shape too, is the seconds beyond it that the most urgent work may wait for another model's
+    batch. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a
+    batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
     `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2, candidates),
     is the rows per second that reach each device of the class, and that would if all of the model's traffic went there.
     `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the plan says about these
@@ -70,6 +71,7 @@ class CandidateTable:
     concurrent: Column
     billed: Column | None
     blocked: np.ndarray
+    blocking: np.ndarray
     residual: np.ndarray
     limit: Column
     max_run: Column
@@ -106,6 +108,7 @@ def build_table(
     servers = np.array([len(c.devices) or 1 for c in candidates], dtype=np.float64)
     here = np.array([flows[c.hardware_class] for c in candidates], dtype=np.float64) / servers
     total = sum(flows.values())
+    blocked = np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T
     limit = np.array([_limit(c) for c in candidates], dtype=np.float64)
     guide, unplanned = _guide(model, constraints, known, candidates)
     return CandidateTable(
@@ -122,7 +125,8 @@ def build_table(
         billed=billed(limit) if generates(model) else None,
         max_run=np.array([_longest(c, model) for c in candidates], dtype=np.float64),
         shadow=np.array([known.shadow.get(c.hardware_class, 0.0) for c in candidates], dtype=np.float64),
-        blocked=np.array([_blocked(c.devices) for c in candidates], dtype=np.float64).reshape(-1, LEVELS).T,
+        blocked=blocked,
+        blocking=_beyond(blocked, [_blocking(c.devices, model.id) for c in candidates]),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
@@ -267,6 +271,18 @@ def _blocked(devices: Sequence[DeviceFacts]) -> list[float]:
     More urgent batches, and those of the level itself, are already counted in the work ahead.
     """
     return [min((d.blocked if d.blocked_by > level else 0.0 for d in devices), default=0.0) for level in range(LEVELS)]
+
+
+def _blocking(devices: Sequence[DeviceFacts], model: str) -> float:
+    """Seconds that a job of the model may wait for a batch of another, on average over the devices."""
+    return math.fsum(device.blocking_of(model) for device in devices) / max(len(devices), 1)
+
+
+def _beyond(blocked: np.ndarray, blocking: Sequence[float]) -> np.ndarray:
+    """What `blocking` adds to `blocked` for the most urgent work. Other work has time for it."""
+    beyond = np.zeros_like(blocked)
+    beyond[0] = np.maximum(np.asarray(blocking) - blocked[0], 0.0)
+    return beyond
 
 
 def _longest(candidate: Candidate, model: Model) -> float:

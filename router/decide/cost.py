@@ -92,7 +92,7 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     if table.billed is not None:
         alone, each = table.base + table.step * needs.size, table.slope * needs.size
         work_if_all_came = np.maximum(table.floor, alone + each * table.billed) / table.billed * needs.rows
-    wait = wait_of(table, ahead) + table.blocked[needs.level]
+    wait = wait_of(table, ahead) + table.blocked[needs.level] + table.blocking[needs.level]
     transfer = table.link_delay + table.link_seconds * needs.payload
     finish = transfer + wait + table.load + run
     sharers = max(1.0, table.sharers / needs.rows)

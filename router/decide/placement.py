@@ -391,10 +391,11 @@ def _contenders(
         return _cheapest(table, figures, prefer(within_horizon, sure)), partial(
             _in_time_reason, table, figures, passed_over, deadline
         )
-    pool = prefer(within_horizon & (figures.finish <= deadline), free)
+    possible = free & (figures.finish - table.blocking[needs.level] <= deadline)
+    pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, free))
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])
-    if finish <= deadline:
+    if possible[earliest]:
         return [earliest], lambda _: f"earliest, expected in {finish:.3g} s; nothing is sure to meet {deadline:g} s"
     in_time_if_idle = able & (figures.finish - figures.wait <= deadline)
     if in_time_if_idle.any():

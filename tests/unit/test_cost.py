@@ -14,7 +14,7 @@ from router.decide.classify import Constraints, Needs
 from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, shadow_prices
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.heartbeat import DeviceFacts
+from tasks.heartbeat import ANY, DeviceFacts
 from tasks.models.catalogue import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
@@ -159,6 +159,18 @@ def test_more_urgent_work_waits_until_the_first_device_has_ended_a_long_batch() 
 
     assert [wait(level, one, shorter) for level in range(4)] == [1.0, 1.0, 0.0, 0.0]
     assert wait(0, one, COLD) == 0.0
+
+
+def test_the_most_urgent_work_waits_for_batches_of_other_models() -> None:
+    busy = msgspec.structs.replace(WARM, blocking={"sentiment:1": 0.4, ANY: 3.0})
+    strange = msgspec.structs.replace(COLD, blocking={ANY: 0.8})
+
+    def wait(level: int, *devices: DeviceFacts) -> float:
+        return estimated(*devices, needs=replace(ONE_ROW, level=level)).wait
+
+    assert [wait(level, busy) for level in range(4)] == [0.4, 0.0, 0.0, 0.0]
+    assert wait(0, busy, strange) == pytest.approx(0.6)
+    assert wait(0, msgspec.structs.replace(busy, blocked=0.3, blocked_by=2)) == pytest.approx(0.4)  # counted once
 
 
 def bounded(max_run: float, needs: Needs) -> Estimate:

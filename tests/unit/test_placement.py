@@ -14,7 +14,7 @@ from router.decide.classify import LATENCY_CRITICAL, Allowance, Constraints, Nee
 from router.decide.placement import NEAR, WARM_PREFERENCE, Option, Placement, place
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.heartbeat import DeviceFacts
+from tasks.heartbeat import ANY, DeviceFacts
 from tasks.models.catalogue import Model, Profile, Variant
 from tasks.topology import HardwareClass, Topology
 from taxiway.errors import InvalidRequestError, NoDeviceError, OverloadedError, TaxiwayError, UnplaceableError
@@ -304,6 +304,19 @@ def test_queues_that_are_too_long_refuse_with_the_time_after_which_they_are_not(
     with pytest.raises(OverloadedError) as caught:
         place(model(), needs_by(1.0), topology(), fleet(device(), cpu=[0, 5]))
     assert caught.value.retry_after == pytest.approx(4.1)
+
+
+def test_other_models_batches_move_urgent_work_elsewhere_but_never_refuse_it() -> None:
+    cheap, dear = (
+        msgspec.structs.replace(each, blocking={ANY: seconds}) for each, seconds in zip(BOTH, (3.0, 0.0), strict=True)
+    )
+    alone = msgspec.structs.replace(device(), blocking={ANY: 3.0})
+
+    moved = place(model(), needs_by(1.0, level=0), CHEAP_AND_DEAR, fleet(cheap, dear))
+    stayed = place(model(), needs_by(1.0, level=0), topology(), fleet(alone))
+
+    assert moved.chosen.candidate.hardware_class == "dear"
+    assert "nothing is sure to meet 1 s" in stayed.reason
 
 
 def test_a_slow_idle_class_does_not_hide_that_a_fast_one_is_only_overloaded() -> None:

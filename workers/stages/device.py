@@ -25,6 +25,7 @@ from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.decide.batcher import BatchPolicy
+from workers.decide.blocking import BATCHES, blocking_by_model
 from workers.decide.occupation import Occupation, Stint, unfinished
 from workers.drain import Drain
 from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows
@@ -100,6 +101,7 @@ class DeviceStage:
         self._stopping = threading.Event()
         self._must_end_by = math.inf
         self._whole: tuple[Occupation, Portions] | None = None
+        self._batches: deque[tuple[float, str, float]] = deque(maxlen=BATCHES)
         self._calling = False
         self._beside = 0.0
         self._fault: Exception | None = None
@@ -172,6 +174,10 @@ class DeviceStage:
             return 0.0, 0
         levels = [job.ticket.level for job, _ in whole[1] if self._is_wanted(job)]
         return (whole[0].ends_in(now), min(levels)) if levels else (0.0, 0)  # ended jobs count in `occupied`
+
+    def blocking(self, now: float) -> dict[str, float]:
+        """Seconds that a job of each model may wait for a batch of another. Thread-safe."""
+        return blocking_by_model(reversed(tuple(self._batches)), now)
 
     def run(self) -> None:
         """Run until stopped, then finish what ends in time."""
@@ -412,6 +418,7 @@ class DeviceStage:
             return self.executor.run(loaded, items)
         finally:
             self._whole = None
+            self._batches.append((now, loaded.model.id, time.monotonic() - now))
 
     def _run_rows(self, loaded: Loaded, runtime: Interruptible, batch: Portions) -> Sequence[Answer]:
         """Run the batch row by row, each while it is wanted; a runtime lost with a row is loaded again."""
