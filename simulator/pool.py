@@ -69,6 +69,7 @@ class Pool:
         self._batching = BatchPolicy(device.max_batch, device.max_wait, longest)
         self.queue = ClassQueue(order)
         self._rule: ScalingRule = Density()
+        self._least = device.minimum
         self._need = Need(device.count, device.start)
         self._density = self._peak = 0.0
         self._draining = 0
@@ -134,7 +135,8 @@ class Pool:
         self._newest = job.queued = now
         self._push(job)
         self._load(job, now)
-        self.feed(now)
+        while (first := self.queue.first(job.model)) is not None and self._take(first, now):
+            pass  # other models have waited for a device since before
 
     def withdraw(self, job: Job) -> None:
         """Remove a waiting job that moves to another class."""
@@ -155,11 +157,16 @@ class Pool:
         """Give waiting jobs to devices with capacity, in the queue's order; a model that must wait blocks no other."""
         blocked: set[int] = set()
         while job := next((job for job in self.queue.heads() if job.model not in blocked), None):
-            if job.due <= now:
-                self._unqueue(job)
-                self._drop(job, now)
-            elif not self._give(job, now):
+            if not self._take(job, now):
                 blocked.add(job.model)
+
+    def _take(self, job: Job, now: float) -> bool:
+        """Drop a waiting job whose deadline has passed, or give it to a device; False if none has capacity for it."""
+        if job.due > now:
+            return self._give(job, now)
+        self._unqueue(job)
+        self._drop(job, now)
+        return True
 
     def _give(self, job: Job, now: float) -> bool:
         timing = self._timings[job.model]
@@ -167,9 +174,9 @@ class Pool:
             return self._admit(job, timing, now)
         return isinstance(timing, Whole) and self._begin(job, timing, now)
 
-    def follow(self, rule: ScalingRule) -> None:
-        """Scale by this rule from now on."""
-        self._rule = rule
+    def follow(self, rule: ScalingRule, devices: int = 0) -> None:
+        """Scale by this rule from now on, but not below a number of devices."""
+        self._rule, self._least = rule, max(devices, self.device_class.minimum)
         self._need.keep_alive = self.start if rule.keep is None else rule.keep
 
     def release(self) -> None:
@@ -203,7 +210,7 @@ class Pool:
         self._grow(now)
         self._need.note(self._wanted(self._peak), now)
         self._peak = self._density
-        keep = max(self._need.kept(self.powered, now), self.device_class.minimum)
+        keep = max(self._need.kept(self.powered, now), self._least)
         surplus = self.powered - self._draining - keep
         for device in sorted(self.devices, key=_idleness)[: max(surplus, 0)]:
             device.draining = True
@@ -346,7 +353,8 @@ class Pool:
             self.switch_on(now, after=self.start)
 
     def _wanted(self, load: float) -> int:
-        return devices_wanted(self._rule, load, self._jobs(), minimum=self.device_class.minimum, count=self.available)
+        least = min(self._least, self.available)
+        return devices_wanted(self._rule, load, self._jobs(), minimum=least, count=self.available)
 
     def _jobs(self) -> int:
         return self.waiting + self.running + self.expected

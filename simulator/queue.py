@@ -45,9 +45,17 @@ class ClassQueue:
         if not line:
             del self._lines[job.model]
 
+    def first(self, model: int) -> Job | None:
+        """The model's job that is served next."""
+        line = self._lines.get(model)
+        return line[0][1] if line else None
+
     def heads(self) -> list[Job]:
         """The first job of each model that has any, in serving order."""
-        return [job for _, job in sorted(line[0] for line in self._lines.values())]
+        firsts = [line[0] for line in self._lines.values()]
+        if len(firsts) > 1:
+            firsts.sort()
+        return [job for _, job in firsts]
 
     def front(self, model: int, most: int) -> list[Job]:
         """Up to `most` jobs of a model, in serving order."""

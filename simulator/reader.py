@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from router.decide.plan import Plan
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
@@ -69,6 +70,7 @@ class Reader:
         self._arrived: Arrived | None = None
         self._working = WorkingSnapshot(self._topology, self._book, FleetSnapshot(stale=True))
         self._next = self._heartbeat = self._seen_at = 0.0
+        self._plan: Plan | None = None
 
     def working(self, pools: Sequence[Pool], now: float) -> WorkingSnapshot:
         """The fleet at the last snapshot, with what was placed since."""
@@ -78,6 +80,11 @@ class Reader:
             self._working.advance(now - self._seen_at)
             self._seen_at = now
         return self._working
+
+    def follow(self, plan: Plan) -> None:
+        """Place requests by this plan, from the next snapshot on."""
+        self._plan = plan
+        self._next = self._heartbeat = 0.0
 
     def count(self, job: Job, count: Count) -> None:
         """Record that a job was placed."""
@@ -141,7 +148,15 @@ class Reader:
         self._serving, self._heartbeat = serving, now + HEARTBEAT
         devices = tuple(device for pool in pools for device in self._devices_of(pool, now))
         startable = tuple(pool.name for pool in pools if not pool.serving)
-        fleet = FleetSnapshot(devices=devices, work=work, held=held, rates=self._arrived.rates, startable=startable)
+        fleet = FleetSnapshot(
+            devices=devices,
+            work=work,
+            held=held,
+            rates=self._arrived.rates,
+            startable=startable,
+            plan=self._plan,
+            now=now,
+        )
         self._working = WorkingSnapshot(self._topology, self._book, fleet)
 
     def _devices_of(self, pool: Pool, now: float) -> list[DeviceFacts]:

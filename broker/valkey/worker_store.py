@@ -1,4 +1,4 @@
-"""What a worker writes to the state store: claims, results, heartbeats, dead letters. Each is one script or command."""
+"""What a worker says to the state store: claims, results, heartbeats and dead letters, each one script or command."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ from taxiway.valkey.resp import checked, fleet_errors
 logger = logging.getLogger(__name__)
 
 KEPT_DEAD = 10_000
-"""Dead letters that are kept; the oldest are dropped."""
+"""Dead letters that are kept; the oldest fall off."""
 
 _AT_ONCE = 500
-"""Jobs that one script checks, so that one worker does not block the server for long."""
+"""Jobs that one script looks at, so that the server is not blocked for long by one worker."""
 
 _KEPT_WITHIN = 0.8 * ANSWER
-"""Seconds to wait for the store's log to be on its disk. On a slower disk it has at least been written: only a crash of
-the machine loses it."""
+"""Seconds for which a store is asked whether its log is on its disk. A disk that is so slow has it written at least: it
+is lost with the machine only."""
 
-_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between attempts while the store is unavailable; the last repeats
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)  # seconds between tries while the store is away; the last repeats
 
 Answer = TypeVar("Answer")
 
 
 class Store:
-    """One worker's access to the state store. Thread-safe.
+    """One worker's door to the state store. Threads may share it.
 
     Args:
         worker: the worker's name; claims carry it.
-        limits: the lease of a claim, and how long results and records are kept.
+        limits: the lease of a claim, and how long results and records stay.
         device: the label of the device that jobs run on.
     """
 
@@ -75,35 +75,35 @@ class Store:
         return claim_answer(self._run(claim_call(self.worker, self.limits.lease, jobs)))
 
     def start(self, jobs: Sequence[tuple[str, str, float]]) -> None:
-        """Record that the jobs (id, token, store's time) run."""
+        """Say that the jobs (id, token, store's time) run."""
         if jobs:
             self._run(start_call(self.device, jobs))
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
-        """Renew the claims (job, token); returns which still hold, in order."""
+        """Prolong the claims (job, token); which of them are still ours, in order."""
         if not claims:
             return []
         return [bool(one) for one in self._run(renew_call(self.limits.lease, claims))]
 
     def release(self, claims: Sequence[tuple[str, str]]) -> None:
-        """Release the claims (job, token)."""
+        """Give the claims (job, token) back."""
         if claims:
             self._run(release_call(claims))
 
     def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
-        """Let the claims (job, token) end as if this worker had ended: their runs count."""
+        """Let the claims (job, token) end as if this worker had: their runs count."""
         if claims:
             self._run(renew_call(0.0, claims))
 
     def finish(self, endings: Iterable[Ending]) -> list[bool]:
-        """Write results, and acknowledge the messages whose tags they have; returns which were written, in order."""
+        """Write the results, and acknowledge the messages whose tags they have; which were written, in order."""
         call = finish_call(endings, keep_result=self.limits.keep_result, keep_record=self.limits.keep_record)
         return [bool(one) for one in self._run(call)]
 
     def over(self, jobs: Sequence[tuple[str, float]]) -> list[bool]:
-        """Which messages of these (job, deadline) may be deleted, once the store's answer is on its disk.
+        """Which messages of these (job, deadline) may be forgotten, once the store keeps what it says of them.
 
-        A store without a log, or that cannot report on it, has nothing to wait for; this is logged once.
+        A store that has no log, or cannot tell of it, keeps nothing that could be waited for: it says so once.
         """
         calls = [over_call(self.worker, jobs[start : start + _AT_ONCE]) for start in range(0, len(jobs), _AT_ONCE)]
         commands: list[Command] = [("EVAL", call.text, len(call.keys), *call.keys, *call.args) for call in calls]
@@ -117,7 +117,7 @@ class Store:
         return [bool(one) for answer in answers for one in answer]
 
     def append(self, pieces: Mapping[str, Piece]) -> None:
-        """Append a piece to the stream of each of these jobs."""
+        """Add a piece to the stream of each of these jobs."""
         commands: list[Command] = []
         for job, piece in pieces.items():
             fields = [part for pair in piece.fields().items() for part in pair]
@@ -126,17 +126,17 @@ class Store:
         self._calls(*commands)
 
     def result(self, job: str) -> ResultMeta | None:
-        """The job's stored result; None if it has none."""
+        """The job's stored result, if it has one."""
         (raw,) = self._calls(("GET", result_key(job)))
         return read_meta(raw) if raw else None
 
     def blobs(self, references: Sequence[Reference]) -> dict[str, Buffer | None]:
-        """The bytes of each `ref`; None if they have expired."""
+        """The bytes that each `ref` stands for, None where they are not there any more."""
         contents = self._calls(*(("GET", blob_key(reference.ref)) for reference in references))
         return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
 
     def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
-        """Store the blobs of results, for as long as results are kept."""
+        """Store the blobs of results, as long as results stay."""
         keep = self.limits.keep_result
         self._calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in kept.items()))
 
@@ -145,15 +145,15 @@ class Store:
         self._run(heartbeat_call(self.worker, msgspec.json.encode(facts)))
 
     def watch(self, arguments: Sequence[str | bytes]) -> Sequence[int]:
-        """Report what this worker serves; returns how often a reload was requested."""
+        """Tell what this worker serves, and hear how often a look at the models folder was asked for."""
         return [int(one) for one in self._run(watch_call(arguments))]
 
     def retire(self) -> None:
-        """Remove the device's facts: it takes no more work."""
+        """Take the device's facts back: it takes no more work."""
         self._run(heartbeat_call(self.worker, b""))
 
     def withdrawn(self, longest: float) -> list[str]:
-        """Jobs held here that were ended since the last call, or within `longest` seconds. For one thread."""
+        """Jobs held here that were ended since the last call, or in the next `longest` seconds. For one thread."""
         with fleet_errors("state store"):
             if not self._withdrawn.connected:
                 self._withdrawn.send([("SUBSCRIBE", withdrawn_channel(self.worker))])
@@ -162,16 +162,16 @@ class Store:
         return [message[2].decode().removeprefix(job_key(""))] if said else []
 
     def wake_listener(self) -> None:
-        """Let a waiting `withdrawn` return. Thread-safe."""
+        """Let a `withdrawn` that waits return. Any thread may."""
         self._calls(("PUBLISH", withdrawn_channel(self.worker), ""))
 
     def history(self, job: str) -> tuple[Holder, ...]:
-        """Workers that held the job and ended."""
+        """Workers that held the job, and ended."""
         (raw,) = self._calls(("HGET", job_key(job), "history"))
         return read_history(raw.decode()) if raw else ()
 
     def add_dead_letter(self, letter: DeadLetter) -> None:
-        """Add a message to the dead letters."""
+        """Put a message among the dead letters."""
         push = ("LPUSH", DEAD, msgspec.json.encode(letter))
         self._calls(("MULTI",), push, ("LTRIM", DEAD, 0, KEPT_DEAD - 1), ("EXEC",))
 
@@ -185,10 +185,10 @@ class Store:
 
 
 def insist(call: Callable[[], Answer], given_up: threading.Event, tell: Callable[[str], None]) -> Answer:
-    """`call`'s answer, retried until the store is available; `tell` is called once with the reason if it is not.
+    """`call`'s answer, tried until the store is back; `tell` is told once that it is away.
 
     Raises:
-        BrokerUnavailableError: the store is unavailable and `given_up` is set.
+        BrokerUnavailableError: the store is away and `given_up` is set.
     """
     tries = 0
     while True:

@@ -156,6 +156,8 @@ def _guide(
         return None, f"plan {plan.number} does not cover these requests"
     moving_to = cell.classes[:1] if cell.handover is not None else ()
     now_in = preferred_class(cell, {name: len(fleet.of_class(name)) for name in moving_to}, fleet.now)
+    if now_in is None:
+        return None, f"plan {plan.number} starts {cell.classes[0]} for these requests"
     serve = {candidate.hardware_class for candidate in candidates if candidate.devices}
     guide = guide_of(plan, cell, [candidate.hardware_class for candidate in candidates], serve, now_in)
     return guide, f"plan {plan.number} prefers {now_in}, where these requests may not run" if guide is None else ""

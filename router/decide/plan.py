@@ -37,10 +37,11 @@ class PlanError(ValueError):
 class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """A cell that moves to another class stays on its `former` one until `devices` of the new class serve.
 
-    It moves at `latest` seconds of the store's clock in any case.
+    Without a former class, its requests are placed one by one until then. It moves at `latest` seconds of the store's
+    clock in any case.
     """
 
-    former: str
+    former: str | None
     devices: Count
     latest: float
 
@@ -90,10 +91,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return next((cell for cell in self.cells if (cell.model, cell.service, cell.locality) == wanted), None)
 
 
-def preferred_class(cell: Cell, serving: Mapping[str, int], now: float) -> str:
+def preferred_class(cell: Cell, serving: Mapping[str, int], now: float) -> str | None:
     """The class that the cell's requests go to: its first one, or its former one while the first starts.
 
-    `serving` maps each class to its devices that serve.
+    None if there is no former one. `serving` maps each class to its devices that serve.
     """
     first, handover = cell.classes[0], cell.handover
     if handover is None or now > handover.latest or serving.get(first, 0) >= handover.devices:

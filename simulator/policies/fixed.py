@@ -33,18 +33,19 @@ class Assignment:
 
 
 class Fixed(ByLevel):
-    """Every job goes to its cell's class."""
+    """Every job goes to its cell's class; no class has fewer than its number of `devices`."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, devices: Sequence[int] | None = None) -> None:
         self._assignment = assignment
+        self._devices = devices or (0,) * len(assignment.rules)
         self._began = False
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int:
         """As `Policy.choose`."""
         if not self._began:
             self._began = True
-            for pool, rule in zip(pools, self._assignment.rules, strict=True):
-                pool.follow(rule)
+            for pool, rule, devices in zip(pools, self._assignment.rules, self._devices, strict=True):
+                pool.follow(rule, devices)
         return self._assignment.classes[job.model, job.service]
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
 from simulator.fleet import SERVICES, Fleet
-from simulator.traces.trace import PRIORITIES, UNSET, Column, Trace, TraceError
+from simulator.traces.trace import PRIORITIES, UNSET, Column, Trace, TraceError, joined
 
 TOGETHER = 8
 """Batch size at which work is counted (`b*` of the cost model), if that many fit."""
@@ -92,6 +92,16 @@ def prepare(trace: Trace, fleet: Fleet, *, seed: int) -> Workload:
     level = _levels(deadline, priority)
     filled = replace(trace, service=service, deadline=deadline, priority=priority)
     return Workload(filled, fleet, level)
+
+
+def followed_by(earlier: Workload, later: Workload) -> tuple[Workload, float]:
+    """Both workloads, one after the other, on the later one's fleet and with its numbers of models.
+
+    Returns them and the seconds by which the later one was shifted.
+    """
+    span = float(earlier.trace.arrival[-1])
+    after = replace(later.trace, arrival=later.trace.arrival + span)
+    return Workload(joined([after, earlier.trace]), later.fleet, np.concatenate([earlier.level, later.level])), span
 
 
 def _services(trace: Trace, fleet: Fleet, random: np.random.Generator) -> Column:

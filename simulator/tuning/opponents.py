@@ -9,21 +9,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from router.decide.scaling_rule import Depth
+from router.decide.scaling_rule import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import SERVICES
 from simulator.policies.fixed import Assignment, Cell, Fixed
 from simulator.traces.workload import Workload
 from simulator.tuning.search import Search, fresh
-from simulator.tuning.twin import Conditions, Twin, Window
+from simulator.tuning.twin import LIVE, Conditions, Twin, Window
 
 PLAYS = 150
 """Plays that an operator's search may use."""
-
-MOST = 10_000
-"""The latest requests of the first half that are played, which bounds the time that the search takes."""
 
 BETTER = 0.999
 """A step is taken if the score falls to this share."""
@@ -48,14 +43,14 @@ def tuned_split(workload: Workload, seed: int) -> Assignment:
     """A class for each model and service, by coordinate descent; classes scale by the default rule."""
     known, search = _known(workload, seed)
     moves = [{cell: place} for cell in _by_requests(known) for place in search.able[cell]]
-    return descend(known, search.starts()[0], moves, plays=PLAYS, seed=seed).assignment
+    return descend(known, _start(search), moves, plays=PLAYS, seed=seed).assignment
 
 
 def pinned(workload: Workload, seed: int) -> Assignment:
     """A class for each model, none of them spot, all scaled on queue depth; class and depth by coordinate descent."""
     known, search = _known(workload, seed)
     homes = _homes(known, search)
-    start = search.starts()[0]
+    start = _start(search)
     first = {cell: place for model, places in homes.items() for cell, place in _home(model, places[0]).items()}
     start = replace(start, classes={**start.classes, **first})
     moves = [_home(model, place) for model, places in homes.items() for place in places]
@@ -67,7 +62,7 @@ def pinned(workload: Workload, seed: int) -> Assignment:
 def tuned_plan(workload: Workload, seed: int) -> Assignment:
     """Classes and scaling rules together, by the search that the product's tuner uses."""
     known, search = _known(workload, seed)
-    return search.descend(search.best_start(), PLAYS).assignment if len(known) else search.starts()[0]
+    return search.find(None, PLAYS).assignment if len(known) else _start(search)
 
 
 def descend(known: Workload, start: Assignment, moves: Sequence[Move], *, plays: int, seed: int) -> Tried:
@@ -94,12 +89,9 @@ def _score(workload: Workload, assignment: Assignment, seed: int) -> float:
 
 
 def recorded(workload: Workload) -> Window:
-    """What an operator has recorded at half time: at most `MOST` requests."""
-    arrival = workload.trace.arrival
-    middle = float(arrival[-1]) / 2
-    last = int(np.searchsorted(arrival, middle))
-    begin = float(arrival[last - MOST]) if last > MOST else 0.0
-    return Window.of(replace(workload, fleet=replace(workload.fleet, events=())), begin, middle)
+    """What an operator has recorded at half time."""
+    middle = float(workload.trace.arrival[-1]) / 2
+    return Window.latest(replace(workload, fleet=replace(workload.fleet, events=())), middle, middle)
 
 
 def _known(workload: Workload, seed: int) -> tuple[Workload, Search]:
@@ -108,6 +100,21 @@ def _known(workload: Workload, seed: int) -> tuple[Workload, Search]:
     fleet = window.workload.fleet
     count = tuple(device.count for device in fleet.classes.values())
     return window.workload, Search(Twin(fleet, window, Conditions(fresh(fleet), count, (1.0,) * len(count))), seed)
+
+
+def _start(search: Search) -> Assignment:
+    """Live work on its fastest class, other work on its cheapest, under the default rule."""
+    classes = {
+        cell: min(places, key=lambda place: _cost(search, cell, place, live=cell[1] == LIVE))
+        for cell, places in search.able.items()
+    }
+    return Assignment(classes, (Density(),) * search.count)
+
+
+def _cost(search: Search, cell: Cell, place: int, *, live: bool = False) -> float:
+    """Dollars of a cell's jobs on a class, or their seconds if it is live; the class's place where none is known."""
+    figures = (search.costs.alone if live else search.costs.dollars).get(cell)
+    return figures[place] if figures is not None else float(place)
 
 
 def _by_requests(known: Workload) -> list[Cell]:
@@ -124,7 +131,7 @@ def _homes(known: Workload, search: Search) -> dict[int, list[int]]:
         cell = (model, SERVICES.index("standard"))
         places = [place for place in search.able.get(cell, ()) if not spot[place]]
         if places:
-            homes[model] = sorted(places, key=lambda place: search.cost(cell, place))
+            homes[model] = sorted(places, key=lambda place: _cost(search, cell, place))
     return homes
 
 

@@ -5,8 +5,9 @@ Rules belong into the search: the same placement under two scaling rules differs
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from router.decide.scaling_rule import Density, Depth, ScalingRule
 from simulator.fleet import Fleet
 from simulator.policies.fixed import Assignment, Cell, able_classes
-from simulator.tuning.twin import Played, Twin, Window
+from simulator.traces.workload import Job
+from simulator.tuning.twin import LIVE, Played, Twin, Window, starving
 
 RULES: tuple[ScalingRule, ...] = (
     *(Density(target=target, keep=keep) for target in (0.65, 0.8, 0.5, 1.0) for keep in (None, 300.0)),
@@ -25,7 +27,17 @@ RULES: tuple[ScalingRule, ...] = (
 BETTER = 0.997
 """A step is taken if the score falls to this share: plays differ by a tenth of a per cent for no reason."""
 
-Score = Callable[[Assignment], Played]
+CONTENDERS, SHORT = 4, 0.12
+"""Assignments from which short descents begin, and the share of all plays that each of these uses."""
+
+TIMELY = 0.97
+"""A class has a cell's jobs in time if this share of those that the best class has is in time there."""
+
+SLACK = 2.0
+"""A job counts as in time on a class where it takes at most its deadline over this: the rest is for waiting."""
+
+LEAST = 0.05
+"""Weight of a change that promises nothing, in US dollars an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,143 +47,190 @@ class Found:
     assignment: Assignment
     score: float
     before: float
-    plays: int
 
 
 class Search:
     """Descent from an assignment, by at most a number of plays.
 
-    What it tries first is random, but weighted: cells and classes that cost most, or are late most, come first.
-    `able` are the classes that each cell may use.
+    Changes are tried in random order, but those first more often that save most by the jobs' seconds and prices, or
+    that concern what is late. `able` are the classes that each cell may use, and `costs` what its jobs
+    cost there. `count` is the number of classes.
     """
 
     def __init__(self, twin: Twin, seed: int) -> None:
         self._twin = twin
         self._fleet = twin.fleet
         self._random = random.Random(seed)
-        self._usd = [device.usd_per_second for device in self._fleet.classes.values()]
-        models = twin.window.workload.trace.models
-        self.able = able_classes(self._fleet, models)
-        self._alone, self._unit = _seconds_by_cell(twin.window, twin.conditions.pace)
-        self._cells = [cell for cell in self.able if cell in self._unit]
+        self.able = able_classes(self._fleet, twin.window.workload.trace.models)
+        self.costs = Costs.of(twin.window, self._fleet, twin.conditions.pace)
+        self.count = len(self._fleet.classes)
+        self._played: dict[object, Played] = {}
+        self._lowest: dict[object, tuple[float, Assignment]] = {}
+        self._cells = [cell for cell in self.able if cell in self.costs.dollars]
 
-    def descend(self, start: Assignment, plays: int) -> Found:
-        """Take the first step that is better until none is, or the plays are used up."""
-        first = self._twin.play(start)
-        best, assignment, played, tried = first.score, start, first, 1
-        seen = {start.key}
-        going = True
-        while going and tried < plays:
+    def find(self, former: Assignment | None, plays: float) -> Found:
+        """The best assignment that at most `plays` plays find: short descents from several, a long one from the best.
+
+        Descent stays in its valley, and the one in use may have become the wrong one.
+        """
+        contenders = self._contenders(former)
+        for contender in contenders:
+            self.descend(contender, SHORT * plays)
+        best = min(contenders, key=lambda contender: self._lowest[contender.key][0])
+        score, assignment = self.descend(self._lowest[best.key][1], plays - self._twin.plays)
+        return Found(assignment, score, self._play(former).score if former is not None else math.inf)
+
+    def _contenders(self, former: Assignment | None) -> list[Assignment]:
+        """The assignment in use, the best one by prices alone, and the cheapest ones if nothing were late."""
+        starts = self.starts()
+        cheap = sorted(
+            starts, key=lambda start: sum(self.costs.dollars[cell][start.classes[cell]] for cell in self._cells)
+        )
+        found = [*([former] if former is not None else []), starts[0], *cheap]
+        unlike = {assignment.key: assignment for assignment in found}
+        return list(unlike.values())[:CONTENDERS]
+
+    def descend(self, start: Assignment, plays: float) -> tuple[float, Assignment]:
+        """Take the first change that is better until none is, or the plays are used up."""
+        played, assignment, limit, going = self._play(start), start, self._twin.plays + plays, True
+        while going:
             going = False
-            for step in self._steps(assignment, self._weights(assignment, played)):
-                if step.key in seen:
+            for change in self._changes(assignment, self._late(played)):
+                if self._twin.plays >= limit:
+                    break
+                if change.key in self._played:
                     continue
-                if tried >= plays:
+                result = self._play(change, played)
+                if result.score < played.score * BETTER:
+                    assignment, played, going = change, result, True
                     break
-                seen.add(step.key)
-                result = self._twin.play(step)
-                tried += 1
-                if result.score < best * BETTER:
-                    best, assignment, played, going = result.score, step, result, True
-                    break
-        return Found(assignment, best, first.score, tried)
+        self._lowest[start.key] = (played.score, assignment)
+        return self._lowest[start.key]
 
     def starts(self) -> list[Assignment]:
-        """Assignments to begin with: live work on its fastest class or on its cheapest, under three rules."""
-        cheapest = {cell: min(places, key=lambda place: self.cost(cell, place)) for cell, places in self.able.items()}
-        fastest = {
-            cell: min(places, key=lambda place: self._alone[cell][place]) if cell in self._alone else cheapest[cell]
-            for cell, places in self.able.items()
-        }
-        mixed = {cell: fastest[cell] if cell[1] == 0 else cheapest[cell] for cell in self.able}
-        return [
-            Assignment(classes, (rule,) * len(self._usd))
-            for rule in (RULES[0], RULES[1], Depth(jobs=8.0))
-            for classes in (mixed, cheapest)
-        ]
+        """Assignments by prices alone, best first, as classes are closed one after another."""
+        best = self._by_price(set(range(self.count)))
+        visited, going = {best.key: best}, True
+        played = self._play(best)
+        while going:
+            going = False
+            for fewer in [self._by_price(best.used() - {place}) for place in best.used() if self._closes(best, place)]:
+                result = self._play(fewer, played)
+                visited[fewer.key] = fewer
+                if result.score < played.score:
+                    best, played, going = fewer, result, True
+        return sorted(visited.values(), key=lambda assignment: self._played[assignment.key].score)
 
-    def best_start(self) -> Assignment:
-        """The best of `starts`."""
-        return min(self.starts(), key=lambda start: self._twin.play(start).score)
+    def _play(self, assignment: Assignment, best: Played | None = None) -> Played:
+        """Play an assignment: once, unless the play ended early and its end is needed."""
+        known = self._played.get(assignment.key)
+        if known is None or (best is None and known.score == math.inf):
+            known = self._played[assignment.key] = self._twin.play(assignment, best)
+        return known
 
-    def cost(self, cell: Cell, place: int) -> float:
-        """US dollars of a request of the cell on a class, on average; the price of a second where none is known."""
-        return self._unit[cell][place] * self._usd[place] if cell in self._unit else self._usd[place]
+    def _by_price(self, allowed: set[int]) -> Assignment:
+        """Every cell on the cheapest of these classes that has its jobs in time."""
+        classes = {cell: self._cheapest(cell, allowed) for cell in self.able}
+        return Assignment(classes, (RULES[0],) * self.count)
 
-    def _weights(self, assignment: Assignment, played: Played) -> Mapping[Cell, float]:
-        """What each cell costs now, in US dollars an hour: its device seconds, and its penalty."""
-        trace, span = self._twin.window.workload.trace, self._twin.window.span
-        penalties = self._fleet.penalties
-        weights = {}
-        for cell in self._cells:
-            of_service = trace.service == cell[1]
-            rows = of_service & (trace.model == cell[0])
-            late = float((~played.timely[rows]).sum()) / max(int(of_service.sum()), 1)
-            used = 3600 * float(rows.sum()) / span * self.cost(cell, assignment.classes[cell])
-            weights[cell] = 0.02 * penalties[0] / 4 + penalties[cell[1]] * late + used
-        return weights
+    def _cheapest(self, cell: Cell, allowed: set[int]) -> int:
+        places = [place for place in self.able[cell] if place in allowed] or self.able[cell]
+        if cell not in self.costs.dollars:
+            return places[0]
+        timely = self.costs.timely[cell]
+        enough = TIMELY * max(timely[place] for place in places)
+        return min((self.costs.dollars[cell][place], place) for place in places if timely[place] >= enough)[1]
 
-    def _steps(self, now: Assignment, weights: Mapping[Cell, float]) -> Sequence[Assignment]:
+    def _closes(self, now: Assignment, place: int) -> bool:
+        """Whether every cell of a class has another one in use."""
+        rest = now.used() - {place}
+        return all(rest & set(self.able[cell]) for cell in self._cells if now.classes[cell] == place)
+
+    def _late(self, played: Played) -> Mapping[Cell, float]:
+        """What each cell's late requests cost, in US dollars an hour."""
+        trace, penalties = self._twin.window.workload.trace, self._fleet.penalties
+        late = {}
+        for model, service in self._cells:
+            of_service = trace.service == service
+            timely = played.timely[of_service & (trace.model == model)]
+            late[model, service] = penalties[service] * float((~timely).sum()) / int(of_service.sum())
+            if service == LIVE:
+                late[model, service] += starving(float(timely.mean()), penalties)
+        return late
+
+    def _changes(self, now: Assignment, late: Mapping[Cell, float]) -> Sequence[Assignment]:
         """All single changes in random order, heavier ones first more often (Efraimidis and Spirakis, 2006)."""
-        steps = [(weight, step) for weight, step in self._changes(now, weights) if step.key != now.key]
-        keyed = [(self._random.random() ** (1 / max(weight, 1e-9)), n) for n, (weight, _) in enumerate(steps)]
-        return [steps[n][1] for _, n in sorted(keyed, reverse=True)]
+        changes = [*self._other_classes(now, late), *self._other_rules(now, late), *self._classes_in_use(now)]
+        weighed = [(weight, change) for weight, change in changes if change.key != now.key]
+        keyed = [(self._random.random() ** (1 / weight), n) for n, (weight, _) in enumerate(weighed)]
+        return [weighed[n][1] for _, n in sorted(keyed, reverse=True)]
 
-    def _changes(self, now: Assignment, weights: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
-        yield from self._other_classes(now, weights)
-        yield from self._other_rules(now, weights)
-        yield from self._fewer_classes(now, weights)
-
-    def _other_classes(self, now: Assignment, weights: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
+    def _other_classes(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
         """A cell goes to another class, or a model's live and standard work together."""
-        for cell, weight in weights.items():
+        for cell in self._cells:
             for place in self.able[cell]:
-                yield weight / len(self.able[cell]), _moved(now, {cell: place})
-        for model in {cell[0] for cell in weights}:
-            mine = sum(weight for cell, weight in weights.items() if cell[0] == model)
-            places = self.able[model, 0]
-            for place in places:
-                yield 0.4 * mine / len(places), _moved(now, {(model, 0): place, (model, 1): place})
+                yield LEAST + self._gain(cell, now, place) + late[cell], moved(now, {cell: place})
+        for model in {cell[0] for cell in self._cells}:
+            pair = [cell for cell in ((model, 0), (model, 1)) if cell in late]
+            for place in self.able[model, 0] if pair else ():
+                gain = sum(self._gain(cell, now, place) + late[cell] for cell in pair)
+                yield LEAST + 0.5 * gain, moved(now, dict.fromkeys(pair, place))
 
-    def _other_rules(self, now: Assignment, weights: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
+    def _gain(self, cell: Cell, now: Assignment, place: int) -> float:
+        """US dollars an hour that a cell's jobs cost less on a class, if they are in time there."""
+        dollars, timely, was = self.costs.dollars[cell], self.costs.timely[cell], now.classes[cell]
+        return max(dollars[was] - dollars[place], 0.0) if timely[place] >= TIMELY * timely[was] else 0.0
+
+    def _other_rules(self, now: Assignment, late: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
         """A class scales by another rule."""
-        used, total = now.used(), sum(weights.values())
-        for place in used:
+        for place in now.used():
+            mine = [cell for cell in self._cells if now.classes[cell] == place]
+            weight = LEAST + sum(self.costs.dollars[cell][place] + late[cell] for cell in mine) / len(RULES)
             for rule in RULES:
                 rules = tuple(rule if k == place else other for k, other in enumerate(now.rules))
-                yield 0.6 * total / len(used) / len(RULES), replace(now, rules=rules)
+                yield weight, replace(now, rules=rules)
 
-    def _fewer_classes(self, now: Assignment, weights: Mapping[Cell, float]) -> Iterator[tuple[float, Assignment]]:
-        """A class is given up: its cells go to the cheapest of the others."""
-        used = now.used()
-        for place in used:
-            moves: dict[Cell, int] = {}
-            mine = [cell for cell in weights if now.classes[cell] == place]
-            for cell in mine:
-                rest = [other for other in self.able[cell] if other in used and other != place]
-                if rest:
-                    moves[cell] = min((self.cost(cell, other), other) for other in rest)[1]
-            if len(moves) == len(mine):
-                yield 0.1 * sum(weights.values()), _moved(now, moves)
+    def _classes_in_use(self, now: Assignment) -> Iterator[tuple[float, Assignment]]:
+        """A class is given up, or taken for all cells that are cheaper there."""
+        used, total = now.used(), sum(self.costs.dollars[cell][now.classes[cell]] for cell in self._cells)
+        for place in range(self.count):
+            if place in used and self._closes(now, place):
+                mine = [cell for cell in self._cells if now.classes[cell] == place]
+                yield 0.1 * total + LEAST, moved(now, {cell: self._cheapest(cell, used - {place}) for cell in mine})
+            better = [cell for cell in self._cells if place in self.able[cell] and self._gain(cell, now, place)]
+            if better:
+                gain = sum(self._gain(cell, now, place) for cell in better)
+                yield LEAST + gain, moved(now, dict.fromkeys(better, place))
 
 
-def _moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """By cell and class: mean seconds of a job `alone`, `dollars` an hour, and the share `timely` at half speed."""
+
+    alone: Mapping[Cell, Sequence[float]]
+    dollars: Mapping[Cell, Sequence[float]]
+    timely: Mapping[Cell, Sequence[float]]
+
+    @classmethod
+    def of(cls, window: Window, fleet: Fleet, pace: Sequence[float]) -> Costs:
+        """The costs of a window's jobs on a fleet of this pace."""
+        jobs: dict[Cell, list[Job]] = {}
+        for job in window.jobs:
+            jobs.setdefault((job.model, job.service), []).append(job)
+        usd = np.array([device.usd_per_second for device in fleet.classes.values()])
+        mean, dollars, timely = {}, {}, {}
+        for cell, mine in jobs.items():
+            work, alone = (np.array([getattr(job, name) for job in mine]) * pace for name in ("work", "alone"))
+            due = np.array([[job.deadline] for job in mine])
+            mean[cell] = alone.mean(axis=0).tolist()
+            dollars[cell] = (work.sum(axis=0) * usd * 3600 / window.span).tolist()
+            timely[cell] = (alone * SLACK <= due).mean(axis=0).tolist()
+        return cls(mean, dollars, timely)
+
+
+def moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:
+    """The assignment with some cells on other classes."""
     return replace(now, classes={**now.classes, **moves})
-
-
-def _seconds_by_cell(window: Window, pace: Sequence[float]) -> tuple[dict[Cell, list[float]], dict[Cell, list[float]]]:
-    """Mean seconds alone and mean device seconds of each cell's jobs, by class."""
-    alone: dict[Cell, list[tuple[float, ...]]] = {}
-    work: dict[Cell, list[tuple[float, ...]]] = {}
-    for job in window.jobs:
-        cell = (job.model, job.service)
-        alone.setdefault(cell, []).append(job.alone)
-        work.setdefault(cell, []).append(job.work)
-
-    def mean(rows: dict[Cell, list[tuple[float, ...]]]) -> dict[Cell, list[float]]:
-        return {cell: (np.mean(figures, axis=0) * np.array(pace)).tolist() for cell, figures in rows.items()}
-
-    return mean(alone), mean(work)
 
 
 def fresh(fleet: Fleet) -> tuple[int, ...]:

@@ -11,22 +11,28 @@ import msgspec
 import numpy as np
 
 from router.decide.scaling_rule import TARGET, Density
-from simulator.device import Device
 from simulator.engine import Engine
 from simulator.fleet import SERVICES, Fleet
+from simulator.outcome import WAITING
 from simulator.policies.fixed import Assignment, Cell, Fixed
 from simulator.timing import Timing
 from simulator.traces.trace import Column
 from simulator.traces.workload import Job, Workload, jobs
 
+LIVE = SERVICES.index("live")
+
 LIFE = 600.0
 """Seconds over which the starts that a plan needs are spread: plans are expected to last about that long."""
 
-FLOOR = 0.9
-"""Share of each model's live requests to answer in time; what is missing of it costs as much as a service's penalty.
+MOST = 9000
+"""Arrivals in a window: a play takes about 25 µs for each of them. At higher rates windows are shorter."""
+
+FLOOR, WEIGHT = 0.92, 0.5
+"""Share of each model's live requests to answer in time, and what is missing of it costs, in penalties of the service.
 
 Without it a cheap plan starves the model that needs most devices."""
 
+WEIGHT = 0.5
 SLOWER = 1.1
 """A class whose work takes this many times its profile's seconds, or more, is modelled as slow."""
 
@@ -58,6 +64,16 @@ class Window:
         return cls.all(replace(workload, trace=shifted, level=workload.level[rows]), end - begin)
 
     @classmethod
+    def latest(cls, workload: Workload, now: float, span: float) -> Window:
+        """The arrivals of the last `span` seconds before `now`, or the latest `MOST` of them."""
+        arrival = workload.trace.arrival
+        end = int(np.searchsorted(arrival, now))
+        begin = max(now - span, 0.0)
+        if end - int(np.searchsorted(arrival, begin)) > MOST:
+            begin = float(arrival[end - MOST])
+        return cls.of(workload, begin, now)
+
+    @classmethod
     def all(cls, workload: Workload, span: float) -> Window:
         """All arrivals of a workload."""
         return cls(workload, list(jobs(workload, clairvoyant=False)), span)
@@ -69,11 +85,22 @@ class Window:
         return set(zip(trace.model.tolist(), trace.service.tolist(), strict=True))
 
 
+CHECKS = (0.25, 0.5, 0.75)
+"""Shares of a window at which a play is compared with the best one so far."""
+
+HOPELESS = 1.1
+"""A play ends early if its cost and penalties by then are this many times the best one's."""
+
+
 class Played(NamedTuple):
-    """What an assignment costs: `score` is US dollars an hour with penalties; `timely` is by request, shape (n,)."""
+    """What an assignment costs: `score` is US dollars an hour with penalties; `timely` is by request, shape (n,).
+
+    `partial` are cost and penalties in US dollars by each of `CHECKS`. A play that ended early has an infinite score.
+    """
 
     score: float
     timely: Column
+    partial: Sequence[float] = ()
 
 
 class Twin:
@@ -83,7 +110,7 @@ class Twin:
         self.window = window
         self.conditions = now
         self.fleet = replace(fleet, timings=_slowed(fleet, now.pace), events=())
-        self.plays = 0
+        self.plays = 0.0
         self._work = _work_by_cell(window)
         self._shares = _Shares.of(window.workload)
 
@@ -100,50 +127,74 @@ class Twin:
             needed.append(min(device.count, self.conditions.available[place], max(device.minimum, count)))
         return needed
 
-    def play(self, assignment: Assignment) -> Played:
-        """Play the window from the devices that the assignment needs."""
-        self.plays += 1
+    def play(self, assignment: Assignment, best: Played | None = None) -> Played:
+        """Play the window from the devices that the assignment needs; end early if it is much worse than `best`."""
         devices = self.devices(assignment)
         classes = {
             name: msgspec.structs.replace(device, initial=count, failures_per_hour=0.0, reclaims_per_hour=0.0)
             for (name, device), count in zip(self.fleet.classes.items(), devices, strict=True)
         }
         workload = replace(self.window.workload, fleet=replace(self.fleet, classes=classes))
-        replay = Replay(workload, assignment, self.conditions.available)
-        cost = replay.play(self.window.jobs, self.window.span)
-        timely = replay.outcome.in_time(workload)
         starts = sum(
             max(0, count - on) * device.start * device.usd_per_second
             for count, on, device in zip(devices, self.conditions.powered, classes.values(), strict=True)
         )
-        per_hour = 3600 / self.window.span * cost + 3600 / LIFE * starts
-        return Played(per_hour + self._shares.penalty(timely, self.fleet.penalties), timely)
+        replay = Replay(workload, Fixed(assignment, devices), self.conditions.available)
+        span, partial = self.window.span, list[float]()
+        for number, check in enumerate(CHECKS):
+            until = check * span
+            replay.play(self.window.jobs, until)
+            partial.append(replay.cost() + starts * span / LIFE + self._missed(replay, until))
+            if best is not None and partial[-1] > HOPELESS * best.partial[number]:
+                self.plays += check
+                return Played(math.inf, replay.outcome.in_time(workload), partial)
+        self.plays += 1
+        replay.play(self.window.jobs, span)
+        cost = replay.cost()
+        replay.finish()
+        timely = replay.outcome.in_time(workload)
+        per_hour = 3600 / span * cost + 3600 / LIFE * starts
+        return Played(per_hour + self._shares.penalty(timely, self.fleet.penalties), timely, partial)
+
+    def _missed(self, replay: Replay, now: float) -> float:
+        """US dollars of penalties for what has been missed by `now`."""
+        trace = self.window.workload.trace
+        late = (replay.outcome.state != WAITING) & ~replay.outcome.in_time(self.window.workload)
+        late |= (replay.outcome.state == WAITING) & (trace.arrival + trace.deadline < now)
+        counts = np.bincount(trace.service[late], minlength=len(SERVICES))
+        shares = counts / np.maximum(self._shares.counts, 1)
+        return float(shares @ np.array(self.fleet.penalties)) * self.window.span / 3600
 
 
 class Replay(Engine):
-    """An engine that begins with the devices that are needed, and counts the cost up to the window's end."""
+    """An engine that begins with the devices that are needed, and is played piece by piece."""
 
-    def __init__(self, workload: Workload, assignment: Assignment, available: Sequence[int]) -> None:
-        super().__init__(workload, Fixed(assignment), seed=0)
-        self._cost: float | None = None
+    def __init__(self, workload: Workload, policy: Fixed, available: Sequence[int]) -> None:
+        super().__init__(workload, policy, seed=0)
         for pool, count in zip(self.pools, available, strict=True):
             pool.available = min(count, pool.count)
-
-    def play(self, waiting: Sequence[Job], span: float) -> float:
-        """US dollars from the window's beginning to its end; work that is left then costs what it will use."""
+        self._next = 0
         self._begin()
-        self.at(span, self._end, None, 0)
-        for job in waiting:
+
+    def play(self, arrivals: Sequence[Job], until: float) -> None:
+        """Play up to a time."""
+        while self._next < len(arrivals) and arrivals[self._next].arrival <= until:
+            job = arrivals[self._next]
+            self._next += 1
             self._process_until(job.arrival)
             self._arrive(job, job.arrival)
-        while self._inside or self._cost is None:
-            self._process_next()
-        return self._cost
+        self._process_until(until)
 
-    def _end(self, device: Device | None, version: int, now: float) -> None:
-        on = sum(pool.usd_per_second * pool.powered_seconds(now) for pool in self.pools)
+    def cost(self) -> float:
+        """US dollars so far; work that is left costs what it will use."""
+        on = sum(pool.usd_per_second * pool.powered_seconds(self.now) for pool in self.pools)
         left = sum(pool.usd_per_second * pool.busy_seconds() for pool in self.pools)
-        self._cost = on + left / TARGET
+        return on + left / TARGET
+
+    def finish(self) -> None:
+        """Play until the last job has ended."""
+        while self._inside:
+            self._process_next()
 
 
 class _Shares:
@@ -152,19 +203,25 @@ class _Shares:
     def __init__(self, services: Sequence[Column], live: Sequence[Column]) -> None:
         self._services = services
         self._live = live
+        self.counts = np.array([len(rows) for rows in services])
 
     @classmethod
     def of(cls, workload: Workload) -> _Shares:
         trace = workload.trace
         services = [np.flatnonzero(trace.service == number) for number in range(len(SERVICES))]
-        live = [np.flatnonzero((trace.service == 0) & (trace.model == model)) for model in range(len(trace.models))]
+        live = [np.flatnonzero((trace.service == LIVE) & (trace.model == model)) for model in range(len(trace.models))]
         return cls(services, [rows for rows in live if len(rows)])
 
     def penalty(self, timely: Column, penalties: Sequence[float]) -> float:
         """US dollars an hour for what was missed, and for models whose live attainment is under the floor."""
         missed = [float(1 - timely[rows].mean()) if len(rows) else 0.0 for rows in self._services]
-        starved = sum(max(FLOOR - float(timely[rows].mean()), 0.0) for rows in self._live)
-        return sum(p * share for p, share in zip(penalties, missed, strict=True)) + penalties[0] * starved
+        starved = sum(starving(float(timely[rows].mean()), penalties) for rows in self._live)
+        return sum(p * share for p, share in zip(penalties, missed, strict=True)) + starved
+
+
+def starving(attained: float, penalties: Sequence[float]) -> float:
+    """US dollars an hour for a model of whose live requests only this share is in time."""
+    return WEIGHT * penalties[LIVE] * max(FLOOR - attained, 0.0)
 
 
 def _work_by_cell(window: Window) -> dict[Cell, list[float]]:

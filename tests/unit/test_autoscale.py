@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.plan import Autoscaler, Bounds, WorkerPlan, most_workers, resize
+from local.autoscale import Autoscaler, Bounds, most_workers, resize
+from local.plan import WorkerPlan
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.topology import parse_topology

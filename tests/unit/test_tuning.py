@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.decide.plan import Plan, preferred_class
 from router.decide.scaling_rule import Density
 from simulator.engine import simulate
 from simulator.fleet import parse_fleet
 from simulator.policies.fixed import Assignment, Fixed
+from simulator.policies.tuned import Tuned
 from simulator.traces.synthetic import synthetic_trace
 from simulator.traces.trace import joined
 from simulator.traces.workload import Workload, prepare
+from simulator.tuning.planning import plan_of
 from simulator.tuning.search import Search, fresh
+from simulator.tuning.tuner import HYSTERESIS, PERIOD, REST, Decision, Tuner
 from simulator.tuning.twin import Conditions, Twin, Window
 
 FLEET = """
@@ -31,7 +39,7 @@ penalties: {live: 48, standard: 24, bulk: 12}
 
 def workload() -> Workload:
     each = [
-        synthetic_trace(f"poisson:rate={rate},duration=120,size=1,output=1,seed={seed}", model=model)
+        synthetic_trace(f"poisson:rate={rate},duration=120,size=1,output=0,seed={seed}", model=model)
         for seed, (model, rate) in enumerate((("quick", 4), ("heavy", 1)))
     ]
     return prepare(joined(each), parse_fleet(FLEET), seed=1)
@@ -57,15 +65,15 @@ def test_a_play_tells_what_the_simulator_tells() -> None:
 
 
 def test_a_search_finds_a_better_assignment_and_the_same_one_again() -> None:
-    found = Search(twin(), seed=1).descend(everything_on(1), plays=30)
-    assert found.plays <= 30
+    played = twin()
+    found = Search(played, seed=1).find(everything_on(0), plays=30)
+    assert played.plays <= 31
     assert found.score < 0.9 * found.before
-    assert Search(twin(), seed=1).descend(everything_on(1), plays=30).assignment.key == found.assignment.key
+    assert Search(twin(), seed=1).find(everything_on(0), plays=30).assignment.key == found.assignment.key
 
 
 def test_live_work_that_would_be_late_leaves_a_class_that_became_slow() -> None:
-    start = Search(twin(), seed=1).best_start()
-    slow = Search(twin(pace=20.0), seed=1).descend(start, plays=40).assignment
+    slow = Search(twin(pace=20.0), seed=1).find(everything_on(1), plays=40).assignment
     quick = workload().trace.models.index("quick")
     assert slow.classes[quick, 0] == 0
 
@@ -75,3 +83,67 @@ def test_a_window_begins_at_zero_and_holds_its_arrivals() -> None:
     arrivals = [job.arrival for job in window.jobs]
     assert arrivals == sorted(arrivals)
     assert 0 <= arrivals[0] < arrivals[-1] < window.span == 40.0
+
+
+def tuned_once(at: float = 100.0) -> tuple[Tuner, Twin, Decision]:
+    tuner, now = Tuner(workload().fleet, seed=1), twin()
+    return tuner, now, tuner.tune(now.window, now.conditions, at, plays=30)
+
+
+def test_a_first_plan_is_adopted_and_hands_over_from_placement_by_request() -> None:
+    _, now, decision = tuned_once()
+    assert decision.adopted
+    assert {move.former for move in decision.moves.values()} == {None}
+    plan = plan_of(decision, now.fleet, now.window, number=1, made=100.0)
+    cell = plan.cell("quick", "live")
+    assert cell is not None
+    first = cell.classes[0]
+    assert preferred_class(cell, {first: 0}, 100.0) is None
+    assert preferred_class(cell, {first: 9}, 100.0) == first
+    assert preferred_class(cell, {first: 0}, 1000.0) == first
+    assert set(plan.classes) == {cell.classes[0] for cell in plan.cells}
+
+
+def test_a_plan_is_kept_unless_another_is_clearly_better() -> None:
+    tuner, now, first = tuned_once()
+    again = tuner.tune(now.window, now.conditions, 300.0, plays=20)
+    assert again.after > again.before * (1 - HYSTERESIS) or again.adopted
+    assert not again.adopted
+    assert again.assignment.key == first.assignment.key
+    assert again.moves == {}
+
+
+@settings(max_examples=5, deadline=None)
+@given(factor=st.floats(0.95, 1.05))
+def test_five_per_cent_of_load_change_nothing(factor: float) -> None:
+    tuner, now, first = tuned_once()
+    window = now.window
+    trace = replace(window.workload.trace, arrival=window.workload.trace.arrival * factor)
+    shifted = Window.all(replace(window.workload, trace=trace), window.span * factor)
+    assert tuner.tune(shifted, now.conditions, 300.0, plays=20).assignment.key == first.assignment.key
+
+
+def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
+    tuner, now, _ = tuned_once(at=100.0)
+    pace = now.conditions.pace
+    late = [False] * 20 + [True] * 40
+    assert not tuner.due(100.0 + REST, pace, late)
+    assert tuner.due(100.0 + REST, (1.0, 2.0), [])
+    assert not tuner.due(100.0 + REST - 1, (1.0, 2.0), [])
+    assert tuner.due(100.0 + 3 * REST, pace, late)
+    assert tuner.due(100.0 + PERIOD, pace, [])
+
+
+def test_the_policy_follows_its_plan_and_a_history_gives_one_at_once() -> None:
+    work = workload()
+    policy = Tuned(work, seed=1, history=workload())
+    simulate("taxiway", work, policy, seed=1)
+    at, decision = policy.decisions[0]
+    assert at < 1
+    assert decision.adopted
+
+
+def test_a_plan_names_models_and_localities_as_the_fleet_does() -> None:
+    _, now, decision = tuned_once()
+    plan: Plan = plan_of(decision, now.fleet, now.window, number=1, made=0.0, name_of=lambda model: (model, "edge"))
+    assert {cell.locality for cell in plan.cells} == {"edge"}
