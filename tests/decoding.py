@@ -10,7 +10,6 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tasks.models.code import recipe_code
-from tasks.settings import TREE
 from workers.runtimes import Placed
 from workers.runtimes.onnx_decoder import OnnxDecoder
 
@@ -67,12 +66,13 @@ def tiny_model(models: Path, *, layers: int = 2, hidden: int = 64, memory: str =
     folder = models / "tiny"
     folder.mkdir()
     graph, tokenizer = _write_graph(folder, layers, hidden), folder / "tokenizer.json"
-    _byte_tokenizer().save(str(tokenizer))
+    byte_tokenizer().save(str(tokenizer))
     digests = {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in (graph, tokenizer)}
     (folder / "model.yaml").write_text(MODEL.format(**digests, memory=memory))
 
 
-def _byte_tokenizer() -> Tokenizer:
+def byte_tokenizer() -> Tokenizer:
+    """A token a byte, and those of `CONTROL`."""
     vocabulary = {sign: number for number, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,7 +84,7 @@ def _byte_tokenizer() -> Tokenizer:
 def _write_graph(folder: Path, layers: int, hidden: int) -> Path:
     weights, graph = folder / "weights.gguf", folder / "graph.onnx"
     _write_weights(weights, layers, hidden)
-    make = recipe_code("smollm2-onnx", str(TREE / "models" / "generate")).load()
+    make = recipe_code("smollm2-onnx", "").load()
     make({"weights": weights}, graph, {"precision": "fp32"})
     return graph
 
