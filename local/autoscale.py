@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import httpx
 import msgspec
 
-from local.plan import WorkerPlan
+from local.plan import WorkerPlan, devices_of
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.topology import Topology
@@ -42,7 +42,7 @@ def most_workers(
     """The most workers that a class may have here: its `scaling.maximum`, the machine's devices or cores, `counts`."""
     most = {}
     for name, hardware in topology.hardware.items():
-        here = machine.devices("cpu" if name in emulate else hardware.device)
+        here = devices_of(hardware, machine, "cpu" if name in emulate else hardware.device)
         bounds = (here, hardware.scaling.maximum, counts.get(name))
         most[name] = min(bound for bound in bounds if bound is not None)
     return most

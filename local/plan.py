@@ -22,6 +22,9 @@ _DRIVER: Mapping[DeviceKind, str] = {"cuda": "torch", "tpu": "jax"}
 """The runtime without which a worker cannot drive an accelerator."""
 
 
+_NOTHING_TO_EMULATE: Mapping[DeviceKind, str] = {"cpu": "on this machine's own CPU", "endpoint": "on its endpoint"}
+
+
 class PlanError(ValueError):
     """The requested fleet cannot be started; the text says what could be."""
 
@@ -73,8 +76,8 @@ def plan_fleet(
     left_out: dict[str, str] = {}
     for name, hardware in sorted(topology.hardware.items()):
         missing = _missing(hardware, machine)
-        if hardware.device == "cpu" and name in emulate:
-            raise PlanError(f"{name} runs on this machine's own CPU: there is nothing to emulate")
+        if hardware.device in _NOTHING_TO_EMULATE and name in emulate:
+            raise PlanError(f"{name} runs {_NOTHING_TO_EMULATE[hardware.device]}: there is nothing to emulate")
         if missing is not None and name not in emulate:
             left_out[name] = missing
             continue
@@ -92,7 +95,7 @@ def absent(topology: Topology, machine: Machine) -> tuple[str, ...]:
 
 def _missing(hardware: HardwareClass, machine: Machine) -> str | None:
     """Why the machine cannot serve the class on a device of its kind; None where it can."""
-    if not machine.devices(hardware.device):
+    if not devices_of(hardware, machine, hardware.device):
         return f"this machine has no {hardware.device} device"
     driver = _DRIVER.get(hardware.device)
     if driver is not None and driver not in machine.runtimes:
@@ -106,15 +109,21 @@ def _workers(
     kind = "cpu" if emulated else hardware.device
     if count is None:
         count = _usual_count(hardware, machine, kind)
-    if kind != "cpu" and count > machine.devices(kind):
-        raise PlanError(f"{name}: expected at most one worker a device ({machine.devices(kind)}), got {count}")
+    most = devices_of(hardware, machine, kind)
+    if kind != "cpu" and count > most:
+        raise PlanError(f"{name}: expected at most one worker a device ({most}), got {count}")
     return [WorkerPlan(name, f"{hardware.device}:{index}", emulated) for index in range(count)]
 
 
 def _usual_count(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:
     if kind != "cpu":
-        return machine.devices(kind)
+        return devices_of(hardware, machine, kind)
     return machine.cores if hardware.concurrency == "per-core" else hardware.concurrency
+
+
+def devices_of(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:
+    """How many devices of the kind workers of the class can drive from this machine."""
+    return machine.devices(kind) if hardware.endpoint is None else len(hardware.endpoint.urls)
 
 
 def _check_names(topology: Topology, names: Collection[str]) -> None:

@@ -27,7 +27,7 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probes of an endpoint: at the latest `every` seconds after the last answer, a GET of `path` below the URL.
+    """Probes of an endpoint: a GET of `path` below the URL, `every` so many seconds.
 
     Without a `path` it is the protocol's: the list of models, or the readiness of the server.
     """

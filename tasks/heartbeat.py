@@ -92,7 +92,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     and `unavailable` name variants as `model:version/variant`, `held` counts jobs fetched and not finished, `running`
     the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
     that it will still spend on rows of ended jobs, `done` the worker's counters by class since its start. A `draining`
-    worker accepts no more jobs.
+    worker accepts no more jobs. A `fault` says why a device, such as an endpoint without an answer, takes no work; it
+    serves no class then.
 
     `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
@@ -129,6 +130,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     residual: dict[str, tuple[float, ...]] = {}
     drifted: tuple[str, ...] = ()
     serves: tuple[str, ...] | None = None
+    fault: str = ""
     draining: bool = False
     done: dict[str, Done] = {}
 
@@ -175,6 +177,8 @@ def unfit_for(name: str, device: DeviceFacts, topology: Topology) -> str | None:
     if name not in topology.hardware:
         return f"expected one of {', '.join(sorted(topology.hardware))}, got {name!r}"
     own, other = topology.hardware[device.hardware_class], topology.hardware[name]
+    if own.endpoint is not None:
+        return "an endpoint serves its own class only"
     return _other_device(device, own, other) or _other_place(own, other)
 
 

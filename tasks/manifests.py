@@ -1,7 +1,8 @@
 """Kubernetes manifests of a fleet, from its queues.yaml: `python -m tasks.manifests | kubectl apply -f -`.
 
 Routers are a Deployment behind a Service; each hardware class is a Deployment whose replicas KEDA sets to what a router
-says (`GET /v1/scaling/{class}`). Broker, state store and the secret `taxiway` are there already: docs/kubernetes.md.
+says (`GET /v1/scaling/{class}`), and an endpoint has one worker for each of its replicas. Broker, state store and the
+secret `taxiway` are there already: docs/kubernetes.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import click
 import yaml
 
+from tasks.endpoints import Endpoint
 from tasks.topology import HardwareClass, Limits, TopologyError, load_topology
 
 PORT = 8080
@@ -59,7 +61,7 @@ def manifests(hardware: dict[str, HardwareClass], queues: str, cluster: Cluster)
     yield {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": cluster.namespace}}
     yield _named("v1", "ConfigMap", "queues", cluster, data={"queues.yaml": queues})
     yield from _priorities()
-    yield from _router(cluster, list(hardware))
+    yield from _router(cluster, [name for name, one in hardware.items() if one.endpoint is None])
     yield _named("keda.sh/v1alpha1", "TriggerAuthentication", "router", cluster, spec={"secretTargetRef": [_TOKEN]})
     for name, one in hardware.items():
         yield from _workers(name, one, cluster)
@@ -123,6 +125,9 @@ def _router(cluster: Cluster, scaled: Sequence[str]) -> Iterator[Manifest]:
 
 def _workers(name: str, hardware: HardwareClass, cluster: Cluster) -> Iterator[Manifest]:
     called = f"worker-{name.replace('.', '-')}"
+    if hardware.endpoint is not None:
+        yield from _endpoint_workers(called, name, hardware.endpoint, cluster)
+        return
     labels = {"app": "taxiway-worker", "taxiway/class": name}
     spot = hardware.capacity == "spot"
     container = {
@@ -138,6 +143,25 @@ def _workers(name: str, hardware: HardwareClass, cluster: Cluster) -> Iterator[M
     yield _deployment(called, labels, pod, cluster, replicas=None)
     yield _budget(called, labels, cluster)
     yield _scaled(called, name, hardware, cluster)
+
+
+def _endpoint_workers(called: str, name: str, endpoint: Endpoint, cluster: Cluster) -> Iterator[Manifest]:
+    """A worker for each replica of an endpoint; it computes nothing, and nothing scales it."""
+    for index in range(len(endpoint.urls)):
+        labels = {"app": "taxiway-worker", "taxiway/class": name, "taxiway/endpoint": str(index)}
+        container = {
+            **_container("worker", "worker-cpu", cluster),
+            "args": ["--class", name, "--device", f"endpoint:{index}"],
+            "resources": {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+        }
+        if endpoint.key_env is not None:
+            key = {"name": endpoint.key_env, "valueFrom": {"secretKeyRef": {"name": called, "key": "key"}}}
+            container["env"] = [*container["env"], key]
+        pod = {
+            **_pod([container], "taxiway-worker"),
+            "terminationGracePeriodSeconds": math.ceil(cluster.grace) + SPARE,
+        }
+        yield _deployment(f"{called}-{index}", labels, pod, cluster, replicas=1)
 
 
 def _resources(hardware: HardwareClass) -> Manifest:

@@ -233,7 +233,7 @@ class ModelUnavailableError(FleetUnavailable):
 
 
 class DeviceFaultError(FleetUnavailable):
-    """The device failed, not the job: it was out of memory, for all retries too."""
+    """The device failed, not the job, for all retries too: it was out of memory, or an endpoint gave no answer."""
 
     code = "device_fault"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tasks.endpoints import Endpoint
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings, SettingsError
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 class WorkerOptions:
     """The class that a worker serves, and its device. An empty `device` means the first of the class's kind.
 
-    The file `alive`, if set, is touched after each heartbeat that the store accepted.
+    The file `alive`, if set, is touched after each heartbeat that the store accepted. `endpoint_key` is the API key of
+    the class's endpoint, if it has one.
     """
 
     hardware_class: str
@@ -28,6 +30,7 @@ class WorkerOptions:
     emulate: bool = False
     threads: int = 1
     alive: Path | None = None
+    endpoint_key: str = field(default="", repr=False)
 
     def environment(self) -> dict[str, str]:
         """The variables that `options_from` reads these from."""
@@ -69,6 +72,8 @@ class WorkerContext:
 def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOptions:
     """The options in TAXIWAY_CLASS, TAXIWAY_DEVICE, TAXIWAY_EMULATE, TAXIWAY_THREADS and TAXIWAY_ALIVE.
 
+    The key of an endpoint is in the variable that queues.yaml names.
+
     Raises:
         SettingsError: a variable is missing or wrong.
     """
@@ -87,4 +92,14 @@ def options_from(environment: Mapping[str, str], topology: Topology) -> WorkerOp
         emulate=environment.get("TAXIWAY_EMULATE", "") not in ("", "0"),
         threads=int(threads),
         alive=alive,
+        endpoint_key=_endpoint_key(environment, topology.hardware[hardware_class].endpoint),
     )
+
+
+def _endpoint_key(environment: Mapping[str, str], endpoint: Endpoint | None) -> str:
+    if endpoint is None or endpoint.key_env is None:
+        return ""
+    key = environment.get(endpoint.key_env, "")
+    if not key:
+        raise SettingsError(endpoint.key_env, "the API key of the class's endpoint", None)
+    return key

@@ -7,28 +7,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import pynvml
 
+from tasks.endpoints import Endpoint
 from tasks.machine import look
 from tasks.topology import DeviceKind, HardwareClass
 
 BUILT_IN = ("echo", "python")
 """Runtimes that need no package."""
 
-_ADDRESS = re.compile(r"^(cpu|cuda|tpu)(?::(\d+)(?:-(\d+))?)?$")
+_ADDRESS = re.compile(r"^(cpu|cuda|tpu|endpoint)(?::(\d+)(?:-(\d+))?)?$")
 
 
 class DeviceMissingError(Exception):
-    """The requested device is not on this machine."""
+    """The requested device is not on this machine, or not in queues.yaml."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """One device. `label` is the operator's name for it, `address` the runtimes'; memory in bytes.
 
-    `kind` is its real kind: an emulated class runs on the CPU.
+    `kind` is its real kind: an emulated class runs on the CPU. The address of an endpoint is its URL.
     """
 
     kind: DeviceKind
@@ -54,6 +56,8 @@ def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device
     match = _ADDRESS.match(label)
     if match is None or match[1] != kind:
         raise DeviceMissingError(f"expected a device like {kind}:0 for a class of {kind} devices, got {label!r}")
+    if hardware.endpoint is not None:
+        return _endpoint(hardware.endpoint, label)
     if emulate and kind != "cpu":
         return replace(_cpu(label), emulated=True)
     return _FIND[kind](label)
@@ -63,6 +67,8 @@ def memory_free(device: Device) -> int:
     """Bytes free on the device now."""
     if device.kind == "cuda":
         return int(_nvml_memory(device).free)
+    if device.kind == "endpoint":
+        return 0
     if device.kind == "tpu":
         stats = _tpu_devices()[_index(device.label)].memory_stats() or {}
         return device.memory - int(stats.get("bytes_in_use", 0))
@@ -75,6 +81,21 @@ def utilisation(device: Device) -> float | None:
         return None
     pynvml.nvmlInit()
     return float(pynvml.nvmlDeviceGetUtilizationRates(_nvml_handle(device.label)).gpu) / 100
+
+
+def _endpoint(endpoint: Endpoint, label: str) -> Device:
+    urls, index = endpoint.urls, _index(label)
+    if index >= len(urls):
+        raise DeviceMissingError(f"no {label}: the class has {len(urls)} endpoint(s)")
+    return Device(
+        kind="endpoint",
+        label=label,
+        address=urls[index],
+        name=urlsplit(urls[index]).netloc.rpartition("@")[2],
+        memory=0,
+        instruction_sets=(),
+        runtimes=(endpoint.protocol,),
+    )
 
 
 def _cpu(label: str) -> Device:

@@ -25,7 +25,7 @@ from workers.context import WorkerContext, WorkerOptions
 from workers.decide.pace import Track
 from workers.device import memory_free, utilisation
 from workers.drain import Drain
-from workers.stages.device import DeviceStage
+from workers.stages.driver import DeviceDriver
 from workers.stages.held import HeldJobs
 from workers.stages.job import CeleryWorker
 from workers.stages.outcomes import OutcomeCounters
@@ -50,7 +50,7 @@ class Heartbeat:
 
     def __init__(
         self,
-        device: DeviceStage,
+        device: DeviceDriver,
         drain: Drain,
         held: HeldJobs,
         counters: OutcomeCounters,
@@ -142,9 +142,9 @@ class Heartbeat:
         return True
 
     def _look(self) -> DeviceFacts:
-        executor = self._device.executor
-        device, loaded = executor.device, executor.all_loaded()
-        tracks = {one.key: executor.track(one) for one in loaded}
+        variants = self._device.variants
+        device, loaded = variants.device, variants.all_loaded()
+        tracks = {one.key: variants.track(one) for one in loaded}
         measured = utilisation(device)
         busy = self._busy_share()
         blocked, blocked_by = self._device.blocked(time.monotonic())
@@ -157,12 +157,12 @@ class Heartbeat:
             name=device.name,
             memory_total=device.memory,
             memory_free=memory_free(device),
-            memory_used=executor.memory_used(),
+            memory_used=variants.memory_used(),
             utilisation=busy if measured is None else measured,
             instruction_sets=device.instruction_sets,
             runtimes=device.runtimes,
             warm=tuple(sorted(one.key for one in loaded)),
-            unavailable=dict(executor.unavailable),
+            unavailable=dict(variants.unavailable),
             held=len(self._held),
             running=self._device.running,
             batch_age=told_briefly(self._device.batch_age(time.monotonic())),
@@ -173,7 +173,8 @@ class Heartbeat:
             pace={key: told_briefly(track.pace) for key, track in tracks.items()},
             residual={key: _residuals(track) for key, track in tracks.items()},
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
-            serves=self._served(),
+            serves=() if self._device.fault else self._served(),
+            fault=self._device.fault,
             draining=self._drain.begun,
             done=self._counters.totals(),
         )
@@ -209,7 +210,7 @@ def _residuals(track: Track) -> tuple[float, ...]:
 class FolderWatch:
     """Checks the folder once a second, on its own thread."""
 
-    def __init__(self, context: WorkerContext, device: DeviceStage, store: Store) -> None:
+    def __init__(self, context: WorkerContext, device: DeviceDriver, store: Store) -> None:
         self._context = context
         self._store = store
         self._reporter = Reporter(context.folder, "worker", store.worker)

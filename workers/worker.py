@@ -7,8 +7,9 @@
 
 `HeldJobs` has every delivery from the class queue to its end. Further threads: `heartbeat` renews claims and publishes
 the device's facts, `cancellations` marks held jobs that were cancelled or expired, `reload` follows the models folder,
-and `notice` watches for a reclaim notice. Nothing here or in `stages/` imports Celery: they use the interface
-`stages.ports.CeleryWorker`, and `celery_adapter.pool` starts the worker.
+and `notice` watches for a reclaim notice. The worker of an endpoint has the same stages but for another device stage
+(`endpoints.stage`). Nothing here or in `stages/` imports Celery: they use the interface `stages.job.CeleryWorker`,
+and `celery_adapter.pool` starts the worker.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from broker.valkey.class_queue import ClassQueue
@@ -28,12 +30,17 @@ from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES
 from workers.context import WorkerContext
-from workers.device import DeviceMissingError, find_device
+from workers.device import Device, DeviceMissingError, find_device
 from workers.drain import Drain, NoticeWatch
+from workers.endpoints.asking import open_protocol
+from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.stage import EndpointStage
+from workers.endpoints.variants import EndpointVariants
 from workers.executor import Executor
 from workers.heartbeat import FolderWatch, Heartbeat
 from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
+from workers.stages.driver import DeviceDriver
 from workers.stages.fetch import FetchStage
 from workers.stages.finish import FinishStage, StreamStage
 from workers.stages.held import Cancellations, HeldJobs
@@ -76,34 +83,34 @@ class Worker:
     """
 
     def __init__(self, context: WorkerContext, name: str, celery: CeleryWorker, class_queue: ClassQueue | None) -> None:
-        limits, executor = context.topology.limits, _executor(context)
-        store = Store(context.settings.state, name, limits, executor.device.label)
+        limits, found = context.topology.limits, _device(context)
+        store = Store(context.settings.state, name, limits, found.label)
         held = HeldJobs(store, class_queue, celery)
-        drain, counters = Drain(), OutcomeCounters(executor.device.label)
+        drain, counters = Drain(), OutcomeCounters(found.label)
         self.context, self.store, self.held, self.drain, self.counters = context, store, held, drain, counters
         self._celery, self._shutdown = celery, threading.Event()
 
-        admissions, jobs, endings, pieces = AdmitQueue(), DeviceQueue(executor), EndingQueue(), PieceQueue()
+        admissions, endings, pieces = AdmitQueue(), EndingQueue(), PieceQueue()
         self.admissions, self.endings = admissions, endings
 
-        memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, drain, celery)
-        retries = Retries(endings, admissions, limits.attempts, memory)
-        admit = AdmitStage(admissions, jobs, endings, executor, store, held, context, self._shutdown)
-        device = DeviceStage(jobs, retries, pieces, admissions, executor, store, held, celery, drain)
-        self.finish = FinishStage(endings, admissions, store, held, counters, class_queue, executor.device, celery)
+        around = _Around(endings, pieces, admissions, store, held, celery, drain)
+        drive = _drive_device if context.hardware.endpoint is None else _drive_endpoint
+        device, jobs = drive(context, found, around)
+        admit = AdmitStage(admissions, jobs, endings, device.variants, store, held, context, self._shutdown)
+        self.finish = FinishStage(endings, admissions, store, held, counters, class_queue, found, celery)
         self.fetch = None
         if class_queue is not None:
             self.fetch = FetchStage(
                 class_queue, admissions, endings, admit, device, held, store, counters, celery, context
             )
         self.heartbeat = Heartbeat(device, drain, held, counters, celery, context.options)
-        self.notice, self._device = NoticeWatch(context.hardware.notice, self._reclaimed), device
+        self.notice, self._device, self._jobs = NoticeWatch(context.hardware.notice, self._reclaimed), device, jobs
         self._stages: dict[str, Service] = {"admit": admit, "device": device, "finish": self.finish}
         if self.fetch is not None:
             self._stages = {"fetch": self.fetch, **self._stages}
         self._beside: dict[str, Service] = {
             "stream": StreamStage(pieces, store),
-            "cancellations": Cancellations(store, held, self._report_occupied),
+            "cancellations": Cancellations(store, held, self._marked),
             "reload": FolderWatch(context, device, store),
             "notice": self.notice,
             "heartbeat": self.heartbeat,
@@ -119,8 +126,7 @@ class Worker:
         loaded = threading.Event()
 
         def serve_device() -> None:
-            for model in self.context.warm():
-                self._device.executor.warm_up(model)
+            self._device.warm_up(self.context.warm())
             loaded.set()
             self._device.run()
 
@@ -174,8 +180,9 @@ class Worker:
         """Whether the device thread is running."""
         return self._threads["device"].is_alive()
 
-    def _report_occupied(self) -> None:
-        """Publish at once that a batch still runs although its jobs ended: the store no longer counts their work."""
+    def _marked(self) -> None:
+        """Tell the device of ended jobs, and publish at once if it goes on with them: the store counts no such work."""
+        self._jobs.wake()
         if self._device.occupied(time.monotonic()):
             self.heartbeat.beat()
 
@@ -221,15 +228,80 @@ def start_thread(name: str, body: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-def _executor(context: WorkerContext) -> Executor:
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What surrounds stage 3."""
+
+    endings: EndingQueue
+    pieces: PieceQueue
+    admissions: AdmitQueue
+    store: Store
+    held: HeldJobs
+    celery: CeleryWorker
+    drain: Drain
+
+
+def _drive_device(context: WorkerContext, device: Device, around: _Around) -> tuple[DeviceDriver, DeviceQueue]:
+    """What drives a device of this machine, and its queue."""
+    artefacts, threads = ArtefactStore(context.settings.cache), context.options.threads
+    executor = Executor(context.hardware, device, artefacts, threads=threads, book=context.folder.book)
+    limits, jobs = around.store.limits, DeviceQueue(executor)
+    memory = OutOfMemoryPolicy(limits.memory_faults, executor.runs_example, around.drain, around.celery)
+    retries = Retries(around.endings, around.admissions, limits.attempts, memory)
+    stage = DeviceStage(
+        jobs,
+        retries,
+        around.pieces,
+        around.admissions,
+        executor,
+        around.store,
+        around.held,
+        around.celery,
+        around.drain,
+    )
+    return stage, jobs
+
+
+def _drive_endpoint(context: WorkerContext, device: Device, around: _Around) -> tuple[DeviceDriver, DeviceQueue]:
+    """What drives an endpoint, and its queue."""
+    endpoint, folder = context.hardware.endpoint, context.folder
+    assert endpoint is not None
+    protocol = open_protocol(endpoint.protocol)
     try:
-        device = find_device(context.hardware, context.options.device, emulate=context.options.emulate)
+        link = EndpointLink(endpoint, device.address, context.options.endpoint_key, around.store.limits.stall)
+    except EndpointConfigError as error:
+        raise _missing(context, str(error), "the paths are those on the worker's machine") from error
+    variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
+    jobs = DeviceQueue(variants)
+    stage = EndpointStage(
+        endpoint,
+        protocol,
+        link,
+        variants,
+        jobs,
+        around.endings,
+        around.pieces,
+        around.admissions,
+        around.store,
+        around.held,
+        around.celery,
+        around.drain,
+    )
+    return stage, jobs
+
+
+def _device(context: WorkerContext) -> Device:
+    try:
+        return find_device(context.hardware, context.options.device, emulate=context.options.emulate)
     except DeviceMissingError as error:
-        logger.critical("no device", extra={"class": context.options.hardware_class, "reason": str(error)})
-        sys.stderr.write(f"{error}\nhint: start the worker with --emulate to serve the class on the CPU\n")
-        raise SystemExit(NO_DEVICE) from error
-    artefacts = ArtefactStore(context.settings.cache)
-    return Executor(context.hardware, device, artefacts, threads=context.options.threads, book=context.folder.book)
+        hint = "start the worker with --emulate to serve the class on the CPU"
+        raise _missing(context, str(error), hint) from error
+
+
+def _missing(context: WorkerContext, reason: str, hint: str) -> SystemExit:
+    logger.critical("no device", extra={"class": context.options.hardware_class, "reason": reason})
+    sys.stderr.write(f"{reason}\nhint: {hint}\n")
+    return SystemExit(NO_DEVICE)
 
 
 def _tune_collector() -> None:

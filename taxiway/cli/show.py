@@ -288,9 +288,16 @@ def _class_row(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _state(facts: Mapping[str, Any]) -> str:
+    """Why a device takes no work, to follow its name; empty if it takes some."""
+    if facts.get("draining"):
+        return " (draining)"
+    return f" (out of service: {facts['fault']})" if facts.get("fault") else ""
+
+
 def _device_row(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "worker": f"{facts['worker']} (draining)" if facts.get("draining") else facts["worker"],
+        "worker": f"{facts['worker']}{_state(facts)}",
         "device": f"{facts['device']} (emulated)" if facts["emulated"] else facts["device"],
         "running": facts.get("running", 0),
         "held": facts.get("held", 0),

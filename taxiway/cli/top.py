@@ -130,6 +130,13 @@ def _classes(fleet: Mapping[str, Any], done: Mapping[str, float]) -> Table:
     return table
 
 
+def _serves(device: Mapping[str, Any]) -> str:
+    """The classes that a device serves, or why it serves none."""
+    if device.get("draining"):
+        return "draining"
+    return "out of service" if device.get("fault") else ", ".join(device.get("serves") or [device["hardware_class"]])
+
+
 def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
     table = _table("device", "class", "busy", ">runs", ">has", "warm")
     hosts = {_host(one) for one in devices}
@@ -139,7 +146,7 @@ def _devices(devices: Sequence[Mapping[str, Any]]) -> Table:
         warm = sorted({key.partition(":")[0] for key in one.get("warm", ())})
         table.add_row(
             f"{one['device']}{host}{emulated}",
-            "draining" if one.get("draining") else ", ".join(one.get("serves") or [one["hardware_class"]]),
+            _serves(one),
             _bar(one.get("utilisation", 0.0)),
             str(one.get("running", 0) or ""),
             str(one.get("held", 0) or ""),

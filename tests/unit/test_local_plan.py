@@ -3,15 +3,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from local.fetch import for_runtimes, runtimes_of
 from local.plan import PlanError, WorkerPlan, absent, plan_fleet
 from local.supervisor import LONGEST_DELAY, exit_of, exit_reason, restart_delay
 from local.torch_choice import brings_cuda
+from tasks.endpoints import Endpoint
 from tasks.machine import Machine
 from tasks.settings import TREE
-from tasks.topology import load_topology
+from tasks.topology import HardwareClass, Price, Topology, load_topology
 
 TOPOLOGY = load_topology(TREE / "queues.yaml")
 LAPTOP = Machine(
@@ -53,6 +55,21 @@ def test_an_emulated_class_is_marked_so_on_its_command_line() -> None:
     assert [w.name for w in plan.workers] == ["cpu.batch.cpu-0", "gpu.realtime.cuda-0", "tpu.bulk.tpu-0"]
     assert ["--emulate" in w.command() for w in plan.workers] == [False, True, True]
     assert not plan.left_out
+
+
+def with_endpoint() -> Topology:
+    """The shipped classes, and one of an endpoint with two replicas."""
+    endpoint = Endpoint(protocol="openai", url=("http://a/v1", "http://b/v1"), slots=4, models={"chat": "m"})
+    engine = HardwareClass(device="endpoint", endpoint=endpoint, price=Price(usd_per_hour=1))
+    return msgspec.structs.replace(TOPOLOGY, hardware={**TOPOLOGY.hardware, "engine": engine})
+
+
+def test_each_replica_of_an_endpoint_gets_a_worker_wherever_it_is_driven_from() -> None:
+    workers = plan_fleet(with_endpoint(), LAPTOP, counts={"cpu.batch": 0}).workers
+    assert [(w.device, w.computes_on_cpu) for w in workers] == [("endpoint:0", False), ("endpoint:1", False)]
+    assert absent(with_endpoint(), LAPTOP) == ("gpu.realtime", "tpu.bulk")
+    with pytest.raises(PlanError, match="engine runs on its endpoint: there is nothing to emulate"):
+        plan_fleet(with_endpoint(), LAPTOP, emulate=["engine"])
 
 
 def test_the_classes_that_a_machine_can_only_emulate_are_those_without_their_device() -> None:

@@ -25,13 +25,23 @@ service: {standard: {deadline: 5}}
 default_service: standard
 """
 
+ENGINE = """
+hardware:
+  gpu.vllm:
+    device: endpoint
+    endpoint: {protocol: openai, url: ["http://a/v1", "http://b/v1"], slots: 8, models: {chat: m}, key_env: VLLM_KEY}
+    price: {usd_per_hour: 1}
+service: {standard: {deadline: 5}}
+default_service: standard
+"""
+
 
 def of(hardware: dict[str, HardwareClass]) -> dict[tuple[str, str], Any]:
     text = written(manifests(hardware, "hardware: {}", Cluster()))
     return {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
 
 
-@pytest.mark.parametrize("queues", [(ROOT / "queues.yaml").read_text(), SPOT], ids=["the repository's", "spot"])
+@pytest.mark.parametrize("queues", [(ROOT / "queues.yaml").read_text(), SPOT, ENGINE], ids=["ours", "spot", "engine"])
 def test_kubernetes_accepts_every_manifest(queues: str) -> None:
     for manifest in of(parse_topology(queues).hardware).values():
         if not manifest["apiVersion"].startswith("keda.sh/"):
@@ -55,6 +65,19 @@ def test_each_class_is_a_deployment_that_keda_scales_by_what_a_router_says() -> 
     assert {"name": "TAXIWAY_STARTS", "value": ",".join(hardware)} in pod["containers"][0]["env"]
     (token,) = found["TriggerAuthentication", "router"]["spec"]["secretTargetRef"]
     assert (token["name"], token["parameter"]) == ("taxiway", "token")
+
+
+def test_each_replica_of_an_endpoint_has_a_worker_with_its_key_that_keda_leaves_alone() -> None:
+    found = of(parse_topology(ENGINE).hardware)
+    for index in (0, 1):
+        spec = found["Deployment", f"worker-gpu-vllm-{index}"]["spec"]
+        (container,) = spec["template"]["spec"]["containers"]
+        assert (spec["replicas"], container["args"]) == (1, ["--class", "gpu.vllm", "--device", f"endpoint:{index}"])
+        key = {"name": "VLLM_KEY", "valueFrom": {"secretKeyRef": {"name": "worker-gpu-vllm", "key": "key"}}}
+        assert key in container["env"]
+    assert not [name for kind, name in found if kind == "ScaledObject"]
+    router = found["Deployment", "router"]["spec"]["template"]["spec"]["containers"][0]
+    assert {"name": "TAXIWAY_STARTS", "value": ""} in router["env"]
 
 
 def test_routers_in_a_cluster_let_in_who_has_a_key_only() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from tasks.models.catalogue import Model, Variant
 from workers.endpoints.faults import EndpointError, FaultKind
@@ -72,6 +73,11 @@ class EndpointProtocol(Protocol):
         Raises:
             EndpointError: it is malformed.
         """
+
+
+def open_protocol(name: str) -> EndpointProtocol:
+    """The module of the protocol with this name."""
+    return cast(EndpointProtocol, importlib.import_module(f"workers.endpoints.{name}"))
 
 
 class WholeReader(Reader):

@@ -82,6 +82,7 @@ class _Embeddings(msgspec.Struct, frozen=True):
 
 class _Listed(msgspec.Struct, frozen=True):
     id: str
+    aliases: list[str] = []
 
 
 class _Models(msgspec.Struct, frozen=True):
@@ -99,8 +100,8 @@ def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Map
 
 
 def announced(body: bytes) -> Sequence[str] | None:
-    """The ids in a list of models."""
-    return [one.id for one in _decoded(_models, body).data]
+    """The names in a list of models; llama.cpp lists further ones of each."""
+    return [name for one in _decoded(_models, body).data for name in (one.id, *one.aliases)]
 
 
 class StreamReader(Reader):

@@ -25,8 +25,8 @@ from taxiway.errors import (
 )
 from workers.context import WorkerContext
 from workers.decide.faults import describe
-from workers.executor import Executor
 from workers.stages.decode import Contents, JobReader, prepare
+from workers.stages.driver import DeviceVariants
 from workers.stages.held import HeldJobs
 from workers.stages.job import Delivery, Dropped, Ended, Job, Outcome, late
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink
@@ -51,7 +51,7 @@ class AdmitStage:
         inbox: AdmitQueue,
         device: DeviceQueue,
         finish: EndingSink,
-        executor: Executor,
+        variants: DeviceVariants,
         store: Store,
         held: HeldJobs,
         context: WorkerContext,
@@ -60,7 +60,7 @@ class AdmitStage:
         self._inbox = inbox
         self._device = device
         self._finish = finish
-        self._executor = executor
+        self._variants = variants
         self._store = store
         self._held = held
         self._reader = JobReader(context.folder, context.topology.hardware, self._fetch)
@@ -144,13 +144,13 @@ class AdmitStage:
         """The job, prepared if its variant is already loaded; empty if it cannot be read."""
         try:
             job = self._reader.read(delivery, arrived, contents)
-            loaded = self._executor.ready(job.model, job.variant)
+            loaded = self._variants.ready(job.model, job.variant)
             if loaded is not None:
                 prepare(job, loaded)
         except TaxiwayError as error:
             if isinstance(error, ModelUnavailableError):  # this worker's models folder may lag behind the router's
                 variant = delivery.ticket.variants[delivery.hardware_class]
-                self._executor.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
+                self._variants.lacks(variant_key(delivery.ticket.model, variant), str(error.details["reason"]))
             self._finish.put([Ended(delivery, Outcome(error=error))])
         except Exception as error:  # any failure ends only this request
             logger.exception("request could not be read", extra={"job": delivery.job})

@@ -83,7 +83,8 @@ class DeviceStage:
         celery: CeleryWorker,
         drain: Drain,
     ) -> None:
-        self.executor = executor
+        self.executor = self.variants = executor
+        self.fault = ""
         self.store = store
         self._inbox = inbox
         self._finish = finish
@@ -178,6 +179,11 @@ class DeviceStage:
     def blocking(self, now: float) -> dict[str, float]:
         """Seconds that a job of each model may wait for a batch of another. Thread-safe."""
         return blocking_by_model(reversed(tuple(self._batches)), now)
+
+    def warm_up(self, models: Sequence[Model]) -> None:
+        """Load one variant of each model."""
+        for model in models:
+            self.executor.warm_up(model)
 
     def run(self) -> None:
         """Run until stopped, then finish what ends in time."""

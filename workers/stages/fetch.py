@@ -20,7 +20,7 @@ from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 from workers.context import WorkerContext
 from workers.stages.admit import AdmitStage
 from workers.stages.decode import read_plain
-from workers.stages.device import DeviceStage
+from workers.stages.driver import DeviceDriver
 from workers.stages.held import HeldJobs, add_dead_letter
 from workers.stages.job import CeleryWorker, Delivery
 from workers.stages.outcomes import OutcomeCounters
@@ -57,7 +57,7 @@ class FetchStage:
         admissions: AdmitQueue,
         endings: EndingQueue,
         admit: AdmitStage,
-        device: DeviceStage,
+        device: DeviceDriver,
         held: HeldJobs,
         store: Store,
         counters: OutcomeCounters,

@@ -25,7 +25,18 @@ from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledE
 from workers.decide.faults import describe
 from workers.device import Device
 from workers.stages.held import HeldJobs
-from workers.stages.job import Answered, CeleryTask, CeleryWorker, Delivery, Dropped, Ended, Ending, Job, Outcome
+from workers.stages.job import (
+    Answered,
+    CeleryTask,
+    CeleryWorker,
+    Delivery,
+    Dropped,
+    Ended,
+    Ending,
+    Job,
+    Outcome,
+    Returned,
+)
 from workers.stages.outcomes import OutcomeCounters, answer_of, generated_by
 from workers.stages.queues import AdmitQueue, EndingQueue, PieceQueue
 
@@ -113,13 +124,14 @@ class FinishStage:
             for ending in endings:
                 if isinstance(ending, Dropped):
                     self._drop(ending.delivery)
+            self._return([ending for ending in endings if isinstance(ending, Returned) and not ending.delivery.ended])
         except BrokerUnavailableError as error:  # unacknowledged messages are redelivered
             logger.error("results could not be written", extra={"jobs": len(endings), "error": error.message})
 
     def _outcome(self, ending: Ending) -> Ended | None:
         """The outcome to write for a delivery; None if there is none to write."""
         delivery = ending.delivery
-        if delivery.ended or isinstance(ending, Dropped):
+        if delivery.ended or isinstance(ending, Dropped | Returned):
             return None
         if isinstance(ending, Answered):
             return self._reported(ending.job)
@@ -218,6 +230,15 @@ class FinishStage:
         self._queue.acknowledge([delivery.tag])
         if self._held.remove(delivery):
             self._celery.report_release(delivery, error)
+
+    def _return(self, returned: Sequence[Returned]) -> None:
+        """Return jobs to their queues. Runs that count are counted before, as if this worker had ended with them."""
+        counted = [one.delivery for one in returned if one.counts]
+        unstored = [one for one in counted if not one.start_stored]
+        self._insist(lambda: self._store.start([(one.job, one.token, one.started) for one in unstored]))
+        for delivery in counted:
+            delivery.retries += 1
+        self._held.requeue([one.delivery for one in returned])
 
     def _ending(self, ended: Ended) -> StoredEnding:
         delivery, error = ended.delivery, ended.outcome.error

@@ -210,7 +210,18 @@ class Revoked:
     delivery: Delivery
 
 
-Ending = Answered | Ended | Dropped | Revoked
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """A delivery that its device could not run: it returns to its queue, and runs elsewhere or later.
+
+    With `counts` the run counts as one of the job's attempts.
+    """
+
+    delivery: Delivery
+    counts: bool
+
+
+Ending = Answered | Ended | Dropped | Revoked | Returned
 
 
 def late(delivery: Delivery, now: float) -> Ended:

@@ -18,8 +18,8 @@ from tasks.topology import HardwareClass
 from taxiway.contract.keys import PATIENT
 from taxiway.contract.streaming import Piece
 from taxiway.errors import TaxiwayError
-from workers.executor import Executor
 from workers.pipelines import Row
+from workers.stages.driver import DeviceVariants
 from workers.stages.job import Delivery, Ending, Job
 
 AHEAD = 2
@@ -75,12 +75,13 @@ class DeviceQueue:
     rows per job. `clock` is the store's time minus this host's monotonic clock; admission sets it.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, variants: DeviceVariants) -> None:
         self.rows = 0
         self.patient = 0.0
         self.rows_a_job = 1.0
         self.clock = 0.0
-        self._executor = executor
+        self._variants = variants
+        self._told: Callable[[], None] = lambda: None
         self._jobs: list[Job] = []
         self._changed = threading.Condition()
 
@@ -92,14 +93,20 @@ class DeviceQueue:
             rows = sum(len(job.rows) for job in jobs)
             self._jobs += jobs
             self.rows += rows
-            self.patient += patient_seconds(jobs, self._executor)
+            self.patient += patient_seconds(jobs, self._variants)
             self.rows_a_job += _SMOOTHING * (rows / len(jobs) - self.rows_a_job)
             self._changed.notify_all()
+        self._told()
+
+    def tell(self, told: Callable[[], None]) -> None:
+        """Call this after each `put` and `wake` from now on."""
+        self._told = told
 
     def wake(self) -> None:
         """Wake all waiting threads to check again. Thread-safe."""
         with self._changed:
             self._changed.notify_all()
+        self._told()
 
     def take(self, longest: float, news: Callable[[], bool]) -> list[Job]:
         """All queued jobs, waiting up to `longest` seconds for the first, or until `news`."""
@@ -223,15 +230,15 @@ def ahead_of(hardware: HardwareClass) -> float:
     return max(AHEAD * hardware.runs_at_most, 2 * AHEAD_FOR)
 
 
-def patient_seconds(jobs: Iterable[Job], executor: Executor) -> float:
+def patient_seconds(jobs: Iterable[Job], variants: DeviceVariants) -> float:
     """Estimated device seconds of the patient jobs among these."""
-    return sum(_seconds(job, executor) for job in jobs if job.ticket.level >= PATIENT)
+    return sum(_seconds(job, variants) for job in jobs if job.ticket.level >= PATIENT)
 
 
-def _seconds(job: Job, executor: Executor) -> float:
+def _seconds(job: Job, variants: DeviceVariants) -> float:
     sizes = [item.size for item in job.items] or [_size(job, row) for row in job.rows]
-    profile = executor.known(job.model, job.variant).profile
-    return executor.pace(job.key) * profile.latency(len(sizes), sum(sizes) / len(sizes))
+    profile = variants.known(job.model, job.variant).profile
+    return variants.pace(job.key) * profile.latency(len(sizes), sum(sizes) / len(sizes))
 
 
 def _size(job: Job, row: Row) -> int:

@@ -1,0 +1,186 @@
+"""An engine for tests: speaks OpenAI's API and some OIP over real sockets, and fails as its prompts ask it to.
+
+The last message of a chat is what happens: the words that are said, with `wait=0.1` before each further one, or
+`status=500`, `break` (the connection ends in the middle), `cut` (the stream ends early, properly), `garble`, `stall`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+_HEAD = "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\n{more}\r\n"
+
+
+@dataclass
+class Engine:
+    """What it was asked, in order: path, headers and body.
+
+    `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
+    `models` are those that it lists, `script` replaces what prompts ask for, if it is set.
+    """
+
+    port: int = 0
+    models: list[str] = field(default_factory=lambda: ["served"])
+    script: str = ""
+    retry_after: str = ""
+    asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
+    begun: set[str] = field(default_factory=set)
+    aborts: dict[str, float] = field(default_factory=dict)
+    running: int = 0
+    most: int = 0
+    scheme: str = "http"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}/v1"
+
+    @property
+    def chats(self) -> list[Any]:
+        """The bodies of the chats that it was asked for."""
+        return [body for path, _, body in self.asked if path == "/v1/chat/completions"]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+                path, headers = head[0].split(" ")[1], dict(line.lower().split(": ", 1) for line in head[1:] if line)
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if not await self._answer(path, headers, body, reader, writer):
+                    break
+        writer.close()
+
+    async def _answer(
+        self,
+        path: str,
+        headers: dict[str, str],
+        body: bytes,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Answer one request; whether the connection goes on."""
+        if path == "/v1/models":
+            return await self._whole(writer, {"data": [{"id": name} for name in self.models]})
+        if path.startswith("/v2/"):
+            return await self._infer(path, writer)
+        asked = json.loads(body)
+        self.asked.append((path, headers, asked))
+        if path == "/v1/embeddings":
+            return await self._whole(writer, {"data": [{"embedding": [float(len(asked["input"])), 1.0]}]})
+        prompt = asked["messages"][-1]["content"]
+        script = self.script or prompt
+        words = script.split()
+        if words[0].startswith("status="):
+            more = {"Retry-After": self.retry_after} if self.retry_after else {}
+            return await self._whole(writer, {"error": {"message": script}}, words[0][7:], more)
+        self.begun.add(prompt)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            telling = asyncio.ensure_future(self._tell(words, writer))
+            hearing = asyncio.ensure_future(reader.read(1))
+            await asyncio.wait((telling, hearing), return_when=asyncio.FIRST_COMPLETED)
+            if not telling.done():
+                self.aborts[prompt] = time.monotonic()
+                telling.cancel()
+                return False
+            hearing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await hearing
+            return telling.result()
+        finally:
+            self.running -= 1
+
+    async def _infer(self, path: str, writer: asyncio.StreamWriter) -> bool:
+        """Answer a probe, or an OIP request of one row: always a half, or never if the script is `stall`."""
+        if path.endswith("/infer"):
+            self.begun.add(path)
+            await asyncio.sleep(3600 if self.script == "stall" else 0)
+        output = {"name": "estimate", "datatype": "FP64", "shape": [1], "data": [0.5]}
+        return await self._whole(writer, {"outputs": [output]})
+
+    async def _tell(self, words: list[str], writer: asyncio.StreamWriter) -> bool:
+        self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked"})
+        wait, said = 0.0, 0
+        for word in words:
+            if word.startswith("wait="):
+                wait = float(word[5:])
+            elif word == "break":
+                return False
+            elif word == "cut":
+                return await self._end(writer)
+            elif word == "stall":
+                await asyncio.sleep(3600)
+            elif word == "garble":
+                self._chunk(writer, b"data: {nonsense\n\n")
+            else:
+                await asyncio.sleep(wait if said else 0.0)
+                self._event(writer, choices=[{"index": 0, "delta": {"content": f"{word} "}}])
+                said += 1
+        self._event(writer, choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+        usage = {"prompt_tokens": 3, "completion_tokens": said, "total_tokens": 3 + said}
+        self._event(writer, choices=[], usage=usage)
+        self._chunk(writer, b"data: [DONE]\n\n")
+        return await self._end(writer)
+
+    def _event(self, writer: asyncio.StreamWriter, **fields: Any) -> None:
+        self._chunk(writer, f"data: {json.dumps(fields)}\n\n".encode())
+
+    def _chunk(self, writer: asyncio.StreamWriter, content: bytes) -> None:
+        writer.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+
+    async def _end(self, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    async def _whole(
+        self, writer: asyncio.StreamWriter, content: Any, status: str = "200", more: dict[str, str] | None = None
+    ) -> bool:
+        body = json.dumps(content).encode()
+        self._head(writer, status, "application/json", {"Content-Length": str(len(body)), **(more or {})})
+        writer.write(body)
+        await writer.drain()
+        return True
+
+    def _head(self, writer: asyncio.StreamWriter, status: str, kind: str, more: dict[str, str]) -> None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in more.items())
+        writer.write(_HEAD.format(status=status, kind=kind, more=lines).encode())
+
+
+@contextlib.contextmanager
+def serving(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[Engine]:
+    """The engine on its port, a free one at first, until the context ends; it may then be served again."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    stopped = asyncio.Event()
+
+    async def run() -> None:
+        server = await asyncio.start_server(engine.serve, "127.0.0.1", engine.port, ssl=tls)
+        engine.port = server.sockets[0].getsockname()[1]
+        engine.scheme = "http" if tls is None else "https"
+        ready.set()
+        await stopped.wait()
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await server.wait_closed()
+        await asyncio.sleep(0)  # transports close in the next turn
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    try:
+        assert ready.wait(5)
+        yield engine
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join()
+        loop.close()

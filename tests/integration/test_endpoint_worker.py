@@ -1,0 +1,322 @@
+"""A real worker process that drives an endpoint: a scripted engine on a real socket, and a real Valkey."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tasks.heartbeat import DeviceFacts
+from tasks.settings import TREE, Settings
+from taxiway.contract.keys import DEVICES, job_key, stream_key
+from taxiway.contract.streaming import Piece, read_piece
+from taxiway.errors import (
+    DeadlineExceededError,
+    DeviceFaultError,
+    ExecutionError,
+    InvalidRequestError,
+    JobCancelledError,
+)
+from tests.engine import Engine, serving
+from tests.routing import eventually
+from tests.working import Tower, WorkerProcess, worker_settings
+
+QUEUES = """
+hardware:
+  cpu.batch:
+    device: endpoint
+    endpoint:
+      protocol: openai
+      url: {url}
+      slots: 4
+      models: {{talk: served, vector: served}}
+      key_env: ENGINE_KEY
+      headers: {{X-Team: lab}}
+      health: {{every: 0.2}}
+    price: {{usd_per_hour: 1}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+limits: {{lease: 1, stall: 2, grace: 4}}
+"""
+
+TALK = """
+name: talk
+version: 1
+summary: What an engine answers to a chat.
+licence: Apache-2.0
+pipeline: chat
+inputs:
+  - {name: request, datatype: BYTES, shape: [-1]}
+outputs:
+  - {name: message, datatype: BYTES, shape: [-1]}
+  - {name: text, datatype: BYTES, shape: [-1]}
+  - {name: tokens, datatype: INT64, shape: [-1]}
+  - {name: finish-reason, datatype: BYTES, shape: [-1]}
+  - {name: usage, datatype: BYTES, shape: [-1]}
+parameters:
+  max_tokens: {type: integer, default: 64, minimum: 1, maximum: 512}
+size_unit: tokens
+expected_size: 96
+buckets: [2048]
+reference: engine
+variants:
+  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0, step: 0.001}}}
+"""
+
+VECTOR = """
+name: vector
+version: 1
+summary: An engine's embedding of a text.
+licence: Apache-2.0
+pipeline: text
+inputs:
+  - {name: text, datatype: BYTES, shape: [-1]}
+outputs:
+  - {name: embedding, datatype: FP32, shape: [-1, 2]}
+reference: engine
+variants:
+  engine: {runtime: openai, profiles: {endpoint: {base: 0.1, slope: 0}}}
+"""
+
+VARIANT = {"variant": "engine"}
+
+
+class Server:
+    """The engine's server, which can be stopped and started again on its port."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._stack = engine, ExitStack()
+
+    def start(self) -> None:
+        self._stack.enter_context(serving(self._engine))
+
+    def stop(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture(autouse=True)
+def server(engine: Engine) -> Iterator[Server]:
+    started = Server(engine)
+    started.start()
+    yield started
+    started.stop()
+
+
+@pytest.fixture
+def fleet(
+    settings: Settings, tmp_path: Path, engine: Engine, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    monkeypatch.setenv("ENGINE_KEY", "sk-1")
+    told = worker_settings(settings, tmp_path, QUEUES.format(url=engine.url))
+    for name, text in (("talk", TALK), ("vector", VECTOR)):
+        (told.models / name).mkdir()
+        (told.models / name / "model.yaml").write_text(text)
+    return told
+
+
+def chat(text: str, **fields: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def order(tower: Tower, text: str, **terms: Any) -> str:
+    return tower.order("talk", chat(text), **VARIANT, **terms)
+
+
+def facts(tower: Tower) -> DeviceFacts:
+    (raw,) = tower.state.hvals(DEVICES)
+    return msgspec.json.decode(raw, type=DeviceFacts)
+
+
+def told(tower: Tower, job: str) -> list[Piece]:
+    entries: Any = tower.state.xrange(stream_key(job))
+    return [read_piece(fields) for _, fields in entries]
+
+
+def settled(tower: Tower, engine: Engine) -> None:
+    """The endpoint runs nothing, and the worker holds no message."""
+    eventually(lambda: engine.running == 0 and tower.unacknowledged() == 0, within=5)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_chat_is_answered_with_message_usage_and_share(tower: Tower, engine: Engine) -> None:
+    result = tower.result(order(tower, "Hello dear world", parameters={"max_tokens": 9}))
+    assert result.outputs["message"] == {"role": "assistant", "content": "Hello dear world "}
+    assert result.outputs["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "total_tokens": 6,
+        "prompt_tokens_details": None,
+    }
+    assert (result.outputs["tokens"], result.outputs["finish-reason"]) == (3, "stop")
+    assert (result.report.device, result.report.emulated, result.report.batch) == ("endpoint:0", False, 1)
+    ((_, headers, body),) = engine.asked
+    assert (headers["authorization"], headers["x-team"]) == ("bearer sk-1", "lab")
+    assert (body["model"], body["stream"], body["max_tokens"]) == ("served", True, 9)
+    eventually(lambda: not facts(tower).fault)  # the first heartbeat may precede the first probe
+    seen = facts(tower)
+    assert (seen.kind, seen.runtimes, seen.fault) == ("endpoint", ("openai",), "")
+    assert set(seen.warm) == {"talk:1/engine", "vector:1/engine"}
+
+
+@pytest.mark.usefixtures("worker")
+def test_rows_run_side_by_side_and_never_more_than_there_are_slots(tower: Tower, engine: Engine) -> None:
+    jobs = [order(tower, f"wait=0.2 {n} done") for n in range(10)]
+    texts = [tower.result(job).outputs["text"] for job in jobs]
+    assert texts == [f"{n} done " for n in range(10)]
+    assert engine.most == 4
+    rows = tower.result(tower.order("vector", ["a", "bb", "ccc", "dddd", "eeeee"], **VARIANT)).outputs["embedding"]
+    assert list(np.frombuffer(rows["data"], "<f4")) == [1, 1, 2, 1, 3, 1, 4, 1, 5, 1]
+    assert tower.result(jobs[4]).report.batch > 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_is_told_as_it_comes(tower: Tower) -> None:
+    job = order(tower, "wait=0.3 one two three", stream=True)
+    first = eventually(lambda: told(tower, job))
+    assert first == [Piece(1, 0, "one ")]
+    text = tower.result(job).outputs["text"]
+    eventually(lambda: "".join(piece.text for piece in told(tower, job)) == text)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_job_closes_its_connection_at_once(tower: Tower, engine: Engine) -> None:
+    job, other = order(tower, "one stall"), order(tower, "wait=0.5 one two")
+    eventually(lambda: engine.running == 2)
+    cancelled = time.monotonic()
+    tower.cancel(job)
+    eventually(lambda: engine.aborts, within=5)
+    assert engine.aborts["one stall"] - cancelled < 0.1
+    assert tower.result(other).outputs["text"] == "one two "
+    with pytest.raises(JobCancelledError):
+        tower.result(job)
+    settled(tower, engine)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_that_expires_while_it_runs_closes_its_connection(tower: Tower, engine: Engine) -> None:
+    due = time.time() + 1
+    job = order(tower, "one stall", deadline_at=due)
+    with pytest.raises(DeadlineExceededError):
+        tower.result(job)
+    eventually(lambda: engine.aborts, within=5)
+    assert engine.aborts["one stall"] - time.monotonic() + time.time() - due < 0.2
+    settled(tower, engine)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_request_of_its_own_fault_ends_with_the_engines_words_and_is_not_repeated(
+    tower: Tower, engine: Engine
+) -> None:
+    with pytest.raises(InvalidRequestError, match="status=400 no such tool"):
+        tower.result(order(tower, "status=400 no such tool"))
+    with pytest.raises(InvalidRequestError, match=r"inputs.request.messages: expected a list of objects with a role"):
+        tower.result(tower.order("talk", {"messages": []}, **VARIANT))
+    assert len(engine.chats) == 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_failed_run_is_repeated_and_the_last_failure_is_told(tower: Tower, engine: Engine) -> None:
+    for fault in ("status=500", "one break", "one cut", "one garble"):
+        with pytest.raises(DeviceFaultError, match="talk:1/engine: the "):
+            tower.result(order(tower, fault))
+        assert [one["messages"][0]["content"] for one in engine.chats].count(fault) == 3
+        assert tower.result(order(tower, "well again")).outputs["text"] == "well again "
+    settled(tower, engine)
+
+
+@pytest.mark.parametrize("fault", ["one stall", "one break"])
+@pytest.mark.usefixtures("worker")
+def test_a_stream_that_stalls_or_breaks_is_told_again_from_its_start(tower: Tower, engine: Engine, fault: str) -> None:
+    engine.script = fault
+    job = order(tower, "two three", stream=True)
+    eventually(lambda: told(tower, job))
+    engine.script = ""
+    assert tower.result(job).outputs["text"] == "two three "
+    pieces = eventually(lambda: (seen := told(tower, job)) and seen[-1].text.endswith("three ") and seen)
+    assert pieces[0] == Piece(1, 0, "one ")
+    assert pieces[-1].attempt > 1
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_endpoint_that_is_gone_takes_no_work_and_loses_none(tower: Tower, engine: Engine, server: Server) -> None:
+    running = order(tower, "wait=0.2 one two three four five six")
+    eventually(lambda: engine.running == 1)
+    server.stop()
+    stopped = time.monotonic()
+    eventually(lambda: facts(tower).fault, within=5)
+    assert time.monotonic() - stopped < 2.5
+    gone = facts(tower)
+    assert "cannot connect" in gone.fault
+    assert gone.classes == ()
+    waiting = order(tower, "later")
+    eventually(lambda: tower.waiting() == 2)  # the one that ran has come back, and neither is taken
+    server.start()
+    assert tower.result(waiting).outputs["text"] == "later "
+    assert tower.result(running).outputs["text"] == "one two three four five six "
+    eventually(lambda: not facts(tower).fault)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_busy_endpoint_is_left_alone_for_as_long_as_it_says(tower: Tower, engine: Engine) -> None:
+    engine.script, engine.retry_after = "status=429", "2"
+    job = order(tower, "at last")
+    eventually(lambda: engine.chats)
+    refused = time.monotonic()
+    eventually(lambda: facts(tower).blocked > 0)
+    assert facts(tower).fault == ""
+    engine.script = ""
+    assert tower.result(job).outputs["text"] == "at last "
+    assert time.monotonic() - refused > 1.8
+    assert len(engine.chats) == 2
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_model_that_the_endpoint_no_longer_lists_is_unavailable(tower: Tower, engine: Engine) -> None:
+    engine.models = ["other"]
+    eventually(lambda: "talk:1/engine" in facts(tower).unavailable, within=5)
+    assert facts(tower).unavailable["talk:1/engine"] == "the endpoint lists no model 'served' (other)"
+    assert facts(tower).warm == ()
+    with pytest.raises(ExecutionError, match="the endpoint lists no model 'served'"):
+        tower.result(order(tower, "hello"))
+
+
+def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
+    tower: Tower, engine: Engine, worker: WorkerProcess
+) -> None:
+    short, long = (
+        order(tower, "wait=0.3 one two"),
+        order(tower, "wait=0.5 one two three four five six seven eight nine ten"),
+    )
+    eventually(lambda: engine.running == 2)
+    worker.process.terminate()
+    assert tower.result(short).outputs["text"] == "one two "
+    worker.process.wait(15)
+    assert tower.waiting() == 1
+    assert tower.state.hget(job_key(long), "state") == b"queued"
+    assert len(engine.aborts) == 1
+
+
+def test_an_endpoint_without_its_key_is_an_error_at_the_start(
+    fleet: Settings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ENGINE_KEY")
+    command = [sys.executable, "-W", "ignore", "-m", "workers", "--class", "cpu.batch"]
+    environment = {**os.environ, **fleet.environment()}
+    ended = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode != 0
+    assert "ENGINE_KEY: expected the API key of the class's endpoint" in ended.stderr

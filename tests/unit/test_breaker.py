@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.decide.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker, State
+from workers.endpoints.usage import Seat, SlotUsage
+
+Step = tuple[Literal["answered", "failed", "unreached", "probed"], float]
+steps = st.lists(st.tuples(st.sampled_from(["answered", "failed", "unreached", "probed"]), st.floats(0, 100)))
+
+
+def after(*events: str, at: float = 0.0) -> Breaker:
+    """A breaker that let work through, and what happened since."""
+    breaker = Breaker().probed()
+    for event in events:
+        breaker = stepped(breaker, event, at)
+    return breaker
+
+
+def stepped(breaker: Breaker, event: str, now: float) -> Breaker:
+    if event == "failed":
+        return breaker.failed("it failed", now)
+    if event == "unreached":
+        return breaker.unreached("nobody there", now)
+    return breaker.answered() if event == "answered" else breaker.probed()
+
+
+def test_nothing_passes_until_the_first_probe() -> None:
+    assert Breaker().slots(8) == 0
+    assert Breaker().probed().slots(8) == 8
+
+
+def test_failures_in_a_row_open_it_and_an_answer_between_starts_the_count_again() -> None:
+    assert after(*["failed"] * (FAILURES - 1)).slots(8) == 8
+    assert after(*["failed"] * FAILURES).slots(8) == 0
+    assert after(*["failed"] * (FAILURES - 1), "answered", "failed").slots(8) == 8
+
+
+def test_an_endpoint_that_cannot_be_reached_opens_it_at_once_and_says_why() -> None:
+    breaker = after("unreached")
+    assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", FIRST_PAUSE)
+
+
+def test_after_a_probe_one_request_passes_and_its_answer_closes_it() -> None:
+    assert after("unreached", "probed").slots(8) == 1
+    assert after("unreached", "probed", "answered") == Breaker().probed()
+    assert after("unreached", "probed", "failed").slots(8) == 0
+
+
+def test_late_answers_and_failures_of_what_was_in_flight_change_nothing() -> None:
+    opened = after("unreached")
+    assert opened.answered() == opened
+    assert opened.failed("too", 0.1) == opened.unreached("too", 0.1) == opened
+
+
+def test_each_opening_waits_twice_as_long_up_to_a_bound() -> None:
+    breaker, now, pauses = after(), 0.0, []
+    for _ in range(12):
+        breaker = breaker.unreached("still", now)
+        pauses.append(breaker.probe_at - now)
+        now = breaker.probe_at
+    assert pauses[:3] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
+    assert max(pauses) == pauses[-1] == LONGEST_PAUSE
+
+
+@given(taken=steps)
+def test_whatever_happens_a_probe_and_an_answer_bring_it_back(taken: list[Step]) -> None:
+    breaker, now = Breaker(), 0.0
+    for event, later in taken:
+        now += later
+        breaker = stepped(breaker, event, now)
+        assert bool(breaker.reason) == (breaker.state is State.OPEN)
+        assert breaker.probe_at <= now + LONGEST_PAUSE
+    assert breaker.probed().answered().slots(8) == 8
+
+
+@given(gaps=st.lists(st.floats(0.001, 10), min_size=2, max_size=20), data=st.data())
+def test_the_shares_of_rows_that_ran_together_add_up_to_the_busy_time(gaps: list[float], data: st.DataObject) -> None:
+    usage, now, shares, busy, slots = SlotUsage(4), 0.0, 0.0, 0.0, 0.0
+    seats: list[Seat] = []
+    for gap in gaps:
+        busy += gap if seats else 0.0
+        slots += gap * len(seats)
+        now += gap
+        leaves: bool = data.draw(st.booleans())
+        if seats and leaves:
+            seconds, share = usage.leave(seats.pop(data.draw(st.integers(0, len(seats) - 1))), now)
+            assert 0 <= share <= seconds + 1e-9
+            shares += share
+        else:
+            seats.append(usage.enter(now))
+    for seat in seats:
+        shares += usage.leave(seat, now)[1]
+    assert shares == pytest.approx(busy)
+    assert usage.used(now) == pytest.approx(slots / 4)

@@ -1,0 +1,126 @@
+"""Whether an endpoint gets work now: its breaker, its probes, and the pauses that it asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+
+from tasks.endpoints import Endpoint
+from workers.decide.breaker import Breaker, State
+from workers.endpoints.asking import EndpointProtocol
+from workers.endpoints.faults import EndpointError, FaultKind
+from workers.endpoints.http import EndpointLink
+from workers.endpoints.variants import EndpointVariants
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_PAUSE = 0.1
+"""Seconds for which no request is sent, at least, after one for which the endpoint had no capacity."""
+
+
+class EndpointHealth:
+    """One endpoint's. For its event loop; any thread may read `fault`, `pause` and `slots`.
+
+    Args:
+        changed: called after each change of `slots`.
+    """
+
+    def __init__(
+        self,
+        link: EndpointLink,
+        protocol: EndpointProtocol,
+        variants: EndpointVariants,
+        endpoint: Endpoint,
+        changed: Callable[[], None],
+    ) -> None:
+        self._link, self._protocol, self._variants = link, protocol, variants
+        self._path = endpoint.health.path or protocol.HEALTH
+        self._lists = endpoint.health.path is None
+        self._every, self._timeout = endpoint.health.every, endpoint.connect_timeout
+        self._slots, self._changed = endpoint.slots, changed
+        self._breaker = Breaker()
+        self._paused_until = 0.0
+        self._now = asyncio.Event()
+        self._failing: set[str] = set()
+
+    @property
+    def fault(self) -> str:
+        """Why the endpoint gets no work, though it did not ask for a pause; empty if it gets some."""
+        return self._breaker.reason
+
+    @property
+    def pause(self) -> float:
+        """Seconds for which the endpoint asked to be left alone."""
+        return max(self._paused_until - time.monotonic(), 0.0)
+
+    @property
+    def slots(self) -> int:
+        """How many rows may run on the endpoint now."""
+        return 0 if self.pause else self._breaker.slots(self._slots)
+
+    def check(self) -> None:
+        """Raise `EndpointError` if nothing may be sent now."""
+        if self._breaker.state is State.OPEN:
+            raise EndpointError(FaultKind.UNREACHED, self._breaker.reason)
+        if self.pause:
+            raise EndpointError(FaultKind.BUSY, "the endpoint is busy", self.pause)
+
+    def answered(self) -> None:
+        """Note that the endpoint answered a request, or refused it for its own fault."""
+        self._failing.clear()
+        self._set(self._breaker.answered())
+
+    def failed(self, error: EndpointError, job: str) -> None:
+        """Note a failed request of a job; unless the endpoint was only busy, a probe is sent at once.
+
+        A job that fails again and again counts once: that may be the job's fault.
+        """
+        now = time.monotonic()
+        if error.kind is FaultKind.BUSY:
+            self._paused_until = max(self._paused_until, now + max(error.retry_after, SHORTEST_PAUSE))
+            asyncio.get_running_loop().call_at(self._paused_until, self._changed)
+            return
+        if error.kind is FaultKind.UNREACHED:
+            self._set(self._breaker.unreached(error.reason, now))
+        elif job not in self._failing or self._breaker.state is State.HALF_OPEN:
+            self._failing.add(job)
+            self._set(self._breaker.failed(error.reason, now))
+        self._now.set()
+
+    async def run(self) -> None:
+        """Send probes until cancelled."""
+        while True:
+            await self._probe()
+            now = time.monotonic()
+            opened = self._breaker.state is State.OPEN
+            due = self._breaker.probe_at if opened else now + self._every
+            self._now.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(due - now, 0.0)):
+                    await self._now.wait()
+            if self._breaker.state is State.OPEN:  # opened meanwhile: its own pause counts
+                await asyncio.sleep(max(self._breaker.probe_at - time.monotonic(), 0.0))
+
+    async def _probe(self) -> None:
+        began = time.monotonic()
+        try:
+            body = await self._link.probe(self._path, self._timeout)
+            self._variants.announce(self._protocol.announced(body) if self._lists else None)
+        except EndpointError as error:
+            if self._link.heard <= began:  # else it answers others, and is only slow to answer this
+                self._set(self._breaker.unreached(error.reason, time.monotonic()))
+        else:
+            self._set(self._breaker.probed())
+
+    def _set(self, breaker: Breaker) -> None:
+        before, self._breaker = self._breaker, breaker
+        if breaker.state is before.state:
+            return
+        if breaker.state is State.OPEN:
+            logger.warning("endpoint out of service", extra={"reason": breaker.reason})
+        elif before.state is State.OPEN:
+            logger.info("endpoint in service", extra={"state": str(breaker.state)})
+        self._changed()

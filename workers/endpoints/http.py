@@ -1,0 +1,160 @@
+"""An endpoint over HTTP: its kept connections, and what their failures mean."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from tasks.endpoints import Endpoint, Tls
+from taxiway.errors import TaxiwayError
+from workers.endpoints.asking import Ask
+from workers.endpoints.faults import EndpointError, FaultKind, refused
+from workers.pipelines import Row
+
+KEPT = 4.0
+"""Seconds that an idle connection is kept: uvicorn, before vLLM and others, closes them after 5."""
+
+MAX_REFUSAL = 64 * 2**10
+"""Bytes that are read of a refusal."""
+
+MAX_LIST = 4 * 2**20
+"""Bytes that are read of the answer to a probe."""
+
+_LINGER = 0.25  # seconds for which a complete answer's end is awaited, so that its connection can be kept
+
+
+class EndpointConfigError(Exception):
+    """The endpoint's key or certificates cannot be read on this machine."""
+
+
+class EndpointLink:
+    """Connections to one endpoint. For one event loop; use it as a context manager there.
+
+    Args:
+        url: the replica's.
+        key: its API key; empty for none.
+        stall: seconds without a byte after which an answer counts as stalled.
+
+    `heard` is when it last sent a part of an answer, on the monotonic clock.
+
+    Raises:
+        EndpointConfigError: a certificate cannot be read.
+    """
+
+    def __init__(self, endpoint: Endpoint, url: str, key: str, stall: float) -> None:
+        self._url = url
+        self._host = urlsplit(url).netloc
+        self._connect_timeout, self._stall = endpoint.connect_timeout, stall
+        self._headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
+        self._tls = _context(endpoint.tls) if url.startswith("https:") else None
+        self.heard = 0.0
+
+    async def __aenter__(self) -> EndpointLink:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT, ssl=True if self._tls is None else self._tls)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=self._stall)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def ask(self, ask: Ask, tell: Callable[[str], None]) -> Row:
+        """The outputs that the endpoint answers with; `tell` gets generated text as it comes.
+
+        If this is cancelled, the connection is closed.
+
+        Raises:
+            EndpointError: the endpoint failed.
+            RequestError: the request is at fault.
+        """
+        try:
+            async with self._request("POST", self._url + ask.path, ask.body, ask.headers) as response:
+                reader = ask.read(response.headers)
+                async for chunk in response.content.iter_any():
+                    self.heard = time.monotonic()
+                    if text := reader.feed(chunk):
+                        tell(text)
+                    if reader.done:
+                        await _end(response)
+                        break
+                return reader.answer()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self._fault(error) from error
+
+    async def probe(self, path: str, timeout: float) -> bytes:
+        """What the endpoint answers to a GET of a path, in at most `timeout` seconds.
+
+        Raises:
+            EndpointError: it does not answer with 200.
+        """
+        try:
+            async with asyncio.timeout(timeout), self._request("GET", self._url + path) as response:
+                return await _read(response, MAX_LIST)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise self._fault(error) from error
+        except TaxiwayError as error:
+            raise EndpointError(FaultKind.UNREACHED, f"the endpoint refuses a probe: {error.message}") from error
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The endpoint's answer, if it has the status 200; a redirect would take the key elsewhere."""
+        async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+            if response.status != 200:
+                said = await _read(response, MAX_REFUSAL)
+                raise refused(response.status, response.headers, said, time.time())
+            yield response
+
+    def _fault(self, error: Exception) -> EndpointError:
+        """What a failed connection means."""
+        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientConnectorSSLError):
+            return EndpointError(FaultKind.UNREACHED, f"TLS with {self._host} failed: {error.os_error or error}")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            return EndpointError(FaultKind.UNREACHED, f"cannot connect to {self._host}: {error.os_error}")
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            timeout = self._connect_timeout
+            return EndpointError(FaultKind.UNREACHED, f"no connection to {self._host} within {timeout:g} s")
+        if isinstance(error, aiohttp.SocketTimeoutError):
+            return EndpointError(FaultKind.BROKEN, f"{self._host} sent nothing for {self._stall:g} s")
+        if isinstance(error, TimeoutError):
+            return EndpointError(FaultKind.UNREACHED, f"{self._host} did not answer a probe in time")
+        return EndpointError(FaultKind.BROKEN, f"the connection to {self._host} broke: {error or type(error).__name__}")
+
+
+async def _end(response: aiohttp.ClientResponse) -> None:
+    """Read what follows a complete answer: nothing, usually, but its end."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER):
+            async for _ in response.content.iter_any():
+                pass
+
+
+async def _read(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body, or somewhat more than its first `most` bytes."""
+    body = b""
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > most:
+            break
+    return body
+
+
+def _context(tls: Tls) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=tls.authorities)
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+    except (OSError, ssl.SSLError) as error:
+        named = ", ".join(file for file in (tls.authorities, tls.certificate, tls.key) if file is not None)
+        raise EndpointConfigError(f"cannot read the certificates {named}: {error}") from error
+    return context

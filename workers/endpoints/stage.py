@@ -1,0 +1,346 @@
+"""Stage 3 of an endpoint's worker: runs as many rows on the endpoint at once as it has slots, on one event loop.
+
+Each job is a task of its own. When its job is cancelled or expires, its connections are closed. A job that the endpoint
+failed returns to its queue after a pause, and runs elsewhere or here again; one that never ran does not count as an
+attempt. While the endpoint is out of service, or asked for a pause, nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from broker.valkey.worker_store import Store
+from tasks.endpoints import Endpoint
+from tasks.models.catalogue import Catalogue, Model
+from tasks.models.profiles import ProfileBook
+from taxiway.contract.keys import LEVELS
+from taxiway.contract.streaming import Piece
+from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
+from workers.decide.faults import describe, pause
+from workers.drain import Drain
+from workers.endpoints.asking import Ask, AskItem, EndpointProtocol
+from workers.endpoints.faults import EndpointError, FaultKind
+from workers.endpoints.health import EndpointHealth
+from workers.endpoints.http import EndpointLink
+from workers.endpoints.usage import SlotUsage
+from workers.endpoints.variants import EndpointVariants
+from workers.executor import Loaded
+from workers.pipelines import Row
+from workers.stages.decode import named_row, prepare
+from workers.stages.held import HeldJobs
+from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending, Job, Outcome, Returned, Revoked, late
+from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink, PieceQueue
+
+logger = logging.getLogger(__name__)
+
+TICK = 0.05
+"""Seconds between two looks for jobs that Celery's remote control revoked; cancelled ones are told at once."""
+
+_IDLE = 1.0  # seconds; any arrival ends the wait
+
+
+class EndpointStage:
+    """Runs the admitted jobs on one endpoint until each has an outcome.
+
+    Args:
+        finish: receives endings.
+        stream: receives the pieces of streamed answers.
+        admit: receives deliveries to be decoded again, and claimed again if their claim was lost.
+        drain: the time limit for work after `stop`.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        protocol: EndpointProtocol,
+        link: EndpointLink,
+        variants: EndpointVariants,
+        inbox: DeviceQueue,
+        finish: EndingSink,
+        stream: PieceQueue,
+        admit: AdmitQueue,
+        store: Store,
+        held: HeldJobs,
+        celery: CeleryWorker,
+        drain: Drain,
+    ) -> None:
+        self.variants = variants
+        self.store = store
+        self.ahead = math.inf
+        self.running = 0
+        self._link = link
+        self._inbox = inbox
+        self._finish = finish
+        self._stream = stream
+        self._admit = admit
+        self._held = held
+        self._celery = celery
+        self._drain = drain
+        self._health = EndpointHealth(link, protocol, variants, endpoint, inbox.wake)
+        self._usage = SlotUsage(endpoint.slots)
+        self._slots = asyncio.Semaphore(endpoint.slots)
+        self._tasks: dict[Job, asyncio.Task[None]] = {}
+        self._rows = 0
+        self._turned = math.inf
+        self._stopping = threading.Event()
+
+    @property
+    def fault(self) -> str:
+        """Why the endpoint gets no work now; empty if it gets some. Thread-safe."""
+        return self._health.fault
+
+    def warm_up(self, models: Sequence[Model]) -> None:
+        """Nothing: the endpoint has loaded its models."""
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
+        """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
+        self.variants.renew(catalogue, book)
+
+    def stop(self) -> None:
+        """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
+        self._stopping.set()
+        self._inbox.wake()
+
+    def wait_for_room(self, longest: float) -> int:
+        """Wait until slots are free, at most `longest` seconds; returns for how many jobs. Thread-safe."""
+        self._inbox.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
+        return max(math.ceil(self._room() / self._inbox.rows_a_job), 0)
+
+    def levels(self) -> int:
+        """All of a queue's levels: no job waits here."""
+        return LEVELS
+
+    def computed(self, now: float) -> float:
+        """Seconds for which the slots were used, each by its part. Thread-safe."""
+        return self._usage.used(now)
+
+    def batch_age(self, now: float) -> float:
+        """0: rows do not run in batches."""
+        return 0.0
+
+    def hung(self, now: float) -> bool:
+        """Whether the event loop does not turn. Thread-safe."""
+        return now - self._turned > self.store.limits.stall
+
+    def occupied(self, now: float) -> float:
+        """0: the endpoint is told at once that a row is not wanted."""
+        return 0.0
+
+    def blocked(self, now: float) -> tuple[float, int]:
+        """The seconds of the pause that the endpoint asked for, for jobs of every level. Thread-safe."""
+        left = self._health.pause
+        return (left, LEVELS) if left else (0.0, 0)
+
+    def blocking(self, now: float) -> dict[str, float]:
+        """Nothing: rows of all models run beside each other."""
+        return {}
+
+    def run(self) -> None:
+        """Run until stopped, then finish what ends in time."""
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+
+        def tell() -> None:
+            loop.call_soon_threadsafe(news.set)
+
+        self._inbox.tell(tell)
+        async with self._link:
+            probing = asyncio.create_task(self._health.run())
+            while not self._stopping.is_set():
+                await self._turn(news)
+            while self._tasks and self._drain.left > 0:
+                await self._turn(news)
+            self._collect()
+            probing.cancel()
+            await self._leave(probing)
+        self._inbox.tell(lambda: None)
+
+    async def _turn(self, news: asyncio.Event) -> None:
+        """Wait for news, and act on it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TICK if self._tasks else _IDLE):
+                await news.wait()
+        news.clear()
+        self._turned = time.monotonic()
+        self._collect()
+        self._sweep()
+
+    def _collect(self) -> None:
+        """Begin the jobs that arrived."""
+        for job in self._inbox.take(0.0, lambda: False):
+            loaded = self._taken_in(job)
+            if loaded is not None:
+                self._rows += len(job.items)
+                task = self._tasks[job] = asyncio.create_task(self._run(job, loaded))
+                task.add_done_callback(lambda _, job=job: self._forget(job))  # type: ignore[misc]  # a bound default
+
+    def _sweep(self) -> None:
+        """End the tasks of jobs that were revoked, or whose claim was lost."""
+        for job, task in list(self._tasks.items()):
+            delivery = job.delivery
+            if task.done():
+                continue
+            if self._celery.is_revoked(delivery.job):
+                self._finish.put([Revoked(delivery)])
+            elif delivery.lost:
+                self._admit.put(delivery)  # its next claim tells whether it was cancelled or runs elsewhere
+            elif not delivery.ended:
+                continue
+            task.cancel()
+
+    async def _leave(self, probing: asyncio.Task[None]) -> None:
+        """Requeue the jobs that did not end in time."""
+        left = [job.delivery for job in sorted(self._tasks, key=lambda job: job.arrived)]
+        tasks = [probing, *self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if left:
+            self._held.requeue(left)
+
+    def _forget(self, job: Job) -> None:
+        del self._tasks[job]
+        self._rows -= len(job.items)
+        self._inbox.wake()
+
+    def _room(self) -> int:
+        return self._health.slots - self._rows - self._inbox.rows
+
+    def _now(self) -> float:
+        """The store's time."""
+        return time.monotonic() + self._inbox.clock
+
+    def _taken_in(self, job: Job) -> Loaded | None:
+        """The variant that the job runs on; None if it does not run now."""
+        delivery = job.delivery
+        if self._celery.is_revoked(delivery.job):
+            self._finish.put([Revoked(delivery)])
+        elif job.deadline < self._now():
+            self._finish.put([late(delivery, self._now())])
+        elif delivery.lost or not self.variants.is_current(job.model):
+            self._admit.put(delivery)
+        elif not delivery.ended:
+            return self._prepared(job)
+        return None
+
+    def _prepared(self, job: Job) -> Loaded | None:
+        """The variant that the job runs on; None if that or the job's rows cannot be had, and the job was failed."""
+        loaded = self.variants.ready(job.model, job.variant)
+        try:
+            if loaded is None:
+                reason = self.variants.unavailable.get(job.key, "the endpoint does not run it")
+                raise ExecutionError(f"{job.key} is unavailable on this device: {reason}", variant=job.key)
+            if not job.items:
+                prepare(job, loaded)
+        except TaxiwayError as error:
+            self._finish.put([Ended(job.delivery, Outcome(error=error))])
+            return None
+        return loaded
+
+    async def _run(self, job: Job, loaded: Loaded) -> None:
+        """Run the job, and pass on how it ended; cancelled, it says nothing."""
+        self._finish.put([await self._outcome(job, loaded)])
+
+    async def _outcome(self, job: Job, loaded: Loaded) -> Ending:
+        left = None if math.isinf(job.deadline) else job.deadline - self._now()
+        try:
+            async with asyncio.timeout(left):
+                await self._answer(job, loaded)
+        except TimeoutError:
+            return late(job.delivery, self._now())
+        except EndpointError as error:
+            return await self._failed(job, error)
+        except TaxiwayError as error:
+            return Ended(job.delivery, Outcome(error=error))
+        except Exception as error:  # any failure ends only this job
+            logger.exception("a job failed in the endpoint's worker", extra={"job": job.delivery.job})
+            failed = ExecutionError(f"{job.key}: {describe(error)}", variant=job.key)
+            return Ended(job.delivery, Outcome(error=failed))
+        return Answered(job)
+
+    async def _answer(self, job: Job, loaded: Loaded) -> None:
+        """Run every row of the job."""
+        rows = [asyncio.ensure_future(self._answer_row(job, index, loaded)) for index in range(len(job.items))]
+        try:
+            await asyncio.gather(*rows)
+        finally:
+            for row in rows:
+                row.cancel()
+
+    async def _answer_row(self, job: Job, index: int, loaded: Loaded) -> None:
+        item = job.items[index]
+        assert isinstance(item, AskItem)
+        assert item.ask is not None
+        async with self._slots:
+            self._health.check()
+            self._begin(job.delivery)
+            seat = self._usage.enter(time.monotonic())
+            self.running = self._usage.running
+            try:
+                answer = await self._asked(item.ask, job)
+            except TaxiwayError as error:
+                raise named_row(error, index, job) from error
+            finally:
+                seconds, share = self._usage.leave(seat, time.monotonic())
+                self.running = self._usage.running
+        mates = seconds / max(share, 1e-9) if seconds > 0 else 1.0
+        job.answers[index] = answer
+        job.device_time += share
+        job.run_time = time.time() - job.delivery.began
+        job.batch = max(job.batch, round(mates))
+        self.variants.observe(loaded, item, answer, rows=max(round(mates), 1), seconds=seconds)
+
+    async def _asked(self, ask: Ask, job: Job) -> Row:
+        try:
+            answer = await self._link.ask(ask, self._teller(job))
+        except EndpointError as error:
+            self._health.failed(error, job.delivery.job)
+            raise
+        except TaxiwayError:
+            self._health.answered()
+            raise
+        self._health.answered()
+        return answer
+
+    def _begin(self, delivery: Delivery) -> None:
+        if delivery.began:
+            return
+        delivery.began, delivery.started = time.time(), self._now()
+        if delivery.task is not None and not delivery.retries:
+            delivery.task.start()
+
+    def _teller(self, job: Job) -> Callable[[str], None]:
+        """What passes on generated text of a job that streams."""
+        told = 0
+
+        def tell(text: str) -> None:
+            nonlocal told
+            if job.stream:
+                self._stream.put([(job.delivery.job, Piece(job.attempt, told, text))])
+            told += len(text)
+
+        return tell
+
+    async def _failed(self, job: Job, error: EndpointError) -> Ending:
+        """A job that the endpoint failed runs again after a pause, unless it has had all its attempts."""
+        delivery = job.delivery
+        logger.warning(
+            "endpoint failed a job", extra={"job": delivery.job, "kind": str(error.kind), "error": error.reason}
+        )
+        if error.kind is not FaultKind.BROKEN:
+            return Returned(delivery, counts=False)
+        began = 0 if delivery.claim is None else delivery.claim.attempts
+        if began + 1 < self.store.limits.attempts:
+            await asyncio.sleep(pause(began, random.random()))
+            return Returned(delivery, counts=True)
+        failed = DeviceFaultError(f"{job.key}: {error.reason}", variant=job.key, retry_after=1.0)
+        return Ended(delivery, Outcome(error=failed))

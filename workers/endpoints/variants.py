@@ -1,0 +1,160 @@
+"""The variants that an endpoint runs: those that queues.yaml names, as far as the endpoint announces them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from tasks.endpoints import Endpoint
+from tasks.heartbeat import variant_key
+from tasks.models.catalogue import Catalogue, Model, Variant
+from tasks.models.lengths import ran_size
+from tasks.models.profiles import Known, ProfileBook
+from taxiway.errors import ExecutionError
+from workers.decide.pace import Track, begin, observe
+from workers.device import Device
+from workers.endpoints.asking import AskItem, EndpointProtocol
+from workers.executor import Loaded
+from workers.pipelines import Item, Row
+from workers.runtimes import Arrays, Runtime
+
+
+class EndpointVariants:
+    """See `stages.driver.DeviceVariants`: nothing is loaded here, and what is known of a variant is learned.
+
+    Args:
+        protocol: the module of the endpoint's protocol.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, protocol: EndpointProtocol, device: Device, catalogue: Catalogue, book: ProfileBook
+    ) -> None:
+        self.device = device
+        self.unavailable: dict[str, str] = {}
+        self._endpoint, self._protocol = endpoint, protocol
+        self._tracks: dict[str, Track] = {}
+        self._lacking: dict[str, str] = {}
+        self._announced: Collection[str] | None = None
+        self.renew(catalogue, book)
+
+    def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
+        """Switch to a new catalogue and profiles. Thread-safe."""
+        self._catalogue, self._book = catalogue, book
+        self._served = {one.key: one for model in catalogue.models.values() for one in self._of(model)}
+        self._lacking.clear()
+        self._judge()
+
+    def announce(self, names: Collection[str] | None) -> None:
+        """Note the models that the endpoint lists; None if it lists none, and is taken to have all."""
+        if names != self._announced:
+            self._announced = names
+            self._judge()
+
+    def is_current(self, model: Model) -> bool:
+        """Whether the catalogue has exactly this model."""
+        return self._catalogue.models.get(model.id) is model
+
+    def ready(self, model: Model, variant: str) -> Loaded | None:
+        """See `stages.driver.DeviceVariants`."""
+        key = variant_key(model.id, variant)
+        served = self._served.get(key)
+        return served if served is not None and served.model is model and key not in self.unavailable else None
+
+    def all_loaded(self) -> list[Loaded]:
+        """See `stages.driver.DeviceVariants`."""
+        return [one for one in list(self._served.values()) if one.key not in self.unavailable]
+
+    def lacks(self, key: str, reason: str) -> None:
+        """See `stages.driver.DeviceVariants`."""
+        self._lacking[key] = reason
+        self._judge()
+
+    def known(self, model: Model, name: str) -> Known:
+        """See `stages.driver.DeviceVariants`."""
+        return self._book.lookup(model, name, self.device.kind, self.device.name)
+
+    def track(self, loaded: Loaded) -> Track:
+        """See `stages.driver.DeviceVariants`."""
+        return self._tracks.get(loaded.key) or begin(loaded.known.residual)
+
+    def pace(self, key: str) -> float:
+        """See `stages.driver.DeviceVariants`."""
+        track = self._tracks.get(key)
+        return 1.0 if track is None else track.pace
+
+    def memory_used(self) -> int:
+        """Nothing on this machine."""
+        return 0
+
+    def observe(self, loaded: Loaded, item: Item, answer: Row, *, rows: int, seconds: float) -> None:
+        """Learn from a row that ran beside others, `rows` in all on average, and took `seconds`."""
+        size = ran_size(loaded.model, item.size, item.parameters, answer)
+        predicted = loaded.known.profile.latency(rows, size)
+        self._tracks[loaded.key] = observe(
+            self.track(loaded), predicted=predicted, seconds=seconds, levels={item.level}
+        )
+
+    def _of(self, model: Model) -> list[Loaded]:
+        """The model's variants that the endpoint runs."""
+        called = self._endpoint.name_of(model.name, model.version)
+        if called is None:
+            return []
+        return [
+            Loaded(
+                variant_key(model.id, name),
+                model,
+                variant,
+                _EndpointPipeline(self._protocol, model, variant, called),
+                _Elsewhere(),
+                self.known(model, name),
+                0.0,
+            )
+            for name, variant in model.variants.items()
+            if variant.runtime == self._endpoint.protocol
+        ]
+
+    def _judge(self) -> None:
+        """Which variants cannot run, and why."""
+        listed = self._announced
+        absent = {} if listed is None else {key: one for key, one in self._served.items() if _name(one) not in listed}
+        said = ", ".join(sorted(listed or ())[:5]) or "none"
+        reasons = {key: f"the endpoint lists no model {_name(one)!r} ({said})" for key, one in absent.items()}
+        self.unavailable = {**self._lacking, **reasons}
+
+
+class _EndpointPipeline:
+    """Prepares rows for one model of an endpoint, which runs them."""
+
+    def __init__(self, protocol: EndpointProtocol, model: Model, variant: Variant, called: str) -> None:
+        self._protocol, self._model, self._variant, self.called = protocol, model, variant, called
+
+    def prepare(self, row: Row, parameters: Mapping[str, Any]) -> AskItem:
+        """See `Pipeline`."""
+        return self._protocol.prepare(self._model, self._variant, self.called, row, parameters)
+
+    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
+        """Never called: `stage` runs the items."""
+        raise ExecutionError("a variant of an endpoint runs on the endpoint")
+
+
+class _Elsewhere:
+    """The runtime of a variant that runs on an endpoint."""
+
+    def load(self) -> None:
+        """Nothing."""
+
+    def unload(self) -> None:
+        """Nothing."""
+
+    def memory(self) -> int:
+        """Nothing on this machine."""
+        return 0
+
+    def run(self, batch: Arrays) -> Arrays:
+        """Never called."""
+        raise ExecutionError("a variant of an endpoint runs on the endpoint")
+
+
+def _name(loaded: Loaded) -> str:
+    assert isinstance(loaded.pipeline, _EndpointPipeline)
+    return loaded.pipeline.called
