@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -57,7 +57,40 @@ class ChatTemplate:
         return token
 
 
-class GenerationPipeline:
+class SteppingPipeline:
+    """Answers items with the `tokens` of a prompt, in a batch that rows join and leave.
+
+    Args:
+        ends: the tokens that end an answer.
+        decode: tokens to text.
+    """
+
+    def __init__(self, ends: frozenset[int], decode: Callable[[Sequence[int]], str]) -> None:
+        self._ends, self._decode = ends, decode
+
+    def begin(self, runtime: Runtime) -> RunningBatch:
+        """An empty batch, for items of this pipeline."""
+        return RunningBatch(cast(SteppingRuntime, runtime), self._generated)
+
+    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
+        """The answer of each item, as a `RunningRow` has it. As many run together as memory allows."""
+        batch, waiting = self.begin(runtime), deque(items)
+        rows = []
+        try:
+            while waiting or batch.rows:
+                while waiting and batch.room(waiting[0].size):
+                    rows.append(batch.join(waiting.popleft()))
+                for failed in [ended.error for ended in batch.step() if ended.error is not None]:
+                    raise failed
+        finally:
+            batch.leave(batch.rows)
+        return [row.answer for row in rows]
+
+    def _generated(self, item: Item) -> GeneratedText:
+        return GeneratedText(read_sampling(item.parameters), self._ends, self._decode)
+
+
+class GenerationPipeline(SteppingPipeline):
     """Tokenises prompts and generates answers in a running batch.
 
     Args:
@@ -66,6 +99,7 @@ class GenerationPipeline:
     """
 
     def __init__(self, model: Model, template: ChatTemplate) -> None:
+        super().__init__(template.ends, template.text)
         self._input = model.inputs[0].name
         self._limit = model.buckets[-1]
         self._defaults = {name: parameter.default for name, parameter in model.parameters.items()}
@@ -87,27 +121,6 @@ class GenerationPipeline:
             message = f"input {self._input!r}: expected {expected}, got {size}"
             raise RequestTooLargeError(message, field=f"inputs.{self._input}", limit=self._limit)
         return Item({"tokens": np.array(ids, np.int64)}, size, wanted)
-
-    def begin(self, runtime: Runtime) -> RunningBatch:
-        """An empty batch for items of this pipeline."""
-        return RunningBatch(cast(SteppingRuntime, runtime), self._generated)
-
-    def run(self, runtime: Runtime, items: Sequence[Item]) -> list[Row]:
-        """`text`, `tokens` and `finish-reason` for each item. As many run together as memory allows."""
-        batch, waiting = self.begin(runtime), deque(items)
-        rows = []
-        try:
-            while waiting or batch.rows:
-                while waiting and batch.room(waiting[0].size):
-                    rows.append(batch.join(waiting.popleft()))
-                for failed in [ended.error for ended in batch.step() if ended.error is not None]:
-                    raise failed
-        finally:
-            batch.leave(batch.rows)
-        return [row.answer for row in rows]
-
-    def _generated(self, item: Item) -> GeneratedText:
-        return GeneratedText(read_sampling(item.parameters), self._template.ends, self._template.text)
 
 
 def _check_stops(stops: Any) -> None:

@@ -61,11 +61,14 @@ class RunningRow:
 
     @property
     def answer(self) -> Row:
-        """`text`, `tokens` and `finish-reason`."""
+        """`text`, `tokens` and `finish-reason`; and, for a chat, the assistant's `message` and the `usage`."""
+        text, asked, tokens = self.generated.text, len(self.prompt), len(self.generated.tokens)
         return {
-            "text": self.generated.text,
-            "tokens": len(self.generated.tokens),
+            "text": text,
+            "tokens": tokens,
             "finish-reason": self.generated.finish,
+            "message": {"role": "assistant", "content": text},
+            "usage": {"prompt_tokens": asked, "completion_tokens": tokens, "total_tokens": asked + tokens},
         }
 
 

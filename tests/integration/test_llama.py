@@ -1,0 +1,130 @@
+"""A whole fleet before llama.cpp's real server: Valkey, a router, an endpoint's worker, and the model SmolLM2."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import httpx
+import pytest
+
+import taxiway
+from local.embedded import EmbeddedValkey
+from tasks.models.artefacts import ArtefactStore
+from tasks.models.catalogue import load_catalogue
+from tasks.settings import TREE, Settings, cache_directory, settings_from
+from taxiway.contract.job import Result
+from taxiway.errors import JobCancelledError, RequestTooLargeError
+from tests.llama import NAME, llama_server
+from tests.routing import RouterProcess, eventually, router_process
+from tests.working import worker_process, worker_settings
+
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp is not installed: no llama.cpp to test with"),
+]
+
+SLOTS = 4
+QUEUES = """
+hardware:
+  cpu.batch:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}/v1", slots: 4, models: {{chat: {name}}}}}
+    price: {{usd_per_hour: 0.1}}
+service:
+  standard: {{deadline: 120}}
+default_service: standard
+"""
+HELLO = {
+    "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    "max_tokens": 24,
+    "temperature": 0,
+}
+ENDLESS = {
+    "messages": [{"role": "user", "content": "Count from one to a thousand, in words."}],
+    "max_tokens": 900,
+    "ignore_eos": True,
+}
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    store, model = ArtefactStore(cache_directory(os.environ)), load_catalogue(TREE / "models").resolve("chat")
+    with llama_server(store.path(model, "weights"), SLOTS) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, llama: str) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with EmbeddedValkey(folder / "valkey") as server:
+        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(told, folder, QUEUES.format(url=llama, name=NAME))
+        (settings.models / "chat").symlink_to(TREE / "models" / "chat")
+        with worker_process(settings):
+            yield settings
+
+
+@pytest.fixture(scope="module")
+def router(fleet: Settings) -> Iterator[RouterProcess]:
+    with router_process(fleet) as router:
+        eventually(lambda: httpx.get(f"{router.http}/v2/models/chat/ready", trust_env=False).is_success)
+        yield router
+
+
+@pytest.fixture(params=["broker", "http"])
+def client(request: pytest.FixtureRequest, fleet: Settings, router: RouterProcess) -> Iterator[taxiway.Client]:
+    with taxiway.Client(fleet.broker if request.param == "broker" else router.http) as client:
+        yield client
+
+
+def busy(llama: str) -> int:
+    """Slots of the engine that generate now."""
+    return sum(slot["is_processing"] for slot in httpx.get(f"{llama}/slots", trust_env=False).json())
+
+
+def test_tokens_come_as_the_engine_makes_them_and_the_result_has_the_message(client: taxiway.Client) -> None:
+    *told, result = client.stream("chat", HELLO, timeout=60)
+    assert isinstance(result, Result)
+    assert "".join(map(str, told)) == result.outputs["text"]
+    assert len(told) > 5
+    assert result.outputs["message"] == {"role": "assistant", "content": result.outputs["text"]}
+    usage = result.outputs["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (37, result.outputs["tokens"])
+    assert result.report.device == "endpoint:0"
+
+
+def test_a_cancelled_chat_leaves_its_slot_at_once(client: taxiway.Client, llama: str) -> None:
+    eventually(lambda: busy(llama) == 0, within=30)
+    job = client.submit("chat", ENDLESS)
+    eventually(lambda: busy(llama) == 1, within=30)
+    job.cancel()
+    eventually(lambda: busy(llama) == 0, within=5)
+    with pytest.raises(JobCancelledError):
+        job.result(timeout=10)
+
+
+def test_a_chat_that_is_too_long_is_refused_in_the_engines_words(client: taxiway.Client) -> None:
+    long = {"messages": [{"role": "user", "content": "far " * 1500}], "max_tokens": 8}
+    with pytest.raises(RequestTooLargeError, match="exceeds the available context size"):
+        client.infer("chat", long, timeout=60)
+
+
+def test_more_chats_than_slots_are_all_answered(client: taxiway.Client) -> None:
+    chats = [HELLO | {"max_tokens": 4, "messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(12)]
+    results = list(client.map("chat", chats, timeout=120))
+    assert [result.outputs["tokens"] for result in results] == [4] * 12
+    assert max(result.report.batch for result in results) > 1
+
+
+def test_celery_and_oip_callers_send_the_request_as_json(router: RouterProcess) -> None:
+    text = '{"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 3}'
+    tensor = {"name": "request", "shape": [1], "datatype": "BYTES", "data": [text]}
+    answer = httpx.post(
+        f"{router.http}/v2/models/chat/infer", json={"inputs": [tensor]}, timeout=60, trust_env=False
+    ).json()
+    outputs = {output["name"]: output["data"][0] for output in answer["outputs"]}
+    assert outputs["tokens"] == 3
+    assert outputs["text"]
