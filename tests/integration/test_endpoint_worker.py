@@ -46,7 +46,7 @@ hardware:
 service:
   standard: {{deadline: 60}}
 default_service: standard
-limits: {{lease: 1, stall: 2, grace: 4}}
+limits: {{lease: 1, stall: 2, grace: 6}}
 """
 
 TALK = """
@@ -300,12 +300,12 @@ def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
 ) -> None:
     short, long = (
         order(tower, "wait=0.3 one two"),
-        order(tower, "wait=0.5 one two three four five six seven eight nine ten"),
+        order(tower, "wait=1 one two three four five six seven eight nine ten"),
     )
     eventually(lambda: engine.running == 2)
     worker.process.terminate()
     assert tower.result(short).outputs["text"] == "one two "
-    worker.process.wait(15)
+    worker.process.wait(30)
     assert tower.waiting() == 1
     assert tower.state.hget(job_key(long), "state") == b"queued"
     assert len(engine.aborts) == 1
