@@ -591,7 +591,7 @@ def test_a_large_answer_is_waited_for_through_an_outage(tmp_path: Path) -> None:
         try:
             url = server.url.replace(f":{port}/", f":{cable.port}/")
             with taxiway.Client(url, connect_timeout=0.3) as client:
-                for ref, content in kept.kept.items():
+                for ref, content in kept.contents.items():
                     store.set(blob_key(ref), content)
                 job = client.submit("echo", "x")
                 finish(store, job.id, lambda: refer(None))
