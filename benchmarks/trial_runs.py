@@ -1,0 +1,176 @@
+"""One policy on one trial with one seed: where its trace comes from, and what the run tells."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from simulator.bounds.bound import NAME as LP
+from simulator.bounds.bound import lower_bound
+from simulator.engine import simulate
+from simulator.outcome import Summary
+from simulator.policies.blind import LIVE
+from simulator.policies.catalogue import POLICIES, taxiway
+from simulator.policies.policy import REFUSED, Held, Policy, Shift
+from simulator.pool import Pool
+from simulator.traces.trace import Trace, read_trace
+from simulator.traces.workload import Job, Workload
+from simulator.trials.catalogue import TRIALS
+
+OURS, WHOLE = "taxiway", "whole-bound"
+
+EARLIER = 100
+"""The seed of a history is the trace's and this."""
+
+WINDOW = 60.0
+"""Seconds in which most of a model's live requests go to its first class."""
+
+SEED = 1
+"""Of policies, failures and searches. The trace has a seed of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where traces come from: files that the shared recipe wrote into `folder`, otherwise the trials' own requests.
+
+    `data` is the folder of the Azure traces, which the trials' own language models arrive by if it is given.
+    """
+
+    folder: Path | None = None
+    data: Path | None = None
+
+    def workload(self, trial: str, seed: int) -> Workload:
+        """The trial's workload."""
+        return TRIALS[trial].workload(self._trace(trial, seed))
+
+    def history(self, trial: str, seed: int, models: Sequence[str]) -> Workload:
+        """What arrived before the trace with this seed: another draw, whose models are numbered as in `models`."""
+        trace = self._trace(trial, seed + EARLIER)
+        numbers = np.array([models.index(name) for name in trace.models], trace.model.dtype)
+        return TRIALS[trial].workload(replace(trace, models=tuple(models), model=numbers[trace.model]))
+
+    def _trace(self, trial: str, seed: int) -> Trace:
+        if self.folder is None:
+            return TRIALS[trial].trace(seed, self.data)
+        return read_trace(self.folder / str(seed) / f"{trial}.csv", model=TRIALS[trial].fleet().default_model)
+
+
+def write_traces(recipe: Path, folder: Path, seeds: Iterable[int]) -> None:
+    """Let the recipe write every trial's trace for each seed."""
+    for seed in seeds:
+        command = [sys.executable, str(recipe), str(folder / str(seed)), "--seed", str(seed)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A run to make; with `warm`, taxiway has a history."""
+
+    source: Source
+    trial: str
+    seed: int
+    policy: str
+    warm: bool = False
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy attained and cost on a trial with a seed.
+
+    `p99` is by service. `changes` counts, for each model, how often another class became the first one of its live
+    requests.
+    """
+
+    trial: str
+    seed: int
+    policy: str
+    attainment: dict[str, float | None]
+    cost_usd: float
+    score: float
+    p99: dict[str, float | None] = {}
+    starts_usd: float = 0.0
+    idle_usd: float = 0.0
+    moves: int = 0
+    refused: int = 0
+    live_by_model: dict[str, float] = {}
+    changes: dict[str, int] = {}
+
+
+class Watched:
+    """A policy whose choices for live requests are recorded."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.order = policy.order
+        self.clairvoyant = policy.clairvoyant
+        self.beat = policy.beat
+        self._chosen: dict[int, dict[int, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
+
+    def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
+        """As `Policy.choose`."""
+        chosen = self._policy.choose(job, pools, now)
+        place = chosen.pool if isinstance(chosen, Held) else chosen
+        if job.service == LIVE and place != REFUSED:
+            self._chosen[job.model][int(now // WINDOW)][place] += 1
+        return chosen
+
+    def look(self, pools: Sequence[Pool], now: float) -> Iterable[Shift]:
+        """As `Policy.look`."""
+        return self._policy.look(pools, now)
+
+    def ended(self, job: Job, pool: Pool, seconds: float) -> None:
+        """As `Policy.ended`."""
+        self._policy.ended(job, pool, seconds)
+
+    def changes(self, models: Sequence[str]) -> dict[str, int]:
+        """By model, how often its first class was another than in the window before."""
+        firsts = {model: [counts.most_common(1)[0][0] for counts in by.values()] for model, by in self._chosen.items()}
+        return {models[model]: changes_in(places) for model, places in sorted(firsts.items())}
+
+
+def changes_in(values: Sequence[int]) -> int:
+    """How often a value differs from the one before."""
+    return sum(former != latter for former, latter in pairwise(values))
+
+
+def play(task: Task) -> Run:
+    """Make a run. Its process needs nothing of the caller's."""
+    workload = task.source.workload(task.trial, task.seed)
+    if task.policy in BOUNDS:
+        return _run(task, BOUNDS[task.policy](workload), {})
+    if task.warm and task.policy == OURS:
+        history = task.source.history(task.trial, task.seed, workload.trace.models)
+        watched = Watched(taxiway(workload, SEED, history))
+    else:
+        watched = Watched(POLICIES[task.policy](workload, SEED))
+    summary = simulate(task.policy, workload, watched, seed=SEED)
+    return _run(task, summary, watched.changes(workload.trace.models))
+
+
+BOUNDS: Mapping[str, Callable[[Workload], Summary]] = {LP: lambda workload: lower_bound(workload).summary()}
+"""Lower bounds, as rows beside the policies."""
+
+
+def _run(task: Task, summary: Summary, changes: Mapping[str, int]) -> Run:
+    return Run(
+        trial=task.trial,
+        seed=task.seed,
+        policy=task.policy,
+        attainment=summary.attainment,
+        cost_usd=summary.cost_usd,
+        score=summary.score,
+        p99=summary.p99_by_service,
+        starts_usd=summary.starts_usd,
+        idle_usd=summary.idle_usd,
+        moves=summary.moves,
+        refused=summary.refused,
+        live_by_model=summary.live_by_model,
+        changes=dict(changes),
+    )
