@@ -6,6 +6,9 @@ the same curves, prices and batching. Every round uses a new fleet that has lear
 of a request's overhead, so it is measured on that fleet before the trace: the median latency of `echo` under the
 trace's initial load (idle processes answer later than in the closed loop of `benchmarks.idle_round_trip`), and a
 batch's overhead on a busy device.
+
+With `--mixed` the workers serve four models at once, each with its own bursts, and figures are compared by model. A
+batch has rows of one model only, so models delay each other.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ import argparse
 import asyncio
 import json
 import math
+import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +38,7 @@ from simulator.outcome import ANSWERED
 from simulator.policies.taxiway import Taxiway
 from simulator.reader import Surroundings
 from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import Column, Trace
+from simulator.traces.trace import Column, Trace, joined
 from simulator.traces.workload import Workload, prepare
 from tasks.models.catalogue import Profile, load_catalogue
 from tasks.settings import TREE
@@ -55,6 +59,9 @@ SHARES = {"live": 0.3, "standard": 0.4, "bulk": 0.3}
 TRACE = "mmpp:low=40,high=160,stay=5,size=1,output=0,spread=0"
 """Lulls of 40 requests per second and bursts of 160; a paced device that takes one at a time answers 196."""
 
+MIXED_TRACE = "mmpp:low=5,high=30,stay=5,size=1,output=0,spread=0"
+"""Of each of four models: 20 requests per second together in lulls, 120 in a common burst."""
+
 SEED = 7
 
 ATTAINMENT_WITHIN = 3.0
@@ -63,11 +70,24 @@ ATTAINMENT_WITHIN = 3.0
 LATENCY_WITHIN = 20.0
 """Tolerance in percent of a latency."""
 
+MIXED_WITHIN = {50: 20.0, 90: 25.0}
+"""Tolerance in percent of a model's latencies, by percentile."""
+
 BEGINNING = 400
 """Requests of the trace that are first sent to `echo`."""
 
 BURST = 128
 """Concurrent requests in the measurement of a batch's overhead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The models that requests ask for, their arrivals, and the folder and the queues.yaml that a fleet is given."""
+
+    trace: Trace
+    spec: str
+    models: Path = TREE / "models"
+    queues: Path = QUEUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,31 +101,26 @@ class Run:
     turn: float
     pace: float
 
-    def attained(self, taken: Column, service: int) -> float:
-        """Percentage of a service's requests answered in time."""
-        trace = self.workload.trace
-        return 100 * float((taken <= trace.deadline)[trace.service == service].mean())
+    def attained(self, taken: Column, rows: Column) -> float:
+        """Percentage of some requests answered in time."""
+        return 100 * float((taken <= self.workload.trace.deadline)[rows].mean())
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One figure of each round, real and simulated; `relative` ones are compared in percent."""
+    """One figure of each round, real and simulated, with its tolerance; `relative` ones are compared in percent."""
 
     what: str
     real: Sequence[float]
     simulated: Sequence[float]
     relative: bool
+    within: float
 
     @property
     def difference(self) -> float:
         """The simulated median minus the real one."""
         real, simulated = statistics.median(self.real), statistics.median(self.simulated)
         return 100 * (simulated / real - 1) if self.relative else simulated - real
-
-    @property
-    def within(self) -> float:
-        """The target."""
-        return LATENCY_WITHIN if self.relative else ATTAINMENT_WITHIN
 
     @property
     def holds(self) -> bool:
@@ -118,18 +133,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.validation", description=__doc__)
     parser.add_argument("--seconds", type=int, default=180, help="length of the trace")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the median of each figure counts")
+    parser.add_argument("--mixed", action="store_true", help="four models at once, compared by model")
     parser.add_argument("--json", action="store_true", help="print JSON lines, not sentences")
     given = parser.parse_args()
-    runs = [one_round(given.seconds) for _ in range(given.rounds)]
-    compared = comparisons(runs)
-    about = {**machine(), "trace": f"{TRACE},duration={given.seconds},seed={SEED}"}
+    with tempfile.TemporaryDirectory() as folder:
+        scene = mixed_scene(Path(folder), given.seconds) if given.mixed else single_scene(given.seconds)
+        runs = [one_round(scene) for _ in range(given.rounds)]
+    compared = by_model(runs) if given.mixed else comparisons(runs)
+    about = {**machine(), "trace": scene.spec}
     for line in (*map(line_of, compared), *constants_of(runs), verdict(compared)):
         text = msgspec.json.encode({**line, **about}).decode() if given.json else sentence(line)
         sys.stdout.write(text + "\n")
 
 
-def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: float) -> Fleet:
+def single_scene(seconds: int) -> Scene:
+    """One model in bursts."""
+    spec = f"{TRACE},duration={seconds},seed={SEED}"
+    return Scene(synthetic_trace(spec, model="paced"), spec)
+
+
+def mixed_scene(folder: Path, seconds: int) -> Scene:
+    """Four copies of `paced`, each with its own bursts; writes their folder and a queues.yaml."""
+    names = [f"paced-{letter}" for letter in "abcd"]
+    shutil.copytree(TREE / "models" / "echo", folder / "models" / "echo")
+    for name in names:
+        described = shutil.copytree(TREE / "models" / "paced", folder / "models" / name) / "model.yaml"
+        described.write_text(described.read_text().replace("name: paced", f"name: {name}", 1))
+    queues = folder / QUEUES.name
+    queues.write_text(QUEUES.read_text().replace("warm: [paced,", f"warm: [{', '.join(names)},"))
+    spec = f"{MIXED_TRACE},duration={seconds}"
+    each = [synthetic_trace(f"{spec},seed={SEED + place}", model=name) for place, name in enumerate(names)]
+    return Scene(joined(each), f"4 of {spec}", folder / "models", queues)
+
+
+def simulated_fleet(topology: Topology, models: Sequence[str], curve: Profile, *, turn: float, pace: float) -> Fleet:
     """One device of each class, always on, whose batches take `pace` times the curve's seconds plus the overhead."""
+    paced = {"base": pace * curve.base + turn, "slope": pace * curve.slope, "load": curve.load}
     classes = {
         name: {
             "count": 1,
@@ -142,7 +181,7 @@ def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: fl
             "max_wait": hardware.max_wait,
             "max_run": hardware.max_run,
             "horizon": hardware.horizon,
-            "curves": {"paced": {"base": pace * curve.base + turn, "slope": pace * curve.slope, "load": curve.load}},
+            "curves": dict.fromkeys(models, paced),
         }
         for name, hardware in topology.hardware.items()
     }
@@ -150,21 +189,22 @@ def simulated_fleet(topology: Topology, curve: Profile, *, turn: float, pace: fl
         name: {"share": SHARES[name], "deadline": service.deadline, "priority": service.priority}
         for name, service in topology.service.items()
     }
-    document = {"default_model": "paced", "classes": classes, "services": services}
+    document = {"default_model": models[0], "classes": classes, "services": services}
     return parse_fleet(json.dumps(document), str(QUEUES))
 
 
-def one_round(seconds: int) -> Run:
+def one_round(scene: Scene) -> Run:
     """Run the trace on a new fleet and in the simulator."""
-    topology, model = load_topology(QUEUES), load_catalogue(TREE / "models").resolve("paced")
+    names = scene.trace.models
+    topology, model = load_topology(scene.queues), load_catalogue(scene.models).resolve(names[0])
     curve = model.variants[model.reference].profiles["cpu"]
-    trace = synthetic_trace(f"{TRACE},duration={seconds},seed={SEED}", model="paced")
-    with tempfile.TemporaryDirectory() as folder, fleet(Path(folder), QUEUES, WORKERS) as doors:
-        turn, ratios = asyncio.run(turn_and_ratios(doors.broker, curve))
+    with tempfile.TemporaryDirectory() as folder, fleet(Path(folder), scene.queues, WORKERS, scene.models) as doors:
+        turn, ratios = asyncio.run(turn_and_ratios(doors.broker, names[0], curve))
         pace = float(ratios.mean())
-        workload = prepare(trace, simulated_fleet(topology, curve, turn=turn, pace=pace), seed=SEED)
-        trip = float(np.nanmedian(asyncio.run(replayed(doors.broker, "echo", workload.trace.part(slice(BEGINNING))))))
-        real = asyncio.run(replayed(doors.broker, "paced", workload.trace))
+        workload = prepare(scene.trace, simulated_fleet(topology, names, curve, turn=turn, pace=pace), seed=SEED)
+        beginning = workload.trace.part(slice(BEGINNING))
+        trip = float(np.nanmedian(asyncio.run(replayed(doors.broker, ["echo"] * len(names), beginning))))
+        real = asyncio.run(replayed(doors.broker, names, workload.trace))
     around = Surroundings(path=trip - turn, strays=ratios / pace)
     return Run(workload, real, simulated_seconds(workload, around), trip, turn, pace)
 
@@ -175,7 +215,7 @@ def simulated_seconds(workload: Workload, around: Surroundings) -> Column:
     return np.where(outcome.state == ANSWERED, outcome.latency, math.nan) + around.path
 
 
-async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
+async def turn_and_ratios(url: str, model: str, curve: Profile) -> tuple[float, Column]:
     """Seconds between two batches on a busy device, and run times over the curve's, of shape (BURST,).
 
     Between batches the device's thread claims, prepares and reports; a late wake-up lengthens a batch. Measured while
@@ -185,7 +225,7 @@ async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
     async with taxiway.AsyncClient(url) as client:
 
         async def answer(number: int) -> tuple[float, RunReport]:
-            result = await client.infer("paced", f"burst {number}", service="bulk")
+            result = await client.infer(model, f"burst {number}", service="bulk")
             return time.perf_counter(), result.report
 
         answers = await asyncio.gather(*map(answer, range(BURST)))
@@ -196,14 +236,14 @@ async def turn_and_ratios(url: str, curve: Profile) -> tuple[float, Column]:
     return (max(moments) - min(moments)) / (batches - 1) - ran, ratios
 
 
-async def replayed(url: str, model: str, trace: Trace) -> Column:
-    """Seconds of each request of the trace, sent to `model`; NaN if it failed. Shape (n,)."""
+async def replayed(url: str, models: Sequence[str], trace: Trace) -> Column:
+    """Seconds of each request of the trace, sent to its model under these names; NaN if it failed. Shape (n,)."""
     async with taxiway.AsyncClient(url) as client:
 
         async def seconds(service: str, index: int) -> float:
             began = time.perf_counter()
             try:
-                await client.infer(model, f"request {index}", service=service)
+                await client.infer(models[trace.model[index]], f"request {index}", service=service)
             except (OverloadedError, DeadlineExceededError):
                 return math.nan
             return time.perf_counter() - began
@@ -217,21 +257,41 @@ async def replayed(url: str, model: str, trace: Trace) -> Column:
 
 def comparisons(runs: Sequence[Run]) -> list[Comparison]:
     """Attainment of each service in percent, then p50 and p90 of answers in milliseconds."""
-
-    def compared(what: str, figure: Callable[[Run, Column], float], *, relative: bool) -> Comparison:
-        real, simulated = ([figure(run, getattr(run, column)) for run in runs] for column in ("real", "simulated"))
-        return Comparison(what, real, simulated, relative)
-
-    def attained(number: int) -> Callable[[Run, Column], float]:
-        return lambda run, taken: run.attained(taken, number)
-
-    def latency(share: int) -> Callable[[Run, Column], float]:
-        return lambda _, taken: 1000 * percentile(answered(taken), share)
-
+    trace = runs[0].workload.trace
+    services = {name: trace.service == number for number, name in enumerate(SERVICES)}
     return [
-        *(compared(f"{name} answered in time, %", attained(n), relative=False) for n, name in enumerate(SERVICES)),
-        *(compared(f"latency of the answered, p{p} ms", latency(p), relative=True) for p in (50, 90)),
+        *(attained(runs, f"{name} answered in time, %", rows) for name, rows in services.items()),
+        *(latency(runs, f"latency of the answered, p{p} ms", p, LATENCY_WITHIN, trace.model >= 0) for p in (50, 90)),
     ]
+
+
+def by_model(runs: Sequence[Run]) -> list[Comparison]:
+    """Attainment of each model in percent, and p50 and p90 of its answers in milliseconds."""
+    trace = runs[0].workload.trace
+    models = {name: trace.model == number for number, name in enumerate(trace.models)}
+    return [
+        *(attained(runs, f"{name} answered in time, %", rows) for name, rows in models.items()),
+        *(
+            latency(runs, f"{name}, latency of the answered, p{share} ms", share, within, rows)
+            for name, rows in models.items()
+            for share, within in MIXED_WITHIN.items()
+        ),
+    ]
+
+
+def attained(runs: Sequence[Run], what: str, rows: Column) -> Comparison:
+    """Percent of these requests that were answered in time."""
+    real, simulated = ([run.attained(getattr(run, column), rows) for run in runs] for column in ("real", "simulated"))
+    return Comparison(what, real, simulated, relative=False, within=ATTAINMENT_WITHIN)
+
+
+def latency(runs: Sequence[Run], what: str, share: int, within: float, rows: Column) -> Comparison:
+    """A percentile of these requests' latencies, in milliseconds."""
+    real, simulated = (
+        [1000 * percentile(answered(getattr(run, column)[rows]), share) for run in runs]
+        for column in ("real", "simulated")
+    )
+    return Comparison(what, real, simulated, relative=True, within=within)
 
 
 def answered(taken: Column) -> list[float]:

@@ -1,4 +1,4 @@
-"""Does what its input names: one good deed, and every misbehaviour of a callable."""
+"""Does what it is told to: one good thing, and all the bad ones that a callable may do."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def placed(situation: Situation) -> Placement:
         raise
 
 
-def summary_of(placement: Placement) -> Any:
+def told(placement: Placement) -> Any:
     """All that a placement says."""
     decided = placement.chosen, placement.held, placement.reason
     return *decided, placement.options, placement.refusals, placement.variants()
@@ -41,7 +41,7 @@ def summary_of(placement: Placement) -> Any:
 
 def outcome(situation: Situation) -> Any:
     try:
-        return summary_of(place(*situation))
+        return told(place(*situation))
     except TaxiwayError as error:
         return type(error), error.message, error.details
 

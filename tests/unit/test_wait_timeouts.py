@@ -38,8 +38,8 @@ def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
 def test_a_wait_after_others_had_ended_ends_too() -> None:
     async def scenario() -> list[Any]:
         patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-        answer = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
-        return [type(error) for (error,) in answer]
+        told = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
+        return [type(error) for (error,) in told]
 
     assert asyncio.run(scenario()) == [TimeoutError] * 3
 
@@ -50,8 +50,8 @@ def test_a_wait_that_is_cancelled_is_forgotten() -> None:
         given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
         await asyncio.sleep(0)
         given_up.cancel()
-        (answer,) = await ended([given_up])
+        (told,) = await ended([given_up])
         (after,) = await ended([patience.wait(loop.create_future(), 0.0)])
-        return type(answer), type(after)
+        return type(told), type(after)
 
     assert asyncio.run(scenario()) == (asyncio.CancelledError, TimeoutError)
