@@ -10,7 +10,7 @@ import numpy as np
 from simulator.fleet import SERVICES
 from simulator.pool import Pool
 from simulator.traces.trace import Column
-from simulator.traces.workload import Workload
+from simulator.traces.workload import Figures, Workload
 
 WAITING, ANSWERED, DROPPED, REFUSED = range(4)
 """States of a request: not ended, answered (in time or late), dropped past its deadline, refused."""
@@ -104,6 +104,14 @@ def penalty(workload: Workload, attainment: Mapping[str, float | None]) -> float
     hours = float(workload.trace.arrival[-1]) / 3600
     missed = [1.0 - share if (share := attainment[name]) is not None else 0.0 for name in SERVICES]
     return hours * sum(dollars * share for dollars, share in zip(workload.fleet.penalties, missed, strict=True))
+
+
+def fines(workload: Workload) -> Figures:
+    """US dollars for one missed request of each service; shape (services,)."""
+    trace = workload.trace
+    asked = np.bincount(trace.service, minlength=len(SERVICES))
+    each: Figures = np.array(workload.fleet.penalties) * float(trace.arrival[-1]) / 3600 / np.maximum(asked, 1)
+    return each
 
 
 def _mean(chosen: Column) -> float | None:

@@ -11,8 +11,7 @@ and takes at least the device seconds that `minimum_time` gives. For each class:
 1. The mean number of powered devices over a window is at least the window's device seconds of work per second.
 2. A device works only once it has started, and has then been on for `start` seconds (`Pool.switch_on`), or since the
 trace began. Devices that work in a window are therefore on in all windows that begin at most `start` before its end.
-3. There are at least `minimum` and at most `count` devices. `initial` ones are on for `start` seconds from the
-beginning (`scaling.Need`), unless devices of the class fail or are reclaimed.
+3. There are at most `count` devices, and at least `minimum` unless devices of the class fail or are taken away.
 
 What happens after the last arrival is charged as work alone. Left out: idle time, whole devices, failures, and what
 `minimum_time` leaves out. Including that the scaling rule keeps devices for the densities of jobs (`scaling.wanted`),
@@ -27,10 +26,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.bounds.minimum_time import least_work
+from simulator.bounds.minimum_time import SLACK, least_work
+from simulator.bounds.pace import Pace
 from simulator.bounds.pricing import Prices, Supply, Windows, find_prices
 from simulator.fleet import SERVICES
-from simulator.outcome import Summary
+from simulator.outcome import Summary, fines
 from simulator.traces.workload import Figures, Workload
 
 NAME = "lp-bound"
@@ -46,12 +46,20 @@ class Bound:
     """Minimum cost of answers in US dollars: `fixed`, plus what each request adds.
 
     `least` has each service's requests, cheapest first, without those that no class could answer in time. `asked` is
-    the number of requests of each service.
+    the number of requests of each service, `fines` US dollars for each that is missed.
     """
 
     fixed: float
     least: Mapping[str, Figures]
     asked: Mapping[str, int]
+    fines: Mapping[str, float]
+
+    @property
+    def score(self) -> float:
+        """Minimum of a run's score: a request that costs more than its fine is left out."""
+        answered = sum(float(np.minimum(least, self.fines[name]).sum()) for name, least in self.least.items())
+        never = sum((asked - len(self.least[name])) * self.fines[name] for name, asked in self.asked.items())
+        return max(self.fixed + answered, 0.0) + never
 
     @property
     def cost(self) -> float:
@@ -71,15 +79,15 @@ class Bound:
             requests=sum(self.asked.values()),
             attainment=possible,
             cost_usd=self.cost,
-            score=self.cost,
+            score=self.score,
         )
 
 
 def lower_bound(workload: Workload) -> Bound:
     """The least that any policy can pay; the module's docstring explains why."""
-    work = least_work(workload)
+    work = _device_seconds(workload)
     windows = Windows.of(workload, max(WINDOW, float(workload.trace.arrival[-1]) / _MOST_WINDOWS))
-    supplies = [Supply.of(device, windows) for device in workload.fleet.classes.values()]
+    supplies = [Supply.of(workload.fleet, name, windows) for name in workload.fleet.classes]
     prices = find_prices(workload, work, supplies, windows)
     least = np.min([_cheapest(price, work[:, column], windows) for column, price in enumerate(prices)], axis=0)
     service, possible = workload.trace.service, np.isfinite(least)
@@ -87,7 +95,18 @@ def lower_bound(workload: Workload) -> Bound:
         sum(price.fixed for price in prices),
         {name: np.sort(least[possible & (service == number)]) for number, name in enumerate(SERVICES)},
         {name: int((service == number).sum()) for number, name in enumerate(SERVICES)},
+        dict(zip(SERVICES, fines(workload).tolist(), strict=True)),
     )
+
+
+def _device_seconds(workload: Workload) -> Figures:
+    """Minimum device seconds of each request on each class, at the highest speed that the class has during its life."""
+    trace = workload.trace
+    paces = [Pace.of(workload, column) for column in range(len(workload.fleet.classes))]
+    due = trace.arrival + trace.deadline * SLACK
+    fastest = np.stack([pace.fastest(trace.arrival, due) for pace in paces], axis=1)
+    seconds: Figures = least_work(workload, paces) / fastest
+    return seconds
 
 
 def _cheapest(prices: Prices, work: Figures, windows: Windows) -> Figures:

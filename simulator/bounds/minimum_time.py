@@ -1,5 +1,7 @@
 """The minimum device seconds of answering a request in time on a hardware class, however it is scheduled.
 
+Seconds are those of the profile; `pace` has what events do to them. Spot devices serve preemptible services only.
+
 A batch's time is `base` per step, independent of its rows, plus what each row adds: its prompt, and its own tokens read
 once per step (`Stepping`), or its size (`Whole`). The second part is the request's own. Of the first, rows have shares
 that sum to one in each step, by one of two rules:
@@ -18,13 +20,15 @@ compute-bound steps, and a `Whole` batch's floor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from simulator.bounds.pace import Pace
 from simulator.fleet import USABLE, DeviceClass
 from simulator.timing import Stepping, Timing, Whole
-from simulator.traces.workload import Figures, Workload
+from simulator.traces.workload import Figures, Workload, barred
 
 SLACK = 1 + 2e-6
 """Factor on deadlines within which an answer counts as in time: latencies are float32 (`Outcome.in_time`)."""
@@ -77,8 +81,11 @@ class _Run:
         return np.where(able, self.prompt + self.per_unit * self.own + self.base * share, np.inf)
 
 
-def least_work(workload: Workload) -> Figures:
-    """Minimum device seconds of each request on each class; shape (n, classes), infinite if it would be late."""
+def least_work(workload: Workload, paces: Sequence[Pace]) -> Figures:
+    """Minimum seconds of each request on each class at its profile's pace; infinite if it would be late.
+
+    Shape: (n, classes).
+    """
     trace, fleet = workload.trace, workload.fleet
     work = np.full((len(trace), len(fleet.classes)), np.inf)
     for number, name in enumerate(trace.models):
@@ -87,5 +94,8 @@ def least_work(workload: Workload) -> Figures:
         for column, (device, timing) in enumerate(zip(fleet.classes.values(), fleet.timings[name], strict=True)):
             if timing is not None and len(rows):
                 run = _Run.of(timing, device, size, output)
-                work[rows, column] = run.work(device.max_batch, trace.deadline[rows] * SLACK)
+                deadline = trace.deadline[rows] * SLACK
+                fastest = paces[column].fastest(trace.arrival[rows], trace.arrival[rows] + deadline)
+                work[rows, column] = run.work(device.max_batch, deadline * fastest)
+    work[barred(trace, fleet)] = np.inf
     return work

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
 
 from simulator.bounds.minimum_time import SLACK
-from simulator.fleet import DeviceClass
+from simulator.bounds.pace import is_lasting
+from simulator.bounds.programme import Programme
+from simulator.fleet import Fleet
 from simulator.traces.trace import Column
 from simulator.traces.workload import Figures, Workload
 
@@ -64,14 +64,13 @@ class Supply:
     pairs: Column
 
     @classmethod
-    def of(cls, device: DeviceClass, windows: Windows) -> Supply:
+    def of(cls, fleet: Fleet, name: str, windows: Windows) -> Supply:
         """The class's devices."""
-        firm = not (device.failures_per_hour or (device.spot and device.reclaims_per_hour))
+        device = fleet.classes[name]
         reach = int(device.start // windows.length)
+        low = np.full(windows.count, float(device.minimum * is_lasting(fleet, name)))
         now, other = np.indices((windows.count, windows.count))
         started = (other > now) & (other - now < reach)
-        low = np.full(windows.count, float(device.minimum))
-        low[:reach] = max(device.minimum, device.initial if firm else 0)
         return cls(device.count, device.usd_per_second, low, np.argwhere((other == now) | started).T)
 
 
@@ -97,7 +96,7 @@ class Prices:
 
 def find_prices(workload: Workload, work: Figures, supplies: Sequence[Supply], windows: Windows) -> list[Prices]:
     """Good prices for each class; `work` is device seconds, shape (n, classes)."""
-    programme = _Programme()
+    programme = Programme()
     unit = min(supply.price for supply in supplies)
     sellers = [_Seller.of(programme, supply, windows, supply.price / unit) for supply in supplies]
     for rows in _groups(workload, work, windows):
@@ -125,46 +124,6 @@ def _groups(workload: Workload, work: Figures, windows: Windows) -> list[Column]
     return found
 
 
-class _Programme:
-    """A linear programme under construction: columns from `low` to `high` at least cost, with rows `sum <= most`."""
-
-    def __init__(self) -> None:
-        self._columns: list[Figures] = []
-        self._most: list[Figures] = []
-        self._entries: list[tuple[Column, Column, Figures]] = []
-        self._width = self._height = 0
-
-    def columns(
-        self, count: int, *, cost: Figures | float = 0.0, low: Figures | float = 0.0, high: float = math.inf
-    ) -> Column:
-        """Add `count` columns; returns their numbers."""
-        self._columns.append(np.stack([np.broadcast_to(figure, (count,)) for figure in (cost, low, high)], axis=1))
-        self._width += count
-        return np.arange(self._width - count, self._width)
-
-    def rows(self, count: int, *, most: Figures | float = 0.0) -> Column:
-        """Add `count` rows; returns their numbers."""
-        self._most.append(np.broadcast_to(most, (count,)))
-        self._height += count
-        return np.arange(self._height - count, self._height)
-
-    def put(self, rows: Column, columns: Column, values: Figures | float) -> None:
-        """Add entries, one for each element of the three arguments."""
-        self._entries.append((rows, columns, np.broadcast_to(values, rows.shape)))
-
-    def multipliers(self) -> Figures:
-        """What one more unit of each row's limit would save; shape (rows,), at least 0."""
-        if not self._width:
-            return np.zeros(self._height)
-        row, column, value = (np.concatenate(part) for part in zip(*self._entries, strict=True))
-        matrix = coo_matrix((value, (row, column)), shape=(self._height, self._width)).tocsr()
-        columns, most = np.concatenate(self._columns), np.concatenate(self._most)
-        found = linprog(columns[:, 0], A_ub=matrix, b_ub=most, bounds=columns[:, 1:], method="highs-ipm")
-        assert found.success, found.message
-        multipliers: Figures = np.maximum(-found.ineqlin.marginals, 0.0)
-        return multipliers
-
-
 @dataclass(frozen=True, slots=True)
 class _Seller:
     """A class in the programme: rows for devices kept busy by each window's work, and for devices on for them.
@@ -177,7 +136,7 @@ class _Seller:
     cover: Column
 
     @classmethod
-    def of(cls, programme: _Programme, supply: Supply, windows: Windows, price: float) -> _Seller:
+    def of(cls, programme: Programme, supply: Supply, windows: Windows, price: float) -> _Seller:
         powered = programme.columns(windows.count, cost=price, low=supply.low, high=supply.count)
         needed = programme.columns(windows.count)
         seller = cls(price, programme.rows(windows.count), programme.rows(supply.pairs.shape[1]))
@@ -187,7 +146,7 @@ class _Seller:
         return seller
 
 
-def _buy(programme: _Programme, rows: Column, work: Figures, sellers: Sequence[_Seller], windows: Windows) -> None:
+def _buy(programme: Programme, rows: Column, work: Figures, sellers: Sequence[_Seller], windows: Windows) -> None:
     """Add a group to the programme: all of it is bought in its window of arrival, as shares of the classes."""
     slots = windows.first[rows]
     lag = int((windows.last[rows] - slots).max())
@@ -202,7 +161,7 @@ def _buy(programme: _Programme, rows: Column, work: Figures, sellers: Sequence[_
     programme.put(whole, programme.columns(windows.count, cost=MISSED * dearest), -1.0)  # what the fleet cannot serve
 
 
-def _serve(programme: _Programme, shares: Column, devices: Figures, seller: _Seller, lag: int) -> None:
+def _serve(programme: Programme, shares: Column, devices: Figures, seller: _Seller, lag: int) -> None:
     """What is bought joins a backlog, worked off within `lag` windows, or after the trace at the bare price."""
     count = len(shares)
     stock = programme.columns(count, cost=np.where(np.arange(count) == count - 1, seller.price, 0.0))

@@ -152,12 +152,18 @@ def alone_and_work(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures,
 def figures_of(trace: Trace, fleet: Fleet, output: Column) -> tuple[Figures, Figures, Figures]:
     """`alone_and_work` of requests whose services are known: only preemptible work may run on spot devices."""
     figures = alone_and_work(trace, fleet, output)
+    never = barred(trace, fleet)
+    for figure in figures:
+        figure[never] = math.inf
+    return figures
+
+
+def barred(trace: Trace, fleet: Fleet) -> Column:
+    """Which requests may not run on which classes, whoever decides; shape (n, classes)."""
     spot = np.array([device.spot for device in fleet.classes.values()])
     firm = np.array([not service.preemptible for service in fleet.services])
-    barred = firm[trace.service][:, None] & spot[None, :]
-    for figure in figures:
-        figure[barred] = math.inf
-    return figures
+    both: Column = firm[trace.service][:, None] & spot[None, :]
+    return both
 
 
 def jobs(workload: Workload, *, clairvoyant: bool) -> Iterator[Job]:
