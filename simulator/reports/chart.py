@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.bounds.bound import NAME as BOUND
+from simulator.bounds.whole import NAME as WHOLE_BOUND
 from simulator.fleet import SERVICES
 from simulator.outcome import Summary
 from simulator.reports.report import percent, seconds
@@ -59,7 +60,7 @@ def page(summaries: Sequence[Summary], *, title: str, subtitle: str) -> str:
 
 
 def _chart(summaries: Sequence[Summary], own: str) -> str:
-    points = [s for s in summaries if s.policy != BOUND and s.attainment["live"] is not None]
+    points = [s for s in summaries if s.policy not in (BOUND, WHOLE_BOUND) and s.attainment["live"] is not None]
     dearest = max((s.cost_usd for s in summaries), default=1.0) or 1.0
     across = _Scale(0.0, dearest * 1.12, _LEFT, WIDTH - _RIGHT)
     up = _Scale(0.0, 1.0, HEIGHT - _BOTTOM, _TOP)
