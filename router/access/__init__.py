@@ -1,1 +1,1 @@
-"""Who may use the HTTP door, and how often. `keyring` and `rates` only decide; `file` does the I/O."""
+"""Who may use the HTTP door, and how often. `keyring` and `limits` only decide; `file` does the I/O."""

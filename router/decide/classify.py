@@ -58,7 +58,7 @@ class Needs:
     `size` is the size of one row in the model's unit, `output` the predicted answer's part of it. `payload` is the
     number of bytes sent to the device. Without an `allowance`, the tenant's spending is unbounded. `company` is the
     expected batch: the number of jobs of the same kind released from holding together with it. `brief` is set for a
-    tenant over its fair share (`tenants.Shares`): the seconds of work that may be bound ahead of the request.
+    tenant over its fair share (`usage.Shares`): the seconds of work that may be bound ahead of the request.
     """
 
     deadline: float | None
