@@ -70,7 +70,7 @@ class Outgoing(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptSnapshot:
+class StoredSnapshot:
     """What placements were decided from, as it is kept under its `name` for `keep` seconds."""
 
     name: str
@@ -170,13 +170,13 @@ class Transport(Protocol):
     async def take(self) -> InFlight:
         """Take arrivals, up to `TAKE_AT_MOST`; some may have been taken as others were forwarded."""
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish and record, and keep the snapshots with the records; what is to be held is kept in the state store.
 
         False for a message that is not ours any more or whose job has a record already.
         """
 
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish and record jobs that were held. False for one that is not held any more."""
 
     async def settle(self, tags: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from workers.stages.queues import AdmitQueue
 
 
 class NoCelery:
-    """A Celery worker that consumes nothing, and keeps the status with which it was told to exit."""
+    """A Celery worker that consumes nothing, and records its exit status."""
 
     def __init__(self) -> None:
         self.exited: int | None = None

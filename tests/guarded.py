@@ -163,13 +163,13 @@ log.console.level = warning
         "MNESIA_BASE": "data",
         "LOG_BASE": "log",
     }
-    told = {f"RABBITMQ_{name}": str(folder / file) for name, file in places.items()}
-    told |= {
+    variables = {f"RABBITMQ_{name}": str(folder / file) for name, file in places.items()}
+    variables |= {
         "RABBITMQ_NODENAME": f"guarded-{port}@localhost",
         "RABBITMQ_DIST_PORT": str(free_port()),
         "HOME": str(folder),
     }
-    told |= {
+    variables |= {
         "RABBITMQ_PID_FILE": str(folder / "pid"),
         "ERL_EPMD_PORT": str(free_port()),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -180,7 +180,7 @@ log.console.level = warning
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
-            env=os.environ | told,
+            env=os.environ | variables,
             start_new_session=True,  # so that its script and its machine end together
         )
     try:
@@ -190,7 +190,7 @@ log.console.level = warning
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         kill = ["epmd", "-kill"]  # the name server that it alone used, once that has seen it end
-        until(lambda: not subprocess.run(kill, env=os.environ | told, capture_output=True, check=False).returncode)
+        until(lambda: not subprocess.run(kill, env=os.environ | variables, capture_output=True, check=False).returncode)
 
 
 def needed(program: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 
-from broker.port import KeptSnapshot
+from broker.port import StoredSnapshot
 from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.lua import Call, run
 from broker.valkey.queues import TAKES, recover_call, sign_call
@@ -59,7 +59,7 @@ class Store:
         session: str = "",
         most: int = 0,
         most_bytes: int = 1000,
-        snapshots: Sequence[KeptSnapshot] = (),
+        snapshots: Sequence[StoredSnapshot] = (),
     ) -> Forwarded:
         """The answer when this is forwarded, and arrivals are taken under a session."""
         takes = in_flight_key(session, TAKES)

@@ -27,7 +27,7 @@ TICK = 0.002
 """Seconds between two ticks."""
 
 LEAST = 0.01
-"""Seconds of the stalls that are told."""
+"""Least seconds of a reported stall."""
 
 LONGEST = 0.1
 """Seconds for which no request may hold the event loop."""
@@ -40,7 +40,7 @@ ATTEMPTS = 3
 
 
 class Stalls:
-    """What a ticking router told so far."""
+    """The stalls that a ticking router reported so far."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,8 +48,8 @@ class Stalls:
 
     def longest(self) -> float:
         """Seconds of the longest stall since the last call; 0 where there was none to tell."""
-        told = [float(line) for line in self._path.read_text().splitlines()]
-        new, self._read = told[self._read :], len(told)
+        answer = [float(line) for line in self._path.read_text().splitlines()]
+        new, self._read = answer[self._read :], len(answer)
         return max(new, default=0.0)
 
     def least(self, ask: Callable[[], object]) -> float:

@@ -275,5 +275,5 @@ class Tower:
 
 
 def is_running(tower: Tower, job: str) -> bool:
-    """Whether the store was told that the job runs."""
+    """Whether the store records that the job runs."""
     return bool(tower.state.hget(job_key(job), "state") == b"running")

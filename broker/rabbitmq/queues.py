@@ -21,7 +21,7 @@ import msgspec
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
 from broker.valkey.forwarding import Forward, Forwarded, forward_answer, forward_call
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
@@ -112,7 +112,7 @@ class RabbitTransport:
             session.arrived.clear()
         return InFlight(seconds + microseconds / 1e6, arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Record, publish with confirms, mark, acknowledge: in this order."""
         session = await self._live()
         ours = [not m.tag or m.tag in session.taken for m in messages]
@@ -125,7 +125,7 @@ class RabbitTransport:
         rest = iter(due)
         return [own and next(rest) for own in ours]
 
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
         forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
@@ -176,7 +176,7 @@ class RabbitTransport:
         await self._drop()
         self._records.close()
 
-    async def _record_due(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot]) -> list[bool]:
+    async def _record_due(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot]) -> list[bool]:
         """Record the jobs; which have to be published: those that are new, or recorded by a router that died then.
 
         What runs was published, though its router did not live to say so.
@@ -204,7 +204,7 @@ class RabbitTransport:
         return [marks == [None, None] for marks in known]
 
     async def _run_record(
-        self, snapshots: Sequence[KeptSnapshot], forwards: Sequence[Forward], *, held: bool = False
+        self, snapshots: Sequence[StoredSnapshot], forwards: Sequence[Forward], *, held: bool = False
     ) -> Forwarded:
         """Keep snapshots and records; what became of the records."""
         call = forward_call(forwards, snapshots=snapshots, held=held)

@@ -130,7 +130,7 @@ class ClassQueue:
         if tags:
             self._run(Call("queues/put_back", UNACKED, [*reversed(tags)]))
 
-    def keep(self, tags: Sequence[str]) -> None:
+    def renew(self, tags: Sequence[str]) -> None:
         """Renew the lease on messages; without it they return to their queues when it expires."""
         if tags:
             self._run(Call("queues/keep", UNACKED[1:], tags))

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from broker.port import KeptSnapshot
+from broker.port import StoredSnapshot
 from broker.valkey.lua import Call
 from tasks.fingerprint import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
@@ -87,7 +87,7 @@ def forward_call(
     forwards: Iterable[Forward],
     taking: Taking | None = None,
     *,
-    snapshots: Sequence[KeptSnapshot] = (),
+    snapshots: Sequence[StoredSnapshot] = (),
     held: bool = False,
 ) -> Call:
     """Forwards jobs, with the snapshots that their records refer to, and takes arrivals with it.

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from broker.beside import beside
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, KeptSnapshot, Outgoing
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
 from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.lua import Call
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
@@ -229,7 +229,7 @@ class ValkeyTransport:
         arrivals = [await beside(len(raw), _arrival, tag, raw) for tag, raw in (*woken, *ahead)]
         return InFlight(self._session.now(), arrivals)
 
-    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+    async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
         forwards = [self._forward_of(m) for m in messages]
         tags = {m.tag for m in messages if m.tag}
@@ -247,7 +247,7 @@ class ValkeyTransport:
         await self._confirm(self._sends, tags)
         return [new if stays else next(sent) for new, stays in zip(recorded.done, left, strict=True)]
 
-    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[KeptSnapshot] = ()) -> list[bool]:
+    async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
         forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
         if self._records is None:
@@ -358,7 +358,7 @@ class ValkeyTransport:
         self,
         forwards: Sequence[Forward],
         tags: Set[str] = frozenset(),
-        snapshots: Sequence[KeptSnapshot] = (),
+        snapshots: Sequence[StoredSnapshot] = (),
         *,
         held: bool = False,
     ) -> list[bool]:
@@ -370,7 +370,7 @@ class ValkeyTransport:
             return forward_answer(await self._sends.run(forward_call(forwards, snapshots=snapshots, held=held))).done
 
     async def _exchange(
-        self, forwards: Sequence[Forward], tags: Set[str], snapshots: Sequence[KeptSnapshot] = ()
+        self, forwards: Sequence[Forward], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[bool]:
         """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
         takes = self._session.in_flight(TAKES)
@@ -398,7 +398,7 @@ class ValkeyTransport:
             check_confirmed(await connection.calls(*self._confirming))
 
     async def _run_record(
-        self, forwards: Sequence[Forward], snapshots: Sequence[KeptSnapshot], *, held: bool = False
+        self, forwards: Sequence[Forward], snapshots: Sequence[StoredSnapshot], *, held: bool = False
     ) -> Forwarded:
         assert self._records is not None
         with fleet_errors("state store"):

@@ -108,11 +108,11 @@ class Store:
         calls = [over_call(self.worker, jobs[start : start + _AT_ONCE]) for start in range(0, len(jobs), _AT_ONCE)]
         commands: list[Command] = [("EVAL", call.text, len(call.keys), *call.keys, *call.args) for call in calls]
         with fleet_errors("state store"):
-            *answers, kept = self._connections.ask([*commands, outlasting(self.limits.durability, _KEPT_WITHIN)])
+            *answers, persisted = self._connections.ask([*commands, outlasting(self.limits.durability, _KEPT_WITHIN)])
             checked(answers)
-        keeps = outlasted(kept)
+        keeps = outlasted(persisted)
         if self._keeps and not keeps:
-            logger.warning("the store may lose results when it is killed", extra={"answer": str(kept)})
+            logger.warning("the store may lose results when it is killed", extra={"answer": str(persisted)})
         self._keeps = keeps
         return [bool(one) for answer in answers for one in answer]
 
@@ -135,10 +135,10 @@ class Store:
         contents = self._calls(*(("GET", blob_key(reference.ref)) for reference in references))
         return {reference.ref: content for reference, content in zip(references, contents, strict=True)}
 
-    def keep_blobs(self, kept: Mapping[str, Buffer]) -> None:
+    def keep_blobs(self, contents: Mapping[str, Buffer]) -> None:
         """Store the blobs of results, as long as results stay."""
         keep = self.limits.keep_result
-        self._calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in kept.items()))
+        self._calls(*(("SET", blob_key(ref), content, "EX", keep) for ref, content in contents.items()))
 
     def beat(self, facts: Any) -> None:
         """Publish the device's facts."""

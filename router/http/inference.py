@@ -137,7 +137,7 @@ class _Prepared:
 
     order: Order
     model: Model
-    kept: Mapping[str, Buffer]
+    blobs: Mapping[str, Buffer]
     classes: Mapping[str, int]
 
 
@@ -242,18 +242,18 @@ class Inference:
         blobs = Blobs(self._limits.inline)
         body = request_body(request, blobs)
         job = job_id(request)
-        sizes = {ref: len(content) for ref, content in blobs.kept.items()}
+        sizes = {ref: len(content) for ref, content in blobs.contents.items()}
         check_size(len(body) + sum(sizes.values()), self._limits.payload)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
         classes = classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
-        return _Prepared(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.kept, classes)
+        return _Prepared(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.contents, classes)
 
     async def _placed(self, prepared: _Prepared) -> Admitted:
         """The placed request, with its blobs in the store."""
         admitted = await self._router.place(prepared.order)
         carried_on(admitted.outgoing.envelope.headers)
-        if prepared.kept:
-            await self._router.store.keep_blobs(prepared.kept)
+        if prepared.blobs:
+            await self._router.store.keep_blobs(prepared.blobs)
         return admitted
 
     async def _forward(self, prepared: _Prepared, admitted: Admitted) -> bool:
@@ -269,8 +269,8 @@ class Inference:
             if prepared.order.request.idempotency_key is None:
                 await self._withdraw(prepared, error)
             raise
-        if prepared.kept and not fresh:
-            await self._router.store.drop_blobs(prepared.order.job, prepared.kept)
+        if prepared.blobs and not fresh:
+            await self._router.store.drop_blobs(prepared.order.job, prepared.blobs)
         if not fresh and admitted.outgoing.use is not None:
             await self._check_first(prepared.order, admitted.outgoing.use.digest)
         return fresh
@@ -289,7 +289,7 @@ class Inference:
             async with asyncio.timeout(_WITHDRAWN_WITHIN):
                 if await store.record(job):
                     await store.finish([Ending(job, JobState.FAILED, failure_meta(job, reported))])
-                await store.drop_blobs(job, prepared.kept)
+                await store.drop_blobs(job, prepared.blobs)
 
     async def result(self, meta: bytes) -> Result:
         """The stored result, with the blobs that it refers to in place.

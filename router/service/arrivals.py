@@ -80,7 +80,7 @@ class Submissions:
         try:
             snapshots = self._fleet.snapshots()
             forwarded = await self._transport.forward([outgoing for outgoing, _ in batch], snapshots)
-            self._fleet.kept(snapshots)
+            self._fleet.mark_stored(snapshots)
             for (_, done), fresh in zip(batch, forwarded, strict=True):
                 settle(done, fresh)
         except Exception as error:  # the next call is made regardless
@@ -317,7 +317,7 @@ class Router:
     async def _forward(self, admitted: Sequence[Admitted]) -> None:
         snapshots = self.fleet.snapshots()
         forwarded = await self.transport.forward([a.outgoing for a in admitted], snapshots)
-        self.fleet.kept(snapshots)
+        self.fleet.mark_stored(snapshots)
         for one, fresh in zip(admitted, forwarded, strict=True):
             if not fresh:
                 await self._drop_blobs(one.outgoing.job, one.outgoing.envelope)

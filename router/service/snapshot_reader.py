@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from broker.port import KeptSnapshot
+from broker.port import StoredSnapshot
 from router.decide.cost import shadow_prices
 from router.decide.depths import Depths, depths_from
 from router.decide.explain import pack_snapshot
@@ -148,12 +148,12 @@ class FleetReader:
         self._book = book
         self._working.rebuild(book)
 
-    def snapshots(self) -> list[KeptSnapshot]:
-        """Snapshots used by placements and not stored yet: store them with the next records, then call `kept`."""
+    def snapshots(self) -> list[StoredSnapshot]:
+        """Snapshots of placements not stored yet: store them with the next records, then call `mark_stored`."""
         keep = self._topology.limits.keep_explanation
-        return [KeptSnapshot(working.snapshot_name, pack_snapshot(working.fleet), keep) for working in self._unstored]
+        return [StoredSnapshot(working.snapshot_name, pack_snapshot(working.fleet), keep) for working in self._unstored]
 
-    def kept(self, snapshots: Iterable[KeptSnapshot]) -> None:
+    def mark_stored(self, snapshots: Iterable[StoredSnapshot]) -> None:
         """These snapshots were stored."""
         names = {snapshot.name for snapshot in snapshots}
         if names:

@@ -129,7 +129,7 @@ class Releaser(Duty):
         if bound:
             snapshots = self._fleet.snapshots()
             await self._transport.release([one.outgoing for one in bound], snapshots)
-            self._fleet.kept(snapshots)
+            self._fleet.mark_stored(snapshots)
 
 
 def _releasable(queue: HoldingQueue) -> Releasable | None:

@@ -158,7 +158,7 @@ def _by_name(names: Sequence[str], inputs: Any) -> dict[str, Any]:
 def _raw(inputs: Any) -> Any:
     """`inputs` as they would be after encoding and decoding, without the detour through text."""
     every = ResultBlobs(limit=-1)
-    return resolved(to_wire(inputs, "inputs", every), every.kept)
+    return resolved(to_wire(inputs, "inputs", every), every.contents)
 
 
 def _headed(tensor: Named, parts: list[Buffer]) -> Named:

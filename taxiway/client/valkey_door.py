@@ -149,7 +149,7 @@ class ValkeyDoor:
             key=self._key,
             submission=submission,
         )
-        return message, blobs.kept
+        return message, blobs.contents
 
     async def _read(self, raw: bytes, until: float) -> Result:
         result = read_answer(raw)

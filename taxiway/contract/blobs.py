@@ -38,11 +38,11 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Blobs:
-    """Moves a request's large values out of its message; `kept` maps each `ref` to the bytes, not copied."""
+    """Moves a request's large values out of its message; `contents` maps each `ref` to the bytes, not copied."""
 
     def __init__(self, limit: int = INLINE) -> None:
         self.limit = limit
-        self.kept: dict[str, Buffer] = {}
+        self.contents: dict[str, Buffer] = {}
 
     def keep(self, content: Buffer) -> dict[str, Any]:
         """The fields of a reference to `content`."""
@@ -50,7 +50,7 @@ class Blobs:
 
     def _named(self, content: Buffer) -> dict[str, Any]:
         ref = uuid.uuid4().hex
-        self.kept[ref] = content
+        self.contents[ref] = content
         return {"ref": ref, "bytes": memoryview(content).nbytes}
 
 

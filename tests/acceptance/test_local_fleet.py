@@ -152,7 +152,7 @@ def test_the_demo_answers_every_input_on_all_three_classes_and_leaves_nothing_ru
     command = [sys.executable, "-m", "local", "demo", "--json"]
     demo = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=TREE, check=False)
     assert demo.returncode == 0, demo.stderr[-3000:]
-    told = json.loads(demo.stdout)
-    assert len(told["answers"]) >= 60
-    assert {answer["hardware_class"] for answer in told["answers"]} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
-    assert gone(told["supervisor"])
+    reply = json.loads(demo.stdout)
+    assert len(reply["answers"]) >= 60
+    assert {answer["hardware_class"] for answer in reply["answers"]} == {"cpu.batch", "gpu.realtime", "tpu.bulk"}
+    assert gone(reply["supervisor"])

@@ -42,13 +42,13 @@ def within(seconds: int, condition: Callable[[], bool]) -> None:
 
 def waits(client: Client, hardware_class: str) -> float:
     """Seconds that work of the last level would wait there."""
-    told = client.what_if("paced", "is anybody there?", service="bulk")
-    return min(row["wait"] for row in told["considered"] if row["hardware_class"] == hardware_class)
+    answer = client.what_if("paced", "is anybody there?", service="bulk")
+    return min(row["wait"] for row in answer["considered"] if row["hardware_class"] == hardware_class)
 
 
-def soonest(told: dict[str, Any], hardware_class: str, figure: str = "guaranteed") -> float:
+def soonest(answer: dict[str, Any], hardware_class: str, figure: str = "guaranteed") -> float:
     """The least of a figure over what was considered of a class."""
-    return min(row[figure] for row in told["considered"] if row["hardware_class"] == hardware_class)
+    return min(row[figure] for row in answer["considered"] if row["hardware_class"] == hardware_class)
 
 
 def test_sentiment_at_low_load_runs_on_the_cpu(client: Client) -> None:
@@ -69,12 +69,12 @@ def test_a_long_generation_that_the_busy_cpu_cannot_end_in_time_runs_on_the_acce
         "parameters": {"max_tokens": 96},
     }
     before: list[taxiway.Job] = []
-    told = client.what_if(**long, deadline=600)
-    while soonest(told, CPU) < BUSIER * soonest(told, ACCELERATOR):
+    answer = client.what_if(**long, deadline=600)
+    while soonest(answer, CPU) < BUSIER * soonest(answer, ACCELERATOR):
         assert len(before) < 100
         before.append(client.submit("generate", f"Count to {len(before)}.", deadline=600))
-        told = client.what_if(**long, deadline=600)
-    deadline = math.sqrt(soonest(told, CPU) * soonest(told, ACCELERATOR))
+        answer = client.what_if(**long, deadline=600)
+    deadline = math.sqrt(soonest(answer, CPU) * soonest(answer, ACCELERATOR))
 
     job = client.submit(**long, deadline=deadline)
     placed = job.placement()

@@ -53,8 +53,8 @@ def test_a_client_gets_a_real_answer_with_its_placement(client: Client) -> None:
 
 
 def test_a_generated_answer_is_told_as_it_comes(client: Client) -> None:
-    told = client.stream("generate", "Write one sentence about the sea.", timeout=120, deadline=60)
-    *pieces, result = told
+    events = client.stream("generate", "Write one sentence about the sea.", timeout=120, deadline=60)
+    *pieces, result = events
 
     assert isinstance(result, taxiway.Result)
     assert len(pieces) > 5

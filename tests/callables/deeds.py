@@ -1,4 +1,4 @@
-"""Does what it is told to: one good thing, and all the bad ones that a callable may do."""
+"""Does what its input names: one good deed, and every misbehaviour of a callable."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60, help="how long")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
     given = parser.parse_args()
-    supply, told, faults = Bodies(given.seed), Counter[str](), list[str]()
+    supply, counts, faults = Bodies(given.seed), Counter[str](), list[str]()
     with tempfile.TemporaryDirectory() as name, EmbeddedValkey(Path(name) / "valkey") as server:
         settings = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         with (
@@ -137,10 +137,10 @@ def main() -> int:
             end = time.monotonic() + given.seconds
             while time.monotonic() < end and router.process.poll() is None:
                 wrong, answered = ask(http, stalls, supply.request())
-                told[answered] += 1
-                faults += [f"request {told.total()}: {fault}" for fault in wrong]
+                counts[answered] += 1
+                faults += [f"request {counts.total()}: {fault}" for fault in wrong]
             faults += ["the router ended"] if router.process.poll() is not None else []
-    sys.stdout.write(f"seed {given.seed}; answers: {dict(sorted(told.items()))}; {'; '.join(faults) or 'no harm'}\n")
+    sys.stdout.write(f"seed {given.seed}; answers: {dict(sorted(counts.items()))}; {'; '.join(faults) or 'no harm'}\n")
     return int(bool(faults))
 
 

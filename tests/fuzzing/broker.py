@@ -41,8 +41,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**32), help="decides all chance")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, EmbeddedValkey(Path(name) / "valkey") as server:
-        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(told, Path(name))
+        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(base, Path(name))
         with (
             (Path(name) / "log").open("wb") as log,
             router_process(settings, log) as router,
@@ -92,8 +92,8 @@ def _unended(broker: redis.Redis, *, patience: float = 30.0) -> list[str]:
         with broker.pipeline(transaction=False) as pipeline:
             for key in left:
                 pipeline.hmget(key, "state", "accepted")
-            told = pipeline.execute()
-        left = [key for key, (state, at) in zip(left, told, strict=True) if at and state.decode() not in FINAL]
+            answer = pipeline.execute()
+        left = [key for key, (state, at) in zip(left, answer, strict=True) if at and state.decode() not in FINAL]
         time.sleep(0.1)
     return [key.decode(errors="replace") for key in left]
 

@@ -74,10 +74,10 @@ class Target:
 class _Answers:
     """The statuses in what a router said."""
 
-    def __init__(self, told: bytes) -> None:
+    def __init__(self, answer: bytes) -> None:
         self.statuses: list[int] = []
         self._parser = httptools.HttpResponseParser(self)
-        self._parser.feed_data(told)
+        self._parser.feed_data(answer)
 
     def on_message_complete(self) -> None:
         """Part of httptools' protocol."""
@@ -123,14 +123,14 @@ def _script(target: Target, seed: int) -> list[str]:
     chance = random.Random(seed)
     good, bad = chance.choices(list(_GOOD), k=chance.randrange(8)), chance.choice([b"", *_BAD])
     content, wanted = b"".join(good) + bad, [_GOOD[request] for request in good]
-    told = b""
+    received = b""
     try:
-        told = _said(target, content, chance)
-        statuses = _Answers(told).statuses
+        received = _said(target, content, chance)
+        statuses = _Answers(received).statuses
     except TimeoutError:
         return [f"script {seed}: the router did not close the connection"]
     except httptools.HttpParserError as error:
-        return [f"script {seed}: no HTTP came back: {error}: {told[-200:]!r}"]
+        return [f"script {seed}: no HTTP came back: {error}: {received[-200:]!r}"]
     begun = len(good) + bool(bad)
     whole = all(request.startswith(b"GET") for request in good)
     if len(statuses) > begun or (whole and statuses[: len(good)] != wanted):
@@ -142,7 +142,7 @@ def _script(target: Target, seed: int) -> list[str]:
 
 def _said(target: Target, content: bytes, chance: random.Random) -> bytes:
     """What comes back for `content`, sent in pieces, until the router closes the connection."""
-    told = b""
+    received = b""
     with socket.create_connection(("127.0.0.1", target.port), timeout=PATIENCE) as connection:
         with contextlib.suppress(ConnectionError):
             while content:
@@ -151,8 +151,8 @@ def _said(target: Target, content: bytes, chance: random.Random) -> bytes:
                 content = content[size:]
         with contextlib.suppress(ConnectionError):
             while piece := connection.recv(2**16):
-                told += piece
-    return told
+                received += piece
+    return received
 
 
 def _flood(target: Target, *, reads: bool, seconds: float) -> list[str]:

@@ -177,13 +177,13 @@ def test_a_download_that_was_interrupted_goes_on_where_it_ended(
     [partial] = (tmp_path / "cache" / "tmp" / SHA).iterdir()
     assert partial.read_bytes() == CONTENT[: len(CONTENT) // 2]
 
-    told: list[tuple[int, int | None]] = []
+    seen: list[tuple[int, int | None]] = []
     store = ArtefactStore(tmp_path / "cache", network)
-    path = store.path(described, "weights", lambda what, done, total: told.append((done, total)))
+    path = store.path(described, "weights", lambda what, done, total: seen.append((done, total)))
 
     assert path.read_bytes() == CONTENT
     assert server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
-    assert told[-1] == (len(CONTENT), len(CONTENT))
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert list((tmp_path / "cache" / "tmp").iterdir()) == []
 
 
@@ -217,12 +217,12 @@ def test_a_file_that_changes_under_a_store_is_not_handed_out(network: Network, t
 
 
 def test_progress_counts_bytes_up_to_the_whole(network: Network, tmp_path: Path) -> None:
-    told: list[tuple[str, int, int | None]] = []
+    seen: list[tuple[str, int, int | None]] = []
     store = ArtefactStore(tmp_path / "cache", network)
-    store.path(model(https(), tmp_path), "weights", lambda *values: told.append(values))
-    assert {what for what, _, _ in told} == {"fetching m:1 weights"}
-    assert told[0][1:] == (0, None)
-    assert told[-1][1:] == (len(CONTENT), len(CONTENT))
+    store.path(model(https(), tmp_path), "weights", lambda *values: seen.append(values))
+    assert {what for what, _, _ in seen} == {"fetching m:1 weights"}
+    assert seen[0][1:] == (0, None)
+    assert seen[-1][1:] == (len(CONTENT), len(CONTENT))
 
 
 def test_a_local_file_is_used_where_it_lies(tmp_path: Path) -> None:
@@ -379,16 +379,16 @@ def derived(options: str = "{}", recipe: str = "onnx-int8", packages: str = "[on
 
 def test_processes_that_want_the_same_derived_artefact_make_it_once(graph: str, tmp_path: Path) -> None:
     described = model(f"{graph}, {derived()}", tmp_path)
-    told: list[str] = []
+    seen: list[str] = []
 
     def make(store: ArtefactStore) -> Path:
-        return store.path(described, "weights", lambda what, done, total: told.append(what) if not done else None)
+        return store.path(described, "weights", lambda what, done, total: seen.append(what) if not done else None)
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(make, [ArtefactStore(tmp_path / "cache") for _ in range(2)])
     assert first == second
     assert first.stat().st_size > 0
-    assert told == ["converting m:1 weights"]
+    assert seen == ["converting m:1 weights"]
 
 
 def test_a_derived_artefact_that_was_damaged_is_made_again(graph: str, tmp_path: Path) -> None:

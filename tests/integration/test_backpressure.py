@@ -1,4 +1,4 @@
-"""What happens when a class cannot drain in time: who waits, who passes, and what the refused are told."""
+"""A class that cannot drain in time: who waits, who passes, and what refused submitters get."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def test_one_tenants_flood_waits_and_anothers_work_passes_it(fleet: Settings) ->
 
 
 async def refused(broker: str) -> tuple[int, int, list[float]]:
-    """How many of a hundred live jobs are answered; when the others are told to come again; one that does."""
+    """How many of a hundred live jobs are refused and late, and the refusals' retry times; a later job runs."""
     async with taxiway.AsyncClient(broker) as client:
         asked = [client.infer("paced", ROWS) for _ in range(100)]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        told = [present(answer.retry_after) for answer in answers if isinstance(answer, OverloadedError)]
+        waits = [present(answer.retry_after) for answer in answers if isinstance(answer, OverloadedError)]
         late = [answer for answer in answers if isinstance(answer, DeadlineExceededError)]
-        await asyncio.sleep(max(told))
+        await asyncio.sleep(max(waits))
         await client.infer("paced", ROWS)
-        return len(told), len(late), told
+        return len(waits), len(late), waits
 
 
 def test_what_cannot_be_done_in_time_is_refused_and_done_when_it_comes_again_as_told(fleet: Settings) -> None:
-    told, late, after = asyncio.run(refused(fleet.broker))
+    refusals, late, after = asyncio.run(refused(fleet.broker))
 
-    assert told > 30  # two and a half seconds of work, due within one
-    assert late < told
+    assert refusals > 30  # two and a half seconds of work, due within one
+    assert late < refusals
     assert 0 < max(after) < 2.5

@@ -20,9 +20,9 @@ from tests.working import QUEUES, Tower, WorkerProcess, worker_process, worker_s
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
     queues = QUEUES.replace("[python, echo]", "[onnx]").replace("warm: [echo, slab]", "warm: [vad]")
-    told = worker_settings(settings, tmp_path, queues)
-    write_model(told.models, "vad", vad_graph(), **VAD_SPECS)
-    return told
+    base = worker_settings(settings, tmp_path, queues)
+    write_model(base.models, "vad", vad_graph(), **VAD_SPECS)
+    return base
 
 
 @pytest.fixture

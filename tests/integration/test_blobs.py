@@ -246,8 +246,8 @@ def test_raw_tensors_that_are_not_what_they_say_are_refused_by_name(
 ) -> None:
     answer = raw_infer(fleet, {"inputs": inputs}, parts, length=length, model="noted")
 
-    told = answer.json()
-    assert (answer.status_code, told["code"], told["details"]["field"]) == (400, "invalid_request", field)
+    reply = answer.json()
+    assert (answer.status_code, reply["code"], reply["details"]["field"]) == (400, "invalid_request", field)
 
 
 def test_the_server_says_that_it_takes_raw_tensors(fleet: RouterProcess) -> None:

@@ -89,11 +89,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def fleet(guarded: Guarded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A router and a worker, each by its account."""
     folder, url = tmp_path_factory.mktemp("fleet"), guarded.url("router")
-    told = Settings(url, url, (secrets.token_bytes(32),), TREE / "queues.yaml", TREE / "models", folder)
-    told = worker_settings(told, folder)
-    own = replace(told, broker=guarded.url("worker"), state=guarded.url("worker"))
-    with worker_process(own, log=subprocess.DEVNULL), router_process(told):
-        yield told
+    base = Settings(url, url, (secrets.token_bytes(32),), TREE / "queues.yaml", TREE / "models", folder)
+    base = worker_settings(base, folder)
+    own = replace(base, broker=guarded.url("worker"), state=guarded.url("worker"))
+    with worker_process(own, log=subprocess.DEVNULL), router_process(base):
+        yield base
 
 
 @pytest.mark.usefixtures("fleet")

@@ -199,19 +199,19 @@ def commands(server: redis.Redis) -> list[Command]:
     return known
 
 
-def flat(told: Iterable[Any]) -> Iterator[Command]:
-    for name, arity, *_, places, subcommands in told:
+def flat(answer: Iterable[Any]) -> Iterator[Command]:
+    for name, arity, *_, places, subcommands in answer:
         if subcommands:
             yield from flat(subcommands)
         else:
             yield Command(name.decode(), abs(arity), tuple(filter(is_place, places)))
 
 
-def is_place(told: Any) -> bool:
+def is_place(answer: Any) -> bool:
     """Whether a key may be there: not where the server cannot say, nor at another word for a place that is known."""
-    begin = told[b"begin_search"]
+    begin = answer[b"begin_search"]
     again = begin[b"spec"].get(b"keyword") == b"STOREDIST"  # of STORE: of both in one call the last one counts
-    return begin[b"type"] != b"unknown" and b"not_key" not in told[b"flags"] and not again
+    return begin[b"type"] != b"unknown" and b"not_key" not in answer[b"flags"] and not again
 
 
 def answers(server: redis.Redis, account: str, calls: Iterable[list[str]]) -> list[str]:
@@ -224,8 +224,8 @@ def answers(server: redis.Redis, account: str, calls: Iterable[list[str]]) -> li
 
 def held(server: redis.Redis, account: str, commands: list[Command]) -> list[Command]:
     """The commands that the account may run with some key, or without any."""
-    told = answers(server, account, [one.call(*["a key of no account"] * len(one.places)) for one in commands])
-    return [command for command, answer in zip(commands, told, strict=True) if "to run the" not in answer]
+    reply = answers(server, account, [one.call(*["a key of no account"] * len(one.places)) for one in commands])
+    return [command for command, answer in zip(commands, reply, strict=True) if "to run the" not in answer]
 
 
 def allowed(server: redis.Redis, account: str, commands: list[Command]) -> dict[str, set[str]]:
@@ -239,9 +239,9 @@ def allowed(server: redis.Redis, account: str, commands: list[Command]) -> dict[
         for place in range(len(command.places))
         for friend in (friends.values() if len(command.places) > 1 else [""])
     ]
-    told = answers(server, account, [call for _, _, call in asked])
+    reply = answers(server, account, [call for _, _, call in asked])
     found: dict[str, set[str]] = defaultdict(set)
-    for (kind, command, _), answer in zip(asked, told, strict=True):
+    for (kind, command, _), answer in zip(asked, reply, strict=True):
         if answer == "OK":
             found[kind].add(command)
     return found
@@ -275,5 +275,5 @@ def test_an_account_holds_no_other_command_without_keys(
 def test_an_account_reaches_no_other_channel(server: redis.Redis, account: str) -> None:
     asked = [(verb, name, channel) for verb in VERBS for name, channel in CHANNELS.items()]
     calls = [[verb, channel, *["text"] * verb.endswith("publish")] for verb, _, channel in asked]
-    told = zip(asked, answers(server, account, calls), strict=True)
-    assert {f"{verb} {name}" for (verb, name, _), answer in told if answer == "OK"} == HEARD[account]
+    reply = zip(asked, answers(server, account, calls), strict=True)
+    assert {f"{verb} {name}" for (verb, name, _), answer in reply if answer == "OK"} == HEARD[account]

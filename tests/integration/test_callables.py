@@ -33,7 +33,7 @@ from tests.working import (
 DEEDS = """
 name: deeds
 version: 1
-summary: Does what it is told to, good and bad.
+summary: Does what its input names, good and bad.
 licence: Apache-2.0
 pipeline: tensors
 inputs:

@@ -79,14 +79,14 @@ def test_a_job_that_was_not_waited_for_is_looked_after_by_its_id(cli: CommandLin
 
 def test_a_request_is_explained_without_being_submitted(cli: CommandLine) -> None:
     shown = cli.succeed("explain", "--what-if", "echo", "--text", "hello", "--deadline", "30").stdout
-    told = json.loads(
+    answer = json.loads(
         cli.succeed("explain", "--what-if", "echo", "--text", "hello", "--locality", "moon", "--json").stdout
     )
 
     assert "cpu.batch" in shown
     assert "chosen" in shown
-    assert (told["error"], told["hardware_class"]) == ("unplaceable", None)
-    assert all("moon" in row["reason"] or "runs" in row["reason"] for row in told["refused"])
+    assert (answer["error"], answer["hardware_class"]) == ("unplaceable", None)
+    assert all("moon" in row["reason"] or "runs" in row["reason"] for row in answer["refused"])
 
 
 def test_status_without_a_job_shows_the_fleet(cli: CommandLine) -> None:
@@ -109,9 +109,9 @@ def test_an_unknown_model_exits_with_2_and_a_hint(cli: CommandLine) -> None:
 
 def test_a_job_that_has_ended_is_not_cancelled_and_that_is_said(cli: CommandLine) -> None:
     job = json.loads(cli.succeed("submit", "echo", "--text", "a", "--json").stdout)["id"]
-    told = cli("cancel", job, "--json")
+    shown = cli("cancel", job, "--json")
 
-    assert told.exit_code == 2
-    assert f"error: job {job} had already ended: succeeded" in told.stderr
-    status = json.loads(told.stdout)
+    assert shown.exit_code == 2
+    assert f"error: job {job} had already ended: succeeded" in shown.stderr
+    status = json.loads(shown.stdout)
     assert (status["state"], status["cancelled"]) == ("succeeded", False)

@@ -366,17 +366,17 @@ def test_no_more_than_the_window_is_under_way_however_they_come(url: str, client
 
 @pytest.mark.parametrize("name", ["map", "map_as_completed"])
 def test_progress_is_told_after_each_answer(url: str, client: Client, name: str) -> None:
-    async def ask(told: list[int]) -> list[object]:
+    async def ask(counts: list[int]) -> list[object]:
         async with taxiway.AsyncClient(url) as own:
-            return [r async for r in getattr(own, name)("echo", range(5), timeout=10, progress=told.append)]
+            return [r async for r in getattr(own, name)("echo", range(5), timeout=10, progress=counts.append)]
 
-    told: list[int] = []
-    told_blocking: list[int] = []
+    counts: list[int] = []
+    blocking_counts: list[int] = []
     with Responder(url):
-        asyncio.run(ask(told))
-        list(getattr(client, name)("echo", range(5), timeout=10, progress=told_blocking.append))
+        asyncio.run(ask(counts))
+        list(getattr(client, name)("echo", range(5), timeout=10, progress=blocking_counts.append))
 
-    assert told == told_blocking == [1, 2, 3, 4, 5]
+    assert counts == blocking_counts == [1, 2, 3, 4, 5]
 
 
 def test_jobs_come_in_the_order_in_which_they_end(client: Client, store: redis.Redis) -> None:
@@ -591,7 +591,7 @@ def test_a_large_answer_is_waited_for_through_an_outage(tmp_path: Path) -> None:
         try:
             url = server.url.replace(f":{port}/", f":{cable.port}/")
             with taxiway.Client(url, connect_timeout=0.3) as client:
-                for ref, content in kept.kept.items():
+                for ref, content in kept.contents.items():
                     store.set(blob_key(ref), content)
                 job = client.submit("echo", "x")
                 finish(store, job.id, lambda: refer(None))

@@ -133,10 +133,10 @@ def test_models_and_fleet_tell_what_is_there(client: Client, device: EchoDevice)
 
 
 def test_a_request_is_explained_without_being_submitted(client: Client, device: EchoDevice) -> None:
-    told = client.what_if("echo", ["a", "b"], deadline=30)
+    answer = client.what_if("echo", ["a", "b"], deadline=30)
     dear = client.what_if("echo", "a", budget=1e-15)
 
-    assert (told["hardware_class"], told["variant"], told["error"]) == ("cpu.batch", "echo", None)
+    assert (answer["hardware_class"], answer["variant"], answer["error"]) == ("cpu.batch", "echo", None)
     assert (dear["hardware_class"], dear["error"]) == (None, "invalid_request")
 
 

@@ -1,4 +1,4 @@
-"""Answers that are told as they come, at the broker's door, on a real Valkey server."""
+"""Streamed answers at the broker's door, on a real Valkey server."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def submit(client: taxiway.Client, inputs: str = "tell me") -> taxiway.Job:
 
 def test_text_comes_before_the_answer_is_done_and_the_result_last(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client)
-    told = job.stream(timeout=20)
+    events = job.stream(timeout=20)
     for at, text in ((0, "one "), (4, "two ")):
         teller.tell(job.id, text, at=at)
-        assert next(told) == text
+        assert next(events) == text
     teller.done.set()
-    assert list(told) == ["three", WHOLE]
+    assert list(events) == ["three", WHOLE]
 
 
 def test_what_is_read_late_is_told_from_its_beginning(client: taxiway.Client, teller: Teller) -> None:
@@ -93,20 +93,20 @@ def test_a_reader_is_told_of_a_new_attempt_and_of_what_was_lost(client: taxiway.
     teller.tell(job.id, "uno ", at=0)
     teller.tell(job.id, "one ", at=0, attempt=2)
     teller.tell(job.id, "three", at=8, attempt=2)
-    told = job.stream(timeout=20)
-    assert [next(told) for _ in range(5)] == ["uno ", Restarted(2), "one ", Lost(4), "three"]
+    events = job.stream(timeout=20)
+    assert [next(events) for _ in range(5)] == ["uno ", Restarted(2), "one ", Lost(4), "three"]
     teller.done.set()
-    assert list(told) == [WHOLE]
+    assert list(events) == [WHOLE]
 
 
 def test_an_error_of_the_job_is_raised_after_what_was_told(client: taxiway.Client, teller: Teller) -> None:
     job = submit(client, "fail")
     teller.tell(job.id, "one ", at=0)
-    told = job.stream(timeout=20)
-    assert next(told) == "one "
+    events = job.stream(timeout=20)
+    assert next(events) == "one "
     teller.done.set()
     with pytest.raises(ExecutionError, match="the device is gone"):
-        next(told)
+        next(events)
 
 
 def test_nothing_is_lost_when_the_connection_breaks_on_the_way(settings: Settings, teller: Teller) -> None:
@@ -115,15 +115,15 @@ def test_nothing_is_lost_when_the_connection_breaks_on_the_way(settings: Setting
     cable = Cable(parts.hostname, parts.port)
     with taxiway.Client(settings.broker.replace(f":{parts.port}", f":{cable.port}"), connect_timeout=15) as client:
         job = submit(client)
-        told = job.stream(timeout=20)
+        events = job.stream(timeout=20)
         teller.tell(job.id, "one ", at=0)
-        assert next(told) == "one "
+        assert next(events) == "one "
         cable.pull()
         teller.tell(job.id, "two ", at=4)
         cable.plug()
-        assert next(told) == "two "
+        assert next(events) == "two "
         teller.done.set()
-        assert list(told) == ["three", WHOLE]
+        assert list(events) == ["three", WHOLE]
     cable.close()
 
 
@@ -136,9 +136,9 @@ def test_a_reader_who_stops_leaves_no_connection_behind(
 
     job = submit(client)
     teller.tell(job.id, "one ", at=0)
-    told: Any = job.stream(timeout=20)  # a generator
-    assert next(told) == "one "
-    told.close()
+    events: Any = job.stream(timeout=20)  # a generator
+    assert next(events) == "one "
+    events.close()
     assert until(lambda: connections() == 0)
     teller.done.set()
     assert job.result(timeout=20) == WHOLE

@@ -165,10 +165,10 @@ def test_a_fleet_whose_supervisor_was_killed_does_not_run(tmp_path: Path, cli: C
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         pass
     (tmp_path / "fleet.json").write_text(json.dumps({"http": NO_SERVER, "pid": ended.pid}))
-    told = cli("status", "--data", str(tmp_path))
+    shown = cli("status", "--data", str(tmp_path))
 
-    assert told.exit_code == 4
-    assert f"no fleet runs from {tmp_path}: its supervisor, process {ended.pid}, has ended" in told.stderr
+    assert shown.exit_code == 4
+    assert f"no fleet runs from {tmp_path}: its supervisor, process {ended.pid}, has ended" in shown.stderr
     assert find_fleet("http://elsewhere", tmp_path, {}) == "http://elsewhere"
 
 

@@ -222,8 +222,8 @@ def test_all_who_call_a_silent_server_are_told_in_one_time(settings: Settings, c
         await connection.call("PING")
         cable.forget()
         began = time.monotonic()
-        told = await asyncio.gather(*(connection.call("PING") for _ in range(5)), return_exceptions=True)
-        assert all(isinstance(one, TimeoutError) for one in told), told
+        answer = await asyncio.gather(*(connection.call("PING") for _ in range(5)), return_exceptions=True)
+        assert all(isinstance(one, TimeoutError) for one in answer), answer
         return time.monotonic() - began
 
     assert asyncio.run(scenario()) < 1.0

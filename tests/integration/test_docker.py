@@ -191,20 +191,20 @@ def test_ports_are_open_on_the_loopback_only(services: dict[str, Any]) -> None:
 
 def test_flower_has_an_account_of_its_own_at_valkey_with_no_more_rights_than_it_needs(compose: list[str]) -> None:
     passwords = dict.fromkeys(ACCOUNTS, SECRETS["FLOWER_VALKEY_PASSWORD"])
-    told = resolved(compose)
-    [line] = [line for line in told["configs"]["valkey"]["content"].splitlines() if line.startswith("user ")]
+    answer = resolved(compose)
+    [line] = [line for line in answer["configs"]["valkey"]["content"].splitlines() if line.startswith("user ")]
     [rules] = [line for line in valkey_accounts([], passwords).splitlines() if line.startswith("user flower ")]
 
     assert line.split()[:4] == ["user", "flower", "on", f">{passwords['flower']}"]
     assert line.split()[4:] == rules.split()[4:]
-    assert "redis://flower:" in told["services"]["flower"]["environment"]["CELERY_BROKER_URL"]
+    assert "redis://flower:" in answer["services"]["flower"]["environment"]["CELERY_BROKER_URL"]
 
 
 def test_flower_is_reached_through_a_door_that_closes_what_flower_leaves_open(compose: list[str]) -> None:
-    told = resolved(compose)
+    answer = resolved(compose)
 
-    assert "ports" not in told["services"]["flower"]
-    configuration = told["configs"]["flower-door"]["content"].replace("$$", "$")  # Compose writes it as it reads it
+    assert "ports" not in answer["services"]["flower"]
+    configuration = answer["configs"]["flower-door"]["content"].replace("$$", "$")  # Compose writes it as it reads it
     assert "location ~ ^/(metrics|healthcheck)/?$ { return 404; }" in configuration
 
 
@@ -294,8 +294,8 @@ IMPATIENT = "from workers import heartbeat; heartbeat.UNREACHED = 2.0; from work
 def test_a_worker_touches_its_file_while_the_store_answers_and_ends_when_it_has_not_for_long(tmp_path: Path) -> None:
     alive, log = tmp_path / "alive", tmp_path / "log"
     with EmbeddedValkey(tmp_path / "store") as server:
-        told = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "00" * 32}
-        settings = worker_settings(settings_from(told), tmp_path)
+        variables = {"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": "00" * 32}
+        settings = worker_settings(settings_from(variables), tmp_path)
         environment = {**os.environ, **settings.environment(), "TAXIWAY_ALIVE": str(alive), "PYTHONPATH": str(TREE)}
         command = [sys.executable, "-c", IMPATIENT, "--class", "cpu.batch"]
         with log.open("wb") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as worker:

@@ -48,7 +48,7 @@ class Fleet:
 
 
 class Refused(Exception):
-    """A request's error as a door told of it."""
+    """A request's error as a door reported it."""
 
 
 def _ask(client: taxiway.Client, model: str, inputs: Any, terms: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     folder: Path = tmp_path_factory.mktemp("doors")
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedValkey(folder / "valkey"))
-        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(told, folder)
+        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(base, folder)
         router = stack.enter_context(router_process(settings))
         stack.enter_context(worker_process(settings, "--device", "cpu:0"))
         broker, http = (stack.enter_context(taxiway.Client(url)) for url in (settings.broker, router.http))
@@ -142,12 +142,12 @@ CAUSES: dict[str, tuple[str, Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("model", "inputs", "terms"), CAUSES.values(), ids=CAUSES)
 def test_a_cause_has_one_text_at_every_door(fleet: Fleet, model: str, inputs: Any, terms: dict[str, Any]) -> None:
-    told = {}
+    errors = {}
     for name, ask in fleet.doors.items():
         with pytest.raises(Refused) as caught:
             ask(model, inputs, **{"deadline": 30, **terms})
-        told[name] = caught.value.args
-    assert told["http"] == told["broker"] == told["celery"]
+        errors[name] = caught.value.args
+    assert errors["http"] == errors["broker"] == errors["celery"]
 
 
 def test_a_request_that_is_too_large_is_told_both_figures_at_every_door(fleet: Fleet) -> None:

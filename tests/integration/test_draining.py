@@ -1,4 +1,4 @@
-"""Workers that leave: told to by a signal or a file, killed, or with a batch that hangs. No job is lost with them."""
+"""Workers that leave: by a signal or a file, killed, or with a batch that hangs. No job is lost with them."""
 
 from __future__ import annotations
 

@@ -91,10 +91,10 @@ def test_what_the_http_door_took_is_at_the_replica(pair: Pair, tmp_path: Path) -
 @pytest.fixture
 def quorum(settings: Settings, amqp_url: str, tmp_path: Path) -> Iterator[Settings]:
     """A fleet on RabbitMQ whose queues have a quorum of replicas, though of one node here."""
-    told = worker_settings(settings, tmp_path, QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}"))
+    base = worker_settings(settings, tmp_path, QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}"))
     names = (ARRIVALS, "cpu.batch", "gpu.realtime")
     _delete(amqp_url, names)
-    yield dataclasses.replace(told, broker=amqp_url)
+    yield dataclasses.replace(base, broker=amqp_url)
     _delete(amqp_url, names)
 
 

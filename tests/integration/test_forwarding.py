@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.port import InFlight, KeptSnapshot
+from broker.port import InFlight, StoredSnapshot
 from broker.valkey.forwarding import Forward
 from broker.valkey.queues import TAKES, ValkeyTransport
 from broker.valkey.records import Ending
@@ -169,9 +169,9 @@ def test_a_record_outlives_its_jobs_deadline_and_expires(store: Store) -> None:
 
 
 def test_a_snapshot_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
-    snapshot = KeptSnapshot("r.1", b"\x00\xff", keep=60)
+    snapshot = StoredSnapshot("r.1", b"\x00\xff", keep=60)
     assert store.exchange(Forward(job="j", fields=RECORD, keep=90), snapshots=[snapshot]).done == [True]
-    assert store.exchange(snapshots=[KeptSnapshot("r.1", b"later", keep=90)]).done == []
+    assert store.exchange(snapshots=[StoredSnapshot("r.1", b"later", keep=90)]).done == []
     assert store.client.get(snapshot_key("r.1")) == b"\x00\xff"
     assert 0 < store.client.ttl(snapshot_key("r.1")) <= 60
 

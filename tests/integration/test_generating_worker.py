@@ -1,4 +1,4 @@
-"""A real worker process that generates: jobs join and leave a running batch, and answers are told as they come."""
+"""A real worker process that generates: jobs join and leave a running batch, and answers are streamed."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ ENDLESS = {"variant": "onnx", "parameters": {"max_tokens": 1600}}
 
 @pytest.fixture
 def fleet(settings: Settings, tmp_path: Path) -> Settings:
-    told = worker_settings(settings, tmp_path, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
-    tiny_model(told.models, layers=8, hidden=4096)
-    return told
+    base = worker_settings(settings, tmp_path, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
+    tiny_model(base.models, layers=8, hidden=4096)
+    return base
 
 
-def told(tower: Tower, job: str) -> list[Piece]:
+def streamed(tower: Tower, job: str) -> list[Piece]:
     """The pieces in the job's stream."""
     entries: Any = tower.state.xrange(stream_key(job))
     return [read_piece(fields) for _, fields in entries]
@@ -53,7 +53,7 @@ def told(tower: Tower, job: str) -> list[Piece]:
 
 def whole(tower: Tower, job: str, text: str) -> list[Piece]:
     """The pieces in the job's stream, once they are the whole text."""
-    return eventually(lambda: (pieces := told(tower, job)) and "".join(p.text for p in pieces) == text and pieces)
+    return eventually(lambda: (pieces := streamed(tower, job)) and "".join(p.text for p in pieces) == text and pieces)
 
 
 def running(tower: Tower) -> int:
@@ -130,7 +130,7 @@ def test_a_revoked_generation_leaves_the_device(tower: Tower, worker: WorkerProc
 @pytest.mark.usefixtures("worker")
 def test_an_answer_is_told_as_it_comes_and_the_stream_is_forgotten_soon(tower: Tower) -> None:
     job = tower.order("tiny", "tell me", variant="onnx", stream=True, parameters={"max_tokens": 400})
-    first = eventually(lambda: told(tower, job))
+    first = eventually(lambda: streamed(tower, job))
     result = tower.result(job)
     pieces = whole(tower, job, result.outputs["text"])
     assert pieces[: len(first)] == first
@@ -158,13 +158,13 @@ def test_an_answer_whose_worker_is_killed_restarts_and_says_so(fleet: Settings, 
     asked = {"variant": "onnx", "stream": True, "parameters": {"max_tokens": 500}}
     with worker_process(fleet) as first:
         job = tower.order("tiny", "tell me", **asked)
-        eventually(lambda: len(told(tower, job)) > 3)
+        eventually(lambda: len(streamed(tower, job)) > 3)
         first.process.kill()
         first.process.wait()
     with worker_process(fleet):
         result = tower.result(job, within=60)
     progress = Progress()
-    events = [event for n, piece in enumerate(told(tower, job)) for event in progress.take(f"{n}-0", piece)]
+    events = [event for n, piece in enumerate(streamed(tower, job)) for event in progress.take(f"{n}-0", piece)]
     events += progress.end(result)
     (restart,) = [n for n, event in enumerate(events) if isinstance(event, Restarted)]
     assert events[restart] == Restarted(2)
@@ -176,7 +176,7 @@ def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(fleet: Settin
     store, progress = Store(fleet.state, "worker", Limits()), Progress()
     for n in range(2 * MOST_PIECES):
         store.append({"job": Piece(1, 2 * n, "ab")})
-    pieces = told(tower, "job")
+    pieces = streamed(tower, "job")
     assert MOST_PIECES <= len(pieces) < MOST_PIECES + 200
     lost, *rest = [event for n, piece in enumerate(pieces) for event in progress.take(f"{n}-0", piece)]
     assert lost == Lost(pieces[0].at)
@@ -186,11 +186,11 @@ def test_a_stream_is_bounded_and_a_slow_reader_learns_what_it_lost(fleet: Settin
 def test_models_that_do_not_fit_together_take_turns(settings: Settings, tmp_path: Path) -> None:
     short = "[echo]\n    memory: 150MiB"
     queues = QUEUES.replace("[python, echo]", "[python, echo, onnx]").replace("[echo, slab]", short)
-    told = worker_settings(settings, tmp_path, queues)
-    tiny_model(told.models, memory="100MiB")
-    slab = told.models / "slab" / "model.yaml"
+    base = worker_settings(settings, tmp_path, queues)
+    tiny_model(base.models, memory="100MiB")
+    slab = base.models / "slab" / "model.yaml"
     slab.write_text(slab.read_text().replace("memory: 0", "memory: 60MiB"))
-    with Tower(told) as tower, worker_process(told) as worker:
+    with Tower(base) as tower, worker_process(base) as worker:
         jobs = []
         for n in range(12):
             jobs += [tower.order("tiny", f"prompt {n}", **PROMPT), tower.order("slab", {"samples": [10], "seed": [n]})]

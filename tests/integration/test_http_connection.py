@@ -102,11 +102,11 @@ def connected(port: int) -> Iterator[socket.socket]:
 
 def read(connection: socket.socket) -> bytes:
     """All that comes until the server closes."""
-    told = b""
+    received = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65536):
-            told += piece
-    return told
+            received += piece
+    return received
 
 
 def test_a_client_that_sends_nothing_is_let_go_without_an_answer_that_it_could_take_for_its_next(port: int) -> None:
@@ -127,8 +127,8 @@ def test_a_client_that_falls_silent_after_its_answer_is_let_go(monkeypatch: pyte
 def test_a_whole_answer_has_its_length_and_to_head_no_body() -> None:
     with served(PATIENT, application=refuser) as server, connected(server.port) as client:
         client.sendall(GET.replace(b"GET", b"HEAD") + GET.replace(b"host", b"connection: close\r\nhost"))
-        told = read(client)
-    head, get, body = told.split(b"\r\n\r\n")
+        received = read(client)
+    head, get, body = received.split(b"\r\n\r\n")
     for one in (head, get):
         assert one.startswith(b"HTTP/1.1 403 Forbidden\r\n")
         assert b"content-type: text/plain\r\ncontent-length: 6" in one
@@ -137,10 +137,12 @@ def test_a_whole_answer_has_its_length_and_to_head_no_body() -> None:
     assert body == b"nobody"
 
 
-@pytest.mark.parametrize(("drop", "told"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"])
-def test_a_client_that_drips_its_head_is_let_go(port: int, drop: bytes, told: bytes) -> None:
+@pytest.mark.parametrize(
+    ("drop", "answer"), [(b"x: y\r\n", b"HTTP/1.1 408 "), (b"\r\n", b"")], ids=["headers", "breaks"]
+)
+def test_a_client_that_drips_its_head_is_let_go(port: int, drop: bytes, answer: bytes) -> None:
     with connected(port) as connection:
-        connection.sendall(GET[:-2] if told else b"")
+        connection.sendall(GET[:-2] if answer else b"")
         connection.settimeout(0.05)
         heard = None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -148,7 +150,7 @@ def test_a_client_that_drips_its_head_is_let_go(port: int, drop: bytes, told: by
                 connection.sendall(drop)
                 with contextlib.suppress(TimeoutError):
                     heard = connection.recv(65536)
-        assert (heard or b"").startswith(told)
+        assert (heard or b"").startswith(answer)
 
 
 @pytest.mark.parametrize(
@@ -177,12 +179,12 @@ def test_a_client_that_reads_slowly_and_steadily_is_told_all(port: int) -> None:
     idle.settimeout(LIMITS.body / 2)
     with connected(port) as connection, idle, other:
         connection.sendall(GET.replace(b"/a", b"/large").replace(b"host", b"connection: close\r\nhost"))
-        told = 0
+        answer = 0
         while piece := connection.recv(2**22):
-            told += len(piece)
+            answer += len(piece)
             with pytest.raises(TimeoutError):
                 idle.recv(1)
-    assert told > LARGE
+    assert answer > LARGE
 
 
 def test_a_client_that_does_not_read_is_let_go(server: HttpServer) -> None:
@@ -235,9 +237,9 @@ def test_trailers_without_measure_are_refused(port: int) -> None:
 def test_lengths_that_contradict_and_what_is_not_http_are_refused(port: int, head: bytes) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head)
-        told = read(connection)
-    assert told.startswith(b"HTTP/1.1 400 ")
-    assert told.endswith(b'{"error":"expected a request of HTTP/1.1","code":"request_error","details":{}}')
+        received = read(connection)
+    assert received.startswith(b"HTTP/1.1 400 ")
+    assert received.endswith(b'{"error":"expected a request of HTTP/1.1","code":"request_error","details":{}}')
 
 
 @pytest.mark.parametrize(
@@ -248,8 +250,8 @@ def test_what_follows_a_good_request_in_its_packet_is_refused_after_the_good_ans
 ) -> None:
     with connected(port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\nab" + junk)
-        told = read(connection)
-    good, bad = told.split(b"HTTP/1.1 ")[1:]
+        received = read(connection)
+    good, bad = received.split(b"HTTP/1.1 ")[1:]
     assert good.startswith(b"200 ")
     assert good.endswith(b"1\r\n2\r\n0\r\n\r\n")
     assert bad.startswith(status)
@@ -263,16 +265,16 @@ def test_a_request_that_is_answered_before_its_body_has_one_answer_and_ends_its_
     monkeypatch.setattr("router.http.connection.LINGER", 0.3)
     with served(application=refuser) as server, connected(server.port) as connection:
         connection.sendall(b"POST /a HTTP/1.1\r\nhost: test\r\n" + head + b"\r\n\r\n1\r\nx")
-        told = connection.recv(65536)
+        received = connection.recv(65536)
         with contextlib.suppress(ConnectionError):
             for _ in range(0 if silent else 20):
                 connection.sendall(b"x" * 1000)
-        told += read(connection)
+        received += read(connection)
         assert until(lambda: server.connections == 0, patience=5)
-    assert told.count(b"HTTP/1.1 ") == 1
-    assert told.startswith(b"HTTP/1.1 403 ")
-    assert b"\r\nconnection: close\r\n" in told
-    assert told.endswith(b"nobody")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(b"HTTP/1.1 403 ")
+    assert b"\r\nconnection: close\r\n" in received
+    assert received.endswith(b"nobody")
 
 
 def test_an_answer_before_a_body_reaches_a_client_that_reads_only_after_it_sent_all() -> None:
@@ -309,24 +311,24 @@ def test_requests_of_one_connection_are_served_one_after_another_and_in_order() 
     with served(PATIENT, application=slow) as server, connected(server.port) as connection:
         requests = b"".join(GET.replace(b"/a", path) for path in paths)
         connection.sendall(requests + GET.replace(b"host", b"connection: close\r\nhost"))
-        told = read(connection)
-    answers = told.split(b"HTTP/1.1 200 OK\r\n")[1:]
+        received = read(connection)
+    answers = received.split(b"HTTP/1.1 200 OK\r\n")[1:]
     assert [one.partition(b"\r\n\r\n")[2] for one in answers] == [*paths, b"/a"]
     assert most == 1
 
 
 def test_the_head_of_an_answer_does_not_wait_for_its_body() -> None:
-    told = threading.Event()
+    released = threading.Event()
 
     async def late(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"location", b"/there")]})
-        assert await asyncio.to_thread(told.wait, 5)
+        assert await asyncio.to_thread(released.wait, 5)
         await send({"type": "http.response.body", "body": b"at last"})
 
     with served(PATIENT, application=late) as server, connected(server.port) as connection:
         connection.sendall(GET)
         head = connection.recv(65536)
-        told.set()
+        released.set()
         body = connection.recv(65536)
     assert head.endswith(b"\r\n\r\n")
     assert b"\r\nlocation: /there\r\n" in head
@@ -337,10 +339,10 @@ def test_a_server_that_parts_ends_a_connection_with_the_answer_under_way_though_
     with served(PATIENT) as server, connected(server.port) as connection:
         server.part()
         connection.sendall(GET * 1000)
-        told = read(connection)
-    assert told.count(b"HTTP/1.1 ") == 1
-    assert told.startswith(b"HTTP/1.1 200 ")
-    assert b"\r\nconnection: close\r\n" in told
+        received = read(connection)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nconnection: close\r\n" in received
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["reading", "not reading"])
@@ -382,10 +384,10 @@ def test_one_connection_too_many_is_told_to_come_back() -> None:
             connection.sendall(GET)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
         with connected(server.port) as connection:
-            told = read(connection)
+            received = read(connection)
         held[0].close()
-        assert told.startswith(b"HTTP/1.1 503 ")
-        assert b"retry-after: 1\r\n" in told
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1\r\n" in received
 
 
 def test_a_tls_handshake_that_is_not_made_is_given_up(tmp_path: Path) -> None:
@@ -414,9 +416,9 @@ def test_a_body_that_is_read_straight_into_its_place_is_whole_and_what_follows_i
         ask = b"POST /a HTTP/1.1\r\nhost: test\r\ncontent-length: %d\r\n" % len(BODY)
         connection.sendall(ask + b"\r\n" + BODY + ask + b"connection: close\r\n\r\n")
         connection.sendall(BODY)
-        told = read(connection)
-    assert told.count(b"HTTP/1.1 200 ") == 2
-    assert told.count(BODY) == 2
+        received = read(connection)
+    assert received.count(b"HTTP/1.1 200 ") == 2
+    assert received.count(BODY) == 2
 
 
 def test_a_sender_that_leaves_within_its_body_is_not_waited_for() -> None:

@@ -298,18 +298,18 @@ def test_a_request_is_explained_and_not_submitted(http: httpx.Client, store: red
 
     answer = http.post(path, json=body("a"))
 
-    told = answer.json()
+    reply = answer.json()
     assert answer.status_code == 200
-    assert (told["model"], told["hardware_class"], told["variant"]) == ("echo:1", "cpu.batch", "echo")
-    assert told["reason"].startswith("cheapest")
+    assert (reply["model"], reply["hardware_class"], reply["variant"]) == ("echo:1", "cpu.batch", "echo")
+    assert reply["reason"].startswith("cheapest")
     assert set(store.scan_iter(job_key("*"))) == before
 
 
 def test_a_request_that_could_not_be_placed_is_explained_with_what_was_in_its_way(http: httpx.Client) -> None:
-    told = http.post("/v2/models/echo/placement", json=body("a", parameters={"budget": 1e-15})).json()
+    answer = http.post("/v2/models/echo/placement", json=body("a", parameters={"budget": 1e-15})).json()
 
-    assert (told["error"], told["hardware_class"]) == ("invalid_request", None)
-    assert told["considered"][0]["why_not"].startswith("over budget")
+    assert (answer["error"], answer["hardware_class"]) == ("invalid_request", None)
+    assert answer["considered"][0]["why_not"].startswith("over budget")
 
 
 def simulation(samples: int) -> dict[str, Any]:
@@ -369,9 +369,9 @@ def test_a_wrong_request_is_refused_by_name(
 ) -> None:
     answer = infer(http, "a", **arguments)
 
-    told = answer.json()
-    assert (answer.status_code, told["code"], told["details"].get("field")) == (status, code, field)
-    assert told["error"]
+    reply = answer.json()
+    assert (answer.status_code, reply["code"], reply["details"].get("field")) == (status, code, field)
+    assert reply["error"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"inputs": 1}', b"[" * 100_000])

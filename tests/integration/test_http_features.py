@@ -140,13 +140,13 @@ def test_classes_of_an_output_without_numbers_are_refused_by_name(http: httpx.Cl
 
 
 def test_the_root_says_what_this_is_in_json_and_in_html(http: httpx.Client) -> None:
-    told = http.get("/").json()
+    answer = http.get("/").json()
     page = http.get("/", headers={"accept": "text/html,*/*"})
 
-    assert told["name"] == "taxiway" and told["version"] == http.get("/v2").json()["version"]
-    assert all(http.get(path).status_code == 200 for path in told["links"].values())
+    assert answer["name"] == "taxiway" and answer["version"] == http.get("/v2").json()["version"]
+    assert all(http.get(path).status_code == 200 for path in answer["links"].values())
     assert page.headers["content-type"].startswith("text/html")
-    assert all(f'href="{path}"' in page.text for path in told["links"].values())
+    assert all(f'href="{path}"' in page.text for path in answer["links"].values())
 
 
 def test_the_page_of_the_api_asks_no_other_host(http: httpx.Client) -> None:

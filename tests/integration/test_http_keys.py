@@ -146,14 +146,14 @@ def test_a_job_is_its_tenants_alone_and_unknown_to_others(lab: httpx.Client, sho
     job = lab.post("/v2/models/echo/infer", json=BODY, headers={"prefer": "respond-async"}).headers["location"]
     ways = [("GET", job), ("GET", f"{job}/result"), ("GET", f"{job}/placement"), ("GET", f"{job}/stream")]
 
-    told = [shop.request(method, path) for method, path in (*ways, ("DELETE", job))]
+    reply = [shop.request(method, path) for method, path in (*ways, ("DELETE", job))]
     unknown = shop.get("/v2/jobs/00000000-0000-4000-8000-000000000000")
 
     assert lab.get(job, params={"wait": 10}).json()["state"] == "succeeded"
     assert lab.get(job).json()["tenant"] == "lab"
     assert lab.get(f"{job}/result").json()["outputs"][0]["data"] == ["a"]
-    assert {(answer.status_code, answer.json()["code"]) for answer in (*told, unknown)} == {(404, "unknown_job")}
-    assert told[0].json()["error"].partition("'")[0] == unknown.json()["error"].partition("'")[0]
+    assert {(answer.status_code, answer.json()["code"]) for answer in (*reply, unknown)} == {(404, "unknown_job")}
+    assert reply[0].json()["error"].partition("'")[0] == unknown.json()["error"].partition("'")[0]
 
 
 def test_a_request_is_of_its_keys_tenant_and_may_name_no_other(lab: httpx.Client, shop: httpx.Client) -> None:
@@ -226,16 +226,16 @@ def test_the_python_client_asks_as_often_as_its_tenant_may_and_waits_for_the_res
 
 
 def test_no_key_stands_in_the_log_or_in_an_answer(door: str, folder: Path, lab: httpx.Client) -> None:
-    told = [
+    answer = [
         lab.get("/v2/jobs/none").text,
         lab.post("/v2/models/echo/infer", content=SECRETS["lab"]).text,
         lab.post("/v2/models/echo/infer", json=BODY | {"parameters": {SECRETS["lab"]: 1}}).text,
     ]
     with asking(door, folder, secret=SECRETS["lab"] + "?") as http:
-        told.append(http.get(f"/v2/jobs/{SECRETS['lab']}").text)
+        answer.append(http.get(f"/v2/jobs/{SECRETS['lab']}").text)
 
     log = (folder / "router.log").read_text()
-    assert not [name for name, secret in SECRETS.items() if secret in log + told[0] + told[1] + told[3]]
+    assert not [name for name, secret in SECRETS.items() if secret in log + answer[0] + answer[1] + answer[3]]
     assert digest_of(SECRETS["lab"]) not in log
 
 

@@ -1,4 +1,4 @@
-"""The client's HTTP connections, against a server of the test that answers whatever it is told to."""
+"""The client's HTTP connections, against a test server with scripted answers."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def test_a_proxy_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Mute(asyncio.Protocol):
-    """A connection of a server that answers once it is told to; all of them are in `made`."""
+    """A connection of a server that answers only while `answering`; all connections are in `made`."""
 
     answering = False
 

@@ -78,7 +78,7 @@ def pushed(connection: socket.socket, piece: bytes, count: int) -> None:
             connection.sendall(piece)
 
 
-def told(connection: socket.socket) -> bytes:
+def received(connection: socket.socket) -> bytes:
     """All that comes until the router closes."""
     heard = b""
     with contextlib.suppress(ConnectionResetError):
@@ -120,7 +120,7 @@ def test_unfinished_bodies_of_one_key_take_no_more_than_its_limit_and_others_are
         for connection in many[:4]:
             pushed(connection, bytes(MIB - 1), 4)
         assert len(refused) == 26
-        assert all(re.search(rb"\r\nretry-after: 1\r\n.*rate_limited", told(c), re.DOTALL) for c in refused)
+        assert all(re.search(rb"\r\nretry-after: 1\r\n.*rate_limited", received(c), re.DOTALL) for c in refused)
         assert is_answered(port, "shop")
         assert status_of(port, "lab", b"{") == 429
         assert grown() < 20 * MIB
@@ -149,7 +149,7 @@ def test_bodies_of_all_keys_take_no_more_than_the_routers_limit(port: int) -> No
             for _ in range(count):
                 stack.enter_context(begun(port, tenant, length=4 * MIB, sent=b"x"))
         with begun(port, "lab", length=MIB) as connection:
-            answer = told(connection)
+            answer = received(connection)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nretry-after: 1\r\n" in answer
         assert answer.count(b"HTTP/1.1 ") == 1
@@ -161,7 +161,7 @@ def test_a_request_without_a_good_key_has_one_answer_though_its_body_goes_on(por
         head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4000000\r\n\r\n"
         connection.sendall(head)
         pushed(connection, bytes(1000), 100)
-        answer = told(connection)
+        answer = received(connection)
     assert answer.startswith(b"HTTP/1.1 401 ")
     assert answer.count(b"HTTP/1.1 ") == 1
     assert b"\r\nconnection: close\r\n" in answer

@@ -112,9 +112,9 @@ def test_a_job_that_was_refused_is_listed_as_what_it_was(client: Client, jobs: d
 def test_a_wrong_question_is_refused_by_name(
     client: Client, jobs: dict[str, Any], wrong: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(InvalidRequestError, match=f"^{field}: ") as told:
+    with pytest.raises(InvalidRequestError, match=f"^{field}: ") as caught:
         client.jobs(**wrong)
-    assert told.value.details["field"] == field
+    assert caught.value.details["field"] == field
 
 
 @pytest.mark.parametrize("where", ["http", "broker"])
@@ -129,11 +129,11 @@ def test_the_command_line_lists_jobs_at_both_doors(
             [*command, *options], cwd=TREE, env=environment, capture_output=True, text=True, check=True
         )
 
-    told = json.loads(run("--json", "--tenant", "a", "--limit", "3").stdout)
-    rest = json.loads(run("--json", "--tenant", "a", "--cursor", told["next"]).stdout)
+    answer = json.loads(run("--json", "--tenant", "a", "--limit", "3").stdout)
+    rest = json.loads(run("--json", "--tenant", "a", "--cursor", answer["next"]).stdout)
     table = run("--state", "cancelled", "--state", "failed").stdout.splitlines()
 
-    assert {job["id"] for job in told["jobs"] + rest["jobs"]} == jobs["a"]
+    assert {job["id"] for job in answer["jobs"] + rest["jobs"]} == jobs["a"]
     assert table[1].split() == ["job", "state", "model", "class", "age", "tenant"]
     assert {line.split()[1] for line in table[2:]} == {"cancelled", "failed"}
 

@@ -62,10 +62,10 @@ def test_an_answer_that_is_lost_is_written_again(server: EmbeddedValkey, fleet: 
     with Tower(fleet) as tower, worker_process(fleet):
         store = Forgetful(server)
         job = tower.order("echo", "hello")
-        told = tower.await_meta(job)
+        answer = tower.await_meta(job)
         time.sleep(SOON)
         store.lose()
-        assert tower.await_meta(job) == told
+        assert tower.await_meta(job) == answer
 
 
 def test_a_job_runs_again_whose_answer_is_lost_with_its_worker(server: EmbeddedValkey, fleet: Settings) -> None:

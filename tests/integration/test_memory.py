@@ -76,7 +76,7 @@ def test_a_router_keeps_its_life_while_the_broker_is_full_and_has_nothing_to_do_
         state.config_resetstat()
         signs = state.zscore(SESSIONS, before[0])
         eventually(lambda: state.zscore(SESSIONS, before[0]) >= signs + 1)
-        calls = {name.removeprefix("cmdstat_"): told["calls"] for name, told in state.info("commandstats").items()}
+        calls = {name.removeprefix("cmdstat_"): answer["calls"] for name, answer in state.info("commandstats").items()}
         assert "lmove" not in calls
         assert calls["evalsha"] < 20
         assert state.zrange(SESSIONS, 0, -1) == before
@@ -86,8 +86,8 @@ def _counted(state: redis.Redis, kind: str) -> int:
     return _count(state.info("errorstats"), kind)
 
 
-def _count(told: dict[str, Any], kind: str) -> int:
-    return int(told.get(kind, {"count": 0})["count"])
+def _count(answer: dict[str, Any], kind: str) -> int:
+    return int(answer.get(kind, {"count": 0})["count"])
 
 
 def test_what_a_full_broker_does_not_let_through_is_put_back_and_taken_once_there_is_room(own: Settings) -> None:

@@ -130,11 +130,11 @@ def test_a_module_without_its_function_is_named(folder: Path) -> None:
 
 def test_what_is_missing_is_told_with_what_there_is_and_how_to_add_it(package: Path, folder: Path) -> None:
     (folder / "tripling.py").write_text("\ndef call(number): ...\n")
-    told = (
+    expected = (
         r"no callable 'halving': expected one of doubling, tripling; to add it, put halving\.py with the function "
         r"call beside model\.yaml, or install a package with the entry point halving in the group .taxiway\.callables"
     )
-    with pytest.raises(CodeError, match=told):
+    with pytest.raises(CodeError, match=expected):
         entry_code("python", "halving", str(folder))
 
 
@@ -177,10 +177,10 @@ def test_a_runtime_that_is_not_installed_here_is_a_warning(package: Path, folder
     (tmp_path / "queues.yaml").write_text(QUEUES.replace("[python, echo]", "[abacos, python]").replace("slab]", "]"))
     (folder / "model.yaml").write_text(described(folder, "shorten").replace("runtime: abacus", "runtime: abacos"))
     found = check_configuration(tmp_path / "queues.yaml", folder.parent, tmp_path / "cache")
-    told = {one.subject: one.text for one in found if one.level == "warning" and "abacos" in one.text}
+    warnings = {one.subject: one.text for one in found if one.level == "warning" and "abacos" in one.text}
     expected = "no runtime 'abacos': expected one of abacus, echo, "
-    assert expected in told["lab:1/abacus"]
-    assert expected in told["queues.yaml"]
+    assert expected in warnings["lab:1/abacus"]
+    assert expected in warnings["queues.yaml"]
 
 
 def ran(runtime: str, placed: Placed, **inputs: list[float]) -> dict[str, list[float]]:

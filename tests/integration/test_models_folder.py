@@ -62,8 +62,8 @@ def test_a_broken_model_leaves_the_others_served_and_every_door_says_why_it_is_d
         (listed,) = [model for model in http.models() if model["name"] == "broken"]
         assert listed["disabled"].startswith(REASON)
         assert http.fleet()["disabled"]["broken"] == listed["disabled"]
-        status, told = get(router, "/v2/models/broken/ready")
-        assert (status, told) == (503, {"name": "broken", "ready": False, "reason": listed["disabled"]})
+        status, answer = get(router, "/v2/models/broken/ready")
+        assert (status, answer) == (503, {"name": "broken", "ready": False, "reason": listed["disabled"]})
         messages = set()
         for client in (http, redis):
             with pytest.raises(ModelUnavailableError) as caught:

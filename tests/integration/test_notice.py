@@ -14,9 +14,9 @@ from workers.drain import NoticeWatch
 
 
 class Metadata(ThreadingHTTPServer):
-    """Gives tokens for one read each, and what `told` says where it says something."""
+    """Serves tokens for one read each, and the `notice` if there is one."""
 
-    told: str | None = None
+    notice: str | None = None
     token = 0
 
 
@@ -32,10 +32,10 @@ class _Door(BaseHTTPRequestHandler):
         self.server.token += 1  # the next read needs another one
         if not known or self.headers["Metadata"] != "true":
             self._answer(401, "")
-        elif self.server.told is None:
+        elif self.server.notice is None:
             self._answer(404, "not found")
         else:
-            self._answer(200, self.server.told)
+            self._answer(200, self.server.notice)
 
     def _answer(self, status: int, text: str) -> None:
         self.send_response(status)
@@ -68,14 +68,14 @@ def watch_of(port: int, leave: Callable[[float], None]) -> NoticeWatch:
 def test_what_stands_at_the_address_is_a_notice_and_nothing_before(metadata: Metadata) -> None:
     watch = watch_of(metadata.server_port, print)
     assert watch.look() is None
-    metadata.told = '{"action": "terminate"}'
+    metadata.notice = '{"action": "terminate"}'
     assert watch.look() == 7.0
 
 
 def test_the_watch_tells_of_a_notice_until_it_is_stopped(metadata: Metadata) -> None:
     heard: queue.SimpleQueue[float] = queue.SimpleQueue()
     watch = watch_of(metadata.server_port, heard.put)
-    metadata.told = "soon"
+    metadata.notice = "soon"
     running = threading.Thread(target=watch.run)
     running.start()
     assert heard.get(timeout=5) == 7.0

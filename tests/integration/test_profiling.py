@@ -72,15 +72,15 @@ def test_the_paced_devices_pace_is_measured_and_written(tmp_path: Path) -> None:
 
 def test_a_measured_profile_is_what_the_book_answers_for_this_device(tmp_path: Path) -> None:
     done = profile(tmp_path, "--model", "echo", "--quick", "--json", "--output", str(tmp_path))
-    told = json.loads(done.stdout)
-    assert [outcome["variant"] for outcome in told["variants"]] == ["echo"]
+    answer = json.loads(done.stdout)
+    assert [outcome["variant"] for outcome in answer["variants"]] == ["echo"]
     book, errors = load_book(tmp_path, TODAY)
     device = find_device(bench_class("cpu"), "cpu:0", emulate=False)
     echo = load_catalogue(TREE / "models").resolve("echo")
     known = book.lookup(echo, "echo", "cpu", device.name)
     assert errors == ()
     assert known.warning is None
-    assert told["files"] == [str(profile_path(tmp_path, "echo", Processor(kind="cpu", name=device.name)))]
+    assert answer["files"] == [str(profile_path(tmp_path, "echo", Processor(kind="cpu", name=device.name)))]
     assert known.profile.latency(1, 1) < 0.01
 
 

@@ -63,10 +63,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 @pytest.fixture
 def fleet(guarded: Guarded, settings: Settings, tmp_path: Path) -> Iterator[Settings]:
     """A router and a worker, each by its account."""
-    told = worker_settings(replace(settings, broker=guarded.url("router")), tmp_path)
-    own = replace(told, broker=guarded.url("worker"))
-    with worker_process(own, log=subprocess.DEVNULL), router_process(told):
-        yield told
+    base = worker_settings(replace(settings, broker=guarded.url("router")), tmp_path)
+    own = replace(base, broker=guarded.url("worker"))
+    with worker_process(own, log=subprocess.DEVNULL), router_process(base):
+        yield base
 
 
 def opened(guarded: Guarded, account: str) -> kombu.Connection:

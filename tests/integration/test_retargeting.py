@@ -1,4 +1,4 @@
-"""A device that idles serves another class while that starves, and goes back: told by a router, or by an operator."""
+"""An idle device serves a starving class and returns, ordered by a router or by an operator."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_an_operator_lends_a_worker_by_celerys_own_commands_and_only_where_it_is
     app = Celery("operator", broker=settings.broker, backend=settings.state, set_as_current=False)
     fleet = replace(settings, queues=tmp_path / "queues.yaml")
     with redis.Redis.from_url(fleet.state) as store, worker_process(fleet, "--class", "cpu.day") as worker:
-        (told,) = present(app.control.add_consumer("gpu.realtime", reply=True, limit=1))
-        assert told == {worker.name: {"error": "the class is for cuda, cpu:0 is cpu"}}
+        (answer,) = present(app.control.add_consumer("gpu.realtime", reply=True, limit=1))
+        assert answer == {worker.name: {"error": "the class is for cuda, cpu:0 is cpu"}}
         app.control.add_consumer("cpu.night", reply=True, limit=1)
         eventually(lambda: classes_of(store, worker.name) == ("cpu.day", "cpu.night"))
     app.close()

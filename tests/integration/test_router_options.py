@@ -33,10 +33,12 @@ def test_a_door_is_on_the_loopback_without_keys_unless_it_is_told_otherwise(tmp_
     keys = tmp_path / "keys.jsonl"
     write_keys(keys, [])
     certificate, key = self_signed(tmp_path)
-    told = {"KEYS": keys, "TLS_CERT": certificate, "TLS_KEY": key, "HTTP_HOST": "0.0.0.0", "HTTP_PORT": "1"}
+    variables = {"KEYS": keys, "TLS_CERT": certificate, "TLS_KEY": key, "HTTP_HOST": "0.0.0.0", "HTTP_PORT": "1"}
 
     plain = read_door(options({}).parse_args([]))
-    open_to_all = read_door(options({f"TAXIWAY_{name}": str(value) for name, value in told.items()}).parse_args([]))
+    open_to_all = read_door(
+        options({f"TAXIWAY_{name}": str(value) for name, value in variables.items()}).parse_args([])
+    )
 
     assert (plain.host, plain.port, plain.keys, plain.tls) == ("127.0.0.1", 8080, None, None)
     assert (open_to_all.host, open_to_all.port) == ("0.0.0.0", 1)

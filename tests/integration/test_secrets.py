@@ -29,16 +29,16 @@ def test_a_broker_that_is_away_is_named_without_its_password(url: str) -> None:
         finally:
             await transport.close()
 
-    with pytest.raises(BrokerUnavailableError) as told:
+    with pytest.raises(BrokerUnavailableError) as caught:
         asyncio.run(take())
 
-    assert PASSWORD not in str(told.value)
+    assert PASSWORD not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "redis", "rediss", "amqp", "ftp"])
 def test_a_client_tells_its_address_without_the_password(scheme: str) -> None:
     address = f"{scheme}://me:{PASSWORD}@127.0.0.1:9"
-    with pytest.raises(TaxiwayError) as told, Client(address, connect_timeout=0.1) as client:
+    with pytest.raises(TaxiwayError) as caught, Client(address, connect_timeout=0.1) as client:
         client.submit("echo", "a")
 
-    assert PASSWORD not in str(told.value)
+    assert PASSWORD not in str(caught.value)

@@ -80,9 +80,9 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         url = f"redis+sentinel://:{password}@{hosts}/0?service={SERVICE}"
         (tmp_path / "fleet").mkdir()
-        told = settings_from({"TAXIWAY_BROKER": url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        base = settings_from({"TAXIWAY_BROKER": url, "TAXIWAY_SECRET": secrets.token_hex(32)})
         queues = QUEUES.replace("{lease: 1}", "{lease: 1, durability: replicated}")
-        yield Watched(url, servers, worker_settings(told, tmp_path / "fleet", queues))
+        yield Watched(url, servers, worker_settings(base, tmp_path / "fleet", queues))
 
 
 def _let_follow(server: EmbeddedValkey) -> None:
@@ -122,10 +122,10 @@ sentinel failover-timeout {SERVICE} 5000
     @staticmethod
     def _sees_all(client: redis.Redis) -> bool:
         try:
-            told = client.execute_command("SENTINEL", "REPLICAS", SERVICE)
+            answer = client.execute_command("SENTINEL", "REPLICAS", SERVICE)
         except redis.ConnectionError:
             return False
-        return len(told) == 1
+        return len(answer) == 1
 
 
 def test_both_connections_find_the_primary_and_follow_it(watched: Watched) -> None:

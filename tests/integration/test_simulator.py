@@ -23,9 +23,9 @@ def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_comparison_prints_one_object_a_policy_and_draws_a_page_without_network(tmp_path: Path) -> None:
     page = tmp_path / "out.html"
     spec = "poisson:rate=4,duration=60,seed=1"
-    told = simulate("--trace", spec, "--fleet", str(FLEET), "--compare", "--json", "--plot", str(page))
-    assert (told.returncode, told.stderr) == (0, "")
-    objects = [json.loads(line) for line in told.stdout.splitlines()]
+    shown = simulate("--trace", spec, "--fleet", str(FLEET), "--compare", "--json", "--plot", str(page))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    objects = [json.loads(line) for line in shown.stdout.splitlines()]
     assert all(list(found) == KEYS + MORE for found in objects)
     assert all(list(found["attainment"]) == ["live", "standard", "bulk"] for found in objects)
     assert {"taxiway", "static", "clairvoyant-edf", "lp-bound"} <= {found["policy"] for found in objects}
@@ -36,25 +36,25 @@ def test_a_comparison_prints_one_object_a_policy_and_draws_a_page_without_networ
 
 
 def test_one_policy_is_shown_as_a_table() -> None:
-    told = simulate("--trace", "flash:rate=2,duration=60,at=20,length=10", "--fleet", str(FLEET), "--policy", "static")
-    assert told.returncode == 0
-    assert "static" in told.stdout
-    assert "taxiway" not in told.stdout
+    shown = simulate("--trace", "flash:rate=2,duration=60,at=20,length=10", "--fleet", str(FLEET), "--policy", "static")
+    assert shown.returncode == 0
+    assert "static" in shown.stdout
+    assert "taxiway" not in shown.stdout
 
 
 def test_a_trial_needs_no_files() -> None:
-    told = simulate("--trial", "edge", "--policy", "static", "--load", "0.1", "--json")
-    assert (told.returncode, told.stderr) == (0, "")
-    found = json.loads(told.stdout)
+    shown = simulate("--trial", "edge", "--policy", "static", "--load", "0.1", "--json")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    found = json.loads(shown.stdout)
     assert set(found["live_by_model"]) == {"sentiment", "sentiment.p", "image", "image.p"}
     assert found["score"] >= found["cost_usd"]
 
 
 def test_a_trial_and_a_trace_are_alternatives() -> None:
     for given in (["--trial", "edge", "--fleet", str(FLEET)], ["--fleet", str(FLEET)], []):
-        told = simulate(*given)
-        assert told.returncode == 2
-        assert "give either --trial, or --trace and --fleet" in told.stderr
+        shown = simulate(*given)
+        assert shown.returncode == 2
+        assert "give either --trial, or --trace and --fleet" in shown.stderr
 
 
 @pytest.mark.parametrize(
@@ -66,17 +66,19 @@ def test_a_trial_and_a_trace_are_alternatives() -> None:
     ],
 )
 def test_what_is_wrong_is_said_with_a_hint_and_exit_code_2(trace: str, fleet: str, words: str) -> None:
-    told = simulate("--trace", trace, "--fleet", fleet)
-    assert told.returncode == 2
-    assert words in told.stderr
-    assert "hint: " in told.stderr
-    assert (told.stdout, "Traceback" in told.stderr) == ("", False)
+    shown = simulate("--trace", trace, "--fleet", fleet)
+    assert shown.returncode == 2
+    assert words in shown.stderr
+    assert "hint: " in shown.stderr
+    assert (shown.stdout, "Traceback" in shown.stderr) == ("", False)
 
 
 def test_an_unwritable_plot_is_said_with_a_hint() -> None:
-    told = simulate("--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html")
-    assert told.returncode == 2
-    assert "hint: " in told.stderr
+    shown = simulate(
+        "--trace", "poisson:rate=1,duration=9", "--fleet", str(FLEET), "--plot", "/no/such/folder/out.html"
+    )
+    assert shown.returncode == 2
+    assert "hint: " in shown.stderr
 
 
 PRICES = """instance,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot
@@ -105,9 +107,9 @@ def plan(folder: Path, prices: str, *arguments: str) -> subprocess.CompletedProc
 
 def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_code_2(tmp_path: Path) -> None:
     given = ("--rate", "chat=2,duration=120", *SLO)
-    told = plan(tmp_path, PRICES, *given, "--json")
-    assert (told.returncode, told.stderr) == (0, "")
-    answer = json.loads(told.stdout)
+    output = plan(tmp_path, PRICES, *given, "--json")
+    assert (output.returncode, output.stderr) == (0, "")
+    answer = json.loads(output.stdout)
     assert answer["slo"] == {"live": 0.9, "bulk": 0.9}
     assert all(answer["plan"]["attainment"][name] >= 0.9 for name in answer["slo"])
     assert [row["load"] for row in answer["loads"]] == [0.5, 1.0, 1.5]
@@ -124,7 +126,7 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
         (PRICES, ("--rate", "chat=2", "--slo", "live=2"), "a share above 0, at most 1, got live=2"),
         (PRICES, ("--rate", "chat=900,duration=60", *SLO), "the fleet has too few devices: gpu.a100 has at most 8"),
     ):
-        told = plan(tmp_path, prices, *arguments)
-        assert (told.returncode, told.stdout) == (2, "")
-        assert words in told.stderr
-        assert "Traceback" not in told.stderr
+        output = plan(tmp_path, prices, *arguments)
+        assert (output.returncode, output.stdout) == (2, "")
+        assert words in output.stderr
+        assert "Traceback" not in output.stderr

@@ -1,4 +1,4 @@
-"""Answers told as they come, through both doors of a real router and worker; the model is small and random."""
+"""Streamed answers through both doors of a real router and worker; the model is small and random."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ LONG = {"max_tokens": 1600}
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("fleet")
     with EmbeddedValkey(folder / "valkey") as server:
-        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
-        settings = worker_settings(told, folder, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
+        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": secrets.token_hex(32)})
+        settings = worker_settings(base, folder, QUEUES.replace("[python, echo]", "[python, echo, onnx]"))
         tiny_model(settings.models, layers=8, hidden=4096)
         with worker_process(settings):
             yield settings
@@ -81,26 +81,26 @@ def ready(router: RouterProcess) -> bool:
         return False
 
 
-def text_of(told: list[Any]) -> str:
-    return "".join(event["data"]["text_output"] for event in told if not event["event"])
+def text_of(answer: list[Any]) -> str:
+    return "".join(event["data"]["text_output"] for event in answer if not event["event"])
 
 
 def test_text_comes_in_pieces_and_the_result_has_all_of_it(client: taxiway.Client) -> None:
-    *told, result = client.stream("tiny", "tell me", timeout=60, parameters={"max_tokens": 200})
+    *streamed, result = client.stream("tiny", "tell me", timeout=60, parameters={"max_tokens": 200})
     assert isinstance(result, Result)
-    assert len(told) > 5
-    assert "".join(map(str, told)) == result.outputs["text"]
+    assert len(streamed) > 5
+    assert "".join(map(str, streamed)) == result.outputs["text"]
     assert client.infer("tiny", "tell me", parameters={"max_tokens": 200}).outputs == result.outputs
 
 
 def test_the_first_text_comes_long_before_the_result(client: taxiway.Client) -> None:
     job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
-    told = job.stream(timeout=60)
-    assert isinstance(next(told), str)
+    streamed = job.stream(timeout=60)
+    assert isinstance(next(streamed), str)
     assert not job.done()
     job.cancel()
     with pytest.raises(JobCancelledError):
-        list(told)
+        list(streamed)
 
 
 def test_who_waits_at_a_router_that_stops_is_told_the_rest_by_another(fleet: Settings, router: RouterProcess) -> None:
@@ -110,13 +110,13 @@ def test_who_waits_at_a_router_that_stops_is_told_the_rest_by_another(fleet: Set
         async with taxiway.AsyncClient(url) as client:
             waiting = asyncio.create_task(client.infer(**asked))
             polling = asyncio.create_task((await client.submit(**asked)).result())
-            told = client.stream(**asked)
-            texts = [str(await anext(told))]
+            answer = client.stream(**asked)
+            texts = [str(await anext(answer))]
             stopping.send_signal(signal.SIGTERM)
             await asyncio.to_thread(eventually, lambda: not ready(first))
             stopping.send_signal(signal.SIGTERM)  # for the second time: now
             assert await asyncio.to_thread(stopping.wait, 5) == 0
-            *rest, result = [event async for event in told]
+            *rest, result = [event async for event in answer]
             assert isinstance(result, Result)
             texts += map(str, rest)
             results = [result, await waiting, await polling]
@@ -125,9 +125,9 @@ def test_who_waits_at_a_router_that_stops_is_told_the_rest_by_another(fleet: Set
     with router_process(fleet) as first:
         eventually(lambda: ready(first))
         balancer = Balancer(*[first.http] * 10, router.http)
-        told = asyncio.run(read(balancer.url, first.process))
+        answer = asyncio.run(read(balancer.url, first.process))
         balancer.close()
-    assert len(set(told)) == 1
+    assert len(set(answer)) == 1
 
 
 def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: RouterProcess) -> None:
@@ -136,10 +136,10 @@ def test_an_asyncio_client_reads_many_answers_at_once(fleet: Settings, router: R
             return await asyncio.gather(*(one(client, f"prompt {n}") for n in range(6)))
 
     async def one(client: taxiway.AsyncClient, prompt: str) -> str:
-        told = [event async for event in client.stream("tiny", prompt, parameters={"max_tokens": 60})]
-        result = told.pop()
+        streamed = [event async for event in client.stream("tiny", prompt, parameters={"max_tokens": 60})]
+        result = streamed.pop()
         assert isinstance(result, Result)
-        assert "".join(map(str, told)) == result.outputs["text"]
+        assert "".join(map(str, streamed)) == result.outputs["text"]
         return str(result.outputs["text"])
 
     assert asyncio.run(read(fleet.broker)) == asyncio.run(read(router.http))
@@ -164,11 +164,11 @@ def test_the_protocol_s_generate_stream_gives_text_outputs_and_then_the_infer_an
     asked = {"text_input": "tell me", "parameters": {"max_tokens": 50}}
     with http.stream("POST", "/v2/models/tiny/generate_stream", json=asked) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
-        told = list(events(response))
-    assert told[0]["data"].keys() == {"id", "model_name", "model_version", "text_output"}
-    assert [event["event"] for event in told[-2:]] == ["", "result"]
-    outputs = {output["name"]: output["data"][0] for output in told[-1]["data"]["outputs"]}
-    assert outputs["text"] == text_of(told)
+        streamed = list(events(response))
+    assert streamed[0]["data"].keys() == {"id", "model_name", "model_version", "text_output"}
+    assert [event["event"] for event in streamed[-2:]] == ["", "result"]
+    outputs = {output["name"]: output["data"][0] for output in streamed[-1]["data"]["outputs"]}
+    assert outputs["text"] == text_of(streamed)
     whole = http.post("/v2/models/tiny/generate", json={**asked, "id": "mine"}).json()
     assert (whole["id"], whole["text_output"], whole["finish_reason"]) == ("mine", outputs["text"], "length")
 
@@ -195,11 +195,11 @@ def test_the_python_client_comes_back_by_itself(router: RouterProcess) -> None:
     assert parts.hostname and parts.port
     cable = Cable(parts.hostname, parts.port)
     with taxiway.Client(f"http://127.0.0.1:{cable.port}", connect_timeout=10) as client:
-        told = client.stream("tiny", "tell me", timeout=60, parameters=LONG)
-        read = [next(told)]
+        streamed = client.stream("tiny", "tell me", timeout=60, parameters=LONG)
+        read = [next(streamed)]
         cable.pull()
         cable.plug()
-        *rest, result = told
+        *rest, result = streamed
     cable.close()
     assert isinstance(result, Result)
     assert "".join(map(str, read + rest)) == result.outputs["text"]
@@ -211,11 +211,13 @@ def test_a_restart_and_a_loss_are_events_of_their_own(
     with taxiway.Client(router.http) as client, redis.Redis.from_url(fleet.state) as state:
         job = client.submit("tiny", "tell me", stream=True, parameters=LONG)
         eventually(lambda: state.exists(stream_key(job.id)))
-        told = job.stream(timeout=60)
-        assert isinstance(next(told), str)
+        streamed = job.stream(timeout=60)
+        assert isinstance(next(streamed), str)
         for piece in (Piece(7, 0, "again "), Piece(7, 9, "on")):
             state.xadd(stream_key(job.id), piece.fields())
-        rest = [event for event in iter(lambda: next(told), "on") if not isinstance(event, str) or event == "again "]
+        rest = [
+            event for event in iter(lambda: next(streamed), "on") if not isinstance(event, str) or event == "again "
+        ]
         assert rest == [Restarted(7), "again ", Lost(4)]
         job.cancel()
 

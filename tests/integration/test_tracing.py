@@ -88,12 +88,12 @@ def test_the_http_door_takes_a_callers_trace_and_tells_the_jobs(settings: Settin
         refused = http.post(url, json=body, headers={"traceparent": sampled})
         assert refused.headers["traceparent"] == sampled
         with EchoDevice(settings):
-            told = http.post(url, json=body, headers={"traceparent": sampled, "tracestate": "shop=1"})
+            answer = http.post(url, json=body, headers={"traceparent": sampled, "tracestate": "shop=1"})
             assert http.post(url, json=body, headers={"traceparent": unsampled}).headers["traceparent"] == unsampled
             assert "traceparent" not in http.post(url, json=body).headers
         failed, placed = eventually(lambda: found if len(found := exported(spans)) == 2 else None)
     assert (failed["name"], failed["error"], refused.json()["code"]) == ("place", "no_device", "no_device")
-    assert told.headers["traceparent"] == f"00-{TRACE}-{placed['id']}-01"
+    assert answer.headers["traceparent"] == f"00-{TRACE}-{placed['id']}-01"
     assert (placed["trace"], placed["parent"], placed["class"]) == (TRACE, SPAN, "cpu.batch")
 
 

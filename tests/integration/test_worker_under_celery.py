@@ -180,16 +180,16 @@ def test_task_events_tell_of_every_job_in_its_order(tower: Tower, producer: Cele
         tower.cancel(cancelled := withdrawn.headers["id"])
         tower.queue(withdrawn)
 
-        def told(job: str) -> list[str]:
+        def streamed(job: str) -> list[str]:
             return [event["type"].removeprefix("task-") for event in list(heard) if event.get("uuid") == job]
 
-        eventually(lambda: told(short)[-1:] == ["succeeded"] and told(bad)[-1:] == ["failed"])
-        eventually(lambda: told(expired)[-1:] == told(cancelled)[-1:] == ["revoked"])
+        eventually(lambda: streamed(short)[-1:] == ["succeeded"] and streamed(bad)[-1:] == ["failed"])
+        eventually(lambda: streamed(expired)[-1:] == streamed(cancelled)[-1:] == ["revoked"])
         receiver.should_stop = True
         tower.order("echo", "a last event")
         listening.join(10)
-    assert told(long) == told(short) == ["received", "started", "succeeded"]
-    assert told(bad) == ["received", "started", "failed"]
+    assert streamed(long) == streamed(short) == ["received", "started", "succeeded"]
+    assert streamed(bad) == ["received", "started", "failed"]
     revoked = {event["uuid"]: event for event in heard if event["type"] == "task-revoked"}
     assert revoked[expired]["expired"] is True
     assert revoked[expired]["exception"].startswith("DeadlineExceededError(")

@@ -29,9 +29,9 @@ INPUTS = {"flight": "TX 42", "gates": [3, 7], "delayed": False}
 def main() -> None:
     """Write the file."""
     with tempfile.TemporaryDirectory() as name, EmbeddedValkey(Path(name) / "valkey") as server:
-        told = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": SECRET})
+        base = settings_from({"TAXIWAY_BROKER": server.url, "TAXIWAY_SECRET": SECRET})
         with redis.Redis.from_url(server.url, decode_responses=True) as store, Client(server.url) as client:
-            recorded = record(worker_settings(told, Path(name)), store, client)
+            recorded = record(worker_settings(base, Path(name)), store, client)
     version = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["version"]
     path = Path(__file__).parent / f"{version}.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(recorded)) + b"\n")

@@ -78,11 +78,11 @@ def test_a_caller_has_its_keys_tenant_and_scopes_until_it_expires() -> None:
     + [written([KEY]).replace(was, "SECRET") for was in (KEY.digest, "submit")],
 )
 def test_a_wrong_file_is_refused_by_its_line_and_never_shown(line: str) -> None:
-    with pytest.raises(KeysError) as told:
+    with pytest.raises(KeysError) as caught:
         parse_keys(f"\n{line}\n", "keys.jsonl")
 
-    assert str(told.value).startswith("keys.jsonl: ")
-    assert "SECRET" not in str(told.value)
+    assert str(caught.value).startswith("keys.jsonl: ")
+    assert "SECRET" not in str(caught.value)
 
 
 def test_the_file_is_its_owners_alone_and_keeps_another_mode(tmp_path: Path) -> None:

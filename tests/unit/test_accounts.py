@@ -19,9 +19,9 @@ CLASSES = ["cpu.batch", "gpu.realtime"]
 
 def test_nothing_that_is_written_holds_a_password(tmp_path: Path) -> None:
     acl, definitions = tmp_path / "users.acl", tmp_path / "rabbit.json"
-    told = {f"TAXIWAY_{one.upper()}_PASSWORD": word for one, word in PASSWORDS.items()}
+    variables = {f"TAXIWAY_{one.upper()}_PASSWORD": word for one, word in PASSWORDS.items()}
 
-    done = CliRunner(env=told).invoke(main, ["--acl", str(acl), "--definitions", str(definitions)])
+    done = CliRunner(env=variables).invoke(main, ["--acl", str(acl), "--definitions", str(definitions)])
 
     assert json.loads(done.output) == PASSWORDS
     for text in (acl.read_text(), definitions.read_text()):
@@ -47,21 +47,21 @@ def test_every_class_of_queues_yaml_has_its_queue_in_the_accounts_of_routers_and
 
 
 def test_rabbitmq_is_given_salted_digests_and_patterns_that_match_whole_names() -> None:
-    told = rabbit_accounts(CLASSES, PASSWORDS, "fleet")
-    digest = base64.b64decode(told["users"][0]["password_hash"])
+    definitions = rabbit_accounts(CLASSES, PASSWORDS, "fleet")
+    digest = base64.b64decode(definitions["users"][0]["password_hash"])
     assert digest[4:] == hashlib.sha256(digest[:4] + PASSWORDS["producer"].encode()).digest()
-    rights = {one["user"]: one for one in told["permissions"]}
+    rights = {one["user"]: one for one in definitions["permissions"]}
     assert re.search(rights["producer"]["write"], "taxiway.arrivals")
     assert not re.search(rights["producer"]["write"], "taxiway.arrivals.other")
     assert not re.search(rights["worker"]["write"], "taxiway.arrivals")
     assert not re.search(rights["worker"]["read"], "cpuxbatch")
-    assert {one["vhost"] for one in told["permissions"]} == {"fleet"}
+    assert {one["vhost"] for one in definitions["permissions"]} == {"fleet"}
 
 
 def test_celery_is_told_of_the_files_in_an_address_of_rabbitmq_under_tls() -> None:
     address = "amqps://router:word@host:5671/fleet?cafile=/tls/ca.pem&certfile=/tls/own.pem&keyfile=/tls/own.key"
-    told = {"TAXIWAY_BROKER": address, "TAXIWAY_STATE": "rediss://host/0", "TAXIWAY_SECRET": "00" * 32}
-    settings = settings_from(told)
+    variables = {"TAXIWAY_BROKER": address, "TAXIWAY_STATE": "rediss://host/0", "TAXIWAY_SECRET": "00" * 32}
+    settings = settings_from(variables)
 
     app = make_app(settings, load_topology(settings.queues))
 

@@ -32,10 +32,10 @@ def test_json_has_no_more_values_than_its_commas_and_brackets_say(
 
 def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
     check_json(b'["' + b"a" * 2**24 + b'"]', 10)
-    with pytest.raises(RequestTooLargeError, match=r"limits\.elements") as told:
+    with pytest.raises(RequestTooLargeError, match=r"limits\.elements") as caught:
         check_json(b"1," * LARGE, 10)
 
-    assert told.value.details["limit"] == "elements"
+    assert caught.value.details["limit"] == "elements"
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,11 @@ def test_json_of_too_many_values_is_refused_and_a_long_text_is_not() -> None:
 )
 def test_what_is_no_shape_of_a_tensor_is_refused_at_once(shape: object) -> None:
     began = time.thread_time()
-    with pytest.raises(InvalidRequestError, match="expected a shape") as told:
+    with pytest.raises(InvalidRequestError, match="expected a shape") as caught:
         elements_of(shape, "inputs.x")
 
     assert time.thread_time() - began < 0.1
-    assert len(told.value.message) < 2 * QUOTED
+    assert len(caught.value.message) < 2 * QUOTED
 
 
 @given(st.lists(st.integers(0, 40), max_size=5))

@@ -33,13 +33,13 @@ def read(value: object, kept: dict[str, bytes | bytearray | memoryview]) -> Any:
 def test_whatever_travels_beside_its_message_is_read_as_if_it_had_not(value: object, limit: int) -> None:
     blobs = Blobs(limit)
 
-    assert read(to_wire(value, "inputs", blobs), blobs.kept) == from_wire(to_wire(value))
+    assert read(to_wire(value, "inputs", blobs), blobs.contents) == from_wire(to_wire(value))
 
 
 @given(arrays.arrays(DTYPES, arrays.array_shapes(min_dims=0, min_side=0), elements={"allow_nan": False}))
 def test_an_array_beside_its_message_is_the_same_array(array: np.ndarray) -> None:
     blobs = Blobs(limit=-1)
-    tensor = read(to_wire(array, "inputs", blobs), blobs.kept)
+    tensor = read(to_wire(array, "inputs", blobs), blobs.contents)
 
     assert np.array_equal(to_array(tensor, "inputs"), array)
 
@@ -47,7 +47,7 @@ def test_an_array_beside_its_message_is_the_same_array(array: np.ndarray) -> Non
 def test_an_array_that_lies_in_order_is_not_copied() -> None:
     array, blobs = np.zeros(1000, np.float32), Blobs(limit=10)
     to_wire(array, "inputs", blobs)
-    (content,) = blobs.kept.values()
+    (content,) = blobs.contents.values()
     array[0] = 1.0
 
     assert np.frombuffer(content, np.float32)[0] == 1.0
@@ -58,7 +58,7 @@ def test_a_value_up_to_the_limit_stays_in_its_message() -> None:
 
     to_wire([b"12345678", np.zeros(2, np.float32), {"a": b"x"}], "inputs", blobs)
 
-    assert blobs.kept == {}
+    assert blobs.contents == {}
 
 
 def test_a_requests_reference_tells_the_digest_and_a_results_where_the_door_has_it() -> None:
@@ -85,8 +85,8 @@ def test_a_request_is_read_back_with_its_references() -> None:
     request = read_request(body, "application/json")
 
     assert may_refer(body)
-    assert [found.ref for found in references(request.inputs)] == list(blobs.kept)
-    assert resolved(request.inputs, blobs.kept) == {"a": [b"abc", "text"]}
+    assert [found.ref for found in references(request.inputs)] == list(blobs.contents)
+    assert resolved(request.inputs, blobs.contents) == {"a": [b"abc", "text"]}
 
 
 def test_a_message_without_references_is_seen_to_have_none() -> None:

@@ -39,10 +39,10 @@ REPORT = RunReport(
 
 
 def test_help_names_every_verb_and_every_exit_code(cli: CommandLine) -> None:
-    told = cli("--help").stdout
+    shown = cli("--help").stdout
 
-    assert all(re.search(rf"^  {verb} ", told, re.MULTILINE) for verb in COMMANDS)
-    assert all(meaning in told for meaning in EXIT_CODES.values())
+    assert all(re.search(rf"^  {verb} ", shown, re.MULTILINE) for verb in COMMANDS)
+    assert all(meaning in shown for meaning in EXIT_CODES.values())
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

@@ -40,7 +40,7 @@ class Desk:
     def _fetch(self, found: Sequence[Reference]) -> dict[str, bytes | None]:
         refs = [reference.ref for reference in found]
         self.calls.append(refs)
-        kept = self.blobs.kept
+        kept = self.blobs.contents
         return {ref: bytes(kept[ref]) if ref in kept else None for ref in refs}
 
 
@@ -67,6 +67,6 @@ def test_nothing_is_fetched_for_requests_that_refer_to_nothing() -> None:
 def test_a_blob_that_is_gone_fails_its_request() -> None:
     desk = Desk()
     delivery = desk.delivery(b"a" * 20)
-    desk.blobs.kept.clear()
+    desk.blobs.contents.clear()
     with pytest.raises(ResultExpiredError):
         desk.read(delivery)

@@ -60,16 +60,16 @@ def test_a_summary_is_one_line_a_class_and_model_with_medians() -> None:
 
 
 def test_examples_differ_and_begin_with_a_model_that_ran_on_several_classes() -> None:
-    def told(most: int) -> list[tuple[str, str]]:
+    def shown(most: int) -> list[tuple[str, str]]:
         return [(one.ask.model, present(one.result).report.hardware_class) for one in contrasts(ANSWERS, most)]
 
-    assert told(5) == [
+    assert shown(5) == [
         ("generate", "cpu.batch"),
         ("generate", "gpu.realtime"),
         ("embed", "tpu.bulk"),
         ("sentiment", "cpu.batch"),
     ]
-    assert told(2) == told(5)[:2]
+    assert shown(2) == shown(5)[:2]
 
 
 def test_the_demo_fits_100_columns_and_explains_what_is_emulated() -> None:

@@ -1,4 +1,4 @@
-"""Which work a worker that was told to leave still ends, and by when it is gone."""
+"""Which work a draining worker still finishes, and by when it exits."""
 
 from __future__ import annotations
 

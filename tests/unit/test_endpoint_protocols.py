@@ -85,12 +85,12 @@ TELLING = b"".join(
 
 
 def read(raw: bytes, *sizes: int) -> tuple[str, Row]:
-    """What a streamed answer told, and was, when it came in pieces of these sizes."""
-    reader, told, at = openai.StreamReader(), "", 0
+    """The text and the answer of a streamed response that arrived in pieces of these sizes."""
+    reader, answer, at = openai.StreamReader(), "", 0
     for size in (*sizes, len(raw)):
-        told += reader.feed(raw[at : at + size])
+        answer += reader.feed(raw[at : at + size])
         at += size
-    return told, reader.answer()
+    return answer, reader.answer()
 
 
 def test_a_chat_is_streamed_and_its_own_fields_reach_the_engine() -> None:
@@ -132,8 +132,8 @@ def test_an_image_that_came_as_bytes_is_a_data_url() -> None:
 
 @given(sizes=st.lists(st.integers(0, 60), max_size=30))
 def test_a_streamed_answer_is_the_same_however_it_is_cut(sizes: list[int]) -> None:
-    told, answer = read(TELLING, *sizes)
-    assert told == answer["text"] == "Grüß Gott 🙂"
+    received, answer = read(TELLING, *sizes)
+    assert received == answer["text"] == "Grüß Gott 🙂"
     assert answer["message"] == {"role": "assistant", "content": "Grüß Gott 🙂"}
     assert (answer["tokens"], answer["finish-reason"]) == (3, "stop")
     assert answer["usage"] == USAGE | {"prompt_tokens_details": None}
@@ -166,13 +166,13 @@ def test_the_pieces_of_tool_calls_are_put_together() -> None:
     second = {"index": 1, "id": "b", "function": {"name": "hear", "arguments": "{}"}}
     more = [{"index": 0, "function": {"arguments": part}} for part in ('{"x"', ": 1}")]
     raw = piece(tool_calls=[first]) + b"".join(piece(tool_calls=[one]) for one in (more[0], second, more[1]))
-    told, answer = read(raw + piece("tool_calls"))
+    received, answer = read(raw + piece("tool_calls"))
     calls = answer["message"]["tool_calls"]
     assert [(call["id"], call["function"]) for call in calls] == [
         ("a", {"name": "see", "arguments": '{"x": 1}'}),
         ("b", {"name": "hear", "arguments": "{}"}),
     ]
-    assert (told, answer["message"]["content"], answer["tokens"], answer["usage"]) == ("", None, 4, None)
+    assert (received, answer["message"]["content"], answer["tokens"], answer["usage"]) == ("", None, 4, None)
 
 
 def test_a_prompt_is_a_chat_or_sent_as_it_is() -> None:

@@ -1,4 +1,4 @@
-"""Where a request ends: what is told of it agrees with the parser that decides what is HTTP."""
+"""Where a request ends: our framing agrees with the HTTP parser."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_disturbed_runs_count_only_where_there_are_too_few_calm_ones(found: list
 def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
     assert formula(MEASURED) == "max(3 ms, 2 ms + 100 µs·b·s)"
     assert formula(msgspec.structs.replace(MEASURED, base=0.0, step=0.5, floor=0.0)) == "500 ms·s + 100 µs·b·s"
-    told = remarks(
+    shown = remarks(
         [
             Outcome(model="m:1", variant="a", skipped="torch is not installed"),
             Outcome(model="m:1", variant="b", error="no weights"),
@@ -128,7 +128,7 @@ def test_a_table_says_a_curve_without_its_zeros_and_what_was_amiss() -> None:
             Outcome(model="m:1", variant="d", measurement=MEASURED),
         ]
     )
-    assert list(told) == [
+    assert list(shown) == [
         "skipped: m:1/a: torch is not installed",
         "failed: m:1/b: no weights",
         "disturbed: m:1/c: other processes used the processor for 25% of its seconds",

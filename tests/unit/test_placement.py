@@ -33,7 +33,7 @@ def placed(situation: Situation) -> Placement:
         raise
 
 
-def told(placement: Placement) -> Any:
+def summary_of(placement: Placement) -> Any:
     """All that a placement says."""
     decided = placement.chosen, placement.held, placement.reason
     return *decided, placement.options, placement.refusals, placement.variants()
@@ -41,7 +41,7 @@ def told(placement: Placement) -> Any:
 
 def outcome(situation: Situation) -> Any:
     try:
-        return told(place(*situation))
+        return summary_of(place(*situation))
     except TaxiwayError as error:
         return type(error), error.message, error.details
 

@@ -168,7 +168,7 @@ SECONDS = st.sampled_from((0.0, 0.0, 0.0, 0.01, 30.0))
 
 @st.composite
 def histories(draw: st.DrawFn, topology: Topology) -> list[FleetSnapshot]:
-    """The same workers tick by tick, with other work and other loads; what they serve is what they are told."""
+    """The same workers tick by tick, with other work and other loads; what they serve is what they are ordered to."""
     classes = sorted(topology.hardware)
     owns = draw(st.lists(st.sampled_from(classes), min_size=1, max_size=4))
     workers = [(f"worker-{n}", own, topology.hardware[own].device) for n, own in enumerate(owns)]

@@ -1,4 +1,4 @@
-"""Faults of ours are told from the request's, and retried within a budget; one whose device stays full leaves."""
+"""Our own faults are retried within a budget, a request's are not; a worker whose device stays full exits."""
 
 from __future__ import annotations
 

@@ -55,17 +55,17 @@ def test_no_answer_of_the_http_door_tells_where_the_broker_is_reached_with_what(
     "url", [f"redis://me:{PASSWORD}/@host", f"http://me:{PASSWORD}@", f"http://me:{PASSWORD}/@host"]
 )
 def test_a_wrong_address_is_not_told_with_its_password(url: str) -> None:
-    with pytest.raises(TaxiwayError) as told:
+    with pytest.raises(TaxiwayError) as caught:
         Client(url)
 
-    assert PASSWORD not in str(told.value)
+    assert PASSWORD not in str(caught.value)
 
 
 def test_a_key_that_cannot_be_one_is_not_shown_and_one_for_a_broker_is_refused() -> None:
     for url, key in (("http://host", f"{PASSWORD}\r\nx: y"), ("redis://host", PASSWORD)):
-        with pytest.raises(TaxiwayError) as told:
+        with pytest.raises(TaxiwayError) as caught:
             Client(url, key=key)
-        assert PASSWORD not in str(told.value)
+        assert PASSWORD not in str(caught.value)
 
 
 def test_settings_and_rules_show_no_secret(tmp_path: Path) -> None:
@@ -75,6 +75,6 @@ def test_settings_and_rules_show_no_secret(tmp_path: Path) -> None:
     shown = f"{settings!r} {rules!r}"
     assert PASSWORD not in shown
     assert repr(settings.secret) not in shown
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as caught:
         settings_from({"TAXIWAY_BROKER": f"ftp://me:{PASSWORD}@host", "TAXIWAY_SECRET": SECRET})
-    assert PASSWORD not in str(told.value)
+    assert PASSWORD not in str(caught.value)

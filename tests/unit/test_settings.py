@@ -23,7 +23,7 @@ def test_a_child_process_reads_the_same_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=required"),
         ("rediss://host/0?ssl_ca_certs=ca.pem", "rediss://host/0?ssl_ca_certs=ca.pem&ssl_cert_reqs=required"),
@@ -31,9 +31,9 @@ def test_a_child_process_reads_the_same_settings() -> None:
         ("rediss+sentinel://a,b/0?service=f", "rediss+sentinel://a,b/0?service=f&ssl_cert_reqs=required"),
     ],
 )
-def test_under_tls_the_servers_certificate_is_verified(given: str, told: str) -> None:
+def test_under_tls_the_servers_certificate_is_verified(given: str, expected: str) -> None:
     settings = settings_from(REDIS | {"TAXIWAY_BROKER": given})
-    assert settings.broker == told
+    assert settings.broker == expected
     assert settings_from(settings.environment()) == settings
 
 

@@ -54,8 +54,8 @@ def test_a_device_is_not_gone_for_heartbeats_that_the_store_refused() -> None:
     beats = {"lived": began - 1, "was gone": began - GONE_AFTER - 1, "beats again": ended + 2}
 
     def live(now: float) -> list[Any]:
-        told = FleetFacts(now, {name: device(name) for name in beats}, beats, {})
-        return [one.worker for one in snapshot_from(told, refusal.after(told)).devices]
+        found = FleetFacts(now, {name: device(name) for name in beats}, beats, {})
+        return [one.worker for one in snapshot_from(found, refusal.after(found)).devices]
 
     assert live(ended) == ["beats again", "lived"]
     assert live(ended + GONE_AFTER) == ["beats again", "lived"]

@@ -1,4 +1,4 @@
-"""What a reader is told of an answer that is generated."""
+"""The events that a reader gets of a streamed answer."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def pieces(*texts: str, attempt: int = 1) -> list[Piece]:
     return [Piece(attempt, len("".join(texts[:n])), text) for n, text in enumerate(texts)]
 
 
-def tell(progress: Progress, told: list[Piece]) -> list[object]:
-    return [event for n, piece in enumerate(told) for event in progress.take(f"{n + 1}-0", piece)]
+def tell(progress: Progress, answer: list[Piece]) -> list[object]:
+    return [event for n, piece in enumerate(answer) for event in progress.take(f"{n + 1}-0", piece)]
 
 
 @given(st.lists(st.text(min_size=1, max_size=5), max_size=6), st.integers(0, 6))
 def test_whatever_was_told_before_the_result_the_text_is_whole(texts: list[str], read: int) -> None:
     progress = Progress()
-    told = tell(progress, pieces(*texts)[:read]) + progress.end(result("".join(texts)))
-    assert "".join(map(str, told)) == "".join(texts)
+    events = tell(progress, pieces(*texts)[:read]) + progress.end(result("".join(texts)))
+    assert "".join(map(str, events)) == "".join(texts)
 
 
 def test_what_a_slow_reader_missed_is_counted() -> None:
@@ -74,10 +74,12 @@ def test_a_result_without_text_adds_nothing() -> None:
 @given(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6), st.integers(0, 5))
 def test_a_reader_that_comes_back_is_told_the_rest(texts: list[str], read: int) -> None:
     first = Progress()
-    told = tell(first, pieces(*texts)[:read])
+    events = tell(first, pieces(*texts)[:read])
     again = Progress(read_position(str(first.position)))
-    told += [event for n, piece in enumerate(pieces(*texts)[read:]) for event in again.take(f"{read + n + 1}-0", piece)]
-    assert "".join(map(str, told)) == "".join(texts)
+    events += [
+        event for n, piece in enumerate(pieces(*texts)[read:]) for event in again.take(f"{read + n + 1}-0", piece)
+    ]
+    assert "".join(map(str, events)) == "".join(texts)
     assert again.end(result("".join(texts))) == []
 
 

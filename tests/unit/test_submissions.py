@@ -56,7 +56,7 @@ class Door:
 
 
 async def ended(asked: list[asyncio.Future[bool]]) -> list[bool | BaseException]:
-    """What each was told."""
+    """The outcome of each."""
     return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), SOON)
 
 
@@ -87,7 +87,7 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
         _, answer = await door.lane.call()
         beside = door.ask("c")
         answer.set_exception(error)
-        told = await ended(failing)
+        reply = await ended(failing)
         jobs, answer = await door.lane.call()
         assert jobs == ["c"]
         answer.set_result([True])
@@ -95,7 +95,7 @@ def test_an_error_reaches_those_whose_call_it_ended_and_the_next_call_is_made(
         later = door.ask("d")
         (await door.lane.call())[1].set_result([True])
         assert await ended(later) == [True]
-        return told
+        return reply
 
     assert asyncio.run(scenario()) == [error, error]
 

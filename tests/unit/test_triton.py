@@ -57,9 +57,9 @@ def test_an_answer_has_the_classes_that_the_request_wants(raw: bool) -> None:
 
 @pytest.mark.parametrize("count", [0, -1, 1.0, "1", True, None])
 def test_a_number_of_classes_is_one_or_refused_by_name(count: object) -> None:
-    with pytest.raises(InvalidRequestError) as told:
+    with pytest.raises(InvalidRequestError) as caught:
         classes_wanted(EMBED, {VECTOR.name: {"classification": count}})
-    assert told.value.details["field"] == f"outputs.{VECTOR.name}.classification"
+    assert caught.value.details["field"] == f"outputs.{VECTOR.name}.classification"
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, None), (1, "high"), (2, "normal"), (3, "low"), (2**70, "low")])
@@ -68,12 +68,12 @@ def test_a_number_is_a_priority(number: int, name: str | None) -> None:
 
 
 def test_statistics_are_counts_and_nanoseconds() -> None:
-    told = stats_of(
+    answer = stats_of(
         EMBED, Ran(answered=4, failed=1, rows=8, batches=2.0, queue=0.5, run=0.25, total=1.0, lost=3.0, last=7.0)
     )
-    stats = told["inference_stats"]
+    stats = answer["inference_stats"]
 
-    assert (told["inference_count"], told["execution_count"], told["last_inference"]) == (8, 2, 7000)
+    assert (answer["inference_count"], answer["execution_count"], answer["last_inference"]) == (8, 2, 7000)
     assert stats["success"] == {"count": 4, "ns": 1_000_000_000}
     assert stats["fail"] == {"count": 1, "ns": 3_000_000_000}
     assert (stats["queue"]["ns"], stats["compute_infer"]["ns"]) == (500_000_000, 250_000_000)

@@ -38,8 +38,8 @@ def test_a_wait_gives_what_came_and_ends_when_its_time_is_over() -> None:
 def test_a_wait_after_others_had_ended_ends_too() -> None:
     async def scenario() -> list[Any]:
         patience, loop = WaitTimeouts(), asyncio.get_running_loop()
-        told = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
-        return [type(error) for (error,) in told]
+        answer = [await ended([patience.wait(loop.create_future(), 0.0)]) for _ in range(3)]
+        return [type(error) for (error,) in answer]
 
     assert asyncio.run(scenario()) == [TimeoutError] * 3
 
@@ -50,8 +50,8 @@ def test_a_wait_that_is_cancelled_is_forgotten() -> None:
         given_up = asyncio.ensure_future(patience.wait(loop.create_future(), SOON))
         await asyncio.sleep(0)
         given_up.cancel()
-        (told,) = await ended([given_up])
+        (answer,) = await ended([given_up])
         (after,) = await ended([patience.wait(loop.create_future(), 0.0)])
-        return type(told), type(after)
+        return type(answer), type(after)
 
     assert asyncio.run(scenario()) == (asyncio.CancelledError, TimeoutError)

@@ -154,7 +154,7 @@ class FinishStage:
         except Exception as error:  # a model's outputs may have any type and nesting
             failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
             return Ended(job.delivery, Outcome(error=failed))
-        return Ended(job.delivery, replace(outcome, blobs=blobs.kept))
+        return Ended(job.delivery, replace(outcome, blobs=blobs.contents))
 
     def _keep_blobs(self, ended: Sequence[Ended]) -> None:
         """Store the blobs that the results reference, before the results."""

@@ -71,7 +71,7 @@ class HeldJobs:
             if not held and delivery.token == token:  # not claimed again since
                 delivery.lost = True
         if self._queue is not None:
-            self._queue.keep(self._tags(held_for))
+            self._queue.renew(self._tags(held_for))
             self._queue.recover()
 
     def requeue(self, deliveries: Sequence[Delivery]) -> None:
