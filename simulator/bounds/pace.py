@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.fleet import DeviceClass, Event, Fleet
-from simulator.timing import Stepping, Timing, Whole
+from simulator.fleet import Event, Fleet
+from simulator.timing import Stepping, Whole
 from simulator.traces.workload import Figures, Workload
 
 
@@ -27,17 +27,15 @@ class Pace:
     @classmethod
     def of(cls, workload: Workload, column: int) -> Pace:
         """The class in this column of the workload's figures."""
-        fleet, trace = workload.fleet, workload.trace
+        fleet = workload.fleet
         name, device = list(fleet.classes.items())[column]
         moments, speeds, counts = [0.0], [1.0], [float(device.count)]
         for event in _events(fleet, name):
             moments.append(event.at)
             speeds.append(speeds[-1] if event.slower is None else 1 / event.slower)
             counts.append(counts[-1] if event.available is None else min(event.available, device.count))
-        timings = [fleet.timings[model][column] for model in trace.models]
-        size = float((trace.size + trace.output).max())
-        carried = _carried([timing for timing in timings if timing is not None], device, size)
-        return cls(tuple(moments), tuple(speeds), tuple(counts), carried / min(speeds) if len(set(speeds)) > 1 else 0.0)
+        carried = _carried(workload, column) / min(speeds) if len(set(speeds)) > 1 else 0.0
+        return cls(tuple(moments), tuple(speeds), tuple(counts), carried)
 
     @property
     def changes(self) -> set[float]:
@@ -71,9 +69,16 @@ def _events(fleet: Fleet, name: str) -> list[Event]:
     return [event for event in fleet.events if event.hardware_class == name]
 
 
-def _carried(timings: Iterable[Timing], device: DeviceClass, size: float) -> float:
+def _carried(workload: Workload, column: int) -> float:
     """Seconds of the most that a device can have begun: a whole batch, and the prompts of full generating batches."""
-    rows = device.max_batch
-    whole = [timing.load + timing.batch(rows, rows * size) for timing in timings if isinstance(timing, Whole)]
-    prompts = [timing.load + rows * timing.prefill(size) for timing in timings if isinstance(timing, Stepping)]
-    return max(whole, default=0.0) + sum(prompts)
+    trace, fleet = workload.trace, workload.fleet
+    rows = list(fleet.classes.values())[column].max_batch
+    whole, prompts = 0.0, 0.0
+    for number, name in enumerate(trace.models):
+        timing, total = fleet.timings[name][column], (trace.size + trace.output)[trace.model == number]
+        size = float(total.max(initial=0))
+        if isinstance(timing, Whole):
+            whole = max(whole, timing.load + timing.batch(rows, rows * size))
+        elif isinstance(timing, Stepping):
+            prompts += timing.load + rows * timing.prefill(size)
+    return whole + prompts

@@ -87,6 +87,13 @@ def test_slower_hardware_takes_longer_and_answers_less_in_time() -> None:
     assert whole_bound(slowed(5)).score == pytest.approx(2 + 125, rel=2e-3)
 
 
+def test_what_runs_on_when_hardware_slows_down_is_a_batch_of_its_models_own_sizes() -> None:
+    rows = [{"arrival": 0, "model": "embed", "size": 1}, {"arrival": 1, "model": "rank", "size": 1000}]
+    fleet = replace(parse_fleet(MIXED), events=(Event(at=50, hardware_class="cores", slower=2),))
+    cores = Pace.of(prepare(make_trace(rows), fleet, seed=0), 2)
+    assert cores.carried == pytest.approx(2 * (0.5 + 0.02 + 0.0001 * 4 * 1000))
+
+
 def test_what_is_not_available_serves_nothing() -> None:
     workload = fined(one(at(0, 100), curve="{base: 2, slope: 0}"), (0.0, 9000.0, 0.0))
     gone = changed(workload, Event(at=50, hardware_class="one", available=0))
