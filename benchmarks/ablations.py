@@ -102,6 +102,8 @@ TERMS = (
     Term("wait", _all("concurrent", np.inf)),
     Term("cold start", _all("load", 0.0)),
     Term("load share", lambda table: {"sharers": np.inf}),
+    Term("full batch", lambda table: {"billed": None}),
+    Term("blocking", _all("blocking", 0.0)),
     Term("residual", _all("residual", 1.0)),
     Term("company", _all("slope", 0.0)),
     Term("price", _all("dollars", 1.0)),
