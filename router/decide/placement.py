@@ -288,12 +288,13 @@ def route_by_plan(table: CandidateTable, needs: Needs, figures: Figures, free: n
     if not planned.any():
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
-    finish = figures.finish[planned]
+    finish = (figures.finish - table.blocking[needs.level])[planned]
     if deadline is None or (finish <= deadline).any():
         return Route(planned, "planned: ")
     if not (planned & guide.serve).any():
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
-    safe = free & _surely_in_time(table, needs, figures, work) & (_run_alone(table, needs) <= guide.spill)
+    alone = run_alone(table, needs.rows, needs.size)
+    safe = free & _surely_in_time(table, needs, figures, work) & (alone <= guide.spill)
     if not safe.any():
         return Route(planned, "planned: ")
     return Route(safe, f"left the plan: {guide.hardware_class} would take {finish.min():.3g} s; ", leaves=True)
@@ -309,10 +310,10 @@ def _surely_in_time(table: CandidateTable, needs: Needs, figures: Figures, work:
     return sure
 
 
-def _run_alone(table: CandidateTable, needs: Needs) -> np.ndarray:
-    """Seconds that each candidate takes for the request's rows alone."""
-    rows = np.minimum(float(needs.rows), table.limit)
-    seconds: np.ndarray = np.maximum(table.floor, table.base + (table.step + table.slope * rows) * needs.size)
+def run_alone(table: CandidateTable, rows: int, size: float | np.ndarray) -> np.ndarray:
+    """Seconds that each candidate takes for these rows alone; `size` may have the shape (requests, 1)."""
+    most = np.minimum(float(rows), table.limit)
+    seconds: np.ndarray = np.maximum(table.floor, table.base + (table.step + table.slope * most) * size)
     return seconds
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import Needs
 from router.decide.cost import estimate_figures, wait_of
-from router.decide.placement import reserved_and_busy
+from router.decide.placement import reserved_and_busy, run_alone
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
 
@@ -122,7 +122,15 @@ class Block:
             table, GroupNeeds(needs[0].rows, size, payload, self.level), np.zeros(len(table.classes))
         )
         self._work, self._cost, self._idle = idle.work, idle.cost, idle.finish
+        self._planned = _planned_targets(table, self._here[:, 0], run_alone(table, needs[0].rows, size))
         self._residual = table.residual[self.level]
+
+    def open_to(self, kind: Kind, rows: slice) -> Rows:
+        """Where moves of this kind may take the groups: under a plan, only where they do not undo it."""
+        if self._planned is None:
+            return self.allowed[rows]
+        open_now: Rows = self.allowed[rows] & self._planned[kind is Kind.RESCUE][rows]
+        return open_now
 
     def view(self, before: np.ndarray, rows: slice = slice(None)) -> View:
         """The groups' figures with `before` device seconds ahead of a new job, shape (LEVELS, classes)."""
@@ -143,6 +151,19 @@ class Block:
             finish=finish,
             guaranteed=finish * residual,
         )
+
+
+def _planned_targets(table: CandidateTable, here: np.ndarray, alone: Rows) -> tuple[Rows, Rows] | None:
+    """Where groups may move under a plan: in general, and to be rescued; None without a plan.
+
+    They move to their preferred class. What would be late there may be rescued where it does not hold up planned work,
+    and what no device serves anywhere.
+    """
+    guide = table.guide
+    if guide is None:
+        return None
+    back = guide.preferred & ~guide.preferred[here][:, None]
+    return back, guide.preferred | (alone <= guide.spill) | ~table.live[here][:, None]
 
 
 def _allowed_targets(group: Group, closed: frozenset[Route]) -> np.ndarray:
@@ -264,7 +285,7 @@ class _Tick:
         return sorted(found)
 
     def _wanted(self, kind: Kind, block: Block, view: View, rows: slice) -> Rows:
-        wanted: Rows = WANTED[kind](view, self._rules) & block.allowed[rows]
+        wanted: Rows = WANTED[kind](view, self._rules) & block.open_to(kind, rows)
         return wanted & ~reserved_and_busy(block.table, self._before[-1:].T) if block.reserved else wanted
 
     def _consider(self, kind: Kind, place: int) -> Move | None:

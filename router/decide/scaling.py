@@ -99,7 +99,7 @@ class Scaler:
             state = self._planned.setdefault(name, PlannedClass(hardware, here.devices, now))
             planned = fleet.plan.classes.get(name)
             if planned is not None:
-                self._by_plan[name] = state.use(planned, fleet.plan.number, here, now)
+                self._by_plan[name] = state.use(planned, here, now)
             elif not moving:
                 self._by_plan[name] = state.leave(here, now)
 
@@ -239,27 +239,30 @@ class PlannedClass:
         self._target = min(devices, self._most)
         self._need = Need(self._most, scaling.start)
         self._need.note(self._target, now)
-        self._number: int | None = None
+        self._left = False
         self._polled = -math.inf
 
-    def use(self, planned: ClassPlan, number: int, load: Load, now: float) -> ScalingTarget:
-        """The target by the plan's rule. A new plan's devices are started at once, before work moves to them."""
+    def use(self, planned: ClassPlan, load: Load, now: float) -> ScalingTarget:
+        """The target by the plan's rule, but at least the plan's devices: they are there before work moves to them.
+
+        A class that shrinks in a lull is late in the next burst, which the plan has seen. Source: the trials.
+        """
         rule = planned.rule
         self._need.keep_alive = self._start if rule.keep is None else rule.keep
-        made = planned.devices if number != self._number else 0
-        self._number = number
+        self._left = False
+        least = max(load.least, planned.devices)
         want = devices_wanted(rule, load.density, load.jobs, minimum=self._minimum, count=self._most)
         due = not isinstance(rule, Depth) or now >= self._polled + rule.poll
         if due:
             self._polled = now
-        grown = max(want if due else 0, load.least, made)
+        grown = max(want if due else 0, least)
         return self._scale(grown, max(want, grown), load, now, _ruled(rule, load))
 
     def leave(self, load: Load, now: float) -> ScalingTarget:
         """The target of a class that the plan does not use: its minimum, unless work waits there."""
         self._need.keep_alive = self._start
-        if self._number != _UNUSED:
-            self._number, self._target = _UNUSED, 0
+        if not self._left:
+            self._left, self._target = True, 0
             self._need.forget()
         return self._scale(load.least, load.least, load, now, "the plan does not use the class")
 
@@ -272,9 +275,6 @@ class PlannedClass:
         if self._target > max(wanted, self._minimum):
             why += f"; {self._target} were needed within the last {self._need.keep_alive:g} s"
         return ScalingTarget(self._target, load.devices, f"planned: {why}")
-
-
-_UNUSED = -1  # the number of no plan
 
 
 def _ruled(rule: Density | Depth, load: Load) -> str:

@@ -61,12 +61,13 @@ class Clock:
         return self.scaler.targets()[name].replicas
 
 
-def test_the_devices_of_a_new_plan_are_started_at_once_and_go_when_they_are_not_needed() -> None:
-    clock, plan = Clock(), a_plan(Density(keep=20.0), devices=3)
-    assert clock.observe(a_fleet(plan)) == 3
-    assert clock.observe(a_fleet(plan, live=3), seconds=19) == 3
-    assert clock.observe(a_fleet(plan, live=3), seconds=3) == 0
-    assert clock.observe(a_fleet(a_plan(Density(), devices=2, number=2), live=0)) == 2
+def test_the_devices_of_a_plan_are_started_at_once_and_further_ones_go_when_they_are_not_needed() -> None:
+    clock, plan, work = Clock(), a_plan(Density(keep=20.0), devices=2), {"used": (8.0, 0.0, 0.0, 0.0)}
+    assert clock.observe(a_fleet(plan)) == 2
+    assert clock.observe(a_fleet(plan, live=2, work=work)) == 8
+    assert clock.observe(a_fleet(plan, live=8), seconds=19) == 8
+    assert clock.observe(a_fleet(plan, live=8), seconds=3) == 2
+    assert clock.observe(a_fleet(plan, live=2), seconds=100) == 2
 
 
 def test_a_density_counts_work_against_the_tightest_planned_deadline_of_its_level() -> None:

@@ -16,7 +16,9 @@ from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
 from router.decide.cost import estimate_figures
 from router.decide.placement import reserved_and_busy
+from router.decide.plan import Cell, ClassPlan, Plan
 from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
+from router.decide.scaling_rule import Density
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
 from router.upkeep.mover import group_by_kind, window_per_level
@@ -377,3 +379,29 @@ def test_a_tick_looks_at_a_window_of_jobs_in_all_however_many_queues_there_are()
     assert window_per_level(2000, ["b"], backlog) == 2000
     assert window_per_level(2000, ["a", "b"], backlog) == 666
     assert window_per_level(1, ["a", "b"], backlog) == 1
+
+
+def under_a_plan(
+    preferred: str, *also: Cell, dear: float = 1.0, used: tuple[str, ...] = ("cpu.a", "cpu.b")
+) -> tuple[Model, Topology, FleetSnapshot]:
+    model, topology, fleet = two_classes(dear=dear)
+    cell = Cell(model="m:1", service="", classes=(preferred,))
+    classes = {name: ClassPlan(rule=Density(), devices=1) for name in used}
+    return model, topology, replace(fleet, plan=Plan(number=1, made=0.0, cells=(cell, *also), classes=classes))
+
+
+def test_planned_work_is_neither_levelled_nor_saved_but_goes_back_to_its_preferred_class() -> None:
+    assert rebalance(*waiting(under_a_plan("cpu.a"), "cpu.a", 1000, deadline=None), RULES) == []
+    assert rebalance(*waiting(under_a_plan("cpu.b", dear=3.0), "cpu.b", 100, deadline=60), RULES) == []
+    moves = rebalance(*waiting(under_a_plan("cpu.b"), "cpu.a", 1000, deadline=None), RULES)
+    assert [(move.kind, move.target) for move in moves] == [(Kind.BALANCE, "cpu.b")]
+
+
+def test_late_planned_work_is_rescued_only_where_it_does_not_hold_up_what_is_planned_there() -> None:
+    urgent = Cell(model="n:1", service="", classes=("cpu.b",), deadline=0.001)
+    patient = Cell(model="n:1", service="", classes=("cpu.b",), deadline=10.0)
+    late = 1000, 9.5
+    rescued = rebalance(*waiting(under_a_plan("cpu.a", patient), "cpu.a", *late), RULES)
+    assert kinds(rescued) == [Kind.RESCUE]
+    assert rebalance(*waiting(under_a_plan("cpu.a", urgent), "cpu.a", *late), RULES) == []
+    assert rebalance(*waiting(under_a_plan("cpu.a", used=("cpu.a",)), "cpu.a", *late), RULES) == []
