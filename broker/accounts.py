@@ -117,7 +117,10 @@ def _flower() -> str:
 def _tuner() -> str:
     """What arrived and what became of it, and the plan that it makes of that."""
     history = _grant("+hget +hgetall", [f"%R~{name}" for name in (keys.HISTORY, keys.history_key("*"))])
-    return " ".join([_GREETING, "+time", history, _grant("+get +set +del", [f"~{keys.PLAN}"])])
+    fleet = _grant("+hgetall +zrange", [f"%R~{name}" for name in (keys.DEVICES, keys.HEARTBEATS, keys.STARTS)])
+    owns = [f"~{name}" for name in (keys.PLAN, keys.TUNER, keys.TUNERS)]
+    writes = _grant("+get +set +del +incr +eval +evalsha", owns)
+    return " ".join([_GREETING, "+time +script|load", history, fleet, writes])
 
 
 def _grant(commands: str, patterns: Iterable[str]) -> str:

@@ -34,6 +34,7 @@ from simulator.traces.synthetic import is_spec, synthetic_trace
 from simulator.traces.trace import AZURE, GENERIC, Trace, TraceError, joined, read_trace
 from simulator.traces.workload import Workload, prepare
 from simulator.trials.catalogue import TRIALS
+from simulator.tuning.command import tune
 from taxiway.cli.fleet import shown_as
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
@@ -255,6 +256,8 @@ def _exit_on_error() -> Iterator[None]:
         click.echo(hint, err=True)
         sys.exit(2)
 
+
+main.add_command(tune)
 
 if __name__ == "__main__":
     main(prog_name=shown_as("python -m simulator"))

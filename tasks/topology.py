@@ -222,6 +222,18 @@ class Rebalance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     retarget: Seconds | None = 2.0
 
 
+class Planning(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The tuner, which plans what class each model and service prefers, from the arrivals of the last minutes.
+
+    It tunes every `period` seconds. `late_usd_per_hour` is what it costs, in US dollars an hour, when all of a
+    service's requests are late; where a service is not named, it is 48 for the most urgent, then 24 and 12.
+    """
+
+    enabled: bool = True
+    period: Annotated[float, msgspec.Meta(ge=10)] = 120.0
+    late_usd_per_hour: dict[str, Annotated[float, msgspec.Meta(ge=0)]] = {}
+
+
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of queues.yaml."""
 
@@ -231,6 +243,7 @@ class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tenants: dict[TenantName, Tenant] = {}
     limits: Limits = msgspec.field(default_factory=Limits)
     rebalance: Rebalance = Rebalance()
+    plan: Planning = Planning()
 
 
 def parse_topology(text: str, file: str = "queues.yaml") -> Topology:
@@ -313,7 +326,7 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
             yield f"hardware.{name}", "a name that is not the arrivals queue's", name
         for place, expected, value in _class_contradictions(hardware):
             yield f"hardware.{name}.{place}", expected, value
-    yield from _unknown_classes(topology)
+    yield from _unknown_names(topology)
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
@@ -368,7 +381,9 @@ def _is_pattern(text: str) -> bool:
     return True
 
 
-def _unknown_classes(topology: Topology) -> Iterator[tuple[str, str, object]]:
+def _unknown_names(topology: Topology) -> Iterator[tuple[str, str, object]]:
+    for name in sorted(topology.plan.late_usd_per_hour.keys() - topology.service.keys()):
+        yield "plan.late_usd_per_hour", f"one of {sorted(topology.service)}", name
     for name, tenant in topology.tenants.items():
         for place, allowed in enumerate(tenant.classes or ()):
             if allowed not in topology.hardware:

@@ -7,10 +7,20 @@ from contextlib import suppress
 from math import inf
 
 from broker.valkey.lua import Call
-from taxiway.contract.keys import LEAD, LEADS
+from taxiway.contract.keys import LEAD, LEADS, PLAN, TUNER, TUNERS
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import Connection
 from taxiway.valkey.resp import fleet_errors
+
+
+def tune_call(name: str, lease: float) -> Call:
+    """Takes or keeps the only tuner's lease; 0 gives it up. Answers with its fencing token, empty if another has it."""
+    return Call("fleet/lead", [TUNER, TUNERS], [name, int(lease * 1000)])
+
+
+def plan_call(before: bytes, plan: bytes) -> Call:
+    """Replaces the stored plan if it is still `before`, empty if there was none; answers 1 if so, else 0."""
+    return Call("fleet/plan", [PLAN], [before, plan])
 
 
 class Leadership:

@@ -90,6 +90,11 @@ RECORDED = "until"
 HISTORY_OPEN = "taxiway:history-open"
 """Sorted set of slices of the history in which some jobs had not ended, by the time to look at them again."""
 
+TUNER = "taxiway:tuner"
+"""The fencing token of the tuner at work, while its lease lasts; `TUNERS` counts changes of the tuner."""
+
+TUNERS = "taxiway:tuners"
+
 PLAN = "taxiway:plan"
 """The tuner's plan: which hardware classes it prefers for each model and service."""
 

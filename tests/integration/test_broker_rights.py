@@ -23,6 +23,7 @@ ALL = "all"
 READS = "get mget hget hgetall xread"
 CONTROL = "lpush brpop rpop del exists"
 BINDS = "sadd srem smembers eval evalsha zadd zrem zrangebyscore del exists"
+TUNES = "get set del incr eval evalsha"
 ALLOWED: dict[str, dict[str, str]] = {
     "producer": {
         "arrivals": "lpush llen",
@@ -52,7 +53,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "SESSIONS", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
-            *("MODELS", "ACCEPTED", "HISTORY", "HISTORY_OPEN", "history_key", "PLAN"),
+            *("MODELS", "ACCEPTED", "HISTORY", "HISTORY_OPEN", "history_key", "PLAN", "TUNER", "TUNERS"),
         ),
         ALL,
     ),
@@ -78,7 +79,16 @@ ALLOWED: dict[str, dict[str, str]] = {
         "control": CONTROL,
         "events": CONTROL,
     },
-    "tuner": {"HISTORY": "hget hgetall", "history_key": "hget hgetall", "PLAN": "get set del"},
+    "tuner": {
+        "HISTORY": "hget hgetall",
+        "history_key": "hget hgetall",
+        "DEVICES": "hgetall zrange",
+        "HEARTBEATS": "hgetall zrange",
+        "STARTS": "hgetall zrange",
+        "PLAN": TUNES,
+        "TUNER": TUNES,
+        "TUNERS": TUNES,
+    },
 }
 """Every kind of key that an account reaches, and the commands with which it does. All else must be refused."""
 
@@ -93,7 +103,7 @@ KEYLESS = {
     "router": f"{SERVING} {CLUSTER} bgrewriteaof",
     "worker": f"{SERVING} {CLUSTER} waitaof",
     "flower": f"{GREETING} {HEARING} multi exec script|load script|exists time info",
-    "tuner": f"{GREETING} time",
+    "tuner": f"{GREETING} time script|load",
 }
 """The commands without keys that an account holds."""
 

@@ -1,0 +1,107 @@
+"""The command `tune`. Data to stdout, logs to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from router.decide.plan import Plan
+from router.decide.scaling_rule import Density
+from simulator.tuning.process import LEASE, FleetTuner, Tuning
+from simulator.tuning.tuner import REST
+from tasks.logs import log_to_stderr
+from tasks.settings import SettingsError, settings_from
+from tasks.topology import TopologyError, load_topology
+from taxiway.errors import BrokerUnavailableError
+
+NICE = 10
+"""Added to the niceness of the process that tunes again and again: requests come first."""
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Tune once, show what was found, and exit.")
+@click.option("--dry-run", is_flag=True, help="Do not write the plan.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per tuning.")
+def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
+    """Keep the fleet's plan: which class each model and service prefers, and how classes scale."""
+    log_to_stderr()
+    try:
+        settings = settings_from(os.environ)
+        topology = load_topology(settings.queues)
+    except (SettingsError, TopologyError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    tuner = FleetTuner(settings, topology)
+    if once:
+        _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)
+        return
+    os.nice(NICE)
+    if not topology.plan.enabled:
+        logger.info("not tuning: plan.enabled is false in queues.yaml")
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    click.echo(msgspec.json.encode({"ready": "tuner"}))
+    while not stopping.wait(0 if topology.plan.enabled else None):
+        pause = _turn(tuner, topology.plan.period, dry_run=dry_run, as_json=as_json)
+        stopping.wait(pause)
+    _leave(tuner)
+
+
+def _turn(tuner: FleetTuner, period: float, *, dry_run: bool, as_json: bool) -> float:
+    """Tune if no other tuner does; the seconds to pause after it."""
+    try:
+        if not tuner.lead():
+            return min(period, LEASE / 2)
+        tuning = _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
+    except BrokerUnavailableError as error:
+        logger.warning("not tuned", extra={"error": error.message})
+        return REST
+    return period if tuning.after is not None else REST
+
+
+def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> Tuning:
+    tuning, plan = tuner.tune(dry_run=dry_run)
+    logger.info("tuned", extra=msgspec.to_builtins(tuning))
+    if as_json:
+        click.echo(msgspec.json.encode({**msgspec.to_builtins(tuning), "plan": msgspec.to_builtins(plan)}))
+    elif show:
+        console = Console(width=shutil.get_terminal_size((160, 24)).columns)
+        console.print(*_tables(tuning, plan), sep="\n")
+    return tuning
+
+
+def _tables(tuning: Tuning, plan: Plan | None) -> list[Table | str]:
+    """The tuning in words, and the plan's cells and classes."""
+    scores = "" if tuning.after is None else f"; {tuning.after:g} USD/h predicted"
+    before = "" if tuning.before is None else f" ({tuning.before:g} before)"
+    said = f"plan {tuning.number}: {'adopted' if tuning.adopted else 'unchanged'}, {tuning.why}{scores}{before}"
+    if plan is None:
+        return [said]
+    cells = Table("model", "service", "locality", "classes, best first")
+    for cell in plan.cells:
+        cells.add_row(cell.model, cell.service, cell.locality or "", ", ".join(cell.classes))
+    classes = Table("class", "rule", "devices")
+    for name, planned in plan.classes.items():
+        rule = planned.rule
+        text = f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"
+        classes.add_row(name, text, str(planned.devices))
+    return [said, cells, classes]
+
+
+def _leave(tuner: FleetTuner) -> None:
+    try:
+        tuner.close()
+    except BrokerUnavailableError:
+        logger.debug("the lease ends by itself")

@@ -1,0 +1,188 @@
+"""`python -m simulator tune`: keeps the fleet's plan. A process of low priority, one at a time in the fleet.
+
+It reads the history of arrivals and the devices from the state store, searches for a better plan in the fleet's twin,
+and replaces the stored plan in one step. A tuner that is killed changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from broker.valkey.leadership import plan_call, tune_call
+from router.decide.plan import Plan, follow
+from router.history.reader import LAG, History
+from router.service.snapshot_reader import snapshot_from
+from router.service.store import FleetFacts
+from simulator.tuning.planning import plan_of
+from simulator.tuning.real_fleet import Known, Recorded, recorded
+from simulator.tuning.tuner import FIRST, FIRST_PLAYS, PLAYS, WINDOW, Decision
+from simulator.tuning.tuner import Tuner as Search
+from simulator.tuning.twin import Window
+from tasks.models.folder import ModelsFolder
+from tasks.settings import Settings
+from tasks.topology import Topology
+from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
+from taxiway.valkey.blocking import Connections
+from taxiway.valkey.resp import fleet_errors
+
+FEWEST = 30
+"""Fewer arrivals than this in the window say nothing about what comes."""
+
+CPU = 16.0
+"""Seconds of processor time of one tuning: its plays are fewer if the last ones took longer."""
+
+LEASE = 120.0
+"""Seconds for which one tuner keeps others from tuning: longer than a search takes on a busy machine."""
+
+_SERVER = "state store"
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """What one tuning found. Scores are US dollars an hour: of the plan in use, and of the best one found.
+
+    `adopted` says whether another assignment is followed from now on, and `why` in words. `number` is that of the plan;
+    None if there is none. `cells` are the requests that prefer another class than before.
+    """
+
+    number: int | None
+    adopted: bool
+    why: str
+    arrivals: int
+    before: float | None = None
+    after: float | None = None
+    plays: float = 0.0
+    cpu: float = 0.0
+    cells: tuple[str, ...] = ()
+
+
+class FleetTuner:
+    """Tunes the plan of one fleet. Methods raise `BrokerUnavailableError` while the state store does not answer."""
+
+    def __init__(self, settings: Settings, topology: Topology) -> None:
+        self._topology = topology
+        self._folder = ModelsFolder(settings.models, settings.queues)
+        self._connections = Connections(settings.state)
+        self._history = History(settings.state)
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._each = 0.0
+
+    def lead(self) -> bool:
+        """Take or keep the lease; False while another tuner has it."""
+        with fleet_errors(_SERVER):
+            return bool(self._connections.run(tune_call(self._name, LEASE)))
+
+    def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
+        """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
+        now, raw, known = self._read()
+        before, until = follow(raw, now).stored, now - LAG
+        found = recorded(self._history.read_recent(until - WINDOW), known, until)
+        arrivals = len(found.workload) if found is not None else 0
+        if found is None or arrivals < FEWEST or (before is None and found.span < FIRST):
+            why = f"too few arrivals are recorded: {arrivals} in {found.span if found is not None else 0:.0f} s"
+            return _unchanged(before, why, arrivals), before
+        tuning, plan = self._search(found, before, now)
+        if not dry_run and not self._write(raw, plan):
+            return _unchanged(before, "another tuner replaced the plan meanwhile", arrivals), before
+        return tuning, plan
+
+    def close(self) -> None:
+        """Let another tuner work, and disconnect."""
+        with fleet_errors(_SERVER):
+            self._connections.run(tune_call(self._name, 0.0))
+        self._connections.close()
+        self._history.close()
+
+    def _search(self, found: Recorded, before: Plan | None, now: float) -> tuple[Tuning, Plan]:
+        began = time.process_time()
+        number = 1 if before is None else before.number + 1
+        search = Search(found.workload.fleet, seed=number)
+        search.assignment = found.assignment(before)
+        first = search.assignment is None
+        window = Window.latest(found.workload, found.span, WINDOW)
+        decision = search.tune(window, found.conditions, now, plays=self._plays(FIRST_PLAYS if first else PLAYS))
+        cpu = time.process_time() - began
+        self._each = cpu / max(decision.plays, 1.0)
+        twins = plan_of(decision, found.workload.fleet, window, number=number, made=now)
+        plan = _still_moving(found.translated(twins), before, now)
+        return _told(decision, plan, before, len(window.jobs), cpu, first=first), plan
+
+    def _plays(self, most: int) -> int:
+        return max(1, min(most, int(CPU / self._each))) if self._each else most
+
+    def _read(self) -> tuple[float, bytes, Known]:
+        """The store's time, the stored plan, and what is known of the fleet."""
+        self._folder.look()
+        with fleet_errors(_SERVER):
+            at, plan, devices, beats, starts = self._connections.calls(
+                ("TIME",),
+                ("GET", PLAN),
+                ("HGETALL", DEVICES),
+                ("ZRANGE", HEARTBEATS, 0, -1, "WITHSCORES"),
+                ("HGETALL", STARTS),
+            )
+        now = int(at[0]) + int(at[1]) / 1e6
+        facts = FleetFacts(
+            now=now,
+            devices={bytes(name).decode(): bytes(told) for name, told in _pairs(devices)},
+            heartbeats={bytes(name).decode(): float(beat) for name, beat in _pairs(beats)},
+            work={},
+            starts={bytes(name).decode(): float(start) for name, start in _pairs(starts)},
+        )
+        known = Known(self._topology, self._folder.catalogue, self._folder.book, snapshot_from(facts))
+        return now, bytes(plan or b""), known
+
+    def _write(self, before: bytes, plan: Plan) -> bool:
+        with fleet_errors(_SERVER):
+            return bool(self._connections.run(plan_call(before, msgspec.json.encode(plan))))
+
+
+def changed(before: Plan | None, after: Plan) -> tuple[str, ...]:
+    """The requests that prefer another class than before, in words."""
+    found = []
+    for cell in after.cells:
+        was = before.cell(cell.model, cell.service, cell.locality) if before is not None else None
+        if was is None or was.classes[0] != cell.classes[0]:
+            name = " ".join(part for part in (cell.model, cell.service, cell.locality) if part)
+            found.append(f"{name}: {f'{was.classes[0]} → ' if was is not None else ''}{cell.classes[0]}")
+    return tuple(found)
+
+
+def _still_moving(plan: Plan, before: Plan | None, now: float) -> Plan:
+    """The plan with the handovers of the one before that go on."""
+    cells = []
+    for cell in plan.cells:
+        was = before.cell(cell.model, cell.service, cell.locality) if before is not None else None
+        goes_on = was is not None and was.handover is not None and was.handover.latest > now
+        if was is not None and goes_on and cell.handover is None and was.classes[0] == cell.classes[0]:
+            cell = msgspec.structs.replace(cell, handover=was.handover)
+        cells.append(cell)
+    return msgspec.structs.replace(plan, cells=tuple(cells))
+
+
+def _told(decision: Decision, plan: Plan, before: Plan | None, arrivals: int, cpu: float, *, first: bool) -> Tuning:
+    gain = 0.0 if first else 1 - decision.after / max(decision.before, 1e-9)
+    return Tuning(
+        number=plan.number,
+        adopted=decision.adopted,
+        why="there was no plan for these requests" if first else f"{gain:.0%} better than the plan in use",
+        arrivals=arrivals,
+        before=None if first else round(decision.before, 3),
+        after=round(decision.after, 3),
+        plays=round(decision.plays, 1),
+        cpu=round(cpu, 2),
+        cells=changed(before, plan),
+    )
+
+
+def _unchanged(before: Plan | None, why: str, arrivals: int) -> Tuning:
+    return Tuning(number=before.number if before is not None else None, adopted=False, why=why, arrivals=arrivals)
+
+
+def _pairs(flat: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))

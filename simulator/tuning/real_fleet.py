@@ -1,0 +1,302 @@
+"""The real fleet and its recorded arrivals as the simulator's: what the twin is made of. Pure.
+
+A model whose requests must stay in a locality counts as a model of its own, which only the classes there can run: the
+twin cannot place private data elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from router.decide.classify import Candidate, Constraints, classify, level_of
+from router.decide.plan import Cell, Plan
+from router.decide.scaling_rule import Density
+from router.decide.snapshot import FleetSnapshot
+from router.history.columns import REFUSED, Arrivals
+from simulator.fleet import SERVICES, DeviceClass, Fleet, Service
+from simulator.policies.fixed import Assignment, able_classes
+from simulator.policies.fixed import Cell as TwinCell
+from simulator.timing import Stepping, Timing, Whole
+from simulator.traces.history import trace_of
+from simulator.traces.trace import Column, Trace
+from simulator.traces.workload import Workload, prepare
+from simulator.tuning.twin import Conditions
+from tasks.document import Size
+from tasks.heartbeat import variant_key
+from tasks.models.catalogue import Catalogue, Model
+from tasks.models.lengths import generates
+from tasks.models.profiles import ProfileBook
+from tasks.topology import HardwareClass, Topology
+from taxiway.errors import TaxiwayError
+
+UNBOUNDED = 16
+"""Devices that the twin may start of a class without `scaling.maximum`."""
+
+LATE = (48.0, 24.0, 12.0)
+"""US dollars an hour that it costs when all of a service's requests are late, by urgency. Source: shared/trials."""
+
+_MEMORY = Size(2**40)  # of a class that does not say: enough
+
+
+Kinds = Mapping[TwinCell, Sequence[Cell]]
+"""The real requests that each cell of the twin stands for; their classes are yet to be set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What routers know of the fleet: its files, and its devices at present."""
+
+    topology: Topology
+    catalogue: Catalogue
+    book: ProfileBook
+    snapshot: FleetSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Recorded arrivals as a workload of the twin's fleet, with the present conditions.
+
+    `kinds` are the real requests that each cell stands for. The workload ends `span` seconds after its first arrival.
+    """
+
+    workload: Workload
+    conditions: Conditions
+    kinds: Kinds
+    span: float
+
+    def assignment(self, plan: Plan | None) -> Assignment | None:
+        """The plan as an assignment, for the search to begin with; None if it says nothing about these requests."""
+        if plan is None:
+            return None
+        names = list(self.workload.fleet.classes)
+        able = able_classes(self.workload.fleet, self.workload.trace.models)
+        said = {cell: _planned(kinds, plan, names) for cell, kinds in self.kinds.items()}
+        used = {place for cell, place in said.items() if place is not None and place in able[cell]}
+        if not used:
+            return None
+        classes = {}
+        for cell, places in able.items():
+            place = said.get(cell)
+            rest = [other for other in places if other in used] or places
+            classes[cell] = place if place is not None and place in places else rest[0]
+        rules = tuple(plan.classes[name].rule if name in plan.classes else Density() for name in names)
+        return Assignment(classes, rules)
+
+    def translated(self, plan: Plan) -> Plan:
+        """A plan for the twin's models and services as one for the requests that they stand for."""
+        models = self.workload.trace.models
+        cells = tuple(
+            msgspec.structs.replace(kind, classes=cell.classes, handover=cell.handover)
+            for cell in plan.cells
+            for kind in self.kinds.get((models.index(cell.model), SERVICES.index(cell.service)), ())
+        )
+        used = {cell.classes[0] for cell in cells}
+        classes = {name: planned for name, planned in plan.classes.items() if name in used}
+        return msgspec.structs.replace(plan, cells=cells, classes=classes)
+
+
+def _planned(kinds: Sequence[Cell], plan: Plan, names: Sequence[str]) -> int | None:
+    """The class, by its place, that the plan prefers for the first of these requests that it covers."""
+    found = [plan.cell(kind.model, kind.service, kind.locality) for kind in kinds]
+    return next((names.index(cell.classes[0]) for cell in found if cell and cell.classes[0] in names), None)
+
+
+def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
+    """The arrivals up to a time whose model and service the fleet still has; None if there are none."""
+    trace, models, services = _trace(arrivals, known)
+    if not len(trace):
+        return None
+    fleet = _fleet(trace, models, known)
+    able = {name for name in trace.models if _has_place(fleet, name)}
+    kept = np.flatnonzero(np.array([name in able for name in trace.models])[trace.model])
+    if not len(kept):
+        return None
+    trace, services = _rows(trace, kept), services[kept]
+    names = [name for name in trace.models if name in able]
+    numbers = np.array([names.index(name) if name in names else -1 for name in trace.models])
+    trace = replace(trace, models=tuple(names), model=numbers[trace.model].astype(np.int16))
+    kinds = _kinds(trace, [models[name] for name in names], services, arrivals.names["service"])
+    powered = tuple(len(known.snapshot.own(name)) for name in fleet.classes)
+    available = tuple(device.count for device in fleet.classes.values())
+    conditions = Conditions(powered, available, (1.0,) * len(available))
+    first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
+    return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, max(until - float(first), trace.arrival[-1]))
+
+
+def _has_place(fleet: Fleet, model: str) -> bool:
+    """Whether some class can run the model for every service: spot capacity is for work that may be interrupted."""
+    firm = any(not service.preemptible for service in fleet.services)
+    places = zip(fleet.timings[model], fleet.classes.values(), strict=True)
+    return any(timing is not None and not (firm and device.spot) for timing, device in places)
+
+
+def urgency(topology: Topology, service: str) -> int:
+    """The number of the simulator's service that stands for this one."""
+    terms = topology.service[service]
+    return min(level_of(terms.deadline, terms.priority), len(SERVICES) - 1)
+
+
+def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Model, str]], Column]:
+    """The trace with models by locality, each of these with its model and locality, and each job's service."""
+    jobs = arrivals.jobs[arrivals.jobs["state"] != REFUSED]
+    trace = trace_of(arrivals)
+    found = {(m, p) for m, p in set(zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True))}
+    models: dict[str, tuple[Model, str]] = {}
+    numbers: dict[tuple[int, int], int] = {}
+    for model, place in sorted(found):
+        try:
+            entry = known.catalogue.resolve(arrivals.names["model"][model])
+        except TaxiwayError:
+            continue
+        locality = arrivals.names["locality"][place]
+        numbers[model, place] = len(models)
+        models[f"{entry.id} {locality}".strip()] = entry, locality
+    topology = known.topology
+    ranks = [urgency(topology, name) if name in topology.service else -1 for name in arrivals.names["service"]]
+    rank = np.array(ranks, np.int8)[jobs["service"]]
+    number = np.array(
+        [numbers.get(pair, -1) for pair in zip(jobs["model"].tolist(), jobs["locality"].tolist(), strict=True)],
+        np.int16,
+    )
+    kept = np.flatnonzero((rank >= 0) & (number >= 0))
+    deadline = np.where(np.isnan(trace.deadline), math.inf, trace.deadline)
+    trace = replace(trace, models=tuple(models), model=number, service=rank, deadline=deadline)
+    return _steps(_rows(trace, kept), list(models.values())), models, jobs["service"][kept]
+
+
+def _steps(trace: Trace, models: Sequence[tuple[Model, str]]) -> Trace:
+    """The same, where a generating model's prompt counts as tokens of its answer: profiles do not tell them apart."""
+    generating = np.array([generates(model) for model, _ in models], bool)[trace.model]
+    return replace(
+        trace,
+        size=np.where(generating, 1, trace.size).astype(np.int32),
+        output=np.where(generating, trace.size + trace.output, 0).astype(np.int32),
+        predicted=np.where(generating, trace.size + trace.predicted, 0).astype(np.int32),
+    )
+
+
+def _rows(trace: Trace, rows: Column) -> Trace:
+    columns = ("arrival", "model", "size", "output", "predicted", "deadline", "priority", "service", "tenant")
+    return replace(trace, **{name: getattr(trace, name)[rows] for name in columns})
+
+
+def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) -> Fleet:
+    topology = known.topology
+    sizes = [trace.size[trace.model == number] for number in range(len(models))]
+    timings = {
+        name: _timings(model, locality, float(size.mean()) if len(size) else 1.0, known)
+        for (name, (model, locality)), size in zip(models.items(), sizes, strict=True)
+    }
+    return Fleet(
+        file="queues.yaml",
+        classes={name: _device_class(name, hardware, known) for name, hardware in topology.hardware.items()},
+        services=tuple(_service(topology, rank) for rank in range(len(SERVICES))),
+        default_model=next(iter(models)),
+        rebalance=topology.rebalance,
+        timings=timings,
+        penalties=tuple(_penalty(topology, rank) for rank in range(len(SERVICES))),
+    )
+
+
+def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceClass:
+    """The class with the devices that it may have: those there are, unless more are started on demand.
+
+    A plan says what a class serves, so reservations are not modelled: routers keep them whatever the plan says.
+    """
+    here = len(known.snapshot.own(name))
+    scaling = hardware.scaling
+    count, minimum = here, here
+    if name in known.snapshot.startable:
+        count, minimum = UNBOUNDED if scaling.maximum is None else scaling.maximum, scaling.minimum
+    return DeviceClass(
+        count=max(count, 1),
+        minimum=min(minimum, max(count, 1)),
+        initial=min(here, max(count, 1)),
+        price=hardware.price,
+        spot=hardware.capacity == "spot",
+        memory=hardware.memory or _MEMORY,
+        start=scaling.start,
+        reclaims_per_hour=hardware.reclaims_per_hour,
+        max_batch=hardware.max_batch,
+        max_wait=hardware.max_wait,
+        max_run=hardware.max_run,
+        horizon=max(hardware.horizon, 1e-3),
+    )
+
+
+def _service(topology: Topology, rank: int) -> Service:
+    """The simulator's service; interrupted only if every service that it stands for may be."""
+    mine = [terms for name, terms in topology.service.items() if urgency(topology, name) == rank]
+    return Service(share=1 / len(SERVICES), preemptible=bool(mine) and all(terms.preemptible for terms in mine))
+
+
+def _penalty(topology: Topology, rank: int) -> float:
+    said = topology.plan.late_usd_per_hour
+    named = [said[name] for name in topology.service if urgency(topology, name) == rank and name in said]
+    return max(named, default=LATE[rank])
+
+
+def _timings(model: Model, locality: str, size: float, known: Known) -> tuple[Timing | None, ...]:
+    """The model's timing on each class, by its fastest variant there; None where it cannot run."""
+    constraints = Constraints(locality=locality or None, preemptible=True)
+    candidates, _ = classify(model, constraints, known.topology, known.snapshot)
+    row: list[Timing | None] = []
+    for name in known.topology.hardware:
+        usable = name in known.snapshot.startable or known.snapshot.of_class(name)
+        mine = [candidate for candidate in candidates if usable and candidate.hardware_class == name]
+        timings = [_timing(candidate, model, size, known.book) for candidate in mine]
+        one = np.ones(1)
+        row.append(min(timings, key=lambda timing: float(timing.answer(one * size, one, 8)[0]), default=None))
+    return tuple(row)
+
+
+def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) -> Timing:
+    """The variant's profile at the mean pace that the class's devices learned."""
+    devices = candidate.devices
+    kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
+    profile = book.lookup(model, candidate.variant_name, kind, device).profile
+    key = variant_key(model.id, candidate.variant_name)
+    pace = float(np.mean([device.pace.get(key, 1.0) for device in devices])) if devices else 1.0
+    load, memory = profile.load, int(candidate.variant.memory)
+    if not generates(model):
+        return Whole(load, memory, profile.base + profile.step * size, profile.slope, profile.floor).slower(pace)
+    return Stepping(
+        load=load,
+        memory=memory,
+        cache=0.0,
+        per_token=profile.slope,
+        per_pair=0.0,
+        reading=0.0,
+        per_cached=0.0,
+        overhead=profile.step,
+    ).slower(pace)
+
+
+def _kinds(
+    trace: Trace, models: Sequence[tuple[Model, str]], services: Column, names: Sequence[str]
+) -> dict[tuple[int, int], list[Cell]]:
+    """The real requests of each cell, with their tightest deadline."""
+    tightest: dict[tuple[int, int, int], float] = {}
+    for model, rank, service, deadline in zip(
+        trace.model.tolist(), trace.service.tolist(), services.tolist(), trace.deadline.tolist(), strict=True
+    ):
+        key = model, rank, service
+        tightest[key] = min(tightest.get(key, math.inf), deadline)
+    kinds: dict[tuple[int, int], list[Cell]] = {}
+    for (number, rank, service), deadline in sorted(tightest.items()):
+        model, locality = models[number]
+        kinds.setdefault((number, rank), []).append(
+            Cell(
+                model=model.id,
+                service=names[service],
+                locality=locality or None,
+                classes=("",),
+                deadline=None if math.isinf(deadline) else deadline,
+            )
+        )
+    return kinds

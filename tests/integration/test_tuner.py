@@ -1,0 +1,142 @@
+"""The tuner as a process on a real Valkey: from recorded arrivals to a plan that routers follow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import redis
+
+from broker.valkey.leadership import plan_call, tune_call
+from broker.valkey.lua import run
+from router.decide.plan import Plan, parse_plan
+from router.history.columns import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
+from router.history.reader import LAG
+from simulator.tuning.process import LEASE
+from tasks.settings import TREE, Settings
+from taxiway.contract.keys import PLAN, STARTS, TUNER, history_key
+from tests.routing import EchoDevice, eventually
+
+NAMES = {
+    "model": ("echo:1", "paced:1"),
+    "tenant": ("",),
+    "service": ("standard", "bulk"),
+    "locality": ("", "lab"),
+    "hardware_class": ("",),
+}
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Any]:
+    with redis.Redis.from_url(settings.state) as client:
+        yield client
+
+
+@pytest.fixture
+def devices(settings: Settings) -> Iterator[None]:
+    with (
+        EchoDevice(settings, hardware_class="cpu.batch"),
+        EchoDevice(settings, hardware_class="tpu.bulk"),
+    ):
+        yield
+
+
+def record(store: Any, seconds: int = 300) -> None:
+    """Two arrivals a second up to now, a quarter of them private."""
+    now = float(store.time()[0])
+    for begin in range(slice_of(now - LAG - seconds), slice_of(now), SLICE):
+        jobs = np.zeros(2 * SLICE, JOB)
+        jobs["arrival"] = begin + np.arange(2 * SLICE) / 2
+        jobs["model"], jobs["service"] = np.arange(2 * SLICE) % 2, np.arange(2 * SLICE) // 2 % 2
+        jobs["locality"] = np.arange(2 * SLICE) % 4 == 3
+        jobs["deadline"] = np.where(jobs["service"] == 0, 5.0, 3600.0)
+        jobs["rows"], jobs["size"], jobs["state"] = 1, 5, STATES.index("succeeded")
+        store.hset(history_key(hour_of(begin)), str(begin), pack(begin, Arrivals(NAMES, jobs)))
+
+
+def tune(settings: Settings, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "simulator", "tune", "--once", "--json", *options]
+    done = subprocess.run(command, cwd=TREE, env=environment(settings), capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    return {**os.environ, **settings.environment()}
+
+
+def firsts(plan: Plan, locality: str | None) -> set[str]:
+    return {cell.classes[0] for cell in plan.cells if cell.locality == locality}
+
+
+def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
+    settings: Settings, store: Any, devices: None
+) -> None:
+    record(store)
+    dry = tune(settings, "--dry-run")
+    assert dry["adopted"]
+    assert store.get(PLAN) is None
+
+    told = tune(settings)
+
+    plan = parse_plan(store.get(PLAN))
+    assert plan.number == told["number"]
+    assert plan.score == pytest.approx(told["after"], abs=1e-3)
+    assert {(cell.model, cell.service) for cell in plan.cells} >= {("echo:1", "standard"), ("paced:1", "bulk")}
+    assert firsts(plan, "lab") == {"tpu.bulk"}
+    assert firsts(plan, None) <= {"cpu.batch", "tpu.bulk"}
+    assert told["cells"]
+    again = tune(settings)
+    assert (again["adopted"], again["number"], again["cells"]) == (False, told["number"] + 1, [])
+
+
+def test_without_arrivals_there_is_no_plan(settings: Settings, store: Any, devices: None) -> None:
+    told = tune(settings)
+    assert told["why"] == "too few arrivals are recorded: 0 in 0 s"
+    assert store.get(PLAN) is None
+
+
+def test_a_plan_is_replaced_only_if_it_is_the_one_that_was_read(store: Any) -> None:
+    assert run(store, plan_call(b"", b"first")) == 1
+    assert run(store, plan_call(b"", b"second")) == 0
+    assert run(store, plan_call(b"first", b"second")) == 1
+    assert store.get(PLAN) == b"second"
+
+
+def test_one_tuner_at_a_time_and_a_killed_one_changes_nothing(settings: Settings, store: Any, devices: None) -> None:
+    record(store)
+    before = msgspec.json.encode(Plan(number=7, made=float(store.time()[0]), cells=(), classes={}))
+    store.set(PLAN, before)
+    store.hset(STARTS, "cpu.batch", repr(float(store.time()[0])))
+    run(store, tune_call("other", LEASE))
+    with tuner(settings) as process:
+        assert b"tuner" in process.stdout.readline()
+        assert store.get(TUNER).startswith(b"other#")
+    assert process.returncode == 0
+    run(store, tune_call("other", 0.0))
+    with tuner(settings, stop=signal.SIGKILL):
+        eventually(lambda: store.exists(TUNER), within=30)
+    held = store.get(PLAN)
+    assert held == before or parse_plan(held).number == 8
+
+
+@contextmanager
+def tuner(settings: Settings, stop: int = signal.SIGTERM) -> Iterator[Any]:
+    """A tuner that runs until the end of the block, and is then sent a signal."""
+    command = [sys.executable, "-m", "simulator", "tune"]
+    with subprocess.Popen(command, cwd=TREE, env=environment(settings), stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(stop)
+            process.wait(30)

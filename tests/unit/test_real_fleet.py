@@ -1,0 +1,143 @@
+"""The real fleet as the twin's: private data stays, firm work is not on spot capacity, and plans come back."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from router.decide.plan import Cell, ClassPlan, Plan
+from router.decide.scaling_rule import Density
+from router.decide.snapshot import FleetSnapshot
+from router.history.columns import JOB, STATES, Arrivals
+from simulator.policies.fixed import able_classes
+from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, recorded
+from tasks.document import Size
+from tasks.models.catalogue import Catalogue, Profile, Variant
+from tasks.models.profiles import ProfileBook
+from tasks.topology import HardwareClass, Planning, Price, Scaling, Service, Topology
+from tests.builders import a_device, a_text_model
+
+MODEL = a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": Profile(0.05, 0.01)}))
+CLASS: dict[str, Any] = {"device": "cpu", "runtimes": ("onnx",), "max_batch": 8, "max_wait": 0.0}
+TOPOLOGY = Topology(
+    hardware={
+        "cloud": HardwareClass(price=Price(0.5), **CLASS),
+        "edge": HardwareClass(price=Price(1.0), labels=("lab",), scaling=Scaling(maximum=3, start=5.0), **CLASS),
+        "spot": HardwareClass(price=Price(0.5, 0.1), capacity="spot", **CLASS),
+    },
+    service={
+        "web": Service(deadline=0.5),
+        "app": Service(deadline=0.25, priority="high"),
+        "nightly": Service(preemptible=True),
+    },
+    default_service="web",
+    plan=Planning(late_usd_per_hour={"web": 5.0}),
+)
+NAMES = {
+    "model": ("sentiment:1", "gone:1"),
+    "tenant": ("",),
+    "service": ("web", "app", "nightly", "gone"),
+    "locality": ("", "lab"),
+    "hardware_class": ("",),
+}
+HERE = {"cloud": 2, "edge": 1, "spot": 1}
+
+
+def a_known(startable: tuple[str, ...] = ("cloud", "edge", "spot"), **facts: Any) -> Known:
+    devices = tuple(
+        a_device(name, worker=f"{name}.{n}", runtimes=("onnx",), **facts) for name, n in HERE.items() for n in range(n)
+    )
+    return Known(TOPOLOGY, Catalogue({MODEL.id: MODEL}), ProfileBook(), FleetSnapshot(devices, startable=startable))
+
+
+def arrivals(*jobs: tuple[int, int, int, float]) -> Arrivals:
+    """One job a second: model, service, locality (by their numbers), and deadline."""
+    rows = np.zeros(len(jobs), JOB)
+    for n, (model, service, locality, deadline) in enumerate(jobs):
+        rows[n]["arrival"] = 1000.0 + n
+        rows[n]["model"], rows[n]["service"], rows[n]["locality"] = model, service, locality
+        rows[n]["deadline"], rows[n]["rows"], rows[n]["size"] = deadline, 2, 10
+        rows[n]["state"] = STATES.index("succeeded")
+    return Arrivals(NAMES, rows)
+
+
+EVERY = arrivals((0, 0, 0, 0.5), (0, 1, 0, 0.25), (0, 1, 1, 0.3), (0, 2, 0, math.nan), (1, 0, 0, 0.5), (0, 3, 0, 1.0))
+
+
+def found(known: Known | None = None, what: Arrivals = EVERY) -> Recorded:
+    one = recorded(what, known or a_known(), 1010.0)
+    assert one is not None
+    return one
+
+
+def test_arrivals_of_models_and_services_that_are_gone_are_left_out() -> None:
+    one = found()
+    assert one.workload.trace.models == ("sentiment:1", "sentiment:1 lab")
+    assert one.workload.trace.service.tolist() == [0, 0, 0, 2]
+    assert one.workload.trace.size.tolist() == [20] * 4
+    assert one.span == 10.0
+    assert recorded(arrivals((1, 0, 0, 1.0)), a_known(), 1010.0) is None
+    assert recorded(arrivals(), a_known(), 1010.0) is None
+
+
+def test_the_twin_cannot_place_private_data_elsewhere_nor_firm_work_on_spot_capacity() -> None:
+    one = found()
+    able = able_classes(one.workload.fleet, one.workload.trace.models)
+    assert able[0, 0] == [0, 1]
+    assert able[0, 2] == [0, 1, 2]
+    assert able[1, 0] == able[1, 2] == [1]
+
+
+def test_a_class_has_the_devices_that_it_may_have() -> None:
+    startable = {name: device.count for name, device in found().workload.fleet.classes.items()}
+    assert startable == {"cloud": UNBOUNDED, "edge": 3, "spot": UNBOUNDED}
+    fixed = found(a_known(startable=())).workload.fleet.classes
+    assert {name: (device.minimum, device.count) for name, device in fixed.items()} == {
+        "cloud": (2, 2),
+        "edge": (1, 1),
+        "spot": (1, 1),
+    }
+
+
+def test_what_devices_learned_of_their_pace_is_in_the_timings() -> None:
+    usual, slow = found(), found(a_known(pace={"sentiment:1/onnx": 3.0}))
+    one = np.ones(1)
+    for before, after in zip(*(each.workload.fleet.timings["sentiment:1"] for each in (usual, slow)), strict=True):
+        assert before is not None
+        assert after is not None
+        assert after.answer(one, one, 1) == 3 * before.answer(one, one, 1)
+
+
+def test_penalties_are_those_of_queues_yaml_or_by_urgency() -> None:
+    assert found().workload.fleet.penalties == (5.0, LATE[1], LATE[2])
+
+
+def test_a_plan_for_the_twin_names_the_real_requests_and_is_read_back() -> None:
+    one = found()
+    twins = Plan(
+        number=1,
+        made=0.0,
+        cells=(
+            Cell(model="sentiment:1", service="live", classes=("cloud", "edge")),
+            Cell(model="sentiment:1", service="bulk", classes=("spot",)),
+            Cell(model="sentiment:1 lab", service="live", classes=("edge",)),
+            Cell(model="sentiment:1 lab", service="bulk", classes=("edge",)),
+        ),
+        classes={name: ClassPlan(rule=Density(target=0.8), devices=1) for name in ("cloud", "edge", "spot")},
+    )
+    plan = one.translated(twins)
+    assert [(cell.service, cell.locality, cell.classes[0], cell.deadline) for cell in plan.cells] == [
+        ("web", None, "cloud", 0.5),
+        ("app", None, "cloud", 0.25),
+        ("nightly", None, "spot", None),
+        ("app", "lab", "edge", np.float32(0.3)),
+    ]
+    again = one.assignment(plan)
+    assert again is not None
+    assert {cell: again.classes[cell] for cell in one.kinds} == {(0, 0): 0, (0, 2): 2, (1, 0): 1}
+    assert again.rules[0] == Density(target=0.8)
+    assert one.assignment(None) is None
+    assert one.assignment(msgspec.structs.replace(plan, cells=())) is None
