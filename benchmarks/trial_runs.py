@@ -15,6 +15,8 @@ import numpy as np
 
 from simulator.bounds.bound import NAME as LP
 from simulator.bounds.bound import lower_bound
+from simulator.bounds.whole import NAME as WHOLE
+from simulator.bounds.whole import whole_bound
 from simulator.engine import simulate
 from simulator.outcome import Summary
 from simulator.policies.blind import LIVE
@@ -25,7 +27,7 @@ from simulator.traces.trace import Trace, read_trace
 from simulator.traces.workload import Job, Workload
 from simulator.trials.catalogue import TRIALS
 
-OURS, WHOLE = "taxiway", "whole-bound"
+OURS = "taxiway"
 
 EARLIER = 100
 """The seed of a history is the trace's and this."""
@@ -154,7 +156,10 @@ def play(task: Task) -> Run:
     return _run(task, summary, watched.changes(workload.trace.models))
 
 
-BOUNDS: Mapping[str, Callable[[Workload], Summary]] = {LP: lambda workload: lower_bound(workload).summary()}
+BOUNDS: Mapping[str, Callable[[Workload], Summary]] = {
+    LP: lambda workload: lower_bound(workload).summary(),
+    WHOLE: lambda workload: whole_bound(workload).summary(),
+}
 """Lower bounds, as rows beside the policies."""
 
 

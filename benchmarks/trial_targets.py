@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from benchmarks.trial_runs import OURS, WHOLE, Run
+from benchmarks.trial_runs import OURS, Run
+from simulator.bounds.whole import NAME as WHOLE
 from simulator.reports.report import percent
 from simulator.trials.arrivals import LENGTH
 

@@ -29,6 +29,7 @@ from benchmarks.bars import Bar, Panel, write_chart
 from benchmarks.measure import CHARTS, machine
 from benchmarks.trial_runs import BOUNDS, EARLIER, OURS, Run, Source, Task, play, write_traces
 from benchmarks.trial_targets import OPPONENTS, PLAN, Target, targets
+from simulator.bounds.whole import NAME as WHOLE
 from simulator.fleet import SERVICES
 from simulator.policies.catalogue import POLICIES
 from simulator.reports.report import percent
@@ -38,9 +39,6 @@ from tasks.settings import TREE
 RECIPE = TREE.parent / "shared" / "trials" / "make_trials.py"
 
 PLAYED = (OURS, *OPPONENTS, PLAN, "per-request", "static", "least-work", "central-queue", *BOUNDS)
-
-BOUND = list(BOUNDS)[-1]
-"""The bound that taxiway's score is divided by."""
 
 SEEDS = (7, 8, 9)
 
@@ -114,9 +112,9 @@ def panels(runs: Sequence[Run]) -> Iterator[Panel]:
             for group in by_policy(here)
             if group[0].policy not in BOUNDS
         ]
-        bound = [run.score for run in here if run.policy == BOUND]
+        bound = [run.score for run in here if run.policy == WHOLE]
         yield Panel(
-            trial, "USD", bars, "Cost and penalties: lower is better.", (fmean(bound), BOUND) if bound else None
+            trial, "USD", bars, "Cost and penalties: lower is better.", (fmean(bound), WHOLE) if bound else None
         )
 
 
