@@ -1,4 +1,6 @@
-"""`python -m simulator`: `simulate` shows what policies attain and cost, `plan` what to buy.
+"""`python -m simulator`: `simulate` shows what policies attain and cost, `diff-config` what a configuration changes.
+
+`plan` shows what to buy.
 
 Data to stdout, progress and errors to stderr.
 """
@@ -9,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -20,6 +23,7 @@ from simulator.bounds.bound import lower_bound
 from simulator.bounds.whole import whole_bound
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
+from simulator.history import trace_of_day
 from simulator.outcome import Summary
 from simulator.planner.demand import InfeasibleError
 from simulator.planner.plan import LOADS, Answer, Plan, sensitivity
@@ -29,6 +33,8 @@ from simulator.planner.prices import PriceError, load_prices, offers
 from simulator.planner.report import tables
 from simulator.policies.catalogue import POLICIES
 from simulator.reports.chart import page
+from simulator.reports.difference import compared
+from simulator.reports.difference import table as difference
 from simulator.reports.report import figures, json_lines, usage
 from simulator.traces.synthetic import is_spec, synthetic_trace
 from simulator.traces.trace import AZURE, GENERIC, Trace, TraceError, joined, read_trace
@@ -36,6 +42,8 @@ from simulator.traces.workload import Workload, prepare
 from simulator.trials.catalogue import TRIALS
 from simulator.tuning.command import tune
 from taxiway.cli.fleet import shown_as
+from taxiway.cli.group import USAGE, CommandError, exit_code, hint_for, report
+from taxiway.errors import TaxiwayError
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"
 
@@ -109,6 +117,75 @@ def simulate(
     else:
         console = Console(width=shutil.get_terminal_size((160, 24)).columns)
         console.print(figures(summaries), "", usage(summaries))
+
+
+@main.command()
+@click.argument("new_file", metavar="NEW.yaml", type=click.Path(path_type=Path))
+@click.option("--fleet", "old_file", required=True, type=click.Path(path_type=Path), help="The old fleet file (YAML).")
+@click.option(
+    "--history",
+    "source",
+    required=True,
+    help="What arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27.",
+)
+@click.option(
+    "--url", help="For a day: the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]."
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="For a day: data directory of a local fleet [TAXIWAY_DATA, else .taxiway].",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: old, new and difference.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a chart to this HTML file.")
+def diff_config(
+    new_file: Path,
+    old_file: Path,
+    source: str,
+    url: str | None,
+    data: Path | None,
+    seed: int,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Replay a history under an old and a new configuration, and print what each attains and costs."""
+    with _exit_on_error():
+        old, new = load_fleet(old_file), load_fleet(new_file)
+        day = _day(source)
+        trace = trace_of_day(url, data, day) if day else _trace(source, old)
+        workloads = [_replayed(trace, fleet, seed) for fleet in (old, new)]
+        runs = [_run("taxiway", work, seed, label=name) for name, work in zip(("old", "new"), workloads, strict=True)]
+        found = compared(*runs)
+        if plot is not None:
+            subtitle = f"{len(trace):,} requests of {Path(source).name}, seed {seed}; old: {old_file}, new: {new_file}"
+            dots = [msgspec.structs.replace(found.new, policy="new"), msgspec.structs.replace(found.old, policy="old")]
+            title = "What the new configuration attains and costs"
+            plot.write_text(page(dots, title=title, subtitle=subtitle), encoding="utf-8")
+    if as_json:
+        click.echo(msgspec.json.encode(found))
+    else:
+        Console(width=shutil.get_terminal_size((160, 24)).columns).print(difference(found))
+
+
+def _replayed(trace: Trace, fleet: Fleet, seed: int) -> Workload:
+    """The history on a fleet.
+
+    Raises:
+        FleetError: the fleet does not run all of the history's models.
+    """
+    lacking = [name for name in trace.models if name not in fleet.timings]
+    if lacking:
+        raise FleetError(fleet.file, "classes", "classes that run every model of the history", lacking)
+    return prepare(trace, fleet, seed=seed)
+
+
+def _day(source: str) -> datetime | None:
+    """The day that a text such as 2026-11-27 names; None if it names none."""
+    try:
+        return datetime.strptime(source, "%Y-%m-%d")
+    except ValueError:
+        return None
 
 
 def _pairs(ctx: click.Context, option: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -245,16 +322,18 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
 
 @contextmanager
 def _exit_on_error() -> Iterator[None]:
-    """Turn errors in the caller's input into exit code 2, an `error:` line and a `hint:` line."""
+    """Turn errors into an `error:` line, a `hint:` line and an exit code: 2 for the caller's input."""
     try:
         yield
     except tuple(_HINTS) as error:
-        hint = next(text for kind, text in _HINTS.items() if isinstance(error, kind))
-        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        click.echo(str(error), err=True)
-        click.secho("hint: ", fg="cyan", bold=True, nl=False, err=True)
-        click.echo(hint, err=True)
-        sys.exit(2)
+        report(str(error), next(text for kind, text in _HINTS.items() if isinstance(error, kind)))
+        sys.exit(USAGE)
+    except CommandError as error:
+        report(str(error), error.hint)
+        sys.exit(error.code)
+    except TaxiwayError as error:
+        report(error.message, hint_for(error))
+        sys.exit(exit_code(error))
 
 
 main.add_command(tune)

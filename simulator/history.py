@@ -5,6 +5,7 @@ Data to stdout, everything else to stderr.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import shutil
@@ -25,6 +26,7 @@ from router.history.columns import ENDED, JOB, NAMED, PRIORITIES, STATES, Arriva
 from router.history.reader import History
 from simulator.reports.report import percent, seconds
 from simulator.traces.history import trace_of, write_trace
+from simulator.traces.trace import Trace, parse_trace
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
 from taxiway.cli.group import MISSING, CommandError, exit_code, hint_for, report
@@ -120,6 +122,19 @@ def export(day: datetime, url: str | None, data: Path | None, *, as_json: bool) 
             click.echo(msgspec.json.encode(job))
     else:
         write_trace(trace_of(arrivals), sys.stdout)
+
+
+def trace_of_day(url: str | None, data: Path | None, day: datetime) -> Trace:
+    """A UTC day's arrivals as `export` writes them: without the versions of models.
+
+    Raises:
+        CommandError: none are recorded, or there is no state store.
+        TraceError: all of them were refused.
+    """
+    lines = io.StringIO()
+    write_trace(trace_of(_read(url, data, day)), lines)
+    lines.seek(0)
+    return parse_trace(lines, f"the history of {day.date()}", model="")
 
 
 def _read(url: str | None, data: Path | None, day: datetime | None) -> Arrivals:

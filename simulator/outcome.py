@@ -21,8 +21,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attainment counts dropped and refused requests as missed, and is null for an unused service; `live_by_model` is that
     of live requests. `score` is the cost plus the fleet's penalties for what was missed, in US dollars; of the cost,
-    `starts_usd` is for devices that started and `idle_usd` for those without work. Latencies are seconds of answered
-    requests. `goodput` is answers in time per second of the trace. `utilisation` is busy over powered-on time.
+    `starts_usd` is for devices that started and `idle_usd` for those without work. `usd_by_class` is the cost of each
+    class. Latencies are seconds of answered requests. `goodput` is answers in time per second of the trace.
+    `utilisation` is busy over powered-on time.
     """
 
     policy: str
@@ -40,6 +41,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     starts_usd: float = 0.0
     idle_usd: float = 0.0
     refused: int = 0
+    usd_by_class: dict[str, float] = {}
 
 
 class Outcome:
@@ -74,7 +76,8 @@ def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence
     answered = outcome.state == ANSWERED
     powered = {pool.name: sum(device.powered for device in pool.devices) for pool in pools}
     busy = {pool.name: sum(device.busy for device in pool.devices) for pool in pools}
-    cost = sum(powered[pool.name] * pool.usd_per_second for pool in pools)
+    paid = {pool.name: powered[pool.name] * pool.usd_per_second for pool in pools}
+    cost = sum(paid.values())
     starts = sum(pool.started * pool.start * pool.usd_per_second for pool in pools)
     used = sum(busy[pool.name] * pool.usd_per_second for pool in pools)
     return Summary(
@@ -96,6 +99,7 @@ def summarise(policy: str, workload: Workload, outcome: Outcome, pools: Sequence
         starts_usd=starts,
         idle_usd=cost - starts - used,
         refused=int((outcome.state == REFUSED).sum()),
+        usd_by_class=paid,
     )
 
 

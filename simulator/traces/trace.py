@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -165,9 +165,14 @@ def read_trace(path: Path, *, model: str) -> Trace:
     source = str(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            return _read(csv.reader(lines, strict=True), source, model)
+            return parse_trace(lines, source, model=model)
     except (OSError, UnicodeDecodeError) as error:
         raise TraceError(source, 0, "a readable CSV file in UTF-8", error) from error
+
+
+def parse_trace(lines: Iterable[str], source: str, *, model: str) -> Trace:
+    """`read_trace` of lines; `source` names them in errors."""
+    return _read(csv.reader(lines, strict=True), source, model)
 
 
 def make_trace(rows: Sequence[Mapping[str, Any]]) -> Trace:

@@ -50,6 +50,18 @@ _PLAN = """\b
 
 The method is described in docs/planner.md."""
 
+_DIFF_CONFIG = """\b
+NEW.yaml         the fleet file to try
+--fleet FILE     the fleet file to compare it with
+--history TRACE  what arrived: a CSV file of `taxiway history export`, another trace, or a UTC day such as 2026-11-27
+--url URL        for a day: the state store, redis://… [TAXIWAY_STATE, TAXIWAY_BROKER, else the local fleet]
+--data DIR       for a day: data directory of a local fleet [TAXIWAY_DATA, else .taxiway]
+--seed N         seed of the random numbers
+--json           one JSON object: old, new and difference
+--plot FILE      a chart, one HTML file
+
+The figures are described in docs/simulator.md."""
+
 _HISTORY = """\b
 (nothing)      the last 24 hours by model and service
 --day DAY      instead: a UTC day, such as 2026-11-27
@@ -165,6 +177,17 @@ def profile(
 def simulate(arguments: tuple[str, ...]) -> None:
     """Replay a trace on a modelled fleet, under taxiway's placement and other policies."""
     become("simulator", ["simulate", *arguments], verb="simulate")
+
+
+@click.command(
+    "diff-config", context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_DIFF_CONFIG
+)
+@click.argument(
+    "arguments", metavar="NEW.yaml --fleet OLD.yaml --history TRACE [...]", nargs=-1, type=click.UNPROCESSED
+)
+def diff_config(arguments: tuple[str, ...]) -> None:
+    """Show what a history would have cost and attained under another configuration."""
+    become("simulator", ["diff-config", *arguments], verb="diff-config")
 
 
 @click.command(context_settings={"ignore_unknown_options": True}, options_metavar="", epilog=_PLAN)

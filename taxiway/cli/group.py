@@ -117,10 +117,11 @@ COMMANDS = {
     "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
     "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
     "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),
+    "diff-config": ("taxiway.cli.fleet", "Show what a history would have cost under another configuration."),
     "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
     "completion": ("taxiway.cli.group", "Print a shell's completion script."),
 }
-"""For each verb, the module with the command of the same name, and its help text."""
+"""For each verb, the module with the command of the same name (`_` for `-`), and its help text."""
 
 
 class Root(click.Group):
@@ -134,7 +135,7 @@ class Root(click.Group):
         """The verb's command; None for an unknown verb."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

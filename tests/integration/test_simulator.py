@@ -12,7 +12,7 @@ import pytest
 TREE = Path(__file__).parents[2]
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
 KEYS = ["policy", "requests", "attainment", "cost_usd", "score", "p50", "p99", "goodput", "moves", "utilisation"]
-MORE = ["live_by_model", "p99_by_service", "starts_usd", "idle_usd", "refused"]
+MORE = ["live_by_model", "p99_by_service", "starts_usd", "idle_usd", "refused", "usd_by_class"]
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +79,60 @@ def test_an_unwritable_plot_is_said_with_a_hint() -> None:
     )
     assert shown.returncode == 2
     assert "hint: " in shown.stderr
+
+
+EDGE = TREE / "simulator" / "fleets" / "trial-edge.yaml"
+HISTORY = """arrival,model,size,deadline,priority,tenant,output,service
+0.000000,image,1,5,,,0,live
+0.500000,sentiment,1,30,,,0,standard
+9.000000,image.p,2,5,,,0,live
+"""
+
+
+def diff_config(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "simulator", "diff-config", *arguments]
+    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> list[str]:
+    """An exported history, and the fleet of the trial edge with an edge that costs twice as much."""
+    (tmp_path / "day.csv").write_text(HISTORY)
+    (tmp_path / "new.yaml").write_text(
+        EDGE.read_text(encoding="utf-8").replace("usd_per_hour: 0.1}", "usd_per_hour: 0.2}")
+    )
+    return [str(tmp_path / "new.yaml"), "--fleet", str(EDGE), "--history", str(tmp_path / "day.csv")]
+
+
+def test_a_configuration_is_compared_with_another_on_a_history(changed: list[str], tmp_path: Path) -> None:
+    told = diff_config(*changed, "--json", "--plot", str(tmp_path / "out.html"))
+    assert (told.returncode, told.stderr) == (0, "")
+    found = json.loads(told.stdout)
+    assert found["old"]["requests"] == found["new"]["requests"] == 3
+    dollars = found["difference"]["usd_by_class"]
+    assert dollars["edge.cpu"] == pytest.approx(found["old"]["usd_by_class"]["edge.cpu"], rel=1e-6)
+    assert found["difference"]["attainment"] == {"live": 0.0, "standard": 0.0, "bulk": None}
+    assert ">new</text>" in (tmp_path / "out.html").read_text(encoding="utf-8")
+
+    shown = diff_config(*changed)
+    assert shown.returncode == 0
+    assert [name in shown.stdout for name in ("live in time", "score", "cost of edge.cpu")] == [True] * 3
+
+
+def test_a_wrong_comparison_is_said_with_a_hint(changed: list[str], tmp_path: Path) -> None:
+    lacking = tmp_path / "lacking.yaml"
+    lacking.write_text(EDGE.read_text(encoding="utf-8").replace("image.p:", "other.p:"))
+    nowhere = ["--history", "2026-11-27", "--url", "redis://127.0.0.1:1/0"]
+    for arguments, code, words in (
+        ([str(lacking), *changed[1:]], 2, "classes that run every model of the history, got ['image.p']"),
+        ([*changed[:3], "--history", "no-such.csv"], 2, "no-such.csv: expected a readable CSV"),
+        ([*changed[:3], *nowhere], 4, "hint: start a fleet"),
+    ):
+        told = diff_config(*arguments)
+        assert (told.returncode, told.stdout) == (code, "")
+        assert words in told.stderr
+        assert "hint: " in told.stderr
+        assert "Traceback" not in told.stderr
 
 
 PRICES = """instance,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot
