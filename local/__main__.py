@@ -15,12 +15,11 @@ import click
 import msgspec
 from rich.console import Console
 
-from local.autoscale import Bounds, most_workers
 from local.demo import DEMO_COUNTS, answer_all, artefacts_of_examples, asks, demo_fleet, plain
 from local.doctor import ServerAwayError, check_servers, examine
 from local.embedded import EmbeddedValkeyError
 from local.fetch import fetch, for_runtimes, runtimes_of
-from local.plan import Plan, PlanError, PortTakenError, absent, check_ports, plan_fleet
+from local.plan import Bounds, Plan, PlanError, PortTakenError, absent, check_ports, most_workers, plan_fleet
 from local.show import SCREEN, console_of, show_answers, show_findings, show_fleet, show_rows
 from local.state import AlreadyRunningError, Fleet, data_directory, read_fleet, stop_fleet, supervisor_pid
 from local.supervisor import StartError, in_tree, own_command

@@ -14,9 +14,8 @@ from typing import Any
 import httpx
 
 from broker.valkey.records import heartbeat_call
-from local.autoscale import Autoscaler, Bounds, ask_router
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
-from local.plan import FLOWER_PORT, HTTP_PORT, Plan, WorkerPlan
+from local.plan import FLOWER_PORT, HTTP_PORT, Autoscaler, Bounds, Plan, WorkerPlan, ask_router
 from local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from

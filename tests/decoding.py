@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tasks.models.code import recipe_code
 from workers.runtimes import Placed
-from workers.runtimes.onnx_decoder import OnnxDecoder
+from workers.runtimes.onnx import OnnxDecoder
 
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCABULARY = 256 + len(CONTROL)  # a token a byte, then those of `CONTROL`

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local.autoscale import Autoscaler, Bounds, most_workers, resize
-from local.plan import WorkerPlan
+from local.plan import Autoscaler, Bounds, WorkerPlan, most_workers, resize
 from local.supervisor import SupervisedProcess
 from tasks.machine import Machine
 from tasks.topology import parse_topology

@@ -12,7 +12,7 @@ from tests.decoding import VOCABULARY, tiny_decoder
 from workers.pipelines import Item
 from workers.pipelines.running import MAX_HELD, MIN_PREFILL, RunningBatch, RunningRow
 from workers.pipelines.sampling import GeneratedText, SamplingParameters
-from workers.runtimes.onnx_decoder import OnnxDecoder
+from workers.runtimes.onnx import OnnxDecoder
 
 NO_TOKEN = VOCABULARY + 1
 

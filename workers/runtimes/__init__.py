@@ -108,9 +108,8 @@ def import_runtime(runtime: str, entry: str) -> Callable[[Placed], Runtime]:
     Raises:
         ModelLoadError: its package is not installed.
     """
-    name = f"{runtime}_decoder" if entry.endswith("decoder") else runtime
     try:
-        opener: Callable[[Placed], Runtime] = runtime_code(name).load()
+        opener: Callable[[Placed], Runtime] = runtime_code(runtime, entry).load()
     except ImportError as error:
         raise ModelLoadError(f"runtime {runtime!r} is not installed here: {error}") from error
     return opener

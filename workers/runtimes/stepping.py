@@ -1,7 +1,7 @@
 """Runtimes that generate: they remember what each slot has read, and give the logits of its next token.
 
-A variant whose `entry` ends in `decoder` runs on one, from `<runtime>_decoder.py`. A slot is a number that the caller
-gives to a sequence while it is held; slots may be admitted while others are in the middle of theirs.
+A variant whose `entry` ends in `decoder` runs on one, which the runtime's `open_decoder` makes. A slot is a number that
+the caller gives to a sequence while it is held; slots may be admitted while others are in the middle of theirs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,12 @@
-"""Registered torch networks over safetensors weights, on the CPU or on CUDA."""
+"""Registered torch networks over safetensors weights, on the CPU or on CUDA.
+
+An `entry` that ends in `decoder` is for generation: a network that keeps its cache by slot, on its own device.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,6 +17,7 @@ from tasks.models.code import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed
+from workers.runtimes.stepping import SlotDecoder
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -71,3 +78,22 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 def open_variant(placed: Placed) -> TorchRuntime:
     """The runtime for one variant, not yet loaded."""
     return TorchRuntime(placed)
+
+
+class TorchDecoder(SlotDecoder, TorchRuntime):
+    """A network whose `forward(slots, input_ids, last)` gives `logits`, and whose `keep(tokens)` frees memory."""
+
+    def __init__(self, placed: Placed) -> None:
+        SlotDecoder.__init__(self)
+        TorchRuntime.__init__(self, placed)
+
+    def _read(self, slots: Sequence[int], ids: np.ndarray, last: np.ndarray) -> np.ndarray:
+        return self.run({"slots": np.array(slots, np.int64), "input_ids": ids, "last": last.astype(np.int64)})["logits"]
+
+    def _forget(self, slots: Sequence[int]) -> None:
+        cast(Any, self._module).keep(max(self._lengths.values(), default=0))
+
+
+def open_decoder(placed: Placed) -> TorchDecoder:
+    """The runtime for one variant, not yet loaded."""
+    return TorchDecoder(placed)
