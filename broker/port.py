@@ -46,12 +46,13 @@ class InFlight(msgspec.Struct, frozen=True):
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """A placed message on its way to a class queue, with the job's record. An empty `tag` was never an arrival.
+    """A placed message on its way to a class queue, with its job's record. An empty `tag` was never an arrival.
 
-    `fields` is the same object for jobs whose records are alike but for `reply`, the client's name, and `use`, that of
-    an idempotency key.
-
-    One that is to be held has no `queue`: its record's `fields` name the `holding` queue.
+    A message to be held has no `queue`: its `fields` name the `holding` queue. `fields` are the job's record: its
+    `cell` and `work`, `arrived` and `rows`; `lengths` if it generates, `spent` and `cost` if its tenant has a budget,
+    and `blobs`, the keys of its large inputs, which stay with the record until the job ends. Consecutive jobs with the
+    same `fields` object are forwarded as one group. `reply` is the client's name, `use` the job's use of an idempotency
+    key.
     """
 
     tag: str

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
 
-from broker.port import StoredSnapshot
-from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
+from broker.port import Outgoing, StoredSnapshot
+from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call
 from broker.valkey.lua import Call, run
 from broker.valkey.queues import TAKES, recover_call, sign_call
 from broker.valkey.records import Claim, Ending, claim_answer, claim_call, finish_call
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import WORK, in_flight_key, job_key, session_key, work_cell
+from taxiway.contract.wire import Envelope
 from tests.narrowing import as_bytes
 from tests.stored import fields_of
 
 LEASE = 30.0
+KEEP = 120
 CELL = work_cell("cpu.batch", 1)
 RECORD = {"state": "queued", "model": "echo:1", "cell": CELL, "work": "0.25"}
 
@@ -49,14 +51,15 @@ class Store:
         """What is taken under a session."""
         return self.exchange(session=session, most=most, most_bytes=most_bytes).taken
 
-    def forward(self, *forwards: Forward, session: str = "") -> list[bool]:
+    def forward(self, *messages: Outgoing, session: str = "", was: str = "") -> list[bool]:
         """What of this was forwarded; under a session, all that it took is answered with it."""
-        return self.exchange(*forwards, session=session).done
+        return self.exchange(*messages, session=session, was=was).done
 
     def exchange(
         self,
-        *forwards: Forward,
+        *messages: Outgoing,
         session: str = "",
+        was: str = "",
         most: int = 0,
         most_bytes: int = 1000,
         snapshots: Sequence[StoredSnapshot] = (),
@@ -64,7 +67,8 @@ class Store:
         """The answer when this is forwarded, and arrivals are taken under a session."""
         takes = in_flight_key(session, TAKES)
         taking = Taking(session_key(session), takes, [takes], most, most_bytes) if session else None
-        return forward_answer(self.run(forward_call(forwards, taking, snapshots=snapshots)))
+        call = forward_call(messages, taking, keep=KEEP, was=was, part=as_it_is, snapshots=snapshots)
+        return forward_answer(self.run(call))
 
     def recover(self, session: str, remembered: float = 60.0, most: int = 256) -> int:
         """How many messages are put back."""
@@ -87,6 +91,21 @@ class Store:
         return fields_of(self.client, job_key(job))
 
 
-def placed(job: str, message: bytes = b"m", **fields: str) -> Forward:
+def placed(job: str, message: bytes = b"m", **fields: str) -> Outgoing:
     """A job placed on cpu.batch."""
-    return Forward(queue_list="cpu.batch", message=message, job=job, fields=RECORD | fields, keep=120)
+    return Outgoing("", "cpu.batch", 1, carrying(message), job, RECORD | fields)
+
+
+def recorded(job: str, fields: Mapping[str, str] = RECORD) -> Outgoing:
+    """A job whose message goes into no class queue."""
+    return Outgoing("", "", 1, carrying(b""), job, fields)
+
+
+def carrying(message: bytes) -> Envelope:
+    """An envelope that `as_it_is` stores as these bytes."""
+    return Envelope(body=message.decode(), headers={}, properties={})
+
+
+def as_it_is(message: Outgoing) -> tuple[str, bytes]:
+    """The queue's first list, and the body alone as the stored message."""
+    return message.queue, message.envelope.body.encode()

@@ -22,12 +22,12 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
-from broker.valkey.forwarding import Forward, Forwarded, forward_answer, forward_call
+from broker.valkey.forwarding import Forwarded, forward_answer, forward_call, unpublished
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import ARRIVALS, amqp_priority, job_key
-from taxiway.contract.wire import Envelope, encode_envelope
+from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import ANSWER, Connection
 from taxiway.valkey.resp import fleet_errors
@@ -128,8 +128,7 @@ class RabbitTransport:
     async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish with confirms, then record: in this order, for a copy is harmless."""
         await self._publish(await self._live(), messages)
-        forwards = [msgspec.structs.replace(self._recorded(m), was=JobState.HELD) for m in messages]
-        return (await self._run_record(snapshots, forwards, held=True)).done
+        return (await self._run_record(messages, snapshots, was=JobState.HELD, held=True)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Acknowledge deliveries; those of an earlier connection come again."""
@@ -183,17 +182,16 @@ class RabbitTransport:
         """
         if not messages and not snapshots:
             return []
-        recorded = await self._run_record(snapshots, [self._recorded(m) for m in messages])
+        records = [_marked(m) if m.held else m for m in messages]
+        recorded = await self._run_record(records, snapshots)
         due, refused = recorded.done, recorded.refused
         new = {message.job for message, is_new in zip(messages, due, strict=True) if is_new}
         old = [n for n, m in enumerate(messages) if not due[n] and not refused[n] and m.job not in new]
         unpublished = await self._unpublished([messages[n] for n in old]) if old else []
         again = [n for n, is_due in zip(old, unpublished, strict=True) if is_due]
         if again:
-            republished = [
-                msgspec.structs.replace(self._recorded(messages[n]), was=JobState.QUEUED, use=None) for n in again
-            ]
-            for n, done in zip(again, (await self._run_record([], republished)).done, strict=True):
+            retried = [msgspec.structs.replace(records[n], use=None) for n in again]
+            for n, done in zip(again, (await self._run_record(retried, was=JobState.QUEUED)).done, strict=True):
                 due[n] = done
         return due
 
@@ -204,25 +202,20 @@ class RabbitTransport:
         return [marks == [None, None] for marks in known]
 
     async def _run_record(
-        self, snapshots: Sequence[StoredSnapshot], forwards: Sequence[Forward], *, held: bool = False
+        self,
+        messages: Sequence[Outgoing],
+        snapshots: Sequence[StoredSnapshot] = (),
+        *,
+        was: str = "",
+        held: bool = False,
     ) -> Forwarded:
-        """Keep snapshots and records; what became of the records."""
-        call = forward_call(forwards, snapshots=snapshots, held=held)
+        """Keep snapshots and records; returns which records were written."""
+        call = forward_call(messages, keep=self._keep, was=was, part=unpublished, snapshots=snapshots, held=held)
         with fleet_errors("state store"):
             recorded = forward_answer(await self._records.run(call))
-            if any(forward.message for forward in forwards):  # it is held, and will be nowhere else
+            if any(message.held for message in messages):  # it will be nowhere else
                 check_confirmed(await self._records.calls(*self._confirming))
         return recorded
-
-    def _recorded(self, message: Outgoing) -> Forward:
-        """The record; with the message itself where that is held, so that a copy of its arrival is not published."""
-        recorded = Forward(
-            job=message.job, fields=message.fields, keep=self._keep, reply=message.reply, use=message.use
-        )
-        if not message.held:
-            return recorded
-        fields = {**message.fields, _PUBLISHED: "1"}
-        return msgspec.structs.replace(recorded, message=encode_envelope(message.envelope), fields=fields)
 
     async def _publish(self, session: _Session, messages: Sequence[Outgoing]) -> None:
         async def publish(message: Outgoing) -> None:
@@ -297,6 +290,11 @@ async def _declare(channel: AbstractChannel, name: str, arguments: Mapping[str, 
     queue = await channel.declare_queue(name, durable=True, arguments=dict(arguments) or None)
     await queue.bind(exchange, routing_key=name)
     return exchange
+
+
+def _marked(message: Outgoing) -> Outgoing:
+    """A held message, marked as published, so that a copy of its arrival is not published."""
+    return msgspec.structs.replace(message, fields={**message.fields, _PUBLISHED: "1"})
 
 
 def envelope_of(message: AbstractIncomingMessage) -> Envelope:

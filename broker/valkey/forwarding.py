@@ -1,15 +1,15 @@
-"""The way from arrivals to class queues, at once in the store."""
+"""The way from arrivals to class queues, in one step at the store."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import msgspec
 
-from broker.port import StoredSnapshot
+from broker.port import Outgoing, StoredSnapshot
 from broker.valkey.lua import Call
 from tasks.fingerprint import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
@@ -24,11 +24,14 @@ from taxiway.contract.keys import (
     holding_key,
     job_key,
     jobs_cell,
+    priority_list,
     priority_lists,
+    redis_priority,
     reply_channel,
     result_key,
     snapshot_key,
 )
+from taxiway.contract.wire import Envelope, encode_envelope
 
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))
@@ -49,27 +52,6 @@ class Taking:
     most_bytes: int = 0
 
 
-class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """One job and where it goes.
-
-    Without a `queue_list` it is only recorded: it was published elsewhere, or its `fields` name the `holding` queue
-    that keeps its message. `fields` hold the job's record, with its `cell` and `work`, `arrived` and `rows`; `lengths`
-    where it is to generate, `spent` and `cost` where its tenant has a budget, `blobs`, the keys of its large inputs,
-    which stay with the record until the job ends. Jobs one after the other with the same `fields` object are forwarded
-    as one group. `was` is the state that the record is in, empty where there is to be none; `reply` the name of its
-    client, `use` its use of an idempotency key.
-    """
-
-    queue_list: str = ""
-    message: bytes = b""
-    job: str
-    fields: Mapping[str, str]
-    keep: int
-    was: str = ""
-    reply: str = ""
-    use: KeyUse | None = None
-
-
 class Forwarded(msgspec.Struct, frozen=True):
     """What became of it: the server's time, whether the session lives, which jobs were forwarded, what was taken.
 
@@ -83,16 +65,50 @@ class Forwarded(msgspec.Struct, frozen=True):
     refused: list[bool]
 
 
+def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
+    """The envelope with kombu's address of a class queue; the delivery tag and the body stay."""
+    envelope.properties["priority"] = redis_priority(level)
+    envelope.properties["delivery_info"] = {"exchange": queue, "routing_key": queue}
+    return envelope
+
+
+Part = Callable[[Outgoing], tuple[str, bytes]]
+"""What the server stores of a message: the list that it is published to, empty for none, and its bytes."""
+
+
+def whole(message: Outgoing) -> tuple[str, bytes]:
+    """The message where it goes: into a class queue's list, or with its record into holding."""
+    if message.held:
+        return "", encode_envelope(message.envelope)
+    queue, level = message.queue, message.level
+    return priority_list(queue, level), encode_envelope(addressed(message.envelope, queue, level))
+
+
+def unpublished(message: Outgoing) -> tuple[str, bytes]:
+    """Only the record of a message that is published elsewhere; a held one is published nowhere else."""
+    return "", encode_envelope(message.envelope) if message.held else b""
+
+
 def forward_call(
-    forwards: Iterable[Forward],
+    messages: Sequence[Outgoing],
     taking: Taking | None = None,
     *,
+    keep: int,
+    was: str = "",
+    part: Part = whole,
     snapshots: Sequence[StoredSnapshot] = (),
     held: bool = False,
 ) -> Call:
     """Forwards jobs, with the snapshots that their records refer to, and takes arrivals with it.
 
-    Jobs that were `held` are let go by a full server, too.
+    Args:
+        messages: the jobs.
+        taking: the arrivals to take.
+        keep: seconds for which records are kept.
+        was: the state that the records are in; empty if there are none yet.
+        part: what is stored of each message.
+        snapshots: the snapshots to keep.
+        held: whether the jobs were held: a server whose memory is full forwards them too.
     """
     keys, args = [*_KEYS], list[Any]([0, 0, 0, 0, *_PREFIXES, len(snapshots)])
     if taking is not None:
@@ -100,9 +116,10 @@ def forward_call(
         args[:4] = LEVELS, len(taking.answered), taking.most, taking.most_bytes
     keys += (snapshot_key(one.name) for one in snapshots)
     args += (part for one in snapshots for part in (one.packed, one.keep))
-    for (queue_list, keep, was, *_), group in groupby(forwards, key=_alike):
+    parts = [(*part(message), message) for message in messages]
+    for (queue_list, *_), group in groupby(parts, key=_alike):
         jobs = list(group)
-        fields = jobs[0].fields
+        fields = jobs[0][-1].fields
         flat = [text for pair in fields.items() for text in pair]
         charges, blobs = _charges(fields, was), fields.get("blobs", "").split()
         if queue_list:
@@ -113,15 +130,15 @@ def forward_call(
             keys.append(fields["spent"])
         args += (fields["tenant"], fields["cost"]) if "spent" in fields else ("", 0)
         keys += blobs
-        keys += [job_key(job.job) for job in jobs]
+        keys += [job_key(job.job) for *_, job in jobs]
         args.append(len(jobs))
-        for job in jobs:
-            args += (job.reply, job.message, b"" if job.use is None else _use(job.use))
+        for _, raw, job in jobs:
+            args += (job.reply, raw, b"" if job.use is None else _use(job.use))
     return Call("routing/release_held" if held else "routing/forward", keys, args)
 
 
 def forward_answer(answer: Sequence[Any]) -> Forwarded:
-    """What the server says of it."""
+    """The server's answer to `forward_call`."""
     now, lives, done, taken = answer
     return Forwarded(float(now), bool(lives), [one == 1 for one in done], taken, [one < 0 for one in done])
 
@@ -144,9 +161,9 @@ def _ends_at(fields: Mapping[str, str], keep: int) -> float:
     return float(fields.get("deadline_at", 0)) or (placed and placed + keep)
 
 
-def _alike(forward: Forward) -> tuple[str, int, str, int, bool]:
-    """What jobs of a group have in common; a digest of its own is no part of the record that is copied."""
-    return forward.queue_list, forward.keep, forward.was, id(forward.fields), forward.use is not None
+def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool]:
+    """What jobs of a group have in common; a digest of its own is not part of the record that is copied."""
+    return part[0], id(part[2].fields), part[2].use is not None
 
 
 def _charges(fields: Mapping[str, str], was: str) -> list[str | int]:

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from broker.port import PEEK_BYTES, Head, Moved, Peeked, Shown, Step
+from broker.valkey.forwarding import addressed
 from broker.valkey.lua import Call
-from broker.valkey.queues import addressed
 from taxiway.contract.keys import LEAD, MOVES, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import InvalidRequestError

@@ -20,7 +20,7 @@ import msgspec
 
 from broker.beside import beside
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
-from broker.valkey.forwarding import Forward, Forwarded, Taking, forward_answer, forward_call
+from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call, unpublished
 from broker.valkey.lua import Call
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
@@ -31,9 +31,7 @@ from taxiway.contract.keys import (
     LEVELS,
     SESSIONS,
     in_flight_key,
-    priority_list,
     priority_lists,
-    redis_priority,
     session_key,
 )
 from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope
@@ -231,17 +229,14 @@ class ValkeyTransport:
 
     async def forward(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server."""
-        forwards = [self._forward_of(m) for m in messages]
         tags = {m.tag for m in messages if m.tag}
         if self._records is None:
-            done = await self._run_forward(forwards, tags, snapshots)
+            done = await self._run_forward(messages, tags, snapshots)
             await self._confirm(self._sends, tags)
             return done
-        held = [m.held for m in messages]
-        records = [f if own else _unpublished(f) for f, own in zip(forwards, held, strict=True)]
-        recorded = await self._run_record(records, snapshots)
-        left = [own or no for own, no in zip(held, recorded.refused, strict=True)]  # what is published nowhere
-        published = [_unrecorded(f) for f, stays in zip(forwards, left, strict=True) if not stays]
+        recorded = await self._run_record(messages, snapshots)
+        left = [m.held or no for m, no in zip(messages, recorded.refused, strict=True)]  # what is published nowhere
+        published = [_unrecorded(m) for m, stays in zip(messages, left, strict=True) if not stays]
         await self._confirm(self._records, tags)
         sent = iter(await self._run_forward(published, tags))
         await self._confirm(self._sends, tags)
@@ -249,12 +244,10 @@ class ValkeyTransport:
 
     async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:
         """Publish and record, at once where broker and state are one server; else in this order: a copy is harmless."""
-        forwards = [msgspec.structs.replace(self._forward_of(m), was=JobState.HELD) for m in messages]
         if self._records is None:
-            return await self._run_forward(forwards, snapshots=snapshots, held=True)
-        unheld = [msgspec.structs.replace(_unrecorded(f), was="") for f in forwards]
-        await self._run_forward(unheld, held=True)
-        return (await self._run_record([*map(_unpublished, forwards)], snapshots, held=True)).done
+            return await self._run_release(messages, snapshots, was=JobState.HELD)
+        await self._run_release([_unrecorded(m) for m in messages])
+        return (await self._run_record(messages, snapshots, was=JobState.HELD, held=True)).done
 
     async def settle(self, tags: Sequence[str]) -> None:
         """Forget arrivals, with all that were taken with them."""
@@ -355,29 +348,33 @@ class ValkeyTransport:
         self._more, self._abandoned, self._lost = True, False, False
 
     async def _run_forward(
-        self,
-        forwards: Sequence[Forward],
-        tags: Set[str] = frozenset(),
-        snapshots: Sequence[StoredSnapshot] = (),
-        *,
-        held: bool = False,
+        self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[bool]:
         if not tags <= self._held:
-            return [False] * len(forwards)
+            return [False] * len(messages)
         with fleet_errors("broker"):
             if tags:
-                return await self._exchange(forwards, tags, snapshots)
-            return forward_answer(await self._sends.run(forward_call(forwards, snapshots=snapshots, held=held))).done
+                return await self._exchange(messages, tags, snapshots)
+            call = forward_call(messages, keep=self._keep, snapshots=snapshots)
+            return forward_answer(await self._sends.run(call)).done
+
+    async def _run_release(
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = (), *, was: str = ""
+    ) -> list[bool]:
+        call = forward_call(messages, keep=self._keep, was=was, snapshots=snapshots, held=True)
+        with fleet_errors("broker"):
+            return forward_answer(await self._sends.run(call)).done
 
     async def _exchange(
-        self, forwards: Sequence[Forward], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
+        self, messages: Sequence[Outgoing], tags: Set[str], snapshots: Sequence[StoredSnapshot] = ()
     ) -> list[bool]:
         """Forward what was taken under these tags, and take the next arrivals, unless such are still to be answered."""
         takes = self._session.in_flight(TAKES)
         most = 0 if takes in self._held - tags else TAKE_AT_MOST
         taking = Taking(self._session.key, takes, sorted(tags), most, TAKE_BYTES)
+        call = forward_call(messages, taking, keep=self._keep, snapshots=snapshots)
         with self._answered():
-            answer = forward_answer(await self._takes.run(forward_call(forwards, taking, snapshots=snapshots)))
+            answer = forward_answer(await self._takes.run(call))
         self._session.set_clock(answer.now)
         self._more = not answer.lives
         self._held -= tags
@@ -398,23 +395,12 @@ class ValkeyTransport:
             check_confirmed(await connection.calls(*self._confirming))
 
     async def _run_record(
-        self, forwards: Sequence[Forward], snapshots: Sequence[StoredSnapshot], *, held: bool = False
+        self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot], *, was: str = "", held: bool = False
     ) -> Forwarded:
         assert self._records is not None
+        call = forward_call(messages, keep=self._keep, was=was, part=unpublished, snapshots=snapshots, held=held)
         with fleet_errors("state store"):
-            return forward_answer(await self._records.run(forward_call(forwards, snapshots=snapshots, held=held)))
-
-    def _forward_of(self, message: Outgoing) -> Forward:
-        envelope = message.envelope
-        return Forward(
-            queue_list="" if message.held else priority_list(message.queue, message.level),
-            message=encode_envelope(envelope if message.held else addressed(envelope, message.queue, message.level)),
-            job=message.job,
-            fields=message.fields,
-            keep=self._keep,
-            reply=message.reply,
-            use=message.use,
-        )
+            return forward_answer(await self._records.run(call))
 
 
 def _failure(call: asyncio.Task[Any]) -> BaseException | None:
@@ -433,21 +419,9 @@ def _refused(error: BaseException) -> bool:
     return isinstance(error, ServerError) and takes_nothing(error)
 
 
-def addressed(envelope: Envelope, queue: str, level: int) -> Envelope:
-    """The envelope, given kombu's address of a class queue; the delivery tag and the body stay."""
-    envelope.properties["priority"] = redis_priority(level)
-    envelope.properties["delivery_info"] = {"exchange": queue, "routing_key": queue}
-    return envelope
-
-
-def _unpublished(forward: Forward) -> Forward:
-    """The record alone of what is published elsewhere."""
-    return msgspec.structs.replace(forward, queue_list="", message=b"")
-
-
-def _unrecorded(forward: Forward) -> Forward:
-    """The publication alone of what is recorded elsewhere: the broker remembers of the job that it was there."""
-    return msgspec.structs.replace(forward, fields=_SEEN, use=None)
+def _unrecorded(message: Outgoing) -> Outgoing:
+    """Only the publication of a message that is recorded elsewhere: the broker remembers that its job was there."""
+    return msgspec.structs.replace(message, fields=_SEEN, use=None)
 
 
 def _is_request(arrival: Arrival) -> bool:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.valkey.forwarding import Forward
+from broker.port import Outgoing
 from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
 from broker.valkey.worker_store import Store as WorkerStore
 from router.service.store import Store as RouterStore
@@ -28,7 +28,7 @@ from taxiway.contract.keys import DEADLINES, INFER, job_key
 from taxiway.errors import DeadlineExceededError
 from tests.celery_double import NoCelery
 from tests.routing import EchoDevice, eventually, router_process
-from tests.scripting import Store, placed
+from tests.scripting import KEEP, Store, placed
 from tests.stored import scores
 from workers.stages.held import Cancellations, HeldJobs
 from workers.stages.job import Delivery
@@ -52,7 +52,7 @@ async def fire(settings: Settings) -> int:
         await router.close()
 
 
-def alike(*jobs: str, **fields: Any) -> list[Forward]:
+def alike(*jobs: str, **fields: Any) -> list[Outgoing]:
     """Jobs that are forwarded as one group."""
     first, *rest = (placed(job, **fields) for job in jobs)
     return [first, *(msgspec.structs.replace(one, fields=first.fields) for one in rest)]
@@ -72,8 +72,7 @@ def test_a_job_is_overdue_once_its_deadline_passed_and_comes_again_only_after_a_
 
 def test_a_job_without_a_deadline_is_overdue_once_no_worker_may_begin_it(store: Store) -> None:
     now = store.client.time()[0]
-    keep = placed("j").keep
-    late, soon = repr(now - keep - 1.0), repr(now - keep + 60.0)
+    late, soon = repr(now - KEEP - 1.0), repr(now - KEEP + 60.0)
     store.forward(*(placed(job, deadline_at="0.0", placed=late) for job in ("waits", "runs")))
     store.forward(placed("not yet", deadline_at="0.0", placed=soon))
     [claim] = store.claim("a", "runs")
@@ -115,7 +114,7 @@ def test_the_rest_of_a_group_comes_again_if_it_was_not_ended(store: Store) -> No
 def test_a_job_that_was_placed_again_is_due_at_its_new_deadline_only(store: Store) -> None:
     later = f"{store.client.time()[0] + 60}.5"
     store.forward(placed("j", deadline_at="1.5"))
-    store.forward(msgspec.structs.replace(placed("j", deadline_at=later), was="queued"))
+    store.forward(placed("j", deadline_at=later), was="queued")
     assert overdue(store) == []
     assert list(scores(store.client, DEADLINES).values()) == [float(later)]
 

@@ -11,7 +11,6 @@ import pytest
 import redis
 
 from broker.port import InFlight, StoredSnapshot
-from broker.valkey.forwarding import Forward
 from broker.valkey.queues import TAKES, ValkeyTransport
 from broker.valkey.records import Ending
 from tasks.settings import Settings
@@ -30,7 +29,7 @@ from taxiway.contract.keys import (
 )
 from taxiway.errors import BrokerUnavailableError
 from tests.routing import eventually
-from tests.scripting import RECORD, Store, placed
+from tests.scripting import RECORD, Store, carrying, placed, recorded
 from tests.stored import scores
 
 
@@ -100,7 +99,9 @@ def test_a_forwarded_message_leaves_the_taken_list_for_its_queue_with_its_record
 
 def test_jobs_that_are_alike_are_forwarded_in_order_and_each_counts(store: Store) -> None:
     first = placed("j0", b"0", arrived="rows|cpu.batch|echo:1", rows="3")
-    alike = [msgspec.structs.replace(first, job=f"j{n}", message=b"%d" % n, reply=f"c{n % 2}") for n in range(5)]
+    alike = [
+        msgspec.structs.replace(first, job=f"j{n}", envelope=carrying(b"%d" % n), reply=f"c{n % 2}") for n in range(5)
+    ]
     assert store.forward(*alike, placed("k", b"k")) == [True] * 6
     assert store.client.lrange("cpu.batch", 0, -1) == [b"k", b"4", b"3", b"2", b"1", b"0"]
     assert store.work() == 1.5
@@ -113,7 +114,9 @@ def test_among_alike_jobs_those_with_a_record_are_dropped_and_each_keeps_its_own
     first = placed("j", b"0")
     store.forward(msgspec.structs.replace(first, job="known", fields=RECORD | {"model": "other"}))
     others = [("j", "c", b"copy"), ("known", "c", b"late"), ("k", "c", b"1"), ("l", "", b"2")]
-    alike = [msgspec.structs.replace(first, job=job, reply=client, message=raw) for job, client, raw in others]
+    alike = [
+        msgspec.structs.replace(first, job=job, reply=client, envelope=carrying(raw)) for job, client, raw in others
+    ]
     assert store.forward(msgspec.structs.replace(first, reply="c"), *alike) == [True, False, False, True, True]
     assert store.client.lrange("cpu.batch", 0, 1) == [b"2", b"1"]
     records = [store.record(job) for job in "jkl"]
@@ -150,7 +153,7 @@ def test_what_is_only_settled_is_published_nowhere(store: Store) -> None:
 
 
 def test_a_job_that_was_published_elsewhere_is_recorded_only(store: Store) -> None:
-    assert store.forward(Forward(job="j", fields=RECORD, keep=60)) == [True]
+    assert store.forward(recorded("j")) == [True]
     assert (store.record("j"), store.work(), store.client.exists("cpu.batch")) == (
         RECORD | {"turn": "0"},
         0.25,
@@ -170,14 +173,14 @@ def test_a_record_outlives_its_jobs_deadline_and_expires(store: Store) -> None:
 
 def test_a_snapshot_is_kept_once_and_for_its_time_with_the_records(store: Store) -> None:
     snapshot = StoredSnapshot("r.1", b"\x00\xff", keep=60)
-    assert store.exchange(Forward(job="j", fields=RECORD, keep=90), snapshots=[snapshot]).done == [True]
+    assert store.exchange(recorded("j"), snapshots=[snapshot]).done == [True]
     assert store.exchange(snapshots=[StoredSnapshot("r.1", b"later", keep=90)]).done == []
     assert store.client.get(snapshot_key("r.1")) == b"\x00\xff"
     assert 0 < store.client.ttl(snapshot_key("r.1")) <= 60
 
 
 def test_a_record_without_work_is_kept_all_the_same(store: Store) -> None:
-    assert store.forward(Forward(job="j", fields={"state": "held"}, keep=60)) == [True]
+    assert store.forward(recorded("j", {"state": "held"})) == [True]
     assert store.record("j") == {"state": "held"}
     assert store.client.exists(WORK) == 0
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import redis
 
-from broker.valkey.forwarding import Forward
+from broker.port import Outgoing
 from broker.valkey.records import Ending, Verdict, heartbeat_call, release_call, renew_call, start_call
 from tasks.models.lengths import bin_of, predicted, read_lengths
 from tasks.settings import Settings
@@ -312,7 +312,7 @@ def test_no_more_tenants_are_remembered_than_the_bound(store: Store) -> None:
 SPENT = spent_key("2026-01-31")
 
 
-def costing(job: str, dollars: float) -> Forward:
+def costing(job: str, dollars: float) -> Outgoing:
     return placed(job, tenant="lab", spent=SPENT, cost=repr(dollars))
 
 

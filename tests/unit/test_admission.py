@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.port import Arrival
-from broker.valkey.forwarding import Forward, forward_call
+from broker.valkey.forwarding import forward_call
 from router.decide.explain import explain_record, read_basis
 from router.decide.placement import seed_of
 from router.decide.snapshot import FleetSnapshot
@@ -191,8 +191,7 @@ def test_a_job_without_a_deadline_has_none_in_its_ticket() -> None:
     keep = RULES.topology.limits.keep_record
     assert admitted.outgoing.fields["deadline_at"] == "0.0"
     assert admitted.ticket.deadline_at == NOW + keep
-    forward = Forward(job="j1", fields=admitted.outgoing.fields, keep=keep)
-    assert NOW + keep in forward_call([forward]).args  # the time by which it is ended
+    assert NOW + keep in forward_call([admitted.outgoing], keep=keep).args  # the time by which it is ended
 
 
 def test_celerys_expires_shortens_the_deadline() -> None:
