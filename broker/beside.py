@@ -1,7 +1,7 @@
-"""What takes long with a large body or message, beside the event loop: on one thread, so that the loop waits for one.
+"""Slow work on a large body or message, beside the event loop: on one thread, so that the loop competes with one.
 
-Python's interpreter lock lets the loop's thread in at each 5 ms, but not in the midst of a call into C: what runs here
-is bounded so that no such call takes over 100 ms (`bounds.ELEMENTS`).
+Python's interpreter lock is released every 5 ms, but not during a call into C. What runs here is bounded so that no
+such call takes over 100 ms (`bounds.ELEMENTS`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _thread = ThreadPoolExecutor(1, "large bodies")
 
 
 async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `call` gives; on the thread where `size`, in bytes, is large. Raises what it raises."""
+    """The value of `call`, run on the thread if `size`, in bytes, is large. Raises what it raises."""
     if size <= LARGE:
         return call(*args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_thread, lambda: call(*args, **kwargs))

@@ -40,9 +40,9 @@ _pack = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """What is taken from the arrivals as others are forwarded: up to `most`, about `most_bytes`, in a session.
+    """The arrivals to take while others are forwarded: up to `most`, about `most_bytes`, in a session.
 
-    They go into the in-flight list `into`; what is in the lists `answered` is forgotten before.
+    They go into the in-flight list `into`; the lists `answered` are deleted first.
     """
 
     session_key: str
@@ -53,9 +53,9 @@ class Taking:
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """What became of it: the server's time, whether the session lives, which jobs were forwarded, what was taken.
+    """The outcome: the server's time, whether the session lives, which jobs were forwarded, what was taken.
 
-    `refused` says which were not because their keys were first used for something else.
+    `refused` marks jobs that were not forwarded because their keys were first used for another request.
     """
 
     now: float
@@ -144,7 +144,7 @@ def forward_answer(answer: Sequence[Any]) -> Forwarded:
 
 
 def forget_call(since: str, keep_record: float, most: int) -> Call:
-    """Takes up to `most` groups of jobs whose records are gone out of the index of jobs."""
+    """Removes up to `most` groups of jobs whose records are gone from the index of jobs."""
     return Call("jobs/forget_listed", [ACCEPTED], [since, keep_record, most])
 
 
@@ -153,9 +153,9 @@ def _use(use: KeyUse) -> bytes:
 
 
 def _ends_at(fields: Mapping[str, str], keep: int) -> float:
-    """When a job has ended at the latest; 0 for one that is held without a deadline.
+    """The time by which a job is ended; 0 for one that is held without a deadline.
 
-    What was placed without a deadline ends with its ticket: no worker runs it after that, and somebody has to say so.
+    A job placed without a deadline ends with its ticket: no worker runs it after that, and its waiter must be notified.
     """
     placed = float(fields.get("placed", 0))
     return float(fields.get("deadline_at", 0)) or (placed and placed + keep)
@@ -167,7 +167,7 @@ def _alike(part: tuple[str, bytes, Outgoing]) -> tuple[str, int, bool]:
 
 
 def _charges(fields: Mapping[str, str], was: str) -> list[str | int]:
-    """What the work hash gains with each job. One that `was` in some state is counted for its tenant already."""
+    """What the work hash gains with each job. A job that `was` in some state is already counted for its tenant."""
     charges: list[str | int] = []
     if "cell" in fields:
         charges += (fields["cell"], fields["work"], jobs_cell(fields["cell"]), 1)

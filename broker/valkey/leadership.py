@@ -1,4 +1,4 @@
-"""Which router leads: one at a time, by a lease in the state store and a fencing token, which no two leads share."""
+"""The election of the leader: one router at a time, by a lease in the state store and a unique fencing token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan_call(before: bytes, plan: bytes) -> Call:
 class Leadership:
     """This router's part in the election.
 
-    Who moves or draws jobs passes the token, and the store does nothing for one that is not the leader's.
+    Moves and draws pass the token; the store refuses one that is not the leader's.
     """
 
     def __init__(self, url: str, name: str, lease: float) -> None:
@@ -36,11 +36,11 @@ class Leadership:
 
     @property
     def token(self) -> str:
-        """The fencing token of this router's lead; empty where another may lead, by this host's clock."""
+        """The fencing token of this router's lead; empty if another router may lead, by this host's clock."""
         return self._token if time.monotonic() < self._until else ""
 
     async def campaign(self) -> str:
-        """Take or keep the lead for another lease; the fencing token, empty while another leads.
+        """Take or keep the lead for another lease; returns the fencing token, empty while another router leads.
 
         Raises:
             BrokerUnavailableError: the state store does not answer.
@@ -53,7 +53,7 @@ class Leadership:
     async def resign(self) -> None:
         """Let another router lead at once."""
         self._token = ""
-        with suppress(BrokerUnavailableError):  # else the lease ends by itself
+        with suppress(BrokerUnavailableError):  # otherwise the lease expires
             await self._lead(0.0)
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Commands as bytes and bytes as answers: in C (hiredis), and large values without copies.
+"""Commands as bytes, and bytes as answers or errors: in C (hiredis), and large values without copies.
 
-A library copies a value into the command that carries it, and an answer out of the bytes that came: each time into
-memory that is new to the process, which costs more than the copy. Source: the Redis serialization protocol (RESP2).
+A library copies a value into the command that carries it, and an answer out of the received bytes: each time into new
+memory of the process, which costs more than the copy itself. Source: the Redis serialization protocol (RESP2).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _AWAY = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "ERR max number of cl
 
 
 class ServerError(Exception):
-    """An error that the server answered, in its words: its code first."""
+    """An error that the server answered, as its text: its code first."""
 
 
 def is_away(answer: Any) -> bool:
-    """Whether the server answers that it is no primary, or not yet: another connection may reach one."""
+    """Whether the server answers that it is not a primary, or not yet: another connection may reach one."""
     return isinstance(answer, ServerError) and str(answer).startswith(_AWAY)
 
 
 def is_unknown_script(error: ServerError) -> bool:
-    """Whether the server does not know a script by its digest: it was never loaded there, or has been forgotten."""
+    """Whether the server does not know a script by its digest: it was not loaded there, or was dropped."""
     return str(error).startswith("NOSCRIPT")
 
 
@@ -42,9 +42,9 @@ def checked(answers: Sequence[Any]) -> list[Any]:
 
 
 class fleet_errors(AbstractContextManager[None]):
-    """Raises a `FleetUnavailable`, naming `server`, for everything that says that it did not answer, or has no room.
+    """Raises a `FleetUnavailable`, naming `server`, for every error that means that it did not answer, or is full.
 
-    A class, because a generator takes 2 % of a call more.
+    A class, because a generator costs 2 % of a call more.
     """
 
     __slots__ = ("_server",)
@@ -58,10 +58,10 @@ class fleet_errors(AbstractContextManager[None]):
 
 
 LARGE = 2**16
-"""Bytes of a value from which on it is not copied."""
+"""Bytes above which a value is not copied."""
 
 READ = 2**18
-"""Bytes of an answer that are read at once: with redis-py's 64 KiB, a large one takes four times the processor time."""
+"""Bytes of an answer that are read at once: with redis-py's 64 KiB, a large answer takes four times the CPU time."""
 
 END = b"\r\n"
 
@@ -70,7 +70,7 @@ _LONGEST_HEAD = 24  # of a value: its length has 20 digits at most
 
 
 class Value:
-    """A value that is read into memory of its own; of it and the line's end behind it `missing` is still to come."""
+    """A value that is read into its own memory; `missing` is the rest of it and of the line end after it."""
 
     def __init__(self, length: int, begin: Buffer) -> None:
         whole = memoryview(bytearray(length + len(END)))
@@ -79,12 +79,12 @@ class Value:
         whole[: len(begin)] = begin
 
     def came(self, count: int) -> None:
-        """So many bytes were put into `missing`."""
+        """So many bytes were written to `missing`."""
         self.missing = self.missing[count:]
 
 
 def packed(command: Sequence[Any]) -> Iterator[Buffer]:
-    """The bytes of a command; each large value of it by itself, where it lies."""
+    """The bytes of a command; each large value separately, without a copy."""
     if not any(map(is_large, command)):
         yield hiredis.pack_command(tuple(command))
         return
@@ -102,12 +102,12 @@ def packed(command: Sequence[Any]) -> Iterator[Buffer]:
 
 
 def is_large(argument: Any) -> bool:
-    """Whether it is a value that is not to be copied."""
+    """Whether it is a value that is not copied."""
     return isinstance(argument, Buffer) and len(argument) > LARGE
 
 
 def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
-    """The bytes of commands that are sent together, in as few pieces as can be without copying a large value."""
+    """The bytes of commands that are sent together, in as few pieces as possible without copying a large value."""
     parts = (piece for command in commands for piece in packed(command))
     for large, some in groupby(parts, is_large):
         if large:
@@ -117,23 +117,23 @@ def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
 
 
 class Answers:
-    """Takes what a server sends, and gives the answers; an error of the server's as a value."""
+    """Parses what a server sends into answers; a server's error is a value."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(replyError=ServerError)
         self._read = memoryview(bytearray(READ))
         self._large: Value | None = None
-        self._midway = False  # the reader has the begin of an answer, and may have no byte of it left to parse
+        self._midway = False  # the reader has the start of an answer, and may have no byte of it left to parse
 
     def buffer(self) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer for the next bytes."""
         return self._read if self._large is None else self._large.missing
 
     def received(self, count: int) -> Iterator[Any]:
-        """The answers that are whole now that so many bytes were put into `buffer`.
+        """The answers that are complete after so many bytes were written to `buffer`.
 
         Raises:
-            ConnectionError: the server speaks otherwise.
+            ConnectionError: not the protocol.
         """
         if self._large is None:
             at = yield from self._values(count)
@@ -146,7 +146,7 @@ class Answers:
             yield content
 
     def _values(self, count: int) -> Generator[Any, None, int]:
-        """Give the values that come first, up to one that is large and not whole; where the rest begins."""
+        """Yield the leading values, up to a large incomplete one; returns where the rest begins."""
         at = 0
         while at < count and self._read[at] == _VALUE and not self._midway:
             head, found, _ = bytes(self._read[at : min(at + _LONGEST_HEAD, count)]).partition(END)
