@@ -1,22 +1,185 @@
-"""What placement reads between two snapshots of the fleet: the snapshot, its candidate tables and work added since."""
+"""What placement reads between two snapshots of the fleet: the snapshot, its candidate tables and work added since.
+
+Requests with equal needs share a choice, which is computed once and reused while the work ahead of them stays about the
+same.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.depths import Depths
-from router.decide.placement import Placement, weigh
-from router.decide.placement_cache import CachedChoice
+from router.decide.explain import basis_text
+from router.decide.fairness import HeldKind
+from router.decide.placement import Choice, Placement, weigh
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
-from router.decide.tenants import Tenants
+from router.decide.usage import Depths, Tenants
 from tasks.models.catalogue import Model
+from tasks.models.lengths import generates
 from tasks.models.profiles import ProfileBook
+from tasks.ticket import Ticket
 from tasks.topology import Topology
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import INFER, arrived_cell, held_cell, lengths_cell, spent_key, tenant_cell, work_cell
+
+_SHOWN_AT_MOST = 400  # characters of a placement in Flower's task details
+
+
+@dataclass(slots=True, eq=False)
+class JobTemplate:
+    """A placement with everything its jobs share: ticket contents, record fields and the text shown in Flower.
+
+    `record` returns the same object for jobs with the same acceptance and placement times, so it is stored once.
+    """
+
+    placement: Placement
+    model: str
+    variants: dict[str, str]
+    prices: dict[str, float]
+    shown: str
+    keep_record: int
+    _fields: Mapping[str, str]
+    _record: dict[str, str] = field(default_factory=dict)
+    _times: tuple[float, float] = (-1.0, -1.0)
+
+    @classmethod
+    def of(cls, placement: Placement, topology: Topology, tenant: str, basis: str) -> JobTemplate:
+        """The template of a placement for requests of `tenant`; `basis` is what the placement was decided from."""
+        model, variants, candidate = placement.table.model.id, placement.variants(), placement.candidate
+        return cls(
+            placement=placement,
+            model=model,
+            variants=variants,
+            prices={name: topology.hardware[name].price.usd_per_hour for name in variants},
+            shown=shown(model, candidate.hardware_class, candidate.variant_name, placement.reason),
+            keep_record=topology.limits.keep_record,
+            _fields={
+                **(_held_fields if placement.held else _fields)(model, placement, tenant, basis),
+                **_counted(topology, tenant),
+            },
+        )
+
+    @property
+    def queue(self) -> str:
+        """The class queue that the jobs go to; empty if they are held."""
+        return "" if self.placement.held else self.placement.candidate.hardware_class
+
+    def ticket(self, job: str, reply: str, accepted: float, placed: float) -> Ticket:
+        """The ticket to run `job`.
+
+        Without a deadline it is valid for as long as the job's record is kept: until then, a second copy is recognised.
+        """
+        placement = self.placement
+        return Ticket(
+            job=job,
+            task=INFER,
+            model=self.model,
+            variants=self.variants,
+            prices=self.prices,
+            accepted=accepted,
+            deadline_at=deadline_at(placement.needs, placed) or placed + self.keep_record,
+            level=placement.level,
+            reason=placement.reason,
+            reply=reply,
+        )
+
+    def record(self, accepted: float, placed: float) -> Mapping[str, str]:
+        """A job's record as stored: `job.JobRecord`, plus what scripts and explanations need."""
+        if (accepted, placed) != self._times:
+            due = repr(deadline_at(self.placement.needs, placed))
+            at = "0.0" if self.placement.held else repr(placed)
+            times = {"accepted": repr(accepted), "placed": at, "deadline_at": due}
+            self._record, self._times = {**self._fields, **times}, (accepted, placed)
+        return self._record
+
+
+@dataclass(slots=True, eq=False)
+class CachedChoice:
+    """The present choice for requests with equal needs."""
+
+    choice: Choice
+    tenant: str
+    topology: Topology
+    basis: str
+    _templates: dict[Placement, JobTemplate] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, choice: Choice, topology: Topology, tenant: str, snapshot: str, ahead: np.ndarray) -> CachedChoice:
+        """The cached choice for requests of `tenant`, weighed with the work `ahead`."""
+        return cls(choice, tenant, topology, basis_text(choice.needs, snapshot, choice.table.classes, ahead))
+
+    def pick(self, seed: int) -> JobTemplate:
+        """The template of the placement that `seed` selects."""
+        placement = self.choice.pick(seed)
+        template = self._templates.get(placement)
+        if template is None:
+            template = self._templates[placement] = JobTemplate.of(placement, self.topology, self.tenant, self.basis)
+        return template
+
+
+def deadline_at(needs: Needs, placed: float) -> float:
+    """The deadline, by the same clock as `placed`; 0 if there is none."""
+    return placed + needs.deadline if needs.deadline is not None else 0.0
+
+
+def _fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[str, str]:
+    candidate = placement.candidate
+    learning = {"lengths": lengths_cell(model, tenant)} if generates(placement.table.model) else {}
+    return {
+        "state": JobState.QUEUED,
+        "model": model,
+        "tenant": tenant,
+        "hardware_class": candidate.hardware_class,
+        "variant": candidate.variant_name,
+        "reason": placement.reason,
+        "level": str(placement.level),
+        "cell": work_cell(candidate.hardware_class, placement.level),
+        "work": repr(placement.work),
+        "arrived": arrived_cell(candidate.hardware_class, model),
+        "rows": str(placement.needs.rows),
+        "basis": basis,
+        **learning,
+        **_spending(placement),
+    }
+
+
+def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> dict[str, str]:
+    """Record fields of a held job; its work counts as held for the class that it would be bound to."""
+    return {
+        "state": JobState.HELD,
+        "model": model,
+        "tenant": tenant,
+        "reason": placement.reason,
+        "level": str(placement.level),
+        "cell": held_cell(placement.candidate.hardware_class, placement.level),
+        "work": repr(placement.work),
+        "holding": HeldKind(tenant, model, placement.needs.constraints).queue,
+        "basis": basis,
+    }
+
+
+def _spending(placement: Placement) -> dict[str, str]:
+    """The placement's cost and the key that counts it, for a tenant with a daily budget."""
+    allowance = placement.needs.allowance
+    return {"spent": spent_key(allowance.day), "cost": repr(placement.cost)} if allowance is not None else {}
+
+
+def _counted(topology: Topology, tenant: str) -> dict[str, str]:
+    """The cell that counts the jobs of a tenant with a bounded depth."""
+    rules = topology.tenants.get(tenant)
+    return {"counted": tenant_cell(tenant)} if rules is not None and rules.max_depth is not None else {}
+
+
+def shown(model: str, hardware_class: str, variant: str, reason: str) -> str:
+    """The job's placement and its reason, shown in place of a task's keyword arguments."""
+    text = f"{model} on {hardware_class}/{variant}: {reason}"
+    return text if len(text) <= _SHOWN_AT_MOST else text[: _SHOWN_AT_MOST - 1] + "…"
+
 
 TOLERANCE = 0.001
 """Change of the work ahead, in device seconds, below which a choice is always reused."""

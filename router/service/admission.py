@@ -15,12 +15,10 @@ import msgspec
 from broker.port import Outgoing
 from broker.valkey.records import Course, exceeded
 from router.decide.classify import Needs, needs_of
-from router.decide.depths import check_class, check_tenant
 from router.decide.explain import Explanation, explain
 from router.decide.placement import Placement, seed_of
-from router.decide.placement_cache import CachedChoice, JobTemplate
-from router.decide.tenants import Tenants
-from router.decide.working_snapshot import WorkingSnapshot
+from router.decide.usage import Tenants, check_class, check_tenant
+from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from router.service.headers import moment_of
 from tasks.fingerprint import KeyUse, key_use
 from tasks.models.catalogue import Catalogue, Model

@@ -18,8 +18,8 @@ from broker.rabbitmq.queues import RabbitTransport
 from broker.valkey.leadership import Leadership
 from broker.valkey.mover import ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
-from router.decide.depths import check_store
 from router.decide.scaling import Scaler
+from router.decide.usage import check_store
 from router.decide.working_snapshot import WorkingSnapshot
 from router.history.recorder import Recorder
 from router.operations.metrics import Counters, OutcomeCounters

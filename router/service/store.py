@@ -21,7 +21,7 @@ from broker.valkey.forwarding import forget_call
 from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_answer, survey_call
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
 from router.decide.plan import PLAN_AT_MOST
-from router.decide.tenants import day_of
+from router.decide.usage import day_of
 from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report
 from tasks.topology import Limits

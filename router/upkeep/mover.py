@@ -20,10 +20,9 @@ from broker.port import Moved, Peeked, QueueMover, Step
 from broker.valkey.leadership import Leadership
 from router.decide.classify import Needs
 from router.decide.explain import read_basis
-from router.decide.placement_cache import shown
 from router.decide.rebalance import Flows, Group, Move, rebalance
 from router.decide.snapshot import Backlog
-from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
+from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot, shown
 from router.service.admission import Rules
 from router.service.events import MoveTraces, SentEvents
 from router.service.snapshot_reader import FleetReader
