@@ -1,6 +1,5 @@
-"""What the broker carries, and what the fleet agrees on.
+"""What the fleet agrees on.
 
-Inside: queues.yaml (`topology`), the model catalogue (`catalogue`, `artefacts`), the Celery app, message
-signing, the server-side scripts and the transports to Valkey and RabbitMQ. Forbidden here: deciding where
-a request goes (`router`) and running one (`workers`).
+Inside: queues.yaml (`topology`), the models (`models`), the Celery app, settings, tickets, heartbeats, logs and traces.
+Forbidden here: deciding where a request goes (`router`) and running one (`workers`).
 """

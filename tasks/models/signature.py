@@ -1,7 +1,7 @@
 """Binds a request's inputs and parameters to its model: rows of checked values, or an error that names the field.
 
-Each input has its batch axis where its `TensorSpec` says, usually first: a request of n rows is n items. Values without
-that axis are one row, and are answered without it. An input that has none belongs to every row.
+The `TensorSpec` of each input names its batch axis, usually the first: a request of n rows is n items. Values without
+that axis are one row, and are answered without it. An input without a batch axis belongs to every row.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Row = Mapping[str, Any]
 """One row: a plain value for each BYTES input, an array without the batch axis for each other."""
 
 _Rows = Sequence[Any] | np.ndarray
-"""One input's values, a row each."""
+"""One input's values, one per row."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """What a request says of one input: its rows, or the one value `shared` by all of them.
+    """One input of a request: its rows, or the one value `shared` by all of them.
 
-    `single` says that it came without a batch axis; None where the input has none.
+    `single` means that it came without a batch axis; None if the input has none.
     """
 
     rows: _Rows
@@ -59,7 +59,7 @@ _WORDS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A request as its model reads it; `single` says that it came without a batch axis."""
+    """A request bound to its model; `single` means that it came without a batch axis."""
 
     rows: tuple[Row, ...]
     single: bool
@@ -88,7 +88,7 @@ def bind(model: Model, inputs: Any, parameters: Mapping[str, Any], outputs: tupl
 
 
 def check_stream(model: Model, bound: Bound) -> None:
-    """Refuse to tell an answer as it comes where that means nothing.
+    """Refuse to stream an answer if that is meaningless.
 
     Raises:
         InvalidRequestError: the model does not generate, or there are several rows.
@@ -174,12 +174,12 @@ def _check_names(model: Model, given: Sequence[Any]) -> None:
 
 
 def _takes_any_json(model: Model) -> bool:
-    """Whether a BYTES element may be any JSON value: a chat is one, and a model of tensors never looks inside."""
+    """Whether a BYTES element may be any JSON value: a chat is one, and a model of tensors does not read it."""
     return model.pipeline in ("tensors", "chat")
 
 
 def _is_plain(model: Model, inputs: dict[str, Any]) -> bool:
-    """Whether a mapping is the value of the model's one input, and no mapping by name."""
+    """Whether a mapping is the value of the model's only input, instead of a mapping by name."""
     first, *others = model.inputs
     any_json = _takes_any_json(model) and first.datatype == "BYTES" and not others
     return any_json and not inputs.keys() <= {first.name}

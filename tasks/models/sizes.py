@@ -25,10 +25,10 @@ from taxiway.contract.values import DATATYPES, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 Read = Callable[[int, int], bytes]
-"""Gives so many bytes from a place on; fewer where the picture ends."""
+"""Returns so many bytes from a position; fewer at the end."""
 
 SEGMENTS = 64
-"""Segments of a JPEG that are passed over in search of its size; cameras write about twenty before it."""
+"""Segments of a JPEG that are skipped in search of its size; cameras write about twenty before it."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
@@ -37,7 +37,7 @@ _ALONE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length after
 
 
 def pixels_of(read: Read) -> int | None:
-    """Width times height; None where there is no such header."""
+    """Width times height; None if there is no such header."""
     head = read(0, 24)
     if head.startswith(_PNG) and head[12:16] == b"IHDR" and len(head) == 24:
         width, height = struct.unpack(">II", head[16:24])
@@ -51,7 +51,7 @@ def read_bytes(content: bytes | bytearray | memoryview) -> Read:
 
 
 def read_base64(text: str) -> Read:
-    """Reads from base64 text, of which it decodes no more than is asked for; nothing where that is malformed."""
+    """Reads from base64 text, decoding no more than requested; empty if that is malformed."""
 
     def read(start: int, length: int) -> bytes:
         first, last = start // 3, -(-(start + length) // 3)
@@ -84,20 +84,20 @@ def _jpeg_pixels(read: Read) -> int | None:
 
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text in a WordPiece vocabulary, about."""
+"""About that of English text in a WordPiece vocabulary."""
 
 TOKENS_AROUND = {"text": 2, "generation": 31, "chat": 31}
 """Special tokens; SmolLM2's chat template with its system prompt."""
 
 DIGITS = 4
-"""Binary digits that a size counts with, rounded up: who differs by less is placed alike."""
+"""Binary digits of a size, rounded up: requests that differ by less are placed alike."""
 
-_MOST = 2**53  # what a size is clamped to: a larger one is over every limit, and a float still counts it exactly
-_CHANNELS = 4  # the most that the axis of a picture's channels has
+_MOST = 2**53  # sizes are clamped to this: a larger one exceeds every limit, and a float still represents it exactly
+_CHANNELS = 4  # most channels of a picture
 
 
 def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
-    """The values by input name, as they came, from any of the forms that inputs have; unknown names are left out."""
+    """The values by input name, as received, from any form of inputs; unknown names are left out."""
     if not isinstance(inputs, dict | list):
         return {model.inputs[0].name: inputs}
     names = [spec.name for spec in model.inputs]
@@ -113,7 +113,7 @@ def given_inputs(model: Model, inputs: Any) -> dict[str, Any]:
 
 
 def rows_of(model: Model, inputs: Any) -> int:
-    """How many rows `inputs` seem to have, without looking at their values; 1 where they are not well formed."""
+    """How many rows `inputs` seem to have, without reading their values; 1 if they are malformed."""
     if not isinstance(inputs, dict | list):
         return 1
     given = given_inputs(model, inputs)
@@ -126,11 +126,11 @@ def rows_of(model: Model, inputs: Any) -> int:
 
 
 def measured(model: Model, inputs: Any) -> int:
-    """The mean size of the request's rows, at least 1; `expected_size` where they do not tell.
+    """The mean size of the request's rows, at least 1; `expected_size` if it cannot be measured.
 
     Raises:
-        InvalidRequestError: an input that counts is below 1.
-        RequestTooLargeError: a row is over the model's last bucket.
+        InvalidRequestError: an input that is the size is below 1.
+        RequestTooLargeError: a row exceeds the model's last bucket.
     """
     unit = unit_of(model)
     if unit.kind == "rows":
@@ -138,14 +138,14 @@ def measured(model: Model, inputs: Any) -> int:
     sizes = _MEASURES[unit.kind](model, unit, given_inputs(model, inputs))
     if not sizes:
         return model.expected_size
-    if unit.kind != "tokens":  # of which a worker cuts what is too many
+    if unit.kind != "tokens":  # which a worker truncates
         for index, size in enumerate(sizes):
             _check(model, unit, size, index if len(sizes) > 1 else None)
     return -(-sum(sizes) // len(sizes))
 
 
 def size_of_row(model: Model, row: Mapping[str, Any]) -> int:
-    """The size of a row that was read: arrays without the batch axis, and plain values or arrays of them. At least 1.
+    """The size of a row that was read: arrays without the batch axis, and plain values or arrays of them; at least 1.
 
     Raises:
         InvalidRequestError, RequestTooLargeError: as `measured`.
@@ -165,7 +165,7 @@ def quantised(model: Model, size: int) -> int:
 
 
 def unit_of(model: Model) -> Unit:
-    """The model's unit, which its catalogue has checked."""
+    """The model's unit, already checked by its catalogue."""
     return read_unit(model.size_unit, model.inputs, model.pipeline)
 
 
@@ -184,7 +184,7 @@ def _refused(
 ) -> TaxiwayError:
     field = f"inputs.{unit.name}" if unit.name else "inputs"
     where = field
-    if row is not None:  # as `workers.stages.decode.named_row` says it
+    if row is not None:  # as `workers.stages.decode.named_row` words it
         where = f"{field}[{row}]" if unit.name else f"row {row}: {field}"
     details: dict[str, Any] = {"field": field}
     details |= {} if limit is None else {"limit": limit}
@@ -193,7 +193,7 @@ def _refused(
 
 
 def _shown(size: int) -> str:
-    """A number as text: one of thousands of digits would take long, or raise."""
+    """A number as text, without printing thousands of digits, which would be slow or raise."""
     return str(size) if -_MOST <= size < _MOST else "a larger one" if size > 0 else "a lower one"
 
 
@@ -201,11 +201,11 @@ _NAMED = {"value": "", "elements": " elements a row", "axis": " along its axis",
 _NAMED |= {"pixels": " pixels a row", "tokens": " tokens"}
 
 
-# What routers measure: one size for each row, or one for all; none where the request does not tell.
+# What routers measure: one size per row, or one for all; empty if the request does not tell.
 
 
 def _values(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
-    """The values of the integer input that is the unit; none where one is no integer: its worker refuses that."""
+    """The values of the integer input that is the unit; empty if one is not an integer: the worker refuses it."""
     value: Any = given.get(unit.name)
     values = _integers(_spec(model, unit), value, model.max_rows) if is_tensor(value) else value
     found: list[Any] = values[: model.max_rows] if isinstance(values, list) else [values]
@@ -213,7 +213,7 @@ def _values(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
 
 
 def _integers(spec: TensorSpec, tensor: Mapping[str, Any], most: int) -> Any:
-    """The elements of a tensor of one axis, at most so many: raw ones are little-endian."""
+    """Up to so many elements of a tensor of one axis; raw ones are little-endian."""
     data, dtype = tensor.get("data"), np.dtype(DATATYPES[spec.datatype]).newbyteorder("<")
     if isinstance(data, dict):
         text = data.get("__value__")
@@ -244,14 +244,14 @@ def _texts(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
 
 
 def _bytes(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
-    """The bytes of all inputs, of each row alike."""
+    """The bytes of all inputs, the same for each row."""
     found = [_bytes_of(spec, given[spec.name]) for spec in model.inputs if spec.name in given]
     known = [size for size in found if size is not None]
     return [_clamped(sum(known))] if len(known) == len(found) and known else []
 
 
 def _bytes_of(spec: TensorSpec, value: Any) -> int | None:
-    """The mean bytes that one row has of the input; None where they are not known."""
+    """The mean bytes per row of the input; None if unknown."""
     if spec.datatype == "BYTES":
         lengths = _lengths(value)
         return -(-sum(lengths) // len(lengths)) if lengths else None
@@ -260,7 +260,7 @@ def _bytes_of(spec: TensorSpec, value: Any) -> int | None:
 
 
 def _pictures(model: Model, unit: Unit, given: Mapping[str, Any]) -> list[int]:
-    """The pixels of each picture, by its header or its tensor's shape; none where one is not there to be read."""
+    """The pixels of each picture, by its header or its tensor's shape; empty if one cannot be read."""
     for spec in model.inputs:
         value = given.get(spec.name)
         if value is None:
@@ -285,20 +285,20 @@ def _spec(model: Model, unit: Unit) -> TensorSpec:
 
 
 def _listed(value: Any) -> list[Any]:
-    """The elements of a BYTES input, in whatever form it came."""
+    """The elements of a BYTES input, in any form."""
     if is_tensor(value):
         value = value.get("data")
     return value if isinstance(value, list) else [value]
 
 
 def _lengths(value: Any) -> list[int]:
-    """The length of each element of a BYTES input; those that have none are left out."""
+    """The length of each element of a BYTES input, without elements that have none."""
     found = map(_length, _listed(value))
     return [length for length in found if length is not None]
 
 
 def _length(value: Any) -> int | None:
-    """Characters of a text, bytes of what is bytes, or stands for them."""
+    """Characters of a text; bytes of bytes, or of what stands for them."""
     if isinstance(value, str | bytes | bytearray | memoryview):
         return len(value)
     if not isinstance(value, dict):
@@ -310,7 +310,7 @@ def _length(value: Any) -> int | None:
 
 
 def _row_dims(spec: TensorSpec, value: Any) -> list[int] | None:
-    """A row's shape, from a tensor or from nested lists by their first elements; None where it is not the input's."""
+    """A row's shape, from a tensor or from nested lists by their first elements; None if it does not fit the input."""
     dims = _dims(value["shape"]) if is_tensor(value) else _nesting(value)
     axis = spec.batch_axis
     if dims is None or axis is None or len(dims) != len(spec.shape):
@@ -319,7 +319,7 @@ def _row_dims(spec: TensorSpec, value: Any) -> list[int] | None:
 
 
 def _dims(shape: Any) -> list[int] | None:
-    """A tensor's shape; None where it is none."""
+    """A tensor's shape; None if it is not a tensor."""
     if not isinstance(shape, list | tuple) or len(shape) > 32:
         return None
     return [_clamped(n) for n in shape] if all(type(n) is int and n >= 0 for n in shape) else None
@@ -342,7 +342,7 @@ def _product(dims: Iterable[int]) -> int:
 
 
 def _pixels_in(dims: Sequence[int]) -> int:
-    """Of a row's shape with its channels first or last, or without any."""
+    """Pixels by a row's shape, with channels first, last or absent."""
     if len(dims) > 2 and dims[-1] <= _CHANNELS:
         return _product(dims[:-1])
     return _product(dims[1:] if len(dims) > 2 and dims[0] <= _CHANNELS else dims)

