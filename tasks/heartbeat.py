@@ -7,6 +7,7 @@ workers enforce it.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -207,3 +208,22 @@ def _other_place(own: HardwareClass, other: HardwareClass) -> str | None:
     if own.capacity == "spot" and other.capacity != "spot":
         return "the device is spot capacity, and the class is not"
     return None
+
+
+def lacking(wanted: Collection[str], have: Collection[str]) -> list[str]:
+    """The instruction sets in `wanted` that a device with `have` lacks.
+
+    A CUDA device runs what was built for any lower compute capability: `sm_89` meets `sm_80`. Suffixes are exact: only
+    `sm_90a` meets `sm_90a` (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
+    missing = set(wanted).difference(have) if wanted else None
+    if not missing:  # the usual case, and routers ask for each variant and device
+        return []
+    highest = max((_capability(one) for one in have), default=0)
+    return sorted(one for one in missing if not 0 < _capability(one) <= highest)
+
+
+def _capability(instruction_set: str) -> int:
+    """The number in `sm_89`; 0 for anything else."""
+    number = instruction_set.removeprefix("sm_")
+    return int(number) if number != instruction_set and number.isdecimal() else 0

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import psutil
 
-from tasks.heartbeat import variant_key
+from tasks.heartbeat import lacking, variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
-from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions, lacking
+from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
 from tasks.models.lengths import ran_size
 from tasks.models.profiles import Known, ProfileBook
 from tasks.models.signature import bind

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import DeviceFacts, variant_key
-from tasks.models.catalogue import Model, Variant, lacking
+from tasks.heartbeat import DeviceFacts, lacking, variant_key
+from tasks.models.catalogue import Model, Variant
 from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import wrong_field

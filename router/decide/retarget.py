@@ -15,8 +15,7 @@ from enum import StrEnum
 
 from router.decide.scaling import NEGLIGIBLE
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import HEARTBEAT, DeviceFacts, unfit_for
-from tasks.models.catalogue import lacking
+from tasks.heartbeat import HEARTBEAT, DeviceFacts, lacking, unfit_for
 from tasks.topology import Topology
 
 IDLE = 0.05

@@ -187,25 +187,6 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
         return self.runtime in PROTOCOLS
 
 
-def lacking(wanted: Collection[str], have: Collection[str]) -> list[str]:
-    """The instruction sets in `wanted` that a device with `have` lacks.
-
-    A CUDA device runs what was built for any lower compute capability: `sm_89` meets `sm_80`. Suffixes are exact:
-    nothing but `sm_90a` meets `sm_90a` (CUDA C++ Programming Guide, "Compute Capabilities").
-    """
-    missing = set(wanted).difference(have) if wanted else None
-    if not missing:  # so it is of nearly all, and routers ask for each variant and device
-        return []
-    highest = max((_capability(one) for one in have), default=0)
-    return sorted(one for one in missing if not 0 < _capability(one) <= highest)
-
-
-def _capability(instruction_set: str) -> int:
-    """The number in `sm_89`; 0 for what is no CUDA compute capability."""
-    number = instruction_set.removeprefix("sm_")
-    return int(number) if number != instruction_set and number.isdecimal() else 0
-
-
 SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}
 """The pipelines of models that the endpoints of a protocol serve."""
 

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.models.catalogue import Catalogue, Model, ModelError, Profile, lacking, load_catalogue, parse_model
+from tasks.heartbeat import lacking
+from tasks.models.catalogue import Catalogue, Model, ModelError, Profile, load_catalogue, parse_model
 from tasks.settings import TREE
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 from tests.graphs import SCALE_SPECS, graph_model, scale_graph, write_model

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tasks.document import DocumentError, convert
-from tasks.heartbeat import variant_key
-from tasks.models.catalogue import Catalogue, Model, lacking, load_catalogue
+from tasks.heartbeat import lacking, variant_key
+from tasks.models.catalogue import Catalogue, Model, load_catalogue
 from tasks.models.profiles import Processor
 from tasks.settings import TREE, models_folder, queues_file
 from tasks.topology import DeviceKind, load_topology
