@@ -168,8 +168,8 @@ class EchoDevice:
             started=repr(now),
             device="cpu:0",
         )
+        self.done.append(ticket.job)  # before a waiter has the result
         run(self._client, finish_call([ending], keep_result=60, keep_record=60))
-        self.done.append(ticket.job)
 
 
 def empty_queues(url: str, classes: Iterable[str]) -> None:
