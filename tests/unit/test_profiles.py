@@ -100,7 +100,7 @@ def test_a_profile_reads_back_as_it_was_written(file: DeviceProfile) -> None:
     [
         ("slope: 0.0001", "slope: -1", "variants.fast.slope: expected `float` >= 0.0, got -1"),
         ("[1, 16, 0.0036]", "[0, 16, 1]", "variants.fast.points.0.0: expected `int` >= 1, got 0"),
-        ('kind: "cpu"', 'kind: "gpu"', "device.kind: expected one of ['cpu', 'cuda', 'tpu'], got 'gpu'"),
+        ('kind: "cpu"', 'kind: "gpu"', "device.kind: expected one of ['cpu', 'cuda', 'endpoint', 'tpu'], got 'gpu'"),
         ("p95: 1.2", "p95: 0", "variants.fast.residual.p95: expected `float` > 0.0, got 0"),
         ("2026-05-30", "2026-02-30", "variants.fast.date: expected a day of the calendar, got '2026-02-30'"),
         ("source: measured", "source: derived", "rows: expected the rows of public tables that a derived profile"),
