@@ -159,7 +159,7 @@ class _Rows:
         self._reserved_and_busy = reserved_and_busy(table, work)
         able = table.live & (self._figures.cost <= needs.affordable)
         free = prefer(~self._reserved_and_busy, able)
-        self._planned = route_by_plan(table, needs, self._figures, free, work).among
+        self._planned = route_by_plan(table, needs, self._figures, work, able=able, free=free).among
         self._most = horizon(table, needs)
         self._within_horizon = self._figures.wait <= self._most
 

@@ -29,6 +29,12 @@ NEAR = 1.10
 WARM_PREFERENCE = 1.15
 """A warm candidate is preferred over a cold one up to this multiple of its cost (DESIGN §7)."""
 
+PATIENCE = 10.0
+"""Under a plan, a request is refused only if it is expected after this many times its deadline.
+
+The plan has played what is late, and estimates err: refusing what looked late lost up to 11 points of live work on the
+trials' drift."""
+
 RESERVED_SHARE = 0.25
 """A reserved class takes other services' work while its backlog is below this share of its horizon.
 
@@ -245,11 +251,14 @@ def weigh(table: CandidateTable, needs: Needs, work: np.ndarray) -> Choice:
     figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
     able = _able(table, needs, figures)
     free = prefer(~reserved_and_busy(table, work), able)
-    route = route_by_plan(table, needs, figures, free, work)
+    route = route_by_plan(table, needs, figures, work, able=able, free=free)
     if route.among is not None:
         able = free = route.among
     within_horizon = figures.wait <= horizon(table, needs)
-    equals, why = _contenders(table, needs, figures, able=able, free=free, within_horizon=within_horizon)
+    patience = 1.0 if route.among is None else PATIENCE
+    equals, why = _contenders(
+        table, needs, figures, able=able, free=free, within_horizon=within_horizon, patience=patience
+    )
     return Choice(table, needs, figures, equals, why, within_horizon, route)
 
 
@@ -268,23 +277,27 @@ class Route:
 _UNPLANNED = Route(None)
 
 
-def route_by_plan(table: CandidateTable, needs: Needs, figures: Figures, free: np.ndarray, work: np.ndarray) -> Route:
+def route_by_plan(
+    table: CandidateTable, needs: Needs, figures: Figures, work: np.ndarray, *, able: np.ndarray, free: np.ndarray
+) -> Route:
     """What the plan says about a request: to use the preferred class, or another one that surely saves it.
 
     It leaves the preferred class only if it is surely late there. A class that has no devices yet makes no request late
-    that another class could take: then there is no plan for it.
+    that another class could take: then there is no plan for it. A plan may give a reserved class to other services:
+    it has played what that costs.
 
     Args:
         table: as in `choose`.
         needs: as in `choose`.
         figures: of all candidates.
-        free: the candidates that could be chosen.
         work: as in `choose`.
+        able: the candidates that could be chosen.
+        free: those of them that are not kept for another service.
     """
     guide = table.guide
     if guide is None:
         return Route(None, f"no plan: {table.unplanned}; ") if table.unplanned else _UNPLANNED
-    planned = free & guide.preferred
+    planned = able & guide.preferred
     if not planned.any():
         return Route(None, f"no plan: {guide.hardware_class} cannot take it now; ")
     deadline = needs.deadline
@@ -373,10 +386,12 @@ def _contenders(
     able: np.ndarray,
     free: np.ndarray,
     within_horizon: np.ndarray,
+    patience: float,
 ) -> tuple[Sequence[int], Callable[[int], str]]:
     """The candidates to pick from, and the reason for each. Those within their horizon are preferred.
 
-    A busy reserved class is excluded even if the request will be late elsewhere: that would make two requests late.
+    A busy reserved class is excluded even if the request will be late elsewhere: that would make two requests late. A
+    request is refused if it is expected after `patience` times its deadline.
     """
     deadline = needs.deadline
     if deadline is None:
@@ -392,7 +407,7 @@ def _contenders(
         return _cheapest(table, figures, prefer(within_horizon, sure)), partial(
             _in_time_reason, table, figures, passed_over, deadline
         )
-    possible = free & (figures.finish - table.blocking[needs.level] <= deadline)
+    possible = free & (figures.finish - table.blocking[needs.level] <= patience * deadline)
     pool = prefer(within_horizon & (figures.finish <= deadline), prefer(possible, free))
     earliest = _earliest(figures, pool)
     finish = float(figures.finish[earliest])

@@ -62,7 +62,7 @@ class Taxiway(ByLevel):
             return REFUSED
         except OverloadedError:
             placement = None
-        if job.service == LIVE and (placement is None or _late(placement)):
+        if job.service == LIVE and not self._planned(now) and (placement is None or _late(placement)):
             fit = [self._place[candidate.hardware_class] for candidate in table.candidates]
             fastest = min((pools[place] for place in fit), key=lambda pool: (job.alone[pool.index], pool.index))
             if not fastest.serving:
@@ -79,6 +79,10 @@ class Taxiway(ByLevel):
         """As `Policy.ended`."""
         self._reader.ended(job, pool, job.arrival + seconds)
         self._mover.ended(job)
+
+    def _planned(self, now: float) -> bool:
+        """Whether a plan says which classes are started."""
+        return False
 
     def _bind(self, job: Job, pools: Sequence[Pool], placement: Placement) -> int | Held:
         pool = pools[self._place[placement.candidate.hardware_class]]

@@ -18,8 +18,8 @@ from simulator.tuning.twin import Conditions, Window
 RECENT = 30.0
 """Seconds of live answers that an alarm looks at."""
 
-HISTORY_PLAYS = 150
-"""Plays of the tuning on a history, before the trace begins: nothing waits for it."""
+HISTORY, HISTORY_PLAYS = 20_000, 150
+"""Arrivals and plays of the tuning on a history, before the trace begins: nothing waits for it."""
 
 
 class Tuned(Taxiway):
@@ -46,15 +46,14 @@ class Tuned(Taxiway):
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """As `Policy.look`: under a plan, waiting work stays where it is."""
-        assignment = self._tuner.assignment
-        if assignment is None or now <= self._handed_over:
+        if not self._planned(now):
             yield from super().look(pools, now)
             return
         yield from self._release(pools, now)
-        if self._trim:
+        if self._trim and self._tuner.assignment is not None:
             self._trim = False
             for pool in pools:
-                if pool.index not in assignment.used():
+                if pool.index not in self._tuner.assignment.used():
                     pool.release()
 
     def ended(self, job: Job, pool: Pool, seconds: float) -> None:
@@ -62,6 +61,9 @@ class Tuned(Taxiway):
         if job.service == LIVE:
             self._live.append((job.arrival + seconds, seconds <= job.deadline))
         super().ended(job, pool, seconds)
+
+    def _planned(self, now: float) -> bool:
+        return self._tuner.assignment is not None and now > self._handed_over
 
     def _tune(self, pools: Sequence[Pool], now: float) -> None:
         while self._live and self._live[0][0] < now - RECENT:
@@ -74,8 +76,10 @@ class Tuned(Taxiway):
         if now < FIRST and (self._tuner.assignment is not None or not self._earlier):
             return
         if self._tuner.due(now, conditions.pace, [timely for _, timely in self._live]):
-            span = self._earlier if self._tuner.assignment is None else 0.0
-            window = Window.latest(self._recorded, now + self._earlier, max(span, WINDOW))
+            if self._tuner.assignment is None and self._earlier:
+                window = Window.latest(self._recorded, now + self._earlier, self._earlier, HISTORY)
+            else:
+                window = Window.latest(self._recorded, now + self._earlier, WINDOW)
             if not window.jobs:
                 return
             first = self._tuner.assignment is None

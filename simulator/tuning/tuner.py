@@ -23,7 +23,7 @@ FIRST = 120.0
 PLAYS, FIRST_PLAYS = 40, 80
 """Plays of one tuning, and of the first one: about 7 s of processor time at 16 requests/s."""
 
-HYSTERESIS = 0.08
+HYSTERESIS = 0.1
 """A plan replaces another if it is better by this share: most of what less promises is noise."""
 
 SERVING = 0.75

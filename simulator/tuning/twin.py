@@ -64,13 +64,13 @@ class Window:
         return cls.all(replace(workload, trace=shifted, level=workload.level[rows]), end - begin)
 
     @classmethod
-    def latest(cls, workload: Workload, now: float, span: float) -> Window:
-        """The arrivals of the last `span` seconds before `now`, or the latest `MOST` of them."""
+    def latest(cls, workload: Workload, now: float, span: float, most: int = MOST) -> Window:
+        """The arrivals of the last `span` seconds before `now`, or the latest `most` of them."""
         arrival = workload.trace.arrival
         end = int(np.searchsorted(arrival, now))
         begin = max(now - span, 0.0)
-        if end - int(np.searchsorted(arrival, begin)) > MOST:
-            begin = float(arrival[end - MOST])
+        if end - int(np.searchsorted(arrival, begin)) > most:
+            begin = float(arrival[end - most])
         return cls.of(workload, begin, now)
 
     @classmethod
