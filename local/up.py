@@ -44,21 +44,27 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class _Processes:
-    """A fleet's processes, each worker with its plan; `flower_url` is None without Flower."""
+    """A fleet's processes, each worker with its plan; `flower_url` is None without Flower.
+
+    The tuner runs where workers are started on demand.
+    """
 
     router: SupervisedProcess
     workers: tuple[tuple[WorkerPlan, SupervisedProcess], ...]
     flower: SupervisedProcess | None
     flower_url: str | None
+    tuner: SupervisedProcess | None
 
     def stop_order(self) -> list[list[SupervisedProcess]]:
         flower = [self.flower] if self.flower is not None else []
-        return [[process for _, process in self.workers], [self.router], flower]
+        tuner = [self.tuner] if self.tuner is not None else []
+        return [[*(process for _, process in self.workers), *tuner], [self.router], flower]
 
     def all(self) -> list[SupervisedProcess]:
         """Every process, the router first."""
         workers = [process for _, process in self.workers]
-        return [self.router, *workers, *([self.flower] if self.flower is not None else [])]
+        others = [process for process in (self.flower, self.tuner) if process is not None]
+        return [self.router, *workers, *others]
 
 
 def run_fleet(
@@ -157,11 +163,12 @@ def _processes(plan: Plan, options: Options, environment: Mapping[str, str], sca
     workers = tuple(
         (worker, make(worker.name, worker.command(), announces=True, patience=grace)) for worker in plan.workers
     )
+    tuner = make("tuner", ["-m", "simulator", "tune"], announces=False) if scaled else None
     if not options.flower:
-        return _Processes(router, workers, None, None)
+        return _Processes(router, workers, None, None, tuner)
     port = options.flower_port or kept_port(options.data / "flower.port", FLOWER_PORT)
     flower = make("flower", _flower_arguments(port), announces=False)
-    return _Processes(router, workers, flower, f"http://127.0.0.1:{port}")
+    return _Processes(router, workers, flower, f"http://127.0.0.1:{port}", tuner)
 
 
 def _router_arguments(port: int, scaled: Set[str]) -> Sequence[str]:

@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import sys
-import threading
+import time
+from typing import NoReturn
 
 import click
 import msgspec
@@ -47,16 +48,22 @@ def tune(*, once: bool, dry_run: bool, as_json: bool) -> None:
         _tune(tuner, dry_run=dry_run, as_json=as_json, show=True)
         return
     os.nice(NICE)
-    if not topology.plan.enabled:
-        logger.info("not tuning: plan.enabled is false in queues.yaml")
-    stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    click.echo(msgspec.json.encode({"ready": "tuner"}))
-    while not stopping.wait(0 if topology.plan.enabled else None):
-        pause = _turn(tuner, topology.plan.period, dry_run=dry_run, as_json=as_json)
-        stopping.wait(pause)
-    _leave(tuner)
+        signal.signal(number, _stop)
+    try:
+        click.echo(msgspec.json.encode({"ready": "tuner"}))
+        if not topology.plan.enabled:
+            logger.info("not tuning: plan.enabled is false in queues.yaml")
+            signal.pause()
+        while True:
+            time.sleep(_turn(tuner, topology.plan.period, dry_run=dry_run, as_json=as_json))
+    finally:
+        _leave(tuner)
+
+
+def _stop(*_: object) -> NoReturn:
+    """End at once, also during a search: only a whole plan is ever written."""
+    raise SystemExit(0)
 
 
 def _turn(tuner: FleetTuner, period: float, *, dry_run: bool, as_json: bool) -> float:
