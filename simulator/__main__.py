@@ -26,6 +26,7 @@ from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.history import trace_of_day
 from simulator.outcome import Summary
 from simulator.planner.demand import InfeasibleError
+from simulator.planner.fleet_plan import PLAYS, fleet_plan
 from simulator.planner.plan import LOADS, Answer, Plan, sensitivity
 from simulator.planner.plan import plan as find_plan
 from simulator.planner.prices import COLUMNS as PRICE_COLUMNS
@@ -272,13 +273,19 @@ def _planned(trace: Trace, fleet: Fleet, price_file: Path, slo: dict[str, float]
     """The plan for the trace, and those for other loads."""
     offered = offers(fleet, load_prices(price_file))
 
+    def loaded(load: float) -> Workload:
+        return prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
+
     def planned(load: float) -> Plan:
-        workload = prepare(trace.at_load(load, seed=seed), fleet, seed=seed)
-        return find_plan(workload, offered, slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}"))
+        return find_plan(
+            loaded(load), offered, slo, lambda what, on: _run("taxiway", on, seed, label=f"×{load:g} {what}")
+        )
 
     found = planned(1.0)
     loads = [sensitivity(load, found if load == 1.0 else _tried(planned, load)) for load in LOADS]
-    return Answer(slo=slo, plan=found, loads=loads)
+    with _progress("fleet plan", PLAYS) as advance:
+        followed = fleet_plan(loaded(1.0), offered, found, seed=seed, progress=advance)
+    return Answer(slo=slo, plan=found, loads=loads, fleet_plan=followed)
 
 
 def _tried(planned: Callable[[float], Plan], load: float) -> Plan | InfeasibleError | TraceError:
@@ -312,7 +319,7 @@ def _run(name: str, workload: Workload, seed: int, *, label: str = "") -> Summar
 
 
 @contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+def _progress(name: str, total: int) -> Iterator[Callable[[float], None]]:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
+from router.decide.plan import Plan as FleetPlan
 from simulator.fleet import SERVICES, DeviceClass, Fleet
 from simulator.outcome import Summary
 from simulator.planner.demand import InfeasibleError, check_deadlines, demand
@@ -82,11 +83,15 @@ class Sensitivity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that `plan` prints: the requirements, the mix for the trace itself, and those for other loads."""
+    """Everything that `plan` prints: the requirements, the mix for the trace itself, and those for other loads.
+
+    `fleet_plan` is the plan that routers would follow on that mix; null if the fleet file has no penalties.
+    """
 
     slo: dict[str, float]
     plan: Plan
     loads: list[Sensitivity]
+    fleet_plan: FleetPlan | None = None
 
 
 class _Search:
@@ -156,6 +161,12 @@ def sensitivity(load: float, outcome: Plan | InfeasibleError | TraceError) -> Se
     )
 
 
+def mix_of(bought: Plan, offers: Sequence[Offer]) -> Mix:
+    """The mix that a plan buys."""
+    numbers = {(row.hardware_class, row.instance): row.instances for row in bought.mix}
+    return Mix(tuple(offers), tuple(numbers.get((offer.hardware_class, offer.instance), 0) for offer in offers))
+
+
 def equipped(workload: Workload, mix: Mix) -> Workload:
     """The workload on the mix: its classes with their devices, always on, each at the price paid for it."""
     fleet, devices = workload.fleet, mix.devices()
@@ -166,7 +177,8 @@ def equipped(workload: Workload, mix: Mix) -> Workload:
         if name in devices
     }
     timings = {model: tuple(row[number] for number in kept) for model, row in fleet.timings.items()}
-    return replace(workload, fleet=replace(fleet, classes=classes, timings=timings))
+    events = tuple(event for event in fleet.events if event.hardware_class in devices)
+    return replace(workload, fleet=replace(fleet, classes=classes, timings=timings, events=events))
 
 
 def _powered(device: DeviceClass, count: int, usd_per_hour: float) -> DeviceClass:

@@ -9,18 +9,24 @@ from rich.text import Text
 
 from simulator.fleet import SERVICES
 from simulator.planner.plan import Answer, Plan, Sensitivity
+from simulator.reports.fleet_plan import plan_tables
 from simulator.reports.report import percent
 
 
 def tables(answer: Answer) -> list[Table | Text]:
-    """The mix, its attainment, how it was found, and the other loads, in this order."""
+    """The mix, its attainment, how it was found, the fleet's plan on it, and the other loads, in this order."""
     plan = answer.plan
+    followed = answer.fleet_plan
+    planned: list[Table | Text] = (
+        [] if followed is None else [part for shown in plan_tables(followed) for part in (shown, Text())]
+    )
     return [
         _mix(plan),
         Text(),
         _attained(answer.slo, plan),
         Text(_found(plan), style="dim"),
         Text(),
+        *planned,
         _loads(answer.loads),
     ]
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router.decide.plan import Plan
-from router.decide.scaling_rule import Density
+from simulator.reports.fleet_plan import plan_tables
 from simulator.tuning.process import LEASE, FleetTuner, Tuning
 from simulator.tuning.tuner import REST
 from tasks.logs import log_to_stderr
@@ -96,15 +96,7 @@ def _tables(tuning: Tuning, plan: Plan | None) -> list[Table | str]:
     said = f"plan {tuning.number}: {'adopted' if tuning.adopted else 'unchanged'}, {tuning.why}{scores}{before}"
     if plan is None:
         return [said]
-    cells = Table("model", "service", "locality", "classes, best first")
-    for cell in plan.cells:
-        cells.add_row(cell.model, cell.service, cell.locality or "", ", ".join(cell.classes))
-    classes = Table("class", "rule", "devices")
-    for name, planned in plan.classes.items():
-        rule = planned.rule
-        text = f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"
-        classes.add_row(name, text, str(planned.devices))
-    return [said, cells, classes]
+    return [said, *plan_tables(plan)]
 
 
 def _leave(tuner: FleetTuner) -> None:

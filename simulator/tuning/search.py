@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -54,11 +54,12 @@ class Search:
 
     Changes are tried in random order, but those first more often that save most by the jobs' seconds and prices, or
     that concern what is late. `able` are the classes that each cell may use, and `costs` what its jobs
-    cost there. `count` is the number of classes.
+    cost there. `count` is the number of classes. `progress` is called with the number of plays so far.
     """
 
-    def __init__(self, twin: Twin, seed: int) -> None:
+    def __init__(self, twin: Twin, seed: int, progress: Callable[[float], None] = lambda plays: None) -> None:
         self._twin = twin
+        self._progress = progress
         self._fleet = twin.fleet
         self._random = random.Random(seed)
         self.able = able_classes(self._fleet, twin.window.workload.trace.models)
@@ -126,6 +127,7 @@ class Search:
         known = self._played.get(assignment.key)
         if known is None or (best is None and known.score == math.inf):
             known = self._played[assignment.key] = self._twin.play(assignment, best)
+            self._progress(self._twin.plays)
         return known
 
     def _by_price(self, allowed: set[int]) -> Assignment:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from router.decide.plan import parse_plan
+
 TREE = Path(__file__).parents[2]
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"
 KEYS = ["policy", "requests", "attainment", "cost_usd", "score", "p50", "p99", "goodput", "moves", "utilisation"]
@@ -152,10 +154,10 @@ tpu-v5litepod-8,TPU-v5e,8,9.6,1.95941
 SLO = ("--slo", "live=0.9", "--slo", "bulk=0.9")
 
 
-def plan(folder: Path, prices: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def plan(folder: Path, prices: str, *arguments: str, fleet: Path = FLEET) -> subprocess.CompletedProcess[str]:
     file = folder / "prices.csv"
     file.write_text(prices, encoding="utf-8")
-    command = [sys.executable, "-m", "simulator", "plan", "--prices", str(file), "--fleet", str(FLEET), *arguments]
+    command = [sys.executable, "-m", "simulator", "plan", "--prices", str(file), "--fleet", str(fleet), *arguments]
     return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -168,6 +170,7 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
     assert all(answer["plan"]["attainment"][name] >= 0.9 for name in answer["slo"])
     assert [row["load"] for row in answer["loads"]] == [0.5, 1.0, 1.5]
     assert answer["loads"][1]["usd_per_hour"] == answer["plan"]["usd_per_hour"]
+    assert answer["fleet_plan"] is None
 
     shown = plan(tmp_path, PRICES, *given).stdout
     assert all(row["instance"] in shown for row in answer["plan"]["mix"])
@@ -184,3 +187,19 @@ def test_a_plan_prints_one_object_or_tables_and_says_what_is_wrong_with_exit_cod
         assert (output.returncode, output.stdout) == (2, "")
         assert words in output.stderr
         assert "Traceback" not in output.stderr
+
+
+def test_a_plan_with_penalties_has_the_classes_and_rules_that_routers_would_follow(tmp_path: Path) -> None:
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text(FLEET.read_text(encoding="utf-8") + "penalties: {live: 48, standard: 24, bulk: 12}\n")
+    given = ("--rate", "chat=2,duration=60", *SLO)
+
+    told = plan(tmp_path, PRICES, *given, "--json", fleet=fleet)
+
+    assert (told.returncode, told.stderr) == (0, "")
+    answer = json.loads(told.stdout)
+    followed = parse_plan(json.dumps(answer["fleet_plan"]).encode())
+    assert {(cell.model, cell.service) for cell in followed.cells} >= {("chat", "live"), ("chat", "bulk")}
+    assert set(followed.classes) <= {row["hardware_class"] for row in answer["plan"]["mix"]}
+    shown = plan(tmp_path, PRICES, *given, fleet=fleet).stdout
+    assert "classes, best first" in shown

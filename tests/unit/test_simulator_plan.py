@@ -17,6 +17,7 @@ from simulator.engine import simulate
 from simulator.fleet import Fleet, FleetError, parse_fleet
 from simulator.outcome import Summary
 from simulator.planner.demand import InfeasibleError, check_deadlines, demand
+from simulator.planner.fleet_plan import fleet_plan
 from simulator.planner.mix import FleetTooSmallError, Mix, cheapest
 from simulator.planner.plan import equipped, plan, sensitivity
 from simulator.planner.prices import Instance, Offer, PriceError, load_prices, offers, parse_prices
@@ -329,3 +330,41 @@ def test_joined_traces_keep_every_request_in_order_under_its_own_model() -> None
     assert [both.models[number] for number in both.model] == ["a", "b", "b", "a", "b"]
     assert [both.tenants[number] for number in both.tenant] == ["t", "u", "u", "t", "u"]
     assert list(both.size) == [1, 2, 2, 1, 2]
+
+
+PENALISED = (
+    FLEET
+    + """
+penalties: {live: 40, standard: 20, bulk: 10}
+"""
+)
+
+
+def test_the_plan_for_the_mix_names_bought_classes_and_devices_and_no_spot_for_firm_work() -> None:
+    workload = work(6, parse_fleet(PENALISED), duration=60)
+    found = plan(workload, bought(), {"live": 0.9}, replay)
+    has = {row.hardware_class: row.devices for row in found.mix}
+    seen: list[float] = []
+
+    followed = fleet_plan(workload, bought(), found, seed=1, progress=seen.append)
+
+    assert followed is not None
+    assert all(set(cell.classes) <= set(has) for cell in followed.cells)
+    assert all(planned.devices <= has[name] for name, planned in followed.classes.items())
+    live = followed.cell("m", "live")
+    assert live is not None and "spot" not in live.classes
+    assert seen == sorted(seen) and seen[-1] > 0
+
+
+def test_without_penalties_there_is_no_plan_for_the_mix() -> None:
+    workload = work(6, duration=60)
+    found = plan(workload, bought(), {"live": 0.9}, replay)
+    assert fleet_plan(workload, bought(), found, seed=1) is None
+
+
+def test_an_event_of_a_class_that_is_not_bought_is_left_out() -> None:
+    eventful = work(
+        6, parse_fleet(FLEET + "events: [{at: 1, class: spot, slower: 2}, {at: 1, class: fast, slower: 2}]")
+    )
+    only_fast = Mix(bought(), tuple(int(offer == bought()[0]) for offer in bought()))
+    assert [event.hardware_class for event in equipped(eventful, only_fast).fleet.events] == ["fast"]
