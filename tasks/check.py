@@ -77,11 +77,18 @@ def _runtimes(topology: Topology) -> Iterator[Verdict]:
     """Runtimes of classes that are neither built in nor registered by an installed package."""
     for name, hardware in sorted(topology.hardware.items()):
         for place, runtime in enumerate(hardware.runtimes):
-            try:
-                runtime_code(runtime)
-            except CodeError as error:
-                text = f"hardware.{name}.runtimes.{place}: {error}"
+            if unknown := _unknown(runtime):
+                text = f"hardware.{name}.runtimes.{place}: {unknown}"
                 yield Verdict(subject=QUEUES, level="warning", text=text, hint=_ELSEWHERE)
+
+
+def _unknown(runtime: str) -> str:
+    """Why there is no such runtime here; empty if there is one."""
+    try:
+        runtime_code(runtime)
+    except CodeError as error:
+        return str(error)
+    return ""
 
 
 def _warm(topology: Topology, catalogue: Catalogue) -> Iterator[Verdict]:
@@ -138,10 +145,8 @@ def _variant(model: Model, name: str, store: ArtefactStore, unchecked: set[str])
             entry_code(variant.runtime, variant.entry, model.folder)
     except CodeError as error:
         yield Verdict(subject=subject, level="error", text=f"entry: {error}")
-    try:
-        runtime_code(variant.runtime)
-    except CodeError as error:
-        yield Verdict(subject=subject, level="warning", text=f"runtime: {error}", hint=_ELSEWHERE)
+    if not variant.on_endpoint and (unknown := _unknown(variant.runtime)):
+        yield Verdict(subject=subject, level="warning", text=f"runtime: {unknown}", hint=_ELSEWHERE)
     for role, artefact in variant.artefacts.items():
         try:
             path = store.present(model, artefact)

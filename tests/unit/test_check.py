@@ -105,7 +105,7 @@ def safetensors(length: int) -> bytes:
         (
             safetensors(8),
             "minilmm",
-            "entry: no architecture 'minilmm_torch': expected one of minilm_torch; to add it, ",
+            "entry: no architecture 'minilmm_torch': expected one of minilm_torch, ",
         ),
     ],
 )

@@ -38,7 +38,7 @@ def jpeg() -> bytes:
     [
         (b"GIF89a, not that", "expected a JPEG or PNG, got 16 bytes that begin with b'GIF89a, '"),
         (b"", "expected a JPEG or PNG, got 0 bytes that begin with b''"),
-        (jpeg()[:-30], "expected a whole JPEG or PNG, got one that is broken: image file is truncated"),
+        (jpeg()[:-30], "expected a valid JPEG or PNG, got a corrupt one: image file is truncated"),
         ("text", "expected JPEG or PNG bytes, got str"),
     ],
 )
