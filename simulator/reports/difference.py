@@ -12,7 +12,7 @@ from simulator.fleet import SERVICES
 from simulator.outcome import Summary
 from simulator.reports.report import percent
 
-_DOLLARS = {"cost_usd": "cost", "score": "score", "starts_usd": "of it, starts", "idle_usd": "of it, idle"}
+_DOLLARS = {"score": "score", "cost_usd": "cost", "starts_usd": "cost of starts", "idle_usd": "cost of idle devices"}
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
