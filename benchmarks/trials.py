@@ -158,7 +158,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--policy", action="append", choices=[*POLICIES, *BOUNDS], help=f"{', '.join(PLAYED)}")
     parser.add_argument("--seeds", type=_seeds, default=list(SEEDS), help="of the traces: 7,8,9")
     warmth = parser.add_mutually_exclusive_group()
-    warmth.add_argument("--cold", dest="warm", action="store_false", help="taxiway knows no earlier arrivals (default)")
+    warmth.add_argument(
+        "--cold", dest="warm", action="store_false", default=False, help="taxiway knows no earlier arrivals (default)"
+    )
     warmth.add_argument(
         "--warm", action="store_true", help=f"taxiway has the arrivals of seed + {EARLIER} as its history"
     )

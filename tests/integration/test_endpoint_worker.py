@@ -17,7 +17,7 @@ import pytest
 
 from tasks.heartbeat import DeviceFacts
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import DEVICES, job_key, stream_key
+from taxiway.contract.keys import DEVICES, result_key, stream_key
 from taxiway.contract.streaming import Piece, read_piece
 from taxiway.errors import (
     DeadlineExceededError,
@@ -307,7 +307,7 @@ def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
     assert tower.result(short).outputs["text"] == "one two "
     worker.process.wait(30)
     assert tower.waiting() == 1
-    assert tower.state.hget(job_key(long), "state") == b"queued"
+    assert not tower.state.exists(result_key(long))
     assert len(engine.aborts) == 1
 
 

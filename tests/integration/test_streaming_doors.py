@@ -218,7 +218,7 @@ def test_a_restart_and_a_loss_are_events_of_their_own(
         rest = [
             event for event in iter(lambda: next(streamed), "on") if not isinstance(event, str) or event == "again "
         ]
-        assert rest == [Restarted(7), "again ", Lost(4)]
+        assert rest == [Restarted(7), "again ", Lost(3)]
         job.cancel()
 
 
