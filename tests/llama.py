@@ -36,20 +36,19 @@ def main(gguf: str, slots: int) -> None:
 def llama_server(gguf: Path, slots: int) -> Iterator[str]:
     """The address of a server, as `http://127.0.0.1:…`."""
     command = [sys.executable, "-m", "tests.llama", str(gguf), str(slots)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, cwd=TREE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:  # llama.cpp may log before it
-            if line.startswith("http"):
-                yield line.strip()
-                break
-        else:
-            raise RuntimeError("llama.cpp's server ended before it served")
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:  # llama.cpp may log before it
+                if line.startswith("http"):
+                    yield line.strip()
+                    break
+            else:
+                raise RuntimeError("llama.cpp's server ended before it served")
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":

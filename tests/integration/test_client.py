@@ -169,11 +169,13 @@ def test_a_job_of_another_client_is_answered_from_its_stored_result(url: str, cl
 
 
 def test_a_job_of_another_client_is_heard_of_while_it_is_waited_for(client: Client, store: redis.Redis) -> None:
-    threading.Timer(0.3, finish, (store, "theirs", lambda: said("late"))).start()
+    ending = threading.Timer(0.3, finish, (store, "theirs", lambda: said("late")))
+    ending.start()
     started = time.monotonic()
 
     assert client.job("theirs").result(timeout=10).outputs == {"payload": "late"}
     assert time.monotonic() - started < 1
+    ending.join()  # the store outlives it
 
 
 def said(value: str) -> Result:

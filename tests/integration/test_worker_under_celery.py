@@ -155,8 +155,9 @@ def test_what_a_killed_worker_held_runs_elsewhere_each_job_alone(fleet: Settings
 
 
 def test_no_more_is_held_than_the_next_batches_need(worker: WorkerProcess, tower: Tower) -> None:
-    busy = running(tower)
-    tower.queue(*(tower.message("paced", n) for n in range(100)))
+    messages = [tower.message("paced", n) for n in range(100)]  # signing them takes time, in which the job would end
+    busy = running(tower, LONGER)
+    tower.queue(*messages)
     eventually(lambda: tower.unacknowledged() == 1 + 2 * 16)
     assert tower.waiting() == 100 - 2 * 16
     tower.result(busy, within=30)
