@@ -66,7 +66,32 @@ class Loaded:
         self.interruptible = self.runtime if isinstance(self.runtime, Interruptible) else None  # costs microseconds
 
 
-class Executor:
+class LearnedTimes:
+    """Each variant's times against its profile, since this process started. Reading them is thread-safe."""
+
+    def __init__(self) -> None:
+        self._tracks: dict[str, Track] = {}
+
+    def track(self, loaded: Loaded) -> Track:
+        """The variant's times against its profile."""
+        return self._tracks.get(loaded.key) or begin(loaded.known.residual)
+
+    def pace(self, key: str) -> float:
+        """Recent times of a variant, as a multiple of its profile."""
+        track = self._tracks.get(key)
+        return 1.0 if track is None else track.pace
+
+    def observe(
+        self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], *, rows: int, seconds: float
+    ) -> None:
+        """Learn from items that ran in a batch of `rows` and took `seconds`."""
+        sizes = [ran_size(loaded.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
+        predicted = loaded.known.profile.latency(rows, sum(sizes) / len(sizes))
+        levels = {item.level for item in items}
+        self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels=levels)
+
+
+class Executor(LearnedTimes):
     """Loads variants within the device's memory, and runs batches on them. Device thread only, unless stated.
 
     Args:
@@ -82,6 +107,7 @@ class Executor:
         threads: int,
         book: ProfileBook | None = None,
     ) -> None:
+        super().__init__()
         self.hardware = hardware
         self.device = device
         self.unavailable: dict[str, str] = {}
@@ -89,7 +115,6 @@ class Executor:
         self._compiled = _compiled_for(device, artefacts.cache)
         self._threads = threads
         self._book = book or ProfileBook()
-        self._tracks: dict[str, Track] = {}
         self._uses: dict[str, Uses] = {}
         self._loaded: dict[str, Loaded] = {}
         self._retry_at: dict[str, float] = {}
@@ -140,15 +165,6 @@ class Executor:
     def all_loaded(self) -> list[Loaded]:
         """Every loaded variant. Thread-safe."""
         return list(self._loaded.values())
-
-    def track(self, loaded: Loaded) -> Track:
-        """The variant's batch times against its profile, since this process started. Thread-safe."""
-        return self._tracks.get(loaded.key) or begin(loaded.known.residual)
-
-    def pace(self, key: str) -> float:
-        """Recent batch times of a variant, as a multiple of its profile. Thread-safe."""
-        track = self._tracks.get(key)
-        return 1.0 if track is None else track.pace
 
     def memory_used(self) -> int:
         """Bytes held by loaded variants. Thread-safe."""
@@ -264,15 +280,6 @@ class Executor:
             return [*self.run(loaded, items[:half]), *self.run(loaded, items[half:])]
         self.observe(loaded, items, answers, rows=len(items), seconds=time.monotonic() - started)
         return list(answers)
-
-    def observe(
-        self, loaded: Loaded, items: Sequence[Item], answers: Sequence[Row], *, rows: int, seconds: float
-    ) -> None:
-        """Learn from items that ran in a batch of `rows` and took `seconds`."""
-        sizes = [ran_size(loaded.model, i.size, i.parameters, answer) for i, answer in zip(items, answers, strict=True)]
-        predicted = loaded.known.profile.latency(rows, sum(sizes) / len(sizes))
-        levels = {item.level for item in items}
-        self._tracks[loaded.key] = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels=levels)
 
     def _open(self, key: str, model: Model, name: str) -> Loaded:
         variant = model.variants[name]

@@ -91,15 +91,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return next((cell for cell in self.cells if (cell.model, cell.service, cell.locality) == wanted), None)
 
 
+def moves(cell: Cell, serving: int, now: float) -> bool:
+    """Whether the cell still waits for devices of its new class, of which `serving` serve."""
+    handover = cell.handover
+    return handover is not None and now <= handover.latest and serving < handover.devices
+
+
 def preferred_class(cell: Cell, serving: Mapping[str, int], now: float) -> str | None:
     """The class that the cell's requests go to: its first one, or its former one while the first starts.
 
     None if there is no former one. `serving` maps each class to its devices that serve.
     """
     first, handover = cell.classes[0], cell.handover
-    if handover is None or now > handover.latest or serving.get(first, 0) >= handover.devices:
-        return first
-    return handover.former
+    return handover.former if handover is not None and moves(cell, serving.get(first, 0), now) else first
 
 
 _decode = msgspec.json.Decoder(Plan).decode

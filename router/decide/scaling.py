@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from router.decide.classify import level_of
-from router.decide.plan import Cell, ClassPlan
+from router.decide.plan import Cell, ClassPlan, moves
 from router.decide.scaling_rule import LONGEST, Density, Depth, Need, devices_wanted
 from router.decide.snapshot import FleetSnapshot
 from tasks.topology import HardwareClass, Topology
@@ -92,7 +92,7 @@ class Scaler:
         if fleet.plan is None:
             self._planned.clear()
             return
-        moving = any(_moves(cell, fleet) for cell in fleet.plan.cells)
+        moving = any(moves(cell, len(fleet.of_class(cell.classes[0])), fleet.now) for cell in fleet.plan.cells)
         due = deadlines(self.topology)
         for name, hardware in self.topology.hardware.items():
             here = Load.of(name, hardware, self._samples[name][-1], due, fleet, self.topology, jobs.get(name, 0.0))
@@ -281,14 +281,6 @@ def _ruled(rule: Density | Depth, load: Load) -> str:
     if isinstance(rule, Density):
         return f"work fills {load.density:.3g} devices until it is due, at {rule.target:.0%} utilisation"
     return f"{load.jobs} unfinished jobs, one device for each {rule.jobs:g}"
-
-
-def _moves(cell: Cell, fleet: FleetSnapshot) -> bool:
-    """Whether the cell still waits for devices of its new class."""
-    handover = cell.handover
-    if handover is None or fleet.now > handover.latest:
-        return False
-    return len(fleet.of_class(cell.classes[0])) < handover.devices
 
 
 def _tightest(cells: Sequence[Cell], due: Sequence[float], topology: Topology) -> list[float]:

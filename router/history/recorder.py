@@ -21,7 +21,7 @@ from router.history.columns import (
     surplus_hours,
     unpack,
 )
-from router.service.store import Store
+from router.service.store import Store, named
 from router.upkeep.leader import Duty
 from tasks.topology import Limits
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
@@ -107,8 +107,7 @@ class Recorder(Duty):
 
     async def _trim(self, now: float) -> None:
         (flat,) = await self._ask(("HGETALL", HISTORY))
-        sizes = {hour.decode(): size for hour, size in zip(flat[::2], flat[1::2], strict=True)}
-        hours = {hour: int(size) for hour, size in sizes.items() if hour != RECORDED}
+        hours = {hour: int(size) for hour, size in named(flat).items() if hour != RECORDED}
         deleted = surplus_hours(hours, now, keep=self._limits.keep_history, most=self._limits.history)
         if deleted:
             await self._ask(("UNLINK", *map(history_key, deleted)), ("HDEL", HISTORY, *deleted))

@@ -240,12 +240,12 @@ class Store:
                 spent = await self._periodic.call("HGETALL", spent_key(day_of(now)))
         return FleetFacts(
             now=now,
-            devices=_named(devices),
-            heartbeats=_figures(heartbeats),
-            work=_figures(work),
-            lengths=_named(lengths),
-            starts=_figures(starts),
-            spent=_figures(spent),
+            devices=named(devices),
+            heartbeats=figures(heartbeats),
+            work=figures(work),
+            lengths=named(lengths),
+            starts=figures(starts),
+            spent=figures(spent),
             used=_used(values),
             refuses=self._file.refuses,
             plan=self._plan,
@@ -460,8 +460,8 @@ class Store:
             now, seen, told = await self._calls.transaction(
                 ("TIME",), ("ZRANGE", CATALOGUES_SEEN, 0, -1, "WITHSCORES"), ("HGETALL", CATALOGUES)
             )
-        reports = _named(told)
-        live = [name for name, at in _figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
+        reports = named(told)
+        live = [name for name, at in figures(seen).items() if int(now[0]) - at <= LIVE and name in reports]
         return {name: msgspec.json.decode(reports[name], type=Report) for name in live}
 
     async def close(self) -> None:
@@ -492,17 +492,18 @@ def _cancelled(job: str) -> Ending:
     return Ending(job, JobState.CANCELLED, failure_meta(job, JobCancelledError("cancelled on request")))
 
 
-def _named(pairs: Sequence[bytes]) -> dict[str, bytes]:
+def named(pairs: Sequence[bytes]) -> dict[str, bytes]:
     """A server's list of alternating names and values, as a mapping."""
     return {name.decode(): value for name, value in zip(pairs[::2], pairs[1::2], strict=True)}
 
 
 def _texts(pairs: Sequence[bytes]) -> dict[str, str]:
-    return {name: value.decode() for name, value in _named(pairs).items()}
+    return {name: value.decode() for name, value in named(pairs).items()}
 
 
-def _figures(pairs: Sequence[bytes]) -> dict[str, float]:
-    return {name: float(value) for name, value in _named(pairs).items()}
+def figures(pairs: Sequence[bytes]) -> dict[str, float]:
+    """The same, where the values are numbers."""
+    return {name: float(value) for name, value in named(pairs).items()}
 
 
 def _info_values(info: bytes) -> dict[str, str]:

@@ -40,7 +40,7 @@ def fleet_plan(
     fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
     counts = tuple(device.count for device in fleet.classes.values())
     window = Window.latest(on_mix, end, end)
-    twin = Twin(fleet, window, Conditions(powered=counts, available=counts, pace=(1.0,) * len(counts)))
+    twin = Twin(fleet, window, Conditions.usual(fleet, counts))
     found = Search(twin, seed, progress).find(None, PLAYS)
     decision = Decision(
         assignment=found.assignment,

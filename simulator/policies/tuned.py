@@ -13,7 +13,7 @@ from simulator.reader import model_of
 from simulator.traces.workload import Job, Workload, followed_by
 from simulator.tuning.planning import plan_of
 from simulator.tuning.tuner import FIRST, FIRST_PLAYS, PLAYS, WINDOW, Decision, Tuner
-from simulator.tuning.twin import Conditions, Window
+from simulator.tuning.twin import MOST, Conditions, Window
 
 RECENT = 30.0
 """Seconds of live answers that an alarm looks at."""
@@ -66,29 +66,31 @@ class Tuned(Taxiway):
         return self._tuner.assignment is not None and now > self._handed_over
 
     def _tune(self, pools: Sequence[Pool], now: float) -> None:
+        """Make or renew the plan if that is due."""
+        first = self._tuner.assignment is None
+        if now < FIRST and not (first and self._earlier):
+            return
         while self._live and self._live[0][0] < now - RECENT:
             self._live.popleft()
-        conditions = Conditions(
-            tuple(pool.powered for pool in pools),
-            tuple(pool.available for pool in pools),
-            tuple(pool.pace for pool in pools),
-        )
-        if now < FIRST and (self._tuner.assignment is not None or not self._earlier):
+        pace = tuple(pool.pace for pool in pools)
+        if not self._tuner.due(now, pace, [timely for _, timely in self._live]):
             return
-        if self._tuner.due(now, conditions.pace, [timely for _, timely in self._live]):
-            if self._tuner.assignment is None and self._earlier:
-                window = Window.latest(self._recorded, now + self._earlier, self._earlier, HISTORY)
-            else:
-                window = Window.latest(self._recorded, now + self._earlier, WINDOW)
-            if not window.jobs:
-                return
-            first = self._tuner.assignment is None
-            plays = (HISTORY_PLAYS if self._earlier else FIRST_PLAYS) if first else PLAYS
-            decision = self._tuner.tune(window, conditions, now, plays=plays)
-            self._adopt(decision, pools, now)
-            self._reader.follow(
-                plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now, name_of=_name)
+        span, most, plays = WINDOW, MOST, PLAYS
+        if first:
+            span, most, plays = (
+                (self._earlier, HISTORY, HISTORY_PLAYS) if self._earlier else (WINDOW, MOST, FIRST_PLAYS)
             )
+        window = Window.latest(self._recorded, now + self._earlier, span, most)
+        if not window.jobs:
+            return
+        conditions = Conditions(
+            powered=tuple(pool.powered for pool in pools), available=tuple(pool.available for pool in pools), pace=pace
+        )
+        decision = self._tuner.tune(window, conditions, now, plays=plays)
+        self._adopt(decision, pools, now)
+        self._reader.follow(
+            plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now, name_of=_name)
+        )
 
     def _adopt(self, decision: Decision, pools: Sequence[Pool], now: float) -> None:
         """Follow the decision; an assignment that is kept may need other numbers of devices by now."""

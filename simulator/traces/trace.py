@@ -101,8 +101,8 @@ class Trace:
         columns = {name: getattr(self, name)[kept][order] for name in COLUMNS if name != "arrival"}
         return replace(self, arrival=arrival, **columns)
 
-    def part(self, rows: slice) -> Trace:
-        """A slice of the requests."""
+    def part(self, rows: slice | Column) -> Trace:
+        """Some of the requests: a slice, or their numbers in ascending order."""
         return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
 
 

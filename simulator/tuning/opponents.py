@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from router.decide.scaling_rule import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import SERVICES
+from simulator.policies.blind import LIVE, STANDARD
 from simulator.policies.fixed import Assignment, Cell, Fixed
 from simulator.traces.workload import Workload
-from simulator.tuning.search import Search, fresh
-from simulator.tuning.twin import LIVE, Conditions, Twin, Window
+from simulator.tuning.search import Search, fresh, moved
+from simulator.tuning.twin import Conditions, Twin, Window
 
 PLAYS = 150
 """Plays that an operator's search may use."""
@@ -52,7 +53,7 @@ def pinned(workload: Workload, seed: int) -> Assignment:
     homes = _homes(known, search)
     start = _start(search)
     first = {cell: place for model, places in homes.items() for cell, place in _home(model, places[0]).items()}
-    start = replace(start, classes={**start.classes, **first})
+    start = moved(start, first)
     moves = [_home(model, place) for model, places in homes.items() for place in places]
     rules = [(Depth(jobs=jobs),) * len(start.rules) for jobs in JOBS]
     found = [descend(known, replace(start, rules=rule), moves, plays=PLAYS // len(JOBS), seed=seed) for rule in rules]
@@ -73,7 +74,7 @@ def descend(known: Workload, start: Assignment, moves: Sequence[Move], *, plays:
     while going:
         going = False
         for move in moves:
-            new = replace(best, classes={**best.classes, **move})
+            new = moved(best, move)
             if new.key == best.key:
                 continue
             if used >= plays:
@@ -98,8 +99,7 @@ def _known(workload: Workload, seed: int) -> tuple[Workload, Search]:
     """What an operator has recorded, and a search on it."""
     window = recorded(workload)
     fleet = window.workload.fleet
-    count = tuple(device.count for device in fleet.classes.values())
-    return window.workload, Search(Twin(fleet, window, Conditions(fresh(fleet), count, (1.0,) * len(count))), seed)
+    return window.workload, Search(Twin(fleet, window, Conditions.usual(fleet, fresh(fleet))), seed)
 
 
 def _start(search: Search) -> Assignment:
@@ -128,7 +128,7 @@ def _homes(known: Workload, search: Search) -> dict[int, list[int]]:
     spot = [device.spot for device in known.fleet.classes.values()]
     homes: dict[int, list[int]] = {}
     for model, _ in Counter(known.trace.model.tolist()).most_common():
-        cell = (model, SERVICES.index("standard"))
+        cell = (model, STANDARD)
         places = [place for place in search.able.get(cell, ()) if not spot[place]]
         if places:
             homes[model] = sorted(places, key=lambda place: _cost(search, cell, place))

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -18,7 +16,7 @@ from broker.valkey.leadership import plan_call, tune_call
 from router.decide.plan import Plan, follow
 from router.history.reader import LAG, History
 from router.service.snapshot_reader import snapshot_from
-from router.service.store import FleetFacts
+from router.service.store import FleetFacts, figures, named
 from simulator.tuning.planning import plan_of
 from simulator.tuning.real_fleet import Known, Recorded, recorded
 from simulator.tuning.tuner import FIRST, FIRST_PLAYS, PLAYS, WINDOW, Decision
@@ -129,10 +127,10 @@ class FleetTuner:
         now = int(at[0]) + int(at[1]) / 1e6
         facts = FleetFacts(
             now=now,
-            devices={bytes(name).decode(): bytes(told) for name, told in _pairs(devices)},
-            heartbeats={bytes(name).decode(): float(beat) for name, beat in _pairs(beats)},
+            devices=named(devices),
+            heartbeats=figures(beats),
             work={},
-            starts={bytes(name).decode(): float(start) for name, start in _pairs(starts)},
+            starts=figures(starts),
         )
         known = Known(self._topology, self._folder.catalogue, self._folder.book, snapshot_from(facts))
         return now, bytes(plan or b""), known
@@ -182,7 +180,3 @@ def _told(decision: Decision, plan: Plan, before: Plan | None, arrivals: int, cp
 
 def _unchanged(before: Plan | None, why: str, arrivals: int) -> Tuning:
     return Tuning(number=before.number if before is not None else None, adopted=False, why=why, arrivals=arrivals)
-
-
-def _pairs(flat: Sequence[Any]) -> Sequence[tuple[Any, Any]]:
-    return list(zip(flat[::2], flat[1::2], strict=True))

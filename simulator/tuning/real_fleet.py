@@ -116,14 +116,13 @@ def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     kept = np.flatnonzero(np.array([name in able for name in trace.models])[trace.model])
     if not len(kept):
         return None
-    trace, services = _rows(trace, kept), services[kept]
+    trace, services = trace.part(kept), services[kept]
     names = [name for name in trace.models if name in able]
     numbers = np.array([names.index(name) if name in names else -1 for name in trace.models])
     trace = replace(trace, models=tuple(names), model=numbers[trace.model].astype(np.int16))
     kinds = _kinds(trace, [models[name] for name in names], services, arrivals.names["service"])
     powered = tuple(len(known.snapshot.own(name)) for name in fleet.classes)
-    available = tuple(device.count for device in fleet.classes.values())
-    conditions = Conditions(powered, available, (1.0,) * len(available))
+    conditions = Conditions.usual(fleet, powered)
     first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
     return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, max(until - float(first), trace.arrival[-1]))
 
@@ -166,7 +165,7 @@ def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Mod
     kept = np.flatnonzero((rank >= 0) & (number >= 0))
     deadline = np.where(np.isnan(trace.deadline), math.inf, trace.deadline)
     trace = replace(trace, models=tuple(models), model=number, service=rank, deadline=deadline)
-    return _steps(_rows(trace, kept), list(models.values())), models, jobs["service"][kept]
+    return _steps(trace.part(kept), list(models.values())), models, jobs["service"][kept]
 
 
 def _steps(trace: Trace, models: Sequence[tuple[Model, str]]) -> Trace:
@@ -178,11 +177,6 @@ def _steps(trace: Trace, models: Sequence[tuple[Model, str]]) -> Trace:
         output=np.where(generating, trace.size + trace.output, 0).astype(np.int32),
         predicted=np.where(generating, trace.size + trace.predicted, 0).astype(np.int32),
     )
-
-
-def _rows(trace: Trace, rows: Column) -> Trace:
-    columns = ("arrival", "model", "size", "output", "predicted", "deadline", "priority", "service", "tenant")
-    return replace(trace, **{name: getattr(trace, name)[rows] for name in columns})
 
 
 def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) -> Fleet:
@@ -206,7 +200,7 @@ def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) 
 def _device_class(name: str, hardware: HardwareClass, known: Known) -> DeviceClass:
     """The class with the devices that it may have: those there are, unless more are started on demand.
 
-    A plan says what a class serves, so reservations are not modelled: routers keep them whatever the plan says.
+    A plan says what a class serves, and routers follow it also where the class is reserved for another service.
     """
     here = len(known.snapshot.own(name))
     scaling = hardware.scaling

@@ -14,12 +14,11 @@ from router.decide.scaling_rule import TARGET, Density
 from simulator.engine import Engine
 from simulator.fleet import SERVICES, Fleet
 from simulator.outcome import WAITING
+from simulator.policies.blind import LIVE
 from simulator.policies.fixed import Assignment, Cell, Fixed
 from simulator.timing import Timing
 from simulator.traces.trace import Column
 from simulator.traces.workload import Job, Workload, jobs
-
-LIVE = SERVICES.index("live")
 
 LIFE = 600.0
 """Seconds over which the starts that a plan needs are spread: plans are expected to last about that long."""
@@ -32,7 +31,6 @@ FLOOR, WEIGHT = 0.92, 0.5
 
 Without it a cheap plan starves the model that needs most devices."""
 
-WEIGHT = 0.5
 SLOWER = 1.1
 """A class whose work takes this many times its profile's seconds, or more, is modelled as slow."""
 
@@ -44,6 +42,12 @@ class Conditions:
     powered: tuple[int, ...]
     available: tuple[int, ...]
     pace: tuple[float, ...]
+
+    @classmethod
+    def usual(cls, fleet: Fleet, powered: tuple[int, ...]) -> Conditions:
+        """All devices of the fleet file may be on, and work as its profiles say."""
+        count = tuple(device.count for device in fleet.classes.values())
+        return cls(powered, count, (1.0,) * len(count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,6 @@ class Window:
     def all(cls, workload: Workload, span: float) -> Window:
         """All arrivals of a workload."""
         return cls(workload, list(jobs(workload, clairvoyant=False)), span)
-
-    @property
-    def cells(self) -> set[Cell]:
-        """The cells that have requests."""
-        trace = self.workload.trace
-        return set(zip(trace.model.tolist(), trace.service.tolist(), strict=True))
 
 
 CHECKS = (0.25, 0.5, 0.75)

@@ -78,17 +78,20 @@ class EndpointLink:
         """
         try:
             async with self._request("POST", self._url + ask.path, ask.body, ask.headers) as response:
-                reader = ask.read(response.headers)
-                async for chunk in response.content.iter_any():
-                    self.heard = time.monotonic()
-                    if text := reader.feed(chunk):
-                        tell(text)
-                    if reader.done:
-                        await _end(response)
-                        break
-                return reader.answer()
+                return await self._answer(response, ask, tell)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._fault(error) from error
+
+    async def _answer(self, response: aiohttp.ClientResponse, ask: Ask, tell: Callable[[str], None]) -> Row:
+        reader = ask.read(response.headers)
+        async for chunk in response.content.iter_any():
+            self.heard = time.monotonic()
+            if text := reader.feed(chunk):
+                tell(text)
+            if reader.done:
+                await _end(response)
+                break
+        return reader.answer()
 
     async def probe(self, path: str, timeout: float) -> bytes:
         """What the endpoint answers to a GET of a path, in at most `timeout` seconds.

@@ -297,7 +297,7 @@ class EndpointStage:
         job.device_time += share
         job.run_time = time.time() - job.delivery.began
         job.batch = max(job.batch, round(mates))
-        self.variants.observe(loaded, item, answer, rows=max(round(mates), 1), seconds=seconds)
+        self.variants.observe(loaded, [item], [answer], rows=max(round(mates), 1), seconds=seconds)
 
     async def _asked(self, ask: Ask, job: Job) -> Row:
         try:

@@ -8,18 +8,16 @@ from typing import Any
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Catalogue, Model, Variant
-from tasks.models.lengths import ran_size
 from tasks.models.profiles import Known, ProfileBook
 from taxiway.errors import ExecutionError
-from workers.decide.pace import Track, begin, observe
 from workers.device import Device
 from workers.endpoints.asking import AskItem, EndpointProtocol
-from workers.executor import Loaded
+from workers.executor import LearnedTimes, Loaded
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Runtime
 
 
-class EndpointVariants:
+class EndpointVariants(LearnedTimes):
     """See `stages.driver.DeviceVariants`: nothing is loaded here, and what is known of a variant is learned.
 
     Args:
@@ -29,10 +27,10 @@ class EndpointVariants:
     def __init__(
         self, endpoint: Endpoint, protocol: EndpointProtocol, device: Device, catalogue: Catalogue, book: ProfileBook
     ) -> None:
+        super().__init__()
         self.device = device
         self.unavailable: dict[str, str] = {}
         self._endpoint, self._protocol = endpoint, protocol
-        self._tracks: dict[str, Track] = {}
         self._lacking: dict[str, str] = {}
         self._announced: Collection[str] | None = None
         self.renew(catalogue, book)
@@ -73,26 +71,9 @@ class EndpointVariants:
         """See `stages.driver.DeviceVariants`."""
         return self._book.lookup(model, name, self.device.kind, self.device.name)
 
-    def track(self, loaded: Loaded) -> Track:
-        """See `stages.driver.DeviceVariants`."""
-        return self._tracks.get(loaded.key) or begin(loaded.known.residual)
-
-    def pace(self, key: str) -> float:
-        """See `stages.driver.DeviceVariants`."""
-        track = self._tracks.get(key)
-        return 1.0 if track is None else track.pace
-
     def memory_used(self) -> int:
         """Nothing on this machine."""
         return 0
-
-    def observe(self, loaded: Loaded, item: Item, answer: Row, *, rows: int, seconds: float) -> None:
-        """Learn from a row that ran beside others, `rows` in all on average, and took `seconds`."""
-        size = ran_size(loaded.model, item.size, item.parameters, answer)
-        predicted = loaded.known.profile.latency(rows, size)
-        self._tracks[loaded.key] = observe(
-            self.track(loaded), predicted=predicted, seconds=seconds, levels={item.level}
-        )
 
     def _of(self, model: Model) -> list[Loaded]:
         """The model's variants that the endpoint runs."""
