@@ -148,6 +148,15 @@ def forget_call(since: str, keep_record: float, most: int) -> Call:
     return Call("jobs/forget_listed", [ACCEPTED], [since, keep_record, most])
 
 
+def list_refused_call(jobs: Mapping[str, Mapping[str, str]], keep_record: float) -> Call:
+    """Lists jobs that ended before placement and records what they were, `accepted` (a time) among it."""
+    args: list[Any] = [int(keep_record)]
+    for fields in jobs.values():
+        said = {name: value for name, value in fields.items() if name != "accepted"}
+        args += (fields["accepted"], 2 * len(said), *(text for pair in said.items() for text in pair))
+    return Call("jobs/list_refused", [ACCEPTED, *map(job_key, jobs)], args)
+
+
 def _use(use: KeyUse) -> bytes:
     return _pack((*msgspec.structs.astuple(use), FIRST, SHOWN))
 

@@ -335,11 +335,10 @@ class Router:
             DeadLetter(d.letter, time.time(), a.raw) for a, d in zip(arrivals, decisions, strict=True) if d.letter
         ]
         if endings:
-            ended = await self.store.finish(endings)
+            await self.store.finish(endings)
             await self.store.refuse([d.refusal for d in decisions if d.refusal is not None])
-            named = {d.ending.job: d.fields for d in decisions if d.ending is not None and d.fields}
-            refused = {e.job: named[e.job] for e, done in zip(endings, ended, strict=True) if done and e.job in named}
-            if refused:
+            refused = {d.ending.job: d.fields for d in decisions if d.ending is not None and d.fields}
+            if refused:  # also those that ended before: by a router that died before it listed them
                 await self.store.note_refused(refused)
         for arrival, decision in zip(arrivals, decisions, strict=True):
             if decision.ending is not None and arrival.envelope is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from broker.port import DeadLetter
-from broker.valkey.forwarding import forget_call
+from broker.valkey.forwarding import forget_call, list_refused_call
 from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_answer, survey_call
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
 from router.decide.plan import PLAN_AT_MOST
@@ -28,7 +28,6 @@ from tasks.topology import Limits
 from taxiway.contract.blobs import KEPT, Buffer
 from taxiway.contract.job import JobState, failure_meta
 from taxiway.contract.keys import (
-    ACCEPTED,
     CATALOGUES,
     CATALOGUES_SEEN,
     DEAD,
@@ -421,17 +420,12 @@ class Store:
             return await list_jobs(self._ask, wanted, limit=limit, cursor=cursor)
 
     async def note_refused(self, jobs: Mapping[str, Mapping[str, str]]) -> None:
-        """Record what jobs that ended before placement were, and list them.
+        """Record what jobs that ended before placement were, and list them, unless they are listed.
 
         The fields of each include the time at which it was `accepted`.
         """
         with fleet_errors(_SERVER):
-            commands: list[Command] = []
-            for job, fields in jobs.items():
-                commands.append(("HSET", job_key(job), *(text for pair in fields.items() for text in pair)))
-                commands.append(("EXPIRE", job_key(job), self._limits.keep_record))
-                commands.append(("ZADD", ACCEPTED, fields["accepted"], msgspec.msgpack.encode([job_key(job)])))
-            await self._calls.calls(*commands)
+            await self._calls.run(list_refused_call(jobs, self._limits.keep_record))
 
     async def forget_listed(self) -> None:
         """Check some of the oldest jobs in the index, and remove those whose records are gone.

@@ -11,11 +11,21 @@ import pytest
 import redis
 
 from broker.port import Outgoing
-from broker.valkey.records import Ending, Verdict, heartbeat_call, release_call, renew_call, start_call
+from broker.valkey.forwarding import list_refused_call
+from broker.valkey.records import (
+    REFUSED,
+    Ending,
+    Verdict,
+    heartbeat_call,
+    release_call,
+    renew_call,
+    start_call,
+)
 from tasks.models.lengths import bin_of, predicted, read_lengths
 from tasks.settings import Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
+    ACCEPTED,
     DEVICES,
     HEARTBEATS,
     LENGTHS,
@@ -345,6 +355,30 @@ def test_a_device_that_says_goodbye_is_gone(store: Store) -> None:
     for facts in (b"facts", b""):
         store.run(heartbeat_call("w", facts))
     assert store.client.exists(DEVICES, HEARTBEATS) == 0
+
+
+def test_a_refused_job_is_listed_once_though_the_router_that_refused_it_died_before(store: Store) -> None:
+    listing = list_refused_call({"j": {"accepted": "5.5", "model": "none"}}, keep_record=120)
+    assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [1]
+    assert store.finish(Ending("j", JobState.FAILED, b"refused", REFUSED)) == [0]  # another router, from the copy
+
+    for _ in range(2):
+        store.run(listing)
+
+    assert store.client.zrange(ACCEPTED, 0, -1, withscores=True) == [(msgspec.msgpack.encode([job_key("j")]), 5.5)]
+    assert store.record("j") | {"accepted": "5.5", "model": "none", "state": "failed"} == store.record("j")
+    assert 0 < store.client.ttl(job_key("j")) <= 120
+
+
+def test_a_refusal_of_a_copy_leaves_an_accepted_job_as_it_is(store: Store) -> None:
+    store.forward(placed("j", accepted="1.0"))
+    store.finish(success("j"))
+    before = store.record("j")
+
+    store.run(list_refused_call({"j": {"accepted": "5.5"}, "gone": {"accepted": "5.5"}}, keep_record=120))
+
+    assert store.record("j") == before
+    assert not store.client.exists(job_key("gone"))
 
 
 def test_an_ending_has_a_final_state() -> None:
