@@ -30,13 +30,11 @@ from router.decide import placement, rebalance
 from router.decide.candidates import CandidateTable
 from router.decide.rebalance import Kind, Rows, View
 from router.decide.working_snapshot import WorkingSnapshot
-from simulator.bounds.bound import Bound, lower_bound
+from simulator.cost_bound import Bound, lower_bound
 from simulator.fleet import SERVICES, load_fleet
-from simulator.policies.catalogue import POLICIES, Maker
-from simulator.policies.taxiway import Taxiway
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import Trace, joined
-from simulator.traces.workload import Job, Workload, prepare
+from simulator.policies.taxiway import POLICIES, Maker, Taxiway
+from simulator.traces import Trace, joined, synthetic_trace
+from simulator.workload import Job, Workload, prepare
 from tasks.topology import Rebalance
 
 FLEET = Path(__file__).with_name("ablations.yaml")

@@ -21,14 +21,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.measure import machine, say
-from simulator.bounds.bound import NAME, lower_bound
-from simulator.engine import simulate
+from simulator.cost_bound import NAME, lower_bound
+from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES, Fleet, load_fleet
-from simulator.outcome import Summary
-from simulator.policies.catalogue import POLICIES, Maker
-from simulator.reports.report import percent
-from simulator.traces.trace import Trace, read_trace
-from simulator.traces.workload import Workload, prepare
+from simulator.policies.taxiway import POLICIES, Maker
+from simulator.reports import percent
+from simulator.traces import Trace, read_trace
+from simulator.workload import Workload, prepare
 from tasks.settings import TREE
 
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"

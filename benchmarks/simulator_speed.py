@@ -17,9 +17,9 @@ import msgspec
 from benchmarks.measure import machine
 from simulator.engine import simulate
 from simulator.fleet import load_fleet
-from simulator.policies.catalogue import POLICIES
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.workload import prepare
+from simulator.policies.taxiway import POLICIES
+from simulator.traces import synthetic_trace
+from simulator.workload import prepare
 from tasks.settings import TREE
 
 FLEET = TREE / "simulator" / "fleets" / "azure-mixed.yaml"

@@ -13,19 +13,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from simulator.bounds.bound import NAME as LP
-from simulator.bounds.bound import lower_bound
-from simulator.bounds.whole import NAME as WHOLE
-from simulator.bounds.whole import whole_bound
-from simulator.engine import simulate
-from simulator.outcome import Summary
-from simulator.policies.blind import LIVE
-from simulator.policies.catalogue import POLICIES, taxiway
-from simulator.policies.policy import REFUSED, Held, Policy, Shift
+from simulator.cost_bound import NAME as LP
+from simulator.cost_bound import lower_bound
+from simulator.engine import Summary, simulate
+from simulator.policies import LIVE, REFUSED, Held, Policy, Shift
+from simulator.policies.taxiway import POLICIES, taxiway
 from simulator.pool import Pool
-from simulator.traces.trace import Trace, read_trace
-from simulator.traces.workload import Job, Workload
-from simulator.trials.catalogue import TRIALS
+from simulator.score_bound import NAME as WHOLE
+from simulator.score_bound import whole_bound
+from simulator.traces import Trace, read_trace
+from simulator.trials import TRIALS
+from simulator.workload import Job, Workload
 
 OURS = "taxiway"
 

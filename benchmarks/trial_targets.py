@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from benchmarks.trial_runs import OURS, Run
-from simulator.bounds.whole import NAME as WHOLE
-from simulator.reports.report import percent
-from simulator.trials.arrivals import LENGTH
+from simulator.reports import percent
+from simulator.score_bound import NAME as WHOLE
+from simulator.trials import LENGTH
 
 PLAN = "tuned-plan"
 

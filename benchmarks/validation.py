@@ -32,14 +32,12 @@ import numpy as np
 import taxiway
 from benchmarks.measure import machine, percentile, summary
 from benchmarks.processes import fleet
-from simulator.engine import Engine
+from simulator.engine import ANSWERED, Engine
 from simulator.fleet import SERVICES, Fleet, parse_fleet
-from simulator.outcome import ANSWERED
 from simulator.policies.taxiway import Taxiway
-from simulator.reader import Surroundings
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import Column, Trace, joined
-from simulator.traces.workload import Workload, prepare
+from simulator.routing import Surroundings
+from simulator.traces import Column, Trace, joined, synthetic_trace
+from simulator.workload import Workload, prepare
 from tasks.models.catalogue import Profile, load_catalogue
 from tasks.settings import TREE
 from tasks.topology import Topology, load_topology

@@ -19,29 +19,23 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simulator.bounds.bound import lower_bound
-from simulator.bounds.whole import whole_bound
+from simulator.cost_bound import lower_bound
+from simulator.demand import COLUMNS as PRICE_COLUMNS
+from simulator.demand import InfeasibleError, PriceError, load_prices, offers
+from simulator.engine import Summary
 from simulator.engine import simulate as run_policy
 from simulator.fleet import SERVICES, Fleet, FleetError, load_fleet
 from simulator.history import trace_of_day
-from simulator.outcome import Summary
-from simulator.planner.demand import InfeasibleError
-from simulator.planner.fleet_plan import PLAYS, fleet_plan
-from simulator.planner.plan import LOADS, Answer, Plan, sensitivity
-from simulator.planner.plan import plan as find_plan
-from simulator.planner.prices import COLUMNS as PRICE_COLUMNS
-from simulator.planner.prices import PriceError, load_prices, offers
-from simulator.planner.report import tables
-from simulator.policies.catalogue import POLICIES
-from simulator.reports.chart import page
-from simulator.reports.difference import compared
-from simulator.reports.difference import table as difference
-from simulator.reports.report import figures, json_lines, usage
-from simulator.traces.synthetic import is_spec, synthetic_trace
-from simulator.traces.trace import AZURE, GENERIC, Trace, TraceError, joined, read_trace
-from simulator.traces.workload import Workload, prepare
-from simulator.trials.catalogue import TRIALS
+from simulator.planner import LOADS, PLAYS, Answer, Plan, fleet_plan, sensitivity, tables
+from simulator.planner import plan as find_plan
+from simulator.policies.taxiway import POLICIES
+from simulator.reports import compared, figures, json_lines, page, usage
+from simulator.reports import difference_table as difference
+from simulator.score_bound import whole_bound
+from simulator.traces import AZURE, GENERIC, Trace, TraceError, is_spec, joined, read_trace, synthetic_trace
+from simulator.trials import TRIALS
 from simulator.tuning.command import tune
+from simulator.workload import Workload, prepare
 from taxiway.cli.fleet import shown_as
 from taxiway.cli.group import USAGE, CommandError, exit_code, hint_for, report
 from taxiway.errors import TaxiwayError

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-from simulator.timing import Stepping, Timing, Whole
-from simulator.traces.workload import Job
+from simulator.fleet import Stepping, Timing, Whole
+from simulator.workload import Job
 from workers.decide.residency import Resident, Uses, evict
 
 _SAME_STEP = 1e-6

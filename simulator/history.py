@@ -24,9 +24,8 @@ from rich.text import Text
 
 from router.history.columns import ENDED, JOB, NAMED, PRIORITIES, STATES, Arrivals, Jobs
 from router.history.reader import History
-from simulator.reports.report import percent, seconds
-from simulator.traces.history import trace_of, write_trace
-from simulator.traces.trace import Trace, parse_trace
+from simulator.reports import percent, seconds
+from simulator.traces import Trace, parse_trace, trace_of, write_trace
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
 from taxiway.cli.group import MISSING, CommandError, exit_code, hint_for, report

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router.decide.plan import Plan
-from simulator.reports.fleet_plan import plan_tables
+from simulator.reports import plan_tables
 from simulator.tuning.process import LEASE, FleetTuner, Tuning
 from simulator.tuning.tuner import REST
 from tasks.logs import log_to_stderr

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from router.decide.scaling_rule import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import SERVICES
-from simulator.policies.blind import LIVE, STANDARD
-from simulator.policies.fixed import Assignment, Cell, Fixed
-from simulator.traces.workload import Workload
+from simulator.policies import LIVE, STANDARD, Assignment, Cell, Fixed
 from simulator.tuning.search import Search, fresh, moved
 from simulator.tuning.twin import Conditions, Twin, Window
+from simulator.workload import Workload
 
 PLAYS = 150
 """Plays that an operator's search may use."""

@@ -18,14 +18,12 @@ from router.decide.plan import Cell, Plan
 from router.decide.scaling_rule import Density
 from router.decide.snapshot import FleetSnapshot
 from router.history.columns import REFUSED, Arrivals
-from simulator.fleet import SERVICES, DeviceClass, Fleet, Service
-from simulator.policies.fixed import Assignment, able_classes
-from simulator.policies.fixed import Cell as TwinCell
-from simulator.timing import Stepping, Timing, Whole
-from simulator.traces.history import trace_of
-from simulator.traces.trace import Column, Trace
-from simulator.traces.workload import Workload, prepare
+from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, Stepping, Timing, Whole
+from simulator.policies import Assignment, able_classes
+from simulator.policies import Cell as TwinCell
+from simulator.traces import Column, Trace, trace_of
 from simulator.tuning.twin import Conditions
+from simulator.workload import Workload, prepare
 from tasks.document import Size
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Catalogue, Model

@@ -14,10 +14,9 @@ import numpy as np
 
 from router.decide.scaling_rule import Density, Depth, ScalingRule
 from simulator.fleet import Fleet
-from simulator.policies.blind import LIVE
-from simulator.policies.fixed import Assignment, Cell, able_classes
-from simulator.traces.workload import Job
+from simulator.policies import LIVE, Assignment, Cell, able_classes
 from simulator.tuning.twin import Played, Twin, Window, starving
+from simulator.workload import Job
 
 RULES: tuple[ScalingRule, ...] = (
     *(Density(target=target, keep=keep) for target in (0.65, 0.8, 0.5, 1.0) for keep in (None, 300.0)),

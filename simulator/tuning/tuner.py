@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.fleet import Fleet
-from simulator.policies.fixed import Assignment, Cell
+from simulator.policies import Assignment, Cell
 from simulator.tuning.search import Search
 from simulator.tuning.twin import Conditions, Twin, Window
 

@@ -11,14 +11,11 @@ import msgspec
 import numpy as np
 
 from router.decide.scaling_rule import TARGET, Density
-from simulator.engine import Engine
-from simulator.fleet import SERVICES, Fleet
-from simulator.outcome import WAITING
-from simulator.policies.blind import LIVE
-from simulator.policies.fixed import Assignment, Cell, Fixed
-from simulator.timing import Timing
-from simulator.traces.trace import Column
-from simulator.traces.workload import Job, Workload, jobs
+from simulator.engine import WAITING, Engine
+from simulator.fleet import SERVICES, Fleet, Timing
+from simulator.policies import LIVE, Assignment, Cell, Fixed
+from simulator.traces import Column
+from simulator.workload import Job, Workload, jobs
 
 LIFE = 600.0
 """Seconds over which the starts that a plan needs are spread: plans are expected to last about that long."""

@@ -26,7 +26,7 @@ from router.decide.explain import basis_text
 from router.history.columns import AGAIN, SLICE, STATES, Arrivals, hour_of, slice_of
 from router.history.reader import LAG, History
 from router.history.recorder import Recorder
-from simulator.traces.trace import read_trace
+from simulator.traces import read_trace
 from tasks.models.lengths import bin_of, tokens_of
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits

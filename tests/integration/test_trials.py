@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from simulator.traces.trace import read_trace
-from simulator.trials.catalogue import TRIALS
+from simulator.traces import read_trace
+from simulator.trials import TRIALS
 from tests.unit.test_simulator_trials import figures
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -10,13 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from simulator.engine import simulate
+from simulator.engine import Summary, simulate
 from simulator.fleet import SERVICES, parse_fleet
-from simulator.outcome import Summary
 from simulator.policies.taxiway import Taxiway
-from simulator.reports.difference import Comparison, compared, table
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.workload import prepare
+from simulator.reports import Comparison, compared, difference_table
+from simulator.traces import synthetic_trace
+from simulator.workload import prepare
 
 FLEET = """
 default_model: m
@@ -51,7 +50,7 @@ def summaries(draw: st.DrawFn) -> Summary:
 
 def shown(found: Comparison) -> list[str]:
     text = StringIO()
-    Console(file=text, width=120).print(table(found))
+    Console(file=text, width=120).print(difference_table(found))
     return [" ".join(line.split()) for line in text.getvalue().splitlines()]
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from router.history.columns import JOB, NAMED, STATES, Arrivals
 from simulator.fleet import SERVICES
 from simulator.history import shares_of
-from simulator.traces.history import trace_of, write_trace
-from simulator.traces.trace import PRIORITIES, UNSET, read_trace
+from simulator.traces import PRIORITIES, UNSET, read_trace, trace_of, write_trace
 
 NAMES = {
     **dict.fromkeys(NAMED, ("x",)),

@@ -12,12 +12,11 @@ import pytest
 from router.decide.scaling_rule import Density, Depth
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
-from simulator.policies.catalogue import POLICIES
-from simulator.policies.fixed import Assignment, Fixed
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import joined, make_trace
-from simulator.traces.workload import Workload, prepare
+from simulator.policies import Assignment, Fixed
+from simulator.policies.taxiway import POLICIES
+from simulator.traces import joined, make_trace, synthetic_trace
 from simulator.tuning.opponents import descend, pinned, recorded, tuned_plan, tuned_split
+from simulator.workload import Workload, prepare
 
 FLEET = """
 default_model: quick

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.bounds.bound import lower_bound
+from simulator.cost_bound import lower_bound
 from simulator.engine import simulate
 from simulator.fleet import parse_fleet
-from simulator.policies.catalogue import POLICIES
-from simulator.traces.trace import make_trace
-from simulator.traces.workload import Workload, prepare
+from simulator.policies.taxiway import POLICIES
+from simulator.traces import make_trace
+from simulator.workload import Workload, prepare
 
 ONE = """
 default_model: m

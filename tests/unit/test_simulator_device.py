@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from simulator.device import Device
-from simulator.engine import Engine, simulate
-from simulator.fleet import SERVICES, FleetError, parse_fleet
-from simulator.outcome import ANSWERED
-from simulator.policies.catalogue import POLICIES
-from simulator.policies.policy import ByLevel
+from simulator.engine import ANSWERED, Engine, simulate
+from simulator.fleet import SERVICES, FleetError, Stepping, Whole, parse_fleet
+from simulator.policies import ByLevel
+from simulator.policies.taxiway import POLICIES
 from simulator.pool import Pool
-from simulator.timing import Stepping, Whole
-from simulator.traces.trace import make_trace
-from simulator.traces.workload import Job, Workload, prepare
+from simulator.traces import make_trace
+from simulator.workload import Job, Workload, prepare
 
 FLEET = """
 default_model: chat

@@ -12,15 +12,13 @@ from hypothesis import strategies as st
 
 from router.decide.scaling_rule import Density, Need, devices_wanted
 from router.service.snapshot_reader import BEAT
-from simulator.bounds.bound import lower_bound
-from simulator.engine import Engine, simulate
+from simulator.cost_bound import lower_bound
+from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, simulate
 from simulator.fleet import Fleet, parse_fleet
-from simulator.outcome import ANSWERED, DROPPED, REFUSED
-from simulator.policies.catalogue import POLICIES
-from simulator.reader import Count, Reader, Surroundings, topology_of
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import make_trace
-from simulator.traces.workload import Workload, jobs, prepare
+from simulator.policies.taxiway import POLICIES
+from simulator.routing import Count, Reader, Surroundings, topology_of
+from simulator.traces import make_trace, synthetic_trace
+from simulator.workload import Workload, jobs, prepare
 
 FLEET = """
 default_model: chat

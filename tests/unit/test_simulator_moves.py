@@ -13,18 +13,14 @@ from hypothesis import strategies as st
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
 from router.upkeep.releaser import TICK
-from simulator.engine import Engine
-from simulator.expected_batch import ExpectedBatch
+from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
-from simulator.holding import Holding
-from simulator.outcome import ANSWERED, DROPPED, REFUSED, Outcome
-from simulator.policies.central import Central
-from simulator.policies.policy import Policy, Shift
+from simulator.policies import Central, Policy, Shift
 from simulator.policies.taxiway import Taxiway
-from simulator.pool import Pool
-from simulator.queue import ClassQueue
-from simulator.traces.trace import make_trace
-from simulator.traces.workload import Job, Workload, jobs, prepare
+from simulator.pool import ClassQueue, Pool
+from simulator.routing import ExpectedBatch, Holding
+from simulator.traces import make_trace
+from simulator.workload import Job, Workload, jobs, prepare
 from tests.unit.test_simulator_engine import chat
 
 TWINS = """

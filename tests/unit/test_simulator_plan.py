@@ -13,18 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from simulator.engine import simulate
+from simulator.demand import (
+    FleetTooSmallError,
+    InfeasibleError,
+    Instance,
+    Mix,
+    Offer,
+    PriceError,
+    cheapest,
+    check_deadlines,
+    demand,
+    load_prices,
+    offers,
+    parse_prices,
+)
+from simulator.engine import Summary, simulate
 from simulator.fleet import Fleet, FleetError, parse_fleet
-from simulator.outcome import Summary
-from simulator.planner.demand import InfeasibleError, check_deadlines, demand
-from simulator.planner.fleet_plan import fleet_plan
-from simulator.planner.mix import FleetTooSmallError, Mix, cheapest
-from simulator.planner.plan import equipped, plan, sensitivity
-from simulator.planner.prices import Instance, Offer, PriceError, load_prices, offers, parse_prices
+from simulator.planner import equipped, fleet_plan, plan, sensitivity
 from simulator.policies.taxiway import Taxiway
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import joined, make_trace
-from simulator.traces.workload import Figures, Workload, prepare
+from simulator.traces import joined, make_trace, synthetic_trace
+from simulator.workload import Figures, Workload, prepare
 
 HEADER = "instance,cloud,accelerator,accelerator_count,usd_per_hour,usd_per_hour_spot\n"
 PRICES = (

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulator.traces.synthetic import KINDS, synthetic_trace
-from simulator.traces.trace import PRIOR, UNSET, Trace, TraceError, predict, read_trace
+from simulator.traces import KINDS, PRIOR, UNSET, Trace, TraceError, predict, read_trace, synthetic_trace
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HEADER = "arrival,model,size,deadline,priority,tenant"

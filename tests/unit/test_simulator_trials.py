@@ -9,9 +9,8 @@ import pytest
 import yaml
 
 from simulator.fleet import SERVICES
-from simulator.traces.trace import Trace
-from simulator.trials.arrivals import LENGTH, SHARES
-from simulator.trials.catalogue import FLEETS, TRIALS
+from simulator.traces import Trace
+from simulator.trials import FLEETS, LENGTH, SHARES, TRIALS
 
 RECIPE = Path(__file__).parents[3] / "shared" / "trials" / "make_trials.py"
 
@@ -67,7 +66,7 @@ def test_the_fleets_are_those_of_the_recipe_with_penalties(ours: str, theirs: st
 
 
 def test_synthetic_language_models_are_about_as_busy_as_those_of_azure() -> None:
-    """The figures of Azure's traces, seconds 1,500 to 2,400, are in `simulator.trials.arrivals`."""
+    """The figures of Azure's traces, seconds 1,500 to 2,400, are in `simulator.trials`."""
     traces = [TRIALS["steady"].trace(seed) for seed in range(4)]
     chat, big = ([figures(trace, model) for trace in traces] for model in ("chat", "big"))
     assert np.mean(chat, axis=0)[:3] == pytest.approx([6307, 1200, 155], rel=0.1)

@@ -12,18 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.decide.scaling_rule import Density
-from simulator.bounds.bound import lower_bound
-from simulator.bounds.kinds import kinds
-from simulator.bounds.minimum_time import least_work
-from simulator.bounds.pace import Pace
-from simulator.bounds.whole import whole_bound
+from simulator.cost_bound import Pace, least_work, lower_bound
 from simulator.engine import simulate
 from simulator.fleet import Event, parse_fleet
-from simulator.policies.catalogue import POLICIES
-from simulator.policies.fixed import Assignment, Fixed, able_classes
-from simulator.policies.policy import Policy
-from simulator.traces.trace import make_trace
-from simulator.traces.workload import Figures, Workload, prepare
+from simulator.policies import Assignment, Fixed, Policy, able_classes
+from simulator.policies.taxiway import POLICIES
+from simulator.score_bound import kinds, whole_bound
+from simulator.traces import make_trace
+from simulator.workload import Figures, Workload, prepare
 from tests.unit.test_simulator_bound import MIXED, one, requests
 
 DEAR = (3_600_000.0,) * 3

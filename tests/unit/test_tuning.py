@@ -12,15 +12,14 @@ from router.decide.plan import Plan, preferred_class
 from router.decide.scaling_rule import Density
 from simulator.engine import simulate
 from simulator.fleet import parse_fleet
-from simulator.policies.fixed import Assignment, Fixed
-from simulator.policies.tuned import Tuned
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import joined
-from simulator.traces.workload import Workload, prepare
+from simulator.policies import Assignment, Fixed
+from simulator.policies.taxiway import Tuned
+from simulator.traces import joined, synthetic_trace
 from simulator.tuning.planning import plan_of
 from simulator.tuning.search import Search, fresh
 from simulator.tuning.tuner import HYSTERESIS, PERIOD, REST, Decision, Tuner
 from simulator.tuning.twin import Conditions, Twin, Window
+from simulator.workload import Workload, prepare
 
 FLEET = """
 default_model: quick

@@ -1,17 +1,174 @@
-"""A comparison as one HTML page: each policy's cost against its attainment, and its figures. No network."""
+"""Comparisons of policies for people and programs: tables, JSON, two runs side by side, and one HTML page.
+
+Also the plan that routers follow, as text. The page loads nothing from a network.
+"""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from simulator.bounds.bound import NAME as BOUND
-from simulator.bounds.whole import NAME as WHOLE_BOUND
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from router.decide.plan import Plan
+from router.decide.scaling_rule import Density, ScalingRule
+from simulator.cost_bound import NAME as BOUND
+from simulator.engine import Summary
 from simulator.fleet import SERVICES
-from simulator.outcome import Summary
-from simulator.reports.report import percent, seconds
+from simulator.score_bound import NAME as WHOLE_BOUND
+
+
+def json_lines(summaries: Sequence[Summary]) -> str:
+    """One line with a JSON object per policy; unknown values are null."""
+    return "".join(msgspec.json.encode(summary).decode() + "\n" for summary in summaries)
+
+
+def figures(summaries: Sequence[Summary]) -> Table:
+    """What each policy attains and costs, one row per policy."""
+    shown = _policy_table((*SERVICES, "cost", "score", "p50", "p99", "goodput", "moves"))
+    for summary in summaries:
+        cells = [percent(summary.attainment[name]) for name in SERVICES]
+        cells += [f"${summary.cost_usd:.2f}", f"${summary.score:.2f}"]
+        cells += [seconds(summary.p50), seconds(summary.p99), _rate(summary.goodput), str(summary.moves)]
+        shown.add_row(summary.policy, *map(Text, cells))
+    return shown
+
+
+def usage(summaries: Sequence[Summary]) -> Table:
+    """How busy each class's devices are while they are on, one row per policy."""
+    classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
+    shown = _policy_table([f"{name} busy" for name in classes])
+    for summary in summaries:
+        if summary.utilisation:
+            shown.add_row(summary.policy, *(Text(percent(summary.utilisation[name])) for name in classes))
+    return shown
+
+
+def _policy_table(names: Sequence[str]) -> Table:
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    shown.add_column("policy", style="bold", no_wrap=True)
+    for name in names:
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown
+
+
+def percent(share: float | None) -> str:
+    """A share with one decimal; a dash if there is none."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds to three digits; a dash if nothing was answered."""
+    return "–" if value is None else f"{value:.3g} s" if value < 100 else f"{value:.0f} s"
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def plan_tables(plan: Plan) -> tuple[Table, Table]:
+    """The classes of each kind of request, and how each class scales."""
+    cells = _plan_table("model", "service", "locality", "classes, best first")
+    for cell in plan.cells:
+        cells.add_row(*map(Text, [cell.model, cell.service, cell.locality or "", ", ".join(cell.classes)]))
+    classes = _plan_table("class", "rule", "devices")
+    for name, planned in plan.classes.items():
+        classes.add_row(*map(Text, [name, _rule(planned.rule), str(planned.devices)]))
+    return cells, classes
+
+
+def _rule(rule: ScalingRule) -> str:
+    return f"density {rule.target:g}" if isinstance(rule, Density) else f"{rule.jobs:g} jobs a device"
+
+
+def _plan_table(*names: str) -> Table:
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in names:
+        shown.add_column(name, no_wrap=True)
+    return shown
+
+
+_DOLLARS = {"score": "score", "cost_usd": "cost", "starts_usd": "cost of starts", "idle_usd": "cost of idle devices"}
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """New minus old. Attainment is null where the service is unused in either; a class absent in one cost nothing."""
+
+    attainment: dict[str, float | None]
+    cost_usd: float
+    score: float
+    starts_usd: float
+    idle_usd: float
+    usd_by_class: dict[str, float]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `diff-config` prints."""
+
+    old: Summary
+    new: Summary
+    difference: Change
+
+
+def compared(old: Summary, new: Summary) -> Comparison:
+    """Both runs and their difference."""
+    attained = {name: _minus(new.attainment[name], old.attainment[name]) for name in SERVICES}
+    dollars = {name: getattr(new, name) - getattr(old, name) for name in _DOLLARS}
+    by_class = {
+        name: new.usd_by_class.get(name, 0.0) - old.usd_by_class.get(name, 0.0)
+        for name in dict.fromkeys([*old.usd_by_class, *new.usd_by_class])
+    }
+    return Comparison(old=old, new=new, difference=Change(attainment=attained, usd_by_class=by_class, **dollars))
+
+
+def difference_table(found: Comparison) -> Table:
+    """One row per figure: old, new and the difference."""
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    shown.add_column("", style="bold", no_wrap=True)
+    for name in ("old", "new", "difference"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for row in _difference_rows(found):
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def _difference_rows(found: Comparison) -> Iterator[tuple[str, ...]]:
+    old, new, change = found.old, found.new, found.difference
+    for name in SERVICES:
+        attained = percent(old.attainment[name]), percent(new.attainment[name])
+        yield f"{name} in time", *attained, _points(change.attainment[name])
+    for field, label in _DOLLARS.items():
+        yield label, _dollars(getattr(old, field)), _dollars(getattr(new, field)), _signed(getattr(change, field))
+    for name, dollars in change.usd_by_class.items():
+        paid = _dollars(old.usd_by_class.get(name)), _dollars(new.usd_by_class.get(name))
+        yield f"cost of {name}", *paid, _signed(dollars)
+
+
+def _minus(new: float | None, old: float | None) -> float | None:
+    return None if new is None or old is None else new - old
+
+
+def _points(share: float | None) -> str:
+    return "–" if share is None else f"{_rounded(100 * share, 1):+.1f} points"
+
+
+def _dollars(value: float | None) -> str:
+    return "–" if value is None else f"${_rounded(value, 2):.2f}"
+
+
+def _signed(dollars: float) -> str:
+    rounded = _rounded(dollars, 2)
+    return f"{'-' if rounded < 0 else '+'}${abs(rounded):.2f}"
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Rounded, and never minus zero."""
+    return round(value, digits) + 0.0
+
 
 WIDTH, HEIGHT = 960, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 20, 52
@@ -55,7 +212,7 @@ def page(summaries: Sequence[Summary], *, title: str, subtitle: str) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1><p>{html.escape(subtitle)}</p>"
-        f"{_chart(summaries, own)}<div>{_table(summaries, own)}</div></body></html>\n"
+        f"{_chart(summaries, own)}<div>{_html_table(summaries, own)}</div></body></html>\n"
     )
 
 
@@ -133,7 +290,7 @@ def _is_free(placed: Sequence[tuple[float, float, float]], left: float, right: f
     return inside and all(right < a or left > b or abs(row - y) >= _LINE for a, b, y in placed)
 
 
-def _table(summaries: Sequence[Summary], own: str) -> str:
+def _html_table(summaries: Sequence[Summary], own: str) -> str:
     classes = list(dict.fromkeys(name for summary in summaries for name in summary.utilisation))
     heads = [
         "policy",

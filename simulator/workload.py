@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from router.decide.classify import BACKGROUND, LATENCY_CRITICAL, level_of
 from simulator.fleet import SERVICES, Fleet
-from simulator.traces.trace import PRIORITIES, UNSET, Column, Trace, TraceError, joined
+from simulator.traces import PRIORITIES, UNSET, Column, Trace, TraceError, joined
 
 TOGETHER = 8
 """Batch size at which work is counted (`b*` of the cost model), if that many fit."""

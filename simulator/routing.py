@@ -1,27 +1,39 @@
-"""The simulated fleet as a router sees it: periodic snapshots, updated in between by placements and elapsed time."""
+"""The simulated fleet as a router sees and changes it.
+
+Periodic snapshots are updated in between by placements and elapsed time. Held jobs and moves follow the router's own
+rules (`router.decide`).
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import numpy as np
 
+from broker.valkey.holding import HoldingQueue
+from router.decide.candidates import CandidateTable
+from router.decide.classify import Needs
+from router.decide.fairness import FairOrder, HeldKind, Releasable
 from router.decide.plan import Plan
+from router.decide.rebalance import Flows, Group, rebalance
 from router.decide.snapshot import FleetSnapshot
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.snapshot_reader import BEAT, Arrived, arrived_since, work_from
 from router.service.store import FleetFacts
+from router.upkeep.mover import backlogged, group_by_kind, magnitude, window_per_level
 from simulator.fleet import SERVICES, Fleet
+from simulator.policies import Shift
 from simulator.pool import Pool
-from simulator.traces.trace import Column
-from simulator.traces.workload import Job, Workload
+from simulator.traces import Column
+from simulator.workload import Figures, Job, Workload
 from tasks.document import Size
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, variant_key
 from tasks.models.catalogue import Model, Profile, TensorSpec, Variant
 from tasks.models.profiles import UNSURE, Known, ProfileBook
-from tasks.topology import HardwareClass, Scaling, Service, Topology
+from tasks.topology import HardwareClass, Rebalance, Scaling, Service, Topology
 from taxiway.contract.keys import arrived_cell, held_cell, work_cell
 from workers.decide.blocking import blocking_by_model
 from workers.decide.pace import Track, begin, observe
@@ -234,3 +246,166 @@ def model_of(name: str) -> Model:
         variants={"default": variant},
         reference="default",
     )
+
+
+class Holding:
+    """One queue per tenant, model and service, earliest deadline first."""
+
+    def __init__(self) -> None:
+        self._queues: defaultdict[HeldKind, list[tuple[float, int, Job]]] = defaultdict(list)
+        self._order = FairOrder({})
+
+    def add(self, kind: HeldKind, job: Job) -> None:
+        """Hold a job."""
+        heappush(self._queues[kind], (job.due, job.index, job))
+
+    def kinds(self) -> set[HeldKind]:
+        """The kinds that have jobs here."""
+        return {kind for kind, jobs in self._queues.items() if jobs}
+
+    def set_present(self, kinds: Iterable[HeldKind]) -> None:
+        """Only the tenants of these kinds have jobs here."""
+        self._order.set_present(kind.tenant for kind in kinds)
+
+    def next(self, kinds: Iterable[HeldKind]) -> HeldKind:
+        """The one of these kinds that is released next."""
+        return self._order.next(self._releasable(kind) for kind in kinds).kind
+
+    def first(self, kind: HeldKind) -> Job:
+        """The job of a kind with the earliest deadline."""
+        return self._queues[kind][0][2]
+
+    def count(self, kind: HeldKind) -> int:
+        """The number of jobs of a kind."""
+        return len(self._queues[kind])
+
+    def release(self, kind: HeldKind, dollars: float) -> None:
+        """Remove the first job of a kind, and charge its tenant this many US dollars of device time."""
+        heappop(self._queues[kind])
+        self._order.charge(kind.tenant, dollars)
+
+    def _releasable(self, kind: HeldKind) -> Releasable:
+        due, _, job = self._queues[kind][0]
+        return Releasable(HoldingQueue(kind.queue, due, job.level, self.count(kind)), kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A waiting job, as `router.upkeep.mover.Queued`."""
+
+    queue: str
+    level: int
+    work: float
+    kind: Hashable
+    job: Job
+
+
+class Mover:
+    """`router.upkeep.mover.Mover` for simulated queues; `table_of` and `needs_of` give a job's table and needs."""
+
+    def __init__(
+        self,
+        rules: Rebalance,
+        reader: Reader,
+        table_of: Callable[[Job, WorkingSnapshot], CandidateTable],
+        needs_of: Callable[[Job, float], Needs],
+    ) -> None:
+        self._rules = rules
+        self._reader = reader
+        self._table_of = table_of
+        self._needs_of = needs_of
+        self._flows = Flows()
+        self._moved: dict[int, int] = {}
+        self._next = 0.0
+
+    def tick(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
+        """Evaluate once per tick, and move."""
+        if now < self._next:
+            return
+        self._next = now + self._rules.tick
+        self._flows.begin()
+        working, rules = self._reader.working(pools, now), self._rules
+        place = {pool.name: pool for pool in pools}
+        busy = [place[name] for name in backlogged(working, rules.tick)]
+        seen = _last_served(busy, working, rules.window)
+        groups = self._groups(seen, working, now)
+        work = {name: working.backlog.levels(name) for name in working.backlog.classes}
+        depths = {pool.name: pool.waiting for pool in busy}
+        decided = rebalance(groups, work, depths, rules, self._flows.closed(rules.still))
+        self._flows.note(decided)
+        jobs = {str(job.index): job for job, _ in seen} if decided else {}
+        for move in decided:
+            for name in move.jobs:
+                job = jobs[name]
+                self._moved[job.index] = self._moved.get(job.index, 0) + 1
+                self._reader.move(job, move.target, move.work)
+                yield Shift(job, place[move.source].index, place[move.target].index)
+
+    def ended(self, job: Job) -> None:
+        """A job has ended."""
+        self._moved.pop(job.index, None)
+
+    def _groups(self, seen: Sequence[tuple[Job, Pool]], working: WorkingSnapshot, now: float) -> list[Group]:
+        waiting = (self._waiting(job, pool, now) for job, pool in seen)
+        groups = (self._group(members, working, now) for members in group_by_kind(waiting, working.backlog))
+        return [group for group in groups if group.jobs]
+
+    def _waiting(self, job: Job, pool: Pool, now: float) -> Waiting:
+        work = self._reader.work(job)
+        kind = (pool.index, job.level, job.model, job.service, magnitude(work), magnitude(job.due - now))
+        return Waiting(pool.name, job.level, work, kind, job)
+
+    def _group(self, members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, now: float) -> Group:
+        """The group of similar jobs, with the figures of the one served last."""
+        last, ahead = members[0]
+        most = self._rules.max_moves_per_job
+        free = [one.job.index for one, _ in reversed(members) if self._moved.get(one.job.index, 0) < most]
+        table = self._table_of(last.job, working)
+        here = [candidate.hardware_class for candidate in table.candidates].index(last.queue)
+        return Group(table, self._needs_of(last.job, now), here, ahead, tuple(map(str, free)))
+
+
+def _last_served(pools: Sequence[Pool], working: WorkingSnapshot, window: int) -> list[tuple[Job, Pool]]:
+    """The jobs that the pools' queues serve last, as a router inspects them."""
+    most = window_per_level(window, [pool.name for pool in pools], working.backlog)
+    return [(job, pool) for pool in pools for job in pool.back(most)]
+
+
+MEMORY = 256
+"""Approximate number of jobs that the mean covers."""
+
+
+class ExpectedBatch:
+    """Mean figures of each model's jobs, one per class: `Job.alone` and `Job.crowding`; infinite if it cannot run."""
+
+    def __init__(self, models: int) -> None:
+        self._alone: list[Figures | None] = [None] * models
+        self._crowding: list[Figures | None] = [None] * models
+
+    def observe(self, job: Job) -> None:
+        """Include a job in the means."""
+        self._alone[job.model] = _nearer(self._alone[job.model], job.alone)
+        self._crowding[job.model] = _nearer(self._crowding[job.model], job.crowding)
+
+    def alone(self, model: int) -> Figures:
+        """Seconds of the typical job by itself; requires at least one job of the model."""
+        figures = self._alone[model]
+        assert figures is not None
+        return figures
+
+    def crowding(self, model: int) -> Figures:
+        """Seconds that the typical job adds to those in its batch."""
+        figures = self._crowding[model]
+        assert figures is not None
+        return figures
+
+
+def _nearer(mean: Figures | None, figures: tuple[float, ...]) -> Figures:
+    new = np.array(figures)
+    if mean is None:
+        return new
+    able, seen = np.isfinite(new), np.isfinite(mean)
+    both = able & seen
+    mean[both] += (new[both] - mean[both]) / MEMORY
+    mean[able & ~seen] = new[able & ~seen]  # another service's jobs may run there
+    return mean

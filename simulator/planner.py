@@ -1,21 +1,30 @@
-"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys more if that falls short."""
+"""The planner: buys the cheapest mix for the demand, replays the trace on it, and buys more if that falls short.
+
+Its answer also has the plan that routers follow on that mix, and tables for people.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
 from router.decide.plan import Plan as FleetPlan
+from simulator.demand import InfeasibleError, Mix, Offer, cheapest, check_deadlines, demand
+from simulator.engine import Summary
 from simulator.fleet import SERVICES, DeviceClass, Fleet
-from simulator.outcome import Summary
-from simulator.planner.demand import InfeasibleError, check_deadlines, demand
-from simulator.planner.mix import Mix, cheapest
-from simulator.planner.prices import Offer
-from simulator.traces.trace import TraceError
-from simulator.traces.workload import Figures, Workload
+from simulator.reports import percent, plan_tables
+from simulator.traces import TraceError
+from simulator.tuning.planning import plan_of
+from simulator.tuning.search import Search
+from simulator.tuning.tuner import Decision
+from simulator.tuning.twin import Conditions, Twin, Window
+from simulator.workload import Figures, Workload
 from tasks.topology import Price
 
 LOADS = (0.5, 1.0, 1.5)
@@ -277,3 +286,114 @@ def _bought(mix: Mix, summary: Summary, fleet: Fleet) -> list[Bought]:
         for number, offer in zip(mix.instances, mix.offers, strict=True)
         if number
     ]
+
+
+PLAYS = 150
+"""Plays of the search: nothing waits for it."""
+
+
+def fleet_plan(
+    workload: Workload,
+    offers: Sequence[Offer],
+    bought: Plan,
+    *,
+    seed: int,
+    progress: Callable[[float], None] = lambda plays: None,
+) -> FleetPlan | None:
+    """The best plan that a search finds for the workload's latest arrivals; None if the fleet has no penalties.
+
+    No class has more devices than were bought, and fewer are on if that saves more than it costs.
+    """
+    if not any(workload.fleet.penalties):
+        return None
+    on_mix = _scaling(equipped(workload, mix_of(bought, offers)), workload)
+    fleet, end = on_mix.fleet, float(on_mix.trace.arrival[-1]) + 1
+    counts = tuple(device.count for device in fleet.classes.values())
+    window = Window.latest(on_mix, end, end)
+    twin = Twin(fleet, window, Conditions.usual(fleet, counts))
+    found = Search(twin, seed, progress).find(None, PLAYS)
+    decision = Decision(
+        assignment=found.assignment,
+        adopted=True,
+        devices=tuple(twin.devices(found.assignment)),
+        before=math.inf,
+        after=found.score,
+        plays=twin.plays,
+        moves={},
+    )
+    return plan_of(decision, fleet, window, number=1, made=0.0)
+
+
+def _scaling(on_mix: Workload, workload: Workload) -> Workload:
+    """The mix with devices that may be off, down to the fleet file's minimum."""
+
+    def lowered(name: str, device: DeviceClass) -> DeviceClass:
+        return msgspec.structs.replace(device, minimum=min(workload.fleet.classes[name].minimum, device.count))
+
+    classes = {name: lowered(name, device) for name, device in on_mix.fleet.classes.items()}
+    return replace(on_mix, fleet=replace(on_mix.fleet, classes=classes))
+
+
+def tables(answer: Answer) -> list[Table | Text]:
+    """The mix, its attainment, how it was found, the fleet's plan on it, and the other loads, in this order."""
+    plan = answer.plan
+    followed = answer.fleet_plan
+    planned: list[Table | Text] = (
+        [] if followed is None else [part for shown in plan_tables(followed) for part in (shown, Text())]
+    )
+    return [
+        _mix(plan),
+        Text(),
+        _attained(answer.slo, plan),
+        Text(_found(plan), style="dim"),
+        Text(),
+        *planned,
+        _loads(answer.loads),
+    ]
+
+
+def _mix(plan: Plan) -> Table:
+    shown = _table("class", "instance", right=("instances", "devices", "$ an hour", "busy"))
+    for row in plan.mix:
+        kind = f"{row.instance} (spot)" if row.spot else row.instance
+        cells = [str(row.instances), str(row.devices), f"{row.usd_per_hour:.2f}", percent(row.utilisation)]
+        shown.add_row(*map(Text, [row.hardware_class, kind, *cells]))
+    instances, devices = sum(row.instances for row in plan.mix), sum(row.devices for row in plan.mix)
+    shown.add_row("in all", "", str(instances), str(devices), f"{plan.usd_per_hour:.2f}", "", style="bold")
+    return shown
+
+
+def _attained(slo: Mapping[str, float], plan: Plan) -> Table:
+    shown = _table("service", right=("asked", "attained", "headroom"))
+    headroom = plan.rounds[-1].headroom
+    for name in SERVICES:
+        shown.add_row(name, percent(slo.get(name)), percent(plan.attainment[name]), f"×{headroom[name]:.2f}")
+    return shown
+
+
+def _found(plan: Plan) -> str:
+    tried = ", ".join(f"${one.usd_per_hour:.2f}" for one in plan.rounds)
+    since = f"{plan.replays - len(plan.rounds)} cheaper ones since, which saved ${plan.saved:.2f}"
+    return f"{plan.requests:,} requests; mixes replayed: {tried} an hour; {since}"
+
+
+def _loads(loads: Sequence[Sensitivity]) -> Table:
+    shown = _table("load", right=("$ an hour", *SERVICES))
+    shown.add_column("mix", overflow="fold")
+    for row in loads:
+        if row.mix is None or row.attainment is None:
+            cells, mix = ["–"] * (1 + len(SERVICES)), row.infeasible or ""
+        else:
+            cells = [f"{row.usd_per_hour:.2f}", *(percent(row.attainment[name]) for name in SERVICES)]
+            mix = ", ".join(f"{number} × {name}" for name, number in row.mix.items())
+        shown.add_row(f"×{row.load:g}", *map(Text, [*cells, mix]))
+    return shown
+
+
+def _table(*left: str, right: Sequence[str]) -> Table:
+    shown = Table(box=None, pad_edge=False, collapse_padding=True)
+    for name in left:
+        shown.add_column(name, no_wrap=True)
+    for name in right:
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown

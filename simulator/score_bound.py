@@ -12,7 +12,7 @@ Every run obeys the programme. In it, a device serves from the end of its start 
 2. Each started device has also cost `start` seconds, and was on for them: together with those that serve, no more than
    the class's `count`, or what an event leaves available. None serves before `start`, apart from `initial` ones.
 3. `minimum` devices serve until the last arrival, unless devices of the class fail or are taken away.
-4. A request that is answered in time takes at least `minimum_time` of one class's devices between its arrival and its
+4. A request that is answered in time takes at least `least_work` of one class's devices between its arrival and its
    deadline. It is not on a spot class unless its service is preemptible.
 5. A request that is not costs its share of its service's penalty.
 
@@ -24,9 +24,14 @@ Relaxed, so that it stays a bound:
 - Each request runs in the best batch that its deadline and the memory allow, whatever else has arrived.
 - Loading models, failures and reclaims cost nothing. `initial` devices may be switched off at once.
 - Work begun before hardware slows down may end at the speed before (`Pace.carried`).
-- Requests of a kind (`simulator.bounds.kinds`) have costs of one ratio between classes, and the largest is left out at
+- Requests of a kind (`Kind`) have costs of one ratio between classes, and the largest is left out at
   the price of one.
 - Slots grow after the last arrival.
+
+Requests of a kind cost alike and are one divisible amount of work, whose cost is not overstated. They have the same
+model, service and classes that answer them in time. Each has a size, and takes at least its size times the kind's rate
+on each class. A kind of requests whose costs have unlike ratios between classes understates them, so the kinds that
+lose most are split.
 """
 
 from __future__ import annotations
@@ -38,14 +43,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.bounds.kinds import Kind, kinds
-from simulator.bounds.minimum_time import SLACK, least_work
-from simulator.bounds.pace import Pace, is_lasting
-from simulator.bounds.programme import Programme, Solution
+from simulator.cost_bound import SLACK, Pace, Programme, Solution, is_lasting, least_work
+from simulator.engine import Summary, fines, penalty
 from simulator.fleet import SERVICES, DeviceClass
-from simulator.outcome import Summary, fines, penalty
-from simulator.traces.trace import Column
-from simulator.traces.workload import Figures, Workload
+from simulator.traces import Column
+from simulator.workload import Figures, Workload
 
 NAME = "whole-bound"
 
@@ -243,3 +245,61 @@ class _Plan:
                 missed[service] += float(solution.values[columns].sum()) / largest
         shares = zip(SERVICES, missed.tolist(), self._asked.tolist(), strict=True)
         return {name: min(count / asked, 1.0) if asked else None for name, count, asked in shares}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`rows` are numbers of requests, `columns` of classes. Shapes: `size` (rows,), `rate` (columns,).
+
+    `lost` is the US dollars by which the kind may understate its requests' costs.
+    """
+
+    service: int
+    rows: Column
+    columns: Column
+    size: Figures
+    rate: Figures
+    lost: float
+    ratios: Figures
+
+    @classmethod
+    def of(cls, service: int, rows: Column, work: Figures, price: Figures) -> Kind:
+        """The kind of these requests; `work` is seconds, shape (n, classes), infinite alike for all of them."""
+        columns = np.flatnonzero(np.isfinite(work[rows[0]]))
+        own = np.maximum(work[np.ix_(rows, columns)], _NONE)
+        rate = own.mean(axis=0)
+        size = (own / rate).min(axis=1)
+        lost = float((own * price[columns]).min(axis=1).sum()) * (1 - size.mean())
+        logs = np.log(own)
+        return cls(service, rows, columns, size, rate, lost, logs - logs.mean(axis=1, keepdims=True))
+
+    def split(self, work: Figures, price: Figures) -> list[Kind]:
+        """Two kinds, divided at the median of the most varied ratio; only this one if all ratios are alike."""
+        ratio = self.ratios[:, self.ratios.var(axis=0).argmax()]
+        middle = np.median(ratio)
+        less = ratio < middle if middle > ratio.min() else ratio <= middle
+        if less.all():
+            return [self]
+        return [Kind.of(self.service, self.rows[part], work, price) for part in (less, ~less)]
+
+
+_NONE = 1e-9
+"""Seconds that count as none, so that ratios are defined."""
+
+
+def kinds(workload: Workload, work: Figures, price: Figures, *, most: int) -> list[Kind]:
+    """All requests that some class answers in time, in at most `most` kinds, or as many as the least needs."""
+    trace = workload.trace
+    able = np.isfinite(work)
+    rows = np.flatnonzero(able.any(axis=1))
+    keys = np.stack([trace.model[rows], trace.service[rows], able[rows] @ (1 << np.arange(work.shape[1]))], axis=1)
+    found = [
+        Kind.of(int(key[1]), rows[(keys == key).all(axis=1)], work, price) for key in np.unique(keys, axis=0).tolist()
+    ]
+    while found and len(found) < most:
+        worst = max(range(len(found)), key=lambda number: found[number].lost)
+        parts = found[worst].split(work, price)
+        if len(parts) == 1:
+            break
+        found[worst : worst + 1] = parts
+    return found

@@ -1,4 +1,4 @@
-"""The trials' requests: 900 s of several models, drawn with a seed.
+"""Trials of placement by name: 900 s of several models that compete for unlike hardware, drawn with a seed.
 
 Small models and images arrive as Poisson processes. Language models arrive as in the Azure LLM traces (Patel et al.,
 Splitwise, ISCA 2024), drawn from their files where these are given, otherwise from a process of two rates with the same
@@ -8,16 +8,16 @@ means and about the same bursts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simulator.fleet import SERVICES
-from simulator.traces.synthetic import synthetic_trace
-from simulator.traces.trace import Trace, make_trace, read_trace
+from simulator.fleet import SERVICES, Event, Fleet, load_fleet
+from simulator.traces import Trace, make_trace, read_trace, synthetic_trace
+from simulator.workload import Workload, prepare
 
 LENGTH = 900.0
 """Seconds of a trial."""
@@ -157,3 +157,41 @@ def _drifted(row: Row, random: Random) -> list[Row]:
     if row["model"] == "image" and random.random() < share:
         return [row, {**row, "arrival": min(row["arrival"] + random.uniform(0, 5), LENGTH)}]
     return [row]
+
+
+FLEETS = Path(__file__).parent / "fleets"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A fleet file, what arrives, and what happens to the fleet meanwhile."""
+
+    name: str
+    file: str
+    make: Callable[[Random, Path | None], list[Row]]
+    events: tuple[Event, ...] = ()
+
+    def fleet(self) -> Fleet:
+        """The fleet, with the trial's events."""
+        return replace(load_fleet(FLEETS / self.file), events=self.events)
+
+    def trace(self, seed: int, data: Path | None = None) -> Trace:
+        """What arrives with a seed, with `data` the folder of the Azure traces, if there is one."""
+        return arrivals(self.make, (seed, *self.name.encode()), data)
+
+    def workload(self, trace: Trace) -> Workload:
+        """A trace on the trial's fleet."""
+        return prepare(trace, self.fleet(), seed=1)
+
+
+THROTTLED = Event(at=LENGTH / 2, hardware_class="gpu.l4", slower=3.0)
+
+TRIALS: Mapping[str, Trial] = {
+    trial.name: trial
+    for trial in (
+        Trial("steady", "trial-mixed.yaml", mixed),
+        Trial("drift", "trial-mixed.yaml", drift),
+        Trial("throttled", "trial-mixed.yaml", mixed, (THROTTLED,)),
+        Trial("edge", "trial-edge.yaml", edge),
+    )
+}

@@ -1,1 +1,0 @@
-"""Lower bounds: what no policy can undercut in this simulation."""

@@ -1,0 +1,436 @@
+"""What a workload demands of a fleet's classes, and the cheapest instances of a price file that carry it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from simulator.fleet import SERVICES, DeviceClass, Fleet, FleetError, Timing
+from simulator.traces import Column
+from simulator.workload import Figures, Workload
+from tasks.document import Verbatim
+
+COLUMNS = ("instance", "accelerator", "accelerator_count", "usd_per_hour", "usd_per_hour_spot")
+"""Required columns of a price file; further columns are ignored."""
+
+_DEAREST = 1e6
+
+
+class PriceError(ValueError):
+    """A price file is invalid: file, line (from 1; 0 means the whole), column, what was expected and what was found."""
+
+    def __init__(self, file: str, line: int, column: str, expected: str, got: object) -> None:
+        place = ": ".join(filter(None, (file, f"line {line}" if line else "", column)))
+        super().__init__(f"{place}: expected {expected}, got {got}")
+        self.file = file
+        self.line = line
+        self.column = column
+        self.expected = expected
+        self.got = got
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A kind of machine: `devices` of an accelerator, or one CPU if `accelerator` is empty."""
+
+    name: str
+    accelerator: str
+    devices: int
+    usd_per_hour: float
+    spot_usd_per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """An instance as part of a hardware class: its devices, at the price that the class pays."""
+
+    hardware_class: str
+    instance: str
+    devices: int
+    usd_per_hour: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """A price file's instances, in its order."""
+
+    file: str
+    instances: tuple[Instance, ...]
+
+
+def load_prices(path: Path) -> Prices:
+    """Read `path`.
+
+    Raises:
+        PriceError: the file cannot be read, or a row is invalid.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            return parse_prices(lines, str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PriceError(str(path), 0, "", "a readable CSV file in UTF-8", error) from error
+
+
+def parse_prices(lines: Iterable[str], file: str = "prices.csv") -> Prices:
+    """The instances in the lines of a CSV file; the first line is the header.
+
+    Raises:
+        PriceError: names `file`, line and column. A missing or zero price is an error.
+    """
+    reader = csv.DictReader(lines, strict=True)
+    try:
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise PriceError(file, 1, "", f"the columns {','.join(COLUMNS)}", f"none called {', '.join(missing)}")
+        instances = tuple(_instance(row, file, reader.line_num) for row in reader)
+    except csv.Error as error:
+        raise PriceError(file, reader.line_num + 1, "", "CSV", error) from error
+    if not instances:
+        raise PriceError(file, 0, "", "at least one instance", "none")
+    return Prices(file, instances)
+
+
+def offers(fleet: Fleet, prices: Prices) -> tuple[Offer, ...]:
+    """What can be bought for each class, in the order of the classes: the cheapest instance of each size.
+
+    A size is left out if several smaller instances give the same devices at no higher cost.
+
+    Raises:
+        FleetError: a class names nothing in the price file, or is spot and has no spot price there.
+    """
+    return tuple(offer for name, device in fleet.classes.items() for offer in _offers(fleet.file, name, device, prices))
+
+
+def _instance(row: Mapping[str, str | None], file: str, line: int) -> Instance:
+    fields = {name: row[name] for name in COLUMNS}
+    if None in fields.values() or None in row:
+        raise PriceError(file, line, "", "as many fields as the header has", "more or fewer")
+    text = {name: (value or "").strip() for name, value in fields.items()}
+    if not text["instance"]:
+        raise PriceError(file, line, "instance", "a name", "nothing")
+    count = text["accelerator_count"]
+    if not (count.isascii() and count.isdigit() and len(count) < 5) or (int(count) == 0) != (not text["accelerator"]):
+        expected = "a count from 1 to 9999 beside an accelerator, 0 without"
+        raise PriceError(file, line, "accelerator_count", expected, repr(count))
+    spot = text["usd_per_hour_spot"]
+    return Instance(
+        name=text["instance"],
+        accelerator=text["accelerator"],
+        devices=max(int(count), 1),
+        usd_per_hour=_dollars(text["usd_per_hour"], file, line, "usd_per_hour"),
+        spot_usd_per_hour=_dollars(spot, file, line, "usd_per_hour_spot") if spot else None,
+    )
+
+
+def _dollars(text: str, file: str, line: int, column: str) -> float:
+    try:
+        dollars = float(text)
+    except ValueError:
+        dollars = math.nan
+    if not 0 < dollars < _DEAREST:
+        raise PriceError(file, line, column, "a price above 0", repr(text) if text else "nothing")
+    return dollars
+
+
+def _offers(file: str, name: str, device: DeviceClass, prices: Prices) -> Iterator[Offer]:
+    """The class's offers by size, smallest first."""
+    cheapest: dict[int, Offer] = {}
+    for instance in _named(file, name, device, prices):
+        price = instance.spot_usd_per_hour if device.spot else instance.usd_per_hour
+        if price is None:
+            continue
+        offer = Offer(name, instance.name, instance.devices, price)
+        held = cheapest.get(offer.devices, offer)
+        cheapest[offer.devices] = min(held, offer, key=lambda one: (one.usd_per_hour, one.instance))
+    if not cheapest:
+        raise FleetError(
+            file, f"classes.{name}.spot", f"an instance with a spot price in {prices.file}", Verbatim("none")
+        )
+    for devices in sorted(cheapest):
+        if not any(_replaces(smaller, cheapest[devices]) for smaller in cheapest.values()):
+            yield cheapest[devices]
+
+
+def _replaces(smaller: Offer, larger: Offer) -> bool:
+    times, rest = divmod(larger.devices, smaller.devices)
+    return times > 1 and not rest and times * smaller.usd_per_hour <= larger.usd_per_hour * (1 + 1e-9)
+
+
+def _named(file: str, name: str, device: DeviceClass, prices: Prices) -> Sequence[Instance]:
+    """The instances that the class's `accelerator` and `instances` name."""
+    if device.accelerator is None and not device.instances:
+        expected = f"an accelerator, or instances, of {prices.file}"
+        raise FleetError(file, f"classes.{name}.accelerator", expected, Verbatim("neither"))
+    alike = [one for one in prices.instances if device.accelerator in (None, one.accelerator)]
+    if not alike:
+        expected = (
+            f"an accelerator of {prices.file}, one of {sorted({one.accelerator for one in prices.instances} - {''})}"
+        )
+        raise FleetError(file, f"classes.{name}.accelerator", expected, device.accelerator)
+    known = {one.name for one in alike}
+    for wanted in device.instances:
+        if wanted not in known:
+            which = f" with {device.accelerator}" if device.accelerator else ""
+            raise FleetError(file, f"classes.{name}.instances", f"instances of {prices.file}{which}", wanted)
+    return [one for one in alike if not device.instances or one.name in device.instances]
+
+
+WINDOW = 60.0
+"""Seconds of the windows in which demand is counted; longer for a service with a longer deadline."""
+
+QUANTILE = 0.95
+"""The quantile over those windows that a mix must serve."""
+
+
+DEADLINE_EXPONENT = 0.25
+"""Exponent by which a service's headroom shortens its deadline: a headroom of 16 halves it."""
+
+
+class InfeasibleError(ValueError):
+    """No mix of the fleet's instances meets the requirements; the message says what is missing and by how much."""
+
+
+def check_deadlines(workload: Workload, slo: Mapping[str, float]) -> None:
+    """Check that each service's share could be answered in time on an idle device of some class.
+
+    Raises:
+        InfeasibleError: for the first service that cannot, with what the fastest class needs.
+    """
+    alone = _permitted(workload, _alone(workload))
+    fastest, deadline = alone.min(axis=1), workload.trace.deadline
+    for name, share in slo.items():
+        rows = np.flatnonzero(workload.trace.service == SERVICES.index(name))
+        possible = float((fastest[rows] <= deadline[rows]).mean()) if len(rows) else 1.0
+        if possible >= share:
+            continue
+        tightness = fastest[rows] / np.minimum(deadline[rows], 1e300)
+        row = rows[np.argsort(tightness, kind="stable")[math.ceil(share * len(rows) - 1e-9) - 1]]
+        need = "no class that may run it does"
+        if math.isfinite(fastest[row]):
+            best = list(workload.fleet.classes)[int(alone[row].argmin())]
+            need = f"the fastest class, {best}, needs {fastest[row]:.3g} s"
+        raise InfeasibleError(
+            f"{name} asks {share:g} within {deadline[row]:.3g} s, {need}; {possible:.3g} could be in time at most"
+        )
+
+
+def demand(workload: Workload, headroom: Figures) -> Figures:
+    """The demand of the workload's busiest windows: devices that each group of requests keeps busy on each class alone.
+
+    A group is equal in model, service and the classes that may run it. Shapes: (services,) to (groups, classes);
+    infinite if a group may not run.
+
+    A request costs its device seconds in the fullest batch in which it would still be in time.
+    A group's demand is the `QUANTILE` over its windows, and at least its mean.
+    A headroom of h multiplies that by h, and requires answers in deadline / h ** `DEADLINE_EXPONENT`, or as fast as
+    possible.
+    Requests that no class could answer in time are left out.
+
+    Raises:
+        InfeasibleError: that applies to all requests.
+    """
+    times = headroom[workload.trace.service]
+    work = _needed(workload, workload.trace.deadline / times**DEADLINE_EXPONENT)
+    rows = np.flatnonzero(np.isfinite(work).any(axis=1))
+    if not len(rows):
+        raise InfeasibleError("no request could be answered in time on any class")
+    work = work[rows] * times[rows, None]
+    model, service = workload.trace.model[rows].astype(np.int64), workload.trace.service[rows].astype(np.int64)
+    pattern = np.isfinite(work) @ (1 << np.arange(work.shape[1]))
+    keys, group = np.unique(np.stack([service, model, pattern], axis=1), axis=0, return_inverse=True)
+    windows = _windows(workload)
+    load = [
+        _busiest(workload.trace.arrival[rows[group == number]], work[group == number], *windows[int(key[0])])
+        for number, key in enumerate(keys)
+    ]
+    return np.array(load)
+
+
+def _needed(workload: Workload, due: Figures) -> Figures:
+    """Device seconds of each request if answered by `due`; else, if it meets its deadline, on its fastest class."""
+    work, alone = _permitted(workload, _work(workload, due)), _permitted(workload, _alone(workload))
+    fastest = alone.argmin(axis=1)
+    late = ~np.isfinite(work).any(axis=1) & (alone.min(axis=1) <= workload.trace.deadline)
+    work[late, fastest[late]] = alone[late, fastest[late]]
+    return work
+
+
+def _windows(workload: Workload) -> list[tuple[float, int]]:
+    """Length in seconds and number of each service's windows, which divide the trace evenly."""
+    span = max(float(workload.trace.arrival[-1]), 1.0)
+    found = []
+    for number in range(len(SERVICES)):
+        deadline = workload.trace.deadline[workload.trace.service == number]
+        length = max(WINDOW, float(np.median(deadline))) if len(deadline) else WINDOW
+        count = max(int(span // length), 1)
+        found.append((span / count, count))
+    return found
+
+
+def _busiest(arrival: Figures, work: Figures, window: float, windows: int) -> Figures:
+    """Devices kept busy on each class at the quantile of the windows; shapes (n,), (n, classes) to (classes,)."""
+    slot = np.minimum((arrival // window).astype(np.int64), windows - 1)
+    able = np.isfinite(work[0])
+    load = np.full(work.shape[1], math.inf)
+    for column in np.flatnonzero(able):
+        busy = np.bincount(slot, weights=work[:, column], minlength=windows) / window
+        load[column] = max(float(np.quantile(busy, QUANTILE)), float(busy.mean()))
+    return load
+
+
+def _permitted(workload: Workload, figures: Figures) -> Figures:
+    """The figures, infinite on spot classes for services that must not be interrupted."""
+    fleet = workload.fleet
+    spot = np.array([device.spot for device in fleet.classes.values()])
+    firm = np.array([not service.preemptible for service in fleet.services])[workload.trace.service]
+    return np.where(firm[:, None] & spot, math.inf, figures)
+
+
+def _alone(workload: Workload) -> Figures:
+    """Seconds of each request on an idle device of each class."""
+    alone = np.full((len(workload), len(workload.fleet.classes)), math.inf)
+    for rows, column, timing in _runs(workload):
+        alone[rows, column] = timing.answer(*_sizes(workload, rows), 1)
+    return alone
+
+
+def _work(workload: Workload, due: Figures) -> Figures:
+    """Device seconds of each request in the fullest batch that is answered by `due`; infinite if there is none."""
+    work = np.full((len(workload), len(workload.fleet.classes)), math.inf)
+    devices = list(workload.fleet.classes.values())
+    for rows, column, timing in _runs(workload):
+        size, output = _sizes(workload, rows)
+        for batch in _batches(devices[column].max_batch):
+            seconds = timing.answer(size, output, batch)
+            shared = np.where(seconds <= due[rows], seconds / batch, math.inf)
+            work[rows, column] = np.minimum(work[rows, column], shared)
+    return work
+
+
+def _batches(most: int) -> list[int]:
+    """1, 2, 4, … and the largest."""
+    return sorted({*(1 << power for power in range(most.bit_length())), most})
+
+
+def _sizes(workload: Workload, rows: Column) -> tuple[Figures, Figures]:
+    return workload.trace.size[rows].astype(np.float64), workload.trace.output[rows].astype(np.float64)
+
+
+def _runs(workload: Workload) -> Iterator[tuple[Column, int, Timing]]:
+    """The requests of each model, with the classes that run it."""
+    fleet: Fleet = workload.fleet
+    for number, name in enumerate(workload.trace.models):
+        rows = np.flatnonzero(workload.trace.model == number)
+        for column, timing in enumerate(fleet.timings[name]):
+            if timing is not None:
+                yield rows, column, timing
+
+
+_INFEASIBLE = 2
+"""`milp`'s status for a programme without a solution."""
+
+
+class FleetTooSmallError(InfeasibleError):
+    """The classes' counts do not carry the load; `lacking` is the fewest further devices that would, by class."""
+
+    def __init__(self, lacking: Mapping[str, int], counts: Mapping[str, int]) -> None:
+        more = ", ".join(f"{name} has at most {counts[name]}, {number} more" for name, number in lacking.items())
+        super().__init__(f"the fleet has too few devices: {more} would do")
+        self.lacking = dict(lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How many of each offer to buy, in the order of the offers."""
+
+    offers: tuple[Offer, ...]
+    instances: tuple[int, ...]
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Their total cost."""
+        return sum(number * offer.usd_per_hour for number, offer in zip(self.instances, self.offers, strict=True))
+
+    def devices(self) -> dict[str, int]:
+        """Devices of each class that has any."""
+        found: dict[str, int] = {}
+        for number, offer in zip(self.instances, self.offers, strict=True):
+            if number:
+                found[offer.hardware_class] = found.get(offer.hardware_class, 0) + number * offer.devices
+        return found
+
+    def changed(self, position: int, by: int) -> Mix:
+        """The mix with `by` more instances of one offer."""
+        instances = (*self.instances[:position], self.instances[position] + by, *self.instances[position + 1 :])
+        return Mix(self.offers, instances)
+
+
+def cheapest(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int]) -> Mix:
+    """The mix that carries every group of requests at the least cost per hour.
+
+    A group may be split among the classes on which its load is finite; there is at least one.
+    A class carries at most the load of the devices bought for it.
+
+    Args:
+        offers: what can be bought.
+        load: shape (groups, classes): devices that a group keeps busy on each class.
+        counts: the most devices of each class, in the order of `load`'s columns.
+
+    Raises:
+        FleetTooSmallError: the counts do not allow it.
+    """
+    found = _solve(offers, load, counts, unlimited=False)
+    if found is None:
+        beyond = _solve(offers, load, counts, unlimited=True)
+        assert beyond is not None, "with unlimited devices there is always a mix"
+        lacking = {name: int(more) for name, more in zip(counts, beyond[len(offers) :], strict=False) if more}
+        raise FleetTooSmallError(lacking, counts)
+    return Mix(tuple(offers), tuple(found[: len(offers)]))
+
+
+def _solve(offers: Sequence[Offer], load: Figures, counts: Mapping[str, int], *, unlimited: bool) -> list[int] | None:
+    """Whole numbers of each offer, then of further devices of each class; None if there is no solution.
+
+    Variables: instances of each offer, further devices of each class, shares of each group on each of its classes.
+    With `unlimited`, instances cost nothing and each further device 1; otherwise no further devices are available.
+    """
+    group, column = np.nonzero(np.isfinite(load))
+    bought, classes, shares = len(offers), len(counts), len(group)
+    size = bought + classes + shares
+    names = list(counts)
+    served = np.zeros((len(load), size))
+    served[group, bought + classes + np.arange(shares)] = 1
+    carried, limited = np.zeros((classes, size)), np.zeros((classes, size))
+    carried[column, bought + classes + np.arange(shares)] = load[group, column]
+    for position, offer in enumerate(offers):
+        row = names.index(offer.hardware_class)
+        carried[row, position] = -offer.devices
+        limited[row, position] = offer.devices
+    limited[np.arange(classes), bought + np.arange(classes)] = -1
+    cost = np.zeros(size)
+    cost[:bought] = [0.0 if unlimited else offer.usd_per_hour for offer in offers]
+    cost[bought : bought + classes] = 1
+    highest = np.full(size, np.inf)
+    highest[bought : bought + classes] = np.inf if unlimited else 0
+    highest[bought + classes :] = 1
+    answer = milp(
+        cost,
+        integrality=np.arange(size) < bought + classes,
+        bounds=Bounds(0, highest),
+        constraints=[
+            LinearConstraint(served, 1, 1),
+            LinearConstraint(carried, -np.inf, 0),
+            LinearConstraint(limited, -np.inf, list(counts.values())),
+        ],
+        options={"mip_rel_gap": 0},
+    )
+    if answer.status == _INFEASIBLE:
+        return None
+    assert answer.success, answer.message
+    return [round(float(number)) for number in answer.x[: bought + classes]]

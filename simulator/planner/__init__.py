@@ -1,1 +1,0 @@
-"""What hardware to buy for a workload: demand, prices, the cheapest mix, and the report of a plan."""

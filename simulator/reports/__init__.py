@@ -1,1 +1,0 @@
-"""Comparisons of policies for people and programs: tables, JSON and one HTML page."""
