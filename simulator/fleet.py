@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.document import DocumentError, Size, Verbatim, parse_document
-from tasks.topology import ClassName, Price, Rebalance
+from tasks.topology import ClassName, Price, Rebalance, price_contradictions
 from taxiway.contract.request import Priority
 
 SERVICES = ("live", "standard", "bulk")
@@ -273,13 +273,19 @@ def _event_contradictions(path: str, document: Document, event: Event) -> Iterat
         yield path, "exactly one of slower, available and reclaimed", changes
 
 
+def _wrong_prices(device: DeviceClass) -> Iterator[tuple[str, str, object]]:
+    if device.spot and device.price.spot_usd_per_hour is None:
+        yield "price.spot_usd_per_hour", "a price, because the class is spot", Verbatim("nothing")
+    yield from price_contradictions(device.price, None)
+
+
 def _class_contradictions(path: str, document: Document, device: DeviceClass) -> Iterator[tuple[str, str, object]]:
     if device.minimum > device.count:
         yield f"{path}.minimum", f"at most the count, {device.count}", device.minimum
     if not device.minimum <= device.initial <= device.count and device.initial:
         yield f"{path}.initial", f"from the minimum, {device.minimum}, to the count, {device.count}", device.initial
-    if device.spot and device.price.spot_usd_per_hour is None:
-        yield f"{path}.price.spot_usd_per_hour", "a price, because the class is spot", Verbatim("nothing")
+    for place, expected, value in _wrong_prices(device):
+        yield f"{path}.{place}", expected, value
     if device.roofline is None and not device.curves:
         yield path, "a roofline, or curves of models", Verbatim("neither")
     for model in device.curves:

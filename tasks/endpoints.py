@@ -7,6 +7,8 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
+from taxiway.contract.job import Tokens
+
 EndpointProtocol = Literal["openai", "oip"]
 
 PROTOCOLS: tuple[str, ...] = get_args(EndpointProtocol)
@@ -16,6 +18,26 @@ Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$", m
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)]
 HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\x80-\U0010ffff]*$", max_length=4096)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Tariff(msgspec.Struct, frozen=True, array_like=True):
+    """US dollars for each token of input, of input that the endpoint had cached and of output, and for each request."""
+
+    input: float
+    cached: float
+    output: float
+    request: float
+
+    @property
+    def of_tokens(self) -> bool:
+        """Whether tokens cost something."""
+        return self.input + self.cached + self.output > 0
+
+    def bill(self, tokens: Tokens, requests: int) -> float:
+        """US dollars for requests that had these tokens in all."""
+        cached = min(tokens.cached, tokens.input)
+        paid = self.input * (tokens.input - cached) + self.cached * cached + self.output * tokens.output
+        return paid + self.request * requests
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from tasks.endpoints import Tariff
 from taxiway.contract.wire import key_id, signature, signed_by
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -27,12 +28,13 @@ class TicketError(Exception):
     """A message's ticket is missing, altered or not valid here."""
 
 
-class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One placement, in the form that a worker needs.
 
     `variants` maps every hardware class that the job may run on to the variant it runs there. `accepted` and
     `deadline_at` are seconds by the store's clock; a copy that arrives after `deadline_at` is not run, so routers set
-    it on every ticket (0 means none). `prices` are in US dollars an hour.
+    it on every ticket (0 means none). `prices` are in US dollars an hour; `tariffs` are what use costs, on the classes
+    where it costs something.
     """
 
     job: str
@@ -45,6 +47,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     level: int
     reason: str
     reply: str = ""
+    tariffs: dict[str, Tariff] = {}
 
 
 _decode = msgspec.json.Decoder(Ticket).decode

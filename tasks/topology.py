@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
-from tasks.endpoints import Endpoint
+from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
 from taxiway.contract.blobs import INLINE
 from taxiway.contract.bounds import ELEMENTS
@@ -29,6 +29,7 @@ TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Dollars = Annotated[float, msgspec.Meta(gt=0)]
+NoLess = Annotated[float, msgspec.Meta(ge=0)]
 
 
 RUN_SHARE = 0.25
@@ -48,10 +49,31 @@ class TopologyError(DocumentError):
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one device of a class costs."""
+    """What one device of a class costs while it is on, and what the use of an endpoint costs besides or instead.
 
-    usd_per_hour: Dollars
+    `usd_per_hour` is required unless the class is an endpoint with another price. Input that the endpoint had cached
+    costs as much as other input where `usd_per_million_cached_input` is not given.
+    """
+
+    usd_per_hour: NoLess = 0.0
     spot_usd_per_hour: Dollars | None = None
+    usd_per_million_input: NoLess = 0.0
+    usd_per_million_output: NoLess = 0.0
+    usd_per_million_cached_input: NoLess | None = None
+    usd_per_request: NoLess = 0.0
+
+    @property
+    def tariff(self) -> Tariff | None:
+        """The prices of use; None if only time costs something."""
+        cached = self.usd_per_million_cached_input
+        if not any((self.usd_per_million_input, cached, self.usd_per_million_output, self.usd_per_request)):
+            return None
+        return Tariff(
+            input=self.usd_per_million_input / 1e6,
+            cached=(self.usd_per_million_input if cached is None else cached) / 1e6,
+            output=self.usd_per_million_output / 1e6,
+            request=self.usd_per_request,
+        )
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -304,12 +326,21 @@ def schema() -> dict[str, Any]:
         del hardware["properties"][name]["default"]
     hardware["if"] = {"properties": {"device": {"const": "endpoint"}}}
     hardware["then"] = {"required": ["endpoint"], "properties": dict.fromkeys(_OF_DEVICES, False)}
-    hardware["else"] = {"required": list(_OF_DEVICES), "properties": {"endpoint": False}}
+    powered = {"required": ["usd_per_hour"], "properties": dict.fromkeys(_PRICES_OF_USE, False)}
+    hardware["else"] = {"required": list(_OF_DEVICES), "properties": {"endpoint": False, "price": powered}}
     return described
 
 
 _OF_DEVICES = ("runtimes", "max_batch", "max_wait")
 """Fields that are required for, and limited to, classes without an endpoint."""
+
+_PRICES_OF_USE = (
+    "usd_per_million_input",
+    "usd_per_million_output",
+    "usd_per_million_cached_input",
+    "usd_per_request",
+)
+"""Prices that only endpoints have."""
 
 _NOT_GIVEN: Mapping[str, object] = {"runtimes": (), "max_batch": 0, "max_wait": -1.0}
 
@@ -340,6 +371,7 @@ def _class_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, o
     if not _is_pattern(hardware.notice.says):
         yield "notice.says", "a regular expression", hardware.notice.says
     yield from _device_contradictions(hardware)
+    yield from price_contradictions(hardware.price, hardware.endpoint)
 
 
 def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, object]]:
@@ -359,6 +391,20 @@ def _device_contradictions(hardware: HardwareClass) -> Iterator[tuple[str, str, 
         yield name, "nothing, as it follows from the endpoint", getattr(hardware, name)
     for place, expected, value in endpoint_contradictions(hardware.endpoint):
         yield f"endpoint.{place}", expected, value
+
+
+def price_contradictions(price: Price, endpoint: Endpoint | None) -> Iterator[tuple[str, str, object]]:
+    """Prices that a class with or without an endpoint must not have, or lacks."""
+    used = [name for name in _PRICES_OF_USE if getattr(price, name)]
+    if price.usd_per_hour == 0 and (endpoint is None or not used):
+        others = "" if endpoint is None else ", or another price, as somebody pays for the endpoint"
+        yield "price.usd_per_hour", f"a number > 0{others}", price.usd_per_hour
+    if endpoint is None:
+        for name in used:
+            yield f"price.{name}", "nothing, as only an endpoint has such prices", getattr(price, name)
+    elif endpoint.protocol != "openai":
+        for name in [one for one in used if one != "usd_per_request"]:
+            yield f"price.{name}", f"nothing, as {endpoint.protocol} counts no tokens", getattr(price, name)
 
 
 def _body_limits_below_payload(topology: Topology) -> Iterator[tuple[str, str, object]]:

@@ -46,6 +46,8 @@ class CandidateTable:
     `blocking`, of that shape too, is the seconds beyond it that the most urgent work may wait for another model's
     batch. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a
     batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
+    `metered`, of shape (3, candidates), what each row, token of input and token of output costs besides; None if none
+    costs anything,
     `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2, candidates),
     is the rows per second that reach each device of the class, and that would if all of the model's traffic went there.
     `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the plan says about these
@@ -82,6 +84,7 @@ class CandidateTable:
     link_delay: Column
     link_seconds: Column
     egress: Column
+    metered: np.ndarray | None
     rates: np.ndarray
     sharers: float
     stale: bool
@@ -128,6 +131,7 @@ def build_table(
         blocked=blocked,
         blocking=_beyond(blocked, [_blocking(c.devices, model.id) for c in candidates]),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
+        metered=_metered(candidates),
         rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
         stale=fleet.stale,
@@ -142,6 +146,15 @@ def billed(limit: Column) -> Column:
     """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
     rows: Column = np.minimum(limit, FULL)
     return rows
+
+
+def _metered(candidates: Sequence[Candidate]) -> np.ndarray | None:
+    """The table's `metered`."""
+    tariffs = [candidate.hardware.price.tariff for candidate in candidates]
+    if not any(tariffs):
+        return None
+    free = (0.0, 0.0, 0.0)
+    return np.array([free if t is None else (t.request, t.input, t.output) for t in tariffs], dtype=np.float64).T
 
 
 def _guide(

@@ -55,10 +55,11 @@ class Allowance:
 class Needs:
     """A request's service terms, with defaults from queues.yaml. Seconds and US dollars.
 
-    `size` is the size of one row in the model's unit, `output` the predicted answer's part of it. `payload` is the
-    number of bytes sent to the device. Without an `allowance`, the tenant's spending is unbounded. `company` is the
-    expected batch: the number of jobs of the same kind released from holding together with it. `brief` is set for a
-    tenant over its fair share (`usage.Shares`): the seconds of work that may be bound ahead of the request.
+    `size` is the size of one row in the model's unit, `output` the predicted answer's part of it, and `longest` the
+    longest answer that it allows. `payload` is the number of bytes sent to the device. Without an `allowance`, the
+    tenant's spending is unbounded. `company` is the expected batch: the number of jobs of the same kind released from
+    holding together with it. `brief` is set for a tenant over its fair share (`usage.Shares`): the seconds of work that
+    may be bound ahead of the request.
     """
 
     deadline: float | None
@@ -72,6 +73,7 @@ class Needs:
     company: int = 0
     brief: float | None = None
     output: int = 0
+    longest: int = 0
 
     @property
     def affordable(self) -> float:
@@ -115,6 +117,7 @@ def needs_of(
     company: int = 0,
     brief: float | None = None,
     output: int = 0,
+    longest: int = 0,
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
@@ -139,6 +142,7 @@ def needs_of(
         company=company,
         brief=brief,
         output=output,
+        longest=longest,
     )
 
 
@@ -192,6 +196,9 @@ def _unfit(model: Model, variant: Variant, hardware: HardwareClass) -> str | Non
         return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
     if hardware.endpoint is not None and hardware.endpoint.name_of(model.name, model.version) is None:
         return f"the class's endpoint serves {', '.join(hardware.endpoint.models)}, not {model.id}"
+    tariff = hardware.price.tariff
+    if tariff is not None and tariff.of_tokens and model.size_unit != "tokens":
+        return f"the class charges for tokens, which the model's size_unit ({model.size_unit}) does not count"
     if hardware.device not in variant.profiles and "cpu" not in variant.profiles:
         return f"the variant has no profile for {hardware.device}"
     if hardware.memory is not None and variant.memory > hardware.memory:

@@ -70,6 +70,14 @@ class Workload(Protocol):
         """Size of one row in the model's unit."""
 
     @property
+    def output(self) -> float | Column:
+        """The part of the size that is expected to be generated."""
+
+    @property
+    def longest(self) -> float | Column:
+        """The most that may be generated of a row."""
+
+    @property
     def payload(self) -> float | Column:
         """Bytes sent to the device."""
 
@@ -98,7 +106,28 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     sharers = max(1.0, table.sharers / needs.rows)
     paid = work_if_all_came * (1.0 + table.spot_loss * run / 2) + table.loading / sharers
     cost = table.dollars * paid + table.shadow * work_if_all_came + table.egress * needs.payload
+    if table.metered is not None:
+        cost = cost + metered_cost(table.metered, needs)
     return Figures(transfer, wait, table.load, run, work, cost, finish, finish * table.residual[needs.level])
+
+
+def metered_cost(metered: np.ndarray, needs: Workload) -> Column:
+    """US dollars for the rows and their expected tokens (`CandidateTable.metered`)."""
+    each, of_input, of_output = metered
+    cost: Column = needs.rows * (each + of_input * (needs.size - needs.output) + of_output * needs.output)
+    return cost
+
+
+def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
+    """The most that a request of this expected cost may cost if its answers are as long as it allows.
+
+    Budgets hold for that where tokens are paid for; a longer answer elsewhere is device time, which they bound only as
+    it is expected.
+    """
+    if table.metered is None:
+        return cost
+    most: Column = cost + needs.rows * table.metered[2] * np.maximum(needs.longest - needs.output, 0.0)
+    return most
 
 
 def wait_of(table: CandidateTable, ahead: Column) -> Column:

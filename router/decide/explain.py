@@ -14,7 +14,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.capacity import horizon
 from router.decide.classify import Needs
-from router.decide.cost import Figures, estimate_figures
+from router.decide.cost import Figures, dearest, estimate_figures
 from router.decide.placement import choose, prefer, reserved_and_busy, route_by_plan
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
@@ -157,7 +157,8 @@ class _Rows:
         self._chosen = chosen
         self._figures: Figures = estimate_figures(table, needs, work[:, : needs.level + 1].sum(axis=1))
         self._reserved_and_busy = reserved_and_busy(table, work)
-        able = table.live & (self._figures.cost <= needs.affordable)
+        self._dearest = dearest(table, needs, self._figures.cost)
+        able = table.live & (self._dearest <= needs.affordable)
         free = prefer(~self._reserved_and_busy, able)
         self._planned = route_by_plan(table, needs, self._figures, work, able=able, free=free).among
         self._most = horizon(table, needs)
@@ -197,7 +198,7 @@ class _Rows:
         )
 
     def _why_not(self, index: int) -> str:
-        cost, most = self._figures.cost[index], self._needs.affordable
+        cost, most = self._dearest[index], self._needs.affordable
         if cost > most:
             return f"over budget: {cost:.3g} USD, limit {max(most, 0.0):.3g}"
         if self._reserved_and_busy[index]:

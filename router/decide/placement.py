@@ -13,7 +13,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.capacity import horizon
 from router.decide.classify import Candidate, Needs, Refusal
-from router.decide.cost import Estimate, Figures, estimate_figures, full_batch
+from router.decide.cost import Estimate, Figures, dearest, estimate_figures, full_batch, metered_cost
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
@@ -97,9 +97,16 @@ class Placement:
         return float(self.figures.cost[self.index])
 
     @property
+    def dearest(self) -> float:
+        """The most US dollars that it may cost there, which its tenant's budget has to bear."""
+        return float(dearest(self.table, self.needs, self.figures.cost)[self.index])
+
+    @property
     def device_dollars(self) -> float:
-        """Price of its device time alone, without loads and shadow prices."""
-        return self.work * self.candidate.hardware.dollars_per_second
+        """Price of its device time and tokens alone, without loads and shadow prices."""
+        metered = self.table.metered
+        tokens = 0.0 if metered is None else float(metered_cost(metered, self.needs)[self.index])
+        return self.work * self.candidate.hardware.dollars_per_second + tokens
 
     @property
     def chosen(self) -> Option:
@@ -114,7 +121,8 @@ class Placement:
     @property
     def refusals(self) -> tuple[Refusal, ...]:
         """Every class and variant that could not be chosen, with its reason."""
-        table, cost, most = self.table, self.figures.cost, self.needs.affordable
+        table, most = self.table, self.needs.affordable
+        cost = dearest(table, self.needs, self.figures.cost)
         absent = [i for i in range(len(table.candidates)) if not table.live[i]]
         over_budget = [i for i in range(len(table.candidates)) if i not in absent and not self._within_budget(i)]
         return (
@@ -133,7 +141,7 @@ class Placement:
         return dict(sorted(best.items()))
 
     def _within_budget(self, index: int) -> bool:
-        return bool(self.figures.cost[index] <= self.needs.affordable)
+        return bool(dearest(self.table, self.needs, self.figures.cost)[index] <= self.needs.affordable)
 
     def _option(self, index: int) -> Option:
         table = self.table
@@ -352,9 +360,10 @@ def _able(table: CandidateTable, needs: Needs, figures: Figures) -> np.ndarray:
         )
     if needs.budget is None and needs.allowance is None:
         return present
-    able: np.ndarray = present & (figures.cost <= needs.affordable)
+    most = dearest(table, needs, figures.cost)
+    able: np.ndarray = present & (most <= needs.affordable)
     if not able.any():
-        raise _unaffordable(table, needs, float(figures.cost[present].min()))
+        raise _unaffordable(table, needs, float(most[present].min()))
     return able
 
 
@@ -469,7 +478,8 @@ def _cheaper_rejected(table: CandidateTable, figures: Figures, among: np.ndarray
 
 
 def _open(placement: Placement) -> np.ndarray:
-    affordable: np.ndarray = placement.table.live & (placement.figures.cost <= placement.needs.affordable)
+    most = dearest(placement.table, placement.needs, placement.figures.cost)
+    affordable: np.ndarray = placement.table.live & (most <= placement.needs.affordable)
     return affordable
 
 

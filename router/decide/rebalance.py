@@ -16,7 +16,7 @@ import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import Needs
-from router.decide.cost import estimate_figures, wait_of
+from router.decide.cost import dearest, estimate_figures, wait_of
 from router.decide.placement import reserved_and_busy, run_alone
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
@@ -64,6 +64,8 @@ class GroupNeeds:
 
     rows: int
     size: Column
+    output: Column
+    longest: Column
     payload: Column
     level: np.ndarray
     company: int = 0
@@ -84,6 +86,7 @@ class View:
     residual: Rows
     work: Rows
     cost: Rows
+    dearest: Rows
     wait: Rows
     finish: Rows
     guaranteed: Rows
@@ -91,7 +94,7 @@ class View:
     @property
     def in_time(self) -> Rows:
         """Where the groups are guaranteed to be in time, within their budget."""
-        meets: Rows = (self.cost <= self.affordable) & (self.guaranteed <= self.left)
+        meets: Rows = (self.dearest <= self.affordable) & (self.guaranteed <= self.left)
         return meets
 
     @property
@@ -117,11 +120,13 @@ class Block:
         self.reserved = bool(table.reserved.any())
         self._ahead = np.array([group.ahead for group in groups])
         self._unserved = np.where(table.live[self._here[:, 0]], 0.0, math.inf)
-        size, payload = np.array([[each.size] for each in needs]), np.array([[each.payload] for each in needs])
-        idle = estimate_figures(
-            table, GroupNeeds(needs[0].rows, size, payload, self.level), np.zeros(len(table.classes))
+        size, output, longest, payload = (
+            np.array([[getattr(each, name)] for each in needs]) for name in ("size", "output", "longest", "payload")
         )
+        workload = GroupNeeds(needs[0].rows, size, output, longest, payload, self.level)
+        idle = estimate_figures(table, workload, np.zeros(len(table.classes)))
         self._work, self._cost, self._idle = idle.work, idle.cost, idle.finish
+        self._dearest = dearest(table, workload, idle.cost)
         self._planned = _planned_targets(table, self._here[:, 0], run_alone(table, needs[0].rows, size))
         self._residual = table.residual[self.level]
 
@@ -147,6 +152,7 @@ class Block:
             residual=residual,
             work=self._work[rows],
             cost=self._cost[rows],
+            dearest=self._dearest[rows],
             wait=wait,
             finish=finish,
             guaranteed=finish * residual,
@@ -371,7 +377,7 @@ def _earlier_there(view: View, rules: Rebalance) -> Rows:
     """
     finish, cost = view.finish[view.here], view.cost[view.here]
     as_good = view.in_time & (view.cost * CHEAPER <= cost)
-    last_hope = (view.cost <= view.affordable) & (view.finish <= view.left) & ~view.in_time_here
+    last_hope = (view.dearest <= view.affordable) & (view.finish <= view.left) & ~view.in_time_here
     latest = np.minimum(finish - 2 * rules.move_cost, finish * (1 - rules.min_gain))
     earlier: Rows = (as_good | last_hope) & (view.finish + view.work / view.table.servers < latest)
     return earlier

@@ -19,6 +19,7 @@ from router.decide.fairness import HeldKind
 from router.decide.placement import Choice, Placement, weigh
 from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from router.decide.usage import Depths, Tenants
+from tasks.endpoints import Tariff
 from tasks.models.catalogue import Model
 from tasks.models.lengths import generates
 from tasks.models.profiles import ProfileBook
@@ -41,6 +42,7 @@ class JobTemplate:
     model: str
     variants: dict[str, str]
     prices: dict[str, float]
+    tariffs: dict[str, Tariff]
     shown: str
     keep_record: int
     _fields: Mapping[str, str]
@@ -56,6 +58,7 @@ class JobTemplate:
             model=model,
             variants=variants,
             prices={name: topology.hardware[name].price.usd_per_hour for name in variants},
+            tariffs={name: told for name in variants if (told := topology.hardware[name].price.tariff) is not None},
             shown=shown(model, candidate.hardware_class, candidate.variant_name, placement.reason),
             keep_record=topology.limits.keep_record,
             _fields={
@@ -81,6 +84,7 @@ class JobTemplate:
             model=self.model,
             variants=self.variants,
             prices=self.prices,
+            tariffs=self.tariffs,
             accepted=accepted,
             deadline_at=deadline_at(placement.needs, placed) or placed + self.keep_record,
             level=placement.level,
@@ -164,9 +168,12 @@ def _held_fields(model: str, placement: Placement, tenant: str, basis: str) -> d
 
 
 def _spending(placement: Placement) -> dict[str, str]:
-    """The placement's cost and the key that counts it, for a tenant with a daily budget."""
+    """The most that the placement may cost and the key that counts it, for a tenant with a daily budget.
+
+    Where tokens are paid for, the job's end replaces it with the bill.
+    """
     allowance = placement.needs.allowance
-    return {"spent": spent_key(allowance.day), "cost": repr(placement.cost)} if allowance is not None else {}
+    return {"spent": spent_key(allowance.day), "cost": repr(placement.dearest)} if allowance is not None else {}
 
 
 def _counted(topology: Topology, tenant: str) -> dict[str, str]:
@@ -276,7 +283,7 @@ class WorkingSnapshot:
         if placement.held:
             return  # later requests are held too until a queue drains, so cached choices stay valid
         if placement.needs.allowance is not None:
-            self.tenants.spend(placement.needs.allowance, placement.cost)
+            self.tenants.spend(placement.needs.allowance, placement.dearest)
         self.tenants.shares.charge(tenant, placement.device_dollars)
         self._note(work)
 

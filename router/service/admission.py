@@ -23,7 +23,7 @@ from router.service.headers import moment_of
 from tasks.fingerprint import KeyUse, key_use
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.chats import answer_limit
-from tasks.models.lengths import LONGEST, Lengths, generates, predicted
+from tasks.models.lengths import LONGEST, Lengths, bin_of, generates, predicted, tokens_of
 from tasks.models.profiles import ProfileBook
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
@@ -178,13 +178,13 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> Cach
     """The request's choice: shared by all equal requests, unless it depends on more than those fields."""
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
-    rows, (size, output) = rows_of(model, request.inputs), _size(model, request, working.tenants)
-    key = (*_terms_of(request), rows, size, output, order.payload, order.company)
+    rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
+    key = (*_terms_of(request), rows, sizes, order.payload, order.company)
     known = working.cached(key) if until is None else None
     if known is not None:
         return known
     check_terms(request)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, output=output, until=until)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until)
     cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
         working.keep(key, cached)
@@ -199,48 +199,54 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     """
     request = order.request
     model = rules.catalogue.resolve(request.model)
-    rows, (size, output) = rows_of(model, request.inputs), _size(model, request, working.tenants)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, size=size, output=output, until=_until(order))
+    rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=_until(order))
     table = working.table(model, needs.constraints)
     return model, explain(
         table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
     )
 
 
-def size_of(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]:
-    """The mean size of the request's rows, measured without decoding them, and the generated answer's part of it.
+Sizes = tuple[int, int, int]
+"""Mean size of a row, the generated answer's expected part of it, and the longest answer that the request allows."""
+
+
+def size_of(model: Model, request: Request, lengths: Lengths) -> Sizes:
+    """The request's sizes, measured without decoding its rows.
 
     A generated answer counts with the length predicted from `lengths`, those of earlier answers.
 
     Raises:
         InvalidRequestError, RequestTooLargeError: as `sizes.measured`.
     """
-    answer = _answer(model, request, lengths)
+    answer, longest = _answer(model, request, lengths)
     size = measured(model, request.inputs) + answer
-    return min(size, model.buckets[-1]), answer  # longer texts are cut there; anything else larger was refused
+    return min(size, model.buckets[-1]), answer, longest  # longer texts are cut there; anything else was refused
 
 
-def _size(model: Model, request: Request, tenants: Tenants) -> tuple[int, int]:
-    """`size_of`, rounded to a few digits: requests of about the same size share a cached choice."""
+def _sizes(model: Model, request: Request, tenants: Tenants) -> Sizes:
+    """`size_of`, rounded to a few digits: requests of about the same sizes share a cached choice."""
     lengths = tenants.lengths(model.id, request.tenant) if generates(model) else {}
-    size, answer = size_of(model, request, lengths)
-    return quantised(model, size), answer
+    size, answer, longest = size_of(model, request, lengths)
+    return quantised(model, size), answer, tokens_of(bin_of(longest))
 
 
-def _answer(model: Model, request: Request, lengths: Lengths) -> int:
-    """Predicted tokens of a generated answer, at most what the request allows; 0 for other models."""
+def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]:
+    """Predicted tokens of a generated answer, and the most that the request allows; 0 for other models."""
     if not generates(model):
-        return 0
+        return 0, 0
     limit = request.parameters.get(LONGEST)
     if model.pipeline == "chat":
         limit = answer_limit(given_inputs(model, request.inputs).get(model.inputs[0].name)) or limit
-    return predicted(lengths, limit if isinstance(limit, int) else int(model.parameters[LONGEST].default))
+    longest = limit if isinstance(limit, int) else int(model.parameters[LONGEST].default)
+    return predicted(lengths, longest), longest
 
 
 def _needs(
-    order: Order, topology: Topology, tenants: Tenants, *, rows: int, size: int, output: int, until: float | None
+    order: Order, topology: Topology, tenants: Tenants, *, rows: int, sizes: Sizes, until: float | None
 ) -> Needs:
     request = order.request
+    size, output, longest = sizes
     needs = needs_of(
         request,
         topology,
@@ -251,6 +257,7 @@ def _needs(
         company=order.company,
         brief=tenants.shares.work_limit(request.tenant),
         output=output,
+        longest=longest,
     )
     if until is None:
         return needs

@@ -207,11 +207,12 @@ def _ordered(target: str, variant: str, reason: str, envelope: Envelope, rules: 
     """The message under a ticket that includes its new class."""
     body = envelope.payload()
     old = read_ticket(envelope.headers.get(HEADER), body, rules.secret)
-    price = rules.topology.hardware[target].price.usd_per_hour
+    price = rules.topology.hardware[target].price
     unsigned = msgspec.structs.replace(
         old,
         variants={**old.variants, target: variant},
-        prices={**old.prices, target: price},
+        prices={**old.prices, target: price.usd_per_hour},
+        tariffs=old.tariffs if price.tariff is None else {**old.tariffs, target: price.tariff},
         reason=reason,
     )
     text = shown(old.model, target, variant, reason)

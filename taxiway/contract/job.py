@@ -56,8 +56,23 @@ CELERY_STATUS = {
 """Celery's `AsyncResult.status` for each state. `STARTED` is not written: it would cost one write per job."""
 
 
-class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job ran, its times (seconds) and cost (US dollars); `batch` is the number of rows that ran together."""
+class Tokens(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens as an engine counts them: `input`, of which it had `cached`, and `output`."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+    def plus(self, more: Tokens) -> Tokens:
+        """The sum of both."""
+        return Tokens(self.input + more.input, self.cached + more.cached, self.output + more.output)
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a job ran, its times (seconds) and cost (US dollars); `batch` is the number of rows that ran together.
+
+    `tokens` are those of a job that ran on an endpoint which counts them.
+    """
 
     hardware_class: str
     variant: str
@@ -68,6 +83,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     run_time: float
     cost: float
     reason: str
+    tokens: Tokens | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

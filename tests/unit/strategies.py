@@ -97,7 +97,12 @@ def topologies() -> st.SearchStrategy[Topology]:
         runtimes=mostly(RUNTIMES, some(RUNTIMES, 1)),
         max_batch=st.integers(1, 16),
         max_wait=seconds.map(lambda s: s / 100),
-        price=st.builds(Price, usd_per_hour=st.floats(0.01, 5), spot_usd_per_hour=st.floats(0.01, 5)),
+        price=st.builds(
+            Price,
+            usd_per_hour=st.floats(0.01, 5),
+            spot_usd_per_hour=st.floats(0.01, 5),
+            usd_per_request=mostly(0.0, st.floats(0, 0.01)),
+        ),
         capacity=mostly("on-demand", st.just("spot")),
         reclaims_per_hour=st.floats(0, 20),
         horizon=st.floats(0, 20),

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.endpoints import Tariff
 from tasks.schema import FOLDER, schemas
 from tasks.settings import TREE
 from tasks.topology import Topology, TopologyError, load_topology, parse_topology
@@ -192,6 +193,31 @@ def test_a_class_of_endpoints_runs_its_protocol_in_its_slots() -> None:
     assert (two.endpoint.name_of("m", 1), two.endpoint.name_of("m", 2)) == ("x", "y")
 
 
+def test_an_endpoint_may_be_paid_by_use_alone() -> None:
+    price = with_engine(price={"usd_per_million_input": 2, "usd_per_million_output": 8, "usd_per_request": 0.01})
+    assert price.hardware["engine"].dollars_per_second == 0
+    assert price.hardware["engine"].price.tariff == Tariff(input=2e-6, cached=2e-6, output=8e-6, request=0.01)
+    cheaper = with_engine(price={"usd_per_million_input": 2, "usd_per_million_cached_input": 0.5})
+    assert cheaper.hardware["engine"].price.tariff == Tariff(input=2e-6, cached=5e-7, output=0.0, request=0.0)
+    assert with_engine().hardware["engine"].price.tariff is None
+
+
+@pytest.mark.parametrize(
+    ("price", "message"),
+    [
+        ({}, "price.usd_per_hour: expected a number > 0, got 0.0"),
+        (
+            {"usd_per_hour": 1, "usd_per_request": 1},
+            "price.usd_per_request: expected nothing, as only an endpoint has such prices, got 1.0",
+        ),
+    ],
+)
+def test_a_device_of_ones_own_is_paid_by_the_hour(price: dict[str, Any], message: str) -> None:
+    with pytest.raises(TopologyError) as caught:
+        parse_topology(changed(("hardware", "cpu.batch", "price"), price))
+    assert message in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -205,6 +231,15 @@ def test_a_class_of_endpoints_runs_its_protocol_in_its_slots() -> None:
         ({"endpoint": {"tls": {"authorities": "ca.pem"}}}, "endpoint.url: expected https:// where tls is given"),
         ({"endpoint": {"tls": {"key": "k.pem"}}}, "endpoint.tls.certificate: expected the certificate of the key"),
         ({"endpoint": {"key": "secret"}}, "no such field, but one of ['connect_timeout',"),
+        (
+            {"price": {}},
+            "price.usd_per_hour: expected a number > 0, or another price, as somebody pays for the endpoint",
+        ),
+        ({"price": {"usd_per_million_input": -1}}, "price.usd_per_million_input: expected `float` >= 0.0, got -1"),
+        (
+            {"price": {"usd_per_million_output": 1}, "endpoint": {"protocol": "oip"}},
+            "hardware.engine.price.usd_per_million_output: expected nothing, as oip counts no tokens, got 1",
+        ),
         ({"max_batch": 4}, "hardware.engine.max_batch: expected nothing, as it follows from the endpoint, got 4"),
         ({"device": "cpu"}, "hardware.engine.runtimes: expected a value, got nothing"),
     ],

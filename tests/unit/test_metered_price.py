@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.decide.candidates import CandidateTable, build_table
+from router.decide.classify import Allowance, Constraints, Needs
+from router.decide.cost import estimate_figures
+from router.decide.placement import place
+from router.decide.rebalance import Block, Group
+from router.decide.snapshot import FleetSnapshot
+from router.decide.working_snapshot import JobTemplate
+from tasks.document import Size
+from tasks.endpoints import Tariff
+from tasks.models.catalogue import Model, Parameter, Profile, Variant
+from tasks.models.profiles import ProfileBook
+from tasks.topology import Price, Topology
+from taxiway.contract.job import Tokens
+from taxiway.errors import InvalidRequestError, OverloadedError, TaxiwayError
+from tests.builders import a_class, a_device, a_text_model, a_topology
+from tests.unit.strategies import CLASSES, situations
+
+VARIANT = Variant(
+    runtime="openai", memory=Size(0), profiles={"endpoint": Profile(base=0.1, slope=0.0), "cpu": Profile(0.1, 0.0)}
+)
+MODEL: Model = msgspec.structs.replace(
+    a_text_model("talk", engine=VARIANT),
+    pipeline="generation",
+    size_unit="tokens",
+    parameters={"max_tokens": Parameter(type="integer", default=512, minimum=1, maximum=4096)},
+)
+PRICE = Price(usd_per_million_input=1.0, usd_per_million_output=10.0, usd_per_request=0.001)
+NEEDS = Needs(deadline=None, level=1, rows=2, size=1000, output=200, longest=500)
+EXPECTED = 2 * (0.001 + 800 * 1e-6 + 200 * 10e-6)
+DEAREST = EXPECTED + 2 * 300 * 10e-6
+
+
+def fleet_of(*names: str) -> FleetSnapshot:
+    key = "talk:1/engine"
+    return FleetSnapshot(tuple(a_device(name, kind="cpu", runtimes=("openai",), warm=(key,)) for name in names))
+
+
+def topology_of(**prices: Price) -> Topology:
+    return a_topology(**{name: a_class(price=price, runtimes=("openai",)) for name, price in prices.items()})
+
+
+def table_of(**prices: Price) -> CandidateTable:
+    return build_table(MODEL, Constraints(), topology_of(**prices), fleet_of(*prices), ProfileBook())
+
+
+def test_a_request_costs_its_expected_tokens_where_tokens_are_paid_for() -> None:
+    table = table_of(hourly=Price(3600.0), provider=PRICE)
+    hourly, provider = estimate_figures(table, NEEDS, np.zeros(2)).cost
+    assert provider == pytest.approx(EXPECTED)
+    assert hourly == pytest.approx(estimate_figures(table_of(hourly=Price(3600.0)), NEEDS, np.zeros(1)).cost[0])
+    assert table_of(hourly=Price(1.0)).metered is None
+
+
+def test_a_placement_goes_to_the_provider_only_while_that_is_cheaper() -> None:
+    short = replace(NEEDS, size=10, output=1, longest=1)
+    topology, fleet = topology_of(hourly=Price(300.0), provider=PRICE), fleet_of("hourly", "provider")
+    chosen = [place(MODEL, needs, topology, fleet).candidate.hardware_class for needs in (short, NEEDS)]
+    assert chosen == ["provider", "hourly"]
+
+
+@pytest.mark.parametrize("budget", [DEAREST * 0.99, DEAREST * 1.01])
+def test_a_budget_bears_the_longest_answer_that_the_request_allows(budget: float) -> None:
+    topology, fleet = topology_of(provider=PRICE), fleet_of("provider")
+    own = replace(NEEDS, budget=budget)
+    daily = replace(NEEDS, allowance=Allowance("lab", "2026-01-31", 1.0, budget, 3600.0))
+    if budget > DEAREST:
+        assert place(MODEL, own, topology, fleet).dearest == pytest.approx(DEAREST)
+        assert place(MODEL, daily, topology, fleet).cost == pytest.approx(EXPECTED)
+        return
+    with pytest.raises(InvalidRequestError, match="budget: expected at least"):
+        place(MODEL, own, topology, fleet)
+    with pytest.raises(OverloadedError, match="the tenant 'lab' has"):
+        place(MODEL, daily, topology, fleet)
+
+
+def test_a_job_is_not_moved_to_a_provider_that_may_exceed_its_budget() -> None:
+    table = table_of(hourly=Price(0.001), provider=PRICE)
+    home = table.classes.index("hourly")
+
+    def in_time(budget: float) -> bool:
+        needs = replace(NEEDS, budget=budget)
+        block = Block([Group(table, needs, home, 0.0, ("j",))], frozenset())
+        return bool(block.view(np.zeros((4, 2))).in_time[0, table.classes.index("provider")])
+
+    assert in_time(DEAREST * 1.01)
+    assert not in_time(DEAREST * 0.99)
+
+
+def test_the_ticket_and_the_record_tell_what_use_costs() -> None:
+    topology = topology_of(provider=PRICE)
+    needs = replace(NEEDS, allowance=Allowance("lab", "2026-01-31", 1.0, 1.0, 3600.0))
+    template = JobTemplate.of(place(MODEL, needs, topology, fleet_of("provider")), topology, "lab", "")
+    assert template.ticket("j", "", 0.0, 0.0).tariffs == {"provider": PRICE.tariff}
+    assert float(template.record(0.0, 0.0)["cost"]) == pytest.approx(DEAREST)
+
+
+def test_a_class_that_charges_for_tokens_does_not_run_what_is_not_sized_in_tokens() -> None:
+    model = msgspec.structs.replace(MODEL, size_unit="rows")
+    with pytest.raises(TaxiwayError, match="the class charges for tokens, which the model's size_unit"):
+        place(model, NEEDS, topology_of(provider=PRICE), fleet_of("provider"))
+    by_request = topology_of(provider=Price(usd_per_request=0.001))
+    assert place(model, NEEDS, by_request, fleet_of("provider")).cost == pytest.approx(0.002)
+
+
+tokens = st.builds(Tokens, *[st.integers(0, 10**6)] * 3)
+tariffs = st.builds(Tariff, *[st.floats(0, 1e-3)] * 4)
+
+
+@given(tariff=tariffs, one=tokens, two=tokens, requests=st.integers(0, 9))
+def test_a_bill_is_never_negative_and_grows_with_what_was_used(
+    tariff: Tariff, one: Tokens, two: Tokens, requests: int
+) -> None:
+    both = tariff.bill(one.plus(Tokens(output=two.output)), requests)
+    assert 0 <= tariff.bill(one, requests) <= both * (1 + 1e-9)
+    assert tariff.bill(Tokens(5, 9, 0), 0) == pytest.approx(5 * tariff.cached)  # never more cached than there was
+
+
+@given(situation=situations(budget=None, allowance=None), hidden=st.sampled_from(CLASSES), by=st.booleans())
+def test_a_provider_never_gets_what_a_label_or_the_tenant_forbids(situation: Any, hidden: str, by: bool) -> None:
+    """The provider is the cheapest class, and yet it is no candidate, no alternative and no target of a move."""
+    model, needs, topology, fleet = situation
+    hardware = {
+        name: msgspec.structs.replace(one, price=Price(usd_per_request=1e-9), labels=()) if name == hidden else one
+        for name, one in topology.hardware.items()
+    }
+    others = tuple(name for name in hardware if name != hidden)
+    fixed = replace(needs.constraints, locality="edge") if by else replace(needs.constraints, classes=others)
+    try:
+        placement = place(
+            model, replace(needs, constraints=fixed), msgspec.structs.replace(topology, hardware=hardware), fleet
+        )
+    except TaxiwayError:
+        return
+    assert hidden not in placement.variants()
+    assert hidden not in {candidate.hardware_class for candidate in placement.table.candidates}
