@@ -25,11 +25,11 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from router.access.file import KeyFile
-from router.access.keyring import KeysError
+from router.access import KeysError
 from router.http.app import make_app
 from router.http.gate import is_loopback
 from router.http.server import HttpServer, open_tls
+from router.keys_file import KeyFile
 from router.service.admission import Rules
 from router.service.arrivals import Router
 from tasks.document import DocumentError

@@ -22,7 +22,7 @@ from router.history.columns import (
     unpack,
 )
 from router.service.store import Store, named
-from router.upkeep.leader import Duty
+from router.upkeep import Duty
 from tasks.topology import Limits
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
 from taxiway.valkey.address import Command

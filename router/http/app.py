@@ -15,8 +15,7 @@ from litestar.params import Parameter, QueryParameter
 from litestar.response import Stream
 
 from broker.beside import beside
-from router.access.file import KeyFile
-from router.access.limits import Bodies, Rates
+from router.access import Bodies, Rates
 from router.http import described, triton
 from router.http.bodies import BodyLimits, Inflated
 from router.http.described import GenerateOperation, InferOperation, document
@@ -25,11 +24,10 @@ from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Front, Inference, Traced
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
-from router.operations.dead_letters import DeadLetters
-from router.operations.jobs import Jobs
-from router.operations.metrics import CONTENT_TYPE, exposition
-from router.operations.view import model_list, model_metadata, unready
+from router.jobs import DeadLetters, Jobs
+from router.keys_file import KeyFile
 from router.service.arrivals import Router
+from router.view import CONTENT_TYPE, exposition, model_list, model_metadata, unready
 from taxiway.contract.binary import HEADER, OCTETS, Framed
 from taxiway.contract.blobs import gone
 from taxiway.contract.job import JobStatus

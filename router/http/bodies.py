@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from broker.beside import beside
-from router.access.limits import Bodies
+from router.access import Bodies
 from router.http.errors import body_of, headers_of
 from router.http.gate import Application, Message, Receive, Send, answer, caller_of
 from taxiway.contract.bounds import LARGE

@@ -21,11 +21,11 @@ from litestar.openapi import OpenAPIConfig, ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, Operation, SecurityScheme
 
-from router.access.keyring import UNAUTHENTICATED
+from router.access import UNAUTHENTICATED
 from router.http.gate import caller_of, needs
 from router.http.protocol import InferAnswer, InferRequest
 from router.http.streaming import MEDIA_TYPE, GenerateRequest
-from router.operations.view import FleetView
+from router.view import FleetView
 from taxiway import errors
 from taxiway.contract.binary import HEADER, OCTETS
 from taxiway.contract.job import JobFailure, JobRecord, JobState

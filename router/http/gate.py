@@ -16,10 +16,9 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from router.access.file import KeyFile
-from router.access.keyring import TRUSTED, UNAUTHENTICATED, Caller, Scope
-from router.access.limits import Rates
+from router.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
 from router.http.errors import body_of, headers_of
+from router.keys_file import KeyFile
 from taxiway.contract.blobs import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
 

@@ -25,7 +25,7 @@ import msgspec
 
 from broker.beside import beside
 from broker.valkey.records import Ending
-from router.access.keyring import Caller, Scope
+from router.access import Caller, Scope
 from router.http.connection import WHOLE, Whole
 from router.http.errors import UNFORESEEN, body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of, claim
@@ -39,7 +39,7 @@ from router.http.protocol import (
     request_of,
     wants_binary,
 )
-from router.operations.jobs import Jobs
+from router.jobs import Jobs
 from router.service.admission import Admitted, Order, check_size, preview
 from router.service.arrivals import Router
 from tasks.fingerprint import conflict

@@ -16,7 +16,7 @@ import msgspec
 
 from router.http.inference import Accepted, Inference
 from router.http.protocol import InferAnswer, InferRequest, InputTensor
-from router.operations.jobs import Jobs
+from router.jobs import Jobs
 from router.service.arrivals import Router
 from tasks.models.lengths import generates
 from taxiway.contract.bounds import AT_ONCE, ELEMENTS, check_json

@@ -13,8 +13,8 @@ from litestar import MediaType, Request, Response, get, post
 
 from router.http import described
 from router.http.gate import needs
-from router.operations.view import unready
 from router.service.arrivals import Router
+from router.view import unready
 from tasks.heartbeat import Ran
 from tasks.models.catalogue import Model, TensorSpec
 from taxiway.errors import InvalidRequestError, cut

@@ -22,21 +22,15 @@ from router.decide.scaling import Scaler
 from router.decide.usage import check_store
 from router.decide.working_snapshot import WorkingSnapshot
 from router.history.recorder import Recorder
-from router.operations.metrics import Counters, OutcomeCounters
-from router.operations.view import FleetView, view_fleet
 from router.service.admission import Admitted, Order, Rules, admit
 from router.service.decision import Decision, decide_read, read, undecidable
 from router.service.events import SentEvents, trace_placement, trace_refusal
-from router.service.reload import FolderWatch
 from router.service.results import Results, WaitTimeouts
-from router.service.snapshot_reader import FleetReader
+from router.service.snapshot_reader import FleetReader, FolderWatch
 from router.service.store import Store
-from router.upkeep.deadlines import Deadlines
-from router.upkeep.housekeeping import Housekeeping
-from router.upkeep.leader import LEASE, Leader
-from router.upkeep.mover import Mover
-from router.upkeep.releaser import Releaser
-from router.upkeep.retargeter import Retargeter
+from router.upkeep import LEASE, Deadlines, Housekeeping, Leader, Retargeter
+from router.view import Counters, FleetView, OutcomeCounters, view_fleet
+from router.waiting import Mover, Releaser
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
 from taxiway.contract.blobs import referred

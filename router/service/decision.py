@@ -15,8 +15,17 @@ from broker.port import Arrival
 from broker.valkey.holding import Drawn
 from broker.valkey.records import REFUSED, Ending
 from router.decide.working_snapshot import WorkingSnapshot
-from router.service.admission import Admitted, Order, Rules, admit, check_size
-from router.service.headers import Embed, check_embed, check_headers, read_embed
+from router.service.admission import (
+    Admitted,
+    Embed,
+    Order,
+    Rules,
+    admit,
+    check_embed,
+    check_headers,
+    check_size,
+    read_embed,
+)
 from tasks.topology import Limits
 from taxiway.contract.blobs import may_refer, references
 from taxiway.contract.bounds import check_json

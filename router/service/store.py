@@ -143,7 +143,7 @@ class AppendOnlyFile:
 
 _SERVER = "state store"
 _DEAD_AT_MOST = 10_000
-_MODELS_KEPT = 600  # seconds: they are renewed every `housekeeping.PUBLISH`
+_MODELS_KEPT = 600  # seconds: they are renewed every `upkeep.PUBLISH`
 _PIECES = 256  # read at once
 _READERS = 4096  # streams followed at once, each on its own connection; further ones wait
 _CARRIERS = 4  # connections for blobs, used in rotation

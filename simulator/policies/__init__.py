@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from router.decide.scaling_rule import ScalingRule
-from router.upkeep.releaser import TICK
+from router.waiting import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet
 from simulator.pool import Order, Pool
 from simulator.workload import Job
@@ -261,7 +261,7 @@ class Central(ByLevel):
     idle. A class reserved for another service is not used.
     """
 
-    beat = TICK
+    beat = RELEASE_TICK
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, Job]] = []

@@ -17,7 +17,7 @@ from router.decide.classify import Constraints, Needs
 from router.decide.fairness import HeldKind
 from router.decide.placement import Placement, choose
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.releaser import TICK
+from router.waiting import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet, Stepping
 from simulator.policies import (
     LIVE,
@@ -60,7 +60,7 @@ class Taxiway(ByLevel):
     work would be late and its fastest class is off, it goes there and so starts it. What the router refuses is refused.
     """
 
-    beat = TICK
+    beat = RELEASE_TICK
 
     def __init__(self, workload: Workload, surroundings: Surroundings | None = None, *, seed: int = 0) -> None:
         fleet = workload.fleet

@@ -143,7 +143,7 @@ def check(models: str | None, queues: str | None, *, running: bool, as_json: boo
 @click.argument("arguments", metavar="new|list|revoke [...]", nargs=-1, type=click.UNPROCESSED)
 def keys(arguments: tuple[str, ...]) -> None:
     """Create, list and revoke API keys of the HTTP door."""
-    become("router.access", list(arguments), verb="keys")
+    become("router.keys_file", list(arguments), verb="keys")
 
 
 @click.command()

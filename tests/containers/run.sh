@@ -84,7 +84,7 @@ fi
 "${compose[@]}" --profile tpu build --quiet worker-tpu
 step "built the images of router, worker-cpu, worker-tpu and flower; worker-cuda is left out: 3 GB of wheels"
 
-docker run --rm --user 0 --volume "$work/keys:/keys" --entrypoint python taxiway/router -m router.access new \
+docker run --rm --user 0 --volume "$work/keys:/keys" --entrypoint python taxiway/router -m router.keys_file new \
   --file /keys/keys.jsonl --tenant ci --scope admin --scope submit --scope read >"$work/key" 2>/dev/null
 chmod 755 "$work" "$work/keys" && chmod 644 "$work/keys/keys.jsonl"
 "${compose[@]}" up --detach --no-build --wait --wait-timeout 180 >/dev/null 2>&1

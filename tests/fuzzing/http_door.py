@@ -22,8 +22,8 @@ from pathlib import Path
 import taxiway
 from benchmarks.installing import environment
 from local.embedded import EmbeddedValkey
-from router.access.file import write_keys
-from router.access.keyring import SCOPES, Key, digest_of
+from router.access import SCOPES, Key, digest_of
+from router.keys_file import write_keys
 from tasks.settings import cache_directory, settings_from
 from tests.fuzzing.connections import Target, harm
 from tests.routing import RouterProcess, router_process

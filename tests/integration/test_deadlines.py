@@ -18,7 +18,7 @@ from broker.port import Outgoing
 from broker.valkey.records import Ending, overdue_answer, overdue_call, start_call
 from broker.valkey.worker_store import Store as WorkerStore
 from router.service.store import Store as RouterStore
-from router.upkeep.deadlines import TICK, Deadlines
+from router.upkeep import DEADLINE_TICK, Deadlines
 from tasks.settings import Settings
 from tasks.ticket import Ticket
 from tasks.topology import Limits
@@ -175,4 +175,4 @@ def test_a_waiter_hears_at_the_deadline_by_either_door_though_no_worker_lives(se
     assert (asked.status_code, asked.json()["code"]) == (504, "deadline_exceeded")
     lateness = [float(finished) - float(due) for due, finished in records]
     assert min(lateness) >= 0
-    assert statistics.median(lateness) <= 2 * TICK
+    assert statistics.median(lateness) <= 2 * DEADLINE_TICK

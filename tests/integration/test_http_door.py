@@ -23,7 +23,7 @@ from local.embedded import EmbeddedValkey
 from router.decide.explain import Basis, read_basis
 from router.http.inference import Inference
 from router.http.protocol import read_infer
-from router.operations.jobs import Jobs
+from router.jobs import Jobs
 from router.service.admission import Admitted, Rules
 from router.service.arrivals import Router
 from tasks.models.catalogue import load_catalogue

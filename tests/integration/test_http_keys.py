@@ -16,8 +16,8 @@ import pytest
 
 import taxiway
 from local.embedded import EmbeddedValkey
-from router.access.file import write_keys
-from router.access.keyring import Key, Scope, digest_of
+from router.access import Key, Scope, digest_of
+from router.keys_file import write_keys
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.errors import BrokerUnavailableError, ForbiddenError, UnauthenticatedError, UnknownJobError
 from tests.certificates import self_signed

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from local.embedded import EmbeddedValkey
-from router.access.file import write_keys
-from router.access.keyring import Key, digest_of
+from router.access import Key, digest_of
+from router.keys_file import write_keys
 from tasks.settings import settings_from
 from tests.fuzzing.connections import LIVE, ask_without_end
 from tests.routing import EchoDevice, RouterProcess, router_process

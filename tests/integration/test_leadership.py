@@ -13,7 +13,7 @@ from broker.valkey.holding import draw_answer, draw_call
 from broker.valkey.leadership import Leadership
 from broker.valkey.lua import run
 from broker.valkey.mover import move_call, record_call
-from router.upkeep.leader import Duty, Leader
+from router.upkeep import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD
 from taxiway.contract.wire import Envelope

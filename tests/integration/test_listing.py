@@ -18,8 +18,8 @@ import redis
 
 import taxiway
 from local.embedded import EmbeddedValkey
-from router.access.file import write_keys
-from router.access.keyring import SCOPES, Key, digest_of
+from router.access import SCOPES, Key, digest_of
+from router.keys_file import write_keys
 from tasks.settings import TREE, Settings, settings_from
 from taxiway.client.sync_client import Client
 from taxiway.contract.job import JobRecord

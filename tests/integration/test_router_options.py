@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from router.__main__ import options, read_door
-from router.access.file import write_keys
-from router.access.keyring import KeysError
+from router.access import KeysError
+from router.keys_file import write_keys
 from tasks.settings import SettingsError
 from tests.certificates import self_signed
 from tests.narrowing import present

@@ -11,10 +11,21 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.access.__main__ import main
-from router.access.file import read_keys, write_keys
-from router.access.keyring import PREFIX, SCOPES, Key, Keyring, KeysError, digest_of, parse_keys, written
-from router.access.limits import BURST, Bodies, Rates, spend
+from router.access import (
+    BURST,
+    PREFIX,
+    SCOPES,
+    Bodies,
+    Key,
+    Keyring,
+    KeysError,
+    Rates,
+    digest_of,
+    parse_keys,
+    spend,
+    written,
+)
+from router.keys_file import main, read_keys, write_keys
 from tasks.settings import TREE
 from tasks.topology import parse_topology
 from taxiway.errors import FleetUnavailable, RateLimitedError

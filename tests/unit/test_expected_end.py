@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.decide.snapshot import FleetSnapshot
-from router.operations.jobs import time_left, time_to_end
-from router.operations.view import SILENT, silent_for
+from router.jobs import time_left, time_to_end
+from router.view import SILENT, silent_for
 from tasks.heartbeat import DeviceFacts
 from taxiway.contract.job import JobRecord, JobState
 from tests.builders import a_device

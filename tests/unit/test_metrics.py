@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.operations.metrics import Counters, exposition
-from router.operations.view import ClassView, FleetView
+from router.view import ClassView, Counters, FleetView, exposition
 from tasks.heartbeat import STAGES, count, empty
 from tests.unit.test_rebalance import two_classes
 

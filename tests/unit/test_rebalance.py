@@ -21,7 +21,7 @@ from router.decide.rebalance import CHEAPER, Flows, Group, Kind, Move, rebalance
 from router.decide.scaling_rule import Density
 from router.decide.snapshot import Backlog, FleetSnapshot
 from router.decide.working_snapshot import WorkingSnapshot
-from router.upkeep.mover import group_by_kind, window_per_level
+from router.waiting import group_by_kind, window_per_level
 from tasks.document import Size
 from tasks.heartbeat import DeviceFacts
 from tasks.models.catalogue import Model, Profile, Variant

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import msgspec
 
-from router.operations.metrics import OutcomeCounters
+from router.view import OutcomeCounters
 from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, count, empty
 from tests.builders import a_device
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.decide.classify import Constraints
 from router.decide.fairness import HeldKind
-from router.upkeep.releaser import TICK
+from router.waiting import RELEASE_TICK
 from simulator.engine import ANSWERED, DROPPED, REFUSED, Engine, Outcome
 from simulator.fleet import parse_fleet
 from simulator.policies import Central, Policy, Shift
@@ -169,7 +169,7 @@ def test_the_central_queue_binds_a_job_when_a_device_has_room_for_it_and_not_bef
     work = workload(MINUTE, horizon=1000)
     outcome = play(work, Central())
     assert (outcome.state == ANSWERED).all()
-    assert float(outcome.latency.max()) < 31 + 60 * TICK
+    assert float(outcome.latency.max()) < 31 + 60 * RELEASE_TICK
 
 
 def test_company_is_of_usual_size() -> None:

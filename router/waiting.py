@@ -1,33 +1,39 @@
-"""Moves waiting work: each tick the leader inspects the queues and carries out `rebalance`'s moves.
+"""What the leader does with waiting work: it moves it between queues, and releases what is held.
 
-Messages and their records become groups of similar jobs, which `rebalance` decides on. Work that cannot move, because
-it may run only in its class, has devices retargeted to it (`retargeter`).
+Each tick it inspects the queues and carries out `rebalance`'s moves: messages and their records become groups of
+similar jobs, which `rebalance` decides on. Work that cannot move, because it may run only in its class, has devices
+retargeted to it (`upkeep.Retargeter`). Held jobs are placed while queues have capacity.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from broker.port import Moved, Peeked, QueueMover, Step
+from broker.port import Moved, Peeked, QueueMover, Step, Transport
+from broker.valkey.holding import Drawn, HoldingQueue
 from broker.valkey.leadership import Leadership
+from router.decide.capacity import has_capacity
 from router.decide.classify import Needs
 from router.decide.explain import read_basis
+from router.decide.fairness import FairOrder, Releasable, kind_of
 from router.decide.rebalance import Flows, Group, Move, rebalance
 from router.decide.snapshot import Backlog
 from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot, shown
-from router.service.admission import Rules
+from router.service.admission import Admitted, Rules
+from router.service.decision import Decision, decide_held
 from router.service.events import MoveTraces, SentEvents
-from router.service.snapshot_reader import FleetReader
+from router.service.snapshot_reader import BEAT, FleetReader
 from router.service.store import Store
-from router.upkeep.leader import Duty
+from router.upkeep import Duty
 from tasks.models.catalogue import Catalogue, Model
 from tasks.ticket import TicketError, read_ticket, sign
 from taxiway.contract.job import JobState, MoveRecord, read_moves
@@ -328,3 +334,123 @@ class Mover(Duty):
 
 def _moved(move: Move, jobs: int, now: float) -> Moved:
     return Moved(at=now, source=move.source, target=move.target, kind=move.kind, jobs=jobs, reason=move.reason)
+
+
+RELEASE_TICK = 0.02
+"""Seconds between two ticks while jobs are held: queues are kept filled to their horizon, which may be short."""
+
+RELEASE_LEASE = 5.0
+"""Seconds after which jobs that a router drew and did not place return to holding: it may have died."""
+
+_CHUNKS = (16, 64, 256)  # jobs drawn in consecutive draws from one queue; surplus jobs are returned
+
+
+class Releaser(Duty):
+    """Releases held jobs. `placed` is called for each job that leaves holding for a queue."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        rules: Rules,
+        store: Store,
+        transport: Transport,
+        fleet: FleetReader,
+        *,
+        placed: Callable[[Admitted], None],
+    ) -> None:
+        super().__init__(BEAT)
+        self._leadership = leadership
+        self._rules = rules
+        self._store = store
+        self._transport = transport
+        self._fleet = fleet
+        self._placed = placed
+        self._order = FairOrder(rules.topology.tenants)
+        self._batch = max(hardware.max_batch for hardware in rules.topology.hardware.values())
+        self._expected = False
+        self._began = 0.0
+
+    def wake(self) -> None:
+        """Signal that a job is about to be held."""
+        self._expected = True
+        if self.pause > RELEASE_TICK:
+            super().wake()
+
+    async def tick(self) -> None:
+        """Release, while the fleet's facts show held jobs."""
+        if not self._expected and not self._fleet.working.held.seconds.any():
+            self.pause = BEAT
+            return
+        began, held = time.monotonic(), True
+        if self.pause == RELEASE_TICK:
+            self._fleet.shares.record_interval(began - self._began)
+        self._began, self.pause = began, RELEASE_TICK
+        self._expected = False
+        try:
+            held = await self._release_due()
+        finally:
+            self._expected = self._expected or held
+
+    async def _release_due(self) -> bool:
+        """Release as many jobs as fill the queues to their horizons; returns whether any were held."""
+        survey = await self._store.survey()
+        if not survey.queues or self._fleet.working.fleet.stale:
+            return False
+        self._fleet.replace_work(survey.work)
+        found = [one for queue in survey.queues if (one := _releasable(queue)) is not None]
+        self._order.set_present(one.kind.tenant for one in found)
+        ready = {one: 0 for one in found if one.queue.due <= survey.now or self._has_capacity(one)}
+        until = time.monotonic() + BEAT
+        while ready and time.monotonic() < until:
+            first = self._order.next(ready)
+            chunk = _CHUNKS[min(ready[first], len(_CHUNKS) - 1)]
+            if await self._release(first, chunk):
+                ready[first] += 1
+            else:
+                del ready[first]
+        return True
+
+    def _has_capacity(self, held: Releasable) -> bool:
+        """Whether a job of the queue may be placed now. If its model is gone it may, to notify its submitter."""
+        working = self._fleet.working
+        try:
+            table = working.table(self._rules.catalogue.resolve(held.kind.model), held.kind.constraints)
+        except (UnknownModelError, ModelUnavailableError):
+            return True
+        work_limit = working.tenants.shares.work_limit(held.kind.tenant)
+        return has_capacity(table, held.queue.level, working.ahead(released=True), brief=work_limit)
+
+    async def _release(self, held: Releasable, most: int) -> bool:
+        """Place the queue's first jobs, up to `most`; returns whether there may be capacity for more of them."""
+        now, drawn = await self._store.draw(self._leadership.token, held.queue.name, most, RELEASE_LEASE)
+        company = min(held.queue.jobs, self._batch)
+        decisions = [self._decide(one, now, company) for one in drawn]
+        admitted = [d.admitted for d in decisions if d.admitted is not None]
+        bound = [one for one in admitted if not one.placement.held]
+        endings = [d.ending for d in decisions if d.ending is not None and not d.deviceless]
+        back = [one.outgoing.job for one in admitted if one.placement.held]
+        back += [d.ending.job for d in decisions if d.ending is not None and d.deviceless]
+        await self._forward(bound)
+        if endings:
+            await self._store.finish(endings)
+        if back:
+            await self._store.give_back(back)
+        self._order.charge(held.kind.tenant, sum(one.placement.device_dollars for one in bound))
+        return len(drawn) == most and not back
+
+    def _decide(self, drawn: Drawn, now: float, company: int) -> Decision:
+        decision = decide_held(drawn, self._rules, self._fleet.working, now=now, company=company)
+        if decision.admitted is not None and not decision.admitted.placement.held:
+            self._placed(decision.admitted)
+        return decision
+
+    async def _forward(self, bound: Sequence[Admitted]) -> None:
+        if bound:
+            snapshots = self._fleet.snapshots()
+            await self._transport.release([one.outgoing for one in bound], snapshots)
+            self._fleet.mark_stored(snapshots)
+
+
+def _releasable(queue: HoldingQueue) -> Releasable | None:
+    kind = kind_of(queue.name)
+    return None if kind is None else Releasable(queue, kind)

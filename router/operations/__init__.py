@@ -1,1 +1,0 @@
-"""What operators and callers ask of a running fleet: jobs, dead letters, the fleet view and metrics."""
