@@ -133,7 +133,7 @@ def _usual_count(hardware: HardwareClass, machine: Machine, kind: DeviceKind) ->
 
 def devices_of(hardware: HardwareClass, machine: Machine, kind: DeviceKind) -> int:
     """How many devices of the kind workers of the class can drive from this machine."""
-    return machine.devices(kind) if hardware.endpoint is None else len(hardware.endpoint.urls)
+    return machine.devices(kind) if hardware.endpoint is None else len(hardware.endpoint.replicas)
 
 
 def _check_names(topology: Topology, names: Collection[str]) -> None:

@@ -35,8 +35,9 @@ from router.service.arrivals import Router
 from tasks.document import DocumentError
 from tasks.logs import log_to_stderr
 from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
-from tasks.topology import Topology, load_topology
+from tasks.topology import Topology
 from tasks.tracing import start_tracing
 
 logger = logging.getLogger("router")
@@ -174,7 +175,8 @@ def main(environment: Mapping[str, str]) -> int:
     try:
         start_tracing("taxiway-router", environment)
         settings = settings_from(environment)
-        topology, folder = load_topology(settings.queues), ModelsFolder(settings.models, settings.queues)
+        folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
+        topology = folder.queues.topology
         folder.log_problems()
         starts = read_starts(arguments.starts, topology)
         rules = Rules(topology, folder.catalogue, settings.secret, folder.book, settings.producers, starts)

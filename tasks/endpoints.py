@@ -62,7 +62,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A server that runs models, and its replicas.
 
     `url` is where the protocol's paths begin: for `openai` it usually ends in `/v1`, for `oip` it is the server's root.
-    Several URLs are replicas, each driven by a worker of its own. `slots` is the requests that one replica runs at the
+    Several URLs are replicas, each driven by a worker of its own; with `addresses`, so are that many of the addresses
+    that each URL's name has. `slots` is the requests that one replica runs at the
     same time. `models` maps names of models, or `name:version`, to what the server calls them. `key_env` names the
     environment variable of the worker that has the API key; `headers` are sent with each request.
     """
@@ -76,6 +77,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tls: Tls = Tls()
     connect_timeout: Seconds = 2.0
     health: Health = Health()
+    addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -83,9 +85,21 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         given = (self.url,) if isinstance(self.url, str) else self.url
         return tuple(url.rstrip("/") for url in given)
 
+    @property
+    def replicas(self) -> tuple[str, ...]:
+        """Every replica: its URL, and with `addresses` which one of its name's, as `#0`, `#1` and so on."""
+        if self.addresses is None:
+            return self.urls
+        return tuple(f"{url}#{index}" for url in self.urls for index in range(self.addresses))
+
     def name_of(self, name: str, version: int) -> str | None:
         """What the server calls a model; None if it does not serve it."""
         return self.models.get(f"{name}:{version}", self.models.get(name))
+
+
+def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
+    """What the connections and probes of the replica at `url` depend on."""
+    return url, endpoint.headers, endpoint.tls, endpoint.connect_timeout, endpoint.health
 
 
 def contradictions(endpoint: Endpoint) -> Iterator[tuple[str, str, object]]:

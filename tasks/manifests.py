@@ -147,7 +147,7 @@ def _workers(name: str, hardware: HardwareClass, cluster: Cluster) -> Iterator[M
 
 def _endpoint_workers(called: str, name: str, endpoint: Endpoint, cluster: Cluster) -> Iterator[Manifest]:
     """A worker for each replica of an endpoint; it computes nothing, and nothing scales it."""
-    for index in range(len(endpoint.urls)):
+    for index in range(len(endpoint.replicas)):
         labels = {"app": "taxiway-worker", "taxiway/class": name, "taxiway/endpoint": str(index)}
         container = {
             **_container("worker", "worker-cpu", cluster),

@@ -17,8 +17,8 @@ from tasks.celery_app import make_app
 from tasks.logs import log_to_stderr
 from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
 from tasks.settings import settings_from
-from tasks.topology import load_topology
 from tasks.tracing import start_tracing
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
@@ -41,9 +41,10 @@ def make_worker_app(environment: Mapping[str, str]) -> Celery:
         TopologyError: queues.yaml is invalid. An invalid model is only disabled.
     """
     settings = settings_from(environment)
-    topology = load_topology(settings.queues)
+    folder = ModelsFolder(settings.models, QueuesFile(settings.queues), packages())
+    topology = folder.queues.topology
     options = options_from(environment, topology)
-    context = WorkerContext(options, settings, topology, ModelsFolder(settings.models, settings.queues, packages()))
+    context = WorkerContext(options, settings, topology, folder)
     _read_plainly()
     backend = WriteOnceSentinelBackend if "+sentinel://" in settings.state else WriteOnceBackend
     made = make_app(settings, topology, backend=_path(backend))

@@ -30,7 +30,7 @@ class DeviceMissingError(Exception):
 class Device:
     """One device. `label` is the operator's name for it, `address` the runtimes'; memory in bytes.
 
-    `kind` is its real kind: an emulated class runs on the CPU. The address of an endpoint is its URL.
+    `kind` is its real kind: an emulated class runs on the CPU. The address of an endpoint is one of its `replicas`.
     """
 
     kind: DeviceKind
@@ -57,7 +57,7 @@ def find_device(hardware: HardwareClass, label: str, *, emulate: bool) -> Device
     if match is None or match[1] != kind:
         raise DeviceMissingError(f"expected a device like {kind}:0 for a class of {kind} devices, got {label!r}")
     if hardware.endpoint is not None:
-        return _endpoint(hardware.endpoint, label)
+        return endpoint_device(hardware.endpoint, label)
     if emulate and kind != "cpu":
         return replace(_cpu(label), emulated=True)
     return _FIND[kind](label)
@@ -83,15 +83,16 @@ def utilisation(device: Device) -> float | None:
     return float(pynvml.nvmlDeviceGetUtilizationRates(_nvml_handle(device.label)).gpu) / 100
 
 
-def _endpoint(endpoint: Endpoint, label: str) -> Device:
-    urls, index = endpoint.urls, _index(label)
-    if index >= len(urls):
-        raise DeviceMissingError(f"no {label}: the class has {len(urls)} endpoint(s)")
+def endpoint_device(endpoint: Endpoint, label: str) -> Device:
+    """The replica of an endpoint with this label, such as `endpoint:0`. Raises `DeviceMissingError` without one."""
+    replicas, index = endpoint.replicas, _index(label)
+    if index >= len(replicas):
+        raise DeviceMissingError(f"no {label}: the class has {len(replicas)} endpoint(s)")
     return Device(
         kind="endpoint",
         label=label,
-        address=urls[index],
-        name=urlsplit(urls[index]).netloc.rpartition("@")[2],
+        address=replicas[index],
+        name=urlsplit(replicas[index]).netloc.rpartition("@")[2],
         memory=0,
         instruction_sets=(),
         runtimes=(endpoint.protocol,),

@@ -29,11 +29,12 @@ from broker.valkey.worker_store import Store
 from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES
+from tasks.topology import Topology
 from workers.context import WorkerContext
 from workers.device import Device, DeviceMissingError, find_device
 from workers.drain import Drain, NoticeWatch
 from workers.endpoints.asking import open_protocol
-from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.http import EndpointConfigError
 from workers.endpoints.stage import EndpointStage
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Executor
@@ -267,26 +268,32 @@ def _drive_endpoint(context: WorkerContext, device: Device, around: _Around) -> 
     endpoint, folder = context.hardware.endpoint, context.folder
     assert endpoint is not None
     protocol = open_protocol(endpoint.protocol)
-    try:
-        link = EndpointLink(endpoint, device.address, context.options.endpoint_key, around.store.limits.stall)
-    except EndpointConfigError as error:
-        raise _missing(context, str(error), "the paths are those on the worker's machine") from error
     variants = EndpointVariants(endpoint, protocol, device, folder.catalogue, folder.book)
     jobs = DeviceQueue(variants)
-    stage = EndpointStage(
-        endpoint,
-        protocol,
-        link,
-        variants,
-        jobs,
-        around.endings,
-        around.pieces,
-        around.admissions,
-        around.store,
-        around.held,
-        around.celery,
-        around.drain,
-    )
+    try:
+        stage = EndpointStage(
+            endpoint,
+            protocol,
+            context.options.endpoint_key,
+            variants,
+            jobs,
+            around.endings,
+            around.pieces,
+            around.admissions,
+            around.store,
+            around.held,
+            around.celery,
+            around.drain,
+        )
+    except EndpointConfigError as error:
+        raise _missing(context, str(error), "the paths are those on the worker's machine") from error
+
+    def follow(topology: Topology) -> None:
+        told = topology.hardware[context.options.hardware_class].endpoint
+        if told is not None:
+            stage.follow(told)
+
+    folder.queues.follow(follow)
     return stage, jobs
 
 

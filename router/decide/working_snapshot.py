@@ -256,9 +256,9 @@ class WorkingSnapshot:
             self._tables[key] = table
         return table
 
-    def rebuild(self, book: ProfileBook) -> None:
-        """Discard everything derived: models or profiles changed."""
-        self._book = book
+    def rebuild(self, topology: Topology, book: ProfileBook) -> None:
+        """Discard everything derived: endpoints, models or profiles changed."""
+        self._topology, self._book = topology, book
         self._tables.clear()
         self._cached.clear()
 

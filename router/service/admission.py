@@ -45,7 +45,7 @@ _terms_of = attrgetter("model", "deadline", "service", "priority", "budget", "te
 class Rules:
     """What every admission depends on. Arrivals must be signed with one of `producers`, if there are any.
 
-    Each field is immutable; only the catalogue and the book are ever replaced, by `renew`. `starts` are the classes
+    Each field is immutable; `renew` replaces the topology, the catalogue and the book. `starts` are the classes
     whose devices an autoscaler starts on demand: they accept work without any.
     """
 
@@ -56,9 +56,9 @@ class Rules:
     producers: tuple[bytes, ...] = field(default=(), repr=False)
     starts: frozenset[str] = frozenset()
 
-    def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
-        """Use another catalogue and other profiles from now on."""
-        self.catalogue, self.book = catalogue, book
+    def renew(self, topology: Topology, catalogue: Catalogue, book: ProfileBook) -> None:
+        """Use other ones from now on; the topology differs from the last one in its endpoints alone."""
+        self.topology, self.catalogue, self.book = topology, catalogue, book
 
 
 class Order(msgspec.Struct, frozen=True):

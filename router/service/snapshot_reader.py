@@ -150,10 +150,10 @@ class FleetReader:
                 away = True
             await asyncio.sleep(BEAT)
 
-    def renew(self, book: ProfileBook) -> None:
-        """Use other profiles, and the catalogue's present models."""
-        self._book = book
-        self._working.rebuild(book)
+    def renew(self, topology: Topology, book: ProfileBook) -> None:
+        """Use other endpoints and profiles, and the catalogue's present models."""
+        self._topology, self._book = topology, book
+        self._working.rebuild(topology, book)
 
     def snapshots(self) -> list[StoredSnapshot]:
         """Snapshots of placements not stored yet: store them with the next records, then call `mark_stored`."""
@@ -300,8 +300,9 @@ class FolderWatch:
             await self._report()
             asked = self._reporter.asked
             if await asyncio.to_thread(self.folder.look, closely=asked):
-                self._rules.renew(self.folder.catalogue, self.folder.book)
-                self._fleet.renew(self.folder.book)
+                topology = self.folder.queues.topology
+                self._rules.renew(topology, self.folder.catalogue, self.folder.book)
+                self._fleet.renew(topology, self.folder.book)
             if asked:
                 self._reporter.looked()
                 continue  # report it at once: the reload request waits for it

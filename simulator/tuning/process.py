@@ -23,6 +23,7 @@ from simulator.tuning.tuner import FIRST, FIRST_PLAYS, PLAYS, WINDOW, Decision
 from simulator.tuning.tuner import Tuner as Search
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
 from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
@@ -64,7 +65,7 @@ class FleetTuner:
 
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self._topology = topology
-        self._folder = ModelsFolder(settings.models, settings.queues)
+        self._folder = ModelsFolder(settings.models, QueuesFile(settings.queues))
         self._connections = Connections(settings.state)
         self._history = History(settings.state)
         self._name = f"{socket.gethostname()}-{os.getpid()}"

@@ -20,8 +20,9 @@ from typing import Literal
 import msgspec
 
 from tasks.models.catalogue import Catalogue, Model, load_catalogue
-from tasks.models.files import Stamp, forget, local_sha256, stamp_of
+from tasks.models.files import Stamp, forget, stamp_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
+from tasks.queues_file import QueuesFile
 
 logger = logging.getLogger(__name__)
 
@@ -36,19 +37,18 @@ class ModelsFolder:
 
     Args:
         root: the folder of the models' folders.
-        queues: the queues.yaml that the process started with; only a change of it is reported.
+        queues: the process's queues.yaml, which is looked at together with the folder.
         packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
     `digests` identifies the description of each model served, by its `name:version`.
     """
 
-    def __init__(self, root: Path, queues: Path, packages: Mapping[str, str] | None = None) -> None:
+    def __init__(self, root: Path, queues: QueuesFile, packages: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.catalogue = Catalogue({})
         self.book = ProfileBook()
         self.digests: Mapping[str, str] = {}
-        self._queues = queues
-        self._queues_digest = local_sha256(queues)
+        self.queues = queues
         self._packages = packages
         self._broken_profiles: tuple[ProfileError, ...] = ()
         self._turn = threading.Lock()
@@ -72,13 +72,14 @@ class ModelsFolder:
             closely: read everything again, whatever the files' times.
         """
         with self._turn:
+            renewed = self.queues.look(closely=closely)
             if not self.root.is_dir() and self._stamps:
-                return False  # a mount that is missing for a moment does not remove its models
+                return renewed  # a mount that is missing for a moment does not remove its models
             if closely:
                 forget()
             stamps = self._stamp(self.catalogue)
             if stamps == self._stamps and not closely:
-                return False
+                return renewed
             before, known = self.catalogue, self.book
             self._stamps = stamps
             self._read()
@@ -87,12 +88,7 @@ class ModelsFolder:
             if changed:
                 self._log_profiles()
                 self._follower(self.catalogue, self.book)
-            return changed
-
-    @property
-    def queues_changed(self) -> bool:
-        """Whether queues.yaml has changed since the process started, which uses the old one."""
-        return local_sha256(self._queues) != self._queues_digest
+            return changed or renewed
 
     def _stamp(self, catalogue: Catalogue) -> dict[Path, Stamp | None]:
         """The stamps of all files that the catalogue and the profiles are read from; None for a missing one."""
@@ -152,7 +148,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process serves from its models folder.
 
     `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
-    `queues_changed` means that its queues.yaml has changed since it started: it uses the old one.
+    `queues_changed` means that its queues.yaml says more by now than it uses without a restart.
     """
 
     kind: Literal["router", "worker"]
@@ -194,7 +190,7 @@ class Reporter:
                 models=folder.digests,
                 disabled=folder.catalogue.disabled,
                 outdated=folder.catalogue.outdated,
-                queues_changed=folder.queues_changed,
+                queues_changed=folder.queues.differs,
             )
         )
         return self._process, b"" if self._sent == self._told else self._sent

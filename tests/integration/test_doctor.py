@@ -75,5 +75,5 @@ def test_a_process_that_goes_by_an_older_queues_yaml_is_to_be_restarted(settings
             patience=0.0,
         )
         assert list(outdated(fleet, {})) == []
-        queues.write_text(queues.read_text() + "# edited\n")
+        queues.write_text(queues.read_text() + "plan: {enabled: false}\n")
         assert until(lambda: [one.remedy for one in outdated(fleet, {})] == ["restart it"])

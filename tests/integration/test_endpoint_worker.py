@@ -28,7 +28,7 @@ from taxiway.errors import (
 )
 from tests.engine import Engine, serving
 from tests.routing import eventually
-from tests.working import Tower, WorkerProcess, worker_settings
+from tests.working import Tower, WorkerProcess, worker_process, worker_settings
 
 QUEUES = """
 hardware:
@@ -295,9 +295,50 @@ def test_a_model_that_the_endpoint_no_longer_lists_is_unavailable(tower: Tower, 
         tower.result(order(tower, "hello"))
 
 
+@pytest.mark.usefixtures("worker")
+def test_an_edited_endpoint_is_used_without_a_restart_and_what_runs_ends_where_it_began(
+    tower: Tower, engine: Engine, fleet: Settings
+) -> None:
+    written = fleet.queues.read_text()
+    running = [order(tower, f"wait=0.5 {n} two three four five six") for n in range(4)]
+    eventually(lambda: engine.running == 4)
+    other = Engine(models=["renamed"])
+    with serving(other):
+        moved = written.replace(engine.url, other.url).replace("slots: 4", "slots: 2").replace("served", "renamed")
+        fleet.queues.write_text(moved.replace("X-Team: lab", "X-Team: field"))
+        jobs = [order(tower, f"wait=0.1 {n} here") for n in range(6)]
+        assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} here " for n in range(6)]
+        assert [tower.result(job).outputs["text"] for job in running] == [
+            f"{n} two three four five six " for n in range(4)
+        ]
+        assert (len(engine.chats), len(other.chats), other.most) == (4, 6, 2)
+        assert {headers["x-team"] for _, headers, _ in other.asked} == {"field"}
+        assert {body["model"] for body in other.chats} == {"renamed"}
+        fleet.queues.write_text(written)
+        eventually(lambda: tower.result(order(tower, "home again")) and len(engine.chats) > 4, within=10)
+
+
+def test_a_replica_that_leaves_queues_yaml_takes_no_work_until_it_is_back(
+    tower: Tower, engine: Engine, fleet: Settings
+) -> None:
+    alone = fleet.queues.read_text()
+    paired = alone.replace(engine.url, f'["http://127.0.0.1:1/v1", {engine.url}]').replace("slots: 4", "slots: 2")
+    fleet.queues.write_text(paired)
+    with worker_process(fleet, "--device", "endpoint:1"):
+        assert tower.result(order(tower, "second")).outputs["text"] == "second "
+        fleet.queues.write_text(alone)
+        eventually(lambda: facts(tower).fault, within=5)
+        assert facts(tower).fault == "no endpoint:1: the class has 1 endpoint(s) in queues.yaml now"
+        job = order(tower, "later")
+        fleet.queues.write_text("hardware: wrong")
+        fleet.queues.write_text(paired.replace("slots: 2", "slots: 2\n      addresses: 1"))
+        assert tower.result(job).outputs["text"] == "later "
+
+
 def test_a_draining_worker_finishes_what_ends_in_time_and_requeues_the_rest(
     tower: Tower, engine: Engine, worker: WorkerProcess
 ) -> None:
+    assert tower.result(order(tower, "warm")).outputs["text"] == "warm "
     short, long = (
         order(tower, "wait=0.3 one two"),
         order(tower, "wait=1 one two three four five six seven eight nine ten"),

@@ -28,6 +28,7 @@ from router.service.admission import Admitted, Rules
 from router.service.arrivals import Router
 from tasks.models.catalogue import load_catalogue
 from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
 from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import load_topology
 from taxiway.contract.job import read_meta, read_result
@@ -536,7 +537,7 @@ async def ended_astray(router: Astray) -> str:
 def test_a_request_whose_forwarding_failed_unexpectedly_is_not_left_to_run(settings: Settings) -> None:
     async def scenario() -> str:
         rules = Rules(load_topology(settings.queues), load_catalogue(settings.models), settings.secret)
-        router = Astray(settings, rules, "astray", ModelsFolder(settings.models, settings.queues))
+        router = Astray(settings, rules, "astray", ModelsFolder(settings.models, QueuesFile(settings.queues)))
         try:
             return await asyncio.wait_for(ended_astray(router), 20)
         finally:

@@ -135,7 +135,7 @@ def test_a_model_comes_changes_breaks_and_goes_while_the_fleet_runs(served: Sett
         (listed,) = [model for model in client.models() if model["name"] == "later"]
         assert listed["problems"]["later:1"].startswith("later/model.yaml: ")
 
-        served.queues.write_text(served.queues.read_text() + "# edited\n")
+        served.queues.write_text(served.queues.read_text() + "plan: {enabled: false}\n")
         shutil.rmtree(served.models / "later")
         _, said = reload(router)
         assert "queues.yaml changed: restart needed of" in said

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tasks.models.folder import ModelsFolder
+from tasks.queues_file import QueuesFile
 from tasks.settings import TREE
 from taxiway.contract.blobs import Blobs, Reference
 from taxiway.contract.request import Request
@@ -25,7 +26,9 @@ class Desk:
     def __init__(self) -> None:
         self.blobs = Blobs(limit=16)
         self.calls: list[list[str]] = []
-        self.reader = JobReader(ModelsFolder(TREE / "models", TREE / "queues.yaml"), {CLASS: a_class()}, self._fetch)
+        self.reader = JobReader(
+            ModelsFolder(TREE / "models", QueuesFile(TREE / "queues.yaml")), {CLASS: a_class()}, self._fetch
+        )
 
     def delivery(self, payload: bytes) -> Delivery:
         body = request_body(Request(model="echo", inputs={"payload": payload}), self.blobs)

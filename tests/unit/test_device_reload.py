@@ -15,6 +15,8 @@ from broker.valkey.worker_store import Store
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.folder import ModelsFolder
 from tasks.models.profiles import ProfileBook
+from tasks.queues_file import QueuesFile
+from tasks.settings import TREE
 from tasks.topology import Limits
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.celery_double import Admissions, Endings, NoCelery
@@ -48,9 +50,8 @@ class Device:
     def __init__(self, root: Path) -> None:
         for name in ("one", "other"):
             write_model(root / "models", name, scale_graph(2.0), **SCALE_SPECS)
-        (root / "queues.yaml").touch()
         self.root = root / "models"
-        self.folder = ModelsFolder(self.root, root / "queues.yaml")
+        self.folder = ModelsFolder(self.root, QueuesFile(TREE / "queues.yaml"))
         hardware = a_class(runtimes=("onnx",))
         device = find_device(hardware, "cpu:0", emulate=False)
         self.executor = Executor(hardware, device, ArtefactStore(root / "cache"), threads=1)

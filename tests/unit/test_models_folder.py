@@ -10,6 +10,8 @@ import yaml
 
 from tasks.models.folder import ModelsFolder, Report, Reporter, changes
 from tasks.models.profiles import ProfileBook
+from tasks.queues_file import QueuesFile
+from tasks.topology import Topology
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 
 PROFILE = """
@@ -28,11 +30,23 @@ variants:
 """
 
 
+QUEUES = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {protocol: openai, url: "http://one/v1", slots: 4, models: {chat: served}}
+    price: {usd_per_hour: 1}
+service:
+  standard: {deadline: 60}
+default_service: standard
+"""
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> ModelsFolder:
     write_model(tmp_path / "models", "scale", scale_graph(2.0), **SCALE_SPECS)
-    (tmp_path / "queues.yaml").write_text("first")
-    return ModelsFolder(tmp_path / "models", tmp_path / "queues.yaml")
+    (tmp_path / "queues.yaml").write_text(QUEUES)
+    return ModelsFolder(tmp_path / "models", QueuesFile(tmp_path / "queues.yaml"))
 
 
 def base(folder: ModelsFolder) -> float:
@@ -108,12 +122,26 @@ def test_an_artefact_that_comes_after_its_model_repairs_it(folder: ModelsFolder)
     assert folder.catalogue.serves("late")
 
 
-def test_a_queues_yaml_that_changed_since_the_start_is_told_and_not_read(folder: ModelsFolder) -> None:
-    assert not folder.queues_changed
-    (folder.root.parent / "queues.yaml").write_text("other")
-    assert folder.queues_changed
-    (folder.root.parent / "queues.yaml").write_text("first")
-    assert not folder.queues_changed
+def test_endpoints_of_a_queues_yaml_that_changed_are_followed_and_all_else_is_told(folder: ModelsFolder) -> None:
+    path, heard = folder.queues.path, list[Topology]()
+    folder.queues.follow(heard.append)
+    assert not folder.look()
+    path.write_text(QUEUES.replace("slots: 4", "slots: 16"))
+    assert folder.look()
+    assert heard == [folder.queues.topology]
+    assert folder.queues.topology.hardware["engine"].max_batch == 16
+    assert not folder.queues.differs
+    path.write_text(QUEUES.replace("slots: 4", "slots: 2").replace("usd_per_hour: 1", "usd_per_hour: 3"))
+    assert folder.look()
+    assert folder.queues.differs
+    assert folder.queues.topology.hardware["engine"].price.usd_per_hour == 1
+    path.write_text("hardware: wrong")
+    assert not folder.look()
+    assert folder.queues.differs
+    assert folder.queues.topology.hardware["engine"].max_batch == 2
+    path.write_text(QUEUES)
+    assert folder.look()
+    assert not folder.queues.differs
 
 
 def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look_is_done_once(
@@ -136,7 +164,8 @@ def test_a_report_is_sent_when_it_changes_or_the_store_lost_it_and_an_asked_look
 
 
 def test_profiles_and_catalogue_of_an_empty_folder_are_empty(tmp_path: Path) -> None:
-    empty = ModelsFolder(tmp_path / "none", tmp_path / "queues.yaml")
+    (tmp_path / "queues.yaml").write_text(QUEUES)
+    empty = ModelsFolder(tmp_path / "none", QueuesFile(tmp_path / "queues.yaml"))
     assert (empty.catalogue.models, empty.book == ProfileBook(today=empty.book.today)) == ({}, True)
 
 

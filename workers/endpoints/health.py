@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tasks.endpoints import Endpoint
 from workers.decide.breaker import Breaker, State
 from workers.endpoints.asking import EndpointProtocol
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.http import EndpointLink
-from workers.endpoints.variants import EndpointVariants
 
 logger = logging.getLogger(__name__)
 
@@ -24,19 +23,23 @@ SHORTEST_PAUSE = 0.1
 class EndpointHealth:
     """One endpoint's. For its event loop; any thread may read `fault`, `pause` and `slots`.
 
+    `probed` is set after the first probe; `listed` are the models that the last one announced, None if it listed none.
+
     Args:
         changed: called after each change of `slots`.
+        announced: called with `listed` after each probe that succeeded.
     """
 
     def __init__(
         self,
         link: EndpointLink,
         protocol: EndpointProtocol,
-        variants: EndpointVariants,
         endpoint: Endpoint,
         changed: Callable[[], None],
+        announced: Callable[[EndpointHealth], None],
     ) -> None:
-        self._link, self._protocol, self._variants = link, protocol, variants
+        self._link, self._protocol, self._announced = link, protocol, announced
+        self.listed: Sequence[str] | None = None
         self._path = endpoint.health.path or protocol.HEALTH
         self._lists = endpoint.health.path is None
         self._every, self._timeout = endpoint.health.every, endpoint.connect_timeout
@@ -44,6 +47,7 @@ class EndpointHealth:
         self._breaker = Breaker()
         self._paused_until = 0.0
         self._now = asyncio.Event()
+        self.probed = asyncio.Event()
         self._failing: set[str] = set()
 
     @property
@@ -60,6 +64,11 @@ class EndpointHealth:
     def slots(self) -> int:
         """How many rows may run on the endpoint now."""
         return 0 if self.pause else self._breaker.slots(self._slots)
+
+    def resize(self, slots: int) -> None:
+        """The endpoint has so many slots from now on."""
+        self._slots = slots
+        self._changed()
 
     def check(self) -> None:
         """Raise `EndpointError` if nothing may be sent now."""
@@ -94,6 +103,7 @@ class EndpointHealth:
         """Send probes until cancelled."""
         while True:
             await self._probe()
+            self.probed.set()
             now = time.monotonic()
             opened = self._breaker.state is State.OPEN
             due = self._breaker.probe_at if opened else now + self._every
@@ -108,7 +118,8 @@ class EndpointHealth:
         began = time.monotonic()
         try:
             body = await self._link.probe(self._path, self._timeout)
-            self._variants.announce(self._protocol.announced(body) if self._lists else None)
+            self.listed = self._protocol.announced(body) if self._lists else None
+            self._announced(self)
         except EndpointError as error:
             if self._link.heard <= began:  # else it answers others, and is only slow to answer this
                 self._set(self._breaker.unreached(error.reason, time.monotonic()))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import aiohttp
+from aiohttp.abc import ResolveResult
+from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
@@ -27,6 +29,9 @@ MAX_REFUSAL = 64 * 2**10
 MAX_LIST = 4 * 2**20
 """Bytes that are read of the answer to a probe."""
 
+RESOLVED_FOR = 5
+"""Seconds for which a name's addresses are kept."""
+
 _LINGER = 0.25  # seconds for which a complete answer's end is awaited, so that its connection can be kept
 
 
@@ -34,11 +39,28 @@ class EndpointConfigError(Exception):
     """The endpoint's key or certificates cannot be read on this machine."""
 
 
+class OneAddress(ThreadedResolver):
+    """Resolves each name to one of its addresses, by its place among all of them in order."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self._place = place
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """The address. Raises `OSError` if the name has fewer."""
+        found = {one["host"]: one for one in await super().resolve(host, port, family)}
+        if self._place >= len(found):
+            raise OSError(f"the name has {len(found)} address(es)")
+        return [found[sorted(found)[self._place]]]
+
+
 class EndpointLink:
-    """Connections to one endpoint. For one event loop; use it as a context manager there.
+    """Connections to one endpoint, for one event loop.
 
     Args:
-        url: the replica's.
+        replica: one of the endpoint's `replicas`.
         key: its API key; empty for none.
         stall: seconds without a byte after which an answer counts as stalled.
 
@@ -48,23 +70,28 @@ class EndpointLink:
         EndpointConfigError: a certificate cannot be read.
     """
 
-    def __init__(self, endpoint: Endpoint, url: str, key: str, stall: float) -> None:
+    def __init__(self, endpoint: Endpoint, replica: str, key: str, stall: float) -> None:
+        url, pinned, number = replica.partition("#")
         self._url = url
+        self._address = int(number) if pinned else None
         self._host = urlsplit(url).netloc
         self._connect_timeout, self._stall = endpoint.connect_timeout, stall
         self._headers = {**({"Authorization": f"Bearer {key}"} if key else {}), **endpoint.headers}
         self._tls = _context(endpoint.tls) if url.startswith("https:") else None
         self.heard = 0.0
 
-    async def __aenter__(self) -> EndpointLink:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT, ssl=True if self._tls is None else self._tls)
+    async def open(self) -> None:
+        """Be ready to connect."""
+        resolver = None if self._address is None else OneAddress(self._address)
+        tls = True if self._tls is None else self._tls
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEPT, ssl=tls, resolver=resolver, ttl_dns_cache=RESOLVED_FOR
+        )
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout, sock_read=self._stall)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers, timeout=timeout)
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
+        """Close all connections."""
         await self._session.close()
 
     async def ask(self, ask: Ask, tell: Callable[[str], None]) -> Row:

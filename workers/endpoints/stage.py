@@ -14,21 +14,25 @@ import math
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from broker.valkey.worker_store import Store
-from tasks.endpoints import Endpoint
+from tasks.endpoints import Endpoint, connection
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.streaming import Piece
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import describe, pause
+from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.drain import Drain
 from workers.endpoints.asking import Ask, AskItem, EndpointProtocol
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.health import EndpointHealth
-from workers.endpoints.http import EndpointLink
+from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.slots import Slots
+from workers.endpoints.target import Target
 from workers.endpoints.usage import SlotUsage
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
@@ -50,17 +54,21 @@ class EndpointStage:
     """Runs the admitted jobs on one endpoint until each has an outcome.
 
     Args:
+        key: the endpoint's API key; empty for none.
         finish: receives endings.
         stream: receives the pieces of streamed answers.
         admit: receives deliveries to be decoded again, and claimed again if their claim was lost.
         drain: the time limit for work after `stop`.
+
+    Raises:
+        EndpointConfigError: the endpoint's certificates cannot be read.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         protocol: EndpointProtocol,
-        link: EndpointLink,
+        key: str,
         variants: EndpointVariants,
         inbox: DeviceQueue,
         finish: EndingSink,
@@ -75,7 +83,7 @@ class EndpointStage:
         self.store = store
         self.ahead = math.inf
         self.running = 0
-        self._link = link
+        self._endpoint, self._protocol, self._key = endpoint, protocol, key
         self._inbox = inbox
         self._finish = finish
         self._stream = stream
@@ -83,9 +91,13 @@ class EndpointStage:
         self._held = held
         self._celery = celery
         self._drain = drain
-        self._health = EndpointHealth(link, protocol, variants, endpoint, inbox.wake)
         self._usage = SlotUsage(endpoint.slots)
-        self._slots = asyncio.Semaphore(endpoint.slots)
+        self._slots = Slots(endpoint.slots)
+        self._target = self._target_of(endpoint, variants.device)
+        self._told: deque[Endpoint] = deque(maxlen=1)
+        self._move: asyncio.Task[None] | None = None
+        self._left: set[asyncio.Task[None]] = set()
+        self._gone = ""
         self._tasks: dict[Job, asyncio.Task[None]] = {}
         self._rows = 0
         self._turned = math.inf
@@ -94,7 +106,7 @@ class EndpointStage:
     @property
     def fault(self) -> str:
         """Why the endpoint gets no work now; empty if it gets some. Thread-safe."""
-        return self._health.fault
+        return self._gone or self._target.health.fault
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Nothing: the endpoint has loaded its models."""
@@ -102,6 +114,11 @@ class EndpointStage:
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
         self.variants.renew(catalogue, book)
+
+    def follow(self, endpoint: Endpoint) -> None:
+        """Go by what queues.yaml says now; what runs ends where it began. Thread-safe."""
+        self._told.append(endpoint)
+        self._inbox.wake()
 
     def stop(self) -> None:
         """Run the jobs here that end in time, requeue the rest, and end. Thread-safe."""
@@ -135,7 +152,7 @@ class EndpointStage:
 
     def blocked(self, now: float) -> tuple[float, int]:
         """The seconds of the pause that the endpoint asked for, for jobs of every level. Thread-safe."""
-        left = self._health.pause
+        left = self._target.health.pause
         return (left, LEVELS) if left else (0.0, 0)
 
     def blocking(self, now: float) -> dict[str, float]:
@@ -153,15 +170,13 @@ class EndpointStage:
             loop.call_soon_threadsafe(news.set)
 
         self._inbox.tell(tell)
-        async with self._link:
-            probing = asyncio.create_task(self._health.run())
-            while not self._stopping.is_set():
-                await self._turn(news)
-            while self._tasks and self._drain.left > 0:
-                await self._turn(news)
-            self._collect()
-            probing.cancel()
-            await self._leave(probing)
+        await self._target.open()
+        while not self._stopping.is_set():
+            await self._turn(news)
+        while self._tasks and self._drain.left > 0:
+            await self._turn(news)
+        self._collect()
+        await self._leave()
         self._inbox.tell(lambda: None)
 
     async def _turn(self, news: asyncio.Event) -> None:
@@ -173,6 +188,48 @@ class EndpointStage:
         self._turned = time.monotonic()
         self._collect()
         self._sweep()
+        if self._told and (self._move is None or self._move.done()):
+            self._move = asyncio.create_task(self._change(self._told.popleft()))
+
+    async def _change(self, endpoint: Endpoint) -> None:
+        """Go by another description of the endpoint. Where it is elsewhere now, requests go there after a probe."""
+        target, self._gone = self._target, ""
+        try:
+            device = endpoint_device(endpoint, self.variants.device.label)
+            if connection(endpoint, device.address) != connection(self._endpoint, self.variants.device.address):
+                target = self._target_of(endpoint, device)
+        except DeviceMissingError as error:
+            self._gone = f"{error} in queues.yaml now"
+            return
+        except EndpointConfigError as error:
+            logger.error("endpoint is used as it was", extra={"reason": str(error)})
+            return
+        left = self._target
+        if target is not left:
+            await target.open()
+            try:
+                await target.health.probed.wait()
+            except asyncio.CancelledError:
+                await target.leave()
+                raise
+        self._endpoint, self._target = endpoint, target
+        self.variants.change(endpoint, device, target.health.listed)
+        self._slots.resize(endpoint.slots)
+        self._usage.resize(endpoint.slots, time.monotonic())
+        target.health.resize(endpoint.slots)
+        if target is not left:
+            leaving = asyncio.create_task(left.leave())
+            self._left.add(leaving)
+            leaving.add_done_callback(self._left.discard)
+
+    def _target_of(self, endpoint: Endpoint, device: Device) -> Target:
+        link = EndpointLink(endpoint, device.address, self._key, self.store.limits.stall)
+        health = EndpointHealth(link, self._protocol, endpoint, self._inbox.wake, self._announced)
+        return Target(link, health)
+
+    def _announced(self, health: EndpointHealth) -> None:
+        if health is self._target.health:
+            self.variants.announce(health.listed)
 
     def _collect(self) -> None:
         """Begin the jobs that arrived."""
@@ -197,13 +254,15 @@ class EndpointStage:
                 continue
             task.cancel()
 
-    async def _leave(self, probing: asyncio.Task[None]) -> None:
+    async def _leave(self) -> None:
         """Requeue the jobs that did not end in time."""
         left = [job.delivery for job in sorted(self._tasks, key=lambda job: job.arrived)]
-        tasks = [probing, *self._tasks.values()]
+        move = [] if self._move is None else [self._move]
+        tasks = [*move, *self._left, *self._tasks.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._target.leave()
         if left:
             self._held.requeue(left)
 
@@ -213,7 +272,8 @@ class EndpointStage:
         self._inbox.wake()
 
     def _room(self) -> int:
-        return self._health.slots - self._rows - self._inbox.rows
+        slots = 0 if self._gone else self._target.health.slots
+        return slots - self._rows - self._inbox.rows
 
     def _now(self) -> float:
         """The store's time."""
@@ -281,12 +341,14 @@ class EndpointStage:
         assert isinstance(item, AskItem)
         assert item.ask is not None
         async with self._slots:
-            self._health.check()
+            target = self._target
+            target.health.check()
             self._begin(job.delivery)
             seat = self._usage.enter(time.monotonic())
             self.running = self._usage.running
             try:
-                answer = await self._asked(item.ask, job)
+                with target:
+                    answer = await self._asked(target, item.ask, job)
             except TaxiwayError as error:
                 raise named_row(error, index, job) from error
             finally:
@@ -299,16 +361,16 @@ class EndpointStage:
         job.batch = max(job.batch, round(mates))
         self.variants.observe(loaded, [item], [answer], rows=max(round(mates), 1), seconds=seconds)
 
-    async def _asked(self, ask: Ask, job: Job) -> Row:
+    async def _asked(self, target: Target, ask: Ask, job: Job) -> Row:
         try:
-            answer = await self._link.ask(ask, self._teller(job))
+            answer = await target.link.ask(ask, self._teller(job))
         except EndpointError as error:
-            self._health.failed(error, job.delivery.job)
+            target.health.failed(error, job.delivery.job)
             raise
         except TaxiwayError:
-            self._health.answered()
+            target.health.answered()
             raise
-        self._health.answered()
+        target.health.answered()
         return answer
 
     def _begin(self, delivery: Delivery) -> None:

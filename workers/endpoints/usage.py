@@ -38,6 +38,11 @@ class SlotUsage:
         self.running -= 1
         return now - seat.since, self._shares - seat.shares
 
+    def resize(self, slots: int, now: float) -> None:
+        """The endpoint has so many slots from now on."""
+        self._advance(now)
+        self._slots = slots
+
     def used(self, now: float) -> float:
         """Seconds for which slots were used, a slot counting by its part of all."""
         return self._used + self.running / self._slots * max(now - self._at, 0.0)

@@ -42,6 +42,11 @@ class EndpointVariants(LearnedTimes):
         self._lacking.clear()
         self._judge()
 
+    def change(self, endpoint: Endpoint, device: Device, listed: Collection[str] | None) -> None:
+        """Switch to another description of the endpoint, which lists these models."""
+        self._endpoint, self.device, self._announced = endpoint, device, listed
+        self.renew(self._catalogue, self._book)
+
     def announce(self, names: Collection[str] | None) -> None:
         """Note the models that the endpoint lists; None if it lists none, and is taken to have all."""
         if names != self._announced:

@@ -1,0 +1,77 @@
+"""queues.yaml as a running process sees it: what it says of endpoints is followed, all else needs a restart."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from tasks.models.files import stamp_of
+from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
+
+logger = logging.getLogger(__name__)
+
+
+class QueuesFile:
+    """One process's queues.yaml. Thread-safe for one thread that looks and others that read.
+
+    `topology` is what the process goes by: the file as it was at the start, with the endpoints of the last good one.
+    `differs` is whether the file says something else by now, so that a restart would change something.
+
+    Raises:
+        TopologyError: the file is missing or invalid at the start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp = stamp_of(path)
+        self.topology = load_topology(path)
+        self.differs = False
+        self._followers: list[Callable[[Topology], None]] = []
+
+    def follow(self, follower: Callable[[Topology], None]) -> None:
+        """Call `follower` with each new topology, on the thread that looks."""
+        self._followers.append(follower)
+
+    def look(self, *, closely: bool = False) -> bool:
+        """Read the file if it changed since the last look; whether `topology` is another one now.
+
+        An invalid file is logged and changes nothing.
+        """
+        stamp = stamp_of(self.path)
+        if stamp == self._stamp and not closely:
+            return False
+        self._stamp = stamp
+        try:
+            told = load_topology(self.path)
+        except TopologyError as error:
+            logger.error("queues.yaml is invalid now: the last good one is used", extra={"error": str(error)})
+            self.differs = True
+            return False
+        renewed = with_endpoints(self.topology, told)
+        self.differs = renewed != told
+        if renewed == self.topology:
+            return False
+        self.topology = renewed
+        logger.info("endpoints changed in queues.yaml")
+        for follower in self._followers:
+            follower(renewed)
+        return True
+
+
+def with_endpoints(used: Topology, told: Topology) -> Topology:
+    """The topology in use, with the endpoints that the file tells now."""
+    hardware = {name: _with_endpoint(one, told.hardware.get(name)) for name, one in used.hardware.items()}
+    return used if hardware == used.hardware else msgspec.structs.replace(used, hardware=hardware)
+
+
+def _with_endpoint(used: HardwareClass, told: HardwareClass | None) -> HardwareClass:
+    """The class with the endpoint that the file tells; another protocol or variable for the key needs a restart."""
+    if used.endpoint is None or told is None or told.endpoint is None:
+        return used
+    ours, theirs = used.endpoint, told.endpoint
+    if (ours.protocol, ours.key_env) != (theirs.protocol, theirs.key_env):
+        return used
+    return msgspec.structs.replace(used, endpoint=theirs, max_batch=told.max_batch)

@@ -1,0 +1,143 @@
+"""Which replica of an endpoint a worker drives, how many rows it lets through, and how an edit of it is followed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.endpoints import Endpoint
+from tasks.queues_file import with_endpoints
+from tasks.topology import Topology, parse_topology
+from workers.device import DeviceMissingError, endpoint_device
+from workers.endpoints.http import OneAddress
+from workers.endpoints.slots import Slots
+
+TEXT = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {protocol: openai, url: "http://one/v1", slots: 4, models: {chat: served}}
+    price: {usd_per_hour: 1}
+  cpu.batch:
+    device: cpu
+    runtimes: [onnx]
+    max_batch: 4
+    max_wait: 0
+    price: {usd_per_hour: 1}
+service:
+  standard: {deadline: 60}
+default_service: standard
+"""
+TOPOLOGY = parse_topology(TEXT)
+ONE = TOPOLOGY.hardware["engine"].endpoint
+assert ONE is not None
+
+urls = st.lists(st.sampled_from(["http://one/v1", "http://two/v1", "http://three/v1"]), min_size=1, unique=True)
+endpoints = st.builds(
+    Endpoint,
+    protocol=st.sampled_from(["openai", "oip"]),
+    url=urls.map(tuple),
+    slots=st.integers(1, 64),
+    models=st.just({"chat": "served"}),
+    key_env=st.sampled_from([None, "KEY"]),
+    headers=st.sampled_from([{}, {"X-Team": "lab"}]),
+    addresses=st.sampled_from([None, 1, 3]),
+)
+
+
+def told(endpoint: Endpoint, price: float) -> Topology:
+    """The file with this endpoint, and another price."""
+    engine = TOPOLOGY.hardware["engine"]
+    changed = msgspec.structs.replace(
+        engine,
+        endpoint=endpoint,
+        max_batch=endpoint.slots,
+        price=msgspec.structs.replace(engine.price, usd_per_hour=price),
+    )
+    return msgspec.structs.replace(TOPOLOGY, hardware={**TOPOLOGY.hardware, "engine": changed})
+
+
+@given(endpoint=endpoints, price=st.floats(0.1, 9))
+def test_an_edit_changes_nothing_but_endpoints_of_the_same_protocol_and_key(endpoint: Endpoint, price: float) -> None:
+    used = with_endpoints(TOPOLOGY, told(endpoint, price))
+    followed = (endpoint.protocol, endpoint.key_env) == ("openai", None)
+    assert used.hardware["engine"].endpoint == (endpoint if followed else ONE)
+    assert used.hardware["engine"].max_batch == (endpoint.slots if followed else 4)
+    assert used.hardware["engine"].price == TOPOLOGY.hardware["engine"].price
+    assert used.hardware["cpu.batch"] is TOPOLOGY.hardware["cpu.batch"]
+    assert with_endpoints(used, TOPOLOGY) == TOPOLOGY
+
+
+@given(endpoint=endpoints)
+def test_each_replica_has_a_label_of_its_own_and_no_other_label_has_one(endpoint: Endpoint) -> None:
+    devices = [endpoint_device(endpoint, f"endpoint:{index}") for index in range(len(endpoint.replicas))]
+    assert len({device.address for device in devices}) == len(endpoint.urls) * (endpoint.addresses or 1)
+    with pytest.raises(DeviceMissingError):
+        endpoint_device(endpoint, f"endpoint:{len(devices)}")
+
+
+async def seen(actions: list[tuple[str, int]]) -> None:
+    """Rows come, end and give up while the number of slots changes: no more get in than the limit allows."""
+    limit, running = 2, dict[int, asyncio.Event]()
+    slots, rows, got = Slots(limit), list[asyncio.Task[None]](), set[int]()
+
+    async def row(number: int) -> None:
+        async with slots:
+            got.add(number)
+            try:
+                await running[number].wait()
+            finally:
+                got.discard(number)
+
+    for kind, number in actions:
+        before = set(got)
+        if kind == "come":
+            running[len(rows)] = asyncio.Event()
+            rows.append(asyncio.create_task(row(len(rows))))
+        elif kind == "resize":
+            limit = number + 1
+            slots.resize(limit)
+        elif rows:
+            place = number % len(rows)
+            rows[place].cancel() if kind == "cancel" else running[place].set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert len(got) <= max(limit, len(before))
+        waiting = sum(not one.done() for one in rows) - len(got)
+        assert not waiting or len(got) >= limit
+    for one in rows:
+        one.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*rows, return_exceptions=True)
+    slots.resize(1)
+    async with asyncio.timeout(1), slots:
+        pass
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["come", "come", "end", "cancel", "resize"]), st.integers(0, 5)), max_size=30)
+)
+def test_slots_are_never_lost_nor_given_twice(actions: list[tuple[str, int]]) -> None:
+    asyncio.run(seen(actions))
+
+
+def test_a_name_with_several_addresses_is_as_many_replicas() -> None:
+    async def resolve(place: int) -> str:
+        async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+            hosts = ("10.0.0.7", "10.0.0.5", "10.0.0.7", "10.0.0.6")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 80)) for host in hosts]
+
+        asyncio.get_running_loop().getaddrinfo = getaddrinfo  # type: ignore[method-assign]  # the name server's answer
+        (found,) = await OneAddress(place).resolve("vllm", 80)
+        return found["host"]
+
+    assert [asyncio.run(resolve(place)) for place in range(3)] == ["10.0.0.5", "10.0.0.6", "10.0.0.7"]
+    with pytest.raises(OSError, match=r"the name has 3 address\(es\)"):
+        asyncio.run(resolve(3))
