@@ -22,7 +22,15 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, 
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
-from broker.valkey.forwarding import Forwarded, forward_answer, forward_call, unpublished
+from broker.valkey.forwarding import (
+    PUBLISHED,
+    Forwarded,
+    forward_answer,
+    forward_call,
+    mark_published,
+    marked,
+    unpublished,
+)
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
 from taxiway.contract.job import JobState
@@ -38,8 +46,6 @@ AWAY = (AMQPError, ChannelInvalidStateError, OSError, EOFError, StopAsyncIterati
 
 SET_UP = 10.0
 """Seconds to set up a new connection, which takes many calls; an attempt that is given up starts over."""
-
-_PUBLISHED = "published"  # a field of the job's record
 
 
 @dataclass(slots=True)
@@ -182,7 +188,7 @@ class RabbitTransport:
         """
         if not messages and not snapshots:
             return []
-        records = [_marked(m) if m.held else m for m in messages]
+        records = [marked(message) for message in messages]
         recorded = await self._run_record(records, snapshots)
         due, refused = recorded.done, recorded.refused
         new = {message.job for message, is_new in zip(messages, due, strict=True) if is_new}
@@ -198,8 +204,8 @@ class RabbitTransport:
     async def _unpublished(self, messages: Sequence[Outgoing]) -> list[bool]:
         """Which jobs' records say that they were neither published nor finished."""
         with fleet_errors("state store"):
-            known = await self._records.calls(*(("HMGET", job_key(m.job), _PUBLISHED, "finished") for m in messages))
-        return [marks == [None, None] for marks in known]
+            known = await self._records.calls(*(("HMGET", job_key(m.job), PUBLISHED, "finished") for m in messages))
+        return [published != b"1" and not finished for published, finished in known]
 
     async def _run_record(
         self,
@@ -229,7 +235,7 @@ class RabbitTransport:
         if not messages:
             return
         with fleet_errors("state store"):
-            await self._records.calls(*(("HSET", job_key(message.job), _PUBLISHED, "1") for message in messages))
+            await self._records.calls(*mark_published(messages))
 
     async def _live(self) -> _Session:
         """The session, opened when there is none."""
@@ -290,11 +296,6 @@ async def _declare(channel: AbstractChannel, name: str, arguments: Mapping[str, 
     queue = await channel.declare_queue(name, durable=True, arguments=dict(arguments) or None)
     await queue.bind(exchange, routing_key=name)
     return exchange
-
-
-def _marked(message: Outgoing) -> Outgoing:
-    """A held message, marked as published, so that a copy of its arrival is not published."""
-    return msgspec.structs.replace(message, fields={**message.fields, _PUBLISHED: "1"})
 
 
 def envelope_of(message: AbstractIncomingMessage) -> Envelope:

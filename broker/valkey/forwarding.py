@@ -32,6 +32,7 @@ from taxiway.contract.keys import (
     snapshot_key,
 )
 from taxiway.contract.wire import Envelope, encode_envelope
+from taxiway.valkey.address import Command
 
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))
@@ -82,6 +83,20 @@ def whole(message: Outgoing) -> tuple[str, bytes]:
         return "", encode_envelope(message.envelope)
     queue, level = message.queue, message.level
     return priority_list(queue, level), encode_envelope(addressed(message.envelope, queue, level))
+
+
+PUBLISHED = "published"
+"""A field of the record of a job whose message goes to another server: "0" until it is there, "1" from then on."""
+
+
+def marked(message: Outgoing) -> Outgoing:
+    """A message whose record says that it is not published yet; a held one's says that it need not be."""
+    return msgspec.structs.replace(message, fields={**message.fields, PUBLISHED: "1" if message.held else "0"})
+
+
+def mark_published(messages: Sequence[Outgoing]) -> list[Command]:
+    """What writes into the jobs' records that their messages are published."""
+    return [("HSET", job_key(message.job), PUBLISHED, "1") for message in messages]
 
 
 def unpublished(message: Outgoing) -> tuple[str, bytes]:

@@ -20,7 +20,15 @@ import msgspec
 
 from broker.beside import beside
 from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
-from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call, unpublished
+from broker.valkey.forwarding import (
+    Forwarded,
+    Taking,
+    forward_answer,
+    forward_call,
+    mark_published,
+    marked,
+    unpublished,
+)
 from broker.valkey.lua import Call
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
@@ -234,12 +242,15 @@ class ValkeyTransport:
             done = await self._run_forward(messages, tags, snapshots)
             await self._confirm(self._sends, tags)
             return done
-        recorded = await self._run_record(messages, snapshots)
+        recorded = await self._run_record([marked(message) for message in messages], snapshots)
         left = [m.held or no for m, no in zip(messages, recorded.refused, strict=True)]  # what is published nowhere
         published = [_unrecorded(m) for m, stays in zip(messages, left, strict=True) if not stays]
         await self._confirm(self._records, tags)
         sent = iter(await self._run_forward(published, tags))
         await self._confirm(self._sends, tags)
+        if published:
+            with fleet_errors("state store"):
+                await self._records.calls(*mark_published(published))
         return [new if stays else next(sent) for new, stays in zip(recorded.done, left, strict=True)]
 
     async def release(self, messages: Sequence[Outgoing], snapshots: Sequence[StoredSnapshot] = ()) -> list[bool]:

@@ -201,7 +201,7 @@ def _seconds(seconds: float) -> str:
 
 
 REFUSED = "-"
-"""The token of a refused job: it does not end an accepted job of the same id."""
+"""The token of a refused job: it ends no job of the same id, but one that was recorded and is published nowhere."""
 
 _KEYS = (WORK, LENGTHS, HELD, RELEASED, *UNACKED)
 _PREFIXES = (reply_channel(""), withdrawn_channel(""), holding_key(""))
@@ -209,7 +209,7 @@ _PREFIXES = (reply_channel(""), withdrawn_channel(""), holding_key(""))
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED` only if it was never accepted.
+    """One job's end. An empty `token` ends it whichever worker holds it, `REFUSED` only if no queue has it.
 
     `reply` is its client's name; empty if its record has it, or there is none. `generated` is the length of each answer
     that it generated, in tokens. `started` and `device` say when and where it began to run, unless recorded before.

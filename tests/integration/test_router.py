@@ -483,6 +483,19 @@ def test_with_the_state_on_another_server_messages_and_records_go_their_own_ways
             assert result(store, job).outputs == {"payload": "hello"}
             assert record_of(store, job).state is JobState.SUCCEEDED
             assert broker.get(result_key(job)) is None
+            assert store.hget(job_key(job), "published") == b"1"
+
+
+def test_with_the_state_on_another_server_a_refused_copy_ends_a_job_that_was_recorded_and_not_published(
+    tmp_path: Path, settings: Settings, store: redis.Redis
+) -> None:
+    store.hset(job_key("j"), mapping={"state": "queued", "published": "0"})
+    with EmbeddedValkey(tmp_path / "valkey") as server:
+        apart = dataclasses.replace(settings, broker=server.url)
+        with router_process(apart), redis.Redis.from_url(server.url) as broker:
+            send(broker, job="j", model="not-there")
+            with pytest.raises(TaxiwayError, match="not-there"):
+                result(store, "j")
 
 
 def test_what_a_job_was_placed_from_is_there_as_soon_as_its_record(

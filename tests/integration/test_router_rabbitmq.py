@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,21 @@ def test_a_job_recorded_and_not_published_is_published_when_it_comes_again(
 
     assert asyncio.run(scenario()) == [[True]]
     assert len(receive(rabbit, "cpu.batch", 1)) == 1
+
+
+@pytest.mark.parametrize(("published", "ended"), [("0", JobState.FAILED), ("1", JobState.QUEUED)])
+def test_a_refused_copy_ends_a_job_that_was_recorded_and_not_published_and_no_other(
+    rabbit: Settings, store: redis.Redis, producer: celery.Celery, published: str, ended: JobState
+) -> None:
+    job = uuid.uuid4().hex
+    store.hset(job_key(job), mapping={"state": "queued", "cell": "cpu.batch|1", "work": "1", "published": published})
+    with router_process(rabbit):
+        kwargs = {"model": "not-there", "inputs": "hello"}
+        producer.send_task(INFER, kwargs=kwargs, queue=ARRIVALS, task_id=job)
+        after = send(producer, model="not-there")
+        eventually(lambda: store.exists(result_key(after)))
+    assert state(store, job) is ended
+    assert store.exists(result_key(job)) == (ended is JobState.FAILED)
 
 
 def test_a_resubmit_publishes_what_a_router_recorded_and_could_not_publish(

@@ -4,7 +4,8 @@
 -- KEYS: work, lengths, held, released, kombu's hash of unacknowledged messages, its index, then for each job its result
 --   and its record. A record names the job's blobs, its holding queue and the day's spending.
 -- ARGV: seconds to keep a result, seconds to keep a record, prefixes of the channels of replies and of withdrawals and
---   of the keys of holding queues; then for each job: token ('' = no claim is needed, '-' = the job has no record),
+--   of the keys of holding queues; then for each job: token ('' = no claim is needed, '-' = the job has no record, or was
+--   recorded and never published: its router died in between, and a copy of its arrival is refused),
 --   state, meta, client ('' = the one on its record, read here, for a router may be writing it just now), bins of the
 --   lengths that it generated ('' = none), time and device of its start ('' = none, or recorded before), tag of its
 --   message ('' = none).
@@ -28,11 +29,12 @@ for k = 7, #KEYS, 2 do
   local result, job = KEYS[k], KEYS[k + 1]
   local i = 4 * k - 22
   local token, state, meta, client, bins, start, device, tag = unpack(ARGV, i, i + 7)
-  local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, counted, reply =
-    unpack(redis.call('HMGET', job,
+  local was, holder, attempts, cell, seconds, answers, started, spent, tenant, cost, queue, blobs, counted, reply,
+    published = unpack(redis.call('HMGET', job,
     'state', 'holder', 'attempts', 'cell', 'work', 'lengths', 'started', 'spent', 'tenant', 'cost', 'holding', 'blobs',
-    'counted', 'reply'))
-  local may = not final[was] and (token == '' or token == '-' and not was or has(holder, token))
+    'counted', 'reply', 'published'))
+  local nowhere = not was or published == '0' and (holder or '') == ''
+  local may = not final[was] and (token == '' or token == '-' and nowhere or has(holder, token))
   if may and redis.call('SET', result, meta, 'EX', keep_result, 'NX') then
     if cell then cells[cell], jobs[cell] = (cells[cell] or 0) + seconds, (jobs[cell] or 0) + 1 end
     if counted then tenants[counted] = (tenants[counted] or 0) + 1 end
