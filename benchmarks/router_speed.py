@@ -22,7 +22,7 @@ import redis
 
 from benchmarks.measure import answer, cpu_seconds, say
 from benchmarks.processes import Doors, fleet
-from broker.valkey.lua import run
+from broker.valkey import run
 from broker.valkey.records import heartbeat_call
 from tasks.heartbeat import HEARTBEAT as BEAT
 from tasks.heartbeat import DeviceFacts, variant_key

@@ -1,21 +1,24 @@
 """What routers and workers see of a broker, whichever it is: `Transport` and `QueueMover`, implemented once a broker.
 
 `Transport` carries messages between arrivals, routers and class queues. A message that was taken and not answered
-returns to the arrivals when its router dies, and is answered by `forward` or `settle` exactly once.
-`QueueMover` moves waiting messages between class queues, for the leader (`broker.valkey.leadership`): its fencing token
-is checked where a move is made. A move that is cut in the middle leaves a copy, which the claim before compute drops.
-Messages have one form here, `wire.Envelope`.
+returns to the arrivals when its router dies, and is answered by `forward` or `settle` exactly once. `QueueMover` moves
+waiting messages between class queues, for the leader (`broker.valkey.leader`): its fencing token is checked where a
+move is made. A move that is cut in the middle leaves a copy, which the claim before compute drops. Messages have one
+form here, `wire.Envelope`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from tasks.fingerprint import KeyUse
+from taxiway.contract.bounds import LARGE
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -235,3 +238,20 @@ class QueueMover(Protocol):
 
     async def close(self) -> None:
         """Disconnect."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_thread = ThreadPoolExecutor(1, "large bodies")
+
+
+async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The value of `call`, run beside the event loop if `size`, in bytes, is large. Raises what it raises.
+
+    All run on one thread, so that the loop competes with one. Python's interpreter lock is released every 5 ms, but not
+    during a call into C; what runs here is bounded so that no such call takes over 100 ms (`bounds.ELEMENTS`).
+    """
+    if size <= LARGE:
+        return call(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_thread, lambda: call(*args, **kwargs))

@@ -23,7 +23,7 @@ import msgspec
 from kombu.exceptions import KombuError
 
 from broker.port import Transport
-from broker.valkey.leadership import Leadership
+from broker.valkey.leader import Leadership
 from broker.valkey.records import Ending, Overdue, exceeded
 from router.decide.retarget import Conditions, Retarget, retarget
 from router.service.admission import Rules

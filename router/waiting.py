@@ -19,8 +19,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from broker.port import Moved, Peeked, QueueMover, Step, Transport
-from broker.valkey.holding import Drawn, HoldingQueue
-from broker.valkey.leadership import Leadership
+from broker.valkey.forwarding import Drawn, HoldingQueue
+from broker.valkey.leader import Leadership
 from router.decide.capacity import has_capacity
 from router.decide.classify import Needs
 from router.decide.explain import read_basis

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from broker.valkey.holding import HoldingQueue
+from broker.valkey.forwarding import HoldingQueue
 from router.decide.candidates import CandidateTable
 from router.decide.classify import Needs
 from router.decide.fairness import FairOrder, HeldKind, Releasable

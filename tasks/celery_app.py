@@ -16,7 +16,7 @@ from taxiway.contract.keys import ARRIVALS, INFER, LEVELS
 from taxiway.valkey.address import parse
 
 NEVER = 86_400
-"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.class_queue`)."""
+"""Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.worker`)."""
 
 SILENCE = 3
 """RabbitMQ gives a silent connection up after this many heartbeats at the latest, and its messages to other workers."""

@@ -18,7 +18,7 @@ import kombu
 import msgspec
 import redis
 
-from broker.valkey.lua import run
+from broker.valkey import run
 from broker.valkey.records import Ending, Verdict, claim_answer, claim_call, finish_call, heartbeat_call
 from tasks.celery_app import class_queue
 from tasks.heartbeat import DeviceFacts

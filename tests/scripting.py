@@ -8,8 +8,8 @@ from typing import Any
 import redis
 
 from broker.port import Outgoing, StoredSnapshot
+from broker.valkey import Call, run
 from broker.valkey.forwarding import Forwarded, Taking, forward_answer, forward_call
-from broker.valkey.lua import Call, run
 from broker.valkey.queues import TAKES, recover_call, sign_call
 from broker.valkey.records import Claim, Ending, claim_answer, claim_call, finish_call
 from taxiway.contract.job import FINAL

@@ -21,7 +21,7 @@ import redis
 from celery import Celery
 from kombu import Connection, Producer
 
-from broker.valkey.lua import run
+from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings, cache_directory

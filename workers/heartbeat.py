@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import Store
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
 from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError

@@ -24,8 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from broker.valkey.class_queue import ClassQueue
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import ClassQueue, Store
 from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES

@@ -1,1 +1,75 @@
-"""Queues, holding and job records on Valkey or Redis: server-side scripts, and the connections that run them."""
+"""Queues, holding and job records on Valkey or Redis: server-side scripts, and the connections that run them.
+
+Each script is atomic, and named by its folder and file, for example `jobs/finish` (shared parts are in `includes/`).
+Its header describes its keys and arguments. The functions that make its calls and read its answers are together, by
+topic: `records`, `forwarding`, `leader`, `queues`, `worker`. A server whose memory is full runs only scripts that begin
+with `#!lua flags=allow-oom`: they end accepted work, which frees memory. It refuses others before they write anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from redis import Redis
+from redis.exceptions import NoScriptError
+
+FOLDER = Path(__file__).parent / "scripts"
+"""Where the scripts are."""
+
+_INCLUDE = re.compile(r'^--- @include "(\w+)"\n', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's text, and the name by which a server knows it."""
+
+    text: str
+    sha: str
+
+
+class Call(NamedTuple):
+    """A script, by its folder and file, with its keys and arguments."""
+
+    name: str
+    keys: Sequence[str]
+    args: Sequence[Any] = ()
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """The command that runs it on a server which has seen it before."""
+        return ("EVALSHA", script(self.name).sha, len(self.keys), *self.keys, *self.args)
+
+    @property
+    def text(self) -> str:
+        """The script itself."""
+        return script(self.name).text
+
+
+@cache
+def script(name: str) -> Script:
+    """The script of that folder and file, with each include in the place where it is first named."""
+    included = set[str]()
+
+    def resolve(found: re.Match[str]) -> str:
+        if found[1] in included:
+            return ""
+        included.add(found[1])
+        return _INCLUDE.sub(resolve, (FOLDER / "includes" / f"{found[1]}.lua").read_text())
+
+    text = _INCLUDE.sub(resolve, (FOLDER / f"{name}.lua").read_text())
+    return Script(text, hashlib.sha1(text.encode()).hexdigest())
+
+
+def run(client: Redis, call: Call) -> Any:
+    """A script's answer at a client of redis-py's: Celery has such."""
+    try:
+        return client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # redis-py annotates only a part
+    except NoScriptError:
+        client.script_load(call.text)
+        return client.execute_command(*call.command)  # type: ignore[no-untyped-call]  # the same

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from broker.beside import beside
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
+from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot, beside
+from broker.valkey import Call
 from broker.valkey.forwarding import (
     Forwarded,
     Taking,
@@ -29,7 +29,6 @@ from broker.valkey.forwarding import (
     marked,
     unpublished,
 )
-from broker.valkey.lua import Call
 from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from broker.valkey.holding import HoldingQueue
+from broker.valkey.forwarding import HoldingQueue
 from router.decide.classify import Constraints
 from tasks.topology import Tenant
 

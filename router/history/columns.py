@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.valkey.history import Observed
+from broker.valkey.records import Observed
 from router.decide.classify import level_of
 from router.decide.explain import read_basis
 from taxiway.contract.request import Priority

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from broker.beside import beside
-from broker.valkey.history import observe_answer, observe_call
+from broker.port import beside
+from broker.valkey.records import observe_answer, observe_call
 from router.history.columns import (
     JOB,
     SETTLE,

@@ -14,7 +14,7 @@ from litestar.exceptions import HTTPException, NotFoundException
 from litestar.params import Parameter, QueryParameter
 from litestar.response import Stream
 
-from broker.beside import beside
+from broker.port import beside
 from router.access import Bodies, Rates
 from router.http import described, triton
 from router.http.bodies import BodyLimits, Inflated

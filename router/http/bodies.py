@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from broker.beside import beside
+from broker.port import beside
 from router.access import Bodies
 from router.http.errors import body_of, headers_of
 from router.http.gate import Application, Message, Receive, Send, answer, caller_of

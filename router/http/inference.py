@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from broker.beside import beside
+from broker.port import beside
 from broker.valkey.records import Ending
 from router.access import Caller, Scope
 from router.http.connection import WHOLE, Whole

@@ -11,12 +11,9 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from broker.beside import beside
-from broker.port import Arrival, DeadLetter, Outgoing, QueueMover, Transport
-from broker.rabbitmq.mover import RabbitQueueMover
-from broker.rabbitmq.queues import RabbitTransport
-from broker.valkey.leadership import Leadership
-from broker.valkey.mover import ValkeyQueueMover
+from broker.port import Arrival, DeadLetter, Outgoing, QueueMover, Transport, beside
+from broker.rabbitmq import RabbitQueueMover, RabbitTransport
+from broker.valkey.leader import Leadership, ValkeyQueueMover
 from broker.valkey.queues import ValkeyTransport
 from router.decide.scaling import Scaler
 from router.decide.usage import check_store

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import msgspec
 
 from broker.port import Arrival
-from broker.valkey.holding import Drawn
+from broker.valkey.forwarding import Drawn
 from broker.valkey.records import REFUSED, Ending
 from router.decide.working_snapshot import WorkingSnapshot
 from router.service.admission import (

@@ -17,8 +17,16 @@ from typing import Any
 import msgspec
 
 from broker.port import DeadLetter
-from broker.valkey.forwarding import forget_call, list_refused_call
-from broker.valkey.holding import Drawn, Survey, draw_answer, draw_call, survey_answer, survey_call
+from broker.valkey.forwarding import (
+    Drawn,
+    Survey,
+    draw_answer,
+    draw_call,
+    forget_call,
+    list_refused_call,
+    survey_answer,
+    survey_call,
+)
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
 from router.decide.plan import PLAN_AT_MOST
 from router.decide.usage import day_of

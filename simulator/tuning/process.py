@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from broker.valkey.leadership import plan_call, tune_call
+from broker.valkey.leader import plan_call, tune_call
 from router.decide.plan import Plan, follow
 from router.history.reader import LAG, History
 from router.service.snapshot_reader import snapshot_from

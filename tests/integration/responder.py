@@ -9,7 +9,7 @@ from typing import Self
 
 import redis
 
-from broker.valkey.lua import run
+from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
 from taxiway.contract.job import JobState, Result, RunReport, accepted_meta, failure_meta, state_of, success_meta
 from taxiway.contract.keys import (

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from celery import Celery
 
-from broker.valkey.lua import run
+from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import Store
 from tasks.heartbeat import DeviceFacts
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import load_catalogue

@@ -9,10 +9,9 @@ import redis
 from msgspec.structs import replace
 
 from broker.port import Peeked, Step
-from broker.valkey.holding import draw_answer, draw_call
-from broker.valkey.leadership import Leadership
-from broker.valkey.lua import run
-from broker.valkey.mover import move_call, record_call
+from broker.valkey import run
+from broker.valkey.forwarding import draw_answer, draw_call
+from broker.valkey.leader import Leadership, move_call, record_call
 from router.upkeep import Duty, Leader
 from tasks.settings import Settings
 from taxiway.contract.keys import LEAD

@@ -17,8 +17,8 @@ import pytest
 import redis
 
 from broker.port import Peeked, Step
-from broker.rabbitmq.mover import RabbitQueueMover
-from broker.valkey.leadership import Leadership
+from broker.rabbitmq import RabbitQueueMover
+from broker.valkey.leader import Leadership
 from tasks.celery_app import class_queue
 from tasks.settings import Settings
 from taxiway.contract.keys import ARRIVALS, INFER, job_key, result_key

@@ -20,7 +20,7 @@ import redis
 
 import taxiway
 from broker.port import Arrival, Outgoing
-from broker.rabbitmq.queues import RabbitTransport
+from broker.rabbitmq import RabbitTransport
 from tasks.celery_app import class_queue
 from tasks.settings import TREE, Settings
 from tasks.ticket import read_ticket
@@ -173,7 +173,7 @@ def test_what_a_killed_router_had_taken_is_placed_by_another(
 TAKE_AND_HANG = textwrap.dedent(
     """
     import asyncio, os, time
-    from broker.rabbitmq.queues import RabbitTransport
+    from broker.rabbitmq import RabbitTransport
 
     async def main():
         transport = RabbitTransport(

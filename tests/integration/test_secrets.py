@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from broker.rabbitmq.queues import RabbitTransport
+from broker.rabbitmq import RabbitTransport
 from broker.valkey.queues import ValkeyTransport
 from taxiway import Client, TaxiwayError
 from taxiway.contract.keys import ARRIVALS

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import redis
 
-from broker.valkey.leadership import plan_call, tune_call
-from broker.valkey.lua import run
+from broker.valkey import run
+from broker.valkey.leader import plan_call, tune_call
 from router.decide.plan import Plan, parse_plan
 from router.history.columns import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.history.reader import LAG

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.valkey.holding import HoldingQueue
+from broker.valkey.forwarding import HoldingQueue
 from router.decide.classify import Constraints
 from router.decide.fairness import FairOrder, HeldKind, Releasable, kind_of
 from tasks.topology import Tenant

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from broker.valkey.lua import FOLDER, script
+from broker.valkey import FOLDER, script
 from taxiway.contract.job import FINAL
 from taxiway.contract.keys import jobs_cell, turns_cell
 

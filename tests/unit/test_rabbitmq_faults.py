@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.rabbitmq.queues import amqp_errors
+from broker.rabbitmq import amqp_errors
 from taxiway.errors import BrokerUnavailableError
 
 

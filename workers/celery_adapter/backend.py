@@ -8,7 +8,7 @@ from typing import Any
 from celery import Celery, states
 from celery.backends.redis import RedisBackend, SentinelBackend
 
-from broker.valkey.lua import run
+from broker.valkey import run
 from broker.valkey.records import Ending, finish_call
 from tasks.ticket import Ticket
 from taxiway.contract.job import JobState, failure_meta, state_of

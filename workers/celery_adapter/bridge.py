@@ -11,7 +11,7 @@ from celery import Celery
 from celery.worker import state
 from kombu.message import Message
 
-from broker.valkey.class_queue import ClassQueue
+from broker.valkey.worker import ClassQueue
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError

@@ -15,7 +15,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 
 from broker.valkey.records import Ending
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import Store
 from tasks.ticket import Ticket
 from tasks.tracing import trail_of
 from taxiway.contract.job import JobState

@@ -19,7 +19,7 @@ from celery.app.task import Task
 from celery.worker.strategy import default
 
 from broker.valkey.records import REFUSED, Ending, Verdict
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import Store
 from tasks.ticket import Ticket, TicketError, read_ticket
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import INFER

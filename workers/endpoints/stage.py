@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import Store
 from tasks.endpoints import Endpoint, connection
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook

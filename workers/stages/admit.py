@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from broker.valkey.records import Claim, Verdict
-from broker.valkey.worker_store import Store, insist
+from broker.valkey.worker import Store, insist
 from tasks.heartbeat import variant_key
 from taxiway.contract.blobs import Reference
 from taxiway.errors import (

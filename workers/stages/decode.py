@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from broker.valkey.class_queue import FetchedMessage
+from broker.valkey.worker import FetchedMessage
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from broker.valkey.worker_store import Store, insist
+from broker.valkey.worker import Store, insist
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT

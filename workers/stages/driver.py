@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import Store
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import Known, ProfileBook
 from workers.decide.pace import Track

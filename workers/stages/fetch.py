@@ -12,8 +12,7 @@ import logging
 import threading
 import time
 
-from broker.valkey.class_queue import ClassQueue, Fetched, FetchedMessage
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import ClassQueue, Fetched, FetchedMessage, Store
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError

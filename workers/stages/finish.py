@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from broker.valkey.class_queue import ClassQueue
 from broker.valkey.records import Ending as StoredEnding
 from broker.valkey.records import Verdict
-from broker.valkey.worker_store import Store, insist
+from broker.valkey.worker import ClassQueue, Store, insist
 from taxiway.contract.blobs import ResultBlobs
 from taxiway.contract.bounds import check_depth
 from taxiway.contract.job import JobState, failure_meta, failure_of, state_of, success_meta

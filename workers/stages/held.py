@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 from broker.port import DeadLetter
-from broker.valkey.class_queue import ClassQueue
-from broker.valkey.worker_store import Store
+from broker.valkey.worker import ClassQueue, Store
 from taxiway.contract.request import is_name
 from taxiway.errors import BrokerUnavailableError, bounded
 from workers.stages.job import CeleryWorker, Delivery

@@ -3,12 +3,16 @@
 A job is recorded first, then published with a confirm, then marked as published, then its arrival is acknowledged: a
 router that dies in between leaves an arrival that comes again, and a record that says whether it was published. A copy
 that is published twice is harmless: the claim before compute drops it.
+
+A move publishes the copy with a confirm, then acknowledges the old message. A queue is looked at by consuming for a
+moment what it serves first; what does not move goes back to its place.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +22,22 @@ from typing import Any
 
 import aio_pika
 import msgspec
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
-from broker.port import TAKE_AT_MOST, TAKE_BYTES, Arrival, InFlight, Outgoing, StoredSnapshot
+from broker.port import (
+    PEEK_BYTES,
+    TAKE_AT_MOST,
+    TAKE_BYTES,
+    Arrival,
+    Head,
+    InFlight,
+    Outgoing,
+    Peeked,
+    Shown,
+    Step,
+    StoredSnapshot,
+)
 from broker.valkey.forwarding import (
     PUBLISHED,
     Forwarded,
@@ -31,10 +47,11 @@ from broker.valkey.forwarding import (
     marked,
     unpublished,
 )
+from broker.valkey.leader import MoveRecords
 from tasks.celery_app import QUORUM, queue_arguments
 from taxiway.contract.durability import Durability, check_confirmed, confirming
 from taxiway.contract.job import JobState
-from taxiway.contract.keys import ARRIVALS, amqp_priority, job_key
+from taxiway.contract.keys import ARRIVALS, LEVELS, amqp_priority, job_key
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
 from taxiway.valkey.aio import ANSWER, Connection
@@ -358,3 +375,112 @@ def _says_closed(error: BaseException) -> bool:
         task = asyncio.current_task()
         return task is not None and not task.cancelling()
     return type(error) is Exception
+
+
+LEAVE = 0.5
+"""Share of a queue that is left to its devices while the other is looked at."""
+
+LOOKED_AT = 500
+"""Most messages that are looked at in a queue: each is delivered, and goes back. 2,000 took a second and more."""
+
+GLANCE = 0.05
+"""Longest to wait for a queue's messages to come, in seconds."""
+
+
+class RabbitQueueMover(MoveRecords):
+    """Class queues on RabbitMQ; the records are in `state`."""
+
+    def __init__(self, *, broker: str, state: str) -> None:
+        self._url = broker
+        super().__init__(state)
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._shown: dict[int, AbstractIncomingMessage] = {}
+        self._handles = itertools.count()  # delivery tags restart with each connection
+
+    async def head(self, queue: str) -> Head:
+        """See `QueueMover`: RabbitMQ tells how many wait in all."""
+        with amqp_errors():
+            declared = await (await self._live()).declare_queue(queue, passive=True, timeout=ANSWER)
+        return Head((declared.declaration_result.message_count or 0,))
+
+    async def peek(self, queue: str, most: int) -> Shown:
+        """See `QueueMover`: RabbitMQ shows what it serves first."""
+        with amqp_errors():
+            channel = await self._live()
+            declared = await channel.declare_queue(queue, passive=True, timeout=ANSWER)
+            depth = declared.declaration_result.message_count or 0
+            wanted = min(most, LOOKED_AT, int(depth * (1 - LEAVE)))
+            await channel.set_qos(prefetch_count=max(wanted, 1))
+            messages = await self._glance(declared, wanted) if wanted else []
+        return Shown(depth, [self._peeked(queue, message) for message in reversed(messages)])
+
+    async def move(self, token: str, steps: Sequence[Step]) -> list[bool]:
+        """See `QueueMover`."""
+        held = [step.peeked.handle in self._shown for step in steps]  # a connection that ended gave the others back
+        here = [step for step, own in zip(steps, held, strict=True) if own]
+        if not here or not await self.record(token, here):
+            return [False] * len(steps)
+        with amqp_errors():
+            await asyncio.wait_for(asyncio.gather(*(self._publish(step) for step in here)), ANSWER)
+            for step in here:
+                await self._shown.pop(step.peeked.handle).ack()
+        return held
+
+    async def put_back(self) -> None:
+        """See `QueueMover`."""
+        shown, self._shown = self._shown, {}
+        with amqp_errors():
+            for message in shown.values():
+                await message.nack(requeue=True)
+
+    async def close(self) -> None:
+        """See `QueueMover`; RabbitMQ itself puts back what was shown."""
+        await super().close()
+        await self._drop()
+
+    async def _glance(self, queue: AbstractQueue, wanted: int) -> list[AbstractIncomingMessage]:
+        """The `wanted` messages that the queue serves first, or as many of them as come within `GLANCE`."""
+        messages: list[AbstractIncomingMessage] = []
+        enough = asyncio.Event()
+
+        async def receive(message: AbstractIncomingMessage) -> None:
+            messages.append(message)
+            if len(messages) >= wanted or sum(len(m.body) for m in messages) > PEEK_BYTES:
+                enough.set()
+
+        tag = await queue.consume(receive, timeout=ANSWER)
+        try:
+            await asyncio.wait_for(enough.wait(), GLANCE)
+        except TimeoutError:
+            pass  # others took the rest
+        finally:
+            await queue.cancel(tag, timeout=ANSWER)
+        return messages
+
+    def _peeked(self, queue: str, message: AbstractIncomingMessage) -> Peeked:
+        handle = next(self._handles)
+        self._shown[handle] = message
+        level = LEVELS - 1 - min(message.priority or 0, LEVELS - 1)
+        return Peeked(queue, level, handle, envelope_of(message))
+
+    async def _publish(self, step: Step) -> None:
+        assert self._channel is not None
+        peeked = step.peeked
+        message = Outgoing("", step.queue, peeked.level, step.envelope, peeked.job)
+        exchange = await self._channel.get_exchange(step.queue, ensure=False)
+        await exchange.publish(amqp_message(message), step.queue, mandatory=True, timeout=ANSWER)
+
+    async def _live(self) -> AbstractChannel:
+        if self._channel is None or self._channel.is_closed:
+            await self._drop()
+            self._connection = await asyncio.wait_for(aio_pika.connect(self._url, timeout=ANSWER), ANSWER)
+            self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        return self._channel
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        self._shown.clear()
+        if connection is not None:
+            with suppress(*AWAY):
+                await asyncio.wait_for(connection.close(), ANSWER)

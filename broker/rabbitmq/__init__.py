@@ -1,1 +1,0 @@
-"""Arrivals and class queues on RabbitMQ; records and results stay in Valkey."""
