@@ -23,7 +23,7 @@ from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
-from tasks.heartbeat import BOUNDS, HEARTBEAT, DeviceFacts, Done, Ran, empty, is_emulated
+from tasks.heartbeat import BOUNDS, HEARTBEAT, DeviceFacts, Done, Ran, Use, empty, is_emulated
 from tasks.models.catalogue import Catalogue, Model, TensorSpec, Variant
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
@@ -249,7 +249,8 @@ class OutcomeCounters:
     """Sums since this router's first update. They never decrease when workers come and go.
 
     `outcomes` counts jobs by class and final state. `latency` has the figures of `tasks.heartbeat` by class and stage.
-    `rejected` counts messages by class. `models` has each model's sums over all classes.
+    `rejected` counts messages by class. `models` has each model's sums over all classes, `used` those of endpoints by
+    class and model, and `dollars` US dollars by class, model and tenant.
     """
 
     def __init__(self) -> None:
@@ -257,6 +258,8 @@ class OutcomeCounters:
         self.latency: dict[tuple[str, ...], list[float]] = {}
         self.rejected: Counter[tuple[str, ...]] = Counter()
         self.models: dict[str, Ran] = {}
+        self.used: dict[tuple[str, str], Use] = {}
+        self.dollars: dict[tuple[str, ...], float] = {}
         self._seen: dict[tuple[str, str], Done] = {}
         self._started = False
 
@@ -279,10 +282,20 @@ class OutcomeCounters:
             self.outcomes[hardware_class, outcome] += jobs - before.outcomes.get(outcome, 0)
         for model, ran in done.models.items():
             self.models[model] = self.models.get(model, Ran()).plus(ran, before.models.get(model, Ran()))
+        self._add_use(hardware_class, done, before)
         for stage, figures in done.latency.items():
             sums = self.latency.setdefault((hardware_class, stage), empty())
             counted = before.latency.get(stage, empty())
             sums[:] = [one + now - was for one, now, was in zip(sums, figures, counted, strict=True)]
+
+    def _add_use(self, hardware_class: str, done: Done, before: Done) -> None:
+        for model, use in done.used.items():
+            own = (hardware_class, model)
+            self.used[own] = self.used.get(own, Use()).plus(use, before.used.get(model))
+        for model, paid in done.dollars.items():
+            for tenant, dollars in paid.items():
+                key, was = (hardware_class, model, tenant), before.dollars.get(model, {}).get(tenant, 0.0)
+                self.dollars[key] = self.dollars.get(key, 0.0) + dollars - was
 
 
 def _sum(done: Done) -> int:
@@ -314,6 +327,8 @@ _LATENCIES: Mapping[str, tuple[str, str]] = {
     "queue": ("queue_wait_seconds", "Seconds from a job's acceptance to its start."),
     "run": ("run_seconds", "Seconds of the batches that a job ran in."),
     "total": ("latency_seconds", "Seconds from a job's acceptance to its result."),
+    "first": ("first_token_seconds", "Seconds from sending a request to an endpoint to the first part of its answer."),
+    "token": ("token_seconds", "Seconds for each token of an endpoint's answer after the first part."),
 }
 
 Counts = Mapping[tuple[str, ...], float]
@@ -326,7 +341,8 @@ class Counters:
 
     Counted by the router: `placed` by class and model, `moved` by source, target and kind, `refused` by error code,
     `ended` by final state, `parked` (dead-lettered arrivals). Counted by the fleet's workers: `outcomes` by class and
-    final state, `latency` by class and stage with the figures of `tasks.heartbeat`, `rejected` messages by class.
+    final state, `latency` by class and stage with the figures of `tasks.heartbeat`, `rejected` messages by class,
+    `used` by class and model, and `dollars` by class, model and tenant.
     """
 
     placed: Counts
@@ -337,6 +353,8 @@ class Counters:
     latency: Mapping[tuple[str, ...], Sequence[float]] = field(default_factory=dict)
     parked: int = 0
     rejected: Counts = field(default_factory=dict)
+    used: Mapping[tuple[str, str], Use] = field(default_factory=dict)
+    dollars: Counts = field(default_factory=dict)
 
 
 def exposition(view: FleetView, done: Counters) -> bytes:
@@ -368,7 +386,31 @@ class _Families(Collector):
         )
         yield _counter("rejected", "Messages that no router ordered, and workers parked.", ("class",), done.rejected)
         yield _counter("results", "Jobs that workers ended.", ("class", "outcome"), done.outcomes)
+        yield _counter("usd", "US dollars that jobs cost.", ("class", "model", "tenant"), done.dollars)
+        yield _counter("tokens", "Tokens that endpoints counted.", ("class", "model", "kind"), _tokens(done.used))
+        aborted: Counts = {own: float(use.aborted) for own, use in done.used.items()}
+        yield _counter("aborts", "Requests to endpoints that were closed early.", ("class", "model"), aborted)
+        yield _endpoints(self._view.devices)
         yield from _histograms(done.latency)
+
+
+def _tokens(used: Mapping[tuple[str, str], Use]) -> Counts:
+    """Tokens by class, model and kind: `input` is what was not cached."""
+    kinds: Mapping[str, Callable[[Use], int]] = {
+        "input": lambda use: use.input - use.cached,
+        "cached": lambda use: use.cached,
+        "output": lambda use: use.output,
+    }
+    return {(*own, kind): float(of(use)) for own, use in used.items() for kind, of in kinds.items()}
+
+
+def _endpoints(devices: Iterable[DeviceFacts]) -> Metric:
+    """Endpoints by class and by the state of their circuit breaker."""
+    family = GaugeMetricFamily("taxiway_endpoints", "Endpoints, by class and state.", labels=["class", "state"])
+    counts = Counter((device.hardware_class, one.state) for device in devices if (one := device.endpoint) is not None)
+    for values, endpoints in sorted(counts.items()):
+        family.add_metric(values, endpoints)
+    return family
 
 
 def _gauges(classes: Mapping[str, ClassView]) -> Iterator[Metric]:

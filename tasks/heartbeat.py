@@ -26,10 +26,14 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 ANY = ""
 """Any model that a device has not run lately, in `DeviceFacts.blocking`."""
 
-Stage = Literal["queue", "run", "total"]
-"""What a latency is of: from acceptance to the start, the batches it ran in, from acceptance to the result."""
+Stage = Literal["queue", "run", "total", "first", "token"]
+"""What a latency is of: from acceptance to the start, the batches it ran in, from acceptance to the result.
+
+On endpoints, also from sending a row to the first part of its answer, and for each further token.
+"""
 
 STAGES: tuple[Stage, ...] = ("queue", "run", "total")
+"""Stages that each job goes through."""
 
 
 class Ran(msgspec.Struct, frozen=True):
@@ -60,18 +64,37 @@ class Ran(msgspec.Struct, frozen=True):
         return Ran(**sums, last=max(self.last, more.last))
 
 
+class Use(msgspec.Struct, frozen=True):
+    """Rows that one model ran on endpoints, those `aborted`, and tokens of input, of that cached, and of output."""
+
+    rows: int = 0
+    aborted: int = 0
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+
+    def plus(self, more: Use, less: Use | None = None) -> Use:
+        """This and what `more` has beyond `less`."""
+        before = less or Use()
+        names = self.__struct_fields__
+        return Use(*(getattr(self, name) + getattr(more, name) - getattr(before, name) for name in names))
+
+
 class Done(msgspec.Struct, frozen=True):
     """What was done for one hardware class.
 
     `outcomes` counts jobs by their final state; `latency` maps each stage to jobs by bucket, with one more for those
     beyond all bounds, and then their seconds in all. `rejected` counts messages that no router had ordered. `models`
-    has each model's part, by its id.
+    has each model's part, by its id, `used` its part of endpoints, and `dollars` what it cost by tenant, in US dollars:
+    tenants that queues.yaml does not name are one, without a name.
     """
 
     outcomes: dict[str, int] = {}
     latency: dict[Stage, tuple[float, ...]] = {}
     rejected: int = 0
     models: dict[str, Ran] = {}
+    used: dict[str, Use] = {}
+    dollars: dict[str, dict[str, float]] = {}
 
 
 def empty() -> list[float]:
@@ -85,6 +108,12 @@ def count(figures: list[float], seconds: float) -> None:
     figures[-1] += seconds
 
 
+class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker knows of its endpoint: the `state` of its circuit breaker."""
+
+    state: Literal["closed", "open", "half-open"]
+
+
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device at one instant.
 
@@ -94,7 +123,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
     that it will still spend on rows of ended jobs, `done` the worker's counters by class since its start. A `draining`
     worker accepts no more jobs. A `fault` says why a device, such as an endpoint without an answer, takes no work; it
-    serves no class then.
+    serves no class then. `endpoint` is there for endpoints alone.
 
     `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
@@ -132,6 +161,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     drifted: tuple[str, ...] = ()
     serves: tuple[str, ...] | None = None
     fault: str = ""
+    endpoint: EndpointFacts | None = None
     draining: bool = False
     done: dict[str, Done] = {}
 

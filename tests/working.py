@@ -259,6 +259,7 @@ class Tower:
             model=f"{model}:1",
             variants=terms.get("variants") or {CLASS: variant},
             prices={CLASS: 0.05},
+            tariffs=terms.get("tariffs") or {},
             accepted=time.time(),
             deadline_at=terms.get("deadline_at", 0.0),
             level=1,

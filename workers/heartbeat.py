@@ -175,6 +175,7 @@ class Heartbeat:
             drifted=tuple(sorted(key for key, track in tracks.items() if track.drifted)),
             serves=() if self._device.fault else self._served(),
             fault=self._device.fault,
+            endpoint=self._device.endpoint,
             draining=self._drain.begun,
             done=self._counters.totals(),
         )

@@ -86,7 +86,7 @@ class Worker:
         limits, found = context.topology.limits, _device(context)
         store = Store(context.settings.state, name, limits, found.label)
         held = HeldJobs(store, class_queue, celery)
-        drain, counters = Drain(), OutcomeCounters(found.label)
+        drain, counters = Drain(), OutcomeCounters(found.label, context.topology.tenants)
         self.context, self.store, self.held, self.drain, self.counters = context, store, held, drain, counters
         self._celery, self._shutdown = celery, threading.Event()
 

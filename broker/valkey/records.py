@@ -106,6 +106,12 @@ def start_call(device: str, jobs: Iterable[tuple[str, str, float]]) -> Call:
     )
 
 
+def bill_call(bills: Iterable[tuple[str, str, float]]) -> Call:
+    """Charges what jobs used of endpoints, given by job, the bill's id and US dollars; answers 1 for each charged."""
+    jobs, ids, dollars = zip(*bills, strict=True)
+    return Call("jobs/bill", _records(jobs), [part for pair in zip(ids, dollars, strict=True) for part in pair])
+
+
 def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
     """Prolongs claims, given by job and token; answers 1 for each that still holds."""
     ids, tokens = zip(*claims, strict=True)

@@ -30,6 +30,7 @@ from broker.valkey import Call
 from broker.valkey.records import (
     Claim,
     Ending,
+    bill_call,
     claim_answer,
     claim_call,
     claim_from,
@@ -292,6 +293,10 @@ class Store:
         """Say that the jobs (id, token, store's time) run."""
         if jobs:
             self._run(start_call(self.device, jobs))
+
+    def bill(self, bills: Sequence[tuple[str, str, float]]) -> None:
+        """Charge what jobs (id, the bill's id, US dollars) used of endpoints to their tenants."""
+        self._run(bill_call(bills))
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
         """Prolong the claims (job, token); which of them are still ours, in order."""

@@ -222,6 +222,8 @@ class Router:
             latency=self.outcomes.latency,
             parked=self.parked,
             rejected=self.outcomes.rejected,
+            used=self.outcomes.used,
+            dollars=self.outcomes.dollars,
         )
 
     async def _admit(self, order: Order) -> Admitted:

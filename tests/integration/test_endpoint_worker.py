@@ -15,9 +15,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from tasks.heartbeat import DeviceFacts
+from tasks.endpoints import Tariff
+from tasks.heartbeat import DeviceFacts, Use
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import DEVICES, result_key, stream_key
+from taxiway.contract.job import Tokens
+from taxiway.contract.keys import DEVICES, job_key, result_key, stream_key
 from taxiway.contract.streaming import Piece, read_piece
 from taxiway.errors import (
     DeadlineExceededError,
@@ -28,7 +30,7 @@ from taxiway.errors import (
 )
 from tests.engine import Engine, serving
 from tests.routing import eventually
-from tests.working import Tower, WorkerProcess, worker_process, worker_settings
+from tests.working import CLASS, Tower, WorkerProcess, worker_process, worker_settings
 
 QUEUES = """
 hardware:
@@ -361,3 +363,44 @@ def test_an_endpoint_without_its_key_is_an_error_at_the_start(
     ended = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode != 0
     assert "ENGINE_KEY: expected the API key of the class's endpoint" in ended.stderr
+
+
+TARIFF = {CLASS: Tariff(input=0.01, cached=0.001, output=0.1, request=1.0)}
+
+
+def spending(tower: Tower) -> float:
+    """What the tenant spent today, of whose budget the job was expected to take 5 dollars."""
+    return float(tower.state.hget("taxiway:spent:today", "lab") or 0)
+
+
+def placed_with_budget(tower: Tower, job: str) -> None:
+    tower.state.hset("taxiway:spent:today", "lab", 5)
+    tower.state.hset(job_key(job), mapping={"spent": "taxiway:spent:today", "tenant": "lab", "cost": 5})
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_is_billed_by_the_tokens_that_the_engine_counts(tower: Tower, engine: Engine) -> None:
+    job = order(tower, "wait=0.3 one two", tariffs=TARIFF)
+    placed_with_budget(tower, job)
+    report = tower.result(job).report
+    assert report.tokens == Tokens(input=3, output=2)
+    device_time = report.cost - (1 + 3 * 0.01 + 2 * 0.1)
+    assert 0 < device_time < 0.05
+    eventually(lambda: spending(tower) == pytest.approx(report.cost))
+    done = eventually(lambda: facts(tower).done.get(CLASS))
+    assert done.used["talk:1"] == Use(rows=1, input=3, output=2)
+    assert sum(done.latency["first"][:-1]) == sum(done.latency["token"][:-1]) == 1
+    settled(tower, engine)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_job_is_billed_for_what_came(tower: Tower, engine: Engine) -> None:
+    job = order(tower, "one two stall", tariffs=TARIFF)
+    placed_with_budget(tower, job)
+    eventually(lambda: engine.running == 1)
+    eventually(lambda: tower.state.hget(job_key(job), "state") == b"running")
+    tower.cancel(job)
+    eventually(lambda: 1.2 < spending(tower) < 1.5)  # a request, its prompt of about three tokens, two tokens
+    done = eventually(lambda: facts(tower).done.get(CLASS))
+    assert done.used["talk:1"].aborted == 1
+    settled(tower, engine)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 
 from router.view import OutcomeCounters
-from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, count, empty
+from tasks.heartbeat import BOUNDS, DeviceFacts, Done, Ran, Use, count, empty
 from tests.builders import a_device
 
 
@@ -64,3 +64,14 @@ def test_latencies_add_up_over_workers_by_bucket() -> None:
     figures = outcomes.latency["cpu", "run"]
     assert (figures[0], figures[len(BOUNDS)], figures[-1]) == (2, 1, 7200.0015)
     assert sum(figures[:-1]) == 3
+
+
+def test_use_and_dollars_add_up_over_workers() -> None:
+    def done(rows: int, dollars: float) -> dict[str, Done]:
+        return {"cpu": Done({"succeeded": rows}, used={"m:1": Use(rows=rows)}, dollars={"m:1": {"lab": dollars}})}
+
+    outcomes = OutcomeCounters()
+    outcomes.update([msgspec.structs.replace(a_worker("a", 0), done=done(2, 0.5))])
+    outcomes.update([msgspec.structs.replace(a_worker(name, 0), done=done(3, 0.75)) for name in "ab"])
+    assert outcomes.used == {("cpu", "m:1"): Use(rows=4)}
+    assert outcomes.dollars == {("cpu", "m:1", "lab"): 1.0}

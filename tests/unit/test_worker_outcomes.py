@@ -3,13 +3,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
-from tasks.heartbeat import BOUNDS
-from taxiway.contract.job import Result, RunReport
+from tasks.heartbeat import BOUNDS, Use
+from taxiway.contract.job import Result, RunReport, Tokens
 from taxiway.errors import DeadlineExceededError, ExecutionError, TaxiwayError
 from tests.builders import a_delivery, a_ticket
-from workers.stages.job import Delivery, Ended, Outcome
+from workers.stages.job import Delivery, Ended, Outcome, Used
 from workers.stages.outcomes import OutcomeCounters
 
 
@@ -76,3 +77,27 @@ def test_a_job_that_failed_has_run_for_as_long_as_it_was_there() -> None:
     done = counters.totals()["cpu.batch"]
     assert done.outcomes == {"failed": 1}
     assert done.latency["run"][-1] == pytest.approx(3.0, abs=0.2)
+
+
+def test_what_rows_used_of_an_endpoint_counts_by_model_and_dollars_by_known_tenant() -> None:
+    counters = OutcomeCounters("endpoint:0", ["lab"])
+    counters.use(
+        [
+            Used(taken(tenant="lab"), Tokens(10, 4, 5), 0.5, 0.0, 0.2, 0.03, aborted=False),
+            Used(taken(tenant="nobody"), Tokens(1, 0, 0), 0.25, 0.0, None, None, aborted=True),
+        ]
+    )
+    done = counters.totals()["cpu.batch"]
+    assert done.used == {"echo:1": Use(rows=2, aborted=1, input=11, cached=4, output=5)}
+    assert done.dollars == {"echo:1": {"lab": 0.5, "": 0.25}}
+    assert (done.latency["first"][-1], done.latency["token"][-1]) == (0.2, 0.03)
+
+
+def test_a_jobs_dollars_are_counted_once_where_use_was_counted_before() -> None:
+    counters = OutcomeCounters("endpoint:0", ["lab"])
+    ended = answered(taken(began=time.time() - 0.5, started=102.0, tenant="lab"), run_time=0.25)
+    assert ended.outcome.result is not None
+    report = msgspec.structs.replace(ended.outcome.result.report, cost=0.75)
+    result = msgspec.structs.replace(ended.outcome.result, report=report)
+    counters.count([Ended(ended.delivery, Outcome(result, billed=0.5))])
+    assert counters.totals()["cpu.batch"].dollars == {"echo:1": {"lab": 0.25}}

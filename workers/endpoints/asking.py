@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from tasks.models.catalogue import Model, Variant
+from taxiway.contract.job import Tokens
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.pipelines import Item, Row
 
@@ -17,9 +18,14 @@ MAX_ANSWER = 256 * 2**20
 
 
 class Reader(ABC):
-    """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends."""
+    """Reads one answer from its chunks, however these are cut. `done` says that it is complete before the body ends.
+
+    `pieces` counts the parts of generated text so far, and `tokens` are those that the endpoint counted, once it tells.
+    """
 
     done = False
+    pieces = 0
+    tokens: Tokens | None = None
 
     @abstractmethod
     def feed(self, chunk: bytes) -> str:
@@ -46,6 +52,42 @@ class Ask:
     body: bytes
     read: Callable[[Mapping[str, str]], Reader]
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer as they go on.
+
+    `prompt` is the tokens that the request is expected to have. `sent` is when it was sent and `first` when the first
+    part of generated text came, on the monotonic clock; 0 before. `refused` says that the endpoint did not run it, and
+    `aborted` that we closed its connection. `headers` are the answer's.
+    """
+
+    ask: Ask
+    prompt: int
+    sent: float = 0.0
+    first: float = 0.0
+    refused: bool = False
+    aborted: bool = False
+    reader: Reader | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def ran(self) -> bool:
+        """Whether the endpoint ran it, as far as is known: one whose connection broke may have run."""
+        return self.sent > 0 and not self.refused
+
+    @property
+    def tokens(self) -> Tokens:
+        """Its tokens as the endpoint counts them; else those that were expected of the prompt, and the parts that came.
+
+        An engine sends about one token in each part.
+        """
+        if not self.ran:
+            return Tokens()
+        if self.reader is None or self.reader.tokens is None:
+            return Tokens(input=self.prompt, output=0 if self.reader is None else self.reader.pieces)
+        return self.reader.tokens
 
 
 @dataclass(slots=True)

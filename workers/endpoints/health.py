@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from tasks.endpoints import Endpoint
 from workers.decide.breaker import Breaker, State
@@ -54,6 +55,11 @@ class EndpointHealth:
     def fault(self) -> str:
         """Why the endpoint gets no work, though it did not ask for a pause; empty if it gets some."""
         return self._breaker.reason
+
+    @property
+    def state(self) -> Literal["closed", "open", "half-open"]:
+        """The state of its circuit breaker."""
+        return self._breaker.state.value
 
     @property
     def pause(self) -> float:

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -16,7 +16,7 @@ from aiohttp.resolver import ThreadedResolver
 
 from tasks.endpoints import Endpoint, Tls
 from taxiway.errors import TaxiwayError
-from workers.endpoints.asking import Ask
+from workers.endpoints.asking import Exchange
 from workers.endpoints.faults import EndpointError, FaultKind, refused
 from workers.pipelines import Row
 
@@ -94,7 +94,7 @@ class EndpointLink:
         """Close all connections."""
         await self._session.close()
 
-    async def ask(self, ask: Ask, tell: Callable[[str], None]) -> Row:
+    async def ask(self, exchange: Exchange, tell: Callable[[str], None]) -> Row:
         """The outputs that the endpoint answers with; `tell` gets generated text as it comes.
 
         If this is cancelled, the connection is closed.
@@ -103,17 +103,23 @@ class EndpointLink:
             EndpointError: the endpoint failed.
             RequestError: the request is at fault.
         """
+        exchange.sent = time.monotonic()
         try:
-            async with self._request("POST", self._url + ask.path, ask.body, ask.headers) as response:
-                return await self._answer(response, ask, tell)
+            async with self._request("POST", exchange.ask.path, exchange) as response:
+                return await self._answer(response, exchange, tell)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise self._fault(error) from error
+            fault = self._fault(error)
+            exchange.refused = exchange.refused or fault.kind is FaultKind.UNREACHED
+            raise fault from error
 
-    async def _answer(self, response: aiohttp.ClientResponse, ask: Ask, tell: Callable[[str], None]) -> Row:
-        reader = ask.read(response.headers)
+    async def _answer(self, response: aiohttp.ClientResponse, exchange: Exchange, tell: Callable[[str], None]) -> Row:
+        reader = exchange.reader = exchange.ask.read(response.headers)
         async for chunk in response.content.iter_any():
             self.heard = time.monotonic()
-            if text := reader.feed(chunk):
+            text = reader.feed(chunk)
+            if reader.pieces and not exchange.first:
+                exchange.first = self.heard
+            if text:
                 tell(text)
             if reader.done:
                 await _end(response)
@@ -127,7 +133,7 @@ class EndpointLink:
             EndpointError: it does not answer with 200.
         """
         try:
-            async with asyncio.timeout(timeout), self._request("GET", self._url + path) as response:
+            async with asyncio.timeout(timeout), self._request("GET", path) as response:
                 return await _read(response, MAX_LIST)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._fault(error) from error
@@ -136,10 +142,14 @@ class EndpointLink:
 
     @contextlib.asynccontextmanager
     async def _request(
-        self, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+        self, method: str, path: str, exchange: Exchange | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The endpoint's answer, if it has the status 200; a redirect would take the key elsewhere."""
+        body, headers = (None, None) if exchange is None else (exchange.ask.body, exchange.ask.headers)
+        url = self._url + path
         async with self._session.request(method, url, data=body, headers=headers, allow_redirects=False) as response:
+            if exchange is not None:
+                exchange.headers, exchange.refused = response.headers, response.status != 200
             if response.status != 200:
                 said = await _read(response, MAX_REFUSAL)
                 raise refused(response.status, response.headers, said, time.time())

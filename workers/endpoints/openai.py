@@ -19,6 +19,7 @@ from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import answer_limit, characters, read_chat
 from tasks.models.lengths import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
+from taxiway.contract.job import Tokens
 from taxiway.errors import cut
 from workers.endpoints.asking import Ask, AskItem, Reader, WholeReader, malformed
 from workers.endpoints.faults import EndpointError, FaultKind
@@ -43,6 +44,18 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     total_tokens: int = 0
     prompt_tokens_details: dict[str, Any] | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """They, as we count them; an engine's figures are not trusted to be sensible."""
+        details = self.prompt_tokens_details or {}
+        cached = details.get("cached_tokens")
+        read = max(self.prompt_tokens, 0)
+        return Tokens(
+            input=read,
+            cached=min(max(cached, 0), read) if isinstance(cached, int) else 0,
+            output=max(self.completion_tokens, 0),
+        )
 
 
 class _Call(msgspec.Struct, frozen=True):
@@ -78,6 +91,7 @@ class _Embedding(msgspec.Struct, frozen=True):
 
 class _Embeddings(msgspec.Struct, frozen=True):
     data: list[_Embedding]
+    usage: Usage | None = None
 
 
 class _Listed(msgspec.Struct, frozen=True):
@@ -114,7 +128,6 @@ class StreamReader(Reader):
         self._calls: dict[int, dict[str, Any]] = {}
         self._finish = ""
         self._usage: Usage | None = None
-        self._pieces = 0
 
     def feed(self, chunk: bytes) -> str:
         """The text that the chunk's events add."""
@@ -132,7 +145,7 @@ class StreamReader(Reader):
         return {
             "message": self._message(text),
             "text": text,
-            "tokens": usage.completion_tokens if usage is not None else self._pieces,
+            "tokens": usage.completion_tokens if usage is not None else self.pieces,
             "finish-reason": self._finish,
             "usage": None if usage is None else msgspec.to_builtins(usage),
         }
@@ -146,7 +159,8 @@ class StreamReader(Reader):
         chunk = _decoded(_chunk, text)
         if chunk.error is not None:
             raise EndpointError(FaultKind.BROKEN, f"the endpoint failed in the middle of its answer: {_said(chunk)}")
-        self._usage = chunk.usage or self._usage
+        if chunk.usage is not None:
+            self._usage, self.tokens = chunk.usage, chunk.usage.tokens
         return "".join(self._add(choice) for choice in chunk.choices if choice.index == 0)
 
     def _add(self, choice: _Choice) -> str:
@@ -157,7 +171,7 @@ class StreamReader(Reader):
                 self._extra.setdefault(name, []).append(more)
         for call in delta.tool_calls or ():
             self._add_call(call)
-        self._pieces += bool(text or delta.reasoning_content or delta.tool_calls)
+        self.pieces += bool(text or delta.reasoning_content or delta.tool_calls)
         self._text.append(text)
         return text
 
@@ -175,6 +189,21 @@ class StreamReader(Reader):
         if self._calls:
             message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
         return message
+
+
+class EmbeddingReader(WholeReader):
+    """Reads an answer that is one embedding, which becomes `output`."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__(self._embedding)
+        self._output = output
+
+    def _embedding(self, raw: bytes) -> Row:
+        answer = _decoded(_embeddings, raw)
+        self.tokens = None if answer.usage is None else answer.usage.tokens
+        if len(answer.data) != 1:
+            raise malformed(f"expected one embedding, got {len(answer.data)}")
+        return {self._output: np.array(answer.data[0].embedding, np.float32)}
 
 
 def _prepare_chat(model: Model, variant: Variant, name: str, row: Row, parameters: Mapping[str, Any]) -> AskItem:
@@ -202,13 +231,7 @@ def _prepare_text(model: Model, variant: Variant, name: str, row: Row, parameter
     text, output = read_text(model.inputs[0].name, row), model.outputs[0].name
     body = {"model": name, "input": text, "encoding_format": "float"}
 
-    def parse(raw: bytes) -> Row:
-        data = _decoded(_embeddings, raw).data
-        if len(data) != 1:
-            raise malformed(f"expected one embedding, got {len(data)}")
-        return {output: np.array(data[0].embedding, np.float32)}
-
-    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: WholeReader(parse))
+    ask = Ask("/embeddings", msgspec.json.encode(body), lambda _: EmbeddingReader(output))
     return AskItem({}, max(len(text) // CHARACTERS_PER_TOKEN, 1), parameters, ask=ask)
 
 

@@ -19,27 +19,42 @@ from collections.abc import Callable, Sequence
 
 from broker.valkey.worker import Store
 from tasks.endpoints import Endpoint, connection
+from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
+from tasks.models.lengths import ran_size
 from tasks.models.profiles import ProfileBook
+from taxiway.contract.job import Tokens
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.streaming import Piece
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import describe, pause
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.drain import Drain
-from workers.endpoints.asking import Ask, AskItem, EndpointProtocol
+from workers.endpoints.asking import AskItem, EndpointProtocol, Exchange
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.health import EndpointHealth
 from workers.endpoints.http import EndpointConfigError, EndpointLink
 from workers.endpoints.slots import Slots
 from workers.endpoints.target import Target
-from workers.endpoints.usage import SlotUsage
+from workers.endpoints.usage import SlotUsage, pieces_of
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
 from workers.pipelines import Row
 from workers.stages.decode import named_row, prepare
 from workers.stages.held import HeldJobs
-from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending, Job, Outcome, Returned, Revoked, late
+from workers.stages.job import (
+    Answered,
+    CeleryWorker,
+    Delivery,
+    Ended,
+    Ending,
+    Job,
+    Outcome,
+    Returned,
+    Revoked,
+    Used,
+    late,
+)
 from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink, PieceQueue
 
 logger = logging.getLogger(__name__)
@@ -107,6 +122,11 @@ class EndpointStage:
     def fault(self) -> str:
         """Why the endpoint gets no work now; empty if it gets some. Thread-safe."""
         return self._gone or self._target.health.fault
+
+    @property
+    def endpoint(self) -> EndpointFacts:
+        """What is known of the endpoint. Thread-safe."""
+        return EndpointFacts(state=self._target.health.state)
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Nothing: the endpoint has loaded its models."""
@@ -344,16 +364,22 @@ class EndpointStage:
             target = self._target
             target.health.check()
             self._begin(job.delivery)
+            exchange = Exchange(item.ask, ran_size(job.model, item.size, item.parameters, {}))
             seat = self._usage.enter(time.monotonic())
             self.running = self._usage.running
             try:
                 with target:
-                    answer = await self._asked(target, item.ask, job)
+                    answer = await self._asked(target, exchange, job)
             except TaxiwayError as error:
                 raise named_row(error, index, job) from error
+            except asyncio.CancelledError:
+                exchange.aborted = exchange.ran
+                raise
             finally:
-                seconds, share = self._usage.leave(seat, time.monotonic())
+                now = time.monotonic()
+                seconds, share = self._usage.leave(seat, now)
                 self.running = self._usage.running
+                self._bill(job, exchange, share, now)
         mates = seconds / max(share, 1e-9) if seconds > 0 else 1.0
         job.answers[index] = answer
         job.device_time += share
@@ -361,9 +387,23 @@ class EndpointStage:
         job.batch = max(job.batch, round(mates))
         self.variants.observe(loaded, [item], [answer], rows=max(round(mates), 1), seconds=seconds)
 
-    async def _asked(self, target: Target, ask: Ask, job: Job) -> Row:
+    def _bill(self, job: Job, exchange: Exchange, share: float, now: float) -> None:
+        """Note what a row used, however it ended; `share` is its part of the endpoint's time."""
+        if not exchange.ran:
+            return
+        delivery, tokens = job.delivery, exchange.tokens
+        tariff = delivery.ticket.tariffs.get(delivery.hardware_class)
+        dollars = 0.0 if tariff is None else tariff.bill(tokens, 1)
+        job.billed += dollars
+        if tokens != Tokens():
+            job.tokens = tokens if job.tokens is None else job.tokens.plus(tokens)
+        time_dollars = delivery.ticket.prices[delivery.hardware_class] / 3600 * share
+        first, each = pieces_of(exchange, now)
+        self._finish.put([Used(delivery, tokens, dollars, time_dollars, first, each, exchange.aborted)])
+
+    async def _asked(self, target: Target, exchange: Exchange, job: Job) -> Row:
         try:
-            answer = await target.link.ask(ask, self._teller(job))
+            answer = await target.link.ask(exchange, self._teller(job))
         except EndpointError as error:
             target.health.failed(error, job.delivery.job)
             raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from workers.endpoints.asking import Exchange
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -11,6 +13,15 @@ class Seat:
 
     since: float
     shares: float
+
+
+def pieces_of(exchange: Exchange, now: float) -> tuple[float | None, float | None]:
+    """Seconds until the first part of an answer came, and for each token after it until `now`; None where unknown."""
+    if not exchange.first:
+        return None, None
+    first = exchange.first - exchange.sent
+    more = exchange.tokens.output - 1
+    return first, (now - exchange.first) / more if more > 0 else None
 
 
 class SlotUsage:

@@ -152,6 +152,7 @@ class JobReader:
         """
         ticket = delivery.ticket
         request = _request(delivery)
+        delivery.tenant = request.tenant
         if may_refer(delivery.body):
             request = with_blobs(request, contents)
         variant = ticket.variants[delivery.hardware_class]

@@ -85,6 +85,7 @@ class DeviceStage:
     ) -> None:
         self.executor = self.variants = executor
         self.fault = ""
+        self.endpoint = None
         self.store = store
         self._inbox = inbox
         self._finish = finish

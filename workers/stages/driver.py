@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from broker.valkey.worker import Store
+from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import Known, ProfileBook
 from workers.decide.pace import Track
@@ -68,6 +69,10 @@ class DeviceDriver(Protocol):
     @property
     def fault(self) -> str:
         """Why the device takes no work now, though its worker does; empty if it takes some."""
+
+    @property
+    def endpoint(self) -> EndpointFacts | None:
+        """What is known of the endpoint that the device is; None for other devices."""
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Prepare the device for these models, before `run`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -35,6 +36,7 @@ from workers.stages.job import (
     Job,
     Outcome,
     Returned,
+    Used,
 )
 from workers.stages.outcomes import OutcomeCounters, answer_of, generated_by
 from workers.stages.queues import AdmitQueue, EndingQueue, PieceQueue
@@ -123,6 +125,7 @@ class FinishStage:
             for ending in endings:
                 if isinstance(ending, Dropped):
                     self._drop(ending.delivery)
+            self._bill([ending for ending in endings if isinstance(ending, Used)])
             self._return([ending for ending in endings if isinstance(ending, Returned) and not ending.delivery.ended])
         except BrokerUnavailableError as error:  # unacknowledged messages are redelivered
             logger.error("results could not be written", extra={"jobs": len(endings), "error": error.message})
@@ -130,7 +133,7 @@ class FinishStage:
     def _outcome(self, ending: Ending) -> Ended | None:
         """The outcome to write for a delivery; None if there is none to write."""
         delivery = ending.delivery
-        if delivery.ended or isinstance(ending, Dropped | Returned):
+        if delivery.ended or isinstance(ending, Dropped | Returned | Used):
             return None
         if isinstance(ending, Answered):
             return self._reported(ending.job)
@@ -149,7 +152,7 @@ class FinishStage:
             result = answer_of(job, self._device, blobs)
             meta = success_meta(job.delivery.job, result)
             check_depth({"outputs": result.outputs}, "outputs", meta)
-            outcome = Outcome(result, meta=meta, rows=len(job.rows), generated=generated_by(job))
+            outcome = Outcome(result, meta=meta, rows=len(job.rows), billed=job.billed, generated=generated_by(job))
         except Exception as error:  # a model's outputs may have any type and nesting
             failed = ExecutionError(f"{job.variant}: an output cannot be encoded: {describe(error)}")
             return Ended(job.delivery, Outcome(error=failed))
@@ -229,6 +232,17 @@ class FinishStage:
         self._queue.acknowledge([delivery.tag])
         if self._held.remove(delivery):
             self._celery.report_release(delivery, error)
+
+    def _bill(self, used: Sequence[Used]) -> None:
+        """Count what was used, and charge it to the jobs whose tenants have a budget."""
+        self._counters.use(used)
+        dollars: dict[str, float] = {}
+        for one in used:
+            if one.delivery.ticket.tariffs.get(one.delivery.hardware_class) is not None:
+                dollars[one.delivery.job] = dollars.get(one.delivery.job, 0.0) + one.dollars + one.time_dollars
+        bills = [(job, uuid.uuid4().hex, sum_of) for job, sum_of in dollars.items()]
+        if bills:
+            self._insist(lambda: self._store.bill(bills))
 
     def _return(self, returned: Sequence[Returned]) -> None:
         """Return jobs to their queues. Runs that count are counted before, as if this worker had ended with them."""

@@ -16,7 +16,7 @@ from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail
 from taxiway.contract.blobs import Buffer
-from taxiway.contract.job import Result
+from taxiway.contract.job import Result, Tokens
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.pipelines import Item, Row
@@ -77,7 +77,7 @@ class Delivery:
     `lost` means that the claim has ended since. `since` is when the worker fetched it, on the monotonic clock.
     `received` and `began` are seconds since the epoch on this host's clock, for events; `began` is 0 until the start.
     `started` is the start on the store's clock. `trail` is its trace context. `retries` counts its runs after device
-    faults. `start_stored` means that the store has recorded the start.
+    faults, `tenant` is known once the request was read. `start_stored` means that the store has recorded the start.
     """
 
     job: str
@@ -96,6 +96,7 @@ class Delivery:
     began: float = 0.0
     started: float = 0.0
     retries: int = 0
+    tenant: str = ""
     start_stored: bool = False
     ended: bool = False
 
@@ -116,7 +117,7 @@ class Job:
 
     `hardware` is the class that it runs for, `key` names the variant. `deadline` is on the store's clock, infinite if
     there is none. `waiting` maps a size bucket to the indices of rows that are in no batch. With `stream` the answer is
-    streamed to the client.
+    streamed to the client. `tokens` are those of rows that ran on an endpoint, `billed` the US dollars for their use.
     """
 
     delivery: Delivery
@@ -136,6 +137,8 @@ class Job:
     run_time: float = 0.0
     device_time: float = 0.0
     batch: int = 0
+    tokens: Tokens | None = None
+    billed: float = 0.0
     stream: bool = False
 
     @property
@@ -159,13 +162,14 @@ class Outcome:
     """How a job ended: a result in plain values with `meta`, its stored form; or an error.
 
     `generated` is the length in tokens of each generated answer, `blobs` are the values that the result references, and
-    `rows` is the request's row count.
+    `rows` is the request's row count, and `billed` the part of the cost that is for the use of an endpoint.
     """
 
     result: Result | None = None
     error: TaxiwayError | None = None
     meta: bytes = b""
     rows: int = 1
+    billed: float = 0.0
     generated: tuple[int, ...] = ()
     blobs: Mapping[str, Buffer] = field(default_factory=dict)
 
@@ -221,7 +225,24 @@ class Returned:
     counts: bool
 
 
-Ending = Answered | Ended | Dropped | Revoked | Returned
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a row of a delivery used of an endpoint, however it ended: tokens and US dollars for them, and for its time.
+
+    `first` is the seconds until the first part of its answer and `each` those for each further token; None if unknown.
+    `aborted` means that its connection was closed before the answer.
+    """
+
+    delivery: Delivery
+    tokens: Tokens
+    dollars: float
+    time_dollars: float
+    first: float | None
+    each: float | None
+    aborted: bool
+
+
+Ending = Answered | Ended | Dropped | Revoked | Returned | Used
 
 
 def late(delivery: Delivery, now: float) -> Ended:

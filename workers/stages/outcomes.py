@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from opentelemetry.trace import SpanKind
 
 from tasks import tracing
-from tasks.heartbeat import STAGES, Done, Ran, Stage, count, empty, is_emulated
+from tasks.heartbeat import STAGES, Done, Ran, Stage, Use, count, empty, is_emulated
 from tasks.models.catalogue import TensorSpec
 from tasks.models.lengths import generates, length_of
 from taxiway.contract.blobs import ResultBlobs
@@ -25,7 +25,7 @@ from taxiway.errors import TaxiwayError
 from workers.device import Device
 from workers.pipelines import Row
 from workers.stages.decode import named_row
-from workers.stages.job import Ended, Job
+from workers.stages.job import Delivery, Ended, Job, Used
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,9 @@ def answer_of(job: Job, device: Device, blobs: ResultBlobs) -> Result:
             batch=job.batch,
             queue_wait=max(0.0, job.delivery.started - job.ticket.accepted),
             run_time=job.run_time,
-            cost=job.ticket.prices[hardware_class] / 3600 * job.device_time,
+            cost=job.ticket.prices[hardware_class] / 3600 * job.device_time + job.billed,
             reason=job.ticket.reason,
+            tokens=job.tokens,
         ),
     )
 
@@ -109,13 +110,21 @@ class _Class:
     rejected: int = 0
     latency: dict[Stage, list[float]] = field(default_factory=lambda: {stage: empty() for stage in STAGES})
     models: dict[str, Ran] = field(default_factory=dict)
+    used: dict[str, Use] = field(default_factory=dict)
+    dollars: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class OutcomeCounters:
-    """Counters by hardware class. `device` is the device's label."""
+    """Counters by hardware class.
 
-    def __init__(self, device: str) -> None:
+    Args:
+        device: the device's label.
+        tenants: those that dollars are counted for by name; all others are counted together.
+    """
+
+    def __init__(self, device: str, tenants: Collection[str] = ()) -> None:
         self._device = device
+        self._tenants = frozenset(tenants)
         self._classes: dict[str, _Class] = {}
         self._rejecting = threading.Lock()
 
@@ -132,14 +141,33 @@ class OutcomeCounters:
         with self._rejecting:
             self._of(hardware_class).rejected += 1
 
+    def use(self, used: Iterable[Used]) -> None:
+        """Count what rows used of an endpoint. Finish thread only."""
+        for one in used:
+            known, model = self._of(one.delivery.hardware_class), one.delivery.ticket.model
+            known.used[model] = known.used.get(model, Use()).plus(
+                Use(1, one.aborted, one.tokens.input, one.tokens.cached, one.tokens.output)
+            )
+            self._pay(known, one.delivery, one.dollars)
+            for stage, seconds in (("first", one.first), ("token", one.each)):
+                if seconds is not None:
+                    count(known.latency.setdefault(cast(Stage, stage), empty()), seconds)
+
+    def _pay(self, known: _Class, delivery: Delivery, dollars: float) -> None:
+        tenant = delivery.tenant if delivery.tenant in self._tenants else ""
+        paid = known.dollars.setdefault(delivery.ticket.model, {})
+        paid[tenant] = paid.get(tenant, 0.0) + dollars
+
     def totals(self) -> dict[str, Done]:
         """All counters, by class. Thread-safe."""
         return {
             name: Done(
                 dict(one.outcomes),
-                {stage: tuple(figures) for stage, figures in one.latency.items()},
+                {stage: tuple(figures) for stage, figures in list(one.latency.items())},
                 one.rejected,
                 dict(one.models),
+                dict(one.used),
+                {model: dict(paid) for model, paid in list(one.dollars.items())},
             )
             for name, one in list(self._classes.items())
         }
@@ -156,6 +184,8 @@ class OutcomeCounters:
             count(latency["total"], waited + now - delivery.began)
             model = delivery.ticket.model
             known.models[model] = known.models.get(model, Ran()).plus(_share(ended, waited, now), Ran())
+            if (result := ended.outcome.result) is not None:
+                self._pay(known, delivery, result.report.cost - ended.outcome.billed)
 
     def _of(self, hardware_class: str) -> _Class:
         known = self._classes.get(hardware_class)

@@ -45,6 +45,7 @@ for k = 7, #KEYS, 2 do
     if answers and bins ~= '' then learn(answers, cjson.decode(bins)) end
     if spent and not started and start == '' and redis.call('EXISTS', spent) == 1 then
       redis.call('HINCRBYFLOAT', spent, tenant, -cost)  -- a job that never started gives back what it was to cost
+      redis.call('HSET', job, 'cost', 0)  -- if it did start on an endpoint, its bill follows
     end
     if start ~= '' then
       redis.call('HSET', job, 'state', state, 'finished', finished, 'started', start, 'device', device,

@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Charges what jobs used of endpoints, in place of what they were expected to cost, to their tenants' spending.
+-- KEYS: records of jobs. A record names the day's spending, and has what of its expected cost is still counted there.
+-- ARGV: for each job the bill's id and its US dollars.
+-- Returns 1 for each bill that was charged.
+-- Safe to run twice: a bill is charged once.
+local charged = {}
+for n, job in ipairs(KEYS) do
+  local id, dollars = ARGV[2 * n - 1], ARGV[2 * n]
+  local new = redis.call('EXISTS', job) == 1 and redis.call('HSETNX', job, 'bill|' .. id, dollars) == 1
+  if new then
+    local spent, tenant, cost = unpack(redis.call('HMGET', job, 'spent', 'tenant', 'cost'))
+    redis.call('HINCRBYFLOAT', job, 'billed', dollars)
+    if spent and redis.call('EXISTS', spent) == 1 then
+      redis.call('HINCRBYFLOAT', spent, tenant, dollars - (tonumber(cost) or 0))
+    end
+    if spent then redis.call('HSET', job, 'cost', 0) end
+  end
+  charged[n] = new and 1 or 0
+end
+return charged
