@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ import msgspec
 from broker.port import beside
 from broker.valkey.records import Ending
 from router.access import Caller, Scope
+from router.decide.placement import Placement
 from router.http.connection import WHOLE, Whole
 from router.http.errors import UNFORESEEN, body_of, headers_of, unforeseen
 from router.http.gate import Application, Receive, Send, answer, caller_of, claim
@@ -43,13 +44,12 @@ from router.jobs import Jobs
 from router.service.admission import Admitted, Order, check_size, preview
 from router.service.arrivals import Router
 from tasks.fingerprint import conflict
-from tasks.models.catalogue import Model
 from tasks.models.signature import bind, check_stream
 from taxiway.contract.binary import HEADER, Framed
 from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
-from taxiway.contract.request import job_id
+from taxiway.contract.request import Request, job_id
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 
@@ -132,13 +132,23 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """An accepted request: its job, where that was placed, and a wait of at most so many seconds for its stored result.
+
+    The wait returns None if it takes longer.
+    """
+
+    job: str
+    placement: Placement
+    wait: Callable[[float], Awaitable[bytes | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A request with its model, the blobs taken out of its message, and the number of classes wanted of its outputs."""
+    """A request, and the blobs taken out of its message."""
 
     order: Order
-    model: Model
     blobs: Mapping[str, Buffer]
-    classes: Mapping[str, int]
 
 
 class Inference:
@@ -178,12 +188,36 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
         """
-        prepared = await self._prepared(reference, infer, size, reply="")
-        for name in prepared.classes:
+        request, classes = await self._converted(reference, infer, size)
+        for name in classes:
             field = f"outputs.{name}.{CLASSIFICATION}"
             raise wrong_field(field, "a request that waits for its answer", "one whose result is asked for later")
-        await self._forward(prepared, await self._placed(prepared))
-        return Accepted(prepared.order.job)
+        return Accepted((await self.accept(request, size)).ticket.job)
+
+    async def accept(self, request: Request, size: int = 0) -> Admitted:
+        """Accept a request, whose body had `size` bytes, and return at once.
+
+        Raises:
+            TaxiwayError: the request is invalid, cannot be placed, or the broker does not accept it.
+        """
+        prepared = await self._prepared(request, size, reply="")
+        admitted = await self._placed(prepared)
+        await self._forward(prepared, admitted)
+        return admitted
+
+    @asynccontextmanager
+    async def running(self, request: Request, size: int = 0) -> AsyncIterator[Running]:
+        """Accept a request, whose body had `size` bytes, and listen for its result.
+
+        Raises:
+            TaxiwayError: as `accept` raises it.
+        """
+        prepared = await self._prepared(request, size, reply=self._router.name)
+        job, admitted = prepared.order.job, await self._placed(prepared)
+        with self._router.results.expect(job) as future:
+            fresh = await self._forward(prepared, admitted)
+            wait = partial(self._own, future, job) if fresh else partial(self._earlier, job)
+            yield Running(job, admitted.placement, wait)
 
     async def infer(
         self, reference: str, infer: InferRequest, size: int = 0, longest: float = math.inf
@@ -193,18 +227,14 @@ class Inference:
         Raises:
             TaxiwayError: as `submit` raises it, or the error that the job ended with.
         """
-        prepared = await self._prepared(reference, infer, size, reply=self._router.name)
-        job, admitted = prepared.order.job, await self._placed(prepared)
-        with self._router.results.expect(job) as future:
-            fresh = await self._forward(prepared, admitted)
-            wait = min(longest, self._limits.wait)
-            meta = await (self._own(future, job, wait) if fresh else self._earlier(job, wait))
+        model = self._router.rules.catalogue.resolve(reference)
+        request, classes = await self._converted(reference, infer, size)
+        async with self.running(request, size) as running:
+            meta = await running.wait(min(longest, self._limits.wait))
         if meta is None:
-            return Accepted(job)
+            return Accepted(running.job)
         result, size = await self._read(meta)
-        return await beside(
-            size, answer_of, prepared.model, job, result, wants_binary(infer), infer.id, prepared.classes
-        )
+        return await beside(size, answer_of, model, running.job, result, wants_binary(infer), infer.id, classes)
 
     async def preview(self, reference: str, infer: InferRequest, size: int) -> dict[str, Any]:
         """Where a request would be placed now, and why; nothing is accepted.
@@ -212,7 +242,8 @@ class Inference:
         Raises:
             TaxiwayError: the request is invalid. A failed placement is part of the answer.
         """
-        order = (await self._prepared(reference, infer, size, reply="")).order
+        request, _ = await self._converted(reference, infer, size)
+        order = (await self._prepared(request, size, reply="")).order
         model, table = preview(order, self._router.rules, self._router.fleet.working)
         answer: dict[str, Any] = {"model": model.id, **msgspec.to_builtins(table)}
         return answer
@@ -226,16 +257,21 @@ class Inference:
         result, size = await self._read(meta)
         return await beside(size, answer_of, self._router.rules.catalogue.resolve(result.model), job, result, wants)
 
-    async def _prepared(self, reference: str, infer: InferRequest, size: int, *, reply: str) -> _Prepared:
-        prepared = await beside(size, self._checked, reference, infer)
+    async def _converted(self, reference: str, infer: InferRequest, size: int) -> tuple[Request, Mapping[str, int]]:
+        """A request in our form, and the number of classes wanted of its outputs."""
+        model = self._router.rules.catalogue.resolve(reference)
+        request = await beside(size, request_of, reference, infer, self._limits.elements)
+        return request, classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
+
+    async def _prepared(self, request: Request, size: int, *, reply: str) -> _Prepared:
+        prepared = await beside(size, self._checked, request)
         carry(prepared.order.envelope.headers)
         order = msgspec.structs.replace(prepared.order, accepted=self._router.store.stored_now(), reply=reply)
         return replace(prepared, order=order)
 
-    def _checked(self, reference: str, infer: InferRequest) -> _Prepared:
+    def _checked(self, request: Request) -> _Prepared:
         """A request as an order, before admission."""
-        model = self._router.rules.catalogue.resolve(reference)
-        request = request_of(reference, infer, self._limits.elements)
+        model = self._router.rules.catalogue.resolve(request.model)
         bound = bind(model, request.inputs, request.parameters, request.outputs)
         if request.stream:
             check_stream(model, bound)
@@ -245,8 +281,7 @@ class Inference:
         sizes = {ref: len(content) for ref, content in blobs.contents.items()}
         check_size(len(body) + sum(sizes.values()), self._limits.payload)
         envelope = task_envelope(INFER, job, body, header={}, origin=f"router@{self._router.name}")
-        classes = classes_wanted(model, {output.name: output.parameters for output in infer.outputs})
-        return _Prepared(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), model, blobs.contents, classes)
+        return _Prepared(Order(job, request, envelope, body, accepted=0.0, blobs=sizes), blobs.contents)
 
     async def _placed(self, prepared: _Prepared) -> Admitted:
         """The placed request, with its blobs in the store."""
