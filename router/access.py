@@ -152,6 +152,13 @@ class Rates:
         self._full_at[tenant] = full_at
         return wait
 
+    def left(self, tenant: str, now: float) -> tuple[int, int, float]:
+        """A tenant's largest number of requests at once, how many it may make now, and the seconds until all again."""
+        rate = self.limit(tenant)
+        most = max(int(BURST * rate), 1)
+        full_in = max(self._full_at.get(tenant, 0.0) - now, 0.0)
+        return most, max(int(most - full_in * rate + _ROUNDING), 0), full_in
+
     def limit(self, tenant: str) -> float:
         """Requests per second that `tenant` may make at this router."""
         rules = self._topology.tenants.get(tenant)

@@ -24,6 +24,7 @@ from taxiway.contract.keys import ARRIVALS
 from taxiway.contract.request import MAX_NAME, Priority
 
 DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
+Tier = Literal["default", "flex", "priority"]
 ClassName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", max_length=64)]
 TenantName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -158,11 +159,12 @@ class HardwareClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class Service(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Service terms under one name."""
+    """Service terms under one name. `tier` is the `service_tier` of OpenAI's API that selects it."""
 
     deadline: Annotated[float, msgspec.Meta(gt=0)] | None = None
     priority: Priority = "normal"
     preemptible: bool = False
+    tier: Tier | None = None
 
 
 class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -358,6 +360,7 @@ def _contradictions(topology: Topology) -> Iterator[tuple[str, str, object]]:
         for place, expected, value in _class_contradictions(hardware):
             yield f"hardware.{name}.{place}", expected, value
     yield from _unknown_names(topology)
+    yield from _tiers_of_several(topology)
     limits = topology.limits
     if limits.keep_record < limits.keep_result:
         yield "limits.keep_record", f"at least keep_result ({limits.keep_result})", limits.keep_record
@@ -425,6 +428,13 @@ def _is_pattern(text: str) -> bool:
     except re.error:
         return False
     return True
+
+
+def _tiers_of_several(topology: Topology) -> Iterator[tuple[str, str, object]]:
+    tiers = [service.tier for service in topology.service.values() if service.tier is not None]
+    for name, service in topology.service.items():
+        if service.tier is not None and tiers.count(service.tier) > 1:
+            yield f"service.{name}.tier", "a tier that no other service has", service.tier
 
 
 def _unknown_names(topology: Topology) -> Iterator[tuple[str, str, object]]:

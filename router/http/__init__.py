@@ -2,5 +2,5 @@
 
 `protocol` converts values to that protocol's. `app` has the endpoints; `inference` also serves the busiest one
 directly. `streaming` sends answers as they are generated. `gate` identifies callers, `bodies` bounds and inflates
-what they send. `server` serves all in the router's event loop, one `connection` per client.
+what they send. `openai` has OpenAI's API. `server` serves all in the router's event loop, one `connection` per client.
 """

@@ -22,6 +22,7 @@ from router.http.described import GenerateOperation, InferOperation, document
 from router.http.errors import protocol_error, taxiway_error, unforeseen_error
 from router.http.gate import Gate, caller_of, claim, guard, needs
 from router.http.inference import Accepted, Front, Inference, Traced
+from router.http.openai import endpoints as openai
 from router.http.protocol import InferRequest, read_infer
 from router.http.streaming import MEDIA_TYPE, GenerateRequest, Streaming, read_generate
 from router.jobs import DeadLetters, Jobs
@@ -75,6 +76,7 @@ def make_app(router: Router, keys: KeyFile | None = None) -> Gate:
     app.state[described.VERSION] = _version()
     app.state[_DOOR] = Door(router, inference, DeadLetters(router))
     app.state[triton.ROUTER] = router
+    app.state[openai.DOOR] = openai.OpenAIDoor(router, inference)
     bodies, front = Bodies(router.rules.topology), Front(Traced(app), inference, limit)
     bounded = BodyLimits(Inflated(front, BodyLimits(front, bodies, limit), limit), bodies, limit)
     return Gate(bounded, keys, Rates(router.rules.topology))
@@ -386,6 +388,7 @@ _ENDPOINTS = [
     jobs,
     *described.ENDPOINTS,
     *triton.ENDPOINTS,
+    *openai.ENDPOINTS,
 ]
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from broker.port import beside
 from router.access import Bodies
-from router.http.errors import body_of, headers_of
-from router.http.gate import Application, Message, Receive, Send, answer, caller_of
+from router.http.gate import Application, Message, Receive, Send, caller_of, refuse
 from taxiway.contract.bounds import LARGE
 from taxiway.errors import (
     FleetUnavailable,
@@ -47,7 +46,7 @@ class BodyLimits:
             if length is not None:
                 counted.take(length)
         except FleetUnavailable as error:
-            await answer(send, error.status, headers_of(error), body_of(error))
+            await refuse(scope, send, error)
             return
         try:
             await self._behind(scope, receive if length is not None else counted.receive, send)
@@ -126,7 +125,7 @@ class Inflated:
             content = await _whole(receive, self._limit)
             body = await beside(LARGE + 1, inflate, content, self._limit)
         except TaxiwayError as error:
-            await answer(send, error.status, {**headers_of(error), "accept-encoding": ENCODINGS}, body_of(error))
+            await refuse(scope, send, error, {"accept-encoding": ENCODINGS})
         else:
             await self._inflated(_plain(scope, len(body)), _once(body, receive), send)
 

@@ -32,9 +32,9 @@ from taxiway.contract.job import JobFailure, JobRecord, JobState
 from taxiway.contract.listing import JobPage
 from taxiway.errors import TaxiwayError
 
-_KEYED = (401, 403, 429, 500)
-_ASKED = (400, 404, 409, 413, 415, 422, 503)
-_RUN = (409, 410, 504)
+KEYED = (401, 403, 429, 500)
+ASKED = (400, 404, 409, 413, 415, 422, 503)
+RUN = (409, 410, 504)
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -150,10 +150,12 @@ def _by_status() -> dict[int, list[str]]:
 _CODES = _by_status()
 
 
-def _answers(kind: Any, *statuses: int, media: str = MediaType.JSON, status: int = 200) -> dict[int, ResponseSpec]:
-    """An endpoint's answers: `kind` on success, and errors under `statuses`."""
+def answers(
+    kind: Any, *statuses: int, media: str = MediaType.JSON, status: int = 200, problem: type[Any] = Problem
+) -> dict[int, ResponseSpec]:
+    """An endpoint's answers: `kind` on success, and errors of the form `problem` under `statuses`."""
     problems = {
-        one: ResponseSpec(Problem, generate_examples=False, description=", ".join(_CODES[one])) for one in statuses
+        one: ResponseSpec(problem, generate_examples=False, description=", ".join(_CODES[one])) for one in statuses
     }
     good = ResponseSpec(kind, generate_examples=False, description="Success.", media_type=media)
     return {**problems, status: good}
@@ -163,31 +165,31 @@ NONE: list[dict[str, list[str]]] = [{}]
 """The security of an endpoint that needs no key."""
 
 _FIELDS = dict[str, Any]
-_PLACED = _answers(Place, status=202)
+_PLACED = answers(Place, status=202)
 
-INFO = _answers(_FIELDS, *_KEYED)
-PAGE = _answers(str, 403, 500, media=MediaType.HTML)
-PAGE_OR_JSON = _answers(_FIELDS, 403, 500)
-HEALTH = _answers(_FIELDS, 500)
-READINESS = {**HEALTH, **_answers(_FIELDS, status=503)}
-FLEET = _answers(FleetView, *_KEYED, 503)
-FLEET_CHANGE = _answers(_FIELDS, *_KEYED, 503)
-SCALING = _answers(_FIELDS, *_KEYED, 400, 404, 503)
-METRICS = _answers(str, *_KEYED, 503, media=MediaType.TEXT)
-INDEX = _answers(list[_FIELDS], *_KEYED, 400, 413)
-MODEL = _answers(_FIELDS, *_KEYED, 404, 503)
-MODEL_READY = {**MODEL, **_answers(_FIELDS, status=503)}
-INFER = {**_answers(InferAnswer, *_KEYED, *_ASKED, *_RUN), **_PLACED}
-PLACEMENT = _answers(_FIELDS, *_KEYED, *_ASKED)
-GENERATE = {**_answers(Generated, *_KEYED, *_ASKED, *_RUN), **_PLACED}
-GENERATE_STREAM = _answers(Event, *_KEYED, *_ASKED, *_RUN, media=MEDIA_TYPE)
-JOB = _answers(JobAnswer, *_KEYED, 400, 404, 503)
-JOBS = _answers(JobPage, *_KEYED, 400, 503)
-JOB_STREAM = _answers(Event, *_KEYED, 400, 404, 410, 503, media=MEDIA_TYPE)
-JOB_PLACEMENT = _answers(_FIELDS, *_KEYED, 404, 503)
-JOB_RESULT = {**_answers(InferAnswer, *_KEYED, *_ASKED, *_RUN), **_answers(JobAnswer, status=202)}
-DEAD = _answers(_FIELDS, *_KEYED, *_ASKED, 504)
-BLOB = _answers(bytes, *_KEYED, 404, 410, 503, media=OCTETS)
+INFO = answers(_FIELDS, *KEYED)
+PAGE = answers(str, 403, 500, media=MediaType.HTML)
+PAGE_OR_JSON = answers(_FIELDS, 403, 500)
+HEALTH = answers(_FIELDS, 500)
+READINESS = {**HEALTH, **answers(_FIELDS, status=503)}
+FLEET = answers(FleetView, *KEYED, 503)
+FLEET_CHANGE = answers(_FIELDS, *KEYED, 503)
+SCALING = answers(_FIELDS, *KEYED, 400, 404, 503)
+METRICS = answers(str, *KEYED, 503, media=MediaType.TEXT)
+INDEX = answers(list[_FIELDS], *KEYED, 400, 413)
+MODEL = answers(_FIELDS, *KEYED, 404, 503)
+MODEL_READY = {**MODEL, **answers(_FIELDS, status=503)}
+INFER = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **_PLACED}
+PLACEMENT = answers(_FIELDS, *KEYED, *ASKED)
+GENERATE = {**answers(Generated, *KEYED, *ASKED, *RUN), **_PLACED}
+GENERATE_STREAM = answers(Event, *KEYED, *ASKED, *RUN, media=MEDIA_TYPE)
+JOB = answers(JobAnswer, *KEYED, 400, 404, 503)
+JOBS = answers(JobPage, *KEYED, 400, 503)
+JOB_STREAM = answers(Event, *KEYED, 400, 404, 410, 503, media=MEDIA_TYPE)
+JOB_PLACEMENT = answers(_FIELDS, *KEYED, 404, 503)
+JOB_RESULT = {**answers(InferAnswer, *KEYED, *ASKED, *RUN), **answers(JobAnswer, status=202)}
+DEAD = answers(_FIELDS, *KEYED, *ASKED, 504)
+BLOB = answers(bytes, *KEYED, 404, 410, 503, media=OCTETS)
 """What each endpoint answers, by status."""
 
 

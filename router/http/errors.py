@@ -1,15 +1,16 @@
-"""Every error in the HTTP door's one form: `{"error", "code", "details"}` under the error's status."""
+"""Every error under its status: in OpenAI's form at that protocol's paths, elsewhere `{"error", "code", "details"}`."""
 
 from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 
+from router.http.openai import errors as openai
 from router.service.admission import too_large
 from tasks.logs import redacted
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError
@@ -23,9 +24,25 @@ UNFORESEEN = "the router failed to answer; its log says why"
 """The message to a caller after an unexpected error."""
 
 
-def taxiway_error(_request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
+class ErrorAnswer(NamedTuple):
+    """The answer to an error."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def error_answer(error: TaxiwayError, path: str, status: int = 0) -> ErrorAnswer:
+    """The answer to `error` of a request to `path`; `status` if another than the error's own."""
+    if openai.is_path(path):
+        said = openai.said(error, path, status or error.status)
+        return ErrorAnswer(said.status, headers_of(error) | said.headers, said.body)
+    return ErrorAnswer(status or error.status, headers_of(error), body_of(error))
+
+
+def taxiway_error(request: Request[Any, Any, Any], error: TaxiwayError) -> Response[bytes]:
     """The answer to one of our errors."""
-    return _answer(error, error.status)
+    return _answer(request, error)
 
 
 def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -33,10 +50,10 @@ def protocol_error(request: Request[Any, Any, Any], error: HTTPException) -> Res
     path = request.url.path
     if isinstance(error, ValidationException):
         field = next((str(e.get("key")) for e in error.extra or () if isinstance(e, dict)), "query")
-        return _answer(InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
+        return _answer(request, InvalidRequestError(f"{field}: {error.detail}", field=field), error.status_code)
     if error.status_code == _TOO_LARGE:
-        return _answer(_over_limit(request), _TOO_LARGE)
-    return _answer(RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code)
+        return _answer(request, _over_limit(request), _TOO_LARGE)
+    return _answer(request, RequestError(f"{request.method} {path}: {error.detail}", path=path), error.status_code)
 
 
 def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
@@ -49,8 +66,7 @@ def _over_limit(request: Request[Any, Any, Any]) -> RequestTooLargeError:
 
 def unforeseen_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The answer to an unexpected error; the log has the details."""
-    shown = unforeseen(request.method, request.url.path, error)
-    return _answer(shown, shown.status)
+    return _answer(request, unforeseen(request.method, request.url.path, error))
 
 
 def unforeseen(method: str, path: str, error: Exception) -> TaxiwayError:
@@ -75,5 +91,6 @@ def body_of(error: TaxiwayError) -> bytes:
     return msgspec.json.encode(content, enc_hook=str)
 
 
-def _answer(error: TaxiwayError, status: int) -> Response[bytes]:
-    return Response(body_of(error), status_code=status, headers=headers_of(error))
+def _answer(request: Request[Any, Any, Any], error: TaxiwayError, status: int = 0) -> Response[bytes]:
+    answered = error_answer(error, request.url.path, status)
+    return Response(answered.body, status_code=answered.status, headers=answered.headers)

@@ -11,13 +11,15 @@ import ipaddress
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from router.access import TRUSTED, UNAUTHENTICATED, Caller, Rates, Scope
-from router.http.errors import body_of, headers_of
+from router.http.errors import error_answer
+from router.http.openai.errors import is_path as is_openai
 from router.keys_file import KeyFile
 from taxiway.contract.blobs import Buffer
 from taxiway.errors import ForbiddenError, RateLimitedError, TaxiwayError, UnauthenticatedError, quoted
@@ -35,6 +37,7 @@ _OWN_SITE = (b"same-origin", b"none")
 
 _HOST = re.compile(rb"(?:\[(?P<v6>[0-9A-Fa-f:.]{2,45})\]|(?P<name>[A-Za-z0-9.-]{1,253}))(?::[0-9]{0,5})?")
 _CALLER = "taxiway.caller"
+_TENANT = "taxiway.tenant"
 _NEEDS = "needs"
 _BEARER = b"bearer "
 
@@ -54,14 +57,16 @@ class Gate:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if self._keys is not None and is_openai(scope["path"]):
+            send = partial(self._send_with_rate, scope, send)
         try:
             scope[_CALLER] = _here(scope) if self._keys is None else self._known(scope, self._keys)
         except TaxiwayError as error:
-            await answer(send, error.status, headers_of(error), body_of(error))
+            await refuse(scope, send, error)
         else:
             await self._behind(scope, receive, send)
 
-    def _known(self, scope: Mapping[str, Any], keys: KeyFile) -> Caller:
+    def _known(self, scope: dict[str, Any], keys: KeyFile) -> Caller:
         """The caller whose key came with the request; `UNAUTHENTICATED` if none is needed.
 
         Raises:
@@ -73,6 +78,7 @@ class Gate:
         caller = keys.caller(_secret(scope["headers"]))
         if caller is None:
             raise UnauthenticatedError("authorization: expected `Bearer` and a known key that has not expired")
+        scope[_TENANT] = caller.tenant or ""
         wait = self._rates.wait(caller.tenant or "", time.monotonic())
         if wait > 0:
             limit = self._rates.limit(caller.tenant or "")
@@ -81,6 +87,15 @@ class Gate:
             )
             raise RateLimitedError(message, tenant=caller.tenant, retry_after=wait)
         return caller
+
+    async def _send_with_rate(self, scope: Mapping[str, Any], send: Send, message: Message) -> None:
+        """Send part of an answer, with OpenAI's rate limit headers at its start if the tenant is known."""
+        if message["type"] == "http.response.start" and _TENANT in scope:
+            limit, left, full_in = self._rates.left(scope[_TENANT], time.monotonic())
+            figures = {"limit": f"{limit}", "remaining": f"{left}", "reset": f"{full_in:.3f}s"}
+            headers = [(f"x-ratelimit-{name}-requests".encode(), text.encode()) for name, text in figures.items()]
+            message = {**message, "headers": [*message["headers"], *headers]}
+        await send(message)
 
 
 def caller_of(scope: Mapping[str, Any]) -> Caller:
@@ -124,6 +139,12 @@ def is_loopback(host: str) -> bool:
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+async def refuse(scope: Mapping[str, Any], send: Send, error: TaxiwayError, more: Mapping[str, str] = {}) -> None:
+    """Answer a request with an error, and `more` headers."""
+    answered = error_answer(error, scope["path"])
+    await answer(send, answered.status, {**answered.headers, **more}, answered.body)
 
 
 async def answer(send: Send, status: int, headers: Mapping[str, str], *pieces: Buffer) -> None:

@@ -231,7 +231,7 @@ def answer_of(
             continue
         value = result.outputs[spec.name]
         if spec.name in classes:
-            spec, value = classified(spec, _array_output(spec, value), classes[spec.name])
+            spec, value = classified(spec, array_output(spec, value), classes[spec.name])
         if wants(spec):
             tensor, part = _binary_output(spec, value)
             outputs.append(tensor)
@@ -253,7 +253,7 @@ def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
     """An output's value, one row without the batch axis or several rows, as a tensor with the batch axis."""
     if spec.datatype == "BYTES":
         return _bytes_output(spec, value)
-    rows = _array_output(spec, value)
+    rows = array_output(spec, value)
     return OutputTensor(spec.name, list(rows.shape), spec.datatype, _listed(rows.reshape(-1)), _axis(spec))
 
 
@@ -271,7 +271,7 @@ def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | 
         shape, flat = _bytes_rows(spec, value)
         part: bytes | memoryview = binary.bytes_part([_content(element) for element in flat])
     else:
-        rows = _array_output(spec, value)
+        rows = array_output(spec, value)
         shape, part = list(rows.shape), raw_bytes(rows)
     return OutputTensor(spec.name, shape, spec.datatype, parameters={binary.SIZE: len(part), **_axis(spec)}), part
 
@@ -281,7 +281,7 @@ def _axis(spec: TensorSpec) -> dict[str, Any]:
     return {BATCH_AXIS: spec.batch_axis} if spec.batch_axis else {}
 
 
-def _array_output(spec: TensorSpec, value: Any) -> np.ndarray:
+def array_output(spec: TensorSpec, value: Any) -> np.ndarray:
     """The output's rows, with the batch axis in its place."""
     axis = spec.batch_axis or 0
     tensors = value if isinstance(value, list) and value and is_tensor(value[0]) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from typing import Any
 
 import msgspec
@@ -21,7 +21,18 @@ from router.service.arrivals import Router
 from tasks.models.lengths import generates
 from taxiway.contract.bounds import AT_ONCE, ELEMENTS, check_json
 from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.streaming import TEXT, Event, Lost, Piece, Position, Progress, Restarted, follow, read_position
+from taxiway.contract.streaming import (
+    TEXT,
+    Event,
+    Lost,
+    Piece,
+    Position,
+    Progress,
+    Restarted,
+    Told,
+    follow,
+    read_position,
+)
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, cut, wrong_field
 
 MEDIA_TYPE = "text/event-stream"
@@ -117,7 +128,11 @@ class Streaming:
         """
         found = await self._jobs.result(job, wait=0.0)
         model = found.record.model if isinstance(found, JobStatus) else ""
-        return _kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried)
+        return kept_alive(self._events_of(job, model, Progress(_position(last))), self._router.results.hurried.wait())
+
+    def told(self, job: str) -> Told:
+        """What a job's answer says, as it is produced, and then its result. Raises the job's error."""
+        return follow(self._reader(job), _Answer(self._jobs, self._inference, job).result(), Progress())
 
     async def _events_of(self, job: str, model: str, progress: Progress) -> AsyncGenerator[bytes, None]:
         name, _, version = model.partition(":")
@@ -195,13 +210,15 @@ def _event(kind: str, content: bytes, position: Position | None = None) -> bytes
     return head.encode() + b"data: " + content + b"\n\n"
 
 
-async def _kept_alive(events: AsyncGenerator[bytes, None], hurried: asyncio.Event) -> AsyncGenerator[bytes, None]:
-    """The events, plus a comment whenever none came for a while; it stops when the router is `hurried`."""
-    leaving = asyncio.ensure_future(hurried.wait())
+async def kept_alive(
+    events: AsyncGenerator[bytes, None], ends: Coroutine[Any, Any, Any]
+) -> AsyncGenerator[bytes, None]:
+    """The events, plus a comment whenever none came for a while, until `ends` returns. Raises what `ends` raises."""
+    ending = asyncio.ensure_future(ends)
     coming = asyncio.ensure_future(anext(events, b""))
     try:
-        while not leaving.done():
-            await asyncio.wait((coming, leaving), timeout=_QUIET, return_when=asyncio.FIRST_COMPLETED)
+        while not ending.done():
+            await asyncio.wait((coming, ending), timeout=_QUIET, return_when=asyncio.FIRST_COMPLETED)
             if not coming.done():
                 yield b": still here\n\n"
             elif event := coming.result():
@@ -209,8 +226,9 @@ async def _kept_alive(events: AsyncGenerator[bytes, None], hurried: asyncio.Even
                 yield event
             else:
                 return
+        ending.result()
     finally:
-        leaving.cancel()
+        ending.cancel()
         coming.cancel()
-        await asyncio.gather(coming, leaving, return_exceptions=True)
+        await asyncio.gather(coming, ending, return_exceptions=True)
         await events.aclose()

@@ -268,6 +268,10 @@ class Catalogue:
         """Whether `resolve` succeeds for the reference."""
         return reference in self._names
 
+    def names(self) -> list[tuple[str, Model]]:
+        """Every name that `resolve` takes, with its model, by name."""
+        return sorted(self._names.items())
+
     def versions(self, name: str) -> list[Model]:
         """The served versions of the model with this bare name, oldest first."""
         return sorted((model for model in self.models.values() if model.name == name), key=lambda model: model.version)

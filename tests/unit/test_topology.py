@@ -94,8 +94,12 @@ def test_any_slip_of_the_pen_is_a_topology_or_a_topology_error(start: int, lengt
         (("hardware", "CPU"), {}, "hardware.CPU: expected a key that is `str` matching"),
         (("hardware", "taxiway.arrivals"), DOCUMENT["hardware"]["cpu.batch"], "that is not the arrivals queue's"),
         (("hardware",), {}, "hardware: expected `object` of length >= 1, got {}"),
-        (("hardware", "cpu.batch", "reserve_for"), "vip", "reserve_for: expected one of ['bulk', 'live', 'standard']"),
-        (("default_service",), "vip", "default_service: expected one of ['bulk', 'live', 'standard'], got 'vip'"),
+        (
+            ("hardware", "cpu.batch", "reserve_for"),
+            "vip",
+            "reserve_for: expected one of ['bulk', 'interactive', 'live', ",
+        ),
+        (("default_service",), "vip", "default_service: expected one of ['bulk', 'interactive', 'live', "),
         (("service", "live", "deadline"), -1, "service.live.deadline: expected `float` > 0.0, got -1"),
         (
             ("tenants",),

@@ -159,7 +159,7 @@ class ChatPipeline(SteppingPipeline):
                 continue
             choices = _NO_EFFECT.get(name)
             expected = f"nothing{f' or {choices[0]}' if choices else ''}, as this variant does not honour the field"
-            raise self._wrong(name, expected, value)
+            raise self._wrong(name, expected, value, unsupported=True)
 
     def _checked(self, chat: Mapping[str, Any], name: str, expected: str, fits: Callable[[Any], bool]) -> Any:
         value = chat.get(name)
@@ -189,9 +189,9 @@ class ChatPipeline(SteppingPipeline):
                 raise self._wrong(f"{name}.content", "text, or parts of text", part)
         return {"role": message["role"], "content": "".join(part["text"] for part in parts)}
 
-    def _wrong(self, name: str, expected: str, value: object) -> InvalidRequestError:
+    def _wrong(self, name: str, expected: str, value: object, **details: Any) -> InvalidRequestError:
         field = f"{self._field}.{name}"
-        return InvalidRequestError(f"{field}: expected {expected}, got {quoted(value)}", field=field)
+        return InvalidRequestError(f"{field}: expected {expected}, got {quoted(value)}", field=field, **details)
 
 
 def _is_temperature(value: Any) -> bool:

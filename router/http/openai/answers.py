@@ -1,0 +1,259 @@
+"""Answers in OpenAI's form: results as completions and embeddings, and pieces of text as chunks. Pure.
+
+Each answer has a field `taxiway` more than OpenAI's, with the run report; the SDK keeps it (`model_extra`). Chats of
+models that do not count their tokens have no `usage`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from router.http.openai.asked import embedding_of
+from router.http.protocol import array_output
+from router.service.admission import Admitted
+from tasks.models.catalogue import Catalogue, Model
+from tasks.models.sizes import CHARACTERS_PER_TOKEN
+from taxiway.contract.job import Result, RunReport
+from taxiway.contract.streaming import TEXT
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens read, generated, and both."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Report(RunReport, frozen=True, kw_only=True):
+    """The run report of a job."""
+
+    job: str
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """One answer to a chat."""
+
+    index: int
+    message: dict[str, Any]
+    finish_reason: str | None
+    logprobs: None = None
+
+
+class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a chat. `system_fingerprint` is the variant that ran it."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None
+    service_tier: str
+    system_fingerprint: str
+    taxiway: Report
+
+
+class TextChoice(msgspec.Struct, frozen=True):
+    """One completion of a text."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: None = None
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """The completions of texts."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[TextChoice]
+    system_fingerprint: str
+    service_tier: str
+    taxiway: Report
+
+
+class EmbeddingsUsage(msgspec.Struct, frozen=True):
+    """Tokens read, estimated from the length of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """The embedding of the text at `index`: numbers, or base64 of little-endian float32."""
+
+    index: int
+    embedding: Any
+    object: Literal["embedding"] = "embedding"
+
+
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """The embeddings of texts, in their order."""
+
+    object: Literal["list"] = "list"
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingsUsage
+    service_tier: str
+    taxiway: Report
+
+
+class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A name of a model that these calls can use. `taxiway` is the version it stands for."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: Literal["taxiway"] = "taxiway"
+    taxiway: dict[str, str]
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them."""
+
+    object: Literal["list"] = "list"
+    data: list[ListedModel]
+
+
+class Head(NamedTuple):
+    """What every answer begins with: its job, the tier that serves it, and its Unix time."""
+
+    job: str
+    tier: str
+    created: int
+
+
+_USED = ("chat", "generation")
+_SAFE = dict.fromkeys((*range(32), 127), "?")
+_LONGEST = 256  # characters of a header
+
+
+def listed(catalogue: Catalogue) -> ModelList:
+    """The models that these calls can use, by every name."""
+    return ModelList(data=[listed_model(name, model) for name, model in catalogue.names() if is_used(model)])
+
+
+def listed_model(name: str, model: Model) -> ListedModel:
+    """One of them."""
+    return ListedModel(id=name, taxiway={"model": model.id, "pipeline": model.pipeline, "summary": model.summary})
+
+
+def is_used(model: Model) -> bool:
+    """Whether one of these calls can use a model."""
+    return model.pipeline in _USED or embedding_of(model) is not None
+
+
+def chat_completion(head: Head, result: Result) -> ChatCompletion:
+    """The answer to a chat of one or more choices."""
+    columns = [_column(result, name) for name in ("message", "finish-reason")]
+    choices = [Choice(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
+    return ChatCompletion(
+        id=f"chatcmpl-{head.job}",
+        created=head.created,
+        model=result.model,
+        choices=choices,
+        usage=usage_of(result),
+        service_tier=head.tier,
+        system_fingerprint=result.report.variant,
+        taxiway=report_of(head.job, result),
+    )
+
+
+def completion(head: Head, result: Result) -> Completion:
+    """The completions of one or more texts."""
+    columns = [_column(result, name) for name in (TEXT, "finish-reason")]
+    return Completion(
+        id=f"cmpl-{head.job}",
+        created=head.created,
+        model=result.model,
+        choices=[TextChoice(index, *row) for index, row in enumerate(zip(*columns, strict=True))],
+        service_tier=head.tier,
+        system_fingerprint=result.report.variant,
+        taxiway=report_of(head.job, result),
+    )
+
+
+def embeddings(
+    head: Head, result: Result, *, model: Model, texts: Sequence[str], packed: bool, dimensions: int | None
+) -> Embeddings:
+    """The embeddings of texts; `packed` as base64. Fewer `dimensions` are the first ones, scaled to unit length."""
+    spec = embedding_of(model)
+    assert spec is not None
+    rows = array_output(spec, result.outputs[spec.name])
+    if dimensions is not None and dimensions < rows.shape[1]:
+        rows = _shortened(rows, dimensions)
+    tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
+    return Embeddings(
+        data=[Embedding(index, _packed(row) if packed else row.tolist()) for index, row in enumerate(rows)],
+        model=result.model,
+        usage=EmbeddingsUsage(tokens, tokens),
+        service_tier=head.tier,
+        taxiway=report_of(head.job, result),
+    )
+
+
+def usage_of(result: Result) -> Usage | None:
+    """Tokens of all choices, the prompt's once; None if the model does not count them."""
+    counts = _column(result, "usage") if "usage" in result.outputs else [None]
+    told = [one for one in counts if isinstance(one, Mapping)]
+    if len(told) < len(counts):
+        return None
+    prompt = int(told[0].get("prompt_tokens", 0))
+    generated = sum(int(one.get("completion_tokens", 0)) for one in told)
+    return Usage(prompt, generated, prompt + generated)
+
+
+def report_of(job: str, result: Result) -> Report:
+    """The run report with its job."""
+    return Report(job=job, **msgspec.structs.asdict(result.report))
+
+
+def headers_of_result(job: str, result: Result) -> dict[str, str]:
+    """The headers of a whole answer."""
+    report = result.report
+    headers = _headers(job, report.hardware_class, report.variant, report.reason)
+    return {**headers, "x-taxiway-device": report.device, "x-taxiway-cost": f"{report.cost:.9f}"}
+
+
+def headers_of_placement(admitted: Admitted) -> dict[str, str]:
+    """The headers of a stream, which begins before its job has run: where that was placed first."""
+    placement, job = admitted.placement, admitted.ticket.job
+    if placement.held:
+        return {"x-request-id": job}
+    candidate = placement.candidate
+    return _headers(job, candidate.hardware_class, candidate.variant_name, placement.reason)
+
+
+def _headers(job: str, hardware_class: str, variant: str, reason: str) -> dict[str, str]:
+    named = {"class": hardware_class, "variant": variant, "reason": reason}
+    headers = {f"x-taxiway-{name}": _printable(text) for name, text in named.items()}
+    return {"x-request-id": job, **headers}
+
+
+def _printable(text: str) -> str:
+    return text[:_LONGEST].encode("ascii", "replace").decode().translate(_SAFE)
+
+
+def _column(result: Result, name: str) -> list[Any]:
+    """An output's values, one per row."""
+    value = result.outputs[name]
+    return value if isinstance(value, list) else [value]
+
+
+def _packed(row: np.ndarray) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
+
+
+def _shortened(rows: np.ndarray, dimensions: int) -> np.ndarray:
+    first = rows[:, :dimensions]
+    lengths = np.linalg.norm(first, axis=1, keepdims=True)
+    return first / np.where(lengths > 0, lengths, 1)

@@ -1,0 +1,255 @@
+"""What callers ask for: bodies of OpenAI's calls, checked and converted to requests of ours. Pure.
+
+A chat goes to its model as it came, without what this server reads itself; so a model on an endpoint may honour fields
+that are not named here. What no model here can honour is refused with the field's name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from router.http.openai.errors import UNSUPPORTED
+from tasks.models.catalogue import Model, TensorSpec
+from tasks.models.chats import read_chat
+from taxiway.contract.bounds import AT_ONCE, check_json
+from taxiway.contract.request import MAX_NAME
+from taxiway.errors import InvalidRequestError, cut, quoted
+
+MOST_CHOICES = 128
+"""Most choices of one call."""
+
+_ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+_Choices = Annotated[int, msgspec.Meta(ge=1, le=MOST_CHOICES)]
+_Temperature = Annotated[float, msgspec.Meta(ge=0, le=2)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Texts = Annotated[list[Any], msgspec.Meta(min_length=1)]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """Whether a stream ends with a chunk that has the usage."""
+
+    include_usage: bool | None = None
+
+
+class ChatCall(msgspec.Struct, frozen=True):
+    """The body of a chat completion; further fields go to the model as they are."""
+
+    model: _ModelName
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: _Choices | None = None
+    service_tier: str | None = None
+    max_completion_tokens: _Count | None = None
+    max_tokens: _Count | None = None
+    temperature: _Temperature | None = None
+    top_p: _Share | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    user: str | None = None
+
+
+class CompletionCall(msgspec.Struct, frozen=True):
+    """The body of a completion; further fields are parameters of the model."""
+
+    model: _ModelName
+    prompt: str | _Texts
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: _Choices | None = None
+    service_tier: str | None = None
+    max_tokens: _Count | None = None
+    temperature: _Temperature | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    user: str | None = None
+
+
+class EmbeddingsCall(msgspec.Struct, frozen=True):
+    """The body of a request for embeddings."""
+
+    model: _ModelName
+    input: str | _Texts
+    encoding_format: str | None = None
+    dimensions: _Count | None = None
+    service_tier: str | None = None
+    user: str | None = None
+
+
+Call = TypeVar("Call", ChatCall, CompletionCall, EmbeddingsCall)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[Call]):
+    """A call, with all fields of its body as they came."""
+
+    call: Call
+    fields: dict[str, Any]
+
+
+_OWN = ("model", "stream", "stream_options", "n", "service_tier")
+"""Fields that this server reads itself."""
+
+_NOTHING: Mapping[str, tuple[Any, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "suffix": ("",),
+    "top_logprobs": (0,),
+    "web_search_options": (),
+}
+"""Fields that no model here honours, with the values that ask for nothing."""
+
+_DEFAULTS: Mapping[str, Any] = {"frequency_penalty": 0, "logit_bias": {}, "presence_penalty": 0, "top_p": 1}
+"""Values that change no completion."""
+
+_WHERE = re.compile(r"^(?P<what>.*?) - at `\$\.(?P<field>[^`]*)`$", re.DOTALL)
+_FORMATS = ("float", "base64")
+
+
+def read_call(body: bytes, kind: type[Call], most: int) -> Asked[Call]:
+    """The call in a body of at most a fifth of `most` values.
+
+    Raises:
+        InvalidRequestError: not JSON, or a field is missing, of another type or not supported; names it.
+        RequestTooLargeError: it has more values, because one call decodes them all.
+    """
+    check_json(body, most // AT_ONCE)
+    try:
+        fields = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"body: expected JSON: {cut(str(error))}", field="body") from error
+    try:
+        call = msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise _named(error) from error
+    for name, values in _NOTHING.items():
+        if (value := fields.get(name)) is not None and value not in values:
+            raise unsupported(name, "nothing, as it is not supported here", value)
+    return Asked(call, {name: value for name, value in fields.items() if value is not None})
+
+
+def chat_fields(asked: Asked[ChatCall], model: Model) -> dict[str, Any]:
+    """The request's fields for a chat: a row for each choice.
+
+    Raises:
+        InvalidRequestError: the model does not chat, or the messages are malformed.
+    """
+    first = _first_input(model, model.pipeline == "chat", "that answers chats")
+    chat = {name: value for name, value in asked.fields.items() if name not in (*_OWN, *_NOTHING)}
+    chat = read_chat(chat, f"inputs.{first}")
+    return {"model": asked.call.model, "inputs": {first: _rows(chat, asked.call.n or 1)}}
+
+
+def completion_fields(asked: Asked[CompletionCall], model: Model) -> dict[str, Any]:
+    """The request's fields for a completion: a row for each prompt and choice.
+
+    Raises:
+        InvalidRequestError: the model does not complete texts, or a prompt is not text.
+    """
+    first = _first_input(model, model.pipeline == "generation", "that continues prompts")
+    ours = (*_OWN, *_NOTHING, "prompt", "user")
+    parameters = {name: value for name, value in asked.fields.items() if name not in ours}
+    parameters = {name: value for name, value in parameters.items() if _DEFAULTS.get(name) != value}
+    if isinstance(parameters.get("stop"), str):
+        parameters["stop"] = [parameters["stop"]]
+    prompts, choices = texts_of(asked.call.prompt, "prompt"), asked.call.n or 1
+    if isinstance(prompts, str) and choices == 1:
+        return {"model": asked.call.model, "inputs": {first: prompts}, "parameters": parameters}
+    listed = [prompts] if isinstance(prompts, str) else prompts
+    rows = [prompt for prompt in listed for _ in range(choices)]
+    return {"model": asked.call.model, "inputs": {first: rows}, "parameters": parameters}
+
+
+def embedding_fields(asked: Asked[EmbeddingsCall], model: Model) -> dict[str, Any]:
+    """The request's fields for embeddings: a row for each text.
+
+    Raises:
+        InvalidRequestError: the model gives no embeddings or not so many dimensions, or an input is not text.
+    """
+    call, output = asked.call, embedding_of(model)
+    first = _first_input(model, output is not None, "that gives embeddings")
+    if call.encoding_format not in (None, *_FORMATS):
+        raise _wrong("encoding_format", f"one of {list(_FORMATS)}", call.encoding_format)
+    assert output is not None
+    if call.dimensions is not None and not call.dimensions <= output.shape[1]:
+        raise unsupported("dimensions", f"1 to {output.shape[1]}", call.dimensions)
+    inputs = {first: texts_of(call.input, "input")}
+    return {"model": call.model, "inputs": inputs, "outputs": [output.name]}
+
+
+def embedding_of(model: Model) -> TensorSpec | None:
+    """The output that is a text's embedding: a row of numbers for each text; None if there is none."""
+    if model.pipeline != "text":
+        return None
+    found = (spec for spec in model.outputs if spec.datatype == "FP32" and len(spec.shape) == 2 and spec.shape[1] > 0)
+    return next(found, None)
+
+
+def texts_of(value: str | list[Any], name: str) -> str | list[str]:
+    """A text or list of texts.
+
+    Raises:
+        InvalidRequestError: it holds tokens, which no model here reads, or something else.
+    """
+    for index, text in enumerate(value if isinstance(value, list) else ()):
+        if isinstance(text, int | list):
+            raise unsupported(f"{name}[{index}]", "text, as tokens are not supported", text)
+        if not isinstance(text, str):
+            raise _wrong(f"{name}[{index}]", "text", text)
+    return value
+
+
+def unsupported(name: str, expected: str, value: object) -> InvalidRequestError:
+    """The error for a field that cannot be honoured."""
+    message = f"{name}: expected {expected}, got {quoted(value)}"
+    return InvalidRequestError(message, field=name, **{UNSUPPORTED: True})
+
+
+def _rows(chat: dict[str, Any], choices: int) -> dict[str, Any] | list[dict[str, Any]]:
+    """The chat, or as many of it as there are choices, each with a seed of its own if it has one."""
+    if choices == 1:
+        return chat
+    seed = chat.get("seed")
+    if seed is None:
+        return [chat] * choices
+    return [{**chat, "seed": seed + index} for index in range(choices)]
+
+
+def _first_input(model: Model, fits: bool, expected: str) -> str:
+    if not fits:
+        raise InvalidRequestError(f"model: expected one {expected}, got {model.id}", field="model")
+    return model.inputs[0].name
+
+
+def _wrong(name: str, expected: str, value: object) -> InvalidRequestError:
+    return InvalidRequestError(f"{name}: expected {expected}, got {quoted(value)}", field=name)
+
+
+def _named(error: msgspec.ValidationError) -> InvalidRequestError:
+    """The validation error with the field first."""
+    match = _WHERE.match(str(error))
+    field, what = (match["field"], match["what"]) if match else ("body", str(error))
+    if not match and (missing := _MISSING.fullmatch(what)):
+        field = missing[1]
+    return InvalidRequestError(f"{cut(field)}: {cut(what)}", field=cut(field))
+
+
+_MISSING = re.compile(r"Object missing required field `([^`]*)`.*", re.DOTALL)
+
+Fields = Callable[[Any, Model], dict[str, Any]]
+"""Converts a call to the fields of a request for a model."""

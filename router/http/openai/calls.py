@@ -1,0 +1,185 @@
+"""Runs calls as requests of this fleet: one wait, or one stream. A client that leaves cancels its job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from router.http.gate import Receive, answer
+from router.http.inference import Inference, Running
+from router.http.openai.answers import headers_of_placement
+from router.http.openai.chunks import Writer, chunks
+from router.http.openai.errors import JOB, content
+from router.http.streaming import MEDIA_TYPE, Streaming, kept_alive
+from router.jobs import Jobs
+from router.service.admission import Admitted
+from router.service.arrivals import Router
+from taxiway.contract.job import Result
+from taxiway.contract.request import Request
+from taxiway.errors import BrokerUnavailableError, FleetUnavailable, JobCancelledError, TaxiwayError
+
+Value = TypeVar("Value")
+
+STREAM_HEADERS: Mapping[str, str] = {"content-type": f"{MEDIA_TYPE}; charset=utf-8", "cache-control": "no-store"}
+"""Headers of every stream."""
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """An ASGI application that sends a stream which has begun."""
+
+    path: str
+    headers: Mapping[str, str]
+    first: bytes
+    events: AsyncGenerator[bytes, None]
+    cancel: Callable[[], Awaitable[None]]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in self.headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            event = self.first
+            while event:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+                event = await self._next()
+        finally:
+            await self.events.aclose()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _next(self) -> bytes:
+        """The next event, which may be an error; empty after the last one."""
+        try:
+            return await anext(self.events, b"")
+        except ClientGoneError:
+            await self.cancel()
+            return b""
+        except TaxiwayError as error:
+            return b"data: " + content(error, self.path) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An ASGI application that sends a whole answer."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        await answer(send, 200, {"content-type": "application/json", **self.headers}, self.body)
+
+
+class Calls:
+    """Runs the calls of one router for a caller who sees `jobs`."""
+
+    def __init__(self, router: Router, jobs: Jobs, inference: Inference) -> None:
+        self._router = router
+        self._inference = inference
+        self._streaming = Streaming(router, jobs, inference)
+
+    async def run(self, request: Request, size: int, receive: Receive) -> tuple[str, Result]:
+        """The job of a request whose body had `size` bytes, and its result.
+
+        Raises:
+            TaxiwayError: the request was refused, or the job's error.
+        """
+        async with self._inference.running(request, size) as running:
+            try:
+                meta = await _unless(self._waited(request, running), _gone(receive))
+                return running.job, await self._inference.result(meta)
+            except ClientGoneError:
+                await self._cancel(request, running.job)
+                raise JobCancelledError("the client closed its connection") from None
+            except TaxiwayError as error:
+                error.details.setdefault(JOB, running.job)
+                raise
+
+    async def stream(
+        self,
+        request: Request,
+        size: int,
+        receive: Receive,
+        *,
+        path: str,
+        write: Callable[[Admitted], Writer],
+        usage: bool,
+    ) -> Streamed:
+        """The answer to a request as it is generated, once it has begun or has waited for a while.
+
+        Raises:
+            TaxiwayError: the request was refused, or the job ended with an error before it had an answer.
+        """
+        admitted = await self._inference.accept(request, size)
+        job = admitted.ticket.job
+
+        async def cancel() -> None:
+            await self._cancel(request, job)
+
+        async def ends() -> None:
+            await _unless(self._router.results.hurried.wait(), _gone(receive))
+            raise await self._left(request, job)
+
+        written = chunks(self._streaming.told(job), write(admitted), usage=usage)
+        events = kept_alive(written, ends())
+        try:
+            first = await anext(events)
+        except ClientGoneError:
+            await cancel()
+            raise JobCancelledError("the client closed its connection") from None
+        except TaxiwayError as error:
+            error.details.setdefault(JOB, job)
+            raise
+        headers = {**STREAM_HEADERS, **headers_of_placement(admitted)}
+        return Streamed(path, headers, first, events, cancel)
+
+    async def _waited(self, request: Request, running: Running) -> bytes:
+        """The stored result, however long it takes: the job's deadline bounds the wait."""
+        while (meta := await running.wait(math.inf)) is None:
+            if self._router.results.hurried.is_set():
+                raise await self._left(request, running.job)
+        return meta
+
+    async def _left(self, request: Request, job: str) -> FleetUnavailable:
+        """The error for a call that this router leaves without an answer, because it stops."""
+        await self._cancel(request, job)
+        return BrokerUnavailableError("the router stops: ask again", retry_after=1.0)
+
+    async def _cancel(self, request: Request, job: str) -> None:
+        """Cancel a job that nobody waits for; one with an idempotency key may be asked for again."""
+        if request.idempotency_key is None:
+            with contextlib.suppress(BrokerUnavailableError):  # then it runs for nobody, or to its deadline
+                await self._router.store.cancel([job])
+
+
+async def _gone(receive: Receive) -> None:
+    """Wait until the client closes its connection.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    raise ClientGoneError
+
+
+async def _unless(work: Awaitable[Value], other: Coroutine[Any, Any, None]) -> Value:
+    """The value of `work`, unless `other` raises before it is there."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(other)
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            watching.result()
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)

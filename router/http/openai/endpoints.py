@@ -1,0 +1,193 @@
+"""OpenAI's calls at their paths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from litestar import MediaType, Request, Response, get, post
+from litestar.types import ASGIApp
+
+from broker.port import beside
+from router.http.gate import caller_of, claim, needs
+from router.http.inference import Inference
+from router.http.openai import described
+from router.http.openai.answers import (
+    Head,
+    chat_completion,
+    completion,
+    embeddings,
+    headers_of_result,
+    is_used,
+    listed,
+    listed_model,
+)
+from router.http.openai.asked import (
+    Asked,
+    Call,
+    ChatCall,
+    CompletionCall,
+    EmbeddingsCall,
+    chat_fields,
+    completion_fields,
+    embedding_fields,
+    read_call,
+)
+from router.http.openai.calls import Calls, Whole
+from router.http.openai.chunks import ChatWriter, CompletionWriter, Writer
+from router.http.openai.terms import read_terms, tier_of
+from router.jobs import Jobs
+from router.service.arrivals import Router
+from tasks.models.catalogue import Model
+from taxiway.contract.job import Result
+from taxiway.contract.request import Request as TaxiwayRequest
+from taxiway.contract.request import parse_request
+from taxiway.errors import UnknownModelError, quoted
+
+DOOR = "openai"
+"""Key of the `OpenAIDoor` in the application's state."""
+
+_Any = Request[Any, Any, Any]
+_encode = msgspec.json.Encoder().encode
+_Fields = Callable[[Asked[Call], Model], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAIDoor:
+    """What the endpoints need."""
+
+    router: Router
+    inference: Inference
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A call as a request; `size` is its body's in bytes."""
+
+    request: TaxiwayRequest
+    model: Model
+    size: int
+    tier: str
+
+    def head(self, job: str) -> Head:
+        """What the answer of its job begins with."""
+        return Head(job, self.tier, int(time.time()))
+
+
+@get("/v1/models", opt=needs(), responses=described.MODELS)
+async def models(request: _Any) -> Response[bytes]:
+    """The models that these calls can use, by every name: bare, by version and by alias."""
+    return _json(listed(_door(request).router.rules.catalogue))
+
+
+@get("/v1/models/{model:str}", opt=needs(), responses=described.MODEL)
+async def model(request: _Any, model: str) -> Response[bytes]:
+    """One of them."""
+    found = _door(request).router.rules.catalogue.resolve(model)
+    if not is_used(found):
+        raise UnknownModelError(f"model {quoted(model)} is none that these calls can use", model=model)
+    return _json(listed_model(model, found))
+
+
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    operation_class=described.ChatOperation,
+    opt=needs("submit"),
+    responses=described.CHAT,
+)
+async def chat_completions(request: _Any) -> ASGIApp:
+    """Answer a chat: at once, or with `stream` as server-sent events."""
+    asked, read = await _read(request, ChatCall, chat_fields)
+    if asked.call.stream:
+        return await _stream(request, asked.call, read, ChatWriter)
+    return await _whole(request, read, chat_completion)
+
+
+@post(
+    "/v1/completions",
+    status_code=200,
+    operation_class=described.CompletionOperation,
+    opt=needs("submit"),
+    responses=described.COMPLETION,
+)
+async def completions(request: _Any) -> ASGIApp:
+    """Continue one or more prompts: at once, or one with `stream` as server-sent events."""
+    asked, read = await _read(request, CompletionCall, completion_fields)
+    if asked.call.stream:
+        return await _stream(request, asked.call, read, CompletionWriter)
+    return await _whole(request, read, completion)
+
+
+@post(
+    "/v1/embeddings",
+    status_code=200,
+    operation_class=described.EmbeddingsOperation,
+    opt=needs("submit"),
+    responses=described.EMBEDDINGS,
+)
+async def embed(request: _Any) -> ASGIApp:
+    """The embeddings of one or more texts, which are one job."""
+    asked, read = await _read(request, EmbeddingsCall, embedding_fields)
+    call = asked.call
+
+    def write(head: Head, result: Result) -> Any:
+        texts = [call.input] if isinstance(call.input, str) else call.input
+        packed = call.encoding_format == "base64"
+        return embeddings(head, result, model=read.model, texts=texts, packed=packed, dimensions=call.dimensions)
+
+    return await _whole(request, read, write)
+
+
+ENDPOINTS = (models, model, chat_completions, completions, embed)
+
+
+async def _read(request: _Any, kind: type[Call], fields: _Fields[Call]) -> tuple[Asked[Call], _Read]:
+    """The call in a request's body and headers."""
+    body, rules = await request.body(), _door(request).router.rules
+    asked = await beside(len(body), read_call, body, kind, rules.topology.limits.elements)
+    found = rules.catalogue.resolve(asked.call.model)
+    terms = read_terms(request.headers, asked.call.service_tier, rules.topology)
+    claim(caller_of(request.scope), terms)
+    tier = tier_of(terms["service"], rules.topology)
+    if getattr(asked.call, "stream", None):
+        terms["stream"] = True
+    converted = await beside(len(body), lambda: parse_request({**terms, **fields(asked, found)}))
+    return asked, _Read(converted, found, len(body), tier)
+
+
+async def _whole(request: _Any, read: _Read, write: Callable[[Head, Result], Any]) -> ASGIApp:
+    job, result = await _calls(request).run(read.request, read.size, request.receive)
+    content = await beside(read.size, lambda: _encode(write(read.head(job), result)))
+    return Whole(headers_of_result(job, result), content)
+
+
+async def _stream(
+    request: _Any, call: ChatCall | CompletionCall, read: _Read, writer: Callable[[Head, str], Writer]
+) -> ASGIApp:
+    options = call.stream_options
+    return await _calls(request).stream(
+        read.request,
+        read.size,
+        request.receive,
+        path=request.scope["path"],
+        write=lambda admitted: writer(read.head(admitted.ticket.job), read.model.id),
+        usage=options is not None and bool(options.include_usage),
+    )
+
+
+def _calls(request: _Any) -> Calls:
+    door = _door(request)
+    return Calls(door.router, Jobs(door.router, caller_of(request.scope).tenant), door.inference)
+
+
+def _door(request: _Any) -> OpenAIDoor:
+    door: OpenAIDoor = request.app.state[DOOR]
+    return door
+
+
+def _json(content: Any) -> Response[bytes]:
+    return Response(_encode(content), media_type=MediaType.JSON)

@@ -1,0 +1,152 @@
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`. Pure.
+
+The SDK retries 408, 409, 429 and 5xx unless `x-should-retry` says otherwise, after `retry-after` seconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from router.http.openai.terms import HEADERS
+from tasks.logs import redacted
+from taxiway.errors import (
+    FleetUnavailable,
+    ForbiddenError,
+    IdempotencyConflictError,
+    InvalidRequestError,
+    JobError,
+    OverloadedError,
+    RateLimitedError,
+    RequestError,
+    RequestTooLargeError,
+    TaxiwayError,
+    UnauthenticatedError,
+    UnknownModelError,
+)
+
+UNSUPPORTED = "unsupported"
+"""Key in an error's details: the field is known, but the model or this server cannot honour it."""
+
+JOB = "job"
+"""Key in an error's details: the job that ended with it."""
+
+_RETRY_AFTER = "1"  # seconds, if the fleet cannot estimate them
+_OURS = "/v1/scaling/"  # was there before
+_HEADERS = {term: header for header, term in HEADERS.items()}
+_FIELDS = {"chat/completions": "messages", "completions": "prompt", "embeddings": "input"}
+_OF_CHAT = re.compile(r"inputs\.[^.\[]+\.([a-z].*)", re.DOTALL)
+_OF_ROWS = re.compile(r"inputs(?:\.[^.\[]+)?((?:\.\d+|\[\d+\])?)")
+
+_CODES: Mapping[type[TaxiwayError], str] = {
+    UnauthenticatedError: "invalid_api_key",
+    ForbiddenError: "insufficient_permissions",
+    UnknownModelError: "model_not_found",
+    RateLimitedError: "rate_limit_exceeded",
+    InvalidRequestError: "invalid_value",
+    IdempotencyConflictError: "idempotency_key_reused",
+}
+"""OpenAI's words for errors that it has too; any other error keeps its own code."""
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """What an error says."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorContent(msgspec.Struct, frozen=True):
+    """The body of an answer to an error."""
+
+    error: ErrorBody
+
+
+class Said(NamedTuple):
+    """An error as a caller gets it."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def is_path(path: str) -> bool:
+    """Whether a path is one of OpenAI's API."""
+    return path.startswith("/v1/") and not path.startswith(_OURS)
+
+
+def said(error: TaxiwayError, path: str, status: int) -> Said:
+    """The answer to an error of a request to `path`, under `status` unless OpenAI has another for it."""
+    status = 400 if _is_context(error) else status
+    headers = {}
+    if status in (429, 503) and error.retry_after is None:
+        headers["retry-after"] = _RETRY_AFTER
+    if isinstance(error, RequestError | JobError):
+        headers["x-should-retry"] = "false"
+    if JOB in error.details:
+        headers["x-request-id"] = str(error.details[JOB])
+    return Said(status, headers, content(error, path, status))
+
+
+def content(error: TaxiwayError, path: str, status: int = 0) -> bytes:
+    """The body of the answer to an error."""
+    param = param_of(error, path)
+    message = redacted(error.message)
+    field = str(error.details.get("field", ""))
+    if param and field and message.startswith(f"{field}:"):
+        message = f"{param}{message[len(field) :]}"
+    body = ErrorBody(message, _type_of(error, status or error.status), param, code_of(error, status))
+    return _encode(ErrorContent(body))
+
+
+def param_of(error: TaxiwayError, path: str) -> str | None:
+    """The parameter that an error names, as the caller of `path` knows it."""
+    if isinstance(error, UnknownModelError):
+        return "model"
+    field = str(error.details.get("field", ""))
+    if not field or field == "body":
+        return None
+    chat = _OF_CHAT.fullmatch(field)
+    if chat is not None:
+        return chat[1]
+    rows = _OF_ROWS.fullmatch(field)
+    if rows is not None:
+        return _FIELDS.get(path.removeprefix("/v1/"), "input") + rows[1]
+    return _HEADERS.get(field, field.removeprefix("parameters."))
+
+
+def code_of(error: TaxiwayError, status: int = 0) -> str:
+    """The error's code: OpenAI's word if it has one."""
+    if _is_context(error):
+        return "context_length_exceeded"
+    if error.details.get(UNSUPPORTED):
+        return "unsupported_parameter"
+    if isinstance(error, OverloadedError) and "tenant" in error.details:
+        return "insufficient_quota"
+    if status == 404 and type(error) is RequestError:
+        return "unknown_url"
+    return _CODES.get(type(error), error.code)
+
+
+def _type_of(error: TaxiwayError, status: int) -> str:
+    if isinstance(error, RateLimitedError):
+        return "requests"
+    if isinstance(error, OverloadedError) and "tenant" in error.details:
+        return "insufficient_quota"
+    if isinstance(error, FleetUnavailable) or status >= 500:
+        return "server_error"
+    return "invalid_request_error"
+
+
+def _is_context(error: TaxiwayError) -> bool:
+    """Whether messages and answer exceed what the model reads at once."""
+    field: Any = error.details.get("field", "")
+    return isinstance(error, RequestTooLargeError) and str(field).startswith("inputs.") and "limit" in error.details

@@ -1,0 +1,453 @@
+"""OpenAI's API by the stock SDK, at a real router, worker and Valkey; the engine behind them is scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from openai.types import Completion, CreateEmbeddingResponse, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+
+import taxiway
+from tests.openai_fleet import OpenAIFleet, openai_fleet
+from tests.routing import eventually
+
+HELLO: Any = [{"role": "user", "content": "Hello dear world"}]
+
+Value = Any
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
+    with openai_fleet(tmp_path_factory.mktemp("openai")) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def client(fleet: OpenAIFleet) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=fleet.url, api_key="none", max_retries=0, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture
+def http(fleet: OpenAIFleet) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fleet.router.http, timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request: pytest.FixtureRequest, fleet: OpenAIFleet, client: openai.OpenAI) -> Callable[..., Value]:
+    """Calls a method of the SDK by its dotted name; a stream is read to its end."""
+
+    def synchronous(name: str, **fields: Any) -> Value:
+        found = method(client, name)(**fields)
+        return list(found) if isinstance(found, openai.Stream) else found
+
+    async def asynchronous(name: str, fields: dict[str, Any]) -> Value:
+        async with openai.AsyncOpenAI(base_url=fleet.url, api_key="none", max_retries=0, timeout=30) as client:
+            found = method(client, name)(**fields)
+            if isinstance(found, AsyncIterator) or hasattr(found, "__aiter__"):
+                return [one async for one in found]
+            found = await found
+            return [one async for one in found] if isinstance(found, openai.AsyncStream) else found
+
+    if request.param == "sync":
+        return synchronous
+    return lambda name, **fields: asyncio.run(asynchronous(name, fields))
+
+
+def method(client: Any, name: str) -> Callable[..., Value]:
+    found = client
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def text_of(chunks: list[ChatCompletionChunk]) -> str:
+    return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+def test_a_chat_is_answered_in_the_sdks_own_type_with_the_run_report(call: Callable[..., Value]) -> None:
+    answer = call("chat.completions.create", model="talk", messages=HELLO)
+
+    assert type(answer) is ChatCompletion
+    assert answer.usage is not None
+    assert answer.model_extra is not None
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hello dear world ", "stop")
+    assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (3, 6)
+    assert (answer.model, answer.service_tier, answer.system_fingerprint) == ("talk:1", "default", "engine")
+    report = answer.model_extra["taxiway"]
+    assert (report["hardware_class"], report["device"], report["job"]) == (
+        "cpu.batch",
+        "endpoint:0",
+        answer._request_id,
+    )
+
+
+def test_a_streamed_chat_comes_in_chunks_that_end_with_usage(call: Callable[..., Value]) -> None:
+    chunks = call(
+        "chat.completions.create",
+        model="talk",
+        messages=HELLO,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+
+    assert {type(chunk) for chunk in chunks} == {ChatCompletionChunk}
+    assert text_of(chunks) == "Hello dear world "
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks[-2:-1]] == ["stop"]
+    assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 3)
+    assert chunks[-2].model_extra["taxiway"]["hardware_class"] == "cpu.batch"
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_streamed_chat_has_usage_only_if_asked(call: Callable[..., Value]) -> None:
+    chunks = call("chat.completions.create", model="talk@stable", messages=HELLO, stream=True)
+
+    assert [chunk.usage for chunk in chunks if chunk.usage] == []
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_several_choices_are_rows_of_one_job(call: Callable[..., Value], fleet: OpenAIFleet) -> None:
+    before = len(fleet.engine.chats)
+    answer = call("chat.completions.create", model="talk", messages=HELLO, n=3, seed=5)
+
+    assert [(one.index, one.message.content) for one in answer.choices] == [
+        (index, "Hello dear world ") for index in range(3)
+    ]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 9)
+    asked = fleet.engine.chats[before:]
+    assert sorted(one["seed"] for one in asked) == [5, 6, 7]
+    assert not any({"n", "service_tier"} & one.keys() for one in asked)
+
+
+def test_what_a_chat_asks_for_reaches_its_model(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    client.chat.completions.create(
+        model="talk",
+        messages=HELLO,
+        tools=tools,
+        response_format={"type": "json_object"},
+        stop=["x"],
+        max_completion_tokens=7,
+        extra_body={"top_k": 3},
+        user="somebody",
+    )
+
+    asked = fleet.engine.chats[-1]
+    assert (asked["tools"], asked["response_format"], asked["stop"]) == (tools, {"type": "json_object"}, ["x"])
+    assert (asked["max_completion_tokens"], asked["top_k"], asked["user"]) == (7, 3, "somebody")
+
+
+def test_completions_of_several_prompts_come_in_their_order(call: Callable[..., Value]) -> None:
+    answer = call("completions.create", model="tale", prompt=["one two", "three"], n=2, max_tokens=9, top_p=1)
+
+    assert type(answer) is Completion
+    assert [choice.text for choice in answer.choices] == ["one two ", "one two ", "three ", "three "]
+    chunks = call("completions.create", model="tale", prompt="one two", stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "one two "
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_embeddings_are_one_job_with_a_row_for_each_text(call: Callable[..., Value]) -> None:
+    texts = ["a", "bb", "ccc"]
+    plain = call("embeddings.create", model="vector", input=texts, encoding_format="float")
+    packed = call("embeddings.create", model="vector", input=texts)  # the SDK asks for base64 and unpacks it
+
+    assert type(plain) is CreateEmbeddingResponse
+    assert [one.embedding for one in plain.data] == [one.embedding for one in packed.data] == [[1, 1], [2, 1], [3, 1]]
+    assert [one.index for one in plain.data] == [0, 1, 2]
+    assert plain.usage.total_tokens > 0
+    single = call("embeddings.create", model="vector", input="four", encoding_format="float", dimensions=1)
+    assert single.data[0].embedding == [1.0]
+
+
+def test_packed_embeddings_are_little_endian_floats(http: httpx.Client) -> None:
+    body = {"model": "vector", "input": "abc", "encoding_format": "base64"}
+    answer = http.post("/v1/embeddings", json=body).json()
+
+    assert list(np.frombuffer(base64.b64decode(answer["data"][0]["embedding"]), "<f4")) == [3, 1]
+
+
+def test_the_models_are_those_that_the_calls_can_use_by_every_name(call: Callable[..., Value]) -> None:
+    listed = call("models.list")
+
+    models = list(listed) if not isinstance(listed, list) else listed
+    assert {type(one) for one in models} == {Model}
+    assert {one.id for one in models} == {f"{m}{n}" for m in ("talk", "tale", "vector") for n in ("", ":1", "@stable")}
+    assert call("models.retrieve", model="talk@stable").model_extra["taxiway"]["model"] == "talk:1"
+
+
+WRONG: list[tuple[str, dict[str, Any], type[openai.APIStatusError], str | None, str]] = [
+    ("chat.completions.create", {"model": "tlak", "messages": HELLO}, openai.NotFoundError, "model", "model_not_found"),
+    (
+        "chat.completions.create",
+        {"model": "vector", "messages": HELLO},
+        openai.BadRequestError,
+        "model",
+        "invalid_value",
+    ),
+    ("chat.completions.create", {"model": "talk", "messages": []}, openai.BadRequestError, "messages", "invalid_value"),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": HELLO, "temperature": 3},
+        openai.BadRequestError,
+        "temperature",
+        "invalid_value",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": HELLO, "logprobs": True},
+        openai.BadRequestError,
+        "logprobs",
+        "unsupported_parameter",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": HELLO, "service_tier": "priority"},
+        openai.BadRequestError,
+        "service_tier",
+        "unsupported_parameter",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": HELLO, "n": 2, "stream": True},
+        openai.BadRequestError,
+        "stream",
+        "invalid_value",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": [{"role": "user", "content": "status=400 no such tool"}], "stream": True},
+        openai.BadRequestError,
+        None,
+        "invalid_value",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": [{"role": "user", "content": "x" * 70_000}]},
+        openai.APIStatusError,
+        None,
+        "too_large",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": HELLO, "extra_headers": {"X-Taxiway-Deadline": "soon"}},
+        openai.BadRequestError,
+        "X-Taxiway-Deadline",
+        "invalid_value",
+    ),
+    (
+        "chat.completions.create",
+        {"model": "talk", "messages": HELLO, "extra_headers": {"X-Taxiway-Locality": "moon"}},
+        openai.UnprocessableEntityError,
+        None,
+        "unplaceable",
+    ),
+    (
+        "completions.create",
+        {"model": "tale", "prompt": [1, 2]},
+        openai.BadRequestError,
+        "prompt[0]",
+        "unsupported_parameter",
+    ),
+    (
+        "completions.create",
+        {"model": "tale", "prompt": "a", "presence_penalty": 1},
+        openai.BadRequestError,
+        "presence_penalty",
+        "invalid_value",
+    ),
+    ("embeddings.create", {"model": "talk", "input": "a"}, openai.BadRequestError, "model", "invalid_value"),
+    (
+        "embeddings.create",
+        {"model": "vector", "input": "a", "dimensions": 3},
+        openai.BadRequestError,
+        "dimensions",
+        "unsupported_parameter",
+    ),
+    ("models.retrieve", {"model": "slab"}, openai.NotFoundError, "model", "model_not_found"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "kind", "param", "code"), WRONG)
+def test_an_error_is_the_sdks_own_class_with_param_and_code(
+    call: Callable[..., Value],
+    name: str,
+    fields: dict[str, Any],
+    kind: type[openai.APIStatusError],
+    param: str | None,
+    code: str,
+) -> None:
+    with pytest.raises(kind) as caught:
+        call(name, **fields)
+
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert caught.value.message
+    assert caught.value.type in ("invalid_request_error", "server_error")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"[]", b"3", b'{"model": "talk"}', b"", b"{}" + b"[" * 9000])
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings"])
+def test_a_body_that_is_no_call_is_refused_by_openais_form(http: httpx.Client, path: str, content: bytes) -> None:
+    answer = http.post(f"/v1/{path}", content=content)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_paths_and_methods_that_are_not_there_are_refused_by_openais_form(http: httpx.Client) -> None:
+    for answer, status in [(http.get("/v1/assistants"), 404), (http.get("/v1/chat/completions"), 405)]:
+        assert (answer.status_code, answer.json()["error"]["type"]) == (status, "invalid_request_error")
+    assert http.get("/v1/scaling/none").json()["code"] == "request_error"
+
+
+def test_the_tier_names_a_service_and_the_answer_says_which_served(
+    client: openai.OpenAI, fleet: OpenAIFleet, http: httpx.Client
+) -> None:
+    tiers = {
+        asked: client.chat.completions.create(model="talk", messages=HELLO, service_tier=asked)
+        for asked in ("auto", "default", "flex")
+    }
+
+    assert {asked: one.service_tier for asked, one in tiers.items()} == {
+        "auto": "default",
+        "default": "default",
+        "flex": "flex",
+    }
+    record = http.get(f"/v2/jobs/{tiers['flex']._request_id}").json()
+    assert record["deadline_at"] - record["accepted"] == pytest.approx(600, abs=1)
+
+
+def test_headers_are_terms_and_the_answers_headers_the_report(client: openai.OpenAI, http: httpx.Client) -> None:
+    terms = {"X-Taxiway-Deadline": "17", "X-Taxiway-Budget": "0.5", "X-Taxiway-Locality": "lab"}
+    raw = client.chat.completions.with_raw_response.create(model="talk", messages=HELLO, extra_headers=terms)
+    streamed = client.chat.completions.with_raw_response.create(model="talk", messages=HELLO, stream=True)
+
+    job = raw.headers["x-request-id"]
+    record = http.get(f"/v2/jobs/{job}").json()
+    assert record["deadline_at"] - record["accepted"] == pytest.approx(17, abs=0.1)
+    assert (raw.headers["x-taxiway-class"], raw.headers["x-taxiway-variant"]) == ("cpu.batch", "engine")
+    assert raw.headers["x-taxiway-reason"] and float(raw.headers["x-taxiway-cost"]) > 0
+    assert streamed.headers["x-taxiway-class"] == "cpu.batch"
+    assert http.get(f"/v2/jobs/{streamed.headers['x-request-id']}").json()["model"] == "talk:1"
+    assert text_of(list(streamed.parse())) == "Hello dear world "
+
+
+def test_calls_under_one_key_are_one_job_and_another_call_is_refused(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+    def ask(text: str) -> str:
+        messages: Any = [{"role": "user", "content": text}]
+        headers = {"Idempotency-Key": "k1"}
+        return str(client.chat.completions.create(model="talk", messages=messages, extra_headers=headers)._request_id)
+
+    before = len(fleet.engine.chats)
+    assert ask("only once") == ask("only once")
+    assert len(fleet.engine.chats) == before + 1
+    with pytest.raises(openai.ConflictError) as caught:
+        ask("something else")
+    assert caught.value.code == "idempotency_key_reused"
+    assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_call_that_takes_longer_than_a_long_poll_is_still_answered(client: openai.OpenAI) -> None:
+    slow: Any = [{"role": "user", "content": "wait=0.4 a b c d e"}]
+    assert client.chat.completions.create(model="talk", messages=slow).choices[0].message.content == "a b c d e "
+
+
+def test_a_deadline_that_passes_is_an_error_that_is_not_retried(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "late stall"}]
+    for stream in (False, True):
+        with pytest.raises(openai.APIError) as caught:
+            found: Any = client.chat.completions.create(
+                model="talk", messages=messages, stream=stream, extra_headers={"X-Taxiway-Deadline": "1"}
+            )
+            list(found)
+        assert caught.value.code == "deadline_exceeded"
+        if isinstance(caught.value, openai.APIStatusError):
+            assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_cancels_its_job(fleet: OpenAIFleet, http: httpx.Client, stream: bool) -> None:
+    prompt = f"gone {stream} stall"
+    body = {"model": "talk", "messages": [{"role": "user", "content": prompt}], "stream": stream}
+    with httpx.Client(base_url=fleet.router.http, trust_env=False, timeout=30) as leaving:
+        if stream:
+            with leaving.stream("POST", "/v1/chat/completions", json=body) as answer:
+                next(answer.iter_raw())
+        else:
+            with contextlib.suppress(httpx.ReadTimeout):
+                leaving.post("/v1/chat/completions", json=body, timeout=1)
+    eventually(lambda: prompt in fleet.engine.aborts, within=10)
+
+
+def test_an_engine_that_fails_in_the_middle_never_gives_text_twice(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+    """The first attempt breaks; the second says the same again."""
+    turns = iter(["one two break", "one two three"])
+    with scripted(fleet, lambda: next(turns, "one two three")):
+        chunks = list(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
+
+    assert text_of(chunks) == "one two three "
+
+
+def test_an_answer_that_begins_anew_with_other_words_ends_in_an_error(
+    client: openai.OpenAI, fleet: OpenAIFleet
+) -> None:
+    turns = iter(["one two break", "three"])
+    told: list[ChatCompletionChunk] = []
+    with scripted(fleet, lambda: next(turns, "three")), pytest.raises(openai.APIError) as caught:
+        told.extend(client.chat.completions.create(model="talk", messages=HELLO, stream=True))
+
+    assert caught.value.code == "device_fault"
+
+
+@contextlib.contextmanager
+def scripted(fleet: OpenAIFleet, turn: Callable[[], str]) -> Iterator[None]:
+    """What the engine says, whatever it is asked."""
+    kind = type(fleet.engine)
+    kind.script = property(lambda _: turn())  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        kind.script = ""
+
+
+def test_a_stream_ends_with_done_and_says_so_in_its_type(http: httpx.Client) -> None:
+    body = {"model": "talk", "messages": HELLO, "stream": True}
+    answer = http.post("/v1/chat/completions", json=body)
+
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [line for line in answer.text.split("\n\n") if line]
+    assert events[-1] == "data: [DONE]"
+    assert [json.loads(event[6:])["object"] for event in events[:-1]] == ["chat.completion.chunk"] * (len(events) - 1)
+
+
+def test_a_call_is_an_ordinary_job_at_the_other_doors(client: openai.OpenAI, fleet: OpenAIFleet) -> None:
+    job = client.chat.completions.create(model="talk", messages=HELLO)._request_id
+    with taxiway.Client(fleet.router.http) as other:
+        assert other.job(str(job)).result(timeout=10).outputs["text"] == "Hello dear world "
+
+
+def test_a_waiting_stream_is_kept_alive_by_comments(fleet: OpenAIFleet, http: httpx.Client) -> None:
+    prompts = [f"wait=3 {n} slot slot slot slot slot" for n in range(4)]
+    body = {"model": "talk", "stream": True}
+    begun = time.monotonic()
+    with contextlib.ExitStack() as held:
+        for prompt in prompts:
+            messages = [{"role": "user", "content": prompt}]
+            held.enter_context(http.stream("POST", "/v1/chat/completions", json={**body, "messages": messages}))
+        eventually(lambda: fleet.engine.running == 4)
+        with http.stream("POST", "/v1/chat/completions", json={**body, "messages": HELLO}) as waiting:
+            first = next(waiting.iter_text())
+    assert first.startswith(":")
+    assert time.monotonic() - begun < 14

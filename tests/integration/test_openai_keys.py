@@ -1,0 +1,85 @@
+"""OpenAI's API at a router with keys: who may call, whose the jobs are, and how fast."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from router.access import Key, digest_of
+from router.keys_file import write_keys
+from tests.openai_fleet import QUEUES, OpenAIFleet, openai_fleet
+
+HELLO: Any = [{"role": "user", "content": "Hello"}]
+SECRETS = {name: f"taxiway_{secrets.token_urlsafe(32)}" for name in ("lab", "shop", "reader", "slow")}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIFleet]:
+    folder: Path = tmp_path_factory.mktemp("keys")
+    keys = [
+        Key(
+            id=name, digest=digest_of(secret), tenant=name, scopes=("read",) if name == "reader" else ("submit", "read")
+        )
+        for name, secret in SECRETS.items()
+    ]
+    write_keys(folder / "keys", keys)
+    queues = QUEUES + "tenants: {{slow: {{requests_per_second: 0.5}}}}\n"
+    with openai_fleet(folder, ["--keys", str(folder / "keys")], queues, SECRETS["lab"]) as fleet:
+        yield fleet
+
+
+def client(fleet: OpenAIFleet, name: str, **options: Any) -> openai.OpenAI:
+    return openai.OpenAI(base_url=fleet.url, api_key=SECRETS.get(name, name), **{"max_retries": 0, **options})
+
+
+def test_an_unknown_key_and_one_without_the_scope_are_refused(fleet: OpenAIFleet) -> None:
+    with client(fleet, "sk-wrong") as wrong, pytest.raises(openai.AuthenticationError) as caught:
+        wrong.models.list()
+    assert caught.value.code == "invalid_api_key"
+    with client(fleet, "reader") as reader, pytest.raises(openai.PermissionDeniedError):
+        reader.chat.completions.create(model="talk", messages=HELLO)
+    with client(fleet, "reader") as reader:
+        assert reader.models.list().data
+
+
+def test_the_key_is_the_tenant_whatever_the_user_says(fleet: OpenAIFleet) -> None:
+    with client(fleet, "lab") as lab:
+        job = lab.chat.completions.create(
+            model="talk", messages=HELLO, user="shop", safety_identifier="shop"
+        )._request_id
+
+    def status(name: str) -> int:
+        headers = {"authorization": f"Bearer {SECRETS[name]}"}
+        return httpx.get(f"{fleet.router.http}/v2/jobs/{job}", headers=headers, trust_env=False).status_code
+
+    assert (status("lab"), status("shop")) == (200, 404)
+
+
+def test_one_key_of_two_tenants_names_two_jobs(fleet: OpenAIFleet) -> None:
+    jobs = set()
+    for name in ("lab", "shop"):
+        with client(fleet, name) as caller:
+            answer = caller.chat.completions.create(
+                model="talk", messages=HELLO, extra_headers={"Idempotency-Key": "shared"}
+            )
+            jobs.add(answer._request_id)
+    assert len(jobs) == 2
+
+
+def test_a_rate_limit_is_told_in_openais_headers_and_the_sdk_waits_as_told(fleet: OpenAIFleet) -> None:
+    with client(fleet, "slow") as slow:
+        raw = slow.models.with_raw_response.list()
+        assert raw.headers["x-ratelimit-limit-requests"] == "1"
+        assert raw.headers["x-ratelimit-remaining-requests"] == "0"
+        with pytest.raises(openai.RateLimitError) as caught:
+            slow.models.list()
+    assert caught.value.code == "rate_limit_exceeded"
+    assert 1 <= int(caught.value.response.headers["retry-after"]) <= 2
+    with client(fleet, "slow", max_retries=2) as patient:
+        assert patient.models.list().data

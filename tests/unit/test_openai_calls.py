@@ -1,0 +1,180 @@
+"""OpenAI's calls as values: what a body asks for, what its terms are, and how errors and streams are worded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.http.openai.answers import Head, embeddings, usage_of
+from router.http.openai.asked import ChatCall, CompletionCall, EmbeddingsCall, chat_fields, read_call
+from router.http.openai.chunks import said_once
+from router.http.openai.errors import content, param_of
+from router.http.openai.terms import read_terms, service_of, tier_of
+from tasks.models.catalogue import parse_model
+from tasks.topology import Service, Topology, TopologyError, parse_topology
+from taxiway.contract.job import Result, RunReport
+from taxiway.contract.streaming import Lost, Restarted, Told
+from taxiway.errors import DeviceFaultError, InvalidRequestError, OverloadedError, TaxiwayError
+from tests.openai_fleet import MODELS
+from tests.unit.test_topology import TEXT
+
+TALK = parse_model(MODELS["talk"], "model.yaml")
+VECTOR = parse_model(MODELS["vector"], "model.yaml")
+REPORT = RunReport(
+    hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason=""
+)
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=8), below, max_size=4),
+    max_leaves=12,
+)
+FIELDS = ("model", "messages", "prompt", "input", "n", "stream", "stop", "logprobs", "stream_options", "dimensions")
+
+
+def topology(**tiers: Any) -> Topology:
+    whole = parse_topology(TEXT)
+    services = {"plain": Service(deadline=5)} | {name: Service(deadline=9, tier=tier) for name, tier in tiers.items()}
+    hardware = {name: msgspec.structs.replace(one, reserve_for=None) for name, one in whole.hardware.items()}
+    return msgspec.structs.replace(whole, hardware=hardware, service=services, default_service="plain")
+
+
+@given(content=st.binary(max_size=40) | ANY_JSON.map(lambda value: json.dumps(value).encode()))
+@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall])
+def test_a_body_is_a_call_or_is_refused(kind: Any, content: bytes) -> None:
+    try:
+        read_call(content, kind, 500_000)
+    except TaxiwayError as error:
+        assert error.status in (400, 413)
+
+
+@given(body=st.dictionaries(st.sampled_from(FIELDS), ANY_JSON))
+@pytest.mark.parametrize("kind", [ChatCall, CompletionCall, EmbeddingsCall])
+def test_fields_of_any_value_are_read_or_refused_by_name(kind: Any, body: dict[str, Any]) -> None:
+    try:
+        asked = read_call(json.dumps(body).encode(), kind, 500_000)
+    except InvalidRequestError as error:
+        assert error.details["field"]
+    else:
+        assert asked.call.model == body["model"]
+
+
+def test_a_chat_goes_to_its_model_without_what_the_server_reads() -> None:
+    body = {"model": "talk", "messages": [{"role": "user", "content": "x"}], "stream": True, "n": 2, "top_k": 1}
+    asked = read_call(json.dumps({**body, "service_tier": "auto", "user": None}).encode(), ChatCall, 500_000)
+
+    chat = {"messages": body["messages"], "top_k": 1}
+    assert chat_fields(asked, TALK) == {"model": "talk", "inputs": {"request": [chat, chat]}}
+
+
+def test_a_tier_selects_the_service_that_has_it_and_auto_the_default_one() -> None:
+    rules = topology(fast="priority", slow="flex")
+
+    assert [service_of(tier, rules) for tier in (None, "auto", "default", "flex", "priority")] == [
+        "plain",
+        "plain",
+        "plain",
+        "slow",
+        "fast",
+    ]
+    assert service_of("auto", topology(chat="default")) == "chat"
+    assert [tier_of(name, rules) for name in ("plain", "slow")] == ["default", "flex"]
+    for unknown in ("scale", "flex", ""):
+        with pytest.raises(InvalidRequestError, match="service_tier: expected one of"):
+            service_of(unknown, topology())
+
+
+def test_two_services_of_one_tier_are_a_contradiction() -> None:
+    twice = TEXT.replace("standard: {deadline: 5}", "standard: {deadline: 5, tier: flex}")
+    with pytest.raises(TopologyError, match="tier: expected a tier that no other service has"):
+        parse_topology(twice)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon", "", "1e999"])
+def test_a_deadline_that_is_no_number_above_0_is_refused_by_its_header(text: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        read_terms({"x-taxiway-deadline": text}, None, topology())
+    assert param_of(caught.value, "/v1/completions") == "X-Taxiway-Deadline"
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "param"),
+    [
+        ("/v1/chat/completions", "inputs.request.top_p", "top_p"),
+        ("/v1/chat/completions", "inputs.request.messages[0].role", "messages[0].role"),
+        ("/v1/chat/completions", "inputs.request", "messages"),
+        ("/v1/embeddings", "inputs.text.3", "input.3"),
+        ("/v1/completions", "inputs", "prompt"),
+        ("/v1/completions", "parameters.max_tokens", "max_tokens"),
+        ("/v1/completions", "budget", "X-Taxiway-Budget"),
+        ("/v1/completions", "body", None),
+    ],
+)
+def test_an_error_names_the_parameter_as_its_caller_knows_it(path: str, field: str, param: str | None) -> None:
+    error = InvalidRequestError(f"{field}: expected this", field=field)
+
+    said = json.loads(content(error, path))["error"]
+    assert said["param"] == param
+    assert said["message"] == f"{param or field}: expected this"
+
+
+def test_a_spent_budget_is_openais_quota() -> None:
+    said = json.loads(content(OverloadedError("spent", tenant="lab"), "/v1/embeddings"))["error"]
+    assert (said["type"], said["code"]) == ("insufficient_quota", "insufficient_quota")
+
+
+def result(**outputs: Any) -> Result:
+    return Result(model="talk:1", outputs=outputs, report=REPORT)
+
+
+def said(*events: Any) -> list[str]:
+    async def tell() -> Told:
+        for event in events:
+            yield event
+
+    async def read(told: AsyncGenerator[Any, None]) -> list[str]:
+        return [piece async for piece in said_once(told) if isinstance(piece, str)]
+
+    return asyncio.run(read(tell()))
+
+
+def test_text_is_told_once_whatever_happens_on_the_way() -> None:
+    assert said("ab", "c", result(text="abc")) == ["ab", "c"]
+    assert said("ab", Restarted(2), "ab", "c", result(text="abc")) == ["ab", "c"]
+    assert said("ab", Lost(3), "f", result(text="abcdef")) == ["ab", "cdef"]
+    assert said(result(text="abc")) == ["abc"]
+    assert said(result(text=["abc"])) == ["abc"]
+
+
+def test_an_answer_that_begins_otherwise_after_a_restart_is_an_error() -> None:
+    with pytest.raises(DeviceFaultError, match="restarted"):
+        said("ab", Restarted(2), "xy", result(text="xyz"))
+
+
+def test_the_prompts_tokens_of_several_choices_count_once() -> None:
+    one = {"prompt_tokens": 3, "completion_tokens": 2}
+    assert msgspec.to_builtins(usage_of(result(usage=[one, one]))) == {
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+        "total_tokens": 7,
+    }
+    assert usage_of(result(usage=None)) is usage_of(result(text="x")) is None
+
+
+@given(rows=st.lists(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2), min_size=1, max_size=5), packed=st.booleans())
+def test_fewer_dimensions_are_the_first_ones_at_unit_length(rows: list[tuple[float, float]], packed: bool) -> None:
+    found = Result(model="vector:1", outputs={"embedding": [list(row) for row in rows]}, report=REPORT)
+    answer = embeddings(
+        Head("j", "default", 0), found, model=VECTOR, texts=["a"] * len(rows), packed=packed, dimensions=1
+    )
+
+    assert [one.index for one in answer.data] == [*range(len(rows))]
+    if not packed:
+        assert [one.embedding for one in answer.data] == [[float(np.sign(np.float32(first)))] for first, _ in rows]
