@@ -122,7 +122,8 @@ def recorded(arrivals: Arrivals, known: Known, until: float) -> Recorded | None:
     powered = tuple(len(known.snapshot.own(name)) for name in fleet.classes)
     conditions = Conditions.usual(fleet, powered)
     first = arrivals.jobs["arrival"][arrivals.jobs["state"] != REFUSED][0]
-    return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, max(until - float(first), trace.arrival[-1]))
+    span = max(until - float(first), float(trace.arrival[-1]))
+    return Recorded(prepare(trace, fleet, seed=0), conditions, kinds, span)
 
 
 def _has_place(fleet: Fleet, model: str) -> bool:
