@@ -64,6 +64,18 @@ def test_a_paced_batch_takes_five_milliseconds_and_a_tenth_a_row() -> None:
     assert time.perf_counter() - began >= 0.0082
 
 
+def test_a_pace_may_be_named() -> None:
+    runtime = open_runtime("echo", Placed("slow", "none", "paced=0.02+0.01", {}, "cpu"))
+    began = time.perf_counter()
+    assert list(runtime.run({"payload": np.arange(2)})["payload"]) == [0, 1]
+    assert time.perf_counter() - began >= 0.04
+
+
+def test_a_wrong_pace_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="expected entry paced or paced=SECONDS"):
+        open_runtime("echo", Placed("slow", "none", "paced=soon", {}, "cpu"))
+
+
 def test_a_paced_batch_holds_at_most_32_rows() -> None:
     with pytest.raises(ExecutionError, match="at most 32 rows"):
         answers("paced", [{"payload": index} for index in range(33)])

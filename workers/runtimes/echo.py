@@ -2,10 +2,12 @@
 
 `paced` is an emulated device: it computes nothing and takes 5 ms + 0.1 ms a row on any machine, so that benchmarks of
 queues and batching have a known limit (32 rows a batch: 3,902 rows/s). It is not a measure of any hardware.
+`entry: paced=0.02+0.001` is another pace: 20 ms + 1 ms a row.
 """
 
 from __future__ import annotations
 
+import re
 import time
 
 from taxiway.errors import ExecutionError
@@ -35,23 +37,30 @@ class EchoRuntime:
 
 
 class PacedRuntime(EchoRuntime):
-    """Outputs equal inputs, after `PACED_BASE + PACED_ROW · rows` seconds."""
+    """Outputs equal inputs, after `base + row · rows` seconds."""
+
+    def __init__(self, base: float, row: float) -> None:
+        self._base, self._row = base, row
 
     def run(self, batch: Arrays) -> Arrays:
         """The batch itself, later. Raises `ExecutionError` beyond `PACED_ROWS`."""
         rows = len(next(iter(batch.values())))
         if rows > PACED_ROWS:
             raise ExecutionError(f"expected at most {PACED_ROWS} rows in a paced batch, got {rows}")
-        time.sleep(PACED_BASE + PACED_ROW * rows)
+        time.sleep(self._base + self._row * rows)
         return batch
 
 
-_ENTRIES = {"": EchoRuntime, "paced": PacedRuntime}
+_PACE = re.compile(r"paced(?:=(?P<base>\d+(?:\.\d+)?)\+(?P<row>\d+(?:\.\d+)?))?")
 
 
 def open_variant(placed: Placed) -> EchoRuntime:
-    """The runtime for one variant. Raises `ModelLoadError` for an entry other than none and `paced`."""
-    kind = _ENTRIES.get(placed.entry)
-    if kind is None:
-        raise ModelLoadError(f"{placed.variant}: expected entry {sorted(_ENTRIES)}, got {placed.entry!r}")
-    return kind()
+    """The runtime for one variant. Raises `ModelLoadError` for an entry that is not empty and no pace."""
+    if not placed.entry:
+        return EchoRuntime()
+    pace = _PACE.fullmatch(placed.entry)
+    if pace is None:
+        raise ModelLoadError(f"{placed.variant}: expected entry paced or paced=SECONDS+SECONDS, got {placed.entry!r}")
+    if pace["base"] is None:
+        return PacedRuntime(PACED_BASE, PACED_ROW)
+    return PacedRuntime(float(pace["base"]), float(pace["row"]))
