@@ -8,7 +8,8 @@ trace's initial load (idle processes answer later than in the closed loop of `be
 batch's overhead on a busy device.
 
 With `--mixed` the workers serve four models at once, each with its own bursts, and figures are compared by model. A
-batch has rows of one model only, so models delay each other.
+batch has rows of one model only, so models delay each other. These models, their deadlines and their arrivals are
+`SLOWER` times slower: the delays that models cause each other are compared, not those of a busy machine.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import json
 import math
+import re
 import shutil
 import statistics
 import sys
@@ -43,6 +45,7 @@ from tasks.settings import TREE
 from tasks.topology import Topology, load_topology
 from taxiway.contract.job import RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError
+from workers.runtimes.echo import PACED_BASE, PACED_ROW
 
 QUEUES = TREE / "benchmarks" / "validation.yaml"
 
@@ -57,8 +60,11 @@ SHARES = {"live": 0.3, "standard": 0.4, "bulk": 0.3}
 TRACE = "mmpp:low=40,high=160,stay=5,size=1,output=0,spread=0"
 """Lulls of 40 requests per second and bursts of 160; a paced device that takes one at a time answers 196."""
 
-MIXED_TRACE = "mmpp:low=5,high=30,stay=5,size=1,output=0,spread=0"
-"""Of each of four models: 20 requests per second together in lulls, 120 in a common burst."""
+SLOWER = 10
+"""How many times slower the four models are than `paced`: a batch takes 50 ms + 1 ms a row."""
+
+MIXED_TRACE = "mmpp:low=0.5,high=3,stay=20,size=1,output=0,spread=0"
+"""Of each of four models: 2 requests per second together in lulls, 12 in a common burst."""
 
 SEED = 7
 
@@ -72,7 +78,7 @@ MIXED_WITHIN = {50: 20.0, 90: 25.0}
 """Tolerance in percent of a model's latencies, by percentile."""
 
 BEGINNING = 400
-"""Requests of the trace that are first sent to `echo`."""
+"""Requests of the trace that are first sent to `echo`, of one that is not slower."""
 
 BURST = 128
 """Concurrent requests in the measurement of a batch's overhead."""
@@ -80,12 +86,16 @@ BURST = 128
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """The models that requests ask for, their arrivals, and the folder and the queues.yaml that a fleet is given."""
+    """The models that requests ask for, their arrivals, and the folder and the queues.yaml that a fleet is given.
+
+    So many of the first requests are sent to `echo` before.
+    """
 
     trace: Trace
     spec: str
     models: Path = TREE / "models"
     queues: Path = QUEUES
+    beginning: int = BEGINNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +146,18 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scene = mixed_scene(Path(folder), given.seconds) if given.mixed else single_scene(given.seconds)
-        runs = [one_round(scene) for _ in range(given.rounds)]
+        runs = [_announced(scene, number, given) for number in range(1, given.rounds + 1)]
     compared = by_model(runs) if given.mixed else comparisons(runs)
     about = {**machine(), "trace": scene.spec}
     for line in (*map(line_of, compared), *constants_of(runs), verdict(compared)):
         text = msgspec.json.encode({**line, **about}).decode() if given.json else sentence(line)
         sys.stdout.write(text + "\n")
+
+
+def _announced(scene: Scene, number: int, given: argparse.Namespace) -> Run:
+    """A round, after a line that it has begun: nothing is printed before all rounds have ended."""
+    sys.stderr.write(f"round {number} of {given.rounds}: {len(scene.trace)} requests in {given.seconds} s\n")
+    return one_round(scene)
 
 
 def single_scene(seconds: int) -> Scene:
@@ -154,14 +170,23 @@ def mixed_scene(folder: Path, seconds: int) -> Scene:
     """Four copies of `paced`, each with its own bursts; writes their folder and a queues.yaml."""
     names = [f"paced-{letter}" for letter in "abcd"]
     shutil.copytree(TREE / "models" / "echo", folder / "models" / "echo")
+    base, row = SLOWER * PACED_BASE, SLOWER * PACED_ROW
+    pace = f"entry: paced={base:g}+{row:g}", f"{{base: {base:g}, slope: {row:g}, load: 0}}"
+    described = (TREE / "models" / "paced" / "model.yaml").read_text()
+    described = re.sub(r"{base: .*}", pace[1], described.replace("entry: paced", pace[0], 1))
     for name in names:
-        described = shutil.copytree(TREE / "models" / "paced", folder / "models" / name) / "model.yaml"
-        described.write_text(described.read_text().replace("name: paced", f"name: {name}", 1))
+        (folder / "models" / name).mkdir()
+        (folder / "models" / name / "model.yaml").write_text(described.replace("name: paced", f"name: {name}", 1))
     queues = folder / QUEUES.name
-    queues.write_text(QUEUES.read_text().replace("warm: [paced,", f"warm: [{', '.join(names)},"))
+    text = QUEUES.read_text().replace("warm: [paced,", f"warm: [{', '.join(names)},")
+    queues.write_text(re.sub(r"(max_wait|horizon|deadline): ([\d.]+)", _slower, text))
     spec = f"{MIXED_TRACE},duration={seconds}"
     each = [synthetic_trace(f"{spec},seed={SEED + place}", model=name) for place, name in enumerate(names)]
-    return Scene(joined(each), f"4 of {spec}", folder / "models", queues)
+    return Scene(joined(each), f"4 of {spec}", folder / "models", queues, BEGINNING // SLOWER)
+
+
+def _slower(found: re.Match[str]) -> str:
+    return f"{found[1]}: {SLOWER * float(found[2]):g}"
 
 
 def simulated_fleet(topology: Topology, models: Sequence[str], curve: Profile, *, turn: float, pace: float) -> Fleet:
@@ -200,7 +225,7 @@ def one_round(scene: Scene) -> Run:
         turn, ratios = asyncio.run(turn_and_ratios(doors.broker, names[0], curve))
         pace = float(ratios.mean())
         workload = prepare(scene.trace, simulated_fleet(topology, names, curve, turn=turn, pace=pace), seed=SEED)
-        beginning = workload.trace.part(slice(BEGINNING))
+        beginning = workload.trace.part(slice(scene.beginning))
         trip = float(np.nanmedian(asyncio.run(replayed(doors.broker, ["echo"] * len(names), beginning))))
         real = asyncio.run(replayed(doors.broker, names, workload.trace))
     around = Surroundings(path=trip - turn, strays=ratios / pace)
