@@ -290,6 +290,10 @@ class Autoscaler:
             process.retire()
 
 
+Ask = Callable[[str, str, str], int | None]
+"""As `ask_router`."""
+
+
 def ask_router(url: str, key: str, name: str) -> int | None:
     """How many devices of a class the router at `url` wants, told that they are started here; None if it cannot say.
 

@@ -15,7 +15,7 @@ import httpx
 
 from broker.valkey.records import heartbeat_call
 from local.embedded import EmbeddedValkey, kept_port, kept_secret
-from local.plan import FLOWER_PORT, HTTP_PORT, Autoscaler, Bounds, Plan, WorkerPlan, ask_router
+from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, WorkerPlan, ask_router
 from local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
@@ -73,10 +73,11 @@ def run_fleet(
     environment: Mapping[str, str],
     announce: Callable[[Fleet], None],
     bounds: Bounds | None = None,
+    ask: Ask = ask_router,
 ) -> None:
     """Start the fleet, call `announce` when all of it is ready, and keep it running until SIGTERM or SIGINT.
 
-    With `bounds`, only as many of the plan's workers run as a router wants.
+    With `bounds`, only as many of the plan's workers run as `ask` says, by default as a router wants.
 
     Raises:
         AlreadyRunningError: a fleet runs from the same data directory.
@@ -95,7 +96,7 @@ def run_fleet(
             describe = partial(_fleet, settings, plan, options, processes, partial(_broker_state, broker, supervisor))
             watch = partial(
                 supervisor.watch,
-                tend=_tending(processes, bounds, environment),
+                tend=_tending(processes, bounds, environment, ask),
                 failed=partial(_forget_device, settings.state),
             )
             _supervise(supervisor, processes, describe, announce, watch)
@@ -106,14 +107,14 @@ def run_fleet(
                 broker.stop()
 
 
-def _tending(processes: _Processes, bounds: Bounds | None, environment: Mapping[str, str]) -> Callable[[], None]:
+def _tending(
+    processes: _Processes, bounds: Bounds | None, environment: Mapping[str, str], ask: Ask
+) -> Callable[[], None]:
     """The function that resizes classes while the fleet runs; does nothing without bounds."""
     if bounds is None:
         return lambda: None
     key = environment.get("TAXIWAY_KEY", "")
-    return Autoscaler(
-        processes.workers, bounds, lambda name: ask_router(_said(processes.router, "http"), key, name)
-    ).tend
+    return Autoscaler(processes.workers, bounds, lambda name: ask(_said(processes.router, "http"), key, name)).tend
 
 
 def _supervise(

@@ -1,0 +1,69 @@
+"""Scaling on queue length, as KEDA does it, from what a router's HTTP door shows to operators."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+import httpx
+import msgspec
+
+from local.plan import ask_router
+from router.decide.scaling_rule import Depth, Need, devices_wanted
+
+_QUICK = 1.0  # seconds for one answer of a router on loopback
+
+
+class _Class(msgspec.Struct, frozen=True):
+    depth: tuple[int, ...]
+    running: int
+
+
+class _Fleet(msgspec.Struct, frozen=True):
+    classes: dict[str, _Class]
+
+
+class QueueScaling:
+    """How many devices each class should have: one per so many waiting and running jobs.
+
+    Args:
+        rule: jobs per device, seconds between two looks at the queue, and for which a device is kept.
+        most: the most devices of each class.
+    """
+
+    def __init__(self, rule: Depth, most: Mapping[str, int]) -> None:
+        self._rule = rule
+        self._most = most
+        self._need = {name: Need(count, rule.keep) for name, count in most.items()}
+        self._target = dict.fromkeys(most, 0)
+        self._polled = dict.fromkeys(most, float("-inf"))
+
+    def __call__(self, url: str, key: str, name: str) -> int | None:
+        """As `ask_router`, which is told that devices are started here, and whose own count is ignored."""
+        ask_router(url, key, name)
+        now = time.monotonic()
+        if now - self._polled[name] >= self._rule.poll:
+            self._polled[name] = now
+            jobs = _unfinished(url, name)
+            if jobs is not None:
+                self.look(name, jobs, now)
+        return self.target(name)
+
+    def target(self, name: str) -> int:
+        """The devices that the class should have."""
+        return self._target[name]
+
+    def look(self, name: str, jobs: int, now: float) -> None:
+        """The class has so many unfinished jobs."""
+        wanted = devices_wanted(self._rule, 0.0, jobs, minimum=0, count=self._most[name])
+        self._need[name].note(wanted, now)
+        self._target[name] = max(wanted, self._need[name].kept(self._target[name], now))
+
+
+def _unfinished(url: str, name: str) -> int | None:
+    with suppress(httpx.HTTPError, msgspec.MsgspecError):
+        answer = httpx.get(f"{url}/v2/fleet", timeout=_QUICK, trust_env=False)
+        found = msgspec.json.decode(answer.content, type=_Fleet).classes[name]
+        return sum(found.depth) + found.running
+    return None

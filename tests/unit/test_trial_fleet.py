@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from benchmarks.emulated_models import CHEAP, DEAR, MODELS, QUEUES, requests, simulated, write_models
+from benchmarks.queue_scaling import QueueScaling
+from benchmarks.trial_fleet import Answers, Run, Scene, Side, homes_of, result, table, verdict
+from local.plan import ask_router
+from router.decide.classify import Constraints, classify
+from router.decide.scaling_rule import Density, Depth
+from router.decide.snapshot import FleetSnapshot
+from simulator.policies import Assignment
+from tasks.models.catalogue import load_catalogue
+from tasks.topology import load_topology
+from taxiway.contract.job import RunReport
+
+TOPOLOGY = load_topology(QUEUES)
+
+
+def a_run(side: str, score: float, seed: int = 7) -> Run:
+    return Run(
+        side=side,
+        seed=seed,
+        seconds=600,
+        warm=0,
+        requests=10,
+        attainment={"live": 0.9, "standard": 1.0, "bulk": 1.0},
+        live_by_model={"chat": 0.8, "image": 1.0},
+        cost_usd=0.5,
+        score=score,
+        powered={CHEAP: 600.0},
+        refused=1,
+        failed=0,
+        planned=0.7,
+        first_classes={"chat": "gpu.realtime 100 %"},
+    )
+
+
+def test_each_class_runs_its_own_variant_of_every_model(tmp_path: Path) -> None:
+    write_models(tmp_path)
+    catalogue = load_catalogue(tmp_path)
+    assert not catalogue.disabled
+    for name in MODELS:
+        candidates, _ = classify(catalogue.resolve(name), Constraints(), TOPOLOGY, FleetSnapshot(now=0.0))
+        pairs = {(one.hardware_class, one.variant_name) for one in candidates}
+        assert (CHEAP, "cpu") in pairs and (DEAR, "gpu") in pairs and (CHEAP, "gpu") not in pairs
+
+
+def test_an_operator_tunes_on_the_same_paces_prices_and_bounds(tmp_path: Path) -> None:
+    write_models(tmp_path)
+    fleet = simulated(TOPOLOGY)
+    for name, one in fleet.classes.items():
+        assert one.price == TOPOLOGY.hardware[name].price and one.count == TOPOLOGY.hardware[name].scaling.maximum
+    profile = load_catalogue(tmp_path).resolve("chat").variants["gpu"].profiles["cuda"]
+    assert (profile.base, profile.slope) == MODELS["chat"].paces[DEAR]
+
+
+def test_requests_before_the_trial_are_another_draw_at_the_first_rates() -> None:
+    plain, warm = requests(100, 7), requests(100, 7, warm=50)
+    assert int((warm.arrival >= 50).sum()) == pytest.approx(len(plain), abs=2)
+    assert len(warm) - len(plain) == sum(int(model.before * 50) for model in MODELS.values())
+
+
+def test_images_double_and_the_language_model_halves_at_half_time() -> None:
+    trace = requests(200, 7)
+    for name, share in {"image": 2 / 3, "chat": 1 / 3, "embed": 1 / 2}.items():
+        mine = trace.arrival[trace.model == trace.models.index(name)]
+        assert float((mine >= 100).mean()) == pytest.approx(share, abs=0.01)
+
+
+def test_what_is_late_or_unanswered_is_missed_and_requests_before_the_trial_do_not_count() -> None:
+    trace = requests(20, 7, warm=10)
+    answers = Answers(len(trace))
+    answers.seconds[:] = np.where(trace.arrival < 10, 1e9, 0.1)
+    live = np.flatnonzero((trace.service == 0) & (trace.arrival >= 10))
+    answers.seconds[live[: len(live) // 2]] = np.nan
+    report = RunReport(
+        hardware_class=DEAR, variant="gpu", device="cuda:0", emulated=True, batch=1, queue_wait=0, run_time=0, cost=0,
+        reason="planned: cheapest",
+    )  # fmt: skip
+    answers.reports = [report] * len(trace)
+    answers.refused[:] = True
+    found = result(Side("pinned", {}, ask_router), Scene(trace, 20, 10, 7), answers, {DEAR: 1800.0}, TOPOLOGY)
+    missed = len(live) // 2 / len(live)
+    assert found.attainment == {"live": pytest.approx(1 - missed), "standard": 1.0, "bulk": 1.0}
+    assert found.cost_usd == pytest.approx(1.0)
+    assert found.score == pytest.approx(1.0 + 48 * missed * 20 / 3600)
+    assert found.planned == 1.0 and found.first_classes["chat"] == f"{DEAR} 100.0 %"
+    assert found.refused == found.requests == int((trace.arrival >= 10).sum())
+
+
+def test_an_assignment_names_the_class_of_each_model_and_service() -> None:
+    found = Assignment({(0, 0): 1, (0, 1): 0}, (Density(), Density()))
+    assert homes_of(found, [CHEAP, DEAR]) == {(0, 0): DEAR, (0, 1): CHEAP}
+
+
+def test_queue_scaling_grows_with_the_queue_and_keeps_devices_for_a_while() -> None:
+    scaling = QueueScaling(Depth(jobs=4, keep=300, poll=15), {CHEAP: 3})
+    counts = []
+    for jobs, now in ((0, 0.0), (5, 15.0), (99, 30.0), (0, 45.0), (0, 329.0), (0, 331.0)):
+        scaling.look(CHEAP, jobs, now)
+        counts.append(scaling.target(CHEAP))
+    assert counts == [0, 2, 3, 3, 3, 0]
+
+
+def test_a_better_score_counts_only_beyond_the_spread_of_several_runs() -> None:
+    far = [
+        a_run(side, score, seed)
+        for side, score in (("taxiway", 1), ("pinned", 3), ("tuned-split", 4))
+        for seed in (7, 8)
+    ]
+    assert verdict(far).startswith("holds")
+    near = [*far, a_run("pinned", 6, 9), a_run("taxiway", 1, 9), a_run("tuned-split", 4, 9)]
+    assert verdict(near).startswith("FAILS")
+    assert "one run a side" in verdict([a_run("taxiway", 1), a_run("pinned", 3)])
+    assert verdict([a_run("taxiway", 1)]) == "nothing to compare"
+
+
+def test_the_table_has_the_lowest_score_first() -> None:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(table([a_run("taxiway", 2), a_run("pinned", 1)]))
+    lines = [line.split()[0] for line in capture.get().splitlines() if line.strip()]
+    assert lines.index("pinned") < lines.index("taxiway")
