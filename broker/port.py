@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from tasks.fingerprint import KeyUse
-from taxiway.contract.bounds import LARGE
+from taxiway.contract.request import LARGE
 from taxiway.contract.wire import Envelope
 
 TAKE_AT_MOST = 128
@@ -250,7 +250,7 @@ async def beside(size: int, call: Callable[P, T], *args: P.args, **kwargs: P.kwa
     """The value of `call`, run beside the event loop if `size`, in bytes, is large. Raises what it raises.
 
     All run on one thread, so that the loop competes with one. Python's interpreter lock is released every 5 ms, but not
-    during a call into C; what runs here is bounded so that no such call takes over 100 ms (`bounds.ELEMENTS`).
+    during a call into C; what runs here is bounded so that no such call takes over 100 ms (`request.ELEMENTS`).
     """
     if size <= LARGE:
         return call(*args, **kwargs)

@@ -32,8 +32,8 @@ from tasks.models.artefacts import ArtefactError
 from tasks.models.catalogue import Catalogue, load_catalogue
 from tasks.settings import SettingsError, cache_directory, models_folder, queues_file
 from tasks.topology import Topology, load_topology
+from taxiway.cli import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.cli.fleet import shown_as
-from taxiway.cli.group import MISSING, UNAVAILABLE, USAGE, CommandError, report
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 
 _EXPECTED: dict[type[Exception], tuple[int, str]] = {

@@ -18,8 +18,8 @@ from local.state import Fleet, ProcessState
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from taxiway.valkey import ServerError
 from taxiway.valkey.blocking import Connections
-from taxiway.valkey.resp import ServerError
 
 _QUICK = 2.0  # seconds for one look at a server
 _PORTS = {"amqp": 5672, "amqps": 5671}

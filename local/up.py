@@ -19,8 +19,8 @@ from local.plan import FLOWER_PORT, HTTP_PORT, Ask, Autoscaler, Bounds, Plan, Wo
 from local.state import Fleet, ProcessState, RunningWorker, supervising, write_fleet
 from local.supervisor import SupervisedProcess, Supervisor
 from tasks.settings import Settings, settings_from
+from taxiway.valkey import ServerError
 from taxiway.valkey.blocking import Connections
-from taxiway.valkey.resp import ServerError
 
 START_PATIENCE = 240.0
 """Seconds within which all processes must be ready: the first start compiles JAX programs, possibly on one core."""

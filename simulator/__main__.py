@@ -36,8 +36,8 @@ from simulator.traces import AZURE, GENERIC, Trace, TraceError, is_spec, joined,
 from simulator.trials import TRIALS
 from simulator.tuning.command import tune
 from simulator.workload import Workload, prepare
+from taxiway.cli import USAGE, CommandError, exit_code, hint_for, report
 from taxiway.cli.fleet import shown_as
-from taxiway.cli.group import USAGE, CommandError, exit_code, hint_for, report
 from taxiway.errors import TaxiwayError
 
 _PLANNED = Path(__file__).parent / "fleets" / "azure-plan.yaml"

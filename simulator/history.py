@@ -26,9 +26,9 @@ from router.history.columns import ENDED, JOB, NAMED, PRIORITIES, STATES, Arriva
 from router.history.reader import History
 from simulator.reports import percent, seconds
 from simulator.traces import Trace, parse_trace, trace_of, write_trace
+from taxiway.cli import MISSING, CommandError, exit_code, hint_for, report
 from taxiway.cli.address import find_store
 from taxiway.cli.fleet import shown_as
-from taxiway.cli.group import MISSING, CommandError, exit_code, hint_for, report
 from taxiway.errors import TaxiwayError
 
 _DAY = 86400.0

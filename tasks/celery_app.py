@@ -11,9 +11,9 @@ from kombu import Exchange, Queue
 
 from tasks.settings import Settings
 from tasks.topology import Topology
-from taxiway.contract.durability import Durability
 from taxiway.contract.keys import ARRIVALS, INFER, LEVELS
-from taxiway.valkey.address import parse
+from taxiway.contract.wire import Durability
+from taxiway.valkey import parse
 
 NEVER = 86_400
 """Seconds between kombu's own searches for lost messages: workers find theirs sooner (`broker.valkey.worker`)."""

@@ -15,10 +15,9 @@ import numpy as np
 
 from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.signature import bind_parameters, by_name
-from taxiway.contract.blobs import is_reference
 from taxiway.contract.job import accepted_meta, failure_meta
 from taxiway.contract.request import Request
-from taxiway.contract.values import from_wire, is_tensor, numbers, raw_bytes, to_array
+from taxiway.contract.values import from_wire, is_reference, is_tensor, numbers, raw_bytes, to_array
 from taxiway.errors import IdempotencyConflictError, TaxiwayError
 
 SHOWN = 12

@@ -17,11 +17,10 @@ import msgspec
 from tasks.document import DocumentError, RuntimeName, Size, Verbatim, json_schema, parse_document
 from tasks.endpoints import Endpoint, Tariff
 from tasks.endpoints import contradictions as endpoint_contradictions
-from taxiway.contract.blobs import INLINE
-from taxiway.contract.bounds import ELEMENTS
-from taxiway.contract.durability import Durability
 from taxiway.contract.keys import ARRIVALS
-from taxiway.contract.request import MAX_NAME, Priority
+from taxiway.contract.request import ELEMENTS, MAX_NAME, Priority
+from taxiway.contract.values import INLINE
+from taxiway.contract.wire import Durability
 
 DeviceKind = Literal["cpu", "cuda", "tpu", "endpoint"]
 Tier = Literal["default", "flex", "priority"]

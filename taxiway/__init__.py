@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from taxiway.client.asyncio_client import AsyncClient, AsyncJob
     from taxiway.client.sync_client import Client, Job
-    from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
-    from taxiway.contract.streaming import Lost, Restarted
+    from taxiway.contract.job import JobRecord, JobState, JobStatus, Lost, Restarted, Result, RunReport
     from taxiway.errors import (
         BrokerFullError,
         BrokerUnavailableError,
@@ -89,8 +88,8 @@ _HOMES = {
     "AsyncJob": "taxiway.client.asyncio_client",
     "Client": "taxiway.client.sync_client",
     "Job": "taxiway.client.sync_client",
-    "Lost": "taxiway.contract.streaming",
-    "Restarted": "taxiway.contract.streaming",
+    "Lost": "taxiway.contract.job",
+    "Restarted": "taxiway.contract.job",
 }
 _JOBS = ("JobRecord", "JobState", "JobStatus", "Result", "RunReport")
 

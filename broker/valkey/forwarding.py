@@ -39,7 +39,7 @@ from taxiway.contract.keys import (
     snapshot_key,
 )
 from taxiway.contract.wire import Envelope, encode_envelope
-from taxiway.valkey.address import Command
+from taxiway.valkey import Command
 
 _KEYS = (WORK, HELD, RELEASED, HOLDING, DEADLINES, ACCEPTED)
 _PREFIXES = (job_key(""), result_key(""), reply_channel(""), holding_key(""))

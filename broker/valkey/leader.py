@@ -21,8 +21,8 @@ from broker.valkey.forwarding import addressed
 from taxiway.contract.keys import LEAD, LEADS, MOVES, PLAN, TUNER, TUNERS, WORK, job_key, priority_list, priority_lists
 from taxiway.contract.wire import decode_envelope, encode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
+from taxiway.valkey import fleet_errors
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.resp import fleet_errors
 
 
 def tune_call(name: str, lease: float) -> Call:

@@ -29,7 +29,6 @@ from broker.valkey.forwarding import (
     marked,
     unpublished,
 )
-from taxiway.contract.durability import Durability, check_confirmed, confirming, takes_nothing
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (
     ARRIVALS,
@@ -41,11 +40,18 @@ from taxiway.contract.keys import (
     priority_lists,
     session_key,
 )
-from taxiway.contract.wire import Envelope, decode_envelope, encode_envelope
+from taxiway.contract.wire import (
+    Durability,
+    Envelope,
+    check_confirmed,
+    confirming,
+    decode_envelope,
+    encode_envelope,
+    takes_nothing,
+)
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from taxiway.valkey.address import parse
+from taxiway.valkey import ServerError, fleet_errors, parse
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.resp import ServerError, fleet_errors
 
 LASTS = 5.0
 """Seconds without a sign after which what a router took is put back."""

@@ -44,9 +44,7 @@ from broker.valkey.records import (
     watch_call,
 )
 from tasks.topology import Limits
-from taxiway.contract.blobs import Buffer, Reference
-from taxiway.contract.durability import outlasted, outlasting, refusal
-from taxiway.contract.job import ResultMeta, read_meta
+from taxiway.contract.job import KEEP, MOST_PIECES, Piece, ResultMeta, read_meta
 from taxiway.contract.keys import (
     DEAD,
     DEVICES,
@@ -62,11 +60,11 @@ from taxiway.contract.keys import (
     stream_key,
     withdrawn_channel,
 )
-from taxiway.contract.streaming import KEEP, MOST_PIECES, Piece
+from taxiway.contract.values import Buffer, Reference
+from taxiway.contract.wire import outlasted, outlasting, refusal
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey.address import Command, parse
+from taxiway.valkey import Command, ServerError, checked, fleet_errors, is_unknown_script, parse
 from taxiway.valkey.blocking import ANSWER, Connection, Connections
-from taxiway.valkey.resp import ServerError, checked, fleet_errors, is_unknown_script
 
 MOST = 256
 """Most messages that one script takes: a limit on how long one worker blocks the server."""

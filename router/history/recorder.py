@@ -25,9 +25,8 @@ from router.service.store import Store, named
 from router.upkeep import Duty
 from tasks.topology import Limits
 from taxiway.contract.keys import HISTORY, HISTORY_OPEN, RECORDED, history_key
-from taxiway.valkey.address import Command
+from taxiway.valkey import Command, fleet_errors
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.resp import fleet_errors
 
 logger = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from router.jobs import DeadLetters, Jobs
 from router.keys_file import KeyFile
 from router.service.arrivals import Router
 from router.view import CONTENT_TYPE, exposition, model_list, model_metadata, unready
-from taxiway.contract.binary import HEADER, OCTETS, Framed
-from taxiway.contract.blobs import gone
 from taxiway.contract.job import JobStatus
 from taxiway.contract.listing import USUAL, JobFilter, states_of
+from taxiway.contract.tensors import HEADER, OCTETS, Framed
+from taxiway.contract.values import gone
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, ModelUnavailableError, TaxiwayError, quoted
 
 _Any = Request[Any, Any, Any]

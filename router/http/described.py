@@ -27,9 +27,9 @@ from router.http.protocol import InferAnswer, InferRequest
 from router.http.streaming import MEDIA_TYPE, GenerateRequest
 from router.view import FleetView
 from taxiway import errors
-from taxiway.contract.binary import HEADER, OCTETS
 from taxiway.contract.job import JobFailure, JobRecord, JobState
 from taxiway.contract.listing import JobPage
+from taxiway.contract.tensors import HEADER, OCTETS
 from taxiway.errors import TaxiwayError
 
 KEYED = (401, 403, 429, 500)

@@ -45,11 +45,12 @@ from router.service.admission import Admitted, Order, check_size, preview
 from router.service.arrivals import Router
 from tasks.fingerprint import conflict
 from tasks.models.signature import bind, check_stream
-from taxiway.contract.binary import HEADER, Framed
-from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request, job_id
+from taxiway.contract.request import job_id
+from taxiway.contract.tensors import HEADER, Framed
+from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, request_body, task_envelope
 from taxiway.errors import BrokerUnavailableError, TaxiwayError, wrong_field
 

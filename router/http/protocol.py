@@ -5,7 +5,7 @@ docs/protocol/extension_classification.md. Service terms and the model's paramet
 
 - A BYTES tensor with the parameter `"content_type": "base64"` holds base64 text, in both directions. It may hold any
   JSON value if the model takes or gives one; bytes in it are tagged as `values` tags them.
-- `taxiway.contract.binary` reads and writes the tensors that follow the JSON.
+- `taxiway.contract.tensors` reads and writes the tensors that follow the JSON.
 - A call that decodes JSON holds the interpreter lock throughout. Numeric data of a large body is therefore left as text
   at first, and then read in pieces; everything else is limited to what one call decodes in time.
 - An element of a classification is `value:index`, the largest values first. Models here have no label file, so there is
@@ -23,12 +23,31 @@ import msgspec
 import numpy as np
 
 from tasks.models.catalogue import Model, TensorSpec
-from taxiway.contract import binary
-from taxiway.contract.blobs import Buffer
-from taxiway.contract.bounds import AT_ONCE, ELEMENTS, LARGE, check_elements, check_json, elements_of
 from taxiway.contract.job import Result
-from taxiway.contract.request import TERMS, Priority, Request, parse_request
-from taxiway.contract.values import BATCH_AXIS, DATATYPES, from_wire, is_tensor, numbers, raw_bytes, to_array, to_wire
+from taxiway.contract.request import (
+    AT_ONCE,
+    ELEMENTS,
+    LARGE,
+    TERMS,
+    Priority,
+    Request,
+    check_elements,
+    check_json,
+    elements_of,
+    parse_request,
+)
+from taxiway.contract.tensors import SINGLE, SIZE, Framed, bytes_elements, bytes_part, pieces, split
+from taxiway.contract.values import (
+    BATCH_AXIS,
+    DATATYPES,
+    Buffer,
+    from_wire,
+    is_tensor,
+    numbers,
+    raw_bytes,
+    to_array,
+    to_wire,
+)
 from taxiway.errors import InvalidRequestError, cut, quoted, wrong_field
 
 CLASSIFICATION = "classification"
@@ -173,13 +192,13 @@ def _priority_of(number: int) -> Priority | None:
 
 def _is_single(infer: InferRequest) -> bool:
     """Whether the caller sent one row without the batch axis; the tensors say where that axis was added."""
-    said = [tensor for tensor in infer.inputs if binary.SINGLE in tensor.parameters]
+    said = [tensor for tensor in infer.inputs if SINGLE in tensor.parameters]
     names = {tensor.name for tensor in infer.inputs}
     return bool(said) and len(names) == len(infer.inputs) and all(map(_has_added_axis, said))
 
 
 def _has_added_axis(tensor: InputTensor) -> bool:
-    axis = tensor.parameters[binary.SINGLE]
+    axis = tensor.parameters[SINGLE]
     return type(axis) is int and 0 <= axis < len(tensor.shape) and tensor.shape[axis] == 1
 
 
@@ -187,7 +206,7 @@ def _single(infer: InferRequest, tensors: list[dict[str, Any]]) -> dict[str, Any
     """The one row by the inputs' names; the unchanged tensors if an element is missing."""
     if any(isinstance(tensor["data"], list) and len(tensor["data"]) != 1 for tensor in tensors):
         return tensors
-    axes = (given.parameters.get(binary.SINGLE) for given in infer.inputs)
+    axes = (given.parameters.get(SINGLE) for given in infer.inputs)
     return {tensor["name"]: _row(tensor, axis) for tensor, axis in zip(tensors, axes, strict=True)}
 
 
@@ -219,7 +238,7 @@ def answer_of(
     wants: WantsBinary,
     request_id: str | None = None,
     classes: Mapping[str, int] = _NO_CLASSES,
-) -> binary.Framed:
+) -> Framed:
     """The infer answer for a result. Its id is the request's own if it had one, else the job's.
 
     For an output in `classes` it holds that many of each row's largest values.
@@ -238,7 +257,7 @@ def answer_of(
             parts.append(part)
         else:
             outputs.append(output_tensor(spec, value))
-    single = {} if result.single is None else {binary.SINGLE: result.single}
+    single = {} if result.single is None else {SINGLE: result.single}
     answer = InferAnswer(
         model_name=model.name,
         model_version=str(model.version),
@@ -246,7 +265,7 @@ def answer_of(
         outputs=outputs,
         parameters={"job": job, **single, **msgspec.structs.asdict(result.report)},
     )
-    return binary.Framed(_encode_json(answer), parts)
+    return Framed(_encode_json(answer), parts)
 
 
 def output_tensor(spec: TensorSpec, value: Any) -> OutputTensor:
@@ -269,11 +288,11 @@ def _binary_output(spec: TensorSpec, value: Any) -> tuple[OutputTensor, bytes | 
     """An output without its data, and the data."""
     if spec.datatype == "BYTES":
         shape, flat = _bytes_rows(spec, value)
-        part: bytes | memoryview = binary.bytes_part([_content(element) for element in flat])
+        part: bytes | memoryview = bytes_part([_content(element) for element in flat])
     else:
         rows = array_output(spec, value)
         shape, part = list(rows.shape), raw_bytes(rows)
-    return OutputTensor(spec.name, shape, spec.datatype, parameters={binary.SIZE: len(part), **_axis(spec)}), part
+    return OutputTensor(spec.name, shape, spec.datatype, parameters={SIZE: len(part), **_axis(spec)}), part
 
 
 def _axis(spec: TensorSpec) -> dict[str, Any]:
@@ -313,7 +332,7 @@ def _elements(tensor: InputTensor, count: int, field: str) -> Any:
     """The elements of a BYTES tensor of `count` elements."""
     data: Any = tensor.data
     if isinstance(data, memoryview):
-        return binary.bytes_elements(data, count, field)
+        return bytes_elements(data, count, field)
     if tensor.parameters.get("content_type") != "base64":
         return from_wire(data, field)
     try:
@@ -407,22 +426,22 @@ def read_infer(body: Buffer, header_length: str | None = None, most: int = ELEME
         InvalidRequestError: names the wrong field.
         RequestTooLargeError: more than `most` values in its JSON, or more than a fifth of that outside numeric tensors.
     """
-    text, rest = binary.split(body, header_length)
+    text, rest = split(body, header_length)
     infer = _read_json(text, _decode) if len(text) <= LARGE else _read_large(text, most)
     sizes = [_binary_size(tensor) for tensor in infer.inputs]
     if not rest and all(size is None for size in sizes):
         return infer
-    pairs = zip(infer.inputs, binary.pieces(sizes, rest), strict=True)
+    pairs = zip(infer.inputs, pieces(sizes, rest), strict=True)
     inputs = [tensor if piece is None else msgspec.structs.replace(tensor, data=piece) for tensor, piece in pairs]
     return msgspec.structs.replace(infer, inputs=inputs)
 
 
 def _binary_size(tensor: InputTensor) -> object:
     """The number of bytes after the JSON that belong to the tensor; None if its data is in the JSON."""
-    size = tensor.parameters.get(binary.SIZE)
+    size = tensor.parameters.get(SIZE)
     if (size is None) == (tensor.data is None):
         field = field_of(tensor)
-        raise InvalidRequestError(f"{field}: expected either data or the parameter {binary.SIZE}", field=field)
+        raise InvalidRequestError(f"{field}: expected either data or the parameter {SIZE}", field=field)
     return size
 
 

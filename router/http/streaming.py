@@ -24,6 +24,10 @@ from taxiway.contract.job import JobStatus, Result
 from taxiway.contract.streaming import (
     TEXT,
     Event,
+from taxiway.contract.job import (
+    TEXT,
+    Event,
+    JobStatus,
     Lost,
     Piece,
     Position,
@@ -33,6 +37,11 @@ from taxiway.contract.streaming import (
     follow,
     read_position,
 )
+    Result,
+    follow,
+    read_position,
+)
+from taxiway.contract.request import AT_ONCE, ELEMENTS, check_json
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError, TaxiwayError, cut, wrong_field
 
 MEDIA_TYPE = "text/event-stream"

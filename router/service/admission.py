@@ -32,9 +32,8 @@ from tasks.models.profiles import ProfileBook
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology
-from taxiway.contract.bounds import check_values
 from taxiway.contract.keys import blob_key
-from taxiway.contract.request import RESENT, Request, check_terms
+from taxiway.contract.request import RESENT, Request, check_terms, check_values
 from taxiway.contract.wire import HEADER, Envelope
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 

@@ -30,8 +30,8 @@ from router.view import Counters, FleetView, OutcomeCounters, view_fleet
 from router.waiting import Mover, Releaser
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
-from taxiway.contract.blobs import referred
-from taxiway.contract.bounds import values_beyond
+from taxiway.contract.request import values_beyond
+from taxiway.contract.values import referred
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, NoDeviceError, TaxiwayError
 from taxiway.valkey.aio import settle

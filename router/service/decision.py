@@ -27,11 +27,10 @@ from router.service.admission import (
     read_embed,
 )
 from tasks.topology import Limits
-from taxiway.contract.blobs import may_refer, references
-from taxiway.contract.bounds import check_json
 from taxiway.contract.job import failure_meta, state_of
 from taxiway.contract.keys import CANCEL, DEFAULT_QUEUE, INFER, submission_id
-from taxiway.contract.request import MAX_NAME, Request, check_content, check_terms, job_id
+from taxiway.contract.request import MAX_NAME, Request, check_content, check_json, check_terms, job_id
+from taxiway.contract.values import may_refer, references
 from taxiway.contract.wire import HEADER, Envelope, check_signed, decode_envelope, misplaced, read_body, read_request
 from taxiway.errors import DeadLetteredError, InvalidRequestError, NoDeviceError, TaxiwayError, cut, quoted
 

@@ -14,8 +14,8 @@ from router.service.store import Store
 from taxiway.client.valkey_link import PAUSE, Rounds
 from taxiway.contract.keys import reply_channel, result_key
 from taxiway.errors import BrokerUnavailableError
+from taxiway.valkey import ServerError
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.resp import ServerError
 
 CHECK_EVERY = 0.05
 """Seconds between two checks: a wait ends up to this much late."""

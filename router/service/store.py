@@ -33,8 +33,7 @@ from router.decide.usage import day_of
 from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report
 from tasks.topology import Limits
-from taxiway.contract.blobs import KEPT, Buffer
-from taxiway.contract.job import JobState, failure_meta
+from taxiway.contract.job import JobState, Piece, failure_meta, read_piece
 from taxiway.contract.keys import (
     CATALOGUES,
     CATALOGUES_SEEN,
@@ -62,11 +61,10 @@ from taxiway.contract.keys import (
     work_cell,
 )
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
-from taxiway.contract.streaming import Piece, read_piece
+from taxiway.contract.values import KEPT, Buffer
 from taxiway.errors import BrokerUnavailableError, JobCancelledError
-from taxiway.valkey.address import Command
+from taxiway.valkey import Command, ServerError, fleet_errors
 from taxiway.valkey.aio import Connection
-from taxiway.valkey.resp import ServerError, fleet_errors
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from tasks.queues_file import QueuesFile
 from tasks.settings import Settings
 from tasks.topology import Topology
 from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
+from taxiway.valkey import fleet_errors
 from taxiway.valkey.blocking import Connections
-from taxiway.valkey.resp import fleet_errors
 
 FEWEST = 30
 """Fewer arrivals than this in the window say nothing about what comes."""

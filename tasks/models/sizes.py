@@ -20,8 +20,7 @@ import numpy as np
 from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.chats import characters
 from tasks.models.units import Unit, read_unit
-from taxiway.contract.blobs import is_reference
-from taxiway.contract.values import DATATYPES, is_tensor
+from taxiway.contract.values import DATATYPES, is_reference, is_tensor
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 
 Read = Callable[[int, int], bytes]

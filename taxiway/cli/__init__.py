@@ -1,5 +1,181 @@
-"""The command line: one module per group of verbs, imported on use. Data goes to stdout, everything else to stderr."""
+"""The command line: one module per group of verbs, imported on use. Data goes to stdout, everything else to stderr.
 
-from taxiway.cli.group import main
+Here is the root command, and how a command fails: its exit code, an `error:` line and a `hint:` line. Its table names
+every verb, so that help needs no verb's module.
+"""
 
-__all__ = ["main"]
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import Any
+
+import click
+from click.shell_completion import get_completion_class
+
+from taxiway.errors import (
+    BrokerFullError,
+    BrokerUnavailableError,
+    ModelUnavailableError,
+    NoDeviceError,
+    OverloadedError,
+    ResultTimeoutError,
+    TaxiwayError,
+    UnauthenticatedError,
+    UnknownModelError,
+    UnplaceableError,
+)
+
+OK, JOB_FAILED, USAGE, MISSING, UNAVAILABLE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+EXIT_CODES = {
+    OK: "done",
+    JOB_FAILED: "the job failed, was cancelled or missed its deadline",
+    USAGE: "usage error, or a request that can never succeed",
+    MISSING: "something is missing on this machine",
+    UNAVAILABLE: "no fleet, or it cannot answer now or in time",
+    INTERRUPTED: "interrupted",
+}
+"""The meaning of each exit code."""
+
+_HINTS: dict[type[TaxiwayError], str] = {
+    UnauthenticatedError: "set TAXIWAY_KEY to the API key from the fleet's operator",
+    UnknownModelError: "`taxiway models` lists what the fleet can run",
+    UnplaceableError: "`taxiway status` shows the fleet's classes and devices",
+    BrokerFullError: "give the broker more maxmemory, or lower keep_result and keep_record in queues.yaml",
+    BrokerUnavailableError: "start a fleet with `taxiway up --detach`, or name one with --url or TAXIWAY_URL",
+    ModelUnavailableError: "`taxiway check` says what to repair; a running fleet detects the repair by itself",
+    NoDeviceError: "`taxiway status` lists the live devices; start a worker for the class",
+    OverloadedError: "try again later, or allow a longer --deadline",
+    ResultTimeoutError: "the job continues; `taxiway result ID --wait SECONDS` waits for it again",
+}
+
+
+class CommandError(Exception):
+    """A command failed for a reason outside the fleet."""
+
+    def __init__(self, message: str, *, hint: str, code: int) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.code = code
+
+
+def exit_code(error: TaxiwayError) -> int:
+    """The exit code for an error of the fleet."""
+    return error.exit_code
+
+
+def hint_for(error: TaxiwayError) -> str:
+    """What to do about the error; empty if unknown."""
+    hint = next((text for kind, text in _HINTS.items() if isinstance(error, kind)), "")
+    if error.retry_after is not None:
+        return f"{hint or 'try again'} (in {error.retry_after:g} s)"
+    return hint
+
+
+def report(message: str, hint: str) -> None:
+    """Print `error: …` to stderr, and `hint: …` if there is one."""
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(message, err=True)
+    if hint:
+        click.secho("hint: ", fg="cyan", bold=True, nl=False, err=True)
+        click.echo(hint, err=True)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.option("--json", "as_json", is_flag=True, help="Print the script as JSON.")
+@click.pass_context
+def completion(ctx: click.Context, *, shell: str, as_json: bool) -> None:
+    """Print SHELL's completion script. To use it now: `eval "$(taxiway completion bash)"`."""
+    kind = get_completion_class(shell)
+    assert kind is not None
+    script = kind(ctx.find_root().command, {}, "taxiway", "_TAXIWAY_COMPLETE").source()
+    if as_json:
+        from taxiway.cli.address import print_json
+
+        print_json({"shell": shell, "script": script})
+        return
+    click.echo(script)
+
+
+COMMANDS = {
+    "up": ("taxiway.cli.fleet", "Start a complete fleet on this machine."),
+    "down": ("taxiway.cli.fleet", "Stop the fleet on this machine."),
+    "doctor": ("taxiway.cli.fleet", "Report what this machine has, what is missing, and how to install it."),
+    "submit": ("taxiway.cli.submit", "Send a request to a model and print its answer."),
+    "result": ("taxiway.cli.jobs", "Print a job's answer."),
+    "status": ("taxiway.cli.jobs", "Show a job or the fleet."),
+    "jobs": ("taxiway.cli.jobs", "List jobs by state, model and tenant."),
+    "top": ("taxiway.cli.top", "Show the whole fleet, live."),
+    "explain": ("taxiway.cli.jobs", "Show why a job runs where it does."),
+    "cancel": ("taxiway.cli.jobs", "Cancel a job before it is answered."),
+    "dead": ("taxiway.cli.jobs", "Inspect, replay or drop dead letters."),
+    "models": ("taxiway.cli.jobs", "List what the fleet can run."),
+    "check": ("taxiway.cli.fleet", "Check queues.yaml and the models."),
+    "reload": ("taxiway.cli.jobs", "Make all processes reread their models folder."),
+    "keys": ("taxiway.cli.fleet", "Create, list and revoke API keys of the HTTP door."),
+    "profile": ("taxiway.cli.fleet", "Measure how models run on this machine."),
+    "simulate": ("taxiway.cli.fleet", "Replay a trace on a modelled fleet."),
+    "history": ("taxiway.cli.fleet", "Show what arrived and what became of it, or export it as a trace."),
+    "diff-config": ("taxiway.cli.fleet", "Show what a history would have cost under another configuration."),
+    "plan": ("taxiway.cli.fleet", "Find the cheapest instances that serve a load in time."),
+    "completion": ("taxiway.cli", "Print a shell's completion script."),
+}
+"""For each verb, the module with the command of the same name (`_` for `-`), and its help text."""
+
+
+class Root(click.Group):
+    """Imports a verb's module on use, and turns errors into messages and exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in order of typical use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's command; None for an unknown verb."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of verbs."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, what) for name, (_, what) in COMMANDS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except TaxiwayError as error:
+            report(error.message, hint_for(error))
+            ctx.exit(exit_code(error))
+        except CommandError as error:
+            report(str(error), error.hint)
+            ctx.exit(error.code)
+        except KeyboardInterrupt:
+            report("interrupted", "")
+            ctx.exit(INTERRUPTED)
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(f"taxiway {importlib.metadata.version('taxiway')}")
+        ctx.exit()
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+def main() -> None:
+    """Air traffic control for AI inference.
+
+    One fleet of heterogeneous hardware; each request runs on the cheapest device that meets its deadline.
+    """

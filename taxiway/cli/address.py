@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from taxiway.cli.group import UNAVAILABLE, CommandError
+from taxiway.cli import UNAVAILABLE, CommandError
 from taxiway.client.asyncio_client import AsyncClient
 
 F = TypeVar("F", bound=Callable[..., Any])

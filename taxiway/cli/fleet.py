@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from taxiway.cli.group import MISSING, CommandError
+from taxiway.cli import MISSING, CommandError
 
 _NEEDED = ("celery", "kombu", "yaml", "litestar", "psutil")
 """Packages whose absence means that the checkout was not set up."""

@@ -12,8 +12,8 @@ from typing import Any
 import click
 import msgspec
 
+from taxiway.cli import JOB_FAILED, UNAVAILABLE, USAGE, CommandError
 from taxiway.cli.address import ask, fleet_options, print_json, processes_here
-from taxiway.cli.group import JOB_FAILED, UNAVAILABLE, USAGE, CommandError
 from taxiway.cli.submit import inputs_of, print_result, request_options
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
 from taxiway.contract.job import FINAL, JobState, JobStatus

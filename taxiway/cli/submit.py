@@ -11,12 +11,11 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
+from taxiway.cli import UNAVAILABLE, CommandError
 from taxiway.cli.address import ask, fleet_options, print_json
-from taxiway.cli.group import UNAVAILABLE, CommandError
 from taxiway.client.asyncio_client import AsyncClient, AsyncJob
-from taxiway.contract.job import Result
+from taxiway.contract.job import Event, Lost, Restarted, Result
 from taxiway.contract.request import Priority
-from taxiway.contract.streaming import Event, Lost, Restarted
 from taxiway.contract.values import to_wire
 from taxiway.errors import ResultTimeoutError
 

@@ -1,4 +1,142 @@
 """The Python client. A door does the I/O for one kind of address; the client classes are the public API over it.
 
-`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread.
+`asyncio_client` holds the one implementation; `sync_client` runs it on a background thread. Here is the interface of a
+door. Each kind of address has one module, which alone imports its library.
 """
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+from taxiway.contract.job import JobStatus, Result, Told
+from taxiway.contract.listing import JobFilter, JobPage
+from taxiway.contract.request import Request
+from taxiway.contract.tensors import Show
+from taxiway.contract.wire import Durability
+from taxiway.errors import InvalidRequestError
+
+_DOORS = {
+    "redis": "taxiway.client.valkey_door",
+    "rediss": "taxiway.client.valkey_door",
+    "unix": "taxiway.client.valkey_door",
+    "redis+sentinel": "taxiway.client.valkey_door",
+    "rediss+sentinel": "taxiway.client.valkey_door",
+    "http": "taxiway.client.http_door",
+    "https": "taxiway.client.http_door",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a door keeps for a job.
+
+    `reply` resolves to the stored result when it is announced, if the door listens for it. `single` means that the
+    request came without a batch axis; None if unknown. A job `submitted` by this client exists even if no router has
+    recorded it yet; any other id may be unknown. `agreed` resolves when a router has decided on a request with an
+    idempotency key: whether the existing job matches the request.
+    """
+
+    job: str
+    reply: asyncio.Future[bytes] | None = None
+    single: bool | None = None
+    submitted: bool = False
+    agreed: asyncio.Future[bytes] | None = None
+
+
+class Door(Protocol):
+    """A transport to a fleet. A call raises `BrokerUnavailableError` after `patience` seconds without an answer."""
+
+    async def submit(self, request: Request) -> Receipt:
+        """Accept the request durably."""
+
+    async def infer(self, request: Request, timeout: float | None) -> Result:
+        """Submit and wait for the answer; raises what `result` raises."""
+
+    async def result(self, receipt: Receipt, timeout: float | None) -> Result:
+        """The job's answer.
+
+        Raises:
+            TaxiwayError: the error that the job ended with, in its own class.
+            ResultTimeoutError: `timeout` seconds passed.
+        """
+
+    def stream(self, receipt: Receipt, timeout: float | None) -> Told:
+        """The events of the job's answer as it is generated, then the result; raises what `result` raises."""
+
+    async def status(self, receipt: Receipt) -> JobStatus:
+        """The job's state. This, `placement`, `cancel` and `result` raise `UnknownJobError` for an unknown id."""
+
+    async def placement(self, receipt: Receipt) -> dict[str, Any]:
+        """Why the job was placed where it is: `reason` and the figures behind the decision."""
+
+    async def what_if(self, request: Request) -> dict[str, Any]:
+        """Where the request would run now and why, without submitting it."""
+
+    async def cancel(self, receipt: Receipt) -> None:
+        """Request cancellation of the job."""
+
+    async def jobs(self, wanted: JobFilter, limit: int, cursor: str) -> JobPage:
+        """A page of the jobs that match `wanted`, most recent first."""
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What the fleet can run."""
+
+    async def fleet(self) -> dict[str, Any]:
+        """The fleet's classes and devices now."""
+
+    async def administer(self, verb: str, path: str) -> dict[str, Any]:
+        """A router's answer to an operator's call: HTTP method and path."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+def open_door(
+    url: str, *, patience: float, show: Show, key: str | None = None, durability: Durability = "written"
+) -> Door:
+    """The door at `url`. It connects on first use, and retries for `patience` seconds when there is no answer.
+
+    `show` converts a result's tensors for the caller. `key` is the API key at the HTTP door, the signing key at a
+    broker. `durability` is what a submit to a broker waits for.
+
+    Raises:
+        InvalidRequestError: unsupported address, malformed key, or a durability given for a router.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme not in _DOORS:
+        expected, got = "://, ".join(_DOORS), f"{scheme}://…" if scheme else "another text"  # never a password
+        raise InvalidRequestError(f"url: expected an address that starts with {expected}://, got {got}", field="url")
+    opened: Door = importlib.import_module(_DOORS[scheme]).open_url(url, patience, show, key, durability)
+    return opened
+
+
+class DeadLetters:
+    """The fleet's dead letters. A call raises `UnknownLetterError` for an unknown letter id."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+
+    async def list(self, most: int) -> list[dict[str, Any]]:
+        """Letters, most recent first: id, reason, time, reporter, job, and the workers that died holding it."""
+        letters: list[dict[str, Any]] = (await self._door.administer("GET", f"/v2/dead?most={most}"))["letters"]
+        return letters
+
+    async def show(self, letter: str) -> dict[str, Any]:
+        """One letter with its message."""
+        return await self._door.administer("GET", _path(letter))
+
+    async def replay(self, letter: str) -> str:
+        """Run the letter's job again from the beginning. Returns the job's id, which does not change."""
+        return str((await self._door.administer("POST", f"{_path(letter)}/replay"))["job"])
+
+    async def drop(self, letter: str) -> None:
+        """Forget a letter."""
+        await self._door.administer("DELETE", _path(letter))
+
+
+def _path(letter: str) -> str:
+    return f"/v2/dead/{quote(letter, safe='')}"

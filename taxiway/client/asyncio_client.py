@@ -22,13 +22,12 @@ from typing import Any, Self, TypedDict, Unpack
 
 import msgspec
 
-from taxiway.client.door import DeadLetters, Door, Receipt, open_door
-from taxiway.client.tensors import array, plain
-from taxiway.contract.durability import Durability
-from taxiway.contract.job import FINAL, JobStatus, Result
+from taxiway.client import DeadLetters, Door, Receipt, open_door
+from taxiway.contract.job import FINAL, JobStatus, Result, Told
 from taxiway.contract.listing import USUAL, JobFilter, JobPage, states_of
 from taxiway.contract.request import Request, check_content, parse_request
-from taxiway.contract.streaming import Told
+from taxiway.contract.tensors import array, plain
+from taxiway.contract.wire import Durability
 from taxiway.errors import InvalidRequestError, JobError, RequestError
 
 Ask = Callable[[Any], Coroutine[Any, Any, Result]]

@@ -14,17 +14,27 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from taxiway.client.door import Receipt
+from taxiway.client import Receipt
 from taxiway.client.http_link import LONGEST_WAIT, EndedError, HttpLink, Response, ServerEvent
-from taxiway.client.tensors import Show, array, body, decode_outputs, encode_inputs, placed, single_row
-from taxiway.contract.binary import HEADER, OCTETS, SINGLE, Framed, split
-from taxiway.contract.blobs import Buffer
-from taxiway.contract.durability import Durability
-from taxiway.contract.job import JobStatus, Result, RunReport
+from taxiway.contract.job import Event, JobStatus, Lost, Restarted, Result, RunReport, Told
 from taxiway.contract.listing import JobFilter, JobPage
 from taxiway.contract.request import RESENT, TERMS, Request, Terms, new_id
-from taxiway.contract.streaming import Event, Lost, Restarted, Told
-from taxiway.contract.wire import submitting
+from taxiway.contract.tensors import (
+    HEADER,
+    OCTETS,
+    SINGLE,
+    Framed,
+    Show,
+    array,
+    body,
+    decode_outputs,
+    encode_inputs,
+    placed,
+    single_row,
+    split,
+)
+from taxiway.contract.values import Buffer
+from taxiway.contract.wire import Durability, submitting
 from taxiway.errors import (
     BrokerUnavailableError,
     FleetUnavailable,

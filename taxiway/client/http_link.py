@@ -23,7 +23,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from taxiway.contract.blobs import Buffer
+from taxiway.contract.values import Buffer
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
 
 _PAUSE = 0.05

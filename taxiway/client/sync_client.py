@@ -23,10 +23,9 @@ from taxiway.client.asyncio_client import (
     ended,
     no_progress,
 )
-from taxiway.contract.durability import Durability
-from taxiway.contract.job import JobStatus, Result
+from taxiway.contract.job import Event, JobStatus, Result, Told
 from taxiway.contract.listing import USUAL, JobPage
-from taxiway.contract.streaming import Event, Told
+from taxiway.contract.wire import Durability
 
 T = TypeVar("T")
 

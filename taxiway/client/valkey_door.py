@@ -14,20 +14,20 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from taxiway.client.door import Receipt
-from taxiway.client.tensors import Show
+from taxiway.client import Receipt
 from taxiway.client.valkey_link import PieceReader, Replies, ValkeyLink
-from taxiway.contract.blobs import Blobs, Buffer, may_refer, references, resolved
-from taxiway.contract.durability import Durability
 from taxiway.contract.job import (
     FINAL,
     JobRecord,
     JobState,
     JobStatus,
+    Progress,
     Result,
     ResultMeta,
+    Told,
     check_accepted,
     failure_of,
+    follow,
     read_answer,
     read_meta,
     read_result,
@@ -38,8 +38,9 @@ from taxiway.contract.job import (
 from taxiway.contract.keys import MODELS, blob_key, job_key, reply_channel, result_key, submission_id
 from taxiway.contract.listing import JobFilter, JobPage, list_jobs
 from taxiway.contract.request import Request, job_id, new_id
-from taxiway.contract.streaming import Progress, Told, follow
-from taxiway.contract.wire import Carried, cancel_message, infer_message, read_key, submitting
+from taxiway.contract.tensors import Show
+from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
+from taxiway.contract.wire import Carried, Durability, cancel_message, infer_message, read_key, submitting
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, TaxiwayError
 from taxiway.valkey.aio import settle
 

@@ -15,14 +15,13 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from taxiway.contract.blobs import KEPT, Buffer
-from taxiway.contract.durability import Durability, check_confirmed, confirming, refusal
-from taxiway.contract.job import FINAL, expired, unknown
+from taxiway.contract.job import FINAL, Piece, expired, read_piece, unknown
 from taxiway.contract.keys import ARRIVALS, blob_key, job_key, result_key, stream_key
-from taxiway.contract.streaming import Piece, read_piece
+from taxiway.contract.values import KEPT, Buffer
+from taxiway.contract.wire import Durability, check_confirmed, confirming, refusal
 from taxiway.errors import BrokerUnavailableError, FleetUnavailable, InvalidRequestError, ResultTimeoutError
+from taxiway.valkey import ServerError
 from taxiway.valkey.aio import Connection, settle
-from taxiway.valkey.resp import ServerError
 
 PAUSE = 3.0
 """Seconds between passes. With few waiters, a missed announcement is recovered after 3 to 6 s."""

@@ -3,6 +3,9 @@
 A worker of plain Celery reads it. A producer may sign a message (HMAC-SHA-256), and its trace continues in the message
 if its process uses OpenTelemetry, which is not a dependency.
 
+A message counts as accepted by its durability. `written`: in the broker's memory, and in its log as its `appendfsync`
+says. `replicated`: also in a replica's memory, so a failover to that replica loses nothing.
+
 Sources: Celery's "Message Protocol" (version 2); kombu's virtual transport; W3C Trace Context, level 1.
 """
 
@@ -17,16 +20,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from taxiway.contract.blobs import Blobs
-from taxiway.contract.bounds import ELEMENTS, values_beyond
 from taxiway.contract.keys import ARRIVALS, CANCEL, INFER
-from taxiway.contract.request import Request, new_id, parse_request
-from taxiway.contract.values import from_wire, to_wire
-from taxiway.errors import InvalidRequestError, cut, wrong_field
+from taxiway.contract.request import ELEMENTS, Request, new_id, parse_request, values_beyond
+from taxiway.contract.values import Blobs, from_wire, to_wire
+from taxiway.errors import (
+    BrokerFullError,
+    BrokerUnavailableError,
+    FleetUnavailable,
+    InvalidRequestError,
+    cut,
+    wrong_field,
+)
 
 SHORTEST = 16
 """Minimum bytes of a key."""
@@ -324,3 +332,64 @@ def read_request(payload: bytes, content_type: str) -> Request:
     if len(args) > len(_POSITIONAL):
         raise InvalidRequestError(f"args: expected at most {list(_POSITIONAL)}, got {len(args)} values", field="args")
     return parse_request({**dict(zip(_POSITIONAL, args, strict=False)), **kwargs})
+
+
+Durability = Literal["written", "replicated"]
+
+_FULL = "command not allowed when used memory"  # from the server's error text; redis-py strips the code before it
+_UNWRITTEN = "MISCONF"  # error code: the server cannot write its log or its snapshot
+
+
+def confirming(durability: Durability, patience: float) -> tuple[tuple[str | int, ...], ...]:
+    """The commands, if any, that confirm earlier writes on the same connection within `patience` seconds.
+
+    They wait for a replica's memory (WAIT), not its disk (WAITAOF): replicas report the latter once a second.
+    """
+    return (("WAIT", 1, int(patience * 1000)),) if durability == "replicated" else ()
+
+
+def outlasting(durability: Durability, patience: float) -> tuple[str | int, ...]:
+    """The command that waits, at most `patience` seconds, until earlier writes are on disk or at a replica.
+
+    An ordinary answer is not enough: a server that flushes its log every second answers before the write is on disk.
+    """
+    milliseconds = int(patience * 1000)
+    return ("WAIT", 1, milliseconds) if durability == "replicated" else ("WAITAOF", 1, 0, milliseconds)
+
+
+def outlasted(answer: Any) -> bool:
+    """Whether `outlasting` was answered in time, by a server that persists its data."""
+    if isinstance(answer, Exception):
+        return False
+    kept: int = answer[0] if isinstance(answer, list) else answer
+    return kept > 0
+
+
+def check_confirmed(answers: Sequence[Any]) -> None:
+    """Raise if the answers to `confirming` lack a confirmation.
+
+    Raises:
+        BrokerUnavailableError: no replica confirmed the request. It may still run.
+    """
+    for replicas in answers:
+        if isinstance(replicas, Exception):
+            raise refusal("broker", replicas)
+        if replicas < 1:
+            message = "the broker accepted the request, but no replica confirmed it in time; it may still run"
+            raise BrokerUnavailableError(message, retry_after=1.0)
+
+
+def takes_nothing(error: BaseException) -> bool:
+    """Whether the server refused writes: then the call changed nothing."""
+    return any(text in str(error) for text in (_FULL, _UNWRITTEN))
+
+
+def refusal(server: str, error: BaseException) -> FleetUnavailable:
+    """Our error for a client library's exception or a server's error reply."""
+    if _FULL in str(error):
+        message = f"the {server}'s memory is full: it accepts no writes until jobs or results expire"
+        return BrokerFullError(message, retry_after=5.0)
+    if _UNWRITTEN in str(error):
+        message = f"the {server} cannot write to its disk and accepts no writes: free disk space there ({error})"
+        return BrokerFullError(message, retry_after=5.0)
+    return BrokerUnavailableError(f"the {server} does not answer: {error}", retry_after=1.0)

@@ -1,5 +1,316 @@
-"""Our own connections to Valkey or Redis: `aio` and `blocking` connect to an `address` without hidden retries.
+"""Our own connections to Valkey or Redis: `aio` and `blocking` connect to an `Address` without hidden retries.
+
+Here is what they share: where a server is, what a connection to it says first, and commands as bytes and bytes as
+answers or errors, in C (hiredis). A library copies a value into the command that carries it, and an answer out of the
+received bytes: each time into new memory of the process, which costs more than the copy itself. Source: the Redis
+serialization protocol (RESP2).
 
 A connection that fails raises `OSError` (`TimeoutError` and `ConnectionError` are such); a server that answers with an
 error raises `ServerError`. Celery and kombu have connections of their own.
 """
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import hiredis
+
+from taxiway.contract.values import Buffer
+from taxiway.contract.wire import refusal
+
+Place = str | tuple[str, int]
+"""The path of a Unix socket, or a host and a port."""
+
+Command = Sequence[Any]
+
+SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+"""What an address begins with."""
+
+_PORT, _SENTINEL_PORT = 6379, 26379
+_UNVERIFIED = ("none", "cert_none")
+
+
+class Script(Protocol):
+    """A script that runs on the server, by its digest once it was loaded."""
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """The command that runs it on a server which has it."""
+
+    @property
+    def text(self) -> str:
+        """What is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One server, and who asks there; with a `service`, the primary that the sentinels at these `places` name."""
+
+    places: tuple[Place, ...]
+    database: int = 0
+    username: str = ""
+    password: str = field(default="", repr=False)
+    tls: Mapping[str, str] | None = None  # options of the address by name; None without TLS
+    service: str = ""
+    sentinel_username: str = ""
+    sentinel_password: str = field(default="", repr=False)
+
+    @property
+    def greeting(self) -> list[Command]:
+        """The commands that begin a connection; the last asks a primary that sentinels named whether it is one."""
+        select = [("SELECT", self.database)] if self.database else []
+        return [*_login(self.username, self.password), *select, *([("HELLO", 2)] if self.service else [])]
+
+    @property
+    def question(self) -> Command:
+        """What a sentinel is asked."""
+        return ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.service)
+
+    def sentinel(self, place: Place) -> Address:
+        """One of the sentinels."""
+        return Address((place,), username=self.sentinel_username, password=self.sentinel_password, tls=self.tls)
+
+    def check_greeting(self, answers: Sequence[Any]) -> None:
+        """Raise what keeps a connection from use.
+
+        Raises:
+            ConnectionError: the server accepts no clients now, or is not a primary.
+            ServerError: it refuses this account, or this database.
+        """
+        for answer in answers:
+            if is_away(answer):
+                raise ConnectionError(str(answer))
+        checked(answers)
+        if self.service and dict(zip(answers[-1][::2], answers[-1][1::2], strict=True)).get(b"role") != b"master":
+            raise ConnectionError(f"the server that is named the primary of {self.service!r} is none")
+
+    def named(self, answer: Sequence[bytes] | None) -> Place:
+        """Where the primary is by a sentinel's answer.
+
+        Raises:
+            ConnectionError: the sentinel knows none.
+        """
+        if answer is None:
+            raise ConnectionError(f"the sentinel knows no service {self.service!r}")
+        return answer[0].decode(), int(answer[1])
+
+    def context(self) -> ssl.SSLContext | None:
+        """The TLS context; the files are read on every call because they may have been renewed."""
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(cafile=self.tls.get("ssl_ca_certs"))
+        if self.tls.get("ssl_certfile"):
+            context.load_cert_chain(self.tls["ssl_certfile"], self.tls.get("ssl_keyfile"))
+        unverified = self.tls.get("ssl_cert_reqs", "").lower() in _UNVERIFIED
+        if unverified or self.tls.get("ssl_check_hostname", "").lower() in ("false", "0", "no"):
+            context.check_hostname = False
+        if unverified:
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def parse(url: str) -> Address:
+    """The address that `redis://NAME:PASSWORD@HOST:PORT/DATABASE` is, with `rediss` for TLS, or `unix://PATH?db=…`.
+
+    Options of TLS are named as redis-py names them (`ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`, `ssl_cert_reqs`,
+    `ssl_check_hostname`); other options are not ours. `redis+sentinel://NAME:PASSWORD@HOST:PORT,…/DATABASE?service=…`
+    (`rediss+sentinel` for TLS) has the hosts of sentinels, and their own `sentinel_username` and `sentinel_password`.
+
+    Raises:
+        ValueError: it is no such address.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"no address of a Valkey or Redis server: {parts.scheme}://…")
+    options = dict(parse_qsl(parts.query))
+    user, _, hosts = parts.netloc.rpartition("@")
+    username, _, password = user.partition(":")
+    path = unquote(parts.path)
+    unix, watched = parts.scheme == "unix", parts.scheme.endswith("+sentinel")
+    if watched and not options.get("service"):
+        raise ValueError("an address of sentinels has ?service=NAME, the name of what they watch")
+    usual = _SENTINEL_PORT if watched else _PORT
+    return Address(
+        places=(path,) if unix else tuple(_place(host, usual) for host in (hosts.split(",") if watched else [hosts])),
+        database=int((not unix and path.strip("/")) or options.get("db") or 0),
+        username=unquote(username),
+        password=unquote(password),
+        tls=options if parts.scheme.startswith("rediss") else None,
+        service=options["service"] if watched else "",
+        sentinel_username=options.get("sentinel_username", ""),
+        sentinel_password=options.get("sentinel_password", ""),
+    )
+
+
+def _login(username: str, password: str) -> list[Command]:
+    if username:
+        return [("AUTH", username, password)]
+    return [("AUTH", password)] if password else []
+
+
+def _place(text: str, usual: int) -> Place:
+    host = urlsplit(f"//{text}")
+    return host.hostname or "localhost", host.port or usual
+
+
+_AWAY = ("READONLY", "LOADING", "MASTERDOWN", "UNBLOCKED", "ERR max number of clients")
+
+
+class ServerError(Exception):
+    """An error that the server answered, as its text: its code first."""
+
+
+def is_away(answer: Any) -> bool:
+    """Whether the server answers that it is not a primary, or not yet: another connection may reach one."""
+    return isinstance(answer, ServerError) and str(answer).startswith(_AWAY)
+
+
+def is_unknown_script(error: ServerError) -> bool:
+    """Whether the server does not know a script by its digest: it was not loaded there, or was dropped."""
+    return str(error).startswith("NOSCRIPT")
+
+
+def checked(answers: Sequence[Any]) -> list[Any]:
+    """The answers. Raises the first error among them."""
+    for answer in answers:
+        if isinstance(answer, ServerError):
+            raise answer
+    return [*answers]
+
+
+class fleet_errors(AbstractContextManager[None]):
+    """Raises a `FleetUnavailable`, naming `server`, for every error that means that it did not answer, or is full.
+
+    A class, because a generator costs 2 % of a call more.
+    """
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, (ServerError, OSError)):
+            raise refusal(self._server, error) from error
+
+
+LARGE = 2**16
+"""Bytes above which a value is not copied."""
+
+READ = 2**18
+"""Bytes of an answer that are read at once: with redis-py's 64 KiB, a large answer takes four times the CPU time."""
+
+END = b"\r\n"
+
+_VALUE = ord("$")
+_LONGEST_HEAD = 24  # of a value: its length has 20 digits at most
+
+
+class Value:
+    """A value that is read into its own memory; `missing` is the rest of it and of the line end after it."""
+
+    def __init__(self, length: int, begin: Buffer) -> None:
+        whole = memoryview(bytearray(length + len(END)))
+        self.content = whole[:length].toreadonly()
+        self.missing = whole[len(begin) :]
+        whole[: len(begin)] = begin
+
+    def came(self, count: int) -> None:
+        """So many bytes were written to `missing`."""
+        self.missing = self.missing[count:]
+
+
+def packed(command: Sequence[Any]) -> Iterator[Buffer]:
+    """The bytes of a command; each large value separately, without a copy."""
+    if not any(map(is_large, command)):
+        yield hiredis.pack_command(tuple(command))
+        return
+    text = b"*%d" % len(command)
+    for argument in command:
+        value = argument if isinstance(argument, Buffer) else str(argument).encode()
+        text += b"\r\n$%d\r\n" % len(value)
+        if is_large(value):
+            yield text
+            yield memoryview(value)
+            text = b""
+        else:
+            text += value
+    yield text + END
+
+
+def is_large(argument: Any) -> bool:
+    """Whether it is a value that is not copied."""
+    return isinstance(argument, Buffer) and len(argument) > LARGE
+
+
+def pieces(commands: Iterable[Sequence[Any]]) -> Iterator[Buffer]:
+    """The bytes of commands that are sent together, in as few pieces as possible without copying a large value."""
+    parts = (piece for command in commands for piece in packed(command))
+    for large, some in groupby(parts, is_large):
+        if large:
+            yield from some
+        else:
+            yield b"".join(some)
+
+
+class Answers:
+    """Parses what a server sends into answers; a server's error is a value."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader(replyError=ServerError)
+        self._read = memoryview(bytearray(READ))
+        self._large: Value | None = None
+        self._midway = False  # the reader has the start of an answer, and may have no byte of it left to parse
+
+    def buffer(self) -> memoryview:
+        """The buffer for the next bytes."""
+        return self._read if self._large is None else self._large.missing
+
+    def received(self, count: int) -> Iterator[Any]:
+        """The answers that are complete after so many bytes were written to `buffer`.
+
+        Raises:
+            ConnectionError: not the protocol.
+        """
+        if self._large is None:
+            at = yield from self._values(count)
+            if self._large is None:
+                yield from self._parsed(at, count)
+        else:
+            self._large.came(count)
+        if self._large is not None and not self._large.missing:
+            content, self._large = self._large.content, None
+            yield content
+
+    def _values(self, count: int) -> Generator[Any, None, int]:
+        """Yield the leading values, up to a large incomplete one; returns where the rest begins."""
+        at = 0
+        while at < count and self._read[at] == _VALUE and not self._midway:
+            head, found, _ = bytes(self._read[at : min(at + _LONGEST_HEAD, count)]).partition(END)
+            length, begin = int(head[1:]) if found else 0, at + len(head) + len(END)
+            end = begin + length + len(END)
+            if end > count and length > LARGE:
+                self._large = Value(length, self._read[begin:count])
+            if not found or end >= count or length < 0:
+                break
+            yield bytes(self._read[begin : begin + length])
+            at = end
+        return at
+
+    def _parsed(self, at: int, count: int) -> Iterator[Any]:
+        if at == count:
+            return
+        try:
+            self._reader.feed(self._read, at, count - at)  # type: ignore[arg-type]  # it takes any buffer
+            self._midway = True
+            while (answer := self._reader.gets()) is not False:
+                self._midway = self._reader.has_data()
+                yield answer
+        except hiredis.HiredisError as error:
+            raise ConnectionError(str(error)) from error

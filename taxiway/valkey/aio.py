@@ -12,9 +12,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taxiway.contract.blobs import Buffer
-from taxiway.valkey.address import Address, Command, Place, Script, parse
-from taxiway.valkey.resp import Answers, ServerError, checked, is_away, is_unknown_script, pieces
+from taxiway.contract.values import Buffer
+from taxiway.valkey import (
+    Address,
+    Answers,
+    Command,
+    Place,
+    Script,
+    ServerError,
+    checked,
+    is_away,
+    is_unknown_script,
+    parse,
+    pieces,
+)
 
 ANSWER = 1.5
 """Seconds within which a server must answer: a caller is told within two."""

@@ -10,8 +10,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from taxiway.valkey.address import Address, Command, Place, Script, parse
-from taxiway.valkey.resp import Answers, ServerError, checked, is_away, is_unknown_script, pieces
+from taxiway.valkey import (
+    Address,
+    Answers,
+    Command,
+    Place,
+    Script,
+    ServerError,
+    checked,
+    is_away,
+    is_unknown_script,
+    parse,
+    pieces,
+)
 
 ANSWER = 5.0
 """Seconds within which a server must answer a worker: scripts over a whole batch of large results take some."""

@@ -15,10 +15,10 @@ import redis.exceptions
 from celery.states import READY_STATES
 
 import taxiway
-from taxiway.contract.durability import Durability
 from taxiway.contract.job import Result, ResultMeta, read_result
 from taxiway.contract.keys import ARRIVALS, INFER
 from taxiway.contract.request import job_id, parse_request
+from taxiway.contract.wire import Durability
 from taxiway.errors import BrokerUnavailableError, ResultTimeoutError, error_from
 from tests.chaos.workload import JobSpec
 

@@ -20,9 +20,9 @@ from celery.result import AsyncResult
 import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
-from taxiway.contract.binary import HEADER
-from taxiway.contract.blobs import INLINE
 from taxiway.contract.keys import blob_key
+from taxiway.contract.tensors import HEADER
+from taxiway.contract.values import INLINE
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, ResultExpiredError
 from tests.routing import RouterProcess, eventually, router_process
 from tests.working import QUEUES, worker_process, worker_settings

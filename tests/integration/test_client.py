@@ -22,11 +22,10 @@ import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings
 from taxiway.client.sync_client import Client
-from taxiway.contract.blobs import ResultBlobs
 from taxiway.contract.job import JobState, Result
 from taxiway.contract.keys import ARRIVALS, INFER, blob_key, job_key, result_key
 from taxiway.contract.request import Request
-from taxiway.contract.values import to_wire
+from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.contract.wire import Envelope
 from taxiway.errors import (
     BrokerUnavailableError,

@@ -15,9 +15,8 @@ import taxiway
 from broker.valkey.worker import Store
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.contract.job import Result
+from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.request import Request
-from taxiway.contract.streaming import Lost, Piece, Restarted
 from taxiway.errors import ExecutionError, InvalidRequestError
 from tests.cable import Cable
 from tests.integration.responder import REPORT, Responder

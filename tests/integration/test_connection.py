@@ -19,8 +19,7 @@ from router.service.store import Store
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
 from taxiway.errors import BrokerUnavailableError
-from taxiway.valkey import aio, blocking
-from taxiway.valkey.resp import ServerError, fleet_errors
+from taxiway.valkey import ServerError, aio, blocking, fleet_errors
 from tests.cable import Cable
 
 SOON = 20.0

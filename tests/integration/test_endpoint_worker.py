@@ -18,9 +18,8 @@ import pytest
 from tasks.endpoints import Tariff
 from tasks.heartbeat import DeviceFacts, Use
 from tasks.settings import TREE, Settings
-from taxiway.contract.job import Tokens
+from taxiway.contract.job import Piece, Tokens, read_piece
 from taxiway.contract.keys import DEVICES, job_key, result_key, stream_key
-from taxiway.contract.streaming import Piece, read_piece
 from taxiway.errors import (
     DeadlineExceededError,
     DeviceFaultError,

@@ -18,9 +18,8 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import load_catalogue
 from tasks.settings import Settings
 from tasks.topology import Limits
-from taxiway.contract.job import JobState, failure_meta
+from taxiway.contract.job import KEEP, MOST_PIECES, JobState, Lost, Piece, Progress, Restarted, failure_meta, read_piece
 from taxiway.contract.keys import DEVICES, job_key, stream_key
-from taxiway.contract.streaming import KEEP, MOST_PIECES, Lost, Piece, Progress, Restarted, read_piece
 from taxiway.errors import InvalidRequestError, JobCancelledError
 from tests.decoding import tiny_model
 from tests.narrowing import as_bytes

@@ -30,7 +30,7 @@ from simulator.traces import read_trace
 from tasks.models.lengths import bin_of, tokens_of
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
-from taxiway.cli.group import MISSING
+from taxiway.cli import MISSING
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import HISTORY, LEAD, history_key, job_key
 from tests.routing import EchoDevice, eventually, router_process

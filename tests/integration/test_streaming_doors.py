@@ -19,9 +19,8 @@ import redis
 import taxiway
 from local.embedded import EmbeddedValkey
 from tasks.settings import Settings, settings_from
-from taxiway.contract.job import Result
+from taxiway.contract.job import Lost, Piece, Restarted, Result
 from taxiway.contract.keys import stream_key
-from taxiway.contract.streaming import Lost, Piece, Restarted
 from taxiway.errors import InvalidRequestError, JobCancelledError, ResultTimeoutError, UnknownJobError
 from tests.cable import Balancer, Cable
 from tests.decoding import tiny_model

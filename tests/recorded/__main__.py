@@ -15,8 +15,8 @@ from local.embedded import EmbeddedValkey
 from tasks.settings import TREE, Settings, settings_from
 from tasks.topology import Limits
 from taxiway import Client
+from taxiway.contract.job import Piece
 from taxiway.contract.keys import ARRIVALS, DEAD, DEVICES, job_key, priority_lists, result_key, stream_key
-from taxiway.contract.streaming import Piece
 from tests.routing import EchoDevice, eventually, router_process
 from tests.working import CLASS, worker_process, worker_settings
 

@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from taxiway.valkey.address import Address, parse
+from taxiway.valkey import Address, parse
 from tests.narrowing import present
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.binary import HEADER, Framed, bytes_elements, bytes_part, pieces, split
+from taxiway.contract.tensors import HEADER, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.errors import InvalidRequestError
 from tests.narrowing import present
 

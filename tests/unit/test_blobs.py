@@ -11,9 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from taxiway.contract.blobs import Blobs, ResultBlobs, may_refer, references, resolved
 from taxiway.contract.request import parse_request
-from taxiway.contract.values import DATATYPES, from_wire, to_array, to_wire
+from taxiway.contract.values import (
+    DATATYPES,
+    Blobs,
+    ResultBlobs,
+    from_wire,
+    may_refer,
+    references,
+    resolved,
+    to_array,
+    to_wire,
+)
 from taxiway.contract.wire import read_request, request_body
 from taxiway.errors import InvalidRequestError, ResultExpiredError
 

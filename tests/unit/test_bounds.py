@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.bounds import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values
-from taxiway.contract.request import parse_request
+from taxiway.contract.request import DEEPEST, MOST_CONTAINERS, MOST_VALUES, check_values, parse_request
 from taxiway.contract.values import from_wire
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, TaxiwayError
 

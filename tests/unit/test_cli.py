@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from taxiway.cli import COMMANDS, EXIT_CODES, exit_code, hint_for
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
-from taxiway.cli.group import COMMANDS, EXIT_CODES, exit_code, hint_for
 from taxiway.cli.show import (
     brief,
     duration,

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from taxiway.client.tensors import array, body, decode_outputs, encode_inputs, nest, placed, plain
-from taxiway.contract.binary import SIZE, split
+from taxiway.contract.tensors import SIZE, array, body, decode_outputs, encode_inputs, nest, placed, plain, split
 from taxiway.contract.values import DATATYPES, from_wire, to_wire
 from taxiway.errors import InvalidRequestError
 

@@ -9,8 +9,8 @@ import pytest
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
 from tasks.settings import TREE
-from taxiway.contract.blobs import Blobs, Reference
 from taxiway.contract.request import Request
+from taxiway.contract.values import Blobs, Reference
 from taxiway.contract.wire import request_body
 from taxiway.errors import ResultExpiredError
 from tests.builders import a_class, a_delivery, a_ticket

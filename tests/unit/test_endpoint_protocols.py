@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.binary import HEADER, SIZE, bytes_part
+from taxiway.contract.tensors import HEADER, SIZE, bytes_part
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.unit.test_catalogue import model as described
 from workers.endpoints import oip, openai

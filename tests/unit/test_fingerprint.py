@@ -12,10 +12,9 @@ from router.http.protocol import read_infer, request_of
 from tasks.fingerprint import FIRST, SHOWN, conflict, digest_of
 from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE
-from taxiway.client.tensors import body, encode_inputs
-from taxiway.contract.blobs import Blobs
 from taxiway.contract.request import Request
-from taxiway.contract.values import to_wire
+from taxiway.contract.tensors import body, encode_inputs
+from taxiway.contract.values import Blobs, to_wire
 from taxiway.contract.wire import read_request, request_body
 
 CATALOGUE = load_catalogue(TREE / "models")

@@ -15,7 +15,7 @@ from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Model, load_catalogue
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Price
-from taxiway.contract.streaming import Piece
+from taxiway.contract.job import Piece
 from taxiway.errors import ExecutionError, TaxiwayError
 from tests.builders import a_class, a_delivery, a_ticket
 from tests.decoding import tiny_model

@@ -20,8 +20,7 @@ from router.http.openai.errors import content, param_of
 from router.http.openai.terms import read_terms, service_of, tier_of
 from tasks.models.catalogue import parse_model
 from tasks.topology import Service, Topology, TopologyError, parse_topology
-from taxiway.contract.job import Result, RunReport
-from taxiway.contract.streaming import Lost, Restarted, Told
+from taxiway.contract.job import Lost, Restarted, Result, RunReport, Told
 from taxiway.errors import DeviceFaultError, InvalidRequestError, OverloadedError, TaxiwayError
 from tests.openai_fleet import MODELS
 from tests.unit.test_topology import TEXT

@@ -4,7 +4,7 @@ import hiredis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taxiway.valkey.resp import LARGE, Answers, Value, packed
+from taxiway.valkey import LARGE, Answers, Value, packed
 
 LONG = bytes(range(256)) * (LARGE // 256) + b"x"
 

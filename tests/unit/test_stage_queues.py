@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from taxiway.contract.streaming import Piece
+from taxiway.contract.job import Piece
 from tests.builders import a_delivery
 from workers.stages.job import Delivery, Dropped
 from workers.stages.queues import MAX_UNWRITTEN, AdmitQueue, EndingQueue, PieceQueue

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taxiway.contract.job import Result, RunReport
-from taxiway.contract.streaming import Lost, Piece, Progress, Restarted, read_piece, read_position
+from taxiway.contract.job import Lost, Piece, Progress, Restarted, Result, RunReport, read_piece, read_position
 
 REPORT = RunReport(
     hardware_class="c", variant="v", device="d", emulated=False, batch=1, queue_wait=0, run_time=0, cost=0, reason="r"

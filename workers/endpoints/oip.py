@@ -13,16 +13,7 @@ import msgspec
 import numpy as np
 
 from tasks.models.catalogue import Model, TensorSpec, Variant
-from taxiway.contract.binary import (
-    HEADER,
-    OCTETS,
-    SIZE,
-    Framed,
-    bytes_elements,
-    bytes_part,
-    pieces,
-    split,
-)
+from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
 from workers.endpoints.asking import Ask, AskItem, WholeReader, malformed

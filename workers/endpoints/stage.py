@@ -24,8 +24,8 @@ from tasks.models.catalogue import Catalogue, Model
 from tasks.models.lengths import ran_size
 from tasks.models.profiles import ProfileBook
 from taxiway.contract.job import Tokens
+from taxiway.contract.job import Piece
 from taxiway.contract.keys import LEVELS
-from taxiway.contract.streaming import Piece
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import describe, pause
 from workers.device import Device, DeviceMissingError, endpoint_device

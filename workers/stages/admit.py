@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from broker.valkey.records import Claim, Verdict
 from broker.valkey.worker import Store, insist
 from tasks.heartbeat import variant_key
-from taxiway.contract.blobs import Reference
+from taxiway.contract.values import Reference
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,

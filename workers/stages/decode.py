@@ -18,10 +18,9 @@ from tasks.models.signature import bind, check_stream
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail, trail_of
-from taxiway.contract.blobs import Buffer, Reference, may_refer, referred, resolved
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request
-from taxiway.contract.values import from_wire
+from taxiway.contract.values import Buffer, Reference, from_wire, may_refer, referred, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, read_request
 from taxiway.errors import ExecutionError, ModelUnavailableError, TaxiwayError, UnknownModelError
 from workers.decide.batcher import bucket_of

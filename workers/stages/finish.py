@@ -18,9 +18,9 @@ from typing import TypeVar
 from broker.valkey.records import Ending as StoredEnding
 from broker.valkey.records import Verdict
 from broker.valkey.worker import ClassQueue, Store, insist
-from taxiway.contract.blobs import ResultBlobs
-from taxiway.contract.bounds import check_depth
 from taxiway.contract.job import JobState, failure_meta, failure_of, state_of, success_meta
+from taxiway.contract.request import check_depth
+from taxiway.contract.values import ResultBlobs
 from taxiway.errors import BrokerUnavailableError, ExecutionError, JobCancelledError, error_of_code
 from workers.decide.faults import describe
 from workers.device import Device

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from taxiway.contract.streaming import Piece
+from taxiway.contract.job import Piece
 from taxiway.errors import TaxiwayError
 from workers.executor import Executor, Loaded, as_ours
 from workers.pipelines.running import RunningBatch, RunningRow

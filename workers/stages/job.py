@@ -15,8 +15,8 @@ from tasks.models.catalogue import Model
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
 from tasks.tracing import Trail
-from taxiway.contract.blobs import Buffer
 from taxiway.contract.job import Result, Tokens
+from taxiway.contract.values import Buffer
 from taxiway.contract.wire import Envelope
 from taxiway.errors import TaxiwayError
 from workers.pipelines import Item, Row

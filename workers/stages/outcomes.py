@@ -18,9 +18,8 @@ from tasks import tracing
 from tasks.heartbeat import STAGES, Done, Ran, Stage, Use, count, empty, is_emulated
 from tasks.models.catalogue import TensorSpec
 from tasks.models.lengths import generates, length_of
-from taxiway.contract.blobs import ResultBlobs
 from taxiway.contract.job import JobState, Result, RunReport, state_of
-from taxiway.contract.values import to_wire
+from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import TaxiwayError
 from workers.device import Device
 from workers.pipelines import Row

@@ -15,8 +15,8 @@ from typing import Protocol
 
 from tasks.models.sizes import size_of_row
 from tasks.topology import HardwareClass
+from taxiway.contract.job import Piece
 from taxiway.contract.keys import PATIENT
-from taxiway.contract.streaming import Piece
 from taxiway.errors import TaxiwayError
 from workers.pipelines import Row
 from workers.stages.driver import DeviceVariants

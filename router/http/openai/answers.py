@@ -18,8 +18,7 @@ from router.http.protocol import array_output
 from router.service.admission import Admitted
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
-from taxiway.contract.job import Result, RunReport
-from taxiway.contract.streaming import TEXT
+from taxiway.contract.job import TEXT, Result, RunReport
 
 
 class Usage(msgspec.Struct, frozen=True):

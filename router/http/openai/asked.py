@@ -16,8 +16,7 @@ import msgspec
 from router.http.openai.errors import UNSUPPORTED
 from tasks.models.catalogue import Model, TensorSpec
 from tasks.models.chats import read_chat
-from taxiway.contract.bounds import AT_ONCE, check_json
-from taxiway.contract.request import MAX_NAME
+from taxiway.contract.request import AT_ONCE, MAX_NAME, check_json
 from taxiway.errors import InvalidRequestError, cut, quoted
 
 MOST_CHOICES = 128

@@ -13,8 +13,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from router.http.openai.answers import Head, Report, Usage, report_of, usage_of
-from taxiway.contract.job import Result
-from taxiway.contract.streaming import TEXT, Told
+from taxiway.contract.job import TEXT, Result, Told
 from taxiway.errors import DeviceFaultError
 
 DONE = b"data: [DONE]\n\n"
