@@ -48,7 +48,6 @@ from tasks.models.signature import bind, check_stream
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request, job_id
-from taxiway.contract.request import job_id
 from taxiway.contract.tensors import HEADER, Framed
 from taxiway.contract.values import Blobs, Buffer, may_refer, references, resolved
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, request_body, task_envelope

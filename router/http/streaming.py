@@ -19,11 +19,6 @@ from router.http.protocol import InferAnswer, InferRequest, InputTensor
 from router.jobs import Jobs
 from router.service.arrivals import Router
 from tasks.models.lengths import generates
-from taxiway.contract.bounds import AT_ONCE, ELEMENTS, check_json
-from taxiway.contract.job import JobStatus, Result
-from taxiway.contract.streaming import (
-    TEXT,
-    Event,
 from taxiway.contract.job import (
     TEXT,
     Event,
@@ -33,11 +28,8 @@ from taxiway.contract.job import (
     Position,
     Progress,
     Restarted,
-    Told,
-    follow,
-    read_position,
-)
     Result,
+    Told,
     follow,
     read_position,
 )

@@ -100,7 +100,7 @@ def test_an_order_that_says_more_than_is_understood_is_not_run() -> None:
         "level": 0,
         "reason": "",
     }
-    ticket = Newer(job="j", task="t", model="m", **facts)
+    ticket = Newer(job="j", task="t", model="m", of_the_future=2, **facts)
     with pytest.raises(TicketError, match="of_the_future"):
         read_ticket(sign(ticket, b"", KEYS), b"", KEYS)
 

@@ -23,8 +23,7 @@ from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.lengths import ran_size
 from tasks.models.profiles import ProfileBook
-from taxiway.contract.job import Tokens
-from taxiway.contract.job import Piece
+from taxiway.contract.job import Piece, Tokens
 from taxiway.contract.keys import LEVELS
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import describe, pause
