@@ -18,6 +18,7 @@ Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$", m
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)]
 HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\x80-\U0010ffff]*$", max_length=4096)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+PerMinute = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class Tariff(msgspec.Struct, frozen=True, array_like=True):
@@ -58,6 +59,13 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     every: Seconds = 1.0
 
 
+class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The most that one replica may be sent in a minute: requests, and their tokens of input and output."""
+
+    requests_per_minute: PerMinute | None = None
+    tokens_per_minute: PerMinute | None = None
+
+
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server that runs models, and its replicas.
 
@@ -65,7 +73,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     Several URLs are replicas, each driven by a worker of its own; with `addresses`, so are that many of the addresses
     that each URL's name has. `slots` is the requests that one replica runs at the
     same time. `models` maps names of models, or `name:version`, to what the server calls them. `key_env` names the
-    environment variable of the worker that has the API key; `headers` are sent with each request.
+    environment variable of the worker that has the API key; `headers` are sent with each request. `rate` is
+    what the endpoint allows; what its answers tell of that holds, too.
     """
 
     protocol: EndpointProtocol
@@ -77,6 +86,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tls: Tls = Tls()
     connect_timeout: Seconds = 2.0
     health: Health = Health()
+    rate: Rate = Rate()
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
 
     @property
@@ -109,5 +119,11 @@ def contradictions(endpoint: Endpoint) -> Iterator[tuple[str, str, object]]:
         yield "tls.certificate", "the certificate of the key", None
     if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):
         yield "url", "https:// where tls is given", endpoint.url
+    if endpoint.protocol != "openai" and endpoint.rate.tokens_per_minute is not None:
+        yield (
+            "rate.tokens_per_minute",
+            f"nothing, as {endpoint.protocol} counts no tokens",
+            endpoint.rate.tokens_per_minute,
+        )
     if len(set(endpoint.urls)) < len(endpoint.urls):
         yield "url", "each replica once", endpoint.url

@@ -108,10 +108,20 @@ def count(figures: list[float], seconds: float) -> None:
     figures[-1] += seconds
 
 
+class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What rate limits of an endpoint allow: `requests` and `tokens` a second, None if unlimited, and what is left."""
+
+    requests: float | None = None
+    requests_left: float = 0.0
+    tokens: float | None = None
+    tokens_left: float = 0.0
+
+
 class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker knows of its endpoint: the `state` of its circuit breaker."""
+    """What a worker knows of its endpoint: the `state` of its circuit breaker, and what rate limits allow."""
 
     state: Literal["closed", "open", "half-open"]
+    allowed: Allowed | None = None
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

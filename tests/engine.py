@@ -24,13 +24,15 @@ class Engine:
     """What it was asked, in order: path, headers and body.
 
     `begun` has the prompts of chats that it began, `aborts` when the connection of a prompt ended before its answer.
-    `models` are those that it lists, `script` replaces what prompts ask for, if it is set.
+    `models` are those that it lists, `script` replaces what prompts ask for, if it is set, and answers
+    that it streams have the `headers`.
     """
 
     port: int = 0
     models: list[str] = field(default_factory=lambda: ["served"])
     script: str = ""
     retry_after: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, dict[str, str], Any]] = field(default_factory=list)
     begun: set[str] = field(default_factory=set)
     aborts: dict[str, float] = field(default_factory=dict)
@@ -107,7 +109,7 @@ class Engine:
         return await self._whole(writer, {"outputs": [output]})
 
     async def _tell(self, words: list[str], writer: asyncio.StreamWriter) -> bool:
-        self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked"})
+        self._head(writer, "200", "text/event-stream", {"Transfer-Encoding": "chunked", **self.headers})
         wait, said = 0.0, 0
         for word in words:
             if word.startswith("wait="):

@@ -11,7 +11,7 @@ import numpy as np
 from router.decide.classify import Candidate, Constraints, Refusal, classify
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
-from tasks.heartbeat import DeviceFacts, variant_key
+from tasks.heartbeat import Allowed, DeviceFacts, variant_key
 from tasks.models.catalogue import Model
 from tasks.models.lengths import generates
 from tasks.models.profiles import Known, ProfileBook
@@ -47,7 +47,8 @@ class CandidateTable:
     batch. `residual`, of the same shape, multiplies a finish time into a guarantee. `limit` is the most rows in a
     batch. `max_run` is the most seconds that a batch of several rows takes. `dollars` is the price of a device second,
     `metered`, of shape (3, candidates), what each row, token of input and token of output costs besides; None if none
-    costs anything,
+    costs anything. `allowed`, of shape (2, 2, candidates), is the requests and the tokens that the devices' rate limits
+    allow a second, and how many of them are left now; None if none is limited,
     `shadow` the shadow price, `spot_loss` the reclaims per second of spot capacity. `rates`, of shape (2, candidates),
     is the rows per second that reach each device of the class, and that would if all of the model's traffic went there.
     `sharers` is the rows that arrive while a loaded variant stays resident. `guide` is what the plan says about these
@@ -85,6 +86,7 @@ class CandidateTable:
     link_seconds: Column
     egress: Column
     metered: np.ndarray | None
+    allowed: np.ndarray | None
     rates: np.ndarray
     sharers: float
     stale: bool
@@ -132,6 +134,7 @@ def build_table(
         blocking=_beyond(blocked, [_blocking(c.devices, model.id) for c in candidates]),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
         metered=_metered(candidates),
+        allowed=_allowed(candidates),
         rates=np.stack([here, total / servers]),
         sharers=total * RESIDENCE,
         stale=fleet.stale,
@@ -155,6 +158,24 @@ def _metered(candidates: Sequence[Candidate]) -> np.ndarray | None:
         return None
     free = (0.0, 0.0, 0.0)
     return np.array([free if t is None else (t.request, t.input, t.output) for t in tariffs], dtype=np.float64).T
+
+
+def _allowed(candidates: Sequence[Candidate]) -> np.ndarray | None:
+    """The table's `allowed`: sums over the devices of each candidate, if all of them are limited."""
+    known = [[d.endpoint.allowed if d.endpoint else None for d in candidate.devices] for candidate in candidates]
+    if not any(limit for limits in known for limit in limits):
+        return None
+    unlimited = [[math.inf, 0.0], [math.inf, 0.0]]
+    figures = [_allowed_by(limits) if limits and all(limits) else unlimited for limits in known]
+    return np.array(figures, dtype=np.float64).transpose(1, 2, 0)
+
+
+def _allowed_by(limits: Sequence[Allowed | None]) -> list[list[float]]:
+    """A second and left, of requests and of tokens."""
+    known = [limit for limit in limits if limit is not None]
+    requests = [(math.inf if one.requests is None else one.requests, one.requests_left) for one in known]
+    tokens = [(math.inf if one.tokens is None else one.tokens, one.tokens_left) for one in known]
+    return [[math.fsum(part) for part in zip(*pairs, strict=True)] for pairs in (requests, tokens)]
 
 
 def _guide(

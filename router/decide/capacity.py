@@ -12,7 +12,7 @@ import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import LATENCY_CRITICAL, Needs
-from router.decide.cost import full_batch, wait_of
+from router.decide.cost import full_batch, limits_of, wait_of
 
 
 def horizon(table: CandidateTable, needs: Needs) -> Column:
@@ -36,7 +36,11 @@ def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, brief: 
         work: as in `choose`.
         brief: as in `Needs`.
     """
-    wait = wait_of(table, work[:, : level + 1].sum(axis=1))
+    usual = Needs(deadline=None, level=level, rows=1, size=table.model.expected_size)
+    limits = (
+        None if table.allowed is None else limits_of(table.allowed, usual, full_batch(table, usual.size) / table.limit)
+    )
+    wait = wait_of(table, work[:, : level + 1].sum(axis=1), limits)
     most = table.horizon if brief is None else _next_batch(table, brief)
     return bool((table.live & (wait <= most)).any())
 

@@ -100,7 +100,8 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     if table.billed is not None:
         alone, each = table.base + table.step * needs.size, table.slope * needs.size
         work_if_all_came = np.maximum(table.floor, alone + each * table.billed) / table.billed * needs.rows
-    wait = wait_of(table, ahead) + table.blocked[needs.level] + table.blocking[needs.level]
+    limits = None if table.allowed is None else limits_of(table.allowed, needs, work)
+    wait = wait_of(table, ahead, limits) + table.blocked[needs.level] + table.blocking[needs.level]
     transfer = table.link_delay + table.link_seconds * needs.payload
     finish = transfer + wait + table.load + run
     sharers = max(1.0, table.sharers / needs.rows)
@@ -130,9 +131,31 @@ def dearest(table: CandidateTable, needs: Workload, cost: Column) -> Column:
     return most
 
 
-def wait_of(table: CandidateTable, ahead: Column) -> Column:
+Limits = tuple[np.ndarray, np.ndarray]
+"""Seconds of waiting for a rate limit: for each device second ahead, and for the request itself, negative while more
+is left than it needs. Two of each, for requests and tokens, before the axes of `Figures`."""
+
+
+def limits_of(allowed: np.ndarray, needs: Workload, work: Column) -> Limits:
+    """The rate limits as a request sees them that takes `work` device seconds; what is ahead is taken for alike."""
+    a_second, left = allowed[:, 0], allowed[:, 1]
+    size = np.maximum(needs.size, 1.0)
+    takes = needs.rows * np.stack(np.broadcast_arrays(np.ones_like(size), size))
+    takes, shape = (
+        takes.reshape(takes.shape + (1,) * (work.ndim + 1 - takes.ndim)),
+        (2,) + (1,) * (work.ndim - 1) + (-1,),
+    )
+    a_second, left = a_second.reshape(shape), left.reshape(shape)
+    return takes / a_second / np.maximum(work, 1e-9), (takes - left) / a_second
+
+
+def wait_of(table: CandidateTable, ahead: Column, limits: Limits | None = None) -> Column:
     """Seconds until each candidate's devices reach a request with `ahead` device seconds before it in each class."""
-    wait: Column = np.maximum(ahead[..., table.queue] / table.servers - table.concurrent, 0.0)
+    before = ahead[..., table.queue]
+    wait: Column = np.maximum(before / table.servers - table.concurrent, 0.0)
+    if limits is not None:
+        each, own = limits
+        wait = np.maximum(wait, (each * before + own).max(axis=0))
     return wait
 
 

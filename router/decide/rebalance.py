@@ -16,7 +16,7 @@ import numpy as np
 
 from router.decide.candidates import CandidateTable, Column
 from router.decide.classify import Needs
-from router.decide.cost import dearest, estimate_figures, wait_of
+from router.decide.cost import dearest, estimate_figures, limits_of, wait_of
 from router.decide.placement import reserved_and_busy, run_alone
 from tasks.topology import Rebalance
 from taxiway.contract.keys import LEVELS
@@ -124,8 +124,11 @@ class Block:
             np.array([[getattr(each, name)] for each in needs]) for name in ("size", "output", "longest", "payload")
         )
         workload = GroupNeeds(needs[0].rows, size, output, longest, payload, self.level)
-        idle = estimate_figures(table, workload, np.zeros(len(table.classes)))
-        self._work, self._cost, self._idle = idle.work, idle.cost, idle.finish
+        nothing = np.zeros((len(groups), len(table.classes)))
+        idle = estimate_figures(table, workload, nothing)
+        self._limits = None if table.allowed is None else limits_of(table.allowed, workload, idle.work)
+        self._work, self._cost = idle.work, idle.cost
+        self._idle = idle.finish - wait_of(table, nothing, self._limits)
         self._dearest = dearest(table, workload, idle.cost)
         self._planned = _planned_targets(table, self._here[:, 0], run_alone(table, needs[0].rows, size))
         self._residual = table.residual[self.level]
@@ -142,7 +145,8 @@ class Block:
         level, home = self.level[rows], self.home[rows]
         ahead, each = before[level], self._each[: len(level)]
         ahead[each, home] = np.minimum(self._ahead[rows], ahead[each, home]) + self._unserved[rows]
-        wait = wait_of(self.table, ahead)
+        limits = self._limits
+        wait = wait_of(self.table, ahead, None if limits is None else (limits[0][:, rows], limits[1][:, rows]))
         finish, residual = self._idle[rows] + wait, self._residual[rows]
         return View(
             table=self.table,

@@ -403,3 +403,19 @@ def test_a_cancelled_job_is_billed_for_what_came(tower: Tower, engine: Engine) -
     done = eventually(lambda: facts(tower).done.get(CLASS))
     assert done.used["talk:1"].aborted == 1
     settled(tower, engine)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_limit_that_the_engine_states_keeps_jobs_in_their_queue(tower: Tower, engine: Engine) -> None:
+    engine.headers = {"x-ratelimit-limit-requests": "120", "x-ratelimit-remaining-requests": "1"}
+    tower.result(order(tower, "first"))  # one more may be sent at once, then two a second
+    engine.headers = {}
+    jobs = [order(tower, f"{n} done") for n in range(6)]
+    eventually(lambda: tower.waiting() > 0)
+    began = time.monotonic()
+    assert [tower.result(job).outputs["text"] for job in jobs] == [f"{n} done " for n in range(6)]
+    assert time.monotonic() - began > 1.0
+    allowed = eventually(lambda: (told := facts(tower).endpoint) and told.allowed)
+    assert allowed.requests == 2.0
+    assert len(engine.chats) == 7
+    settled(tower, engine)

@@ -228,6 +228,11 @@ def test_a_device_of_ones_own_is_paid_by_the_hour(price: dict[str, Any], message
         ({"endpoint": {"protocol": "grpc"}}, "endpoint.protocol: expected one of ['oip', 'openai'], got 'grpc'"),
         ({"endpoint": {"url": "engine:8000"}}, "hardware.engine.endpoint.url: expected `str` matching regex"),
         ({"endpoint": {"url": ["http://a", "http://a/"]}}, "endpoint.url: expected each replica once"),
+        ({"endpoint": {"rate": {"requests_per_minute": 0}}}, "rate.requests_per_minute: expected `float` > 0.0, got 0"),
+        (
+            {"endpoint": {"rate": {"tokens_per_minute": 9}, "protocol": "oip"}},
+            "endpoint.rate.tokens_per_minute: expected nothing, as oip counts no tokens, got 9",
+        ),
         ({"endpoint": {"slots": 0}}, "hardware.engine.endpoint.slots: expected `int` >= 1, got 0"),
         ({"endpoint": {"models": {}}}, "hardware.engine.endpoint.models: expected `object` of length >= 1, got {}"),
         ({"endpoint": {"models": MISSING}}, "hardware.engine.endpoint.models: expected a value, got nothing"),

@@ -33,6 +33,7 @@ from workers.endpoints.asking import AskItem, EndpointProtocol, Exchange
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.health import EndpointHealth
 from workers.endpoints.http import EndpointConfigError, EndpointLink
+from workers.endpoints.rates import RateGate
 from workers.endpoints.slots import Slots
 from workers.endpoints.target import Target
 from workers.endpoints.usage import SlotUsage, pieces_of
@@ -107,6 +108,7 @@ class EndpointStage:
         self._drain = drain
         self._usage = SlotUsage(endpoint.slots)
         self._slots = Slots(endpoint.slots)
+        self._gate = RateGate(endpoint.rate)
         self._target = self._target_of(endpoint, variants.device)
         self._told: deque[Endpoint] = deque(maxlen=1)
         self._move: asyncio.Task[None] | None = None
@@ -125,7 +127,7 @@ class EndpointStage:
     @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
-        return EndpointFacts(state=self._target.health.state)
+        return EndpointFacts(state=self._target.health.state, allowed=self._gate.allowed)
 
     def warm_up(self, models: Sequence[Model]) -> None:
         """Nothing: the endpoint has loaded its models."""
@@ -146,6 +148,7 @@ class EndpointStage:
 
     def wait_for_room(self, longest: float) -> int:
         """Wait until slots are free, at most `longest` seconds; returns for how many jobs. Thread-safe."""
+        longest = min(longest, self._gate.wait or longest)
         self._inbox.wait_for(lambda: self._room() > 0 or self._stopping.is_set(), longest)
         return max(math.ceil(self._room() / self._inbox.rows_a_job), 0)
 
@@ -234,6 +237,7 @@ class EndpointStage:
         self._endpoint, self._target = endpoint, target
         self.variants.change(endpoint, device, target.health.listed)
         self._slots.resize(endpoint.slots)
+        self._gate.follow(endpoint.rate)
         self._usage.resize(endpoint.slots, time.monotonic())
         target.health.resize(endpoint.slots)
         if target is not left:
@@ -292,7 +296,8 @@ class EndpointStage:
 
     def _room(self) -> int:
         slots = 0 if self._gone else self._target.health.slots
-        return slots - self._rows - self._inbox.rows
+        waiting = self._rows - self.running + self._inbox.rows
+        return int(min(slots - self.running, self._gate.room)) - waiting
 
     def _now(self) -> float:
         """The store's time."""
@@ -362,6 +367,7 @@ class EndpointStage:
         async with self._slots:
             target = self._target
             target.health.check()
+            await self._let_in(target, item.size, job)
             self._begin(job.delivery)
             exchange = Exchange(item.ask, ran_size(job.model, item.size, item.parameters, {}))
             seat = self._usage.enter(time.monotonic())
@@ -378,6 +384,7 @@ class EndpointStage:
                 now = time.monotonic()
                 seconds, share = self._usage.leave(seat, now)
                 self.running = self._usage.running
+                self._gate.leave(exchange, item.size)
                 self._bill(job, exchange, share, now)
         mates = seconds / max(share, 1e-9) if seconds > 0 else 1.0
         job.answers[index] = answer
@@ -385,6 +392,14 @@ class EndpointStage:
         job.run_time = time.time() - job.delivery.began
         job.batch = max(job.batch, round(mates))
         self.variants.observe(loaded, [item], [answer], rows=max(round(mates), 1), seconds=seconds)
+
+    async def _let_in(self, target: Target, size: int, job: Job) -> None:
+        """Wait for the rate limits; a wait that is long is a pause of the endpoint."""
+        try:
+            await self._gate.enter(size)
+        except EndpointError as error:
+            target.health.failed(error, job.delivery.job)
+            raise
 
     def _bill(self, job: Job, exchange: Exchange, share: float, now: float) -> None:
         """Note what a row used, however it ended; `share` is its part of the endpoint's time."""

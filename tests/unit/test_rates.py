@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.decide.rates import Rates, begin, duration, learned
+
+amounts = st.floats(1, 5000)
+steps = st.lists(st.tuples(st.floats(0, 30), amounts), max_size=40)
+
+
+@given(requests=st.floats(1, 600), tokens=st.floats(1, 1e5), steps=steps)
+def test_what_waits_as_told_never_exceeds_a_limit_in_any_minute(
+    requests: float, tokens: float, steps: list[tuple[float, float]]
+) -> None:
+    """A bucket lets at most its capacity through at once, and as much again in the minute after."""
+    rates, now, sent = begin(requests, tokens, 0.0), 0.0, []
+    for pause, amount in steps:
+        now += pause
+        now += rates.wait(amount, now)
+        assert rates.wait(amount, now) == pytest.approx(0.0, abs=1e-6)
+        rates = rates.taken(amount, now)
+        sent.append((now, min(amount, tokens)))
+    for start, _ in sent:
+        within = [amount for at, amount in sent if start <= at < start + 60]
+        assert len(within) <= 2 * max(requests, 1.0) + 1
+        assert sum(within) <= 2 * tokens + max(within) + 1e-3
+
+
+@given(amount=amounts, tokens=st.floats(1, 1e5))
+def test_what_is_given_back_may_be_sent_again(amount: float, tokens: float) -> None:
+    rates = begin(None, tokens, 0.0).taken(amount, 0.0).taken(-amount, 0.0, requests=0.0)
+    assert rates.room(1.0, 0.0) == pytest.approx(tokens)
+
+
+def test_without_limits_nothing_waits() -> None:
+    assert Rates().wait(1e9, 0.0) == 0.0
+    assert Rates().room(1e9, 0.0) == math.inf
+
+
+def test_an_answer_tells_limits_and_what_is_left() -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-remaining-requests": "2",
+        "x-ratelimit-limit-tokens": "6000",
+        "x-ratelimit-remaining-tokens": "5999",
+    }
+    rates = learned(Rates(), headers, 10.0)
+    assert rates.room(1.0, 10.0) == 2
+    assert rates.taken(1.0, 10.0, requests=2.0).wait(1.0, 10.0) == pytest.approx(1.0)
+    assert rates.tokens is not None
+    assert (rates.tokens.capacity, rates.tokens.rate) == (6000, 100)
+
+
+def test_the_stricter_of_what_is_stated_and_learned_holds() -> None:
+    stated = begin(30, None, 0.0)
+    looser = learned(stated, {"x-ratelimit-limit-requests": "3000", "x-ratelimit-remaining-requests": "2999"}, 0.0)
+    stricter = learned(stated, {"x-ratelimit-limit-requests": "10"}, 0.0)
+    assert (looser.room(1, 0.0), stricter.room(1, 0.0)) == (30, 10)
+
+
+def test_nothing_is_sent_before_the_reset_that_the_endpoint_states() -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "600",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "30s",
+    }
+    assert learned(Rates(), headers, 0.0).wait(1, 0.0) == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("6m0s", 360),
+        ("1.5s", 1.5),
+        ("20ms", 0.02),
+        ("1h2m3s", 3723),
+        ("7", 7),
+        ("", None),
+        ("soon", None),
+        ("-1", None),
+    ],
+)
+def test_durations_are_read_in_the_forms_that_endpoints_have(text: str, seconds: float | None) -> None:
+    assert duration(text) == seconds
+
+
+headers = st.dictionaries(
+    st.sampled_from(
+        [f"x-ratelimit-{what}-{kind}" for what in ("limit", "remaining", "reset") for kind in ("requests", "tokens")]
+    ),
+    st.text(max_size=20)
+    | st.integers(-5, 10**15).map(str)
+    | st.sampled_from(["1s", "9999999999h", "NaN", "inf", "1e9"]),
+)
+
+
+@given(told=st.lists(headers, max_size=5), tokens=amounts)
+def test_whatever_an_endpoint_states_the_wait_is_finite(told: list[dict[str, str]], tokens: float) -> None:
+    rates = begin(60, None, 0.0)
+    for now, one in enumerate(told):
+        rates = learned(rates, one, float(now)).taken(tokens, float(now))
+    assert 0 <= rates.wait(tokens, 10.0) < 1e9
+    assert rates.room(tokens, 10.0) >= 0
