@@ -71,16 +71,16 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     `url` is where the protocol's paths begin: for `openai` it usually ends in `/v1`, for `oip` it is the server's root.
     Several URLs are replicas, each driven by a worker of its own; with `addresses`, so are that many of the addresses
-    that each URL's name has. `slots` is the requests that one replica runs at the
-    same time. `models` maps names of models, or `name:version`, to what the server calls them. `key_env` names the
-    environment variable of the worker that has the API key; `headers` are sent with each request. `rate` is
-    what the endpoint allows; what its answers tell of that holds, too.
+    that each URL's name has. `slots` is the requests that one replica runs at the same time. `models` maps names of
+    models, or `name:version`, to what the server calls them; with `discover`, what else the server announces is served,
+    too. `key_env` names the environment variable of the worker that has the API key; `headers` are sent with each
+    request. `rate` is what the endpoint allows; what its answers tell of that holds, too.
     """
 
     protocol: EndpointProtocol
     url: Url | Annotated[tuple[Url, ...], msgspec.Meta(min_length=1)]
     slots: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    models: Annotated[dict[str, Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1)]
+    models: dict[str, Annotated[str, msgspec.Meta(min_length=1)]] = {}
     key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     headers: dict[HeaderName, HeaderValue] = {}
     tls: Tls = Tls()
@@ -88,6 +88,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     health: Health = Health()
     rate: Rate = Rate()
     addresses: Annotated[int, msgspec.Meta(ge=1, le=256)] | None = None
+    discover: bool = False
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -109,12 +110,22 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 def connection(endpoint: Endpoint, url: str) -> tuple[object, ...]:
     """What the connections and probes of the replica at `url` depend on."""
-    return url, endpoint.headers, endpoint.tls, endpoint.connect_timeout, endpoint.health
+    return (
+        url,
+        endpoint.headers,
+        endpoint.tls,
+        endpoint.connect_timeout,
+        endpoint.health,
+        endpoint.rate,
+        endpoint.discover,
+    )
 
 
 def contradictions(endpoint: Endpoint) -> Iterator[tuple[str, str, object]]:
     """Contradictions between the endpoint's fields: path inside it, expectation and value of each."""
     tls = endpoint.tls
+    if not endpoint.models and not endpoint.discover:
+        yield "models", "a model, or discover: true", {}
     if tls.key is not None and tls.certificate is None:
         yield "tls.certificate", "the certificate of the key", None
     if tls != Tls() and not all(url.startswith("https:") for url in endpoint.urls):

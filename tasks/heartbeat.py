@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from tasks.models.discovered import Announced
 from tasks.topology import DeviceKind, HardwareClass, Topology
 
 HEARTBEAT = 1.0
@@ -133,7 +134,8 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     the rows on the device now, `batch_age` the seconds for which their batch has run, `occupied` the device seconds
     that it will still spend on rows of ended jobs, `done` the worker's counters by class since its start. A `draining`
     worker accepts no more jobs. A `fault` says why a device, such as an endpoint without an answer, takes no work; it
-    serves no class then. `endpoint` is there for endpoints alone.
+    serves no class then. `endpoint` is there for endpoints alone, and `announced` are the models of one that have no
+    model.yaml, by name.
 
     `blocked` is the seconds until a batch ends that is longer than its class's `max_run` and cannot be interrupted, and
     `blocked_by` the priority level of its most urgent job: more urgent work waits for it, too. `blocking` is the
@@ -172,6 +174,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     serves: tuple[str, ...] | None = None
     fault: str = ""
     endpoint: EndpointFacts | None = None
+    announced: dict[str, Announced] = {}
     draining: bool = False
     done: dict[str, Done] = {}
 

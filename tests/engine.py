@@ -102,6 +102,12 @@ class Engine:
 
     async def _infer(self, path: str, writer: asyncio.StreamWriter) -> bool:
         """Answer a probe, or an OIP request of one row: always a half, or never if the script is `stall`."""
+        if path == "/v2/repository/index":
+            return await self._whole(writer, [{"name": name, "state": "READY"} for name in self.models])
+        if path.removeprefix("/v2/models/") in self.models:
+            tensor = {"datatype": "FP64", "shape": [-1]}
+            described = {"inputs": [{"name": "x", **tensor}], "outputs": [{"name": "estimate", **tensor}]}
+            return await self._whole(writer, described)
         if path.endswith("/infer"):
             self.begun.add(path)
             await asyncio.sleep(3600 if self.script == "stall" else 0)

@@ -18,6 +18,7 @@ from tasks.heartbeat import lacking, variant_key
 from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
+from tasks.models.discovered import Announced
 from tasks.models.lengths import ran_size
 from tasks.models.profiles import Known, ProfileBook
 from tasks.models.signature import bind
@@ -70,6 +71,7 @@ class LearnedTimes:
     """Each variant's times against its profile, since this process started. Reading them is thread-safe."""
 
     def __init__(self) -> None:
+        self.discovered: Mapping[str, Announced] = {}
         self._tracks: dict[str, Track] = {}
 
     def track(self, loaded: Loaded) -> Track:

@@ -19,6 +19,7 @@ import msgspec
 
 from broker.valkey.worker import Store
 from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
+from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
 from workers.context import WorkerContext, WorkerOptions
@@ -176,6 +177,7 @@ class Heartbeat:
             serves=() if self._device.fault else self._served(),
             fault=self._device.fault,
             endpoint=self._device.endpoint,
+            announced=dict(variants.discovered),
             draining=self._drain.begun,
             done=self._counters.totals(),
         )
@@ -212,7 +214,7 @@ class FolderWatch:
     """Checks the folder once a second, on its own thread."""
 
     def __init__(self, context: WorkerContext, device: DeviceDriver, store: Store) -> None:
-        self._context = context
+        self._context, self._device = context, device
         self._store = store
         self._reporter = Reporter(context.folder, "worker", store.worker)
         self._stopped = threading.Event()
@@ -223,6 +225,8 @@ class FolderWatch:
         self._context.folder.log_problems()
         while not self._stopped.is_set():
             self._report()
+            variants = self._device.variants
+            self._context.folder.discovered = discovered_by([(variants.device.runtimes[0], variants.discovered)])
             asked = self._reporter.asked
             self._context.folder.look(closely=asked)
             if asked:

@@ -118,10 +118,10 @@ def renew_call(lease: float, claims: Iterable[tuple[str, str]]) -> Call:
     return Call("jobs/renew", _records(ids), [lease, *tokens])
 
 
-def release_call(claims: Iterable[tuple[str, str]]) -> Call:
-    """Releases claims, given by job and token."""
+def release_call(claims: Iterable[tuple[str, str]], *, counts: bool = False) -> Call:
+    """Releases claims, given by job and token; whether a run that began counts as an attempt."""
     ids, tokens = zip(*claims, strict=True)
-    return Call("jobs/release", _records(ids), tokens)
+    return Call("jobs/release", _records(ids), [int(counts), *tokens])
 
 
 def _results_and_records(jobs: Sequence[tuple[str, float]]) -> list[str]:

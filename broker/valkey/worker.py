@@ -302,10 +302,10 @@ class Store:
             return []
         return [bool(one) for one in self._run(renew_call(self.limits.lease, claims))]
 
-    def release(self, claims: Sequence[tuple[str, str]]) -> None:
-        """Give the claims (job, token) back."""
+    def release(self, claims: Sequence[tuple[str, str]], *, counts: bool = False) -> None:
+        """Give the claims (job, token) back; whether their runs count."""
         if claims:
-            self._run(release_call(claims))
+            self._run(release_call(claims, counts=counts))
 
     def let_lapse(self, claims: Sequence[tuple[str, str]]) -> None:
         """Let the claims (job, token) end as if this worker had: their runs count."""

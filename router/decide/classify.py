@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from router.decide.snapshot import FleetSnapshot
+from tasks.endpoints import Endpoint
 from tasks.heartbeat import DeviceFacts, lacking, variant_key
 from tasks.models.catalogue import Model, Variant
+from tasks.models.discovered import discovered_by
 from tasks.topology import HardwareClass, Tenant, Topology
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import wrong_field
@@ -194,8 +196,8 @@ def _class_refusal(
 def _unfit(model: Model, variant: Variant, hardware: HardwareClass) -> str | None:
     if variant.runtime not in hardware.runtimes:
         return f"the class runs {', '.join(hardware.runtimes)}, not {variant.runtime}"
-    if hardware.endpoint is not None and hardware.endpoint.name_of(model.name, model.version) is None:
-        return f"the class's endpoint serves {', '.join(hardware.endpoint.models)}, not {model.id}"
+    if hardware.endpoint is not None and (reason := _unserved(model, hardware.endpoint)):
+        return reason
     tariff = hardware.price.tariff
     if tariff is not None and tariff.of_tokens and model.size_unit != "tokens":
         return f"the class charges for tokens, which the model's size_unit ({model.size_unit}) does not count"
@@ -204,6 +206,15 @@ def _unfit(model: Model, variant: Variant, hardware: HardwareClass) -> str | Non
     if hardware.memory is not None and variant.memory > hardware.memory:
         return f"needs {variant.memory} bytes of memory, the class has {hardware.memory}"
     return None
+
+
+def _unserved(model: Model, endpoint: Endpoint) -> str:
+    """Why an endpoint does not serve the model by what queues.yaml says; empty if it may."""
+    if model.discovered:
+        return "" if endpoint.discover else "the class's endpoint does not discover its models"
+    if endpoint.name_of(model.name, model.version) is None:
+        return f"the class's endpoint serves {', '.join(endpoint.models) or 'what it announces'}, not {model.id}"
+    return ""
 
 
 def _forbidden(variant: Variant, hardware: HardwareClass, constraints: Constraints) -> str | None:
@@ -224,6 +235,8 @@ def _device_refusal(model: Model, name: str, variant: Variant, device: DeviceFac
     key = variant_key(model.id, name)
     if key in device.unavailable:
         return f"could not be loaded on {device.worker}: {device.unavailable[key]}"
+    if model.discovered and discovered_by([(variant.runtime, device.announced)]).get(model.name) != model:
+        return f"{device.worker} announces no such model"
     missing = lacking(variant.instruction_sets, device.instruction_sets)
     if missing:
         return f"{device.worker} lacks {', '.join(missing)}"

@@ -30,6 +30,8 @@ from router.decide.working_snapshot import TOLERANCE, WorkingSnapshot
 from router.service.admission import Rules
 from router.service.store import FleetFacts, Store
 from tasks.heartbeat import GONE_AFTER, DeviceFacts
+from tasks.models.catalogue import Model
+from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, ModelsFolder, Report, Reporter, changes
 from tasks.models.profiles import ProfileBook
 from tasks.topology import Topology
@@ -53,6 +55,9 @@ RATE_MEMORY = 5.0
 STARTS_FOR = 90.0
 """Seconds for which a request to start devices of a class counts: three of KEDA's default polling intervals."""
 
+DISCOVERED = 1024
+"""Models without a model.yaml that a router knows."""
+
 _UNSTORED_LIMIT = 8  # snapshots waiting to be stored while nothing can be forwarded: two seconds of them
 
 Work = Mapping[str, tuple[float, ...]]
@@ -64,7 +69,8 @@ _decode_facts = msgspec.json.Decoder(DeviceFacts).decode
 class FleetReader:
     """The latest working snapshot, and tenants' `shares`. It is stale until the first read.
 
-    `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read.
+    `heartbeats` has the time of each device's last heartbeat by the store's clock, as of the last read. `discovered`
+    are the models that endpoints announced, by name; one stays known after its endpoint has gone.
     """
 
     def __init__(self, store: Store, topology: Topology, book: ProfileBook, starts: Set[str] = frozenset()) -> None:
@@ -84,6 +90,7 @@ class FleetReader:
         self.heartbeats: Mapping[str, float] = {}
         self._followed = NO_PLAN
         self._refusal = Refusal()
+        self.discovered: Mapping[str, Model] = {}
 
     @property
     def working(self) -> WorkingSnapshot:
@@ -119,6 +126,7 @@ class FleetReader:
         self._arrived, self.heartbeats = arrived_since(self._arrived, facts), facts.heartbeats
         self._refusal = self._refusal.after(facts)
         fleet = snapshot_from(facts, self._refusal, self._starts)
+        self._discover(fleet.devices)
         self._follow(follow(facts.plan, facts.now, self._followed))
         fleet = replace(fleet, plan=self._followed.plan, unplanned=self._followed.why)
         fleet = replace(fleet, rates=self._arrived.rates, shadow=self._working.fleet.shadow)
@@ -166,6 +174,12 @@ class FleetReader:
         if names:
             left = [working for working in self._unstored if working.snapshot_name not in names]
             self._unstored = deque(left, maxlen=_UNSTORED_LIMIT)
+
+    def _discover(self, devices: Iterable[DeviceFacts]) -> None:
+        found = discovered_by((device.runtimes[0], device.announced) for device in devices if device.announced)
+        if any(self.discovered.get(name) != model for name, model in found.items()):
+            kept = list((found | {name: one for name, one in self.discovered.items() if name not in found}).items())
+            self.discovered = dict(kept[:DISCOVERED])
 
     def _follow(self, followed: Followed) -> None:
         """Follow another plan from now on, or none; what is wrong with one is logged once."""
@@ -299,6 +313,7 @@ class FolderWatch:
         while True:
             await self._report()
             asked = self._reporter.asked
+            self.folder.discovered = self._fleet.discovered
             if await asyncio.to_thread(self.folder.look, closely=asked):
                 topology = self.folder.queues.topology
                 self._rules.renew(topology, self.folder.catalogue, self.folder.book)

@@ -191,6 +191,10 @@ SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "te
 """The pipelines of models that the endpoints of a protocol serve."""
 
 
+DISCOVERED = "endpoint"
+"""The `file` of a model that has none."""
+
+
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One version of one model.
 
@@ -226,6 +230,11 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def id(self) -> str:
         """`name:version`, the exact name of this version."""
         return f"{self.name}:{self.version}"
+
+    @property
+    def discovered(self) -> bool:
+        """Whether it has no model.yaml, and endpoints serve it as they announce it (`tasks.models.discovered`)."""
+        return self.file == DISCOVERED
 
 
 class Catalogue:

@@ -20,6 +20,7 @@ from typing import Literal
 import msgspec
 
 from tasks.models.catalogue import Catalogue, Model, load_catalogue
+from tasks.models.discovered import with_discovered
 from tasks.models.files import Stamp, forget, stamp_of
 from tasks.models.profiles import ProfileBook, ProfileError, load_book
 from tasks.queues_file import QueuesFile
@@ -40,12 +41,15 @@ class ModelsFolder:
         queues: the process's queues.yaml, which is looked at together with the folder.
         packages: versions in use of the packages that profiles were measured with, if profiles should doubt others.
 
+    `discovered` are models that endpoints serve without a model.yaml, by name, which the next look adds.
     `digests` identifies the description of each model served, by its `name:version`.
     """
 
     def __init__(self, root: Path, queues: QueuesFile, packages: Mapping[str, str] | None = None) -> None:
         self.root = root
-        self.catalogue = Catalogue({})
+        self.catalogue = self._written = Catalogue({})
+        self.discovered: Mapping[str, Model] = {}
+        self._added: Mapping[str, Model] = {}
         self.book = ProfileBook()
         self.digests: Mapping[str, str] = {}
         self.queues = queues
@@ -53,7 +57,7 @@ class ModelsFolder:
         self._broken_profiles: tuple[ProfileError, ...] = ()
         self._turn = threading.Lock()
         self._follower: Callable[[Catalogue, ProfileBook], None] = lambda catalogue, book: None
-        self._stamps = self._stamp(self.catalogue)
+        self._stamps = self._stamp(self._written)
         self._read()
 
     def follow(self, follower: Callable[[Catalogue, ProfileBook], None]) -> None:
@@ -77,8 +81,8 @@ class ModelsFolder:
                 return renewed  # a mount that is missing for a moment does not remove its models
             if closely:
                 forget()
-            stamps = self._stamp(self.catalogue)
-            if stamps == self._stamps and not closely:
+            stamps = self._stamp(self._written)
+            if stamps == self._stamps and self.discovered == self._added and not closely:
                 return renewed
             before, known = self.catalogue, self.book
             self._stamps = stamps
@@ -97,11 +101,12 @@ class ModelsFolder:
 
     def _read(self) -> None:
         """Read everything; files that change meanwhile differ from `stamps` and are read again."""
-        self.catalogue = load_catalogue(self.root, self.catalogue)
+        self._written, self._added = load_catalogue(self.root, self._written), self.discovered
+        self.catalogue = with_discovered(self._written, self._added)
         today = datetime.datetime.now(datetime.UTC).date()
         self.book, self._broken_profiles = load_book(self.root, today, self._packages)
         self.digests = {name: _model_digest(model) for name, model in self.catalogue.models.items()}
-        self._stamps = {**self._stamp(self.catalogue), **self._stamps}
+        self._stamps = {**self._stamp(self._written), **self._stamps}
 
     def _log_profiles(self) -> None:
         """Log the profiles that cannot be read: their devices get a warning, and the process starts."""

@@ -171,6 +171,16 @@ def test_a_released_job_is_queued_and_free_for_anyone(store: Store) -> None:
     assert store.claim("b", "j")[0].token == "b#2"
 
 
+def test_a_job_that_is_released_after_a_failed_run_is_queued_and_the_run_counts(store: Store) -> None:
+    store.forward(placed("j"))
+    for attempts, counts in ((1, True), (1, False), (2, True)):
+        [claim] = store.claim("a", "j")
+        store.run(start_call("cpu:0", [("j", claim.token, 1.0)]))
+        store.run(release_call([("j", claim.token)], counts=counts))
+        assert (store.record("j")["state"], store.record("j")["attempts"]) == ("queued", str(attempts))
+    assert store.claim("b", "j")[0].claims == 1  # none of them is suspected to have ended a worker
+
+
 def test_a_released_message_that_was_never_accepted_gets_no_state(store: Store) -> None:
     [claim] = store.claim("a", "j")
     store.run(release_call([("j", claim.token)]))

@@ -234,8 +234,11 @@ def test_a_device_of_ones_own_is_paid_by_the_hour(price: dict[str, Any], message
             "endpoint.rate.tokens_per_minute: expected nothing, as oip counts no tokens, got 9",
         ),
         ({"endpoint": {"slots": 0}}, "hardware.engine.endpoint.slots: expected `int` >= 1, got 0"),
-        ({"endpoint": {"models": {}}}, "hardware.engine.endpoint.models: expected `object` of length >= 1, got {}"),
-        ({"endpoint": {"models": MISSING}}, "hardware.engine.endpoint.models: expected a value, got nothing"),
+        ({"endpoint": {"models": {}}}, "endpoint.models: expected a model, or discover: true, got {}"),
+        (
+            {"endpoint": {"models": MISSING}},
+            "endpoint.models: expected a model, or discover: true, got {}",
+        ),
         ({"endpoint": {"headers": {"a b": "c"}}}, "endpoint.headers.a b: expected a key that is `str` matching regex"),
         ({"endpoint": {"tls": {"authorities": "ca.pem"}}}, "endpoint.url: expected https:// where tls is given"),
         ({"endpoint": {"tls": {"key": "k.pem"}}}, "endpoint.tls.certificate: expected the certificate of the key"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from tasks.models.catalogue import Model, Variant
+from tasks.models.discovered import Announced
 from taxiway.contract.job import Tokens
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.pipelines import Item, Row
@@ -97,6 +98,13 @@ class AskItem(Item):
     ask: Ask | None = None
 
 
+Discovery = Generator[tuple[str, str], bytes, dict[str, Announced]]
+"""Yields the method and path of requests, gets their answers, and ends with models by what the server calls them.
+
+Raises `EndpointError` where an answer is malformed.
+"""
+
+
 class EndpointProtocol(Protocol):
     """What a protocol's module has. `HEALTH` is the path that a probe gets."""
 
@@ -108,6 +116,9 @@ class EndpointProtocol(Protocol):
         Raises:
             RequestError: the row or a parameter is wrong.
         """
+
+    def discover(self) -> Discovery:
+        """Asks for all models that the endpoint has."""
 
     def announced(self, body: bytes) -> Sequence[str] | None:
         """The models that the answer to a probe lists; None where it lists none.

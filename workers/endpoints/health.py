@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from tasks.endpoints import Endpoint
+from tasks.models.discovered import Announced
 from workers.decide.breaker import Breaker, State
 from workers.endpoints.asking import EndpointProtocol
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.http import EndpointLink
 
 logger = logging.getLogger(__name__)
+
+DISCOVER_EVERY = 10.0
+"""Seconds between two looks for models of an endpoint whose probe lists none."""
 
 SHORTEST_PAUSE = 0.1
 """Seconds for which no request is sent, at least, after one for which the endpoint had no capacity."""
@@ -24,11 +29,12 @@ SHORTEST_PAUSE = 0.1
 class EndpointHealth:
     """One endpoint's. For its event loop; any thread may read `fault`, `pause` and `slots`.
 
-    `probed` is set after the first probe; `listed` are the models that the last one announced, None if it listed none.
+    `probed` is set after the first probe. `listed` are the models that the last one announced, None if it listed none,
+    and `models` those that are served without a model.yaml, by what the server calls them.
 
     Args:
         changed: called after each change of `slots`.
-        announced: called with `listed` after each probe that succeeded.
+        announced: called with this after each probe that succeeded.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class EndpointHealth:
     ) -> None:
         self._link, self._protocol, self._announced = link, protocol, announced
         self.listed: Sequence[str] | None = None
+        self.models: Mapping[str, Announced] = {}
+        self._discovers, self._discover_at = endpoint.discover, -math.inf
         self._path = endpoint.health.path or protocol.HEALTH
         self._lists = endpoint.health.path is None
         self._every, self._timeout = endpoint.health.every, endpoint.connect_timeout
@@ -124,13 +132,28 @@ class EndpointHealth:
         began = time.monotonic()
         try:
             body = await self._link.probe(self._path, self._timeout)
-            self.listed = self._protocol.announced(body) if self._lists else None
+            listed = self._protocol.announced(body) if self._lists else None
+            if self._discovers and (listed != self.listed or began >= self._discover_at):
+                self.models = await self._discovered()
+                self._discover_at = time.monotonic() + DISCOVER_EVERY
+            self.listed = listed
             self._announced(self)
         except EndpointError as error:
             if self._link.heard <= began:  # else it answers others, and is only slow to answer this
                 self._set(self._breaker.unreached(error.reason, time.monotonic()))
         else:
             self._set(self._breaker.probed())
+
+    async def _discovered(self) -> Mapping[str, Announced]:
+        """All models that the endpoint has."""
+        asking, body = self._protocol.discover(), None
+        try:
+            while True:
+                method, path = next(asking) if body is None else asking.send(body)
+                body = await self._link.probe(path, self._timeout, method)
+        except StopIteration as found:
+            models: Mapping[str, Announced] = found.value
+            return models
 
     def _set(self, breaker: Breaker) -> None:
         before, self._breaker = self._breaker, breaker

@@ -126,14 +126,14 @@ class EndpointLink:
                 break
         return reader.answer()
 
-    async def probe(self, path: str, timeout: float) -> bytes:
-        """What the endpoint answers to a GET of a path, in at most `timeout` seconds.
+    async def probe(self, path: str, timeout: float, method: str = "GET") -> bytes:
+        """What the endpoint answers to a request without a body, in at most `timeout` seconds.
 
         Raises:
             EndpointError: it does not answer with 200.
         """
         try:
-            async with asyncio.timeout(timeout), self._request("GET", path) as response:
+            async with asyncio.timeout(timeout), self._request(method, path) as response:
                 return await _read(response, MAX_LIST)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise self._fault(error) from error

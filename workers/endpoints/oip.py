@@ -5,23 +5,27 @@ Source: kserve/open-inference-protocol, specification/protocol/inference_rest.md
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
 import numpy as np
 
-from tasks.models.catalogue import Model, TensorSpec, Variant
+from tasks.models.catalogue import Datatype, Model, TensorSpec, Variant
+from tasks.models.discovered import MOST, Announced, fits
 from taxiway.contract.tensors import HEADER, OCTETS, SIZE, Framed, bytes_elements, bytes_part, pieces, split
 from taxiway.contract.values import raw_bytes, to_array
 from taxiway.errors import ExecutionError, InvalidRequestError, TaxiwayError
-from workers.endpoints.asking import Ask, AskItem, WholeReader, malformed
+from workers.endpoints.asking import Ask, AskItem, Discovery, WholeReader, malformed
 from workers.pipelines import Row
 from workers.pipelines.tensors import TensorPipeline, plain_row, read_output
 
 HEALTH = "/v2/health/ready"
 """What a server answers with 200 once it serves."""
+
+
+Value = TypeVar("Value")
 
 
 class _Tensor(msgspec.Struct, frozen=True):
@@ -36,6 +40,24 @@ class _Answer(msgspec.Struct, frozen=True):
     outputs: list[_Tensor]
 
 
+class _Indexed(msgspec.Struct, frozen=True):
+    name: str
+    state: str = ""
+
+
+class _Described(msgspec.Struct, frozen=True):
+    name: str
+    datatype: Datatype
+    shape: list[int]
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    inputs: list[_Described] = []
+    outputs: list[_Described] = []
+
+
+_index = msgspec.json.Decoder(list[_Indexed]).decode
+_metadata = msgspec.json.Decoder(_Metadata).decode
 _answer = msgspec.json.Decoder(_Answer).decode
 
 
@@ -62,6 +84,30 @@ def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Map
 def announced(body: bytes) -> Sequence[str] | None:
     """Nothing: readiness lists no models."""
     return None
+
+
+def discover() -> Discovery:
+    """See `asking.EndpointProtocol`. A model without a batch axis in each tensor is left out."""
+    index = _read(_index, (yield "POST", "/v2/repository/index"))
+    found: dict[str, Announced] = {}
+    for one in index[:MOST]:
+        if one.state in ("", "READY") and one.name not in found:
+            described = _read(_metadata, (yield "GET", f"/v2/models/{quote(one.name, safe='')}"))
+            announced = Announced("tensors", _specs(described.inputs), _specs(described.outputs))
+            if fits(announced):
+                found[one.name] = announced
+    return found
+
+
+def _specs(tensors: Sequence[_Described]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(one.name, one.datatype, tuple(one.shape)) for one in tensors)
+
+
+def _read(decode: Callable[[bytes], Value], raw: bytes) -> Value:
+    try:
+        return decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise malformed(str(error)) from error
 
 
 def _encoded(spec: TensorSpec, row: np.ndarray) -> tuple[dict[str, Any], bytes | memoryview]:

@@ -17,11 +17,12 @@ import numpy as np
 
 from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import answer_limit, characters, read_chat
+from tasks.models.discovered import Announced
 from tasks.models.lengths import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut
-from workers.endpoints.asking import Ask, AskItem, Reader, WholeReader, malformed
+from workers.endpoints.asking import Ask, AskItem, Discovery, Reader, WholeReader, malformed
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.sse import EventParser, EventTooLargeError
 from workers.pipelines import Row
@@ -99,8 +100,14 @@ class _Listed(msgspec.Struct, frozen=True):
     aliases: list[str] = []
 
 
+class _Described(msgspec.Struct, frozen=True):
+    name: str = ""
+    capabilities: list[str] = []
+
+
 class _Models(msgspec.Struct, frozen=True):
     data: list[_Listed]
+    models: list[_Described] = []
 
 
 _chunk = msgspec.json.Decoder(_Chunk).decode
@@ -116,6 +123,15 @@ def prepare(model: Model, variant: Variant, name: str, row: Row, parameters: Map
 def announced(body: bytes) -> Sequence[str] | None:
     """The names in a list of models; llama.cpp lists further ones of each."""
     return [name for one in _decoded(_models, body).data for name in (one.id, *one.aliases)]
+
+
+def discover() -> Discovery:
+    """See `asking.EndpointProtocol`. A model chats, unless the server says that it only embeds (llama.cpp does)."""
+    listed = _decoded(_models, (yield "GET", HEALTH))
+    embed = {
+        one.name for one in listed.models if "embedding" in one.capabilities and "completion" not in one.capabilities
+    }
+    return {one.id: Announced("text" if one.id in embed else "chat") for one in listed.data}
 
 
 class StreamReader(Reader):

@@ -235,7 +235,8 @@ class EndpointStage:
                 await target.leave()
                 raise
         self._endpoint, self._target = endpoint, target
-        self.variants.change(endpoint, device, target.health.listed)
+        self.variants.change(endpoint, device)
+        self.variants.announce(target.health.listed, target.health.models)
         self._slots.resize(endpoint.slots)
         self._gate.follow(endpoint.rate)
         self._usage.resize(endpoint.slots, time.monotonic())
@@ -252,7 +253,7 @@ class EndpointStage:
 
     def _announced(self, health: EndpointHealth) -> None:
         if health is self._target.health:
-            self.variants.announce(health.listed)
+            self.variants.announce(health.listed, health.models)
 
     def _collect(self) -> None:
         """Begin the jobs that arrived."""

@@ -8,6 +8,7 @@ from typing import Any
 from tasks.endpoints import Endpoint
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Catalogue, Model, Variant
+from tasks.models.discovered import Announced, discovered, named
 from tasks.models.profiles import Known, ProfileBook
 from taxiway.errors import ExecutionError
 from workers.device import Device
@@ -33,6 +34,8 @@ class EndpointVariants(LearnedTimes):
         self._endpoint, self._protocol = endpoint, protocol
         self._lacking: dict[str, str] = {}
         self._announced: Collection[str] | None = None
+        self._calls: Mapping[str, str] = {}
+        self._models: Mapping[str, Announced] = {}
         self.renew(catalogue, book)
 
     def renew(self, catalogue: Catalogue, book: ProfileBook) -> None:
@@ -42,16 +45,23 @@ class EndpointVariants(LearnedTimes):
         self._lacking.clear()
         self._judge()
 
-    def change(self, endpoint: Endpoint, device: Device, listed: Collection[str] | None) -> None:
-        """Switch to another description of the endpoint, which lists these models."""
-        self._endpoint, self.device, self._announced = endpoint, device, listed
+    def change(self, endpoint: Endpoint, device: Device) -> None:
+        """Switch to another description of the endpoint."""
+        self._endpoint, self.device = endpoint, device
         self.renew(self._catalogue, self._book)
 
-    def announce(self, names: Collection[str] | None) -> None:
-        """Note the models that the endpoint lists; None if it lists none, and is taken to have all."""
-        if names != self._announced:
-            self._announced = names
-            self._judge()
+    def announce(self, names: Collection[str] | None, models: Mapping[str, Announced]) -> None:
+        """Note the models that the endpoint lists; None if it lists none, and is taken to have all.
+
+        `models` are those to be served without a model.yaml, by what the endpoint calls them.
+        """
+        if (names, models) == (self._announced, self._models):
+            return
+        self._announced, self._models = names, models
+        known = set(self._endpoint.models.values())
+        self._calls = named(called for called in models if called not in known)
+        self.discovered = {name: models[called] for name, called in self._calls.items()}
+        self.renew(self._catalogue, self._book)
 
     def is_current(self, model: Model) -> bool:
         """Whether the catalogue has exactly this model."""
@@ -82,7 +92,7 @@ class EndpointVariants(LearnedTimes):
 
     def _of(self, model: Model) -> list[Loaded]:
         """The model's variants that the endpoint runs."""
-        called = self._endpoint.name_of(model.name, model.version)
+        called = self._called(model)
         if called is None:
             return []
         return [
@@ -99,13 +109,29 @@ class EndpointVariants(LearnedTimes):
             if variant.runtime == self._endpoint.protocol
         ]
 
+    def _called(self, model: Model) -> str | None:
+        if not model.discovered:
+            return self._endpoint.name_of(model.name, model.version)
+        announced, protocol = self.discovered.get(model.name), self._endpoint.protocol
+        same = announced is not None and discovered(model.name, protocol, announced) == model
+        return self._calls[model.name] if same else None
+
     def _judge(self) -> None:
         """Which variants cannot run, and why."""
         listed = self._announced
         absent = {} if listed is None else {key: one for key, one in self._served.items() if _name(one) not in listed}
         said = ", ".join(sorted(listed or ())[:5]) or "none"
         reasons = {key: f"the endpoint lists no model {_name(one)!r} ({said})" for key, one in absent.items()}
-        self.unavailable = {**self._lacking, **reasons}
+        hidden = {name for name in self.discovered if any(one.name == name for one in self._written())}
+        shadowed = {
+            variant_key(f"{name}:1", self._endpoint.protocol): f"a model.yaml has the name of {self._calls[name]!r}: "
+            "name that in endpoint.models"
+            for name in hidden
+        }
+        self.unavailable = {**self._lacking, **shadowed, **reasons}
+
+    def _written(self) -> list[Model]:
+        return [model for model in self._catalogue.models.values() if not model.discovered]
 
 
 class _EndpointPipeline:

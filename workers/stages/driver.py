@@ -6,12 +6,13 @@ endpoint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from broker.valkey.worker import Store
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
+from tasks.models.discovered import Announced
 from tasks.models.profiles import Known, ProfileBook
 from workers.decide.pace import Track
 from workers.device import Device
@@ -21,10 +22,12 @@ from workers.executor import Loaded
 class DeviceVariants(Protocol):
     """The variants that a device runs now, and what is known of them. Thread-safe.
 
-    `unavailable` maps the keys of variants that it cannot run to the reason.
+    `unavailable` maps the keys of variants that it cannot run to the reason, and `discovered` has the models that an
+    endpoint serves without a model.yaml, by name.
     """
 
     unavailable: dict[str, str]
+    discovered: Mapping[str, Announced]
 
     @property
     def device(self) -> Device:

@@ -245,10 +245,11 @@ class FinishStage:
             self._insist(lambda: self._store.bill(bills))
 
     def _return(self, returned: Sequence[Returned]) -> None:
-        """Return jobs to their queues. Runs that count are counted before, as if this worker had ended with them."""
+        """Return jobs to their queues. Runs that count are counted before."""
         counted = [one.delivery for one in returned if one.counts]
         unstored = [one for one in counted if not one.start_stored]
         self._insist(lambda: self._store.start([(one.job, one.token, one.started) for one in unstored]))
+        self._insist(lambda: self._store.release([(one.job, one.token) for one in counted], counts=True))
         for delivery in counted:
             delivery.retries += 1
         self._held.requeue([one.delivery for one in returned])

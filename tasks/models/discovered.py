@@ -1,0 +1,146 @@
+"""Models without a model.yaml: what an endpoint announces, and the model that routers and workers make of it. Pure.
+
+The same announcement gives an equal model everywhere, so that a job placed by a router is understood by each worker.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Literal
+
+import msgspec
+
+from tasks.models.catalogue import DISCOVERED, Catalogue, Model, Parameter, Profile, TensorSpec, Variant
+
+MOST = 64
+"""Models of one endpoint that are served without a model.yaml; all of them are in each heartbeat of its worker."""
+
+MOST_TENSORS = 32
+"""Inputs, and outputs, of a model that is served without a model.yaml."""
+
+_LONGEST_NAME = 64
+_NOT_NAMED = re.compile(r"[^a-z0-9]+")
+_SUFFIXES = (".gguf", ".onnx", ".safetensors")
+
+_ESTIMATES: Mapping[str, Profile] = {
+    "chat": Profile(base=0.2, slope=0.0005, step=0.02),
+    "text": Profile(base=0.02, slope=0.0001),
+    "tensors": Profile(base=0.02, slope=0.001),
+}
+"""First estimates, which answers correct: a model of some billions of parameters on one accelerator."""
+
+
+class Announced(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an endpoint says of a model. The tensors of chats and texts are known without it."""
+
+    pipeline: Literal["chat", "text", "tensors"] = "chat"
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+def named(calls: Iterable[str]) -> dict[str, str]:
+    """A name for each model that a server calls so, and what that is; at most `MOST`, the first in order.
+
+    A name is the last part of the server's (`meta-llama/Llama-3.1-8B` is `llama-3-1-8b`), or all of it where another
+    has that name. One that still has no name of its own is left out.
+    """
+    found: dict[str, str] = {}
+    for called in sorted(set(calls)):
+        whole = called.strip("/").lower()
+        for suffix in _SUFFIXES:
+            whole = whole.removesuffix(suffix)
+        free = [name for name in map(_name, (whole.rpartition("/")[2], whole)) if name and name not in found]
+        if free and len(found) < MOST:
+            found[free[0]] = called
+    return found
+
+
+@lru_cache(maxsize=4096)
+def discovered(name: str, runtime: str, announced: Announced) -> Model:
+    """The model of an announcement: one variant, which has the name of the endpoint's protocol."""
+    profile = _ESTIMATES[announced.pipeline]
+    variant = Variant(runtime=runtime, profiles={"endpoint": profile})
+    return msgspec.structs.replace(
+        _SHAPES[announced.pipeline],
+        name=name,
+        reference=runtime,
+        variants={runtime: variant},
+        inputs=announced.inputs or _SHAPES[announced.pipeline].inputs,
+        outputs=announced.outputs or _SHAPES[announced.pipeline].outputs,
+    )
+
+
+def discovered_by(announcements: Iterable[tuple[str, Mapping[str, Announced]]]) -> dict[str, Model]:
+    """The models that endpoints announce, by name: each with its protocol and its models. The first has a name."""
+    found: dict[str, Model] = {}
+    for runtime, announced in announcements:
+        for name, one in announced.items():
+            found.setdefault(name, discovered(name, runtime, one))
+    return found
+
+
+def with_discovered(catalogue: Catalogue, models: Mapping[str, Model]) -> Catalogue:
+    """The catalogue, with those models whose name no model.yaml has, also no wrong one."""
+    taken = {model.name for model in catalogue.models.values()} | {
+        name.partition(":")[0] for name in catalogue.disabled
+    }
+    more = {model.id: model for name, model in models.items() if name not in taken}
+    if not more:
+        return catalogue
+    return Catalogue({**catalogue.models, **more}, catalogue.disabled, catalogue.outdated, catalogue.files)
+
+
+def fits(announced: Announced) -> bool:
+    """Whether rows of it can be told apart: each tensor has a batch axis, and there are not too many."""
+    both = (announced.inputs, announced.outputs)
+    if announced.pipeline != "tensors":
+        return True
+    return all(0 < len(specs) <= MOST_TENSORS and all(spec.shape[:1] == (-1,) for spec in specs) for specs in both)
+
+
+def _name(text: str) -> str:
+    return _NOT_NAMED.sub("-", text).strip("-")[:_LONGEST_NAME].strip("-")
+
+
+def _one(name: str, datatype: Literal["BYTES", "INT64", "FP32"] = "BYTES", *more: int) -> TensorSpec:
+    return TensorSpec(name, datatype, (-1, *more))
+
+
+_MODEL = Model(
+    name="discovered",
+    version=1,
+    summary="Served as an endpoint announces it, without a model.yaml.",
+    licence="unknown",
+    pipeline="tensors",
+    inputs=(_one("input"),),
+    outputs=(_one("output"),),
+    variants={"openai": Variant(runtime="openai", profiles={"endpoint": _ESTIMATES["chat"]})},
+    reference="openai",
+    file=DISCOVERED,
+)
+
+_SHAPES: Mapping[str, Model] = {
+    "tensors": _MODEL,
+    "chat": msgspec.structs.replace(
+        _MODEL,
+        pipeline="chat",
+        inputs=(_one("request"),),
+        outputs=(_one("message"), _one("text"), _one("tokens", "INT64"), _one("finish-reason"), _one("usage")),
+        parameters={"max_tokens": Parameter("integer", default=1024, minimum=1, maximum=2**20)},
+        size_unit="tokens",
+        expected_size=512,
+        buckets=(2**20,),
+        max_rows=64,
+    ),
+    "text": msgspec.structs.replace(
+        _MODEL,
+        pipeline="text",
+        inputs=(_one("text"),),
+        outputs=(_one("embedding", "FP32", -1),),
+        size_unit="tokens",
+        expected_size=64,
+        buckets=(2**16,),
+    ),
+}

@@ -1,0 +1,125 @@
+"""A router before endpoints: models that they announce, and what becomes of work when one dies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import redis
+
+import taxiway
+from tasks.heartbeat import DeviceFacts
+from tasks.settings import Settings
+from taxiway.contract.keys import DEVICES
+from tests.engine import Engine, serving
+from tests.routing import RouterProcess, eventually, router_process
+from tests.working import SLAB, worker_process, worker_settings
+
+DISCOVERING = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {{protocol: openai, url: "{url}", slots: 4, discover: true, health: {{every: 0.2}}}}
+    price: {{usd_per_hour: 1}}
+  tensors:
+    device: endpoint
+    endpoint: {{protocol: oip, url: "{root}", slots: 4, discover: true, health: {{every: 0.2}}}}
+    price: {{usd_per_hour: 1}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+"""
+HELLO = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 9}
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with serving(Engine(models=["acme/Talk-7B", "slab"])) as engine:
+        yield engine
+
+
+@pytest.fixture
+def discovering(settings: Settings, tmp_path: Path, engine: Engine) -> Iterator[RouterProcess]:
+    queues = DISCOVERING.format(url=engine.url, root=engine.url.removesuffix("/v1"))
+    told = worker_settings(settings, tmp_path, queues)
+    with worker_process(told, "--class", "engine"), router_process(told) as router:
+        yield router
+
+
+def models(router: RouterProcess) -> dict[str, Any]:
+    return {one["name"]: one for one in httpx.get(f"{router.http}/v2/models", trust_env=False).json()["models"]}
+
+
+def test_a_model_that_an_endpoint_announces_is_served_without_a_model_yaml(
+    discovering: RouterProcess, engine: Engine, settings: Settings
+) -> None:
+    eventually(lambda: "talk-7b" in models(discovering))
+    with taxiway.Client(discovering.http) as client:
+        eventually(lambda: client.infer("talk-7b", HELLO, timeout=30).outputs["text"] == "Hello there ")
+        assert engine.chats[-1]["model"] == "acme/Talk-7B"
+        assert models(discovering)["slab"]["variants"].keys() == {"missing", "python"}  # a model.yaml keeps its name
+        (facts,) = device_facts(settings)
+        assert "a model.yaml has the name of 'slab'" in facts.unavailable["slab:1/openai"]
+        engine.models.append("acme/Later")
+        eventually(lambda: "later" in models(discovering))
+        assert client.infer("later", HELLO, timeout=30).outputs["tokens"] == 2
+        engine.models.remove("acme/Talk-7B")
+        with pytest.raises(taxiway.TaxiwayError):
+            eventually(lambda: not client.infer("talk-7b", HELLO, timeout=30))
+
+
+CHEAP = """
+hardware:
+  engine:
+    device: endpoint
+    endpoint: {{protocol: oip, url: "{url}", slots: 1, models: {{slab: slab}}, health: {{every: 0.2}}}}
+    price: {{usd_per_hour: 0.01}}
+  cpu.batch:
+    device: cpu
+    runtimes: [python]
+    max_batch: 4
+    max_wait: 0
+    price: {{usd_per_hour: 10}}
+service:
+  standard: {{deadline: 60}}
+default_service: standard
+limits: {{lease: 1}}
+"""
+REMOTE = (
+    SLAB[: SLAB.index("  missing")] + "  remote: {runtime: oip, profiles: {endpoint: {base: 0.01, slope: 0.0001}}}\n"
+)
+
+
+def device_facts(settings: Settings) -> list[DeviceFacts]:
+    with redis.Redis.from_url(settings.state) as store:
+        return [msgspec.json.decode(raw, type=DeviceFacts) for raw in store.hvals(DEVICES)]
+
+
+def test_what_waits_and_what_ran_on_an_endpoint_that_dies_runs_elsewhere(settings: Settings, tmp_path: Path) -> None:
+    engine = Engine(script="stall")
+    with ExitStack() as server:
+        server.enter_context(serving(engine))
+        told = worker_settings(settings, tmp_path, CHEAP.format(url=engine.url.removesuffix("/v1")))
+        (told.models / "slab" / "model.yaml").write_text(REMOTE)
+        with (
+            worker_process(told),
+            worker_process(told, "--class", "engine"),
+            router_process(told),
+            taxiway.Client(told.broker) as client,
+        ):
+            eventually(lambda: {one.kind for one in device_facts(told) if one.classes} == {"cpu", "endpoint"})
+            jobs = [client.submit("slab", {"samples": [4], "seed": [n]}) for n in range(4)]
+            eventually(lambda: engine.begun)
+            server.close()
+            died = time.monotonic()
+            eventually(lambda: [one.kind for one in device_facts(told) if one.classes] == ["cpu"])
+            assert time.monotonic() - died < 2.2  # two heartbeats
+            results = [job.result(timeout=30) for job in jobs]
+    assert [result.report.hardware_class for result in results] == ["cpu.batch"] * 4
+    assert results[3].outputs["estimate"] == [0.75]
