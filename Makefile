@@ -15,7 +15,7 @@ CHAOS :=
 DEMO :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test unit lint bench fuzz chaos containers lock bases audit sbom newest clean
+.PHONY: help setup torch demo test unit lint bench fuzz chaos containers cluster lock bases audit sbom newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ chaos: $(READY) ## break a fleet under load for 20 minutes at most (five: CHAOS=
 
 containers: $(READY) ## build the images, run the fleet of docker/compose.yaml, and drain it (root, a Docker engine)
 	@bash tests/containers/run.sh
+
+cluster: $(READY) ## install the chart on a real Kubernetes API server with made-up nodes (etcd, its programmes)
+	@bash tests/cluster/run.sh
 
 newest: ## unit tests and a fleet with the newest of every dependency, ceilings left out: build/newest-venv
 	rm -rf build/newest build/newest-venv

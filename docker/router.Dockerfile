@@ -1,4 +1,4 @@
-# The router: takes arrivals, serves HTTP, places. No model runtime is in it.
+# The router: takes arrivals, serves HTTP, places; and the tuner, which plans with the same code. No model runtime is in it.
 # From the repository's root: docker build --file docker/router.Dockerfile --tag taxiway/router .
 ARG PYTHON_IMAGE=python:3.11.16-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 FROM ${PYTHON_IMAGE} AS packages
@@ -22,12 +22,14 @@ COPY taxiway taxiway
 COPY tasks tasks
 COPY broker broker
 COPY router router
+COPY simulator simulator
+COPY workers workers
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 # The build fails where a package is missing that the process imports.
-RUN python -c "import router.__main__, router.service.arrivals, router.http.app"
+RUN python -c "import router.__main__, router.service.arrivals, router.http.app, simulator.tuning.command"
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-I", "-S", "docker/check_http.py", "8080", "/v2/health/live"]

@@ -80,8 +80,9 @@ def _chosen(python: str, wanted: Path) -> str:
 
 
 def bases(folder: Path) -> int:
-    """Write the digest that each image of another project has now behind its tag: in Dockerfiles and compose.yaml."""
-    places = [*(TREE / "docker").glob("*.Dockerfile"), TREE / "docker" / "compose.yaml"]
+    """Write the digest that each image of another project has behind its tag: in Dockerfiles, Compose and the chart."""
+    chart = TREE / "charts" / "taxiway" / "values.yaml"
+    places = [*(TREE / "docker").glob("*.Dockerfile"), TREE / "docker" / "compose.yaml", chart]
     images = {found["image"] for place in places for found in PINNED.finditer(place.read_text())}
     digests = {image: _digest(image) for image in sorted(images)}
     for place in places:

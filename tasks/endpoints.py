@@ -16,7 +16,7 @@ PROTOCOLS: tuple[str, ...] = get_args(EndpointProtocol)
 
 Url = Annotated[str, msgspec.Meta(pattern=r"^https?://[^/?#\s]+(/[^?#\s]*)?$", max_length=2048)]
 HeaderName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$", max_length=128)]
-HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[\x20-\x7e\x80-\U0010ffff]*$", max_length=4096)]
+HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 PerMinute = Annotated[float, msgspec.Meta(gt=0)]
 

@@ -1,4 +1,7 @@
-"""The command `tune`. Data to stdout, logs to stderr."""
+"""The command `tune`. Data to stdout, logs to stderr.
+
+`python -m simulator.tuning.command` is the same without the simulator's other commands and what they import.
+"""
 
 from __future__ import annotations
 
@@ -104,3 +107,7 @@ def _leave(tuner: FleetTuner) -> None:
         tuner.close()
     except BrokerUnavailableError:
         logger.debug("the lease ends by itself")
+
+
+if __name__ == "__main__":
+    tune()

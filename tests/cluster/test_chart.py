@@ -1,0 +1,255 @@
+"""What the chart renders, without a cluster: schemas of current releases, refusals, and what every pod must have."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tasks.settings import TREE
+from tasks.topology import load_topology, parse_topology
+from tests.cluster.chart import CHART, FLEET, rendered, template
+
+OURS = yaml.safe_load((TREE / "queues.yaml").read_text())
+ON_GKE: dict[str, Any] = {
+    "cloud": "gke",
+    "classes": {
+        "gpu.realtime": {"accelerator": "nvidia-l4"},
+        "tpu.bulk": {"accelerator": "tpu-v5-lite-podslice"},
+        "gpu.spot": {"accelerator": "nvidia-l4"},
+    },
+}
+OURS_ON_GKE = {**ON_GKE, "classes": {name: ON_GKE["classes"][name] for name in ("gpu.realtime", "tpu.bulk")}}
+ENGINES: dict[str, Any] = {
+    "gpu.vllm": {
+        "device": "endpoint", "price": {"usd_per_hour": 1}, "scaling": {"minimum": 1, "maximum": 4},
+        "endpoint": {
+            "protocol": "openai", "url": "http://127.0.0.1:8000/v1", "slots": 8, "models": {"chat": "m"},
+            "key_env": "VLLM_KEY",
+        },
+    },
+    "far": {
+        "device": "endpoint", "price": {"usd_per_hour": 1},
+        "endpoint": {
+            "protocol": "openai", "url": ["http://a:8123/v1", "http://b/v1"], "slots": 8, "models": {"chat": "m"},
+            "addresses": 2,
+        },
+    },
+}  # fmt: skip
+WITH_ENGINES = {
+    "hardware": ENGINES,
+    "classes": {
+        "gpu.vllm": {
+            "accelerator": "nvidia-l4",
+            "engine": {"preset": "vllm", "args": ["--model", "/weights/m"], "weights": {"claim": "llama"}},
+        }
+    },
+}
+SPOT = {"hardware": {"gpu.spot": FLEET["hardware"]["gpu.spot"]}, "classes": {"gpu.spot": {"accelerator": "nvidia-l4"}}}
+EVERYTHING = (OURS, OURS_ON_GKE, WITH_ENGINES, SPOT)
+RELEASES = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", kubernetes_validate.latest_version())
+
+
+def named(manifests: list[Any]) -> dict[tuple[str, str], Any]:
+    return {(one["kind"], one["metadata"]["name"].removeprefix("fleet-")): one for one in manifests}
+
+
+def pods(manifests: list[Any]) -> dict[str, Any]:
+    """The pod specs of every Deployment and StatefulSet."""
+    return {
+        name: one["spec"]["template"]["spec"]
+        for (kind, name), one in named(manifests).items()
+        if kind in ("Deployment", "StatefulSet")
+    }
+
+
+@pytest.fixture(scope="module")
+def everything(helm: Path) -> list[Any]:
+    return rendered(helm, *EVERYTHING)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_release_since_1_29_accepts_every_manifest(helm: Path, release: str) -> None:
+    options = ("--kube-version", release if release.count(".") == 2 else f"{release}.0")
+    manifests = rendered(helm, *EVERYTHING, {"autoscaler": "hpa", "metrics": {"dashboard": True}}, options=options)
+    assert len(manifests) > 35
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_helm_finds_nothing_to_complain_of(helm: Path, tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({**OURS, **OURS_ON_GKE}))
+    command = [str(helm), "lint", str(CHART), "--strict", "--values", str(values)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+def test_pods_read_the_queues_yaml_that_the_chart_was_given(helm: Path) -> None:
+    without = {"rebalance": {"retarget": None}}
+    manifests = rendered(helm, OURS, OURS_ON_GKE, without)
+    text = named(manifests)["ConfigMap", "queues"]["data"]["queues.yaml"]
+    expected = load_topology(TREE / "queues.yaml")
+    found = parse_topology(text)
+    assert found.hardware == expected.hardware
+    assert found.limits == expected.limits
+    assert found.rebalance.retarget is None
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"classes": {"gpu.realtime": {"accelerator": ""}}}, "classes.gpu.realtime: a cuda class needs `accelerator`"),
+        ({"cloud": "eks"}, "classes.tpu.bulk: a tpu class needs `accelerator`"),
+        ({"classes": {"gpu.nowhere": {"accelerator": "x"}}}, "classes.gpu.nowhere: no such class in queues.yaml"),
+        ({"hardware": {"cpu.batch": {"max_batch": "many"}}}, "at '/hardware/cpu.batch/max_batch': got string"),
+        ({"classes": {"cpu.batch": {"engine": {"preset": "vllm"}}}}, "classes.cpu.batch.engine: the class is not"),
+        ({"hardware": {"gpu-realtime": OURS["hardware"]["cpu.batch"]}}, "would have the same names"),
+        ({"classes": {"tpu.bulk": {"pools": [{"name": "b", "accelerator": "x"}]}}}, "classes.tpu.bulk.pools: only"),
+        ({"nonsense": 1}, "additional properties 'nonsense' not allowed"),
+        (
+            {"hardware": {"cpu.batch": {"capacity": "spot"}}},
+            "hardware.cpu.batch.notice.grace: 25 s, but gke ends a spot pod after 15 s",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_refused_with_their_place(helm: Path, values: dict[str, Any], complaint: str) -> None:
+    done = template(helm, OURS, OURS_ON_GKE, values)
+    assert done.returncode != 0
+    assert complaint in done.stderr
+
+
+def test_every_pod_is_confined_and_has_no_token(everything: list[Any]) -> None:
+    for name, pod in pods(everything).items():
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["enableServiceLinks"] is False, name
+        assert pod["securityContext"]["runAsNonRoot"], name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not any("hostPath" in volume for volume in pod["volumes"]), name
+        for container in pod["containers"] + pod.get("initContainers", []):
+            context = container["securityContext"]
+            assert (context["allowPrivilegeEscalation"], context["capabilities"]) == (False, {"drop": ["ALL"]})
+            assert context.get("readOnlyRootFilesystem") or container["name"] == "engine", name
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), name
+            assert "memory" in container["resources"]["limits"], name
+
+
+def test_workers_are_probed_from_loading_to_hanging(everything: list[Any]) -> None:
+    for name, pod in pods(everything).items():
+        if name.startswith("worker-"):
+            worker = pod["containers"][0]
+            probes = worker["startupProbe"], worker["readinessProbe"], worker["livenessProbe"]
+            assert [one["exec"]["command"][-1] for one in probes] == [*["docker/check_worker.sh"] * 2, "900"]
+            assert worker["startupProbe"]["periodSeconds"] * worker["startupProbe"]["failureThreshold"] >= 900
+
+
+def test_a_device_class_rolls_without_a_second_device_and_a_cpu_class_without_a_gap(everything: list[Any]) -> None:
+    found = named(everything)
+    surges = {
+        name: found["Deployment", f"worker-{name}"]["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+        for name in ("gpu-realtime", "tpu-bulk", "gpu-vllm", "gpu-spot", "far-0", "cpu-batch")
+    }
+    assert surges == {**dict.fromkeys(surges, 0), "cpu-batch": 1}
+
+
+def test_pods_end_within_the_drain_or_what_the_cloud_leaves_a_spot_pod(helm: Path, everything: list[Any]) -> None:
+    found = pods(everything)
+    assert found["worker-gpu-realtime"]["terminationGracePeriodSeconds"] == 120
+    assert found["worker-gpu-spot"]["terminationGracePeriodSeconds"] == 15
+    assert "kill -USR2 1" in found["worker-gpu-spot"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    elsewhere = pods(rendered(helm, *EVERYTHING[2:], {**OURS, "cloud": "gke"}, OURS_ON_GKE, {"limits": {"grace": 7.5}}))
+    assert elsewhere["worker-cpu-batch"]["terminationGracePeriodSeconds"] == 68
+
+
+def test_an_engine_runs_beside_its_worker_and_ends_after_it(everything: list[Any]) -> None:
+    pod = pods(everything)["worker-gpu-vllm"]
+    [engine], [worker] = pod["initContainers"], pod["containers"]
+    assert engine["restartPolicy"] == "Always"
+    assert engine["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in worker["resources"]["limits"]
+    assert engine["startupProbe"]["httpGet"] == {"path": "/health", "port": "engine"}
+    assert worker["args"] == ["--class", "gpu.vllm", "--device", "endpoint:0"]
+    key = {"name": "VLLM_KEY", "valueFrom": {"secretKeyRef": {"name": "fleet-worker-gpu-vllm", "key": "key"}}}
+    assert key in worker["env"]
+    assert {"name": "weights", "persistentVolumeClaim": {"claimName": "llama", "readOnly": True}} in pod["volumes"]
+
+
+def test_an_engines_weights_may_be_an_image_where_kubernetes_mounts_images(helm: Path) -> None:
+    weights = {"weights": {"image": "registry/weights:1"}}
+    mounted = {"gpu.vllm": {"accelerator": "nvidia-l4", "engine": {"preset": "vllm", **weights}}}
+    values = (OURS, OURS_ON_GKE, {"hardware": ENGINES, "classes": mounted})
+    found = named(rendered(helm, *values))["Deployment", "worker-gpu-vllm"]
+    kubernetes_validate.validate(found, "1.35", strict=True)
+    volumes = found["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "weights", "image": {"reference": "registry/weights:1", "pullPolicy": "IfNotPresent"}} in volumes
+
+
+def test_each_replica_of_an_endpoint_elsewhere_has_a_worker_that_nothing_scales(everything: list[Any]) -> None:
+    found = named(everything)
+    for index in range(4):
+        spec = found["Deployment", f"worker-far-{index}"]["spec"]
+        assert spec["replicas"] == 1
+        assert spec["template"]["spec"]["containers"][0]["args"][-1] == f"endpoint:{index}"
+    scaled = {name for kind, name in found if kind == "ScaledObject"}
+    assert scaled == {f"worker-{name}" for name in ("gpu-realtime", "tpu-bulk", "cpu-batch", "gpu-vllm", "gpu-spot")}
+    router = pods(everything)["router"]["containers"][0]["env"]
+    [starts] = [one["value"] for one in router if one["name"] == "TAXIWAY_STARTS"]
+    assert starts == "cpu.batch,gpu.realtime,gpu.spot,gpu.vllm,tpu.bulk"
+
+
+@pytest.mark.parametrize("autoscaler", ["keda", "hpa"])
+def test_autoscalers_follow_the_router_down_at_once(helm: Path, autoscaler: str) -> None:
+    found = named(rendered(helm, *EVERYTHING, {"autoscaler": autoscaler}, options=("--kube-version", "1.35.0")))
+    if autoscaler == "keda":
+        spec = found["ScaledObject", "worker-gpu-vllm"]["spec"]
+        assert (spec["minReplicaCount"], spec["maxReplicaCount"], spec["cooldownPeriod"]) == (1, 4, 0)
+        assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1, "behavior": "currentReplicas"}
+        assert spec["triggers"][0]["metadata"]["url"].endswith(":8080/v1/scaling/gpu.vllm")
+        behaviour = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    else:
+        behaviour = found["HorizontalPodAutoscaler", "worker-gpu-vllm"]["spec"]["behavior"]
+    assert behaviour["scaleDown"]["stabilizationWindowSeconds"] == 0
+    assert behaviour["scaleDown"]["tolerance"] == behaviour["scaleUp"]["tolerance"] == "0"
+
+
+def test_weights_come_from_a_claim_if_there_is_one(helm: Path, everything: list[Any]) -> None:
+    shared = pods(rendered(helm, *EVERYTHING, {"cache": {"claim": "weights"}}))["worker-gpu-realtime"]
+    own = pods(everything)["worker-gpu-realtime"]
+    volumes = [{one["name"]: one for one in pod["volumes"]}["cache"] for pod in (shared, own)]
+    assert volumes[0]["persistentVolumeClaim"] == {"claimName": "weights"}
+    assert volumes[1]["emptyDir"] == {"sizeLimit": "20Gi"}
+    asked = [pod["containers"][0]["resources"]["requests"]["ephemeral-storage"] for pod in (shared, own)]
+    assert asked == ["1Gi", "20Gi"]
+
+
+def test_nothing_reaches_valkey_but_the_fleet(everything: list[Any]) -> None:
+    policies = {name: one["spec"] for (kind, name), one in named(everything).items() if kind == "NetworkPolicy"}
+    assert policies["fleet"]["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in policies["fleet"]
+    [rule] = policies["valkey"]["ingress"]
+    [peer] = rule["from"]
+    assert set(peer["podSelector"]["matchExpressions"][0]["values"]) == {
+        "router",
+        "worker",
+        "tuner",
+        "flower",
+        "valkey",
+    }
+    ports = {one["port"] for one in policies["worker"]["egress"][0]["ports"]}
+    assert ports == {80, 443, 8000, 8123}
+
+
+def test_the_tuner_runs_unless_the_plan_is_off(helm: Path, everything: list[Any]) -> None:
+    assert pods(everything)["tuner"]["containers"][0]["command"] == ["python", "-m", "simulator.tuning.command"]
+    assert "tuner" not in pods(rendered(helm, *EVERYTHING, {"plan": {"enabled": False}}))
+
+
+def test_a_store_of_your_own_replaces_valkey_and_flower(helm: Path) -> None:
+    found = pods(rendered(helm, *EVERYTHING, {"valkey": {"enabled": False}}))
+    assert not {"valkey", "flower"} & found.keys()
+    [broker] = [one for one in found["router"]["containers"][0]["env"] if one["name"] == "TAXIWAY_BROKER"]
+    assert broker["valueFrom"]["secretKeyRef"] == {"name": "taxiway", "key": "TAXIWAY_BROKER"}

@@ -1,0 +1,29 @@
+"""The chart's files as data; tests/cluster renders and installs it."""
+
+from __future__ import annotations
+
+import re
+from runpy import run_path
+
+import yaml
+
+from broker.accounts import ACCOUNTS, valkey_accounts
+from tasks.settings import TREE
+
+CHARTS = TREE / "charts"
+
+
+def test_the_charts_schema_is_that_of_queues_yaml_with_its_own_values() -> None:
+    found = run_path(str(CHARTS / "schema.py"))
+    assert found["WRITTEN"].read_text() == found["schema"](), "run: python charts/schema.py"
+
+
+def test_flower_may_do_at_valkey_what_its_account_may() -> None:
+    [line] = [one for one in valkey_accounts([], dict.fromkeys(ACCOUNTS, "x")).splitlines() if "user flower " in one]
+    assert (CHARTS / "taxiway" / "files" / "flower.acl").read_text().split() == line.split()[4:]
+
+
+def test_the_chart_has_the_images_of_others_that_compose_has() -> None:
+    values = yaml.safe_load((CHARTS / "taxiway" / "values.yaml").read_text())
+    pinned = set(re.findall(r"_IMAGE:-(\S+@sha256:\w+)", (TREE / "docker" / "compose.yaml").read_text()))
+    assert {values["valkey"]["image"], values["flower"]["door"]} <= pinned
