@@ -17,8 +17,7 @@ from pathlib import Path
 import psutil
 
 from local.plan import Ask, Bounds, ask_router, plan_fleet
-from local.state import Fleet
-from local.up import Options, run_fleet
+from local.up import Fleet, Options, run_fleet
 from tasks.machine import look
 from tasks.topology import load_topology
 

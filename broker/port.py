@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
-from tasks.fingerprint import KeyUse
+from tasks.models.signature import KeyUse
 from taxiway.contract.request import LARGE
 from taxiway.contract.wire import Envelope
 

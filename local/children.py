@@ -1,7 +1,7 @@
 """Child processes that never outlive their parent, however it ends (Linux).
 
-Run as a script, this file asks the kernel for a signal on its parent's death and becomes the command it is given.
-A `preexec_fn` would do the same, but Python must not run one in a process that has threads.
+Run as a script, this file asks the kernel for a signal on its parent's death and becomes the command it is given. A
+`preexec_fn` would do the same, but Python must not run one in a process that has threads.
 """
 
 from __future__ import annotations

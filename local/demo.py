@@ -24,9 +24,9 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from local.fetch import Wanted
-from local.state import Fleet, stop_fleet
+from local.doctor import Wanted
 from local.supervisor import StartError, in_tree, own_command
+from local.up import Fleet, stop_fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Model
 from taxiway import AsyncClient, Result, RunReport

@@ -1,10 +1,10 @@
-"""Reports what this machine has, what is missing, and how to install it."""
+"""What this machine has, what is missing, and how to get it; model weights are fetched here, with their progress."""
 
 from __future__ import annotations
 
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
@@ -12,12 +12,17 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from local.embedded import EmbeddedValkeyError, find_binary
-from local.state import Fleet, ProcessState
+from local.up import Fleet, ProcessState
 from tasks.check import check_configuration
 from tasks.machine import RUNTIMES, Machine
+from tasks.models.artefacts import ArtefactError, ArtefactStore
+from tasks.models.catalogue import Model
 from tasks.settings import BROKERS, cache_directory, models_folder, queues_file
+from tasks.topology import Topology
 from taxiway.valkey import ServerError
 from taxiway.valkey.blocking import Connections
 
@@ -217,3 +222,53 @@ def _storage(cache: Path) -> Iterator[Finding]:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB"
+
+
+Wanted = tuple[Model, str]
+"""A model and the name of one of its artefacts."""
+
+
+def for_runtimes(models: Iterable[Model], runtimes: Collection[str]) -> list[Wanted]:
+    """The artefacts of every variant that one of the runtimes can run, each once."""
+    wanted: dict[tuple[str, str], Wanted] = {}
+    for model in models:
+        for variant in model.variants.values():
+            if variant.runtime in runtimes:
+                wanted |= {(model.id, name): (model, name) for name in variant.artefacts.values()}
+    return list(wanted.values())
+
+
+def runtimes_of(topology: Topology, classes: Collection[str], installed: Collection[str]) -> set[str]:
+    """The runtimes that workers of these classes use where only some are installed."""
+    used: set[str] = {runtime for name in classes for runtime in topology.hardware[name].runtimes}
+    return used & set(installed)
+
+
+def fetch(wanted: Iterable[Wanted], cache: Path, console: Console) -> list[ArtefactError]:
+    """Fetch or convert what the cache lacks, showing each on `console`; what is there is verified in silence.
+
+    Returns:
+        Why some of them cannot be had: no reason that others are not.
+    """
+    failed = []
+    store = ArtefactStore(cache)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        show = _shown_on(bars)
+        for model, name in wanted:
+            try:
+                store.path(model, name, show)
+            except ArtefactError as error:
+                failed.append(error)
+    return failed
+
+
+def _shown_on(bars: Progress) -> Callable[[str, int, int | None], None]:
+    rows: dict[str, TaskID] = {}
+
+    def show(description: str, done: int, total: int | None) -> None:
+        if description not in rows:
+            rows[description] = bars.add_task(description, total=None)
+        bars.update(rows[description], completed=done, total=total)
+
+    return show

@@ -1,7 +1,7 @@
 """Whether `make setup` installs torch: exit status 0 for yes, 1 for no, and why on stderr.
 
-The rule: torch comes along when this machine has a CUDA device, or when what pip would bring is a build for the CPU.
-On most Linux machines pip would bring about 3 GB of CUDA libraries, and those are never drawn in unasked.
+The rule: torch comes along when this machine has a CUDA device, or when what pip would bring is a build for the CPU. On
+most Linux machines pip would bring about 3 GB of CUDA libraries, and those are never drawn in unasked.
 """
 
 from __future__ import annotations

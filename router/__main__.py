@@ -33,12 +33,11 @@ from router.keys_file import KeyFile
 from router.service.admission import Rules
 from router.service.arrivals import Router
 from tasks.document import DocumentError
-from tasks.logs import log_to_stderr
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings, SettingsError, settings_from
+from tasks.telemetry import log_to_stderr, start_tracing
 from tasks.topology import Topology
-from tasks.tracing import start_tracing
 
 logger = logging.getLogger("router")
 

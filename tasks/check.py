@@ -15,7 +15,7 @@ import msgspec
 
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Catalogue, Derived, Model, ModelError, graph_contradictions, load_catalogue
-from tasks.models.code import ENTRIES, CodeError, entry_code, runtime_code
+from tasks.models.files import ENTRIES, CodeError, entry_code, runtime_code
 from tasks.topology import HardwareClass, Topology, TopologyError, load_topology
 from taxiway.errors import ModelUnavailableError, UnknownModelError
 

@@ -20,7 +20,7 @@ RuntimeName = Annotated[
     str,
     msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64, examples=["onnx", "torch", "jax", "python", "echo"]),
 ]
-"""A built-in runtime, or one that an installed package registers (`tasks.models.code`)."""
+"""A built-in runtime, or one that an installed package registers (`tasks.models.files`)."""
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]+)?)\s*(B|KiB|MiB|GiB|TiB)$")

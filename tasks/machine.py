@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pynvml
 
-from tasks.models.code import registered
+from tasks.models.files import registered
 
 RUNTIMES = {"onnx": "onnxruntime", "jax": "jax", "torch": "torch"}
 """The distribution that brings each runtime."""

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tasks.models.code import recipe_code
+from tasks.models.files import recipe_code
 from workers.runtimes import Placed
 from workers.runtimes.onnx import OnnxDecoder
 

@@ -14,12 +14,11 @@ from celery.app.task import Task
 from kombu import compression, disable_insecure_serializers
 
 from tasks.celery_app import make_app
-from tasks.logs import log_to_stderr
 from tasks.machine import packages
 from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
 from tasks.settings import settings_from
-from tasks.tracing import start_tracing
+from tasks.telemetry import log_to_stderr, start_tracing
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
 from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend, WriteOnceSentinelBackend

@@ -19,8 +19,7 @@ from tasks.machine import memory_of_container
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Catalogue, Model, ModelError, Tolerance, Variant, graph_contradictions
 from tasks.models.discovered import Announced
-from tasks.models.lengths import ran_size
-from tasks.models.profiles import Known, ProfileBook
+from tasks.models.profiles import Known, ProfileBook, ran_size
 from tasks.models.signature import bind
 from tasks.topology import HardwareClass
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded

@@ -17,7 +17,7 @@ import msgspec
 
 from broker.port import Outgoing, StoredSnapshot
 from broker.valkey import Call
-from tasks.fingerprint import FIRST, SHOWN, KeyUse
+from tasks.models.signature import FIRST, SHOWN, KeyUse
 from taxiway.contract.keys import (
     ACCEPTED,
     ARRIVALS,

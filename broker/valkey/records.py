@@ -18,7 +18,7 @@ import msgspec
 
 from broker.port import Holder
 from broker.valkey import Call
-from tasks.models.lengths import bin_of, tokens_of
+from tasks.models.profiles import bin_of, tokens_of
 from taxiway.contract.job import FINAL, JobState
 from taxiway.contract.keys import (
     ACCEPTED,

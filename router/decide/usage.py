@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from router.decide.classify import Allowance
-from tasks.models.lengths import Lengths, read_lengths
+from tasks.models.profiles import Lengths, read_lengths
 from tasks.topology import Tenant, Topology
 from taxiway.contract.keys import COUNT, WAITING, lengths_cell, tenant_cell
 from taxiway.errors import BrokerFullError, OverloadedError, RequestTooLargeError

@@ -21,8 +21,7 @@ from router.decide.snapshot import Backlog, FleetSnapshot, with_occupied
 from router.decide.usage import Depths, Tenants
 from tasks.endpoints import Tariff
 from tasks.models.catalogue import Model
-from tasks.models.lengths import generates
-from tasks.models.profiles import ProfileBook
+from tasks.models.profiles import ProfileBook, generates
 from tasks.ticket import Ticket
 from tasks.topology import Topology
 from taxiway.contract.job import JobState

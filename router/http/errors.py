@@ -12,7 +12,7 @@ from litestar.exceptions import HTTPException, ValidationException
 
 from router.http.openai import errors as openai
 from router.service.admission import too_large
-from tasks.logs import redacted
+from tasks.telemetry import redacted
 from taxiway.errors import InvalidRequestError, RequestError, RequestTooLargeError, TaxiwayError, UnauthenticatedError
 
 logger = logging.getLogger(__name__)

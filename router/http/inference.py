@@ -43,8 +43,7 @@ from router.http.protocol import (
 from router.jobs import Jobs
 from router.service.admission import Admitted, Order, check_size, preview
 from router.service.arrivals import Router
-from tasks.fingerprint import conflict
-from tasks.models.signature import bind, check_stream
+from tasks.models.signature import bind, check_stream, conflict
 from taxiway.contract.job import JobState, JobStatus, Result, failure_meta, read_answer
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request, job_id

@@ -18,7 +18,7 @@ from router.http.inference import Accepted, Inference
 from router.http.protocol import InferAnswer, InferRequest, InputTensor
 from router.jobs import Jobs
 from router.service.arrivals import Router
-from tasks.models.lengths import generates
+from tasks.models.profiles import generates
 from taxiway.contract.job import (
     TEXT,
     Event,

@@ -24,11 +24,10 @@ from router.decide.explain import Explanation, explain
 from router.decide.placement import Placement, seed_of
 from router.decide.usage import Tenants, check_class, check_tenant
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
-from tasks.fingerprint import KeyUse, key_use
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.chats import answer_limit
-from tasks.models.lengths import LONGEST, Lengths, bin_of, generates, predicted, tokens_of
-from tasks.models.profiles import ProfileBook
+from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
+from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
 from tasks.ticket import Ticket, sign
 from tasks.topology import Topology

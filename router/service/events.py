@@ -18,7 +18,7 @@ from broker.port import Step, Transport
 from router.decide.rebalance import Move
 from router.service.admission import Admitted
 from router.service.store import Store
-from tasks import tracing
+from tasks import telemetry
 from taxiway.contract.keys import INFER
 from taxiway.contract.wire import Envelope
 from taxiway.errors import BrokerUnavailableError
@@ -86,15 +86,15 @@ class SentEvents:
 def trace_placement(admitted: Admitted, store: Store) -> None:
     """Record how a job was placed or held; its message continues that trace. `store` provides the time."""
     headers = admitted.outgoing.envelope.headers
-    trail = tracing.trail_of(headers)
+    trail = telemetry.trail_of(headers)
     if trail is None:
         return
     placement, at = admitted.placement, time.time()
     decided = float(admitted.outgoing.fields["placed"]) or admitted.ticket.accepted
     began = at - max(store.now() - decided, 0.0)
     if trail.since:
-        tracing.wait(trail, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
-    attributes: tracing.Attributes = {
+        telemetry.wait(trail, began, {"taxiway.job": admitted.outgoing.job, "taxiway.held": True})
+    attributes: telemetry.Attributes = {
         "taxiway.job": admitted.outgoing.job,
         "taxiway.model": placement.table.model.id,
         "taxiway.class": "" if placement.held else placement.candidate.hardware_class,
@@ -103,18 +103,18 @@ def trace_placement(admitted: Admitted, store: Store) -> None:
         "taxiway.held": placement.held,
         "taxiway.reason": placement.reason,
     }
-    span = tracing.begin("place", trail, began, attributes, SpanKind.CONSUMER)
-    tracing.end(span, at)
-    tracing.mark(headers, span, at)
+    span = telemetry.begin("place", trail, began, attributes, SpanKind.CONSUMER)
+    telemetry.end(span, at)
+    telemetry.mark(headers, span, at)
 
 
 def trace_refusal(headers: Mapping[str, Any], job: str, code: str) -> None:
     """Record that a job was not placed."""
-    trail = tracing.trail_of(headers)
+    trail = telemetry.trail_of(headers)
     if trail is not None:
         at = time.time()
-        span = tracing.begin("place", trail, at, {"taxiway.job": job}, SpanKind.CONSUMER)
-        tracing.end(span, at, code)
+        span = telemetry.begin("place", trail, at, {"taxiway.job": job}, SpanKind.CONSUMER)
+        telemetry.end(span, at, code)
 
 
 class MoveTraces:
@@ -123,9 +123,9 @@ class MoveTraces:
     def __init__(self, move: Move, steps: Sequence[Step]) -> None:
         self._move = move
         self._at = time.time()
-        self._begun: dict[str, tuple[tracing.Trail, Span]] = {}
+        self._begun: dict[str, tuple[telemetry.Trail, Span]] = {}
         for step in steps:
-            trail = tracing.trail_of(step.envelope.headers)
+            trail = telemetry.trail_of(step.envelope.headers)
             if trail is not None:
                 self._begun[step.peeked.job] = trail, self._begin(trail, step)
 
@@ -135,10 +135,10 @@ class MoveTraces:
         for step in steps if self._begun else ():
             if step.peeked.job in self._begun:
                 trail, span = self._begun[step.peeked.job]
-                tracing.wait(trail, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
-                tracing.end(span, at)
+                telemetry.wait(trail, self._at, {"taxiway.job": step.peeked.job, "taxiway.class": self._move.source})
+                telemetry.end(span, at)
 
-    def _begin(self, trail: tracing.Trail, step: Step) -> Span:
+    def _begin(self, trail: telemetry.Trail, step: Step) -> Span:
         attributes = {
             "taxiway.job": step.peeked.job,
             "taxiway.source": self._move.source,
@@ -146,6 +146,6 @@ class MoveTraces:
             "taxiway.kind": self._move.kind,
             "taxiway.reason": self._move.reason,
         }
-        span = tracing.begin("move", trail, self._at, attributes)
-        tracing.mark(step.envelope.headers, span, self._at)
+        span = telemetry.begin("move", trail, self._at, attributes)
+        telemetry.mark(step.envelope.headers, span, self._at)
         return span

@@ -22,8 +22,8 @@ from router.decide.plan import Plan
 from simulator.reports import plan_tables
 from simulator.tuning.process import LEASE, FleetTuner, Tuning
 from simulator.tuning.tuner import REST
-from tasks.logs import log_to_stderr
 from tasks.settings import SettingsError, settings_from
+from tasks.telemetry import log_to_stderr
 from tasks.topology import TopologyError, load_topology
 from taxiway.errors import BrokerUnavailableError
 

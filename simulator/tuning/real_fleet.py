@@ -27,8 +27,7 @@ from simulator.workload import Workload, prepare
 from tasks.document import Size
 from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Catalogue, Model
-from tasks.models.lengths import generates
-from tasks.models.profiles import ProfileBook
+from tasks.models.profiles import ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
 from taxiway.errors import TaxiwayError
 

@@ -1,13 +1,13 @@
 """The artefacts of a model as local files: fetched by hash, or made once by a recipe, and kept in a cache.
 
-    CACHE/sha256/<hash>/<file name>      fetched files; the hash is checked before each use
+CACHE/sha256/<hash>/<file name>      fetched files; the hash is checked before each use
     CACHE/derived/<key>/<recipe>         what a recipe wrote, with its hash beside it
     CACHE/compiled/<device>/             what runtimes compiled for such devices (`workers.executor`)
     CACHE/locks/  CACHE/tmp/             one process fetches or converts, the others wait for it; `tmp/<hash>/` keeps
                                          an interrupted download until the next attempt
 
-A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the
-packages it names, so that a change in any of them rebuilds it. Recipes run in a separate process.
+A derived artefact's key covers its sources' hashes, the recipe's text, its options and the versions of the packages it
+names, so that a change in any of them rebuilds it. Recipes run in a separate process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from tasks.models.catalogue import Artefact, Derived, HubFile, LocalFile, Model, TensorSpec, UrlFile, WheelMember
-from tasks.models.code import Code, CodeError, recipe_code
+from tasks.models.files import Code, CodeError, recipe_code
 from tasks.models.sources import (
     InterruptedDownloadError,
     Network,

@@ -1,7 +1,7 @@
 """The model catalogue: `models/<name>/model*.yaml`, parsed once into frozen values.
 
-A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file
-`model.yaml` describes the current version; older versions stand beside it as `model-<version>.yaml`.
+A *model* is what a caller asks for; a *variant* is how it runs (runtime × precision × artefacts). The file `model.yaml`
+describes the current version; older versions stand beside it as `model-<version>.yaml`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class LocalFile(Fetched, frozen=True, tag="file"):
 
 
 class Derived(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="kind", tag="derived"):
-    """An artefact that a recipe (`tasks.models.code` finds it by name) makes once from other artefacts.
+    """An artefact that a recipe (`tasks.models.files` finds it by name) makes once from other artefacts.
 
     `inputs` maps the recipe's argument names to artefact names; `packages` are the distributions whose versions
     change what the recipe writes, and so belong to the artefact's key.
@@ -164,7 +164,7 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """How a model runs: on which runtime, in which precision, from which artefacts.
 
     `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
-    artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.code` finds; only a
+    artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.files` finds; only a
     callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has
     neither artefacts nor `memory`, which every other variant has.
     """

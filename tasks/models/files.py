@@ -1,19 +1,36 @@
-"""What is known of the files beside a model.yaml, read again only if a file changed: digests, and ONNX signatures.
+"""The files beside a model.yaml, and the code that it names: recipes, networks, Python callables, and runtimes.
 
-An ONNX file's inputs and outputs are read without its weights and without ONNX Runtime, and compared with model.yaml.
-Only the few fields below are decoded and the rest is skipped, so a file of gigabytes costs milliseconds, in a router as
-in a worker. Source: onnx.proto of ONNX 1.18 (`ModelProto`, `GraphProto`, `ValueInfoProto`, `TypeProto`).
+What is known of a file, its digest and an ONNX signature, is read again only if the file changed. An ONNX file's inputs
+and outputs are read without its weights and without ONNX Runtime, and compared with model.yaml. Only the few fields
+below are decoded and the rest is skipped, so a file of gigabytes costs milliseconds, in a router as in a worker.
+Source: onnx.proto of ONNX 1.18 (`ModelProto`, `GraphProto`, `ValueInfoProto`, `TypeProto`).
+
+A name of code is looked up in this order:
+
+1. `<name>.py` beside model.yaml, except for runtimes;
+2. `workers/<kind>/<name>.py`, for what several models share;
+3. an entry point of that name in the group `taxiway.<kind>` of an installed package.
+
+A hyphen in a name is an underscore in the module's. Looking up imports nothing but the parent packages of an entry
+point; `Code.load` imports the module.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
 import mmap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+from tasks.settings import TREE
 
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 5, 11, 12
@@ -183,15 +200,15 @@ def _signature(graph: memoryview) -> Signature:
     return Signature(tuple(one for one in inputs if one.name not in defaults), tuple(outputs))
 
 
-def _tensor(value: memoryview) -> GraphTensor:
-    kind = _inside(_inside(value, _VALUE_TYPE), _TYPE_TENSOR)
+def _tensor(described: memoryview) -> GraphTensor:
+    kind = _inside(_inside(described, _VALUE_TYPE), _TYPE_TENSOR)
     element, shape = 0, None
-    for number, field in _fields(kind):
-        if number == _TENSOR_ELEMENT and isinstance(field, int):
-            element = field
-        elif number == _TENSOR_SHAPE and isinstance(field, memoryview):
-            shape = tuple(_length(axis) for one, axis in _fields(field) if one == _SHAPE_DIMENSION)
-    return GraphTensor(_text(value, _VALUE_NAME), _DATATYPES.get(element, ""), shape)
+    for number, value in _fields(kind):
+        if number == _TENSOR_ELEMENT and isinstance(value, int):
+            element = value
+        elif number == _TENSOR_SHAPE and isinstance(value, memoryview):
+            shape = tuple(_length(axis) for one, axis in _fields(value) if one == _SHAPE_DIMENSION)
+    return GraphTensor(_text(described, _VALUE_NAME), _DATATYPES.get(element, ""), shape)
 
 
 def _length(axis: _Value) -> int:
@@ -294,3 +311,155 @@ def _sha256(path: Path, _stamp: Stamp) -> str | None:
 @lru_cache(maxsize=1024)
 def _cached_signature(path: Path, _stamp: Stamp | None) -> Signature:
     return read_signature(path)
+
+
+Kind = Literal["recipes", "architectures", "callables", "runtimes"]
+
+ENTRIES: Mapping[str, tuple[Kind, str, str]] = {
+    "torch": ("architectures", "{}_torch", "build"),
+    "jax": ("architectures", "{}_jax", "apply"),
+    "python": ("callables", "{}", "call"),
+}
+"""What a variant's `entry` names, by runtime: the kind, the name and the function. Other runtimes load no code."""
+
+
+class CodeError(ImportError):
+    """There is no code of that name, or it lacks its function: lists what exists, and how to add it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A function that was found by name.
+
+    `reference` is `<module>:<function>`, or `<path>.py:<function>` for a file beside model.yaml. `versions` are those
+    of the distribution that registered it, by name.
+    """
+
+    reference: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def module(self) -> str:
+        """The module's name, without a model's folder or `workers.recipes`."""
+        module = self.reference.rpartition(":")[0]
+        if module.endswith(".py"):
+            return Path(module).stem
+        return module.removeprefix("workers.recipes.")
+
+    @property
+    def source(self) -> Path:
+        """The file that holds it.
+
+        Raises:
+            CodeError: the module of an entry point does not exist, or has no file.
+        """
+        module = self.reference.rpartition(":")[0]
+        if module.endswith(".py"):
+            return Path(module)
+        try:
+            spec = importlib.util.find_spec(module)
+        except ImportError as error:
+            raise CodeError(f"{self.reference}: {error}") from error
+        if spec is None or spec.origin is None:
+            raise CodeError(f"{self.reference}: there is no module {module!r}")
+        return Path(spec.origin)
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself, after importing its module; a file beside model.yaml is imported again each time.
+
+        Raises:
+            CodeError: the module has no such function.
+        """
+        module, _, function = self.reference.rpartition(":")
+        imported = _import_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        try:
+            found: Callable[..., Any] = getattr(imported, function)
+        except AttributeError as error:
+            raise CodeError(f"{module}: expected the function {function!r} in it") from error
+        return found
+
+
+def recipe_code(recipe: str, folder: str) -> Code:
+    """The function `make(inputs, output, options)` of a recipe.
+
+    Args:
+        recipe: its name in model.yaml.
+        folder: the model's folder; empty for none.
+
+    Raises:
+        CodeError: there is no such recipe.
+    """
+    return _find("recipes", recipe, "make", folder)
+
+
+def entry_code(runtime: str, entry: str, folder: str) -> Code:
+    """What the `entry` of a variant names, for a runtime of `ENTRIES`.
+
+    That is `build(weights)` of a torch network, `apply(weights, inputs)` of a JAX one, `call(**inputs)` of a callable.
+
+    Raises:
+        CodeError: nothing has that name.
+    """
+    kind, name, function = ENTRIES[runtime]
+    return _find(kind, name.format(entry), function, folder)
+
+
+def runtime_code(runtime: str, entry: str = "") -> Code:
+    """The function `open_variant(placed)` of a runtime, or `open_decoder(placed)` for an entry that ends in `decoder`.
+
+    The entry point of a package may name one function for both.
+
+    Raises:
+        CodeError: there is no such runtime.
+    """
+    return _find("runtimes", runtime, "open_decoder" if entry.endswith("decoder") else "open_variant", "")
+
+
+def registered(kind: Kind) -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points of installed packages, by name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=f"taxiway.{kind}")}
+
+
+def _find(kind: Kind, name: str, function: str, folder: str) -> Code:
+    module = name.replace("-", "_")
+    if not module.isidentifier():
+        raise CodeError(f"expected a name of letters, digits, - and _ for one of the {kind}, got {name!r}")
+    beside = Path(folder, f"{module}.py")
+    if folder and beside.is_file():
+        return Code(f"{beside.absolute()}:{function}")
+    if (TREE / "workers" / kind / f"{module}.py").is_file():
+        return Code(f"workers.{kind}.{module}:{function}")
+    points = {point.replace("-", "_"): found for point, found in registered(kind).items()}
+    if module not in points:
+        raise CodeError(_missing(kind, name, function, folder))
+    point = points[module]
+    versions = {point.dist.name: point.dist.version} if point.dist is not None else {}
+    return Code(f"{point.module}:{point.attr or function}", versions)
+
+
+def _missing(kind: Kind, name: str, function: str, folder: str) -> str:
+    known = sorted({*_names(kind, function, folder), *registered(kind)})
+    beside = f"{name.replace('-', '_')}.py with the function {function} beside model.yaml, or "
+    return (
+        f"no {kind.removesuffix('s')} {name!r}: expected one of {', '.join(known) or 'none'}; to add it, "
+        f"{'' if kind == 'runtimes' else f'put {beside}'}install a package with the entry point "
+        f'{name} in the group "taxiway.{kind}"'
+    )
+
+
+def _names(kind: Kind, function: str, folder: str) -> Iterator[str]:
+    """The names available to a model in that folder: ours, and its own."""
+    for place in [TREE / "workers" / kind, *([Path(folder)] if folder else [])]:
+        for file in place.glob("*.py"):
+            if f"\ndef {function}(" in file.read_text(encoding="utf-8"):
+                yield file.stem.replace("_", "-") if kind == "recipes" else file.stem
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"models.{file.parent.name}.{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look up their module there
+    spec.loader.exec_module(module)
+    return module

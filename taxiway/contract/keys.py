@@ -28,7 +28,7 @@ ARRIVED = "rows"
 """Prefix of the cells that count arrived rows."""
 
 LENGTHS = "taxiway:lengths"
-"""Hash of `lengths_cell` to the recent lengths of that model's answers to that tenant (`tasks.models.lengths`)."""
+"""Hash of `lengths_cell` to the recent lengths of that model's answers to that tenant (`tasks.models.profiles`)."""
 
 HOLDING = "taxiway:holding"
 """Set of the holding queues that have jobs; each is kept at its `holding_key`."""

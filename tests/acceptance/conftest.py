@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from local.plan import absent
-from local.state import Fleet
+from local.up import Fleet
 from tasks.machine import look
 from tasks.settings import TREE
 from tasks.topology import load_topology

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from local.state import Fleet
+from local.up import Fleet
 
 
 def taxiway(*arguments: str, timeout: float = 600, settings: Mapping[str, str] | None = None) -> str:

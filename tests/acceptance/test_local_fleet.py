@@ -13,7 +13,7 @@ import httpx
 import pytest
 from celery import Celery
 
-from local.state import Fleet, read_fleet
+from local.up import Fleet, read_fleet
 from tasks.settings import TREE
 from taxiway import Client
 from tests.acceptance.running import start_fleet, taxiway

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import taxiway
-from local.state import Fleet
+from local.up import Fleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import DeadlineExceededError
 

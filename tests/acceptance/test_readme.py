@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from local.state import Fleet
+from local.up import Fleet
 from tasks.settings import TREE
 
 PAGES = {

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 import taxiway
-from local.state import Fleet
+from local.up import Fleet
 from taxiway.client.sync_client import Client
 from taxiway.errors import InvalidRequestError, RequestError, UnknownModelError, UnplaceableError
 

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tasks.models.code import Code
+from tasks.models.files import Code
 from taxiway.errors import InvalidRequestError
 from tests.waiting import gone, until
 from workers.calling import CallError, NotWantedError, OutOfMemoryError, ProcessLostError
@@ -275,7 +275,7 @@ def test_an_idle_process_whose_worker_is_gone_ends_and_so_does_what_it_started(t
 import os, signal, threading, time
 import numpy as np
 os.environ["TAXIWAY_NOTED"] = {str(tmp_path / "notes")!r}
-from tasks.models.code import Code
+from tasks.models.files import Code
 from workers.calling.child import Child
 idle, busy = (Child(Code("tests.callables.deeds:call")) for _ in range(2))
 for one in (idle, busy):

@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from local.doctor import configuration, outdated, servers
 from local.embedded import find_binary
-from local.state import Fleet
+from local.up import Fleet
 from tasks.settings import TREE, Settings
 from tests.graphs import SCALE_SPECS, scale_graph, write_model
 from tests.guarded import free_port

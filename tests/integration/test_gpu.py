@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import taxiway
-from local.state import Fleet
+from local.up import Fleet
 from tasks.models.artefacts import ArtefactStore
 from tasks.models.catalogue import Model, load_catalogue
 from tasks.settings import TREE, cache_directory

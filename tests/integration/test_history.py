@@ -27,7 +27,7 @@ from router.history.columns import AGAIN, SLICE, STATES, Arrivals, hour_of, slic
 from router.history.reader import LAG, History
 from router.history.recorder import Recorder
 from simulator.traces import read_trace
-from tasks.models.lengths import bin_of, tokens_of
+from tasks.models.profiles import bin_of, tokens_of
 from tasks.settings import TREE, Settings
 from tasks.topology import Limits
 from taxiway.cli import MISSING

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tasks.models.catalogue import Derived, Model, Variant, load_catalogue
-from tasks.models.code import ENTRIES, entry_code, recipe_code
+from tasks.models.files import ENTRIES, entry_code, recipe_code
 from tasks.settings import TREE
 
 OURS = {"taxiway", "tasks", "broker", "router", "workers"}

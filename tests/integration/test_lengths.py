@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from router.decide.explain import read_basis
-from tasks.models.lengths import read_lengths
+from tasks.models.profiles import read_lengths
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import read_meta, read_result
 from taxiway.contract.keys import ARRIVALS, LENGTHS, job_key, lengths_cell, result_key

@@ -21,7 +21,7 @@ from broker.valkey.records import (
     renew_call,
     start_call,
 )
-from tasks.models.lengths import bin_of, predicted, read_lengths
+from tasks.models.profiles import bin_of, predicted, read_lengths
 from tasks.settings import Settings
 from taxiway.contract.job import JobState
 from taxiway.contract.keys import (

@@ -26,7 +26,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 PRODUCER = """
 import os, sys, taxiway
-from tasks.tracing import start_tracing
+from tasks.telemetry import start_tracing
 start_tracing("shop", os.environ)
 with taxiway.Client(sys.argv[1]) as client:
     for number in range(150):

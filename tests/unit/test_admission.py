@@ -21,7 +21,7 @@ from router.service.admission import Admitted, Order, Rules, admit, size_of
 from router.service.decision import Decision, decide, undecidable
 from tasks.heartbeat import DeviceFacts
 from tasks.models.catalogue import TensorSpec, load_catalogue
-from tasks.models.lengths import bin_of
+from tasks.models.profiles import bin_of
 from tasks.models.sizes import rows_of
 from tasks.settings import TREE
 from tasks.ticket import read_ticket

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
+from local.__main__ import show_answers
 from local.demo import Answer, Ask, contrasts, summaries
-from local.show import show_answers
 from tasks.machine import Machine
 from taxiway import Result, RunReport
 from tests.narrowing import present

@@ -11,9 +11,9 @@ import pytest
 
 from router.http.errors import body_of
 from router.service.admission import Rules
-from tasks.logs import JsonLines, redacted
 from tasks.models.catalogue import Catalogue
 from tasks.settings import SettingsError, settings_from
+from tasks.telemetry import JsonLines, redacted
 from tasks.topology import load_topology
 from taxiway import Client, TaxiwayError
 from taxiway.errors import BrokerUnavailableError

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from opentelemetry import context
 
 from tasks.settings import SettingsError
-from tasks.tracing import begin, mark, start_tracing, trail_of
+from tasks.telemetry import begin, mark, start_tracing, trail_of
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE, submitting
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

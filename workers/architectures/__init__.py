@@ -1,6 +1,6 @@
 """The networks that several models share: one module `<entry>_torch` or `<entry>_jax` each.
 
-A network of a single model lies beside its model.yaml, and `tasks.models.code` finds both. A variant's `entry` names
+A network of a single model lies beside its model.yaml, and `tasks.models.files` finds both. A variant's `entry` names
 the module without its ending, so `entry: minilm` on the runtime `torch` is `minilm_torch.py`. What each module gives:
 
 - `<entry>_torch`: `build(weights) -> torch.nn.Module`; its `forward` takes the inputs by name and returns a dict of

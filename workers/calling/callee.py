@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.code import Code
+from tasks.models.files import Code
 from taxiway.errors import TaxiwayError
 from workers.calling.channel import Channel, ClosedError, FormError
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.models.code import Code
+from tasks.models.files import Code
 from taxiway.errors import TaxiwayError, error_from
 from workers.calling import CallError, NotWantedError, OutOfMemoryError, ProcessLostError
 from workers.calling.callee import ANSWERED, REFUSED, STARVED

@@ -16,8 +16,8 @@ from celery.worker.state import task_ready
 
 from broker.valkey.records import Ending
 from broker.valkey.worker import Store
+from tasks.telemetry import trail_of
 from tasks.ticket import Ticket
-from tasks.tracing import trail_of
 from taxiway.contract.job import JobState
 from taxiway.contract.wire import HEADER
 from taxiway.errors import TaxiwayError

@@ -18,7 +18,7 @@ import numpy as np
 from tasks.models.catalogue import Model, Variant
 from tasks.models.chats import answer_limit, characters, read_chat
 from tasks.models.discovered import Announced
-from tasks.models.lengths import LONGEST
+from tasks.models.profiles import LONGEST
 from tasks.models.sizes import CHARACTERS_PER_TOKEN
 from taxiway.contract.job import Tokens
 from taxiway.errors import cut

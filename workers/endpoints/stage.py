@@ -21,8 +21,7 @@ from broker.valkey.worker import Store
 from tasks.endpoints import Endpoint, connection
 from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
-from tasks.models.lengths import ran_size
-from tasks.models.profiles import ProfileBook
+from tasks.models.profiles import ProfileBook, ran_size
 from taxiway.contract.job import Piece, Tokens
 from taxiway.contract.keys import LEVELS
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError

@@ -22,8 +22,7 @@ from tasks.document import Size
 from tasks.machine import RUNTIMES, version_of
 from tasks.models.artefacts import ArtefactError, ArtefactStore
 from tasks.models.catalogue import Model, load_catalogue
-from tasks.models.lengths import ran_size
-from tasks.models.profiles import Measurement, Point
+from tasks.models.profiles import Measurement, Point, ran_size
 from tasks.models.signature import bind
 from tasks.models.sizes import unit_of
 from tasks.settings import cache_directory

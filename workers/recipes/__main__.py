@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tasks.models.code import Code
+from tasks.models.files import Code
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from tasks.models.code import runtime_code
+from tasks.models.files import runtime_code
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from tasks.models.code import entry_code
+from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed

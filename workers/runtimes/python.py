@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from tasks.models.code import CodeError, entry_code
+from tasks.models.files import CodeError, entry_code
 from taxiway.errors import ExecutionError, TaxiwayError
 from workers.calling import CallError, NotWantedError, ProcessLostError
 from workers.calling.child import Child

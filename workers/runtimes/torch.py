@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tasks.models.code import entry_code
+from tasks.models.files import entry_code
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
 from workers.runtimes import Arrays, ModelLoadError, Placed

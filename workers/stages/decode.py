@@ -15,9 +15,9 @@ from tasks.heartbeat import variant_key
 from tasks.models.catalogue import Model
 from tasks.models.folder import ModelsFolder
 from tasks.models.signature import bind, check_stream
+from tasks.telemetry import Trail, trail_of
 from tasks.ticket import TicketError, read_ticket
 from tasks.topology import HardwareClass
-from tasks.tracing import Trail, trail_of
 from taxiway.contract.keys import INFER
 from taxiway.contract.request import Request
 from taxiway.contract.values import Buffer, Reference, from_wire, may_refer, referred, resolved

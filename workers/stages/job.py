@@ -12,9 +12,9 @@ import msgspec
 from broker.valkey.records import Claim, Course, exceeded
 from broker.valkey.records import Ending as StoredEnding
 from tasks.models.catalogue import Model
+from tasks.telemetry import Trail
 from tasks.ticket import Ticket
 from tasks.topology import HardwareClass
-from tasks.tracing import Trail
 from taxiway.contract.job import Result, Tokens
 from taxiway.contract.values import Buffer
 from taxiway.contract.wire import Envelope

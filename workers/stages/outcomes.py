@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 from opentelemetry.trace import SpanKind
 
-from tasks import tracing
+from tasks import telemetry
 from tasks.heartbeat import STAGES, Done, Ran, Stage, Use, count, empty, is_emulated
 from tasks.models.catalogue import TensorSpec
-from tasks.models.lengths import generates, length_of
+from tasks.models.profiles import generates, length_of
 from taxiway.contract.job import JobState, Result, RunReport, state_of
 from taxiway.contract.values import ResultBlobs, to_wire
 from taxiway.errors import TaxiwayError
@@ -190,19 +190,19 @@ class OutcomeCounters:
         known = self._classes.get(hardware_class)
         return self._classes.setdefault(hardware_class, _Class()) if known is None else known
 
-    def _trace(self, ended: Ended, trail: tracing.Trail, now: float) -> None:
+    def _trace(self, ended: Ended, trail: telemetry.Trail, now: float) -> None:
         delivery, error = ended.delivery, ended.outcome.error
         code = "" if error is None else error.code
         place = {"taxiway.job": delivery.job, "taxiway.class": delivery.hardware_class}
-        tracing.wait(trail, delivery.began or now, place)
+        telemetry.wait(trail, delivery.began or now, place)
         over = now
         if delivery.began:
             over = delivery.began + _ran(ended, now)
-            span = tracing.begin("run", trail, delivery.began, self._attributes(ended, place), SpanKind.CONSUMER)
-            tracing.end(span, over, code)
-        tracing.end(tracing.begin("result", trail, over, place), now, code)
+            span = telemetry.begin("run", trail, delivery.began, self._attributes(ended, place), SpanKind.CONSUMER)
+            telemetry.end(span, over, code)
+        telemetry.end(telemetry.begin("result", trail, over, place), now, code)
 
-    def _attributes(self, ended: Ended, place: dict[str, str]) -> tracing.Attributes:
+    def _attributes(self, ended: Ended, place: dict[str, str]) -> telemetry.Attributes:
         ticket, result = ended.delivery.ticket, ended.outcome.result
         ran = {"taxiway.batch": result.report.batch, "taxiway.cost_usd": result.report.cost} if result else {}
         variant = ticket.variants[ended.delivery.hardware_class]

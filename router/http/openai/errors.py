@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from router.http.openai.terms import HEADERS
-from tasks.logs import redacted
+from tasks.telemetry import redacted
 from taxiway.errors import (
     FleetUnavailable,
     ForbiddenError,

@@ -1,4 +1,4 @@
--- learn(cell, bins): adds lengths of answers, by bin, to the weights of a model and tenant (tasks.models.lengths).
+-- learn(cell, bins): adds lengths of answers, by bin, to the weights of a model and tenant (tasks.models.profiles).
 -- What was counted before fades by 1 % with every answer; a cell is some 300 bytes, and at most 512 are kept: then one
 -- at random makes room. Uses: lengths.
 local function learn(cell, bins)

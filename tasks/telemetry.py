@@ -1,19 +1,27 @@
-"""OpenTelemetry traces of jobs: a message carries its trace in W3C headers, and each process adds its spans.
+"""A process's log, and its spans in OpenTelemetry traces of jobs.
 
-Only jobs with a sampled `traceparent` are traced; any other job costs one header lookup. Our member of `tracestate` is
-the time at which the last process passed the job on; the process that ends the wait after it records that as a span.
-The headers are not signed, since no decision depends on them.
+The log is one JSON object a line on stderr: a constant event with its values beside it, never a secret.
+
+A message carries its trace in W3C headers, and each process adds its spans. Only jobs with a sampled `traceparent` are
+traced; any other job costs one header lookup. Our member of `tracestate` is the time at which the last process passed
+the job on; the process that ends the wait after it records that as a span. The headers are not signed, since no
+decision depends on them.
 
 Source: W3C Trace Context, level 1.
 """
 
 from __future__ import annotations
 
+import logging
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from typing import Any
 
+import msgspec
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
@@ -21,6 +29,58 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from tasks.settings import SettingsError
 from taxiway.contract.wire import TRACEPARENT, TRACESTATE
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_PER_REQUEST = ("httpx", "uvicorn", "celery.worker.strategy", "celery.app.trace")
+"""Loggers of libraries that write an INFO line for every request, task or start."""
+
+
+_SECRETS = re.compile(r"(?<=://)[^/@\s\"]*(?=@)|(?<=\btaxiway_)[\w-]{43}(?![\w-])|(?<=\b[Bb]earer )[^\s\",]+")
+"""Names and passwords in addresses, and keys of the HTTP door."""
+
+
+def redacted(text: str) -> str:
+    """`text` without secrets: a library's error text may contain any."""
+    return _SECRETS.sub("…", text)
+
+
+class JsonLines(logging.Formatter):
+    """Writes a record as `{"time", "level", "logger", "event", …}`, its `extra` values in the same object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line of JSON; values that JSON cannot hold are written as text."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return redacted(_encoded(line))
+
+
+def _encoded(line: dict[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(line, enc_hook=str).decode()
+    except (ValueError, TypeError, RecursionError):  # text with lone surrogates, for one: what others sent
+        return msgspec.json.encode({name: ascii(value) for name, value in line.items()}).decode()
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Send the process's log to stderr as `JsonLines`; what others log for each request shows at DEBUG only.
+
+    Raises:
+        ValueError: no level of that name.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in _PER_REQUEST:
+        logging.getLogger(name).setLevel(level if level == "DEBUG" else "WARNING")
+
 
 EXPORTER = "OTEL_TRACES_EXPORTER"
 """The standard variable that names exporters. Without it nothing is exported, whatever is installed."""
