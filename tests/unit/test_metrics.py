@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.view import ClassView, Counters, FleetView, exposition
-from tasks.heartbeat import STAGES, count, empty
+from tasks.heartbeat import STAGES, EndpointFacts, Use, count, empty
+from tests.builders import a_device
 from tests.unit.test_rebalance import two_classes
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +31,13 @@ DONE = Counters(
     refused={("overloaded",): 4},
     ended={("expired",): 6},
     outcomes={("gpu", "succeeded"): 5},
-    latency={("gpu", stage): figures(0.03, 9000.0) for stage in STAGES},
+    latency={("gpu", stage): figures(0.03, 9000.0) for stage in (*STAGES, "first", "token")},
     parked=9,
     rejected={("gpu",): 8},
+    used={("gpu", "talk:1"): Use(rows=3, aborted=1, input=10, cached=4, output=5)},
+    dollars={("gpu", "talk:1", "lab"): 0.5},
 )
+ENDPOINT = a_device("gpu", kind="endpoint", endpoint=EndpointFacts(state="half-open"))
 
 
 def a_class(**changes: object) -> ClassView:
@@ -64,7 +68,9 @@ def samples(view: FleetView, done: Counters) -> dict[tuple[str, ...], float]:
 
 def view(**classes: ClassView) -> FleetView:
     _, _, fleet = two_classes()
-    return FleetView(stale=False, now=0.0, held=3, dead=1, classes=classes, devices=fleet.devices, moves=())
+    return FleetView(
+        stale=False, now=0.0, held=3, dead=1, classes=classes, devices=(*fleet.devices, ENDPOINT), moves=()
+    )
 
 
 def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
@@ -81,6 +87,10 @@ def test_every_figure_of_a_class_is_a_sample_that_prometheus_reads() -> None:
     assert found["taxiway_ended_total", "expired"] == 6
     assert (found["taxiway_parked_total",], found["taxiway_rejected_total", "gpu"]) == (9, 8)
     assert found["taxiway_results_total", "gpu", "succeeded"] == 5
+    assert [found["taxiway_tokens_total", "gpu", kind, "talk:1"] for kind in ("input", "cached", "output")] == [6, 4, 5]
+    assert found["taxiway_usd_total", "gpu", "talk:1", "lab"] == 0.5
+    assert found["taxiway_aborts_total", "gpu", "talk:1"] == 1
+    assert found["taxiway_endpoints", "gpu", "half-open"] == 1
 
 
 def test_a_latency_is_a_histogram_whose_buckets_hold_all_that_was_as_short() -> None:
