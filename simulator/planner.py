@@ -316,6 +316,7 @@ def fleet_plan(
         assignment=found.assignment,
         adopted=True,
         devices=tuple(twin.devices(found.assignment)),
+        begin=counts,
         before=math.inf,
         after=found.score,
         plays=twin.plays,

@@ -179,9 +179,10 @@ class Pool:
         self._rule, self._least = rule, max(devices, self.device_class.minimum)
         self._need.keep_alive = self.start if rule.keep is None else rule.keep
 
-    def release(self) -> None:
-        """Switch off what is not needed now, without its keep-alive time."""
+    def release(self, devices: int, now: float) -> None:
+        """Switch off what is not needed now beyond a number of devices, without its keep-alive time."""
         self._need.forget()
+        self._need.note(devices, now)
 
     def slow_down(self, factor: float, now: float) -> None:
         """Work takes `factor` times its profile's seconds from now on."""

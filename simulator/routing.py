@@ -93,8 +93,8 @@ class Reader:
             self._seen_at = now
         return self._working
 
-    def follow(self, plan: Plan) -> None:
-        """Place requests by this plan, from the next snapshot on."""
+    def follow(self, plan: Plan | None) -> None:
+        """Place requests by this plan, or by themselves if there is none, from the next snapshot on."""
         self._plan = plan
         self._next = self._heartbeat = 0.0
 

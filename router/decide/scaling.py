@@ -92,14 +92,15 @@ class Scaler:
         if fleet.plan is None:
             self._planned.clear()
             return
-        moving = any(moves(cell, len(fleet.of_class(cell.classes[0])), fleet.now) for cell in fleet.plan.cells)
+        moving = [cell for cell in fleet.plan.cells if moves(cell, len(fleet.of_class(cell.classes[0])), fleet.now)]
         due = deadlines(self.topology)
         for name, hardware in self.topology.hardware.items():
             here = Load.of(name, hardware, self._samples[name][-1], due, fleet, self.topology, jobs.get(name, 0.0))
             state = self._planned.setdefault(name, PlannedClass(hardware, here.devices, now))
             planned = fleet.plan.classes.get(name)
             if planned is not None:
-                self._by_plan[name] = state.use(planned, here, now)
+                awaited = [cell.handover.devices for cell in moving if cell.handover and cell.classes[0] == name]
+                self._by_plan[name] = state.use(planned, here, now, awaited=max(awaited, default=0))
             elif not moving:
                 self._by_plan[name] = state.leave(here, now)
 
@@ -242,15 +243,15 @@ class PlannedClass:
         self._left = False
         self._polled = -math.inf
 
-    def use(self, planned: ClassPlan, load: Load, now: float) -> ScalingTarget:
-        """The target by the plan's rule, but at least the plan's devices: they are there before work moves to them.
+    def use(self, planned: ClassPlan, load: Load, now: float, *, awaited: int = 0) -> ScalingTarget:
+        """The target by the plan's rule, but at least the plan's devices, and those that moving work waits for.
 
         A class that shrinks in a lull is late in the next burst, which the plan has seen. Source: the trials.
         """
         rule = planned.rule
         self._need.keep_alive = self._start if rule.keep is None else rule.keep
         self._left = False
-        least = max(load.least, planned.devices)
+        least = max(load.least, planned.devices, awaited)
         want = devices_wanted(rule, load.density, load.jobs, minimum=self._minimum, count=self._most)
         due = not isinstance(rule, Depth) or now >= self._polled + rule.poll
         if due:

@@ -81,7 +81,7 @@ class Need:
 
     def kept(self, powered: int, now: float) -> int:
         """How many of the `powered` devices stay on."""
-        while powered and now - self._last[powered - 1] >= self.keep_alive:
+        while powered and now > self._last[powered - 1] and now - self._last[powered - 1] >= self.keep_alive:
             powered -= 1
         return powered
 

@@ -16,6 +16,7 @@ from router.decide.capacity import has_capacity
 from router.decide.classify import Constraints, Needs
 from router.decide.fairness import HeldKind
 from router.decide.placement import Placement, choose
+from router.decide.scaling_rule import Density
 from router.decide.working_snapshot import WorkingSnapshot
 from router.waiting import RELEASE_TICK
 from simulator.fleet import SERVICES, Fleet, Stepping
@@ -45,7 +46,8 @@ from simulator.pool import Pool
 from simulator.routing import Count, ExpectedBatch, Holding, Mover, Reader, Surroundings, model_of
 from simulator.tuning.opponents import pinned, tuned_plan, tuned_split
 from simulator.tuning.planning import plan_of
-from simulator.tuning.tuner import FIRST, FIRST_PLAYS, PLAYS, WINDOW, Decision, Tuner
+from simulator.tuning.trust import Judged, Trust
+from simulator.tuning.tuner import FIRST, PERIOD, RECENT, WINDOW, Decision, Tuner
 from simulator.tuning.twin import MOST, Conditions, Window
 from simulator.workload import Job, Workload, followed_by
 from taxiway.errors import OverloadedError, UnplaceableError
@@ -214,9 +216,6 @@ def _late(placement: Placement) -> bool:
     return deadline is not None and bool(placement.figures.finish[placement.index] > deadline)
 
 
-RECENT = 30.0
-"""Seconds of live answers that an alarm looks at."""
-
 HISTORY, HISTORY_PLAYS = 20_000, 150
 """Arrivals and plays of the tuning on a history, before the trace begins: nothing waits for it."""
 
@@ -232,16 +231,21 @@ class Tuned(Taxiway):
         self._recorded, self._earlier = workload, 0.0
         if history is not None:
             self._recorded, self._earlier = followed_by(history, workload)
+        self._fleet = workload.fleet
         self._tuner = Tuner(workload.fleet, seed)
         self._handed_over = 0.0
         self._live: deque[tuple[float, bool]] = deque()
         self._trim = False
+        self._trust, self._judged = Trust(), Judged()
         self.decisions: list[tuple[float, Decision]] = []
 
     def choose(self, job: Job, pools: Sequence[Pool], now: float) -> int | Held:
         """As `Policy.choose`."""
         self._tune(pools, now)
-        return super().choose(job, pools, now)
+        chosen = super().choose(job, pools, now)
+        if chosen == REFUSED:
+            self._judged.note((job.model, job.service), timely=False)
+        return chosen
 
     def look(self, pools: Sequence[Pool], now: float) -> Iterator[Shift]:
         """As `Policy.look`: under a plan, waiting work stays where it is."""
@@ -251,12 +255,13 @@ class Tuned(Taxiway):
         yield from self._release(pools, now)
         if self._trim and self._tuner.assignment is not None:
             self._trim = False
+            decision, used = self.decisions[-1][1], self._tuner.assignment.used()
             for pool in pools:
-                if pool.index not in self._tuner.assignment.used():
-                    pool.release()
+                pool.release(decision.begin[pool.index] if pool.index in used else 0, now)
 
     def ended(self, job: Job, pool: Pool, seconds: float) -> None:
         """As `Policy.ended`."""
+        self._judged.note((job.model, job.service), timely=seconds <= job.deadline)
         if job.service == LIVE:
             self._live.append((job.arrival + seconds, seconds <= job.deadline))
         super().ended(job, pool, seconds)
@@ -274,11 +279,11 @@ class Tuned(Taxiway):
         pace = tuple(pool.pace for pool in pools)
         if not self._tuner.due(now, pace, [timely for _, timely in self._live]):
             return
-        span, most, plays = WINDOW, MOST, PLAYS
-        if first:
-            span, most, plays = (
-                (self._earlier, HISTORY, HISTORY_PLAYS) if self._earlier else (WINDOW, MOST, FIRST_PLAYS)
-            )
+        if not first and self._fails(pools, now):
+            return
+        span, most, plays = WINDOW, MOST, None
+        if first and self._earlier:
+            span, most, plays = self._earlier, HISTORY, HISTORY_PLAYS
         window = Window.latest(self._recorded, now + self._earlier, span, most)
         if not window.jobs:
             return
@@ -291,15 +296,34 @@ class Tuned(Taxiway):
             plan_of(decision, window.workload.fleet, window, number=len(self.decisions), made=now, name_of=_name)
         )
 
+    def _fails(self, pools: Sequence[Pool], now: float) -> bool:
+        """Whether the plan did not keep what it promised: it is dropped then."""
+        spent = sum(pool.usd_per_second * pool.powered_seconds(now) for pool in pools)
+        decision = self.decisions[-1][1]
+        if now - self._judged.since >= PERIOD:
+            score = self._judged.score(now, spent, self._fleet.penalties)
+            self._trust = self._trust.after(score, decision.predicted)
+            self._judged = Judged(now, spent)
+        if not self._trust.lost:
+            return False
+        self._trust = Trust()
+        self._tuner.drop(now)
+        self._reader.follow(None)
+        for pool in pools:
+            pool.follow(Density())
+        return True
+
     def _adopt(self, decision: Decision, pools: Sequence[Pool], now: float) -> None:
         """Follow the decision; an assignment that is kept may need other numbers of devices by now."""
         self.decisions.append((now, decision))
         if decision.adopted:
-            self._trim = True
+            spent = sum(pool.usd_per_second * pool.powered_seconds(now) for pool in pools)
+            self._trim, self._trust, self._judged = True, Trust(), Judged(now, spent)
             self._handed_over = max((move.latest for move in decision.moves.values()), default=now)
-        for pool, rule, devices in zip(pools, decision.assignment.rules, decision.devices, strict=True):
-            pool.follow(rule, devices)
-            for _ in range(min(devices, pool.available) - pool.powered):
+        on = decision.begin if decision.adopted else decision.devices
+        for pool, rule, least, devices in zip(pools, decision.assignment.rules, decision.devices, on, strict=True):
+            pool.follow(rule, least)
+            for _ in range(min(max(devices, least), pool.available) - pool.powered):
                 pool.switch_on(now, after=pool.start)
 
 

@@ -70,15 +70,15 @@ def _stop(*_: object) -> NoReturn:
 
 
 def _turn(tuner: FleetTuner, period: float, *, dry_run: bool, as_json: bool) -> float:
-    """Tune if no other tuner does; the seconds to pause after it."""
+    """Tune if that is due and no other tuner does; the seconds to pause after it."""
     try:
         if not tuner.lead():
             return min(period, LEASE / 2)
-        tuning = _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
+        if tuner.due():
+            _tune(tuner, dry_run=dry_run, as_json=as_json, show=False)
     except BrokerUnavailableError as error:
         logger.warning("not tuned", extra={"error": error.message})
-        return REST
-    return period if tuning.after is not None else REST
+    return REST
 
 
 def _tune(tuner: FleetTuner, *, dry_run: bool, as_json: bool, show: bool) -> Tuning:

@@ -62,7 +62,7 @@ def plan_of(
         names[place]: ClassPlan(rule=decision.assignment.rules[place], devices=decision.devices[place])
         for place in used
     }
-    return Plan(number=number, made=made, cells=tuple(cells), classes=classes, score=decision.after)
+    return Plan(number=number, made=made, cells=tuple(cells), classes=classes, score=decision.predicted)
 
 
 def _tightest(window: Window) -> Mapping[Place, float]:

@@ -6,6 +6,7 @@ and replaces the stored plan in one step. A tuner that is killed changes nothing
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -17,9 +18,11 @@ from router.decide.plan import Plan, follow
 from router.history.reader import LAG, History
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts, figures, named
+from simulator.policies import LIVE, Assignment
 from simulator.tuning.planning import plan_of
-from simulator.tuning.real_fleet import Known, Recorded, recorded
-from simulator.tuning.tuner import FIRST, FIRST_PLAYS, PLAYS, WINDOW, Decision
+from simulator.tuning.real_fleet import Known, Recorded, paces, penalties, recorded, spending, timely
+from simulator.tuning.trust import Judged, Trust
+from simulator.tuning.tuner import FIRST, RECENT, WINDOW, Decision, Watch, plays_for
 from simulator.tuning.tuner import Tuner as Search
 from simulator.tuning.twin import Window
 from tasks.models.folder import ModelsFolder
@@ -70,22 +73,47 @@ class FleetTuner:
         self._history = History(settings.state)
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._each = 0.0
+        self._watch: Watch | None = None
+        self._good: tuple[Assignment, ...] = ()
+        self._models: tuple[str, ...] = ()
+        self._trust, self._judged = Trust(), Judged()
+        self._spent, self._seen = 0.0, math.inf
 
     def lead(self) -> bool:
         """Take or keep the lease; False while another tuner has it."""
         with fleet_errors(_SERVER):
             return bool(self._connections.run(tune_call(self._name, LEASE)))
 
+    def due(self) -> bool:
+        """Whether the plan shall be tuned again, by its period or because the fleet is not as it was then."""
+        if self._watch is None:
+            return True
+        now, _, known = self._read()
+        recent = timely(self._history.read_recent(now - LAG - RECENT), self._topology)
+        live = [in_time for (_, service), in_time in recent if service == LIVE]
+        self._spend(known, now)
+        return self._watch.due(now, paces(known), live, self._topology.plan.period)
+
     def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
         """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
         now, raw, known = self._read()
         before, until = follow(raw, now).stored, now - LAG
+        if before is not None and self._fails(before, known, now):
+            why = "its plan scored worse than predicted for two periods: requests are placed one by one for a period"
+            if not dry_run:
+                self._write(raw, None)
+            self._forget(now)
+            self._watch = Watch(now, math.inf, paces(known))
+            return _unchanged(None, why, 0), None
         found = recorded(self._history.read_recent(until - WINDOW), known, until)
         arrivals = len(found.workload) if found is not None else 0
         if found is None or arrivals < FEWEST or (before is None and found.span < FIRST):
             why = f"too few arrivals are recorded: {arrivals} in {found.span if found is not None else 0:.0f} s"
             return _unchanged(before, why, arrivals), before
         tuning, plan = self._search(found, before, now)
+        self._watch = Watch(now, found.span, paces(known))
+        if tuning.adopted:
+            self._forget(now)
         if not dry_run and not self._write(raw, plan):
             return _unchanged(before, "another tuner replaced the plan meanwhile", arrivals), before
         return tuning, plan
@@ -97,6 +125,29 @@ class FleetTuner:
         self._connections.close()
         self._history.close()
 
+    def _fails(self, plan: Plan, known: Known, now: float) -> bool:
+        """Whether the plan did not keep what it promised."""
+        self._spend(known, now)
+        since = self._judged.since
+        if since and now - since < self._topology.plan.period:
+            return False
+        if since:
+            for cell, in_time in timely(self._history.read_recent(since - LAG), self._topology):
+                self._judged.note(cell, timely=in_time)
+            score = self._judged.score(now, self._spent, penalties(self._topology))
+            self._trust = self._trust.after(score, plan.score)
+        self._judged = Judged(now, self._spent)
+        return self._trust.lost
+
+    def _spend(self, known: Known, now: float) -> None:
+        """Count what the devices have cost since they were last looked at."""
+        self._spent += max(now - self._seen, 0.0) / 3600 * spending(known)
+        self._seen = now
+
+    def _forget(self, now: float) -> None:
+        """Judge the plan from now on."""
+        self._trust, self._judged = Trust(), Judged(now, self._spent)
+
     def _search(self, found: Recorded, before: Plan | None, now: float) -> tuple[Tuning, Plan]:
         began = time.process_time()
         number = 1 if before is None else before.number + 1
@@ -104,7 +155,10 @@ class FleetTuner:
         search.assignment = found.assignment(before)
         first = search.assignment is None
         window = Window.latest(found.workload, found.span, WINDOW)
-        decision = search.tune(window, found.conditions, now, plays=self._plays(FIRST_PLAYS if first else PLAYS))
+        if self._models == found.workload.trace.models:
+            search.good = self._good
+        decision = search.tune(window, found.conditions, now, plays=self._plays(plays_for(window)))
+        self._good, self._models = search.good, found.workload.trace.models
         cpu = time.process_time() - began
         self._each = cpu / max(decision.plays, 1.0)
         twins = plan_of(decision, found.workload.fleet, window, number=number, made=now)
@@ -112,6 +166,7 @@ class FleetTuner:
         return _told(decision, plan, before, len(window.jobs), cpu, first=first), plan
 
     def _plays(self, most: int) -> int:
+        """Plays for which there is processor time, as the last ones took it."""
         return max(1, min(most, int(CPU / self._each))) if self._each else most
 
     def _read(self) -> tuple[float, bytes, Known]:
@@ -136,9 +191,11 @@ class FleetTuner:
         known = Known(self._topology, self._folder.catalogue, self._folder.book, snapshot_from(facts))
         return now, bytes(plan or b""), known
 
-    def _write(self, before: bytes, plan: Plan) -> bool:
+    def _write(self, before: bytes, plan: Plan | None) -> bool:
+        """Store the plan, or that there is none; False if another tuner has replaced it meanwhile."""
         with fleet_errors(_SERVER):
-            return bool(self._connections.run(plan_call(before, msgspec.json.encode(plan))))
+            after = msgspec.json.encode(plan) if plan is not None else b""
+            return bool(self._connections.run(plan_call(before, after)))
 
 
 def changed(before: Plan | None, after: Plan) -> tuple[str, ...]:

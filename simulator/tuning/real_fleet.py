@@ -17,7 +17,7 @@ from router.decide.classify import Candidate, Constraints, classify, level_of
 from router.decide.plan import Cell, Plan
 from router.decide.scaling_rule import Density
 from router.decide.snapshot import FleetSnapshot
-from router.history.columns import REFUSED, Arrivals
+from router.history.columns import ENDED, REFUSED, Arrivals
 from simulator.fleet import SERVICES, DeviceClass, Fleet, Service, Stepping, Timing, Whole
 from simulator.policies import Assignment, able_classes
 from simulator.policies import Cell as TwinCell
@@ -36,6 +36,9 @@ UNBOUNDED = 16
 
 LATE = (48.0, 24.0, 12.0)
 """US dollars an hour that it costs when all of a service's requests are late, by urgency. Source: shared/trials."""
+
+ANSWER = 0.5
+"""The answer's share of the sizes that generating models are profiled with (`workers.profiling.measure`)."""
 
 _MEMORY = Size(2**40)  # of a class that does not say: enough
 
@@ -163,18 +166,7 @@ def _trace(arrivals: Arrivals, known: Known) -> tuple[Trace, dict[str, tuple[Mod
     kept = np.flatnonzero((rank >= 0) & (number >= 0))
     deadline = np.where(np.isnan(trace.deadline), math.inf, trace.deadline)
     trace = replace(trace, models=tuple(models), model=number, service=rank, deadline=deadline)
-    return _steps(trace.part(kept), list(models.values())), models, jobs["service"][kept]
-
-
-def _steps(trace: Trace, models: Sequence[tuple[Model, str]]) -> Trace:
-    """The same, where a generating model's prompt counts as tokens of its answer: profiles do not tell them apart."""
-    generating = np.array([generates(model) for model, _ in models], bool)[trace.model]
-    return replace(
-        trace,
-        size=np.where(generating, 1, trace.size).astype(np.int32),
-        output=np.where(generating, trace.size + trace.output, 0).astype(np.int32),
-        predicted=np.where(generating, trace.size + trace.predicted, 0).astype(np.int32),
-    )
+    return trace.part(kept), models, jobs["service"][kept]
 
 
 def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) -> Fleet:
@@ -191,7 +183,7 @@ def _fleet(trace: Trace, models: Mapping[str, tuple[Model, str]], known: Known) 
         default_model=next(iter(models)),
         rebalance=topology.rebalance,
         timings=timings,
-        penalties=tuple(_penalty(topology, rank) for rank in range(len(SERVICES))),
+        penalties=penalties(topology),
     )
 
 
@@ -227,6 +219,11 @@ def _service(topology: Topology, rank: int) -> Service:
     return Service(share=1 / len(SERVICES), preemptible=bool(mine) and all(terms.preemptible for terms in mine))
 
 
+def penalties(topology: Topology) -> tuple[float, ...]:
+    """What it costs when all of a service of the simulator is late, in US dollars an hour."""
+    return tuple(_penalty(topology, rank) for rank in range(len(SERVICES)))
+
+
 def _penalty(topology: Topology, rank: int) -> float:
     said = topology.plan.late_usd_per_hour
     named = [said[name] for name in topology.service if urgency(topology, name) == rank and name in said]
@@ -248,7 +245,10 @@ def _timings(model: Model, locality: str, size: float, known: Known) -> tuple[Ti
 
 
 def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) -> Timing:
-    """The variant's profile at the mean pace that the class's devices learned."""
+    """The variant's profile at the mean pace that the class's devices learned.
+
+    A generation reads its prompt in one step, and takes a step for each token of its answer.
+    """
     devices = candidate.devices
     kind, device = (devices[0].kind, devices[0].name) if devices else (candidate.hardware.device, "")
     profile = book.lookup(model, candidate.variant_name, kind, device).profile
@@ -265,7 +265,7 @@ def _timing(candidate: Candidate, model: Model, size: float, book: ProfileBook) 
         per_pair=0.0,
         reading=0.0,
         per_cached=0.0,
-        overhead=profile.step,
+        overhead=profile.step / ANSWER,
     ).slower(pace)
 
 
@@ -292,3 +292,33 @@ def _kinds(
             )
         )
     return kinds
+
+
+def paces(known: Known) -> tuple[float, ...]:
+    """The mean pace that each class's devices learned; 1 where none did."""
+    return tuple(
+        float(np.mean(learned)) if (learned := _learned(known, name)) else 1.0 for name in known.topology.hardware
+    )
+
+
+def _learned(known: Known, name: str) -> list[float]:
+    return [pace for device in known.snapshot.own(name) for pace in device.pace.values()]
+
+
+def timely(arrivals: Arrivals, topology: Topology) -> list[tuple[TwinCell, bool]]:
+    """Of each job that has ended or was refused, its model and service as the twin's, and whether it was in time."""
+    jobs = arrivals.jobs[arrivals.jobs["state"] >= ENDED]
+    ranks = [urgency(topology, name) if name in topology.service else -1 for name in arrivals.names["service"]]
+    late = jobs["seconds"] > jobs["deadline"]
+    good = (jobs["state"] == ENDED) & ~late
+    services = np.array(ranks, np.int64)[jobs["service"]]
+    rows = zip(jobs["model"].tolist(), services.tolist(), good.tolist(), strict=True)
+    return [((model, service), ok) for model, service, ok in rows if service >= 0]
+
+
+def spending(known: Known) -> float:
+    """US dollars an hour of the devices that are there."""
+    return sum(
+        hardware.dollars_per_second * 3600 * len(known.snapshot.own(name))
+        for name, hardware in known.topology.hardware.items()
+    )

@@ -12,23 +12,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from router.decide.scaling_rule import Density, Depth, ScalingRule
+from router.decide.scaling_rule import TARGET, Density, Depth, ScalingRule
 from simulator.fleet import Fleet
 from simulator.policies import LIVE, Assignment, Cell, able_classes
+from simulator.tuning.estimate import Estimate
 from simulator.tuning.twin import Played, Twin, Window, starving
-from simulator.workload import Job
+from simulator.workload import figures_of
 
 RULES: tuple[ScalingRule, ...] = (
-    *(Density(target=target, keep=keep) for target in (0.65, 0.8, 0.5, 1.0) for keep in (None, 300.0)),
-    *(Depth(jobs=jobs) for jobs in (4.0, 8.0, 16.0, 2.0)),
+    *(Density(target=target, keep=keep) for target in (0.65, 1.0, 1.5, 2.0) for keep in (None, 300.0)),
+    *(Depth(jobs=jobs, keep=keep) for jobs in (4.0, 8.0, 16.0, 32.0) for keep in (90.0, 300.0)),
 )
-"""The scaling rules that a class may have."""
+"""The scaling rules that a class may have.
+
+Targets over 1 are for generating models: their work counts by a high quantile of answers' lengths and in batches of
+eight, so a device in full batches can do twice as much."""
 
 BETTER = 0.997
 """A step is taken if the score falls to this share: plays differ by a tenth of a per cent for no reason."""
 
-CONTENDERS, SHORT = 4, 0.12
-"""Assignments from which short descents begin, and the share of all plays that each of these uses."""
+ESTIMATED, CONTENDERS, SHORT = 3, 3, 0.15
+"""Assignments that are taken from estimates; those from which short descents begin, and each one's share of plays."""
 
 TIMELY = 0.97
 """A class has a cell's jobs in time if this share of those that the best class has is in time there."""
@@ -42,11 +46,15 @@ LEAST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best assignment that a search found, its score, and that of the one it began with."""
+    """The best assignment that a search found, its score, and that of the one it began with.
+
+    `good` are the ends of all descents, the best one first.
+    """
 
     assignment: Assignment
     score: float
     before: float
+    good: tuple[Assignment, ...]
 
 
 class Search:
@@ -69,27 +77,65 @@ class Search:
         self._lowest: dict[object, tuple[float, Assignment]] = {}
         self._cells = [cell for cell in self.able if cell in self.costs.dollars]
 
-    def find(self, former: Assignment | None, plays: float) -> Found:
+    def find(self, former: Assignment | None, plays: float, known: Sequence[Assignment] = ()) -> Found:
         """The best assignment that at most `plays` plays find: short descents from several, a long one from the best.
 
-        Descent stays in its valley, and the one in use may have become the wrong one.
+        Descent stays in its valley, and the one in use may have become the wrong one. `known` are good assignments of
+        earlier searches.
         """
-        contenders = self._contenders(former)
+        found = [*([former] if former is not None else []), *known, *self.estimated()]
+        unlike = {assignment.key: assignment for assignment in found}
+        contenders = sorted(unlike.values(), key=lambda contender: self._play(contender).score)[:CONTENDERS]
         for contender in contenders:
             self.descend(contender, SHORT * plays)
-        best = min(contenders, key=lambda contender: self._lowest[contender.key][0])
-        score, assignment = self.descend(self._lowest[best.key][1], plays - self._twin.plays)
-        return Found(assignment, score, self._play(former).score if former is not None else math.inf)
+        contenders.sort(key=lambda contender: self._lowest[contender.key][0])
+        ends = [self._lowest[contender.key][1] for contender in contenders]
+        score, assignment = self.descend(ends[0], plays - self._twin.plays)
+        before = self._play(former).score if former is not None else math.inf
+        good = {end.key: end for end in (assignment, *ends[1:])}
+        return Found(assignment, score, before, tuple(good.values()))
 
-    def _contenders(self, former: Assignment | None) -> list[Assignment]:
-        """The assignment in use, the best one by prices alone, and the cheapest ones if nothing were late."""
-        starts = self.starts()
-        cheap = sorted(
-            starts, key=lambda start: sum(self.costs.dollars[cell][start.classes[cell]] for cell in self._cells)
-        )
-        found = [*([former] if former is not None else []), starts[0], *cheap]
-        unlike = {assignment.key: assignment for assignment in found}
-        return list(unlike.values())[:CONTENDERS]
+    def estimated(self) -> list[Assignment]:
+        """The assignments that estimates find cheapest, best first: local minima, as classes are closed."""
+        estimate = self.estimate()
+        everywhere = set(range(self.count))
+        starts = [self._by_price(everywhere), *(self._by_price(everywhere - {place}) for place in everywhere)]
+        ends = [estimate.descend(start.classes) for start in starts]
+        ends.sort(key=lambda end: end[0])
+        unlike: dict[frozenset[int], Assignment] = {}
+        for _, classes in ends:
+            unlike.setdefault(frozenset(classes.values()), Assignment(classes, self._usual_rules(classes)))
+        return list(unlike.values())[:ESTIMATED]
+
+    def _usual_rules(self, classes: Mapping[Cell, int]) -> tuple[ScalingRule, ...]:
+        """For each class the rule that keeps devices for the work that there was, although it scales on predictions."""
+        rules = []
+        for place in range(self.count):
+            mine = [cell for cell in self._cells if classes[cell] == place]
+            done = sum(self._twin.work[cell][place] for cell in mine)
+            expected = sum(self._twin.expected[cell][place] for cell in mine)
+            target = TARGET * expected / done if done else TARGET
+            rules.append(min(RULES, key=lambda rule: _from_target(rule, target)))
+        return tuple(rules)
+
+    def estimate(self) -> Estimate:
+        """What assignments cost by figures alone."""
+        twin, costs, penalties = self._twin, self.costs, self._fleet.penalties
+        used = {
+            cell: [
+                work * pace / twin.window.span for work, pace in zip(twin.work[cell], twin.conditions.pace, strict=True)
+            ]
+            for cell in self._cells
+        }
+        late = {
+            cell: [
+                costs.share[cell] * penalties[cell[1]] * (1 - timely)
+                + (starving(timely, penalties) if cell[1] == LIVE else 0.0)
+                for timely in costs.timely[cell]
+            ]
+            for cell in self._cells
+        }
+        return Estimate(self._fleet, self.able, used, late, twin.conditions.available)
 
     def descend(self, start: Assignment, plays: float) -> tuple[float, Assignment]:
         """Take the first change that is better until none is, or the plays are used up."""
@@ -107,20 +153,6 @@ class Search:
                     break
         self._lowest[start.key] = (played.score, assignment)
         return self._lowest[start.key]
-
-    def starts(self) -> list[Assignment]:
-        """Assignments by prices alone, best first, as classes are closed one after another."""
-        best = self._by_price(set(range(self.count)))
-        visited, going = {best.key: best}, True
-        played = self._play(best)
-        while going:
-            going = False
-            for fewer in [self._by_price(best.used() - {place}) for place in best.used() if self._closes(best, place)]:
-                result = self._play(fewer, played)
-                visited[fewer.key] = fewer
-                if result.score < played.score:
-                    best, played, going = fewer, result, True
-        return sorted(visited.values(), key=lambda assignment: self._played[assignment.key].score)
 
     def _play(self, assignment: Assignment, best: Played | None = None) -> Played:
         """Play an assignment: once, unless the play ended early and its end is needed."""
@@ -205,10 +237,19 @@ class Search:
                 yield LEAST + gain, moved(now, dict.fromkeys(better, place))
 
 
+def _from_target(rule: ScalingRule, target: float) -> float:
+    """How far a rule is from scaling to this utilisation."""
+    return abs(rule.target - target) if isinstance(rule, Density) else math.inf
+
+
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """By cell and class: mean seconds of a job `alone`, `dollars` an hour, and the share `timely` at half speed."""
+    """By cell and class: mean seconds of a job `alone`, `dollars` an hour, and the share `timely` at half speed.
 
+    `share` is the cell's part of its service's requests.
+    """
+
+    share: Mapping[Cell, float]
     alone: Mapping[Cell, Sequence[float]]
     dollars: Mapping[Cell, Sequence[float]]
     timely: Mapping[Cell, Sequence[float]]
@@ -216,18 +257,20 @@ class Costs:
     @classmethod
     def of(cls, window: Window, fleet: Fleet, pace: Sequence[float]) -> Costs:
         """The costs of a window's jobs on a fleet of this pace."""
-        jobs: dict[Cell, list[Job]] = {}
-        for job in window.jobs:
-            jobs.setdefault((job.model, job.service), []).append(job)
+        workload = window.workload
+        trace = workload.trace
+        alone, work, _ = figures_of(trace, workload.fleet, trace.output)
         usd = np.array([device.usd_per_second for device in fleet.classes.values()])
-        mean, dollars, timely = {}, {}, {}
-        for cell, mine in jobs.items():
-            work, alone = (np.array([getattr(job, name) for job in mine]) * pace for name in ("work", "alone"))
-            due = np.array([[job.deadline] for job in mine])
-            mean[cell] = alone.mean(axis=0).tolist()
-            dollars[cell] = (work.sum(axis=0) * usd * 3600 / window.span).tolist()
-            timely[cell] = (alone * SLACK <= due).mean(axis=0).tolist()
-        return cls(mean, dollars, timely)
+        share, mean, dollars, timely = {}, {}, {}, {}
+        for cell in sorted({(job.model, job.service) for job in window.jobs}):
+            of_service = trace.service == cell[1]
+            mine = of_service & (trace.model == cell[0])
+            seconds = alone[mine] * pace
+            share[cell] = float(mine.sum() / of_service.sum())
+            mean[cell] = seconds.mean(axis=0).tolist()
+            dollars[cell] = (work[mine].sum(axis=0) * pace * usd * 3600 / window.span).tolist()
+            timely[cell] = (seconds * SLACK <= trace.deadline[mine][:, None]).mean(axis=0).tolist()
+        return cls(share, mean, dollars, timely)
 
 
 def moved(now: Assignment, moves: Mapping[Cell, int]) -> Assignment:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from simulator.fleet import Fleet
 from simulator.policies import Assignment, Cell
-from simulator.tuning.search import Search
+from simulator.tuning.search import CONTENDERS, Search
 from simulator.tuning.twin import Conditions, Twin, Window
 
 PERIOD = 120.0
@@ -17,14 +18,22 @@ PERIOD = 120.0
 WINDOW = 450.0
 """Seconds of arrivals that are played. Shorter windows made the plan follow noise."""
 
-FIRST = 120.0
-"""Seconds of arrivals before the first plan, where nothing was recorded earlier."""
+FIRST = 45.0
+"""Seconds of arrivals before the first plan, where nothing was recorded earlier. It is tuned again when twice as much
+is known, until that takes a period."""
 
-PLAYS, FIRST_PLAYS = 40, 80
-"""Plays of one tuning, and of the first one: about 7 s of processor time at 16 requests/s."""
+PLAYED, PLAYS = 360_000, 200
+"""Arrivals that one tuning plays, about 8 s of processor time; and its plays at most, where windows are short."""
 
-HYSTERESIS = 0.1
-"""A plan replaces another if it is better by this share: most of what less promises is noise."""
+LEAST = 225.0
+"""Seconds of arrivals that are played at least: shorter windows are followed by arrivals drawn from them, so that a
+plan is not made for a lull."""
+
+HYSTERESIS = 0.08
+"""A plan replaces another if it is better by this share on arrivals that the search has not seen."""
+
+DRAWS = 3
+"""Windows that are drawn anew from the one that was searched on, to compare plans: it must be better on each."""
 
 SERVING = 0.75
 """Share of a class's planned devices that must serve before a cell moves to it."""
@@ -37,6 +46,9 @@ ALARM_PACE = 1.5
 
 ALARM_LATE, ALARM_JOBS = 0.25, 40
 """Share of recent live requests that were late, of at least so many, that has the plan tuned at once."""
+
+RECENT = 30.0
+"""Seconds of live answers that an alarm looks at."""
 
 REST = 20.0
 """Fewest seconds between two tunings; three times as many after an alarm of lateness."""
@@ -56,56 +68,98 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a tuning found. `assignment` is the one to follow, `devices` what it needs, by class.
+    """What a tuning found. `assignment` is the one to follow, `devices` what it needs at least, by class.
 
-    `before` and `after` are scores in US dollars an hour. `moves` are the handovers of an adopted assignment.
+    `begin` is how many devices would be on by now if it had been followed, by class. `before` and `after` are scores in
+    US dollars an hour on arrivals that were not searched on. `moves` are the handovers of an adopted assignment.
     """
 
     assignment: Assignment
     adopted: bool
     devices: tuple[int, ...]
+    begin: tuple[int, ...]
     before: float
     after: float
     plays: float
     moves: Mapping[Cell, Move]
 
+    @property
+    def predicted(self) -> float:
+        """The score of the assignment to follow."""
+        return self.after if self.adopted else self.before
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the last tuning knew: when it was, the seconds of arrivals that it had, and the classes' pace."""
+
+    tuned: float = -math.inf
+    span: float = math.inf
+    pace: Sequence[float] = ()
+
+    def due(self, now: float, pace: Sequence[float], live: Sequence[bool], period: float = PERIOD) -> bool:
+        """Whether to tune now; `live` says of recent live requests whether each was in time."""
+        since = now - self.tuned
+        if since >= max(min(period, self.span), REST):
+            return True
+        if since >= REST and any(max(a / b, b / a) > ALARM_PACE for a, b in zip(pace, self.pace, strict=True)):
+            return True
+        return since >= 3 * REST and len(live) >= ALARM_JOBS and live.count(False) > ALARM_LATE * len(live)
+
+
+def plays_for(window: Window) -> int:
+    """Plays of a tuning on this window, without those that compare plans."""
+    return min(PLAYS, max(PLAYED // max(len(window.jobs), 1) - DRAWS * (CONTENDERS + 1), 1))
+
 
 class Tuner:
-    """Makes a fleet's plan and keeps it up to date. Deterministic in its seed and arguments."""
+    """Makes a fleet's plan and keeps it up to date. Deterministic in its seed and arguments.
+
+    `assignment` is the one in use, and `good` are those that the last search found.
+    """
 
     def __init__(self, fleet: Fleet, seed: int) -> None:
         self._fleet = fleet
         self._seed = seed
-        self._pace: Sequence[float] = ()
-        self._tuned = -math.inf
+        self._watch = Watch()
+        self.good: tuple[Assignment, ...] = ()
         self.assignment: Assignment | None = None
         self.tunings = 0
 
     def due(self, now: float, pace: Sequence[float], live: Sequence[bool]) -> bool:
         """Whether the plan shall be tuned now; `live` says of recent live requests whether each was in time."""
-        since = now - self._tuned
-        if self.assignment is None or since >= PERIOD:
-            return since >= REST
-        if since >= REST and any(max(a / b, b / a) > ALARM_PACE for a, b in zip(pace, self._pace, strict=True)):
-            return True
-        late = live.count(False)
-        return since >= 3 * REST and len(live) >= ALARM_JOBS and late > ALARM_LATE * len(live)
+        return self._watch.due(now, pace, live)
 
-    def tune(self, window: Window, fleet_now: Conditions, now: float, *, plays: int = PLAYS) -> Decision:
-        """Search from the assignment in use; adopt what is better by more than `HYSTERESIS`."""
-        self._tuned, self._pace = now, fleet_now.pace
+    def drop(self, now: float) -> None:
+        """The plan is followed no longer; the next one is made a period later."""
+        self.assignment = None
+        self._watch = Watch(now, PERIOD, self._watch.pace)
+
+    def tune(self, window: Window, fleet_now: Conditions, now: float, *, plays: int | None = None) -> Decision:
+        """Search from the assignment in use; adopt what is better by more than `HYSTERESIS` on redrawn arrivals."""
+        self._watch = Watch(now, window.span, fleet_now.pace)
         self.tunings += 1
+        seed = self._seed + self.tunings
+        window = window.extended(seed, LEAST)
         twin = Twin(self._fleet, window, fleet_now)
-        search = Search(twin, self._seed + self.tunings)
+        search = Search(twin, seed)
         former = self.assignment
-        found = search.find(former, plays)
-        adopted = former is None or found.score < found.before * (1 - HYSTERESIS)
+        found = search.find(former, plays_for(window) if plays is None else plays, self.good)
+        twins = [Twin(self._fleet, window.redrawn(seed + draw), fleet_now) for draw in range(DRAWS)]
+        scores = {good: [other.play(good).score for other in twins] for good in found.good}
+        best = min(found.good, key=lambda good: fmean(scores[good]))
+        self.good = found.good
+        before = [other.play(former).score for other in twins] if former is not None else [math.inf] * DRAWS
+        adopted = former is None or all(
+            new < old * (1 - HYSTERESIS) for new, old in zip(scores[best], before, strict=True)
+        )
         if adopted:
-            self.assignment = found.assignment
-        chosen = self.assignment or found.assignment
-        devices = tuple(twin.devices(chosen))
-        moves = self._moves(former, chosen, devices, now) if adopted else {}
-        return Decision(chosen, adopted, devices, found.before, found.score, twin.plays, moves)
+            self.assignment = best
+        chosen = self.assignment or best
+        devices, begin = tuple(twin.devices(chosen)), twin.play(chosen).powered
+        moves = self._moves(former, chosen, begin, now) if adopted else {}
+        used = twin.plays + sum(other.plays for other in twins)
+        return Decision(chosen, adopted, devices, begin, fmean(before), fmean(scores[best]), used, moves)
 
     def _moves(
         self, former: Assignment | None, new: Assignment, devices: Sequence[int], now: float

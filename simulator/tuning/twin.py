@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from router.decide.scaling_rule import TARGET, Density
 from simulator.engine import WAITING, Engine
 from simulator.fleet import SERVICES, Fleet, Timing
 from simulator.policies import LIVE, Assignment, Cell, Fixed
-from simulator.traces import Column
+from simulator.traces import Column, joined
 from simulator.workload import Job, Workload, jobs
 
 LIFE = 600.0
@@ -27,6 +27,9 @@ FLOOR, WEIGHT = 0.92, 0.5
 """Share of each model's live requests to answer in time, and what is missing of it costs, in penalties of the service.
 
 Without it a cheap plan starves the model that needs most devices."""
+
+FULL = 16
+"""Rows of a full batch, by which the work of a load is counted (`router.decide.cost`)."""
 
 SLOWER = 1.1
 """A class whose work takes this many times its profile's seconds, or more, is modelled as slow."""
@@ -74,11 +77,52 @@ class Window:
             begin = float(arrival[end - most])
         return cls.of(workload, begin, now)
 
+    def redrawn(self, seed: int, span: float = 0.0) -> Window:
+        """Other arrivals of the same kind: for each model, blocks of seconds drawn from its own with replacement.
+
+        They last as long as these, or `span` seconds if that is longer.
+        """
+        trace, random = self.workload.trace, np.random.default_rng(seed)
+        count = max(int(self.span / BLOCK), 1)
+        length = self.span / count
+        places = max(count, math.ceil(span / length))
+        block = np.minimum(trace.arrival // length, count - 1).astype(int)
+        rows, shifts = list[Column](), list[Column]()
+        for model in range(len(trace.models)):
+            mine = np.flatnonzero(trace.model == model)
+            for place, drawn in enumerate(random.integers(count, size=places)):
+                chosen = mine[block[mine] == drawn]
+                rows.append(chosen)
+                shifts.append(np.full(len(chosen), (place - drawn) * length))
+        return self._of(np.concatenate(rows), np.concatenate(shifts), places * length)
+
+    def extended(self, seed: int, span: float) -> Window:
+        """These arrivals, followed by others of the same kind if they do not last for `span` seconds."""
+        if self.span >= span:
+            return self
+        more = self.redrawn(seed, span - self.span)
+        both = joined(
+            [self.workload.trace, replace(more.workload.trace, arrival=more.workload.trace.arrival + self.span)]
+        )
+        level = np.concatenate([self.workload.level, more.workload.level])
+        return Window.all(replace(self.workload, trace=both, level=level), self.span + more.span)
+
+    def _of(self, rows: Column, shifts: Column, span: float) -> Window:
+        """These of the arrivals, each moved by some seconds."""
+        trace = self.workload.trace
+        arrival = trace.arrival[rows] + shifts
+        order = np.argsort(arrival, kind="stable")
+        part = replace(trace.part(rows[order]), arrival=arrival[order])
+        return Window.all(replace(self.workload, trace=part, level=self.workload.level[rows[order]]), span)
+
     @classmethod
     def all(cls, workload: Workload, span: float) -> Window:
         """All arrivals of a workload."""
         return cls(workload, list(jobs(workload, clairvoyant=False)), span)
 
+
+BLOCK = 30.0
+"""Seconds of arrivals that stay together when a window is drawn anew: bursts last about as long."""
 
 CHECKS = (0.25, 0.5, 0.75)
 """Shares of a window at which a play is compared with the best one so far."""
@@ -90,31 +134,37 @@ HOPELESS = 1.1
 class Played(NamedTuple):
     """What an assignment costs: `score` is US dollars an hour with penalties; `timely` is by request, shape (n,).
 
-    `partial` are cost and penalties in US dollars by each of `CHECKS`. A play that ended early has an infinite score.
+    `partial` are cost and penalties in US dollars by each of `CHECKS`, and `powered` the devices of each class that are
+    on at the window's end. A play that ended early has an infinite score.
     """
 
     score: float
     timely: Column
     partial: Sequence[float] = ()
+    powered: tuple[int, ...] = ()
 
 
 class Twin:
-    """Plays assignments of one window under one set of conditions."""
+    """Plays assignments of one window under one set of conditions.
+
+    `work` is the device seconds of each cell's requests by class, at the profiles' pace; `expected` the same by the
+    jobs' figures, on which classes scale.
+    """
 
     def __init__(self, fleet: Fleet, window: Window, now: Conditions) -> None:
         self.window = window
         self.conditions = now
         self.fleet = replace(fleet, timings=_slowed(fleet, now.pace), events=())
         self.plays = 0.0
-        self._work = _work_by_cell(window)
+        self.work, self.expected = _work_by_cell(window)
         self._shares = _Shares.of(window.workload)
 
     def devices(self, assignment: Assignment) -> list[int]:
         """Devices that each class needs for the window's load."""
         used = [0.0] * len(self.fleet.classes)
         for cell, place in assignment.classes.items():
-            if cell in self._work:
-                used[place] += self._work[cell][place] * self.conditions.pace[place]
+            if cell in self.work:
+                used[place] += self.work[cell][place] * self.conditions.pace[place]
         needed = []
         for place, (device, rule) in enumerate(zip(self.fleet.classes.values(), assignment.rules, strict=True)):
             target = rule.target if isinstance(rule, Density) else TARGET
@@ -145,11 +195,11 @@ class Twin:
                 return Played(math.inf, replay.outcome.in_time(workload), partial)
         self.plays += 1
         replay.play(self.window.jobs, span)
-        cost = replay.cost()
+        cost, powered = replay.cost(), tuple(pool.powered for pool in replay.pools)
         replay.finish()
         timely = replay.outcome.in_time(workload)
         per_hour = 3600 / span * cost + 3600 / LIFE * starts
-        return Played(per_hour + self._shares.penalty(timely, self.fleet.penalties), timely, partial)
+        return Played(per_hour + self._shares.penalty(timely, self.fleet.penalties), timely, partial, powered)
 
     def _missed(self, replay: Replay, now: float) -> float:
         """US dollars of penalties for what has been missed by `now`."""
@@ -219,14 +269,33 @@ def starving(attained: float, penalties: Sequence[float]) -> float:
     return WEIGHT * penalties[LIVE] * max(FLOOR - attained, 0.0)
 
 
-def _work_by_cell(window: Window) -> dict[Cell, list[float]]:
-    """Device seconds of each cell's jobs, by class; infinite where they cannot run."""
-    work: dict[Cell, list[float]] = {}
+Work = Mapping[Cell, Sequence[float]]
+"""Device seconds of each cell's requests, by class; infinite where they cannot run."""
+
+
+def _work_by_cell(window: Window) -> tuple[Work, Work]:
+    """The work of requests with the outputs that they had, in full batches; and by the jobs' figures.
+
+    Jobs expect a high quantile of outputs, and batches that a lull has: with floors by these, language models kept
+    twice the devices that they needed.
+    """
+    trace, fleet = window.workload.trace, window.workload.fleet
+    done, expected = dict[Cell, Sequence[float]](), dict[Cell, list[float]]()
     for job in window.jobs:
-        cell = work.setdefault((job.model, job.service), [0.0] * len(job.work))
+        cell = expected.setdefault((job.model, job.service), [0.0] * len(job.work))
         for place, seconds in enumerate(job.work):
             cell[place] += seconds
-    return work
+    for model, service in expected:
+        rows = np.flatnonzero((trace.model == model) & (trace.service == service))
+        size, output = trace.size[rows].astype(np.float64), trace.output[rows].astype(np.float64)
+        timings = zip(fleet.classes.values(), fleet.timings[trace.models[model]], strict=True)
+        done[model, service] = [
+            float(timing.answer(size, output, full := min(FULL, device.max_batch)).sum()) / full
+            if timing is not None and expected[model, service][place] < math.inf
+            else math.inf
+            for place, (device, timing) in enumerate(timings)
+        ]
+    return done, expected
 
 
 def _slowed(fleet: Fleet, pace: Sequence[float]) -> dict[str, tuple[Timing | None, ...]]:

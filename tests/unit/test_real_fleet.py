@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from router.decide.plan import Cell, ClassPlan, Plan
 from router.decide.scaling_rule import Density
 from router.decide.snapshot import FleetSnapshot
 from router.history.columns import JOB, STATES, Arrivals
 from simulator.policies import able_classes
-from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, recorded
+from simulator.tuning.real_fleet import LATE, UNBOUNDED, Known, Recorded, paces, recorded, timely
 from tasks.document import Size
-from tasks.models.catalogue import Catalogue, Profile, Variant
+from tasks.models.catalogue import Catalogue, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import HardwareClass, Planning, Price, Scaling, Service, Topology
 from tests.builders import a_device, a_text_model
@@ -115,6 +117,33 @@ def test_what_devices_learned_of_their_pace_is_in_the_timings() -> None:
         assert before is not None
         assert after is not None
         assert after.answer(one, one, 1) == 3 * before.answer(one, one, 1)
+
+
+def test_a_generation_reads_its_prompt_in_one_step_and_steps_for_each_token_of_its_answer() -> None:
+    profile = Profile(0.0, slope=1e-5, step=0.01)
+    generator = msgspec.structs.replace(
+        a_text_model(onnx=Variant(runtime="onnx", memory=Size(2**20), profiles={"cpu": profile})),
+        pipeline="generation",
+        parameters={"max_tokens": Parameter(type="integer")},
+    )
+    known = replace(a_known(), catalogue=Catalogue({generator.id: generator}))
+    timing = found(known).workload.fleet.timings["sentiment:1"][0]
+    assert timing is not None
+    long, short = (float(timing.answer(np.array([prompt]), np.array([100.0]), 1)[0]) for prompt in (1000.0, 100.0))
+    assert short == pytest.approx(profile.latency(1, 200), rel=0.05)
+    assert long - short == pytest.approx(900 * profile.slope)
+
+
+def test_the_pace_of_a_class_is_the_mean_of_what_its_devices_learned() -> None:
+    assert paces(a_known()) == (1.0, 1.0, 1.0)
+    assert paces(a_known(pace={"sentiment:1/onnx": 3.0})) == (3.0, 3.0, 3.0)
+
+
+def test_answers_count_as_timely_by_their_deadline_and_refusals_do_not() -> None:
+    some = arrivals((0, 0, 0, 0.5), (0, 0, 0, 0.5), (0, 2, 0, math.nan), (0, 1, 0, 0.5), (0, 3, 0, 0.5), (0, 0, 0, 0.5))
+    some.jobs["seconds"] = 0.4, 0.6, 900.0, 0.1, 0.1, math.nan
+    some.jobs["state"][3], some.jobs["state"][5] = STATES.index("refused"), STATES.index("running")
+    assert timely(some, TOPOLOGY) == [((0, 0), True), ((0, 0), False), ((0, 2), True), ((0, 0), False)]
 
 
 def test_penalties_are_those_of_queues_yaml_or_by_urgency() -> None:

@@ -180,6 +180,13 @@ def test_a_device_stops_when_it_was_unused_for_its_keep_alive() -> None:
     assert need.kept(3, 90.0) == 0
 
 
+def test_a_device_that_is_needed_now_is_kept_without_a_keep_alive_too() -> None:
+    need = Need(3, keep_alive=0.0)
+    need.note(2, 5.0)
+    assert need.kept(3, 5.0) == 2
+    assert need.kept(2, 6.0) == 0
+
+
 def test_the_router_in_the_simulator_reads_the_fleet_on_its_beat_and_adds_what_it_places() -> None:
     workload = chat(rate=20, duration=3)
     run = engine("taxiway", workload)

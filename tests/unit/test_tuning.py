@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from router.decide.plan import Plan, preferred_class
 from router.decide.scaling_rule import Density
-from simulator.engine import simulate
+from simulator.engine import Engine, simulate
 from simulator.fleet import parse_fleet
 from simulator.policies import Assignment, Fixed
 from simulator.policies.taxiway import Tuned
 from simulator.traces import joined, synthetic_trace
 from simulator.tuning.planning import plan_of
 from simulator.tuning.search import Search, fresh
-from simulator.tuning.tuner import HYSTERESIS, PERIOD, REST, Decision, Tuner
+from simulator.tuning.trust import PERIODS
+from simulator.tuning.tuner import HYSTERESIS, PERIOD, REST, Decision, Tuner, Watch
 from simulator.tuning.twin import Conditions, Twin, Window
 from simulator.workload import Workload, prepare
 
@@ -84,6 +85,36 @@ def test_a_window_begins_at_zero_and_holds_its_arrivals() -> None:
     assert 0 <= arrivals[0] < arrivals[-1] < window.span == 40.0
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), begin=st.floats(0, 60), span=st.floats(1, 300))
+def test_a_redrawn_window_has_arrivals_of_the_same_kind(seed: int, begin: float, span: float) -> None:
+    window = twin(begin, 120.0).window
+    drawn, longer = window.redrawn(seed, span), window.extended(seed, span)
+    assert drawn.span >= max(window.span, span) - 1e-6
+    assert longer.span >= max(window.span, span) - 1e-6
+    for one in (drawn, longer):
+        arrivals = [job.arrival for job in one.jobs]
+        assert arrivals == sorted(arrivals)
+        assert all(-1e-6 <= arrival <= one.span + 1e-6 for arrival in arrivals)
+        assert {(job.model, job.service, job.size) for job in one.jobs} <= {
+            (job.model, job.service, job.size) for job in window.jobs
+        }
+
+
+def test_an_estimate_is_lowest_where_it_descends_to_and_counts_what_does_not_fit() -> None:
+    search = Search(twin(), seed=1)
+    estimate = search.estimate()
+    for start in (everything_on(0), everything_on(1)):
+        score, classes = estimate.descend(start.classes)
+        assert score == pytest.approx(estimate.score(classes))
+        assert score <= estimate.score(start.classes)
+        assert all(
+            estimate.score(classes | {cell: place}) >= score - 1e-6 for cell in estimate.used for place in (0, 1)
+        )
+    crowded = replace(estimate, available=(0, 0))
+    assert crowded.score(everything_on(0).classes) > estimate.score(everything_on(0).classes)
+
+
 def tuned_once(at: float = 100.0) -> tuple[Tuner, Twin, Decision]:
     tuner, now = Tuner(workload().fleet, seed=1), twin()
     return tuner, now, tuner.tune(now.window, now.conditions, at, plays=30)
@@ -131,6 +162,34 @@ def test_a_tuning_is_due_by_period_and_by_alarm() -> None:
     assert not tuner.due(100.0 + REST - 1, (1.0, 2.0), [])
     assert tuner.due(100.0 + 3 * REST, pace, late)
     assert tuner.due(100.0 + PERIOD, pace, [])
+
+
+def test_a_plan_from_few_arrivals_is_tuned_again_when_twice_as_much_is_known() -> None:
+    watch = Watch(tuned=100.0, span=45.0, pace=(1.0,))
+    assert not watch.due(144.0, (1.0,), [])
+    assert watch.due(145.0, (1.0,), [])
+
+
+def test_a_plan_that_was_dropped_is_followed_by_another_after_a_period() -> None:
+    tuner, now, _ = tuned_once(at=100.0)
+    tuner.drop(200.0)
+    assert tuner.assignment is None
+    assert not tuner.due(200.0 + PERIOD - 1, now.conditions.pace, [])
+    assert tuner.due(200.0 + PERIOD, now.conditions.pace, [])
+    assert tuner.tune(now.window, now.conditions, 320.0, plays=20).adopted
+
+
+def test_the_policy_drops_a_plan_that_is_worse_than_it_predicted() -> None:
+    work = workload()
+    slow = replace(work, fleet=replace(work.fleet, events=()))
+    policy = Tuned(slow, seed=1, history=workload())
+    run = Engine(slow, policy, seed=1)
+    run.run()
+    for _ in range(PERIODS):
+        for _ in range(100):
+            policy._judged.note((0, 0), timely=False)
+        policy._fails(run.pools, policy._judged.since + PERIOD)
+    assert policy._tuner.assignment is None
 
 
 def test_the_policy_follows_its_plan_and_a_history_gives_one_at_once() -> None:
