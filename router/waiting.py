@@ -183,9 +183,12 @@ def magnitude(value: float | None) -> int | None:
 def _group(members: Sequence[tuple[Waiting, float]], working: WorkingSnapshot, most: int) -> Group | None:
     """The group of similar jobs, with the needs of the one served last; None if none of them may move."""
     last, ahead = members[0]
+    here = (last.peeked.queue, last.variant)
     table = working.table(last.model, last.needs.constraints)
     names = [(c.hardware_class, c.variant_name) for c in table.candidates]
-    here = (last.peeked.queue, last.variant)
+    if here not in names:
+        table = working.table(last.model, last.needs.constraints, here)
+        names = [(c.hardware_class, c.variant_name) for c in table.candidates]
     free = tuple(job.peeked.job for job, _ in reversed(members) if len(job.moves) < most)
     if here not in names or not free:
         return None

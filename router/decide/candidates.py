@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.decide.classify import Candidate, Constraints, Refusal, classify
+from router.decide.classify import Candidate, Constraints, Refusal, classify, with_place
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import Allowed, DeviceFacts, variant_key
@@ -94,10 +94,16 @@ class CandidateTable:
 
 
 def build_table(
-    model: Model, constraints: Constraints, topology: Topology, fleet: FleetSnapshot, book: ProfileBook
+    model: Model,
+    constraints: Constraints,
+    topology: Topology,
+    fleet: FleetSnapshot,
+    book: ProfileBook,
+    place: tuple[str, str] | None = None,
 ) -> CandidateTable:
     """The candidate table of `model` for requests under these constraints.
 
+    A `place` is the class and variant of jobs that wait: it is a candidate also while no device can run them there.
     With a stale fleet, only the classes that had devices in the last snapshot count as live; all classes if there was
     none.
     """
@@ -105,6 +111,8 @@ def build_table(
     last_seen = {device.hardware_class for device in fleet.devices} or set(topology.hardware)
     classes = tuple(sorted(topology.hardware))
     candidates, refusals = classify(model, constraints, topology, known)
+    if place is not None:
+        candidates, refusals = with_place(place, candidates, refusals, model, topology)
     seen = [_Seen.of(candidate, model, book, startable=known.startable) for candidate in candidates]
     flows = {name: known.rates.get(flow(name, model.id), 0.0) for name in classes}
     here_or_coming = last_seen if fleet.stale else set(known.startable)

@@ -29,7 +29,8 @@ _PRIORITY_SHIFT: Mapping[Priority, int] = {"high": -1, "normal": 0, "low": 1}
 class Constraints:
     """What rules candidates out regardless of load. Requests with equal constraints share a candidate table.
 
-    `classes` are the only hardware classes that the tenant may use; None if it may use all.
+    `classes` are the only hardware classes that the tenant may use; None if it may use all. `asks` is what a chat asks
+    for that not every variant honours.
     """
 
     service: str = ""
@@ -37,6 +38,7 @@ class Constraints:
     min_accuracy: float | None = None
     preemptible: bool = False
     classes: tuple[str, ...] | None = None
+    asks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +102,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A hardware class and a variant that cannot run a request, and why. `ever` is False if this may change."""
+    """A hardware class and a variant that cannot run a request, and why. `ever` is False if this may change.
+
+    `asked` names what the request asks for that only this variant does not honour.
+    """
 
     hardware_class: str
     variant: str
     reason: str
     ever: bool = True
+    asked: tuple[str, ...] = ()
 
 
 def needs_of(
@@ -120,6 +126,7 @@ def needs_of(
     brief: float | None = None,
     output: int = 0,
     longest: int = 0,
+    asks: tuple[str, ...] = (),
 ) -> Needs:
     """The request's needs: its own terms, completed from its service, under its tenant's rules.
 
@@ -139,7 +146,7 @@ def needs_of(
         size=size,
         payload=payload,
         budget=terms.budget,
-        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes),
+        constraints=Constraints(name, terms.locality, terms.min_accuracy, service.preemptible, tenant.classes, asks),
         allowance=allowance,
         company=company,
         brief=brief,
@@ -168,6 +175,10 @@ def classify(
         if reason is not None:
             refusals.append(Refusal(name, variant_name, reason))
             continue
+        asked = tuple(variant.refuses(constraints.asks))
+        if asked:
+            refusals.append(Refusal(name, variant_name, f"it does not honour {', '.join(asked)}", asked=asked))
+            continue
         why = [(_device_refusal(model, variant_name, variant, device), device) for device in live[name]]
         able = tuple(device for refusal, device in why if refusal is None)
         if why and not able:
@@ -175,6 +186,19 @@ def classify(
         else:
             candidates.append(Candidate(name, hardware, variant_name, variant, able))
     return candidates, refusals
+
+
+def with_place(
+    pair: tuple[str, str], candidates: list[Candidate], refusals: list[Refusal], model: Model, topology: Topology
+) -> tuple[list[Candidate], list[Refusal]]:
+    """The same with the class and variant of a job that waits there, without devices if all refuse it at present."""
+    here = [one for one in refusals if (one.hardware_class, one.variant) == pair and not one.ever]
+    if not here:
+        return candidates, refusals
+    name, variant = pair
+    place = Candidate(name, topology.hardware[name], variant, model.variants[variant], ())
+    kept = sorted([*candidates, place], key=lambda one: (one.hardware_class, one.variant_name))
+    return kept, [one for one in refusals if one not in here]
 
 
 def _pairs(model: Model, topology: Topology) -> Iterator[tuple[str, HardwareClass, str, Variant]]:

@@ -493,11 +493,16 @@ def _refused(table: CandidateTable, index: int, reason: str) -> Refusal:
     return Refusal(candidate.hardware_class, candidate.variant_name, reason, ever=False)
 
 
-def _unplaceable(table: CandidateTable) -> UnplaceableError | NoDeviceError:
+def _unplaceable(table: CandidateTable) -> InvalidRequestError | UnplaceableError | NoDeviceError:
     refusals: Sequence[Refusal] = table.refusals
     refused = [{"hardware_class": r.hardware_class, "variant": r.variant, "reason": r.reason} for r in refusals]
     lines = "; ".join(f"{r.hardware_class}/{r.variant}: {r.reason}" for r in refusals)
     message = f"no device can run {table.model.id}: {lines}"
+    asked = sorted({name for refusal in refusals for name in refusal.asked})
+    if asked and all(r.ever for r in refusals):
+        field = f"inputs.{table.model.inputs[0].name}"
+        text = f"{field}: expected what some variant honours, got {', '.join(asked)}: {lines}"
+        return InvalidRequestError(text, field=field, unsupported=True)
     if all(r.ever for r in refusals):
         return UnplaceableError(message, refusals=refused)
     return NoDeviceError(message, refusals=refused, retry_after=RETRY_AFTER)

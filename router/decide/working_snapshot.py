@@ -216,7 +216,7 @@ class WorkingSnapshot:
         self._devices = np.array([float(len(fleet.of_class(name))) for name in self.backlog.classes])
         self._topology = topology
         self._book = book
-        self._tables: dict[tuple[str, Constraints], CandidateTable] = {}
+        self._tables: dict[tuple[str, Constraints, tuple[str, str] | None], CandidateTable] = {}
         self._cached: dict[Hashable, tuple[float, CachedChoice]] = {}
         self._changed = self._elapsed = 0.0
 
@@ -246,12 +246,12 @@ class WorkingSnapshot:
         """Whether the tenant's requests bypass the held jobs of other tenants."""
         return self.tenants.shares.bypasses_holding(tenant)
 
-    def table(self, model: Model, constraints: Constraints) -> CandidateTable:
-        """The model's candidates for all requests with these constraints."""
-        key = (model.id, constraints)
+    def table(self, model: Model, constraints: Constraints, place: tuple[str, str] | None = None) -> CandidateTable:
+        """The model's candidates for all requests with these constraints; see `build_table` for the `place`."""
+        key = (model.id, constraints, place)
         table = self._tables.get(key)
         if table is None:
-            table = build_table(model, constraints, self._topology, self.fleet, self._book)
+            table = build_table(model, constraints, self._topology, self.fleet, self._book, place)
             self._tables[key] = table
         return table
 

@@ -25,7 +25,7 @@ from router.decide.placement import Placement, seed_of
 from router.decide.usage import Tenants, check_class, check_tenant
 from router.decide.working_snapshot import CachedChoice, JobTemplate, WorkingSnapshot
 from tasks.models.catalogue import Catalogue, Model
-from tasks.models.chats import answer_limit
+from tasks.models.chats import answer_limit, asks
 from tasks.models.profiles import LONGEST, Lengths, ProfileBook, bin_of, generates, predicted, tokens_of
 from tasks.models.signature import KeyUse, key_use
 from tasks.models.sizes import given_inputs, measured, quantised, rows_of
@@ -182,12 +182,13 @@ def _cached_choice(order: Order, rules: Rules, working: WorkingSnapshot) -> Cach
     request, until = order.request, _until(order)
     model = rules.catalogue.resolve(request.model)
     rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
-    key = (*_terms_of(request), rows, sizes, order.payload, order.company)
+    asked = _asks(model, request)
+    key = (*_terms_of(request), rows, sizes, order.payload, order.company, asked)
     known = working.cached(key) if until is None else None
     if known is not None:
         return known
     check_terms(request)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked)
     cached = working.make_choice(model, needs, request.tenant, released=order.released > 0)
     if until is None and needs.allowance is None:
         working.keep(key, cached)
@@ -203,7 +204,8 @@ def preview(order: Order, rules: Rules, working: WorkingSnapshot) -> tuple[Model
     request = order.request
     model = rules.catalogue.resolve(request.model)
     rows, sizes = rows_of(model, request.inputs), _sizes(model, request, working.tenants)
-    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=_until(order))
+    asked, until = _asks(model, request), _until(order)
+    needs = _needs(order, rules.topology, working.tenants, rows=rows, sizes=sizes, until=until, asked=asked)
     table = working.table(model, needs.constraints)
     return model, explain(
         table, needs, working.ahead(released=working.bypasses_holding(request.tenant)), seed=seed_of(order.job)
@@ -245,8 +247,22 @@ def _answer(model: Model, request: Request, lengths: Lengths) -> tuple[int, int]
     return predicted(lengths, longest), longest
 
 
+def _asks(model: Model, request: Request) -> tuple[str, ...]:
+    """What a chat asks for that not every variant honours."""
+    if model.pipeline != "chat":
+        return ()
+    return asks(given_inputs(model, request.inputs).get(model.inputs[0].name))
+
+
 def _needs(
-    order: Order, topology: Topology, tenants: Tenants, *, rows: int, sizes: Sizes, until: float | None
+    order: Order,
+    topology: Topology,
+    tenants: Tenants,
+    *,
+    rows: int,
+    sizes: Sizes,
+    until: float | None,
+    asked: tuple[str, ...],
 ) -> Needs:
     request = order.request
     size, output, longest = sizes
@@ -261,6 +277,7 @@ def _needs(
         brief=tenants.shares.work_limit(request.tenant),
         output=output,
         longest=longest,
+        asks=asked,
     )
     if until is None:
         return needs

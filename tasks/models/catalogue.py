@@ -166,7 +166,8 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     `artefacts` maps the role a runtime or pipeline knows (`graph`, `weights`, `tokenizer`, `labels`, `head`) to an
     artefact's name. `entry` names the network (torch, jax) or callable (python) that `tasks.models.files` finds; only a
     callable has `limits`. A variant whose runtime is an endpoint's protocol (`tasks.endpoints`) runs there: it has
-    neither artefacts nor `memory`, which every other variant has.
+    neither artefacts nor `memory`, which every other variant has. `honours` names what it can do with a chat that asks
+    for it (`tasks.models.chats.asks`), by default everything on an endpoint and nothing else in a process of ours.
     """
 
     runtime: RuntimeName
@@ -179,12 +180,19 @@ class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     instruction_sets: tuple[str, ...] = ()
     tolerance: Tolerance = Tolerance()
     limits: CallLimits = CallLimits()
+    honours: tuple[str, ...] | None = None
     profiles: Annotated[dict[Literal["cpu", "cuda", "tpu", "endpoint"], Profile], msgspec.Meta(min_length=1)]
 
     @property
     def on_endpoint(self) -> bool:
         """Whether an endpoint runs it, and no device of ours."""
         return self.runtime in PROTOCOLS
+
+    def refuses(self, asks: Collection[str]) -> list[str]:
+        """What of these a chat must not ask of it."""
+        if self.honours is None:
+            return [] if self.on_endpoint else list(asks)
+        return [name for name in asks if name not in self.honours]
 
 
 SERVED_BY: Mapping[str, Collection[str]] = {"openai": ("chat", "generation", "text"), "oip": ("tensors",)}

@@ -5,7 +5,9 @@ Source: https://platform.openai.com/docs/api-reference/chat/create.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,6 +17,79 @@ from taxiway.errors import InvalidRequestError, quoted
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _IGNORED = ("model", "stream", "stream_options")  # taxiway says itself what these are
 _WORD_OF_IMAGE = 1000  # characters that an image counts for, about: engines make 256 to 1,024 tokens of one
+
+
+ROLES = ("system", "user", "assistant")
+"""Roles of messages that every variant understands."""
+
+NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "logprobs": (False,),
+    "metadata": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_p": (1,),
+}
+"""Values of fields that ask for nothing. `None` asks for nothing in every field."""
+
+_UNREAD = ("user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
+_READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop", *_IGNORED)
+
+_MARKS = re.compile(r'"(?!(?:role|content|name|text|type)")[a-z_]+"\s*:')
+"""A field in JSON text that is not one of a plain message's."""
+
+_NAME = re.compile(r"^[a-z_]{1,40}$")
+_MOST = 16  # names: they are in the name of a holding queue
+
+_PARTS: Mapping[str, str] = {"image_url": "images", "input_audio": "audio", "file": "files"}
+
+
+def honoured(name: str, value: Any) -> bool:
+    """Whether every variant honours a field of a chat request, because it is common or asks for nothing."""
+    return name in _READ or name in _UNREAD or value is None or value in NO_EFFECT.get(name, ())
+
+
+def asks(value: Any) -> tuple[str, ...]:
+    """What the chats in an input's value ask for beyond a plain chat: names of fields, `images` and the like, in order.
+
+    Nothing for a value in a form that a router does not read, such as a reference.
+    """
+    found = {name for chat in _chats(value) for name in _asks(chat)}
+    return tuple(sorted({name if _NAME.match(name) else "other fields" for name in found})[:_MOST])
+
+
+def _chats(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        if "messages" in value:
+            yield value
+        elif isinstance(value.get("data"), list):  # a tensor
+            yield from _chats(value["data"])
+    elif isinstance(value, list):
+        for one in value:
+            yield from _chats(one)
+    elif isinstance(value, str) and _MARKS.search(value):
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+            decoded = msgspec.json.decode(value)
+            if isinstance(decoded, dict) and "messages" in decoded:
+                yield decoded
+
+
+def _asks(chat: Mapping[str, Any]) -> Iterator[str]:
+    yield from (name for name, value in chat.items() if not honoured(name, value))
+    messages = chat["messages"]
+    for message in messages if isinstance(messages, list) else ():
+        if not isinstance(message, dict):
+            continue
+        if message.get("role") == "tool" or message.get("tool_calls") is not None:
+            yield "tools"
+        content = message.get("content")
+        kinds = (part.get("type") for part in content if isinstance(part, dict)) if isinstance(content, list) else ()
+        yield from (_PARTS[kind] for kind in kinds if isinstance(kind, str) and kind in _PARTS)
 
 
 def read_chat(value: Any, field: str) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.models.chats import asks
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from tests.decoding import CONTROL, byte_tokenizer
 from tests.unit.test_catalogue import model as described
@@ -96,6 +98,44 @@ def test_an_image_is_refused_and_so_is_a_chat_that_does_not_fit() -> None:
         prepared([{"type": "image_url", "image_url": {"url": "data:"}}])
     with pytest.raises(RequestTooLargeError, match="at most 512 tokens of chat and max_tokens together"):
         prepared("x" * 500)
+
+
+FIELDS = {
+    "tools": st.sampled_from([None, [], [{"type": "function"}]]),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    "top_p": st.sampled_from([1, 1.0, 0.9]),
+    "logprobs": st.booleans(),
+    "seed": st.integers(0, 3),
+    "user": st.just("me"),
+    "model": st.just("m"),
+    "min_p": st.none() | st.floats(0, 1),
+}
+
+
+@given(fields=st.fixed_dictionaries({}, optional=FIELDS))
+def test_a_router_knows_what_a_model_in_a_process_refuses(fields: dict[str, Any]) -> None:
+    chat = {"messages": [{"role": "user", "content": "Hi"}], **fields}
+    asked = asks(chat)
+    assert asks([chat, chat]) == asks(json.dumps(chat)) == asks({"data": [json.dumps(chat)]}) == asked
+    if not asked:
+        assert prepared("Hi", **fields)
+        return
+    with pytest.raises(InvalidRequestError, match="does not honour") as caught:
+        prepared("Hi", **fields)
+    assert any(f"request.{name}:" in caught.value.message for name in asked)
+
+
+def test_images_and_tools_in_messages_are_asked_for_too() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    assert asks({"messages": [{"role": "user", "content": [image]}]}) == ("images",)
+    assert asks({"messages": [{"role": "assistant", "tool_calls": [{}]}, {"role": "tool", "content": "x"}]}) == (
+        "tools",
+    )
+    assert asks('{"messages": [{"role": "user", "content": "a \\"tools\\": b"}]}') == ()
+    assert asks({"messages": [], "ÜX": 1, **{f"a_{'x' * n}": 1 for n in range(60)}}) == tuple(
+        f"a_{'x' * n}" for n in range(16)
+    )
+    assert asks("no chat, tools: none") == asks(None) == asks({"messages": 3}) == ()
 
 
 def test_a_template_cannot_leave_its_sandbox() -> None:

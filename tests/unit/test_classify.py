@@ -2,15 +2,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 
+from router.decide.candidates import build_table
 from router.decide.classify import Constraints, Needs, classify, level_of, needs_of
+from router.decide.placement import choose
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
+from tasks.endpoints import Endpoint
 from tasks.models.catalogue import Model, Profile, Variant
+from tasks.models.profiles import ProfileBook
 from tasks.settings import TREE
 from tasks.topology import Service, Tenant, Topology, load_topology
+from taxiway.contract.keys import LEVELS
 from taxiway.contract.request import Priority, Terms
 from taxiway.errors import InvalidRequestError
 from tests.builders import a_class, a_device, a_text_model, a_topology
@@ -116,6 +123,46 @@ def test_a_device_whose_memory_others_use_gets_no_work_that_does_not_fit(facts: 
     assert [one.devices for one in candidates] == ([(device,)] if able else [])
     assert [one.ever for one in refusals] == ([] if able else [False])
     assert all("others leave a" in one.reason for one in refusals)
+
+
+CHAT = msgspec.structs.replace(
+    a_text_model(
+        "talk",
+        process=Variant(runtime="echo", memory=Size(0), profiles={"cpu": Profile(base=1, slope=1)}),
+        engine=Variant(runtime="openai", honours=("tools",), profiles={"endpoint": Profile(base=1, slope=1)}),
+    ),
+    pipeline="chat",
+)
+ENGINE = Endpoint(protocol="openai", url="http://e/v1", slots=2, models={"talk": "t"})
+TALKING = a_topology(
+    cpu=a_class(), engine=a_class(device="endpoint", runtimes=("openai",), endpoint=ENGINE, max_batch=2)
+)
+
+
+@pytest.mark.parametrize(
+    ("asks", "able"), [((), ["cpu", "engine"]), (("tools",), ["engine"]), (("images", "tools"), []), (("images",), [])]
+)
+def test_a_chat_goes_only_to_variants_that_honour_what_it_asks_for(asks: tuple[str, ...], able: list[str]) -> None:
+    candidates, refusals = classify(CHAT, Constraints(asks=asks), TALKING, FleetSnapshot())
+    assert [one.hardware_class for one in candidates] == able
+    assert sorted({name for one in refusals for name in one.asked}) == sorted(
+        set(asks) if "engine" not in able else asks
+    )
+    if not able:
+        table = build_table(CHAT, Constraints(asks=asks), TALKING, FleetSnapshot(), ProfileBook())
+        with pytest.raises(InvalidRequestError, match=r"inputs.text: expected what some variant honours, got images"):
+            choose(table, needs_of(Terms(), TALKING, rows=1, size=1), np.zeros((2, LEVELS)), seed=1)
+
+
+def test_the_place_of_waiting_work_is_a_candidate_also_while_its_device_refuses_it() -> None:
+    facts = a_device("engine", worker="e", kind="endpoint", runtimes=("openai",), unavailable={"talk:1/engine": "gone"})
+    fleet = FleetSnapshot((facts, a_device("cpu", runtimes=("echo",))))
+    assert [one.hardware_class for one in classify(CHAT, Constraints(), TALKING, fleet)[0]] == ["cpu"]
+    table = build_table(CHAT, Constraints(), TALKING, fleet, ProfileBook(), ("engine", "engine"))
+    assert [(one.hardware_class, len(one.devices)) for one in table.candidates] == [("cpu", 1), ("engine", 0)]
+    assert list(table.live) == [True, False]
+    never = build_table(CHAT, Constraints(), TALKING, fleet, ProfileBook(), ("cpu", "engine"))
+    assert [one.hardware_class for one in never.candidates] == ["cpu"]
 
 
 def test_the_shipped_topology_serves_each_service_it_names() -> None:

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 
 from broker.valkey.worker import Store
 from tasks.endpoints import Endpoint, connection
@@ -60,6 +60,9 @@ logger = logging.getLogger(__name__)
 
 TICK = 0.05
 """Seconds between two looks for jobs that Celery's remote control revoked; cancelled ones are told at once."""
+
+ABSENT = 1.0
+"""Seconds for which a job is kept from its queue whose model the endpoint does not list."""
 
 _IDLE = 1.0  # seconds; any arrival ends the wait
 
@@ -257,11 +260,24 @@ class EndpointStage:
     def _collect(self) -> None:
         """Begin the jobs that arrived."""
         for job in self._inbox.take(0.0, lambda: False):
-            loaded = self._taken_in(job)
+            if not self._taken_in(job):
+                continue
+            absent = job.key in self.variants.absent
+            loaded = None if absent else self._prepared(job)
             if loaded is not None:
-                self._rows += len(job.items)
-                task = self._tasks[job] = asyncio.create_task(self._run(job, loaded))
-                task.add_done_callback(lambda _, job=job: self._forget(job))  # type: ignore[misc]  # a bound default
+                self._begin_task(job, self._run(job, loaded), len(job.items))
+            elif absent:
+                self._begin_task(job, self._put_off(job), 1)
+
+    def _begin_task(self, job: Job, doing: Coroutine[None, None, None], rows: int) -> None:
+        def forget(_: asyncio.Task[None]) -> None:
+            del self._tasks[job]
+            self._rows -= rows
+            self._inbox.wake()
+
+        self._rows += rows
+        task = self._tasks[job] = asyncio.create_task(doing)
+        task.add_done_callback(forget)
 
     def _sweep(self) -> None:
         """End the tasks of jobs that were revoked, or whose claim was lost."""
@@ -289,11 +305,6 @@ class EndpointStage:
         if left:
             self._held.requeue(left)
 
-    def _forget(self, job: Job) -> None:
-        del self._tasks[job]
-        self._rows -= len(job.items)
-        self._inbox.wake()
-
     def _room(self) -> int:
         slots = 0 if self._gone else self._target.health.slots
         waiting = self._rows - self.running + self._inbox.rows
@@ -303,8 +314,8 @@ class EndpointStage:
         """The store's time."""
         return time.monotonic() + self._inbox.clock
 
-    def _taken_in(self, job: Job) -> Loaded | None:
-        """The variant that the job runs on; None if it does not run now."""
+    def _taken_in(self, job: Job) -> bool:
+        """Whether the job is to run now."""
         delivery = job.delivery
         if self._celery.is_revoked(delivery.job):
             self._finish.put([Revoked(delivery)])
@@ -312,9 +323,14 @@ class EndpointStage:
             self._finish.put([late(delivery, self._now())])
         elif delivery.lost or not self.variants.is_current(job.model):
             self._admit.put(delivery)
-        elif not delivery.ended:
-            return self._prepared(job)
-        return None
+        else:
+            return not delivery.ended
+        return False
+
+    async def _put_off(self, job: Job) -> None:
+        """Return a job whose model the endpoint does not list: another class may run it, or a later list has it."""
+        await asyncio.sleep(ABSENT)
+        self._finish.put([Returned(job.delivery, counts=False)])
 
     def _prepared(self, job: Job) -> Loaded | None:
         """The variant that the job runs on; None if that or the job's rows cannot be had, and the job was failed."""

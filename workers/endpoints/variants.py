@@ -23,6 +23,8 @@ class EndpointVariants(LearnedTimes):
 
     Args:
         protocol: the module of the endpoint's protocol.
+
+    `absent` has the keys of variants that the endpoint does not list now.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class EndpointVariants(LearnedTimes):
         super().__init__()
         self.device = device
         self.unavailable: dict[str, str] = {}
+        self.absent: Collection[str] = ()
         self._endpoint, self._protocol = endpoint, protocol
         self._lacking: dict[str, str] = {}
         self._announced: Collection[str] | None = None
@@ -128,7 +131,7 @@ class EndpointVariants(LearnedTimes):
             "name that in endpoint.models"
             for name in hidden
         }
-        self.unavailable = {**self._lacking, **shadowed, **reasons}
+        self.absent, self.unavailable = frozenset(absent), {**self._lacking, **shadowed, **reasons}
 
     def _written(self) -> list[Model]:
         return [model for model in self._catalogue.models.values() if not model.discovered]

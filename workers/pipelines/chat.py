@@ -19,31 +19,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from tasks.models.catalogue import Model, Variant
-from tasks.models.chats import answer_limit, read_chat
+from tasks.models.chats import NO_EFFECT, ROLES, answer_limit, honoured, read_chat
 from taxiway.errors import InvalidRequestError, RequestTooLargeError, quoted
 from workers.pipelines import Item, Row
 from workers.pipelines.generation import MAX_STOPS, SteppingPipeline
 from workers.runtimes import ModelLoadError, Placed
-
-ROLES = ("system", "user", "assistant")
-
-_NO_EFFECT: Mapping[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "logprobs": (False,),
-    "metadata": (),
-    "n": (1,),
-    "parallel_tool_calls": (True, False),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_p": (1,),
-}
-"""Values of fields that ask for nothing; any other one is refused. `None` asks for nothing in every field."""
-
-_UNREAD = ("user", "safety_identifier", "prompt_cache_key", "service_tier")  # they ask nothing of the model
-_READ = ("messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "stop")
 
 
 class ChatTemplate:
@@ -155,9 +135,9 @@ class ChatPipeline(SteppingPipeline):
     def _check_fields(self, chat: Mapping[str, Any]) -> None:
         """Refuse fields that ask for what this model cannot do."""
         for name, value in chat.items():
-            if name in _READ or name in _UNREAD or value is None or value in _NO_EFFECT.get(name, ()):
+            if honoured(name, value):
                 continue
-            choices = _NO_EFFECT.get(name)
+            choices = NO_EFFECT.get(name)
             expected = f"nothing{f' or {choices[0]}' if choices else ''}, as this variant does not honour the field"
             raise self._wrong(name, expected, value, unsupported=True)
 
