@@ -16,7 +16,7 @@ from simulator.fleet import USABLE, Fleet, Stepping, Timing, Whole
 from simulator.workload import Job
 from taxiway.contract.keys import LEVELS
 from workers.decide.batcher import ALONE, BatchPolicy, Share, WaitingRows, form, observe_gap, ready, widen_gap
-from workers.decide.blocking import BATCHES
+from workers.decide.occupation import BATCHES
 
 Action = Callable[[Device | None, int, float], None]
 """An event's callback: the device concerned, the version of it that was expected, and the time."""

@@ -21,19 +21,24 @@ from tasks.settings import settings_from
 from tasks.telemetry import log_to_stderr, start_tracing
 from taxiway.contract.keys import INFER
 from taxiway.errors import TaxiwayError
-from workers.celery_adapter.backend import OUTCOME, WriteOnceBackend, WriteOnceSentinelBackend
-from workers.celery_adapter.consumer import Fetching, GroupedEvents
-from workers.celery_adapter.events import SHOWN
+from workers.celery_adapter.consumer import SHOWN, Fetching, GroupedEvents
 from workers.celery_adapter.pool import DevicePool
-from workers.celery_adapter.strategy import bind_context, context_of, ordered
-from workers.context import WorkerContext, options_from
+from workers.celery_adapter.strategy import (
+    OUTCOME,
+    WriteOnceBackend,
+    WriteOnceSentinelBackend,
+    bind_context,
+    context_of,
+    ordered,
+)
+from workers.device import WorkerContext, options_from
 
 PREFETCH = 3
 """Messages to prefetch, in maximum batches: one runs, one forms, one is in transit."""
 
 
 def make_worker_app(environment: Mapping[str, str]) -> Celery:
-    """The app of a worker that `environment` describes (`tasks.settings`, `workers.context.options_from`).
+    """The app of a worker that `environment` describes (`tasks.settings`, `workers.device.options_from`).
 
     Raises:
         SettingsError: a variable is missing or wrong.

@@ -25,7 +25,7 @@ from tasks.topology import HardwareClass
 from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError, bounded
 from workers.calling import CallError, NotWantedError, OutOfMemoryError
 from workers.decide.faults import DeviceLostError, Fault, describe, fault_of, said
-from workers.decide.pace import Track, begin, observe
+from workers.decide.occupation import Track, begin, observe
 from workers.decide.residency import NoRoomError, Resident, Uses, evict
 from workers.device import Device
 from workers.pipelines import Item, Pipeline, Row, open_pipeline

@@ -22,14 +22,13 @@ from tasks.heartbeat import HEARTBEAT, DeviceFacts, told_briefly
 from tasks.models.discovered import discovered_by
 from tasks.models.folder import LOOK, Reporter
 from taxiway.errors import BrokerFullError, BrokerUnavailableError
-from workers.context import WorkerContext, WorkerOptions
-from workers.decide.pace import Track
-from workers.device import memory_free, utilisation
+from workers.decide.occupation import Track
+from workers.device import WorkerContext, WorkerOptions, memory_free, utilisation
 from workers.drain import Drain
-from workers.stages.driver import DeviceDriver
+from workers.stages.finish import OutcomeCounters
 from workers.stages.held import HeldJobs
 from workers.stages.job import CeleryWorker
-from workers.stages.outcomes import OutcomeCounters
+from workers.stages.queues import DeviceDriver
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """One device's worker: its stages, the queues between them, and their threads.
 
-    class queue ─► fetch ─────────► admit ─► DeviceQueue ─► device ─► EndingQueue ─► finish ─► state store
+class queue ─► fetch ─────────► admit ─► DeviceQueue ─► device ─► EndingQueue ─► finish ─► state store
                      └► AdmitQueue ─┘ ▲                       │
     Celery's consumer ──────┘ ▲       │                       └────► PieceQueue ──► stream ─► state store
                               └── a retry, or a lost claim: from device and finish
@@ -8,8 +8,8 @@
 `HeldJobs` has every delivery from the class queue to its end. Further threads: `heartbeat` renews claims and publishes
 the device's facts, `cancellations` marks held jobs that were cancelled or expired, `reload` follows the models folder,
 and `notice` watches for a reclaim notice. The worker of an endpoint has the same stages but for another device stage
-(`endpoints.stage`). Nothing here or in `stages/` imports Celery: they use the interface `stages.job.CeleryWorker`,
-and `celery_adapter.pool` starts the worker.
+(`endpoints.stage`). Nothing here or in `stages/` imports Celery: they use the interface `stages.job.CeleryWorker`, and
+`celery_adapter.pool` starts the worker.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from tasks.heartbeat import unfit_for
 from tasks.models.artefacts import ArtefactStore
 from tasks.settings import STATES
 from tasks.topology import Topology
-from workers.context import WorkerContext
-from workers.device import Device, DeviceMissingError, find_device
+from workers.device import Device, DeviceMissingError, WorkerContext, find_device
 from workers.drain import Drain, NoticeWatch
 from workers.endpoints.asking import open_protocol
 from workers.endpoints.http import EndpointConfigError
@@ -40,14 +39,11 @@ from workers.executor import Executor
 from workers.heartbeat import FolderWatch, Heartbeat
 from workers.stages.admit import AdmitStage
 from workers.stages.device import DeviceStage
-from workers.stages.driver import DeviceDriver
 from workers.stages.fetch import FetchStage
-from workers.stages.finish import FinishStage, StreamStage
-from workers.stages.held import Cancellations, HeldJobs
+from workers.stages.finish import FinishStage, OutcomeCounters, StreamStage
+from workers.stages.held import Cancellations, HeldJobs, OutOfMemoryPolicy, Retries
 from workers.stages.job import CeleryWorker, Delivery
-from workers.stages.outcomes import OutcomeCounters
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingQueue, PieceQueue, ahead_of
-from workers.stages.retry import OutOfMemoryPolicy, Retries
+from workers.stages.queues import AdmitQueue, DeviceDriver, DeviceQueue, EndingQueue, PieceQueue, ahead_of
 
 logger = logging.getLogger(__name__)
 

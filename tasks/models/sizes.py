@@ -183,7 +183,7 @@ def _refused(
 ) -> TaxiwayError:
     field = f"inputs.{unit.name}" if unit.name else "inputs"
     where = field
-    if row is not None:  # as `workers.stages.decode.named_row` words it
+    if row is not None:  # as `workers.stages.admit.named_row` words it
         where = f"{field}[{row}]" if unit.name else f"row {row}: {field}"
     details: dict[str, Any] = {"field": field}
     details |= {} if limit is None else {"limit": limit}

@@ -16,11 +16,9 @@ from tasks.models.catalogue import load_catalogue
 from tasks.settings import TREE, cache_directory
 from taxiway.errors import InvalidRequestError, RequestTooLargeError
 from workers.pipelines import Pipeline, Row, open_pipeline
-from workers.pipelines.generation import GenerationPipeline
-from workers.pipelines.running import MAX_HELD
+from workers.pipelines.generation import MAX_HELD, GenerationPipeline
 from workers.pipelines.text import MAX_BYTES
-from workers.runtimes import Placed, Runtime, open_runtime
-from workers.runtimes.stepping import MAX_PREFILL, SteppingRuntime
+from workers.runtimes import MAX_PREFILL, Placed, Runtime, SteppingRuntime, open_runtime
 
 pytestmark = pytest.mark.models
 

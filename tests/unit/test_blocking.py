@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.heartbeat import ANY
-from workers.decide.blocking import RARE, WINDOW, blocking_by_model
+from workers.decide.occupation import RARE, WINDOW, blocking_by_model
 
 NOW = 1000.0
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.decide.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker, State
+from workers.decide.faults import FAILURES, FIRST_PROBE, LONGEST_PROBE, Breaker, State
 from workers.endpoints.usage import Seat, SlotUsage
 
 Step = tuple[Literal["answered", "failed", "unreached", "probed"], float]
@@ -42,7 +42,7 @@ def test_failures_in_a_row_open_it_and_an_answer_between_starts_the_count_again(
 
 def test_an_endpoint_that_cannot_be_reached_opens_it_at_once_and_says_why() -> None:
     breaker = after("unreached")
-    assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", FIRST_PAUSE)
+    assert (breaker.state, breaker.reason, breaker.probe_at) == (State.OPEN, "nobody there", FIRST_PROBE)
 
 
 def test_after_a_probe_one_request_passes_and_its_answer_closes_it() -> None:
@@ -63,8 +63,8 @@ def test_each_opening_waits_twice_as_long_up_to_a_bound() -> None:
         breaker = breaker.unreached("still", now)
         pauses.append(breaker.probe_at - now)
         now = breaker.probe_at
-    assert pauses[:3] == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE]
-    assert max(pauses) == pauses[-1] == LONGEST_PAUSE
+    assert pauses[:3] == [FIRST_PROBE, 2 * FIRST_PROBE, 4 * FIRST_PROBE]
+    assert max(pauses) == pauses[-1] == LONGEST_PROBE
 
 
 @given(taken=steps)
@@ -74,7 +74,7 @@ def test_whatever_happens_a_probe_and_an_answer_bring_it_back(taken: list[Step])
         now += later
         breaker = stepped(breaker, event, now)
         assert bool(breaker.reason) == (breaker.state is State.OPEN)
-        assert breaker.probe_at <= now + LONGEST_PAUSE
+        assert breaker.probe_at <= now + LONGEST_PROBE
     assert breaker.probed().answered().slots(8) == 8
 
 

@@ -14,7 +14,7 @@ from taxiway.contract.values import Blobs, Reference
 from taxiway.contract.wire import request_body
 from taxiway.errors import ResultExpiredError
 from tests.builders import a_class, a_delivery, a_ticket
-from workers.stages.decode import AT_ONCE, JobReader
+from workers.stages.admit import AT_ONCE, JobReader
 from workers.stages.job import Delivery
 
 CLASS = "cpu.batch"

@@ -19,7 +19,7 @@ from workers.device import find_device
 from workers.drain import Drain
 from workers.executor import Executor
 from workers.pipelines import Item
-from workers.stages.decode import gather
+from workers.stages.admit import gather
 from workers.stages.device import OTHERS_FIRST, DeviceStage
 from workers.stages.held import HeldJobs
 from workers.stages.job import Job

@@ -22,10 +22,10 @@ from tests.decoding import tiny_model
 from workers.decide.residency import InUseError
 from workers.device import find_device
 from workers.executor import Executor, Loaded
-from workers.pipelines.running import MAX_HELD
-from workers.stages.decode import gather, prepare
-from workers.stages.inflight import InFlight
+from workers.pipelines.generation import MAX_HELD
+from workers.stages.admit import gather, prepare
 from workers.stages.job import Delivery, Job
+from workers.stages.lane import InFlight
 from workers.stages.queues import PieceQueue
 
 PRICE = Price(usd_per_hour=1.0)

@@ -17,7 +17,7 @@ from tests.builders import a_class, a_delivery, a_ticket
 from workers.device import find_device
 from workers.executor import Executor
 from workers.stages.job import Job
-from workers.stages.loads import LOAD_AT_MOST, Loads, Urgency
+from workers.stages.lane import LOAD_AT_MOST, Loads, Urgency
 
 MODEL = """
 name: {name}

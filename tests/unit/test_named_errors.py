@@ -12,7 +12,7 @@ from PIL import Image
 from taxiway.errors import InvalidRequestError, TaxiwayError
 from workers.decide.faults import said
 from workers.pipelines.image import decode
-from workers.stages.decode import named_row
+from workers.stages.admit import named_row
 from workers.stages.job import Job
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taxiway.contract.keys import LEVELS
-from workers.decide.pace import DRIFT, Track, begin, observe
+from workers.decide.occupation import DRIFT, Track, begin, observe
 
 LEVEL = 1
 

@@ -10,8 +10,14 @@ import pytest
 from taxiway.errors import ExecutionError
 from tests.decoding import VOCABULARY, tiny_decoder
 from workers.pipelines import Item
-from workers.pipelines.running import MAX_HELD, MIN_PREFILL, RunningBatch, RunningRow
-from workers.pipelines.sampling import GeneratedText, SamplingParameters
+from workers.pipelines.generation import (
+    MAX_HELD,
+    MIN_PREFILL,
+    GeneratedText,
+    RunningBatch,
+    RunningRow,
+    SamplingParameters,
+)
 from workers.runtimes.onnx import OnnxDecoder
 
 NO_TOKEN = VOCABULARY + 1

@@ -1,28 +1,44 @@
 """What a worker adds to Celery's consumer: it fetches in bulk, serves what its device may, and groups its events.
 
 Celery's `inspect` and Flower also see the jobs that never passed through the consumer.
+
+Calls and acknowledgements run on the consumer's thread, which owns its connection. A message from a broker that is not
+the state store is acknowledged once the store keeps its job's end on disk. A store that is killed may come back without
+the last second of its writes. An end that it lost is written again if it is known here, so that no client gets another;
+any other message goes back to its queue, and its job runs again. A message that waits here does not count as
+prefetched: the consumer may take as many more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import msgspec
 from celery import bootsteps
 from celery.app.task import Task
+from celery.utils.time import utcoffset
 from celery.worker import state
 from celery.worker.control import control_command
+from kombu.clocks import LamportClock
+from msgspec import UNSET, UnsetType
 
-from workers.celery_adapter import events
-from workers.celery_adapter.consumer_thread import ConsumerThread
-from workers.celery_adapter.events import TaskEvent, TaskEvents
+from broker.valkey.queues import EVENTS, kombu_event
+from broker.valkey.records import Ending, Verdict
+from broker.valkey.worker import Store, insist
+from tasks.ticket import Ticket
+from taxiway.errors import BrokerUnavailableError, DeadlineExceededError, JobCancelledError, TaxiwayError
 from workers.celery_adapter.strategy import guarded
 from workers.stages.held import HeldJobs
-from workers.stages.job import Delivery, Revoked
+from workers.stages.job import Delivery, Outcome, Revoked
 from workers.stages.queues import EndingSink
 
 SHOW_EVERY = 0.25
@@ -131,7 +147,7 @@ class Inspection:
     def _show(self, delivery: Delivery, endings: EndingSink) -> None:
         shown = self._shown.get(delivery)
         if shown is None:
-            self.events.add(events.received(delivery))
+            self.events.add(received(delivery))
             kwargs = (delivery.headers.kwargsrepr if delivery.headers else "") or ""
             shown = self._shown[delivery] = PlainRequest(
                 delivery.job,
@@ -148,7 +164,7 @@ class Inspection:
     def _report_start(self, delivery: Delivery, shown: PlainRequest | None) -> None:
         """Report what was not reported of a job that ends."""
         if shown is None:
-            self.events.add(events.received(delivery))
+            self.events.add(received(delivery))
         if delivery.began and (shown is None or shown.time_start is None):
             self.events.add(TaskEvent("task-started", delivery.job, delivery.began))
             state.total_count[self._task.name] += 1
@@ -220,3 +236,296 @@ class GroupedEvents(bootsteps.StartStopStep):
         """Send what the last batch brought."""
         if consumer.event_dispatcher is not None:
             consumer.event_dispatcher.flush()
+
+
+_BEAT = 1.0  # seconds between two heartbeats to RabbitMQ while Celery's loop rests
+
+
+class ConsumerThread:
+    """Calls to be made on the consumer's thread. Any thread may `call`; the rest is for that thread.
+
+    `connection` is that of Celery's consumer, and `qos` says how many messages it may take ahead.
+    """
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+        self.qos: Any = None
+        self._loop: Any = None
+        self._callbacks: deque[Callable[[], object]] = deque()
+        self._beat_at = 0.0
+
+    def follow(self, loop: Any) -> None:
+        """Set Celery's event loop; called after each connection."""
+        self._loop = loop
+        loop.call_soon(self.run)
+
+    def call(self, callback: Callable[[], object]) -> None:
+        """Have a callback run soon."""
+        self._callbacks.append(callback)
+        if len(self._callbacks) == 1 and self._loop is not None:  # else it is awake, and makes this call too
+            self._loop.call_soon(self.run)
+
+    def run(self) -> None:
+        """Make the calls that wait."""
+        while self._callbacks:
+            try:
+                self._callbacks[0]()
+            except Exception:  # one task's acknowledgement must not end the consumer's loop
+                logger.exception("Celery could not end a task")
+            finally:
+                self._callbacks.popleft()
+
+    def stand_in(self) -> None:
+        """Do what Celery's loop did, once that has ended: make calls, and send RabbitMQ its heartbeats."""
+        self.run()
+        now = time.monotonic()
+        if self.connection is not None and self.connection.supports_heartbeats and now > self._beat_at + _BEAT:
+            self._beat_at = now
+            with contextlib.suppress(OSError):
+                self.connection.connection.send_heartbeat()
+
+
+MOST = 10_000
+"""Messages that may wait here before a worker takes fewer: AMQP counts them in 16 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A message whose job has ended, with its copy's deadline; `settle` is told whether to acknowledge it.
+
+    `ending` is what this worker wrote, None where that cannot be written again.
+    """
+
+    job: str
+    deadline_at: float
+    ending: Ending | None
+    settle: Callable[[bool], None]
+
+
+class Acknowledgements:
+    """Messages whose jobs' ends are on their way to the store's disk.
+
+    Any thread may `remember`; all but that and `run` is for the consumer's thread.
+    """
+
+    def __init__(self, store: Store, thread: ConsumerThread) -> None:
+        self._store = store
+        self._thread = thread
+        self._endings: dict[str, Ending] = {}
+        self._waiting: list[_Message] = []
+        self._unsettled = 0
+        self._changed = threading.Condition()
+        self._given_up = threading.Event()
+
+    def remember(self, ending: Ending) -> None:
+        """Keep an end that was written, until its message is acknowledged."""
+        self._endings[ending.job] = ending
+
+    def after_end(self, ticket: Ticket, ack: Callable[..., Any], reject: Callable[..., Any]) -> Callable[..., None]:
+        """What Celery calls instead of `ack`; `reject` puts the message back into its queue."""
+
+        def later(*args: Any) -> None:
+            grown = self._unsettled < MOST
+            qos = self._thread.qos
+            if grown:
+                qos.increment_eventually()
+            self._unsettled += 1
+
+            def settle(over: bool) -> None:
+                self._unsettled -= 1
+                if grown:
+                    qos.decrement_eventually()
+                if over:
+                    ack(*args)
+                else:
+                    reject(*args, True)
+
+            self._put(_Message(ticket.job, ticket.deadline_at, self._endings.pop(ticket.job, None), settle))
+
+        return later
+
+    def stop(self) -> None:
+        """End after what the consumer has acknowledged so far, or when the store does not answer."""
+        self._thread.run()
+        self._given_up.set()
+        with self._changed:
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Serve until stopped."""
+        while messages := self._take():
+            try:
+                over = insist(partial(self._over, messages), self._given_up, _log_unavailable)
+                lost = [message for message, is_over in zip(messages, over, strict=True) if not is_over]
+                written = insist(partial(self._write_again, lost), self._given_up, _log_unavailable) if lost else set()
+            except BrokerUnavailableError:
+                return  # the messages are delivered again
+            for message, is_over in zip(messages, over, strict=True):
+                if message.job in written:
+                    self._put(message)
+                else:
+                    self._thread.call(partial(message.settle, is_over))
+
+    def _over(self, messages: list[_Message]) -> list[bool]:
+        return self._store.over([(message.job, message.deadline_at) for message in messages])
+
+    def _write_again(self, lost: list[_Message]) -> set[str]:
+        """Write the ends that are known here under new claims; the jobs that ended so."""
+        endings = [message.ending for message in lost if message.ending is not None]
+        _, claims = self._store.claim([(ending.job, 0.0) for ending in endings])
+        ours = [
+            replace(ending, token=claim.token)
+            for ending, claim in zip(endings, claims, strict=True)
+            if claim.verdict is Verdict.RUN
+        ]
+        written = {one.job for one, done in zip(ours, self._store.finish(ours), strict=True) if done}
+        extra = {"written again": len(written), "to run again": len(lost) - len(written)}
+        logger.warning("the store lost ends of jobs", extra=extra)
+        return written
+
+    def _put(self, message: _Message) -> None:
+        with self._changed:
+            self._waiting.append(message)
+            self._changed.notify()
+
+    def _take(self) -> list[_Message]:
+        """All that waits, at least one message; nothing at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._given_up.is_set())
+            messages, self._waiting = self._waiting, []
+        return messages
+
+
+def _log_unavailable(why: str) -> None:
+    logger.warning("cannot acknowledge", extra={"error": why})
+
+
+SHOWN = 128
+"""Characters of a result in its event, for Flower; the whole of it costs Celery more than all the rest of an echo."""
+
+AT_MOST = 500
+"""Events in one group; a full group is sent at once."""
+
+KEPT = 50_000
+"""Events that wait while the broker is unavailable; the oldest are dropped."""
+
+_RESULT = b'"result":'
+_GROUP = "task.multi"  # Celery's routing key for a group of task events
+
+_encode = msgspec.json.Encoder().encode
+
+
+class TaskEvent(msgspec.Struct, omit_defaults=True):
+    """One of Celery's task events, at `timestamp` by this host's clock."""
+
+    type: str
+    uuid: str
+    timestamp: float
+    name: str | UnsetType | None = UNSET
+    args: str | UnsetType | None = UNSET
+    kwargs: str | UnsetType | None = UNSET
+    root_id: str | UnsetType | None = UNSET
+    parent_id: str | UnsetType | None = UNSET
+    retries: int | UnsetType = UNSET
+    eta: UnsetType | None = UNSET
+    expires: UnsetType | None = UNSET
+    result: str | UnsetType = UNSET
+    runtime: float | UnsetType = UNSET
+    exception: str | UnsetType = UNSET
+    traceback: str | UnsetType = UNSET
+    terminated: bool | UnsetType = UNSET
+    signum: UnsetType | None = UNSET
+    expired: bool | UnsetType = UNSET
+    hostname: str = ""
+    utcoffset: float = 0.0
+    pid: int = 0
+    clock: int = 0
+
+
+class TaskEvents:
+    """Collects events, and sends them in groups, each group at one moment of the worker's logical clock.
+
+    Args:
+        publish: sends a message on a topic.
+
+    `wanted` says whether the worker sends task events now.
+    """
+
+    def __init__(self, hostname: str, clock: LamportClock, publish: Callable[[str, bytes], None]) -> None:
+        self.wanted: Callable[[], bool] = lambda: False
+        self._publish = publish
+        self._clock = clock
+        self._hostname = hostname
+        self._waiting: deque[TaskEvent] = deque(maxlen=KEPT)
+
+    def add(self, event: TaskEvent) -> None:
+        """Let an event wait to be sent. Any thread may."""
+        if self.wanted():
+            self._waiting.append(event)
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait."""
+        return len(self._waiting)
+
+    def flush(self) -> None:
+        """Send what waits. One thread calls it."""
+        while self._waiting:
+            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), AT_MOST))]
+            clock, offset, pid = self._clock.forward(), utcoffset(), os.getpid()
+            for event in group:
+                event.hostname, event.utcoffset, event.pid, event.clock = self._hostname, offset, pid, clock
+            try:
+                self._publish(f"{EVENTS}/{_GROUP}", kombu_event(_GROUP, _encode(group)))
+            except BrokerUnavailableError:
+                self._waiting.extendleft(reversed(group))
+                return
+
+
+def received(delivery: Delivery) -> TaskEvent:
+    """The event of a plain job that a worker received."""
+    headers = delivery.headers
+    assert headers is not None
+    return TaskEvent(
+        "task-received",
+        delivery.job,
+        delivery.received,
+        name=headers.shadow or headers.task,
+        args=headers.argsrepr,
+        kwargs=headers.kwargsrepr,
+        root_id=headers.root_id,
+        parent_id=headers.parent_id,
+        retries=0,
+        eta=None,
+        expires=None,
+    )
+
+
+def ended(delivery: Delivery, outcome: Outcome) -> TaskEvent:
+    """The event of a plain job that ended."""
+    job, now = delivery.job, time.time()
+    if outcome.result is not None:
+        at = outcome.meta.find(_RESULT) + len(_RESULT)
+        shown = outcome.meta[at : at + SHOWN].decode(errors="replace")
+        return TaskEvent("task-succeeded", job, now, result=shown, runtime=outcome.result.report.run_time)
+    assert outcome.error is not None
+    failed = TaskEvent("task-failed", job, now, exception=repr(outcome.error), traceback="")
+    return revoked(delivery, outcome.error) or failed
+
+
+def revoked(delivery: Delivery, error: TaxiwayError | None) -> TaskEvent | None:
+    """The event of a job that was cancelled or expired, with the error as its exception; None for other errors.
+
+    Flower shows the exception, but not the flag `expired`.
+    """
+    if not isinstance(error, (JobCancelledError, DeadlineExceededError)):
+        return None
+    return TaskEvent(
+        "task-revoked",
+        delivery.job,
+        time.time(),
+        terminated=bool(delivery.began),
+        signum=None,
+        expired=isinstance(error, DeadlineExceededError),
+        exception=repr(error),
+    )

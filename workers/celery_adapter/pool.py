@@ -1,4 +1,8 @@
-"""Celery's pool over one device: it builds and starts the worker, and passes on what Celery's consumer receives."""
+"""Celery's pool over one device: it builds and starts the worker, and passes on what Celery's consumer receives.
+
+`CeleryBridge` is Celery's worker as the stages see it (`workers.stages.job.CeleryWorker`), `ReceivedTask` a job that
+Celery's consumer received (`CeleryTask`).
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,41 @@ import atexit
 import logging
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from celery import signals
+from celery import Celery, signals, states
+from celery.app.task import Context
 from celery.concurrency.base import BasePool
 from celery.worker import state
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+from kombu.message import Message
 
 from broker.valkey.records import Ending
+from broker.valkey.worker import ClassQueue, Store
+from tasks.telemetry import trail_of
 from tasks.ticket import Ticket
-from workers.celery_adapter.bridge import CeleryBridge
-from workers.celery_adapter.consumer_thread import Acknowledgements
-from workers.celery_adapter.received import ReceivedTask
-from workers.celery_adapter.strategy import class_of, context_of, refuse
+from taxiway.contract.job import JobState
+from taxiway.contract.keys import INFER
+from taxiway.contract.wire import HEADER, Envelope
+from taxiway.errors import BrokerUnavailableError, TaxiwayError
+from workers.celery_adapter.consumer import (
+    AT_MOST,
+    Acknowledgements,
+    ConsumerThread,
+    Inspection,
+    TaskEvent,
+    TaskEvents,
+    ended,
+    revoked,
+)
+from workers.celery_adapter.strategy import OUTCOME, STORED, TOKEN, bytes_of, class_of, context_of, keep_message, refuse
 from workers.drain import SIGNAL as NOTICE
+from workers.stages.held import in_order
+from workers.stages.job import Delivery, Outcome
 from workers.worker import Worker, open_class_queue
 
 logger = logging.getLogger(__name__)
@@ -137,3 +162,239 @@ class DevicePool(BasePool):
             "processes": [os.getpid()],
             **self.worker.heartbeat.shown(),
         }
+
+
+class CeleryBridge:
+    """Stages call it from any thread; what touches the consumer's connection is done on the consumer's thread.
+
+    It stands for kombu's channel in the messages of class queues that it has Celery's consumer receive.
+
+    Args:
+        class_queue: where such messages are acknowledged; None where the consumer takes all by itself.
+    """
+
+    no_ack_consumers = None  # kombu looks for it on a channel
+
+    def __init__(self, app: Celery, hostname: str, class_queue: ClassQueue | None) -> None:
+        self.thread = ConsumerThread()
+        publish = class_queue.publish if class_queue is not None else lambda topic, message: None
+        self.events = TaskEvents(hostname, app.clock, publish)  # type: ignore[attr-defined]  # celery-types lacks it
+        self.inspection = Inspection(app.tasks[INFER], hostname, self.events, self.thread)
+        self._app = app
+        self._queue = class_queue
+        self._consumer: Any = None
+        self._received: dict[str, Message] = {}
+        self._passing: set[str] = set()
+
+    def follow(self, consumer: Any) -> None:
+        """Use this kombu consumer from now on; called after each connection."""
+        self._consumer = consumer
+
+    def leave(self) -> None:
+        """The consumer's connection ends: what Celery only schedules goes back to its queue."""
+        waiting = [tag for tag, message in self._received.items() if message.headers.get("eta") is not None]
+        for tag in waiting:
+            self._received.pop(tag, None)
+        try:
+            self._put_back(in_order(waiting))
+        except BrokerUnavailableError:
+            logger.warning("scheduled tasks wait for their visibility timeout", extra={"tasks": len(waiting)})
+
+    def queues(self) -> Sequence[str]:
+        """The class queues that the worker consumes now."""
+        return list(self._app.amqp.queues.consume_from)
+
+    def receive(self, envelope: Envelope, body: bytes, *, tag: str, queue: str) -> None:
+        """Have Celery's consumer receive a message of a class queue."""
+        message = Message(
+            body=body,  # type: ignore[arg-type]  # kombu's own transports give bytes
+            delivery_tag=tag,
+            content_type=envelope.content_type,
+            content_encoding=envelope.content_encoding,
+            delivery_info={"exchange": queue, "routing_key": queue},
+            properties=envelope.properties,
+            headers=envelope.headers,
+            channel=self,
+        )
+        self._received[tag] = message
+        self._passing.add(tag)
+        self.thread.call(partial(self._deliver, message))
+
+    @property
+    def receiving(self) -> int:
+        """How many messages of `receive` the consumer has not seen yet."""
+        return len(self._passing)
+
+    def tags(self) -> list[str]:
+        """The tags of messages that the consumer received and has not acknowledged."""
+        return [*self._received]
+
+    def is_revoked(self, job: str) -> bool:
+        """Whether remote control revoked the job."""
+        return job in state.revoked
+
+    def report_end(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Report how a plain job ended here."""
+        self.inspection.report(delivery, ended(delivery, outcome))
+
+    def report_release(self, delivery: Delivery, error: TaxiwayError | None = None) -> None:
+        """Report a plain job that is held no longer; as revoked, where it was cancelled or expired."""
+        self.inspection.report(delivery, revoked(delivery, error))
+
+    def flush_events(self) -> None:
+        """Send the task events that wait."""
+        self.events.flush()
+
+    def flush_full_group(self) -> None:
+        """Send the task events that wait if they fill a group."""
+        if self.events.waiting >= AT_MOST:
+            self.events.flush()
+
+    def exit(self, status: int) -> None:
+        """Begin the worker's warm shutdown, with this exit status."""
+        state.should_stop = status  # type: ignore[assignment]  # None in Celery's module, until it is to stop
+
+    def basic_ack(self, tag: str, multiple: bool = False) -> None:
+        """Acknowledge a message that Celery has ended."""
+        self._received.pop(tag, None)
+        if self._queue is not None:
+            self._queue.acknowledge([tag])
+
+    def basic_reject(self, tag: str, requeue: bool = False) -> None:
+        """Acknowledge a message that Celery refused, or put it back."""
+        if not requeue:
+            self.basic_ack(tag)
+            return
+        self._received.pop(tag, None)
+        self._put_back([tag])
+
+    def _put_back(self, tags: Sequence[str]) -> None:
+        if self._queue is not None:
+            self._queue.put_back(tags)
+
+    def _deliver(self, message: Message) -> None:
+        """Have the consumer receive the message; on its thread."""
+        message.accept = self._consumer.accept
+        try:
+            if message.errors:  # it cannot be decompressed
+                message._reraise_error(self._consumer.on_decode_error)
+            else:
+                self._consumer.on_message(message)
+        finally:
+            self._passing.discard(message.delivery_tag)
+
+
+Traced = tuple[int, Any, float]
+"""What Celery's tracer answers: whether it failed, the value as text or the exception, and the run time."""
+
+
+class ReceivedTask:
+    """What Celery handed to the pool.
+
+    Args:
+        fields: the request's context, which the tracer reads.
+        succeed: has Celery acknowledge what its tracer ended.
+        remember: takes a written end, if it can be written again as it is.
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        store: Store,
+        thread: ConsumerThread,
+        request: Request,
+        tracer: Callable[..., Traced],
+        task: str,
+        fields: dict[str, Any],
+        succeed: Callable[[Traced], None],
+        remember: Callable[[Ending], None],
+    ) -> None:
+        self._app = app
+        self._store = store
+        self._thread = thread
+        self._request = request
+        self._tracer = tracer
+        self._task = task
+        self._fields = fields
+        self._succeed = succeed
+        self._remember = remember
+        self.delivery = self._delivery()
+
+    @property
+    def followed(self) -> bool:
+        """Whether other tasks follow from this one: a link, an errback, a chain or a chord."""
+        return any(self._embed.get(name) for name in ("callbacks", "errbacks", "chain", "chord"))
+
+    def start(self) -> None:
+        """Report that the task runs."""
+        accepted: Callable[[int, float], None] = self._request.on_accepted  # type: ignore[assignment]  # Celery passes an int
+        self._thread.call(partial(accepted, os.getpid(), time.monotonic()))
+
+    def finish(self, outcome: Outcome, token: str, written: Ending | None) -> None:
+        """Run Celery's tracer around the outcome: signals, events, callbacks, and the result unless it is written."""
+        self._fields |= {OUTCOME: outcome, TOKEN: token} | ({STORED: True} if written is not None else {})
+        if written is not None and not outcome.blobs and written.state is not JobState.DEAD:  # that may be replayed
+            self._remember(written)
+        try:
+            payload = self._request.message.payload
+            failed, value, seconds = self._tracer(self._task, self.delivery.job, self._fields, payload, None, None)
+        except Exception:  # a callback that cannot be sent, a signal's receiver
+            logger.exception("a task could not be ended", extra={"job": self.delivery.job})
+            self.requeue()
+            return
+        if outcome.result is not None:  # Flower shows this as the task's runtime
+            seconds = outcome.result.report.run_time
+        self._thread.call(lambda: self._succeed((failed, value, seconds)))
+
+    def drop(self, error: TaxiwayError | None) -> None:
+        """Acknowledge a task that had ended, and report it as revoked if it was cancelled or expired."""
+        if self._embed.get("chord"):
+            self._count_chord_part()
+        event = revoked(self.delivery, error)
+        self._thread.call(partial(self._acknowledge, event))
+
+    def revoke(self) -> None:
+        """Have Celery end a task that its remote control revoked."""
+        self._thread.call(self._request.revoked)
+
+    def requeue(self) -> None:
+        """Have Celery return the message to its queue."""
+        self._thread.call(partial(self._request.reject, requeue=True))
+
+    def dead_letter(self, reason: str) -> None:
+        """Keep a copy of the message among the dead letters."""
+        keep_message(self._store, self._request.message, reason)
+
+    @property
+    def _embed(self) -> dict[str, Any]:
+        """What follows from the task, as its message says."""
+        return self._request.message.payload[2] or {}
+
+    def _delivery(self) -> Delivery:
+        message, ticket = self._request.message, self._fields[HEADER]
+        assert isinstance(ticket, Ticket)  # the consumer's strategy has checked it
+        return Delivery(
+            ticket.job,
+            ticket,
+            bytes_of(message.body),
+            message.content_type,
+            time.time(),
+            hardware_class=class_of(message),
+            trail=trail_of(self._fields),
+            task=self,
+        )
+
+    def _acknowledge(self, event: TaskEvent | None) -> None:
+        if event is not None:
+            facts = {name: getattr(event, name) for name in ("terminated", "signum", "expired", "exception")}
+            self._request.send_event(event.type, **facts)
+        task_ready(self._request)
+        self._request.acknowledge()
+
+    def _count_chord_part(self) -> None:
+        """Count a part of a chord again: its worker may have died between the result and the count."""
+        backend = self._app.backend
+        stored = backend.get_task_meta(self.delivery.job)
+        if stored["status"] in states.READY_STATES:
+            context = Context(self._fields | self._embed)
+            backend.on_chord_part_return(context, stored["status"], stored["result"])

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tasks.endpoints import Endpoint
 from tasks.models.discovered import Announced
-from workers.decide.breaker import Breaker, State
+from workers.decide.faults import Breaker, State
 from workers.endpoints.asking import EndpointProtocol
 from workers.endpoints.faults import EndpointError, FaultKind
 from workers.endpoints.http import EndpointLink

@@ -39,7 +39,7 @@ from workers.endpoints.usage import SlotUsage, pieces_of
 from workers.endpoints.variants import EndpointVariants
 from workers.executor import Loaded
 from workers.pipelines import Row
-from workers.stages.decode import named_row, prepare
+from workers.stages.admit import named_row, prepare
 from workers.stages.held import HeldJobs
 from workers.stages.job import (
     Answered,

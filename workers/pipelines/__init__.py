@@ -1,7 +1,6 @@
 """Converts a request's rows to tensors, runs batches of them on a runtime, and converts tensors to answers.
 
-One file per kind of model: `tensors` (arrays in, arrays out), `text`, `image` and `generation`, which uses `running`
-for its batches and `sampling` for its tokens.
+One file per kind of model: `tensors` (arrays in, arrays out), `text`, `image` and `generation`.
 """
 
 from __future__ import annotations

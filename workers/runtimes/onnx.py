@@ -15,8 +15,7 @@ import onnxruntime as ort
 
 from taxiway.errors import ExecutionError
 from workers.decide.faults import said
-from workers.runtimes import Arrays, ModelLoadError, Placed
-from workers.runtimes.stepping import SlotDecoder
+from workers.runtimes import Arrays, ModelLoadError, Placed, SlotDecoder
 
 
 class OnnxRuntime:

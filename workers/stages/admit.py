@@ -2,34 +2,52 @@
 
 Jobs from the fetch thread are claimed already. The admit thread claims jobs from Celery's consumer, and jobs that
 another worker held at the last attempt. The device thread waits for neither.
+
+A message becomes a job: its ticket is checked, the request read, bound to its model and split into rows.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import msgspec
 
 from broker.valkey.records import Claim, Verdict
-from broker.valkey.worker import Store, insist
+from broker.valkey.worker import FetchedMessage, Store, insist
 from tasks.heartbeat import variant_key
-from taxiway.contract.values import Reference
+from tasks.models.catalogue import Model
+from tasks.models.folder import ModelsFolder
+from tasks.models.signature import bind, check_stream
+from tasks.telemetry import Trail, trail_of
+from tasks.ticket import TicketError, read_ticket
+from tasks.topology import HardwareClass
+from taxiway.contract.keys import INFER
+from taxiway.contract.request import Request
+from taxiway.contract.values import Buffer, Reference, from_wire, may_refer, referred, resolved
+from taxiway.contract.wire import TRACEPARENT, TRACESTATE, read_request
 from taxiway.errors import (
     BrokerUnavailableError,
     DeadLetteredError,
     ExecutionError,
     ModelUnavailableError,
     TaxiwayError,
+    UnknownModelError,
 )
-from workers.context import WorkerContext
+from workers.decide.batcher import bucket_of
 from workers.decide.faults import describe
-from workers.stages.decode import Contents, JobReader, prepare
-from workers.stages.driver import DeviceVariants
+from workers.device import WorkerContext
+from workers.executor import Loaded
+from workers.pipelines import Item
 from workers.stages.held import HeldJobs
-from workers.stages.job import Delivery, Dropped, Ended, Job, Outcome, late
-from workers.stages.queues import AdmitQueue, DeviceQueue, EndingSink
+from workers.stages.job import Delivery, Dropped, Ended, Headers, Job, Outcome, late
+from workers.stages.queues import AdmitQueue, DeviceQueue, DeviceVariants, EndingSink
 
 logger = logging.getLogger(__name__)
 
@@ -159,3 +177,242 @@ class AdmitStage:
         else:
             return [job]
         return []
+
+
+class _Properties(msgspec.Struct, frozen=True):
+    body_encoding: str
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """The usual form of a message; any other goes to Celery's consumer."""
+
+    body: str
+    headers: Headers
+    properties: _Properties
+    content_type: str = msgspec.field(name="content-type")
+    content_encoding: str = msgspec.field(name="content-encoding")
+
+
+class _Embed(msgspec.Struct, frozen=True):
+    callbacks: list[msgspec.Raw] | None = None
+    errbacks: list[msgspec.Raw] | None = None
+    chain: list[msgspec.Raw] | None = None
+    chord: msgspec.Raw | None = None
+
+
+Contents = Mapping[str, Buffer | None]
+"""The bytes of each `ref`, None if they have expired."""
+
+Fetch = Callable[[Sequence[Reference]], Contents]
+"""Fetches the bytes of references."""
+
+AT_ONCE = 4 * 2**20
+"""Bytes of blobs fetched together: the memory used besides the largest single request."""
+
+_decode_message = msgspec.json.Decoder(_Message).decode
+_decode_embed = msgspec.json.Decoder(tuple[msgspec.Raw, msgspec.Raw, _Embed | None]).decode
+_decode_request = msgspec.json.Decoder(tuple[tuple[()], Request, msgspec.Raw]).decode
+_TAGGED = b'"__type__"'  # marks encoded bytes in a body; all other values are plain JSON
+_NULL = msgspec.Raw(b"null")
+
+
+def read_plain(taken: FetchedMessage, keys: Sequence[bytes], hardware_class: str) -> Delivery | None:
+    """A plain job's delivery; None if Celery must handle the message: a canvas, an eta, or one to be refused."""
+    try:
+        message = _decode_message(taken.raw)
+        headers = message.headers
+        usual = (
+            headers.task == INFER
+            and message.properties.body_encoding == "base64"
+            and message.content_type == "application/json"
+            and not (headers.eta or headers.compression or headers.stamped_headers)
+        )
+        if not usual:
+            return None
+        body = base64.b64decode(message.body, validate=True)
+        ticket = read_ticket(headers.taxiway, body, keys)
+        embed = _decode_embed(body)[2]
+    except (msgspec.MsgspecError, UnicodeDecodeError, binascii.Error, RecursionError, TicketError):
+        return None
+    ours = ticket.job == headers.id and ticket.task == INFER and hardware_class in ticket.variants
+    if not ours or (embed is not None and _followed(embed)):
+        return None
+    claim = taken.claim if taken.job == ticket.job else None
+    now = time.time()
+    return Delivery(
+        ticket.job,
+        ticket,
+        body,
+        message.content_type,
+        now,
+        taken.tag,
+        headers,
+        hardware_class=hardware_class,
+        trail=None if headers.traceparent is None else _trail(headers),
+        claim=claim,
+    )
+
+
+def _trail(headers: Headers) -> Trail | None:
+    return trail_of({TRACEPARENT: headers.traceparent, TRACESTATE: headers.tracestate})
+
+
+def _followed(embed: _Embed) -> bool:
+    """Whether other tasks (links, chains, chords) follow the job."""
+    chord = embed.chord is not None and embed.chord != _NULL
+    return bool(embed.callbacks or embed.errbacks or embed.chain or chord)
+
+
+class JobReader:
+    """Reads deliveries as jobs for the models of `folder`; `fetch` loads the blobs that their requests reference."""
+
+    def __init__(self, folder: ModelsFolder, hardware: Mapping[str, HardwareClass], fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._folder = folder
+        self._hardware = hardware
+
+    def groups(self, deliveries: Iterable[Delivery]) -> Iterator[tuple[list[Delivery], Contents]]:
+        """The deliveries in order, in groups with the blobs fetched for each group.
+
+        Raises:
+            BrokerUnavailableError: the store does not answer.
+        """
+        group: list[Delivery] = []
+        found: list[Reference] = []
+        size = 0
+        for delivery in deliveries:
+            refers = referred(delivery.body)
+            more = sum(reference.bytes for reference in refers)
+            if found and more and size + more > AT_ONCE:
+                yield group, self._contents(found)
+                group, found, size = [], [], 0
+            group.append(delivery)
+            found += refers
+            size += more
+        yield group, self._contents(found)
+
+    def read(self, delivery: Delivery, now: float, contents: Contents) -> Job:
+        """The job, with its rows bound but not prepared. `contents` has the blobs of its request.
+
+        Raises:
+            RequestError: the request is invalid.
+            ModelUnavailableError: the model is disabled or missing in this worker's catalogue, or lacks the variant.
+        """
+        ticket = delivery.ticket
+        request = _request(delivery)
+        delivery.tenant = request.tenant
+        if may_refer(delivery.body):
+            request = with_blobs(request, contents)
+        variant = ticket.variants[delivery.hardware_class]
+        model = self._model(ticket.model, variant)
+        bound = bind(model, request.inputs, request.parameters, request.outputs)
+        if request.stream:
+            check_stream(model, bound)
+        return Job(
+            delivery=delivery,
+            hardware=self._hardware[delivery.hardware_class],
+            model=model,
+            variant=variant,
+            key=variant_key(model.id, variant),
+            rows=bound.rows,
+            parameters=bound.parameters,
+            outputs=bound.outputs,
+            single=bound.single,
+            arrived=now,
+            deadline=ticket.deadline_at or math.inf,
+            stream=bool(request.stream),
+        )
+
+    def _model(self, reference: str, variant: str) -> Model:
+        """The model with this variant; a router may see a change of the models folder shortly before this worker.
+
+        Raises:
+            ModelUnavailableError: it is disabled here, no longer has the variant, or is not in the catalogue.
+        """
+        served = self._folder.catalogue.models.get(reference)
+        if served is None or variant not in served.variants:
+            self._folder.look()
+        try:
+            model = self._folder.catalogue.resolve(reference)
+        except UnknownModelError as error:  # the router that placed the job knew it
+            raise _gone(reference, "it is not in the models folder of the worker that it was placed on") from error
+        if variant not in model.variants:
+            listed = ", ".join(model.variants)
+            raise _gone(reference, f"its variant {variant!r} is no longer in the catalogue ({listed})")
+        return model
+
+    def _contents(self, found: Sequence[Reference]) -> Contents:
+        return self._fetch(found) if found else {}
+
+
+def _gone(model: str, reason: str) -> ModelUnavailableError:
+    return ModelUnavailableError(f"model {model!r} changed: {reason}", model=model, reason=reason)
+
+
+def _request(delivery: Delivery) -> Request:
+    """The request. A router has validated it, so checking types is enough, unless it uses another message form."""
+    if delivery.content_type == "application/json":
+        try:
+            request = _decode_request(delivery.body)[1]
+        except msgspec.MsgspecError:
+            pass
+        else:
+            return _untagged(request) if _TAGGED in delivery.body else request
+    return read_request(delivery.body, delivery.content_type)
+
+
+def _untagged(request: Request) -> Request:
+    """The request with encoded bytes decoded. Raises `InvalidRequestError`."""
+    inputs, parameters = from_wire(request.inputs), from_wire(request.parameters, "parameters")
+    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+
+
+def with_blobs(request: Request, contents: Contents) -> Request:
+    """The request with references replaced by blobs.
+
+    Raises:
+        RequestError: a blob has expired, or differs from the signed digest.
+    """
+    inputs, parameters = resolved(request.inputs, contents), resolved(request.parameters, contents)
+    return msgspec.structs.replace(request, inputs=inputs, parameters=parameters)
+
+
+def prepare(job: Job, loaded: Loaded) -> None:
+    """Convert the job's rows to items, and add all of them to the buckets of their sizes.
+
+    Raises:
+        RequestError: a row is invalid; names the input, and the row if there are several.
+        ExecutionError: the pipeline itself failed.
+    """
+    items: list[Item] = []
+    for index, row in enumerate(job.rows):
+        try:
+            item = loaded.pipeline.prepare(row, job.parameters)
+            item.level = job.ticket.level
+            items.append(item)
+        except TaxiwayError as error:
+            raise named_row(error, index, job) from error
+        except BaseException as error:  # a pipeline's own code may raise anything, SystemExit too
+            failed = ExecutionError(f"{loaded.key}: cannot prepare it: {describe(error)}")
+            raise named_row(failed, index, job) from error
+    job.items = items
+    job.answers = [None] * len(items)
+    gather(job)
+
+
+def gather(job: Job) -> None:
+    """Add the prepared rows without an answer to the buckets of their sizes."""
+    job.waiting = {}
+    for index, item in enumerate(job.items):
+        if job.answers[index] is None:
+            job.waiting.setdefault(bucket_of(item.size, job.model.buckets), []).append(index)
+
+
+def named_row(error: TaxiwayError, index: int, job: Job) -> TaxiwayError:
+    """The error with the row's index if the job has several rows: `inputs.image[3]: expected …`."""
+    if len(job.rows) == 1:
+        return error
+    field = str(error.details.get("field", ""))
+    named = error.message.startswith(f"{field}: ") and field.startswith("inputs.")
+    message = f"{field}[{index}]{error.message.removeprefix(field)}" if named else f"row {index}: {error.message}"
+    return type(error)(message, **(error.details | {"row": index}))

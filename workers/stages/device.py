@@ -1,8 +1,8 @@
 """Stage 3: forms batches of rows, runs them, and passes on the outcome of each job. It never waits for a server.
 
-Rows of stepwise generation join a running batch as soon as it has room (`inflight`). Between two of its steps one whole
+Rows of stepwise generation join a running batch as soon as it has room (`InFlight`). Between two of its steps one whole
 batch of another variant may run; the more urgent of the two goes first. Jobs whose variant is not loaded wait for the
-load outside the lanes (`loads`).
+load outside the lanes (`Loads`).
 
 Python callables run their rows in a separate process. While such a row runs, due batches of other variants with more
 urgent jobs run on the device.
@@ -25,19 +25,16 @@ from tasks.models.profiles import ProfileBook
 from taxiway.contract.keys import LEVELS, PATIENT
 from taxiway.errors import BrokerUnavailableError, TaxiwayError
 from workers.decide.batcher import BatchPolicy
-from workers.decide.blocking import BATCHES, blocking_by_model
-from workers.decide.occupation import Occupation, Stint, unfinished
+from workers.decide.occupation import BATCHES, Occupation, Stint, blocking_by_model, unfinished
 from workers.drain import Drain
 from workers.executor import Answer, Executor, Loaded, WatchedItem, most_rows, run_rows
 from workers.pipelines import Item
 from workers.runtimes import Interruptible, Watch
-from workers.stages.decode import gather, prepare
+from workers.stages.admit import gather, prepare
+from workers.stages.finish import Batch, note
 from workers.stages.held import HeldJobs
-from workers.stages.inflight import InFlight
 from workers.stages.job import Answered, CeleryWorker, Delivery, Ended, Ending, Job, Outcome, Revoked, late
-from workers.stages.lane import Key, Lane, Portions
-from workers.stages.loads import Loads, Urgency
-from workers.stages.outcomes import Batch, note
+from workers.stages.lane import InFlight, Key, Lane, Loads, Portions, Urgency
 from workers.stages.queues import AHEAD, AHEAD_FOR, AdmitQueue, DeviceQueue, EndingSink, PieceQueue, ahead_of
 
 logger = logging.getLogger(__name__)

@@ -16,14 +16,12 @@ from broker.valkey.worker import ClassQueue, Fetched, FetchedMessage, Store
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.wire import decode_envelope
 from taxiway.errors import BrokerUnavailableError, InvalidRequestError
-from workers.context import WorkerContext
-from workers.stages.admit import AdmitStage
-from workers.stages.decode import read_plain
-from workers.stages.driver import DeviceDriver
+from workers.device import WorkerContext
+from workers.stages.admit import AdmitStage, read_plain
+from workers.stages.finish import OutcomeCounters
 from workers.stages.held import HeldJobs, add_dead_letter
 from workers.stages.job import CeleryWorker, Delivery
-from workers.stages.outcomes import OutcomeCounters
-from workers.stages.queues import AdmitQueue, EndingQueue
+from workers.stages.queues import AdmitQueue, DeviceDriver, EndingQueue
 
 logger = logging.getLogger(__name__)
 

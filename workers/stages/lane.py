@@ -1,17 +1,36 @@
-"""A lane: the waiting rows of one variant and size bucket on a device."""
+"""What waits or runs on a device, by variant: lanes, in-flight batches, and jobs whose variant is not loaded.
+
+A lane is the waiting rows of one variant and size bucket. Rows of stepwise generation join and leave the in-flight
+batch of their variant; between two steps, whole batches of other variants may run. A variant is loaded while the device
+runs other batches.
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-from tasks.models.catalogue import Profile
+from tasks.heartbeat import variant_key
+from tasks.models.catalogue import Model, Profile
+from taxiway.contract.job import Piece
 from taxiway.contract.keys import PATIENT
+from taxiway.errors import ExecutionError, TaxiwayError
 from workers.decide import batcher
 from workers.decide.batcher import ALONE, BatchPolicy, WaitingRows
+from workers.decide.residency import InUseError
+from workers.executor import Executor, Loaded, as_ours
+from workers.pipelines.generation import RunningBatch, RunningRow
+from workers.runtimes import Runtime
+from workers.stages.admit import named_row
 from workers.stages.job import Job
+from workers.stages.queues import PieceQueue, patient_seconds
 
 Portions = list[tuple[Job, list[int]]]
 """Jobs with the indices of their rows that run together."""
@@ -180,3 +199,316 @@ class Lane:
                 heads.append(head)
                 rows += waiting
         return heads
+
+
+@runtime_checkable
+class Stepwise(Protocol):
+    """A pipeline whose rows join and leave a running batch."""
+
+    def begin(self, runtime: Runtime) -> RunningBatch:
+        """An empty batch."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A variant's running batch, with the job and row index of each of its rows."""
+
+    loaded: Loaded
+    batch: RunningBatch
+    owners: dict[RunningRow, tuple[Job, int]] = field(default_factory=dict)
+
+
+class InFlight:
+    """All in-flight batches of a device. Device thread only, unless stated.
+
+    Args:
+        stream: receives the pieces of streamed answers.
+
+        `rows` counts the running rows; any thread may read it.
+    """
+
+    def __init__(self, executor: Executor, stream: PieceQueue) -> None:
+        self._executor = executor
+        self._stream = stream
+        self._running: dict[str, _Running] = {}
+        self.rows = 0
+
+    def jobs(self) -> set[Job]:
+        """The jobs with rows here."""
+        return {job for running in self._running.values() for job, _ in running.owners.values()}
+
+    def serve(self, loaded: Loaded) -> bool:
+        """Start to serve the variant here, if it runs stepwise; whether it does."""
+        if not isinstance(loaded.pipeline, Stepwise):
+            return False
+        running = self._running.get(loaded.key)
+        if running is None or running.loaded is not loaded:  # the variant was reloaded since
+            self._running[loaded.key] = _Running(loaded, loaded.pipeline.begin(loaded.runtime))
+        return True
+
+    def retire(self) -> None:
+        """Let running rows of variants that left the catalogue finish, and admit no new ones."""
+        for key, running in list(self._running.items()):
+            loaded = running.loaded
+            if self._executor.ready(loaded.model, loaded.key.partition("/")[2]) is not loaded:
+                del self._running[key]
+                if running.owners:
+                    self._running[f"{loaded.key}#{id(running):x}"] = running
+
+    def serves(self, key: str) -> bool:
+        """Whether the variant with this key is served here."""
+        return key in self._running
+
+    def room(self, key: str, size: int, *, alone: bool = False) -> int:
+        """How many more rows of a served variant, of up to `size` tokens, may join now.
+
+        No row joins a suspect job, whose worker crashed, and rows of a suspect job (`alone`) join no others.
+        """
+        running = self._running[key]
+        if running.owners and (alone or any(job.delivery.suspect for job, _ in running.owners.values())):
+            return 0
+        return min(running.batch.room(size), self._executor.max_batch(running.loaded) - len(running.owners))
+
+    def join(self, key: str, portions: Portions) -> None:
+        """Add rows of a served variant to its batch from the next step on."""
+        running = self._running[key]
+        self._executor.used(running.loaded)
+        for job, rows in portions:
+            for index in rows:
+                running.owners[running.batch.join(job.items[index])] = job, index
+        self._counted(running)
+
+    def step(self) -> list[tuple[Job, TaxiwayError | None]]:
+        """Run one step of the next batch in turn; returns the jobs that ended, with their errors if they failed."""
+        key = next(key for key, running in self._running.items() if running.owners)
+        running = self._running[key] = self._running.pop(key)
+        began = time.monotonic()
+        ended = running.batch.step()
+        seconds = time.monotonic() - began
+        for job in {job for job, _ in running.owners.values()}:
+            job.run_time += seconds
+        self._stream_pieces(running, ended)
+        finished = [end for row in ended if row in running.owners and (end := self._end(running, row))]
+        self._counted(running)
+        return finished
+
+    def late(self, left: float) -> set[Job]:
+        """The jobs that may take longer than `left` seconds; an answer's length is unknown until its end."""
+        return {
+            job for running in self._running.values() for row, (job, _) in running.owners.items() if row.left > left
+        }
+
+    def drop(self, job: Job) -> None:
+        """Remove a job's rows, finished or not."""
+        for running in self._running.values():
+            rows = [row for row, (owner, _) in running.owners.items() if owner is job]
+            running.batch.leave(rows)
+            for row in rows:
+                del running.owners[row]
+            self._counted(running)
+
+    def _end(self, running: _Running, row: RunningRow) -> tuple[Job, TaxiwayError | None] | None:
+        """Store the row's answer in its job; returns the job if that ended it."""
+        job, index = running.owners.pop(row)
+        job.device_time += row.device_time
+        job.batch = max(job.batch, row.batch)
+        if row.error is not None:
+            self.drop(job)
+            return job, named_row(as_ours(running.loaded.key, row.error), index, job)
+        job.answers[index] = row.answer
+        self._executor.observe(running.loaded, [row.item], [row.answer], rows=row.batch, seconds=row.run_time)
+        return (job, None) if job.done else None
+
+    def _stream_pieces(self, running: _Running, ended: Sequence[RunningRow]) -> None:
+        pieces = []
+        for row in (*running.batch.rows, *ended):
+            job, _ = running.owners[row]
+            at = row.generated.emitted
+            if job.stream and (text := row.generated.new_text()):
+                pieces.append((job.delivery.job, Piece(job.attempt, at, text)))
+        if pieces:
+            self._stream.put(pieces)
+
+    def _counted(self, running: _Running) -> None:
+        running.loaded.in_use = bool(running.owners)
+        self.rows = sum(len(running.owners) for running in self._running.values())
+
+
+LOAD_AT_MOST = 3600.0
+"""Time limit in seconds of a load, after which it counts as hung: a download, and a recipe with up to 1,800 s."""
+
+LEAVE = 5.0
+"""Seconds that a stopping worker waits for a load, to avoid interrupting native code."""
+
+Urgency = tuple[float, float]
+"""A job's deadline and arrival: the lowest goes first."""
+
+_LAST: Urgency = (math.inf, math.inf)
+
+InLanes = Callable[[Urgency], Collection[str]]
+"""Returns the variants of jobs in lanes that are at least as urgent; they stay loaded until these have run."""
+
+
+@dataclass(slots=True)
+class _Load:
+    """One load: its thread and outcome. If no job waits for it, `rest` are the variants to try when it fails."""
+
+    key: str
+    model: Model
+    rest: Sequence[str] = ()
+    thread: threading.Thread | None = None
+    outcome: Loaded | ExecutionError | None = None
+
+
+class Loads:
+    """Jobs that wait for loads. One load runs at a time, on its own thread. Device thread only, unless stated.
+
+    Args:
+        wake: called on the load's thread when it has ended.
+        fail: called with jobs whose variant cannot be loaded, and the error.
+
+        `rows` counts waiting rows; any thread may read it.
+    """
+
+    def __init__(
+        self, executor: Executor, *, wake: Callable[[], None], fail: Callable[[Sequence[Job], TaxiwayError], None]
+    ) -> None:
+        self._executor = executor
+        self._wake = wake
+        self._fail = fail
+        self._waiting: dict[str, list[Job]] = {}
+        self._wanted: list[tuple[Model, Sequence[str]]] = []
+        self._load: _Load | None = None
+        self._must_end_by = math.inf
+        self._blocked: Urgency | None = None
+        self.rows = 0
+        self.patient = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether a load has ended since the last call of `finish`."""
+        return self._load is not None and self._load.outcome is not None
+
+    def hung(self, now: float) -> bool:
+        """Whether the running load counts as hung. Thread-safe."""
+        return now > self._must_end_by
+
+    def wait(self, job: Job) -> None:
+        """Add a job that waits for its variant."""
+        self._waiting.setdefault(job.key, []).append(job)
+        self.rows += len(job.rows)
+        self.patient += patient_seconds([job], self._executor)
+
+    def want(self, model: Model) -> None:
+        """Load the fastest loadable variant of a model that no job waits for, once no job waits for any load."""
+        self._wanted.append((model, self._executor.fastest_first(model)))
+
+    def replace(self, model: Model, variant: str) -> None:
+        """Reload a lost variant, once no job waits for a load."""
+        if (model, [variant]) not in self._wanted:
+            self._wanted.append((model, [variant]))
+
+    def drop_outdated(self) -> list[Job]:
+        """Remove and return the jobs whose model has changed in the catalogue."""
+        self._wanted = [one for one in self._wanted if self._executor.is_current(one[0])]
+        dropped = []
+        for key, jobs in list(self._waiting.items()):
+            old = [job for job in jobs if not self._executor.is_current(job.model)]
+            dropped += old
+            self.rows -= sum(len(job.rows) for job in old)
+            self.patient -= patient_seconds(old, self._executor)
+            self._waiting[key] = [job for job in jobs if job not in old]
+            if not self._waiting[key]:
+                del self._waiting[key]
+        return dropped
+
+    def goes_ahead(self, urgency: Urgency) -> bool:
+        """Whether work of this urgency may run before the jobs that wait for the memory that it holds."""
+        return self._blocked is None or urgency <= self._blocked
+
+    def finish(self) -> list[Job]:
+        """The jobs whose variant has loaded since the last call; jobs of a failed load are failed."""
+        if self._load is None or self._load.outcome is None:
+            return []
+        load, outcome = self._load, self._load.outcome
+        self._load, self._must_end_by = None, math.inf
+        if not self._executor.is_current(load.model):  # it was replaced meanwhile: jobs wait for the new version
+            if isinstance(outcome, Loaded):
+                outcome.runtime.unload()
+            return []
+        if isinstance(outcome, ExecutionError):
+            self._fail(self._over(load.key), outcome)
+            if load.rest:
+                self._wanted.insert(0, (load.model, load.rest))
+            return []
+        self._executor.keep(outcome)
+        return self._over(load.key)
+
+    def begin(self, in_lanes: InLanes) -> None:
+        """Start a load for the most urgent job whose variant can get memory, unless a load runs."""
+        if self._load is not None:
+            return
+        self._blocked = None
+        first = {key: min(map(_urgency, jobs)) for key, jobs in self._waiting.items()}
+        for key in sorted(first, key=lambda key: (first[key], key)):
+            job = self._waiting[key][0]
+            try:
+                self._executor.make_room(job.model, job.variant, keeping=in_lanes(first[key]))
+            except InUseError:
+                self._blocked = self._blocked or first[key]
+            except ExecutionError as error:
+                self._fail(self._over(key), error)
+            else:
+                self._start(_Load(key, job.model), job.variant)
+                return
+        self._begin_wanted(in_lanes(_LAST))
+
+    def _begin_wanted(self, keeping: Collection[str]) -> None:
+        """Start a wanted load that no job waits for; without room it is loaded when a job needs it."""
+        while self._wanted and self._load is None:
+            model, names = self._wanted.pop(0)
+            keys = [variant_key(model.id, name) for name in names]
+            if not names or self._waiting.keys() & set(keys) or any(self._executor.ready(model, one) for one in names):
+                continue
+            try:
+                self._executor.make_room(model, names[0], keeping=keeping)
+            except InUseError:
+                continue
+            except ExecutionError:  # logged by the executor
+                self._wanted.insert(0, (model, names[1:]))
+            else:
+                self._start(_Load(keys[0], model, names[1:]), names[0])
+
+    def give_up(self) -> list[Job]:
+        """Remove and return all jobs that wait for a load."""
+        self._blocked = None
+        self._wanted.clear()
+        return [job for key in list(self._waiting) for job in self._over(key)]
+
+    def leave(self) -> None:
+        """Start no more loads, and wait briefly for the running one."""
+        if self._load is not None and self._load.thread is not None:
+            self._load.thread.join(LEAVE)
+
+    def _start(self, load: _Load, variant: str) -> None:
+        def run() -> None:
+            try:
+                load.outcome = self._executor.open(load.model, variant)
+            except ExecutionError as error:
+                load.outcome = error
+            self._wake()
+
+        self._load, self._must_end_by = load, time.monotonic() + LOAD_AT_MOST
+        load.thread = threading.Thread(target=run, name="taxiway-load", daemon=True)
+        load.thread.start()
+
+    def _over(self, key: str) -> list[Job]:
+        """Remove and return the jobs that wait for the variant."""
+        jobs = self._waiting.pop(key, [])
+        self.rows -= sum(len(job.rows) for job in jobs)
+        self.patient = self.patient - patient_seconds(jobs, self._executor) if self._waiting else 0.0
+        return jobs
+
+
+def _urgency(job: Job) -> Urgency:
+    return job.deadline, job.arrived
