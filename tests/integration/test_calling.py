@@ -22,9 +22,18 @@ from hypothesis.extra import numpy as arrays
 from tasks.models.files import Code
 from taxiway.errors import InvalidRequestError
 from tests.waiting import gone, until
-from workers.calling import CallError, NotWantedError, OutOfMemoryError, ProcessLostError
+from workers.calling import (
+    INLINE,
+    KEPT,
+    CallError,
+    Channel,
+    FormError,
+    NotWantedError,
+    OutOfMemoryError,
+    ProcessLostError,
+    shared_memory,
+)
 from workers.calling.callee import TEXT
-from workers.calling.channel import INLINE, KEPT, Channel, FormError, shared_memory
 from workers.calling.child import GRACE, LOOK, Child
 
 DEEDS = Code("tests.callables.deeds:call")

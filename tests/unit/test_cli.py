@@ -9,6 +9,7 @@ import pytest
 from taxiway.cli import COMMANDS, EXIT_CODES, exit_code, hint_for
 from taxiway.cli.address import find_fleet, key_for
 from taxiway.cli.fleet import find_tree
+from taxiway.cli.jobs import json_or_text
 from taxiway.cli.show import (
     brief,
     duration,
@@ -19,7 +20,6 @@ from taxiway.cli.show import (
     show_result,
     show_status,
 )
-from taxiway.cli.submit import json_or_text
 from taxiway.contract.job import JobRecord, JobState, JobStatus, Result, RunReport
 from taxiway.errors import DeadlineExceededError, OverloadedError, TaxiwayError, UnknownModelError
 from tests.command_line import CommandLine

@@ -18,9 +18,17 @@ import numpy as np
 
 from tasks.models.files import Code
 from taxiway.errors import TaxiwayError, error_from
-from workers.calling import CallError, NotWantedError, OutOfMemoryError, ProcessLostError
+from workers.calling import (
+    CallError,
+    Channel,
+    ClosedError,
+    FormError,
+    NotWantedError,
+    OutOfMemoryError,
+    ProcessLostError,
+    shared_memory,
+)
 from workers.calling.callee import ANSWERED, REFUSED, STARVED
-from workers.calling.channel import Channel, ClosedError, FormError, shared_memory
 from workers.calling.keeper import own_keeper
 
 LOOK = 0.02
