@@ -118,7 +118,7 @@ def _tuner() -> str:
     """What arrived and what became of it, and the plan that it makes of that."""
     history = _grant("+hget +hgetall", [f"%R~{name}" for name in (keys.HISTORY, keys.history_key("*"))])
     fleet = _grant("+hgetall +zrange", [f"%R~{name}" for name in (keys.DEVICES, keys.HEARTBEATS, keys.STARTS)])
-    owns = [f"~{name}" for name in (keys.PLAN, keys.TUNER, keys.TUNERS)]
+    owns = [f"~{name}" for name in (keys.PLAN, keys.TUNER, keys.TUNERS, keys.TUNING)]
     writes = _grant("+get +set +del +incr +eval +evalsha", owns)
     return " ".join([_GREETING, "+time +script|load", history, fleet, writes])
 

@@ -19,12 +19,14 @@ from prometheus_client.registry import Collector
 
 from broker.port import Head, Moved, QueueMover
 from router.decide.classify import Constraints, classify
+from router.decide.plan import Cell, Followed, Tuned, preferred_class
 from router.decide.scaling import ScalingTarget
 from router.decide.snapshot import FleetSnapshot
 from router.service.snapshot_reader import FleetReader
 from router.service.store import Store
 from tasks.heartbeat import BOUNDS, HEARTBEAT, DeviceFacts, Done, Ran, Use, empty, is_emulated
 from tasks.models.catalogue import Catalogue, Model, TensorSpec, Variant
+from tasks.models.folder import Report
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS
 from taxiway.contract.values import BATCH_AXIS
@@ -55,13 +57,47 @@ class ClassView(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class PlannedCell(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests in the plan: the class that they prefer, and the one that they go to until devices of it serve.
+
+    `until_then` is empty if they are placed one by one until then, and None if they do not move.
+    """
+
+    model: str
+    service: str
+    locality: str | None
+    prefers: str
+    until_then: str | None = None
+
+
+class PlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """The stored plan and the tuner. Ages are in seconds; `number` is None without a plan that can be read.
+
+    `not_followed` is why this router does not follow it, empty if it does. `followers` of the `routers` follow it.
+    `tuner` is the one at work, empty if there is none; what the last tuning found is that `tuned` seconds ago.
+    """
+
+    number: int | None
+    age: float | None
+    not_followed: str
+    followers: int
+    routers: int
+    score: float | None
+    cells: tuple[PlannedCell, ...]
+    tuner: str
+    tuned: float | None = None
+    adopted: bool = False
+    found: str = ""
+
+
 class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     """The whole fleet; `stale` if its state could not be read recently. Moves are latest first.
 
     `silent` has the workers left out of `devices`, with the seconds since their last heartbeat: they may have died, or
     lost the state store. `held` counts the held jobs, `dead` the dead letters. `disabled` gives by name why models are
     not served. `outdated` gives by name and version which models are served as they were before their file became
-    invalid. The processes in `restart` use a queues.yaml that has changed since they started.
+    invalid. The processes in `restart` use a queues.yaml that has changed since they started. `plan` is None if
+    there is neither a plan nor a tuner.
     """
 
     stale: bool
@@ -75,6 +111,7 @@ class FleetView(msgspec.Struct, frozen=True, kw_only=True):
     disabled: Mapping[str, str] = {}
     outdated: Mapping[str, str] = {}
     restart: tuple[str, ...] = ()
+    plan: PlanView | None = None
 
     @property
     def spending(self) -> float:
@@ -114,6 +151,44 @@ async def view_fleet(
         devices=fleet.devices,
         moves=moves,
         silent=silent,
+    )
+
+
+def view_plan(
+    followed: Followed, fleet: FleetSnapshot, now: float, reports: Iterable[Report], tuner: str, told: Tuned | None
+) -> PlanView | None:
+    """The plan and the tuner at `now`; None if there is neither.
+
+    `reports` are what processes said of themselves, and `tuner` is the token of the one at work.
+    """
+    if not followed.raw and not tuner and told is None:
+        return None
+    plan = followed.stored
+    routers = [report.plan for report in reports if report.kind == "router"]
+    serving = {name: len(fleet.of_class(name)) for name in {cell.classes[0] for cell in plan.cells}} if plan else {}
+    return PlanView(
+        number=plan.number if plan is not None else None,
+        age=max(now - plan.made, 0.0) if plan is not None else None,
+        not_followed=followed.why,
+        followers=routers.count(plan.number) if plan is not None else 0,
+        routers=len(routers),
+        score=plan.score if plan is not None else None,
+        cells=tuple(_planned_cell(cell, serving, now) for cell in plan.cells) if plan is not None else (),
+        tuner=tuner.rpartition("#")[0],
+        tuned=max(now - told.at, 0.0) if told is not None else None,
+        adopted=told is not None and told.adopted,
+        found=told.why if told is not None else "",
+    )
+
+
+def _planned_cell(cell: Cell, serving: Mapping[str, int], now: float) -> PlannedCell:
+    at_present = preferred_class(cell, serving, now)
+    return PlannedCell(
+        model=cell.model,
+        service=cell.service,
+        locality=cell.locality,
+        prefers=cell.classes[0],
+        until_then=None if at_present == cell.classes[0] else at_present or "",
     )
 
 

@@ -91,6 +91,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return next((cell for cell in self.cells if (cell.model, cell.service, cell.locality) == wanted), None)
 
 
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """What the last tuning found, as operators see it: by which tuner, when by the store's clock, and in words.
+
+    `score` is that of the best plan that it found, in US dollars an hour; None if it did not search.
+    """
+
+    tuner: str
+    at: float
+    adopted: bool
+    why: str
+    score: float | None = None
+
+
 def moves(cell: Cell, serving: int, now: float) -> bool:
     """Whether the cell still waits for devices of its new class, of which `serving` serve."""
     handover = cell.handover

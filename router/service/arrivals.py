@@ -26,7 +26,7 @@ from router.service.results import Results, WaitTimeouts
 from router.service.snapshot_reader import FleetReader, FolderWatch
 from router.service.store import Store
 from router.upkeep import LEASE, Deadlines, Housekeeping, Leader, Retargeter
-from router.view import Counters, FleetView, OutcomeCounters, view_fleet
+from router.view import Counters, FleetView, OutcomeCounters, view_fleet, view_plan
 from router.waiting import Mover, Releaser
 from tasks.models.folder import ModelsFolder
 from tasks.settings import Settings
@@ -246,8 +246,15 @@ class Router:
         """
         topology, catalogue = self.rules.topology, self.rules.catalogue
         view = await view_fleet(topology, self.fleet, self.queue_mover, self.scaler.targets(), self.store)
-        old = tuple(name for name, report in sorted((await self.store.catalogues()).items()) if report.queues_changed)
-        return msgspec.structs.replace(view, disabled=catalogue.disabled, outdated=catalogue.outdated, restart=old)
+        reports = await self.store.catalogues()
+        tuner, told = await self.store.tuner()
+        return msgspec.structs.replace(
+            view,
+            disabled=catalogue.disabled,
+            outdated=catalogue.outdated,
+            restart=tuple(name for name, report in sorted(reports.items()) if report.queues_changed),
+            plan=view_plan(self.fleet.followed, self.fleet.snapshot, view.now, reports.values(), tuner, told),
+        )
 
     async def _consume(self) -> None:
         outage = Outage("broker")

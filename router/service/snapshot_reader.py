@@ -109,6 +109,11 @@ class FleetReader:
         working = self.working
         return replace(working.fleet, work={name: working.backlog.levels(name) for name in working.backlog.classes})
 
+    @property
+    def followed(self) -> Followed:
+        """The stored plan, and whether it is followed."""
+        return self._followed
+
     def count(self, placement: Placement, tenant: str) -> None:
         """Count a placement that this router just made; a snapshot's first placement marks it for storing."""
         self._working.count(placement, tenant)
@@ -345,6 +350,8 @@ class FolderWatch:
 
     async def _report(self) -> None:
         """Report to the store what is served. During an outage, which another loop logs, the folder is still read."""
+        plan = self._fleet.followed.plan
+        self._reporter.plan = 0 if plan is None else plan.number
         with contextlib.suppress(BrokerUnavailableError):
             self._reporter.heard(await self._store.watch(self._reporter.arguments()))
 

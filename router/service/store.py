@@ -28,7 +28,7 @@ from broker.valkey.forwarding import (
     survey_call,
 )
 from broker.valkey.records import Ending, Overdue, finish_call, overdue_answer, overdue_call, revive_call, watch_call
-from router.decide.plan import PLAN_AT_MOST
+from router.decide.plan import PLAN_AT_MOST, Tuned
 from router.decide.usage import day_of
 from router.service.decision import Refusal
 from tasks.models.folder import LIVE, Report
@@ -47,6 +47,8 @@ from taxiway.contract.keys import (
     RELEASED,
     RELOADS,
     STARTS,
+    TUNER,
+    TUNING,
     WORK,
     blob_key,
     holding_key,
@@ -394,6 +396,12 @@ class Store:
         with fleet_errors(_SERVER):
             held, dead = await self._calls.calls(("HLEN", HELD), ("LLEN", DEAD))
         return int(held), int(dead)
+
+    async def tuner(self) -> tuple[str, Tuned | None]:
+        """The token of the tuner at work, empty if there is none, and what the last tuning found."""
+        with fleet_errors(_SERVER):
+            token, told = await self._calls.calls(("GET", TUNER), ("GET", TUNING))
+        return (token or b"").decode(), None if told is None else msgspec.json.decode(told, type=Tuned)
 
     async def letters(self, start: int, most: int) -> list[bytes]:
         """Dead letters as stored, latest first, from index `start`."""

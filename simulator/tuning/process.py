@@ -14,7 +14,7 @@ import time
 import msgspec
 
 from broker.valkey.leader import plan_call, tune_call
-from router.decide.plan import Plan, follow
+from router.decide.plan import Plan, Tuned, follow
 from router.history.reader import LAG, History
 from router.service.snapshot_reader import snapshot_from
 from router.service.store import FleetFacts, figures, named
@@ -29,7 +29,7 @@ from tasks.models.folder import ModelsFolder
 from tasks.queues_file import QueuesFile
 from tasks.settings import Settings
 from tasks.topology import Topology
-from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS
+from taxiway.contract.keys import DEVICES, HEARTBEATS, PLAN, STARTS, TUNING
 from taxiway.valkey import fleet_errors
 from taxiway.valkey.blocking import Connections
 
@@ -41,6 +41,9 @@ CPU = 16.0
 
 LEASE = 120.0
 """Seconds for which one tuner keeps others from tuning: longer than a search takes on a busy machine."""
+
+TOLD = 86400
+"""Seconds for which routers can show what was found."""
 
 _SERVER = "state store"
 
@@ -96,6 +99,12 @@ class FleetTuner:
 
     def tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
         """Tune once: what was found, and the plan to follow from now on. A dry run writes nothing."""
+        tuning, plan = self._tune(dry_run=dry_run)
+        if not dry_run:
+            self._tell(tuning)
+        return tuning, plan
+
+    def _tune(self, *, dry_run: bool) -> tuple[Tuning, Plan | None]:
         now, raw, known = self._read()
         before, until = follow(raw, now).stored, now - LAG
         if before is not None and self._fails(before, known, now):
@@ -190,6 +199,13 @@ class FleetTuner:
         )
         known = Known(self._topology, self._folder.catalogue, self._folder.book, snapshot_from(facts))
         return now, bytes(plan or b""), known
+
+    def _tell(self, tuning: Tuning) -> None:
+        """Leave what was found for routers to show."""
+        with fleet_errors(_SERVER):
+            (now,) = self._connections.calls(("TIME",))
+            told = Tuned(tuner=self._name, at=float(now[0]), adopted=tuning.adopted, why=tuning.why, score=tuning.after)
+            self._connections.calls(("SET", TUNING, msgspec.json.encode(told), "EX", TOLD))
 
     def _write(self, before: bytes, plan: Plan | None) -> bool:
         """Store the plan, or that there is none; False if another tuner has replaced it meanwhile."""

@@ -153,7 +153,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a process serves from its models folder.
 
     `reload` is the last requested reload that it has done. `models` maps `name:version` to a digest of its description.
-    `queues_changed` means that its queues.yaml says more by now than it uses without a restart.
+    `queues_changed` means that its queues.yaml says more by now than it uses without a restart. `plan` is the number of
+    the plan that a router follows, 0 without one.
     """
 
     kind: Literal["router", "worker"]
@@ -162,10 +163,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     disabled: Mapping[str, str] = {}
     outdated: Mapping[str, str] = {}
     queues_changed: bool = False
+    plan: int = 0
 
 
 class Reporter:
-    """Makes one process's arguments for `watch_call`, and follows its answers. For one thread at a time."""
+    """Makes one process's arguments for `watch_call`, and follows its answers. For one thread at a time.
+
+    `plan` is reported as it was last set.
+    """
 
     def __init__(self, folder: ModelsFolder, kind: Literal["router", "worker"], process: str) -> None:
         self._folder = folder
@@ -175,6 +180,7 @@ class Reporter:
         self._done = 0
         self._told = b""
         self._sent = b""
+        self.plan = 0
 
     @property
     def asked(self) -> bool:
@@ -196,6 +202,7 @@ class Reporter:
                 disabled=folder.catalogue.disabled,
                 outdated=folder.catalogue.outdated,
                 queues_changed=folder.queues.differs,
+                plan=self.plan,
             )
         )
         return self._process, b"" if self._sent == self._told else self._sent

@@ -61,6 +61,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
 
 
+def age(seconds: float) -> str:
+    """Whole seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
+
+
 def brief(value: Any) -> str:
     """A value in one line; long lists and bytes are truncated, with their length."""
     if isinstance(value, float):
@@ -206,11 +213,50 @@ def show_fleet(fleet: Mapping[str, Any]) -> None:
         console.print(_table("devices", [_device_row(facts) for facts in fleet["devices"]]))
     if "models" in fleet:
         show_models(fleet["models"])
+    if fleet.get("plan"):
+        show_plan(console, fleet["plan"])
     failed = [process for process in fleet.get("processes", ()) if process["restarts"] or not process["ready"]]
     if failed:
         console.print(_table("processes that failed", [_process_row(process) for process in failed]))
     for text in _remarks(fleet):
         console.print(text, soft_wrap=True)
+
+
+def show_plan(console: Console, plan: Mapping[str, Any]) -> None:
+    """The class that each model and service prefers, and what the tuner does."""
+    if plan["cells"]:
+        console.print(_table(plan_title(plan), planned_rows(plan)))
+    else:
+        console.print(Text(plan_title(plan), "bold"))
+    console.print(tuner_line(plan), soft_wrap=True)
+
+
+def plan_title(plan: Mapping[str, Any]) -> str:
+    """The plan's number and age, and who follows it."""
+    if plan["number"] is None:
+        return "no plan: each request is placed by itself"
+    followers, routers = plan["followers"], plan["routers"]
+    return f"plan {plan['number']}, {age(plan['age'])} old, followed by {followers} of {routers} routers"
+
+
+def planned_rows(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per model and locality, a column per service; an arrow leads to a class that does not serve yet."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in plan["cells"]:
+        key = cell["model"], cell["locality"] or ""
+        before = cell["until_then"]
+        row = rows.setdefault(key, {"model": " ".join(filter(None, key))})
+        row[cell["service"]] = cell["prefers"] if before is None else f"{before or 'any'} → {cell['prefers']}"
+    return list(rows.values())
+
+
+def tuner_line(plan: Mapping[str, Any]) -> Text:
+    """The tuner at work and what the last tuning found, or that there is none; in yellow what needs a look."""
+    parts = [f"tuner {plan['tuner']}" if plan["tuner"] else "no tuner at work"]
+    if plan["tuned"] is not None:
+        parts.append(f"{age(plan['tuned'])} ago: {'adopted' if plan['adopted'] else 'unchanged'}, {plan['found']}")
+    said = "; ".join(filter(None, [plan["not_followed"], ", ".join(parts)]))
+    return Text(said, "yellow" if plan["not_followed"] or not plan["tuner"] else "dim")
 
 
 def show_processes(processes: Sequence[Mapping[str, Any]]) -> None:
@@ -363,6 +409,7 @@ def _console() -> Console:
 _BAR = 5
 _HEADINGS = 5  # lines other than classes, devices and moves: headline, warning, two headings, omitted devices
 _MOVES_SHOWN = 5
+_MODELS_SHOWN = 8
 
 
 @click.command()
@@ -399,6 +446,8 @@ def page(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, *, r
     parts: list[Any] = [_headline(fleet), _classes(fleet, _rates(before, fleet))]
     if trouble or fleet["stale"]:
         parts.insert(1, Text(f"stale: {trouble or 'the state store does not answer'}", "yellow"))
+    if fleet.get("plan"):
+        parts += _plan(fleet["plan"])
     if fleet["moves"]:
         parts.append(_moves(fleet["moves"][:_MOVES_SHOWN], fleet["now"]))
     devices = fleet["devices"]
@@ -419,7 +468,8 @@ def _look_again(look: Callable[[], Mapping[str, Any]], fleet: Mapping[str, Any])
 def _room(console: Console, fleet: Mapping[str, Any]) -> int:
     """How many devices fit beside the rest of the page."""
     moves = min(len(fleet["moves"]), _MOVES_SHOWN)
-    return max(1, console.height - len(fleet["classes"]) - (moves + 1 if moves else 0) - _HEADINGS)
+    planned = len(_plan(fleet["plan"])) - 1 + _models_shown(fleet["plan"]) if fleet.get("plan") else 0
+    return max(1, console.height - len(fleet["classes"]) - (moves + 1 if moves else 0) - planned - _HEADINGS)
 
 
 def _headline(fleet: Mapping[str, Any]) -> Text:
@@ -503,6 +553,31 @@ def _moves(moves: Iterable[Mapping[str, Any]], now: float) -> Table:
     for one in moves:
         table.add_row(_span(now - one["at"]), str(one["jobs"]), f"{one['source']} → {one['target']}", one["reason"])
     return table
+
+
+def _plan(plan: Mapping[str, Any]) -> list[Any]:
+    """A line on the plan, the class that each model and service prefers, and a line on the tuner."""
+    rows = planned_rows(plan)
+    parts: list[Any] = [_line(Text(plan_title(plan)))]
+    if rows:
+        services = list(dict.fromkeys(cell["service"] for cell in plan["cells"]))
+        table = _overview_table("model", *services)
+        for row in rows[:_MODELS_SHOWN]:
+            table.add_row(row["model"], *(row.get(service, "").rpartition(" ")[2] for service in services))
+        parts.append(table)
+    return [*parts, _line(tuner_line(plan))]
+
+
+def _models_shown(plan: Mapping[str, Any]) -> int:
+    """Lines of the plan's table."""
+    rows = len(planned_rows(plan))
+    return min(rows, _MODELS_SHOWN) + 1 if rows else 0
+
+
+def _line(text: Text) -> Text:
+    """The text on one line, cut at the terminal's width."""
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _host(device: Mapping[str, Any]) -> str:

@@ -98,6 +98,9 @@ TUNERS = "taxiway:tuners"
 PLAN = "taxiway:plan"
 """The tuner's plan: which hardware classes it prefers for each model and service."""
 
+TUNING = "taxiway:tuning"
+"""What the last tuning found."""
+
 UNACKED = ("unacked", "unacked_index")
 """kombu's hash of unacknowledged messages, and its index by time."""
 

@@ -53,7 +53,7 @@ ALLOWED: dict[str, dict[str, str]] = {
             *("spent_key", "reply_channel", "withdrawn_channel"),
             *("DEVICES", "WORK", "LENGTHS", "HOLDING", "HELD", "RELEASED", "DEADLINES", "STARTS"),
             *("HEARTBEATS", "SESSIONS", "LEAD", "LEADS", "MOVES", "RELOADS", "CATALOGUES", "CATALOGUES_SEEN"),
-            *("MODELS", "ACCEPTED", "HISTORY", "HISTORY_OPEN", "history_key", "PLAN", "TUNER", "TUNERS"),
+            *("MODELS", "ACCEPTED", "HISTORY", "HISTORY_OPEN", "history_key", "PLAN", "TUNER", "TUNERS", "TUNING"),
         ),
         ALL,
     ),
@@ -88,6 +88,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "PLAN": TUNES,
         "TUNER": TUNES,
         "TUNERS": TUNES,
+        "TUNING": TUNES,
     },
 }
 """Every kind of key that an account reaches, and the commands with which it does. All else must be refused."""

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 import redis
 
-from router.decide.plan import STALE, Cell, ClassPlan, Plan
+from router.decide.plan import STALE, Cell, ClassPlan, Plan, Tuned
 from router.decide.scaling_rule import Density
 from tasks.settings import Settings
-from taxiway.contract.keys import ARRIVALS, PLAN, job_key
+from taxiway.contract.keys import ARRIVALS, PLAN, TUNER, TUNING, job_key
 from taxiway.contract.request import Request
 from taxiway.contract.wire import infer_message
 from tests.routing import EchoDevice, RouterProcess, eventually, router_process
@@ -79,3 +79,25 @@ def test_a_plan_that_is_stale_or_broken_is_not_followed_and_the_reason_says_so(
     assert followed(store, "no plan: the stored plan cannot be read: ")[0] == "cpu.batch"
     store.delete(PLAN)
     assert followed(store, "cheapest")[0] == "cpu.batch"
+
+
+def test_the_overview_has_the_plan_who_follows_it_and_what_the_tuner_found(store: Any, router: RouterProcess) -> None:
+    def plan() -> Any:
+        return httpx.get(f"{router.http}/v2/fleet").json()["plan"]
+
+    assert plan() is None
+    store.set(PLAN, a_plan(store, "tpu.bulk", "cpu.batch", age=30.0))
+    told = Tuned(tuner="here-1", at=store.time()[0] - 30, adopted=True, why="16% better", score=3.0)
+    store.set(TUNING, msgspec.json.encode(told))
+    store.set(TUNER, "here-1#7")
+
+    shown = eventually(lambda: (one := plan()) and one["followers"] and one)
+
+    assert (shown["number"], shown["followers"], shown["routers"], shown["not_followed"]) == (1, 1, 1, "")
+    assert 29 < shown["age"] < 60
+    cell = {"model": "echo:1", "service": "standard", "locality": None, "prefers": "tpu.bulk", "until_then": None}
+    assert shown["cells"] == [cell]
+    assert (shown["tuner"], shown["adopted"], shown["found"]) == ("here-1", True, "16% better")
+    store.set(PLAN, a_plan(store, "tpu.bulk", age=STALE + 10))
+    stale = eventually(lambda: (one := plan())["not_followed"] and not one["followers"] and one)
+    assert stale["not_followed"] == "plan 1 is stale (older than 600 s)"

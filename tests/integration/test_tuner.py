@@ -18,12 +18,12 @@ import redis
 
 from broker.valkey import run
 from broker.valkey.leader import plan_call, tune_call
-from router.decide.plan import Plan, parse_plan
+from router.decide.plan import Plan, Tuned, parse_plan
 from router.history.columns import JOB, SLICE, STATES, Arrivals, hour_of, pack, slice_of
 from router.history.reader import LAG
 from simulator.tuning.process import LEASE
 from tasks.settings import TREE, Settings
-from taxiway.contract.keys import PLAN, STARTS, TUNER, history_key
+from taxiway.contract.keys import PLAN, STARTS, TUNER, TUNING, history_key
 from tests.routing import EchoDevice, eventually
 
 NAMES = {
@@ -86,6 +86,7 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
     dry = tune(settings, "--dry-run")
     assert dry["adopted"]
     assert store.get(PLAN) is None
+    assert store.get(TUNING) is None
 
     told = tune(settings)
 
@@ -96,6 +97,8 @@ def test_a_tuning_writes_a_plan_that_keeps_private_data_in_its_place(
     assert firsts(plan, "lab") == {"tpu.bulk"}
     assert firsts(plan, None) <= {"cpu.batch", "tpu.bulk"}
     assert told["cells"]
+    left = msgspec.json.decode(store.get(TUNING), type=Tuned)
+    assert (left.adopted, left.why, left.score) == (True, told["why"], told["after"])
     again = tune(settings)
     assert (again["adopted"], again["number"], again["cells"]) == (False, told["number"] + 1, [])
 

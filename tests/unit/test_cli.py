@@ -210,6 +210,31 @@ def test_models_and_fleet_are_tables(capsys: pytest.CaptureFixture[str]) -> None
     assert "these figures are stale" in shown
 
 
+def test_a_fleet_with_a_plan_shows_its_first_classes_and_what_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [
+        {"model": "echo:1", "service": "live", "locality": None, "prefers": "cpu.batch", "until_then": None},
+        {"model": "echo:1", "service": "bulk", "locality": None, "prefers": "tpu.bulk", "until_then": "cpu.batch"},
+        {"model": "echo:1", "service": "standard", "locality": None, "prefers": "tpu.bulk", "until_then": ""},
+    ]
+    plan = {
+        "number": 7,
+        "age": 700.0,
+        "not_followed": "plan 7 is stale (older than 600 s)",
+        "followers": 0,
+        "routers": 2,
+        "cells": cells,
+        "tuner": "",
+        "tuned": None,
+    }
+    show_fleet({"stale": False, "plan": plan})
+    shown = capsys.readouterr().out
+
+    assert "plan 7, 12 min old, followed by 0 of 2 routers" in shown
+    assert "cpu.batch → tpu.bulk" in shown
+    assert "any → tpu.bulk" in shown
+    assert "plan 7 is stale (older than 600 s); no tuner at work" in shown
+
+
 def test_the_key_goes_to_routers_alone() -> None:
     environment = {"TAXIWAY_KEY": "taxiway_one"}
 

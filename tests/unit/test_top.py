@@ -50,6 +50,28 @@ def a_fleet(now: float = 100.0, done: int = 50, devices: int = 12) -> dict[str, 
     }
 
 
+def a_plan(**facts: Any) -> dict[str, Any]:
+    cells = [
+        {"model": "sentiment:1", "service": "live", "locality": None, "prefers": "cpu.batch", "until_then": None},
+        {"model": "sentiment:1", "service": "bulk", "locality": None, "prefers": "gpu.realtime", "until_then": ""},
+        {"model": "image:1", "service": "live", "locality": "lab", "prefers": "tpu.bulk", "until_then": "cpu.batch"},
+    ]
+    known = {
+        "number": 7,
+        "age": 45.0,
+        "not_followed": "",
+        "followers": 1,
+        "routers": 2,
+        "score": 3.2,
+        "cells": cells,
+        "tuner": "vm-12",
+        "tuned": 45.0,
+        "adopted": True,
+        "found": "16% better than the plan in use",
+    }
+    return known | facts
+
+
 def drawn(fleet: Mapping[str, Any], before: Mapping[str, Any] | None = None, **how: Any) -> list[str]:
     console = Console(width=80, force_terminal=False, color_system=None)
     with console.capture() as capture:
@@ -88,3 +110,23 @@ def test_devices_of_several_hosts_show_theirs() -> None:
 
 def test_the_last_page_stays_marked_stale_while_the_fleet_does_not_answer() -> None:
     assert drawn(a_fleet(), trouble="no answer")[1] == "stale: no answer"
+
+
+def test_the_plan_shows_each_models_first_classes_who_follows_it_and_the_tuner() -> None:
+    lines = drawn(a_fleet() | {"plan": a_plan()})
+    assert max(map(len, lines)) <= 80
+    first = next(number for number, line in enumerate(lines) if line.startswith("plan 7"))
+    assert lines[first].rstrip() == "plan 7, 45 s old, followed by 1 of 2 routers"
+    assert [line.split() for line in lines[first + 1 : first + 4]] == [
+        ["model", "live", "bulk"],
+        ["sentiment:1", "cpu.batch", "gpu.realtime"],
+        ["image:1", "lab", "tpu.bulk"],
+    ]
+    assert lines[first + 4].startswith("tuner vm-12, 45 s ago: adopted, 16% better than the plan in use")
+
+
+def test_without_a_plan_there_is_still_a_line_on_the_tuner() -> None:
+    lines = drawn(a_fleet() | {"plan": a_plan(number=None, cells=[], adopted=False, found="too few arrivals")})
+    at = lines.index("no plan: each request is placed by itself")
+    assert lines[at + 1].startswith("tuner vm-12, 45 s ago: unchanged, too few arrivals")
+    assert not any(line.startswith(("plan", "tuner", "no plan")) for line in drawn(a_fleet()))
