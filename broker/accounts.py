@@ -89,7 +89,15 @@ def _worker(classes: Iterable[str]) -> str:
     """
     jobs = [
         make("*")
-        for make in (keys.job_key, keys.blob_key, keys.stream_key, keys.spent_key, keys.room_key, keys.kept_key)
+        for make in (
+            keys.job_key,
+            keys.blob_key,
+            keys.stream_key,
+            keys.spent_key,
+            keys.room_key,
+            keys.kept_key,
+            keys.learned_key,
+        )
     ]
     facts = [keys.DEVICES, keys.HEARTBEATS, keys.WORK, keys.LENGTHS, keys.CATALOGUES, keys.CATALOGUES_SEEN]
     owns = [*_queues("~", classes), *(f"~{name}" for name in (*jobs, *facts, *_RESULTS, *_UNACKED)), *_celery(classes)]

@@ -118,11 +118,25 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tokens_left: float = 0.0
 
 
+class Curve(msgspec.Struct, frozen=True, array_like=True):
+    """What was learned of a variant on an endpoint, as in a `Profile`."""
+
+    base: float
+    step: float
+    slope: float
+    prompt_step: float
+    prompt_slope: float
+
+
 class EndpointFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker knows of its endpoint: the `state` of its circuit breaker, and what rate limits allow."""
+    """What a worker knows of its endpoint: the `state` of its circuit breaker, what rate limits allow, and `curves`.
+
+    The curve of a variant is learned from answers, and used in place of its profile.
+    """
 
     state: Literal["closed", "open", "half-open"]
     allowed: Allowed | None = None
+    curves: dict[str, Curve] = {}
 
 
 class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

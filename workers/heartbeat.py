@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 RENEWALS = 3
 """Renewals of a claim within its lease: two may be lost."""
 
+KEEP = 30.0
+"""Seconds after which what was learned is kept again."""
+
 HUNG = 75
 """Exit status of a worker with a hung batch (EX_TEMPFAIL of sysexits.h): its jobs run elsewhere."""
 
@@ -66,6 +69,7 @@ class Heartbeat:
         self._answered_at = time.monotonic()
         self._store = device.store
         due = self._store.limits.lease / RENEWALS
+        self._kept_at, self._memory = time.monotonic(), b""
         self._period = min(HEARTBEAT, due)
         self._young = due - self._period
         self._stopped = threading.Event()
@@ -93,10 +97,13 @@ class Heartbeat:
         self.facts = self._look()
         if self._call(lambda: self._store.beat(self.facts)):
             self._touch()
+        if time.monotonic() - self._kept_at > KEEP:
+            self._keep()
 
     def retire(self) -> None:
         """Delete the facts, and publish no more."""
         self._retired = True
+        self._keep()
         self._call(self._store.retire)
 
     def stop(self) -> None:
@@ -107,6 +114,13 @@ class Heartbeat:
         """The last facts, for Celery's `inspect stats` and Flower, without the histograms."""
         plain: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(self.facts, done={}))
         return plain
+
+    def _keep(self) -> None:
+        """Keep what was learned, for a process that comes after this one."""
+        self._kept_at = time.monotonic()
+        key, memory = self._device.memory()
+        if key and memory != self._memory and self._call(lambda: self._store.keep_learned(key, memory)):
+            self._memory = memory
 
     def _touch(self) -> None:
         """Touch the file for a container's health check."""

@@ -254,6 +254,9 @@ logger = logging.getLogger(__name__)
 KEPT_DEAD = 10_000
 """Dead letters that are kept; the oldest fall off."""
 
+_REMEMBERED = 30 * 86400
+"""Seconds for which what was learned of an endpoint is kept."""
+
 _AT_ONCE = 500
 """Jobs that one script looks at, so that the server is not blocked for long by one worker."""
 
@@ -295,6 +298,17 @@ class Store:
     def bill(self, bills: Sequence[tuple[str, str, float]]) -> None:
         """Charge what jobs (id, the bill's id, US dollars) used of endpoints to their tenants."""
         self._run(bill_call(bills))
+
+    def learned(self, key: str) -> bytes:
+        """What an earlier worker of the endpoint learned (`keys.learned_key`); empty if nothing is kept."""
+        with fleet_errors("state store"):
+            (kept,) = checked(self._connections.ask([("GET", key)]))
+        return bytes(kept or b"")
+
+    def keep_learned(self, key: str, memory: bytes) -> None:
+        """Keep what was learned of an endpoint."""
+        with fleet_errors("state store"):
+            checked(self._connections.ask([("SET", key, memory, "EX", _REMEMBERED)]))
 
     def renew(self, claims: Sequence[tuple[str, str]]) -> list[bool]:
         """Prolong the claims (job, token); which of them are still ours, in order."""

@@ -12,7 +12,7 @@ from router.decide.classify import Candidate, Constraints, Refusal, classify, wi
 from router.decide.plan import Guide, guide_of, preferred_class
 from router.decide.snapshot import FleetSnapshot
 from tasks.heartbeat import Allowed, DeviceFacts, variant_key
-from tasks.models.catalogue import Model
+from tasks.models.catalogue import Model, Profile
 from tasks.models.profiles import Known, ProfileBook, generates
 from tasks.topology import HardwareClass, Topology
 from taxiway.contract.keys import LEVELS, flow
@@ -37,7 +37,8 @@ class CandidateTable:
 
     `queue` indexes `classes`. `live`: the candidate has devices, or its class can start some. `servers` counts them, at
     least 1. `warm` is the share of them that hold the variant. `base`, `step`, `slope` and `floor` are the mean profile
-    of those devices. `load` is the expected seconds until the variant is loaded, `loading` those of them that are not
+    of those devices. `prompt`, of shape (2, candidates), is what a prompt's token adds to `step` and `slope`; None if
+    it adds nothing. `load` is the expected seconds until the variant is loaded, `loading` those of them that are not
     the start of a device. `concurrent` is device seconds of work that runs concurrently with a new job and does not
     delay it: a full batch if rows join and leave between steps, else 0. `billed` is the rows that share a generated
     row's price; None if batches run as a whole: their price is shared by the batch that forms. `blocked`, of shape
@@ -68,6 +69,7 @@ class CandidateTable:
     step: Column
     slope: Column
     floor: Column
+    prompt: np.ndarray | None
     load: Column
     loading: Column
     concurrent: Column
@@ -140,6 +142,7 @@ def build_table(
         blocked=blocked,
         blocking=_beyond(blocked, [_blocking(c.devices, model.id) for c in candidates]),
         residual=np.array([s.residual for s in seen], dtype=np.float64).reshape(-1, LEVELS).T,
+        prompt=_prompt(seen),
         metered=_metered(candidates),
         allowed=_allowed(candidates),
         rates=np.stack([here, total / servers]),
@@ -156,6 +159,12 @@ def billed(limit: Column) -> Column:
     """The rows that share the price of a generated row on candidates that run at most `limit` rows together."""
     rows: Column = np.minimum(limit, FULL)
     return rows
+
+
+def _prompt(seen: Sequence[_Seen]) -> np.ndarray | None:
+    """The table's `prompt`."""
+    more = np.array([(s.prompt_step - s.step, s.prompt_slope - s.slope) for s in seen], dtype=np.float64)
+    return more.reshape(-1, 2).T if more.any() else None
 
 
 def _metered(candidates: Sequence[Candidate]) -> np.ndarray | None:
@@ -243,6 +252,8 @@ class _Seen:
     step: float
     slope: float
     floor: float
+    prompt_step: float
+    prompt_slope: float
     start: float
     loading: float
     concurrent: float
@@ -257,7 +268,7 @@ class _Seen:
         key = variant_key(model.id, candidate.variant_name)
         known = _known(candidate, model, book)
         paces = [device.pace.get(key, 1.0) for device, _ in known]
-        profiles = [k.profile for _, k in known]
+        profiles = [_profile(device, k, key) for device, k in known]
         full = [
             pace * p.latency(_limit(candidate), model.expected_size) for pace, p in zip(paces, profiles, strict=True)
         ]
@@ -271,6 +282,8 @@ class _Seen:
             step=mean([pace * p.step for pace, p in zip(paces, profiles, strict=True)]),
             slope=mean([pace * p.slope for pace, p in zip(paces, profiles, strict=True)]),
             floor=mean([pace * p.floor for pace, p in zip(paces, profiles, strict=True)]),
+            prompt_step=mean([pace * p.of_prompt[0] for pace, p in zip(paces, profiles, strict=True)]),
+            prompt_slope=mean([pace * p.of_prompt[1] for pace, p in zip(paces, profiles, strict=True)]),
             start=start,
             loading=mean([p.load for p in profiles]),
             concurrent=mean(full) if generates(model) else 0.0,
@@ -296,6 +309,21 @@ def _known(candidate: Candidate, model: Model, book: ProfileBook) -> list[tuple[
         memory_free=0,
     )
     return [(absent, book.lookup(model, candidate.variant_name, kind, ""))]
+
+
+def _profile(device: DeviceFacts, known: Known, key: str) -> Profile:
+    """What the device learned of the variant with this key; its profile if it learned nothing."""
+    curve = device.endpoint.curves.get(key) if device.endpoint is not None else None
+    if curve is None:
+        return known.profile
+    return Profile(
+        base=curve.base,
+        slope=curve.slope,
+        step=curve.step,
+        load=known.profile.load,
+        prompt_step=curve.prompt_step,
+        prompt_slope=curve.prompt_slope,
+    )
 
 
 def _warning(known: Sequence[tuple[DeviceFacts, Known]]) -> str | None:

@@ -36,10 +36,8 @@ def has_capacity(table: CandidateTable, level: int, work: np.ndarray, *, brief: 
         work: as in `choose`.
         brief: as in `Needs`.
     """
-    usual = Needs(deadline=None, level=level, rows=1, size=table.model.expected_size)
-    limits = (
-        None if table.allowed is None else limits_of(table.allowed, usual, full_batch(table, usual.size) / table.limit)
-    )
+    usual = _usual(table)
+    limits = None if table.allowed is None else limits_of(table.allowed, usual, full_batch(table, usual) / table.limit)
     wait = wait_of(table, work[:, : level + 1].sum(axis=1), limits)
     most = table.horizon if brief is None else _next_batch(table, brief)
     return bool((table.live & (wait <= most)).any())
@@ -50,5 +48,10 @@ def _next_batch(table: CandidateTable, brief: float) -> Column:
 
     That is `brief`, or one full batch if that takes longer.
     """
-    least: Column = np.minimum(table.horizon, np.maximum(brief, full_batch(table, table.model.expected_size)))
+    least: Column = np.minimum(table.horizon, np.maximum(brief, full_batch(table, _usual(table))))
     return least
+
+
+def _usual(table: CandidateTable) -> Needs:
+    """A request of the model's expected size."""
+    return Needs(deadline=None, level=0, rows=1, size=table.model.expected_size)

@@ -98,7 +98,7 @@ def estimate_figures(table: CandidateTable, needs: Workload, ahead: Column) -> F
     """
     (run, _), (work, work_if_all_came) = _run_and_work(table, needs)
     if table.billed is not None:
-        alone, each = table.base + table.step * needs.size, table.slope * needs.size
+        alone, each = alone_and_each(table, needs)
         work_if_all_came = np.maximum(table.floor, alone + each * table.billed) / table.billed * needs.rows
     limits = None if table.allowed is None else limits_of(table.allowed, needs, work)
     wait = wait_of(table, ahead, limits) + table.blocked[needs.level] + table.blocking[needs.level]
@@ -159,9 +159,26 @@ def wait_of(table: CandidateTable, ahead: Column, limits: Limits | None = None) 
     return wait
 
 
-def full_batch(table: CandidateTable, size: float) -> Column:
-    """Seconds that each candidate's largest batch of rows of this size takes."""
-    alone, each = table.base + table.step * size, table.slope * size
+def alone_and_each(table: CandidateTable, needs: Workload) -> tuple[Column, Column]:
+    """Seconds of a batch of no rows of the workload's size, and what each row adds."""
+    alone: Column = table.base + table.step * needs.size
+    each: Column = table.slope * needs.size
+    if table.prompt is None:
+        return alone, each
+    read = needs.size - needs.output
+    return alone + table.prompt[0] * read, each + table.prompt[1] * read
+
+
+def run_alone(table: CandidateTable, needs: Workload) -> Column:
+    """Seconds that each candidate takes for the workload's rows alone."""
+    alone, each = alone_and_each(table, needs)
+    seconds: Column = np.maximum(table.floor, alone + each * np.minimum(float(needs.rows), table.limit))
+    return seconds
+
+
+def full_batch(table: CandidateTable, needs: Workload) -> Column:
+    """Seconds that each candidate's largest batch of rows of the workload's size takes."""
+    alone, each = alone_and_each(table, needs)
     seconds: Column = np.maximum(table.floor, alone + each * batch_limit(table, alone, each))
     return seconds
 
@@ -186,7 +203,7 @@ def _run_and_work(table: CandidateTable, needs: Workload) -> tuple[np.ndarray, n
     Rows share a batch with those that arrive while the previous batch runs, `b = rate·L(b)` rows, or with the expected
     batch.
     """
-    alone, each = table.base + table.step * needs.size, table.slope * needs.size
+    alone, each = alone_and_each(table, needs)
     rates = table.rates if each.ndim == 1 else table.rates[:, None]
     busy = rates * each
     limit = batch_limit(table, alone, each)

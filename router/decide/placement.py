@@ -13,7 +13,7 @@ import numpy as np
 from router.decide.candidates import CandidateTable, build_table
 from router.decide.capacity import horizon
 from router.decide.classify import Candidate, Needs, Refusal
-from router.decide.cost import Estimate, Figures, dearest, estimate_figures, full_batch, metered_cost
+from router.decide.cost import Estimate, Figures, dearest, estimate_figures, full_batch, metered_cost, run_alone
 from router.decide.snapshot import Backlog, FleetSnapshot
 from tasks.models.catalogue import Model
 from tasks.models.profiles import ProfileBook
@@ -180,7 +180,7 @@ class Choice:
         """
         if self.route.leaves:
             return 0.0
-        alike = np.minimum(full_batch(self.table, self.needs.size), self.figures.wait) * self.table.servers
+        alike = np.minimum(full_batch(self.table, self.needs), self.figures.wait) * self.table.servers
         return float(alike[list(self.equals)].min())
 
     def pick(self, seed: int) -> Placement:
@@ -314,7 +314,7 @@ def route_by_plan(
         return Route(planned, "planned: ")
     if not (planned & guide.serve).any():
         return Route(None, f"no plan: {guide.hardware_class} has no device yet; ")
-    alone = run_alone(table, needs.rows, needs.size)
+    alone = run_alone(table, needs)
     safe = free & _surely_in_time(table, needs, figures, work) & (alone <= guide.spill)
     if not safe.any():
         return Route(planned, "planned: ")
@@ -325,17 +325,8 @@ def _surely_in_time(table: CandidateTable, needs: Needs, figures: Figures, work:
     """Candidates that are sure to answer well within the deadline, and have hardly any work of its level or above."""
     assert needs.deadline is not None
     ahead = work[:, : needs.level + 1].sum(axis=1)[table.queue] / table.servers
-    sure: np.ndarray = (figures.guaranteed <= SURELY * needs.deadline) & (
-        ahead <= HALF_BUSY * full_batch(table, needs.size)
-    )
+    sure: np.ndarray = (figures.guaranteed <= SURELY * needs.deadline) & (ahead <= HALF_BUSY * full_batch(table, needs))
     return sure
-
-
-def run_alone(table: CandidateTable, rows: int, size: float | np.ndarray) -> np.ndarray:
-    """Seconds that each candidate takes for these rows alone; `size` may have the shape (requests, 1)."""
-    most = np.minimum(float(rows), table.limit)
-    seconds: np.ndarray = np.maximum(table.floor, table.base + (table.step + table.slope * most) * size)
-    return seconds
 
 
 def reserved_and_busy(table: CandidateTable, work: np.ndarray) -> np.ndarray:

@@ -124,7 +124,8 @@ Artefact = WheelMember | HubFile | UrlFile | LocalFile | Derived
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Batch latency `max(floor, base + step·size + slope·rows·size)` seconds, and load time, on one kind of device.
 
-    `step` is what a unit of size costs a batch whatever its rows: generation reads all weights once a token.
+    `step` is what a unit of size costs a batch whatever its rows: generation reads all weights once a token. Endpoints
+    may have other figures for the tokens of a prompt, `prompt_step` and `prompt_slope`: engines read a prompt at once.
     """
 
     base: Seconds
@@ -132,10 +133,20 @@ class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor: Seconds = 0.0
     load: Seconds = 1.0
     step: Seconds = 0.0
+    prompt_step: Seconds | None = None
+    prompt_slope: Seconds | None = None
 
-    def latency(self, rows: float, size: float) -> float:
-        """Seconds that one batch of `rows` items of mean `size` takes."""
-        return max(self.floor, self.base + (self.step + self.slope * rows) * size)
+    @property
+    def of_prompt(self) -> tuple[float, float]:
+        """`step` and `slope` for the tokens of a prompt."""
+        step = self.step if self.prompt_step is None else self.prompt_step
+        return step, self.slope if self.prompt_slope is None else self.prompt_slope
+
+    def latency(self, rows: float, size: float, read: float = 0.0) -> float:
+        """Seconds that one batch of `rows` items of mean `size` takes, of which `read` is the prompts' mean size."""
+        step, slope = self.of_prompt
+        reading = (step + slope * rows) * read
+        return max(self.floor, self.base + (self.step + self.slope * rows) * (size - read) + reading)
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -248,6 +248,11 @@ def spent_key(day: str) -> str:
     return f"taxiway:spent:{day}"
 
 
+def learned_key(address: str) -> str:
+    """What workers learned of the times of the endpoint at this address (`workers.endpoints.variants`)."""
+    return f"taxiway:learned:{address}"
+
+
 def history_key(hour: str) -> str:
     """Hash of a slice's begin, in Unix seconds, to its arrivals (`router.history.columns`); `hour` is its UTC hour."""
     return f"taxiway:history:{hour}"

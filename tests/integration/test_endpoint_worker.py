@@ -19,7 +19,7 @@ from tasks.endpoints import Tariff
 from tasks.heartbeat import DeviceFacts, Use
 from tasks.settings import TREE, Settings
 from taxiway.contract.job import Piece, Tokens, read_piece
-from taxiway.contract.keys import DEVICES, job_key, result_key, stream_key
+from taxiway.contract.keys import DEVICES, job_key, learned_key, result_key, stream_key
 from taxiway.errors import (
     DeadlineExceededError,
     DeviceFaultError,
@@ -422,3 +422,16 @@ def test_a_limit_that_the_engine_states_keeps_jobs_in_their_queue(tower: Tower, 
     assert allowed.requests == 2.0
     assert len(engine.chats) == 7
     settled(tower, engine)
+
+
+def test_what_was_learned_of_an_engine_outlives_its_worker(fleet: Settings, tower: Tower, engine: Engine) -> None:
+    with worker_process(fleet, "--device", "endpoint:0") as worker:
+        for n in range(8):
+            tower.result(order(tower, f"wait=0.05 {n} one two three"))
+        curve = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"), within=5)
+        assert curve.step + curve.slope == pytest.approx(0.05, rel=0.4)
+        worker.process.terminate()
+        eventually(lambda: tower.state.exists(learned_key(engine.url)), within=5)
+    with worker_process(fleet, "--device", "endpoint:0"):
+        again = eventually(lambda: (told := facts(tower).endpoint) and told.curves.get("talk:1/engine"), within=5)
+    assert again.step + again.slope == pytest.approx(0.05, rel=0.4)

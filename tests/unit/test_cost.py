@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from router.decide.candidates import FULL, RESIDENCE, CandidateTable, build_table
 from router.decide.classify import Constraints, Needs
-from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, shadow_prices
+from router.decide.cost import DEAREST, Estimate, batch_limit, estimate_figures, run_alone, shadow_prices
 from router.decide.snapshot import FleetSnapshot
 from tasks.document import Size
-from tasks.heartbeat import ANY, DeviceFacts
+from tasks.heartbeat import ANY, Curve, DeviceFacts, EndpointFacts
 from tasks.models.catalogue import Model, Parameter, Profile, Variant
 from tasks.models.profiles import ProfileBook
 from tasks.topology import RUN_STRETCH, HardwareClass, Link, Price, Topology
@@ -275,3 +275,14 @@ def test_more_rows_never_take_less_time_or_money(
     assert np.all(many.cost >= few.cost * (1 - 1e-9))
     for name in Estimate.__slots__:
         assert np.all(getattr(few, name) >= 0)
+
+
+def test_a_learned_curve_has_prompts_and_answers_apart() -> None:
+    told = EndpointFacts(state="closed", curves={KEY: Curve(0.2, 0.01, 0.001, 0.0001, 0.0)})
+    device = msgspec.structs.replace(WARM, endpoint=told)
+    needs = replace(ONE_ROW, size=1100, output=100)
+    assert estimated(device, needs=needs).run == pytest.approx(0.2 + 0.011 * 100 + 0.0001 * 1000)
+    assert estimated(WARM, needs=needs).run == pytest.approx(PROFILE.latency(1, 1100))
+    both = estimate_figures(table_of(device, WARM), needs, np.array([0.0])).at(0)  # the mean of both devices
+    assert both.run == pytest.approx((1.4 + PROFILE.latency(1, 1100)) / 2)
+    assert run_alone(table_of(device), needs) == pytest.approx([0.2 + 0.011 * 100 + 0.1])

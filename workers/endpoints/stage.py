@@ -23,8 +23,8 @@ from tasks.heartbeat import EndpointFacts
 from tasks.models.catalogue import Catalogue, Model
 from tasks.models.profiles import ProfileBook, ran_size
 from taxiway.contract.job import Piece, Tokens
-from taxiway.contract.keys import LEVELS
-from taxiway.errors import DeviceFaultError, ExecutionError, TaxiwayError
+from taxiway.contract.keys import LEVELS, learned_key
+from taxiway.errors import BrokerUnavailableError, DeviceFaultError, ExecutionError, TaxiwayError
 from workers.decide.faults import describe, pause
 from workers.device import Device, DeviceMissingError, endpoint_device
 from workers.drain import Drain
@@ -129,10 +129,16 @@ class EndpointStage:
     @property
     def endpoint(self) -> EndpointFacts:
         """What is known of the endpoint. Thread-safe."""
-        return EndpointFacts(state=self._target.health.state, allowed=self._gate.allowed)
+        return EndpointFacts(state=self._target.health.state, allowed=self._gate.allowed, curves=self.variants.curves())
+
+    def memory(self) -> tuple[str, bytes]:
+        """What was learned of the endpoint's times. Thread-safe."""
+        return learned_key(self.variants.device.address), self.variants.memory()
 
     def warm_up(self, models: Sequence[Model]) -> None:
-        """Nothing: the endpoint has loaded its models."""
+        """Nothing but to recall what earlier processes learned: the endpoint has loaded its models."""
+        with contextlib.suppress(BrokerUnavailableError):
+            self.variants.recall(self.store.learned(learned_key(self.variants.device.address)))
 
     def renew(self, catalogue: Catalogue, book: ProfileBook, *, warm: Sequence[Model]) -> None:
         """Switch to a new catalogue and profiles; running jobs end as they began. Thread-safe."""
@@ -407,7 +413,7 @@ class EndpointStage:
         job.device_time += share
         job.run_time = time.time() - job.delivery.began
         job.batch = max(job.batch, round(mates))
-        self.variants.observe(loaded, [item], [answer], rows=max(round(mates), 1), seconds=seconds)
+        self.variants.learn(loaded, item, exchange, rows=max(mates, 1.0), seconds=seconds)
 
     async def _let_in(self, target: Target, size: int, job: Job) -> None:
         """Wait for the rate limits; a wait that is long is a pause of the endpoint."""

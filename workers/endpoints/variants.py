@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from tasks.endpoints import Endpoint
-from tasks.heartbeat import variant_key
-from tasks.models.catalogue import Catalogue, Model, Variant
+from tasks.heartbeat import Curve, told_briefly, variant_key
+from tasks.models.catalogue import Catalogue, Model, Profile, Variant
 from tasks.models.discovered import Announced, discovered, named
-from tasks.models.profiles import Known, ProfileBook
+from tasks.models.profiles import Known, ProfileBook, generates
 from taxiway.errors import ExecutionError
+from workers.decide.curve import ENOUGH, Learned, after, curve_of
+from workers.decide.occupation import Track, observe
 from workers.device import Device
-from workers.endpoints.asking import AskItem, EndpointProtocol
+from workers.endpoints.asking import AskItem, EndpointProtocol, Exchange
 from workers.executor import LearnedTimes, Loaded
 from workers.pipelines import Item, Row
 from workers.runtimes import Arrays, Runtime
@@ -37,6 +42,7 @@ class EndpointVariants(LearnedTimes):
         self._endpoint, self._protocol = endpoint, protocol
         self._lacking: dict[str, str] = {}
         self._announced: Collection[str] | None = None
+        self._learned: dict[str, Learned] = {}
         self._calls: Mapping[str, str] = {}
         self._models: Mapping[str, Announced] = {}
         self.renew(catalogue, book)
@@ -65,6 +71,49 @@ class EndpointVariants(LearnedTimes):
         self._calls = named(called for called in models if called not in known)
         self.discovered = {name: models[called] for name, called in self._calls.items()}
         self.renew(self._catalogue, self._book)
+
+    def learn(self, loaded: Loaded, item: Item, exchange: Exchange, *, rows: float, seconds: float) -> None:
+        """Learn from a row that was answered in `seconds`, with `rows` running at the same time on average.
+
+        Prompts count with the length that they were expected to have: placement knows no other.
+        """
+        read, written = exchange.prompt, exchange.tokens.output if generates(loaded.model) else 0
+        curve = self.curve(loaded)
+        predicted = curve.latency(rows, read + written, read)
+        track = observe(self.track(loaded), predicted=predicted, seconds=seconds, levels={item.level})
+        learned = after(
+            self._learned.get(loaded.key, Learned()),
+            loaded.known.profile,
+            read=read,
+            written=written,
+            rows=rows,
+            first=exchange.first - exchange.sent if exchange.first else seconds,
+            seconds=seconds,
+        )
+        self._learned[loaded.key] = learned
+        replaced = learned.first.count >= ENOUGH
+        self._tracks[loaded.key] = dataclasses.replace(track, pace=1.0) if replaced else track
+
+    def curve(self, loaded: Loaded) -> Profile:
+        """The variant's profile as its answers have corrected it."""
+        return curve_of(self._learned.get(loaded.key, Learned()), loaded.known.profile, self._endpoint.slots)
+
+    def curves(self) -> dict[str, Curve]:
+        """What heartbeats tell of the variants of which enough was learned. Thread-safe."""
+        enough = [one for one in self.all_loaded() if self._learned.get(one.key, Learned()).first.count >= ENOUGH]
+        return {one.key: _told(self.curve(one)) for one in enough}
+
+    def memory(self) -> bytes:
+        """What was learned, to be kept across restarts. Thread-safe."""
+        return msgspec.json.encode(_Memory(dict(self._learned), dict(self._tracks)))
+
+    def recall(self, memory: bytes) -> None:
+        """Go on with what an earlier process learned; what cannot be read is forgotten."""
+        try:
+            kept = _read_memory(memory)
+        except msgspec.MsgspecError:
+            return
+        self._learned, self._tracks = kept.learned, kept.tracks
 
     def is_current(self, model: Model) -> bool:
         """Whether the catalogue has exactly this model."""
@@ -135,6 +184,21 @@ class EndpointVariants(LearnedTimes):
 
     def _written(self) -> list[Model]:
         return [model for model in self._catalogue.models.values() if not model.discovered]
+
+
+class _Memory(msgspec.Struct, frozen=True):
+    """What is kept of each variant, by its key."""
+
+    learned: dict[str, Learned]
+    tracks: dict[str, Track]
+
+
+_read_memory = msgspec.json.Decoder(_Memory).decode
+
+
+def _told(profile: Profile) -> Curve:
+    figures = (profile.base, profile.step, profile.slope, *profile.of_prompt)
+    return Curve(*(told_briefly(one) for one in figures))
 
 
 class _EndpointPipeline:

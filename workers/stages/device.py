@@ -145,6 +145,10 @@ class DeviceStage:
         """Seconds that the device has computed, including the running batch. Thread-safe."""
         return self.busy + self.batch_age(now)
 
+    def memory(self) -> tuple[str, bytes]:
+        """Nothing: what is learned of a device is learned anew by each process."""
+        return "", b""
+
     def batch_age(self, now: float) -> float:
         """Seconds for which the running batch has run, 0 if there is none. Thread-safe."""
         since = self._busy_since

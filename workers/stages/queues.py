@@ -313,6 +313,9 @@ class DeviceDriver(Protocol):
     def fault(self) -> str:
         """Why the device takes no work now, though its worker does; empty if it takes some."""
 
+    def memory(self) -> tuple[str, bytes]:
+        """A key of the state store and what to keep there of what was learned; empty if nothing is kept."""
+
     @property
     def endpoint(self) -> EndpointFacts | None:
         """What is known of the endpoint that the device is; None for other devices."""
